@@ -1,0 +1,45 @@
+"""Rows in and out of an artifact's Parquet tables (columns: `rlt_core.schemas`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rlt_core.schemas import TABLES
+
+
+def write_rows(path: Path, table: str, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write rows of a declared table to one zstd Parquet file; returns their number.
+
+    Raises ValueError for a column that the table does not have or a row that lacks one.
+    """
+    schema = TABLES[table]
+    names = set(schema.names)
+    checked = []
+    for row in rows:
+        if set(row) != names:
+            odd = sorted(set(row) ^ names)
+            raise ValueError(f"row of {table}: columns missing or unknown: {', '.join(odd)}")
+        checked.append(row)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(checked, schema=schema), path, compression="zstd")
+    return len(checked)
+
+
+def table_files(folder: Path, table: str) -> list[Path]:
+    """The files of an artifact that hold a table: `{table}.parquet` or `{table}/*.parquet`."""
+    single = folder / f"{table}.parquet"
+    return [single] if single.exists() else sorted((folder / table).glob("*.parquet"))
+
+
+def read_rows(folder: Path, table: str, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    """All rows of a table in an artifact folder. Raises FileNotFoundError if it has none."""
+    files = table_files(folder, table)
+    if not files:
+        raise FileNotFoundError(f"{folder} has no table {table}")
+    tables = [pq.read_table(file, columns=columns, schema=TABLES[table]) for file in files]
+    return pa.concat_tables(tables).to_pylist()
