@@ -6,9 +6,9 @@ Everything here but `Resources` and local paths determines the output and is has
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 class Frozen(BaseModel):
@@ -104,8 +104,26 @@ class PackageModel(Frozen):
     """Import name of the package."""
 
 
+def _from_text(value: object) -> object:
+    """`hub:org/name@commit`, `folder:path` and `package:name` as short forms."""
+    if not isinstance(value, str):
+        return value
+    kind, _, rest = value.partition(":")
+    if kind == "hub" and "@" in rest:
+        repo, _, revision = rest.partition("@")
+        return {"kind": "hub", "repo": repo, "revision": revision}
+    if kind == "folder" and rest:
+        return {"kind": "folder", "path": rest}
+    if kind == "package" and rest:
+        return {"kind": "package", "package": rest}
+    if value == "scratch":
+        return {"kind": "scratch"}
+    raise ValueError("write hub:org/name@commit, folder:path, package:name or scratch")
+
+
 ModelSource = Annotated[
-    ScratchModel | HubModel | FolderModel | PackageModel, Field(discriminator="kind")
+    Annotated[ScratchModel | HubModel | FolderModel | PackageModel, Field(discriminator="kind")],
+    BeforeValidator(_from_text),
 ]
 
 
@@ -305,13 +323,11 @@ class Imports(Frozen):
 
 
 # ---------------------------------------------------------------- where it runs (never hashed)
-class Resources(Frozen):
-    """Where and how fast. Never hashed: it may not change what is computed."""
+class StageResources(Frozen):
+    """Where one stage runs and how fast."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     engine: Literal["transformers", "vllm"] = "transformers"
-    jobs: Positive = 1
-    """Nodes side by side on this machine."""
     threads: Positive = 1
     """CPU threads a node."""
     micro_batch_size: Positive = 32
@@ -323,6 +339,26 @@ class Resources(Frozen):
     """Questions a shard of generation, scoring and evaluation; a shard commits on its own."""
     checkpoint_every_steps: Positive = 25
     gradient_checkpointing: bool = False
+
+
+class Resources(StageResources):
+    """Where and how fast. Never hashed: it may not change what is computed."""
+
+    cores: Positive = 2
+    """Threads of all nodes that run side by side on this machine."""
+    stages: dict[str, dict[str, Any]] = {}
+    """Stage name -> fields of `StageResources` that differ for this stage."""
+
+    @model_validator(mode="after")
+    def _stage_fields(self) -> Resources:
+        for stage in self.stages:
+            self.of(stage)
+        return self
+
+    def of(self, stage: str) -> StageResources:
+        """The resources of one stage."""
+        common = {name: getattr(self, name) for name in StageResources.model_fields}
+        return StageResources.model_validate(common | self.stages.get(stage, {}))
 
 
 class Config(Frozen):

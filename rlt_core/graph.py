@@ -1,0 +1,135 @@
+"""Nodes and their identities: a key is known before anything runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from rlt_core.config import Frozen
+from rlt_core.stages import Stage
+from rlt_core.store import Manifest, Ref, Store
+
+KEY_DIGITS = 16
+
+
+def key_of(stage: Stage, config: Frozen, inputs: Mapping[str, str]) -> str:
+    """sha256(stage name, stage version, canonical config, keys of the inputs)[:16]."""
+    content = {
+        "stage": stage.name,
+        "version": stage.version,
+        "config": config.model_dump(mode="json"),
+        "inputs": dict(inputs),
+    }
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_DIGITS]
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """A stage with its config and the nodes that it reads."""
+
+    stage: Stage
+    config: Frozen
+    inputs: Mapping[str, Node] = field(default_factory=dict)
+    variant: str = ""
+    """Which of the stage's nodes this is, for people: `rlt`, `rank-3`."""
+    seed: int | None = None
+    """The training seed it belongs to; None: shared by all seeds."""
+    paths: Mapping[str, str] = field(default_factory=dict)
+    """Local files and folders that the config names by content. Not hashed."""
+
+    @cached_property
+    def key(self) -> str:
+        """The node's identity."""
+        return key_of(self.stage, self.config, {name: n.key for name, n in self.inputs.items()})
+
+    @property
+    def ref(self) -> Ref:
+        """Where its artifact is, or will be."""
+        return Ref(kind=self.stage.kind, key=self.key)
+
+    @property
+    def label(self) -> str:
+        """`stage[variant]`, the same for every seed."""
+        return f"{self.stage.name}[{self.variant}]" if self.variant else self.stage.name
+
+    @property
+    def name(self) -> str:
+        """The label with the seed: unique in a graph."""
+        return self.label if self.seed is None else f"{self.label}@{self.seed}"
+
+
+def upstream(targets: Iterable[Node]) -> list[Node]:
+    """The targets and all that they read, each once (by key), inputs first."""
+    found: dict[str, Node] = {}
+
+    def visit(node: Node) -> None:
+        if node.key not in found:
+            for parent in node.inputs.values():
+                visit(parent)
+            found[node.key] = node
+
+    for target in targets:
+        visit(target)
+    return list(found.values())
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A node before a run: in the store already, or to be computed and why."""
+
+    node: Node
+    hit: bool
+    changes: tuple[str, ...]
+    """For a miss: what differs from the nearest committed artifact of the same stage."""
+
+
+def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _flatten(inner, f"{path}.{name}" if path else name)
+    else:
+        yield path, value
+
+
+def _changes(node: Node, manifest: Manifest) -> list[str]:
+    """Fields and inputs in which a node differs from a committed artifact."""
+    old, new = dict(_flatten(manifest.config)), dict(_flatten(node.config.model_dump(mode="json")))
+    changes = [
+        f"{name}: {old.get(name, '(absent)')} → {new.get(name, '(absent)')}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    if manifest.stage_version != node.stage.version:
+        changes.insert(0, f"stage version: {manifest.stage_version} → {node.stage.version}")
+    inputs = {name: parent.key for name, parent in node.inputs.items()}
+    before = {name: ref.key for name, ref in manifest.inputs.items()}
+    for name in sorted(inputs.keys() | before.keys()):
+        if inputs.get(name) != before.get(name):
+            parent = node.inputs[name].name if name in inputs else "(absent)"
+            changes.append(
+                f"input {name} ({parent}): {before.get(name, '(absent)')} → "
+                f"{inputs.get(name, '(absent)')}"
+            )
+    return changes
+
+
+def plan(targets: Iterable[Node], store: Store) -> list[Planned]:
+    """Every node that the targets need, hit or miss, and for a miss what changed."""
+    nodes = upstream(targets)
+    hits = {node.key: store.manifest(node.ref.kind, node.key) for node in nodes}
+    committed = list(store.manifests()) if not all(hits.values()) else []
+    planned = []
+    for node in nodes:
+        if hits[node.key]:
+            planned.append(Planned(node, True, ()))
+            continue
+        same = [m for m in committed if m.stage == node.stage.name]
+        same = [m for m in same if m.label == node.label and m.seed == node.seed] or same
+        nearest = min((_changes(node, m) for m in reversed(same)), key=len, default=["new"])
+        planned.append(Planned(node, False, tuple(nearest)))
+    return planned

@@ -1,0 +1,193 @@
+"""The stages: kinds of work, each with its version, what it is configured by and what it leaves.
+
+A stage's version is raised by hand when its output would change for the same config; a test holds
+a digest of each stage's sources (`SOURCES`) and fails until that was decided.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rlt_core.config import (
+    DataConfig,
+    EvaluationConfig,
+    Frozen,
+    GenerationConfig,
+    GRPOConfig,
+    RewardSpec,
+    ScoringConfig,
+    ScratchModel,
+    SFTConfig,
+    StudentGRPOConfig,
+)
+from rlt_core.formats import PromptFormat
+
+Kind = Literal["dataset", "model", "traces", "scores", "evaluation", "ranking", "report"]
+
+
+class DatasetPrepConfig(Frozen):
+    """The source stands here by its content, not by its path."""
+
+    data: DataConfig
+    format: PromptFormat
+
+
+class BaseModelConfig(Frozen):
+    """A model from scratch, or an imported one by its content."""
+
+    scratch: ScratchModel | None = None
+    imported: str | None = None
+    """`hub:repo@commit`, or the digest of a folder or package file."""
+    format: PromptFormat | None = None
+    """Of a scratch model: its tags are single tokens and its documents follow it."""
+
+
+class TeacherSFTStageConfig(Frozen):
+    """Question + solution -> trace."""
+
+    sft: SFTConfig
+    format: PromptFormat
+    seed: int
+
+
+class TeacherGRPOStageConfig(Frozen):
+    """RL of the teacher with the RLT reward."""
+
+    grpo: GRPOConfig
+    reward: RewardSpec
+    format: PromptFormat
+    seed: int
+
+
+class TraceGenerationConfig(Frozen):
+    """Explanations of the questions of one split."""
+
+    sampling: GenerationConfig
+    split: Literal["train", "validation"]
+    format: PromptFormat
+    seed: int
+
+
+class TraceScoringConfig(Frozen):
+    """Per-token log-probs, rewards and ranks of traces."""
+
+    reward: RewardSpec
+    scoring: ScoringConfig
+    format: PromptFormat
+    seed: int
+
+
+class TraceImportConfig(Frozen):
+    """Traces that others wrote, by the content of their file."""
+
+    name: str
+    digest: str
+    format: PromptFormat
+
+
+class ScoreImportConfig(Frozen):
+    """Rewards that others computed, by the content of their file."""
+
+    name: str
+    digest: str
+
+
+class StudentSFTStageConfig(Frozen):
+    """Distillation on the data set's traces, or on generated or imported ones."""
+
+    sft: SFTConfig
+    traces: Literal["dataset", "traces"]
+    rank: int | None
+    """Train on the trace of this rank of each question (1 is best); all traces when empty."""
+    n_questions: int | None
+    format: PromptFormat
+    seed: int
+
+
+class StudentGRPOStageConfig(Frozen):
+    """RL cold-start on answer correctness."""
+
+    grpo: StudentGRPOConfig
+    format: PromptFormat
+    seed: int
+
+
+class EvaluationStageConfig(Frozen):
+    """Benchmarks of one model."""
+
+    evaluation: EvaluationConfig
+    format: PromptFormat
+    seed: int
+
+
+class RankAblationStageConfig(Frozen):
+    """Statistics of student score over reward rank."""
+
+    ranks: int
+    seeds: tuple[int, ...]
+    resamples: int
+    task: str
+
+
+class ReportConfig(Frozen):
+    """The report of a run."""
+
+    profile: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A kind of work."""
+
+    name: str
+    version: int
+    kind: Kind
+    config: type[Frozen]
+    tables: tuple[str, ...] = ()
+    """Tables that every artifact of the stage has."""
+    model: bool = False
+    """Whether its artifact holds a `model/` folder."""
+    pool: Literal["cpu", "gpu"] = "cpu"
+    """Work pool that its nodes go to."""
+
+    @property
+    def module(self) -> str:
+        """Where the stage's body is: `tasks.stages.<name>`, a function `run(job)`."""
+        return f"tasks.stages.{self.name.replace('-', '_')}"
+
+
+_ALL = (
+    Stage("dataset-prep", 1, "dataset", DatasetPrepConfig, ("questions", "dropped")),
+    Stage("base-model", 1, "model", BaseModelConfig, model=True, pool="gpu"),
+    Stage(
+        "teacher-sft", 1, "model", TeacherSFTStageConfig, ("train_steps",), model=True, pool="gpu"
+    ),
+    Stage(
+        "teacher-grpo", 1, "model", TeacherGRPOStageConfig, ("train_steps",), model=True, pool="gpu"
+    ),
+    Stage("trace-generation", 1, "traces", TraceGenerationConfig, ("traces",), pool="gpu"),
+    Stage("trace-import", 1, "traces", TraceImportConfig, ("traces", "questions")),
+    Stage("trace-scoring", 1, "scores", TraceScoringConfig, ("scores",), pool="gpu"),
+    Stage("score-import", 1, "scores", ScoreImportConfig, ("scores",)),
+    Stage(
+        "student-sft", 1, "model", StudentSFTStageConfig, ("train_steps",), model=True, pool="gpu"
+    ),
+    Stage(
+        "student-grpo", 1, "model", StudentGRPOStageConfig, ("train_steps",), model=True, pool="gpu"
+    ),
+    Stage(
+        "evaluation", 1, "evaluation", EvaluationStageConfig, ("eval_samples", "eval_scores"),
+        pool="gpu",
+    ),
+    Stage("rank-ablation", 1, "ranking", RankAblationStageConfig, ("rank_scores",)),
+    Stage("report", 1, "report", ReportConfig),
+)  # fmt: skip
+
+STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}
+
+
+def parse_config(stage: str, config: dict[str, Any]) -> Frozen:
+    """A stage's config from its JSON form."""
+    return STAGES[stage].config.model_validate(config)
