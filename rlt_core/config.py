@@ -40,8 +40,8 @@ class DataConfig(Frozen):
     source: str = "arithmetic"
     """`arithmetic` or `countdown` (generated), a local .jsonl/.json/.parquet/.csv file,
     or `hub:org/name`."""
-    revision: str | None = None
-    """Commit of a hub data set (40 hex digits)."""
+    revision: str | None = Field(default=None, pattern="^[0-9a-f]{40}$")
+    """Commit of a hub data set (40 hex digits); empty: the one that `rlt fetch` pinned here."""
     hub_split: str = "train"
     """Split of a hub data set."""
     fields: FieldMapping = FieldMapping()
@@ -85,8 +85,8 @@ class HubModel(Frozen):
 
     kind: Literal["hub"] = "hub"
     repo: str
-    revision: str
-    """Commit (40 hex digits)."""
+    revision: str | None = Field(default=None, pattern="^[0-9a-f]{40}$")
+    """Commit (40 hex digits); empty: the one that `rlt fetch` pinned on this machine."""
 
 
 class FolderModel(Frozen):
@@ -105,20 +105,20 @@ class PackageModel(Frozen):
 
 
 def _from_text(value: object) -> object:
-    """`hub:org/name@commit`, `folder:path` and `package:name` as short forms."""
+    """`hub:org/name[@commit]`, `folder:path` and `package:name` as short forms."""
     if not isinstance(value, str):
         return value
     kind, _, rest = value.partition(":")
-    if kind == "hub" and "@" in rest:
+    if kind == "hub" and rest:
         repo, _, revision = rest.partition("@")
-        return {"kind": "hub", "repo": repo, "revision": revision}
+        return {"kind": "hub", "repo": repo, "revision": revision or None}
     if kind == "folder" and rest:
         return {"kind": "folder", "path": rest}
     if kind == "package" and rest:
         return {"kind": "package", "package": rest}
     if value == "scratch":
         return {"kind": "scratch"}
-    raise ValueError("write hub:org/name@commit, folder:path, package:name or scratch")
+    raise ValueError("write hub:org/name[@commit], folder:path, package:name or scratch")
 
 
 ModelSource = Annotated[
@@ -370,6 +370,8 @@ class Config(Frozen):
     prompt_format: str = "rlt"
     """A shipped format (`rlt`, `r1`, `tiny`) or a format file (JSON)."""
     data: DataConfig = DataConfig()
+    rl_data: DataConfig | None = None
+    """Questions of the RL cold-start (the paper: LIMR); those of `data` when empty."""
     base_model: ModelSource = ScratchModel()
     """What the teacher starts from."""
     reward_student: ModelSource | None = None

@@ -1,0 +1,278 @@
+"""From the config to nodes: one function a stage, so that equal work has equal keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from rlt_core import hub
+from rlt_core.config import (
+    Config,
+    DataConfig,
+    FolderModel,
+    Frozen,
+    GenerationConfig,
+    HubModel,
+    ModelSource,
+    PackageModel,
+    ScratchModel,
+    SFTConfig,
+)
+from rlt_core.data.sources import data_digest
+from rlt_core.errors import UserError
+from rlt_core.formats import load_format
+from rlt_core.graph import Node
+from rlt_core.model_sources import source_digest
+from rlt_core.stages import (
+    STAGES,
+    BaseModelConfig,
+    DatasetPrepConfig,
+    EvaluationStageConfig,
+    RankAblationStageConfig,
+    ReportConfig,
+    ScoreImportConfig,
+    StudentGRPOStageConfig,
+    StudentSFTStageConfig,
+    TeacherGRPOStageConfig,
+    TeacherSFTStageConfig,
+    TraceGenerationConfig,
+    TraceImportConfig,
+    TraceScoringConfig,
+)
+from rlt_core.store.files import sha256_of
+
+GENERATED = ("arithmetic", "countdown")
+
+
+def _file_digest(path: str, field: str) -> str:
+    if not Path(path).is_file():
+        raise UserError(f"{field}: no file {path}")
+    return f"{sha256_of(Path(path))}{Path(path).suffix}"
+
+
+def _only(base: type[Frozen], value: Frozen) -> Any:
+    """The fields of a base class, without those that only shape the graph."""
+    return base.model_validate({name: getattr(value, name) for name in base.model_fields})
+
+
+class Nodes:
+    """Builds the nodes of one config."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.format = load_format(config.prompt_format)
+
+    def _node(
+        self,
+        stage: str,
+        config: Frozen,
+        inputs: Mapping[str, Node],
+        variant: str = "",
+        seed: int | None = None,
+        paths: Mapping[str, str] | None = None,
+    ) -> Node:
+        return Node(STAGES[stage], config, dict(inputs), variant, seed, dict(paths or {}))
+
+    # ------------------------------------------------------------ data and models
+    def _questions_of(self, data: DataConfig, variant: str = "") -> Node:
+        paths = {}
+        if data.source.startswith("hub:"):
+            commit = hub.pinned(data.source.removeprefix("hub:"), data.revision, "dataset")
+            identified = data.model_copy(update={"revision": commit})
+        elif data.source in GENERATED:
+            identified = data
+        else:
+            paths["source"] = str(Path(data.source).absolute())
+            identified = data.model_copy(update={"source": data_digest(data)})
+        base = self.config.base_model
+        inputs = {} if isinstance(base, ScratchModel) else {"tokenizer": self.model(base)}
+        config = DatasetPrepConfig(data=identified, format=self.format)
+        return self._node("dataset-prep", config, inputs, variant, paths=paths)
+
+    @cached_property
+    def questions(self) -> Node:
+        """The questions to learn from and be tested on."""
+        return self._questions_of(self.config.data)
+
+    @cached_property
+    def rl_questions(self) -> Node:
+        """The questions of the RL cold-start."""
+        data = self.config.rl_data
+        return self._questions_of(data, "rl") if data else self.questions
+
+    def model(self, source: ModelSource, variant: str = "") -> Node:
+        """A model from scratch or from outside."""
+        paths: dict[str, str] = {}
+        match source:
+            case ScratchModel():
+                config = BaseModelConfig(scratch=source, format=self.format)
+                return self._node("base-model", config, {"questions": self.questions}, variant)
+            case HubModel():
+                imported = f"hub:{source.repo}@{hub.pinned(source.repo, source.revision, 'model')}"
+            case FolderModel():
+                imported = f"folder:{source_digest(source)}"
+                paths["source"] = str(Path(source.path).absolute())
+            case PackageModel():
+                imported = f"package:{source_digest(source)}"
+                paths["source"] = source.package
+        config = BaseModelConfig(imported=imported)
+        return self._node("base-model", config, {}, variant, paths=paths)
+
+    @cached_property
+    def base(self) -> Node:
+        """What the teacher starts from."""
+        return self.model(self.config.base_model)
+
+    @cached_property
+    def reward_student(self) -> Node:
+        """The frozen student whose log-probs are the reward."""
+        source = self.config.reward_student
+        return self.model(source, "reward-student") if source else self.base
+
+    @cached_property
+    def student_base(self) -> Node:
+        """What distilled students start from."""
+        source = self.config.student
+        return self.model(source, "student") if source else self.base
+
+    # ------------------------------------------------------------ teacher
+    def teacher_sft(self, seed: int) -> Node:
+        """The warmed-up teacher; the base model when there is no warm-up."""
+        sft = self.config.teacher_sft
+        if sft.traces == "none":
+            return self.base
+        source = self.questions
+        if sft.traces != "dataset":
+            source = self.imported_traces("warm-up", sft.traces)
+        config = TeacherSFTStageConfig(sft=_only(SFTConfig, sft), format=self.format, seed=seed)
+        return self._node(
+            "teacher-sft", config, {"model": self.base, "questions": source}, "", seed
+        )
+
+    def teacher_grpo(self, seed: int) -> Node:
+        """The Reinforcement-Learned Teacher."""
+        config = TeacherGRPOStageConfig(
+            grpo=self.config.teacher_grpo, reward=self.config.reward, format=self.format, seed=seed
+        )
+        inputs = {
+            "model": self.teacher_sft(seed),
+            "student": self.reward_student,
+            "questions": self.questions,
+        }
+        return self._node("teacher-grpo", config, inputs, "", seed)
+
+    # ------------------------------------------------------------ traces
+    def traces(
+        self,
+        teacher: Node,
+        variant: str,
+        seed: int,
+        split: Literal["train", "validation"] = "train",
+        **sampling: Any,
+    ) -> Node:
+        """A teacher's explanations; `sampling` changes fields of `trace_generation`."""
+        common = _only(GenerationConfig, self.config.trace_generation)
+        config = TraceGenerationConfig(
+            sampling=common.model_copy(update=sampling), split=split, format=self.format, seed=seed
+        )
+        inputs = {"teacher": teacher, "questions": self.questions}
+        return self._node("trace-generation", config, inputs, variant, seed)
+
+    def imported_traces(self, name: str, path: str) -> Node:
+        """Traces that others wrote."""
+        digest = _file_digest(path, f"imports.traces.{name}")
+        config = TraceImportConfig(name=name, digest=digest, format=self.format)
+        inputs = {"tokenizer": self.base}
+        paths = {"source": str(Path(path).absolute())}
+        return self._node("trace-import", config, inputs, name, paths=paths)
+
+    def imported_scores(self, name: str, path: str) -> Node:
+        """Rewards that others computed."""
+        config = ScoreImportConfig(name=name, digest=_file_digest(path, f"imports.scores.{name}"))
+        paths = {"source": str(Path(path).absolute())}
+        return self._node("score-import", config, {}, name, paths=paths)
+
+    def scores(self, traces: Node, teacher: Node, variant: str, seed: int) -> Node:
+        """Rewards and ranks of traces."""
+        config = TraceScoringConfig(
+            reward=self.config.reward,
+            scoring=self.config.trace_scoring,
+            format=self.format,
+            seed=seed,
+        )
+        inputs = {
+            "traces": traces,
+            "questions": self.questions,
+            "teacher": teacher,
+            "student": self.reward_student,
+        }
+        return self._node("trace-scoring", config, inputs, variant, seed)
+
+    # ------------------------------------------------------------ students
+    def student_sft(
+        self,
+        variant: str,
+        seed: int,
+        traces: Node | None = None,
+        scores: Node | None = None,
+        rank: int | None = None,
+    ) -> Node:
+        """A student of the data set's own traces (no `traces`), or of generated or imported
+        ones, all of them or those of one rank in `scores`."""
+        config = StudentSFTStageConfig(
+            sft=_only(SFTConfig, self.config.student_sft),
+            traces="traces" if traces else "dataset",
+            rank=rank,
+            n_questions=self.config.student_sft.n_questions,
+            format=self.format,
+            seed=seed,
+        )
+        inputs = {"model": self.student_base, "questions": self.questions}
+        if traces:
+            inputs["traces"] = traces
+            if "questions" in traces.stage.tables:
+                inputs["questions"] = traces
+        if scores:
+            inputs["scores"] = scores
+        return self._node("student-sft", config, inputs, variant, seed)
+
+    def student_grpo(self, student: Node, variant: str, seed: int) -> Node:
+        """RL of a student on answer correctness. Raises ValueError where the config has none."""
+        grpo = self.config.student_grpo
+        if grpo is None:
+            raise ValueError("config.student_grpo is empty")
+        config = StudentGRPOStageConfig(grpo=grpo, format=self.format, seed=seed)
+        inputs = {"model": student, "questions": self.rl_questions}
+        return self._node("student-grpo", config, inputs, variant, seed)
+
+    # ------------------------------------------------------------ measurement
+    def evaluation(self, model: Node, variant: str, seed: int | None, **changes: Any) -> Node:
+        """Benchmarks of a model; `changes` are fields of `evaluation`."""
+        config = EvaluationStageConfig(
+            evaluation=self.config.evaluation.model_copy(update=changes),
+            format=self.format,
+            seed=seed or 0,
+        )
+        inputs = {"model": model, "questions": self.questions}
+        return self._node("evaluation", config, inputs, variant, seed)
+
+    def rank_ablation(self, scores: Mapping[int, Node], ranked: Mapping[str, Node]) -> Node:
+        """Statistics over `scores` by seed and evaluations named `rank-R@seed`."""
+        ablation = self.config.rank_ablation
+        if ablation is None:
+            raise ValueError("config.rank_ablation is empty")
+        config = RankAblationStageConfig(
+            ranks=ablation.ranks,
+            seeds=self.config.seeds,
+            resamples=ablation.resamples,
+            task=self.config.evaluation.tasks[0],
+        )
+        named = {f"scores@{seed}": node for seed, node in scores.items()}
+        return self._node("rank-ablation", config, named | dict(ranked))
+
+    def report(self, title: str, parts: list[Node]) -> Node:
+        """The report over all that an experiment made."""
+        config = ReportConfig(profile=self.config.profile, title=title)
+        return self._node("report", config, {part.name: part for part in parts})

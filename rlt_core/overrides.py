@@ -1,0 +1,106 @@
+"""`--set a.b=c`: a profile with some fields changed, refused with the nearest name when unknown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from rlt_core.config import Config
+from rlt_core.errors import UserError
+from rlt_core.profiles import PROFILES
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    names = sorted(names)
+    close = get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
+
+
+def parse_value(text: str) -> Any:
+    """JSON where the text is JSON (numbers, null, lists), else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def parse_set(assignment: str) -> tuple[str, Any]:
+    """`a.b=c` as (path, value). Raises UserError."""
+    path, equals, value = assignment.partition("=")
+    if not equals or not path.strip():
+        raise UserError(f"--set {assignment!r}: write it as field.name=value")
+    return path.strip(), parse_value(value.strip())
+
+
+def _assign(tree: dict[str, Any], path: str, value: Any) -> None:
+    *parents, leaf = path.split(".")
+    for index, name in enumerate(parents):
+        inner = tree.get(name)
+        if inner is None and name in tree:
+            inner = tree[name] = {}
+        if inner is None and _is_open(parents[:index]):
+            inner = tree[name] = {}
+        if not isinstance(inner, dict):
+            if name in tree:
+                raise UserError(f"--set {path}: {'.'.join(parents[: index + 1])} has no fields")
+            raise UserError(f"--set {path}: unknown field {name!r}; {_nearest(name, tree)}")
+        tree = inner
+    if leaf == "kind":
+        tree.clear()
+    tree[leaf] = value
+
+
+def _is_open(parents: list[str]) -> bool:
+    """Whether the names below are the user's own."""
+    return parents[:1] == ["imports"] or parents[:2] == ["resources", "stages"]
+
+
+def _fields_at(location: tuple[str | int, ...]) -> list[str]:
+    """Fields of the config class at a validation error's location."""
+    current: Any = Config
+    for name in location:
+        if not (isinstance(current, type) and issubclass(current, BaseModel)):
+            break
+        field = current.model_fields.get(str(name))
+        if field is None:
+            break
+        candidates = [field.annotation, *get_args(field.annotation)]
+        current = next(
+            (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None
+        )
+    return list(current.model_fields) if isinstance(current, type) else []
+
+
+def _message(error: ErrorDetails) -> str:
+    path = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        *parents, name = error["loc"]
+        fields = _fields_at(tuple(parents))
+        return f"unknown field {path!r}" + (f"; {_nearest(str(name), fields)}" if fields else "")
+    given = error.get("input")
+    shown = f" (given: {given!r})" if not isinstance(given, dict) else ""
+    return f"{path or 'config'}: {error['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def load_config(profile: str, assignments: Iterable[str] = ()) -> Config:
+    """A profile with `--set` assignments applied.
+
+    Raises UserError for an unknown profile or field (with the nearest name) or a wrong type.
+    """
+    if profile not in PROFILES:
+        raise UserError(f"unknown profile {profile!r}; {_nearest(profile, PROFILES)}")
+    tree = PROFILES[profile]().model_dump(mode="json")
+    for assignment in assignments:
+        path, value = parse_set(assignment)
+        if path == "profile":
+            raise UserError("--set profile=…: choose a profile with --profile")
+        _assign(tree, path, value)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError("; ".join(_message(e) for e in error.errors())) from None

@@ -1,0 +1,264 @@
+"""Profiles: functions that return a whole config. `paper-*` holds the paper's every number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rlt_core.config import (
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    FieldMapping,
+    GenerationConfig,
+    GRPOConfig,
+    HubModel,
+    LoRA,
+    PackageModel,
+    RankAblationConfig,
+    ReferenceSync,
+    Resources,
+    RewardSpec,
+    ScoringConfig,
+    ScratchModel,
+    StudentGRPOConfig,
+    StudentSFTConfig,
+    TeacherSFTConfig,
+)
+
+QWEN_1_5B = HubModel(
+    repo="Qwen/Qwen2.5-1.5B-Instruct", revision="989aa7980e4cf806f80c7fef2b1adb7bc71aa306"
+)
+QWEN_7B = HubModel(
+    repo="Qwen/Qwen2.5-7B-Instruct", revision="a09a35458c702b33eeacc393d103063234e8bc28"
+)
+QWEN_32B = HubModel(
+    repo="Qwen/Qwen2.5-32B-Instruct", revision="5ede1c97bbab6ce5cda5812749b4c0bdf79b18dd"
+)
+STRATOS_7B = HubModel(repo="bespokelabs/Bespoke-Stratos-7B")
+
+
+def tiny() -> Config:
+    """A 0.4M-parameter model on generated arithmetic: every stage learns, in minutes on a CPU."""
+    return Config(
+        profile="tiny",
+        prompt_format="tiny",
+        data=DataConfig(
+            source="arithmetic", n_train=1200, n_validation=96, n_test=200, max_prompt_tokens=200
+        ),
+        base_model=ScratchModel(),
+        teacher_sft=TeacherSFTConfig(
+            steps=150, batch_size=32, learning_rate=1e-3, warmup_ratio=0.05, max_tokens=256
+        ),
+        teacher_grpo=GRPOConfig(
+            steps=40, questions_per_step=16, group_size=16, learning_rate=1e-4, temperature=1.0,
+            max_prompt_tokens=200, max_completion_tokens=160,
+            reference_sync=ReferenceSync(every_steps=32),
+        ),
+        reward=RewardSpec(temperature=1.0),
+        trace_generation=GenerationConfig(n=1, temperature=1.0, max_tokens=160, n_questions=300),
+        trace_scoring=ScoringConfig(max_tokens=512),
+        rank_ablation=RankAblationConfig(ranks=16, n_questions=300),
+        student_sft=StudentSFTConfig(
+            steps=60, batch_size=32, learning_rate=1e-3, warmup_ratio=0.1, max_tokens=256
+        ),
+        student_grpo=StudentGRPOConfig(
+            steps=20, questions_per_step=16, group_size=8, learning_rate=1e-4, temperature=1.0,
+            max_prompt_tokens=200, max_completion_tokens=160,
+        ),
+        evaluation=EvaluationConfig(
+            tasks=("test", "countdown"), n=1, temperature=0.7, max_tokens=160, max_questions=200
+        ),
+        resources=Resources(
+            stages={"base-model": {"threads": 2}, "teacher-grpo": {"threads": 2}},
+        ),
+    )  # fmt: skip
+
+
+def smoke() -> Config:
+    """Every stage on a barely trained tiny model, in a minute: for tests, learns nothing."""
+    config = tiny()
+    return config.model_copy(
+        update={
+            "profile": "smoke",
+            "data": config.data.model_copy(
+                update={"n_train": 24, "n_validation": 4, "n_test": 6}
+            ),
+            "base_model": ScratchModel(layers=1, width=32, heads=2, steps=3, batch_size=8),
+            "teacher_sft": config.teacher_sft.model_copy(update={"steps": 3, "batch_size": 8}),
+            "teacher_grpo": config.teacher_grpo.model_copy(
+                update={
+                    "steps": 3, "questions_per_step": 2, "group_size": 4,
+                    "max_completion_tokens": 24,
+                    "reference_sync": ReferenceSync(every_steps=2),
+                }
+            ),
+            "trace_generation": config.trace_generation.model_copy(
+                update={"max_tokens": 24, "n_questions": 8}
+            ),
+            "rank_ablation": RankAblationConfig(ranks=2, n_questions=8, resamples=200),
+            "student_sft": config.student_sft.model_copy(update={"steps": 3, "batch_size": 4}),
+            "student_grpo": StudentGRPOConfig(
+                steps=2, questions_per_step=2, group_size=2, learning_rate=1e-4, temperature=1.0,
+                max_prompt_tokens=200, max_completion_tokens=24,
+            ),
+            "evaluation": EvaluationConfig(tasks=("test",), temperature=0.7, max_tokens=24),
+            "resources": Resources(checkpoint_every_steps=1, shard_questions=2),
+        }
+    )  # fmt: skip
+
+
+def smol() -> Config:
+    """SmolLM2-135M-Instruct on anybody's questions: a real language model end to end."""
+    return Config(
+        profile="smol",
+        prompt_format="rlt",
+        data=DataConfig(
+            source="questions.jsonl", n_validation=4, n_test=8, max_prompt_tokens=1024
+        ),
+        base_model=PackageModel(),
+        teacher_sft=TeacherSFTConfig(
+            epochs=1, batch_size=4, learning_rate=1e-5, warmup_ratio=0.05, max_tokens=2048,
+            beta2=0.95, weight_decay=1e-4,
+        ),
+        teacher_grpo=GRPOConfig(
+            steps=20, questions_per_step=4, group_size=8, learning_rate=1e-6,
+            max_prompt_tokens=1024, max_completion_tokens=512,
+            reference_sync=ReferenceSync(),
+        ),
+        trace_generation=GenerationConfig(max_tokens=512),
+        trace_scoring=ScoringConfig(max_tokens=4096),
+        rank_ablation=RankAblationConfig(ranks=4),
+        student_sft=StudentSFTConfig(
+            epochs=3, batch_size=4, learning_rate=1e-5, warmup_ratio=0.1, max_tokens=2048
+        ),
+        student_grpo=StudentGRPOConfig(
+            steps=20, questions_per_step=4, group_size=8, max_prompt_tokens=1024,
+            max_completion_tokens=512,
+        ),
+        evaluation=EvaluationConfig(n=1, max_tokens=512),
+        resources=Resources(
+            threads=2, micro_batch_size=4, tokens_per_batch=8192, shard_questions=8,
+            checkpoint_every_steps=10,
+        ),
+    )  # fmt: skip
+
+
+def single_gpu() -> Config:
+    """Qwen2.5-1.5B-Instruct on one 24-80 GB card; LoRA for students, full for the teacher."""
+    config = _paper("single-gpu", QWEN_1_5B)
+    grpo = {
+        "steps": 125, "questions_per_step": 8, "group_size": 16, "dtype": "bfloat16",
+        "max_prompt_tokens": 2048, "max_completion_tokens": 2048,
+    }  # fmt: skip
+    lora = LoRA()
+    return config.model_copy(
+        update={
+            "data": DataConfig(source="questions.jsonl", max_prompt_tokens=2048),
+            "rl_data": None,
+            "teacher_sft": config.teacher_sft.model_copy(
+                update={"epochs": 3, "max_tokens": 4096}
+            ),
+            "teacher_grpo": config.teacher_grpo.model_copy(update=grpo),
+            "trace_generation": config.trace_generation.model_copy(update={"max_tokens": 2048}),
+            "trace_scoring": ScoringConfig(dtype="bfloat16", max_tokens=8192),
+            "rank_ablation": None,
+            "student_sft": config.student_sft.model_copy(
+                update={"max_tokens": 4096, "batch_size": 16, "lora": lora, "learning_rate": 1e-4}
+            ),
+            "student_grpo": StudentGRPOConfig(**grpo | {"lora": lora, "learning_rate": 1e-5}),
+            "evaluation": config.evaluation.model_copy(
+                update={"tasks": ("test", "math_500"), "max_tokens": 4096, "n": 4}
+            ),
+            "resources": Resources(
+                engine="vllm", micro_batch_size=2, gradient_checkpointing=True,
+                tokens_per_batch=65536,
+            ),
+        }
+    )  # fmt: skip
+
+
+def _paper(profile: str, student: HubModel, teacher: HubModel = QWEN_7B) -> Config:
+    """The paper's recipe; the teacher is 7B and the students are of either size."""
+    if profile == "single-gpu":
+        teacher = student
+    return Config(
+        profile=profile,
+        prompt_format="rlt",
+        data=DataConfig(
+            source="hub:bespokelabs/Bespoke-Stratos-17k",
+            conversations=True,
+            fields=FieldMapping(trace="conversations"),
+            n_validation=64,
+            n_test=0,
+        ),
+        rl_data=DataConfig(
+            source="hub:GAIR/LIMR",
+            fields=FieldMapping(question="prompt", solution="answer", answer="answer"),
+            n_validation=0,
+            n_test=0,
+        ),
+        base_model=teacher,
+        reward_student=None if profile == "single-gpu" else STRATOS_7B,
+        student=student,
+        teacher_sft=TeacherSFTConfig(
+            epochs=10, batch_size=16, learning_rate=1e-5, warmup_ratio=0.05, beta2=0.95,
+            weight_decay=1e-4, max_tokens=16384, dtype="bfloat16",
+        ),
+        teacher_grpo=GRPOConfig(
+            steps=125, questions_per_step=16, group_size=64, learning_rate=1e-6, beta=0.04,
+            temperature=0.7, max_prompt_tokens=16384, max_completion_tokens=16384,
+            reference_sync=ReferenceSync(every_steps=32, alpha=0.9), dtype="bfloat16",
+        ),
+        reward=RewardSpec(alpha=0.01, kl_weight=3.0, temperature=0.7),
+        trace_generation=GenerationConfig(temperature=0.7, max_tokens=16384, dtype="bfloat16"),
+        trace_scoring=ScoringConfig(dtype="bfloat16", max_tokens=32768),
+        rank_ablation=RankAblationConfig(ranks=16),
+        student_sft=StudentSFTConfig(
+            epochs=3, batch_size=96, learning_rate=1e-5, warmup_ratio=0.1, max_tokens=16384,
+            dtype="bfloat16",
+        ),
+        student_grpo=StudentGRPOConfig(
+            epochs=1, questions_per_step=16, group_size=64, learning_rate=1e-6,
+            max_prompt_tokens=16384, max_completion_tokens=16384,
+            reference_sync=ReferenceSync(every_steps=32, alpha=0.9), dtype="bfloat16",
+        ),
+        evaluation=EvaluationConfig(
+            tasks=("aime24", "math_500", "gpqa_diamond"), n=4, temperature=0.7, max_tokens=32768,
+            dtype="bfloat16",
+        ),
+        resources=Resources(
+            engine="vllm", micro_batch_size=1, gradient_checkpointing=True,
+            tokens_per_batch=262144,
+        ),
+    )  # fmt: skip
+
+
+def _on_1k(config: Config, profile: str) -> Config:
+    """The paper's 1K variant: a random 1,000 questions, the s1 recipe."""
+    recipe = StudentSFTConfig(
+        epochs=5, batch_size=16, learning_rate=1e-5, warmup_ratio=0.05, beta2=0.95,
+        weight_decay=1e-4, max_tokens=16384, dtype="bfloat16", n_questions=1000,
+    )  # fmt: skip
+    return config.model_copy(update={"profile": profile, "student_sft": recipe})
+
+
+def paper_7b() -> Config:
+    """The paper's 7B students on 17K questions."""
+    return _paper("paper-7b", QWEN_7B)
+
+
+def paper_32b() -> Config:
+    """The paper's 32B students of the 7B teacher, on 17K questions."""
+    return _paper("paper-32b", QWEN_32B)
+
+
+PROFILES: dict[str, Callable[[], Config]] = {
+    "smoke": smoke,
+    "tiny": tiny,
+    "smol": smol,
+    "single-gpu": single_gpu,
+    "paper-7b": paper_7b,
+    "paper-7b-1k": lambda: _on_1k(paper_7b(), "paper-7b-1k"),
+    "paper-32b": paper_32b,
+    "paper-32b-1k": lambda: _on_1k(paper_32b(), "paper-32b-1k"),
+}
