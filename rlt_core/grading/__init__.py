@@ -1,0 +1,20 @@
+"""Answers in, verdicts out: correct, wrong, unparsable, ungradable or grader_failed.
+
+A verifier can hang or die on what a model wrote, so grading runs in a process that can be killed
+(`Grader`). Nothing here raises for what a model wrote, and no failure counts as a wrong answer.
+"""
+
+from rlt_core.grading.client import Grader
+from rlt_core.grading.grade import answer_of, extract_answer
+from rlt_core.grading.types import GRADERS, OUTCOMES, Grade, GradeItem, Outcome
+
+__all__ = [
+    "GRADERS",
+    "OUTCOMES",
+    "Grade",
+    "GradeItem",
+    "Grader",
+    "Outcome",
+    "answer_of",
+    "extract_answer",
+]

@@ -1,0 +1,190 @@
+"""What each grader calls right, wrong, unparsable and ungradable."""
+
+import json
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlt_core.grading import OUTCOMES, GradeItem, answer_of, extract_answer
+from rlt_core.grading.grade import grade
+from rlt_core.grading.text import last_number, marked_answer, parse_number
+
+
+def outcome(solution: str | None, answer: str | None, grader: str, **task: object) -> str:
+    metadata = json.dumps(task) if task else None
+    return grade(GradeItem(solution, answer, grader, metadata)).outcome
+
+
+@given(st.fractions())
+def test_every_fraction_reads_back_exactly(number: Fraction) -> None:
+    assert parse_number(str(number)) == number
+    assert last_number(f"first 12, then {number}.") == number
+
+
+@given(st.integers(min_value=0, max_value=10**12))
+def test_thousands_separators_do_not_change_a_number(number: int) -> None:
+    assert parse_number(f"{number:,}") == parse_number(f"${number}.00") == number
+
+
+@pytest.mark.parametrize(
+    ("solution", "verdict"),
+    [
+        ("142", "correct"),
+        ("The answer is 142.", "correct"),
+        ("\N{MINUS SIGN}142", "wrong"),
+        ("284/2", "correct"),
+        ("1 then 2\n#### 142", "correct"),
+        ("we get \\boxed{142} from 7", "correct"),
+        ("1142", "wrong"),
+        ("x142", "unparsable"),
+        ("142/0", "unparsable"),
+        ("1/3", "wrong"),
+        ("none", "unparsable"),
+        ("", "unparsable"),
+        (None, "unparsable"),
+        ("9" * 1_000_000, "unparsable"),
+        ("一百四十二 \N{GRINNING FACE} 142", "correct"),
+    ],
+)
+def test_arithmetic(solution: str | None, verdict: str) -> None:
+    assert outcome(solution, "142", "arithmetic") == verdict
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer", "verdict"),
+    [
+        (r"\boxed{\frac{3}{4}}", "0.75", "correct"),
+        (r"\frac{3}{4}", r"\frac34", "correct"),
+        ("so it is $x=5$", "5", "correct"),
+        (r"ANSWER: q - p", "-p+q", "correct"),
+        ("Therefore, the final answer is: $\\boxed{204}$. I hope it is correct", "204", "correct"),
+        (r"\boxed{Evelyn}", r"\text{Evelyn}", "correct"),
+        (r"\boxed{(3, \frac{\pi}{2})}", r"\left( 3, \frac{\pi}{2} \right)", "correct"),
+        ("#### Step 1\nwe find \\boxed{7}", "7", "correct"),
+        (r"\boxed{3}", "4", "wrong"),
+        ("I do not know", "4", "unparsable"),
+        (None, "4", "unparsable"),
+        (r"\boxed{" + "1+" * 1000 + "1}", "1001", "unparsable"),
+        ("4", "", "ungradable"),
+        ("4", None, "ungradable"),
+    ],
+)
+def test_math(solution: str | None, answer: str | None, verdict: str) -> None:
+    assert outcome(solution, answer, "math") == verdict
+
+
+@pytest.mark.parametrize(
+    ("solution", "verdict"),
+    [
+        ("(2 + 3) * 4", "correct"),
+        ("4*(3+2) = 20", "correct"),
+        ("Let us see.\n#### (2+3)\N{MULTIPLICATION SIGN}4", "correct"),
+        ("First 3+2 is 5, then\n4*(3+2)", "correct"),
+        ("2 * 3 + 4", "wrong"),
+        ("4 * 5", "wrong"),
+        ("20", "wrong"),
+        ("(2+3)*4*1", "wrong"),
+        ("4/(2-2)+3", "wrong"),
+        ("2+3**4", "unparsable"),
+        ("10**10**10", "unparsable"),
+        ("__import__('os').getcwd()", "unparsable"),
+        ("abs(2)+3*4", "unparsable"),
+        ("x+2", "unparsable"),
+        ("(2).real+3*4", "unparsable"),
+        ("[2,3,4][0]", "unparsable"),
+        ("2 if 3 else 4", "unparsable"),
+        ("2.0+3*4", "unparsable"),
+        ("True+3*4", "unparsable"),
+        ("(" * 200 + "2" + ")" * 200, "unparsable"),
+        ("-" * 250 + "2", "wrong"),
+        ("+".join("1" * 500_000), "unparsable"),
+        ("", "unparsable"),
+        (None, "unparsable"),
+    ],
+)
+def test_countdown(solution: str | None, verdict: str) -> None:
+    assert outcome(solution, None, "countdown", numbers=[4, 2, 3], target=20) == verdict
+
+
+def test_countdown_may_leave_numbers_out_only_if_the_task_says_so() -> None:
+    task = {"numbers": [4, 2, 5, 5], "target": 20}
+    assert outcome("4*5", None, "countdown", **task) == "wrong"
+    assert outcome("4*5", None, "countdown", **task, use_all=False) == "correct"
+    assert outcome("4+4*4", None, "countdown", **task, use_all=False) == "wrong"
+
+
+def test_countdown_without_its_task_is_ungradable() -> None:
+    for metadata in (None, "", "[]", "{}", '{"numbers": 3, "target": 1}', "no json"):
+        assert grade(GradeItem("1+1", "2", "countdown", metadata)).outcome == "ungradable"
+
+
+@pytest.mark.parametrize(
+    ("solution", "verdict"),
+    [
+        ("B", "correct"),
+        ("(B)", "correct"),
+        ("Answer: B", "correct"),
+        ("**Answer: B) 3 m/s**", "correct"),
+        ("so the answer is B because", "correct"),
+        (r"\boxed{\text{B}}", "correct"),
+        ("Answer: C", "wrong"),
+        ("A long story about nothing", "unparsable"),
+        ("", "unparsable"),
+    ],
+)
+def test_multiple_choice(solution: str, verdict: str) -> None:
+    assert outcome(solution, "B", "multiple_choice") == verdict
+
+
+def test_nothing_to_compare_with_is_ungradable() -> None:
+    assert outcome("4", "4", "none") == "ungradable"
+    assert outcome("4", None, "arithmetic") == "ungradable"
+    assert outcome("4", "four", "arithmetic") == "ungradable"
+
+
+def test_an_unknown_grader_is_refused() -> None:
+    with pytest.raises(ValueError, match="sudoku"):
+        GradeItem("4", "4", "sudoku")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet=st.characters(), max_size=60), st.sampled_from(["arithmetic", "countdown",
+       "multiple_choice"]))  # fmt: skip
+def test_any_text_gets_a_verdict(text: str, grader: str) -> None:
+    metadata = '{"numbers": [1, 2], "target": 3}'
+    verdict = grade(GradeItem(text, "3", grader, metadata))
+    assert verdict.outcome in OUTCOMES
+    assert (verdict.extracted is None) == (verdict.outcome == "unparsable")
+    assert verdict.extracted == extract_answer(text, grader)
+
+
+def test_extracted_is_what_was_read() -> None:
+    assert extract_answer("7 and 1,000.50", "arithmetic") == "2001/2"
+    assert extract_answer(r"\boxed{\frac12}", "math") == r"\frac{1}{2}"
+    assert extract_answer("1+2 = 3", "countdown") == "1+2 = 3"
+    assert extract_answer("anything", "none") is None
+
+
+def test_a_box_may_hold_braces_and_the_last_one_counts() -> None:
+    assert marked_answer(r"\boxed{1} or \boxed{\frac{1}{2}} or \boxed{\frac{1}") is None
+    assert marked_answer(r"\boxed{1} or \boxed{\frac{1}{2}}") == r"\frac{1}{2}"
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [
+        ("72/2 = 36\n#### 36", "36"),
+        ("a \\boxed{x+1} b", "x+1"),
+        ("\\boxed{5} wrong\n#### 6", "6"),
+        (" 1,234 ", "1,234"),
+        (r"\frac{1}{2}", r"\frac{1}{2}"),
+        ("x^2+1", "x^2+1"),
+        ("print(sum(range(10)))", None),
+        ("It depends on 2 things.", None),
+        ("", None),
+    ],
+)
+def test_the_answer_of_a_solution(solution: str, answer: str | None) -> None:
+    assert answer_of(solution) == answer
