@@ -1,0 +1,307 @@
+"""Contexts of teacher and student, and the spans inside them, by token id.
+
+Every piece of a context (template, user text, tags, explanation, solution) is encoded on its own
+and the ids are joined. So an explanation has the same ids under teacher and student, a solution's
+span holds exactly `encode(solution)`, and a span's edges are known by construction: nothing is
+ever re-tokenised or searched for.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from jinja2 import TemplateError
+
+from rlt_core.errors import UserError
+from rlt_core.formats import PromptFormat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+IGNORED = -100
+"""Label of a token that is not trained on."""
+BLOCK_TOKENS = 256
+"""Tokens decoded at once in the search for a tag."""
+SYSTEM_SLOT, USER_SLOT, ASSISTANT_SLOT = "slotForSystem", "slotForUser", "slotForAssistant"
+"""Stand for the texts of a chat while its template is rendered."""
+
+
+class Span(NamedTuple):
+    """Token positions start <= i < end."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Context:
+    """A sequence to score and where its parts lie."""
+
+    ids: list[int]
+    think: Span
+    """The explanation's tokens, with those of the think prefix if the format scores them. Empty
+    for an empty explanation."""
+    solution: Span | None
+    """The solution's tokens, tags excluded; none in a teacher's context."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a teacher's completion says between the explanation tags."""
+
+    ids: list[int]
+    text: str
+    closed: bool
+    """The closing tag was written."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A student's completion, taken apart."""
+
+    formatted: bool
+    """Thought and solution, each once and in this order, and nothing else."""
+    thought: str | None
+    solution: str | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A sequence to train on."""
+
+    input_ids: list[int]
+    labels: list[int]
+    """As long as `input_ids`; IGNORED where no loss is taken."""
+
+
+class Prompter:
+    """Builds and reads contexts of one prompt format for one tokenizer.
+
+    Raises UserError when the tokenizer's chat template cannot carry the format.
+    """
+
+    def __init__(self, format: PromptFormat, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.format = format
+        self.tokenizer = tokenizer
+        self._teacher_turns = self._chat_pieces(format.teacher_system)
+        self._student_turns = self._chat_pieces(format.student_system)
+        self.end_of_turn: int = self._end_of_turn()
+        """Closes an assistant turn; the last token of every training row."""
+        self.stop_ids: tuple[int, ...] = tuple(
+            sorted({self.end_of_turn, tokenizer.eos_token_id} - {None})
+        )
+        """Tokens that end a completion."""
+        prefix = format.think_prefix
+        scored, unscored = (prefix, "") if format.score_think_prefix else ("", prefix)
+        self._scored_prefix = self._encode_fixed(scored)
+        self._solution_open = self._encode_fixed(format.solution_open)
+        self._solution_close = self._encode_fixed(format.solution_close)
+        self._to_explanation = self._encode_fixed(
+            format.solution_close + format.separator + format.explanation_open + unscored
+        )
+        self._explanation_close = self._encode_fixed(format.explanation_close)
+        self._to_thought = self._encode_fixed(format.thought_open + unscored)
+        self._to_solution = self._encode_fixed(
+            format.thought_close + format.separator + format.solution_open
+        )
+
+    # ------------------------------------------------------------ text and ids
+    def encode(self, text: str) -> list[int]:
+        """Ids of a user's text. Text that spells a control token stays text."""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of a completion up to its first end of turn."""
+        return self._text(self._before_stop(ids))
+
+    def _encode_fixed(self, text: str) -> list[int]:
+        """Ids of template text and tags: control tokens become control tokens."""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=False)[
+            "input_ids"
+        ]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        text = self.tokenizer.decode(
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return cast(str, text)
+
+    def _before_stop(self, ids: Sequence[int]) -> list[int]:
+        stop = next((i for i, token in enumerate(ids) if token in self.stop_ids), len(ids))
+        return list(ids[:stop])
+
+    # ------------------------------------------------------------ prompts
+    def teacher_prompt(self, question: str, solution: str) -> list[int]:
+        """Everything before the explanation: chat, prefilled solution, opening tag and prefix."""
+        return [
+            *self._chat(self._teacher_turns, question),
+            *self._solution_open,
+            *self.encode(solution),
+            *self._to_explanation,
+            *self._scored_prefix,
+        ]
+
+    def student_prompt(self, question: str) -> list[int]:
+        """The chat up to the assistant's turn; the student writes the thought tag itself."""
+        return self._chat(self._student_turns, question)
+
+    def _chat(self, pieces: tuple[list[int], list[int]], question: str) -> list[int]:
+        before, after = pieces
+        return [*before, *self.encode(question), *after]
+
+    # ------------------------------------------------------------ contexts to score
+    def teacher_context(self, question: str, solution: str, think_ids: Sequence[int]) -> Context:
+        """The teacher's own prompt and completion: pi_T(t | question, solution)."""
+        prompt = self.teacher_prompt(question, solution)
+        ids = [*prompt, *think_ids]
+        return Context(ids, self._think_span(len(prompt), think_ids), None)
+
+    def student_context(self, question: str, think_ids: Sequence[int], solution: str) -> Context:
+        """Question, explanation, solution: pi_S(t | question), pi_S(s | question, t)."""
+        before = [*self.student_prompt(question), *self._to_thought, *self._scored_prefix]
+        ids = [*before, *think_ids, *self._to_solution]
+        solution_ids = self.encode(solution)
+        end = len(ids) + len(solution_ids)
+        return Context(
+            [*ids, *solution_ids],
+            self._think_span(len(before), think_ids),
+            Span(len(ids), end),
+        )
+
+    def _think_span(self, start: int, think_ids: Sequence[int]) -> Span:
+        if not think_ids:
+            return Span(start, start)
+        return Span(start - len(self._scored_prefix), start + len(think_ids))
+
+    # ------------------------------------------------------------ rows to train on
+    def teacher_sft_row(self, question: str, solution: str, trace_text: str) -> Row:
+        """Loss on what the teacher writes: trace, closing tag, end of turn."""
+        target = [*self.encode(trace_text), *self._explanation_close, self.end_of_turn]
+        return _row(self.teacher_prompt(question, solution), target)
+
+    def student_sft_row(self, question: str, think_ids: Sequence[int], solution: str) -> Row:
+        """Loss on the whole assistant turn."""
+        target = [
+            *self._to_thought,
+            *self._scored_prefix,
+            *think_ids,
+            *self._to_solution,
+            *self.encode(solution),
+            *self._solution_close,
+            self.end_of_turn,
+        ]
+        return _row(self.student_prompt(question), target)
+
+    # ------------------------------------------------------------ completions, read
+    def split_completion(self, ids: Sequence[int]) -> Explanation:
+        """The explanation in a teacher's completion, its ids as they were sampled.
+
+        If a token holds both the explanation's last characters and the tag's first ones, those
+        characters are encoded anew at the end. Without the tag, all up to the end of turn counts.
+        """
+        written = self._before_stop(ids)
+        found = self._find(self.format.explanation_close, written)
+        if found is None:
+            return Explanation(written, self._text(written), closed=False)
+        before, leftover = found
+        think_ids = written[:before] + self.encode(leftover)
+        return Explanation(think_ids, self._text(think_ids), closed=True)
+
+    def split_answer(self, text: str) -> Answer:
+        """Thought and solution of a student's completion, without surrounding white space.
+
+        An unformatted completion still yields the last complete solution block, if it has one.
+        """
+        tags = (self.format.thought_open, self.format.thought_close,
+                self.format.solution_open, self.format.solution_close)  # fmt: skip
+        thought_open, thought_close, solution_open, solution_close = map(re.escape, tags)
+        thought = f"{thought_open}(.*?){thought_close}"
+        solution = f"{solution_open}(.*?){solution_close}"
+        whole = re.fullmatch(rf"\s*{thought}\s*{solution}\s*", text, re.DOTALL)
+        if whole and all(text.count(tag) == 1 for tag in tags):
+            return Answer(True, whole[1].strip(), whole[2].strip())
+        first_thought = re.search(thought, text, re.DOTALL)
+        solutions: list[str] = re.findall(solution, text, re.DOTALL)
+        return Answer(
+            formatted=False,
+            thought=first_thought[1].strip() if first_thought else None,
+            solution=solutions[-1].strip() if solutions else None,
+        )
+
+    def _find(self, tag: str, ids: list[int]) -> tuple[int, str] | None:
+        """Where a tag first stands in the decoded ids, however it was tokenised.
+
+        Returns the number of ids wholly before it, and the text between those and the tag.
+        A window overlaps the next by as many tokens as the tag can have; the tag is ASCII or
+        complete characters, so a character cut by a window's edge cannot hide or feign it.
+        """
+        margin = len(tag.encode())
+        for start in range(0, len(ids), BLOCK_TOKENS):
+            window = ids[start : start + BLOCK_TOKENS + margin]
+            if tag not in self._text(window):
+                continue
+            end = bisect_left(range(len(window)), True, key=lambda n: tag in self._text(window[:n]))
+            text = self._text(window[:end])
+            at = text.index(tag)
+            prefixes = ((n, len(self._text(window[:n]))) for n in range(end - 1, -1, -1))
+            before, length = next((n, length) for n, length in prefixes if length <= at)
+            return start + before, text[length:at]
+        return None
+
+    # ------------------------------------------------------------ chat template
+    def _chat_pieces(self, system: str) -> tuple[list[int], list[int]]:
+        """Ids before and after the question in a chat that ends where the assistant begins."""
+        messages = [{"role": "user", "content": USER_SLOT}]
+        if system:
+            messages.insert(0, {"role": "system", "content": SYSTEM_SLOT})
+        text = self._render(messages, add_generation_prompt=True)
+        before, after = self._cut(text, USER_SLOT)
+        if not system:
+            return self._encode_fixed(before), self._encode_fixed(after)
+        start, middle = self._cut(before, SYSTEM_SLOT)
+        ids = [*self._encode_fixed(start), *self.encode(system), *self._encode_fixed(middle)]
+        return ids, self._encode_fixed(after)
+
+    def _end_of_turn(self) -> int:
+        """The control token that the chat template writes after an assistant's text."""
+        messages = [
+            {"role": "user", "content": USER_SLOT},
+            {"role": "assistant", "content": ASSISTANT_SLOT},
+        ]
+        _, after = self._cut(self._render(messages, add_generation_prompt=False), ASSISTANT_SLOT)
+        ids = self._encode_fixed(after)
+        if ids and ids[0] in self.tokenizer.all_special_ids:
+            return ids[0]
+        return self.tokenizer.eos_token_id
+
+    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except (TemplateError, ValueError) as error:
+            raise UserError(
+                f"prompt format {self.format.name}: the tokenizer's chat template refuses it "
+                f"({error}); a template without system turns needs a format whose system prompts "
+                "are empty"
+            ) from None
+        return cast(str, text)
+
+    def _cut(self, text: str, slot: str) -> tuple[str, str]:
+        if text.count(slot) != 1:
+            raise UserError(
+                f"prompt format {self.format.name}: the tokenizer's chat template does not show "
+                "each message exactly once; choose a model whose template does"
+            )
+        before, _, after = text.partition(slot)
+        return before, after
+
+
+def _row(prompt: list[int], target: list[int]) -> Row:
+    return Row(prompt + target, [IGNORED] * len(prompt) + target)

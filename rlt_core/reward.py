@@ -1,0 +1,108 @@
+"""The RLT reward from per-token log-probs: pure, so that stored log-probs replay it.
+
+Source: arXiv 2506.08388, eq. 3-5, with the numbers of the authors' code. Everything is float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rlt_core.config import Reduction, RewardSpec
+
+Floats = NDArray[np.float64]
+
+REDUCTIONS: dict[Reduction, Callable[[Floats], float]] = {
+    "mean": lambda values: float(values.mean()),
+    "min": lambda values: float(values.min()),
+    "max": lambda values: float(values.max()),
+    "median": lambda values: float(np.median(values)),
+    "sum": lambda values: float(values.sum()),
+}
+
+
+@dataclass(frozen=True)
+class RewardParts:
+    """A reward and what it is made of. Names of the parts are those of the default reductions."""
+
+    reward: float
+    r_ss: float
+    r_kl: float
+    solution_mean: float
+    """`solution_reduction` of log pi_S(s | q, t)."""
+    solution_min: float
+    """`solution_extreme` of the same."""
+    kl_mean: float
+    """`think_reduction` of k_t."""
+    kl_max: float
+    """`think_extreme` of the same."""
+    penalty: float
+
+
+def reward_parts(
+    student_solution_logprobs: ArrayLike,
+    student_think_logprobs: ArrayLike,
+    teacher_think_logprobs: ArrayLike,
+    closed: bool,
+    spec: RewardSpec,
+) -> RewardParts:
+    """Reward of one explanation.
+
+    r_SS = mean_s log pi_S(s | q, t) + alpha * min_s log pi_S(s | q, t)          (eq. 3)
+    k_t  = log pi_T(t | q, s) - log pi_S(t | q)   (one sample's estimate of KL, may be negative)
+    r_KL = mean_t k_t + alpha * max_t k_t                                        (eq. 4)
+    r    = r_SS - lambda * r_KL + penalty                                        (eq. 5)
+
+    Log-probs are natural logarithms, one a token: solution (S,), think (T,) twice. An empty
+    explanation counts `spec.empty_think_kl` for each reduction of k_t. Raises ValueError for an
+    empty solution, think log-probs of unequal length, and values that are not finite.
+    """
+    solution = _checked("student_solution_logprobs", student_solution_logprobs)
+    student_think = _checked("student_think_logprobs", student_think_logprobs)
+    teacher_think = _checked("teacher_think_logprobs", teacher_think_logprobs)
+    if not solution.size:
+        raise ValueError("empty solution: it has no reward")
+    if student_think.size != teacher_think.size:
+        raise ValueError(
+            f"{student_think.size} student and {teacher_think.size} teacher think log-probs"
+        )
+    solution_mean = REDUCTIONS[spec.solution_reduction](solution)
+    solution_min = REDUCTIONS[spec.solution_extreme](solution)
+    if student_think.size:
+        kl = teacher_think - student_think
+        kl_mean, kl_max = REDUCTIONS[spec.think_reduction](kl), REDUCTIONS[spec.think_extreme](kl)
+    else:
+        kl_mean = kl_max = spec.empty_think_kl
+    r_ss = solution_mean + spec.alpha * solution_min
+    r_kl = kl_mean + spec.alpha * kl_max
+    penalty = 0.0 if closed else spec.unclosed_penalty
+    return RewardParts(
+        reward=r_ss - spec.kl_weight * r_kl + penalty,
+        r_ss=r_ss,
+        r_kl=r_kl,
+        solution_mean=solution_mean,
+        solution_min=solution_min,
+        kl_mean=kl_mean,
+        kl_max=kl_max,
+        penalty=penalty,
+    )
+
+
+def rank_rewards(rewards: Sequence[float]) -> list[int]:
+    """Rank of each reward, 1 the best; of equal ones the earlier sample ranks better."""
+    order = np.argsort(-np.asarray(rewards, dtype=np.float64), kind="stable")
+    ranks = np.empty(len(rewards), dtype=int)
+    ranks[order] = np.arange(1, len(rewards) + 1)
+    return [int(rank) for rank in ranks]
+
+
+def _checked(name: str, values: ArrayLike) -> Floats:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1:
+        raise ValueError(f"{name}: expected one value a token, got shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name}: token {int(np.argmin(np.isfinite(array)))} is not finite")
+    return array
