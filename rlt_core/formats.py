@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from importlib.resources import files
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rlt_core.errors import UserError
+
+FOLDER = Path(__file__).parent / "formats_data"
 
 
 class PromptFormat(BaseModel):
@@ -36,7 +37,8 @@ class PromptFormat(BaseModel):
     think_prefix: str = "\n\n"
     """Prefilled after the opening tag on both sides."""
     score_think_prefix: bool = True
-    """Whether the prefix's tokens belong to the think span (the reference code: yes)."""
+    """Whether the prefix's tokens belong to the think span. The reference code, and `rlt`: yes.
+    `rlt-paper`: no, only tokens that the teacher wrote are the explanation (paper, eq. 4)."""
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -49,14 +51,13 @@ class PromptFormat(BaseModel):
 
 def shipped() -> list[str]:
     """Names of the formats that come with the package."""
-    folder = files("rlt_core") / "formats_data"
-    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".json"))
+    return sorted(file.stem for file in FOLDER.glob("*.json"))
 
 
 def load_format(name: str) -> PromptFormat:
     """A shipped format by name, or a JSON file by path. Raises UserError."""
     if name in shipped():
-        text = (files("rlt_core") / "formats_data" / f"{name}.json").read_text()
+        text = (FOLDER / f"{name}.json").read_text()
     elif Path(name).is_file():
         text = Path(name).read_text()
     else:

@@ -249,9 +249,9 @@ class Prompter:
             end = bisect_left(range(len(window)), True, key=lambda n: tag in self._text(window[:n]))
             text = self._text(window[:end])
             at = text.index(tag)
-            prefixes = ((n, len(self._text(window[:n]))) for n in range(end - 1, -1, -1))
-            before, length = next((n, length) for n, length in prefixes if length <= at)
-            return start + before, text[length:at]
+            prefixes = ((n, self._text(window[:n])) for n in range(end - 1, -1, -1))
+            before, kept = next((n, kept) for n, kept in prefixes if text[:at].startswith(kept))
+            return start + before, text[len(kept) : at]
         return None
 
     # ------------------------------------------------------------ chat template
