@@ -1,0 +1,80 @@
+"""The model in training: loaded with its master weights, and written as a plain model folder."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from rlt_core.config import GRPOConfig, LoRA, SFTConfig, StageResources
+from rlt_core.models import load_model, load_tokenizer, pick_device, save_model
+from rlt_core.training.plan import MicroBatches
+
+
+def load_policy(folder: Path, config: SFTConfig | GRPOConfig, device: str) -> PreTrainedModel:
+    """The model to train.
+
+    With `bfloat16` the forward pass runs in it (autocast) over float32 master weights, since an
+    update at a learning rate of 1e-6 is smaller than a bfloat16 weight can hold. Under LoRA the
+    frozen base needs no master weights.
+    """
+    logging.disable_progress_bar()
+    return load_model(folder, config.dtype if config.lora else "float32", device)
+
+
+def adapters(lora: LoRA | None) -> LoraConfig | None:
+    """Adapters on every linear layer but the head."""
+    if lora is None:
+        return None
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
+def save_policy(model: PreTrainedModel | PeftModel, start: Path, out: Path, dtype: str) -> None:
+    """Write the trained model, adapters merged in, with the tokenizer of the model it came from."""
+    plain: Any = model.merge_and_unload() if isinstance(model, PeftModel) else model
+    save_model(plain.to(getattr(torch, dtype)), load_tokenizer(start), out)
+
+
+def trainer_arguments(
+    config: SFTConfig | GRPOConfig, steps: int, micro: MicroBatches, seed: int,
+    resources: StageResources,
+) -> dict[str, Any]:  # fmt: skip
+    """What SFT and GRPO have in common, as keyword arguments of TRL's configs."""
+    schedule = "constant_with_warmup" if config.schedule == "constant" else config.schedule
+    return {
+        "seed": seed,
+        "max_steps": steps,
+        "per_device_train_batch_size": micro.size,
+        "gradient_accumulation_steps": micro.accumulation,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": schedule,
+        "warmup_steps": math.ceil(config.warmup_ratio * steps),
+        "optim": "adamw_torch",
+        "adam_beta1": config.beta1,
+        "adam_beta2": config.beta2,
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "bf16": config.dtype == "bfloat16",
+        "use_cpu": pick_device(resources.device) == "cpu",
+        "activation_checkpointing": resources.gradient_checkpointing,
+        "dataloader_pin_memory": False,
+        "remove_unused_columns": False,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "log_level": "error",
+    }

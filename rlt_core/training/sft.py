@@ -1,0 +1,124 @@
+"""Supervised fine-tuning on token ids, with TRL's SFTTrainer."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import set_seed
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel
+from trl import SFTConfig as TRLConfig
+from trl import SFTTrainer
+
+from rlt_core.config import SFTConfig, StageResources
+from rlt_core.control import Control
+from rlt_core.errors import UserError
+from rlt_core.models import load_tokenizer
+from rlt_core.prompts import IGNORED, Row
+from rlt_core.rows import write_rows
+from rlt_core.store import Workspace
+from rlt_core.training.checkpoints import ResumableTrainer
+from rlt_core.training.plan import data_order, longest_first, micro_batches, total_steps
+from rlt_core.training.policy import adapters, load_policy, save_policy, trainer_arguments
+from rlt_core.training.steps import StepRecorder, mean_of
+
+
+class _Trainer(ResumableTrainer, SFTTrainer):
+    """SFTTrainer that resumes exactly."""
+
+
+def train_sft(
+    model: Path,
+    rows: Sequence[Row],
+    config: SFTConfig,
+    *,
+    seed: int,
+    stage: str,
+    out: Path,
+    work: Workspace,
+    resources: StageResources,
+    control: Control,
+) -> dict[str, float]:
+    """Train a model folder on rows; writes `out/model/` and `out/train_steps.parquet`.
+
+    The loss of a step is the mean over the labelled tokens of its whole batch, however it is cut
+    into micro-batches. Rows longer than `config.max_tokens`, or than the model's positions, are
+    dropped and counted (`dropped_too_long`). Raises UserError if no row is left, Stopped when
+    asked to stop; called again with the same workspace it goes on from the last checkpoint.
+    """
+    set_seed(seed)
+    policy = load_policy(model, config, resources.device)
+    kept = _fitting(rows, config, policy, stage)
+    steps = total_steps(config, len(kept), config.batch_size)
+    order = data_order(len(kept), config.batch_size, steps, seed)
+    order = longest_first(order, [len(row.input_ids) for row in kept], config.batch_size)
+    micro = micro_batches(
+        config.batch_size, resources.micro_batch_size, PartialState().num_processes
+    )
+    recorder = StepRecorder(
+        stage, seed, steps, config.batch_size / len(kept), resources.checkpoint_every_steps, control
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = _Trainer(
+            model=policy,
+            args=TRLConfig(
+                output_dir=scratch,
+                **trainer_arguments(config, steps, micro, seed, resources),
+                max_length=None,
+                packing=False,
+                loss_type="nll",
+                train_sampling_strategy="sequential",
+                dataset_kwargs={"skip_prepare_dataset": True},
+            ),
+            train_dataset=_dataset(kept).select(order),
+            processing_class=load_tokenizer(model),
+            peft_config=adapters(config.lora),
+        )
+        trainer.run(work, recorder)
+    trained: PreTrainedModel | PeftModel = trainer.accelerator.unwrap_model(trainer.model)
+    save_policy(trained, model, out / "model", config.dtype)
+    write_rows(out / "train_steps.parquet", "train_steps", recorder.rows)
+    return _metrics(recorder.rows, len(kept), len(rows) - len(kept))
+
+
+def _fitting(
+    rows: Sequence[Row], config: SFTConfig, policy: PreTrainedModel, stage: str
+) -> list[Row]:
+    """The rows short enough to train on. Raises UserError if there is none."""
+    limit = min(config.max_tokens, policy.config.get_text_config().max_position_embeddings)
+    kept = [row for row in rows if len(row.input_ids) <= limit]
+    if not kept:
+        shortest = min((len(row.input_ids) for row in rows), default=0)
+        raise UserError(
+            f"{stage}: none of {len(rows)} training rows fits into {limit} tokens (the shortest "
+            f"has {shortest}); raise max_tokens, or take a model with more positions"
+        )
+    for index, row in enumerate(kept):
+        if all(label == IGNORED for label in row.labels[1:]):
+            raise ValueError(f"{stage}: row {index} has no token to train on")
+    return kept
+
+
+def _dataset(rows: Sequence[Row]) -> Dataset:
+    columns: dict[str, list[Any]] = {
+        "input_ids": [row.input_ids for row in rows],
+        "labels": [row.labels for row in rows],
+    }
+    return Dataset.from_dict(columns)
+
+
+def _metrics(steps: Sequence[dict[str, Any]], rows: int, dropped: int) -> dict[str, float]:
+    seconds = sum(step["seconds"] for step in steps)
+    return {
+        "rows": rows,
+        "dropped_too_long": dropped,
+        "steps": len(steps),
+        "loss_first": steps[0]["loss"],
+        "loss_last": mean_of(steps[-10:], "loss"),
+        "tokens_per_s": sum(step["tokens"] for step in steps) / seconds,
+    }

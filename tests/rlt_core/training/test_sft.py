@@ -1,0 +1,167 @@
+"""SFT: what is learned, what is not, and that interruptions change nothing."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_runs import Killed, kill_at, steps, stop_after, weights
+
+from rlt_core.config import LoRA, SFTConfig, StageResources
+from rlt_core.control import Control
+from rlt_core.errors import Stopped, UserError
+from rlt_core.models import load_model, load_tokenizer, vocabulary_digest
+from rlt_core.prompts import IGNORED, Prompter, Row
+from rlt_core.store import Workspace
+from rlt_core.training.sft import train_sft
+
+CONFIG = SFTConfig(steps=7, batch_size=8, learning_rate=3e-3, warmup_ratio=0.2, lora=None)
+Spaces = Callable[[str], Workspace]
+
+
+@pytest.fixture
+def rows(prompter: Prompter) -> list[Row]:
+    traces = [(f"{a}+{b}=?", str(a + b), f"{a} and {b}" + " make" * (a % 3)) for a in range(4)
+              for b in range(3)]  # fmt: skip
+    return [prompter.teacher_sft_row(*trace) for trace in traces]
+
+
+@pytest.fixture
+def train(
+    model: Path, rows: list[Row], tmp_path: Path, workspace: Spaces, resources: StageResources
+) -> Callable[..., tuple[Path, dict[str, float]]]:
+    def run(name: str, **changes: object) -> tuple[Path, dict[str, float]]:
+        out = tmp_path / name
+        arguments = {
+            "rows": rows, "config": CONFIG, "seed": 0, "work": workspace(name),
+            "resources": resources, "control": Control(),
+        } | changes  # fmt: skip
+        return out, train_sft(model, stage="teacher-sft", out=out, **arguments)
+
+    return run
+
+
+def test_loss_falls_and_every_step_is_recorded(train) -> None:
+    config = CONFIG.model_copy(update={"steps": 40})
+    out, metrics = train("run", config=config)
+    rows = steps(out)
+    assert [row["step"] for row in rows] == list(range(1, 41))
+    assert rows[-1]["loss"] < rows[0]["loss"] - 1
+    assert metrics["loss_last"] < metrics["loss_first"]
+    assert rows[-1]["epoch"] == pytest.approx(40 * 8 / 12)
+    assert rows[0]["reward"] is None and rows[0]["grad_norm"] > 0
+    assert {path.suffix for path in (out / "model").iterdir()} <= {
+        ".json",
+        ".jinja",
+        ".safetensors",
+    }
+
+
+def test_schedule_warms_up_and_decays(train) -> None:
+    out, _ = train("run")
+    rates = [row["learning_rate"] for row in steps(out)]
+    assert rates[0] < rates[1] == pytest.approx(3e-3 / 2)
+    assert max(rates) == pytest.approx(3e-3) and rates[-1] < rates[-2] < rates[-3]
+
+
+def test_epochs_give_steps(train) -> None:
+    config = CONFIG.model_copy(update={"steps": None, "epochs": 2.0})
+    _, metrics = train("run", config=config)
+    assert metrics["steps"] == 3  # 24 rows in batches of 8
+
+
+def test_first_loss_is_the_mean_over_labelled_tokens_of_the_batch(train, model, rows) -> None:
+    config = CONFIG.model_copy(update={"steps": 1, "batch_size": 12})
+    out, _ = train("run", config=config)
+    losses, count = 0.0, 0
+    start = load_model(model)
+    for row in rows:
+        logits = start(torch.tensor([row.input_ids])).logits[0, :-1].double()
+        labels = torch.tensor(row.labels[1:])
+        losses += torch.nn.functional.cross_entropy(
+            logits, labels, ignore_index=IGNORED, reduction="sum"
+        ).item()
+        count += int((labels != IGNORED).sum())
+    assert steps(out)[0]["loss"] == pytest.approx(losses / count, rel=1e-5)
+
+
+def test_micro_batches_change_nothing_but_rounding(train, resources) -> None:
+    whole, _ = train("whole", resources=resources.model_copy(update={"micro_batch_size": 8}))
+    cut, _ = train("cut", resources=resources.model_copy(update={"micro_batch_size": 3}))
+    first, second = (load_file(out / "model/model.safetensors") for out in (whole, cut))
+    for name, tensor in first.items():
+        np.testing.assert_allclose(tensor, second[name], atol=2e-4, err_msg=name)
+
+
+def test_same_seed_same_bytes(train) -> None:
+    first, second, other = train("a")[0], train("b")[0], train("c", seed=1)[0]
+    assert weights(first) == weights(second)
+    assert steps(first) == steps(second)
+    assert weights(first) != weights(other)
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "lora"),
+    [(stop_after(3), None), (kill_at(4), None), (kill_at(7), LoRA(rank=2, alpha=4, dropout=0.3))],
+)
+def test_an_interrupted_run_ends_bit_equal(train, interrupt: Control, lora: LoRA | None) -> None:
+    config = CONFIG.model_copy(update={"lora": lora})
+    whole, _ = train("whole", config=config)
+    with pytest.raises((Stopped, Killed)):
+        train("broken", config=config, control=interrupt)
+    broken, _ = train("broken", config=config)
+    assert weights(broken) == weights(whole)
+    assert steps(broken) == steps(whole)
+
+
+def test_a_finished_checkpoint_still_gives_a_model(train, workspace: Spaces, resources) -> None:
+    config = CONFIG.model_copy(update={"steps": 4})
+    whole, _ = train("whole", config=config)
+    assert workspace("whole").parts("checkpoints") == ["00000002", "00000004"]
+    again, metrics = train("again", config=config, work=workspace("whole"))
+    assert weights(again) == weights(whole) and metrics["steps"] == 4
+
+
+def test_old_checkpoints_are_removed(train, workspace: Spaces) -> None:
+    train("run")
+    assert workspace("run").parts("checkpoints") == ["00000004", "00000006"]
+
+
+def test_rows_too_long_are_dropped_and_counted(train, rows) -> None:
+    long = Row(rows[0].input_ids + [5] * 200, rows[0].labels + [5] * 200)
+    kept, _ = train("kept")
+    out, metrics = train("long", rows=[*rows, long])
+    assert metrics["dropped_too_long"] == 1 and metrics["rows"] == len(rows)
+    assert weights(out) == weights(kept)
+
+
+def test_no_row_left_is_the_users_mistake(train) -> None:
+    with pytest.raises(UserError, match="none of 12 training rows fits into 5 tokens"):
+        train("run", config=CONFIG.model_copy(update={"max_tokens": 5}))
+
+
+def test_lora_gives_a_plain_model(train, model: Path) -> None:
+    config = CONFIG.model_copy(update={"lora": LoRA(rank=2, alpha=4), "learning_rate": 1e-2})
+    out, _ = train("run", config=config)
+    start = load_file(model / "model.safetensors")
+    trained = load_file(out / "model/model.safetensors")
+    assert start.keys() == trained.keys()
+    moved = {name for name in start if not torch.equal(start[name], trained[name])}
+    assert moved and all("proj" in name for name in moved)
+    assert load_model(out / "model").config.architectures == ["LlamaForCausalLM"]
+
+
+def test_bfloat16_keeps_small_updates(train, model: Path) -> None:
+    config = CONFIG.model_copy(update={"dtype": "bfloat16", "steps": 2})
+    out, _ = train("run", config=config)
+    trained = load_file(out / "model/model.safetensors")
+    assert {tensor.dtype for tensor in trained.values()} == {torch.bfloat16}
+
+
+def test_tokenizer_is_the_start_models(train, model: Path) -> None:
+    out, _ = train("run")
+    first, second = load_tokenizer(model), load_tokenizer(out / "model")
+    assert vocabulary_digest(first) == vocabulary_digest(second)
+    assert first.chat_template == second.chat_template

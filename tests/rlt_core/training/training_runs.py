@@ -1,0 +1,44 @@
+"""What the tests of SFT and GRPO share: comparing runs, and stopping them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlt_core.control import Control
+from rlt_core.rows import read_rows
+
+TIMES = ("seconds", "tokens_per_s")
+
+
+def weights(out: Path) -> bytes:
+    return (out / "model" / "model.safetensors").read_bytes()
+
+
+def steps(out: Path) -> list[dict[str, Any]]:
+    """The rows of train_steps without what depends on the clock."""
+    rows = read_rows(out, "train_steps")
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+
+
+def stop_after(step: int) -> Control:
+    """Asks the training to stop once `step` has been reported."""
+    seen = [0]
+
+    def progress(done: int, total: int, metrics: Mapping[str, float]) -> None:
+        seen[0] = done
+
+    return Control(progress=progress, should_stop=lambda: seen[0] >= step - 1)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing after it runs that a checkpoint could lean on."""
+
+
+def kill_at(step: int) -> Control:
+    """Dies inside the given step's report, before anything of it is checkpointed."""
+
+    def progress(done: int, total: int, metrics: Mapping[str, float]) -> None:
+        if done == step:
+            raise Killed
+
+    return Control(progress=progress)
