@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from rlt_core.errors import Stopped
 
 Metrics = Mapping[str, float]
+PART = 1000
+"""Units that a part of the work counts as."""
 
 
 def _silent(done: int, total: int, metrics: Metrics) -> None:
@@ -27,3 +29,12 @@ class Control:
         """Raise `Stopped` if the work should end; call it where nothing would be lost."""
         if self.should_stop():
             raise Stopped("stopped on request")
+
+    def part(self, index: int, parts: int) -> Control:
+        """For one of several equal parts of the work: its progress counts as that share."""
+
+        def progress(done: int, total: int, metrics: Metrics) -> None:
+            share = PART * done // total if total else 0
+            self.progress(index * PART + share, parts * PART, metrics)
+
+        return Control(progress, self.should_stop)

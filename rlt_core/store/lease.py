@@ -55,12 +55,17 @@ class Lease:
     """Context manager: waits until nobody else holds the key, then holds it and renews."""
 
     def __init__(
-        self, files: Files, key: str, waiting: Callable[[dict[str, object]], None] = lambda _: None
+        self,
+        files: Files,
+        key: str,
+        name: str = "",
+        waiting: Callable[[dict[str, object]], None] = lambda _: None,
     ) -> None:
-        """`waiting(lease)` is called about once a second while another holder works; it may
+        """`name` tells people what is worked on. `waiting(lease)` is called about once a second while another holder works; it may
         raise to give up."""
         self._files = files
         self._path = f"work/{key}/lease.json"
+        self._name = name
         self._waiting = waiting
         self._id = uuid.uuid4().hex
         self._done = threading.Event()
@@ -69,6 +74,7 @@ class Lease:
         pid = os.getpid()
         lease = {
             "id": self._id,
+            "name": self._name,
             "host": socket.gethostname(),
             "pid": pid,
             "started": _process_started(pid),

@@ -146,6 +146,10 @@ class Store:
                 self.files.remove(f"work/{manifest.ref.key}/{group}")
         return standing
 
+    def abandon(self, attempt: Attempt) -> None:
+        """Delete an attempt that will not be committed."""
+        self.files.remove(f"{self._base(attempt.ref)}/{attempt.id}")
+
     def remove(self, ref: Ref) -> None:
         """Delete an artifact, its manifest first, and its workspace."""
         self.files.remove(f"{self._base(ref)}/manifest.json")

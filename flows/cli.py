@@ -1,0 +1,53 @@
+"""The `rlt` command. Exit status: 0 done, 1 failed, 2 the user's mistake, 130 stopped."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from flows import artifacts_cli, run_cli, sql_cli
+from flows.fetch_cli import fetch
+from rlt_core import __version__
+from rlt_core.errors import UserError
+
+app = typer.Typer(
+    name="rlt",
+    help="Reinforcement-Learned Teachers: the whole paper as a pipeline.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(run_cli.run)
+app.command()(run_cli.plan)
+app.command()(run_cli.status)
+app.command()(run_cli.report)
+app.command()(sql_cli.sql)
+app.command()(fetch)
+app.add_typer(artifacts_cli.app, name="artifacts")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    except UserError as error:
+        print(f"rlt: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""What a run shows while it works: live bars on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from rlt_core.control import Metrics
+from rlt_core.store import Manifest
+
+LINE_EVERY_S = 15.0
+"""Seconds between two lines on one node where there is no terminal."""
+SHOWN_METRICS = 4
+
+
+def _numbers(metrics: Metrics) -> str:
+    shown = list(metrics.items())[:SHOWN_METRICS]
+    return "  ".join(f"{name} {value:.4g}" for name, value in shown)
+
+
+class Display:
+    """Progress of the nodes of one run; its methods may be called from threads."""
+
+    def __init__(self, total: int, hits: int, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self._live = self.console.is_terminal
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[metrics]}"),
+            console=self.console,
+            transient=True,
+        )
+        self._rows: dict[str, TaskID] = {}
+        self._said: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._done, self._total = hits, total
+
+    def __enter__(self) -> Display:
+        if self._live:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._bars.stop()
+
+    def say(self, line: str) -> None:
+        """A line that stays; no markup."""
+        self.console.print(line, markup=False, highlight=False)
+
+    def started(self, name: str) -> None:
+        """A node has begun."""
+        with self._lock:
+            self._said[name] = time.monotonic()
+            if self._live:
+                self._rows[name] = self._bars.add_task(name, total=None, metrics="")
+            else:
+                self.say(f"         {name} …")
+
+    def progress(self, name: str, done: int, total: int, metrics: Metrics) -> None:
+        """A node has done so much."""
+        with self._lock:
+            if self._live:
+                self._bars.update(
+                    self._rows[name],
+                    completed=done,
+                    total=total or None,
+                    metrics=_numbers(metrics) if total else "waiting for another run",
+                )
+            elif total and time.monotonic() - self._said[name] > LINE_EVERY_S:
+                self._said[name] = time.monotonic()
+                self.say(f"         {name} {100 * done / total:.0f}%  {_numbers(metrics)}")
+
+    def _ended(self, name: str) -> None:
+        if self._live and name in self._rows:
+            self._bars.remove_task(self._rows.pop(name))
+
+    def finished(self, name: str, manifest: Manifest) -> None:
+        """A node is committed."""
+        with self._lock:
+            self._ended(name)
+            self._done += 1
+            count = f"{self._done}/{self._total}"
+            self.say(
+                f"{count:>7}  {name}  {manifest.ref.key}  {manifest.seconds:.1f} s  "
+                f"{_numbers(manifest.metrics)}"
+            )
+
+    def failed(self, name: str, how: str, message: str) -> None:
+        """A node failed, was stopped or could not start."""
+        with self._lock:
+            self._ended(name)
+            self.say(f"{how:>7}  {name}: {message}")

@@ -1,0 +1,30 @@
+"""Options that commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlt_core.errors import UserError
+from rlt_core.store import Store
+
+DEFAULT_STORE = "rlt-store"
+
+StoreOption = Annotated[
+    str, typer.Option("--store", envvar="RLT_STORE", help="A folder or s3://bucket/prefix.")
+]
+ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="Which config to start from.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, e.g. data.n_train=100."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+def open_store(store: str) -> Store:
+    """The store. Raises UserError if its place is a file."""
+    if "://" not in store and Path(store).is_file():
+        raise UserError(f"--store {store}: this is a file; give a folder or s3://bucket/prefix")
+    return Store(store)

@@ -1,0 +1,38 @@
+"""What was asked for, as the command line hands it to the process that runs it."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from rlt_core.config import Config
+from rlt_core.experiments import targets
+from rlt_core.graph import Node, Planned, plan
+from rlt_core.overrides import load_config
+from rlt_core.store import Store
+
+
+class Request(BaseModel):
+    """A target of a profile with some fields changed, in a store."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: str
+    profile: str
+    overrides: tuple[str, ...] = ()
+    store: str
+
+    def config(self) -> Config:
+        """The whole config. Raises UserError."""
+        return load_config(self.profile, self.overrides)
+
+    def plan(self) -> list[Planned]:
+        """Every node that the target needs, inputs first. Raises UserError."""
+        return plan(targets(self.target, self.config()), Store(self.store))
+
+
+def name_nodes(store: Store, profile: str, nodes: list[Node]) -> None:
+    """Let `{profile}/{node}` name these artifacts from now on."""
+    for node in nodes:
+        name = f"{profile}/{node.name}"
+        if store.ref(name) != node.ref:
+            store.set_ref(name, node.ref)

@@ -1,0 +1,222 @@
+"""`rlt run`, `rlt plan`, `rlt status`, `rlt report`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.markup import escape
+from rich.table import Table
+
+from flows.options import (
+    DEFAULT_STORE,
+    JsonOption,
+    ProfileOption,
+    SetOption,
+    StoreOption,
+    open_store,
+)
+from flows.request import Request, name_nodes
+from rlt_core.errors import UserError
+from rlt_core.graph import Planned
+from rlt_core.store import Manifest, Store
+
+TargetArgument = Annotated[
+    str, typer.Argument(help="full-pipeline, an experiment, or a stage such as teacher-grpo.")
+]
+CHANGES_SHOWN = 3
+
+
+def _request(target: str, profile: str, overrides: list[str] | None, store: str) -> Request:
+    open_store(store)
+    place = store if "://" in store else str(Path(store).expanduser().absolute())
+    return Request(target=target, profile=profile, overrides=tuple(overrides or ()), store=place)
+
+
+# ---------------------------------------------------------------- plan
+def _row(item: Planned) -> dict[str, Any]:
+    return {
+        "name": item.node.name,
+        "stage": item.node.stage.name,
+        "seed": item.node.seed,
+        "key": item.node.key,
+        "hit": item.hit,
+        "changes": list(item.changes),
+    }
+
+
+def plan(
+    target: TargetArgument = "full-pipeline",
+    profile: ProfileOption = "tiny",
+    set_: SetOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Show every node, in the store already or to be computed, and for those what changed."""
+    planned = _request(target, profile, set_, store).plan()
+    if as_json:
+        print(json.dumps([_row(item) for item in planned], indent=1))
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("node", "key", "", "what changed"):
+        table.add_column(column, no_wrap=column in ("node", "key", ""))
+    for item in planned:
+        shown = [*item.changes[:CHANGES_SHOWN]]
+        if len(item.changes) > CHANGES_SHOWN:
+            shown.append(f"and {len(item.changes) - CHANGES_SHOWN} more")
+        what = "[green]hit[/]" if item.hit else "[yellow]miss[/]"
+        table.add_row(escape(item.node.name), item.node.key, what, escape("\n".join(shown)))
+    console = Console()
+    console.print(table)
+    misses = sum(not item.hit for item in planned)
+    console.print(f"{len(planned)} nodes: {len(planned) - misses} hits, {misses} misses")
+
+
+# ---------------------------------------------------------------- run
+def run(
+    target: TargetArgument = "full-pipeline",
+    profile: ProfileOption = "tiny",
+    set_: SetOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Compute what the store lacks. Ctrl-C once: checkpoint and stop; the same command goes on."""
+    request = _request(target, profile, set_, store)
+    planned = request.plan()
+    status = 0
+    if all(item.hit for item in planned):
+        name_nodes(Store(request.store), profile, [item.node for item in planned])
+    else:
+        _require_writable(Store(request.store))
+        status = _supervise(request, quiet=as_json)
+    if as_json:
+        store_ = Store(request.store)
+        there = {p.node.key: store_.manifest(p.node.ref.kind, p.node.key) for p in planned}
+        nodes = [{**_row(p), "committed": there[p.node.key] is not None} for p in planned]
+        print(json.dumps({"status": status, "nodes": nodes}, indent=1))
+    elif status == 0:
+        _summary(Store(request.store), planned)
+    elif status == 130:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+    raise typer.Exit(status)
+
+
+def _require_writable(store: Store) -> None:
+    """Raises UserError if nothing can be written there."""
+    store.files.write(".writable", b"")
+    store.files.remove(".writable")
+
+
+def _supervise(request: Request, quiet: bool) -> int:
+    """Run the request in a process of its own session, pass the wish to stop on."""
+    runner = subprocess.Popen(
+        [sys.executable, "-m", "flows.runner"],
+        stdin=subprocess.PIPE,
+        stdout=sys.stderr if quiet else None,
+        start_new_session=True,
+        env=os.environ | {"COLUMNS": str(Console().width)},
+        text=True,
+    )
+    assert runner.stdin
+    runner.stdin.write(request.model_dump_json() + "\n")
+    runner.stdin.flush()
+
+    def stop(*_: object) -> None:
+        if runner.stdin and not runner.stdin.closed:
+            print("\nstopping: work checkpoints and ends (up to 30 s) …", file=sys.stderr)
+            runner.stdin.close()
+
+    previous: dict[int, Any] = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.signal(number, stop)
+    try:
+        return runner.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _summary(store: Store, planned: list[Planned]) -> None:
+    """The table of scores and the report's path, if the target had a report."""
+    reports = [item.node for item in planned if item.node.stage.name == "report"]
+    console = Console()
+    console.print(f"{len(planned)} nodes are in {store}", highlight=False)
+    for node in reports:
+        manifest = store.manifest(node.ref.kind, node.key)
+        assert manifest
+        _show_scores(console, store, manifest)
+
+
+def _show_scores(console: Console, store: Store, report: Manifest) -> None:
+    from rlt_core.report.scores import scores_table
+
+    folder = store.local(report)
+    console.print(scores_table(folder))
+    console.print(f"report: {folder / 'report.md'}", soft_wrap=True, highlight=False)
+
+
+# ---------------------------------------------------------------- report and status
+def _latest_report(store: Store, profile: str | None) -> Manifest:
+    """The report that `{profile}/report` names, or the newest of all."""
+    names = [name for name in store.refs() if name.endswith("/report")]
+    if profile:
+        names = [name for name in names if name == f"{profile}/report"]
+    found = [ref for name in names if (ref := store.ref(name))]
+    reports = [m for ref in found if (m := store.manifest(ref.kind, ref.key))]
+    if not reports:
+        which = f" of profile {profile}" if profile else ""
+        raise UserError(f"no report{which} in {store}; `rlt run full-pipeline` makes one")
+    return max(reports, key=lambda manifest: manifest.finished_at)
+
+
+def report(
+    profile: Annotated[
+        str | None, typer.Option("--profile", "-p", help="Of which profile; else the newest.")
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    path: Annotated[bool, typer.Option("--path", help="Print the report's path only.")] = False,
+) -> None:
+    """Show the latest report."""
+    opened = open_store(store)
+    manifest = _latest_report(opened, profile)
+    file = opened.local(manifest) / "report.md"
+    if path:
+        print(file)
+    elif sys.stdout.isatty():
+        Console().print(Markdown(file.read_text()))
+        print(f"\n{file}")
+    else:
+        print(file.read_text())
+
+
+def status(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """Show what is being computed, what is unfinished, and the latest run of each profile."""
+    opened = open_store(store)
+    working = opened.working()
+    unfinished = [key for key in opened.files.names("work") if key not in working]
+    profiles: dict[str, list[str]] = {}
+    for name in opened.refs():
+        profile, _, node = name.partition("/")
+        profiles.setdefault(profile, []).append(node)
+    if as_json:
+        shown = {"working": working, "unfinished": unfinished, "profiles": profiles}
+        print(json.dumps(shown, indent=1))
+        return
+    print(f"store {opened}")
+    for key, lease in sorted(working.items()):
+        print(
+            f"  working     {lease.get('name') or key}  {key}  {lease['host']} pid {lease['pid']}"
+        )
+    for key in unfinished:
+        print(f"  unfinished  {key}  (the same command goes on from its checkpoints and shards)")
+    for profile, nodes in sorted(profiles.items()):
+        has = "with its report" if "report" in nodes else "no report yet"
+        print(f"  profile     {profile}: {len(nodes)} nodes, {has}")

@@ -1,0 +1,183 @@
+"""Children that compute: forked from a preloaded server, owned, and ended with their parent.
+
+A child dies with its parent: the pipe between them closes, the child is asked to stop, has
+`GRACE_S` to checkpoint, and is then killed with its whole process group. The same order holds when
+the parent asks (`Launcher.stop`) or the child gets a SIGTERM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from rlt_core.control import Control, Metrics
+from rlt_core.errors import Stopped, UserError
+
+GRACE_S = 30.0
+LOG_LINES = 15
+"""Lines of a dead child's log that its error shows."""
+BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class ChildFailed(Exception):
+    """The work raised, or its process died; the message says what is known."""
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    kind: str
+    value: Any
+
+
+class Launcher:
+    """Starts children and ends them. One a process; its methods may be called from threads."""
+
+    def __init__(self, preload: Iterable[str]) -> None:
+        """`preload`: modules that the server imports once, for all children."""
+        for name in BLAS_THREADS:
+            os.environ.setdefault(name, "1")
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(list(preload))
+        self._stop = threading.Event()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether children were asked to stop."""
+        return self._stop.is_set()
+
+    def warm(self) -> None:
+        """Start the server, so that it imports while something else happens."""
+        from multiprocessing.forkserver import ensure_running
+
+        ensure_running()
+
+    def stop(self) -> None:
+        """Ask every child to checkpoint and end, and start no more."""
+        self._stop.set()
+
+    def run(
+        self,
+        target: str,
+        argument: Any,
+        *,
+        log: Path,
+        progress: Callable[[int, int, Metrics], None],
+    ) -> Any:
+        """Call `module:function(argument, control)` in a child and return what it returns.
+
+        The child's standard output and error go to the file `log`. Raises UserError and Stopped as
+        the child did, and ChildFailed with the child's traceback or the end of its log.
+        """
+        if self.stopping:
+            raise Stopped("stopped on request")
+        ours, theirs = self._context.Pipe(duplex=False)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        child = self._context.Process(target=_child, args=(target, argument, theirs, str(log)))
+        child.start()
+        theirs.close()
+        try:
+            outcome = self._follow(child, ours, progress)
+        finally:
+            _kill_group(child)
+            child.join()
+            ours.close()
+        return _unpack(outcome, child, log)
+
+    def _follow(
+        self,
+        child: BaseProcess,
+        pipe: connection.Connection,
+        progress: Callable[[int, int, Metrics], None],
+    ) -> _Outcome | None:
+        """Read messages until the child ends; None if it died without a last word."""
+        deadline = None
+        while True:
+            if pipe.poll(0.2):
+                try:
+                    message = pipe.recv()
+                except EOFError:
+                    child.join(GRACE_S)
+                    return None
+                if isinstance(message, _Outcome):
+                    return message
+                progress(*message)
+            if self.stopping and deadline is None:
+                deadline = time.monotonic() + GRACE_S
+                child.terminate()
+            if deadline is not None and time.monotonic() > deadline:
+                return _Outcome("stopped", f"killed: no checkpoint within {GRACE_S:.0f} s")
+
+
+def _unpack(outcome: _Outcome | None, child: BaseProcess, log: Path) -> Any:
+    if outcome is None:
+        code = child.exitcode
+        how = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
+        lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:] if log.exists() else []
+        raise ChildFailed("\n".join([f"the process died ({how}); the end of {log}:", *lines]))
+    if outcome.kind == "result":
+        return outcome.value
+    errors = {"user_error": UserError, "stopped": Stopped, "failed": ChildFailed}
+    raise errors[outcome.kind](outcome.value)
+
+
+def _kill_group(child: BaseProcess) -> None:
+    """End what a child left behind (it leads its own process group)."""
+    if child.pid is not None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
+
+
+# ---------------------------------------------------------------- inside the child
+def _child(target: str, argument: Any, pipe: connection.Connection, log: str) -> None:
+    with contextlib.suppress(PermissionError):
+        os.setpgid(0, 0)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    stop = threading.Event()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    threading.Thread(target=_die_with_parent, args=(stop,), daemon=True).start()
+    lock = threading.Lock()
+
+    def send(message: object) -> None:
+        with lock, contextlib.suppress(BrokenPipeError):
+            pipe.send(message)
+
+    control = Control(
+        progress=lambda done, total, metrics: send((done, total, dict(metrics))),
+        should_stop=stop.is_set,
+    )
+    try:
+        module, _, function = target.partition(":")
+        outcome = _Outcome(
+            "result", getattr(importlib.import_module(module), function)(argument, control)
+        )
+    except UserError as error:
+        outcome = _Outcome("user_error", str(error))
+    except Stopped as error:
+        outcome = _Outcome("stopped", str(error))
+    except Exception:
+        outcome = _Outcome("failed", traceback.format_exc())
+    send(outcome)
+
+
+def _die_with_parent(stop: threading.Event) -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    stop.set()
+    time.sleep(GRACE_S)
+    os.killpg(0, signal.SIGKILL)

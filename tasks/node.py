@@ -1,0 +1,33 @@
+"""One node: a hit in the store, or a child that computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rlt_core.control import Metrics
+from rlt_core.launch import Launcher
+from rlt_core.stages import STAGES
+from rlt_core.store import Manifest, Store
+from tasks.spec import NodeSpec
+
+
+def find(spec: NodeSpec) -> Manifest | None:
+    """The committed artifact of a node, if there is one."""
+    return Store(spec.store).manifest(STAGES[spec.stage].kind, spec.key)
+
+
+def run(
+    spec: NodeSpec, launcher: Launcher, progress: Callable[[int, int, Metrics], None]
+) -> Manifest:
+    """Compute a node in a child and return what was committed.
+
+    Raises UserError, Stopped or ChildFailed; what was done is kept in the key's workspace.
+    """
+    store = Store(spec.store)
+    manifest = launcher.run(
+        "tasks.job:compute",
+        spec.model_dump(mode="json"),
+        log=store.files.local(f"work/{spec.key}/log.txt"),
+        progress=progress,
+    )
+    return Manifest.model_validate_json(manifest)

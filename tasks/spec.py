@@ -1,0 +1,51 @@
+"""A node in the form in which it travels to where it is computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from rlt_core.config import StageResources
+from rlt_core.graph import Node
+from rlt_core.store import Ref
+
+
+class NodeSpec(BaseModel):
+    """All that computing a node needs, as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    store: str
+    key: str
+    """The key that the sender expects; whoever computes refuses if its own differs."""
+    stage: str
+    config: dict[str, Any]
+    inputs: dict[str, Ref]
+    label: str
+    seed: int | None
+    profile: str
+    paths: dict[str, str]
+    resources: StageResources
+    flow_run_id: str | None = None
+
+    @classmethod
+    def of(cls, node: Node, store: str, profile: str, resources: StageResources) -> NodeSpec:
+        """The spec of a node of a profile's graph."""
+        return cls(
+            store=store,
+            key=node.key,
+            stage=node.stage.name,
+            config=node.config.model_dump(mode="json"),
+            inputs={name: parent.ref for name, parent in node.inputs.items()},
+            label=node.label,
+            seed=node.seed,
+            profile=profile,
+            paths=dict(node.paths),
+            resources=resources,
+        )
+
+    @property
+    def name(self) -> str:
+        """The label with the seed, as in the graph."""
+        return self.label if self.seed is None else f"{self.label}@{self.seed}"
