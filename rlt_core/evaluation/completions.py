@@ -1,0 +1,136 @@
+"""A model's completions of evaluation questions, in shards that commit on their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rlt_core.config import Sampling, StageResources
+from rlt_core.control import Control
+from rlt_core.schemas import TOKENS
+from rlt_core.store import Workspace
+
+if TYPE_CHECKING:
+    from rlt_core.generation import Engine
+
+GROUP = "shards"
+_COLUMNS = pa.schema(
+    {
+        "task": pa.string(),
+        "question_id": pa.string(),
+        "sample": pa.int32(),
+        "ids": TOKENS,
+        "finish_reason": pa.string(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to complete."""
+
+    task: str
+    question_id: str
+    prompt_ids: list[int]
+
+
+@dataclass(frozen=True)
+class Written:
+    """One completion."""
+
+    ids: list[int]
+    finish_reason: str
+
+
+Completed = dict[tuple[str, str], list[Written]]
+"""(task, question_id) -> its n completions, by sample."""
+
+
+@dataclass(frozen=True)
+class Completer:
+    """Completes requests with an engine that is opened only if something is missing."""
+
+    open_engine: Callable[[], Engine]
+    sampling: Sampling
+    stop_ids: Sequence[int]
+    key: str
+    """Of the evaluation; sampling seeds derive from it."""
+    work: Workspace
+    resources: StageResources
+    control: Control
+
+    def complete(self, requests: Sequence[Request]) -> Completed:
+        """All completions. What earlier attempts committed is read, not generated again, whatever
+        the size of their shards was."""
+        done = self._committed()
+        missing = [r for r in requests if (r.task, r.question_id) not in done]
+        if not missing:
+            return done
+        engine = self.open_engine()
+        number = len(self.work.parts(GROUP))
+        for shard in _shards(missing, self.resources.shard_questions):
+            self.control.progress(len(requests) - len(missing), len(requests), {})
+            self.control.check()
+            completed = self._generate(engine, shard)
+            folder = self.work.begin(GROUP, f"{number:06d}")
+            _write(folder / "completions.parquet", completed)
+            self.work.commit(GROUP, f"{number:06d}")
+            done |= completed
+            missing = missing[len(shard) :]
+            number += 1
+        self.control.progress(len(requests), len(requests), {})
+        return done
+
+    def _generate(self, engine: Engine, shard: Sequence[Request]) -> Completed:
+        from rlt_core.generation import sample_seed
+
+        samples = range(self.sampling.n)
+        completions = engine.generate(
+            [request.prompt_ids for request in shard],
+            self.sampling,
+            [[sample_seed(self.key, r.question_id, sample) for sample in samples] for r in shard],
+            self.stop_ids,
+        )
+        return {
+            (request.task, request.question_id): [
+                Written(list(one.ids), one.finish_reason) for one in group
+            ]
+            for request, group in zip(shard, completions, strict=True)
+        }
+
+    def _committed(self) -> Completed:
+        done: Completed = {}
+        for name in self.work.parts(GROUP):
+            table = pq.read_table(
+                self.work.path(GROUP, name) / "completions.parquet", schema=_COLUMNS
+            )
+            for row in table.to_pylist():
+                written = done.setdefault((row["task"], row["question_id"]), [])
+                assert len(written) == row["sample"]
+                written.append(Written(row["ids"], row["finish_reason"]))
+        return done
+
+
+def _shards(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
+    for start in range(0, len(requests), size):
+        yield requests[start : start + size]
+
+
+def _write(path: Path, completed: Completed) -> None:
+    rows = [
+        {
+            "task": task,
+            "question_id": question_id,
+            "sample": sample,
+            "ids": one.ids,
+            "finish_reason": one.finish_reason,
+        }
+        for (task, question_id), group in completed.items()
+        for sample, one in enumerate(group)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=_COLUMNS), path, compression="zstd")
