@@ -65,7 +65,7 @@ def selected_logprobs(
     lengths = [int(where.max()) + 1 if where.size else 0 for where in positions]
     flat: list[LOGPROBS] = [np.empty(0, np.float32) for _ in contexts_ids]
     done, total = 0, sum(lengths)
-    with torch.no_grad(), _eval_mode(model):
+    with torch.no_grad(), eval_mode(model):
         for batch in length_batches(lengths, tokens_per_batch):
             control.check()
             hidden_BTD = _hidden(decoder, [contexts_ids[i][: lengths[i]] for i in batch])
@@ -148,7 +148,7 @@ def _decoder_and_head(model: nn.Module) -> tuple[nn.Module, nn.Linear]:
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Dropout off; every module's own mode is restored afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -193,34 +193,33 @@ def score_traces(
     `traces` are rows of the table `traces`, `questions` rows of `questions` by id; `student` is
     the key of the reward student. First the student scores everything, then the teacher: each
     is asked of its loader once. A trace whose student context exceeds `max_tokens` is not scored:
-    status `too_long`. Progress counts the tokens of each pass.
+    status `too_long`.
     """
     jobs = [_job(trace, questions, student_prompter, teacher_prompter) for trace in traces]
     kept = [i for i, job in enumerate(jobs) if len(job.student.ids) <= max_tokens]
 
-    def passes(
-        load: Loader, contexts: list[Context], spans: list[list[tuple[int, int]]]
-    ) -> list[list[LOGPROBS]]:
-        ids = [context.ids for context in contexts]
-        return selected_logprobs(
-            load(), ids, spans, spec.temperature, tokens_per_batch, control=control
-        )
-
+    control = control or Control()
     by_student: dict[int, list[LOGPROBS]] = {}
     by_teacher: dict[int, list[LOGPROBS]] = {}
     if kept:
-        solutions_thinks = passes(
-            load_student,
-            [jobs[i].student for i in kept],
+        solution_and_think = selected_logprobs(
+            load_student(),
+            [jobs[i].student.ids for i in kept],
             [[jobs[i].solution, jobs[i].student.think] for i in kept],
+            spec.temperature,
+            tokens_per_batch,
+            control=control.part(0, 2),
         )
-        by_student = dict(zip(kept, solutions_thinks, strict=True))
-        thinks = passes(
-            load_teacher,
-            [jobs[i].teacher for i in kept],
+        by_student = dict(zip(kept, solution_and_think, strict=True))
+        think = selected_logprobs(
+            load_teacher(),
+            [jobs[i].teacher.ids for i in kept],
             [[jobs[i].teacher.think] for i in kept],
+            spec.temperature,
+            tokens_per_batch,
+            control=control.part(1, 2),
         )
-        by_teacher = dict(zip(kept, thinks, strict=True))
+        by_teacher = dict(zip(kept, think, strict=True))
     return [
         _score_row(job, student, spec, by_student.get(i), by_teacher.get(i))
         for i, job in enumerate(jobs)
