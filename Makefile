@@ -1,0 +1,39 @@
+# The README's commands. `make demo` and `make test` need nothing but python3 (3.11 or later).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
+	PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
+
+.PHONY: install demo test test-slow lint types format clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints/cpu.txt Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 -c constraints/cpu.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -e '.[dev]'
+	touch $@
+
+demo: install
+	$(OFFLINE) $(BIN)/rlt run full-pipeline --profile tiny
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+test: lint types
+	$(OFFLINE) $(BIN)/pytest -m "not slow and not gpu"
+
+test-slow: install
+	$(OFFLINE) $(BIN)/pytest -m "slow or gpu"
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,55 @@
+"""base-model: a small Llama trained from scratch, or a model from outside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlt_core.config import FolderModel, HubModel, ModelSource, PackageModel
+from rlt_core.errors import UserError
+from rlt_core.models import import_model
+from rlt_core.rows import read_rows
+from rlt_core.stages import BaseModelConfig
+from rlt_core.training.base import train_base
+from tasks.job import Job
+
+
+def run(job: Job) -> dict[str, float]:
+    """The questions held out for tests stay out of a scratch model's training."""
+    config = job.config_as(BaseModelConfig)
+    if config.scratch is None:
+        assert config.imported is not None
+        import_model(_source(config.imported, job), job.out / "model")
+        return {}
+    assert config.format is not None
+    questions = read_rows(job.folder("questions"), "questions")
+    held_out = [row["question"] for row in questions if row["split"] != "train"]
+    return train_base(
+        config.scratch,
+        held_out,
+        config.format,
+        out=job.out,
+        work=job.work,
+        resources=job.resources,
+        control=job.control,
+    )
+
+
+def _source(imported: str, job: Job) -> ModelSource:
+    """Where the content that the config names lies. Raises UserError if it changed meanwhile."""
+    from rlt_core.model_sources import source_digest
+
+    kind, _, identity = imported.partition(":")
+    source: ModelSource
+    if kind == "hub":
+        repo, _, revision = identity.rpartition("@")
+        if revision == "unpinned":
+            raise UserError(
+                f"{repo}: no commit is pinned; `rlt fetch` downloads the newest and pins it, or "
+                "name one: hub:org/name@commit"
+            )
+        return HubModel(repo=repo, revision=revision)
+    path = job.spec.paths["source"]
+    source = FolderModel(path=str(Path(path))) if kind == "folder" else PackageModel(package=path)
+    if source_digest(source) != identity:
+        raise UserError(f"{path} changed since the run was planned; run the command again")
+    return source

@@ -1,0 +1,47 @@
+"""evaluation: one model on the benchmarks that the config names."""
+
+from __future__ import annotations
+
+from rlt_core.data.countdown import countdown_questions
+from rlt_core.errors import UserError
+from rlt_core.evaluation import EvalTask, benchmark_task, run_evaluation
+from rlt_core.rows import read_rows
+from rlt_core.stages import EvaluationStageConfig
+from tasks.job import Job
+
+COUNTDOWN_QUESTIONS = 100
+COUNTDOWN_SEED = 1_000_003
+"""Unlike any training seed, so that these problems are nobody's training data."""
+
+
+def run(job: Job) -> dict[str, float]:
+    """`test` are the data's held-out questions; the rest are benchmarks by name."""
+    config = job.config_as(EvaluationStageConfig)
+    return run_evaluation(
+        job.model("model"),
+        [_task(job, name, config.evaluation.max_questions) for name in config.evaluation.tasks],
+        config.evaluation,
+        format=config.format,
+        key=job.spec.key,
+        seed=job.seed,
+        model_key=job.key("model"),
+        label=job.spec.label.removeprefix("evaluation[").removesuffix("]"),
+        out=job.out,
+        work=job.work,
+        resources=job.resources,
+        control=job.control,
+    )
+
+
+def _task(job: Job, name: str, max_questions: int | None) -> EvalTask:
+    if name == "countdown":
+        return EvalTask(name, countdown_questions(COUNTDOWN_QUESTIONS, COUNTDOWN_SEED))
+    if name != "test":
+        return benchmark_task(name, max_questions)
+    questions = read_rows(job.folder("questions"), "questions")
+    held_out = [row for row in questions if row["split"] == "test"]
+    if not held_out:
+        raise UserError(
+            "evaluation.tasks has `test`, but no question is held out; raise data.n_test"
+        )
+    return EvalTask(name, held_out)

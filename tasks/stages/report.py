@@ -1,0 +1,16 @@
+"""report: tables, figures and sample texts of all that a run made."""
+
+from __future__ import annotations
+
+from rlt_core.report import gather, render_report
+from rlt_core.stages import ReportConfig
+from tasks.job import Job
+
+
+def run(job: Job) -> dict[str, float]:
+    """Reads every input's tables."""
+    config = job.config_as(ReportConfig)
+    inputs = {name: (manifest, job.folder(name)) for name, manifest in job.manifests.items()}
+    data = gather(inputs, profile=config.profile, title=config.title, key=job.spec.key)
+    render_report(data, job.out)
+    return {"nodes": len(inputs)}

@@ -1,0 +1,45 @@
+"""student-grpo: RL cold-start, from a distilled student, on answer correctness."""
+
+from __future__ import annotations
+
+from rlt_core.errors import UserError
+from rlt_core.grading import Grader
+from rlt_core.models import load_tokenizer
+from rlt_core.prompts import Prompter
+from rlt_core.rows import read_rows
+from rlt_core.stages import StudentGRPOStageConfig
+from rlt_core.training.grpo import train_grpo
+from rlt_core.training.rewards import AnswerReward, Prompt
+from tasks.job import Job
+
+
+def run(job: Job) -> dict[str, float]:
+    """Trains on the training questions whose answers can be graded; the others are counted."""
+    config = job.config_as(StudentGRPOStageConfig)
+    model = job.model("model")
+    prompter = Prompter(config.format, load_tokenizer(model))
+    rows = [r for r in read_rows(job.folder("questions"), "questions") if r["split"] == "train"]
+    gradable = [row for row in rows if row["grader"] != "none"]
+    if not gradable:
+        raise UserError(
+            "student-grpo: no training question has an answer to grade with; map "
+            "data.fields.answer, or go without (student_grpo=null)"
+        )
+    prompts = [
+        Prompt(row["question_id"], prompter.student_prompt(row["question"]), row)
+        for row in gradable
+    ]
+    with Grader() as grader:
+        metrics = train_grpo(
+            model,
+            prompts,
+            AnswerReward(prompter, config.grpo.reward, grader),
+            config.grpo,
+            seed=config.seed,
+            stage=job.spec.stage,
+            out=job.out,
+            work=job.work,
+            resources=job.resources,
+            control=job.control,
+        )
+    return {**metrics, "ungradable_questions": len(rows) - len(gradable)}

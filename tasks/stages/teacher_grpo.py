@@ -1,0 +1,42 @@
+"""teacher-grpo: RL of the teacher with the RLT reward."""
+
+from __future__ import annotations
+
+from rlt_core.models import load_tokenizer
+from rlt_core.prompts import Prompter
+from rlt_core.rows import read_rows
+from rlt_core.stages import TeacherGRPOStageConfig
+from rlt_core.training.grpo import train_grpo
+from rlt_core.training.rewards import Prompt, RLTReward
+from tasks.job import Job
+
+
+def run(job: Job) -> dict[str, float]:
+    """Trains on every training question with its solution."""
+    config = job.config_as(TeacherGRPOStageConfig)
+    model = job.model("model")
+    prompter = Prompter(config.format, load_tokenizer(model))
+    prompts = [
+        Prompt(row["question_id"], prompter.teacher_prompt(row["question"], row["solution"]), row)
+        for row in read_rows(job.folder("questions"), "questions")
+        if row["split"] == "train"
+    ]
+    reward = RLTReward(
+        prompter,
+        job.model("student"),
+        config.reward,
+        dtype=config.grpo.dtype,
+        resources=job.resources,
+    )
+    return train_grpo(
+        model,
+        prompts,
+        reward,
+        config.grpo,
+        seed=config.seed,
+        stage=job.spec.stage,
+        out=job.out,
+        work=job.work,
+        resources=job.resources,
+        control=job.control,
+    )

@@ -1,0 +1,65 @@
+"""trace-scoring: per-token log-probs, rewards and ranks of traces, in shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from rlt_core.control import Control
+from rlt_core.models import load_model, load_tokenizer, require_same_vocabulary
+from rlt_core.prompts import Prompter
+from rlt_core.rows import read_rows
+from rlt_core.scoring import assign_ranks, score_traces
+from rlt_core.stages import TraceScoringConfig
+from tasks.job import Job
+from tasks.shards import in_shards
+
+Row = dict[str, Any]
+
+
+def run(job: Job) -> dict[str, float]:
+    """A question's traces stay in one shard, so that a shard can rank them."""
+    config = job.config_as(TraceScoringConfig)
+    teacher, student = job.model("teacher"), job.model("student")
+    tokenizers = load_tokenizer(teacher), load_tokenizer(student)
+    require_same_vocabulary(*tokenizers, ("the teacher", "the reward student"))
+    teacher_prompter, student_prompter = (Prompter(config.format, each) for each in tokenizers)
+    questions = {row["question_id"]: row for row in read_rows(job.folder("questions"), "questions")}
+
+    @cache
+    def load(folder: Path) -> PreTrainedModel:
+        return load_model(folder, config.scoring.dtype, job.resources.device)
+
+    def compute(shard: Sequence[list[Row]], control: Control) -> list[Row]:
+        traces = [trace for group in shard for trace in group]
+        rows = score_traces(
+            traces,
+            questions,
+            student=job.key("student"),
+            load_student=lambda: load(student),
+            load_teacher=lambda: load(teacher),
+            student_prompter=student_prompter,
+            teacher_prompter=teacher_prompter,
+            spec=config.reward,
+            max_tokens=config.scoring.max_tokens,
+            tokens_per_batch=job.resources.tokens_per_batch,
+            control=control,
+        )
+        return assign_ranks(rows)
+
+    by_question: dict[str, list[Row]] = {}
+    for trace in read_rows(job.folder("traces"), "traces"):
+        by_question.setdefault(trace["question_id"], []).append(trace)
+    in_shards(job, "scores", list(by_question.values()), job.resources.shard_questions, compute)
+    scores = read_rows(job.out, "scores", ["status", "reward", "r_ss", "r_kl"])
+    scored = [row for row in scores if row["status"] == "scored"]
+    means = {
+        f"mean_{name}": sum(row[name] for row in scored) / len(scored)
+        for name in ("reward", "r_ss", "r_kl")
+        if scored
+    }
+    return {**means, "scored": len(scored), "too_long": len(scores) - len(scored)}
