@@ -1,0 +1,221 @@
+"""Models and tokenizers: built from scratch, imported, loaded and saved (safetensors only)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from rlt_core.config import FolderModel, HubModel, ModelSource, PackageModel, ScratchModel
+from rlt_core.errors import UserError
+from rlt_core.formats import PromptFormat
+from rlt_core.model_sources import MODEL_FILES, model_files, package_gguf
+
+PAD, TURN_START, TURN_END = "<pad>", "<|im_start|>", "<|im_end|>"
+ROLES = ("system\n", "user\n", "assistant\n")
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+# ---------------------------------------------------------------- from scratch
+def tiny_tokenizer(format: PromptFormat, max_positions: int = 512) -> PreTrainedTokenizerFast:
+    """Byte-level character tokenizer with a ChatML template; any text round-trips.
+
+    The format's tags and the template's role lines are one token each; tags are ordinary tokens,
+    so that decoding keeps them, as real models' tokenizers do.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(BPE(vocab={byte: i for i, byte in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([PAD, TURN_START, TURN_END])
+    words = dict.fromkeys((*ROLES, *format.tags))
+    backend.add_tokens([AddedToken(word, normalized=False) for word in words])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token=TURN_END,
+        pad_token=PAD,
+        extra_special_tokens=[TURN_START],
+        model_max_length=max_positions,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def new_model(config: ScratchModel, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A Llama with random weights, the same for the same config and vocabulary."""
+    llama = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.width,
+        intermediate_size=4 * config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        max_position_embeddings=config.max_positions,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return LlamaForCausalLM(llama).eval()
+
+
+# ---------------------------------------------------------------- load and save
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The fast tokenizer of a local model folder."""
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UserError(f"{folder}: its tokenizer is a slow one; save it as tokenizer.json first")
+    return tokenizer
+
+
+def load_model(folder: Path, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
+    """The causal language model of a local folder, in eval mode. Reads safetensors only."""
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, dtype),
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+    )
+    return model.to(pick_device(device)).eval()
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write config.json, safetensors and tokenizer files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def pick_device(device: str) -> str:
+    """`auto` is the GPU if there is one."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+# ---------------------------------------------------------------- vocabularies
+def vocabulary_digest(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Hex sha256 of the mapping from tokens to ids, added tokens included."""
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+
+
+def require_same_vocabulary(
+    first: PreTrainedTokenizerFast, second: PreTrainedTokenizerFast, names: tuple[str, str]
+) -> None:
+    """Raise UserError unless both tokenizers give every token the same id."""
+    if vocabulary_digest(first) == vocabulary_digest(second):
+        return
+    ours, theirs = first.get_vocab(), second.get_vocab()
+    odd = [token for token in {**ours, **theirs} if ours.get(token) != theirs.get(token)]
+    raise UserError(
+        f"{names[0]} and {names[1]} have different vocabularies ({len(ours)} and {len(theirs)} "
+        f"tokens; {len(odd)} differ, for instance {sorted(odd)[0]!r}): token ids travel between "
+        "them, so choose models of one family"
+    )
+
+
+# ---------------------------------------------------------------- import
+def import_model(source: ModelSource, out: Path) -> None:
+    """Write a model that others made as a model folder `out`. Raises UserError."""
+    match source:
+        case HubModel():
+            _copy(_snapshot(source), out)
+        case FolderModel():
+            _copy(Path(source.path), out)
+        case PackageModel():
+            _convert_gguf(package_gguf(source.package), out)
+        case ScratchModel():
+            raise ValueError("a scratch model is trained, not imported")
+    _check(source, out)
+
+
+def fetch_model(source: HubModel) -> Path:
+    """Download a hub model's plain files at its revision into the hub cache; returns the folder."""
+    return Path(
+        snapshot_download(source.repo, revision=source.revision, allow_patterns=list(MODEL_FILES))
+    )
+
+
+def _snapshot(source: HubModel) -> Path:
+    try:
+        folder = fetch_model(source)
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        raise UserError(
+            f"{source.repo}@{source.revision} is not in the hub cache and the hub cannot be "
+            "reached: run `rlt fetch` for this profile while online"
+        ) from None
+    except HfHubHTTPError as error:
+        raise UserError(f"{source.repo}@{source.revision}: {error}") from None
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+        if missing:
+            raise UserError(
+                f"{source.repo}@{source.revision}: the hub cache lacks {', '.join(missing)}: run "
+                "`rlt fetch` for this profile while online"
+            )
+    return folder
+
+
+def _copy(folder: Path, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    for file in model_files(folder):
+        shutil.copyfile(file, out / file.name)
+
+
+def _convert_gguf(gguf: Path, out: Path) -> None:
+    """Dequantise a GGUF file into bfloat16 safetensors with a plain config and its tokenizer."""
+    where: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
+    tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, **where)
+    quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
+    plain = quantised.config.to_dict()
+    for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):
+        plain.pop(key, None)
+    model = AutoModelForCausalLM.from_config(
+        type(quantised.config).from_dict(plain), dtype=torch.bfloat16
+    )
+    model.load_state_dict(quantised.state_dict())
+    save_model(model, tokenizer, out)
+
+
+def _check(source: ModelSource, out: Path) -> None:
+    """Refuse what the pipeline cannot use, with the reason."""
+    name = getattr(source, "repo", None) or getattr(source, "path", None) or source.kind
+    try:
+        AutoConfig.from_pretrained(out, local_files_only=True, trust_remote_code=False)
+        tokenizer = load_tokenizer(out)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{name}: cannot be loaded (remote code is never run): {error}") from None
+    if tokenizer.chat_template is None:
+        raise UserError(f"{name}: its tokenizer has no chat template; use an instruct model")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{name}: its tokenizer has no end-of-sequence token")
