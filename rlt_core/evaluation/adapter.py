@@ -37,9 +37,8 @@ from lighteval.tasks.registry import Registry
 from lighteval.tasks.requests import Doc, SamplingMethod
 
 from rlt_core.errors import UserError
-from rlt_core.evaluation.scores import UNGRADED
 from rlt_core.evaluation.tasks import BENCHMARKS, EvalTask
-from rlt_core.grading import Grade, answer_of
+from rlt_core.grading import UNGRADED, Grade, answer_of
 from rlt_core.hub import cache_folder
 
 METRIC = "graded_correct"

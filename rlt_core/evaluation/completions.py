@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlt_core.config import Sampling, StageResources
-from rlt_core.control import Control
+from rlt_core.control import Control, Metrics
 from rlt_core.schemas import TOKENS
 from rlt_core.store import Workspace
 
@@ -69,24 +69,34 @@ class Completer:
         the size of their shards was."""
         done = self._committed()
         missing = [r for r in requests if (r.task, r.question_id) not in done]
-        if not missing:
-            return done
-        engine = self.open_engine()
-        number = len(self.work.parts(GROUP))
-        for shard in _shards(missing, self.resources.shard_questions):
-            self.control.progress(len(requests) - len(missing), len(requests), {})
-            self.control.check()
-            completed = self._generate(engine, shard)
-            folder = self.work.begin(GROUP, f"{number:06d}")
-            _write(folder / "completions.parquet", completed)
-            self.work.commit(GROUP, f"{number:06d}")
-            done |= completed
-            missing = missing[len(shard) :]
-            number += 1
+        if missing:
+            with self.open_engine() as engine:
+                done |= self._complete(engine, missing, len(requests))
         self.control.progress(len(requests), len(requests), {})
         return done
 
-    def _generate(self, engine: Engine, shard: Sequence[Request]) -> Completed:
+    def _complete(self, engine: Engine, missing: Sequence[Request], total: int) -> Completed:
+        completed: Completed = {}
+        first = len(self.work.parts(GROUP))
+        for number, shard in enumerate(_shards(missing, self.resources.shard_questions), first):
+            self.control.check()
+            before = total - len(missing) + len(completed)
+            shard_completed = self._generate(engine, shard, self._progress(before, total))
+            folder = self.work.begin(GROUP, f"{number:06d}")
+            _write(folder / "completions.parquet", shard_completed)
+            self.work.commit(GROUP, f"{number:06d}")
+            completed |= shard_completed
+        return completed
+
+    def _progress(self, before: int, total: int) -> Control:
+        """Counts questions where the engine counts completions of a shard."""
+
+        def progress(completions: int, _: int, metrics: Metrics) -> None:
+            self.control.progress(before + completions // self.sampling.n, total, metrics)
+
+        return replace(self.control, progress=progress)
+
+    def _generate(self, engine: Engine, shard: Sequence[Request], control: Control) -> Completed:
         from rlt_core.generation import sample_seed
 
         samples = range(self.sampling.n)
@@ -95,6 +105,7 @@ class Completer:
             self.sampling,
             [[sample_seed(self.key, r.question_id, sample) for sample in samples] for r in shard],
             self.stop_ids,
+            control,
         )
         return {
             (request.task, request.question_id): [

@@ -7,9 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rlt_core.evaluation.intervals import Estimate, clustered_mean, pass_at_k
-
-UNGRADED = ("ungradable", "grader_failed")
-"""Outcomes that say nothing about the model: left out of every score, and counted."""
+from rlt_core.grading import UNGRADED
 
 
 def score_rows(

@@ -6,11 +6,12 @@ A verifier can hang or die on what a model wrote, so grading runs in a process t
 
 from rlt_core.grading.client import Grader
 from rlt_core.grading.grade import answer_of, extract_answer
-from rlt_core.grading.types import GRADERS, OUTCOMES, Grade, GradeItem, Outcome
+from rlt_core.grading.types import GRADERS, OUTCOMES, UNGRADED, Grade, GradeItem, Outcome
 
 __all__ = [
     "GRADERS",
     "OUTCOMES",
+    "UNGRADED",
     "Grade",
     "GradeItem",
     "Grader",

@@ -8,8 +8,9 @@ from typing import Literal, get_args
 Outcome = Literal["correct", "wrong", "unparsable", "ungradable", "grader_failed"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 """`unparsable`: no answer could be read from the solution (counts as wrong). `ungradable`: there
-is nothing to compare with. `grader_failed`: the grader hung, died or raised. The last two are left
-out of scores, and counted."""
+is nothing to compare with. `grader_failed`: the grader hung, died or raised."""
+UNGRADED: tuple[Outcome, ...] = ("ungradable", "grader_failed")
+"""Outcomes that say nothing about the model: left out of every score, and counted."""
 
 GRADERS = ("math", "arithmetic", "countdown", "multiple_choice", "none")
 

@@ -1,0 +1,215 @@
+"""An evaluation from a model folder to its tables, with a tiny random model."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlt_core.config import EvaluationConfig, Sampling, ScratchModel, StageResources
+from rlt_core.control import Control
+from rlt_core.errors import Stopped, UserError
+from rlt_core.evaluation import EvalTask, run_evaluation
+from rlt_core.evaluation.run import given_solution
+from rlt_core.formats import load_format
+from rlt_core.generation import open_engine, sample_seed
+from rlt_core.grading.grade import grade
+from rlt_core.grading.types import UNGRADED, GradeItem
+from rlt_core.models import load_tokenizer, new_model, save_model, tiny_tokenizer
+from rlt_core.prompts import Prompter
+from rlt_core.rows import read_rows
+from rlt_core.store import Store, Workspace
+
+FORMAT = load_format("tiny")
+CONFIG = EvaluationConfig(n=3, temperature=1.0, max_tokens=24, pass_at=(1, 2))
+RESOURCES = StageResources(shard_questions=4, tokens_per_batch=2048)
+KEY = "0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("artifact") / "model"
+    tokenizer = tiny_tokenizer(FORMAT)
+    config = ScratchModel(layers=1, width=32, heads=2, steps=0, seed=1)
+    save_model(new_model(config, tokenizer), tokenizer, folder)
+    return folder
+
+
+def questions(count: int, answers: dict[str, str | None] | None = None) -> list[dict[str, Any]]:
+    return [
+        {
+            "question_id": f"q{i}",
+            "question": f"{i}+{i}?",
+            "answer": (answers or {}).get(f"q{i}", str(2 * i)),
+            "grader": "arithmetic",
+            "metadata": None,
+        }
+        for i in range(count)
+    ]
+
+
+def evaluate(
+    model: Path,
+    tasks: Sequence[EvalTask],
+    folder: Path,
+    config: EvaluationConfig = CONFIG,
+    control: Control | None = None,
+    resources: StageResources = RESOURCES,
+) -> dict[str, float]:
+    return run_evaluation(
+        model,
+        tasks,
+        config,
+        format=FORMAT,
+        key=KEY,
+        seed=7,
+        model_key="feedfacefeedface",
+        label="base",
+        out=folder / "out",
+        work=workspace(folder),
+        resources=resources,
+        control=control or Control(),
+    )
+
+
+def workspace(folder: Path) -> Workspace:
+    return Store(str(folder / "store")).workspace(KEY)
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
+
+
+def test_rows_say_what_the_model_wrote_and_what_it_is_worth(model: Path, tmp_path: Path) -> None:
+    tasks = [EvalTask("test", questions(10)), EvalTask("other", questions(2, {"q1": None}))]
+    metrics = evaluate(model, tasks, tmp_path)
+    rows = read_rows(tmp_path / "out", "eval_samples")
+    assert [(r["task"], r["question_id"], r["sample"]) for r in rows] == [
+        (task.name, q["question_id"], sample)
+        for task in tasks
+        for q in task.questions
+        for sample in range(3)
+    ]
+    prompter = Prompter(FORMAT, load_tokenizer(model))
+    with open_engine(model, "float32", RESOURCES) as engine:
+        for row in rows:
+            [[alone]] = engine.generate(
+                [prompter.student_prompt(row["question"])],
+                Sampling(temperature=1.0, max_tokens=24),
+                [[sample_seed(KEY, row["question_id"], row["sample"])]],
+                prompter.stop_ids,
+            )
+            assert row["completion"] == prompter.decode(alone.ids)
+            assert row["finish_reason"] == alone.finish_reason
+            assert row["completion_tokens"] == len(alone.ids)
+            solution = given_solution(prompter, row["completion"])
+            verdict = grade(GradeItem(solution, row["answer"], "arithmetic"))
+            assert (row["outcome"], row["extracted"]) == (verdict.outcome, verdict.extracted)
+            assert (row["seed"], row["model"]) == (7, "feedfacefeedface")
+    scores = read_rows(tmp_path / "out", "eval_scores")
+    assert [(r["task"], r["metric"], r["ungraded"]) for r in scores] == [
+        ("test", "avg@3", 0), ("test", "pass@1", 0), ("test", "pass@2", 0),
+        ("other", "avg@3", 3), ("other", "pass@1", 3), ("other", "pass@2", 3),
+    ]  # fmt: skip
+    assert {r["label"] for r in scores} == {"base"}
+    assert metrics["test/avg@3"] == scores[0]["value"]
+    assert metrics["other/ungraded"] == 3
+
+
+def test_right_answers_are_found_right(model: Path, tmp_path: Path) -> None:
+    evaluate(model, [EvalTask("test", questions(40))], tmp_path / "first")
+    said = {
+        row["question_id"]: row["extracted"]
+        for row in read_rows(tmp_path / "first" / "out", "eval_samples")
+        if row["extracted"] is not None
+    }
+    assert said  # a random model of characters writes a number now and then
+    task = EvalTask("test", questions(40, said))
+    metrics = evaluate(model, [task], tmp_path / "second")
+    rows = read_rows(tmp_path / "second" / "out", "eval_samples")
+    right = {row["question_id"] for row in rows if row["outcome"] == "correct"}
+    assert right >= set(said)
+    correct = sum(row["outcome"] == "correct" for row in rows)
+    assert metrics["test/avg@3"] == pytest.approx(correct / len(rows))
+
+
+def test_a_stopped_evaluation_goes_on_and_ends_the_same(model: Path, tmp_path: Path) -> None:
+    tasks = [EvalTask("test", questions(10)), EvalTask("other", questions(3))]
+    evaluate(model, tasks, tmp_path / "whole")
+    assert len(workspace(tmp_path / "whole").parts("shards")) == 4
+    for shards in range(5):
+        seen: list[int] = []
+
+        def stop(broken: Path = tmp_path / "broken", enough: int = shards) -> bool:
+            return len(workspace(broken).parts("shards")) >= enough
+
+        control = Control(lambda done, total, _, seen=seen: seen.append(done), stop)
+        with pytest.raises(Stopped):
+            evaluate(model, tasks, tmp_path / "broken", control=control)
+        assert not (tmp_path / "broken" / "out").exists()
+    assert seen[-1] == 13
+    before = workspace(tmp_path / "broken").parts("shards")
+    evaluate(model, tasks, tmp_path / "broken")
+    assert workspace(tmp_path / "broken").parts("shards") == before
+    assert tables(tmp_path / "broken") == tables(tmp_path / "whole")
+
+
+def test_two_runs_write_the_same_bytes(model: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        evaluate(model, [EvalTask("test", questions(6))], tmp_path / name)
+    assert tables(tmp_path / "one") == tables(tmp_path / "two")
+
+
+def test_shards_of_another_size_are_taken_up(model: Path, tmp_path: Path) -> None:
+    tasks = [EvalTask("test", questions(7))]
+
+    def stop() -> bool:
+        return len(workspace(tmp_path).parts("shards")) >= 1
+
+    with pytest.raises(Stopped):
+        evaluate(model, tasks, tmp_path, control=Control(should_stop=stop))
+    evaluate(model, tasks, tmp_path, resources=RESOURCES.model_copy(update={"shard_questions": 2}))
+    assert len(workspace(tmp_path).parts("shards")) == 3
+    assert len(read_rows(tmp_path / "out", "eval_samples")) == 21
+
+
+def test_progress_counts_questions(model: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    control = Control(lambda done, total, _: seen.append((done, total)))
+    evaluate(model, [EvalTask("test", questions(6))], tmp_path, control=control)
+    assert seen == sorted(seen) and seen[-1] == (6, 6)
+
+
+def test_max_questions_takes_the_first(model: Path, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"max_questions": 2})
+    evaluate(model, [EvalTask("test", questions(5))], tmp_path, config)
+    rows = read_rows(tmp_path / "out", "eval_samples")
+    assert {row["question_id"] for row in rows} == {"q0", "q1"}
+
+
+def test_what_cannot_be_scored_is_refused(model: Path, tmp_path: Path) -> None:
+    task = EvalTask("test", questions(1))
+    with pytest.raises(UserError, match=r"pass_at=9.*evaluation\.n"):
+        evaluate(model, [task], tmp_path, CONFIG.model_copy(update={"pass_at": (9,)}))
+    for tasks in ([], [task, task]):
+        with pytest.raises(UserError, match="different names"):
+            evaluate(model, tasks, tmp_path)
+
+
+def test_a_completion_without_the_formats_tags_is_its_own_solution() -> None:
+    prompter = Prompter(FORMAT, tiny_tokenizer(FORMAT))
+    thought = f"{FORMAT.thought_open}2+2{FORMAT.thought_close}"
+    solution = f"{FORMAT.solution_open}4{FORMAT.solution_close}"
+    assert given_solution(prompter, thought + solution) == "4"
+    assert given_solution(prompter, "It is 4.") == "It is 4."
+    assert given_solution(prompter, f"{FORMAT.thought_open}2+2 is 4, no, 5") is None
+    assert given_solution(prompter, f"{thought}{FORMAT.solution_open}4") is None
+
+
+def test_countdown_needs_only_its_metadata(model: Path, tmp_path: Path) -> None:
+    metadata = json.dumps({"numbers": [1, 2], "target": 3})
+    rows = [q | {"grader": "countdown", "answer": None, "metadata": metadata} for q in questions(2)]
+    evaluate(model, [EvalTask("countdown", rows)], tmp_path)
+    outcomes = {row["outcome"] for row in read_rows(tmp_path / "out", "eval_samples")}
+    assert not outcomes & set(UNGRADED)
