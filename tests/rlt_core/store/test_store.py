@@ -1,0 +1,213 @@
+"""No manifest, no artifact; the first to commit wins; nothing half-written is ever seen."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rlt_core.errors import UserError
+from rlt_core.store import Attempt, Lease, Manifest, Ref, Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "a store"))
+
+
+def manifest_of(store: Store, attempt: Attempt) -> Manifest:
+    now = datetime.now(UTC)
+    return Manifest(
+        ref=attempt.ref, attempt=attempt.id, stage="evaluation", stage_version=1,
+        label="evaluation[x]", profile="tiny", seed=0, config={"a": 1}, inputs={},
+        files=store.describe(attempt), metrics={}, packages={}, git_commit=None,
+        flow_run_id=None, started_at=now, finished_at=now, seconds=0, gpu_seconds=0,
+        device="cpu", threads=1,
+    )  # fmt: skip
+
+
+def attempt_with(store: Store, text: str, key: str = "abc123") -> Attempt:
+    attempt = store.begin(Ref(kind="evaluation", key=key))
+    (attempt.out / "deep").mkdir()
+    (attempt.out / "deep" / "file.txt").write_text(text)
+    return attempt
+
+
+def test_an_attempt_is_nothing_until_its_manifest_is_there(store: Store) -> None:
+    attempt = attempt_with(store, "one")
+    assert store.manifest("evaluation", "abc123") is None
+    assert list(store.manifests()) == []
+    assert [orphan.path for orphan in store.orphans()] == [
+        f"artifacts/evaluation/abc123/{attempt.id}"
+    ]
+    committed = store.commit(manifest_of(store, attempt))
+    assert list(store.manifests()) == [committed]
+    assert store.orphans() == []
+
+
+def test_the_first_commit_wins_and_the_loser_leaves_nothing(store: Store) -> None:
+    first, second = attempt_with(store, "one"), attempt_with(store, "two")
+    store.commit(manifest_of(store, first))
+    standing = store.commit(manifest_of(store, second))
+    assert standing.attempt == first.id
+    assert (store.local(standing) / "deep/file.txt").read_text() == "one"
+    assert store.orphans() == []
+
+
+def test_rows_of_parquet_files_are_counted(store: Store) -> None:
+    attempt = attempt_with(store, "one")
+    pq.write_table(pa.table({"x": [1, 2, 3]}), attempt.out / "t.parquet")
+    assert store.commit(manifest_of(store, attempt)).rows == 3
+
+
+@pytest.mark.parametrize("damage", ["altered", "resized", "missing"])
+def test_damage_is_named(store: Store, damage: str) -> None:
+    attempt = attempt_with(store, "one")
+    manifest = store.commit(manifest_of(store, attempt))
+    assert store.verify(manifest) == []
+    file = attempt.out / "deep/file.txt"
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_text("eno" if damage == "altered" else "longer")
+    (problem,) = store.verify(manifest)
+    assert str(file) in problem
+    with pytest.raises(UserError, match=r"file\.txt"):
+        store.intact(manifest)
+
+
+def test_gc_removes_orphans_and_spares_what_is_leased_or_unfinished(store: Store) -> None:
+    done = attempt_with(store, "one", "done")
+    store.commit(manifest_of(store, done))
+    attempt_with(store, "two", "done")
+    attempt_with(store, "three", "running")
+    unfinished = store.workspace("unfinished")
+    (unfinished.begin("shards", "0") / "x").write_text("x")
+    unfinished.commit("shards", "0")
+    with Lease(store.files, "running"):
+        removed = [orphan.path for orphan in store.gc()]
+    assert len(removed) == 1 and removed[0].startswith("artifacts/evaluation/done/")
+    assert unfinished.parts("shards") == ["0"]
+    assert len(store.gc()) == 1  # the lease is gone, so is its owner's attempt
+    assert [m.ref.key for m in store.manifests()] == ["done"]
+
+
+def test_committing_drops_the_workspace_and_keeps_the_lease(store: Store) -> None:
+    work = store.workspace("abc123")
+    (work.begin("checkpoints", "1") / "x").write_text("x")
+    work.commit("checkpoints", "1")
+    with Lease(store.files, "abc123"):
+        store.commit(manifest_of(store, attempt_with(store, "one")))
+        assert work.parts("checkpoints") == []
+        assert "abc123" in store.working()
+    assert store.working() == {}
+
+
+def test_find_by_unique_beginning_and_by_name(store: Store) -> None:
+    for key in ("aaa1", "aab2"):
+        store.commit(manifest_of(store, attempt_with(store, "x", key)))
+    assert store.find("aab").ref.key == "aab2"
+    with pytest.raises(UserError, match="aaa1, aab2"):
+        store.find("aa")
+    with pytest.raises(UserError, match="no artifact"):
+        store.find("b")
+    store.set_ref("tiny/evaluation[x]@0", Ref(kind="evaluation", key="aaa1"))
+    assert store.find("tiny/evaluation[x]@0").ref.key == "aaa1"
+    store.set_ref("tiny/evaluation[x]@0", Ref(kind="evaluation", key="aab2"))
+    assert store.refs() == {"tiny/evaluation[x]@0": Ref(kind="evaluation", key="aab2")}
+
+
+def test_a_damaged_manifest_is_named(store: Store) -> None:
+    manifest = store.commit(manifest_of(store, attempt_with(store, "one")))
+    path = store.files.local(f"artifacts/evaluation/{manifest.ref.key}/manifest.json")
+    path.write_text("{}")
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        list(store.manifests())
+
+
+def test_create_is_atomic_between_threads(store: Store) -> None:
+    won: list[int] = []
+
+    def create(number: int) -> None:
+        if store.files.create("refs/x.json", str(number).encode()):
+            won.append(number)
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.files.read("refs/x.json") == str(won[0]).encode()
+    assert len(won) == 1
+    assert store.files.names("refs") == ["x.json"]
+
+
+def test_an_unwritable_store_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    store = Store(str(tmp_path / "file" / "store"))
+    with pytest.raises(UserError, match="cannot be written"):
+        store.begin(Ref(kind="model", key="x"))
+    with pytest.raises(UserError, match="cannot be written"):
+        store.set_ref("x", Ref(kind="model", key="x"))
+
+
+# ---------------------------------------------------------------- workspaces
+def test_a_part_exists_once_committed(store: Store) -> None:
+    work = store.workspace("key")
+    folder = work.begin("shards", "00001")
+    (folder / "part").write_text("half")
+    assert work.parts("shards") == []
+    work.commit("shards", "00001", rows=3)
+    assert work.parts("shards") == ["00001"]
+    assert work.manifest("shards", "00001") == {"rows": 3}
+    assert (work.path("shards", "00001") / "part").read_text() == "half"
+    work.remove("shards", "00001")
+    assert work.parts("shards") == []
+
+
+def test_a_damaged_part_is_named(store: Store) -> None:
+    work = store.workspace("key")
+    (work.begin("shards", "1") / "part").write_text("x")
+    work.commit("shards", "1")
+    (work.path("shards", "1") / "part").write_text("y")
+    with pytest.raises(UserError, match="shards/1 is damaged"):
+        work.path("shards", "1")
+
+
+# ---------------------------------------------------------------- leases
+def _hold_and_die(root: str) -> None:
+    Lease(Store(root).files, "key").__enter__()
+    os._exit(1)
+
+
+def test_a_dead_holder_does_not_keep_its_lease(store: Store) -> None:
+    child = multiprocessing.get_context("spawn").Process(target=_hold_and_die, args=(str(store),))
+    child.start()
+    child.join()
+    assert store.files.read("work/key/lease.json")
+    assert store.working() == {}
+    with Lease(store.files, "key", "mine"):
+        assert store.working()["key"]["name"] == "mine"
+
+
+def test_a_second_holder_waits_for_the_first(store: Store) -> None:
+    class GaveUp(Exception):
+        pass
+
+    def give_up(lease: dict[str, object]) -> None:
+        raise GaveUp(str(lease["name"]))
+
+    with (
+        Lease(store.files, "key", "first"),
+        pytest.raises(GaveUp, match="first"),
+        Lease(store.files, "key", "second", give_up),
+    ):
+        pass
+    with Lease(store.files, "key", "second", give_up):
+        pass

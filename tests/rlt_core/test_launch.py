@@ -1,0 +1,118 @@
+"""A child's result, error or death reaches its parent; it dies with its parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlt_core.control import Control
+from rlt_core.errors import Stopped, UserError
+from rlt_core.launch import ChildFailed, Launcher
+
+HERE = "tests.rlt_core.test_launch"
+
+
+def work(argument: Any, control: Control) -> Any:
+    """What the children of these tests do."""
+    if argument == "mistake":
+        raise UserError("row 3 is empty")
+    if argument == "bug":
+        raise ValueError("a bug")
+    if argument == "die":
+        print("last words", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if argument == "wait":
+        while not control.should_stop():
+            control.progress(1, 2, {"pid": os.getpid()})
+            time.sleep(0.05)
+        raise Stopped("checkpointed")
+    control.progress(1, 2, {"x": 1.0})
+    return argument * 2
+
+
+def _silent(done: int, total: int, metrics: Any) -> None:
+    pass
+
+
+def run(launcher: Launcher, argument: Any, tmp_path: Path, progress: Any = _silent) -> Any:
+    return launcher.run(f"{HERE}:work", argument, log=tmp_path / "log.txt", progress=progress)
+
+
+def test_results_errors_and_deaths(tmp_path: Path) -> None:
+    launcher = Launcher([])
+    seen: list[Any] = []
+    assert run(launcher, 21, tmp_path, lambda *message: seen.append(message)) == 42
+    assert seen == [(1, 2, {"x": 1.0})]
+    with pytest.raises(UserError, match="row 3 is empty"):
+        run(launcher, "mistake", tmp_path)
+    with pytest.raises(ChildFailed, match="ValueError: a bug"):
+        run(launcher, "bug", tmp_path)
+    with pytest.raises(ChildFailed, match=r"SIGKILL(.|\n)*last words"):
+        run(launcher, "die", tmp_path)
+
+
+def test_stop_reaches_the_child_and_no_other_is_started(tmp_path: Path) -> None:
+    launcher = Launcher([])
+    with pytest.raises(Stopped, match="checkpointed"):
+        run(launcher, "wait", tmp_path, lambda *_: launcher.stop())
+    with pytest.raises(Stopped):
+        run(launcher, 1, tmp_path)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from rlt_core.launch import Launcher\n"
+        f"Launcher([]).run('{HERE}:work', 'wait', log=Path(sys.argv[1]), "
+        "progress=lambda d, t, m: print(m['pid'], flush=True))"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "log.txt")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert parent.stdout
+    child = int(parent.stdout.readline())
+    assert _alive(child)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while _alive(child) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _alive(child)
+
+
+def test_children_run_side_by_side(tmp_path: Path) -> None:
+    launcher = Launcher([])
+    running: set[int] = set()
+
+    def progress(done: int, total: int, metrics: Any) -> None:
+        running.add(metrics["pid"])
+        if len(running) == 2:
+            launcher.stop()
+
+    def follow() -> None:
+        with pytest.raises(Stopped):
+            run(launcher, "wait", tmp_path, progress)
+
+    threads = [threading.Thread(target=follow) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    assert len(running) == 2

@@ -1,0 +1,90 @@
+"""Unknown names and wrong types are refused with the field and the mend."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlt_core.config import Config, HubModel
+from rlt_core.errors import UserError
+from rlt_core.overrides import load_config
+from rlt_core.profiles import PROFILES
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_survives_its_own_json(profile: str) -> None:
+    config = load_config(profile)
+    assert config.profile == profile
+    assert Config.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("techer_grpo.learning_rate=1", "teacher_grpo"),
+        ("teacher_grpo.learnin_rate=1", "learning_rate"),
+        ("teacher_grpo.learning_rate=x", r"teacher_grpo\.learning_rate.*number"),
+        ("data.n_train=-1", r"data\.n_train"),
+        ("seeds=[]", "seeds"),
+        ("seeds=[1,1]", "seeds"),
+        ("teacher_grpo.lora.rank=4", "reference_sync"),
+        ("teacher_sft.epochs=3", "exactly one"),
+        ("resources.stages.base-model.thread=1", "threads"),
+        ("base_model=somewhere", "hub:org/name"),
+        ("base_model=hub:a/b@main", "revision"),
+        ("data", "field.name=value"),
+        ("profile=smoke", "--profile"),
+    ],
+)
+def test_a_bad_assignment_is_refused(assignment: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_config("tiny", [assignment])
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_profile_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="'tiny'"):
+        load_config("tinny")
+
+
+def test_assignments_reach_their_fields() -> None:
+    config = load_config(
+        "tiny",
+        [
+            "seeds=[0,1]", "teacher_grpo.learning_rate=2e-6", "base_model=hub:a/b",
+            "student_grpo=null", "data.source=my file.jsonl", "data.fields.solution=answer",
+            "imports.models.other=folder:/x", "resources.stages.base-model.threads=1",
+        ],
+    )  # fmt: skip
+    assert config.seeds == (0, 1)
+    assert config.teacher_grpo.learning_rate == 2e-6
+    assert config.base_model == HubModel(repo="a/b")
+    assert config.student_grpo is None
+    assert config.data.source == "my file.jsonl"
+    assert config.data.fields.solution == "answer"
+    assert config.resources.of("base-model").threads == 1
+
+
+def test_the_paper_profiles_hold_the_papers_numbers() -> None:
+    config = load_config("paper-7b")
+    grpo, sft, student = config.teacher_grpo, config.teacher_sft, config.student_sft
+    assert (grpo.steps, grpo.questions_per_step, grpo.group_size) == (125, 16, 64)
+    assert (grpo.learning_rate, grpo.schedule, grpo.beta, grpo.temperature) == (
+        1e-6, "constant", 0.04, 0.7,
+    )  # fmt: skip
+    assert (grpo.max_prompt_tokens, grpo.max_completion_tokens) == (16384, 16384)
+    assert grpo.reference_sync and grpo.reference_sync.every_steps == 32
+    assert grpo.reference_sync.alpha == 0.9
+    assert (grpo.beta1, grpo.beta2, grpo.weight_decay, grpo.max_grad_norm) == (0.9, 0.999, 0, 1)
+    assert (sft.epochs, sft.batch_size, sft.learning_rate, sft.warmup_ratio) == (10, 16, 1e-5, 0.05)
+    assert (sft.beta2, sft.weight_decay, sft.schedule) == (0.95, 1e-4, "cosine")
+    assert (student.epochs, student.batch_size, student.warmup_ratio) == (3, 96, 0.1)
+    assert (config.reward.alpha, config.reward.kl_weight, config.reward.temperature) == (
+        0.01, 3.0, 0.7,
+    )  # fmt: skip
+    small = load_config("paper-32b-1k").student_sft
+    assert (small.n_questions, small.epochs, small.batch_size) == (1000, 5, 16)
+    assert (small.warmup_ratio, small.weight_decay, small.beta2) == (0.05, 1e-4, 0.95)
+    rl = config.student_grpo
+    assert rl and (rl.epochs, rl.questions_per_step * rl.group_size) == (1, 1024)
+    assert (rl.reward.unformatted, rl.reward.wrong, rl.reward.correct) == (-1, -0.5, 1)
+    assert config.rl_data and config.rl_data.source == "hub:GAIR/LIMR"
