@@ -1,10 +1,16 @@
-"""What is pinned of the Hugging Face hub on this machine. Imports no hub library: keys need it."""
+"""The Hugging Face hub: what is pinned on this machine, and how it gets here.
+
+Importing this imports no hub library, since keys need it.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 from typing import Literal
+
+from rlt_core.errors import UserError
+from rlt_core.model_sources import MODEL_FILES
 
 RepoType = Literal["model", "dataset"]
 UNPINNED = "unpinned"
@@ -25,3 +31,43 @@ def pinned(repo: str, revision: str | None, kind: RepoType) -> str:
         return revision
     main = cache_folder() / f"{kind}s--{repo.replace('/', '--')}" / "refs" / "main"
     return main.read_text().strip() if main.is_file() else UNPINNED
+
+
+def download_size(repo: str, revision: str | None, kind: RepoType) -> int:
+    """Bytes of the files that would be downloaded and are not here yet. Raises UserError."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.utils import filter_repo_objects
+
+    try:
+        info = HfApi().repo_info(repo, revision=revision, repo_type=kind, files_metadata=True)
+    except Exception as error:  # the hub's client raises many kinds; all mean: not to be had
+        raise _unreachable(repo, error) from None
+    files = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    patterns = list(MODEL_FILES) if kind == "model" else None
+    return sum(
+        files[name]
+        for name in filter_repo_objects(files, allow_patterns=patterns)
+        if not isinstance(
+            try_to_load_from_cache(repo, name, revision=info.sha, repo_type=kind), str
+        )
+    )
+
+
+def download(repo: str, revision: str | None, kind: RepoType) -> str:
+    """Download a repository's files and pin it; returns its commit. Raises UserError."""
+    from huggingface_hub import snapshot_download
+
+    patterns = list(MODEL_FILES) if kind == "model" else None
+    try:
+        folder = snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=patterns)
+    except Exception as error:
+        raise _unreachable(repo, error) from None
+    return Path(folder).name
+
+
+def _unreachable(repo: str, error: Exception) -> UserError:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(
+        f"hub repository {repo} cannot be had: {first}; check its name, the network "
+        "(HF_HUB_OFFLINE=0), and HF_TOKEN where it is gated"
+    )

@@ -117,6 +117,8 @@ class EvaluationStageConfig(Frozen):
     """Benchmarks of one model."""
 
     evaluation: EvaluationConfig
+    benchmarks: dict[str, str]
+    """Task name -> commit of its data set on the hub."""
     format: PromptFormat
     seed: int
 

@@ -22,6 +22,7 @@ from rlt_core.config import (
 )
 from rlt_core.data.sources import data_digest
 from rlt_core.errors import UserError
+from rlt_core.evaluation.tasks import BENCHMARKS
 from rlt_core.formats import load_format
 from rlt_core.graph import Node
 from rlt_core.model_sources import source_digest
@@ -250,8 +251,14 @@ class Nodes:
     # ------------------------------------------------------------ measurement
     def evaluation(self, model: Node, variant: str, seed: int | None, **changes: Any) -> Node:
         """Benchmarks of a model; `changes` are fields of `evaluation`."""
+        evaluation = self.config.evaluation.model_copy(update=changes)
         config = EvaluationStageConfig(
-            evaluation=self.config.evaluation.model_copy(update=changes),
+            evaluation=evaluation,
+            benchmarks={
+                name: hub.pinned(BENCHMARKS[name].repo, None, "dataset")
+                for name in evaluation.tasks
+                if name in BENCHMARKS
+            },
             format=self.format,
             seed=seed or 0,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rlt_core.data.countdown import countdown_questions
 from rlt_core.errors import UserError
 from rlt_core.evaluation import EvalTask, benchmark_task, run_evaluation
+from rlt_core.hub import UNPINNED
 from rlt_core.rows import read_rows
 from rlt_core.stages import EvaluationStageConfig
 from tasks.job import Job
@@ -19,7 +20,7 @@ def run(job: Job) -> dict[str, float]:
     config = job.config_as(EvaluationStageConfig)
     return run_evaluation(
         job.model("model"),
-        [_task(job, name, config.evaluation.max_questions) for name in config.evaluation.tasks],
+        [_task(job, name, config) for name in config.evaluation.tasks],
         config.evaluation,
         format=config.format,
         key=job.spec.key,
@@ -33,11 +34,14 @@ def run(job: Job) -> dict[str, float]:
     )
 
 
-def _task(job: Job, name: str, max_questions: int | None) -> EvalTask:
+def _task(job: Job, name: str, config: EvaluationStageConfig) -> EvalTask:
     if name == "countdown":
         return EvalTask(name, countdown_questions(COUNTDOWN_QUESTIONS, COUNTDOWN_SEED))
     if name != "test":
-        return benchmark_task(name, max_questions)
+        commit = config.benchmarks.get(name)
+        if commit == UNPINNED:
+            raise UserError(f"benchmark {name}: run `rlt fetch` for this profile while online")
+        return benchmark_task(name, config.evaluation.max_questions, commit)
     questions = read_rows(job.folder("questions"), "questions")
     held_out = [row for row in questions if row["split"] == "test"]
     if not held_out:

@@ -1,0 +1,154 @@
+"""A key is a function of stage, version, config and inputs, and of nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from rlt_core.config import Config
+from rlt_core.errors import UserError
+from rlt_core.experiments import targets
+from rlt_core.graph import Node, plan, upstream
+from rlt_core.overrides import load_config
+from rlt_core.profiles import PROFILES
+from rlt_core.stages import STAGES
+from rlt_core.store import Manifest, Store
+
+
+def nodes(*sets: str, profile: str = "smoke") -> dict[str, Node]:
+    found = upstream(targets("full-pipeline", load_config(profile, sets)))
+    return {node.name: node for node in found}
+
+
+def keys(*sets: str) -> dict[str, str]:
+    return {name: node.key for name, node in nodes(*sets).items()}
+
+
+def changed(*sets: str) -> set[str]:
+    before, after = keys(), keys(*sets)
+    return {name for name in before if before[name] != after.get(name)}
+
+
+def commit(store: Store, node: Node) -> None:
+    attempt = store.begin(node.ref)
+    now = datetime.now(UTC)
+    store.commit(
+        Manifest(
+            ref=node.ref, attempt=attempt.id, stage=node.stage.name,
+            stage_version=node.stage.version, label=node.label, profile="smoke", seed=node.seed,
+            config=node.config.model_dump(mode="json"),
+            inputs={name: parent.ref for name, parent in node.inputs.items()}, files=[],
+            metrics={}, packages={}, git_commit=None, flow_run_id=None, started_at=now,
+            finished_at=now, seconds=0, gpu_seconds=0, device="cpu", threads=1,
+        )
+    )  # fmt: skip
+
+
+def test_every_stage_of_the_pipeline_is_in_the_graph() -> None:
+    stages = {node.stage.name for node in nodes().values()}
+    assert stages == set(STAGES) - {"trace-import", "score-import"}
+
+
+def test_where_it_runs_changes_no_key() -> None:
+    assert not changed("resources.threads=7", "resources.micro_batch_size=1", "resources.cores=9")
+
+
+def test_a_change_reaches_what_is_downstream_and_nothing_else() -> None:
+    touched = changed("teacher_grpo.learning_rate=2e-6")
+    assert "teacher-grpo@0" in touched and "report" in touched
+    assert "evaluation[rlt]@0" in touched
+    for name in ("base-model", "teacher-sft@0", "evaluation[rank-1]@0", "student-sft[dataset]@0"):
+        assert name not in touched
+
+
+def test_a_stage_version_is_part_of_the_key() -> None:
+    node = nodes()["teacher-sft@0"]
+    raised = dataclasses.replace(node, stage=dataclasses.replace(node.stage, version=2))
+    assert raised.key != node.key
+
+
+def test_keys_survive_json() -> None:
+    config = load_config("smoke")
+    again = Config.model_validate(json.loads(config.model_dump_json()))
+    assert [n.key for n in upstream(targets("full-pipeline", config))] == [
+        n.key for n in upstream(targets("full-pipeline", again))
+    ]
+
+
+def test_seeds_expand_what_depends_on_them_and_share_the_rest() -> None:
+    one, three = keys("seeds=[0]"), keys("seeds=[0,1,2]")
+    assert one["base-model"] == three["base-model"]
+    assert one["evaluation[base]"] == three["evaluation[base]"]
+    assert one["teacher-grpo@0"] == three["teacher-grpo@0"]
+    assert len({three[f"teacher-sft@{seed}"] for seed in range(3)}) == 3
+    assert one["rank-ablation"] != three["rank-ablation"]
+
+
+def test_equal_models_are_one_node() -> None:
+    tree = nodes("reward_student=hub:a/b", "student=hub:a/b")
+    assert "base-model[reward-student]" in tree and "base-model[student]" not in tree
+
+
+def test_no_warm_up_starts_rl_from_the_base_model() -> None:
+    tree = nodes("teacher_sft.traces=none")
+    assert tree["teacher-grpo@0"].inputs["model"].key == tree["base-model"].key
+    assert not any(name.startswith("teacher-sft") for name in tree)
+    assert "student-sft[dataset]@0" not in tree
+
+
+def test_a_local_file_is_known_by_its_content(tmp_path: Path) -> None:
+    row = json.dumps({"question": "1+1?", "solution": "2"})
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    one.write_text(row)
+    two.write_text(row)
+    assert keys(f"data.source={one}") == keys(f"data.source={two}")
+    two.write_text(row + "\n")
+    assert keys(f"data.source={one}") != keys(f"data.source={two}")
+
+
+def test_imports_become_nodes(tmp_path: Path) -> None:
+    traces, scores = tmp_path / "traces.jsonl", tmp_path / "scores.jsonl"
+    traces.write_text("{}")
+    scores.write_text("{}")
+    tree = nodes(
+        "imports.models.other=hub:a/b",
+        f"imports.traces.r1={traces}",
+        f"imports.scores.theirs={scores}",
+    )
+    for name in (
+        "evaluation[other]", "trace-import[r1]", "student-sft[r1]@0", "evaluation[r1]@0",
+        "score-import[theirs]",
+    ):  # fmt: skip
+        assert name in tree
+    with pytest.raises(UserError, match=r"imports\.traces\.r1"):
+        nodes("imports.traces.r1=/nowhere/file")
+
+
+@pytest.mark.parametrize("profile", [p for p in PROFILES if p not in ("smol", "single-gpu")])
+def test_profiles_plan(profile: str, tmp_path: Path) -> None:
+    planned = plan(targets("full-pipeline", load_config(profile)), Store(str(tmp_path)))
+    assert planned and not any(item.hit for item in planned)
+
+
+def test_the_plan_says_what_changed(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    for node in nodes().values():
+        commit(store, node)
+    config = load_config("smoke", ["teacher_grpo.learning_rate=2e-6"])
+    planned = {item.node.name: item for item in plan(targets("full-pipeline", config), store)}
+    assert planned["teacher-sft@0"].hit
+    grpo = planned["teacher-grpo@0"]
+    assert not grpo.hit
+    assert grpo.changes == ("grpo.learning_rate: 0.0001 → 2e-06",)
+    (change,) = planned["trace-generation[rlt]@0"].changes
+    assert change.startswith("input teacher (teacher-grpo@0): ")
+    assert all(item.hit for item in plan(targets("full-pipeline", load_config("smoke")), store))
+
+
+def test_unknown_targets_name_the_nearest() -> None:
+    with pytest.raises(UserError, match="teacher-grpo"):
+        targets("teacher-grp", load_config("smoke"))
