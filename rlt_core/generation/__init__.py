@@ -1,0 +1,26 @@
+"""Completions from a model folder, behind one interface. Importing this imports no engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlt_core.config import DType, StageResources
+from rlt_core.generation.engine import Completion, Engine, sample_seed
+
+__all__ = ["Completion", "Engine", "open_engine", "sample_seed"]
+
+
+def open_engine(model_folder: Path, dtype: DType, resources: StageResources) -> Engine:
+    """The engine that `resources.engine` names, with the model loaded. Close it when done.
+
+    Raises UserError if the engine is not installed.
+    """
+    if resources.engine == "vllm":
+        from rlt_core.generation.vllm_engine import VLLMEngine
+
+        return VLLMEngine(model_folder, dtype)
+    from rlt_core.generation.transformers_engine import TransformersEngine
+    from rlt_core.models import load_model
+
+    model = load_model(model_folder, dtype, resources.device)
+    return TransformersEngine(model, resources.tokens_per_batch)

@@ -1,0 +1,93 @@
+"""What every engine does."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlt_core.config import Sampling
+from rlt_core.control import Control
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One completion of one prompt."""
+
+    ids: list[int]
+    """The sampled tokens, with the stop token if it was written."""
+    finish_reason: FinishReason
+    """`stop`: a stop token was written; `length`: the token limit was reached before one."""
+    logprobs: NDArray[np.float32] | None
+    """log p of each sampled token under the distribution it was drawn from (after temperature and
+    top-p; greedy: the plain softmax). Natural logarithm."""
+
+
+class Engine(Protocol):
+    """Draws completions. A context manager that closes itself."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        stop_ids: Iterable[int],
+        control: Control | None = None,
+    ) -> list[list[Completion]]:
+        """One completion for every seed of every prompt, in their order.
+
+        A completion depends on its prompt and its seed (0 <= seed < 2**63), and not on what else
+        is asked for, up to rounding; `sampling.n` is not read. Progress counts completions.
+        Raises ValueError for an empty prompt and Stopped on request.
+        """
+
+    def close(self) -> None:
+        """Free the model's memory."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+class ClosesItself:
+    """Makes a context manager of a class that has `close`."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def sample_seed(key: str, question_id: str, sample: int) -> int:
+    """The seed of one completion of one question in the node with this key; below 2**63."""
+    digest = hashlib.sha256(f"{key}:{question_id}:{sample}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def check_requests(prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]) -> None:
+    """Raise ValueError unless every prompt has tokens and a list of seeds."""
+    if len(prompts) != len(seeds):
+        raise ValueError(f"{len(prompts)} prompts, seeds for {len(seeds)}")
+    if empty := [i for i, prompt in enumerate(prompts) if not prompt]:
+        raise ValueError(f"prompt {empty[0]} is empty")
