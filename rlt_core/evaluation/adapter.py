@@ -93,7 +93,7 @@ class _Model(LightevalModel):
 
     def greedy_until(self, docs: list[Doc]) -> list[ModelResponse]:
         """All completions, in the order of the docs (which lighteval has shuffled)."""
-        asked = [(doc.task_name.split("|")[0], doc.specific or {}) for doc in docs]
+        asked = [(doc.task_name.split("|")[0], _row(doc)) for doc in docs]
         return list(self._answer(asked))
 
     def loglikelihood(self, docs: list[Doc]) -> list[ModelResponse]:
@@ -113,7 +113,7 @@ class _Graded(SampleLevelComputation):
         self, docs: list[Doc], responses: list[Response]
     ) -> list[float]:
         """One value a question; the grades stay in the responses."""
-        questions = [doc.specific or {} for doc in docs]
+        questions = [_row(doc) for doc in docs]
         for response, grades in zip(responses, self._judge(questions, responses), strict=True):
             response.grades = grades
         return [_share_correct(response.grades) for response in responses]
@@ -162,6 +162,11 @@ def _doc(row: dict[str, Any], task_name: str) -> Doc:
     return Doc(query=row["question"], choices=[gold], gold_index=0, specific=specific)
 
 
+def _row(doc: Doc) -> Question:
+    assert doc.specific is not None  # see _doc
+    return doc.specific
+
+
 def run_tasks(
     tasks: Sequence[EvalTask], answer: Answer, judge: Judge, out: Path
 ) -> dict[str, list[tuple[Question, Response]]]:
@@ -192,7 +197,7 @@ def run_tasks(
     for task in tasks:
         details = pipeline.get_details()[f"{task.name}|0"]
         ordered = sorted(details, key=lambda detail: int(detail.doc.id))
-        found[task.name] = [(detail.doc.specific, detail.model_response) for detail in ordered]
+        found[task.name] = [(_row(detail.doc), detail.model_response) for detail in ordered]
     return found
 
 
