@@ -1,0 +1,213 @@
+"""Every table of a store as SQL views, in a locked in-memory DuckDB.
+
+    >>> connection = connect(Store("rlt-store"))
+    >>> connection.sql("select rank, avg(reward) from scores group by rank order by rank")
+
+The views are built from committed manifests, never from globs, and read the Parquet files where
+they lie, local or S3. `run` is the key of the artifact that wrote a row and joins everything.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC
+from difflib import get_close_matches
+from pathlib import Path, PurePosixPath
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as ds
+from pyarrow.fs import FileSystem, LocalFileSystem
+
+from rlt_core.errors import UserError
+from rlt_core.schemas import TABLES
+from rlt_core.store import Manifest, Store
+
+RUN = pa.field("run", pa.string())
+LABEL = pa.field("label", pa.string())
+
+ARTIFACTS = pa.schema(
+    {
+        "run": pa.string(),
+        "kind": pa.string(),
+        "stage": pa.string(),
+        "stage_version": pa.int32(),
+        "label": pa.string(),
+        "profile": pa.string(),
+        "seed": pa.int32(),
+        "created": pa.timestamp("ms"),  # UTC
+        "seconds": pa.float64(),
+        "gpu_seconds": pa.float64(),
+        "device": pa.string(),
+        "bytes": pa.int64(),
+        "rows": pa.int64(),
+        "metrics": pa.string(),  # JSON: metrics->>'reward'
+        "config": pa.string(),  # JSON
+    }
+)
+"""One row a committed artifact."""
+
+LINEAGE = pa.schema(
+    {
+        "run": pa.string(),
+        "stage": pa.string(),
+        "input": pa.string(),  # the name under which it is read
+        "input_run": pa.string(),
+        "input_stage": pa.string(),  # null when the input is no longer in the store
+    }
+)
+"""One row an artifact and an artifact that it read."""
+
+
+def connect(store: Store) -> duckdb.DuckDBPyConnection:
+    """Views of every table over what is committed now; typed and empty where nothing is.
+
+    The connection holds nothing that could be written back: it is in memory, and files, network,
+    extensions and Python variables are out of reach of its SQL.
+    """
+    manifests = list(store.manifests())
+    connection = duckdb.connect(
+        config={"temp_directory": str(Path(tempfile.gettempdir()) / "rlt-duckdb")}
+    )
+    for name, schema in TABLES.items():
+        connection.register(name, _dataset(store, name, schema, manifests))
+    connection.register("artifacts", _artifacts(manifests))
+    connection.register("lineage", _lineage(manifests))
+    connection.execute("set enable_external_access = false")
+    connection.execute("set python_enable_replacements = false")
+    connection.execute("set lock_configuration = true")
+    return connection
+
+
+def view_schema(name: str) -> pa.Schema:
+    """The columns that a view of a table has: `run`, `label` if the table lacks it, its own."""
+    if name in ("artifacts", "lineage"):
+        return ARTIFACTS if name == "artifacts" else LINEAGE
+    schema = TABLES[name]
+    return pa.schema([RUN, *([] if "label" in schema.names else [LABEL]), *schema])
+
+
+VIEWS: dict[str, pa.Schema] = {
+    name: view_schema(name) for name in (*TABLES, "artifacts", "lineage")
+}
+"""View name -> columns: all that SQL can name."""
+
+
+# ---------------------------------------------------------------- building the views
+def _dataset(
+    store: Store, table: str, schema: pa.Schema, manifests: Iterable[Manifest]
+) -> ds.FileSystemDataset:
+    """The files of a table in all artifacts as one dataset, read only when it is queried.
+
+    `run` and `label` stand in each fragment's partition expression: the scanner fills them in, and
+    skips the files of other artifacts when a query filters on them.
+    """
+    file_format, file_system = ds.ParquetFileFormat(), _file_system(store)
+    fragments = []
+    for manifest in manifests:
+        constants = ds.field("run") == manifest.ref.key
+        if "label" not in schema.names:
+            constants &= ds.field("label") == manifest.label
+        fragments += [
+            file_format.make_fragment(path, file_system, partition_expression=constants)
+            for path in _files(store, table, manifest)
+        ]
+    return ds.FileSystemDataset(fragments, VIEWS[table], file_format, file_system)
+
+
+def _files(store: Store, table: str, manifest: Manifest) -> Iterator[str]:
+    """The files of an artifact that hold a table: `{table}.parquet` or `{table}/*.parquet`."""
+    for entry in manifest.files:
+        path = PurePosixPath(entry.path)
+        folder = path.parent.as_posix()
+        if path.suffix == ".parquet" and (path.stem if folder == "." else folder) == table:
+            yield f"{store.data_path(manifest)}/{entry.path}"
+
+
+def _file_system(store: Store) -> FileSystem:
+    """pyarrow's own file system: several times as fast as DuckDB or pyarrow through fsspec."""
+    if store.files.is_local:
+        return LocalFileSystem()
+    from pyarrow.fs import S3FileSystem
+
+    return S3FileSystem()  # credentials, endpoint and region from the environment
+
+
+def _artifacts(manifests: Iterable[Manifest]) -> pa.Table:
+    rows = [
+        {
+            "run": manifest.ref.key,
+            "kind": manifest.ref.kind,
+            "stage": manifest.stage,
+            "stage_version": manifest.stage_version,
+            "label": manifest.label,
+            "profile": manifest.profile,
+            "seed": manifest.seed,
+            "created": manifest.finished_at.astimezone(UTC).replace(tzinfo=None),
+            "seconds": manifest.seconds,
+            "gpu_seconds": manifest.gpu_seconds,
+            "device": manifest.device,
+            "bytes": manifest.bytes,
+            "rows": manifest.rows,
+            "metrics": json.dumps(manifest.metrics),
+            "config": json.dumps(manifest.config),
+        }
+        for manifest in manifests
+    ]
+    return pa.Table.from_pylist(rows, schema=ARTIFACTS)
+
+
+def _lineage(manifests: Iterable[Manifest]) -> pa.Table:
+    stages = {manifest.ref.key: manifest.stage for manifest in manifests}
+    rows = [
+        {
+            "run": manifest.ref.key,
+            "stage": manifest.stage,
+            "input": name,
+            "input_run": ref.key,
+            "input_stage": stages.get(ref.key),
+        }
+        for manifest in manifests
+        for name, ref in manifest.inputs.items()
+    ]
+    return pa.Table.from_pylist(rows, schema=LINEAGE)
+
+
+# ---------------------------------------------------------------- asking
+@contextmanager
+def sql_errors(sql: str) -> Iterator[None]:
+    """Turn DuckDB's errors into UserError: its message and the nearest table or column."""
+    try:
+        yield
+    except duckdb.Error as error:
+        raise UserError(_explain(sql, str(error).strip())) from None
+
+
+_NO_TABLE = re.compile(r"Table with name (\S+) does not exist")
+_NO_COLUMN = re.compile(r'Referenced column "(.+?)" not found|not have a column named "(.+?)"')
+_GUESS = re.compile(r"\n(Did you mean|Candidate (bindings|tables)).*")
+_UNREADABLE = re.compile("reading the stream registered as")
+
+
+def _explain(sql: str, message: str) -> str:
+    """DuckDB's message, with what the views offer in place of DuckDB's own guesses."""
+    if match := _NO_TABLE.search(message):
+        hint = _nearest("table", match[1], list(VIEWS))
+    elif match := _NO_COLUMN.search(message):
+        mentioned = [name for name in VIEWS if re.search(rf"\b{name}\b", sql, re.IGNORECASE)]
+        columns = {column for name in mentioned for column in VIEWS[name].names}
+        hint = _nearest("column", match[1] or match[2], sorted(columns))
+    elif _UNREADABLE.search(message):
+        hint = "`rlt artifacts verify` lists what is damaged"
+    else:
+        return message
+    return f"{_GUESS.sub('', message)}\n{hint}"
+
+
+def _nearest(what: str, name: str, known: list[str]) -> str:
+    close = get_close_matches(name, known, n=1)
+    return f"nearest {what}: {close[0]}" if close else f"{what}s: {', '.join(known)}"

@@ -1,0 +1,150 @@
+"""`rlt sql`: formats, files, stdin, mistakes, the shell's words."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+import typer
+from prompt_toolkit.document import Document
+from typer.testing import CliRunner
+
+from flows.sql_cli import sql
+from flows.sql_shell import SqlCompleter, command, unfinished
+from rlt_core.errors import UserError
+from rlt_core.store import Store
+from tests.sample_store import sample_run
+
+LISTS = "select question_id, student_solution_logprobs as l, 'nan'::double as x from scores limit 2"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("store")
+    sample_run(Store(str(root)), seeds=(0,), ranks=0)
+    return str(root)
+
+
+def run(*arguments, text=None):
+    app = typer.Typer()
+    app.command()(sql)
+    finder = list(sys.meta_path)
+    result = CliRunner().invoke(app, list(arguments), input=text)
+    sys.meta_path[:] = finder
+    if isinstance(result.exception, UserError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_a_table_shows_every_row_on_one_line(root):
+    query = "select question_id, reward, trace_id from scores order by reward limit 3"
+    lines = run(query, "--store", root).splitlines()
+    assert [line.split() for line in lines] == [
+        ["question_id", "reward", "trace_id"],
+        ["q000", "-3", "q000-0"],
+        ["q000", "-2.99", "q000-1"],
+        ["q001", "-2.9", "q001-0"],
+    ]
+
+
+def test_a_long_table_says_that_it_was_cut(root):
+    shown = run("select range from range(500)", "--store", root)
+    assert "199\n" in shown and "\n200\n" not in shown.replace(" ", "")
+    assert "more than 200 rows" in shown
+
+
+def test_csv_and_json_hold_every_row_and_lists_and_no_nan_in_json(root):
+    rows = list(csv.DictReader(run(LISTS, "--store", root, "-f", "csv").splitlines()))
+    assert [json.loads(row["l"]) for row in rows] == [[-0.5, -0.25]] * 2
+    rows = json.loads(run(LISTS, "--store", root, "--format", "json"))
+    assert rows == [{"question_id": "q000", "l": [-0.5, -0.25], "x": None}] * 2
+    many = json.loads(run("select range from range(25000)", "--store", root, "-f", "json"))
+    assert [row["range"] for row in many] == list(range(25000))
+    assert json.loads(run("select 1 where false", "--store", root, "-f", "json")) == []
+
+
+def test_output_takes_its_format_from_the_suffix(root, tmp_path):
+    for suffix in ("parquet", "csv", "json"):
+        assert run(LISTS, "--store", root, "-o", str(tmp_path / f"rows.{suffix}")) == ""
+    assert pq.read_table(tmp_path / "rows.parquet").column("l").to_pylist() == [[-0.5, -0.25]] * 2
+    assert len(json.loads((tmp_path / "rows.json").read_text())) == 2
+    assert len(list(csv.reader((tmp_path / "rows.csv").open()))) == 3
+
+
+def test_a_query_that_fails_leaves_the_output_as_it_was(root, tmp_path):
+    output = tmp_path / "rows.csv"
+    output.write_text("before")
+    with pytest.raises(UserError, match="convert"):
+        run("select (range || 'a')::int from range(3)", "--store", root, "-o", str(output))
+    assert output.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["select 1", "--format", "xml"], "unknown format 'xml'"),
+        (["select 1", "--output", "rows.xls"], "unknown format 'xls'"),
+        (["select 1", "--format", "parquet"], "needs --output"),
+        (["select 1; select 2", "--output", "rows.csv"], "one statement"),
+        (["select 1", "--output", "/nowhere/rows.csv"], "/nowhere/rows.csv"),
+        (["selec 1"], "syntax error"),
+        (["--output", "rows.csv"], "needs the SQL"),
+    ],
+)
+def test_mistakes_are_one_clear_error(root, arguments, message):
+    with pytest.raises(UserError, match=message):
+        run(*arguments, "--store", root)
+
+
+def test_without_a_terminal_statements_come_from_stdin(root):
+    text = "create table t as select 1 as a;\nselect a + 1 as b from t; -- the end\n"
+    assert run("--store", root, "-f", "csv", text=text).splitlines()[-2:] == ["b", "2"]
+
+
+def test_the_command_needs_neither_torch_nor_prefect_nor_pandas(root):
+    code = (
+        "import sys; from flows.sql_cli import sql; "
+        f"sql('select count(*) from scores', store={root!r}); "
+        "print({'torch', 'prefect', 'pandas', 'scipy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+# ---------------------------------------------------------------- the shell
+def completions(text):
+    words = ["count", "select", "sum"]
+    document = Document(text, len(text))
+    return [c.text for c in SqlCompleter(words).get_completions(document, None)]
+
+
+def test_completion_knows_tables_columns_and_sql():
+    assert completions("sel") == ["select"]
+    assert "eval_scores" in completions("select * from ev")
+    assert "rank" in completions("select * from scores where ra")
+    assert "rank" not in completions("select * from dropped where ra")
+    assert completions("select scores.rew") == ["scores.reward"]
+    assert completions(".ta") == [".tables"]
+
+
+def test_enter_ends_a_statement_only_after_its_semicolon():
+    assert unfinished("select 1")
+    assert unfinished("select 1;\nselect 2")
+    assert not unfinished("select 1; ")
+    assert not unfinished(".tables")
+    assert not unfinished("")
+
+
+def test_dot_commands():
+    assert "eval_scores" in command(".tables").splitlines()
+    assert command(".schema dropped").splitlines()[:2] == ["dropped", "  run  string"]
+    assert "lineage" in command(".schema")
+    assert ".quit" in command(".help")
+    with pytest.raises(UserError, match="unknown command"):
+        command(".tabels")
+    with pytest.raises(UserError, match="no table x"):
+        command(".schema x")

@@ -1,0 +1,242 @@
+"""A small store as a run leaves it, written by hand: no model computed it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+
+from rlt_core.rows import write_rows
+from rlt_core.schemas import TABLES
+from rlt_core.store import Manifest, Ref, Store
+
+KINDS = {
+    "dataset-prep": "dataset", "base-model": "model", "teacher-sft": "model",
+    "teacher-grpo": "model", "student-sft": "model", "student-grpo": "model",
+    "trace-generation": "traces", "trace-scoring": "scores", "evaluation": "evaluation",
+    "rank-ablation": "ranking", "report": "report",
+}  # fmt: skip
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def row(table: str, **values: Any) -> dict[str, Any]:
+    """A row of a table, null where nothing is given."""
+    return dict.fromkeys(TABLES[table].names) | values
+
+
+def commit(
+    store: Store,
+    label: str,
+    tables: Mapping[str, Iterable[Mapping[str, Any]]],
+    *,
+    seed: int | None = None,
+    inputs: Mapping[str, Manifest] | None = None,
+    metrics: Mapping[str, float] | None = None,
+    shards: int = 0,
+) -> Manifest:
+    """Commit an artifact; with `shards`, its tables lie in that many files each."""
+    stage = label.partition("[")[0]
+    key = hashlib.sha256(f"{label}@{seed}".encode()).hexdigest()[:16]
+    attempt = store.begin(Ref(kind=KINDS[stage], key=key))
+    for table, rows in tables.items():
+        if shards:
+            for number, part in enumerate(np.array_split(np.array(list(rows)), shards)):
+                write_rows(attempt.out / table / f"{number:05}.parquet", table, list(part))
+        else:
+            write_rows(attempt.out / f"{table}.parquet", table, rows)
+    return store.commit(
+        Manifest(
+            ref=attempt.ref,
+            attempt=attempt.id,
+            stage=stage,
+            stage_version=1,
+            label=label,
+            profile="tiny",
+            seed=seed,
+            config={"seed": seed, "nested": {"learning_rate": 1e-4}},
+            inputs={name: manifest.ref for name, manifest in (inputs or {}).items()},
+            files=store.describe(attempt),
+            metrics=dict(metrics or {}),
+            packages={"python": "3.11"},
+            git_commit=None,
+            flow_run_id=None,
+            started_at=START,
+            finished_at=START + timedelta(seconds=2),
+            seconds=2.0,
+            gpu_seconds=0.0,
+            device="cpu",
+            threads=1,
+        )
+    )
+
+
+def score_row(question: int, reward: float, sample: int = 0, **values: Any) -> dict[str, Any]:
+    """A scored trace of a question."""
+    parts = {
+        "trace_id": f"q{question:03}-{sample}", "question_id": f"q{question:03}", "sample": sample,
+        "status": "scored", "reward": reward, "r_ss": reward / 2, "r_kl": -reward / 6,
+        "penalty": 0.0, "closed": True, "think_tokens": 20, "solution_tokens": 3,
+        "student_solution_logprobs": [-0.5, -0.25],
+    }  # fmt: skip
+    return row("scores", **parts | values)
+
+
+def eval_row(question: int, correct: bool | None, **values: Any) -> dict[str, Any]:
+    """A graded completion; None: the grader failed."""
+    outcome = {True: "correct", False: "wrong", None: "grader_failed"}[correct]
+    common = {
+        "task": "test", "question_id": f"t{question:03}", "seed": 0, "sample": 0,
+        "question": f"what is {question} + 1?", "completion": f"it is {question + 1}",
+        "extracted": str(question + 1), "answer": str(question + 1), "outcome": outcome,
+        "finish_reason": "stop", "completion_tokens": 4,
+    }  # fmt: skip
+    return row("eval_samples", **common | values)
+
+
+def step_rows(stage: str, rewards: Iterable[float | None], seed: int = 0) -> list[dict[str, Any]]:
+    """Training steps; a reward of None is a step of SFT."""
+    return [
+        row(
+            "train_steps",
+            stage=stage,
+            seed=seed,
+            step=step,
+            loss=1.0 / step,
+            reward=reward,
+            reward_std=None if reward is None else 0.5,
+            zero_std_groups=None if reward is None else 0.0,
+            seconds=1.0,
+        )
+        for step, reward in enumerate(rewards, start=1)
+    ]
+
+
+QUESTIONS = 12
+RANKS = 4
+
+
+def _evaluation(
+    store: Store, variant: str, model: Manifest, rate: float, seed: int | None
+) -> Manifest:
+    # Question q is answered right by every model whose rate is above q's difficulty.
+    marks = [(question + 0.5) / QUESTIONS < rate for question in range(QUESTIONS)]
+    samples = [
+        eval_row(question, mark, model=model.ref.key, seed=seed or 0)
+        for question, mark in enumerate(marks)
+    ]
+    value = sum(marks) / QUESTIONS
+    scores = row(
+        "eval_scores", task="test", seed=seed or 0, model=model.ref.key, label=variant,
+        metric="avg@1", value=value, low=max(0.0, value - 0.2), high=min(1.0, value + 0.2),
+        questions=QUESTIONS, samples=1, ungraded=0,
+    )  # fmt: skip
+    return commit(
+        store,
+        f"evaluation[{variant}]",
+        {"eval_samples": samples, "eval_scores": [scores]},
+        seed=seed,
+        inputs={"model": model},
+    )
+
+
+def _questions() -> list[dict[str, Any]]:
+    return [
+        row(
+            "questions",
+            question_id=f"q{number:03}",
+            split="validation" if number < 4 else "train",
+            question=f"<b>question</b> {number}",
+            solution=str(number),
+            trace=f"data set ```trace``` {number}",
+        )
+        for number in range(10)
+    ]
+
+
+def _held_out(
+    store: Store, variant: str, teacher: Manifest, reward: float, seed: int
+) -> dict[str, Manifest]:
+    traces = [
+        row(
+            "traces",
+            trace_id=f"q{question:03}-{sample}",
+            question_id=f"q{question:03}",
+            sample=sample,
+            text=f"{variant} explains <script>alert({question})</script>",
+            closed=True,
+        )
+        for question in range(4)
+        for sample in range(2)
+    ]
+    scores = [
+        score_row(question, reward + 0.1 * question + 0.01 * sample, sample, seed=seed)
+        for question in range(4)
+        for sample in range(2)
+    ]
+    generated = commit(
+        store,
+        f"trace-generation[{variant}]",
+        {"traces": traces},
+        seed=seed,
+        inputs={"teacher": teacher},
+        shards=2,
+    )
+    scored = commit(
+        store,
+        f"trace-scoring[{variant}]",
+        {"scores": scores},
+        seed=seed,
+        inputs={"traces": generated, "teacher": teacher},
+    )
+    return {generated.label: generated, scored.label: scored}
+
+
+def _of_seed(
+    store: Store, seed: int, questions: Manifest, base: Manifest, ranks: int
+) -> dict[str, Manifest]:
+    made: dict[str, Manifest] = {}
+
+    def keep(manifest: Manifest) -> Manifest:
+        made[f"{manifest.label}@{seed}"] = manifest
+        return manifest
+
+    given = {"questions": questions}
+    losses = {"train_steps": step_rows("teacher-sft", [None] * 12, seed)}
+    sft = keep(commit(store, "teacher-sft", losses, seed=seed, inputs={"model": base, **given}))
+    rising = {"train_steps": step_rows("teacher-grpo", np.linspace(-3, -1, 25), seed)}
+    alarms = {"alarm_zero_variance": 0.0, "alarm_reward_falling": float(seed)}
+    rlt = keep(
+        commit(store, "teacher-grpo", rising, seed=seed, inputs={"model": sft}, metrics=alarms)
+    )
+    for variant, teacher, reward in (("sft-held-out", sft, -3.0), ("rlt-held-out", rlt, -1.0)):
+        for manifest in _held_out(store, variant, teacher, reward, seed).values():
+            keep(manifest)
+    rates = {"rlt": 0.9, "dataset": 0.7}
+    rates |= {f"rank-{rank}": 1 - 0.15 * rank for rank in range(1, ranks + 1)}
+    for variant, rate in rates.items():
+        losses = {"train_steps": step_rows("student-sft", [None] * 3, seed)}
+        student = keep(
+            commit(store, f"student-sft[{variant}]", losses, seed=seed, inputs={"model": base})
+        )
+        keep(_evaluation(store, variant, student, rate, seed))
+    return made
+
+
+def sample_run(
+    store: Store, seeds: Iterable[int] = (0, 1), ranks: int = RANKS
+) -> dict[str, Manifest]:
+    """Commit a run of the full pipeline; returns its artifacts by their name in the graph."""
+    dropped = [
+        row("dropped", row=3, question_id="q1", reason="duplicate", detail="of row 1"),
+        row("dropped", row=5, question_id="q2", reason="prompt_too_long", detail="300 tokens"),
+    ]
+    questions = commit(store, "dataset-prep", {"questions": _questions(), "dropped": dropped})
+    base = commit(store, "base-model", {}, inputs={"questions": questions})
+    evaluation = _evaluation(store, "base", base, 0.3, None)
+    made = {m.label: m for m in (questions, base, evaluation)}
+    for seed in seeds:
+        made |= _of_seed(store, seed, questions, base, ranks)
+    return made
