@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
@@ -27,6 +25,7 @@ from rlt_core.config import FolderModel, HubModel, ModelSource, PackageModel, Sc
 from rlt_core.errors import UserError
 from rlt_core.formats import PromptFormat
 from rlt_core.model_sources import MODEL_FILES, model_files, package_gguf
+from rlt_core.snapshots import snapshot
 
 PAD, TURN_START, TURN_END = "<pad>", "<|im_start|>", "<|im_end|>"
 ROLES = ("system\n", "user\n", "assistant\n")
@@ -120,6 +119,11 @@ def pick_device(device: str) -> str:
     return device
 
 
+def use_threads(threads: int) -> None:
+    """CPU threads of this process from here on."""
+    torch.set_num_threads(threads)
+
+
 # ---------------------------------------------------------------- vocabularies
 def vocabulary_digest(tokenizer: PreTrainedTokenizerFast) -> str:
     """Hex sha256 of the mapping from tokens to ids, added tokens included."""
@@ -157,23 +161,15 @@ def import_model(source: ModelSource, out: Path) -> None:
     _check(source, out)
 
 
-def fetch_model(source: HubModel) -> Path:
-    """Download a hub model's plain files at its revision into the hub cache; returns the folder."""
-    return Path(
-        snapshot_download(source.repo, revision=source.revision, allow_patterns=list(MODEL_FILES))
-    )
+def fetch_model(repo: str, revision: str) -> Path:
+    """A hub model's plain files at a commit, in the hub cache; downloads what the cache lacks."""
+    return snapshot(repo, revision, "model", MODEL_FILES)
 
 
 def _snapshot(source: HubModel) -> Path:
-    try:
-        folder = fetch_model(source)
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        raise UserError(
-            f"{source.repo}@{source.revision} is not in the hub cache and the hub cannot be "
-            "reached: run `rlt fetch` for this profile while online"
-        ) from None
-    except HfHubHTTPError as error:
-        raise UserError(f"{source.repo}@{source.revision}: {error}") from None
+    if source.revision is None:
+        raise UserError(f"{source.repo}: no commit is pinned; `rlt fetch` downloads and pins one")
+    folder = fetch_model(source.repo, source.revision)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         shards = set(json.loads(index.read_text())["weight_map"].values())

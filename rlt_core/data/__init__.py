@@ -1,0 +1,1 @@
+"""Questions and traces: read, generated, checked, split."""

@@ -1,0 +1,147 @@
+"""Sums of three two-digit numbers, with traces of graded quality: a domain in which the working
+matters, small enough for a model of half a million parameters.
+
+A trace adds column by column, units first, each with the carry that came in:
+
+    47+82+96 -> 7+2+0=9 4+8+0=12;129 9+6+0=15 2+9+1=12 1+0+1=2;225
+
+A trace's quality is a probability in [0, 0.5], drawn once: each written digit-sum is off by one
+with it, and later steps go on from what was written. One trace in five is terse (no columns) or
+shuffled (columns in random order) instead. A solution is always the true sum.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from random import Random
+
+from rlt_core.data.rawrow import RawRow
+from rlt_core.prompts import Prompter, Row
+
+Operands = tuple[int, ...]
+SUM = re.compile(r"\d+(\+\d+)*")
+TERMS = 3
+MIN_VALUE, MAX_VALUE = 10, 99
+MAX_ERROR_RATE = 0.5
+ODD_STYLE_SHARE = 0.2
+"""Share of traces that are terse or shuffled."""
+DIGIT_SUM_SHARE, TWO_NUMBER_SHARE = 0.35, 0.35
+"""Shares of the base model's documents; the rest are whole student documents."""
+FACTS_PER_DOCUMENT, SUMS_PER_DOCUMENT = 8, 3
+
+
+def _operands(rng: Random) -> Operands:
+    return tuple(rng.randint(MIN_VALUE, MAX_VALUE) for _ in range(TERMS))
+
+
+def question_of(operands: Operands) -> str:
+    """The question as the model reads it."""
+    return "+".join(map(str, operands))
+
+
+def operands_of(question: str) -> Operands:
+    """The operands in ascending order: questions that differ in order alone are the same."""
+    return tuple(sorted(map(int, question.split("+"))))
+
+
+# ---------------------------------------------------------------- traces
+def _columns(a: int, b: int, error_rate: float, rng: Random) -> tuple[list[str], int]:
+    """The written column sums of a + b, units first, and the number that they spell."""
+    steps, digits, carry = [], [], 0
+    width = max(len(str(a)), len(str(b)))
+    for place in range(width):
+        top, bottom = a // 10**place % 10, b // 10**place % 10
+        written = top + bottom + carry
+        if rng.random() < error_rate:
+            written = max(0, written + rng.choice((-1, 1)))
+        steps.append(f"{top}+{bottom}+{carry}={written}")
+        carry, digit = divmod(written, 10)
+        digits.append(digit)
+    digits.append(carry)
+    return steps, sum(digit * 10**place for place, digit in enumerate(digits))
+
+
+def trace_of(operands: Operands, error_rate: float, rng: Random, style: str = "columns") -> str:
+    """The working of a sum. `style`: columns, terse (running sums alone) or shuffled."""
+    parts, total = [], operands[0]
+    for operand in operands[1:]:
+        steps, total = _columns(total, operand, error_rate, rng)
+        if style == "shuffled":
+            rng.shuffle(steps)
+        parts.append(str(total) if style == "terse" else f"{' '.join(steps)};{total}")
+    return " ".join(parts)
+
+
+def graded_trace(operands: Operands, rng: Random) -> str:
+    """A trace whose quality and style are drawn."""
+    style = rng.choice(("terse", "shuffled")) if rng.random() < ODD_STYLE_SHARE else "columns"
+    return trace_of(operands, rng.uniform(0, MAX_ERROR_RATE), rng, style)
+
+
+# ---------------------------------------------------------------- data sets
+def arithmetic_rows(n: int, seed: int) -> list[RawRow]:
+    """`n` questions with graded traces; no two have the same operands in any order."""
+    rng = Random(f"arithmetic-{seed}")
+    rows: dict[Operands, RawRow] = {}
+    while len(rows) < n:
+        operands = _operands(rng)
+        key = tuple(sorted(operands))
+        if key not in rows:
+            total = str(sum(operands))
+            rows[key] = RawRow(
+                row=len(rows) + 1,
+                question=question_of(operands),
+                solution=total,
+                trace=graded_trace(operands, rng),
+                answer=total,
+                grader="arithmetic",
+            )
+    return list(rows.values())
+
+
+def base_documents(
+    n: int, seed: int, prompter: Prompter, held_out: Collection[str]
+) -> Iterator[Row]:
+    """`n` documents to pre-train the base model on; every token counts.
+
+    Digit sums with a carry, column additions of two numbers, and whole student documents with
+    graded traces, none of which is about a question in `held_out`, whatever its order.
+    """
+    rng = Random(f"documents-{seed}")
+    forbidden = {operands_of(question) for question in held_out if SUM.fullmatch(question)}
+    for _ in range(n):
+        kind = rng.random()
+        if kind < DIGIT_SUM_SHARE:
+            ids = _plain(" ".join(_digit_sum(rng) for _ in range(FACTS_PER_DOCUMENT)), prompter)
+        elif kind < DIGIT_SUM_SHARE + TWO_NUMBER_SHARE:
+            ids = _plain("\n".join(_two_numbers(rng) for _ in range(SUMS_PER_DOCUMENT)), prompter)
+        else:
+            ids = _student_document(rng, prompter, forbidden)
+        yield Row(input_ids=ids, labels=list(ids))
+
+
+def _plain(text: str, prompter: Prompter) -> list[int]:
+    return [*prompter.encode(text), prompter.end_of_turn]
+
+
+def _digit_sum(rng: Random) -> str:
+    top, bottom, carry = rng.randint(0, 9), rng.randint(0, 9), rng.randint(0, 1)
+    return f"{top}+{bottom}+{carry}={top + bottom + carry}"
+
+
+def _two_numbers(rng: Random) -> str:
+    """A right column addition; the first number may be as large as the sum of two."""
+    a, b = rng.randint(MIN_VALUE, 2 * MAX_VALUE), rng.randint(MIN_VALUE, MAX_VALUE)
+    return f"{a}+{b} {trace_of((a, b), 0.0, rng)}"
+
+
+def _student_document(
+    rng: Random, prompter: Prompter, forbidden: Collection[Operands]
+) -> list[int]:
+    operands = _operands(rng)
+    while tuple(sorted(operands)) in forbidden:
+        operands = _operands(rng)
+    think_ids = prompter.encode(graded_trace(operands, rng))
+    row = prompter.student_sft_row(question_of(operands), think_ids, str(sum(operands)))
+    return row.input_ids

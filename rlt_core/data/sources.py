@@ -1,0 +1,186 @@
+"""Where questions come from: generators, local files, data sets of the hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from rlt_core.config import DataConfig, FieldMapping
+from rlt_core.data.files import SUFFIXES, Record, read_records
+from rlt_core.data.rawrow import RawRow
+from rlt_core.errors import UserError
+from rlt_core.hub import UNPINNED, pinned
+from rlt_core.model_sources import file_digest
+from rlt_core.snapshots import snapshot
+
+GENERATED = {"arithmetic": 1, "countdown": 1}
+"""Generated sources and their versions."""
+HUB = "hub:"
+HUB_FILES = ("*.parquet", "*.jsonl", "*.json", "*.csv", "*.md")
+CONVERSATION = re.compile(
+    r"\s*<\|begin_of_thought\|>(.*)<\|end_of_thought\|>"
+    r"\s*<\|begin_of_solution\|>(.*)<\|end_of_solution\|>\s*",
+    re.DOTALL,
+)
+
+
+def data_digest(data: DataConfig) -> str:
+    """What identifies the content of a source: a file by its bytes and type, a hub data set by its
+    commit, a generator by its version. Raises UserError."""
+    if data.source in GENERATED:
+        return f"{data.source}:{GENERATED[data.source]}"
+    if data.source.startswith(HUB):
+        repo = data.source.removeprefix(HUB)
+        return f"{repo}@{pinned(repo, data.revision, 'dataset')}:{data.hub_split}"
+    path = Path(data.source)
+    if not path.is_file():
+        raise UserError(
+            f"data.source={data.source!r}: no such file (paths start at {Path.cwd()}), and not one "
+            f"of {', '.join(GENERATED)} or hub:org/name"
+        )
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
+    return f"{file_digest(path)}{path.suffix}"
+
+
+def read_source(data: DataConfig) -> list[RawRow]:
+    """All rows of a source, checked. Raises UserError naming source, row, field and the mend."""
+    if data.source in GENERATED:
+        return _generate(data)
+    if data.conversations and data.split_at is not None:
+        raise UserError("data.conversations and data.split_at exclude each other; set one of them")
+    if data.split_at is not None and data.fields.trace is not None:
+        raise UserError(
+            "data.split_at takes the trace out of the solution: set data.fields.trace=null"
+        )
+    if data.source.startswith(HUB):
+        rows = list(_mapped(_hub_records(data), data, data.source))
+    else:
+        rows = list(_mapped(read_records(Path(data.source)), data, data.source))
+    if not rows:
+        raise UserError(f"{data.source}: there is no row in it")
+    return rows
+
+
+def read_mapped(path: Path, fields: FieldMapping) -> list[RawRow]:
+    """All rows of a local file under a field mapping. Raises UserError."""
+    return list(_mapped(read_records(path), DataConfig(fields=fields), str(path)))
+
+
+def fetch_dataset(repo: str, revision: str) -> Path:
+    """The plain data files of a hub data set at a commit; downloads what the cache lacks."""
+    return snapshot(repo, revision, "dataset", HUB_FILES)
+
+
+def _generate(data: DataConfig) -> list[RawRow]:
+    if data.n_train is None:
+        raise UserError(f"data.source={data.source!r} is generated: say how many in data.n_train")
+    n = data.n_train + data.n_validation + data.n_test
+    if data.source == "arithmetic":
+        from rlt_core.data.arithmetic import arithmetic_rows
+
+        return arithmetic_rows(n, data.seed)
+    from rlt_core.data.countdown import countdown_rows
+
+    return countdown_rows(n, data.seed)
+
+
+def _hub_records(data: DataConfig) -> Iterator[tuple[int, Record]]:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+    repo = data.source.removeprefix(HUB)
+    revision = pinned(repo, data.revision, "dataset")
+    if revision == UNPINNED:
+        raise UserError(
+            f"{data.source}: no commit is pinned; `rlt fetch` downloads the newest and pins it, or "
+            "name one in data.revision"
+        )
+    folder = fetch_dataset(repo, revision)
+    try:
+        rows = load_dataset(str(folder), split=data.hub_split)
+    except (ValueError, FileNotFoundError, DatasetNotFoundError, DatasetGenerationError) as error:
+        raise UserError(f"{data.source}, data.hub_split={data.hub_split!r}: {error}") from None
+    return enumerate(rows, start=1)
+
+
+# ---------------------------------------------------------------- fields
+def _mapped(
+    records: Iterable[tuple[int, Record]], data: DataConfig, source: str
+) -> Iterator[RawRow]:
+    fields = data.fields
+    for number, record in records:
+        place = f"{source}, row {number}"
+        trace = None
+        if data.conversations:
+            question, trace, solution = _conversation(record, place)
+        else:
+            question = _text(record, "question", fields.question, place)
+            solution = _text(record, "solution", fields.solution, place)
+            if data.split_at is not None:
+                trace, solution = _split(solution, data.split_at, fields.solution, place)
+            elif fields.trace is not None:
+                trace = _text(record, "trace", fields.trace, place)
+        answer = fields.answer and _text(record, "answer", fields.answer, place)
+        yield RawRow(number, question, solution, trace, answer)
+
+
+def _field(record: Record, name: str, column: str, place: str) -> Any:
+    if column in record:
+        return record[column]
+    near = get_close_matches(column, map(str, record), n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise UserError(
+        f"{place}: no field {column!r} (it has {', '.join(map(str, record)) or 'none'}){hint} "
+        f"Set data.fields.{name} to the field that holds the {name}."
+    )
+
+
+def _text(record: Record, name: str, column: str, place: str) -> str:
+    """A field's text without surrounding white space; numbers are answers too."""
+    value = _field(record, name, column, place)
+    if name in ("solution", "answer") and type(value) in (int, float):
+        value = str(value)
+    if not isinstance(value, str):
+        raise UserError(
+            f"{place}: the {name} (field {column!r}) is {type(value).__name__}, not text"
+        )
+    if not value.strip():
+        raise UserError(
+            f"{place}: the {name} (field {column!r}) is empty; fill it in or remove the row"
+        )
+    return value.strip()
+
+
+def _split(text: str, marker: str, column: str, place: str) -> tuple[str | None, str]:
+    """(trace, solution) around the last marker; a solution without working has no trace."""
+    trace, found, solution = text.rpartition(marker)
+    if not found or not solution.strip():
+        raise UserError(
+            f"{place}: field {column!r} has no solution after the marker {marker!r} (data.split_at)"
+        )
+    return trace.strip() or None, solution.strip()
+
+
+def _conversation(record: Record, place: str) -> tuple[str, str, str]:
+    """(question, trace, solution) of a row of Bespoke-Stratos-17k."""
+    turns = _field(record, "question", "conversations", place)
+    try:
+        said = {turn["from"]: turn["value"] for turn in turns}
+        question, reply = said["user"], said["assistant"]
+    except (TypeError, KeyError):
+        raise UserError(
+            f"{place}: `conversations` must be a list of {{from: user, value}} and "
+            "{from: assistant, value}"
+        ) from None
+    parts = CONVERSATION.fullmatch(reply)
+    if parts is None or not (question.strip() and parts[1].strip() and parts[2].strip()):
+        raise UserError(
+            f"{place}: expected a question, and a reply of the form "
+            "<|begin_of_thought|>…<|end_of_thought|> <|begin_of_solution|>…<|end_of_solution|>, "
+            "none of them empty"
+        )
+    return question.strip(), parts[1].strip(), parts[2].strip()

@@ -1,0 +1,66 @@
+"""A small base model trained from scratch on generated documents."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+
+from rlt_core.config import ScratchModel, SFTConfig, StageResources
+from rlt_core.control import Control
+from rlt_core.data.arithmetic import base_documents
+from rlt_core.formats import PromptFormat
+from rlt_core.models import new_model, save_model, tiny_tokenizer
+from rlt_core.prompts import Prompter
+from rlt_core.store import Workspace
+from rlt_core.training.sft import train_sft
+
+DISTINCT_DOCUMENTS = 12_000
+"""More steps than these last go over the same documents again."""
+
+
+def train_base(
+    config: ScratchModel,
+    held_out: Collection[str],
+    format: PromptFormat,
+    *,
+    out: Path,
+    work: Workspace,
+    resources: StageResources,
+    control: Control,
+) -> dict[str, float]:
+    """Write `out/model/`: a tiny Llama that knows arithmetic a little, and the format's shape.
+
+    `held_out`: questions that it must not see. With `config.steps` 0 the weights stay random.
+    Raises Stopped; called again with the same workspace it goes on.
+    """
+    tokenizer = tiny_tokenizer(format, config.max_positions)
+    model = new_model(config, tokenizer)
+    parameters = model.num_parameters()
+    if config.steps == 0:
+        save_model(model, tokenizer, out / "model")
+        return {"parameters": parameters}
+    count = min(DISTINCT_DOCUMENTS, config.steps * config.batch_size)
+    documents = list(base_documents(count, config.seed, Prompter(format, tokenizer), held_out))
+    sft = SFTConfig(
+        steps=config.steps,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        warmup_ratio=0.05,
+        beta2=0.95,
+        max_tokens=config.max_positions,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, tokenizer, Path(folder))
+        metrics = train_sft(
+            Path(folder),
+            documents,
+            sft,
+            seed=config.seed,
+            stage="base-model",
+            out=out,
+            work=work,
+            resources=resources,
+            control=control,
+        )
+    return {**metrics, "parameters": parameters}
