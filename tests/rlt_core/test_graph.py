@@ -90,7 +90,7 @@ def test_seeds_expand_what_depends_on_them_and_share_the_rest() -> None:
 
 def test_equal_models_are_one_node() -> None:
     tree = nodes("reward_student=hub:a/b", "student=hub:a/b")
-    assert "base-model[reward-student]" in tree and "base-model[student]" not in tree
+    assert len({"base-model[reward-student]", "base-model[student]"} & set(tree)) == 1
 
 
 def test_no_warm_up_starts_rl_from_the_base_model() -> None:

@@ -1,0 +1,18 @@
+"""trace-import: traces that others wrote → the tables `traces` and `questions`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlt_core.data.traces import import_traces
+from rlt_core.models import load_tokenizer
+from rlt_core.prompts import Prompter
+from rlt_core.stages import TraceImportConfig
+from tasks.job import Job
+
+
+def run(job: Job) -> dict[str, float]:
+    """Their text becomes ids of the base model's tokenizer."""
+    config = job.config_as(TraceImportConfig)
+    prompter = Prompter(config.format, load_tokenizer(job.model("tokenizer")))
+    return import_traces(Path(job.spec.paths["source"]), config.name, prompter, job.out)
