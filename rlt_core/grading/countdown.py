@@ -99,9 +99,11 @@ def _value(node: ast.expr) -> Fraction:
 
 
 def solves(expression: str, task: Task) -> bool:
-    """Whether an expression from `read_expression` keeps the rule and equals the target."""
+    """Whether an expression keeps the rule and equals the target. One that `read_expression` would
+    not return does not."""
     tree = _parse(expression)
-    assert tree is not None
+    if tree is None:
+        return False
     used, given = Counter(_numbers(tree)), Counter(task.numbers)
     allowed = used == given if task.use_all else not used - given
     try:
