@@ -1,0 +1,185 @@
+"""TRL's GRPOTrainer on prompts of token ids, with our rollouts and rewards.
+
+Shapes: Q questions of a step, G completions of each, N = Q * G; B rows of a micro-batch, P prompt
+and C completion positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate.utils import gather
+from safetensors.torch import load_model as load_weights
+from safetensors.torch import save_model as save_weights
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from trl import GRPOConfig, GRPOTrainer
+
+from rlt_core.config import Sampling, StageResources
+from rlt_core.generation import sample_seed
+from rlt_core.generation.transformers_engine import TransformersEngine
+from rlt_core.training.checkpoints import ResumableTrainer
+from rlt_core.training.rewards import Prompt, RewardFunction, Rewards
+
+REFERENCE = "reference.safetensors"
+
+
+class PolicyTrainer(ResumableTrainer, GRPOTrainer):
+    """One generation, one scoring and one update a step.
+
+    Rows of the data set are indices into `prompts`. Whole groups follow one another in the
+    generation batch, over all processes.
+    """
+
+    args: GRPOConfig
+    _buffered_inputs: Any
+
+    def __init__(
+        self,
+        *,
+        prompts: Sequence[Prompt],
+        reward: RewardFunction,
+        resources: StageResources,
+        **arguments: Any,
+    ) -> None:
+        super().__init__(reward_funcs=cast(Any, reward), **arguments)
+        self._prompts, self._reward, self._resources = prompts, reward, resources
+        self.eos_token_ids = list(reward.stop_ids)
+        self._group_size = cast(int, self.args.num_generations)
+        self._micro_batches = cast(int, self.args.steps_per_generation)
+        self._sampling = Sampling(
+            temperature=self.args.temperature,
+            top_p=self.args.top_p,
+            max_tokens=cast(int, self.args.max_completion_length),
+        )
+        self._batch: list[Prompt] = []
+        self._clipped: list[float] = []
+
+    # ------------------------------------------------------------ state beside the model
+    def save_extra(self, folder: Path) -> None:
+        """The reference model moves when it is synced, and TRL does not save it."""
+        if self.args.sync_ref_model:
+            save_weights(self.accelerator.unwrap_model(self.ref_model), str(folder / REFERENCE))
+
+    def load_extra(self, folder: Path) -> None:
+        if self.args.sync_ref_model:
+            load_weights(self.accelerator.unwrap_model(self.ref_model), str(folder / REFERENCE))
+
+    # ------------------------------------------------------------ rollouts
+    def _tokenize_prompts(self, prompts: list[int]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        self._batch = [self._prompts[index] for index in prompts]
+        return [prompt.ids for prompt in self._batch], None, {}
+
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any
+    ) -> tuple[list[list[int]], None]:
+        """Completions (N of this process), each with a seed of its own: a resumed run, or one cut
+        into other processes, draws the same."""
+        first = self.accelerator.process_index * len(prompt_ids)
+        places = range(first, first + len(prompt_ids))
+        groups = [list(group) for _, group in groupby(places, lambda i: i // self._group_size)]
+        key = f"{self.args.seed}:{self.state.global_step}"
+        ids = [self._batch[group[0] - first].question_id for group in groups]
+        seeds = [[sample_seed(key, ids[g], i) for i in group] for g, group in enumerate(groups)]
+        policy = self.accelerator.unwrap_model(self.model)
+        engine = TransformersEngine(policy, self._resources.tokens_per_batch)
+        with self.accelerator.autocast():
+            completions = engine.generate(
+                [prompt_ids[group[0] - first] for group in groups],
+                self._sampling,
+                seeds,
+                self.eos_token_ids,
+            )
+        flat = [completion for group in completions for completion in group]
+        self._clipped = [float(completion.finish_reason == "length") for completion in flat]
+        return [completion.ids for completion in flat], None
+
+    # ------------------------------------------------------------ rewards
+    def _calculate_rewards(
+        self,
+        inputs: list[dict[str, Any]],
+        prompts: list[int],
+        completions: list[str],
+        completion_ids_list: list[list[int]],
+    ) -> Tensor:
+        """Rewards of the step's completions over all processes, (N, 1)."""
+        with self.accelerator.autocast():
+            result = self._reward(
+                self._batch, completion_ids_list, self.accelerator.unwrap_model(self.model)
+            )
+        for prompt, reward in zip(self._batch, result.rewards, strict=True):
+            if reward is None or not math.isfinite(reward):
+                raise RuntimeError(f"question {prompt.question_id}: its reward is {reward}")
+        rewards_N = self._gather(result.rewards)
+        self._record(rewards_N, result, completion_ids_list)
+        return rewards_N[:, None]
+
+    def _record(
+        self, rewards_N: Tensor, result: Rewards, completions: Sequence[Sequence[int]]
+    ) -> None:
+        """Fill in the step's columns of `train_steps`."""
+        rewards_QG = rewards_N.view(-1, self._group_size)
+        flat_Q = rewards_QG.amax(1) == rewards_QG.amin(1)
+        columns: Mapping[str, Sequence[float]] = {
+            **result.parts,
+            "completion_tokens": [float(len(ids)) for ids in completions],
+            "clipped": self._clipped,
+        }
+        self._recorder.parts.update(
+            {name: self._gather(values).mean().item() for name, values in columns.items()},
+            reward=rewards_N.mean().item(),
+            reward_std=rewards_QG.std(1).mean().item(),
+            zero_std_groups=flat_Q.float().mean().item(),
+        )
+
+    def _gather(self, values: Sequence[float]) -> Tensor:
+        return gather(torch.tensor(values, dtype=torch.float32, device=self.accelerator.device))
+
+    # ------------------------------------------------------------ micro-batches
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Tensor]:
+        """The next micro-batch; at the first of a step, generate and score all of them.
+
+        Completions of like length go together. The gradient of a step does not depend on it.
+        """
+        if self._step % self._micro_batches == 0:
+            batch = self._generate_and_score_completions(generation_batch)
+            order_N = batch["completion_mask"].sum(1).argsort(descending=True, stable=True)
+            self._buffered_inputs = [
+                {name: rows[chunk_B] for name, rows in batch.items() if rows.dim() > 0}
+                for chunk_B in order_N.chunk(self._micro_batches)
+            ]
+        return self._buffered_inputs[self._step % self._micro_batches]
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """TRL's log-probs (B, C), without computing columns that are padding in every row."""
+        order_B = attention_mask[:, -logits_to_keep:].sum(1).argsort(descending=True, stable=True)
+        logps, entropies = [], []
+        for chunk in order_B.split(batch_size or len(order_B)):
+            used = attention_mask[chunk].any(0).nonzero()
+            start, end = int(used[0]), int(used[-1]) + 1
+            cut = attention_mask.size(1) - end
+            logps_BC, entropies_BC, _ = super()._get_per_token_logps_and_entropies(
+                model,
+                input_ids[chunk, start:end],
+                attention_mask[chunk, start:end],
+                logits_to_keep - cut,
+                **options,
+            )
+            logps.append(pad(logps_BC, (0, cut)))
+            if entropies_BC is not None:
+                entropies.append(pad(entropies_BC, (0, cut)))
+        back_B = order_B.argsort()
+        return torch.cat(logps)[back_B], torch.cat(entropies)[back_B] if entropies else None, None
