@@ -65,7 +65,7 @@ class Display:
 
     def say(self, line: str) -> None:
         """A line that stays; no markup."""
-        self.console.print(line, markup=False, highlight=False)
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def started(self, name: str) -> None:
         """A node has begun."""

@@ -26,6 +26,8 @@ from rlt_core.control import Control, Metrics
 from rlt_core.errors import Stopped, UserError
 
 GRACE_S = 30.0
+EXIT_S = 5.0
+"""What a child that has said its last word gets to exit."""
 LOG_LINES = 15
 """Lines of a dead child's log that its error shows."""
 BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -89,6 +91,7 @@ class Launcher:
         theirs.close()
         try:
             outcome = self._follow(child, ours, progress)
+            child.join(EXIT_S)
         finally:
             _kill_group(child)
             child.join()

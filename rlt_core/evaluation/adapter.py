@@ -23,6 +23,7 @@ from unittest import mock
 
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # lighteval asks git for its own commit
 
+import torch
 from datasets import load_dataset
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -40,6 +41,8 @@ from rlt_core.errors import UserError
 from rlt_core.evaluation.tasks import BENCHMARKS, EvalTask
 from rlt_core.grading import UNGRADED, Grade, answer_of
 from rlt_core.hub import cache_folder
+
+torch.set_grad_enabled(True)  # importing lighteval turns gradients off for the whole process
 
 METRIC = "graded_correct"
 SPLIT = "test"

@@ -167,3 +167,11 @@ def test_a_benchmark_that_was_not_fetched_names_the_mend(
             benchmark_task(name)
     with pytest.raises(UserError, match="gsm9k"):
         benchmark_task("gsm9k")
+
+
+def test_importing_lighteval_leaves_gradients_on() -> None:
+    import torch
+
+    import rlt_core.evaluation.adapter  # noqa: F401
+
+    assert torch.is_grad_enabled()
