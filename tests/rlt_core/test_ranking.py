@@ -1,0 +1,122 @@
+"""The statistics of the rank ablation: right on known cases, honest on degenerate ones."""
+
+import warnings
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rlt_core.ranking import STATISTICS, rank_ablation, rank_statistics
+from tests.sample_store import eval_row
+
+RANKS = np.arange(1.0, 17.0)
+
+
+@pytest.fixture(autouse=True)
+def _no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def marks(rates, seeds=1, questions=200, seed=0):
+    rng = np.random.default_rng(seed)
+    shape = (seeds, len(rates), questions)
+    return (rng.random(shape) < np.asarray(rates)[None, :, None]).astype(float)
+
+
+def test_point_values_are_scipys_on_the_mean_scores():
+    marks_SRQ = marks(np.linspace(0.9, 0.2, 16), seeds=2)
+    metrics = rank_statistics(RANKS, marks_SRQ, 50)
+    score_R = marks_SRQ.mean(axis=(0, 2))
+    assert metrics["pearson"] == pytest.approx(stats.pearsonr(-RANKS, score_R).statistic)
+    assert metrics["spearman"] == pytest.approx(stats.spearmanr(-RANKS, score_R).statistic)
+    assert metrics["kendall"] == pytest.approx(stats.kendalltau(-RANKS, score_R).statistic)
+    slope = stats.linregress(RANKS, score_R).slope
+    assert metrics["slope_points"] == pytest.approx(-100 * slope)
+
+
+def test_better_rank_better_student_is_positive_and_the_reverse_negative():
+    falling, rising = (
+        rank_statistics(RANKS, marks(rates), 100)
+        for rates in (np.linspace(0.9, 0.2, 16), np.linspace(0.2, 0.9, 16))
+    )
+    for name in STATISTICS:
+        assert falling[name] > 0 > rising[name]
+        assert falling[f"{name}_low"] <= falling[name] <= falling[f"{name}_high"]
+
+
+def test_more_questions_and_seeds_narrow_the_interval():
+    rates = np.linspace(0.7, 0.5, 16)
+
+    def width(**sizes):
+        metrics = rank_statistics(RANKS, marks(rates, **sizes), 400)
+        return metrics["slope_points_high"] - metrics["slope_points_low"]
+
+    assert width(questions=800) < 0.7 * width(questions=100)
+    assert width(questions=100, seeds=8) < width(questions=100, seeds=2)
+
+
+def test_the_interval_of_the_slope_covers_the_truth():
+    rates = np.linspace(0.65, 0.35, 8)
+    truth = 100 * 0.3 / 7
+    covered = 0
+    for seed in range(60):
+        metrics = rank_statistics(RANKS[:8], marks(rates, questions=60, seed=seed), 100)
+        covered += metrics["slope_points_low"] <= truth <= metrics["slope_points_high"]
+    assert covered >= 51  # 57 nominal
+
+
+def test_a_difference_between_seeds_alone_widens_the_interval():
+    one = marks(np.linspace(0.9, 0.2, 16))
+    flipped = np.concatenate([one, one[:, ::-1]])
+    same = np.concatenate([one, one])
+    narrow, wide = (rank_statistics(RANKS, each, 200) for each in (same, flipped))
+    assert narrow["pearson_low"] > 0.9
+    assert wide["pearson_low"] < -0.9 and wide["pearson_high"] > 0.9
+
+
+def test_students_that_are_all_alike_have_no_correlation_but_a_slope_of_zero():
+    metrics = rank_statistics(RANKS, np.ones((2, 16, 30)), 50)
+    assert metrics["slope_points"] == 0
+    assert "pearson" not in metrics and "kendall" not in metrics
+    assert metrics["undefined_resamples"] == 1
+    assert rank_statistics(RANKS[:1], np.ones((1, 1, 30)), 50) == {}
+
+
+def test_two_ranks_that_change_places_between_resamples_know_nothing():
+    students = np.array([[[1.0] * 11 + [0.0] * 9, [0.0] * 10 + [1.0] * 10]])
+    metrics = rank_statistics(RANKS[:2], students, 200)
+    assert abs(metrics["pearson"]) == pytest.approx(1.0)
+    assert metrics["pearson_low"] < -0.9 and metrics["pearson_high"] > 0.9
+
+
+def test_ungraded_completions_count_for_nothing():
+    full = marks(np.linspace(0.9, 0.2, 16), questions=50)
+    holes = np.concatenate([full, np.full((1, 16, 10), np.nan)], axis=2)
+    wanted = rank_statistics(RANKS, full, 20)
+    found = rank_statistics(RANKS, holes, 20)
+    assert [found[name] for name in STATISTICS] == pytest.approx([wanted[n] for n in STATISTICS])
+
+
+def test_rows_hold_each_seed_and_rank_with_its_rewards():
+    samples = {
+        (seed, rank): [
+            eval_row(q, None if q == 9 else q % 4 >= rank + seed, seed=seed) for q in range(10)
+        ]
+        for seed in (0, 1)
+        for rank in (1, 2)
+    }
+    scores = {
+        seed: [{"rank": rank, "reward": -float(rank + seed)} for rank in (1, 2, 1, 2)]
+        + [{"rank": None, "reward": None}]
+        for seed in (0, 1)
+    }
+    rows, metrics = rank_ablation(samples, scores, "test", 100)
+    assert [(row["seed"], row["rank"]) for row in rows] == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    first = rows[0]
+    assert first["value"] == pytest.approx(6 / 9)
+    assert first["low"] < first["value"] < first["high"]
+    assert (first["mean_reward"], first["traces"], first["task"]) == (-1.0, 2, "test")
+    assert metrics["pearson"] == pytest.approx(1.0)
+    assert rank_ablation(samples, scores, "test", 100) == (rows, metrics)
