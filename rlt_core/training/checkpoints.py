@@ -8,6 +8,7 @@ them with `weights_only=True`; nothing of a checkpoint enters an artifact.
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ class ResumableTrainer(Trainer):
         self._work, self._recorder = work, recorder
         self.remove_callback(PrinterCallback)
         self.add_callback(recorder)
-        self.train(resume_from_checkpoint=self._latest())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of TRL's calls into transformers
+            self.train(resume_from_checkpoint=self._latest())
         if recorder.stopped:
             raise Stopped(f"stopped after step {self.state.global_step} of {self.state.max_steps}")
 

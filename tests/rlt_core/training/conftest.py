@@ -4,22 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from training_runs import FORMAT, scratch_folder
 
-from rlt_core.config import ScratchModel, StageResources
-from rlt_core.formats import load_format
-from rlt_core.models import load_tokenizer, new_model, save_model, tiny_tokenizer
+from rlt_core.config import StageResources
+from rlt_core.models import load_tokenizer
 from rlt_core.prompts import Prompter
 from rlt_core.store import Workspace
 from rlt_core.store.files import Files
-
-FORMAT = load_format("tiny")
-
-
-def scratch_folder(folder: Path, seed: int = 0) -> Path:
-    config = ScratchModel(layers=2, width=16, heads=2, max_positions=160, seed=seed)
-    tokenizer = tiny_tokenizer(FORMAT, config.max_positions)
-    save_model(new_model(config, tokenizer), tokenizer, folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlt_core.config import ScratchModel
 from rlt_core.control import Control
+from rlt_core.formats import load_format
+from rlt_core.models import new_model, save_model, tiny_tokenizer
 from rlt_core.rows import read_rows
 
+FORMAT = load_format("tiny")
 TIMES = ("seconds", "tokens_per_s")
+
+
+def scratch_folder(folder: Path, seed: int = 0) -> Path:
+    config = ScratchModel(layers=2, width=16, heads=2, max_positions=160, seed=seed)
+    tokenizer = tiny_tokenizer(FORMAT, config.max_positions)
+    save_model(new_model(config, tokenizer), tokenizer, folder)
+    return folder
 
 
 def weights(out: Path) -> bytes:

@@ -1,0 +1,232 @@
+"""GRPO: its gradient by hand, what it learns, and that interruptions change nothing."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from training_runs import Killed, kill_at, scratch_folder, steps, stop_after, weights
+
+from rlt_core.config import GRPOConfig, LoRA, ReferenceSync, RewardSpec, StageResources
+from rlt_core.control import Control
+from rlt_core.errors import Stopped, UserError
+from rlt_core.models import load_model
+from rlt_core.prompts import Prompter
+from rlt_core.store import Workspace
+from rlt_core.training.grpo import train_grpo
+from rlt_core.training.rewards import Prompt, Rewards, RLTReward
+
+CONFIG = GRPOConfig(
+    steps=5, questions_per_step=3, group_size=4, learning_rate=3e-3, schedule="constant",
+    beta=0.5, temperature=0.7, max_prompt_tokens=60, max_completion_tokens=10,
+    reference_sync=ReferenceSync(every_steps=2),
+)  # fmt: skip
+Run = Callable[..., tuple[Path, dict[str, float]]]
+
+
+class Digits:
+    """Rewards the share of digits in a completion, and remembers what it saw."""
+
+    def __init__(self, prompter: Prompter) -> None:
+        self.stop_ids = prompter.stop_ids
+        self._digits = set(prompter.encode("0123456789"))
+        self.batches: list[tuple[list[Prompt], list[list[int]], list[float]]] = []
+
+    def check(self, prompts: Sequence[Prompt], max_completion_tokens: int) -> None:
+        """Any completion has a reward."""
+
+    def __call__(
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], policy: object
+    ) -> Rewards:
+        rewards = [sum(i in self._digits for i in ids) / len(ids) for ids in completions]
+        self.batches.append((list(prompts), [list(ids) for ids in completions], rewards))
+        return Rewards(rewards, {})
+
+
+@pytest.fixture
+def prompts(prompter: Prompter) -> list[Prompt]:
+    questions = [(f"{a}+{a}{'?' * (a % 3)}", str(2 * a)) for a in range(3, 11)]
+    return [
+        Prompt(f"id{q}", prompter.teacher_prompt(q, s), {"question": q, "solution": s})
+        for q, s in questions
+    ]
+
+
+@pytest.fixture
+def train(
+    model: Path,
+    prompts: list[Prompt],
+    prompter: Prompter,
+    tmp_path: Path,
+    workspace: Callable[[str], Workspace],
+    resources: StageResources,
+) -> Run:
+    def run(name: str, **changes: object) -> tuple[Path, dict[str, float]]:
+        out = tmp_path / name
+        arguments = {
+            "model": model, "prompts": prompts, "reward": Digits(prompter), "config": CONFIG,
+            "seed": 0, "work": workspace(name), "resources": resources, "control": Control(),
+        } | changes  # fmt: skip
+        return out, train_grpo(stage="teacher-grpo", out=out, **arguments)
+
+    return run
+
+
+def logprobs(folder: Path, prompt: list[int], completion: list[int]) -> tuple[Tensor, list[Tensor]]:
+    """Of the completion's tokens, and the parameters they depend on."""
+    model = load_model(folder)
+    logits = model(torch.tensor([prompt + completion])).logits[0] / CONFIG.temperature
+    chosen = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+    return chosen[torch.arange(len(completion)), completion], list(model.parameters())
+
+
+def step_by_hand(
+    policy: Path, reference: Path, batch: tuple[list[Prompt], list[list[int]], list[float]]
+) -> tuple[float, float]:
+    """Gradient norm and token mean of the KL estimate of one GRPO step."""
+    prompts, completions, rewards = batch
+    rewards_QG = torch.tensor(rewards).view(CONFIG.questions_per_step, CONFIG.group_size)
+    centred_QG = rewards_QG - rewards_QG.mean(1, keepdim=True)
+    advantages = (centred_QG / (rewards_QG.std(1, keepdim=True) + 1e-4)).flatten()
+    gradient: list[Tensor] = []
+    kls = []
+    for prompt, ids, advantage in zip(prompts, completions, advantages, strict=True):
+        logps, parameters = logprobs(policy, prompt.ids, ids)
+        gap = logprobs(reference, prompt.ids, ids)[0].detach() - logps
+        kl = gap.exp() - gap - 1
+        loss = (-advantage * (logps - logps.detach()).exp() + CONFIG.beta * kl).mean()
+        parts = torch.autograd.grad(loss / len(prompts), parameters)
+        gradient = [a + b for a, b in zip(gradient, parts, strict=True)] if gradient else [*parts]
+        kls.append(kl.detach())
+    norm = torch.cat([part.flatten() for part in gradient]).norm().item()
+    return norm, torch.cat(kls).mean().item()
+
+
+def test_the_gradient_is_the_papers(train: Run, model: Path, prompter: Prompter, resources) -> None:
+    reward = Digits(prompter)
+    whole = resources.model_copy(update={"micro_batch_size": 12})
+    two = CONFIG.model_copy(update={"steps": 2})
+    out, _ = train("two", reward=reward, config=two, resources=whole)
+    after_one, _ = train("one", config=CONFIG.model_copy(update={"steps": 1}), resources=whole)
+    first, second = steps(out)
+    norm, kl = step_by_hand(model, model, reward.batches[0])
+    assert first["grad_norm"] == pytest.approx(norm, rel=1e-3)
+    assert first["reference_kl"] == pytest.approx(0, abs=1e-6)
+    norm, kl = step_by_hand(after_one / "model", model, reward.batches[1])
+    assert second["grad_norm"] == pytest.approx(norm, rel=1e-3)
+    assert second["reference_kl"] == pytest.approx(kl, rel=1e-2) and kl > 1e-5
+
+
+def test_reward_rises_and_every_step_is_recorded(train: Run, prompter: Prompter) -> None:
+    reward = Digits(prompter)
+    config = CONFIG.model_copy(update={"steps": 25, "learning_rate": 1e-2, "beta": 0.01})
+    out, metrics = train("run", config=config, reward=reward)
+    rows = steps(out)
+    assert [row["step"] for row in rows] == list(range(1, 26))
+    assert metrics["reward_last"] > metrics["reward_first"] + 0.2
+    assert metrics["alarm_reward_falling"] == 0
+    prompts, completions, rewards = reward.batches[6]
+    groups = np.array(rewards).reshape(3, 4)
+    assert rows[6]["reward"] == pytest.approx(groups.mean())
+    assert rows[6]["reward_std"] == pytest.approx(groups.std(1, ddof=1).mean(), rel=1e-4)
+    lengths = [len(ids) for ids in completions]
+    assert rows[6]["completion_tokens"] == pytest.approx(np.mean(lengths))
+    assert rows[6]["tokens"] == sum(lengths) + sum(len(prompt.ids) for prompt in prompts)
+    assert [p.question_id for p in prompts[:4]] == [prompts[0].question_id] * 4
+
+
+def test_same_seed_same_bytes(train: Run) -> None:
+    first, second, other = train("a")[0], train("b")[0], train("c", seed=1)[0]
+    assert weights(first) == weights(second)
+    assert steps(first) == steps(second)
+    assert weights(first) != weights(other)
+
+
+def test_micro_batches_change_nothing_but_rounding(train: Run, resources) -> None:
+    config = CONFIG.model_copy(update={"steps": 2, "learning_rate": 1e-4})
+    outs = []
+    for size in (12, 5):
+        cut = resources.model_copy(update={"micro_batch_size": size})
+        outs.append(train(f"micro{size}", config=config, resources=cut)[0])
+    first, second = (load_file(out / "model/model.safetensors") for out in outs)
+    for name, tensor in first.items():
+        np.testing.assert_allclose(tensor, second[name], atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "changes"),
+    [
+        (stop_after(3), {}),
+        (kill_at(5), {}),
+        (kill_at(5), {"lora": LoRA(rank=2, alpha=4), "reference_sync": None}),
+    ],
+)
+def test_an_interrupted_run_ends_bit_equal(train: Run, interrupt: Control, changes: dict) -> None:
+    config = CONFIG.model_copy(update=changes)
+    whole, _ = train("whole", config=config)
+    with pytest.raises((Stopped, Killed)):
+        train("broken", config=config, control=interrupt)
+    broken, _ = train("broken", config=config)
+    assert weights(broken) == weights(whole)
+    assert steps(broken) == steps(whole)
+
+
+def test_the_reference_follows_the_policy(train: Run) -> None:
+    followed, still = (
+        train("followed")[0],
+        train("still", config=CONFIG.model_copy(update={"reference_sync": None}))[0],
+    )
+    assert steps(followed)[:2] == steps(still)[:2]
+    assert steps(followed)[2]["reference_kl"] < steps(still)[2]["reference_kl"] / 2
+
+
+def test_the_rlt_reward_trains(train: Run, prompter: Prompter, tmp_path: Path, resources) -> None:
+    student = scratch_folder(tmp_path / "student", seed=1)
+    reward = RLTReward(prompter, student, RewardSpec(), dtype="float32", resources=resources)
+    out, _ = train("run", reward=reward, config=CONFIG.model_copy(update={"steps": 2}))
+    row = steps(out)[1]
+    assert row["reward"] == pytest.approx(row["r_ss"] - 3 * row["r_kl"] - row["unclosed"], rel=1e-4)
+    assert row["correct"] is None
+
+
+def test_lora_gives_a_plain_model(train: Run, model: Path) -> None:
+    changes = {"lora": LoRA(rank=2, alpha=4), "reference_sync": None, "steps": 2}
+    out, _ = train("run", config=CONFIG.model_copy(update=changes))
+    start = load_file(model / "model.safetensors")
+    trained = load_file(out / "model/model.safetensors")
+    assert start.keys() == trained.keys()
+    assert any(not torch.equal(start[name], trained[name]) for name in start)
+
+
+def test_a_reward_that_is_no_number_ends_the_run(train: Run, prompter: Prompter) -> None:
+    class Broken(Digits):
+        def __call__(self, *batch: object) -> Rewards:
+            return Rewards([*super().__call__(*batch).rewards[:-1], float("nan")], {})
+
+    with pytest.raises(RuntimeError, match=r"question id.*: its reward is nan"):
+        train("run", reward=Broken(prompter))
+
+
+def test_zero_variance_is_told(train: Run, prompter: Prompter) -> None:
+    class Flat(Digits):
+        def __call__(self, prompts: Sequence[Prompt], *rest: object) -> Rewards:
+            return Rewards([0.5] * len(prompts), {})
+
+    told: list[float] = []
+    control = Control(progress=lambda step, total, m: told.append(m["alarm_zero_variance"]))
+    out, metrics = train("run", reward=Flat(prompter), control=control)
+    assert told == [0, 0, 1, 1, 1] and metrics["alarm_zero_variance"] == 1
+    assert [row["zero_std_groups"] for row in steps(out)] == [1] * 5
+
+
+def test_bad_input_is_the_users_mistake(train: Run, prompts: list[Prompt]) -> None:
+    with pytest.raises(UserError, match=r"2 questions .* do not fill a step"):
+        train("few", prompts=prompts[:2])
+    with pytest.raises(UserError, match="but the model has 160 positions"):
+        train("long", config=CONFIG.model_copy(update={"max_completion_tokens": 150}))
+    longest = max(len(prompt.ids) for prompt in prompts)
+    short = CONFIG.model_copy(update={"max_prompt_tokens": longest - 1, "steps": 1})
+    assert train("short", config=short)[1]["dropped_too_long"] >= 1

@@ -1,0 +1,125 @@
+"""Rewards against a slow oracle in float64, and what is refused."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training_runs import FORMAT, scratch_folder
+
+from rlt_core.config import CorrectnessReward, RewardSpec, ScratchModel, StageResources
+from rlt_core.errors import UserError
+from rlt_core.formats import load_format
+from rlt_core.grading import Grade, GradeItem, Grader
+from rlt_core.models import load_model, new_model, save_model, tiny_tokenizer
+from rlt_core.prompts import Prompter
+from rlt_core.training.rewards import AnswerReward, Prompt, RLTReward
+
+SPEC = RewardSpec(temperature=0.7)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return scratch_folder(tmp_path_factory.mktemp("student"), seed=1)
+
+
+@pytest.fixture
+def reward(prompter: Prompter, student: Path, resources: StageResources) -> RLTReward:
+    return RLTReward(prompter, student, SPEC, dtype="float32", resources=resources)
+
+
+def prompt_of(prompter: Prompter, question: str, solution: str) -> Prompt:
+    ids = prompter.teacher_prompt(question, solution)
+    return Prompt(question, ids, {"question": question, "solution": solution})
+
+
+def slow_logprobs(folder: Path, before: list[int], target: list[int]) -> np.ndarray:
+    """log p(target | before) token by token, at the spec's temperature."""
+    model = load_model(folder).double()
+    logits = model(torch.tensor([before + target])).logits[0] / SPEC.temperature
+    rows = logits.log_softmax(-1)[len(before) - 1 : -1]
+    return rows[torch.arange(len(target)), target].detach().numpy()
+
+
+def test_rewards_equal_the_oracle(reward, prompter, model: Path, student: Path) -> None:
+    encode = prompter.encode
+    close = encode("") + prompter._encode_fixed(FORMAT.explanation_close) + [prompter.end_of_turn]
+    cases = [
+        ("1+2=?", "3", encode("one and two"), True),
+        ("20+30=?", "50", encode("twenty"), False),
+        ("7+1=?", "8", [], True),
+    ]
+    prompts = [prompt_of(prompter, question, solution) for question, solution, *_ in cases]
+    completions = [think + (close if closed else []) for *_, think, closed in cases]
+    result = reward(prompts, completions, load_model(model))
+    for i, (question, solution, think, closed) in enumerate(cases):
+        chat = prompter.student_prompt(question) + prompter._encode_fixed("<think>")
+        after = chat + think + prompter._encode_fixed("</think><solution>")
+        s = slow_logprobs(student, after, encode(solution))
+        r_ss = s.mean() + 0.01 * s.min()
+        if think:
+            k = slow_logprobs(model, prompts[i].ids, think) - slow_logprobs(student, chat, think)
+            r_kl = k.mean() + 0.01 * k.max()
+        else:
+            r_kl = 1.01
+        expected = r_ss - 3 * r_kl - (not closed)
+        assert result.rewards[i] == pytest.approx(expected, abs=1e-4)
+        assert result.parts["r_ss"][i] == pytest.approx(r_ss, abs=1e-4)
+        assert result.parts["unclosed"][i] == float(not closed)
+
+
+def test_another_vocabulary_is_refused(prompter, tmp_path: Path, resources) -> None:
+    tokenizer = tiny_tokenizer(load_format("r1"))
+    config = ScratchModel(layers=1, width=16, heads=2)
+    save_model(new_model(config, tokenizer), tokenizer, tmp_path)
+    with pytest.raises(UserError, match="different vocabularies"):
+        RLTReward(prompter, tmp_path, SPEC, dtype="float32", resources=resources)
+
+
+def test_a_completion_that_might_not_fit_is_refused(reward, prompter) -> None:
+    prompt = prompt_of(prompter, "1+2=?", "3")
+    reward.check([prompt], 50)
+    with pytest.raises(UserError, match=r"question 1\+2=\?.*lower max_completion_tokens by"):
+        reward.check([prompt], 160)
+
+
+@pytest.fixture(scope="module")
+def grader() -> Iterator[Grader]:
+    with Grader() as grader:
+        yield grader
+
+
+def answer_prompt(prompter: Prompter, answer: str | None, grader: str = "arithmetic") -> Prompt:
+    row = {"question": "1+2=?", "answer": answer, "grader": grader, "metadata": None}
+    return Prompt("q1", prompter.student_prompt("1+2=?"), row)
+
+
+def test_correctness(prompter: Prompter, grader: Grader) -> None:
+    reward = AnswerReward(prompter, CorrectnessReward(), grader)
+    texts = ["<think>x</think><solution>3</solution>", "<think>x</think><solution>4</solution>",
+             "<think>x</think>3"]  # fmt: skip
+    completions = [[*prompter._encode_fixed(text), prompter.end_of_turn] for text in texts]
+    result = reward([answer_prompt(prompter, "3")] * 3, completions, torch.nn.Identity())
+    assert result.rewards == [1.0, -0.5, -1.0]
+    assert result.parts == {
+        "unclosed": [0, 0, 1], "correct": [1, 0, 0], "grader_failed": [0, 0, 0]
+    }  # fmt: skip
+
+
+def test_a_question_without_answer_is_refused(prompter: Prompter, grader: Grader) -> None:
+    reward = AnswerReward(prompter, CorrectnessReward(), grader)
+    with pytest.raises(UserError, match="1 of 2 questions have no answer"):
+        reward.check([answer_prompt(prompter, "3"), answer_prompt(prompter, None)], 10)
+
+
+def test_a_broken_grader_stops_the_run(prompter: Prompter) -> None:
+    class Hanging(Grader):
+        def grade_many(self, items: Sequence[GradeItem]) -> list[Grade]:
+            return [Grade("grader_failed") for _ in items]
+
+    text = "<think>x</think><solution>3</solution>"
+    completion = [*prompter._encode_fixed(text), prompter.end_of_turn]
+    reward = AnswerReward(prompter, CorrectnessReward(), Hanging())
+    with pytest.raises(RuntimeError, match="the grader failed on 1 of 1"):
+        reward([answer_prompt(prompter, "3")], [completion], torch.nn.Identity())
