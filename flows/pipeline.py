@@ -79,7 +79,7 @@ class Run:
 
     def close(self) -> State[Any]:
         """Name what is there; Completed only if that is all."""
-        there = [p.node for p in self.planned if self.statuses[p.node.key] in THERE]
+        there = [p.node for p in self.planned if self.statuses.get(p.node.key) in THERE]
         name_nodes(Store(self.request.store), self.request.profile, there)
         if len(there) == len(self.planned):
             return Completed(message=f"{len(there)} nodes")
@@ -88,9 +88,9 @@ class Run:
 
 def _missing(planned: list[Planned], statuses: Mapping[str, str]) -> str:
     left = [
-        f"{item.node.name} ({statuses[item.node.key]})"
+        f"{item.node.name} ({statuses.get(item.node.key, 'not run')})"
         for item in planned
-        if statuses[item.node.key] not in THERE
+        if statuses.get(item.node.key) not in THERE
     ]
     return f"{len(left)} nodes are missing: {', '.join(left)}"
 
@@ -103,7 +103,9 @@ def execute(run: Run) -> bool:
     def compute(name: str, key: str) -> State[Any]:
         return run.compute(nodes[key])
 
-    @flow(name="rlt", flow_run_name="{target}", task_runner=ThreadPoolTaskRunner())
+    side_by_side: Any = ThreadPoolTaskRunner()
+
+    @flow(name="rlt", flow_run_name="{target}", task_runner=side_by_side)
     def graph(target: str, profile: str, overrides: list[str], store: str) -> State[Any]:
         futures: dict[str, PrefectFuture[Any]] = {}
         for item in run.planned:
@@ -112,8 +114,9 @@ def execute(run: Run) -> bool:
                 run.statuses[node.key] = "hit"
                 continue
             parents = [futures[n.key] for n in node.inputs.values() if n.key in futures]
+            waiting: list[Any] = [allow_failure(future) for future in parents]
             futures[node.key] = compute.submit(
-                node.name, node.key, wait_for=[allow_failure(future) for future in parents]
+                node.name, node.key, return_state=False, wait_for=waiting
             )
         for future in futures.values():
             future.wait()

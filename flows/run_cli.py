@@ -134,14 +134,9 @@ def _supervise(request: Request, quiet: bool) -> int:
             print("\nstopping: work checkpoints and ends (up to 30 s) …", file=sys.stderr)
             runner.stdin.close()
 
-    previous: dict[int, Any] = {}
     for number in (signal.SIGINT, signal.SIGTERM):
-        previous[number] = signal.signal(number, stop)
-    try:
-        return runner.wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        signal.signal(number, stop)
+    return runner.wait()
 
 
 def _summary(store: Store, planned: list[Planned]) -> None:
@@ -201,7 +196,11 @@ def status(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
     """Show what is being computed, what is unfinished, and the latest run of each profile."""
     opened = open_store(store)
     working = opened.working()
-    unfinished = [key for key in opened.files.names("work") if key not in working]
+    unfinished = {
+        key: (opened.files.read(f"work/{key}/node.txt") or b"").decode()
+        for key in opened.files.names("work")
+        if key not in working
+    }
     profiles: dict[str, list[str]] = {}
     for name in opened.refs():
         profile, _, node = name.partition("/")
@@ -215,8 +214,8 @@ def status(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
         print(
             f"  working     {lease.get('name') or key}  {key}  {lease['host']} pid {lease['pid']}"
         )
-    for key in unfinished:
-        print(f"  unfinished  {key}  (the same command goes on from its checkpoints and shards)")
+    for key, name in unfinished.items():
+        print(f"  unfinished  {name}  {key}  (the same command goes on from its checkpoints)")
     for profile, nodes in sorted(profiles.items()):
         has = "with its report" if "report" in nodes else "no report yet"
         print(f"  profile     {profile}: {len(nodes)} nodes, {has}")

@@ -99,6 +99,7 @@ def compute(argument: dict[str, Any], control: Control) -> str:
     with Lease(store.files, spec.key, spec.name, waiting):
         standing = store.manifest(stage.kind, spec.key)
         if standing is None:
+            store.files.write(f"work/{spec.key}/node.txt", spec.name.encode())
             standing = _compute_and_commit(spec, stage, config, store, control)
     return standing.model_dump_json()
 

@@ -168,6 +168,12 @@ class Files:
         else:
             target.unlink(missing_ok=True)
 
+    def prune(self, path: str) -> None:
+        """Remove a local folder if it is empty; remote stores have no empty folders."""
+        if self.is_local:
+            with contextlib.suppress(OSError):
+                os.rmdir(self.full(path))
+
     def new_folder(self, path: str) -> Path:
         """An empty local folder to fill: the final place on a local root, else a staging one."""
         folder = self.local(path)

@@ -61,8 +61,8 @@ class Lease:
         name: str = "",
         waiting: Callable[[dict[str, object]], None] = lambda _: None,
     ) -> None:
-        """`name` tells people what is worked on. `waiting(lease)` is called about once a second while another holder works; it may
-        raise to give up."""
+        """`name` tells people what is worked on. `waiting(lease)` is called about once a second
+        while another holder works; it may raise to give up."""
         self._files = files
         self._path = f"work/{key}/lease.json"
         self._name = name
@@ -119,3 +119,4 @@ class Lease:
         self._done.set()
         self._thread.join()
         self._files.remove(self._path)
+        self._files.prune(self._path.rpartition("/")[0])
