@@ -224,9 +224,9 @@ def _grown(buffer: Tensor, like: Tensor, filled: int, capacity: int) -> Tensor:
 
 # ---------------------------------------------------------------- sampling
 def uniforms(seeds: Sequence[int], steps: int) -> NDArray[np.float64]:
-    """Random numbers 0 < u < 1, (sequences, steps); a row depends on its seed alone.
+    """Random numbers 0 < u < 1 of 32 bits, (sequences, steps); a row depends on its seed alone.
 
-    32 bits each, so that u times a sum in float64 stays below that sum.
+    Never 0: the first cumulative probability that reaches u then belongs to a possible token.
     """
     rows = [
         np.random.Generator(np.random.Philox(key=seed)).integers(1 << 32, size=steps)
@@ -251,7 +251,7 @@ def draw(
             logprobs_RV = _nucleus(logprobs_RV, top_p)
         cumulative_RV = logprobs_RV.exp().cumsum(dim=-1, dtype=torch.float64)
         heights_R = uniforms_R * cumulative_RV[:, -1]
-        tokens_R = torch.searchsorted(cumulative_RV, heights_R[:, None], right=True)[:, 0]
+        tokens_R = torch.searchsorted(cumulative_RV, heights_R[:, None])[:, 0]
     return tokens_R, logprobs_RV.gather(1, tokens_R[:, None])[:, 0]
 
 
