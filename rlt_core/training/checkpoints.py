@@ -18,7 +18,9 @@ from transformers import PrinterCallback, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rlt_core.errors import Stopped
+from rlt_core.rows import write_rows
 from rlt_core.store import Workspace
+from rlt_core.training.policy import save_policy
 from rlt_core.training.steps import StepRecorder
 
 GROUP = "checkpoints"
@@ -43,6 +45,13 @@ class ResumableTrainer(Trainer):
             self.train(resume_from_checkpoint=self._latest())
         if recorder.stopped:
             raise Stopped(f"stopped after step {self.state.global_step} of {self.state.max_steps}")
+
+    def finish(self, start: Path, out: Path, dtype: str) -> None:
+        """Write `out/model/` and `out/train_steps.parquet`; `start`: the folder trained from."""
+        if self.accelerator.is_main_process:
+            save_policy(self.accelerator.unwrap_model(self.model), start, out / "model", dtype)
+            write_rows(out / "train_steps.parquet", "train_steps", self._recorder.rows)
+        self.accelerator.wait_for_everyone()
 
     def save_extra(self, folder: Path) -> None:
         """Write what this trainer keeps beside model and optimiser."""

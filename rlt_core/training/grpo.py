@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from accelerate.utils import set_seed
 from datasets import Dataset
 from transformers import PreTrainedModel
@@ -23,11 +22,10 @@ from rlt_core.config import GRPOConfig, StageResources
 from rlt_core.control import Control
 from rlt_core.errors import UserError
 from rlt_core.models import load_tokenizer
-from rlt_core.rows import write_rows
 from rlt_core.store import Workspace
 from rlt_core.training.grpo_trainer import PolicyTrainer
 from rlt_core.training.plan import MicroBatches, data_order, micro_batches, total_steps
-from rlt_core.training.policy import adapters, load_policy, save_policy, trainer_arguments
+from rlt_core.training.policy import adapters, load_policy, processes, trainer_arguments
 from rlt_core.training.rewards import Prompt, RewardFunction
 from rlt_core.training.steps import StepRecorder, alarms, mean_of
 
@@ -62,7 +60,7 @@ def train_grpo(
     micro = micro_batches(
         config.questions_per_step * config.group_size,
         resources.micro_batch_size,
-        PartialState().num_processes,
+        processes(resources),
     )
     recorder = StepRecorder(
         stage,
@@ -84,8 +82,7 @@ def train_grpo(
             peft_config=adapters(config.lora),
         )
         trainer.run(work, recorder)
-    save_policy(trainer.accelerator.unwrap_model(trainer.model), model, out / "model", config.dtype)
-    write_rows(out / "train_steps.parquet", "train_steps", recorder.rows)
+    trainer.finish(model, out, config.dtype)
     return _metrics(recorder.rows, len(kept), len(prompts) - len(kept))
 
 

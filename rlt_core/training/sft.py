@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from accelerate.utils import set_seed
 from datasets import Dataset
-from peft import PeftModel
 from transformers import PreTrainedModel
 from trl import SFTConfig as TRLConfig
 from trl import SFTTrainer
@@ -20,11 +18,10 @@ from rlt_core.control import Control
 from rlt_core.errors import UserError
 from rlt_core.models import load_tokenizer
 from rlt_core.prompts import IGNORED, Row
-from rlt_core.rows import write_rows
 from rlt_core.store import Workspace
 from rlt_core.training.checkpoints import ResumableTrainer
 from rlt_core.training.plan import data_order, longest_first, micro_batches, total_steps
-from rlt_core.training.policy import adapters, load_policy, save_policy, trainer_arguments
+from rlt_core.training.policy import adapters, load_policy, processes, trainer_arguments
 from rlt_core.training.steps import StepRecorder, mean_of
 
 
@@ -57,9 +54,7 @@ def train_sft(
     steps = total_steps(config, len(kept), config.batch_size)
     order = data_order(len(kept), config.batch_size, steps, seed)
     order = longest_first(order, [len(row.input_ids) for row in kept], config.batch_size)
-    micro = micro_batches(
-        config.batch_size, resources.micro_batch_size, PartialState().num_processes
-    )
+    micro = micro_batches(config.batch_size, resources.micro_batch_size, processes(resources))
     recorder = StepRecorder(
         stage, seed, steps, config.batch_size / len(kept), resources.checkpoint_every_steps, control
     )
@@ -80,9 +75,7 @@ def train_sft(
             peft_config=adapters(config.lora),
         )
         trainer.run(work, recorder)
-    trained: PreTrainedModel | PeftModel = trainer.accelerator.unwrap_model(trainer.model)
-    save_policy(trained, model, out / "model", config.dtype)
-    write_rows(out / "train_steps.parquet", "train_steps", recorder.rows)
+    trainer.finish(model, out, config.dtype)
     return _metrics(recorder.rows, len(kept), len(rows) - len(kept))
 
 

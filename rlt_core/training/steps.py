@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlt_core.control import Control
@@ -74,7 +75,7 @@ class StepRecorder(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if state.global_step < self._total and self._control.should_stop():
+        if state.global_step < self._total and _everywhere(self._control.should_stop()):
             self.stopped = control.should_training_stop = True
         due = state.global_step % self._checkpoint_every == 0
         control.should_save = due or self.stopped
@@ -121,3 +122,8 @@ class StepRecorder(TrainerCallback):
         if row["reward"] is not None:
             metrics |= {"reward": row["reward"]} | alarms(self.rows)
         return metrics
+
+
+def _everywhere(wish: bool) -> bool:
+    """The main process's wish, in every process: they must stop at the same step."""
+    return bool(broadcast_object_list([wish])[0])
