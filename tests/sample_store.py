@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
 
-from rlt_core.rows import write_rows
+from rlt_core.ranking import rank_ablation
+from rlt_core.rows import read_rows, write_rows
 from rlt_core.schemas import TABLES
 from rlt_core.store import Manifest, Ref, Store
 
@@ -157,7 +158,7 @@ def _questions() -> list[dict[str, Any]]:
 
 
 def _held_out(
-    store: Store, variant: str, teacher: Manifest, reward: float, seed: int
+    store: Store, variant: str, inputs: dict[str, Manifest], reward: float, seed: int
 ) -> dict[str, Manifest]:
     traces = [
         row(
@@ -181,7 +182,7 @@ def _held_out(
         f"trace-generation[{variant}]",
         {"traces": traces},
         seed=seed,
-        inputs={"teacher": teacher},
+        inputs=inputs,
         shards=2,
     )
     scored = commit(
@@ -189,7 +190,7 @@ def _held_out(
         f"trace-scoring[{variant}]",
         {"scores": scores},
         seed=seed,
-        inputs={"traces": generated, "teacher": teacher},
+        inputs={"traces": generated, **inputs},
     )
     return {generated.label: generated, scored.label: scored}
 
@@ -212,7 +213,9 @@ def _of_seed(
         commit(store, "teacher-grpo", rising, seed=seed, inputs={"model": sft}, metrics=alarms)
     )
     for variant, teacher, reward in (("sft-held-out", sft, -3.0), ("rlt-held-out", rlt, -1.0)):
-        for manifest in _held_out(store, variant, teacher, reward, seed).values():
+        for manifest in _held_out(
+            store, variant, {"teacher": teacher, **given}, reward, seed
+        ).values():
             keep(manifest)
     rates = {"rlt": 0.9, "dataset": 0.7}
     rates |= {f"rank-{rank}": 1 - 0.15 * rank for rank in range(1, ranks + 1)}
@@ -226,7 +229,7 @@ def _of_seed(
 
 
 def sample_run(
-    store: Store, seeds: Iterable[int] = (0, 1), ranks: int = RANKS
+    store: Store, seeds: Sequence[int] = (0, 1), ranks: int = RANKS
 ) -> dict[str, Manifest]:
     """Commit a run of the full pipeline; returns its artifacts by their name in the graph."""
     dropped = [
@@ -239,4 +242,26 @@ def sample_run(
     made = {m.label: m for m in (questions, base, evaluation)}
     for seed in seeds:
         made |= _of_seed(store, seed, questions, base, ranks)
+    if ranks:
+        made["rank-ablation"] = _rank_ablation(store, made, seeds, ranks)
     return made
+
+
+def _rank_ablation(
+    store: Store, made: Mapping[str, Manifest], seeds: Sequence[int], ranks: int
+) -> Manifest:
+    inputs = {
+        (seed, rank): made[f"evaluation[rank-{rank}]@{seed}"]
+        for seed in seeds
+        for rank in range(1, ranks + 1)
+    }
+    samples = {
+        name: read_rows(store.local(manifest), "eval_samples") for name, manifest in inputs.items()
+    }
+    scores = {
+        seed: [{"rank": rank, "reward": -float(rank)} for rank in range(1, ranks + 1)]
+        for seed in seeds
+    }
+    rows, metrics = rank_ablation(samples, scores, "test", 100)
+    named = {f"rank-{rank}@{seed}": manifest for (seed, rank), manifest in inputs.items()}
+    return commit(store, "rank-ablation", {"rank_scores": rows}, inputs=named, metrics=metrics)

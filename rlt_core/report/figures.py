@@ -1,0 +1,134 @@
+"""The report's pictures, as PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rlt_core.report.gather import RankAblation, ReportData
+from rlt_core.report.scores import BASE, ScoreLine
+from rlt_core.report.training import Curve
+
+COLORS = ("#2a5c8a", "#c4622d", "#4c8c4a", "#8a4f9e", "#8c6d31", "#7f7f7f")
+GREY = "#8c8c8c"
+SMOOTH_STEPS = 5
+PANELS_A_ROW = 2
+DPI = 130
+
+
+def draw(data: ReportData, out: Path) -> dict[str, str]:
+    """Write the figures that the data has something for; returns file name -> what it shows."""
+    shown = {}
+    for name, caption, figure in _figures(data):
+        figure.savefig(out / name, dpi=DPI, metadata={"Software": None})
+        shown[name] = caption
+    return shown
+
+
+def _figures(data: ReportData) -> Iterator[tuple[str, str, Figure]]:
+    tasks = list(dict.fromkeys(line.task for line in data.totals))
+    if tasks:
+        caption = "Scores of the models over all seeds, with 95% intervals."
+        yield "scores.png", caption, _scores(data.totals, tasks)
+    for quantity, name in (("reward", "reward.png"), ("loss", "loss.png")):
+        chosen = [curve for curve in data.curves if curve.quantity == quantity]
+        if chosen:
+            caption = {
+                "reward": "Mean reward of each GRPO step: thin the step, thick a mean of "
+                f"{SMOOTH_STEPS}.",
+                "loss": f"Loss of supervised training, a mean of {SMOOTH_STEPS} steps thick.",
+            }[quantity]
+            yield name, caption, _curves(chosen, quantity)
+    if data.ranks and data.ranks.lines:
+        base = next((x for x in data.totals if (x.model, x.task) == (BASE, data.ranks.task)), None)
+        caption = "What students learn from traces of each reward rank, with 95% intervals."
+        yield "ranks.png", caption, _ranks(data.ranks, base)
+
+
+def _axes(panels: int, height: float = 3.2) -> tuple[Figure, list[Axes]]:
+    columns = min(panels, PANELS_A_ROW)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(5.2 * columns, height * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for axes in grid[panels:]:
+        axes.set_axis_off()
+    for axes in grid[:panels]:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25, linewidth=0.6)
+    return figure, grid[:panels]
+
+
+def _scores(lines: Sequence[ScoreLine], tasks: Sequence[str]) -> Figure:
+    models = list(dict.fromkeys(line.model for line in lines))
+    figure, panels = _axes(len(tasks), height=1.2 + 0.35 * len(models))
+    for task, axes in zip(tasks, panels, strict=True):
+        chosen = [line for line in lines if line.task == task and line.metric.startswith("avg@")]
+        for line in chosen:
+            y = models.index(line.model)
+            color = GREY if line.model == BASE else COLORS[0]
+            axes.plot([100 * line.low, 100 * line.high], [y, y], color=color, linewidth=2)
+            axes.plot(100 * line.value, y, "o", color=color)
+        axes.set_yticks(range(len(models)), models)
+        axes.set_ylim(len(models) - 0.5, -0.5)
+        axes.set_xlim(-2, 102)
+        axes.set_xlabel("% correct")
+        axes.set_title(task, fontsize=10)
+    return figure
+
+
+def _curves(curves: Sequence[Curve], quantity: str) -> Figure:
+    labels = list(dict.fromkeys(curve.label for curve in curves))
+    figure, panels = _axes(len(labels))
+    for label, axes in zip(labels, panels, strict=True):
+        chosen = [curve for curve in curves if curve.label == label]
+        for curve, color in zip(chosen, _cycle(len(chosen)), strict=True):
+            name = None if curve.seed is None else f"seed {curve.seed}"
+            smooth, steps = _smooth(curve.values), curve.steps[: len(curve.values)]
+            axes.plot(steps, curve.values, color=color, linewidth=0.8, alpha=0.4)
+            axes.plot(steps[len(steps) - len(smooth) :], smooth, color=color, label=name)
+        axes.set_title(label, fontsize=10)
+        axes.set_xlabel("step")
+        axes.set_ylabel(quantity)
+        if len(chosen) > 1:
+            axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _cycle(count: int) -> list[str]:
+    return [COLORS[number % len(COLORS)] for number in range(count)]
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Mean over the last `SMOOTH_STEPS` steps, from where there are so many."""
+    window = min(SMOOTH_STEPS, len(values))
+    return np.convolve(values, np.ones(window) / window, mode="valid").tolist()
+
+
+def _ranks(ablation: RankAblation, base: ScoreLine | None) -> Figure:
+    figure, (axes,) = _axes(1, height=3.6)
+    ranks = np.array([line.rank for line in ablation.lines], dtype=np.float64)
+    values = 100 * np.array([line.value for line in ablation.lines])
+    lows = 100 * np.array([line.low for line in ablation.lines])
+    highs = 100 * np.array([line.high for line in ablation.lines])
+    axes.vlines(ranks, lows, highs, color=COLORS[0], linewidth=2)
+    axes.plot(ranks, values, "o", color=COLORS[0])
+    if len(ranks) > 1:
+        slope, start = np.polyfit(ranks, values, 1)
+        axes.plot(ranks, start + slope * ranks, color=COLORS[1], linewidth=1.2, linestyle="--")
+    if base:
+        axes.axhline(100 * base.value, color=GREY, linewidth=1)
+        axes.annotate("base model", (ranks[-1], 100 * base.value), color=GREY, fontsize=8,
+                      ha="right", va="bottom")  # fmt: skip
+    pearson = next(one for one in ablation.statistics if one.name == "pearson")
+    if pearson.value is not None:
+        axes.set_title(
+            f"Pearson {pearson.value:.2f} [{pearson.low:.2f}, {pearson.high:.2f}]", fontsize=10
+        )
+    axes.set_xlabel("reward rank of the traces a student was trained on (1 is best)")
+    axes.set_ylabel(f"% correct, {ablation.task}")
+    axes.set_xticks(ranks)
+    return figure

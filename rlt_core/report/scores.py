@@ -1,0 +1,252 @@
+"""What the models score: overall, by seed, and against each other on the same questions."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from rlt_core.evaluation.intervals import Estimate
+    from rlt_core.report.inputs import Part, Parts
+
+BASE = "base"
+"""Variant of the evaluation that the others are compared with."""
+RANKED = re.compile(r"rank-\d+")
+"""Students of the rank ablation: they have their own table."""
+COLUMNS = (
+    "task", "model", "metric", "seed", "value", "low", "high", "questions", "samples", "ungraded",
+    "difference", "difference_low", "difference_high",
+)  # fmt: skip
+ALL = "all"
+"""In `scores.csv`: the line over all seeds of a model."""
+
+
+@dataclass(frozen=True)
+class ScoreLine:
+    """One metric of one model on one task; `seed` None: over all its seeds."""
+
+    task: str
+    model: str
+    metric: str
+    seed: int | None
+    seeds: int
+    value: float
+    low: float
+    high: float
+    questions: int
+    samples: int
+    ungraded: int
+    difference: Estimate | None
+    """Against the base model on the same questions; None for the base model itself."""
+
+
+@dataclass(frozen=True)
+class PairLine:
+    """One model against another on the same questions."""
+
+    task: str
+    metric: str
+    model: str
+    other: str
+    difference: Estimate
+
+
+class Evaluations:
+    """Answers of all evaluated models, question by question."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts.by_variant("evaluation")
+        self._answers = {
+            part.name: _answers(part.rows("eval_samples", "task", "question_id", "outcome"))
+            for part in parts.of("evaluation")
+        }
+        self._scores = {part.name: part.rows("eval_scores") for part in parts.of("evaluation")}
+
+    @property
+    def students(self) -> list[str]:
+        """Models that are no students of a rank, the base model first."""
+        found = [variant for variant in self.parts if not RANKED.fullmatch(variant)]
+        return sorted(found, key=lambda variant: variant != BASE)
+
+    def by_question(self, variant: str, task: str, metric: str) -> list[dict[str, float]]:
+        """Question -> value of a metric, one entry a seed of the model that has any."""
+        value = _metric(metric)
+        by_seed = []
+        for part in self.parts.get(variant, []):
+            answers = self._answers[part.name].get(task, {})
+            values = {question: value(marks) for question, marks in answers.items()}
+            by_seed.append({q: each for q, each in values.items() if each is not None})
+        return [values for values in by_seed if values]
+
+    def metrics(self, variant: str) -> Iterator[tuple[str, str, list[tuple[Part, dict[str, Any]]]]]:
+        """(task, metric, its row of `eval_scores` from each seed) of a model, where it has one."""
+        found: dict[tuple[str, str], list[tuple[Part, dict[str, Any]]]] = defaultdict(list)
+        for part in self.parts[variant]:
+            for row in self._scores[part.name]:
+                if row["value"] is not None:
+                    found[row["task"], row["metric"]].append((part, row))
+        yield from ((task, metric, rows) for (task, metric), rows in found.items())
+
+
+def _answers(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[bool]]]:
+    """task -> question -> whether each graded completion is correct."""
+    from rlt_core.evaluation.scores import UNGRADED
+
+    found: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row["outcome"] not in UNGRADED:
+            found[row["task"]][row["question_id"]].append(row["outcome"] == "correct")
+    return found
+
+
+def _metric(name: str) -> Callable[[list[bool]], float | None]:
+    """The value of one question under `avg@n` or `pass@k`; None where it has too few answers."""
+    from rlt_core.evaluation.intervals import pass_at_k
+
+    kind, _, number = name.partition("@")
+    if kind == "avg":
+        return lambda marks: sum(marks) / len(marks)
+    k = int(number)
+    return lambda marks: pass_at_k(sum(marks), len(marks), k) if len(marks) >= k else None
+
+
+# ---------------------------------------------------------------- lines
+def score_lines(evaluations: Evaluations) -> list[ScoreLine]:
+    """Every model but the rank students: over its seeds, and each seed where it has several."""
+    lines = [
+        line
+        for variant in evaluations.students
+        for task, metric, rows in evaluations.metrics(variant)
+        for line in _lines(evaluations, variant, task, metric, rows)
+    ]
+    tasks = list(dict.fromkeys(line.task for line in lines))
+    return sorted(lines, key=lambda line: tasks.index(line.task))
+
+
+def _lines(
+    evaluations: Evaluations,
+    variant: str,
+    task: str,
+    metric: str,
+    rows: list[tuple[Part, dict[str, Any]]],
+) -> Iterator[ScoreLine]:
+    from rlt_core.report.statistics import fraction, matrix
+
+    by_question = evaluations.by_question(variant, task, metric)
+    base = evaluations.by_question(BASE, task, metric)
+    common = {"task": task, "model": variant, "metric": metric, "samples": rows[0][1]["samples"]}
+    by_seed = []
+    for (part, row), values in zip(rows, by_question, strict=True):
+        measured = {name: row[name] for name in ("value", "low", "high", "questions", "ungraded")}
+        difference = _against(base, [values]) if variant != BASE else None
+        by_seed.append(
+            ScoreLine(**common, **measured, seed=part.seed, seeds=1, difference=difference)
+        )
+    if len(by_seed) == 1:
+        yield ScoreLine(**(vars(by_seed[0]) | {"seed": None}))
+        return
+    completions = sum(line.questions * line.samples for line in by_seed)
+    overall = vars(fraction(matrix(by_question), completions))
+    difference = _against(base, by_question) if variant != BASE else None
+    ungraded = sum(line.ungraded for line in by_seed)
+    yield ScoreLine(
+        **common,
+        **overall,
+        seed=None,
+        seeds=len(by_seed),
+        ungraded=ungraded,
+        difference=difference,
+    )
+    yield from by_seed
+
+
+def _against(base: list[dict[str, float]], ours: list[dict[str, float]]) -> Estimate | None:
+    from rlt_core.report.statistics import paired_difference
+
+    return paired_difference(ours, base) if base else None
+
+
+def pair_lines(evaluations: Evaluations) -> list[PairLine]:
+    """Every pair of models but the rank students, on the questions of each task (avg@n)."""
+    from rlt_core.report.statistics import paired_difference
+
+    measured = {
+        (variant, task, metric)
+        for variant in evaluations.students
+        for task, metric, _ in evaluations.metrics(variant)
+        if metric.startswith("avg@")
+    }
+    scores = dict.fromkeys((task, metric) for _, task, metric in sorted(measured))
+    return [
+        PairLine(
+            task,
+            metric,
+            ours,
+            theirs,
+            paired_difference(
+                evaluations.by_question(ours, task, metric),
+                evaluations.by_question(theirs, task, metric),
+            ),
+        )
+        for task, metric in scores
+        for theirs, ours in itertools.combinations(evaluations.students, 2)
+        if {(ours, task, metric), (theirs, task, metric)} <= measured
+    ]
+
+
+# ---------------------------------------------------------------- scores.csv
+def write_csv(lines: Sequence[ScoreLine], path: Path) -> None:
+    """The lines with `COLUMNS`; fractions, unrounded."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        for line in lines:
+            row = vars(line) | {"seed": ALL if line.seed is None else line.seed}
+            row["difference"] = ""
+            if line.difference:
+                row["difference"] = line.difference.value
+                row["difference_low"] = line.difference.low
+                row["difference_high"] = line.difference.high
+            writer.writerow(row)
+
+
+def scores_table(folder: Path) -> Table:
+    """The scores of a report's folder for the terminal, over all seeds, in percent."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(
+        box=None,
+        header_style="bold",
+        pad_edge=False,
+        title="Scores in percent, with 95% intervals",
+        title_justify="left",
+    )
+    for column in ("task", "model", "metric"):
+        table.add_column(column, no_wrap=True)
+    for column in ("score", "against base", "questions"):
+        table.add_column(column, justify="right", no_wrap=True)
+    with (folder / "scores.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["seed"] != ALL:
+                continue
+            score = _percent(row["value"], row["low"], row["high"], ".1f")
+            gain = (row["difference"], row["difference_low"], row["difference_high"])
+            table.add_row(
+                escape(row["task"]), escape(row["model"]), row["metric"], score,
+                _percent(*gain, "+.1f") if row["difference"] else "", row["questions"],
+            )  # fmt: skip
+    return table
+
+
+def _percent(value: str, low: str, high: str, form: str) -> str:
+    value, low, high = (f"{100 * float(each):{form}}" for each in (value, low, high))
+    return f"{value} \\[{low}, {high}]"  # the backslash: not rich's markup
