@@ -74,11 +74,16 @@ def commit(
     )
 
 
-def score_row(question: int, reward: float, sample: int = 0, **values: Any) -> dict[str, Any]:
-    """A scored trace of a question."""
+def score_row(
+    question: int, reward: float | None, sample: int = 0, **values: Any
+) -> dict[str, Any]:
+    """A trace of a question, scored; without a reward it was too long."""
     parts = {
         "trace_id": f"q{question:03}-{sample}", "question_id": f"q{question:03}", "sample": sample,
-        "status": "scored", "reward": reward, "r_ss": reward / 2, "r_kl": -reward / 6,
+        "status": "too_long" if reward is None else "scored",
+        "reward": reward,
+        "r_ss": None if reward is None else reward / 2,
+        "r_kl": None if reward is None else -reward / 6,
         "penalty": 0.0, "closed": True, "think_tokens": 20, "solution_tokens": 3,
         "student_solution_logprobs": [-0.5, -0.25],
     }  # fmt: skip

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from rlt_core.report.gather import RankAblation, ReportData
+from rlt_core.report.data import RankAblation, ReportData
 from rlt_core.report.scores import BASE, ScoreLine
 from rlt_core.report.training import Curve
 
@@ -91,6 +92,7 @@ def _curves(curves: Sequence[Curve], quantity: str) -> Figure:
             axes.plot(steps, curve.values, color=color, linewidth=0.8, alpha=0.4)
             axes.plot(steps[len(steps) - len(smooth) :], smooth, color=color, label=name)
         axes.set_title(label, fontsize=10)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("step")
         axes.set_ylabel(quantity)
         if len(chosen) > 1:
@@ -121,8 +123,10 @@ def _ranks(ablation: RankAblation, base: ScoreLine | None) -> Figure:
         axes.plot(ranks, start + slope * ranks, color=COLORS[1], linewidth=1.2, linestyle="--")
     if base:
         axes.axhline(100 * base.value, color=GREY, linewidth=1)
-        axes.annotate("base model", (ranks[-1], 100 * base.value), color=GREY, fontsize=8,
-                      ha="right", va="bottom")  # fmt: skip
+        axes.annotate(
+            "base", (1.01, 100 * base.value), xycoords=axes.get_yaxis_transform(), color=GREY,
+            fontsize=8, va="center",
+        )  # fmt: skip
     pearson = next(one for one in ablation.statistics if one.name == "pearson")
     if pearson.value is not None:
         axes.set_title(

@@ -12,8 +12,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rlt_core.evaluation.intervals import Estimate
+from rlt_core.report.data import ReportData
 from rlt_core.report.figures import draw
-from rlt_core.report.gather import ReportData
 from rlt_core.report.scores import write_csv
 
 NOTHING = "–"  # noqa: RUF001

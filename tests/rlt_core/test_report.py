@@ -1,0 +1,310 @@
+"""The report says what the artifacts say, and no text of a model can act in it."""
+
+import csv
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from markdown_it import MarkdownIt
+from scipy import stats
+
+from rlt_core.report import gather, render_report
+from rlt_core.report.render import cell, fenced
+from rlt_core.report.scores import scores_table
+from rlt_core.report.statistics import crossed_mean, fraction, paired_difference
+from rlt_core.store import Store
+from tests.sample_store import commit, eval_row, row, sample_run, score_row, step_rows
+
+TOY = "positive control of the pipeline at toy scale, not evidence for the paper"
+
+
+def report_of(made, store, profile="tiny"):
+    inputs = {name: (manifest, store.local(manifest)) for name, manifest in made.items()}
+    return gather(inputs, profile=profile, title="full-pipeline", key="0123456789abcdef")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    store = Store(str(tmp_path_factory.mktemp("store")))
+    return sample_run(store), store
+
+
+@pytest.fixture(scope="module")
+def data(run):
+    return report_of(*run)
+
+
+@pytest.fixture(scope="module")
+def folder(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    render_report(data, folder)
+    return folder
+
+
+# ---------------------------------------------------------------- statistics
+def test_with_one_seed_the_interval_is_students_over_questions():
+    values = np.random.default_rng(0).normal(size=30)
+    found = crossed_mean(values[None])
+    low, high = stats.t.interval(0.95, 29, values.mean(), stats.sem(values))
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize(("seed_sd", "question_sd"), [(0.0, 1.0), (0.5, 1.0), (1.0, 0.2)])
+def test_the_interval_covers_the_truth_over_seeds_and_questions(seed_sd, question_sd):
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(300):
+        values = (
+            rng.normal(scale=seed_sd, size=(3, 1))
+            + rng.normal(scale=question_sd, size=(1, 25))
+            + rng.normal(scale=0.5, size=(3, 25))
+        )
+        found = crossed_mean(values)
+        covered += found.low <= 0 <= found.high
+    assert covered >= 270  # 285 nominal
+
+
+def test_a_fraction_keeps_a_width_and_stays_inside_one():
+    found = fraction(np.ones((2, 10)), 20)
+    assert found.value == found.high == 1.0
+    assert found.low < 0.9
+
+
+def test_a_difference_pairs_questions_and_only_common_ones_count():
+    easy = {f"q{number}": float(number) for number in range(20)}
+    harder = {name: value - 0.5 for name, value in easy.items()} | {"other": 100.0}
+    found = paired_difference([easy], [harder])
+    assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.5, 0.5))
+    assert found.questions == 20
+    back = paired_difference([harder], [easy, easy])
+    assert back.value == pytest.approx(-0.5)
+    with pytest.raises(ValueError, match="no question"):
+        paired_difference([easy], [{"other": 1.0}])
+
+
+# ---------------------------------------------------------------- what is gathered
+def test_scores_are_over_seeds_and_against_the_base(data):
+    assert [line.model for line in data.totals] == ["base", "rlt", "dataset"]
+    base, rlt, _ = data.totals
+    assert (base.value, base.seeds, base.difference) == (pytest.approx(4 / 12), 1, None)
+    assert (rlt.value, rlt.seeds) == (pytest.approx(11 / 12), 2)
+    assert rlt.difference.value == pytest.approx(7 / 12)
+    assert rlt.low < rlt.value < rlt.high
+    assert {(line.model, line.seed) for line in data.single_seeds} == {
+        (model, seed) for model in ("rlt", "dataset") for seed in (0, 1)
+    }
+    pair = next(pair for pair in data.pairs if (pair.model, pair.other) == ("dataset", "rlt"))
+    assert pair.difference.value == pytest.approx(-3 / 12)
+
+
+def test_ungraded_completions_and_pass_at_k_as_the_evaluation_has_them(tmp_path):
+    from rlt_core.evaluation.scores import score_rows
+
+    store = Store(str(tmp_path))
+    rng = np.random.default_rng(0)
+    made = {}
+    for variant, seeds in (("base", [None]), ("rlt", [0, 1])):
+        for seed in seeds:
+            samples = [
+                eval_row(q, None if q == 3 else bool(rng.random() < 0.5), sample=s, model="m")
+                for q in range(8)
+                for s in range(3)
+            ]
+            scores = score_rows(samples, 3, [2], variant)
+            tables = {"eval_samples": samples, "eval_scores": scores}
+            name = f"evaluation[{variant}]"
+            metrics = {"test/ungraded": 3.0}
+            made[f"{name}@{seed}"] = commit(store, name, tables, seed=seed, metrics=metrics)
+    data = report_of(made, store)
+    assert {line.metric for line in data.totals} == {"avg@3", "pass@2"}
+    for metric in ("avg@3", "pass@2"):
+        total = next(line for line in data.totals if (line.model, line.metric) == ("rlt", metric))
+        each = [line.value for line in data.single_seeds if line.metric == metric]
+        assert total.value == pytest.approx(np.mean(each))
+        assert (total.questions, total.ungraded) == (7, 6)
+    assert any("3 completions of test could not be graded" in alarm for alarm in data.alarms)
+
+
+def test_rewards_before_and_after_on_the_same_questions(data):
+    before, after = data.rewards.lines
+    assert "before RL" in before.name and "after RL" in after.name
+    assert after.reward.value - before.reward.value == pytest.approx(2.0)
+    assert data.rewards.difference.value == pytest.approx(2.0)
+    assert before.by_seed == pytest.approx({0: before.reward.value, 1: before.reward.value})
+    assert before.traces == 16
+
+
+def test_curves_are_of_rewards_and_losses_but_not_of_rank_students(data):
+    rewards = [curve for curve in data.curves if curve.quantity == "reward"]
+    assert [curve.name for curve in rewards] == ["teacher-grpo@0", "teacher-grpo@1"]
+    steps = np.linspace(-3, -1, 25)
+    assert rewards[0].first == pytest.approx(steps[:10].mean())
+    assert rewards[0].last == pytest.approx(steps[-10:].mean())
+    assert not any("rank-" in curve.name for curve in data.curves)
+    assert {curve.label for curve in data.curves if curve.quantity == "loss"} == {
+        "teacher-sft", "student-sft[rlt]", "student-sft[dataset]",
+    }  # fmt: skip
+
+
+def test_the_rank_ablation_is_that_of_its_artifact(data, run):
+    made, _ = run
+    metrics = made["rank-ablation"].metrics
+    assert [line.rank for line in data.ranks.lines] == [1, 2, 3, 4]
+    by_name = {statistic.name: statistic for statistic in data.ranks.statistics}
+    assert by_name["pearson"].value == metrics["pearson"]
+    assert by_name["slope_points"].low == metrics["slope_points_low"]
+    assert data.ranks.lines[0].value > data.ranks.lines[-1].value
+
+
+def test_data_costs_and_lineage(data, run):
+    made, _ = run
+    assert data.data[0].splits == {"validation": 4, "train": 6}
+    assert data.data[0].dropped == {"duplicate": 1, "prompt_too_long": 1}
+    assert sum(line.nodes for line in data.costs) == len(made) == len(data.nodes)
+    assert sum(line.seconds for line in data.costs) == pytest.approx(2.0 * len(made))
+    keys = {manifest.ref.key for manifest in made.values()}
+    assert {key for node in data.nodes for key in node.inputs.values()} <= keys
+
+
+def test_alarms_are_raised_and_only_where_something_is_wrong(data, tmp_path):
+    assert len(data.alarms) == 1
+    assert data.alarms[0].startswith("teacher-grpo@1: the reward fell")
+    store = Store(str(tmp_path))
+    steps = [
+        step | {"clipped": 0.9, "unclosed": 0.0} for step in step_rows("teacher-grpo", [-1.0] * 12)
+    ]
+    scores = [
+        score_row(1, -1.0, closed=False),
+        score_row(2, -1.0, closed=False),
+        score_row(3, None),
+    ]
+    flat = {"alarm_zero_variance": 1.0}
+    made = {
+        "teacher-grpo@0": commit(
+            store, "teacher-grpo", {"train_steps": steps}, seed=0, metrics=flat
+        ),
+        "scores": commit(store, "trace-scoring[rlt]", {"scores": scores}, seed=0),
+    }
+    alarms = "\n".join(report_of(made, store).alarms)
+    assert "no group had two different rewards" in alarms
+    assert "90% of the completions of its last steps are cut" in alarms
+    assert "1 of 3 traces were too long" in alarms
+    assert "100% of the traces have no end" in alarms
+
+
+# ---------------------------------------------------------------- what is written
+class Page(HTMLParser):
+    """Text and tags of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_texts_are_inert_and_whole_in_html(folder):
+    page = Page((folder / "report.html").read_text())
+    assert "script" not in page.tags and "b" not in page.tags
+    text = "".join(page.words)
+    assert "sft-held-out explains <script>alert(0)</script>" in text
+    assert "<b>question</b> 0" in text
+    assert "data set ```trace``` 0" in text
+    assert page.tags.count("img") == 4
+
+
+def test_texts_are_inert_and_whole_in_markdown(folder):
+    tokens = MarkdownIt("commonmark").enable("table").parse((folder / "report.md").read_text())
+    blocks = [token.content.strip() for token in tokens if token.type == "fence"]
+    assert "sft-held-out explains <script>alert(0)</script>" in blocks
+    assert "data set ```trace``` 0" in blocks
+    inline = [child for token in tokens for child in token.children or []]
+    assert not [t for t in (*tokens, *inline) if t.type in ("html_block", "html_inline")]
+    pictures = [token.attrs["src"] for token in inline if token.type == "image"]
+    assert sorted(pictures) == ["loss.png", "ranks.png", "reward.png", "scores.png"]
+    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+
+
+@pytest.mark.parametrize("text", ["``` end", "`" * 9, "~~~\n```", "", "a\n\n    b", "</pre>"])
+def test_a_fence_holds_any_text(text):
+    (token,) = MarkdownIt().parse(fenced(text))
+    assert token.type == "fence"
+    assert token.content == f"{text}\n"
+
+
+@pytest.mark.parametrize("text", ["a | b", "<b>x</b>", "[x](y)", "*a* _b_ `c`", "a\nb", "\\|"])
+def test_a_cell_shows_text_as_it_is_on_one_line(text):
+    table = f"| h |\n|---|\n| {cell(text)} |\n"
+    html = MarkdownIt("commonmark").enable("table").render(table)
+    assert html.count("<td>") == 1
+    page = Page(html[html.index("<td>") :])
+    assert "".join(page.words).strip() == " ".join(text.split())
+
+
+def test_both_reports_hold_every_number_of_the_tables(folder):
+    for name in ("report.md", "report.html"):
+        text = (folder / name).read_text()
+        for number in ("91.7 [", "+58.3 [", "33.3 [13.3, 53.3]", "-2.845 [", "0123456789abcdef"):
+            assert number in text, (name, number)
+
+
+def test_csv_and_terminal_table_agree_with_the_data(folder, data):
+    with (folder / "scores.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["model"], r["seed"]) for r in rows] == [
+        (line.model, "all" if line.seed is None else str(line.seed)) for line in data.scores
+    ]
+    assert [float(r["value"]) for r in rows] == [line.value for line in data.scores]
+    table = scores_table(folder)
+    assert table.row_count == len(data.totals)
+    assert list(table.columns[1].cells) == ["base", "rlt", "dataset"]
+
+
+def test_the_toy_profiles_say_so_and_no_other(data, folder, run, tmp_path):
+    assert TOY in (folder / "report.md").read_text()
+    assert TOY in (folder / "report.html").read_text()
+    render_report(report_of(*run, profile="smol"), tmp_path)
+    assert TOY not in (tmp_path / "report.md").read_text()
+
+
+def test_the_same_artifacts_give_the_same_bytes(run, folder, tmp_path):
+    render_report(report_of(*run), tmp_path)
+    for file in folder.iterdir():
+        assert file.read_bytes() == (tmp_path / file.name).read_bytes(), file.name
+
+
+def test_a_run_with_little_in_it_has_a_report_too(tmp_path):
+    store = Store(str(tmp_path / "store"))
+    dropped = {"questions": [row("questions", question_id="q", split="train")], "dropped": []}
+    made = {"dataset-prep": commit(store, "dataset-prep", dropped)}
+    render_report(report_of(made, store, profile="paper-7b"), tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "## Lineage" in text and "## Scores" not in text
+    assert scores_table(tmp_path / "report").row_count == 0
+
+
+def test_students_that_are_all_alike_are_said_to_be(tmp_path):
+    store = Store(str(tmp_path / "store"))
+    made = {
+        name: manifest
+        for name, manifest in sample_run(store, seeds=(0,), ranks=1).items()
+        if name != "student-sft[rank-1]@0"
+    }
+    render_report(report_of(made, store), tmp_path / "report")
+    assert "not defined" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_the_terminal_table_is_quick_to_import():
+    code = (
+        "import sys; import rlt_core.report.scores; "
+        "print({'numpy', 'scipy', 'matplotlib', 'torch'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
