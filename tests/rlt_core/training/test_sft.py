@@ -153,11 +153,14 @@ def test_lora_gives_a_plain_model(train, model: Path) -> None:
     assert load_model(out / "model").config.architectures == ["LlamaForCausalLM"]
 
 
-def test_bfloat16_keeps_small_updates(train, model: Path) -> None:
-    config = CONFIG.model_copy(update={"dtype": "bfloat16", "steps": 2})
-    out, _ = train("run", config=config)
-    trained = load_file(out / "model/model.safetensors")
+def test_bfloat16_adds_up_updates_below_its_precision(train, model: Path) -> None:
+    changes = {"dtype": "bfloat16", "steps": 30, "learning_rate": 1e-5, "schedule": "constant"}
+    out, _ = train("run", config=CONFIG.model_copy(update=changes))
+    start, trained = (load_file(m / "model.safetensors") for m in (model, out / "model"))
     assert {tensor.dtype for tensor in trained.values()} == {torch.bfloat16}
+    projections = [name for name in start if "proj" in name]
+    moved = torch.cat([(start[n].bfloat16() != trained[n]).flatten() for n in projections])
+    assert moved.float().mean() > 0.5  # in bfloat16 alone, such steps leave most weights in place
 
 
 def test_tokenizer_is_the_start_models(train, model: Path) -> None:
