@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlt_core.errors import UserError
+from rlt_core.printable import printable
 
 TABLE_ROWS = 200
 """Rows that a table on the terminal shows."""
@@ -145,5 +146,5 @@ def _cell(value: object) -> str:
         return f"{value:.6g}"
     if isinstance(value, list):
         value = f"[{', '.join(_cell(inner) for inner in value[:CELL_CHARACTERS])}]"
-    text = str(value).replace("\n", "⏎")
+    text = printable(str(value).replace("\n", "⏎"))
     return text if len(text) <= CELL_CHARACTERS else f"{text[: CELL_CHARACTERS - 1]}…"

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rlt_core.evaluation.intervals import Estimate
+from rlt_core.printable import printable
 from rlt_core.report.data import ReportData
 from rlt_core.report.figures import draw
 from rlt_core.report.scores import write_csv
@@ -53,6 +54,7 @@ def _environment(**options: Any) -> Environment:
         "number": number,
         "duration": duration,
         "size": size,
+        "printable": printable,
     }
     environment.filters |= filters
     return environment
@@ -120,7 +122,7 @@ def fenced(text: str) -> str:
     """A code block that no run of backticks in the text can close."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}text\n{text}\n{fence}"
+    return f"{fence}text\n{printable(text)}\n{fence}"
 
 
 def code(text: object) -> str:
@@ -131,5 +133,5 @@ def code(text: object) -> str:
 
 def cell(text: object) -> str:
     """Text in a table cell or a line: on one line, none of Markdown's or HTML's marks active."""
-    flat = " ".join(str(text).split())
+    flat = printable(" ".join(str(text).split()))
     return re.sub(r"([\\`*_{}\[\]<>#|!~&$])", r"\\\1", flat)

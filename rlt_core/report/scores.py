@@ -87,11 +87,12 @@ class Evaluations:
         return [values for values in by_seed if values]
 
     def metrics(self, variant: str) -> Iterator[tuple[str, str, list[tuple[Part, dict[str, Any]]]]]:
-        """(task, metric, its row of `eval_scores` from each seed) of a model, where it has one."""
+        """(task, metric, its row of `eval_scores` from each seed) of a model, where it has one;
+        without pass@1, which is avg@n by definition."""
         found: dict[tuple[str, str], list[tuple[Part, dict[str, Any]]]] = defaultdict(list)
         for part in self.parts[variant]:
             for row in self._scores[part.name]:
-                if row["value"] is not None:
+                if row["value"] is not None and row["metric"] != "pass@1":
                     found[row["task"], row["metric"]].append((part, row))
         yield from ((task, metric, rows) for (task, metric), rows in found.items())
 
@@ -239,12 +240,19 @@ def scores_table(folder: Path) -> Table:
             if row["seed"] != ALL:
                 continue
             score = _percent(row["value"], row["low"], row["high"], ".1f")
-            gain = (row["difference"], row["difference_low"], row["difference_high"])
             table.add_row(
-                escape(row["task"]), escape(row["model"]), row["metric"], score,
-                _percent(*gain, "+.1f") if row["difference"] else "", row["questions"],
+                escape(row["task"]), escape(row["model"]), row["metric"], score, _gain(row),
+                row["questions"],
             )  # fmt: skip
     return table
+
+
+def _gain(row: dict[str, str]) -> str:
+    value, low, high = (row[f"difference{end}"] for end in ("", "_low", "_high"))
+    if not value:
+        return ""
+    alike = float(low) == float(high) == 0
+    return "alike on every question" if alike else _percent(value, low, high, "+.1f")
 
 
 def _percent(value: str, low: str, high: str, form: str) -> str:

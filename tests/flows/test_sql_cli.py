@@ -56,6 +56,12 @@ def test_a_long_table_says_that_it_was_cut(root):
     assert "more than 200 rows" in shown
 
 
+def test_escape_sequences_in_a_text_do_not_reach_the_terminal(root):
+    shown = run("select chr(27) || '[31mred' || chr(10) || 'line' as a", "--store", root)
+    assert "\x1b" not in shown
+    assert "␛[31mred⏎line" in shown
+
+
 def test_csv_and_json_hold_every_row_and_lists_and_no_nan_in_json(root):
     rows = list(csv.DictReader(run(LISTS, "--store", root, "-f", "csv").splitlines()))
     assert [json.loads(row["l"]) for row in rows] == [[-0.5, -0.25]] * 2

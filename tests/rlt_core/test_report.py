@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+import unicodedata
 from html.parser import HTMLParser
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from markdown_it import MarkdownIt
 from scipy import stats
 
+from rlt_core.printable import printable
 from rlt_core.report import gather, render_report
 from rlt_core.report.render import cell, fenced
 from rlt_core.report.scores import scores_table
@@ -246,6 +248,14 @@ def test_a_cell_shows_text_as_it_is_on_one_line(text):
     assert html.count("<td>") == 1
     page = Page(html[html.index("<td>") :])
     assert "".join(page.words).strip() == " ".join(text.split())
+
+
+def test_no_control_character_of_a_text_reaches_the_report():
+    text = "".join(map(chr, range(0x100)))
+    for safe in (printable(text), fenced(text), cell(text)):
+        assert not [c for c in safe if unicodedata.category(c) == "Cc" and c not in "\n\t"]
+    kept = "plain\ttext\n\nwith ünïcode ✓"
+    assert printable(kept) == kept
 
 
 def test_both_reports_hold_every_number_of_the_tables(folder):
