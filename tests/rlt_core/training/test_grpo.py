@@ -108,9 +108,11 @@ def step_by_hand(
 def test_the_gradient_is_the_papers(train: Run, model: Path, prompter: Prompter, resources) -> None:
     reward = Digits(prompter)
     whole = resources.model_copy(update={"micro_batch_size": 12})
-    two = CONFIG.model_copy(update={"steps": 2})
-    out, _ = train("two", reward=reward, config=two, resources=whole)
-    after_one, _ = train("one", config=CONFIG.model_copy(update={"steps": 1}), resources=whole)
+    far = CONFIG.model_copy(update={"learning_rate": 3e-2})  # so that the KL term weighs
+    out, _ = train(
+        "two", reward=reward, config=far.model_copy(update={"steps": 2}), resources=whole
+    )
+    after_one, _ = train("one", config=far.model_copy(update={"steps": 1}), resources=whole)
     first, second = steps(out)
     norm, kl = step_by_hand(model, model, reward.batches[0])
     assert first["grad_norm"] == pytest.approx(norm, rel=1e-3)
