@@ -1,0 +1,131 @@
+"""`rlt fetch` against a hub on loopback: downloads, pins, and then everything works offline."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REPO = "someone/tiny-model"
+
+
+class _Hub(BaseHTTPRequestHandler):
+    files: dict[str, bytes]
+    downloads: list[str]
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, body: bool) -> None:
+        path = self.path.partition("?")[0]
+        if path.startswith(f"/api/models/{REPO}/tree/"):
+            tree = [
+                {"type": "file", "path": n, "size": len(d), "oid": hashlib.sha1(d).hexdigest()}
+                for n, d in self.files.items()
+            ]
+            return self._send(json.dumps(tree).encode(), body, "application/json")
+        if path.startswith(f"/api/models/{REPO}"):
+            siblings = [{"rfilename": n, "size": len(d)} for n, d in self.files.items()]
+            answer = {"id": REPO, "sha": COMMIT, "siblings": siblings}
+            return self._send(json.dumps(answer).encode(), body, "application/json")
+        name = path.rpartition("/")[2]
+        if path.startswith(f"/{REPO}/resolve/") and name in self.files:
+            if body:
+                self.downloads.append(name)
+            return self._send(self.files[name], body, "application/octet-stream")
+        self.send_error(404)
+
+    def _send(self, data: bytes, body: bool, kind: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    _Hub.files = {
+        "config.json": b'{"model_type": "llama"}',
+        "model.safetensors": b"weights",
+        "pytorch_model.bin": b"a pickle",
+    }
+    _Hub.downloads = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def rlt(endpoint: str, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", *arguments],
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+
+
+def test_what_is_fetched_is_pinned_and_no_pickle_comes_along(hub: str, tmp_path: Path) -> None:
+    source = ("--profile", "tiny", "--set", f"base_model=hub:{REPO}")
+    planned = ("plan", *source, "--store", str(tmp_path / "store"), "--json")
+
+    def key() -> str:
+        rows = json.loads(rlt(hub, tmp_path, *planned).stdout)
+        return next(row["key"] for row in rows if row["stage"] == "base-model")
+
+    unpinned = key()
+    done = rlt(hub, tmp_path, "fetch", *source)
+    assert done.returncode == 0, done.stderr
+    assert f"{REPO}@{COMMIT}" in done.stdout
+    assert sorted(_Hub.downloads) == ["config.json", "model.safetensors"]
+    assert key() != unpinned
+    again = rlt(hub, tmp_path, "fetch", *source)
+    assert "0.00 GiB" in again.stdout
+    assert sorted(_Hub.downloads) == ["config.json", "model.safetensors"]
+
+
+def test_too_little_disk_is_said_before_anything_is_downloaded(hub: str, tmp_path: Path) -> None:
+    class Huge(bytes):
+        def __len__(self) -> int:
+            return 1 << 60
+
+    _Hub.files["model.safetensors"] = Huge(b"weights")
+    done = rlt(hub, tmp_path, "fetch", "--set", f"base_model=hub:{REPO}")
+    assert done.returncode == 2
+    assert "GiB free" in done.stderr and done.stderr.count("\n") == 1
+    assert _Hub.downloads == []
+
+
+def test_a_missing_repository_is_one_clear_error(hub: str, tmp_path: Path) -> None:
+    done = rlt(hub, tmp_path, "fetch", "--set", "base_model=hub:nobody/nothing")
+    assert done.returncode == 2
+    assert "nobody/nothing" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_profile_that_needs_no_hub(hub: str, tmp_path: Path) -> None:
+    done = rlt(hub, tmp_path, "fetch", "--profile", "tiny")
+    assert done.returncode == 0 and "nothing from the hub" in done.stdout
