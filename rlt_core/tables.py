@@ -134,7 +134,9 @@ def _file_system(store: Store) -> FileSystem:
         return LocalFileSystem()
     from pyarrow.fs import S3FileSystem
 
-    return S3FileSystem()  # credentials, endpoint and region from the environment
+    # Credentials are found as s3fs finds them; endpoint and region are what s3fs resolved.
+    client = store.files.fs.s3
+    return S3FileSystem(endpoint_override=client.meta.endpoint_url, region=client.meta.region_name)
 
 
 def _artifacts(manifests: Iterable[Manifest]) -> pa.Table:
