@@ -56,6 +56,7 @@ def test_run_joins_rows_with_artifacts_and_lineage(store):
         ).fetchall()
     label = "trace-scoring[rlt-held-out]"
     assert rows == [
+        ("trace-scoring", "questions", "dataset-prep", label),
         ("trace-scoring", "teacher", "teacher-grpo", label),
         ("trace-scoring", "traces", "trace-generation", label),
     ]
