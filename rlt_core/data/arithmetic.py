@@ -1,19 +1,19 @@
 """Sums of three two-digit numbers, with traces of graded quality: a domain in which the working
 matters, small enough for a model of half a million parameters.
 
-A trace adds column by column, units first, each with the carry that came in:
+A trace adds column by column, units first; the second column starts with the carry:
 
-    47+82+96 -> 7+2+0=9 4+8+0=12;129 9+6+0=15 2+9+1=12 1+0+1=2;225
+    47+82+96 -> 7+2=9 9+6=15;1+4=5 5+8=13 13+9=22;225
 
-A trace's quality is a probability in [0, 0.5], drawn once: each written digit-sum is off by one
-with it, and later steps go on from what was written. One trace in five is terse (no columns) or
-shuffled (columns in random order) instead. A solution is always the true sum.
+A trace's quality is a probability in [0, 0.5], drawn once: each written sum is off by one with it,
+and later steps go on from what was written. One trace in five is terse (column sums alone) or
+shuffled (steps in random order) instead. A solution is always the true sum.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from random import Random
 
 from rlt_core.data.rawrow import RawRow
@@ -46,31 +46,36 @@ def operands_of(question: str) -> Operands:
 
 
 # ---------------------------------------------------------------- traces
-def _columns(a: int, b: int, error_rate: float, rng: Random) -> tuple[list[str], int]:
-    """The written column sums of a + b, units first, and the number that they spell."""
-    steps, digits, carry = [], [], 0
-    width = max(len(str(a)), len(str(b)))
-    for place in range(width):
-        top, bottom = a // 10**place % 10, b // 10**place % 10
-        written = top + bottom + carry
+def _column(start: int, digits: Sequence[int], error_rate: float, rng: Random) -> list[str]:
+    """The steps that add digits to a start; the last one ends with what is written as the sum."""
+    steps, total = [], start
+    for digit in digits:
+        written = total + digit
         if rng.random() < error_rate:
             written = max(0, written + rng.choice((-1, 1)))
-        steps.append(f"{top}+{bottom}+{carry}={written}")
-        carry, digit = divmod(written, 10)
-        digits.append(digit)
-    digits.append(carry)
-    return steps, sum(digit * 10**place for place, digit in enumerate(digits))
+        steps.append(f"{total}+{digit}={written}")
+        total = written
+    return steps
 
 
 def trace_of(operands: Operands, error_rate: float, rng: Random, style: str = "columns") -> str:
-    """The working of a sum. `style`: columns, terse (running sums alone) or shuffled."""
-    parts, total = [], operands[0]
-    for operand in operands[1:]:
-        steps, total = _columns(total, operand, error_rate, rng)
-        if style == "shuffled":
-            rng.shuffle(steps)
-        parts.append(str(total) if style == "terse" else f"{' '.join(steps)};{total}")
-    return " ".join(parts)
+    """The working of a sum of two-digit numbers. `style`: columns, terse or shuffled."""
+    tens, units = zip(*(divmod(operand, 10) for operand in operands), strict=True)
+    right = _column(units[0], units[1:], error_rate, rng)
+    carry, unit = divmod(_result(right), 10)
+    left = _column(carry, tens, error_rate, rng)
+    total = f"{_result(left)}{unit}"
+    if style == "terse":
+        return f"{_result(right)};{_result(left)};{total}"
+    if style == "shuffled":
+        steps = right + left
+        rng.shuffle(steps)
+        return f"{' '.join(steps)};{total}"
+    return f"{' '.join(right)};{' '.join(left)};{total}"
+
+
+def _result(steps: Sequence[str]) -> int:
+    return int(steps[-1].partition("=")[2])
 
 
 def graded_trace(operands: Operands, rng: Random) -> str:
@@ -105,7 +110,7 @@ def base_documents(
 ) -> Iterator[Row]:
     """`n` documents to pre-train the base model on; every token counts.
 
-    Digit sums with a carry, column additions of two numbers, and whole student documents with
+    Running sums of digits, column additions of two numbers, and whole student documents with
     graded traces, none of which is about a question in `held_out`, whatever its order.
     """
     rng = Random(f"documents-{seed}")
@@ -126,13 +131,13 @@ def _plain(text: str, prompter: Prompter) -> list[int]:
 
 
 def _digit_sum(rng: Random) -> str:
-    top, bottom, carry = rng.randint(0, 9), rng.randint(0, 9), rng.randint(0, 1)
-    return f"{top}+{bottom}+{carry}={top + bottom + carry}"
+    running, digit = rng.randint(0, 9 * TERMS), rng.randint(0, 9)
+    return f"{running}+{digit}={running + digit}"
 
 
 def _two_numbers(rng: Random) -> str:
-    """A right column addition; the first number may be as large as the sum of two."""
-    a, b = rng.randint(MIN_VALUE, 2 * MAX_VALUE), rng.randint(MIN_VALUE, MAX_VALUE)
+    """A right column addition of two numbers."""
+    a, b = rng.randint(MIN_VALUE, MAX_VALUE), rng.randint(MIN_VALUE, MAX_VALUE)
     return f"{a}+{b} {trace_of((a, b), 0.0, rng)}"
 
 

@@ -1,0 +1,119 @@
+"""Questions are merged, measured and split; nothing is lost in silence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlt_core.config import DataConfig
+from rlt_core.control import Control
+from rlt_core.data.prepare import prepare_questions, question_id
+from rlt_core.data.rawrow import normalised
+from rlt_core.data.subsets import choose
+from rlt_core.errors import UserError
+from rlt_core.formats import load_format
+from rlt_core.models import tiny_tokenizer
+from rlt_core.prompts import Prompter
+from rlt_core.rows import read_rows
+
+FORMAT = load_format("tiny")
+PROMPTER = Prompter(FORMAT, tiny_tokenizer(FORMAT))
+
+
+def prepare(tmp_path: Path, records: list[dict[str, str]], **config: Any) -> dict[str, float]:
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    data = DataConfig(**{"source": str(path), "n_validation": 2, "n_test": 3} | config)
+    return prepare_questions(data, PROMPTER, tmp_path / "out", Control())
+
+
+def numbered(n: int) -> list[dict[str, str]]:
+    return [{"question": f"What is {i}+{i}?", "solution": str(2 * i)} for i in range(n)]
+
+
+def test_splits_are_disjoint_and_complete(tmp_path: Path) -> None:
+    metrics = prepare(tmp_path, numbered(20))
+    rows = read_rows(tmp_path / "out", "questions")
+    assert (metrics["train"], metrics["validation"], metrics["test"]) == (15, 2, 3)
+    assert len({row["question_id"] for row in rows}) == 20
+    assert {(row["question"], row["answer"], row["grader"]) for row in rows} == {
+        (record["question"], record["solution"], "math") for record in numbered(20)
+    }
+    for row in rows:
+        prompt = PROMPTER.teacher_prompt(row["question"], row["solution"])
+        assert row["prompt_tokens"] == len(prompt)
+
+
+def test_the_seed_alone_chooses_and_held_out_stays_held_out(tmp_path: Path) -> None:
+    def split(name: str, **config: Any) -> dict[str, set[str]]:
+        (tmp_path / name).mkdir()
+        prepare(tmp_path / name, numbered(40), **config)
+        rows = read_rows(tmp_path / name / "out", "questions")
+        return {
+            part: {row["question"] for row in rows if row["split"] == part}
+            for part in ("train", "validation", "test")
+        }
+
+    first, small = split("first"), split("small", n_train=5)
+    assert first == split("again")
+    assert first["test"] != split("seed", seed=1)["test"]
+    assert small["test"] == first["test"] and small["train"] < first["train"]
+
+
+def test_duplicates_are_merged_and_listed(tmp_path: Path) -> None:
+    records = [*numbered(10), {"question": "what  IS 3+3?\n", "solution": "six"}, numbered(10)[4]]
+    metrics = prepare(tmp_path, records)
+    assert (metrics["rows"], metrics["duplicates"], metrics["train"]) == (12, 2, 5)
+    dropped = read_rows(tmp_path / "out", "dropped")
+    assert [(row["row"], row["reason"], row["detail"]) for row in dropped] == [
+        (11, "duplicate", "the question of row 4, another solution"),
+        (12, "duplicate", "the question of row 5, same solution"),
+    ]
+
+
+def test_too_long_prompts_are_dropped_and_listed(tmp_path: Path) -> None:
+    records = [*numbered(10), {"question": "why " * 100, "solution": "so"}]
+    metrics = prepare(tmp_path, records, max_prompt_tokens=100)
+    assert (metrics["prompt_too_long"], metrics["train"]) == (1, 5)
+    (dropped,) = read_rows(tmp_path / "out", "dropped")
+    assert dropped["row"] == 11 and "data.max_prompt_tokens is 100" in dropped["detail"]
+
+
+def test_too_few_questions_are_refused_with_the_numbers(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"5 questions are left of 6 rows \(1 dropped\).*at least 6"
+    ):
+        prepare(tmp_path, [*numbered(5), numbered(5)[0]])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("field", ["question", "solution"])
+def test_tags_in_the_text_are_refused(tmp_path: Path, field: str) -> None:
+    records = numbered(10)
+    records[6][field] += " </think>"
+    with pytest.raises(UserError, match=f"row 7: the {field} contains </think>"):
+        prepare(tmp_path, records)
+
+
+def test_a_solution_without_an_answer_is_ungradable(tmp_path: Path) -> None:
+    records = [*numbered(9), {"question": "Why?", "solution": "Because the sky reflects nothing."}]
+    assert prepare(tmp_path, records)["ungradable"] == 1
+
+
+@given(st.text(), st.text())
+def test_equal_normal_forms_are_equal_ids(first: str, second: str) -> None:
+    assert (question_id(first) == question_id(second)) == (normalised(first) == normalised(second))
+    assert normalised(normalised(first)) == normalised(first)
+
+
+def test_choose_keeps_order_and_nests() -> None:
+    items = list("abcdefghij")
+    large, small = choose(items, 7, 3), choose(items, 3, 3)
+    assert large == sorted(large) and set(small) < set(large) and len(small) == 3
+    assert choose(items, None, 3) == items == choose(items, 99, 3)
+    assert choose(items, 3, 4) != small

@@ -1,0 +1,184 @@
+"""Sources are read as written, and what is wrong in one is named with its mend."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rlt_core.config import DataConfig, FieldMapping
+from rlt_core.data.rawrow import RawRow
+from rlt_core.data.sources import data_digest, read_source
+from rlt_core.errors import UserError
+
+RECORDS = [
+    {"question": "What is 1+1?", "solution": "2", "trace": "one and one, that is two"},
+    {"question": "Wie heißt π?\nKurz.", "solution": 'Kreiszahl, "Pi"', "trace": "é"},
+]
+
+
+def write(path: Path, records: list[dict[str, Any]]) -> Path:
+    """A file of the type that its suffix says."""
+    match path.suffix:
+        case ".jsonl":
+            path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        case ".json":
+            path.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
+        case ".csv":
+            with path.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(records[0]))
+                writer.writeheader()
+                writer.writerows(records)
+        case ".parquet":
+            pq.write_table(pa.Table.from_pylist(records), path)
+    return path
+
+
+def read(path: Path, **config: Any) -> list[RawRow]:
+    return read_source(DataConfig(source=str(path), **config))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+def test_every_type_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"data{suffix}", RECORDS)
+    rows = read(path, fields=FieldMapping(trace="trace"))
+    assert [row.row for row in rows] == [1, 2]
+    found = [{"question": r.question, "solution": r.solution, "trace": r.trace} for r in rows]
+    assert found == RECORDS
+
+
+def test_fields_can_have_other_names_and_answers_be_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.jsonl", [{"q": "1+1", "s": "It is 2.", "a": 2}])
+    (row,) = read(path, fields=FieldMapping(question="q", solution="s", answer="a"))
+    assert (row.question, row.solution, row.answer, row.trace) == ("1+1", "It is 2.", "2", None)
+
+
+def test_a_marker_divides_working_and_solution(tmp_path: Path) -> None:
+    records = [
+        {"question": "q", "solution": "2*3=6\nso #### 6"},
+        {"question": "r", "solution": "#### 7"},
+    ]
+    path = write(tmp_path / "data.jsonl", records)
+    rows = read(path, split_at="####")
+    assert [(row.trace, row.solution) for row in rows] == [("2*3=6\nso", "6"), (None, "7")]
+
+
+def test_conversations_are_taken_apart(tmp_path: Path) -> None:
+    reply = (
+        "<|begin_of_thought|>\n\nhm\n\n<|end_of_thought|>\n\n"
+        "<|begin_of_solution|>\n\n\\boxed{4}\n\n<|end_of_solution|>"
+    )
+    turns = [{"from": "user", "value": "2+2?"}, {"from": "assistant", "value": reply}]
+    path = write(tmp_path / "data.parquet", [{"system": "think", "conversations": turns}])
+    (row,) = read(path, conversations=True)
+    assert (row.question, row.trace, row.solution) == ("2+2?", "hm", "\\boxed{4}")
+    turns[1]["value"] = "just four"
+    with pytest.raises(UserError, match="row 1: expected a question, and a reply of the form"):
+        read(write(tmp_path / "bad.parquet", [{"conversations": turns}]), conversations=True)
+
+
+def test_blank_lines_are_no_rows_but_count_as_lines(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('\n{"question": "a", "solution": "b"}\n\n')
+    assert [row.row for row in read(path)] == [2]
+
+
+GOOD = b'{"question": "a", "solution": "b"}\n'
+BAD_FILES = {
+    "undecodable": (GOOD + b'{"question": "\xff"}\n', r"row 2: byte 0xff is not UTF-8"),
+    "invalid": (GOOD + b"{question: 1}\n", r"row 2, column 2: invalid JSON"),
+    "list": (GOOD + b"[1]\n", r"row 2: expected an object with fields, found list"),
+    "missing": (GOOD + b'{"qestion": "a", "solution": "b"}\n',
+                r"row 2: no field 'question' \(it has qestion, solution\); did you mean 'qestion'\?"
+                r" Set data\.fields\.question"),
+    "no-solution": (GOOD + b'{"question": "a", "answer": "b"}\n', r"data\.fields\.solution"),
+    "empty-question": (b'{"question": " ", "solution": "b"}\n', r"row 1: the question .* is empty"),
+    "empty-solution": (b'{"question": "a", "solution": ""}\n', r"row 1: the solution .* is empty"),
+    "null": (b'{"question": "a", "solution": null}\n', r"row 1: the solution .* is NoneType"),
+    "number": (b'{"question": 5, "solution": "b"}\n', r"row 1: the question .* is int, not text"),
+    "nothing": (b"", r"there is no row in it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_row_is_named(tmp_path: Path, name: str) -> None:
+    content, message = BAD_FILES[name]
+    path = tmp_path / f"{name}.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        read(path)
+    assert str(path) in str(error.value)
+
+
+def test_bad_files_of_other_types(tmp_path: Path) -> None:
+    cases = {
+        "bytes.csv": (b"question,solution\na,b\n\xe9,c\n", "line 3: byte 0xe9 is not UTF-8"),
+        "ragged.csv": (b"question,solution\na,b\na,b,c\n", "row 2: its number of fields"),
+        "not.parquet": (b"PAR1 but not really", "not a Parquet file"),
+        "object.json": (b'{"question": "a"}', "expected a list of objects"),
+        "broken.json": (b'[\n{"a": }]', "line 2, column 7: invalid JSON"),
+        "data.xlsx": (b"", "expected a file that ends in .jsonl"),
+    }
+    for name, (content, message) in cases.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            read(path)
+    with pytest.raises(UserError, match="no such file"):
+        read(tmp_path / "absent.jsonl")
+
+
+def test_bytes_that_are_no_text_in_parquet(tmp_path: Path) -> None:
+    good = pa.array([b"a", b"b", b"\xff"])
+    text = pa.StringArray.from_buffers(3, good.buffers()[1], good.buffers()[2])
+    path = tmp_path / "data.parquet"
+    pq.write_table(pa.table({"question": text, "solution": ["1", "2", "3"]}), path)
+    with pytest.raises(UserError, match="row 3: text is not UTF-8"):
+        read(path)
+
+
+def test_settings_that_exclude_each_other(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.jsonl", RECORDS)
+    with pytest.raises(UserError, match="exclude each other"):
+        read(path, conversations=True, split_at="####")
+    with pytest.raises(UserError, match=r"data\.fields\.trace=null"):
+        read(path, fields=FieldMapping(trace="trace"), split_at="####")
+    with pytest.raises(UserError, match=r"say how many in data\.n_train"):
+        read_source(DataConfig(source="arithmetic"))
+
+
+def test_a_hub_data_set_that_is_not_here_names_the_mend() -> None:
+    with pytest.raises(UserError, match="rlt fetch"):
+        read_source(DataConfig(source="hub:no/such"))
+    with pytest.raises(UserError, match="rlt fetch"):
+        read_source(DataConfig(source="hub:no/such", revision="0" * 40))
+
+
+def test_a_hub_data_set_is_read_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    write(tmp_path / "train.jsonl", RECORDS)
+    write(tmp_path / "test.jsonl", RECORDS[:1])
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    data = DataConfig(source="hub:org/name", revision="0" * 40, hub_split="train")
+    assert [row.solution for row in read_source(data)] == [r["solution"] for r in RECORDS]
+    with pytest.raises(UserError, match=r"data\.hub_split='dev'"):
+        read_source(data.model_copy(update={"hub_split": "dev"}))
+
+
+def test_a_file_is_identified_by_content_and_type(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.jsonl", RECORDS)
+    second = write(tmp_path / "b.jsonl", RECORDS)
+    assert data_digest(DataConfig(source=str(first))) == data_digest(DataConfig(source=str(second)))
+    before = data_digest(DataConfig(source=str(first)))
+    write(first, RECORDS[:1])
+    assert data_digest(DataConfig(source=str(first))) != before
+    with pytest.raises(UserError, match="no such file"):
+        data_digest(DataConfig(source="arithmetics"))

@@ -1,0 +1,50 @@
+"""Traces of others come in as they are, or are refused for a named reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlt_core.data.traces import import_traces, read_trace_file
+from rlt_core.errors import UserError
+from rlt_core.formats import load_format
+from rlt_core.models import tiny_tokenizer
+from rlt_core.prompts import Prompter
+from rlt_core.rows import read_rows
+
+FORMAT = load_format("tiny")
+PROMPTER = Prompter(FORMAT, tiny_tokenizer(FORMAT))
+
+
+def write(tmp_path: Path, *records: tuple[str, str, str]) -> Path:
+    path = tmp_path / "traces.jsonl"
+    names = ("question", "solution", "trace")
+    path.write_text("".join(json.dumps(dict(zip(names, r, strict=True))) + "\n" for r in records))
+    return path
+
+
+def test_traces_come_in_as_the_ids_of_their_text(tmp_path: Path) -> None:
+    path = write(tmp_path, ("1+1", "2", "einß"), ("1+1", "2", "zwei"), ("2+2", "4", "vier"))
+    metrics = import_traces(path, "theirs", PROMPTER, tmp_path / "out")
+    assert metrics == {"questions": 2, "traces": 3}
+    traces = read_rows(tmp_path / "out", "traces")
+    questions = {row["question_id"]: row for row in read_rows(tmp_path / "out", "questions")}
+    assert len({trace["trace_id"] for trace in traces}) == 3
+    for trace in traces:
+        assert PROMPTER.decode(trace["token_ids"]) == trace["text"]
+        explanation = PROMPTER.split_completion(trace["completion_ids"])
+        assert explanation.closed and explanation.ids == trace["token_ids"]
+        assert questions[trace["question_id"]]["split"] == "train"
+
+
+def test_bad_traces_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="rows 1 and 2 give one question two solutions"):
+        read_trace_file(write(tmp_path, ("1+1", "2", "a"), ("1+1", "3", "b")), FORMAT)
+    with pytest.raises(UserError, match="row 1: the trace contains </explain>"):
+        read_trace_file(write(tmp_path, ("1+1", "2", "a</explain>")), FORMAT)
+    with pytest.raises(UserError, match=r"row 1: the trace \(field 'trace'\) is empty"):
+        read_trace_file(write(tmp_path, ("1+1", "2", "")), FORMAT)
+    with pytest.raises(UserError, match="no such file"):
+        read_trace_file(tmp_path / "none.jsonl", FORMAT)
