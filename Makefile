@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
 	PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
 
-.PHONY: install demo test test-slow lint types format clean
+.PHONY: install demo test test-slow lint types format digests clean
 
 install: $(VENV)/installed
 
@@ -34,6 +34,9 @@ test-slow: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+digests: install
+	RENEW_DIGESTS=1 $(BIN)/pytest tests/test_stage_digests.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
@@ -186,6 +185,8 @@ def report(
     if path:
         print(file)
     elif sys.stdout.isatty():
+        from rich.markdown import Markdown  # slow to import
+
         Console().print(Markdown(file.read_text()))
         print(f"\n{file}")
     else:

@@ -307,7 +307,8 @@ class EvaluationConfig(Sampling):
     """`test` (the data's held-out questions), `countdown`, `aime24`, `math_500`, `gpqa_diamond`."""
     max_questions: Positive | None = None
     """Questions a task, the first so many; all when empty."""
-    pass_at: tuple[Positive, ...] = (1,)
+    pass_at: tuple[Positive, ...] = ()
+    """k of pass@k beside the mean over all completions (avg@n); each at most n."""
     grading_timeout_s: float = Field(default=10.0, gt=0)
     dtype: DType = "float32"
 

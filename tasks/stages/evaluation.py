@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from rlt_core.data.countdown import countdown_questions
 from rlt_core.errors import UserError
-from rlt_core.evaluation import EvalTask, benchmark_task, run_evaluation
 from rlt_core.evaluation.adapter import run_tasks  # noqa: F401 (slow to import: preloaded here)
+from rlt_core.evaluation.run import run_evaluation
+from rlt_core.evaluation.tasks import EvalTask, benchmark_task
 from rlt_core.hub import UNPINNED
 from rlt_core.rows import read_rows
 from rlt_core.stages import EvaluationStageConfig

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rlt_core.errors import UserError
-from rlt_core.evaluation import BENCHMARKS, EvalTask, benchmark_task
 from rlt_core.evaluation.adapter import Question, Response, _benchmark_config, run_tasks
+from rlt_core.evaluation.tasks import BENCHMARKS, EvalTask, benchmark_task
 from rlt_core.grading import Grade
 
 COMMIT = "0" * 40

@@ -10,8 +10,8 @@ import pytest
 from rlt_core.config import EvaluationConfig, Sampling, ScratchModel, StageResources
 from rlt_core.control import Control
 from rlt_core.errors import Stopped, UserError
-from rlt_core.evaluation import EvalTask, run_evaluation
-from rlt_core.evaluation.run import given_solution
+from rlt_core.evaluation.run import given_solution, run_evaluation
+from rlt_core.evaluation.tasks import EvalTask
 from rlt_core.formats import load_format
 from rlt_core.generation import open_engine, sample_seed
 from rlt_core.grading.grade import grade
