@@ -39,7 +39,9 @@ def download_size(repo: str, revision: str | None, kind: RepoType) -> int:
     from huggingface_hub.utils import filter_repo_objects
 
     try:
-        info = HfApi().repo_info(repo, revision=revision, repo_type=kind, files_metadata=True)
+        api = HfApi()
+        about = api.model_info if kind == "model" else api.dataset_info
+        info = about(repo, revision=revision, files_metadata=True)
     except Exception as error:  # the hub's client raises many kinds; all mean: not to be had
         raise _unreachable(repo, error) from None
     files = {file.rfilename: file.size or 0 for file in info.siblings or []}

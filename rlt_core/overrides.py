@@ -62,18 +62,16 @@ def _is_open(parents: list[str]) -> bool:
 
 def _fields_at(location: tuple[str | int, ...]) -> list[str]:
     """Fields of the config class at a validation error's location."""
-    current: Any = Config
+    current: type[BaseModel] | None = Config
     for name in location:
-        if not (isinstance(current, type) and issubclass(current, BaseModel)):
-            break
-        field = current.model_fields.get(str(name))
+        field = current.model_fields.get(str(name)) if current else None
         if field is None:
             break
         candidates = [field.annotation, *get_args(field.annotation)]
         current = next(
             (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None
         )
-    return list(current.model_fields) if isinstance(current, type) else []
+    return list(current.model_fields) if current else []
 
 
 def _message(error: ErrorDetails) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from rlt_core.config import (
     Config,
@@ -146,7 +147,7 @@ def smol() -> Config:
 def single_gpu() -> Config:
     """Qwen2.5-1.5B-Instruct on one 24-80 GB card; LoRA for students, full for the teacher."""
     config = _paper("single-gpu", QWEN_1_5B)
-    grpo = {
+    grpo: dict[str, Any] = {
         "steps": 125, "questions_per_step": 8, "group_size": 16, "dtype": "bfloat16",
         "max_prompt_tokens": 2048, "max_completion_tokens": 2048,
     }  # fmt: skip
@@ -165,7 +166,7 @@ def single_gpu() -> Config:
             "student_sft": config.student_sft.model_copy(
                 update={"max_tokens": 4096, "batch_size": 16, "lora": lora, "learning_rate": 1e-4}
             ),
-            "student_grpo": StudentGRPOConfig(**grpo | {"lora": lora, "learning_rate": 1e-5}),
+            "student_grpo": StudentGRPOConfig(**grpo, lora=lora, learning_rate=1e-5),
             "evaluation": config.evaluation.model_copy(
                 update={"tasks": ("test", "math_500"), "max_tokens": 4096, "n": 4}
             ),

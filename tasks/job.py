@@ -66,6 +66,10 @@ class Job:
         """Local folder of an input, its hashes checked. Raises UserError for a damaged file."""
         return self.store.intact(self.manifests[name])
 
+    def tables(self, name: str) -> Path:
+        """Local folder with an input's Parquet files alone, their hashes checked."""
+        return self.store.intact(self.manifests[name], ".parquet")
+
     def model(self, name: str) -> Path:
         """Local model folder of an input."""
         return self.folder(name) / "model"

@@ -63,6 +63,11 @@ class Manifest(BaseModel):
     device: str
     threads: int
 
+    def only(self, suffix: str) -> Manifest:
+        """The manifest with the files of this suffix alone."""
+        files = [file for file in self.files if file.path.endswith(suffix)]
+        return self.model_copy(update={"files": files})
+
     @property
     def bytes(self) -> int:
         """Size of all files."""

@@ -100,8 +100,9 @@ class Store:
         path = f"{self._base(manifest.ref)}/{manifest.attempt}"
         return self.files.download(path, [file.path for file in manifest.files])
 
-    def verify(self, manifest: Manifest) -> list[str]:
-        """Re-hash every file; one line a missing or altered one."""
+    def verify(self, manifest: Manifest, suffix: str = "") -> list[str]:
+        """Re-hash every file (with this suffix); one line a missing or altered one."""
+        manifest = manifest.only(suffix)
         path = f"{self._base(manifest.ref)}/{manifest.attempt}"
         present = set(self.files.walk(path))
         missing = [file.path for file in manifest.files if file.path not in present]
@@ -109,14 +110,14 @@ class Store:
             return [f"{self.files.full(path)}/{name}: missing" for name in missing]
         return problems_of(self.local(manifest), manifest.files)
 
-    def intact(self, manifest: Manifest) -> Path:
-        """`local`, after `verify`. Raises UserError naming a damaged file and the mend."""
-        if problems := self.verify(manifest):
+    def intact(self, manifest: Manifest, suffix: str = "") -> Path:
+        """`local`, after `verify`, of the files with this suffix. Raises UserError naming a damaged file and the mend."""
+        if problems := self.verify(manifest, suffix):
             raise UserError(
                 f"artifact {manifest.label} ({manifest.ref.key}) is damaged: {problems[0]}. "
                 f"Remove it with `rlt artifacts remove {manifest.ref.key}` and run again."
             )
-        return self.local(manifest)
+        return self.local(manifest.only(suffix))
 
     # ------------------------------------------------------------ writing
     def begin(self, ref: Ref) -> Attempt:

@@ -37,6 +37,7 @@ def train_grpo(
     config: GRPOConfig,
     *,
     seed: int,
+    key: str,
     stage: str,
     out: Path,
     work: Workspace,
@@ -45,8 +46,9 @@ def train_grpo(
 ) -> dict[str, float]:
     """Train a model folder on its own completions; writes `out/model/`, `out/train_steps.parquet`.
 
-    Completions are drawn from the live policy in this process, by the transformers engine. Prompts
-    longer than `config.max_prompt_tokens` are dropped and counted (`dropped_too_long`).
+    Completions are drawn from the live policy in this process, by the transformers engine;
+    their seeds derive from `key` (the node's), step, question and sample. Prompts longer than
+    `config.max_prompt_tokens` are dropped and counted (`dropped_too_long`).
     Raises UserError if too few prompts are left, if a completion might outgrow the model's
     positions, or if the reward refuses (`RewardFunction.check`); RuntimeError for a reward that is
     no number; Stopped when asked to stop. Called again with the same workspace it goes on from the
@@ -74,6 +76,7 @@ def train_grpo(
     with tempfile.TemporaryDirectory() as scratch:
         trainer = PolicyTrainer(
             prompts=kept,
+            key=key,
             reward=reward,
             resources=resources,
             model=policy,

@@ -43,12 +43,14 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         self,
         *,
         prompts: Sequence[Prompt],
+        key: str,
         reward: RewardFunction,
         resources: StageResources,
         **arguments: Any,
     ) -> None:
         super().__init__(reward_funcs=cast(Any, reward), **arguments)
         self._prompts, self._reward, self._resources = prompts, reward, resources
+        self._key = key
         self.eos_token_ids = list(reward.stop_ids)
         self._group_size = cast(int, self.args.num_generations)
         self._micro_batches = cast(int, self.args.steps_per_generation)
@@ -83,7 +85,7 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         first = self.accelerator.process_index * len(prompt_ids)
         places = range(first, first + len(prompt_ids))
         groups = [list(group) for _, group in groupby(places, lambda i: i // self._group_size)]
-        key = f"{self.args.seed}:{self.state.global_step}"
+        key = f"{self._key}:{self.state.global_step}"
         ids = [self._batch[group[0] - first].question_id for group in groups]
         seeds = [[sample_seed(key, ids[g], i) for i in group] for g, group in enumerate(groups)]
         policy = self.accelerator.unwrap_model(self.model)

@@ -47,8 +47,9 @@ class Rewards:
 class RewardFunction(Protocol):
     """Rewards of a whole batch of completions at once."""
 
-    stop_ids: Sequence[int]
-    """Tokens that end a completion."""
+    @property
+    def stop_ids(self) -> Sequence[int]:
+        """Tokens that end a completion."""
 
     def check(self, prompts: Sequence[Prompt], max_completion_tokens: int) -> None:
         """Raise UserError if some completion of these prompts could have no reward."""

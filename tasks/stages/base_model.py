@@ -21,7 +21,7 @@ def run(job: Job) -> dict[str, float]:
         import_model(_source(config.imported, job), job.out / "model")
         return {}
     assert config.format is not None
-    questions = read_rows(job.folder("questions"), "questions")
+    questions = read_rows(job.tables("questions"), "questions")
     held_out = [row["question"] for row in questions if row["split"] != "train"]
     return train_base(
         config.scratch,

@@ -44,7 +44,7 @@ def _task(job: Job, name: str, config: EvaluationStageConfig) -> EvalTask:
         if commit == UNPINNED:
             raise UserError(f"benchmark {name}: run `rlt fetch` for this profile while online")
         return benchmark_task(name, config.evaluation.max_questions, commit)
-    questions = read_rows(job.folder("questions"), "questions")
+    questions = read_rows(job.tables("questions"), "questions")
     held_out = [row for row in questions if row["split"] == "test"]
     if not held_out:
         raise UserError(

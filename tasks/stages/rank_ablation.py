@@ -14,14 +14,14 @@ def run(job: Job) -> dict[str, float]:
     samples = {
         (seed, rank): [
             row
-            for row in read_rows(job.folder(f"rank-{rank}@{seed}"), "eval_samples")
+            for row in read_rows(job.tables(f"rank-{rank}@{seed}"), "eval_samples")
             if row["task"] == config.task
         ]
         for seed in config.seeds
         for rank in range(1, config.ranks + 1)
     }
     scores = {
-        seed: read_rows(job.folder(f"scores@{seed}"), "scores", ["rank", "reward"])
+        seed: read_rows(job.tables(f"scores@{seed}"), "scores", ["rank", "reward"])
         for seed in config.seeds
     }
     rows, metrics = rank_ablation(samples, scores, config.task, config.resamples)

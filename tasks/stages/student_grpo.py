@@ -18,7 +18,7 @@ def run(job: Job) -> dict[str, float]:
     config = job.config_as(StudentGRPOStageConfig)
     model = job.model("model")
     prompter = Prompter(config.format, load_tokenizer(model))
-    rows = [r for r in read_rows(job.folder("questions"), "questions") if r["split"] == "train"]
+    rows = [r for r in read_rows(job.tables("questions"), "questions") if r["split"] == "train"]
     gradable = [row for row in rows if row["grader"] != "none"]
     if not gradable:
         raise UserError(
@@ -36,6 +36,7 @@ def run(job: Job) -> dict[str, float]:
             AnswerReward(prompter, config.grpo.reward, grader),
             config.grpo,
             seed=config.seed,
+            key=job.spec.key,
             stage=job.spec.stage,
             out=job.out,
             work=job.work,

@@ -24,7 +24,7 @@ def run(job: Job) -> dict[str, float]:
     prompter = Prompter(config.format, tokenizer)
     questions = {
         row["question_id"]: row
-        for row in read_rows(job.folder("questions"), "questions")
+        for row in read_rows(job.tables("questions"), "questions")
         if row["split"] == "train"
     }
     traces = _dataset_traces(questions) if config.traces == "dataset" else _traces(job, config)
@@ -67,11 +67,11 @@ def _dataset_traces(questions: dict[str, Row]) -> list[Row]:
 def _traces(job: Job, config: StudentSFTStageConfig) -> list[Row]:
     """The traces that were asked for: all, or those of one rank."""
     traces = read_rows(
-        job.folder("traces"), "traces", ["trace_id", "question_id", "text", "token_ids"]
+        job.tables("traces"), "traces", ["trace_id", "question_id", "text", "token_ids"]
     )
     if config.rank is None:
         return traces
-    scores = read_rows(job.folder("scores"), "scores", ["trace_id", "rank"])
+    scores = read_rows(job.tables("scores"), "scores", ["trace_id", "rank"])
     ranked = {row["trace_id"] for row in scores if row["rank"] == config.rank}
     return [trace for trace in traces if trace["trace_id"] in ranked]
 

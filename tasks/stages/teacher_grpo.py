@@ -18,7 +18,7 @@ def run(job: Job) -> dict[str, float]:
     prompter = Prompter(config.format, load_tokenizer(model))
     prompts = [
         Prompt(row["question_id"], prompter.teacher_prompt(row["question"], row["solution"]), row)
-        for row in read_rows(job.folder("questions"), "questions")
+        for row in read_rows(job.tables("questions"), "questions")
         if row["split"] == "train"
     ]
     reward = RLTReward(
@@ -34,6 +34,7 @@ def run(job: Job) -> dict[str, float]:
         reward,
         config.grpo,
         seed=config.seed,
+        key=job.spec.key,
         stage=job.spec.stage,
         out=job.out,
         work=job.work,

@@ -18,7 +18,7 @@ def run(job: Job) -> dict[str, float]:
     prompter = Prompter(config.format, load_tokenizer(model))
     rows = [
         prompter.teacher_sft_row(row["question"], row["solution"], row["trace"])
-        for row in read_rows(job.folder("questions"), "questions")
+        for row in read_rows(job.tables("questions"), "questions")
         if row["split"] == "train" and row["trace"]
     ]
     if not rows:

@@ -26,7 +26,7 @@ def run(job: Job) -> dict[str, float]:
     prompter = Prompter(config.format, load_tokenizer(model))
     questions = [
         row
-        for row in read_rows(job.folder("questions"), "questions")
+        for row in read_rows(job.tables("questions"), "questions")
         if row["split"] == config.split
     ]
     questions = choose(questions, sampling.n_questions, config.seed)

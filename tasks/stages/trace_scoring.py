@@ -28,7 +28,7 @@ def run(job: Job) -> dict[str, float]:
     tokenizers = load_tokenizer(teacher), load_tokenizer(student)
     require_same_vocabulary(*tokenizers, ("the teacher", "the reward student"))
     teacher_prompter, student_prompter = (Prompter(config.format, each) for each in tokenizers)
-    questions = {row["question_id"]: row for row in read_rows(job.folder("questions"), "questions")}
+    questions = {row["question_id"]: row for row in read_rows(job.tables("questions"), "questions")}
 
     @cache
     def load(folder: Path) -> PreTrainedModel:
@@ -52,7 +52,7 @@ def run(job: Job) -> dict[str, float]:
         return assign_ranks(rows)
 
     by_question: dict[str, list[Row]] = {}
-    for trace in read_rows(job.folder("traces"), "traces"):
+    for trace in read_rows(job.tables("traces"), "traces"):
         by_question.setdefault(trace["question_id"], []).append(trace)
     in_shards(job, "scores", list(by_question.values()), job.resources.shard_questions, compute)
     scores = read_rows(job.out, "scores", ["status", "reward", "r_ss", "r_kl"])

@@ -40,7 +40,7 @@ control = Control(
 )
 reward = RLTReward(prompter, model, RewardSpec(), dtype="float32", resources=resources)
 train_grpo(
-    model, prompts, reward, config, seed=0, stage="teacher-grpo", out=folder / "out",
+    model, prompts, reward, config, seed=0, key="node", stage="teacher-grpo", out=folder / "out",
     work=Workspace(Files(str(folder / "store")), "key"), resources=resources, control=control,
 )
 """
