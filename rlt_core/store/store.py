@@ -111,7 +111,10 @@ class Store:
         return problems_of(self.local(manifest), manifest.files)
 
     def intact(self, manifest: Manifest, suffix: str = "") -> Path:
-        """`local`, after `verify`, of the files with this suffix. Raises UserError naming a damaged file and the mend."""
+        """`local`, after `verify`, of the files with this suffix.
+
+        Raises UserError naming a damaged file and the mend.
+        """
         if problems := self.verify(manifest, suffix):
             raise UserError(
                 f"artifact {manifest.label} ({manifest.ref.key}) is damaged: {problems[0]}. "

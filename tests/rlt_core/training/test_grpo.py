@@ -68,7 +68,8 @@ def train(
         out = tmp_path / name
         arguments = {
             "model": model, "prompts": prompts, "reward": Digits(prompter), "config": CONFIG,
-            "seed": 0, "key": "node", "work": workspace(name), "resources": resources, "control": Control(),
+            "seed": 0, "key": "node", "work": workspace(name), "resources": resources,
+            "control": Control(),
         } | changes  # fmt: skip
         return out, train_grpo(stage="teacher-grpo", out=out, **arguments)
 
