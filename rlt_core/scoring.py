@@ -33,6 +33,8 @@ Row = dict[str, Any]
 
 CHUNK_POSITIONS, CHUNK_LOGITS = 4096, 1 << 26
 """Positions, and logits, that exist at once at most."""
+CPU_TOKENS = 2048
+"""Tokens of a pass on a CPU at most: activations that fit its caches halve the time."""
 LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 """Config fields of models that change logits after the output embedding."""
 
@@ -59,6 +61,8 @@ def selected_logprobs(
     """
     control = control or Control()
     decoder, head = _decoder_and_head(model)
+    if head.weight.device.type == "cpu":
+        tokens_per_batch = min(tokens_per_batch, CPU_TOKENS)
     rows_per_chunk = max(1, min(chunk_positions, CHUNK_LOGITS // head.out_features))
     positions = [_positions(len(ids), each) for ids, each in zip(contexts_ids, spans, strict=True)]
     # What stands behind the last position that predicts cannot matter: it is not computed.

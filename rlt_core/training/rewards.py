@@ -19,8 +19,6 @@ from rlt_core.scoring import selected_logprobs
 
 MAX_GRADER_FAILURES = 0.5
 """Share of a batch's grades above which the grader, not the answers, is at fault."""
-CPU_TOKENS = 2048
-"""Tokens of a scoring pass on a CPU at most: activations that fit its caches halve the time."""
 PARTS = ("r_ss", "r_kl", "solution_mean", "solution_min", "kl_mean", "kl_max")
 
 
@@ -83,9 +81,7 @@ class RLTReward:
         self.stop_ids = prompter.stop_ids
         self._prompter, self._spec = prompter, spec
         self._student = load_model(student, dtype, resources.device).requires_grad_(False)
-        tokens = resources.tokens_per_batch
-        on_cpu = self._student.device.type == "cpu"
-        self._tokens_per_batch = min(tokens, CPU_TOKENS) if on_cpu else tokens
+        self._tokens_per_batch = resources.tokens_per_batch
 
     def check(self, prompts: Sequence[Prompt], max_completion_tokens: int) -> None:
         """Every explanation must fit into the student's context: it is never cut."""
