@@ -68,10 +68,11 @@ def new_model(config: ScratchModel, tokenizer: PreTrainedTokenizerFast) -> Llama
     llama = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=config.width,
-        intermediate_size=4 * config.width,
+        intermediate_size=8 * config.width // 3,
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
         max_position_embeddings=config.max_positions,
+        initializer_range=config.width**-0.5,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

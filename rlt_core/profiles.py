@@ -39,24 +39,24 @@ STRATOS_7B = HubModel(repo="bespokelabs/Bespoke-Stratos-7B")
 
 
 def tiny() -> Config:
-    """A 0.4M-parameter model on generated arithmetic: every stage learns, in minutes on a CPU."""
+    """A 0.35M-parameter model on generated arithmetic: every stage learns, in minutes on a CPU."""
     return Config(
         profile="tiny",
         prompt_format="tiny",
         data=DataConfig(
             source="arithmetic", n_train=1200, n_validation=96, n_test=200, max_prompt_tokens=200
         ),
-        base_model=ScratchModel(),
+        base_model=ScratchModel(steps=900, batch_size=16, learning_rate=3e-3),
         teacher_sft=TeacherSFTConfig(
             steps=150, batch_size=32, learning_rate=1e-3, warmup_ratio=0.05, max_tokens=256
         ),
         teacher_grpo=GRPOConfig(
             steps=40, questions_per_step=16, group_size=16, learning_rate=1e-4, temperature=1.0,
-            max_prompt_tokens=200, max_completion_tokens=160,
+            max_prompt_tokens=200, max_completion_tokens=96,
             reference_sync=ReferenceSync(every_steps=32),
         ),
         reward=RewardSpec(temperature=1.0),
-        trace_generation=GenerationConfig(n=1, temperature=1.0, max_tokens=160, n_questions=300),
+        trace_generation=GenerationConfig(n=1, temperature=1.0, max_tokens=96, n_questions=300),
         trace_scoring=ScoringConfig(max_tokens=512),
         rank_ablation=RankAblationConfig(ranks=16, n_questions=300),
         student_sft=StudentSFTConfig(
@@ -64,14 +64,13 @@ def tiny() -> Config:
         ),
         student_grpo=StudentGRPOConfig(
             steps=20, questions_per_step=16, group_size=8, learning_rate=1e-4, temperature=1.0,
-            max_prompt_tokens=200, max_completion_tokens=160,
+            max_prompt_tokens=200, max_completion_tokens=96,
         ),
         evaluation=EvaluationConfig(
-            tasks=("test", "countdown"), n=1, temperature=0.7, max_tokens=160, max_questions=200
+            tasks=("test", "countdown"), n=4, temperature=0.7, max_tokens=96, max_questions=200,
+            pass_at=(4,),
         ),
-        resources=Resources(
-            stages={"base-model": {"threads": 2}, "teacher-grpo": {"threads": 2}},
-        ),
+        resources=Resources(tokens_per_batch=65536),
     )  # fmt: skip
 
 
@@ -102,7 +101,9 @@ def smoke() -> Config:
                 steps=2, questions_per_step=2, group_size=2, learning_rate=1e-4, temperature=1.0,
                 max_prompt_tokens=200, max_completion_tokens=24,
             ),
-            "evaluation": EvaluationConfig(tasks=("test",), temperature=0.7, max_tokens=24),
+            "evaluation": EvaluationConfig(
+                tasks=("test", "countdown"), temperature=0.7, max_tokens=24, max_questions=6
+            ),
             "resources": Resources(checkpoint_every_steps=1, shard_questions=2),
         }
     )  # fmt: skip

@@ -1,9 +1,10 @@
 """Sums of three two-digit numbers, with traces of graded quality: a domain in which the working
-matters, small enough for a model of half a million parameters.
+matters, small enough for a model of a third of a million parameters.
 
-A trace adds column by column, units first; the second column starts with the carry:
+A trace adds column by column, units first; the second column starts with the carry. Results have
+two digits, so that what stands where is easy to learn:
 
-    47+82+96 -> 7+2=9 9+6=15;1+4=5 5+8=13 13+9=22;225
+    47+82+96 -> 07+2=09 09+6=15;01+4=05 05+8=13 13+9=22;225
 
 A trace's quality is a probability in [0, 0.5], drawn once: each written sum is off by one with it,
 and later steps go on from what was written. One trace in five is terse (column sums alone) or
@@ -26,7 +27,7 @@ MIN_VALUE, MAX_VALUE = 10, 99
 MAX_ERROR_RATE = 0.5
 ODD_STYLE_SHARE = 0.2
 """Share of traces that are terse or shuffled."""
-DIGIT_SUM_SHARE, TWO_NUMBER_SHARE = 0.35, 0.35
+DIGIT_SUM_SHARE, TWO_NUMBER_SHARE = 0.2, 0.3
 """Shares of the base model's documents; the rest are whole student documents."""
 FACTS_PER_DOCUMENT, SUMS_PER_DOCUMENT = 8, 3
 
@@ -53,7 +54,7 @@ def _column(start: int, digits: Sequence[int], error_rate: float, rng: Random) -
         written = total + digit
         if rng.random() < error_rate:
             written = max(0, written + rng.choice((-1, 1)))
-        steps.append(f"{total}+{digit}={written}")
+        steps.append(f"{total:02}+{digit}={written:02}")
         total = written
     return steps
 
@@ -64,9 +65,9 @@ def trace_of(operands: Operands, error_rate: float, rng: Random, style: str = "c
     right = _column(units[0], units[1:], error_rate, rng)
     carry, unit = divmod(_result(right), 10)
     left = _column(carry, tens, error_rate, rng)
-    total = f"{_result(left)}{unit}"
+    total = str(10 * _result(left) + unit)
     if style == "terse":
-        return f"{_result(right)};{_result(left)};{total}"
+        return f"{_result(right):02};{_result(left):02};{total}"
     if style == "shuffled":
         steps = right + left
         rng.shuffle(steps)
@@ -132,7 +133,7 @@ def _plain(text: str, prompter: Prompter) -> list[int]:
 
 def _digit_sum(rng: Random) -> str:
     running, digit = rng.randint(0, 9 * TERMS), rng.randint(0, 9)
-    return f"{running}+{digit}={running + digit}"
+    return f"{running:02}+{digit}={running + digit:02}"
 
 
 def _two_numbers(rng: Random) -> str:
