@@ -26,7 +26,7 @@ types: install
 	$(BIN)/mypy
 
 test: lint types
-	$(OFFLINE) $(BIN)/pytest -m "not slow and not gpu"
+	$(OFFLINE) $(BIN)/pytest -m "not slow and not gpu" -n 2 --dist loadgroup
 
 test-slow: install
 	$(OFFLINE) $(BIN)/pytest -m "slow or gpu"

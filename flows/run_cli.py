@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +33,8 @@ TargetArgument = Annotated[
     str, typer.Argument(help="full-pipeline, an experiment, or a stage such as teacher-grpo.")
 ]
 CHANGES_SHOWN = 3
+CURVE_POINTS = 8
+"""Means that stand for a training's reward curve in the terminal."""
 
 
 def _request(target: str, profile: str, overrides: list[str] | None, store: str) -> Request:
@@ -143,10 +146,31 @@ def _summary(store: Store, planned: list[Planned]) -> None:
     reports = [item.node for item in planned if item.node.stage.name == "report"]
     console = Console()
     console.print(f"{len(planned)} nodes are in {store}", highlight=False)
+    for line in _reward_curves(store, planned):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     for node in reports:
         manifest = store.manifest(node.ref.kind, node.key)
         assert manifest
         _show_scores(console, store, manifest)
+
+
+def _reward_curves(store: Store, planned: list[Planned]) -> Iterator[str]:
+    """Mean reward of each eighth of every GRPO node's steps, one line a node."""
+    from rlt_core.rows import read_rows
+
+    for item in planned:
+        node = item.node
+        if node.stage.name not in ("teacher-grpo", "student-grpo"):
+            continue
+        manifest = store.manifest(node.ref.kind, node.key)
+        assert manifest
+        folder = store.local(manifest.only(".parquet"))
+        steps = read_rows(folder, "train_steps", ["step", "reward"])
+        size = max(1, -(-len(steps) // CURVE_POINTS))
+        parts = [steps[start : start + size] for start in range(0, len(steps), size)]
+        means = [sum(row["reward"] for row in part) / len(part) for part in parts]
+        curve = " ".join(f"{mean:.2f}" for mean in means)
+        yield f"reward of {node.name}, means of {size} steps: {curve}"
 
 
 def _show_scores(console: Console, store: Store, report: Manifest) -> None:

@@ -19,6 +19,14 @@ def environment(home: Path) -> dict[str, str]:
     return os.environ | {"PREFECT_HOME": str(home / "prefect"), "COLUMNS": "160"}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start whole runs go to one worker, which starts with them."""
+    whole_runs = [item for item in items if "home" in getattr(item, "fixturenames", ())]
+    for item in whole_runs:
+        item.add_marker(pytest.mark.xdist_group("whole-runs"))
+    items.sort(key=lambda item: item not in whole_runs)
+
+
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where Prefect keeps its state."""
