@@ -7,7 +7,7 @@ two digits, so that what stands where is easy to learn:
     47+82+96 -> 07+2=09 09+6=15;01+4=05 05+8=13 13+9=22;225
 
 A trace's quality is a probability in [0, 0.5], drawn once: each written sum is off by one with it,
-and later steps go on from what was written. One trace in five is terse (column sums alone) or
+and later steps go on from what was written. One trace in ten is terse (column sums alone) or
 shuffled (steps in random order) instead. A solution is always the true sum.
 """
 
@@ -25,11 +25,11 @@ SUM = re.compile(r"\d+(\+\d+)*")
 TERMS = 3
 MIN_VALUE, MAX_VALUE = 10, 99
 MAX_ERROR_RATE = 0.5
-ODD_STYLE_SHARE = 0.2
+ODD_STYLE_SHARE = 0.1
 """Share of traces that are terse or shuffled."""
 DIGIT_SUM_SHARE, TWO_NUMBER_SHARE = 0.2, 0.3
-"""Shares of the base model's documents; the rest are whole student documents."""
-FACTS_PER_DOCUMENT, SUMS_PER_DOCUMENT = 8, 3
+"""Shares of the base model's documents; the rest have three numbers and graded traces."""
+FACTS_PER_DOCUMENT = 8
 
 
 def _operands(rng: Random) -> Operands:
@@ -111,24 +111,21 @@ def base_documents(
 ) -> Iterator[Row]:
     """`n` documents to pre-train the base model on; every token counts.
 
-    Running sums of digits, column additions of two numbers, and whole student documents with
-    graded traces, none of which is about a question in `held_out`, whatever its order.
+    Running sums of digits; student documents about two numbers, all right; and about three, with
+    graded traces. None is about a question in `held_out`, whatever its order.
     """
     rng = Random(f"documents-{seed}")
     forbidden = {operands_of(question) for question in held_out if SUM.fullmatch(question)}
     for _ in range(n):
         kind = rng.random()
         if kind < DIGIT_SUM_SHARE:
-            ids = _plain(" ".join(_digit_sum(rng) for _ in range(FACTS_PER_DOCUMENT)), prompter)
+            facts = " ".join(_digit_sum(rng) for _ in range(FACTS_PER_DOCUMENT))
+            ids = [*prompter.encode(facts), prompter.end_of_turn]
         elif kind < DIGIT_SUM_SHARE + TWO_NUMBER_SHARE:
-            ids = _plain("\n".join(_two_numbers(rng) for _ in range(SUMS_PER_DOCUMENT)), prompter)
+            ids = _two_number_document(rng, prompter)
         else:
             ids = _student_document(rng, prompter, forbidden)
         yield Row(input_ids=ids, labels=list(ids))
-
-
-def _plain(text: str, prompter: Prompter) -> list[int]:
-    return [*prompter.encode(text), prompter.end_of_turn]
 
 
 def _digit_sum(rng: Random) -> str:
@@ -136,10 +133,11 @@ def _digit_sum(rng: Random) -> str:
     return f"{running:02}+{digit}={running + digit:02}"
 
 
-def _two_numbers(rng: Random) -> str:
-    """A right column addition of two numbers."""
-    a, b = rng.randint(MIN_VALUE, MAX_VALUE), rng.randint(MIN_VALUE, MAX_VALUE)
-    return f"{a}+{b} {trace_of((a, b), 0.0, rng)}"
+def _two_number_document(rng: Random, prompter: Prompter) -> list[int]:
+    """A right column addition of two numbers, as a student would write it."""
+    operands = _operands(rng)[:2]
+    think_ids = prompter.encode(trace_of(operands, 0.0, rng))
+    return prompter.student_sft_row(question_of(operands), think_ids, str(sum(operands))).input_ids
 
 
 def _student_document(
