@@ -6,9 +6,9 @@ two digits, so that what stands where is easy to learn:
 
     47+82+96 -> 07+2=09 09+6=15;01+4=05 05+8=13 13+9=22;225
 
-A trace's quality is a probability in [0, 0.5], drawn once: each written sum is off by one with it,
-and later steps go on from what was written. One trace in ten is terse (column sums alone) or
-shuffled (steps in random order) instead. A solution is always the true sum.
+A trace's quality is a probability between 0 and a half, drawn once: each written sum is off by
+one with it, and later steps go on from what was written. One trace in ten is terse (column sums
+alone) or shuffled (steps in random order) instead. A solution is always the true sum.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ Operands = tuple[int, ...]
 SUM = re.compile(r"\d+(\+\d+)*")
 TERMS = 3
 MIN_VALUE, MAX_VALUE = 10, 99
-MAX_ERROR_RATE = 0.5
+DATA_ERROR_RATE, BASE_ERROR_RATE = 0.4, 0.5
+"""Largest error rates of the traces of the data set, and of the base model's documents."""
 ODD_STYLE_SHARE = 0.1
 """Share of traces that are terse or shuffled."""
 DIGIT_SUM_SHARE, TWO_NUMBER_SHARE = 0.2, 0.3
@@ -79,10 +80,10 @@ def _result(steps: Sequence[str]) -> int:
     return int(steps[-1].partition("=")[2])
 
 
-def graded_trace(operands: Operands, rng: Random) -> str:
+def graded_trace(operands: Operands, max_error_rate: float, rng: Random) -> str:
     """A trace whose quality and style are drawn."""
     style = rng.choice(("terse", "shuffled")) if rng.random() < ODD_STYLE_SHARE else "columns"
-    return trace_of(operands, rng.uniform(0, MAX_ERROR_RATE), rng, style)
+    return trace_of(operands, rng.uniform(0, max_error_rate), rng, style)
 
 
 # ---------------------------------------------------------------- data sets
@@ -99,7 +100,7 @@ def arithmetic_rows(n: int, seed: int) -> list[RawRow]:
                 row=len(rows) + 1,
                 question=question_of(operands),
                 solution=total,
-                trace=graded_trace(operands, rng),
+                trace=graded_trace(operands, DATA_ERROR_RATE, rng),
                 answer=total,
                 grader="arithmetic",
             )
@@ -146,6 +147,6 @@ def _student_document(
     operands = _operands(rng)
     while tuple(sorted(operands)) in forbidden:
         operands = _operands(rng)
-    think_ids = prompter.encode(graded_trace(operands, rng))
+    think_ids = prompter.encode(graded_trace(operands, BASE_ERROR_RATE, rng))
     row = prompter.student_sft_row(question_of(operands), think_ids, str(sum(operands)))
     return row.input_ids
