@@ -64,7 +64,7 @@ def test_documents_stay_clear_of_held_out_questions_in_any_order() -> None:
 def _question(document: arithmetic.Row) -> str | None:
     assert IGNORED not in document.labels and document.labels == document.input_ids
     assert document.input_ids[-1] == PROMPTER.end_of_turn
-    found = re.search(r"user\n([\d+]+)<", PROMPTER.tokenizer.decode(document.input_ids))
+    found = re.search(r"user\n(\d+\+\d+\+\d+)<", PROMPTER.tokenizer.decode(document.input_ids))
     return found and found[1]
 
 

@@ -57,7 +57,7 @@ def test_tables_answer(rlt: Rlt, smoke_store: Path) -> None:
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
     ranked = [row["reward"] for row in rows if row["rank"] is not None]
-    assert len(ranked) == 2
+    assert len(ranked) == 4 and ranked[0] == max(ranked)
     joined = rlt(
         "sql",
         "select count(*) as n from scores s join artifacts a using (run) where a.stage = "
