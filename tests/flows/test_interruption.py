@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from rlt_core.experiments import targets
 from rlt_core.graph import upstream
 from rlt_core.overrides import load_config
@@ -58,6 +60,7 @@ def contents(manifests: dict[str, Manifest]) -> dict[tuple[str, str], str]:
     }
 
 
+@pytest.mark.slow
 def test_sigkill_once_in_every_stage(smoke_store: Path, home: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     to_kill = set(STAGES) - {"trace-import", "score-import"}
