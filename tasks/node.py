@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rlt_core.control import Metrics
+from rlt_core.errors import UserError
 from rlt_core.launch import Launcher
 from rlt_core.stages import STAGES
 from rlt_core.store import Manifest, Store
@@ -24,10 +25,14 @@ def run(
     Raises UserError, Stopped or ChildFailed; what was done is kept in the key's workspace.
     """
     store = Store(spec.store)
-    manifest = launcher.run(
-        "tasks.job:compute",
-        spec.model_dump(mode="json"),
-        log=store.files.local(f"work/{spec.key}/log.txt"),
-        progress=progress,
-    )
+    try:
+        manifest = launcher.run(
+            "tasks.job:compute",
+            spec.model_dump(mode="json"),
+            log=store.files.local(f"work/{spec.key}/log.txt"),
+            progress=progress,
+        )
+    except UserError:
+        store.forget(spec.key)
+        raise
     return Manifest.model_validate_json(manifest)

@@ -153,12 +153,19 @@ class Store:
     def abandon(self, attempt: Attempt) -> None:
         """Delete an attempt that will not be committed."""
         self.files.remove(f"{self._base(attempt.ref)}/{attempt.id}")
+        self.files.prune(self._base(attempt.ref))
 
     def remove(self, ref: Ref) -> None:
         """Delete an artifact, its manifest first, and its workspace."""
         self.files.remove(f"{self._base(ref)}/manifest.json")
         self.files.remove(self._base(ref))
         self.files.remove(f"work/{ref.key}")
+
+    def forget(self, key: str) -> None:
+        """Drop what a mistake left in a key's workspace; shards and checkpoints stay."""
+        for name in ("node.txt", "log.txt"):
+            self.files.remove(f"work/{key}/{name}")
+        self.files.prune(f"work/{key}")
 
     def workspace(self, key: str) -> Workspace:
         """Where long work on a key leaves shards and checkpoints."""

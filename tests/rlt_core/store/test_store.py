@@ -211,3 +211,9 @@ def test_a_second_holder_waits_for_the_first(store: Store) -> None:
         pass
     with Lease(store.files, "key", "second", give_up):
         pass
+
+
+def test_an_abandoned_attempt_leaves_nothing(store: Store) -> None:
+    store.abandon(attempt_with(store, "half"))
+    assert store.orphans() == []
+    assert store.files.names("artifacts/evaluation") == []
