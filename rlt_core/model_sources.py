@@ -11,20 +11,11 @@ from pathlib import Path
 
 from rlt_core.config import FolderModel, HubModel, ModelSource, PackageModel, ScratchModel
 from rlt_core.errors import UserError
+from rlt_core.store.files import sha256_of
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 """What is taken from a hub repository or a folder."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-CHUNK_BYTES = 1 << 20
-
-
-def file_digest(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -46,7 +37,7 @@ def model_files(folder: Path) -> list[Path]:
 
 def folder_digest(folder: Path) -> str:
     """Hex sha256 over names and bytes of the files that are taken from a model folder."""
-    lines = [f"{file.name} {file_digest(file)}\n" for file in model_files(folder)]
+    lines = [f"{file.name} {sha256_of(file)}\n" for file in model_files(folder)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -74,4 +65,4 @@ def source_digest(source: ModelSource) -> str:
         case FolderModel():
             return folder_digest(Path(source.path))
         case PackageModel():
-            return f"{source.package}:{file_digest(package_gguf(source.package))}"
+            return f"{source.package}:{sha256_of(package_gguf(source.package))}"

@@ -13,8 +13,8 @@ from rlt_core.data.files import SUFFIXES, Record, read_records
 from rlt_core.data.rawrow import RawRow
 from rlt_core.errors import UserError
 from rlt_core.hub import UNPINNED, pinned
-from rlt_core.model_sources import file_digest
 from rlt_core.snapshots import snapshot
+from rlt_core.store.files import sha256_of
 
 GENERATED = {"arithmetic": 1, "countdown": 1}
 """Generated sources and their versions."""
@@ -43,7 +43,7 @@ def data_digest(data: DataConfig) -> str:
         )
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
-    return f"{file_digest(path)}{path.suffix}"
+    return f"{sha256_of(path)}{path.suffix}"
 
 
 def read_source(data: DataConfig) -> list[RawRow]:
