@@ -90,7 +90,8 @@ def test_equals_the_oracle_for_any_shape_budget_and_chunk(
             assert array.dtype == np.float32
             expected = oracle(model, context, span, temperature)
             assert array.shape == expected.shape
-            np.testing.assert_allclose(array, expected, atol=1e-4)
+            # float32 against float64: rounding of the logits, which 1/temperature magnifies.
+            np.testing.assert_allclose(array, expected, rtol=5e-5, atol=1e-4)
 
 
 def test_no_logits_beyond_a_chunk_ever_exist(monkeypatch: pytest.MonkeyPatch) -> None:
