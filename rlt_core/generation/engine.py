@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -61,11 +62,12 @@ class Engine(Protocol):
     ) -> None: ...
 
 
-class ClosesItself:
+class ClosesItself(ABC):
     """Makes a context manager of a class that has `close`."""
 
+    @abstractmethod
     def close(self) -> None:
-        raise NotImplementedError
+        """Free what the object holds."""
 
     def __enter__(self) -> Self:
         return self
