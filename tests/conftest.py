@@ -1,6 +1,15 @@
 """No test talks to a hub or the internet; one thread a process."""
 
+from __future__ import annotations
+
 import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.local.s3 import S3Access
 
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -11,4 +20,29 @@ os.environ.update(
     PREFECT_SERVER_ANALYTICS_ENABLED="false",
     DO_NOT_TRACK="1",
     MPLBACKEND="Agg",
+    AWS_EC2_METADATA_DISABLED="true",
 )
+
+
+@pytest.fixture(scope="session")
+def s3_access(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Access]:
+    """A real S3 server on loopback; the environment holds its endpoint and keys."""
+    import s3_server
+
+    with s3_server.serve(tmp_path_factory.mktemp("s3")) as access:
+        os.environ.update(access.environment())
+        yield access
+
+
+@pytest.fixture(params=["local", "s3"])
+def store_root(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """The root of an empty store: a folder, and a prefix on the S3 server."""
+    if request.param == "local":
+        return str(tmp_path / "a store")
+    import s3_server
+
+    request.getfixturevalue("s3_access")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return f"s3://{s3_server.BUCKET}/{uuid.uuid4().hex}"
