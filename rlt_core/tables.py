@@ -10,13 +10,15 @@ they lie, local or S3. `run` is the key of the artifact that wrote a row and joi
 from __future__ import annotations
 
 import json
+import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import UTC
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -51,6 +53,25 @@ ARTIFACTS = pa.schema(
 )
 """One row a committed artifact."""
 
+COSTS = pa.schema(
+    {
+        "run": pa.string(),
+        "stage": pa.string(),
+        "label": pa.string(),
+        "profile": pa.string(),
+        "seed": pa.int32(),
+        "started": pa.timestamp("ms"),  # UTC
+        "created": pa.timestamp("ms"),  # UTC
+        "seconds": pa.float64(),
+        "gpu_seconds": pa.float64(),
+        "thread_seconds": pa.float64(),  # seconds times threads: at most these CPU-seconds
+        "threads": pa.int32(),
+        "device": pa.string(),
+        "bytes": pa.int64(),
+    }
+)
+"""What each artifact took to make, one row an artifact."""
+
 LINEAGE = pa.schema(
     {
         "run": pa.string(),
@@ -62,6 +83,28 @@ LINEAGE = pa.schema(
 )
 """One row an artifact and an artifact that it read."""
 
+REFS = pa.schema({"name": pa.string(), "run": pa.string()})
+"""What a human name, e.g. `tiny/teacher-grpo@0`, stands for now."""
+
+
+BUILT: dict[str, pa.Schema] = {
+    "artifacts": ARTIFACTS,
+    "costs": COSTS,
+    "lineage": LINEAGE,
+    "refs": REFS,
+}
+"""Views made from manifests and names; the others are made from files."""
+
+
+def view_schema(table: str) -> pa.Schema:
+    """The columns of the view of a table: `run`, `label` if the table lacks it, its own."""
+    schema = TABLES[table]
+    return pa.schema([RUN, *([] if "label" in schema.names else [LABEL]), *schema])
+
+
+VIEWS: dict[str, pa.Schema] = {name: view_schema(name) for name in TABLES} | BUILT
+"""View name -> columns: all that SQL can name."""
+
 
 def connect(store: Store) -> duckdb.DuckDBPyConnection:
     """Views of every table over what is committed now; typed and empty where nothing is.
@@ -69,38 +112,36 @@ def connect(store: Store) -> duckdb.DuckDBPyConnection:
     The connection holds nothing that could be written back: it is in memory, and files, network,
     extensions and Python variables are out of reach of its SQL.
     """
-    manifests = list(store.manifests())
-    connection = duckdb.connect(
-        config={"temp_directory": str(Path(tempfile.gettempdir()) / "rlt-duckdb")}
-    )
-    for name, schema in TABLES.items():
-        connection.register(name, _dataset(store, name, schema, manifests))
-    connection.register("artifacts", _artifacts(manifests))
-    connection.register("lineage", _lineage(manifests))
+    spill = Path(tempfile.gettempdir()) / f"rlt-duckdb-{os.getuid()}"
+    connection = duckdb.connect(config={"temp_directory": str(spill)})
+    refresh(connection, store)
     connection.execute("set enable_external_access = false")
     connection.execute("set python_enable_replacements = false")
     connection.execute("set lock_configuration = true")
     return connection
 
 
-def view_schema(name: str) -> pa.Schema:
-    """The columns that a view of a table has: `run`, `label` if the table lacks it, its own."""
-    if name in ("artifacts", "lineage"):
-        return ARTIFACTS if name == "artifacts" else LINEAGE
-    schema = TABLES[name]
-    return pa.schema([RUN, *([] if "label" in schema.names else [LABEL]), *schema])
+def refresh(connection: duckdb.DuckDBPyConnection, store: Store) -> int:
+    """Point the views of `connect` at what is committed now; returns the number of artifacts.
 
-
-VIEWS: dict[str, pa.Schema] = {
-    name: view_schema(name) for name in (*TABLES, "artifacts", "lineage")
-}
-"""View name -> columns: all that SQL can name."""
+    What SQL itself has made on the connection stays.
+    """
+    manifests = list(store.manifests())
+    for table in TABLES:
+        connection.register(table, _dataset(store, table, manifests))
+    rows = {
+        "artifacts": map(_artifact, manifests),
+        "costs": map(_cost, manifests),
+        "lineage": _lineage(manifests),
+        "refs": ({"name": name, "run": ref.key} for name, ref in store.refs().items()),
+    }
+    for view, schema in BUILT.items():
+        connection.register(view, pa.Table.from_pylist(list(rows[view]), schema=schema))
+    return len(manifests)
 
 
 # ---------------------------------------------------------------- building the views
-def _dataset(
-    store: Store, table: str, schema: pa.Schema, manifests: Iterable[Manifest]
-) -> ds.FileSystemDataset:
+def _dataset(store: Store, table: str, manifests: Iterable[Manifest]) -> ds.FileSystemDataset:
     """The files of a table in all artifacts as one dataset, read only when it is queried.
 
     `run` and `label` stand in each fragment's partition expression: the scanner fills them in, and
@@ -110,7 +151,7 @@ def _dataset(
     fragments = []
     for manifest in manifests:
         constants = ds.field("run") == manifest.ref.key
-        if "label" not in schema.names:
+        if "label" not in TABLES[table].names:
             constants &= ds.field("label") == manifest.label
         fragments += [
             file_format.make_fragment(path, file_system, partition_expression=constants)
@@ -139,44 +180,59 @@ def _file_system(store: Store) -> FileSystem:
     return S3FileSystem(endpoint_override=client.meta.endpoint_url, region=client.meta.region_name)
 
 
-def _artifacts(manifests: Iterable[Manifest]) -> pa.Table:
-    rows = [
-        {
-            "run": manifest.ref.key,
-            "kind": manifest.ref.kind,
-            "stage": manifest.stage,
-            "stage_version": manifest.stage_version,
-            "label": manifest.label,
-            "profile": manifest.profile,
-            "seed": manifest.seed,
-            "created": manifest.finished_at.astimezone(UTC).replace(tzinfo=None),
-            "seconds": manifest.seconds,
-            "gpu_seconds": manifest.gpu_seconds,
-            "device": manifest.device,
-            "bytes": manifest.bytes,
-            "rows": manifest.rows,
-            "metrics": json.dumps(manifest.metrics),
-            "config": json.dumps(manifest.config),
-        }
-        for manifest in manifests
-    ]
-    return pa.Table.from_pylist(rows, schema=ARTIFACTS)
+def _utc(time: datetime) -> datetime:
+    return time.astimezone(UTC).replace(tzinfo=None)
 
 
-def _lineage(manifests: Iterable[Manifest]) -> pa.Table:
+def _artifact(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "run": manifest.ref.key,
+        "kind": manifest.ref.kind,
+        "stage": manifest.stage,
+        "stage_version": manifest.stage_version,
+        "label": manifest.label,
+        "profile": manifest.profile,
+        "seed": manifest.seed,
+        "created": _utc(manifest.finished_at),
+        "seconds": manifest.seconds,
+        "gpu_seconds": manifest.gpu_seconds,
+        "device": manifest.device,
+        "bytes": manifest.bytes,
+        "rows": manifest.rows,
+        "metrics": json.dumps(manifest.metrics),
+        "config": json.dumps(manifest.config),
+    }
+
+
+def _cost(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "run": manifest.ref.key,
+        "stage": manifest.stage,
+        "label": manifest.label,
+        "profile": manifest.profile,
+        "seed": manifest.seed,
+        "started": _utc(manifest.started_at),
+        "created": _utc(manifest.finished_at),
+        "seconds": manifest.seconds,
+        "gpu_seconds": manifest.gpu_seconds,
+        "thread_seconds": manifest.seconds * manifest.threads,
+        "threads": manifest.threads,
+        "device": manifest.device,
+        "bytes": manifest.bytes,
+    }
+
+
+def _lineage(manifests: Iterable[Manifest]) -> Iterator[dict[str, Any]]:
     stages = {manifest.ref.key: manifest.stage for manifest in manifests}
-    rows = [
-        {
-            "run": manifest.ref.key,
-            "stage": manifest.stage,
-            "input": name,
-            "input_run": ref.key,
-            "input_stage": stages.get(ref.key),
-        }
-        for manifest in manifests
-        for name, ref in manifest.inputs.items()
-    ]
-    return pa.Table.from_pylist(rows, schema=LINEAGE)
+    for manifest in manifests:
+        for name, ref in manifest.inputs.items():
+            yield {
+                "run": manifest.ref.key,
+                "stage": manifest.stage,
+                "input": name,
+                "input_run": ref.key,
+                "input_stage": stages.get(ref.key),
+            }
 
 
 # ---------------------------------------------------------------- asking

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from rlt_core.config import RewardSpec
 from rlt_core.ranking import rank_ablation
+from rlt_core.reward import rank_rewards, reward_parts
 from rlt_core.rows import read_rows, write_rows
 from rlt_core.schemas import TABLES
 from rlt_core.store import Manifest, Ref, Store
@@ -36,6 +38,7 @@ def commit(
     seed: int | None = None,
     inputs: Mapping[str, Manifest] | None = None,
     metrics: Mapping[str, float] | None = None,
+    config: Mapping[str, Any] | None = None,
     shards: int = 0,
 ) -> Manifest:
     """Commit an artifact; with `shards`, its tables lie in that many files each."""
@@ -57,7 +60,7 @@ def commit(
             label=label,
             profile="tiny",
             seed=seed,
-            config={"seed": seed, "nested": {"learning_rate": 1e-4}},
+            config={"seed": seed, "nested": {"learning_rate": 1e-4}} | dict(config or {}),
             inputs={name: manifest.ref for name, manifest in (inputs or {}).items()},
             files=store.describe(attempt),
             metrics=dict(metrics or {}),
@@ -127,8 +130,11 @@ RANKS = 4
 def _evaluation(
     store: Store, variant: str, model: Manifest, rate: float, seed: int | None
 ) -> Manifest:
-    # Question q is answered right by every model whose rate is above q's difficulty.
+    # Question q is answered right by every model whose rate is above q's difficulty; the student
+    # of the data set's traces has unlearned the first question and learned another.
     marks = [(question + 0.5) / QUESTIONS < rate for question in range(QUESTIONS)]
+    if variant == "dataset":
+        marks = [marks[-1], *marks[:-1]]
     samples = [
         eval_row(question, mark, model=model.ref.key, seed=seed or 0)
         for question, mark in enumerate(marks)
@@ -156,6 +162,7 @@ def _questions() -> list[dict[str, Any]]:
             split="validation" if number < 4 else "train",
             question=f"<b>question</b> {number}",
             solution=str(number),
+            answer=str(number),
             trace=f"data set ```trace``` {number}",
         )
         for number in range(10)
@@ -200,6 +207,72 @@ def _held_out(
     return {generated.label: generated, scored.label: scored}
 
 
+SPEC = RewardSpec()
+TRAIN = range(4, 10)
+
+
+def _train_trace(question: int, sample: int, seed: int) -> dict[str, Any]:
+    """A trace of a training question: one in three ends at a wrong number, one has no words."""
+    wordless = (question, sample) == (8, 3)
+    tokens = 0 if wordless else 5 + (question * 7 + sample * 5) % 17
+    last = question + (question + sample + seed) % 3 - 1
+    return row(
+        "traces", trace_id=f"q{question:03}-{sample}", question_id=f"q{question:03}", seed=seed,
+        sample=sample, text="" if wordless else f"let us see: 10 or {last}", closed=not wordless,
+        token_ids=[1] * tokens, finish_reason="length" if wordless else "stop",
+    )  # fmt: skip
+
+
+def _train_score(trace: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Its score, from log-probs drawn at random; the last trace of all was too long."""
+    question, sample = int(trace["question_id"][1:]), trace["sample"]
+    tokens, closed = len(trace["token_ids"]), trace["closed"]
+    if (question, sample) == (9, 3):
+        return score_row(question, None, sample, seed=seed, closed=closed, think_tokens=tokens)
+    draw = np.random.default_rng([seed, question, sample])
+    solution, student, teacher = (
+        (-draw.exponential(size=size)).astype(np.float32) for size in (3, tokens, tokens)
+    )
+    parts = reward_parts(solution, student, teacher, closed, SPEC)
+    return score_row(
+        question, seed=seed, sample=sample, closed=closed, think_tokens=tokens,
+        student_solution_logprobs=solution.tolist(), student_think_logprobs=student.tolist(),
+        teacher_think_logprobs=teacher.tolist(), **vars(parts),
+    )  # fmt: skip
+
+
+def scored_training_traces(
+    store: Store, made: Mapping[str, Manifest], seed: int = 0
+) -> list[Manifest]:
+    """Add to a sample run some traces of each training question, scored with the reward's own
+    formula and ranked: what the rank ablation reads."""
+    traces = [_train_trace(question, sample, seed) for question in TRAIN for sample in range(4)]
+    scores = [_train_score(trace, seed) for trace in traces]
+    for question in TRAIN:
+        group = [
+            score
+            for score in scores
+            if score["question_id"] == f"q{question:03}" and score["status"] == "scored"
+        ]
+        ranks = rank_rewards([score["reward"] for score in group])
+        for score, rank in zip(group, ranks, strict=True):
+            score["rank"] = rank
+    inputs = {"teacher": made[f"teacher-sft@{seed}"], "questions": made["dataset-prep"]}
+    generated = commit(store, "trace-generation[sft]", {"traces": traces}, seed=seed, inputs=inputs)
+    scored = commit(
+        store,
+        "trace-scoring[sft]",
+        {"scores": scores},
+        seed=seed,
+        inputs={"traces": generated, **inputs},
+        config={"reward": SPEC.model_dump()},
+        shards=3,
+    )
+    for manifest in (generated, scored):
+        store.set_ref(f"tiny/{manifest.label}@{seed}", manifest.ref)
+    return [generated, scored]
+
+
 def _of_seed(
     store: Store, seed: int, questions: Manifest, base: Manifest, ranks: int
 ) -> dict[str, Manifest]:
@@ -236,7 +309,10 @@ def _of_seed(
 def sample_run(
     store: Store, seeds: Sequence[int] = (0, 1), ranks: int = RANKS
 ) -> dict[str, Manifest]:
-    """Commit a run of the full pipeline; returns its artifacts by their name in the graph."""
+    """Commit a run of the full pipeline; returns its artifacts by their name in the graph.
+
+    The store names them as a run of the profile `tiny` does.
+    """
     dropped = [
         row("dropped", row=3, question_id="q1", reason="duplicate", detail="of row 1"),
         row("dropped", row=5, question_id="q2", reason="prompt_too_long", detail="300 tokens"),
@@ -249,6 +325,8 @@ def sample_run(
         made |= _of_seed(store, seed, questions, base, ranks)
     if ranks:
         made["rank-ablation"] = _rank_ablation(store, made, seeds, ranks)
+    for name, manifest in made.items():
+        store.set_ref(f"tiny/{name}", manifest.ref)
     return made
 
 
