@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
 
-from flows import artifacts_cli, run_cli, sql_cli
+from flows import artifacts_cli, run_cli, sql_cli, up_cli
 from flows.fetch_cli import fetch
+from flows.local.up import current
 from rlt_core import __version__
 from rlt_core.errors import UserError
 
@@ -24,6 +26,8 @@ app.command()(run_cli.status)
 app.command()(run_cli.report)
 app.command()(sql_cli.sql)
 app.command()(fetch)
+app.command()(up_cli.up)
+app.command()(up_cli.down)
 app.add_typer(artifacts_cli.app, name="artifacts")
 
 
@@ -40,9 +44,21 @@ def _root(
     pass
 
 
+def _use_store_of_up() -> None:
+    """Where nothing names a store, commands read and write that of a running `rlt up`."""
+    named = "RLT_STORE" in os.environ or any(word.startswith("--store") for word in sys.argv)
+    if named or {"up", "down"} & set(sys.argv[1:2]):
+        return
+    running = current()
+    if running:
+        os.environ["RLT_STORE"] = running.store
+        os.environ.update(running.access())
+
+
 def main() -> None:
     """Entry point of the console script."""
     try:
+        _use_store_of_up()
         app()
     except UserError as error:
         print(f"rlt: {error}", file=sys.stderr)

@@ -90,6 +90,9 @@ class Display:
                 self._said[name] = time.monotonic()
                 self.say(f"         {name} {100 * done / total:.0f}%  {_numbers(metrics)}")
 
+    def line(self, name: str, text: str) -> None:
+        """Not shown: a terminal shows progress, and the line stands in the node's log file."""
+
     def _ended(self, name: str) -> None:
         if self._live and name in self._rows:
             self._bars.remove_task(self._rows.pop(name))

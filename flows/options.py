@@ -23,6 +23,11 @@ SetOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
+def store_place(store: str) -> str:
+    """A store that means the same from any folder."""
+    return store if "://" in store else str(Path(store).expanduser().absolute())
+
+
 def open_store(store: str) -> Store:
     """The store. Raises UserError if its place is a file."""
     if "://" not in store and Path(store).is_file():

@@ -1,29 +1,29 @@
-"""The flow: runs the nodes of a target that the store lacks, independent ones side by side."""
+"""The flow: carries out the nodes of a target that the store lacks, independent ones side by
+side."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from prefect import allow_failure, flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.cores import Cores
-from flows.display import Display
+from flows.batches import Batch, one_by_one
+from flows.carrier import Carrier, Outcome, Reporter
 from flows.request import Request, name_nodes
-from rlt_core.errors import Stopped, UserError
 from rlt_core.graph import Node, Planned
-from rlt_core.launch import ChildFailed, Launcher
 from rlt_core.store import Store
-from tasks import node as node_task
 from tasks.spec import NodeSpec
 
-THERE = ("hit", "done")
+SHOWN_FAILURES = 3
+"""Failed nodes that the message of a failed run quotes."""
 
 
 @dataclass
@@ -32,95 +32,110 @@ class Run:
 
     request: Request
     planned: list[Planned]
-    launcher: Launcher
-    display: Display
-    cores: Cores
-    statuses: dict[str, str] = field(default_factory=dict)
-    """Node key -> hit | done | failed | mistake | stopped | not run."""
+    carrier: Carrier
+    reporter: Reporter
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    """Node key -> what became of it."""
 
     def spec(self, node: Node) -> NodeSpec:
-        """The node as it travels to the child that computes it."""
+        """The node as it travels to where it is computed."""
         resources = self.request.config().resources.of(node.stage.name)
         spec = NodeSpec.of(node, self.request.store, self.request.profile, resources)
         return spec.model_copy(update={"flow_run_id": flow_run.id or None})
 
-    def compute(self, node: Node) -> State[Any]:
-        """Compute one node whose inputs were tried; never raises, returns its final state."""
-        missing = [n.name for n in node.inputs.values() if self.statuses[n.key] not in THERE]
-        if missing:
-            return self._end(node, "not run", f"it reads {', '.join(missing)}")
-        spec = self.spec(node)
-        try:
-            with self.cores.take(spec.resources.threads):
-                if not self.launcher.stopping:
-                    self.display.started(node.name)
-                manifest = node_task.run(
-                    spec,
-                    self.launcher,
-                    lambda done, total, metrics: self.display.progress(
-                        node.name, done, total, metrics
-                    ),
-                )
-        except Stopped as error:
-            return self._end(node, "stopped", str(error))
-        except UserError as error:
-            return self._end(node, "mistake", str(error))
-        except ChildFailed as error:
-            return self._end(node, "failed", str(error))
-        self.statuses[node.key] = "done"
-        self.display.finished(node.name, manifest)
-        return Completed(message=f"{node.key} committed")
-
-    def _end(self, node: Node, status: str, message: str) -> State[Any]:
-        self.statuses[node.key] = status
-        self.display.failed(node.name, status, message)
-        state = Cancelled if status == "stopped" else Failed
-        return state(message=message)
+    def carry_out(self, nodes: Sequence[Node]) -> State[Any]:
+        """Compute nodes of one stage whose inputs were tried; never raises."""
+        ready = []
+        for node in nodes:
+            missing = [n.name for n in node.inputs.values() if not self.outcomes[n.key].there]
+            if missing:
+                self.outcomes[node.key] = Outcome("not run", f"it reads {', '.join(missing)}")
+                self.reporter.failed(node.name, "not run", self.outcomes[node.key].message)
+            else:
+                ready.append(node)
+        if ready:
+            outcomes = self.carrier.carry_out([self.spec(node) for node in ready])
+            self.outcomes |= {n.key: outcome for n, outcome in zip(ready, outcomes, strict=True)}
+        return state_of({node.name: self.outcomes[node.key] for node in nodes})
 
     def close(self) -> State[Any]:
         """Name what is there; Completed only if that is all."""
-        there = [p.node for p in self.planned if self.statuses.get(p.node.key) in THERE]
+        found = {p.node.name: self.outcomes.get(p.node.key, NOT_RUN) for p in self.planned}
+        there = [p.node for p in self.planned if found[p.node.name].there]
         name_nodes(Store(self.request.store), self.request.profile, there)
-        if len(there) == len(self.planned):
-            return Completed(message=f"{len(there)} nodes")
-        return Failed(message=_missing(self.planned, self.statuses))
+        if self.planned and all(item.hit for item in self.planned):
+            return Completed(name="Cached", message=f"all {len(there)} nodes were in the store")
+        return state_of(found)
 
 
-def _missing(planned: list[Planned], statuses: Mapping[str, str]) -> str:
-    left = [
-        f"{item.node.name} ({statuses.get(item.node.key, 'not run')})"
-        for item in planned
-        if statuses.get(item.node.key) not in THERE
+NOT_RUN = Outcome("not run")
+
+
+def summary(message: str) -> str:
+    """The line of a failure that says most: of a traceback, its last."""
+    lines = [line for line in message.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def state_of(outcomes: Mapping[str, Outcome]) -> State[Any]:
+    """Completed if every node (by name) is there; else what is missing and why."""
+    missing = {name: outcome for name, outcome in outcomes.items() if not outcome.there}
+    if not missing:
+        return Completed(message=f"{len(outcomes)} nodes")
+    causes = {name: one for name, one in missing.items() if one.status in ("failed", "mistake")}
+    quoted = [
+        f"{name}: {summary(one.message)}" for name, one in list(causes.items())[:SHOWN_FAILURES]
     ]
-    return f"{len(left)} nodes are missing: {', '.join(left)}"
+    left = [f"{name} ({one.status})" for name, one in missing.items() if name not in causes]
+    more = len(causes) - len(quoted)
+    parts = [*quoted, *([f"and {more} more failed"] if more > 0 else [])]
+    parts += [f"not there: {', '.join(left)}"] if left else []
+    stopped = not causes and any(one.status == "stopped" for one in missing.values())
+    return (Cancelled if stopped else Failed)(message="; ".join(parts))
+
+
+def run_batches(run: Run, batches: Sequence[Batch]) -> State[Any]:
+    """Inside a flow: a task a batch, each after those that it reads.
+
+    When the process is asked to end, so is what it started; then it ends.
+    """
+    nodes = {item.node.key: item.node for item in run.planned}
+    run.outcomes |= {item.node.key: Outcome("hit") for item in run.planned if item.hit}
+
+    @task(name="node", task_run_name="{name}", cache_policy=NO_CACHE)
+    def carry_out(name: str, keys: list[str]) -> State[Any]:
+        return run.carry_out([nodes[key] for key in keys])
+
+    futures: dict[str, PrefectFuture[Any]] = {}
+    for batch in batches:
+        read = {parent.key for node in batch.nodes for parent in node.inputs.values()}
+        waiting: list[Any] = [allow_failure(futures[key]) for key in read if key in futures]
+        future = carry_out.submit(batch.name, batch.keys, return_state=False, wait_for=waiting)
+        futures |= dict.fromkeys(batch.keys, future)
+    wait_or_stop(list(futures.values()), run.carrier)
+    return run.close()
+
+
+def wait_or_stop(futures: Sequence[PrefectFuture[Any]], carrier: Carrier) -> None:
+    """Wait for all; when this process is asked to end, stop what runs and raise that wish."""
+    try:
+        for future in futures:
+            future.wait()
+    except TerminationSignal:
+        carrier.stop()
+        for future in futures:
+            future.wait()
+        raise
 
 
 def execute(run: Run) -> bool:
     """Run the graph as one flow on this machine; True if every node is there at the end."""
-    nodes = {item.node.key: item.node for item in run.planned}
-
-    @task(name="node", task_run_name="{name}", cache_policy=NO_CACHE)
-    def compute(name: str, key: str) -> State[Any]:
-        return run.compute(nodes[key])
-
+    missing = [item.node for item in run.planned if not item.hit]
     side_by_side: Any = ThreadPoolTaskRunner()
 
     @flow(name="rlt", flow_run_name="{target}", task_runner=side_by_side)
     def graph(target: str, profile: str, overrides: list[str], store: str) -> State[Any]:
-        futures: dict[str, PrefectFuture[Any]] = {}
-        for item in run.planned:
-            node = item.node
-            if item.hit:
-                run.statuses[node.key] = "hit"
-                continue
-            parents = [futures[n.key] for n in node.inputs.values() if n.key in futures]
-            waiting: list[Any] = [allow_failure(future) for future in parents]
-            futures[node.key] = compute.submit(
-                node.name, node.key, return_state=False, wait_for=waiting
-            )
-        for future in futures.values():
-            future.wait()
-        return run.close()
+        return run_batches(run, one_by_one(missing))
 
     request = run.request
     state = graph(

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -23,6 +22,7 @@ from flows.options import (
     SetOption,
     StoreOption,
     open_store,
+    store_place,
 )
 from flows.request import Request, name_nodes
 from rlt_core.errors import UserError
@@ -39,8 +39,12 @@ CURVE_POINTS = 8
 
 def _request(target: str, profile: str, overrides: list[str] | None, store: str) -> Request:
     open_store(store)
-    place = store if "://" in store else str(Path(store).expanduser().absolute())
-    return Request(target=target, profile=profile, overrides=tuple(overrides or ()), store=place)
+    return Request(
+        target=target,
+        profile=profile,
+        overrides=tuple(overrides or ()),
+        store=store_place(store),
+    )
 
 
 # ---------------------------------------------------------------- plan

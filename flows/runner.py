@@ -25,6 +25,7 @@ def main() -> int:
     """Run the request; returns the exit status."""
     for name, value in QUIET_PREFECT.items():
         os.environ.setdefault(name, value)
+    from flows.carrier import Here
     from flows.cores import Cores
     from flows.display import Display
     from flows.request import Request
@@ -45,11 +46,11 @@ def main() -> int:
 
     cores = Cores(request.config().resources.cores)
     with Display(len(planned), len(planned) - len(missing)) as display:
-        run = Run(request, planned, launcher, display, cores)
+        run = Run(request, planned, Here(launcher, display, cores), display)
         complete = execute(run)
     if complete:
         return 0
-    statuses = set(run.statuses.values())
+    statuses = {outcome.status for outcome in run.outcomes.values()}
     if "failed" in statuses:
         return 1
     if "mistake" in statuses:

@@ -37,20 +37,25 @@ def sql(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Ask the tables with SQL (DuckDB): questions, traces, scores, eval_samples, eval_scores,
-    train_steps, rank_scores, dropped, artifacts, lineage."""
+    train_steps, rank_scores, dropped, artifacts, costs, lineage, refs."""
     chosen = _format(format, output)
     if statement is None and output is not None:
         raise UserError("--output needs the SQL as an argument")
     sys.meta_path.insert(0, _NoPandas())
-    from rlt_core.tables import connect
+    from rlt_core.tables import connect, refresh
 
-    with connect(open_store(store)) as connection:
+    opened = open_store(store)
+    with connect(opened) as connection:
         if statement is not None:
             ask(connection, statement, chosen, output)
         elif sys.stdin.isatty():
             from flows.sql_shell import shell
 
-            shell(connection, lambda text: ask(connection, text, chosen, None))
+            shell(
+                connection,
+                ask=lambda text: ask(connection, text, chosen, None),
+                refresh=lambda: refresh(connection, opened),
+            )
         else:
             ask(connection, sys.stdin.read(), chosen, None)
 

@@ -24,14 +24,20 @@ from rlt_core.tables import VIEWS
 COMMANDS = {
     ".tables": "the tables",
     ".schema": "the columns of all tables, or `.schema TABLE`",
+    ".refresh": "read what was committed since the shell began",
     ".help": "this",
     ".quit": "leave (or Ctrl-D)",
 }
 WORD = re.compile(r"[\w.]+$")
 
 
-def shell(connection: DuckDBPyConnection, ask: Callable[[str], None]) -> None:
-    """Read statements until the end; `ask` answers one. A mistake is shown, not raised."""
+def shell(
+    connection: DuckDBPyConnection, ask: Callable[[str], None], refresh: Callable[[], int]
+) -> None:
+    """Read statements until the end; a mistake is shown, not raised.
+
+    `ask` answers a statement, `refresh` reads the store again and returns its artifacts' number.
+    """
     session: PromptSession[str] = PromptSession(
         history=FileHistory(str(_history())),
         completer=SqlCompleter(_sql_words(connection)),
@@ -51,7 +57,9 @@ def shell(connection: DuckDBPyConnection, ask: Callable[[str], None]) -> None:
         if text == ".quit":
             return
         try:
-            if text.startswith("."):
+            if text == ".refresh":
+                print(f"{refresh()} artifacts")
+            elif text.startswith("."):
                 print(command(text))
             elif text:
                 ask(text)
@@ -80,7 +88,7 @@ def _history() -> Path:
 
 
 def command(text: str) -> str:
-    """The answer to a dot command. Raises UserError for an unknown one."""
+    """The answer to a dot command about the tables. Raises UserError for an unknown one."""
     name, _, argument = text.partition(" ")
     argument = argument.strip()
     if name == ".tables":

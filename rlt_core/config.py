@@ -339,6 +339,8 @@ class StageResources(Frozen):
     shard_questions: Positive = 64
     """Questions a shard of generation, scoring and evaluation; a shard commits on its own."""
     checkpoint_every_steps: Positive = 25
+    nodes_per_run: Positive = 1
+    """Nodes of one stage that travel to a worker pool as one run; more where nodes are small."""
     gradient_checkpointing: bool = False
 
 

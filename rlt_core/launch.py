@@ -76,26 +76,30 @@ class Launcher:
         *,
         log: Path,
         progress: Callable[[int, int, Metrics], None],
+        say: Callable[[str], None],
     ) -> Any:
         """Call `module:function(argument, control)` in a child and return what it returns.
 
-        The child's standard output and error go to the file `log`. Raises UserError and Stopped as
-        the child did, and ChildFailed with the child's traceback or the end of its log.
+        The child's standard output and error go to the file `log`, and line by line to `say`.
+        Raises UserError and Stopped as the child did, and ChildFailed with the child's traceback or
+        the end of its log.
         """
         if self.stopping:
             raise Stopped("stopped on request")
         ours, theirs = self._context.Pipe(duplex=False)
         log.parent.mkdir(parents=True, exist_ok=True)
+        lines = _NewLines(log)
         child = self._context.Process(target=_child, args=(target, argument, theirs, str(log)))
         child.start()
         theirs.close()
         try:
-            outcome = self._follow(child, ours, progress)
+            outcome = self._follow(child, ours, progress, lambda: lines.pass_on(say))
             child.join(EXIT_S)
         finally:
             _kill_group(child)
             child.join()
             ours.close()
+            lines.pass_on(say, to_the_end=True)
         return _unpack(outcome, child, log)
 
     def _follow(
@@ -103,10 +107,12 @@ class Launcher:
         child: BaseProcess,
         pipe: connection.Connection,
         progress: Callable[[int, int, Metrics], None],
+        pass_on_lines: Callable[[], None],
     ) -> _Outcome | None:
         """Read messages until the child ends; None if it died without a last word."""
         deadline = None
         while True:
+            pass_on_lines()
             if pipe.poll(0.2):
                 try:
                     message = pipe.recv()
@@ -118,9 +124,34 @@ class Launcher:
                 progress(*message)
             if self.stopping and deadline is None:
                 deadline = time.monotonic() + GRACE_S
-                child.terminate()
+                # Not child.terminate(), which does nothing once the server has died.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid or 0, signal.SIGTERM)
             if deadline is not None and time.monotonic() > deadline:
                 return _Outcome("stopped", f"killed: no checkpoint within {GRACE_S:.0f} s")
+
+
+class _NewLines:
+    """What is appended to a log file from now on, in whole lines."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._offset = log.stat().st_size if log.exists() else 0
+
+    def pass_on(self, say: Callable[[str], None], to_the_end: bool = False) -> None:
+        """Say every new line; the last one may be unfinished, then it waits for its end."""
+        if not self._log.exists():
+            return
+        with self._log.open("rb") as file:
+            file.seek(self._offset)
+            new = file.read()
+        if not to_the_end:
+            new = new[: new.rfind(b"\n") + 1]
+        self._offset += len(new)
+        for line in new.decode(errors="replace").split("\n"):
+            # A progress bar rewrites its line: what stands there at last is said.
+            if shown := line.rpartition("\r")[2].rstrip():
+                say(shown)
 
 
 def _unpack(outcome: _Outcome | None, child: BaseProcess, log: Path) -> Any:
@@ -181,6 +212,8 @@ def _die_with_parent(stop: threading.Event) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])
-    stop.set()
-    time.sleep(GRACE_S)
+    # Who was asked to stop before its parent died has had its time.
+    if not stop.is_set():
+        stop.set()
+        time.sleep(GRACE_S)
     os.killpg(0, signal.SIGKILL)

@@ -18,10 +18,14 @@ def find(spec: NodeSpec) -> Manifest | None:
 
 
 def run(
-    spec: NodeSpec, launcher: Launcher, progress: Callable[[int, int, Metrics], None]
+    spec: NodeSpec,
+    launcher: Launcher,
+    progress: Callable[[int, int, Metrics], None],
+    say: Callable[[str], None],
 ) -> Manifest:
     """Compute a node in a child and return what was committed.
 
+    `progress` hears (units done, units in all, metrics), `say` each line that the child prints.
     Raises UserError, Stopped or ChildFailed; what was done is kept in the key's workspace.
     """
     store = Store(spec.store)
@@ -31,6 +35,7 @@ def run(
             spec.model_dump(mode="json"),
             log=store.files.local(f"work/{spec.key}/log.txt"),
             progress=progress,
+            say=say,
         )
     except UserError:
         store.forget(spec.key)

@@ -43,7 +43,8 @@ def _silent(done: int, total: int, metrics: Any) -> None:
 
 
 def run(launcher: Launcher, argument: Any, tmp_path: Path, progress: Any = _silent) -> Any:
-    return launcher.run(f"{HERE}:work", argument, log=tmp_path / "log.txt", progress=progress)
+    log = tmp_path / "log.txt"
+    return launcher.run(f"{HERE}:work", argument, log=log, progress=progress, say=print)
 
 
 def test_results_errors_and_deaths(tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from rlt_core.launch import Launcher\n"
         f"Launcher([]).run('{HERE}:work', 'wait', log=Path(sys.argv[1]), "
-        "progress=lambda d, t, m: print(m['pid'], flush=True))"
+        "progress=lambda d, t, m: print(m['pid'], flush=True), say=print)"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path / "log.txt")],

@@ -1,0 +1,76 @@
+"""One stage alone, on artifacts that are in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rlt_core.config import Config
+from rlt_core.errors import UserError
+from rlt_core.experiments import targets
+from rlt_core.graph import Node, key_of
+from rlt_core.store import Ref, Store
+from tasks.spec import NodeSpec
+
+
+def node_alone(
+    stage: str,
+    config: Config,
+    variant: str,
+    seed: int | None,
+    inputs: Mapping[str, str],
+    store: Store,
+) -> NodeSpec:
+    """A node of a profile's graph, but its inputs are what `inputs` says (name -> key, unique
+    beginning of a key or name), and the latest run's where that says nothing.
+
+    Raises UserError for an unknown variant, seed or input and for an artifact that is not there or
+    of the wrong kind.
+    """
+    node = _choose(stage, config, variant, seed)
+    unknown = sorted(inputs.keys() - node.inputs.keys())
+    if unknown:
+        there = ", ".join(node.inputs) or "none"
+        raise UserError(f"{node.name} has no input {unknown[0]!r}; its inputs: {there}")
+    refs = {
+        name: _given(name, inputs[name], parent, store)
+        if name in inputs
+        else _latest(name, parent, config.profile, store)
+        for name, parent in node.inputs.items()
+    }
+    key = key_of(node.stage, node.config, {name: ref.key for name, ref in refs.items()})
+    spec = NodeSpec.of(node, str(store), config.profile, config.resources.of(stage))
+    return spec.model_copy(update={"key": key, "inputs": refs})
+
+
+def _choose(stage: str, config: Config, variant: str, seed: int | None) -> Node:
+    nodes = targets(stage, config)
+    variants = sorted({node.variant for node in nodes})
+    if len(variants) > 1 or variant:
+        nodes = [node for node in nodes if node.variant == variant]
+        if not nodes:
+            named = ", ".join(name or "(empty)" for name in variants)
+            raise UserError(f"variant {variant!r}: {stage} of {config.profile} has {named}")
+    wanted = config.seeds[0] if seed is None else seed
+    for node in nodes:
+        if node.seed in (None, wanted):
+            return node
+    raise UserError(f"seed {wanted}: profile {config.profile} has seeds {list(config.seeds)}")
+
+
+def _given(name: str, artifact: str, parent: Node, store: Store) -> Ref:
+    ref = store.find(artifact).ref
+    if ref.kind != parent.stage.kind:
+        raise UserError(
+            f"input {name}: {artifact} is of kind {ref.kind}; {parent.stage.kind} is needed"
+        )
+    return ref
+
+
+def _latest(name: str, parent: Node, profile: str, store: Store) -> Ref:
+    ref = store.ref(f"{profile}/{parent.name}")
+    if ref is None or store.manifest(ref.kind, ref.key) is None:
+        raise UserError(
+            f"input {name} is empty and no run of profile {profile} has left {parent.name} in "
+            f"{store}; run rlt/full-pipeline or rlt/{parent.stage.name} first, or give a key"
+        )
+    return ref

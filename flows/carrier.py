@@ -1,0 +1,104 @@
+"""How nodes come to be computed: in children of this process, or in runs on a worker pool."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from flows.cores import Cores
+from rlt_core.control import Metrics
+from rlt_core.errors import Stopped, UserError
+from rlt_core.launch import ChildFailed, Launcher
+from rlt_core.store import Manifest
+from tasks import node as node_task
+from tasks.spec import NodeSpec
+
+Status = Literal["hit", "done", "failed", "mistake", "stopped", "not run"]
+THERE: tuple[Status, ...] = ("hit", "done")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a node."""
+
+    status: Status
+    message: str = ""
+
+    @property
+    def there(self) -> bool:
+        """Whether its artifact is in the store."""
+        return self.status in THERE
+
+
+class Reporter(Protocol):
+    """Who shows what happens; called from the threads that carry nodes out."""
+
+    def started(self, name: str) -> None:
+        """A node has begun."""
+
+    def progress(self, name: str, done: int, total: int, metrics: Metrics) -> None:
+        """A node has done so much; `total` 0: it waits for another run that works on its key."""
+
+    def line(self, name: str, text: str) -> None:
+        """The process that computes a node has printed a line."""
+
+    def finished(self, name: str, manifest: Manifest) -> None:
+        """A node is committed."""
+
+    def failed(self, name: str, how: str, message: str) -> None:
+        """A node failed, was stopped or could not start."""
+
+
+class Carrier(Protocol):
+    """Carries nodes out."""
+
+    def carry_out(self, specs: Sequence[NodeSpec]) -> list[Outcome]:
+        """Compute nodes of one stage whose inputs are committed; one outcome each. Never raises
+        for what a node does."""
+
+    def stop(self) -> None:
+        """Ask what runs to checkpoint and end, and start no more."""
+
+
+class Here:
+    """Computes nodes in children of this process."""
+
+    def __init__(self, launcher: Launcher, reporter: Reporter, cores: Cores) -> None:
+        self._launcher = launcher
+        self._reporter = reporter
+        self._cores = cores
+
+    def carry_out(self, specs: Sequence[NodeSpec]) -> list[Outcome]:
+        """One after the other."""
+        return [self._one(spec) for spec in specs]
+
+    def stop(self) -> None:
+        """Ask the children to checkpoint and end."""
+        self._launcher.stop()
+
+    def _one(self, spec: NodeSpec) -> Outcome:
+        name = spec.name
+        try:
+            with self._cores.take(spec.resources.threads):
+                if not self._launcher.stopping:
+                    self._reporter.started(name)
+                manifest = node_task.run(
+                    spec,
+                    self._launcher,
+                    lambda done, total, metrics: self._reporter.progress(
+                        name, done, total, metrics
+                    ),
+                    lambda text: self._reporter.line(name, text),
+                )
+        except Stopped as error:
+            outcome = Outcome("stopped", str(error))
+        except UserError as error:
+            outcome = Outcome("mistake", str(error))
+        except ChildFailed as error:
+            outcome = Outcome("failed", str(error))
+        else:
+            self._reporter.finished(name, manifest)
+            return Outcome("done", f"{spec.key} committed")
+        self._reporter.failed(name, outcome.status, outcome.message)
+        return outcome

@@ -1,0 +1,131 @@
+"""The flows of `prefect.yaml`: `rlt/full-pipeline`, and `rlt/<stage>` for every stage."""
+
+from typing import Any
+
+from prefect import flow
+from prefect.flows import Flow
+from prefect.states import Failed, State
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows import pages
+from flows.alone import node_alone
+from flows.batches import by_stage
+from flows.dispatch import Dispatch
+from flows.forms import DEFAULT_VARIANT, ProfileName, assignments, inputs_form, overrides_form
+from flows.pipeline import Run, run_batches
+from flows.request import Request
+from flows.stage_run import compute, compute_alone, require_empty, store_url
+from rlt_core.errors import UserError
+from rlt_core.overrides import load_config
+from rlt_core.store import Store
+from tasks.spec import NodeSpec
+
+STORE_HELP = "A folder or s3://bucket/prefix; empty: RLT_STORE of the worker."
+SET_HELP = "Lines FIELD=VALUE as for `rlt run --set`, e.g. data.n_train=100."
+
+
+# ---------------------------------------------------------------- the whole pipeline
+@flow(name="rlt", flow_run_name="full-pipeline {profile}", task_runner=ThreadPoolTaskRunner())  # type: ignore[arg-type]
+def full_pipeline(
+    profile: ProfileName = "tiny",  # type: ignore[valid-type]
+    set: list[str] = [],  # noqa: B006 (Prefect copies it)
+    store: str | None = None,
+) -> State[Any]:
+    """Compute what the store lacks of the whole pipeline, each node in the pool of its stage.
+
+    Args:
+        profile: Which config to start from.
+        set: Lines FIELD=VALUE as for `rlt run --set`, e.g. data.n_train=100.
+        store: A folder or s3://bucket/prefix; empty: RLT_STORE of the worker.
+    """
+    try:
+        request = Request(
+            target="full-pipeline", profile=profile, overrides=tuple(set), store=store_url(store)
+        )
+        planned = request.plan()
+    except UserError as error:
+        return Failed(message=str(error))
+    pages.show_plan(planned)
+    missing = [item.node for item in planned if not item.hit]
+    page = pages.RunPage(len(planned), len(planned) - len(missing))
+    resources = request.config().resources
+    run = Run(request, planned, Dispatch(page), page)
+    state = run_batches(run, by_stage(missing, lambda stage: resources.of(stage).nodes_per_run))
+    opened = Store(request.store)
+    for item in planned:
+        node = item.node
+        report = node.stage.name == "report" and opened.manifest(node.ref.kind, node.key)
+        if report:
+            pages.show_report(opened, report)
+    return state
+
+
+# ---------------------------------------------------------------- one stage
+def stage_flow(stage: str) -> Flow[..., State[Any]]:
+    """The flow of `rlt/<stage>`: with its own form, or for the nodes that a parent run sends."""
+    inputs_type, overrides_type = inputs_form(stage), overrides_form(stage)
+    usual_variant = DEFAULT_VARIANT.get(stage, "")
+    no_inputs, no_overrides = inputs_type(), overrides_type()
+
+    def run(
+        profile: Any = "tiny",
+        variant: Any = usual_variant,
+        seed: Any = None,
+        inputs: Any = no_inputs,
+        overrides: Any = no_overrides,
+        set: Any = [],  # noqa: B006
+        store: Any = None,
+        nodes: Any = [],  # noqa: B006
+    ) -> State[Any]:
+        try:
+            if nodes:
+                require_empty(inputs, overrides, set)
+                return compute(stage, nodes)
+            config = load_config(profile, [*assignments(stage, overrides), *set])
+            given = {name: key for name, key in inputs.model_dump().items() if key}
+            spec = node_alone(stage, config, variant, seed, given, Store(store_url(store)))
+            return compute_alone(stage, spec)
+        except UserError as error:
+            return Failed(message=str(error))
+
+    run.__name__ = stage.replace("-", "_")
+    run.__annotations__ = {
+        "profile": ProfileName,
+        "variant": str,
+        "seed": int | None,
+        "inputs": inputs_type,
+        "overrides": overrides_type,
+        "set": list[str],
+        "store": str | None,
+        "nodes": list[NodeSpec],
+        "return": State[Any],
+    }
+    run.__doc__ = f"""Run {stage} alone, on artifacts that are in the store.
+
+    Args:
+        profile: Which config to start from; what is left empty below is the profile's.
+        variant: Which of the stage's nodes, as in `rlt plan`: rlt, dataset, rank-3; empty if there is one only.
+        seed: Training seed; empty: the profile's first.
+        inputs: Artifacts to read, each by key, unique beginning of a key, or name such as tiny/teacher-grpo@0; empty: the latest run's.
+        overrides: What differs from the profile.
+        set: {SET_HELP}
+        store: {STORE_HELP}
+        nodes: Filled in by a parent run; leave it empty.
+    """  # noqa: E501
+    one_at_a_time: Any = ThreadPoolTaskRunner(max_workers=1)
+    return flow(name="rlt", flow_run_name=f"{stage} {{profile}}", task_runner=one_at_a_time)(run)
+
+
+dataset_prep = stage_flow("dataset-prep")
+base_model = stage_flow("base-model")
+teacher_sft = stage_flow("teacher-sft")
+teacher_grpo = stage_flow("teacher-grpo")
+trace_generation = stage_flow("trace-generation")
+trace_import = stage_flow("trace-import")
+trace_scoring = stage_flow("trace-scoring")
+score_import = stage_flow("score-import")
+student_sft = stage_flow("student-sft")
+student_grpo = stage_flow("student-grpo")
+evaluation = stage_flow("evaluation")
+rank_ablation = stage_flow("rank-ablation")
+report = stage_flow("report")

@@ -1,0 +1,212 @@
+"""`rlt up` and `rlt down`: everything that a pipeline needs, on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from flows.local import s3
+from flows.local.processes import Processes
+from rlt_core.errors import UserError
+
+BUCKET = "rlt"
+S3_PORT = 8333
+PROFILE = "rlt"
+"""The Prefect profile that makes `prefect` commands talk to this server."""
+STOP_S = 40.0
+"""Seconds in which what runs may checkpoint."""
+PREFECT = [sys.executable, "-m", "prefect"]
+
+Say = Callable[[str], None]
+
+
+def home() -> Path:
+    """Where logs, process ids and the S3 server's files are: RLT_HOME, else ~/.rlt."""
+    return Path(os.environ.get("RLT_HOME", "~/.rlt")).expanduser().absolute()
+
+
+@dataclass(frozen=True)
+class Up:
+    """What was asked to be up."""
+
+    port: int
+    store: str
+    s3: bool
+
+    @property
+    def api(self) -> str:
+        """The server's API."""
+        return f"http://127.0.0.1:{self.port}/api"
+
+    @property
+    def dashboard(self) -> str:
+        """The server's pages."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def environment(self) -> dict[str, str]:
+        """Of workers, and so of all runs: where server and store are."""
+        found = {
+            **os.environ,
+            "PREFECT_API_URL": self.api,
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "RLT_STORE": self.store,
+        }
+        found.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "60")
+        return found | self.access()
+
+    def access(self) -> dict[str, str]:
+        """What opens the store."""
+        return s3.access(home() / "s3", S3_PORT).environment() if self.s3 else {}
+
+
+def current() -> Up | None:
+    """What `rlt up` was last asked for, if its server still runs."""
+    file = home() / "up.json"
+    if not file.exists() or not Processes(home()).alive("server"):
+        return None
+    return Up(**json.loads(file.read_text()))
+
+
+def gpu_limit() -> int:
+    """Runs of the `gpu` pool side by side: one where there is a GPU, else one a core."""
+    if shutil.which("nvidia-smi"):
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+        if listed.returncode == 0 and listed.stdout.strip():
+            return 1
+    return os.cpu_count() or 1
+
+
+def bring_up(wanted: Up, limit: int, say: Say) -> None:
+    """Start what is not up yet. Raises UserError when something does not come up."""
+    _require_no_other_server(wanted)
+    processes = Processes(home())
+    home().mkdir(parents=True, exist_ok=True)
+    (home() / "up.json").write_text(json.dumps(asdict(wanted)))
+    if wanted.s3:
+        _bring_up_s3(processes, say)
+    from flows.local import server
+
+    environment = wanted.environment()
+    if processes.alive("server"):
+        say(f"server    is up: {wanted.dashboard}")
+    else:
+        command = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(wanted.port)]
+        processes.start("server", command, environment)
+        server.wait_healthy(wanted.api, lambda: processes.alive("server"), processes.log("server"))
+        say(f"server    started: {wanted.dashboard}")
+    server.furnish(wanted.api)
+    say(f"pools     {' and '.join(server.POOLS)}, queues {', '.join(server.QUEUES)}, zombie watch")
+    server.deploy(environment)
+    say("deployed  all of prefect.yaml: rlt/full-pipeline and rlt/<stage>")
+    for pool in server.POOLS:
+        _bring_up_worker(processes, wanted, pool, limit, say)
+    _use_profile(wanted.api)
+    say(f"store     {wanted.store}")
+
+
+def _require_no_other_server(wanted: Up) -> None:
+    set_ = os.environ.get("PREFECT_API_URL")
+    if set_ and set_ != wanted.api:
+        raise UserError(
+            f"PREFECT_API_URL is {set_}; `rlt up` starts a server of its own ({wanted.api}). "
+            "Unset it, or use that server: prefect --no-prompt deploy --all"
+        )
+    up = current()
+    if up and up != wanted:
+        raise UserError(
+            f"up already, with port {up.port}, store {up.store}{', --s3' if up.s3 else ''}; "
+            "`rlt down` first, or ask for the same"
+        )
+    if not up and _answers(wanted.port):
+        raise UserError(f"port {wanted.port} is taken by another program; choose one with --port")
+
+
+def _answers(port: int) -> bool:
+    import socket
+
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _bring_up_s3(processes: Processes, say: Say) -> None:
+    folder = home() / "s3"
+    access = s3.access(folder, S3_PORT)
+    if processes.alive("s3"):
+        say(f"s3        is up: {access.endpoint}")
+        return
+    processes.start("s3", s3.command(folder, S3_PORT), dict(os.environ))
+    s3.wait_ready(access, lambda: processes.alive("s3"))
+    s3.make_bucket(access, BUCKET)
+    say(f"s3        started: {access.endpoint}, keys in {folder / 'access.json'}")
+
+
+def _bring_up_worker(processes: Processes, wanted: Up, pool: str, limit: int, say: Say) -> None:
+    from flows.local import server
+
+    name = f"worker-{pool}"
+    if processes.alive(name):
+        say(f"worker    of pool {pool} is up")
+        return
+    command = [*PREFECT, "worker", "start", "--pool", pool, "--type", "process", "--name", name]
+    if pool == "gpu":
+        command += ["--limit", str(limit)]
+    processes.start(name, command, wanted.environment())
+    server.wait_for_worker(wanted.api, pool, lambda: processes.alive(name), processes.log(name))
+    at_once = f", {limit} runs at once" if pool == "gpu" else ""
+    say(f"worker    of pool {pool} started{at_once}")
+
+
+def _use_profile(api: str) -> None:
+    """Make `prefect` in any terminal talk to this server; remember which profile it was."""
+    from prefect.settings import Profile, load_profiles, save_profiles
+
+    profiles = load_profiles()
+    if profiles.active_name != PROFILE:
+        (home() / "previous-profile").write_text(profiles.active_name or "")
+    from prefect.settings import PREFECT_API_URL
+
+    if PROFILE in profiles.names:
+        profiles.remove_profile(PROFILE)
+    profiles.add_profile(Profile(name=PROFILE, settings={PREFECT_API_URL: api}))
+    profiles.set_active(PROFILE)
+    save_profiles(profiles)
+
+
+def _leave_profile() -> None:
+    from prefect.settings import load_profiles, save_profiles
+
+    profiles = load_profiles()
+    if PROFILE not in profiles.names:
+        return
+    file = home() / "previous-profile"
+    previous = file.read_text() if file.exists() else ""
+    if profiles.active_name == PROFILE:
+        profiles.set_active(previous if previous in profiles.names else None)
+    profiles.remove_profile(PROFILE)
+    save_profiles(profiles)
+
+
+def take_down(say: Say) -> None:
+    """End the workers, then what runs, then the servers; returns once no process is left."""
+    processes = Processes(home())
+    found = processes.marked()
+    if not found:
+        say("nothing is up")
+    else:
+        processes.stop(("worker-cpu", "worker-gpu"), STOP_S)
+        processes.stop_descendants(STOP_S)
+        processes.stop(("server",), 20.0)
+        processes.stop(("s3",), 20.0)
+        processes.stop_descendants(5.0)
+        say(f"stopped {len(found)} processes; `rlt up` goes on from the store")
+    _leave_profile()
+    (home() / "up.json").unlink(missing_ok=True)
