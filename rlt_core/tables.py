@@ -248,7 +248,9 @@ def sql_errors(sql: str) -> Iterator[None]:
 _NO_TABLE = re.compile(r"Table with name (\S+) does not exist")
 _NO_COLUMN = re.compile(r'Referenced column "(.+?)" not found|not have a column named "(.+?)"')
 _GUESS = re.compile(r"\n(Did you mean|Candidate (bindings|tables)).*")
-_UNREADABLE = re.compile("reading the stream registered as")
+_UNREADABLE = re.compile(
+    r".*reading the stream registered as '(\w+)' failed: (?:\w+: )?", re.DOTALL
+)
 
 
 def _explain(sql: str, message: str) -> str:
@@ -259,8 +261,14 @@ def _explain(sql: str, message: str) -> str:
         mentioned = [name for name in VIEWS if re.search(rf"\b{name}\b", sql, re.IGNORECASE)]
         columns = {column for name in mentioned for column in VIEWS[name].names}
         hint = _nearest("column", match[1] or match[2], sorted(columns))
-    elif _UNREADABLE.search(message):
-        hint = "`rlt artifacts verify` lists what is damaged"
+    elif match := _UNREADABLE.match(message):
+        cause = message[match.end() :]
+        hint = (
+            "S3 did not give the file: does its server run, do endpoint and credentials fit?"
+            if "AWS Error" in cause
+            else "`rlt artifacts verify` lists what is damaged"
+        )
+        return f"{match[1]} cannot be read: {cause}\n{hint}"
     else:
         return message
     return f"{_GUESS.sub('', message)}\n{hint}"

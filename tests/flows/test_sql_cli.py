@@ -8,14 +8,18 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 import typer
+from prompt_toolkit.application import create_app_session
 from prompt_toolkit.document import Document
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
 from typer.testing import CliRunner
 
-from flows.sql_cli import sql
-from flows.sql_shell import SqlCompleter, command, unfinished
+from flows.sql_cli import ask, sql
+from flows.sql_shell import SqlCompleter, command, shell, unfinished
 from rlt_core.errors import UserError
 from rlt_core.store import Store
-from tests.sample_store import sample_run
+from rlt_core.tables import connect, refresh
+from tests.sample_store import commit, sample_run, score_row
 
 LISTS = "select question_id, student_solution_logprobs as l, 'nan'::double as x from scores limit 2"
 
@@ -111,10 +115,30 @@ def test_without_a_terminal_statements_come_from_stdin(root):
     assert run("--store", root, "-f", "csv", text=text).splitlines()[-2:] == ["b", "2"]
 
 
-def test_the_command_needs_neither_torch_nor_prefect_nor_pandas(root):
+def test_every_format_on_both_stores(store_root, tmp_path):
+    query = "select question_id, reward, student_solution_logprobs as l from scores order by all"
+    assert json.loads(run(query, "--store", store_root, "-f", "json")) == []
+    commit(
+        Store(store_root),
+        "trace-scoring[a]",
+        {"scores": [score_row(number, -float(number)) for number in (1, 2)]},
+    )
+    expected = [("q001", -1.0, [-0.5, -0.25]), ("q002", -2.0, [-0.5, -0.25])]
+    assert [
+        tuple(row.values()) for row in json.loads(run(query, "--store", store_root, "-f", "json"))
+    ] == expected
+    _, *rows = csv.reader(run(query, "--store", store_root, "-f", "csv").splitlines())
+    assert [(row[0], float(row[1]), json.loads(row[2])) for row in rows] == expected
+    assert run(query, "--store", store_root, "-o", str(tmp_path / "rows.parquet")) == ""
+    table = pq.read_table(tmp_path / "rows.parquet")
+    assert [tuple(row.values()) for row in table.to_pylist()] == expected
+    assert run(query, "--store", store_root).split()[-4:] == ["q002", "-2", "[-0.5,", "-0.25]"]
+
+
+def test_the_command_needs_neither_torch_nor_prefect_nor_pandas(store_root):
     code = (
         "import sys; from flows.sql_cli import sql; "
-        f"sql('select count(*) from scores', store={root!r}); "
+        f"sql('select count(*) from scores', store={store_root!r}); "
         "print({'torch', 'prefect', 'pandas', 'scipy'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -122,6 +146,41 @@ def test_the_command_needs_neither_torch_nor_prefect_nor_pandas(root):
 
 
 # ---------------------------------------------------------------- the shell
+def type_into_shell(keys, connection, ask, reread):
+    """What the shell prints for these keys; a terminal would send the same."""
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+        pipe.send_text(keys)
+        shell(connection, ask, reread)
+
+
+def test_a_session_in_the_shell_on_both_stores(store_root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    store = Store(store_root)
+    count = "select count(*) as n from scores;"
+    asked = []
+    with connect(store) as connection:
+
+        def answer(text):
+            asked.append(text)
+            ask(connection, text, "csv", None)
+            if len(asked) == 1:  # while the shell is open
+                commit(store, "trace-scoring[a]", {"scores": [score_row(1, -1.0)]})
+
+        def reread():
+            return refresh(connection, store)
+
+        keys = f"{count}\r{count}\r.refresh\rselect count(*)\ras n\rfrom scores;\r"
+        mistakes = "select nothing;\r.nothing\r"
+        type_into_shell(f"{keys}{mistakes}.quit\r", connection, answer, reread)
+        type_into_shell("\x1b[A\x1b[A\x1b[A\x1b[A\r\x04", connection, answer, reread)
+    assert asked[2].split() == ["select", "count(*)", "as", "n", "from", "scores;"]
+    shown = capsys.readouterr().out
+    numbers = [line for line in shown.splitlines() if line.isdigit()]
+    assert numbers == ["0", "0", "1", "1"]
+    assert "1 artifacts" in shown
+    assert "nothing" in shown and "unknown command .nothing" in shown
+
+
 def completions(text):
     words = ["count", "select", "sum"]
     document = Document(text, len(text))

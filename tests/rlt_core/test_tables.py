@@ -1,34 +1,55 @@
 """SQL sees exactly what is committed, and can reach nothing else."""
 
+import re
 import time
+import uuid
+from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from rlt_core.errors import UserError
-from rlt_core.rows import read_rows
+from rlt_core.rows import read_rows, write_rows
 from rlt_core.schemas import TABLES
 from rlt_core.store import Store
-from rlt_core.tables import VIEWS, connect, sql_errors
+from rlt_core.tables import VIEWS, connect, refresh, sql_errors
 from tests.sample_store import commit, sample_run, score_row
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    store = Store(str(tmp_path_factory.mktemp("store")))
-    sample_run(store)
-    return store
+@pytest.fixture(scope="module", params=["local", "s3"])
+def store(request, tmp_path_factory):
+    """A finished run on a local disk, and on S3; tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        root = str(folder / "store")
+        if request.param == "s3":
+            import s3_server
+
+            request.getfixturevalue("s3_access")
+            root = f"s3://{s3_server.BUCKET}/{uuid.uuid4().hex}"
+        store = Store(root)
+        sample_run(store)
+        yield store
 
 
-def test_every_view_is_there_and_typed_in_an_empty_store(tmp_path):
-    with connect(Store(str(tmp_path / "none"))) as connection:
+def test_every_view_is_there_and_typed_in_an_empty_store(store_root):
+    with connect(Store(store_root)) as connection:
         for name, schema in VIEWS.items():
             relation = connection.sql(f"select * from {name}")
             assert relation.columns == schema.names
             assert relation.fetchall() == []
+            empty = connection.sql(f"select * from {name}").to_arrow_table().schema
+            assert empty.types == [_of_duckdb(kind) for kind in schema.types]
         assert connection.sql("select sum(reward) from scores").fetchall() == [(None,)]
+
+
+def _of_duckdb(kind):
+    """Arrow's type as DuckDB hands it back: lists have another name for their items."""
+    return pa.list_(pa.field("l", kind.value_type)) if pa.types.is_list(kind) else kind
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -62,26 +83,120 @@ def test_run_joins_rows_with_artifacts_and_lineage(store):
     ]
 
 
-def test_a_filter_on_run_reads_only_that_artifact(tmp_path):
-    store = Store(str(tmp_path))
+def scores_path(store, manifest):
+    return f"{store.data_path(manifest)}/scores.parquet"
+
+
+@pytest.mark.parametrize("column", ["run", "label"])
+def test_a_filter_on_run_or_label_reads_only_that_artifact(store_root, column):
+    store = Store(store_root)
     good = commit(store, "trace-scoring[a]", {"scores": [score_row(1, -1.0)]})
     other = commit(store, "trace-scoring[b]", {"scores": [score_row(2, -2.0)]})
-    (store.local(other) / "scores.parquet").unlink()
+    store.files.fs.rm_file(scores_path(store, other))
+    value = good.ref.key if column == "run" else good.label
     with connect(store) as connection:
-        one = f"select reward from scores where run = '{good.ref.key}'"
+        one = f"select reward from scores where {column} = '{value}'"
         assert connection.sql(one).fetchall() == [(-1.0,)]
         with pytest.raises(duckdb.Error, match=r"scores\.parquet"):
             connection.sql("select reward from scores").fetchall()
 
 
-def test_an_attempt_without_manifest_is_not_seen(tmp_path):
-    store = Store(str(tmp_path))
+def test_what_is_not_committed_is_not_seen(store_root):
+    store = Store(store_root)
     done = commit(store, "trace-scoring[a]", {"scores": [score_row(1, -1.0)]})
-    attempt = store.begin(done.ref.model_copy(update={"key": "0" * 16}))
-    source = store.local(done) / "scores.parquet"
-    pq.write_table(pq.read_table(source), attempt.out / "scores.parquet")
+    for key in (done.ref.key, "0" * 16):  # an attempt that came second, one without a manifest
+        attempt = store.begin(done.ref.model_copy(update={"key": key}))
+        write_rows(attempt.out / "scores.parquet", "scores", [score_row(2, -2.0)])
+        store.files.upload(f"artifacts/scores/{key}/{attempt.id}")
+    beside = f"artifacts/scores/{done.ref.key}/{done.attempt}/scores"
+    folder = store.files.new_folder(beside)
+    write_rows(folder / "00000.parquet", "scores", [score_row(3, -3.0)])
+    store.files.upload(beside)
+    workspace = store.workspace("1" * 16)
+    shard = workspace.begin("shards", "00000")
+    write_rows(shard / "scores.parquet", "scores", [score_row(4, -4.0)])
+    workspace.commit("shards", "00000")
+    assert len([path for path in store.files.walk("") if path.endswith(".parquet")]) == 5
     with connect(store) as connection:
-        assert connection.sql("select count(*) from scores").fetchall() == [(1,)]
+        assert connection.sql("select reward from scores").fetchall() == [(-1.0,)]
+        assert connection.sql("select run from artifacts").fetchall() == [(done.ref.key,)]
+
+
+def test_views_are_of_one_moment_until_they_are_refreshed(store_root):
+    store = Store(store_root)
+    first = commit(store, "trace-scoring[a]", {"scores": [score_row(1, -1.0)]})
+    rewards = "select reward from scores order by reward"
+    with connect(store) as connection:
+        connection.execute("create table kept as from scores")
+        second = commit(store, "trace-scoring[b]", {"scores": [score_row(2, -2.0)]})
+        store.set_ref("tiny/b", second.ref)
+        store.remove(first.ref)
+        assert connection.sql("select label from artifacts").fetchall() == [(first.label,)]
+        assert refresh(connection, store) == 1
+        assert connection.sql(rewards).fetchall() == [(-2.0,)]
+        assert connection.sql("select * from refs").fetchall() == [("tiny/b", second.ref.key)]
+        assert connection.sql("select reward from kept").fetchall() == [(-1.0,)]
+        with pytest.raises(duckdb.Error, match="locked"):
+            connection.sql("set enable_external_access = true")
+
+
+def read_bytes():
+    """Bytes that this process has read so far, by any thread."""
+    return int(re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())[1])
+
+
+def test_a_query_reads_only_the_columns_that_it_names(tmp_path):
+    store = Store(str(tmp_path))
+    draw = np.random.default_rng(0)
+    lists = ("student_think_logprobs", "teacher_think_logprobs")
+    rows = [
+        score_row(number, -1.0, **{name: draw.normal(size=2000).tolist() for name in lists})
+        for number in range(100)
+    ]
+    manifest = commit(store, "trace-scoring[a]", {"scores": rows})
+    narrow, wide = "sum(reward)", "sum(list_sum(teacher_think_logprobs))"
+    with connect(store) as connection:
+        read = {}
+        for column in (narrow, wide):
+            before = read_bytes()
+            assert connection.sql(f"select {column} from scores").fetchall()
+            read[column] = read_bytes() - before
+    size = (tmp_path / scores_path(store, manifest)).stat().st_size
+    assert read[narrow] < 0.1 * size  # the footer, for the most part
+    assert 0.4 * size < read[wide] < 0.6 * size
+
+
+def test_costs_are_those_of_the_manifests(store):
+    with connect(store) as connection:
+        costs = connection.sql(
+            "select stage, count(*), sum(seconds), sum(thread_seconds), sum(gpu_seconds), "
+            "min(started), max(created) from costs group by stage order by stage"
+        ).fetchall()
+    made = list(store.manifests())
+    stages = sorted({manifest.stage for manifest in made})
+    assert [row[0] for row in costs] == stages
+    for stage, nodes, seconds, thread_seconds, gpu_seconds, started, created in costs:
+        own = [manifest for manifest in made if manifest.stage == stage]
+        assert nodes == len(own)
+        assert seconds == sum(manifest.seconds for manifest in own)
+        assert thread_seconds == sum(manifest.seconds * manifest.threads for manifest in own)
+        assert gpu_seconds == 0
+        assert started == min(manifest.started_at for manifest in own).replace(tzinfo=None)
+        assert created == max(manifest.finished_at for manifest in own).replace(tzinfo=None)
+
+
+def test_a_name_leads_to_what_it_stands_for(store):
+    with connect(store) as connection:
+        found = connection.sql(
+            "select name, stage, seed from refs join artifacts using (run) "
+            "where name like 'tiny/teacher-grpo@%' order by name"
+        ).fetchall()
+        names = connection.sql("select count(*) from refs").fetchall()
+    assert found == [
+        ("tiny/teacher-grpo@0", "teacher-grpo", 0),
+        ("tiny/teacher-grpo@1", "teacher-grpo", 1),
+    ]
+    assert names == [(len(store.refs()),)]
 
 
 def test_metrics_and_config_of_artifacts_are_json(store):
@@ -146,6 +261,45 @@ def test_a_mistake_in_sql_says_what_is_nearest(store, statement, hints):
     ):
         connection.sql(statement).fetchall()
     assert all(hint in str(caught.value) for hint in hints)
+
+
+def test_a_damaged_or_missing_file_is_one_clear_error(store_root):
+    store = Store(store_root)
+    manifest = commit(store, "trace-scoring[a]", {"scores": [score_row(1, -1.0)] * 100})
+    path = scores_path(store, manifest)
+    whole = store.files.fs.cat_file(path)
+    sql = "select sum(reward) from scores"
+    for damaged in (whole[:100] + whole[200:], whole[:-9], b"", None):
+        if damaged is None:
+            store.files.fs.rm_file(path)
+        else:
+            store.files.fs.pipe_file(path, damaged)
+        with (
+            connect(store) as connection,
+            pytest.raises(UserError, match="scores cannot be read") as caught,
+            sql_errors(sql),
+        ):
+            connection.sql(sql).fetchall()
+        assert "`rlt artifacts verify` lists what is damaged" in str(caught.value)
+
+
+def test_an_s3_server_that_has_gone_is_one_clear_error(tmp_path, monkeypatch):
+    import s3_server
+
+    sql = "select sum(reward) from scores"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "server").mkdir()
+    with s3_server.serve(tmp_path / "server") as access:
+        for name, value in access.environment().items():
+            monkeypatch.setenv(name, value)
+        store = Store(f"s3://{s3_server.BUCKET}/gone")
+        commit(store, "trace-scoring[a]", {"scores": [score_row(1, -1.0)]})
+        connection = connect(store)
+    with connection, pytest.raises(UserError) as caught, sql_errors(sql):
+        connection.sql(sql).fetchall()
+    message = str(caught.value)
+    assert "scores cannot be read" in message and "does its server run" in message
+    assert access.secret_key not in message and access.access_key not in message
 
 
 def test_many_artifacts_are_quick(tmp_path):
