@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from flows.cores import Cores
 from rlt_core.control import Metrics
 from rlt_core.errors import Stopped, UserError
-from rlt_core.launch import ChildFailed, Launcher
+from rlt_core.launch import ChildFailed, Launches
 from rlt_core.store import Manifest
 from tasks import node as node_task
 from tasks.spec import NodeSpec
@@ -64,7 +64,7 @@ class Carrier(Protocol):
 class Here:
     """Computes nodes in children of this process."""
 
-    def __init__(self, launcher: Launcher, reporter: Reporter, cores: Cores) -> None:
+    def __init__(self, launcher: Launches, reporter: Reporter, cores: Cores) -> None:
         self._launcher = launcher
         self._reporter = reporter
         self._cores = cores

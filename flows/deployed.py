@@ -4,6 +4,7 @@ from typing import Any
 
 from prefect import flow
 from prefect.flows import Flow
+from prefect.runtime import deployment, flow_run
 from prefect.states import Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -61,6 +62,19 @@ def full_pipeline(
 
 
 # ---------------------------------------------------------------- one stage
+def _name_of_run() -> str:
+    """What this run computes: the nodes that a parent sent, or what the form says."""
+    given = flow_run.parameters
+    specs = given.get("nodes") or []
+    names = [NodeSpec.model_validate(spec).name for spec in specs]
+    if len(names) == 1:
+        return names[0]
+    if names:
+        return f"{len(names)} {NodeSpec.model_validate(specs[0]).stage}"
+    stage = deployment.name or "stage"
+    return f"{stage}[{given['variant']}] alone" if given.get("variant") else f"{stage} alone"
+
+
 def stage_flow(stage: str) -> Flow[..., State[Any]]:
     """The flow of `rlt/<stage>`: with its own form, or for the nodes that a parent run sends."""
     inputs_type, overrides_type = inputs_form(stage), overrides_form(stage)
@@ -113,7 +127,7 @@ def stage_flow(stage: str) -> Flow[..., State[Any]]:
         nodes: Filled in by a parent run; leave it empty.
     """  # noqa: E501
     one_at_a_time: Any = ThreadPoolTaskRunner(max_workers=1)
-    return flow(name="rlt", flow_run_name=f"{stage} {{profile}}", task_runner=one_at_a_time)(run)
+    return flow(name="rlt", flow_run_name=_name_of_run, task_runner=one_at_a_time)(run)
 
 
 dataset_prep = stage_flow("dataset-prep")

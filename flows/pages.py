@@ -187,6 +187,6 @@ def _show_figure(picture: Path, profile: str) -> None:
     data = base64.b64encode(picture.read_bytes()).decode()
     create_image_artifact(
         image_url=f"data:image/png;base64,{data}",
-        key=_slug(f"{profile}-{picture.stem}"),
+        key=_slug(f"{profile}-{picture.stem}-figure"),
         description=picture.name,
     )

@@ -108,10 +108,11 @@ def command(text: str) -> str:
 
 
 def _sql_words(connection: DuckDBPyConnection) -> list[str]:
-    """DuckDB's keywords and aggregate functions, in alphabetical order."""
+    """DuckDB's keywords and aggregate functions and our own functions, in alphabetical order."""
     words = connection.execute(
         "select keyword_name from duckdb_keywords() union select function_name from "
-        "duckdb_functions() where function_type = 'aggregate' order by 1"
+        "duckdb_functions() where function_type = 'aggregate' "
+        "or function_type = 'macro' and not internal order by 1"
     )
     return [word for (word,) in words.fetchall()]
 

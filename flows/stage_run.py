@@ -18,9 +18,9 @@ from flows.cores import Cores
 from flows.options import store_place
 from flows.pipeline import state_of, wait_or_stop
 from rlt_core.errors import UserError
-from rlt_core.launch import Launcher
 from rlt_core.stages import STAGES
 from rlt_core.store import Ref, Store
+from rlt_core.warm import launcher_for
 from tasks import node as node_task
 from tasks.spec import NodeSpec
 
@@ -76,7 +76,7 @@ def compute(stage: str, specs: list[NodeSpec]) -> State[Any]:
     """Compute nodes of one stage on this worker, one after the other."""
     found = {spec.key: node_task.find(spec) for spec in specs}
     missing = [spec for spec in specs if found[spec.key] is None]
-    launcher = Launcher([STAGES[stage].module])
+    launcher = launcher_for([STAGES[stage].module])
     if missing:
         launcher.warm()
     # One at a time here; the limit of the pool's workers says how many runs share a machine.

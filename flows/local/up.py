@@ -13,6 +13,7 @@ from pathlib import Path
 
 from flows.local import s3
 from flows.local.processes import Processes
+from rlt_core import warm
 from rlt_core.errors import UserError
 
 BUCKET = "rlt"
@@ -58,8 +59,11 @@ class Up:
             "DO_NOT_TRACK": "1",
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "RLT_STORE": self.store,
+            warm.VARIABLE: str(home() / "launcher.json"),
         }
         found.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "60")
+        # SQLite has one writer: better to wait for it than to refuse.
+        found.setdefault("PREFECT_SERVER_DATABASE_TIMEOUT", "60")
         return found | self.access()
 
     def access(self) -> dict[str, str]:
@@ -106,6 +110,7 @@ def bring_up(wanted: Up, limit: int, say: Say) -> None:
     say(f"pools     {' and '.join(server.POOLS)}, queues {', '.join(server.QUEUES)}, zombie watch")
     server.deploy(environment)
     say("deployed  all of prefect.yaml: rlt/full-pipeline and rlt/<stage>")
+    _bring_up_launcher(processes, wanted)
     for pool in server.POOLS:
         _bring_up_worker(processes, wanted, pool, limit, say)
     _use_profile(wanted.api)
@@ -147,6 +152,18 @@ def _bring_up_s3(processes: Processes, say: Say) -> None:
     s3.wait_ready(access, lambda: processes.alive("s3"))
     s3.make_bucket(access, BUCKET)
     say(f"s3        started: {access.endpoint}, keys in {folder / 'access.json'}")
+
+
+def _bring_up_launcher(processes: Processes, wanted: Up) -> None:
+    """What runs fork their children from; one with older code is replaced."""
+    file = home() / "launcher.json"
+    if processes.alive("launcher"):
+        if file.exists() and json.loads(file.read_text())["sources"] == warm.sources_stamp():
+            return
+        processes.stop(("launcher",), STOP_S)
+    file.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "rlt_core.warm", str(file)]
+    processes.start("launcher", command, wanted.environment())
 
 
 def _bring_up_worker(processes: Processes, wanted: Up, pool: str, limit: int, say: Say) -> None:
@@ -204,6 +221,7 @@ def take_down(say: Say) -> None:
     else:
         processes.stop(("worker-cpu", "worker-gpu"), STOP_S)
         processes.stop_descendants(STOP_S)
+        processes.stop(("launcher",), 5.0)
         processes.stop(("server",), 20.0)
         processes.stop(("s3",), 20.0)
         processes.stop_descendants(5.0)

@@ -1,0 +1,160 @@
+"""A real Prefect server with its pools and workers, as `rlt up` starts them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psutil
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterParentFlowRunId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows.local.processes import MARK
+from flows.local.s3 import free_port
+from rlt_core.store import Store
+
+RLT = [sys.executable, "-m", "flows.cli"]
+ROOT = Path(__file__).parents[2]
+PERMANENT = ("server", "worker", "launcher", "weed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One server for all: its tests go to one worker."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("server"))
+
+
+@dataclass
+class Server:
+    """A running `rlt up`."""
+
+    home: Path
+    store: Path
+    port: int
+    environment: dict[str, str]
+
+    @property
+    def api(self) -> str:
+        return f"http://127.0.0.1:{self.port}/api"
+
+    def rlt(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of ours against it."""
+        return subprocess.run(
+            [*RLT, *arguments], capture_output=True, text=True, env=self.environment, cwd=self.home
+        )
+
+    def up(self, *arguments: str) -> str:
+        """`rlt up`; returns what it said."""
+        port, store = str(self.port), str(self.store)
+        done = self.rlt("up", "--port", port, "--store", store, *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr + self.logs()
+        return done.stdout
+
+    def logs(self) -> str:
+        """What its processes wrote."""
+        return "\n".join(
+            f"== {log.name}\n{log.read_text()[-3000:]}" for log in self.home.glob("*.log")
+        )
+
+    def client(self) -> SyncPrefectClient:
+        with temporary_settings({PREFECT_API_URL: self.api}):
+            return get_client(sync_client=True)
+
+    def start(self, deployment: str, **parameters: Any) -> UUID:
+        """A run of `rlt/<deployment>`."""
+        with self.client() as client:
+            found = client.read_deployment_by_name(f"rlt/{deployment}")
+            return client.create_flow_run_from_deployment(found.id, parameters=parameters).id
+
+    def run(self, id_: UUID) -> FlowRun:
+        """The run as it is now."""
+        with self.client() as client:
+            return client.read_flow_run(id_)
+
+    def finish(self, id_: UUID, timeout_s: float = 400) -> FlowRun:
+        """The run once its state is final."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            run = self.run(id_)
+            if run.state and run.state.is_final():
+                return run
+            time.sleep(0.5)
+        raise AssertionError(f"still {run.state}\n{self.logs()}")
+
+    def children(self, id_: UUID) -> list[FlowRun]:
+        """Runs that a parent has sent to the pools."""
+        parent = FlowRunFilterParentFlowRunId(any_=[id_])
+        with self.client() as client:
+            return client.read_flow_runs(
+                flow_run_filter=FlowRunFilter(parent_flow_run_id=parent), limit=200
+            )
+
+    def log_of(self, id_: UUID) -> str:
+        """The log on the page of a run."""
+        wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[id_]))
+        with self.client() as client:
+            return "\n".join(log.message for log in client.read_logs(wanted, limit=200))
+
+    def processes(self) -> list[psutil.Process]:
+        """All that was started from here and still runs."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                mine = process.environ().get(MARK) == str(self.home)
+                if mine and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def open_store(self) -> Store:
+        return Store(str(self.store))
+
+
+def new_server(folder: Path, **environment: str) -> Server:
+    """A server that is not up yet."""
+    home = folder / "home"
+    home.mkdir(parents=True)
+    own = {
+        "RLT_HOME": str(home),
+        "PREFECT_HOME": str(folder / "prefect"),
+        "PYTHONPATH": str(ROOT),
+        "COLUMNS": "200",
+    }
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("AWS_", "RLT_", "PREFECT_API"))
+    }
+    return Server(home, folder / "store", free_port(), {**kept, **own, **environment})
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One for the session, up; its store is empty at first."""
+    made = new_server(tmp_path_factory.mktemp("server"))
+    made.up()
+    yield made
+    made.rlt("down")
+
+
+@pytest.fixture(scope="session")
+def finished(server: Server) -> FlowRun:
+    """A finished run of rlt/full-pipeline with profile smoke."""
+    return server.finish(server.start("full-pipeline", profile="smoke"))

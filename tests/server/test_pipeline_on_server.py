@@ -1,0 +1,93 @@
+"""`rlt/full-pipeline` on a server: pools, pages, logs; what is there is not computed again."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import Server
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+)
+from prefect.client.schemas.objects import Artifact, FlowRun
+
+from rlt_core.experiments import targets
+from rlt_core.graph import upstream
+from rlt_core.overrides import load_config
+from rlt_core.stages import STAGES
+
+
+def artifacts_of(server: Server, run: FlowRun) -> list[Artifact]:
+    """What stands on the page of a run."""
+    wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
+    with server.client() as client:
+        response = client._client.post(
+            "/artifacts/filter",
+            json={"artifacts": wanted.model_dump(mode="json", exclude_none=True), "limit": 200},
+        )
+    return [Artifact.model_validate(one) for one in response.json()]
+
+
+def test_it_ends_completed_with_the_planned_keys(server: Server, finished: FlowRun) -> None:
+    assert finished.state and finished.state.name == "Completed", server.logs()
+    planned = {node.key for node in upstream(targets("full-pipeline", load_config("smoke")))}
+    assert {manifest.ref.key for manifest in server.open_store().manifests()} == planned
+
+
+def test_every_stage_ran_in_its_pool_and_small_nodes_travelled_together(
+    server: Server, finished: FlowRun
+) -> None:
+    children = server.children(finished.id)
+    with server.client() as client:
+        deployments = {one.id: one.name for one in client.read_deployments(limit=50)}
+    ran = {(deployments[child.deployment_id], child.work_pool_name) for child in children}
+    planned = upstream(targets("full-pipeline", load_config("smoke")))
+    assert ran == {(node.stage.name, node.stage.pool) for node in planned}
+    assert len(children) < len(planned)
+    assert all(child.state and child.state.is_completed() for child in children)
+
+
+def test_the_page_of_the_parent_shows_plan_progress_tables_and_report(
+    server: Server, finished: FlowRun
+) -> None:
+    shown = {artifact.key: artifact for artifact in artifacts_of(server, finished)}
+    assert {"rlt-plan", "smoke-report", "smoke-scores", "smoke-ranks-figure"} <= shown.keys()
+    assert "teacher-grpo@0" in str(shown["rlt-plan"].data)
+    bars = [one for one in shown.values() if one.type == "progress"]
+    assert [float(str(bar.data)) for bar in bars] == [100.0]
+
+
+def test_the_page_of_a_child_shows_key_metrics_and_the_lines_of_its_process(
+    server: Server, finished: FlowRun
+) -> None:
+    [child] = [run for run in server.children(finished.id) if run.name == "teacher-grpo@0"]
+    shown = artifacts_of(server, child)
+    manifest = server.open_store().find("smoke/teacher-grpo@0")
+    assert manifest.flow_run_id == str(child.id)
+    [table] = [one for one in shown if one.type == "table"]
+    assert manifest.ref.key in str(table.data)
+    assert "reward_last" in str(table.data)
+    assert [one.type for one in shown].count("progress") == 1
+    log = server.log_of(child.id)
+    assert manifest.ref.key in log
+    printed = server.store / "work" / manifest.ref.key / "log.txt"
+    assert "teacher-grpo@0 | " in log or not printed.exists()
+
+
+def test_a_second_run_is_cached(server: Server, finished: FlowRun) -> None:
+    again = server.finish(server.start("full-pipeline", profile="smoke"))
+    assert again.state and again.state.name == "Cached"
+    assert server.children(again.id) == []
+
+
+def test_a_mistake_is_one_line(server: Server) -> None:
+    run = server.finish(server.start("full-pipeline", profile="smoke", set=["data.n_trian=3"]))
+    assert run.state and run.state.is_failed()
+    assert "data.n_trian" in str(run.state.message)
+    assert "Traceback" not in server.log_of(run.id)
+
+
+@pytest.mark.parametrize("stage", sorted(STAGES))
+def test_every_stage_is_deployed_to_its_pool(server: Server, stage: str) -> None:
+    with server.client() as client:
+        found = client.read_deployment_by_name(f"rlt/{stage}")
+    assert found.work_pool_name == STAGES[stage].pool

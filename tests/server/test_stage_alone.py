@@ -1,0 +1,70 @@
+"""`rlt/<stage>` from its form: on committed inputs, with edits, again, and with mistakes."""
+
+from __future__ import annotations
+
+from conftest import Server
+from prefect.client.schemas.objects import FlowRun
+
+
+def test_nothing_changed_is_cached(server: Server, finished: FlowRun) -> None:
+    run = server.finish(server.start("teacher-grpo", profile="smoke"))
+    assert run.state and run.state.name == "Cached"
+
+
+def test_an_edit_makes_a_new_artifact_and_leaves_the_old_one(
+    server: Server, finished: FlowRun
+) -> None:
+    store = server.open_store()
+    old = store.find("smoke/student-sft[dataset]@0")
+    edits = {"student_sft": {"learning_rate": 2e-6}}
+    run = server.finish(
+        server.start("student-sft", profile="smoke", variant="dataset", overrides=edits)
+    )
+    assert run.state and run.state.name == "Completed", server.log_of(run.id)
+    new = store.find("smoke/student-sft[dataset]@0")
+    assert new.ref.key != old.ref.key
+    assert store.manifest(old.ref.kind, old.ref.key) == old
+    assert new.inputs == old.inputs
+    assert new.config["sft"] == {**old.config["sft"], "learning_rate": 2e-6}
+    # Empty inputs were resolved once, and stand where a retry reads them.
+    assert server.run(run.id).parameters["inputs"] == {
+        name: ref.key for name, ref in new.inputs.items()
+    }
+    # Downstream, empty now means what this run left.
+    read = server.finish(server.start("evaluation", profile="smoke", variant="dataset"))
+    assert server.run(read.id).parameters["inputs"]["model"] == new.ref.key
+
+
+def test_inputs_may_be_named(server: Server, finished: FlowRun) -> None:
+    base = server.open_store().find("smoke/base-model")
+    run = server.finish(
+        server.start(
+            "evaluation", profile="smoke", variant="rlt", inputs={"model": base.ref.key[:9]}
+        )
+    )
+    assert run.state and run.state.is_completed(), run.state
+    assert server.run(run.id).parameters["inputs"]["model"] == base.ref.key
+
+
+def test_mistakes_are_one_line(server: Server, finished: FlowRun) -> None:
+    mistakes = {
+        "no artifact 'nowhere'": {"inputs": {"model": "nowhere"}},
+        "kind model; dataset is needed": {"inputs": {"questions": "smoke/base-model"}},
+        "variant 'rtl'": {"variant": "rtl"},
+        "seed 7": {"seed": 7},
+    }
+    runs = {
+        message: server.start("student-sft", **{"profile": "smoke", **parameters})
+        for message, parameters in mistakes.items()
+    }
+    for message, id_ in runs.items():
+        run = server.finish(id_)
+        assert run.state and run.state.is_failed()
+        assert message in str(run.state.message)
+        assert "Traceback" not in server.log_of(id_)
+
+
+def test_a_stage_that_has_run_nowhere_says_what_to_run_first(server: Server) -> None:
+    run = server.finish(server.start("trace-generation", profile="tiny"))
+    assert run.state and run.state.is_failed()
+    assert "rlt/full-pipeline" in str(run.state.message)
