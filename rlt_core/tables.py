@@ -13,7 +13,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -137,7 +137,29 @@ def refresh(connection: duckdb.DuckDBPyConnection, store: Store) -> int:
     }
     for view, schema in BUILT.items():
         connection.register(view, pa.Table.from_pylist(list(rows[view]), schema=schema))
+    for macro, query in LOOK_UPS.items():
+        found = dict(connection.execute(query).fetchall())
+        connection.execute(f"create or replace temp macro {macro.format(map=_map(found))}")
     return len(manifests)
+
+
+LOOK_UPS = {
+    "run_of(name) as {map}[name]": "select name, run from refs",
+    "input_of(run, input) as {map}[run || ' ' || input]": (
+        "select run || ' ' || input, input_run from lineage"
+    ),
+}
+"""Look-ups in `refs` and `lineage` that DuckDB works out before it reads, so that the files of
+other artifacts stay shut; a join with those views would open them all."""
+
+
+def _map(values: Mapping[str, str]) -> str:
+    """A map as a SQL literal."""
+    keys, values_ = (
+        ", ".join("'" + text.replace("'", "''") + "'" for text in texts)
+        for texts in (values.keys(), values.values())
+    )
+    return f"map([{keys}]::varchar[], [{values_}]::varchar[])"
 
 
 # ---------------------------------------------------------------- building the views

@@ -93,6 +93,17 @@ def test_there_are_ten_queries_and_each_is_about_the_names_of_a_run():
     assert by_label == ["What changed between two runs of a node"]
 
 
+def test_a_query_about_one_name_opens_no_other_file(tmp_path):
+    store = Store(str(tmp_path))
+    fill(store)
+    old = next(m for m in store.manifests() if m.label == "trace-scoring[sft]" and m.seed == 7)
+    (store.local(old) / "scores.parquet").unlink()
+    about_one = [sql for sql in QUERIES.values() if "run_of(" in sql]
+    assert len(about_one) >= 8
+    for sql in about_one:
+        assert rows_of(store, sql)
+
+
 def test_every_query_says_the_same_on_s3(s3_access, filled, tmp_path, monkeypatch):
     import s3_server
 

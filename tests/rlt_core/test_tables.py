@@ -166,6 +166,28 @@ def test_a_query_reads_only_the_columns_that_it_names(tmp_path):
     assert 0.4 * size < read[wide] < 0.6 * size
 
 
+def test_look_ups_of_names_and_inputs_keep_other_files_shut(store_root):
+    store = Store(store_root)
+    read = commit(store, "trace-scoring[a]", {"scores": [score_row(1, -1.0)]})
+    reader = commit(store, "student-sft[a]", {}, inputs={"scores": read})
+    other = commit(store, "trace-scoring[b]", {"scores": [score_row(2, -2.0)]})
+    store.set_ref("it's/student-sft[a]@0", reader.ref)
+    store.files.fs.rm_file(scores_path(store, other))
+    run = "run_of('it''s/student-sft[a]@0')"
+    with connect(store) as connection:
+        for condition in (
+            f"run = input_of({run}, 'scores')",
+            f"run in (input_of({run}, 'scores'), {run})",
+        ):
+            sql = f"select reward from scores where {condition}"
+            assert connection.sql(sql).fetchall() == [(-1.0,)]
+        nothing = f"select run_of('nothing'), input_of({run}, 'traces'), run_of(null)"
+        assert connection.sql(nothing).fetchall() == [(None, None, None)]
+        store.set_ref("new", other.ref)
+        refresh(connection, store)
+        assert connection.sql("select run_of('new')").fetchall() == [(other.ref.key,)]
+
+
 def test_costs_are_those_of_the_manifests(store):
     with connect(store) as connection:
         costs = connection.sql(
