@@ -14,6 +14,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from typer.testing import CliRunner
 
+from flows.local.s3 import S3Access, free_port
 from flows.sql_cli import ask, sql
 from flows.sql_shell import SqlCompleter, command, shell, unfinished
 from rlt_core.errors import UserError
@@ -108,6 +109,16 @@ def test_a_query_that_fails_leaves_the_output_as_it_was(root, tmp_path):
 def test_mistakes_are_one_clear_error(root, arguments, message):
     with pytest.raises(UserError, match=message):
         run(*arguments, "--store", root)
+
+
+def test_an_s3_store_that_does_not_answer_is_one_clear_error(monkeypatch):
+    access = S3Access(f"http://127.0.0.1:{free_port()}", "an-access-key", "a-secret-key")
+    for name, value in access.environment().items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as caught:
+        run("select 1", "--store", "s3://bucket/prefix")
+    assert "s3://bucket/prefix" in str(caught.value) and "127.0.0.1" in str(caught.value)
+    assert "a-secret-key" not in str(caught.value) and "an-access-key" not in str(caught.value)
 
 
 def test_without_a_terminal_statements_come_from_stdin(root):
