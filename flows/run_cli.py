@@ -225,11 +225,7 @@ def status(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
     """Show what is being computed, what is unfinished, and the latest run of each profile."""
     opened = open_store(store)
     working = opened.working()
-    unfinished = {
-        key: (opened.files.read(f"work/{key}/node.txt") or b"").decode()
-        for key in opened.files.names("work")
-        if key not in working
-    }
+    unfinished = opened.unfinished()
     profiles: dict[str, list[str]] = {}
     for name in opened.refs():
         profile, _, node = name.partition("/")

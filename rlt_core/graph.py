@@ -121,11 +121,11 @@ def _changes(node: Node, manifest: Manifest) -> list[str]:
 def plan(targets: Iterable[Node], store: Store) -> list[Planned]:
     """Every node that the targets need, hit or miss, and for a miss what changed."""
     nodes = upstream(targets)
-    hits = {node.key: store.manifest(node.ref.kind, node.key) for node in nodes}
-    committed = list(store.manifests()) if not all(hits.values()) else []
+    hits = store.manifests_of(node.ref for node in nodes)
+    committed = store.manifests() if any(node.key not in hits for node in nodes) else []
     planned = []
     for node in nodes:
-        if hits[node.key]:
+        if node.key in hits:
             planned.append(Planned(node, True, ()))
             continue
         same = [m for m in committed if m.stage == node.stage.name]

@@ -23,7 +23,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
-from pyarrow.fs import FileSystem, LocalFileSystem
+from pyarrow.fs import FileSystem
 
 from rlt_core.errors import UserError
 from rlt_core.schemas import TABLES
@@ -193,13 +193,8 @@ def _files(store: Store, table: str, manifest: Manifest) -> Iterator[str]:
 
 def _file_system(store: Store) -> FileSystem:
     """pyarrow's own file system: several times as fast as DuckDB or pyarrow through fsspec."""
-    if store.files.is_local:
-        return LocalFileSystem()
-    from pyarrow.fs import S3FileSystem
-
-    # Credentials are found as s3fs finds them; endpoint and region are what s3fs resolved.
-    client = store.files.fs.s3
-    return S3FileSystem(endpoint_override=client.meta.endpoint_url, region=client.meta.region_name)
+    file_system: FileSystem = store.files.arrow()
+    return file_system
 
 
 def _utc(time: datetime) -> datetime:

@@ -1,23 +1,42 @@
-"""Files under one root, on a local folder and on S3 alike, through fsspec.
+"""Files under one root: `Files` on a local folder, `S3Files` (s3_files.py) on S3.
 
-Paths are relative to the root, with `/`. What fsspec lacks is added here: a create-only write
-that is atomic on both.
+Paths are relative to the root, with `/`. What file systems lack is added: a write that creates
+or swaps a file atomically, and only if nobody was quicker.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
-import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from rlt_core.errors import UserError
 
 CHUNK_BYTES = 1 << 20
+
+Advance = Callable[[int], None]
+"""Hears how many more bytes have moved; called from several threads."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Damaged(UserError):
+    """A file in the store is missing or of another size than was committed."""
+
+
+def silent(_: int) -> None:
+    """Progress that nobody watches."""
 
 
 def sha256_of(path: Path) -> str:
@@ -34,66 +53,62 @@ def local_tree(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
+def parallel(
+    function: Callable[[Item], Result], items: Sequence[Item], threads: int
+) -> list[Result]:
+    """The results in order, from some threads; the first error stops what has not begun."""
+    if len(items) < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(min(threads, len(items))) as pool:
+        return list(pool.map(function, items))
+
+
 class Files:
-    """A root folder or `s3://bucket/prefix`.
+    """A root folder on a local disk."""
 
-    Credentials and endpoint of S3 come from the environment or the AWS profile (AWS_ENDPOINT_URL,
-    AWS_PROFILE, …), never from the root.
-    """
+    is_local = True
+    threads = 2
+    """Files that are read or hashed at the same time."""
 
-    def __init__(self, root: str, cache: Path | None = None) -> None:
-        """`cache`: where copies of remote files live; by default below XDG_CACHE_HOME."""
-        self.is_local = "://" not in root
-        if self.is_local:
-            from fsspec.implementations.local import LocalFileSystem
-
-            self.fs = LocalFileSystem(auto_mkdir=True)
-            self.root = str(Path(root).expanduser().absolute())
-            self.url = self.root
-        else:
-            from fsspec.core import url_to_fs
-
-            self.fs, self.root = url_to_fs(root)
-            self.root = self.root.rstrip("/")
-            self.url = root.rstrip("/")
-        home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-        name = hashlib.sha256(self.url.encode()).hexdigest()[:16]
-        self.cache = cache or home / "rlt" / name
+    def __init__(self, root: str) -> None:
+        self.fs: fsspec.AbstractFileSystem = LocalFileSystem(auto_mkdir=True)
+        self.root = str(Path(root).expanduser().absolute())
+        self.url = self.root
 
     def full(self, path: str) -> str:
         """The path as the file system sees it."""
         return f"{self.root}/{path}"
 
     def local(self, path: str) -> Path:
-        """Where the file lies on this machine; a remote one must have been fetched."""
-        return Path(self.full(path)) if self.is_local else self.cache / path
+        """Where this machine writes the file, e.g. that of a folder in the making."""
+        return Path(self.full(path))
+
+    def arrow(self) -> Any:
+        """The file system of the root as pyarrow's own."""
+        from pyarrow.fs import LocalFileSystem
+
+        return LocalFileSystem()
+
+    def patiently(self, call: Callable[[], Result]) -> Result:
+        """The result of a call that ends long work: a server that is away is waited for."""
+        return call()
 
     # ------------------------------------------------------------ single files
     def read(self, path: str) -> bytes | None:
         """The bytes, or None if there is no such file."""
         try:
-            return Path(self.full(path)).read_bytes() if self.is_local else self._cat(path)
+            return Path(self.full(path)).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def _cat(self, path: str) -> bytes:
-        self.fs.invalidate_cache()
-        data = self.fs.cat_file(self.full(path))
-        assert isinstance(data, bytes)
-        return data
+    def read_many(self, paths: Iterable[str]) -> dict[str, bytes]:
+        """The bytes of those files that exist."""
+        paths = list(paths)
+        found = zip(paths, parallel(self.read, paths, self.threads), strict=True)
+        return {path: data for path, data in found if data is not None}
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write a file that must not exist yet, atomically; False if another writer was first.
-
-        Local: temporary file, fsync, hard link. S3: conditional put (If-None-Match), and on a
-        refusal read back and compare, since a retry after a lost acknowledgement is refused too.
-        """
-        if not self.is_local:
-            try:
-                self.fs.pipe_file(self.full(path), data, mode="create")
-                return True
-            except FileExistsError:
-                return self.read(path) == data
+        """Write a file that must not exist yet, atomically; False if another writer was first."""
         temporary = self._temporary(path, data)
         try:
             os.link(temporary, self.full(path))
@@ -106,24 +121,66 @@ class Files:
 
     def write(self, path: str, data: bytes) -> None:
         """Write or replace a file atomically."""
-        if not self.is_local:
-            self.fs.pipe_file(self.full(path), data)
-            return
         os.replace(self._temporary(path, data), self.full(path))
         self._sync_folder(path)
 
+    def swap(self, path: str, expected: Callable[[bytes], bool], new: bytes | None) -> bool:
+        """Replace a file (None: delete it) if its content is as expected, as one atomic step.
+
+        False if it is not, or not there. Holds among swaps, which is all that leases need.
+        """
+        if not os.path.isdir(self.root):
+            return False
+        with open(self.full(".lock"), "ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            there = self.read(path)
+            if there is None or not expected(there):
+                return False
+            if new is None:
+                os.unlink(self.full(path))
+            else:
+                self.write(path, new)
+            return True
+
+    def put(self, source: Path, path: str, advance: Advance = silent) -> None:
+        """Copy a local file into the store."""
+        target = Path(self.full(path))
+        with self._writing(), source.open("rb") as file:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+            with temporary.open("wb") as copy:
+                while chunk := file.read(CHUNK_BYTES):
+                    copy.write(chunk)
+                    advance(len(chunk))
+                copy.flush()
+                os.fsync(copy.fileno())
+            os.replace(temporary, target)
+
+    def fetch(self, path: str, size: int, target: Path, advance: Advance = silent) -> None:
+        """Copy a file of this size to a local place; `put` of the other store does it here."""
+        raise NotImplementedError
+
+    def sha256(self, path: str, size: int) -> str:
+        """Hex sha256 of the bytes in the store, which are so many."""
+        return sha256_of(Path(self.full(path)))
+
     def _temporary(self, path: str, data: bytes) -> str:
         target = Path(self.full(path))
-        try:
+        with self._writing():
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
             with temporary.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+        return str(temporary)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise UserError(f"store {self.root} cannot be written: {error}") from None
-        return str(temporary)
 
     def _sync_folder(self, path: str) -> None:
         descriptor = os.open(Path(self.full(path)).parent, os.O_RDONLY)
@@ -134,34 +191,50 @@ class Files:
 
     # ------------------------------------------------------------ folders
     def names(self, path: str) -> list[str]:
-        """Names directly below a folder, sorted; none if it does not exist."""
+        """Names directly below a folder, sorted, hidden ones left out; none if there is none."""
         try:
-            if self.is_local:
-                return sorted(
-                    entry.name
-                    for entry in os.scandir(self.full(path))
-                    if not entry.name.startswith(".")
-                )
-            entries = self.fs.ls(self.full(path), detail=False, refresh=True)
+            entries = [entry.name for entry in os.scandir(self.full(path))]
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted({entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries})
+        return sorted(name for name in entries if not name.startswith("."))
+
+    def expand(self, pattern: str) -> list[str]:
+        """Paths that fit a pattern such as `artifacts/*/*/manifest.json`, sorted.
+
+        Folders of one level are listed at the same time. What follows the last `*` is not looked
+        for: `read_many` drops what is not there.
+        """
+        found = [""]
+        for part in pattern.split("/"):
+            if part == "*":
+                below = parallel(self.names, found, self.threads)
+                found = [
+                    f"{parent}/{name}"
+                    for parent, names in zip(found, below, strict=True)
+                    for name in names
+                ]
+            else:
+                found = [f"{parent}/{part}".removeprefix("/") for parent in found]
+        return found
+
+    def sizes(self, path: str) -> dict[str, int]:
+        """Bytes of every file below a folder, by its path relative to the folder, sorted."""
+        base = Path(self.full(path))
+        return {str(file.relative_to(base)): file.stat().st_size for file in local_tree(base)}
 
     def walk(self, path: str) -> list[str]:
         """Every file below a folder, relative to it, sorted."""
-        base = self.full(path)
-        if self.is_local:
-            return [str(file.relative_to(base)) for file in local_tree(Path(base))]
-        self.fs.invalidate_cache()
-        return sorted(file[len(base) + 1 :] for file in self.fs.find(base))
+        return list(self.sizes(path))
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file, or of all files below a folder; None if there is neither."""
+        target = Path(self.full(path))
+        if not target.exists():
+            return None
+        return target.stat().st_size if target.is_file() else sum(self.sizes(path).values())
 
     def remove(self, path: str) -> None:
         """Delete a file or a folder with all that is in it; nothing there is fine."""
-        if not self.is_local:
-            shutil.rmtree(self.cache / path, ignore_errors=True)
-            with contextlib.suppress(FileNotFoundError):
-                self.fs.rm(self.full(path), recursive=True)
-            return
         target = Path(self.full(path))
         if target.is_dir():
             shutil.rmtree(target)
@@ -169,55 +242,41 @@ class Files:
             target.unlink(missing_ok=True)
 
     def prune(self, path: str) -> None:
-        """Remove a local folder if it is empty; remote stores have no empty folders."""
-        if self.is_local:
-            with contextlib.suppress(OSError):
-                os.rmdir(self.full(path))
+        """Remove a folder of this machine if it is empty."""
+        with contextlib.suppress(OSError):
+            os.rmdir(self.local(path))
 
     def new_folder(self, path: str) -> Path:
-        """An empty local folder to fill: the final place on a local root, else a staging one."""
+        """An empty local folder to fill and then `upload`."""
         folder = self.local(path)
-        try:
+        with self._writing():
             folder.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(f"store {self.root} cannot be written: {error}") from None
         return folder
 
-    def upload(self, path: str) -> None:
-        """Make what `new_folder(path)` was filled with durable; local: fsync, remote: copy."""
-        folder = self.local(path)
-        for file in local_tree(folder):
-            if self.is_local:
-                descriptor = os.open(file, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
-            else:
-                self.fs.put_file(str(file), f"{self.full(path)}/{file.relative_to(folder)}")
+    def upload(self, path: str, advance: Advance = silent) -> None:
+        """Make what `new_folder(path)` was filled with durable, all of it."""
+        for file in local_tree(self.local(path)):
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
-    def download(self, path: str, files: list[str]) -> Path:
-        """Local folder with the given files of a folder; remote ones are fetched once."""
-        folder = self.local(path)
-        if self.is_local:
-            return folder
-        for name in files:
-            target = folder / name
-            if target.exists():
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as part:
-                self.fs.get_file(f"{self.full(path)}/{name}", part.name)
-            os.replace(part.name, target)
-        return folder
+    def download(self, path: str, sizes: Mapping[str, int], advance: Advance = silent) -> Path:
+        """Local folder with these files of a committed folder, of these bytes each."""
+        return Path(self.full(path))
+
+    def drop_copies(self, path: str, names: Iterable[str]) -> None:
+        """Forget local copies of remote files, which `download` then fetches again."""
 
 
-def entries_of(folder: Path) -> Iterator[tuple[str, str, int, int | None]]:
-    """(relative path, sha256, bytes, rows of a Parquet file or None) of every file."""
-    for file in local_tree(folder):
-        rows = None
-        if file.suffix == ".parquet":
-            import pyarrow.parquet as pq
+def open_files(root: str, cache: Path | None = None) -> Files:
+    """A folder's or, for `s3://bucket/prefix`, S3's. Raises UserError for any other root.
 
-            rows = pq.read_metadata(file).num_rows
-        yield str(file.relative_to(folder)), sha256_of(file), file.stat().st_size, rows
+    `cache`: where copies of remote files live; by default below XDG_CACHE_HOME.
+    """
+    if root.startswith(("s3:", "s3a:")) or "://" in root:
+        from rlt_core.store.s3_files import S3Files
+
+        return S3Files(root, cache)
+    return Files(root)

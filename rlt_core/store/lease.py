@@ -2,11 +2,17 @@
 
 A lease keeps two attempts from doing the same work at the same time and keeps `gc` away from a
 running attempt. It is not what makes commits safe: those are create-only by themselves.
+
+It is taken by an atomic create, and from a holder that is gone by an atomic swap: of many who
+wait, one gets it. Two can hold it only if the first was still at work but could not renew for
+EXPIRES_S (paused, or cut off from the store); it then finds the lease lost, says so, and leaves
+the other's alone.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -16,10 +22,14 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from rlt_core.errors import UserError
 from rlt_core.store.files import Files
 
 RENEW_S = 10.0
 EXPIRES_S = 60.0
+"""Clocks of machines that share a store may differ by less than the difference."""
+
+log = logging.getLogger(__name__)
 
 
 def _process_started(pid: int) -> str | None:
@@ -83,13 +93,11 @@ class Lease:
         return json.dumps(lease).encode()
 
     @staticmethod
-    def read(files: Files, key: str) -> dict[str, object] | None:
-        """The live lease of a key, or None."""
-        data = files.read(f"work/{key}/lease.json")
-        if data is None:
-            return None
-        lease: dict[str, object] = json.loads(data)
-        return lease if is_live(lease, time.time()) else None
+    def read_all(files: Files) -> dict[str, dict[str, object]]:
+        """The live leases of a store, by key."""
+        found = files.read_many(files.expand("work/*/lease.json"))
+        leases = {path.split("/")[1]: json.loads(data) for path, data in found.items()}
+        return {key: lease for key, lease in leases.items() if is_live(lease, time.time())}
 
     def __enter__(self) -> Lease:
         while not self._files.create(self._path, self._payload()):
@@ -97,18 +105,28 @@ class Lease:
             if data is None:
                 continue
             lease = json.loads(data)
-            if not is_live(lease, time.time()):
-                self._files.remove(self._path)
-                continue
-            self._waiting(lease)
-            time.sleep(1.0)
+            if is_live(lease, time.time()):
+                self._waiting(lease)
+                time.sleep(1.0)
+            elif self._files.swap(self._path, data.__eq__, self._payload()):
+                break
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
         return self
 
+    def _is_mine(self, data: bytes) -> bool:
+        return bool(json.loads(data)["id"] == self._id)
+
     def _renew(self) -> None:
         while not self._done.wait(RENEW_S):
-            self._files.write(self._path, self._payload())
+            try:
+                if not self._files.swap(self._path, self._is_mine, self._payload()):
+                    log.warning("the lease of %s was lost: others may work on it now", self._path)
+                    return
+            except (UserError, OSError) as error:
+                log.warning(
+                    "the lease %s is not renewed, which is tried again: %s", self._path, error
+                )
 
     def __exit__(
         self,
@@ -118,5 +136,8 @@ class Lease:
     ) -> None:
         self._done.set()
         self._thread.join()
-        self._files.remove(self._path)
+        try:
+            self._files.swap(self._path, self._is_mine, None)
+        except (UserError, OSError) as failure:
+            log.warning("the lease %s stays until it expires: %s", self._path, failure)
         self._files.prune(self._path.rpartition("/")[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from rlt_core.errors import UserError
-from rlt_core.store.files import entries_of, sha256_of
+from rlt_core.store.files import Damaged, Files, local_tree, parallel, sha256_of
+
+HASHED_AT_ONCE = 4
+"""Files; hashing leaves Python's lock."""
 
 
 class Ref(BaseModel):
@@ -81,27 +84,75 @@ class Manifest(BaseModel):
 
 def describe_files(folder: Path) -> list[FileEntry]:
     """Hash and count every file of a local folder."""
-    return [
-        FileEntry(path=path, sha256=sha256, bytes=size, rows=rows)
-        for path, sha256, size, rows in entries_of(folder)
-    ]
+    return parallel(lambda file: _describe(folder, file), local_tree(folder), HASHED_AT_ONCE)
 
 
-def problems_of(folder: Path, files: Sequence[FileEntry]) -> list[str]:
-    """What is wrong with a local copy: one line a missing, resized or altered file."""
-    found = []
-    for entry in files:
-        path = folder / entry.path
-        if not path.is_file():
-            found.append(f"{path}: missing")
-        elif path.stat().st_size != entry.bytes:
-            found.append(f"{path}: {path.stat().st_size} bytes, {entry.bytes} when committed")
-        elif sha256_of(path) != entry.sha256:
-            found.append(f"{path}: altered since it was committed (sha256 differs)")
-    return found
+def _describe(folder: Path, file: Path) -> FileEntry:
+    rows = None
+    if file.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        rows = pq.read_metadata(file).num_rows
+    path = str(file.relative_to(folder))
+    return FileEntry(path=path, sha256=sha256_of(file), bytes=file.stat().st_size, rows=rows)
 
 
-def require_intact(folder: Path, files: Sequence[FileEntry], what: str, mend: str) -> None:
-    """Raise UserError naming the first damaged file."""
-    if problems := problems_of(folder, files):
-        raise UserError(f"{what} is damaged: {problems[0]}. {mend}")
+def problems_of(
+    entries: Sequence[FileEntry],
+    where: str,
+    sizes: Mapping[str, int],
+    sha256: Callable[[FileEntry], str],
+) -> dict[str, str]:
+    """What is wrong with files as they are now: path -> a line, if missing, resized or altered.
+
+    `sizes`: bytes of those that are there; `sha256` reads one; `where`: their folder, for people.
+    """
+
+    def problem(entry: FileEntry) -> str | None:
+        if entry.path not in sizes:
+            return "missing"
+        if sizes[entry.path] != entry.bytes:
+            return f"{sizes[entry.path]} bytes, {entry.bytes} when committed"
+        if sha256(entry) != entry.sha256:
+            return "altered since it was committed (sha256 differs)"
+        return None
+
+    found = zip(entries, parallel(problem, entries, HASHED_AT_ONCE), strict=True)
+    return {entry.path: f"{where}/{entry.path}: {line}" for entry, line in found if line}
+
+
+def problems_in_store(files: Files, path: str, entries: Sequence[FileEntry]) -> list[str]:
+    """One line a damaged file of a folder, as it lies in the store."""
+    found = problems_of(
+        entries, files.full(path), files.sizes(path),
+        lambda entry: files.sha256(f"{path}/{entry.path}", entry.bytes),
+    )  # fmt: skip
+    return list(found.values())
+
+
+def intact_copy(
+    files: Files, path: str, entries: Sequence[FileEntry], what: str, mend: str
+) -> Path:
+    """Local folder with files of a folder of the store, all hashed; damaged copies fetched anew.
+
+    Raises UserError naming `what` and the first file that is damaged in the store.
+    """
+    wanted = {entry.path: entry.bytes for entry in entries}
+
+    def problems(folder: Path) -> dict[str, str]:
+        there = {str(file.relative_to(folder)): file.stat().st_size for file in local_tree(folder)}
+        return problems_of(
+            entries, files.full(path), there, lambda entry: sha256_of(folder / entry.path)
+        )
+
+    try:
+        folder = files.download(path, wanted)
+        found = problems(folder)
+        if found and not files.is_local:
+            files.drop_copies(path, found)
+            found = problems(files.download(path, wanted))
+    except Damaged as error:
+        found = {"": str(error)}
+    if found:
+        raise UserError(f"{what} is damaged: {next(iter(found.values()))}. {mend}")
+    return folder

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from rlt_core.errors import UserError
-from rlt_core.store.files import Files
+from rlt_core.store.files import Damaged, open_files, parallel
 from rlt_core.store.lease import Lease
-from rlt_core.store.manifest import FileEntry, Manifest, Ref, describe_files, problems_of
+from rlt_core.store.manifest import (
+    FileEntry,
+    Manifest,
+    Ref,
+    describe_files,
+    intact_copy,
+    problems_in_store,
+)
 from rlt_core.store.workspace import Workspace
+
+MANIFESTS = "artifacts/*/*/manifest.json"
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class Store:
     """Artifacts under a local folder or `s3://bucket/prefix`."""
 
     def __init__(self, root: str, cache: Path | None = None) -> None:
-        self.files = Files(root, cache)
+        self.files = open_files(root, cache)
 
     def __str__(self) -> str:
         return self.files.url
@@ -48,12 +57,27 @@ class Store:
     def _base(ref: Ref) -> str:
         return f"artifacts/{ref.kind}/{ref.key}"
 
+    def folder(self, manifest: Manifest) -> str:
+        """Folder of an artifact's files, relative to the store's root."""
+        return f"{self._base(manifest.ref)}/{manifest.attempt}"
+
     def manifest(self, kind: str, key: str) -> Manifest | None:
         """The manifest of a committed artifact, or None."""
-        path = f"{self._base(Ref(kind=kind, key=key))}/manifest.json"
-        data = self.files.read(path)
-        if data is None:
-            return None
+        return self.manifests_of([Ref(kind=kind, key=key)]).get(key)
+
+    def manifests_of(self, refs: Iterable[Ref]) -> dict[str, Manifest]:
+        """The manifests of those that are committed, by key; read at the same time."""
+        return self._read_manifests(f"{self._base(ref)}/manifest.json" for ref in refs)
+
+    def manifests(self) -> list[Manifest]:
+        """Every committed artifact."""
+        return list(self._read_manifests(self.files.expand(MANIFESTS)).values())
+
+    def _read_manifests(self, paths: Iterable[str]) -> dict[str, Manifest]:
+        found = self.files.read_many(paths).items()
+        return {path.split("/")[2]: self._parse(path, data) for path, data in found}
+
+    def _parse(self, path: str, data: bytes) -> Manifest:
         try:
             return Manifest.model_validate_json(data)
         except ValidationError as error:
@@ -62,28 +86,17 @@ class Store:
                 "and run again: the artifact is computed anew."
             ) from None
 
-    def manifests(self) -> Iterator[Manifest]:
-        """Every committed artifact."""
-        for kind in self.files.names("artifacts"):
-            for key in self.files.names(f"artifacts/{kind}"):
-                if manifest := self.manifest(kind, key):
-                    yield manifest
-
     def find(self, prefix: str) -> Manifest:
         """The artifact with this key, unique beginning of a key, or ref name.
 
         Raises UserError if there is none or more than one.
         """
         if ref := self.ref(prefix):
-            found = [self.manifest(ref.kind, ref.key)]
+            committed = list(self.manifests_of([ref]).values())
         else:
-            found = [
-                self.manifest(kind, key)
-                for kind in self.files.names("artifacts")
-                for key in self.files.names(f"artifacts/{kind}")
-                if key.startswith(prefix)
-            ]
-        committed = [manifest for manifest in found if manifest]
+            paths = self.files.expand(MANIFESTS)
+            chosen = [path for path in paths if path.split("/")[2].startswith(prefix)]
+            committed = list(self._read_manifests(chosen).values())
         if len(committed) == 1:
             return committed[0]
         if not committed:
@@ -93,34 +106,38 @@ class Store:
 
     def data_path(self, manifest: Manifest) -> str:
         """Folder of the artifact's files, as the store's file system sees it."""
-        return self.files.full(f"{self._base(manifest.ref)}/{manifest.attempt}")
+        return self.files.full(self.folder(manifest))
 
     def local(self, manifest: Manifest) -> Path:
-        """Local folder with the artifact's files; remote ones are fetched once."""
-        path = f"{self._base(manifest.ref)}/{manifest.attempt}"
-        return self.files.download(path, [file.path for file in manifest.files])
+        """Local folder with the artifact's files; remote ones are fetched once.
+
+        Raises UserError if one is missing in the store.
+        """
+        sizes = {file.path: file.bytes for file in manifest.files}
+        try:
+            return self.files.download(self.folder(manifest), sizes)
+        except Damaged as error:
+            what, mend = self._blame(manifest)
+            raise UserError(f"{what} is damaged: {error}. {mend}") from None
 
     def verify(self, manifest: Manifest, suffix: str = "") -> list[str]:
-        """Re-hash every file (with this suffix); one line a missing or altered one."""
-        manifest = manifest.only(suffix)
-        path = f"{self._base(manifest.ref)}/{manifest.attempt}"
-        present = set(self.files.walk(path))
-        missing = [file.path for file in manifest.files if file.path not in present]
-        if missing:
-            return [f"{self.files.full(path)}/{name}: missing" for name in missing]
-        return problems_of(self.local(manifest), manifest.files)
+        """Re-hash every file (with this suffix) in the store; one line a damaged one."""
+        return problems_in_store(self.files, self.folder(manifest), manifest.only(suffix).files)
 
     def intact(self, manifest: Manifest, suffix: str = "") -> Path:
-        """`local`, after `verify`, of the files with this suffix.
+        """`local` of the files with this suffix, all of them hashed.
 
-        Raises UserError naming a damaged file and the mend.
+        Raises UserError naming a file that is damaged in the store and the mend.
         """
-        if problems := self.verify(manifest, suffix):
-            raise UserError(
-                f"artifact {manifest.label} ({manifest.ref.key}) is damaged: {problems[0]}. "
-                f"Remove it with `rlt artifacts remove {manifest.ref.key}` and run again."
-            )
-        return self.local(manifest.only(suffix))
+        files = manifest.only(suffix).files
+        return intact_copy(self.files, self.folder(manifest), files, *self._blame(manifest))
+
+    @staticmethod
+    def _blame(manifest: Manifest) -> tuple[str, str]:
+        """What is damaged, and how to mend it."""
+        key = manifest.ref.key
+        mend = f"Remove it with `rlt artifacts remove {key}` and run again."
+        return f"artifact {manifest.label} ({key})", mend
 
     # ------------------------------------------------------------ writing
     def begin(self, ref: Ref) -> Attempt:
@@ -138,17 +155,20 @@ class Store:
 
         Returns the manifest that stands: another attempt's if that one was first.
         """
-        base = self._base(manifest.ref)
-        self.files.upload(f"{base}/{manifest.attempt}")
-        data = manifest.model_dump_json(indent=1).encode()
-        if not self.files.create(f"{base}/manifest.json", data):
-            self.files.remove(f"{base}/{manifest.attempt}")
+        self.files.patiently(lambda: self.files.upload(self.folder(manifest)))
+        if not self.files.patiently(lambda: self.publish(manifest)):
+            self.files.remove(self.folder(manifest))
         standing = self.manifest(manifest.ref.kind, manifest.ref.key)
         assert standing is not None
         for group in self.files.names(f"work/{manifest.ref.key}"):
             if group != "lease.json":
                 self.files.remove(f"work/{manifest.ref.key}/{group}")
         return standing
+
+    def publish(self, manifest: Manifest) -> bool:
+        """Create the manifest; False if another attempt's was first."""
+        data = manifest.model_dump_json(indent=1).encode()
+        return self.files.create(f"{self._base(manifest.ref)}/manifest.json", data)
 
     def abandon(self, attempt: Attempt) -> None:
         """Delete an attempt that will not be committed."""
@@ -183,39 +203,43 @@ class Store:
 
     def refs(self) -> dict[str, Ref]:
         """All names."""
-        names = [path for path in self.files.walk("refs") if path.endswith(".json")]
-        found = {name[:-5]: self.ref(name[:-5]) for name in names}
-        return {name: ref for name, ref in found.items() if ref}
+        paths = [f"refs/{path}" for path in self.files.walk("refs") if path.endswith(".json")]
+        return {
+            path.removeprefix("refs/")[:-5]: Ref.model_validate_json(data)
+            for path, data in self.files.read_many(paths).items()
+        }
 
     # ------------------------------------------------------------ garbage
     def working(self) -> dict[str, dict[str, object]]:
         """Keys that somebody works on right now, with their leases."""
-        leases = {key: Lease.read(self.files, key) for key in self.files.names("work")}
-        return {key: lease for key, lease in leases.items() if lease}
+        return Lease.read_all(self.files)
+
+    def unfinished(self) -> dict[str, str]:
+        """Keys with work that nobody goes on with right now, with their nodes' names."""
+        working = self.working()
+        found = self.files.read_many(self.files.expand("work/*/node.txt"))
+        names = {path.split("/")[1]: data.decode() for path, data in found.items()}
+        return {key: name for key, name in names.items() if key not in working}
 
     def orphans(self) -> list[Orphan]:
         """Attempts that no manifest names and workspaces of committed keys, minding leases."""
         working = self.working()
+        keys = self.files.expand("artifacts/*/*")
+        committed = self._read_manifests(f"{base}/manifest.json" for base in keys)
         found = []
-        committed = set()
-        for kind in self.files.names("artifacts"):
-            for key in self.files.names(f"artifacts/{kind}"):
-                manifest = self.manifest(kind, key)
-                if manifest:
-                    committed.add(key)
-                keep = {"manifest.json", manifest.attempt if manifest else ""}
-                base = f"artifacts/{kind}/{key}"
-                attempts = [name for name in self.files.names(base) if name not in keep]
-                found += [f"{base}/{name}" for name in attempts if key not in working]
+        for path in self.files.expand("artifacts/*/*/*"):
+            _, _, key, name = path.split("/")
+            manifest = committed.get(key)
+            keep = {"manifest.json", manifest.attempt if manifest else ""}
+            if name not in keep and key not in working:
+                found.append(path)
         found += [
             f"work/{key}"
             for key in self.files.names("work")
             if key in committed and key not in working
         ]
-        return [Orphan(path, self._size(path)) for path in found]
-
-    def _size(self, path: str) -> int:
-        return int(self.files.fs.du(self.files.full(path)))
+        sizes = zip(found, parallel(self.files.size, found, self.files.threads), strict=True)
+        return [Orphan(path, size) for path, size in sizes if size is not None]
 
     def gc(self) -> list[Orphan]:
         """Delete the orphans; returns what was deleted. Unfinished work is kept."""

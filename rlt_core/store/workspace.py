@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlt_core.store.files import Files
-from rlt_core.store.manifest import FileEntry, describe_files, require_intact
+from rlt_core.store.manifest import FileEntry, describe_files, intact_copy
 
 
 class Workspace:
@@ -29,8 +29,8 @@ class Workspace:
 
     def parts(self, group: str) -> list[str]:
         """Names of the committed parts of a group, sorted."""
-        names = self._files.names(f"{self._root}/{group}")
-        return [name for name in names if self._read(group, name) is not None]
+        paths = self._files.expand(f"{self._root}/{group}/*/manifest.json")
+        return [path.split("/")[-2] for path in self._files.read_many(paths)]
 
     def _read(self, group: str, name: str) -> dict[str, Any] | None:
         data = self._files.read(self._manifest_path(group, name))
@@ -52,23 +52,22 @@ class Workspace:
         """Make the part exist, with its files' hashes and JSON-able metrics. The first wins."""
         folder = self._open.pop((group, name))
         entries = describe_files(self._files.local(folder))
-        self._files.upload(folder)
+        self._files.patiently(lambda: self._files.upload(folder))
         manifest = {
             "folder": folder.rsplit("/", 1)[-1],
             "files": [entry.model_dump() for entry in entries],
             "metrics": metrics,
         }
-        self._files.create(self._manifest_path(group, name), json.dumps(manifest).encode())
+        path, data = self._manifest_path(group, name), json.dumps(manifest).encode()
+        self._files.patiently(lambda: self._files.create(path, data))
 
     def path(self, group: str, name: str) -> Path:
         """Local folder of a committed part. Raises UserError if a file was damaged."""
         manifest = self._require(group, name)
         entries = [FileEntry.model_validate(entry) for entry in manifest["files"]]
         where = f"{self._root}/{group}/{name}/{manifest['folder']}"
-        folder = self._files.download(where, [entry.path for entry in entries])
         mend = f"Delete {self._files.full(f'{self._root}/{group}/{name}')} to redo this part."
-        require_intact(folder, entries, f"{group}/{name}", mend)
-        return folder
+        return intact_copy(self._files, where, entries, f"{group}/{name}", mend)
 
     def manifest(self, group: str, name: str) -> dict[str, Any]:
         """The metrics that a part was committed with."""

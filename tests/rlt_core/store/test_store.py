@@ -17,8 +17,8 @@ from rlt_core.store import Attempt, Lease, Manifest, Ref, Store
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "a store"))
+def store(store_root: str) -> Store:
+    return Store(store_root)
 
 
 def manifest_of(store: Store, attempt: Attempt) -> Manifest:
@@ -67,19 +67,19 @@ def test_rows_of_parquet_files_are_counted(store: Store) -> None:
 
 
 @pytest.mark.parametrize("damage", ["altered", "resized", "missing"])
-def test_damage_is_named(store: Store, damage: str) -> None:
+def test_damage_is_named(store: Store, damage: str, tmp_path: Path) -> None:
     attempt = attempt_with(store, "one")
     manifest = store.commit(manifest_of(store, attempt))
     assert store.verify(manifest) == []
-    file = attempt.out / "deep/file.txt"
+    path = f"{store.data_path(manifest)}/deep/file.txt"
     if damage == "missing":
-        file.unlink()
+        store.files.fs.rm_file(path)
     else:
-        file.write_text("eno" if damage == "altered" else "longer")
+        store.files.fs.pipe_file(path, b"eno" if damage == "altered" else b"longer")
     (problem,) = store.verify(manifest)
-    assert str(file) in problem
-    with pytest.raises(UserError, match=r"file\.txt"):
-        store.intact(manifest)
+    assert path in problem
+    with pytest.raises(UserError, match=r"damaged: .*file\.txt.*rlt artifacts remove"):
+        Store(str(store), tmp_path / "no copies").intact(manifest)
 
 
 def test_gc_removes_orphans_and_spares_what_is_leased_or_unfinished(store: Store) -> None:
@@ -125,8 +125,7 @@ def test_find_by_unique_beginning_and_by_name(store: Store) -> None:
 
 def test_a_damaged_manifest_is_named(store: Store) -> None:
     manifest = store.commit(manifest_of(store, attempt_with(store, "one")))
-    path = store.files.local(f"artifacts/evaluation/{manifest.ref.key}/manifest.json")
-    path.write_text("{}")
+    store.files.write(f"artifacts/evaluation/{manifest.ref.key}/manifest.json", b"{}")
     with pytest.raises(UserError, match=r"manifest\.json is damaged"):
         list(store.manifests())
 
@@ -171,13 +170,14 @@ def test_a_part_exists_once_committed(store: Store) -> None:
     assert work.parts("shards") == []
 
 
-def test_a_damaged_part_is_named(store: Store) -> None:
+def test_a_damaged_part_is_named(store: Store, tmp_path: Path) -> None:
     work = store.workspace("key")
     (work.begin("shards", "1") / "part").write_text("x")
     work.commit("shards", "1")
-    (work.path("shards", "1") / "part").write_text("y")
+    (part,) = (path for path in store.files.walk("work/key") if path.endswith("part"))
+    store.files.write(f"work/key/{part}", b"y")
     with pytest.raises(UserError, match="shards/1 is damaged"):
-        work.path("shards", "1")
+        Store(str(store), tmp_path / "no copies").workspace("key").path("shards", "1")
 
 
 # ---------------------------------------------------------------- leases

@@ -1,0 +1,219 @@
+"""The connection to S3: where credentials come from, how long to wait, what its errors mean.
+
+Credentials, endpoint and region are found by botocore: AWS_* variables, the profile that
+AWS_PROFILE names, a container's or machine's role. They stay inside the client: no root, path,
+manifest, message or cache ever holds one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from http.client import HTTPException
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import s3fs
+from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
+from fsspec.asyn import sync
+from fsspec.exceptions import FSTimeoutError
+from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
+
+from rlt_core.errors import UserError
+
+CONNECT_TIMEOUT_S = 5
+READ_TIMEOUT_S = 20
+ATTEMPTS = 4
+"""Of one request, with growing pauses: a server that does not listen is given up after 5 s."""
+CONNECTIONS = 64
+
+_UNREACHABLE = (
+    boto.ConnectionError, boto.HTTPClientError, FSTimeoutError, TimeoutError, ConnectionError,
+    aiohttp.ClientError, HTTPException,
+)  # fmt: skip
+_TRANSLATED = (boto.BotoCoreError, boto.ClientError, OSError, ValueError, ResponseParserError)
+_BUSY = {"ServiceUnavailable", "SlowDown", "InternalError", "RequestTimeout", "500", "502", "503"}
+_WRONG_KEYS = {
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "InvalidToken",
+    "InvalidClientTokenId",
+}
+_EXPIRED = {"ExpiredToken", "TokenRefreshRequired", "RequestExpired"}
+_FORBIDDEN = {"AccessDenied", "AllAccessDisabled", "AccountProblem", "403", "Forbidden"}
+_ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed", "301", "307"}
+_REFUSED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+
+
+class Refused(Exception):
+    """A conditional write or delete whose condition does not hold (any more)."""
+
+
+class Unsupported(Exception):
+    """The server does not know this kind of request."""
+
+
+class Unreachable(UserError):
+    """The server does not answer or is overloaded; it may answer later."""
+
+
+def bucket_and_prefix(root: str) -> tuple[str, str]:
+    """The two parts of `s3://bucket/prefix`.
+
+    Raises UserError, without a word of what may be a secret, if the root holds anything more.
+    """
+    if not root.startswith("s3://"):
+        raise UserError(f"a store is a folder or s3://bucket/prefix, not {root.split('://')[0]}://")
+    place = root.removeprefix("s3://").rstrip("/")
+    if re.search(r"[@?#]", place) or ":" in place.split("/")[0]:
+        raise UserError(
+            "the store's address may hold a bucket and a prefix only (s3://bucket/prefix). "
+            "Credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or from the "
+            "profile that AWS_PROFILE names, the server from AWS_ENDPOINT_URL"
+        )
+    bucket, _, prefix = place.partition("/")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", bucket):
+        raise UserError(f"s3://{place}: {bucket!r} cannot be the name of a bucket")
+    if any(part in ("", ".", "..") for part in prefix.split("/")) and prefix:
+        raise UserError(f"s3://{place}: the prefix has an empty or relative part")
+    return bucket, prefix
+
+
+def connect() -> s3fs.S3FileSystem:
+    """The client that the environment describes; stores of one environment share it."""
+    names = sorted(name for name in os.environ if name.startswith("AWS_"))
+    return _client(os.getpid(), tuple((name, os.environ[name]) for name in names))
+
+
+@lru_cache(maxsize=8)
+def _client(_pid: int, _environment: tuple[tuple[str, str], ...]) -> s3fs.S3FileSystem:
+    fs = s3fs.S3FileSystem(
+        skip_instance_cache=True,  # fsspec's own cache does not see that the environment changed
+        use_listings_cache=False,
+        config_kwargs={
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "read_timeout": READ_TIMEOUT_S,
+            "retries": {"total_max_attempts": ATTEMPTS, "mode": "standard"},
+            "max_pool_connections": CONNECTIONS,
+        },
+    )
+    fs.retries = 2  # on top of botocore's
+    return fs
+
+
+def arrow(fs: s3fs.S3FileSystem) -> S3FileSystem:
+    """pyarrow's file system with the same credentials, server and region as this client.
+
+    Credentials that expire (a session's, a role's) are those of this moment.
+    """
+    meta = fs.s3.meta
+    found = sync(fs.loop, fs.session.get_credentials)
+    if found is None:
+        raise boto.NoCredentialsError
+    keys = sync(fs.loop, found.get_frozen_credentials)
+    server = urlsplit(meta.endpoint_url)
+    return S3FileSystem(
+        access_key=keys.access_key,
+        secret_key=keys.secret_key,
+        session_token=keys.token,
+        region=meta.region_name if meta.region_name != "aws-global" else "us-east-1",
+        scheme=server.scheme,
+        endpoint_override=f"{server.netloc}{server.path}".rstrip("/"),
+        connect_timeout=CONNECT_TIMEOUT_S,
+        request_timeout=READ_TIMEOUT_S,
+        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        tls_ca_file_path=os.environ.get("AWS_CA_BUNDLE"),
+    )
+
+
+# ---------------------------------------------------------------- errors
+def _response(error: BaseException) -> dict[str, Any]:
+    """What the server said: `Code` and `Message`; empty if it did not answer."""
+    for one in (error, error.__cause__):
+        response = getattr(one, "response", None)
+        if response:
+            return dict(response.get("Error", {}))
+    return {}
+
+
+def _endpoint(fs: s3fs.S3FileSystem) -> str:
+    """Scheme, host and port of the server, without what else its URL may hold."""
+    client = fs._s3
+    url = client.meta.endpoint_url if client else os.environ.get("AWS_ENDPOINT_URL", "AWS")
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else "its server"
+
+
+@contextmanager
+def s3_errors(fs: s3fs.S3FileSystem, url: str) -> Iterator[None]:
+    """Turn what goes wrong on S3 into one UserError that names the store, the cause, the mend.
+
+    Left as they are: FileNotFoundError for a missing file, and errors of the local disk.
+    """
+    try:
+        yield
+    except (*_TRANSLATED, *_UNREACHABLE) as error:
+        said = _response(error)
+        code = str(said.get("Code", ""))
+        if isinstance(error, FileNotFoundError) and code != "NoSuchBucket":
+            raise
+        if isinstance(error, FileExistsError) or code in _REFUSED:
+            raise Refused from None
+        if code in ("NotImplemented", "501"):
+            raise Unsupported from None
+        server = _endpoint(fs)
+        if code in _BUSY or (not code and isinstance(error, _UNREACHABLE)):
+            raise Unreachable(f"store {url}: {_unreachable(error, code, server)}") from None
+        if not code and isinstance(error, OSError):
+            raise
+        bucket = url.removeprefix("s3://").split("/")[0]
+        why = _answer(code, said, bucket, server) if code else _before_asking(error, server)
+        raise UserError(f"store {url}: {why}") from None
+
+
+def _unreachable(error: BaseException, code: str, server: str) -> str:
+    if code:
+        return f"{server} is overloaded or in trouble ({code}); try again later"
+    if isinstance(error, boto.SSLError):
+        return f"no trusted connection to {server}; AWS_CA_BUNDLE names a file of certificates"
+    return f"no answer from {server}. Does it run, and is AWS_ENDPOINT_URL (or the profile) right?"
+
+
+def _answer(code: str, said: dict[str, Any], bucket: str, server: str) -> str:
+    if code == "NoSuchBucket":
+        return f"{server} has no bucket {bucket!r}. Make it there, or name another"
+    if code in _WRONG_KEYS:
+        return (
+            f"{server} does not know these credentials ({code}). Check AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or the profile that AWS_PROFILE names"
+        )
+    if code in _EXPIRED:
+        return f"the credentials for {server} have expired ({code}); log in again"
+    if code in _FORBIDDEN:
+        return (
+            f"{server} refuses this to these credentials ({code}). They need s3:ListBucket, "
+            f"s3:GetObject, s3:PutObject and s3:DeleteObject on bucket {bucket!r}"
+        )
+    if code in _ELSEWHERE:
+        return f"bucket {bucket!r} is in another region ({code}); set AWS_DEFAULT_REGION to it"
+    if code == "RequestTimeTooSkewed":
+        return f"the clocks of this machine and of {server} differ too much; set this one's"
+    return f"{server} answered {code}: {said.get('Message', '')}"
+
+
+def _before_asking(error: BaseException, server: str) -> str:
+    if isinstance(error, boto.NoCredentialsError):
+        return (
+            "no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to "
+            "a profile of ~/.aws/credentials"
+        )
+    if isinstance(error, ValueError):
+        return "AWS_ENDPOINT_URL (or the profile's endpoint_url) is not http://host:port"
+    if isinstance(error, ResponseParserError):
+        return f"{server} does not answer like an S3 server; check AWS_ENDPOINT_URL"
+    return str(error)

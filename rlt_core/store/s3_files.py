@@ -1,0 +1,352 @@
+"""Files under `s3://bucket/prefix`, with local copies of what never changes."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fsspec.asyn import sync
+from fsspec.callbacks import Callback
+
+from rlt_core.errors import UserError
+from rlt_core.store import s3
+from rlt_core.store.cache import Cache
+from rlt_core.store.files import (
+    Advance,
+    Damaged,
+    Files,
+    Result,
+    local_tree,
+    parallel,
+    sha256_of,
+    silent,
+)
+
+FILES_AT_ONCE = 16
+PARTS_AT_ONCE = 4
+PART_BYTES = 8 << 20
+"""Files of two parts and more travel in parts: up to 512 MB of memory in all."""
+MOST_PARTS = 10_000
+DELETED_AT_ONCE = 1000
+CONFLICTS = 5
+"""How often a create is repeated when the file of a quicker writer has gone again."""
+PATIENCE_S = 300.0
+"""How long the end of long work waits for a server that does not answer."""
+PAUSE_S = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class _Moved(Callback):
+    """Tells how many bytes of one file have moved."""
+
+    def __init__(self, advance: Advance) -> None:
+        super().__init__()
+        self._advance = advance
+
+    def relative_update(self, inc: int = 1) -> None:
+        self._advance(inc)
+
+
+class S3Files(Files):
+    """A prefix of a bucket. Every method raises UserError when the server does not give it."""
+
+    is_local = False
+    threads = 32
+
+    def __init__(self, root: str, cache: Path | None = None) -> None:
+        self._bucket, prefix = s3.bucket_and_prefix(root)
+        self.url = f"s3://{self._bucket}/{prefix}".rstrip("/")
+        self.root = self.url.removeprefix("s3://")
+        self.fs = s3.connect()
+        self.cache = Cache(cache)
+        home = self.cache.home / hashlib.sha256(self.url.encode()).hexdigest()[:16]
+        self._copies, self._staging = home / "files", home / "staging"
+
+    def local(self, path: str) -> Path:
+        """Where this machine writes the file, e.g. that of a folder in the making."""
+        return self._staging / path
+
+    def arrow(self) -> Any:
+        """The bucket's file system as pyarrow's own, with the same credentials and server."""
+        with self._errors():
+            return s3.arrow(self.fs)
+
+    def patiently(self, call: Callable[[], Result]) -> Result:
+        """The result of a call that ends long work: a server that is away is waited for."""
+        give_up = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return call()
+            except s3.Unreachable as error:
+                if time.monotonic() > give_up:
+                    raise
+                log.warning("%s Trying again for %.0f s.", error, give_up - time.monotonic())
+                time.sleep(PAUSE_S)
+
+    # ------------------------------------------------------------ requests
+    def _errors(self) -> Any:
+        return s3.s3_errors(self.fs, self.url)
+
+    def _key(self, path: str) -> str:
+        return self.full(path).removeprefix(f"{self._bucket}/")
+
+    def _ask(self, method: str, **arguments: Any) -> dict[str, Any]:
+        """One request. Raises FileNotFoundError, s3.Refused or UserError."""
+        with self._errors():
+            answer: dict[str, Any] = self.fs.call_s3(method, Bucket=self._bucket, **arguments)
+            return answer
+
+    def _list(self, path: str, delimiter: str = "") -> Iterator[dict[str, Any]]:
+        """Pages of what the folder holds: all files, or one level of files and folders."""
+        arguments = {"Prefix": f"{self._key(path)}/", "Delimiter": delimiter}
+        while True:
+            try:
+                page = self._ask("list_objects_v2", **arguments)
+            except FileNotFoundError:
+                raise UserError(f"store {self.url}: its server is not one of S3") from None
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            arguments["ContinuationToken"] = page["NextContinuationToken"]
+
+    def _remote_sizes(self, path: str) -> dict[str, int]:
+        start = len(self._key(path)) + 1
+        pages = self._list(path)
+        return {
+            entry["Key"][start:]: entry["Size"]
+            for page in pages
+            for entry in page.get("Contents", [])
+            if not entry["Key"].endswith("/")
+        }
+
+    # ------------------------------------------------------------ single files
+    def read(self, path: str) -> bytes | None:
+        """The bytes, or None if there is no such file."""
+        found = self._read_tagged(path)
+        return found[0] if found else None
+
+    def _read_tagged(self, path: str) -> tuple[bytes, str] | None:
+        """The bytes and the server's tag of this version of them."""
+        try:
+            answer = self._ask("get_object", Key=self._key(path))
+            with self._errors():
+                return sync(self.fs.loop, answer["Body"].read), answer["ETag"]
+        except FileNotFoundError:
+            return None
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write a file that must not exist yet, atomically; False if another writer was first.
+
+        A conditional put (If-None-Match). It is refused, too, when it is the retry of one whose
+        acknowledgement was lost: the file then holds our bytes.
+        """
+        for _ in range(CONFLICTS):
+            try:
+                self._ask("put_object", Key=self._key(path), Body=data, IfNoneMatch="*")
+                return True
+            except s3.Refused:
+                there = self.read(path)
+                if there is not None:
+                    return there == data
+        raise UserError(f"store {self.url}: {path} comes and goes while it is to be created")
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write or replace a file atomically."""
+        self._ask("put_object", Key=self._key(path), Body=data)
+
+    def swap(self, path: str, expected: Callable[[bytes], bool], new: bytes | None) -> bool:
+        """Replace a file (None: delete it) if its content is as expected, as one atomic step.
+
+        A conditional put or delete (If-Match). On a server that does not know these, the step has
+        the length of two requests.
+        """
+        found = self._read_tagged(path)
+        if found is None or not expected(found[0]):
+            return False
+        arguments = {"Key": self._key(path)} | ({} if new is None else {"Body": new})
+        method = "delete_object" if new is None else "put_object"
+        try:
+            try:
+                self._ask(method, **arguments, IfMatch=found[1])
+            except s3.Unsupported:
+                self._ask(method, **arguments)
+            return True
+        except (s3.Refused, FileNotFoundError):
+            return new is not None and self.read(path) == new
+
+    def put(self, source: Path, path: str, advance: Advance = silent) -> None:
+        """Copy a local file into the store, a large one in parts."""
+        part = max(PART_BYTES, math.ceil(source.stat().st_size / MOST_PARTS))
+        with self._errors():
+            self.fs.put_file(
+                str(source), self.full(path), callback=_Moved(advance), chunksize=part,
+                max_concurrency=PARTS_AT_ONCE,
+            )  # fmt: skip
+
+    def fetch(self, path: str, size: int, target: Path, advance: Advance = silent) -> None:
+        """Copy a file of this size to a local place, where it appears whole or not at all.
+
+        Raises Damaged if it is missing or of another size.
+        """
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        try:
+            with self._errors():
+                self.fs.get_file(
+                    self.full(path), str(part), callback=_Moved(advance), chunksize=PART_BYTES,
+                    max_concurrency=PARTS_AT_ONCE,
+                )  # fmt: skip
+            if (arrived := part.stat().st_size) != size:
+                raise Damaged(f"{self.full(path)}: {arrived} bytes, {size} when committed")
+            os.replace(part, target)
+        except FileNotFoundError:
+            raise Damaged(f"{self.full(path)}: missing") from None
+        finally:
+            part.unlink(missing_ok=True)
+
+    def sha256(self, path: str, size: int) -> str:
+        """Hex sha256 of the bytes in the store, not of a local copy."""
+        with self._disk(), tempfile.TemporaryDirectory(dir=self._made(self._staging)) as folder:
+            copy = Path(folder) / "copy"
+            self.fetch(path, size, copy)
+            return sha256_of(copy)
+
+    # ------------------------------------------------------------ folders
+    def names(self, path: str) -> list[str]:
+        """Names directly below a folder, on S3 and in what this machine is making, sorted.
+
+        Some servers (SeaweedFS) go on naming a folder for a while after its last file has gone.
+        """
+        found = set(_names_below(self._staging / path))
+        for page in self._list(path, "/"):
+            found |= {entry["Prefix"].rstrip("/") for entry in page.get("CommonPrefixes", [])}
+            found |= {entry["Key"] for entry in page.get("Contents", [])}
+        names = {name.rsplit("/", 1)[-1] for name in found}
+        return sorted(name for name in names if name and not name.startswith("."))
+
+    def sizes(self, path: str) -> dict[str, int]:
+        """Bytes of every file below a folder, by its path relative to the folder, sorted."""
+        return dict(sorted(self._remote_sizes(path).items()))
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file, or of all files below a folder, staged ones included; None if none."""
+        staged = self._staging / path
+        below = self._remote_sizes(path)
+        if below or staged.is_dir():
+            here = sum(file.stat().st_size for file in local_tree(staged))
+            return here + sum(below.values())
+        data = self.read(path)
+        return None if data is None else len(data)
+
+    def remove(self, path: str) -> None:
+        """Delete a file or a folder with all that is in it; nothing there is fine."""
+        for place in (self._copies / path, self._staging / path):
+            if place.is_dir():
+                shutil.rmtree(place, ignore_errors=True)
+            else:
+                place.unlink(missing_ok=True)
+        keys = [
+            self._key(path),
+            *(self._key(f"{path}/{name}") for name in self._remote_sizes(path)),
+        ]
+        for start in range(0, len(keys), DELETED_AT_ONCE):
+            objects = [{"Key": key} for key in keys[start : start + DELETED_AT_ONCE]]
+            answer = self._ask("delete_objects", Delete={"Objects": objects, "Quiet": True})
+            if errors := answer.get("Errors"):
+                raise UserError(
+                    f"store {self.url}: {errors[0]['Key']} cannot be deleted ({errors[0]['Code']})"
+                )
+
+    def upload(self, path: str, advance: Advance = silent) -> None:
+        """Make what `new_folder(path)` was filled with durable, all of it.
+
+        Called again after an error it goes on with what has not arrived. The local folder becomes
+        a copy that may be evicted: its files are no longer below `local(path)`.
+        """
+        folder = self.local(path)
+        here = {str(file.relative_to(folder)): file.stat().st_size for file in local_tree(folder)}
+        there = self._remote_sizes(path)
+        missing = [name for name, size in here.items() if there.get(name) != size]
+
+        def put(name: str) -> None:
+            self.put(folder / name, f"{path}/{name}", advance)
+
+        parallel(put, missing, FILES_AT_ONCE)
+        if missing and (there := self._remote_sizes(path)) != here:
+            lost = next(name for name, size in here.items() if there.get(name) != size)
+            raise UserError(f"store {self.url}: {path}/{lost} did not arrive whole")
+        with self._disk():
+            self.cache.adopt(folder, self._copies / path)
+            self.cache.trim()
+
+    def download(self, path: str, sizes: Mapping[str, int], advance: Advance = silent) -> Path:
+        """Local folder with these files of a committed folder, of these bytes each.
+
+        Copies that are there are used, others fetched, several at once. All of them stay until
+        this process ends. Raises UserError if a file in the store is missing or of another size.
+        """
+        folder = self._copies / path
+        with self._disk():
+            self.cache.use(folder)
+            missing = [name for name, size in sizes.items() if not _touched(folder / name, size)]
+
+            def fetch(name: str) -> None:
+                self.fetch(f"{path}/{name}", sizes[name], folder / name, advance)
+
+            parallel(fetch, missing, FILES_AT_ONCE)
+            if missing:
+                self.cache.trim()
+        return folder
+
+    def drop_copies(self, path: str, names: Iterable[str]) -> None:
+        """Forget local copies of remote files, which `download` then fetches again."""
+        for name in names:
+            (self._copies / path / name).unlink(missing_ok=True)
+
+    # ------------------------------------------------------------ this machine
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """Errors of the local disk, e.g. a full one, as a UserError that says where."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"local copies of {self.url} cannot be kept: {error}. They lie in "
+                f"{self.cache.home}; XDG_CACHE_HOME moves them, RLT_CACHE_GB bounds them"
+            ) from None
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._disk():
+            yield
+
+    @staticmethod
+    def _made(folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def _names_below(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+
+
+def _touched(copy: Path, size: int) -> bool:
+    """Whether a copy of this size is there; if so, it was used just now."""
+    try:
+        if copy.stat().st_size != size:
+            return False
+        os.utime(copy)
+    except FileNotFoundError:
+        return False
+    return True
