@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -20,7 +22,7 @@ from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rlt_core.control import Control, Metrics
 from rlt_core.errors import Stopped, UserError
@@ -41,6 +43,31 @@ class ChildFailed(Exception):
 class _Outcome:
     kind: str
     value: Any
+
+
+class Launches(Protocol):
+    """Starts children and ends them."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether children were asked to stop."""
+
+    def warm(self) -> None:
+        """Import while something else happens."""
+
+    def stop(self) -> None:
+        """Ask every child to checkpoint and end, and start no more."""
+
+    def run(
+        self,
+        target: str,
+        argument: Any,
+        *,
+        log: Path,
+        progress: Callable[[int, int, Metrics], None],
+        say: Callable[[str], None],
+    ) -> Any:
+        """Call `module:function(argument, control)` in a child and return what it returns."""
 
 
 class Launcher:
@@ -180,6 +207,8 @@ def _child(target: str, argument: Any, pipe: connection.Connection, log: str) ->
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: stop.set())

@@ -120,6 +120,10 @@ def _compute_and_commit(
         manifests[name] = manifest
     attempt = store.begin(Ref(kind=stage.kind, key=spec.key))
     started = datetime.now(UTC)
+    threads = spec.resources.threads
+    print(
+        f"{spec.key}: attempt {attempt.id} on {_device(stage, spec.resources)}, {threads} threads"
+    )
     job = Job(spec, config, manifests, store, attempt.out, store.workspace(spec.key), control)
     try:
         metrics = importlib.import_module(stage.module).run(job)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from rlt_core.control import Metrics
 from rlt_core.errors import UserError
-from rlt_core.launch import Launcher
+from rlt_core.launch import Launches
 from rlt_core.stages import STAGES
 from rlt_core.store import Manifest, Store
 from tasks.spec import NodeSpec
@@ -19,7 +19,7 @@ def find(spec: NodeSpec) -> Manifest | None:
 
 def run(
     spec: NodeSpec,
-    launcher: Launcher,
+    launcher: Launches,
     progress: Callable[[int, int, Metrics], None],
     say: Callable[[str], None],
 ) -> Manifest:

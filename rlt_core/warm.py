@@ -1,0 +1,170 @@
+"""A launcher that stays: one process a machine that has the imports done, for all runs on it.
+
+Importing torch, TRL and lighteval takes longer than many a node. A worker's machine may keep one
+process of `python -m rlt_core.warm FILE`; runs that find it through RLT_LAUNCHER=FILE fork their
+children from there. All else is as with `Launcher`: a child is asked to stop when the run that
+wanted it asks, ends or dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import secrets
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection, Listener
+from pathlib import Path
+from typing import Any
+
+from rlt_core.control import Control, Metrics
+from rlt_core.errors import Stopped, UserError
+from rlt_core.launch import ChildFailed, Launcher, Launches
+from rlt_core.stages import STAGES
+
+VARIABLE = "RLT_LAUNCHER"
+ROOMS = ("rlt_core", "tasks")
+"""Where the code of children comes from."""
+ERRORS: dict[str, type[Exception]] = {
+    "mistake": UserError, "stopped": Stopped, "failed": ChildFailed,
+}  # fmt: skip
+
+
+def sources_stamp() -> float:
+    """Newest change of the code that children run (seconds since the epoch)."""
+    root = Path(__file__).parents[1]
+    return max(file.stat().st_mtime for room in ROOMS for file in (root / room).rglob("*.py"))
+
+
+def launcher_for(modules: Iterable[str]) -> Launches:
+    """The machine's warm launcher if there is one with today's code, else one of our own."""
+    file = os.environ.get(VARIABLE)
+    if file and Path(file).is_file():
+        access = json.loads(Path(file).read_text())
+        address = ("127.0.0.1", int(access["port"]))
+        key = bytes.fromhex(access["key"])
+        if access["sources"] == sources_stamp():
+            with contextlib.suppress(OSError, EOFError, AuthenticationError):
+                Client(address, authkey=key).close()
+                return WarmLauncher(address, key)
+    return Launcher(modules)
+
+
+class WarmLauncher:
+    """Has children started by the process that stays."""
+
+    def __init__(self, address: tuple[str, int], key: bytes) -> None:
+        self._address, self._key = address, key
+        self._stop = threading.Event()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether children were asked to stop."""
+        return self._stop.is_set()
+
+    def warm(self) -> None:
+        """It is."""
+
+    def stop(self) -> None:
+        """Ask every child to checkpoint and end, and start no more."""
+        self._stop.set()
+
+    def run(
+        self,
+        target: str,
+        argument: Any,
+        *,
+        log: Path,
+        progress: Callable[[int, int, Metrics], None],
+        say: Callable[[str], None],
+    ) -> Any:
+        """As `Launcher.run`; the child has this process's environment."""
+        if self.stopping:
+            raise Stopped("stopped on request")
+        told = False
+        with Client(self._address, authkey=self._key) as pipe:
+            pipe.send((target, argument, str(log), dict(os.environ)))
+            while True:
+                if self.stopping and not told:
+                    told = True
+                    pipe.send("stop")
+                if not pipe.poll(0.2):
+                    continue
+                try:
+                    kind, value = pipe.recv()
+                except (EOFError, OSError):
+                    raise ChildFailed("the launcher of this machine died") from None
+                if kind == "progress":
+                    progress(*value)
+                elif kind == "line":
+                    say(value)
+                elif kind == "result":
+                    return value
+                else:
+                    raise ERRORS[kind](value)
+
+
+# ---------------------------------------------------------------- the process that stays
+def in_environment(argument: Any, control: Control) -> Any:
+    """Inside the child: take the environment of the run that wanted it, then do its work."""
+    target, inner, environment = argument
+    os.environ.clear()
+    os.environ.update(environment)
+    module, _, function = target.partition(":")
+    return getattr(importlib.import_module(module), function)(inner, control)
+
+
+def _serve_one(pipe: Connection) -> None:
+    """One child for one connection; the end of the connection is the wish to stop."""
+    with contextlib.suppress(EOFError, OSError), pipe:
+        target, argument, log, environment = pipe.recv()
+        launcher = Launcher(())  # children come from the server that this process has already
+
+        def watch() -> None:
+            with contextlib.suppress(EOFError, OSError):
+                pipe.recv()
+            launcher.stop()
+
+        def send(kind: str, value: Any) -> None:
+            with contextlib.suppress(OSError):
+                pipe.send((kind, value))
+
+        threading.Thread(target=watch, daemon=True).start()
+        try:
+            result = launcher.run(
+                "rlt_core.warm:in_environment",
+                (target, argument, environment),
+                log=Path(log),
+                progress=lambda done, total, metrics: send("progress", (done, total, metrics)),
+                say=lambda line: send("line", line),
+            )
+        except (UserError, Stopped, ChildFailed) as error:
+            kind = next(name for name, known in ERRORS.items() if isinstance(error, known))
+            send(kind, str(error))
+        else:
+            send("result", result)
+
+
+def serve(file: Path) -> None:
+    """Serve until killed; `file` (private) says where and with which key."""
+    launcher = Launcher(sorted(stage.module for stage in STAGES.values()))
+    access = {"key": secrets.token_hex(16), "sources": sources_stamp()}
+    launcher.warm()
+    with Listener(("127.0.0.1", 0), authkey=bytes.fromhex(str(access["key"]))) as listener:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as stream:
+            json.dump({**access, "port": listener.address[1]}, stream)
+        while True:
+            try:
+                pipe = listener.accept()
+            except (AuthenticationError, EOFError, OSError):
+                continue  # somebody else's knock
+            threading.Thread(target=_serve_one, args=(pipe,), daemon=True).start()
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]))

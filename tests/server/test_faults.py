@@ -1,0 +1,180 @@
+"""What goes wrong on a server: failures, cancellation, killed processes, workers and machines."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+from uuid import UUID
+
+import psutil
+import pytest
+from conftest import Server, new_server
+from prefect.client.schemas.objects import FlowRun
+from prefect.events.schemas.automations import AutomationCore
+from prefect.states import Cancelling, Scheduled
+
+from rlt_core.experiments import targets
+from rlt_core.graph import upstream
+from rlt_core.overrides import load_config
+
+Found = TypeVar("Found")
+LONG = ["base_model.steps=1500", "base_model.seed={seed}"]
+"""A base model that takes about half a minute."""
+
+
+def wait_for(what: Callable[[], Found], timeout_s: float) -> Found:
+    """Poll until it is there."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := what()):
+        assert time.monotonic() < deadline, f"not there after {timeout_s:.0f} s"
+        time.sleep(0.2)
+    return found
+
+
+def retry(server: Server, run: UUID) -> None:
+    """As the button of the UI does it."""
+    with server.client() as client:
+        client.set_flow_run_state(run, Scheduled(name="AwaitingRetry"), force=True)
+
+
+def retried(server: Server, run: FlowRun, timeout_s: float = 400) -> FlowRun:
+    """The run after a retry."""
+    retry(server, run.id)
+    wait_for(lambda: server.run(run.id).run_count > run.run_count, 60)
+    return server.finish(run.id, timeout_s)
+
+
+def computing(server: Server, run: UUID, node: str) -> FlowRun:
+    """The child run of a node once its process has left a checkpoint."""
+
+    def child() -> FlowRun | None:
+        found = [one for one in server.children(run) if one.name == node]
+        return found[0] if found and found[0].state and found[0].state.is_running() else None
+
+    found = wait_for(child, 120)
+    work = server.store / "work"
+    wait_for(lambda: list(work.glob("*/checkpoints/*/manifest.json")), 60)
+    return found
+
+
+def process_of(server: Server, run: UUID) -> psutil.Process:
+    """The process of a flow run."""
+    for process in server.processes():
+        try:
+            if process.environ().get("PREFECT__FLOW_RUN_ID") == str(run):
+                return process
+        except psutil.Error:
+            continue
+    raise AssertionError("no process")
+
+
+def test_the_childs_failure_is_the_parents_and_a_retry_goes_on(
+    server: Server, finished: FlowRun
+) -> None:
+    store = server.open_store()
+    model = store.find("smoke/student-sft[rlt]@0")
+    [weights] = (store.local(model)).rglob("*.safetensors")
+    intact = weights.read_bytes()
+    weights.write_bytes(intact[:-1])
+    change = ["evaluation.max_tokens=23"]
+    run = server.finish(server.start("full-pipeline", profile="smoke", set=change))
+    assert run.state and run.state.is_failed()
+    message = str(run.state.message)
+    assert "evaluation[rlt]@0" in message
+    assert "is damaged" in message
+    assert "report" in message, "what was not run is named"
+    before = {manifest.ref.key: manifest.attempt for manifest in store.manifests()}
+    weights.write_bytes(intact)
+    run = retried(server, run)
+    assert run.state and run.state.name == "Completed", run.state.message
+    after = {manifest.ref.key: manifest.attempt for manifest in store.manifests()}
+    assert before.items() <= after.items(), "what was there is not computed again"
+    planned = upstream(targets("full-pipeline", load_config("smoke", change)))
+    assert {node.key for node in planned} <= after.keys()
+
+
+def test_cancelling_the_parent_ends_the_whole_process_tree(
+    server: Server, finished: FlowRun
+) -> None:
+    permanent = {process.pid for process in server.processes()}
+    change = [line.format(seed=1) for line in LONG]
+    run = server.start("full-pipeline", profile="smoke", set=change)
+    child = computing(server, run, "base-model")
+    assert len(server.processes()) > len(permanent)
+    with server.client() as client:
+        client.set_flow_run_state(run, Cancelling())
+    wait_for(lambda: {one.pid for one in server.processes()} <= permanent, 60)
+    assert server.finish(run, 30).state.is_cancelled()  # type: ignore[union-attr]
+    assert server.finish(child.id, 30).state.is_cancelled()  # type: ignore[union-attr]
+    assert list((server.store / "work").glob("*/checkpoints/*/manifest.json"))
+
+
+def test_a_killed_run_fails_its_parent_and_the_retry_completes(
+    server: Server, finished: FlowRun
+) -> None:
+    change = [line.format(seed=2) for line in LONG]
+    run = server.start("full-pipeline", profile="smoke", set=change)
+    child = computing(server, run, "base-model")
+    process_of(server, child.id).send_signal(signal.SIGKILL)
+    ended = server.finish(run, 120)
+    assert ended.state and ended.state.is_failed()
+    assert "base-model" in str(ended.state.message)
+    ended = retried(server, ended)
+    assert ended.state and ended.state.is_completed(), ended.state.message
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[Server]:
+    """A server that a test may break, with heartbeats as often as Prefect allows."""
+    made = new_server(tmp_path, PREFECT_FLOWS_HEARTBEAT_FREQUENCY="30")
+    made.up()
+    yield made
+    made.rlt("down")
+
+
+@pytest.mark.slow
+def test_a_dead_machine_frees_its_pool_and_the_retried_parent_completes(
+    own_server: Server,
+) -> None:
+    server = own_server
+    with server.client() as client:
+        [watch] = client.read_automations_by_name("Crash zombie flow runs")
+        sooner = AutomationCore.model_validate(watch.model_dump(exclude={"id"}))
+        sooner.trigger.within = sooner.trigger.within / 9
+        client.update_automation(watch.id, sooner)
+    change = [line.format(seed=3) for line in LONG]
+    run = server.start("full-pipeline", profile="smoke", set=change)
+    child = computing(server, run, "base-model")
+    own = process_of(server, child.id)
+    for process in server.processes():
+        line = " ".join(process.cmdline())
+        of_the_machine = "worker-gpu" in line or "rlt_core.warm" in line or "forkserver" in line
+        if of_the_machine or process.pid == own.pid:
+            process.send_signal(signal.SIGKILL)
+    assert server.run(child.id).state.is_running()  # type: ignore[union-attr]
+    crashed = server.finish(child.id, 240)
+    assert crashed.state and crashed.state.is_crashed()
+    assert "heartbeat" in str(crashed.state.message)
+    ended = server.finish(run, 60)
+    assert ended.state and ended.state.is_failed()
+    server.up()
+    ended = retried(server, ended, 600)
+    assert ended.state and ended.state.is_completed(), ended.state.message
+
+
+def test_down_leaves_no_process_and_up_goes_on(tmp_path: Path) -> None:
+    server = new_server(tmp_path)
+    said = server.up()
+    assert f"http://127.0.0.1:{server.port}" in said
+    again = server.up()
+    assert "is up" in again
+    assert "started" not in again
+    run = server.start("full-pipeline", profile="smoke", set=[LONG[0]])
+    computing(server, run, "base-model")
+    done = server.rlt("down")
+    assert done.returncode == 0, done.stderr
+    assert server.processes() == []
+    assert "nothing is up" in server.rlt("down").stdout
