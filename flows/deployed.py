@@ -11,6 +11,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows import pages
 from flows.alone import node_alone
 from flows.batches import by_stage
+from flows.credentials import use_block
 from flows.dispatch import Dispatch
 from flows.forms import DEFAULT_VARIANT, ProfileName, assignments, inputs_form, overrides_form
 from flows.pipeline import Run, run_batches
@@ -40,6 +41,7 @@ def full_pipeline(
         store: A folder or s3://bucket/prefix; empty: RLT_STORE of the worker.
     """
     try:
+        use_block()
         request = Request(
             target="full-pipeline", profile=profile, overrides=tuple(set), store=store_url(store)
         )
@@ -92,6 +94,7 @@ def stage_flow(stage: str) -> Flow[..., State[Any]]:
         nodes: Any = [],  # noqa: B006
     ) -> State[Any]:
         try:
+            use_block()
             if nodes:
                 require_empty(inputs, overrides, set)
                 return compute(stage, nodes)

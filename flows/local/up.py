@@ -20,6 +20,8 @@ BUCKET = "rlt"
 S3_PORT = 8333
 PROFILE = "rlt"
 """The Prefect profile that makes `prefect` commands talk to this server."""
+WORKER_STOP_S = 5.0
+"""Seconds for a worker; what it runs has `STOP_S` more."""
 STOP_S = 40.0
 """Seconds in which what runs may checkpoint."""
 PREFECT = [sys.executable, "-m", "prefect"]
@@ -219,7 +221,7 @@ def take_down(say: Say) -> None:
     if not found:
         say("nothing is up")
     else:
-        processes.stop(("worker-cpu", "worker-gpu"), STOP_S)
+        processes.stop(("worker-cpu", "worker-gpu"), WORKER_STOP_S)
         processes.stop_descendants(STOP_S)
         processes.stop(("launcher",), 5.0)
         processes.stop(("server",), 20.0)

@@ -149,9 +149,11 @@ def new_server(folder: Path, **environment: str) -> Server:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One for the session, up; its store is empty at first."""
     made = new_server(tmp_path_factory.mktemp("server"))
-    made.up()
-    yield made
-    made.rlt("down")
+    try:
+        made.up()
+        yield made
+    finally:
+        made.rlt("down")
 
 
 @pytest.fixture(scope="session")

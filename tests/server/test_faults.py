@@ -130,9 +130,11 @@ def test_a_killed_run_fails_its_parent_and_the_retry_completes(
 def own_server(tmp_path: Path) -> Iterator[Server]:
     """A server that a test may break, with heartbeats as often as Prefect allows."""
     made = new_server(tmp_path, PREFECT_FLOWS_HEARTBEAT_FREQUENCY="30")
-    made.up()
-    yield made
-    made.rlt("down")
+    try:
+        made.up()
+        yield made
+    finally:
+        made.rlt("down")
 
 
 @pytest.mark.slow

@@ -1,0 +1,47 @@
+"""A store on S3 behind a server; its keys are in a block on the server and nowhere else."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import s3_server
+from conftest import new_server
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect_aws import AwsCredentials
+from prefect_aws.client_parameters import AwsClientParameters
+from pydantic import SecretStr
+
+from flows.local.s3 import S3Access
+from rlt_core.store import Store
+
+
+def test_the_block_opens_the_store_and_its_secret_goes_nowhere(
+    s3_access: S3Access, tmp_path: Path
+) -> None:
+    place = f"s3://{s3_server.BUCKET}/{uuid.uuid4().hex}"
+    server = new_server(tmp_path, RLT_STORE_BLOCK="aws-credentials/rlt")
+    try:
+        server.up("--store", place)
+        without = server.finish(server.start("dataset-prep", profile="smoke"))
+        assert without.state and without.state.is_failed()
+        assert "RLT_STORE_BLOCK" in str(without.state.message)
+        with temporary_settings({PREFECT_API_URL: server.api}):
+            AwsCredentials(
+                aws_access_key_id=s3_access.access_key,
+                aws_secret_access_key=SecretStr(s3_access.secret_key),
+                region_name="us-east-1",
+                aws_client_parameters=AwsClientParameters(endpoint_url=s3_access.endpoint),
+            ).save("rlt")
+        run = server.finish(server.start("dataset-prep", profile="smoke"))
+        assert run.state and run.state.name == "Completed", server.log_of(run.id)
+        again = server.finish(server.start("dataset-prep", profile="smoke"))
+        assert again.state and again.state.name == "Cached"
+        store = Store(place)
+        assert [manifest.stage for manifest in store.manifests()] == ["dataset-prep"]
+        written = [store.files.read(path) or b"" for path in store.files.walk("")]
+        seen = [log.read_bytes() for log in server.home.glob("*.log")]
+        seen += [server.log_of(run.id).encode(), str(run.model_dump()).encode()]
+        assert not any(s3_access.secret_key.encode() in text for text in [*written, *seen])
+    finally:
+        server.rlt("down")
