@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.local.up import current
 from flows.options import (
     DEFAULT_STORE,
     JsonOption,
@@ -235,6 +236,8 @@ def status(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
         print(json.dumps(shown, indent=1))
         return
     print(f"store {opened}")
+    if running := current():
+        print(f"  server      {running.dashboard}, store {running.store}  (rlt down stops it)")
     for key, lease in sorted(working.items()):
         print(
             f"  working     {lease.get('name') or key}  {key}  {lease['host']} pid {lease['pid']}"

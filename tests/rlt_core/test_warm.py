@@ -1,0 +1,126 @@
+"""The launcher that stays does what a launcher does, for processes that come and go."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlt_core import warm
+from rlt_core.errors import Stopped, UserError
+from rlt_core.launch import ChildFailed, Launcher, Launches
+
+WORK = "tests.rlt_core.test_launch:work"
+ROOT = Path(__file__).parents[2]
+SERVE = "import sys; from pathlib import Path; from rlt_core import warm; warm.STAGES = {}; "
+
+
+@pytest.fixture(scope="module")
+def access(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A serving process without the stages' imports, which take long and change nothing here."""
+    file = tmp_path_factory.mktemp("warm") / "launcher.json"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE + "warm.serve(Path(sys.argv[1]))", str(file)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    deadline = time.monotonic() + 60
+    while not (file.exists() and file.read_text()):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    yield file
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def launcher(access: Path, monkeypatch: pytest.MonkeyPatch) -> Launches:
+    monkeypatch.setenv(warm.VARIABLE, str(access))
+    found = warm.launcher_for([])
+    assert isinstance(found, warm.WarmLauncher)
+    return found
+
+
+def run(launcher: Launches, argument: Any, tmp_path: Path, **listeners: Any) -> Any:
+    quiet = {"progress": lambda *_: None, "say": lambda _: None}
+    log = tmp_path / "log.txt"
+    return launcher.run(WORK, argument, log=log, **{**quiet, **listeners})
+
+
+def test_results_errors_deaths_and_lines(launcher: Launches, tmp_path: Path) -> None:
+    seen: list[Any] = []
+    lines: list[str] = []
+    assert run(launcher, 21, tmp_path, progress=lambda *message: seen.append(message)) == 42
+    assert seen == [(1, 2, {"x": 1.0})]
+    with pytest.raises(UserError, match="row 3 is empty"):
+        run(launcher, "mistake", tmp_path)
+    with pytest.raises(ChildFailed, match="ValueError: a bug"):
+        run(launcher, "bug", tmp_path)
+    with pytest.raises(ChildFailed, match="SIGKILL"):
+        run(launcher, "die", tmp_path, say=lines.append)
+    assert lines == ["last words"]
+
+
+def test_stop_reaches_the_child(launcher: Launches, tmp_path: Path) -> None:
+    with pytest.raises(Stopped, match="checkpointed"):
+        run(launcher, "wait", tmp_path, progress=lambda *_: launcher.stop())
+    with pytest.raises(Stopped):
+        run(launcher, 1, tmp_path)
+
+
+def environment_of_child(argument: str, control: Any) -> str | None:
+    return os.environ.get(argument)
+
+
+def test_a_child_has_the_environment_of_the_run_that_wants_it(
+    launcher: Launches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONLY_HERE", "yes")
+    target = "tests.rlt_core.test_warm:environment_of_child"
+    found = launcher.run(
+        target, "ONLY_HERE", log=tmp_path / "log.txt", progress=lambda *_: None, say=print
+    )
+    assert found == "yes"
+
+
+def test_a_child_ends_when_the_run_that_wanted_it_is_killed(access: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from rlt_core import warm\n"
+        f"warm.launcher_for([]).run('{WORK}', 'wait', log=Path(sys.argv[1]), say=print, "
+        "progress=lambda d, t, m: print(m['pid'], flush=True))"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "log.txt")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), warm.VARIABLE: str(access)},
+    )
+    assert parent.stdout
+    child = int(parent.stdout.readline())
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{child}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_other_code_or_no_answer_means_a_launcher_of_ones_own(
+    access: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = json.loads(access.read_text())
+    file = tmp_path / "launcher.json"
+    monkeypatch.setenv(warm.VARIABLE, str(file))
+    for change in ({"sources": now["sources"] - 1}, {"key": "00" * 16}, {"port": 1}):
+        file.write_text(json.dumps({**now, **change}))
+        assert isinstance(warm.launcher_for([]), Launcher), change
+    file.unlink()
+    assert isinstance(warm.launcher_for([]), Launcher)
