@@ -15,9 +15,15 @@ from rich.table import Table
 from rich.tree import Tree
 
 from flows.options import DEFAULT_STORE, JsonOption, StoreOption, open_store
+from flows.transfer_cli import pull, push
 from rlt_core.store import Manifest, Store
+from rlt_core.store.cache import Cache, bound_bytes
 
-app = typer.Typer(help="What the store holds: list, show, lineage, verify, remove, gc.")
+app = typer.Typer(
+    help="What the store holds: list, show, lineage, verify, pull, push, remove, gc, cache."
+)
+app.command()(pull)
+app.command()(push)
 
 UNLIMITED = 10_000
 """Characters a line where no terminal bounds it."""
@@ -226,3 +232,16 @@ def gc(store: StoreOption = DEFAULT_STORE, dry_run: DryRunOption = False) -> Non
         print(f"{orphan.path}  {decimal(orphan.bytes)}")
     what = "would be deleted" if dry_run else "deleted"
     print(f"{len(orphans)} orphans, {decimal(sum(one.bytes for one in orphans))}, {what}")
+
+
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Delete what no process uses.")] = False,
+) -> None:
+    """Show the local copies of files of S3 stores; RLT_CACHE_GB bounds their size."""
+    copies, bound = Cache(), bound_bytes()
+    if clear:
+        evicted = copies.trim(0)
+        print(f"{evicted.files} files, {decimal(evicted.bytes)}, deleted")
+    left = copies.usage()
+    print(f"{left.files} files, {decimal(left.bytes)} of {decimal(bound)}, in {copies.home}")

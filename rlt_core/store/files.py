@@ -145,7 +145,7 @@ class Files:
     def put(self, source: Path, path: str, advance: Advance = silent) -> None:
         """Copy a local file into the store."""
         target = Path(self.full(path))
-        with self._writing(), source.open("rb") as file:
+        with source.open("rb") as file, self._writing():
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
             with temporary.open("wb") as copy:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,30 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlt_core.errors import UserError
-from rlt_core.store import Attempt, Lease, Manifest, Ref, Store
+from rlt_core.store import Lease, Ref, Store
+from tests.rlt_core.store.attempts import attempt_with, manifest_of
 
 
 @pytest.fixture
 def store(store_root: str) -> Store:
     return Store(store_root)
-
-
-def manifest_of(store: Store, attempt: Attempt) -> Manifest:
-    now = datetime.now(UTC)
-    return Manifest(
-        ref=attempt.ref, attempt=attempt.id, stage="evaluation", stage_version=1,
-        label="evaluation[x]", profile="tiny", seed=0, config={"a": 1}, inputs={},
-        files=store.describe(attempt), metrics={}, packages={}, git_commit=None,
-        flow_run_id=None, started_at=now, finished_at=now, seconds=0, gpu_seconds=0,
-        device="cpu", threads=1,
-    )  # fmt: skip
-
-
-def attempt_with(store: Store, text: str, key: str = "abc123") -> Attempt:
-    attempt = store.begin(Ref(kind="evaluation", key=key))
-    (attempt.out / "deep").mkdir()
-    (attempt.out / "deep" / "file.txt").write_text(text)
-    return attempt
 
 
 def test_an_attempt_is_nothing_until_its_manifest_is_there(store: Store) -> None:

@@ -1,0 +1,113 @@
+"""Copies of artifacts between two stores, each a folder or on S3.
+
+As in a run: files first, the manifest last and create-only. What an interrupted copy left is gone
+on with, and every file is hashed in its new place before the manifest says that it is there.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from rlt_core.errors import UserError
+from rlt_core.store.files import Advance, Damaged, Files, parallel, silent
+from rlt_core.store.lease import Lease
+from rlt_core.store.manifest import FileEntry, Manifest
+from rlt_core.store.store import Store
+
+FILES_AT_ONCE = 16
+
+
+class CopyFailed(Exception):
+    """An artifact could not be copied; the message names it and says why."""
+
+
+def with_inputs(store: Store, chosen: Iterable[Manifest]) -> tuple[list[Manifest], list[str]]:
+    """The artifacts and all that they were made from, inputs first, each once.
+
+    The second list has a line for every input that is no longer in the store.
+    """
+    known = {manifest.ref.key: manifest for manifest in store.manifests()}
+    ordered: dict[str, Manifest] = {}
+    gone: dict[str, str] = {}
+
+    def visit(manifest: Manifest) -> None:
+        if manifest.ref.key in ordered:
+            return
+        for name, ref in manifest.inputs.items():
+            if ref.key in known:
+                visit(known[ref.key])
+            else:
+                gone[ref.key] = f"input {name} ({ref.key}) of {manifest.label} is not in {store}"
+        ordered[manifest.ref.key] = manifest
+
+    for manifest in chosen:
+        visit(manifest)
+    return list(ordered.values()), list(gone.values())
+
+
+def copy_artifact(
+    source: Store,
+    target: Store,
+    manifest: Manifest,
+    advance: Advance = silent,
+    waiting: Callable[[dict[str, object]], None] = lambda _: None,
+) -> bool:
+    """Copy an artifact; False if the target has it already.
+
+    `advance` hears of bytes that have arrived, `waiting(lease)` of somebody who works on the key
+    at the target. Raises CopyFailed if a file is damaged at the source or on its way.
+    """
+    ref = manifest.ref
+    with Lease(target.files, ref.key, f"copy of {manifest.label}", waiting):
+        if target.manifest(ref.kind, ref.key):
+            return False
+        there = target.files.sizes(target.folder(manifest))
+        rest = [entry for entry in manifest.files if there.get(entry.path) != entry.bytes]
+        advance(manifest.bytes - sum(entry.bytes for entry in rest))
+        problems: list[str] = []
+        for missing in (rest, manifest.files):  # what was there already may be damaged
+            _copy_files(source, target, manifest, missing, advance)
+            if target.files.is_local:
+                target.files.upload(target.folder(manifest))
+            problems = target.verify(manifest)
+            if not problems:
+                return target.publish(manifest)
+        target.files.remove(target.folder(manifest))
+        raise CopyFailed(
+            f"{manifest.label} ({ref.key}): {problems[0]}. "
+            f"`rlt artifacts verify {ref.key} --store {source}` says whether its source is damaged"
+        )
+
+
+def _copy_files(
+    source: Store,
+    target: Store,
+    manifest: Manifest,
+    entries: list[FileEntry],
+    advance: Advance,
+) -> None:
+    folder = source.folder(manifest)
+
+    def copy(entry: FileEntry) -> None:
+        _copy_file(source.files, target.files, f"{folder}/{entry.path}", entry.bytes, advance)
+
+    try:
+        parallel(copy, entries, FILES_AT_ONCE)
+    except (Damaged, FileNotFoundError) as error:
+        raise CopyFailed(f"{manifest.label} ({manifest.ref.key}) is damaged: {error}") from None
+    except OSError as error:
+        raise UserError(f"cannot copy from {source} to {target}: {error}") from None
+
+
+def _copy_file(source: Files, target: Files, path: str, size: int, advance: Advance) -> None:
+    if source.is_local:
+        target.put(Path(source.full(path)), path, advance)
+    elif target.is_local:
+        source.fetch(path, size, Path(target.full(path)), advance)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "copy"
+            source.fetch(path, size, copy)
+            target.put(copy, path, advance)

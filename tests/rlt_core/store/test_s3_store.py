@@ -1,0 +1,413 @@
+"""What only S3 brings: credentials, a network, a server, other machines."""
+
+from __future__ import annotations
+
+import http.server
+import logging
+import multiprocessing
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import s3_server
+
+from flows.local.s3 import S3Access
+from rlt_core.errors import UserError
+from rlt_core.store import Lease, Ref, Store, s3_files
+from rlt_core.store import lease as leases
+from rlt_core.tables import connect
+from tests.rlt_core.store.attempts import attempt_with, manifest_of
+from tests.sample_store import commit, score_row
+
+TOPS = ("artifacts", "refs", "work")
+
+pytestmark = pytest.mark.parametrize("store_root", ["s3"], indirect=True)
+
+
+@pytest.fixture
+def store(store_root: str) -> Store:
+    return Store(store_root)
+
+
+# ---------------------------------------------------------------- commits
+def _commit(root: str, number: int, start: object, results: object) -> None:
+    store = Store(root, Path(os.environ["XDG_CACHE_HOME"]) / str(number))
+    attempt = attempt_with(store, str(number))
+    start.wait()
+    standing = store.commit(manifest_of(store, attempt))
+    text = (store.local(standing) / "deep/file.txt").read_text()
+    results.put((number, standing.attempt == attempt.id, standing.attempt, text))
+
+
+def test_of_processes_that_commit_at_once_one_wins_and_all_see_the_same(store: Store) -> None:
+    context = multiprocessing.get_context("spawn")
+    count = 4
+    start, results = context.Barrier(count), context.Queue()
+    children = [
+        context.Process(target=_commit, args=(str(store), number, start, results))
+        for number in range(count)
+    ]
+    for child in children:
+        child.start()
+    seen = [results.get(timeout=120) for _ in children]
+    for child in children:
+        child.join()
+    (winner,) = [number for number, won, _, _ in seen if won]
+    assert {(attempt, text) for _, _, attempt, text in seen} == {(seen[0][2], str(winner))}
+    assert [manifest.attempt for manifest in store.manifests()] == [seen[0][2]]
+    assert store.orphans() == []
+
+
+def test_a_second_create_is_refused_by_the_server(store: Store) -> None:
+    assert store.files.create("x", b"one")
+    assert not store.files.create("x", b"two")
+    assert store.files.read("x") == b"one"
+    with pytest.raises(Exception, match="pre-condition"):
+        store.files.fs.call_s3(
+            "put_object", Bucket=s3_server.BUCKET, Body=b"three", IfNoneMatch="*",
+            Key=store.files.full("x").removeprefix(f"{s3_server.BUCKET}/"),
+        )  # fmt: skip
+
+
+class Proxy:
+    """Passes bytes on between clients and a server; may lose answers or be away."""
+
+    def __init__(self, port: int) -> None:
+        self._server_port = port
+        self.lose: bytes | None = None
+        """An answer to a request with these bytes is lost, once."""
+        self.lost = 0
+        self.away = False
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            client = self._listener.accept()[0]
+            if self.away:
+                client.close()
+                continue
+            server = socket.create_connection(("127.0.0.1", self._server_port))
+            lossy = threading.Event()
+            for pair in ((client, server, lossy, True), (server, client, lossy, False)):
+                threading.Thread(target=self._pump, args=pair, daemon=True).start()
+
+    def _pump(
+        self, source: socket.socket, sink: socket.socket, lossy: threading.Event, asks: bool
+    ) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                if asks and self.lose and self.lose in data:
+                    self.lose = None
+                    lossy.set()
+                if not asks and lossy.is_set():
+                    self.lost += 1
+                    break
+                sink.sendall(data)
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def proxy(store_root: str, s3_access: S3Access, monkeypatch: pytest.MonkeyPatch) -> Proxy:
+    made = Proxy(int(s3_access.endpoint.rsplit(":", 1)[1]))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", made.url)
+    return made
+
+
+def test_a_create_whose_acknowledgement_was_lost_is_known_as_our_own(
+    proxy: Proxy, store_root: str
+) -> None:
+    store = Store(store_root)
+    proxy.lose = b"/refs/x"
+    assert store.files.create("refs/x", b"mine")
+    assert proxy.lost == 1
+    assert not store.files.create("refs/x", b"another's")
+    proxy.lose = b"/refs/x HTTP"
+    assert store.files.read("refs/x") == b"mine"
+
+
+def test_the_end_of_long_work_waits_for_a_server_that_is_away(
+    proxy: Proxy, store_root: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(s3_files.time, "sleep", lambda _: setattr(proxy, "away", False))
+    store = Store(store_root)
+    attempt = attempt_with(store, "long work")
+    proxy.away = True
+    assert store.commit(manifest_of(store, attempt)).attempt == attempt.id
+    assert "no answer" in caplog.text
+
+
+# ---------------------------------------------------------------- credentials
+def test_a_profile_serves_the_store_and_sql(
+    store_root: str, s3_access: S3Access, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in s3_access.environment():
+        monkeypatch.delenv(name)
+    (tmp_path / "config").write_text(
+        f"[profile lab]\nregion = us-east-1\nendpoint_url = {s3_access.endpoint}\n"
+    )
+    (tmp_path / "credentials").write_text(
+        f"[lab]\naws_access_key_id = {s3_access.access_key}\n"
+        f"aws_secret_access_key = {s3_access.secret_key}\n"
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    with pytest.raises(UserError, match="no credentials"):
+        Store(store_root).manifests()
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    store = Store(store_root)
+    commit(store, "trace-scoring[a]", {"scores": [score_row(1, -1.5)]})
+    assert connect(store).sql("select reward from scores").fetchall() == [(-1.5,)]
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(UserError, match=r"nobody"):
+        Store(store_root).manifests()
+
+
+def test_pyarrow_gets_a_session_token_and_the_endpoint(
+    store_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "of a session")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://s3.example.org:9000")
+    arrow = Store(store_root).files.arrow().__reduce__()[1][0]
+    assert arrow["session_token"] == "of a session"
+    assert arrow["access_key"] == os.environ["AWS_ACCESS_KEY_ID"]
+    assert arrow["secret_key"] == os.environ["AWS_SECRET_ACCESS_KEY"]
+    assert (arrow["scheme"], arrow["endpoint_override"]) == ("https", "s3.example.org:9000")
+    assert arrow["region"] == "us-east-1"
+
+
+@pytest.mark.parametrize(
+    "root",
+    [
+        "s3://AKIA:hush-hush@bucket/p", "s3://bucket/p?secret=hush-hush", "s3://bucket/p#hush-hush",
+        "s3a://hush-hush@bucket", "https://u:hush-hush@host/bucket", "s3://AKIA:hush-hush/p",
+    ],
+)  # fmt: skip
+def test_a_root_with_anything_but_bucket_and_prefix_is_refused(root: str, store_root: str) -> None:
+    with pytest.raises(UserError) as refused:
+        Store(root)
+    assert "hush-hush" not in str(refused.value)
+
+
+def test_credentials_are_in_nothing_that_is_written_or_said(
+    store: Store, s3_access: S3Access, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG, "rlt_core")
+    monkeypatch.setattr(leases, "RENEW_S", 0.05)
+    said = []
+    with Lease(store.files, "abc123"):
+        manifest = commit(store, "trace-scoring[a]", {"scores": [score_row(1, -1.0)]})
+        store.set_ref("name", manifest.ref)
+        store.intact(manifest)
+        (store.workspace("abc123").begin("shards", "0") / "x").write_text("x")
+        written = [
+            store.files.read(f"{top}/{path}") for top in TOPS for path in store.files.walk(top)
+        ]
+        time.sleep(0.2)
+    token = "a-token-to-look-for"
+    for name, value in (
+        ("AWS_SESSION_TOKEN", token),
+        ("AWS_ENDPOINT_URL", f"http://user:{token}@127.0.0.1:1"),
+        ("AWS_ACCESS_KEY_ID", ""),
+    ):
+        monkeypatch.setenv(name, value)
+        for call in (Store(str(store)).manifests, Store(str(store)).files.arrow):
+            try:
+                call()
+            except UserError as error:
+                said.append(f"{error!r} {error.__cause__!r}")
+    assert said
+    copies = [str(path).encode() for path in tmp_path.rglob("*")]
+    copies += [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    spoken = [*capfd.readouterr(), caplog.text, *said, str(manifest), repr(vars(store.files))]
+    everything = b"\n".join([*filter(None, written), *copies, *(text.encode() for text in spoken)])
+    for secret in (s3_access.secret_key, s3_access.access_key, token):
+        assert secret.encode() not in everything
+
+
+# ---------------------------------------------------------------- mistakes and faults
+def complaint(root: str, steps: int = 3) -> str:
+    """The one error of the first steps on a store, which comes soon."""
+    started = time.monotonic()
+    said = set()
+    store = Store(root)
+    ref = Ref(kind="model", key="x")
+    for call in (store.manifests, store.refs, lambda: store.set_ref("x", ref))[:steps]:
+        with pytest.raises(UserError) as error:
+            call()
+        assert error.value.__cause__ is None and error.value.__suppress_context__
+        said.add(str(error.value))
+    assert time.monotonic() - started < 60
+    (only,) = said
+    assert only.startswith(f"store {root}: ")
+    return only
+
+
+def test_wrong_keys(store_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    assert "AWS_SECRET_ACCESS_KEY" in complaint(store_root)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "wrong")
+    assert "does not know these credentials (InvalidAccessKeyId)" in complaint(store_root)
+
+
+def test_a_missing_bucket(store_root: str, s3_access: S3Access) -> None:
+    assert f"{s3_access.endpoint} has no bucket 'no-such-bucket'" in complaint(
+        "s3://no-such-bucket/p",
+        steps=2,  # SeaweedFS makes the bucket at the first write
+    )
+
+
+def test_a_server_that_does_not_run(store_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    assert "no answer from http://127.0.0.1:1" in complaint(store_root, steps=1)
+
+
+def test_an_endpoint_that_is_no_url(store_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost")
+    assert "http://host:port" in complaint(store_root)
+
+
+def test_no_credentials_and_half_of_them(store_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    assert "AWS_SECRET_ACCESS_KEY" in complaint(store_root)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    assert "no credentials. Set AWS_ACCESS_KEY_ID" in complaint(store_root)
+
+
+@contextmanager
+def answering(status: int, body: str) -> Iterator[str]:
+    """A server with one answer to everything."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        do_PUT = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        (403, "AccessDenied", "They need s3:ListBucket, s3:GetObject"),
+        (400, "ExpiredToken", "log in again"),
+        (301, "PermanentRedirect", "AWS_DEFAULT_REGION"),
+        (403, "RequestTimeTooSkewed", "clocks"),
+        (503, "ServiceUnavailable", "try again later"),
+        (418, "Teapot", "answered Teapot: hm"),
+    ],
+)
+def test_what_a_server_refuses(
+    store_root: str, status: int, code: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>hm</Message></Error>"
+    with answering(status, body) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        assert expected in complaint(store_root, steps=1 if status == 503 else 3)
+
+
+def test_a_server_that_is_not_s3(store_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(404, "<html><p>hello<br></html>") as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        with pytest.raises(UserError, match="S3"):
+            Store(store_root).manifests()
+
+
+# ---------------------------------------------------------------- transfers
+def test_large_files_travel_in_parts_and_progress_counts_every_byte(
+    store: Store, tmp_path: Path
+) -> None:
+    size = 2 * s3_files.PART_BYTES + 12345
+    attempt = attempt_with(store, "small")
+    (attempt.out / "large").write_bytes(os.urandom(size))
+    folder = f"artifacts/evaluation/abc123/{attempt.id}"
+    manifest = manifest_of(store, attempt)
+    parts: list[str] = []
+
+    def send(request: object, **_: object) -> None:
+        if "partNumber" in request.url:
+            parts.append(request.url)
+
+    store.files.fs.s3.meta.events.register("before-send.s3", send)
+    moved: list[int] = []
+    store.files.upload(folder, moved.append)
+    assert sum(moved) == manifest.bytes == size + 5
+    assert len(parts) == 3
+    assert store.commit(manifest).attempt == attempt.id
+    moved.clear()
+    other = Store(str(store), tmp_path / "other")
+    other.files.download(folder, {one.path: one.bytes for one in manifest.files}, moved.append)
+    assert sum(moved) == manifest.bytes
+    assert other.intact(manifest) and other.verify(manifest) == []
+
+
+def test_an_upload_goes_on_where_it_stopped(store: Store) -> None:
+    attempt = attempt_with(store, "one")
+    (attempt.out / "two").write_text("two")
+    put, calls = store.files.put, []
+
+    def failing(source: Path, path: str, advance: object) -> None:
+        calls.append(path)
+        if path.endswith("two") and len(calls) < 3:
+            raise UserError("interrupted")
+        put(source, path, advance)
+
+    store.files.put = failing
+    with pytest.raises(UserError, match="interrupted"):
+        store.commit(manifest_of(store, attempt))
+    store.commit(manifest_of(store, attempt))
+    assert [path.rsplit("/", 1)[-1] for path in sorted(calls)] == ["file.txt", "two", "two"]
+
+
+def test_listing_many_artifacts_costs_a_request_each_and_many_at_once(store: Store) -> None:
+    count = 200
+    template = manifest_of(store, attempt_with(store, "x"))
+    for number in range(count):
+        ref = template.ref.model_copy(update={"key": f"{number:04}"})
+        store.files.fs.pipe_file(
+            store.files.full(f"artifacts/evaluation/{number:04}/manifest.json"),
+            template.model_copy(update={"ref": ref}).model_dump_json().encode(),
+        )
+    sent, flying, most = 0, 0, 0
+
+    def send(**_: object) -> None:
+        nonlocal sent, flying, most
+        sent, flying = sent + 1, flying + 1
+        most = max(most, flying)
+
+    def receive(**_: object) -> None:
+        nonlocal flying
+        flying -= 1
+
+    store.files.fs.s3.meta.events.register("before-send.s3", send)
+    store.files.fs.s3.meta.events.register("response-received.s3", receive)
+    found = store.manifests()
+    assert len(found) == count
+    assert sent <= count + 10
+    assert most > 4
+    store.remove(found[0].ref)
+    assert len(store.manifests()) == count - 1
