@@ -72,9 +72,12 @@ class Processes:
         _end(found, timeout_s)
         self._write({n: entry for n, entry in self._read().items() if n not in set(names)})
 
-    def stop_descendants(self, timeout_s: float) -> None:
-        """End whatever else was started from here: what a killed worker left, for instance."""
-        kept = {process.pid for name in self._read() if (process := self._find(name))}
+    def stop_others(self, timeout_s: float) -> None:
+        """End what was started from here beside the named processes and their own helpers: runs,
+        what they compute, what a killed worker left."""
+        kept = set()
+        for process in filter(None, map(self._find, self._read())):
+            kept |= {process.pid, *(child.pid for child in process.children(recursive=True))}
         _end([process for process in self.marked() if process.pid not in kept], timeout_s)
 
     def marked(self) -> list[psutil.Process]:

@@ -24,6 +24,7 @@ from rlt_core.errors import UserError
 ROOT = Path(__file__).parents[2]
 """The source tree, which holds `prefect.yaml` and `infra/`."""
 POOLS = ("cpu", "gpu")
+ENGINE = "python -m prefect.engine"
 QUEUES = {"high": 1, "default": 2}
 """Work queue -> priority; 1 goes first."""
 READY_S = 120.0
@@ -56,6 +57,9 @@ def _make_pool(client: SyncPrefectClient, pool: str) -> None:
         client.read_work_pool(pool)
     except ObjectNotFound:
         template = ProcessWorker.get_default_base_job_template()
+        # Named, the engine starts at once; else the worker first starts other processes to look for
+        # code and environments of a project, of which ours has one: the package as installed.
+        template["variables"]["properties"]["command"]["default"] = ENGINE
         client.create_work_pool(
             WorkPoolCreate(name=pool, type="process", base_job_template=template)
         )

@@ -60,6 +60,8 @@ class Up:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
             "PREFECT_WORKER_QUERY_SECONDS": "1",
+            # `python` of a run is the one that runs this.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "RLT_STORE": self.store,
             warm.VARIABLE: str(home() / "launcher.json"),
         }
@@ -222,11 +224,11 @@ def take_down(say: Say) -> None:
         say("nothing is up")
     else:
         processes.stop(("worker-cpu", "worker-gpu"), WORKER_STOP_S)
-        processes.stop_descendants(STOP_S)
-        processes.stop(("launcher",), 5.0)
-        processes.stop(("server",), 20.0)
-        processes.stop(("s3",), 20.0)
-        processes.stop_descendants(5.0)
+        processes.stop_others(STOP_S)  # runs; what they compute ends with them
+        processes.stop(("launcher",), WORKER_STOP_S)
+        processes.stop_others(STOP_S)  # what the launcher's children still had to say
+        processes.stop(("server", "s3"), WORKER_STOP_S)
+        processes.stop_others(0.0)
         say(f"stopped {len(found)} processes; `rlt up` goes on from the store")
     _leave_profile()
     (home() / "up.json").unlink(missing_ok=True)

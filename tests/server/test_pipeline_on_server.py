@@ -10,6 +10,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import Artifact, FlowRun
 
+from flows.local.up import gpu_limit
 from rlt_core.experiments import targets
 from rlt_core.graph import upstream
 from rlt_core.overrides import load_config
@@ -44,6 +45,17 @@ def test_every_stage_ran_in_its_pool_and_small_nodes_travelled_together(
     assert ran == {(node.stage.name, node.stage.pool) for node in planned}
     assert len(children) < len(planned)
     assert all(child.state and child.state.is_completed() for child in children)
+
+
+def test_independent_runs_go_side_by_side_up_to_the_limit(
+    server: Server, finished: FlowRun
+) -> None:
+    runs = [run for run in server.children(finished.id) if run.work_pool_name == "gpu"]
+    at_once = [
+        sum(one.start_time <= run.start_time < one.end_time for one in runs)  # type: ignore[operator]
+        for run in runs
+    ]
+    assert max(at_once) == min(2, gpu_limit())
 
 
 def test_the_page_of_the_parent_shows_plan_progress_tables_and_report(
