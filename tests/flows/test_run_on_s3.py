@@ -29,12 +29,12 @@ def run_twice(rlt: Rlt, store_root: str, target: str) -> Store:
 
 def test_a_stage_with_all_that_it_needs(rlt: Rlt, store_root: str, tmp_path: Path) -> None:
     """Shards, checkpoints, models and tables go to S3 and come back from it."""
-    store = run_twice(rlt, store_root, "teacher-grpo")
+    store = run_twice(rlt, store_root, "teacher-sft")
     there = str(tmp_path / "there")
-    taken = rlt("artifacts", "pull", "smoke/teacher-grpo@0", "--with-inputs", "--from", str(store),
+    taken = rlt("artifacts", "pull", "smoke/teacher-sft@0", "--with-inputs", "--from", str(store),
                 "--store", there)  # fmt: skip
     assert taken.returncode == 0, taken.stderr
-    done = rlt("run", "teacher-grpo", "--profile", "smoke", "--store", there)
+    done = rlt("run", "teacher-sft", "--profile", "smoke", "--store", there)
     assert done.returncode == 0
     computed = {manifest.attempt for manifest in Store(there).manifests()}
     assert computed == {manifest.attempt for manifest in store.manifests()}
