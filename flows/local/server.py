@@ -75,11 +75,11 @@ def _make_pool(client: SyncPrefectClient, pool: str) -> None:
 def _make_automation(client: SyncPrefectClient, file: Path) -> None:
     """Create the automation; one of that name which says something else is renewed."""
     wanted = AutomationCore.model_validate(yaml.safe_load(file.read_text()))
-    there = client.read_automations_by_name(wanted.name)
-    if not there:
-        client.create_automation(wanted)
-    elif AutomationCore.model_validate(there[0].model_dump(exclude={"id"})) != wanted:
-        client.update_automation(there[0].id, wanted)
+    for old in client.read_automations_by_name(wanted.name):
+        if AutomationCore.model_validate(old.model_dump(exclude={"id"})) == wanted:
+            return
+        client.delete_automation(old.id)
+    client.create_automation(wanted)
 
 
 def deploy(environment: Mapping[str, str]) -> None:

@@ -146,7 +146,8 @@ def test_a_dead_machine_frees_its_pool_and_the_retried_parent_completes(
         [watch] = client.read_automations_by_name("Crash zombie flow runs")
         sooner = AutomationCore.model_validate(watch.model_dump(exclude={"id"}))
         sooner.trigger.within = sooner.trigger.within / 9
-        client.update_automation(watch.id, sooner)
+        client.delete_automation(watch.id)
+        client.create_automation(sooner)
     change = [line.format(seed=3) for line in LONG]
     run = server.start("full-pipeline", profile="smoke", set=change)
     child = computing(server, run, "base-model")
