@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
 	PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
 
-.PHONY: install demo test test-slow lint types format digests clean
+.PHONY: install demo test test-slow bench lint types format digests clean
 
 install: $(VENV)/installed
 
@@ -30,6 +30,11 @@ test: lint types
 
 test-slow: install
 	$(OFFLINE) $(BIN)/pytest -m "slow or gpu"
+
+bench: install
+	$(BIN)/python -m infra.benchmarks.sql_paths
+	$(BIN)/python -m infra.benchmarks.s3_transfer
+	$(BIN)/python -m infra.benchmarks.server_overhead
 
 format: install
 	$(BIN)/ruff check --fix .
