@@ -18,6 +18,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.batches import Batch, one_by_one
 from flows.carrier import Carrier, Outcome, Reporter
 from flows.request import Request, name_nodes
+from rlt_core.errors import UserError
 from rlt_core.graph import Node, Planned
 from rlt_core.store import Store
 from tasks.spec import NodeSpec
@@ -44,17 +45,24 @@ class Run:
         return spec.model_copy(update={"flow_run_id": flow_run.id or None})
 
     def carry_out(self, nodes: Sequence[Node]) -> State[Any]:
-        """Compute nodes of one stage whose inputs were tried; never raises."""
+        """Compute nodes of one stage whose inputs were tried."""
         ready = []
         for node in nodes:
-            missing = [n.name for n in node.inputs.values() if not self.outcomes[n.key].there]
+            missing = [
+                parent.name
+                for parent in node.inputs.values()
+                if not self.outcomes.get(parent.key, NOT_RUN).there
+            ]
             if missing:
                 self.outcomes[node.key] = Outcome("not run", f"it reads {', '.join(missing)}")
                 self.reporter.failed(node.name, "not run", self.outcomes[node.key].message)
             else:
                 ready.append(node)
         if ready:
-            outcomes = self.carrier.carry_out([self.spec(node) for node in ready])
+            try:
+                outcomes = self.carrier.carry_out([self.spec(node) for node in ready])
+            except UserError as error:
+                outcomes = [Outcome("mistake", str(error))] * len(ready)
             self.outcomes |= {n.key: outcome for n, outcome in zip(ready, outcomes, strict=True)}
         return state_of({node.name: self.outcomes[node.key] for node in nodes})
 

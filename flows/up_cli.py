@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -15,7 +16,9 @@ def up(
     with_s3: Annotated[
         bool, typer.Option("--s3", help="Start an S3 server too, and keep the artifacts there.")
     ] = False,
-    port: Annotated[int, typer.Option(help="Of the Prefect server.")] = 4200,
+    port: Annotated[
+        int | None, typer.Option(help="Of the Prefect server.  [default: 4200]")
+    ] = None,
     gpu_runs: Annotated[
         int | None,
         typer.Option(help="Runs of the gpu pool at once; else 1 with a GPU, one a core without."),
@@ -25,11 +28,15 @@ def up(
     """Start a Prefect server, pools, workers and all deployments on this machine."""
     if with_s3 and store:
         raise UserError("--s3 brings a store of its own; leave out --store and RLT_STORE")
-    place = f"s3://{local.BUCKET}/store" if with_s3 else store_place(store or DEFAULT_STORE)
     running = local.current()
+    port = port or (running.port if running else local.PORT)
     if running and not with_s3 and not store:
-        place, with_s3 = running.store, running.s3
-    wanted = local.Up(port=port, store=place, s3=with_s3)
+        wanted = replace(running, port=port)
+    elif with_s3:
+        s3_port = running.s3_port if running and running.s3_port else local.s3_port()
+        wanted = local.Up(port, f"s3://{local.BUCKET}/store", s3_port)
+    else:
+        wanted = local.Up(port, store_place(store or DEFAULT_STORE), None)
     local.bring_up(wanted, gpu_runs or local.gpu_limit(), print)
     print()
     print("prefect deployment run rlt/full-pipeline --param profile=tiny --watch")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,10 @@ from rlt_core import warm
 from rlt_core.errors import UserError
 
 BUCKET = "rlt"
+PORT = 4200
+"""Prefect's usual one."""
 S3_PORT = 8333
+"""Where the S3 server listens if nothing else does."""
 PROFILE = "rlt"
 """The Prefect profile that makes `prefect` commands talk to this server."""
 WORKER_STOP_S = 5.0
@@ -40,7 +44,8 @@ class Up:
 
     port: int
     store: str
-    s3: bool
+    s3_port: int | None
+    """None: no S3 server."""
 
     @property
     def api(self) -> str:
@@ -72,7 +77,9 @@ class Up:
 
     def access(self) -> dict[str, str]:
         """What opens the store."""
-        return s3.access(home() / "s3", S3_PORT).environment() if self.s3 else {}
+        if self.s3_port is None:
+            return {}
+        return s3.access(home() / "s3", self.s3_port).environment()
 
 
 def current() -> Up | None:
@@ -98,8 +105,8 @@ def bring_up(wanted: Up, limit: int, say: Say) -> None:
     processes = Processes(home())
     home().mkdir(parents=True, exist_ok=True)
     (home() / "up.json").write_text(json.dumps(asdict(wanted)))
-    if wanted.s3:
-        _bring_up_s3(processes, say)
+    if wanted.s3_port is not None:
+        _bring_up_s3(processes, wanted.s3_port, say)
     from flows.local import server
 
     environment = wanted.environment()
@@ -131,7 +138,7 @@ def _require_no_other_server(wanted: Up) -> None:
     up = current()
     if up and up != wanted:
         raise UserError(
-            f"up already, with port {up.port}, store {up.store}{', --s3' if up.s3 else ''}; "
+            f"up already, with port {up.port}, store {up.store}{', --s3' if up.s3_port else ''}; "
             "`rlt down` first, or ask for the same"
         )
     if not up and _answers(wanted.port):
@@ -139,20 +146,23 @@ def _require_no_other_server(wanted: Up) -> None:
 
 
 def _answers(port: int) -> bool:
-    import socket
-
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _bring_up_s3(processes: Processes, say: Say) -> None:
+def s3_port() -> int:
+    """A port for the S3 server: the usual one if it is free."""
+    return s3.free_port() if _answers(S3_PORT) else S3_PORT
+
+
+def _bring_up_s3(processes: Processes, port: int, say: Say) -> None:
     folder = home() / "s3"
-    access = s3.access(folder, S3_PORT)
+    access = s3.access(folder, port)
     if processes.alive("s3"):
         say(f"s3        is up: {access.endpoint}")
         return
-    processes.start("s3", s3.command(folder, S3_PORT), dict(os.environ))
+    processes.start("s3", s3.command(folder, port), dict(os.environ))
     s3.wait_ready(access, lambda: processes.alive("s3"))
     s3.make_bucket(access, BUCKET)
     say(f"s3        started: {access.endpoint}, keys in {folder / 'access.json'}")

@@ -175,6 +175,17 @@ def test_down_leaves_no_process_and_up_goes_on(tmp_path: Path) -> None:
     again = server.up()
     assert "is up" in again
     assert "started" not in again
+    other = server.rlt("up", "--port", str(server.port), "--store", str(tmp_path / "other"))
+    assert other.returncode == 2
+    assert "`rlt down` first" in other.stderr
+    beside = new_server(tmp_path / "beside")
+    taken = beside.rlt("up", "--port", str(server.port))
+    assert taken.returncode == 2
+    assert "is taken" in taken.stderr
+    elsewhere = {"PREFECT_API_URL": "http://127.0.0.1:1/api"}
+    foreign = new_server(tmp_path / "foreign", **elsewhere).rlt("up")
+    assert foreign.returncode == 2
+    assert "PREFECT_API_URL" in foreign.stderr
     run = server.start("full-pipeline", profile="smoke", set=[LONG[0]])
     computing(server, run, "base-model")
     done = server.rlt("down")

@@ -45,3 +45,21 @@ def test_the_block_opens_the_store_and_its_secret_goes_nowhere(
         assert not any(s3_access.secret_key.encode() in text for text in [*written, *seen])
     finally:
         server.rlt("down")
+
+
+def test_up_with_s3_is_a_store_that_commands_find(tmp_path: Path) -> None:
+    server = new_server(tmp_path)
+    try:
+        said = server.rlt("up", "--s3", "--port", str(server.port))
+        assert said.returncode == 0, said.stderr + server.logs()
+        assert "s3://rlt/store" in said.stdout
+        run = server.finish(server.start("dataset-prep", profile="smoke"))
+        assert run.state and run.state.name == "Completed", server.log_of(run.id)
+        asked = server.rlt("sql", "--format", "csv", "select stage from artifacts")
+        assert asked.stdout.split() == ["stage", "dataset-prep"], asked.stderr
+        again = server.rlt("up", "--s3", "--port", str(server.port))
+        assert again.returncode == 0
+        assert "started" not in again.stdout
+    finally:
+        server.rlt("down")
+    assert server.processes() == []
