@@ -11,7 +11,6 @@ from uuid import UUID
 
 import psutil
 import pytest
-from conftest import Server, new_server
 from prefect.client.schemas.objects import FlowRun
 from prefect.events.schemas.automations import AutomationCore
 from prefect.states import Cancelling, Scheduled
@@ -19,6 +18,7 @@ from prefect.states import Cancelling, Scheduled
 from rlt_core.experiments import targets
 from rlt_core.graph import upstream
 from rlt_core.overrides import load_config
+from tests.server.conftest import Server, new_server
 
 Found = TypeVar("Found")
 LONG = ["base_model.steps=1500", "base_model.seed={seed}"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Server
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
@@ -15,6 +14,7 @@ from rlt_core.experiments import targets
 from rlt_core.graph import upstream
 from rlt_core.overrides import load_config
 from rlt_core.stages import STAGES
+from tests.server.conftest import Server
 
 
 def artifacts_of(server: Server, run: FlowRun) -> list[Artifact]:

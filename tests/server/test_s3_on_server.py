@@ -6,7 +6,6 @@ import uuid
 from pathlib import Path
 
 import s3_server
-from conftest import new_server
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_aws import AwsCredentials
 from prefect_aws.client_parameters import AwsClientParameters
@@ -14,6 +13,7 @@ from pydantic import SecretStr
 
 from flows.local.s3 import S3Access
 from rlt_core.store import Store
+from tests.server.conftest import new_server
 
 
 def test_the_block_opens_the_store_and_its_secret_goes_nowhere(

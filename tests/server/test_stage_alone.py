@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from conftest import Server
 from prefect.client.schemas.objects import FlowRun
+
+from tests.server.conftest import Server
 
 
 def test_nothing_changed_is_cached(server: Server, finished: FlowRun) -> None:
