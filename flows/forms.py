@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 from pydantic.fields import FieldInfo
 
 from rlt_core.config import Config, ScratchModel, StageResources
@@ -93,7 +93,9 @@ def _optional(info: FieldInfo) -> tuple[Any, Any]:
     """The field of a form for a field of the config."""
     inner = _model_in(info.annotation)
     if inner is not None:
-        return partial(inner), Field(default_factory=partial(inner), description=info.description)
+        form: Any = partial(inner)
+        null_is_empty = Annotated[form, BeforeValidator(lambda value: value or {})]
+        return null_is_empty, Field(default_factory=form, description=info.description)
     annotation: Any = info.annotation
     for constraint in info.metadata:
         annotation = Annotated[annotation, constraint]
@@ -161,7 +163,7 @@ def assignments(stage: str, overrides: BaseModel) -> list[str]:
     """What was filled in, as `--set` assignments."""
     filled = overrides.model_dump(mode="json", exclude_none=True)
     resources = filled.pop("resources", {})
-    found = []
+    found = list(_replaced_lengths(overrides))
     base = filled.get("base_model", {})
     if "source" in base:
         found.append(f"base_model={json.dumps(base.pop('source'))}")
@@ -170,6 +172,16 @@ def assignments(stage: str, overrides: BaseModel) -> list[str]:
         f"resources.stages.{stage}.{name}={json.dumps(value)}" for name, value in resources.items()
     ]
     return found
+
+
+def _replaced_lengths(overrides: BaseModel) -> Iterator[str]:
+    """A training has a length in epochs or in steps: filling one empties the other."""
+    for section, values in overrides:
+        if not isinstance(values, BaseModel) or not {"epochs", "steps"} <= set(dict(values)):
+            continue
+        for given, other in (("epochs", "steps"), ("steps", "epochs")):
+            if getattr(values, given) is not None:
+                yield f"{section}.{other}=null"
 
 
 def _leaves(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

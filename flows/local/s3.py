@@ -88,7 +88,8 @@ def command(folder: Path, port: int) -> list[str]:
     )
     (folder / "data").mkdir(exist_ok=True)
     return [
-        weed, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}",
+        weed, f"-logdir={folder}", "server", f"-dir={folder / 'data'}",
+        "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
         "-master.telemetry=false", "-master.volumeSizeLimitMB=1024", "-volume.max=0",
         "-s3", f"-s3.port={port}", f"-s3.config={identities}", "-s3.port.iceberg=0",
         "-s3.port.lance=0", *(f"-{name}={free_port()}" for name in LISTENERS),
