@@ -1,19 +1,26 @@
 """The flows of `prefect.yaml`: `rlt/full-pipeline`, and `rlt/<stage>` for every stage."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
 from prefect.flows import Flow
 from prefect.runtime import deployment, flow_run
 from prefect.states import Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import WithJsonSchema
 
 from flows import pages
 from flows.alone import node_alone
 from flows.batches import by_stage
 from flows.credentials import use_block
 from flows.dispatch import Dispatch
-from flows.forms import DEFAULT_VARIANT, ProfileName, assignments, inputs_form, overrides_form
+from flows.forms import (
+    DEFAULT_VARIANT,
+    ProfileName,
+    assignments,
+    inputs_form,
+    overrides_form,
+)
 from flows.pipeline import Run, run_batches
 from flows.request import Request
 from flows.stage_run import compute, compute_alone, require_empty, store_url
@@ -22,6 +29,8 @@ from rlt_core.overrides import load_config
 from rlt_core.store import Store
 from tasks.spec import NodeSpec
 
+OptionalText = Annotated[str | None, WithJsonSchema({"type": "string"})]
+"""A browser shows it as a text that may stay empty, not as a choice between text and null."""
 STORE_HELP = "A folder or s3://bucket/prefix; empty: RLT_STORE of the worker."
 SET_HELP = "Lines FIELD=VALUE as for `rlt run --set`, e.g. data.n_train=100."
 
@@ -31,7 +40,7 @@ SET_HELP = "Lines FIELD=VALUE as for `rlt run --set`, e.g. data.n_train=100."
 def full_pipeline(
     profile: ProfileName = "tiny",  # type: ignore[valid-type]
     set: list[str] = [],  # noqa: B006 (Prefect copies it)
-    store: str | None = None,
+    store: OptionalText = None,
 ) -> State[Any]:
     """Compute what the store lacks of the whole pipeline, each node in the pool of its stage.
 
@@ -99,7 +108,7 @@ def stage_flow(stage: str) -> Flow[..., State[Any]]:
                 require_empty(inputs, overrides, set)
                 return compute(stage, nodes)
             config = load_config(profile, [*assignments(stage, overrides), *set])
-            given = {name: key for name, key in inputs.model_dump().items() if key}
+            given = inputs.model_dump()
             spec = node_alone(stage, config, variant, seed, given, Store(store_url(store)))
             return compute_alone(stage, spec)
         except UserError as error:
@@ -109,11 +118,11 @@ def stage_flow(stage: str) -> Flow[..., State[Any]]:
     run.__annotations__ = {
         "profile": ProfileName,
         "variant": str,
-        "seed": int | None,
+        "seed": Annotated[int | None, WithJsonSchema({"type": "integer"})],
         "inputs": inputs_type,
         "overrides": overrides_type,
         "set": list[str],
-        "store": str | None,
+        "store": OptionalText,
         "nodes": list[NodeSpec],
         "return": State[Any],
     }

@@ -11,7 +11,15 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    create_model,
+    model_serializer,
+)
 from pydantic.fields import FieldInfo
 
 from rlt_core.config import Config, ScratchModel, StageResources
@@ -76,9 +84,19 @@ DEFAULT_VARIANT = {
 
 
 class Form(BaseModel):
-    """Base of every form: unknown fields are refused."""
+    """Base of every form: unknown fields are refused, and what is empty is not dumped."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_serializer(mode="wrap")
+    def _filled(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if value not in (None, {}, "")}
+
+
+class OpenForm(Form):
+    """A form whose fields are not known beforehand."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
@@ -89,23 +107,38 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _optional(info: FieldInfo) -> tuple[Any, Any]:
+def _plain(schema: dict[str, Any]) -> None:
+    """The JSON schema of an optional field as a browser shows it best: of its type, empty; not as a
+    choice between its type and null."""
+    branches = [one for one in schema.pop("anyOf", []) if one.get("type") != "null"]
+    schema.update(branches[0] if len(branches) == 1 else {"anyOf": branches} if branches else {})
+    schema.pop("default", None)
+
+
+def _help(name: str, text: str | None, **default: Any) -> Any:
+    """A field under the name that the command line and the tables use, too."""
+    return Field(**default, title=name, description=text, json_schema_extra=_plain)
+
+
+def _optional(name: str, info: FieldInfo) -> tuple[Any, Any]:
     """The field of a form for a field of the config."""
     inner = _model_in(info.annotation)
     if inner is not None:
         form: Any = partial(inner)
         null_is_empty = Annotated[form, BeforeValidator(lambda value: value or {})]
-        return null_is_empty, Field(default_factory=form, description=info.description)
+        return null_is_empty, _help(name, info.description, default_factory=form)
     annotation: Any = info.annotation
     for constraint in info.metadata:
         annotation = Annotated[annotation, constraint]
-    return annotation | None, Field(default=None, description=info.description)
+    return annotation | None, _help(name, info.description, default=None)
 
 
 @cache
 def partial(model: type[BaseModel]) -> type[Form]:
     """A config class with every field optional and empty."""
-    fields = {name: _optional(info) for name, info in model.model_fields.items() if name != "kind"}
+    fields = {
+        name: _optional(name, info) for name, info in model.model_fields.items() if name != "kind"
+    }
     made: type[Form] = create_model(f"{model.__name__}Form", __base__=Form, **fields)  # type: ignore[call-overload]
     return made
 
@@ -113,18 +146,18 @@ def partial(model: type[BaseModel]) -> type[Form]:
 class BaseModelForm(partial(ScratchModel)):  # type: ignore[misc]
     """A model from scratch, or `source`."""
 
-    source: str | None = Field(
+    source: str | None = _help(
+        "source",
+        "In place of a model from scratch: hub:org/name[@commit], folder:path, package:name.",
         default=None,
-        description="In place of a model from scratch: hub:org/name[@commit], folder:path, "
-        "package:name.",
     )
 
 
 def _section(name: str) -> tuple[Any, Any]:
     info = Config.model_fields[name]
     if name == "base_model":
-        return BaseModelForm, Field(default_factory=BaseModelForm, description=info.description)
-    return _optional(info)
+        return BaseModelForm, _help(name, info.description, default_factory=BaseModelForm)
+    return _optional(name, info)
 
 
 @cache
@@ -134,7 +167,7 @@ def overrides_form(stage: str) -> type[Form]:
     resources = partial(StageResources)
     fields["resources"] = (
         resources,
-        Field(default_factory=resources, description="Where it runs; does not change the key."),
+        _help("resources", "Where it runs; does not change the key.", default_factory=resources),
     )
     name = f"{_camel(stage)}Overrides"
     made: type[Form] = create_model(name, __base__=Form, **fields)  # type: ignore[call-overload]
@@ -142,16 +175,14 @@ def overrides_form(stage: str) -> type[Form]:
 
 
 @cache
-def inputs_form(stage: str) -> type[BaseModel]:
+def inputs_form(stage: str) -> type[Form]:
     """The artifacts that one stage reads, each by key, unique beginning of a key, or name."""
     fields = {
-        name: (str | None, Field(default=None, description=f"{what}; empty: the latest run's"))
+        name: (str | None, _help(name, f"{what}; empty: the latest run's", default=None))
         for name, what in INPUTS.get(stage, {}).items()
     }
-    extra: Literal["forbid", "allow"] = "forbid" if stage in INPUTS else "allow"
-    made: type[BaseModel] = create_model(  # type: ignore[call-overload]
-        f"{_camel(stage)}Inputs", __config__=ConfigDict(extra=extra), **fields
-    )
+    base = Form if stage in INPUTS else OpenForm
+    made: type[Form] = create_model(f"{_camel(stage)}Inputs", __base__=base, **fields)  # type: ignore[call-overload]
     return made
 
 
@@ -161,7 +192,7 @@ def _camel(stage: str) -> str:
 
 def assignments(stage: str, overrides: BaseModel) -> list[str]:
     """What was filled in, as `--set` assignments."""
-    filled = overrides.model_dump(mode="json", exclude_none=True)
+    filled = overrides.model_dump(mode="json")
     resources = filled.pop("resources", {})
     found = list(_replaced_lengths(overrides))
     base = filled.get("base_model", {})

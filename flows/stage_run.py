@@ -35,22 +35,11 @@ def store_url(given: str | None) -> str:
 
 def require_empty(inputs: BaseModel, overrides: BaseModel, set_: list[str]) -> None:
     """Raises UserError if a form was edited that a parent run had filled in with nodes."""
-    edited = [inputs.model_dump(exclude_none=True), _filled(overrides), set_]
-    if any(edited):
+    if inputs.model_dump() or overrides.model_dump() or set_:
         raise UserError(
             "`nodes` was filled in by a parent run, so that the other fields would be ignored; "
             "empty it to run this stage alone"
         )
-
-
-def _filled(form: BaseModel) -> dict[str, Any]:
-    """What of a form is not empty."""
-    found = {}
-    for name, value in form:
-        inner = _filled(value) if isinstance(value, BaseModel) else value
-        if inner not in (None, {}):
-            found[name] = inner
-    return found
 
 
 def compute_alone(stage: str, spec: NodeSpec) -> State[Any]:
