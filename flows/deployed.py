@@ -1,13 +1,12 @@
 """The flows of `prefect.yaml`: `rlt/full-pipeline`, and `rlt/<stage>` for every stage."""
 
-from typing import Annotated, Any
+from typing import Any
 
 from prefect import flow
 from prefect.flows import Flow
 from prefect.runtime import deployment, flow_run
 from prefect.states import Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
-from pydantic import WithJsonSchema
 
 from flows import pages
 from flows.alone import node_alone
@@ -29,8 +28,6 @@ from rlt_core.overrides import load_config
 from rlt_core.store import Store
 from tasks.spec import NodeSpec
 
-OptionalText = Annotated[str | None, WithJsonSchema({"type": "string"})]
-"""A browser shows it as a text that may stay empty, not as a choice between text and null."""
 STORE_HELP = "A folder or s3://bucket/prefix; empty: RLT_STORE of the worker."
 SET_HELP = "Lines FIELD=VALUE as for `rlt run --set`, e.g. data.n_train=100."
 
@@ -40,7 +37,7 @@ SET_HELP = "Lines FIELD=VALUE as for `rlt run --set`, e.g. data.n_train=100."
 def full_pipeline(
     profile: ProfileName = "tiny",  # type: ignore[valid-type]
     set: list[str] = [],  # noqa: B006 (Prefect copies it)
-    store: OptionalText = None,
+    store: str = "",
 ) -> State[Any]:
     """Compute what the store lacks of the whole pipeline, each node in the pool of its stage.
 
@@ -99,7 +96,7 @@ def stage_flow(stage: str) -> Flow[..., State[Any]]:
         inputs: Any = no_inputs,
         overrides: Any = no_overrides,
         set: Any = [],  # noqa: B006
-        store: Any = None,
+        store: Any = "",
         nodes: Any = [],  # noqa: B006
     ) -> State[Any]:
         try:
@@ -118,11 +115,11 @@ def stage_flow(stage: str) -> Flow[..., State[Any]]:
     run.__annotations__ = {
         "profile": ProfileName,
         "variant": str,
-        "seed": Annotated[int | None, WithJsonSchema({"type": "integer"})],
+        "seed": int | None,
         "inputs": inputs_type,
         "overrides": overrides_type,
         "set": list[str],
-        "store": OptionalText,
+        "store": str,
         "nodes": list[NodeSpec],
         "return": State[Any],
     }

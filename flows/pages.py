@@ -161,7 +161,7 @@ def show_node(manifest: Manifest) -> None:
     ]
     create_table_artifact(
         table=[{"": name_, "value": str(value)} for name_, value in facts],
-        key=_slug(f"{manifest.profile}-{name}"),
+        key=_slug(f"node-{manifest.profile}-{name}"),
         description=f"{name} of profile {manifest.profile}",
     )
 

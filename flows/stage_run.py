@@ -25,7 +25,7 @@ from tasks import node as node_task
 from tasks.spec import NodeSpec
 
 
-def store_url(given: str | None) -> str:
+def store_url(given: str) -> str:
     """The store that a run works on. Raises UserError if nothing names one."""
     store = given or os.environ.get("RLT_STORE")
     if not store:

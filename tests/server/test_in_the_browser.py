@@ -1,0 +1,108 @@
+"""A stage alone, started as a person starts it: Chromium, the deployment's page, its form."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from playwright.sync_api import Locator, Page, expect, sync_playwright
+from prefect.client.schemas.objects import FlowRun
+
+from tests.server.conftest import Server
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+WORK_S = 120_000.0
+"""Milliseconds in which a stage of profile smoke surely ends."""
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
+]
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    """An empty tab."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        tab = browser.new_page(viewport={"width": 1200, "height": 1400})
+        tab.set_default_timeout(20_000)
+        yield tab
+        browser.close()
+
+
+def field(page: Page, name: str) -> Locator:
+    """The part of the form that belongs to one parameter."""
+    label = f"./div/label//span[text()='{name} (Optional)']"
+    return page.locator(f"xpath=//div[contains(@class,'schema-form-property')][{label}]").last
+
+
+def run_from_form(server: Server, page: Page, pictures: Path, **numbers: str) -> UUID:
+    """Open rlt/student-sft, choose profile smoke and variant dataset, fill, submit."""
+    page.goto(f"http://127.0.0.1:{server.port}/deployments")
+    page.get_by_role("link", name="student-sft").first.click()
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_text("Custom run").first.click()
+    field(page, "profile").locator("button.p-select-button__control").press("Space")
+    page.get_by_role("option", name="smoke").click()
+    field(page, "variant").locator("textarea").fill("dataset")
+    for name, value in numbers.items():
+        expect(page.get_by_text("Peak of AdamW's learning rate.")).to_be_visible()
+        field(page, name).locator("input").fill(value)
+    page.screenshot(path=pictures / "form.png")
+    page.get_by_role("button", name="Submit").click()
+    page.get_by_text("View run").first.dispatch_event("click")  # the note moves
+    page.wait_for_url("**/runs/flow-run/*")
+    return UUID(page.url.partition("?")[0].rsplit("/", 1)[-1])
+
+
+def test_fill_the_form_start_and_see_completed(
+    server: Server, finished: FlowRun, page: Page, tmp_path: Path
+) -> None:
+    store = server.open_store()
+    before = {manifest.ref.key for manifest in store.manifests()}
+    run = run_from_form(server, page, tmp_path, learning_rate="0.003")
+    expect(page.get_by_text("Completed").first).to_be_visible(timeout=WORK_S)
+    server.finish(run)
+    page.reload()
+    expect(page.get_by_text("committed").first).to_be_visible()
+    page.screenshot(path=tmp_path / "run.png")
+    [new] = [one for one in store.manifests() if one.ref.key not in before]
+    assert new.label == "student-sft[dataset]"
+    assert new.config["sft"]["learning_rate"] == 0.003
+    assert before <= {manifest.ref.key for manifest in store.manifests()}
+    page.get_by_text("Artifacts", exact=True).first.click()
+    page.wait_for_timeout(1500)
+    page.screenshot(path=tmp_path / "artifacts.png")
+
+    again = run_from_form(server, page, tmp_path, learning_rate="0.003")
+    expect(page.get_by_text("Cached").first).to_be_visible(timeout=WORK_S)
+    assert server.finish(again).state.name == "Cached"  # type: ignore[union-attr]
+
+
+def test_the_page_of_a_pipeline(
+    server: Server, finished: FlowRun, page: Page, tmp_path: Path
+) -> None:
+    page.goto(f"http://127.0.0.1:{server.port}/runs/flow-run/{finished.id}")
+    expect(page.get_by_text("Completed").first).to_be_visible()
+    page.wait_for_timeout(3000)
+    page.screenshot(path=tmp_path / "pipeline.png")
+    page.get_by_text("Artifacts", exact=True).first.click()
+    expect(page.get_by_text("rlt-plan").first).to_be_visible()
+    expect(page.get_by_text("smoke-report").first).to_be_visible()
+    page.screenshot(path=tmp_path / "pipeline-artifacts.png", full_page=True)
+    for name in ("smoke-report", "rlt-plan", "smoke-ranks-figure"):
+        page.goto(f"http://127.0.0.1:{server.port}/artifacts/key/{name}")
+        page.locator("a[href^='/artifacts/artifact/']").first.click()
+        page.wait_for_timeout(1500)
+        page.screenshot(path=tmp_path / f"{name}.png")
+    picture = page.locator("img[src^='data:image/png']").first
+    expect(picture).to_be_visible()
+    assert picture.evaluate("image => image.naturalWidth") > 100
