@@ -19,6 +19,7 @@ def environment(home: Path) -> dict[str, str]:
     return os.environ | {"PREFECT_HOME": str(home / "prefect"), "COLUMNS": "160"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that start whole runs go to one worker, which starts with them."""
     whole_runs = [item for item in items if "home" in getattr(item, "fixturenames", ())]

@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[2]
 PERMANENT = ("server", "worker", "launcher", "weed")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One server for all: its tests go to one worker."""
     for item in items:
