@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
 	PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
 
-.PHONY: install demo test test-slow bench lint types format digests clean
+SYSTEM_PACKAGES := chromium postgresql
+
+.PHONY: install demo test test-slow system-packages bench lint types format digests clean
 
 install: $(VENV)/installed
 
@@ -28,8 +30,14 @@ types: install
 test: lint types
 	$(OFFLINE) $(BIN)/pytest -m "not slow and not gpu" -n 2 --dist loadgroup
 
-test-slow: install
+test-slow: install system-packages
 	$(OFFLINE) $(BIN)/pytest -m "slow or gpu"
+
+# What tests with a browser and with PostgreSQL need; they are skipped where it cannot be installed.
+system-packages:
+	@if command -v chromium && ls /usr/lib/postgresql/*/bin/initdb; then :; \
+	else apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(SYSTEM_PACKAGES); \
+	fi >/dev/null 2>&1 || echo "cannot install $(SYSTEM_PACKAGES) (apt, as root): their tests are skipped"
 
 bench: install
 	$(BIN)/python -m infra.benchmarks.sql_paths
