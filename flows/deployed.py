@@ -1,5 +1,6 @@
 """The flows of `prefect.yaml`: `rlt/full-pipeline`, and `rlt/<stage>` for every stage."""
 
+import logging
 from typing import Any
 
 from prefect import flow
@@ -32,6 +33,14 @@ STORE_HELP = "A folder or s3://bucket/prefix; empty: RLT_STORE of the worker."
 SET_HELP = "Lines FIELD=VALUE as for `rlt run --set`, e.g. data.n_train=100."
 
 
+def _mistake(error: UserError) -> State[Any]:
+    """A failed state that says it in one line; the engine's traceback of that state is left out."""
+    said = "exited with unexpected exception"
+    log = logging.getLogger("prefect.flow_runs")
+    log.addFilter(lambda record: said not in record.getMessage())
+    return Failed(message=str(error))
+
+
 # ---------------------------------------------------------------- the whole pipeline
 @flow(name="rlt", flow_run_name="full-pipeline {profile}", task_runner=ThreadPoolTaskRunner())  # type: ignore[arg-type]
 def full_pipeline(
@@ -53,7 +62,7 @@ def full_pipeline(
         )
         planned = request.plan()
     except UserError as error:
-        return Failed(message=str(error))
+        return _mistake(error)
     pages.show_plan(planned)
     missing = [item.node for item in planned if not item.hit]
     page = pages.RunPage(len(planned), len(planned) - len(missing))
@@ -109,7 +118,7 @@ def stage_flow(stage: str) -> Flow[..., State[Any]]:
             spec = node_alone(stage, config, variant, seed, given, Store(store_url(store)))
             return compute_alone(stage, spec)
         except UserError as error:
-            return Failed(message=str(error))
+            return _mistake(error)
 
     run.__name__ = stage.replace("-", "_")
     run.__annotations__ = {
