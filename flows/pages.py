@@ -140,7 +140,7 @@ def show_plan(planned: Sequence[Planned]) -> None:
             "node": item.node.name,
             "key": item.node.key,
             "pool": item.node.stage.pool,
-            "": "hit" if item.hit else "miss",
+            "found": "hit" if item.hit else "miss",
             "what changed": "; ".join(item.changes),
         }
         for item in planned
@@ -160,7 +160,7 @@ def show_node(manifest: Manifest) -> None:
         *((metric, f"{value:.6g}") for metric, value in manifest.metrics.items()),
     ]
     create_table_artifact(
-        table=[{"": name_, "value": str(value)} for name_, value in facts],
+        table=[{"what": name_, "value": str(value)} for name_, value in facts],
         key=_slug(f"node-{manifest.profile}-{name}"),
         description=f"{name} of profile {manifest.profile}",
     )
