@@ -36,7 +36,7 @@ class RewardParts:
     solution_min: float
     """`solution_extreme` of the same."""
     kl_mean: float
-    """`think_reduction` of k_t."""
+    """`think_reduction` of the KL at each token."""
     kl_max: float
     """`think_extreme` of the same."""
     penalty: float
@@ -48,31 +48,31 @@ def reward_parts(
     teacher_think_logprobs: ArrayLike,
     closed: bool,
     spec: RewardSpec,
+    think_kl: ArrayLike | None = None,
 ) -> RewardParts:
     """Reward of one explanation.
 
     r_SS = mean_s log pi_S(s | q, t) + alpha * min_s log pi_S(s | q, t)          (eq. 3)
-    k_t  = log pi_T(t | q, s) - log pi_S(t | q)   (one sample's estimate of KL, may be negative)
-    r_KL = mean_t k_t + alpha * max_t k_t                                        (eq. 4)
+    r_KL = mean_t k_t + alpha * max_t k_t, k_t as in `token_kl`                  (eq. 4)
     r    = r_SS - lambda * r_KL + penalty                                        (eq. 5)
 
-    Log-probs are natural logarithms, one a token: solution (S,), think (T,) twice. An empty
-    explanation counts `spec.empty_think_kl` for each reduction of k_t. Raises ValueError for an
-    empty solution, think log-probs of unequal length, and values that are not finite.
+    Log-probs are natural logarithms, one a token: solution (S,), think (T,) twice. `think_kl` (T,):
+    KL over the whole vocabulary, for `spec.kl` = full. An empty explanation counts
+    `spec.empty_think_kl` for each reduction of k_t. Raises ValueError for an empty solution,
+    arrays of unequal length, a missing `think_kl`, and values that are not finite.
     """
     solution = _checked("student_solution_logprobs", student_solution_logprobs)
     student_think = _checked("student_think_logprobs", student_think_logprobs)
     teacher_think = _checked("teacher_think_logprobs", teacher_think_logprobs)
     if not solution.size:
         raise ValueError("empty solution: it has no reward")
-    if student_think.size != teacher_think.size:
-        raise ValueError(
-            f"{student_think.size} student and {teacher_think.size} teacher think log-probs"
-        )
+    if spec.clip_logprob is not None:
+        solution = np.maximum(solution, -spec.clip_logprob)
     solution_mean = REDUCTIONS[spec.solution_reduction](solution)
     solution_min = REDUCTIONS[spec.solution_extreme](solution)
-    if student_think.size:
-        kl = teacher_think - student_think
+    full = None if think_kl is None else _checked("think_kl", think_kl)
+    kl = token_kl(student_think, teacher_think, full, spec)
+    if kl.size:
         kl_mean, kl_max = REDUCTIONS[spec.think_reduction](kl), REDUCTIONS[spec.think_extreme](kl)
     else:
         kl_mean = kl_max = spec.empty_think_kl
@@ -89,6 +89,32 @@ def reward_parts(
         kl_max=kl_max,
         penalty=penalty,
     )
+
+
+def token_kl(
+    student_think: Floats, teacher_think: Floats, full: Floats | None, spec: RewardSpec
+) -> Floats:
+    """KL(pi_T || pi_S) at each token t of the explanation, (T,).
+
+    With d_t = log pi_T(t | q, s) - log pi_S(t | q), whose t was drawn from pi_T:
+    k1: d_t, unbiased, may be negative; k3: exp(-d_t) - 1 + d_t, unbiased and never negative
+    (http://joschu.net/blog/kl-approx.html); full: sum_v pi_T(v) (log pi_T(v) - log pi_S(v)), given.
+    """
+    if student_think.size != teacher_think.size:
+        raise ValueError(
+            f"{student_think.size} student and {teacher_think.size} teacher think log-probs"
+        )
+    difference = teacher_think - student_think
+    if spec.kl == "k1":
+        kl = difference
+    elif spec.kl == "k3":
+        kl = np.expm1(-difference) + difference
+    elif full is not None and full.size == difference.size:
+        kl = full
+    else:
+        held = "none" if full is None else full.size
+        raise ValueError(f"kl=full: {difference.size} tokens, full-vocabulary KL of {held}")
+    return kl if spec.clip_kl is None else np.minimum(kl, spec.clip_kl)
 
 
 def rank_rewards(rewards: Sequence[float]) -> list[int]:

@@ -60,10 +60,19 @@ SCORES = _schema(
     closed=pa.bool_(),
     think_tokens=pa.int32(),
     solution_tokens=pa.int32(),
+    # rivals of the reward, beside r_ss, r_kl and think_tokens (rlt_core.scoring)
+    think_mean=pa.float64(),  # mean log pi_S(think): plain likelihood
+    rank_surprisal=pa.float64(),  # rank-surprisal ratio, arXiv 2601.14249; lower is better
+    # what guards watch (rlt_core.guards)
+    copied=pa.float64(),  # share of the solution's n-grams in the explanation; null: too short
+    compression=pa.float64(),  # bytes of text a byte of its compressed form; null: too short
+    doubt=pa.float64(),  # words of doubt per 1,000 tokens of the explanation
+    clipped=pa.bool_(),  # cut at the token limit
     temperature=pa.float64(),
     student_solution_logprobs=LOGPROBS,
     student_think_logprobs=LOGPROBS,
     teacher_think_logprobs=LOGPROBS,
+    think_kl=LOGPROBS,  # KL over the whole vocabulary at each token; null unless reward.kl=full
 )
 
 EVAL_SAMPLES = _schema(
@@ -121,6 +130,11 @@ TRAIN_STEPS = _schema(
     reference_kl=pa.float64(),
     completion_tokens=pa.float64(),  # mean
     clipped=pa.float64(),  # share of completions cut at the token limit
+    copied=pa.float64(),  # means of what guards watch, over completions that have it
+    compression=pa.float64(),
+    doubt=pa.float64(),
+    rollout_gap_mean=pa.float64(),  # |log-prob at sampling - recomputed| a token (rollout mode)
+    rollout_gap_max=pa.float64(),
 )
 
 RANK_SCORES = _schema(

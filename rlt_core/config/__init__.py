@@ -1,0 +1,151 @@
+"""One frozen tree that says what a run computes.
+
+Everything here but `Resources` and local paths determines the output and is hashed, node by node
+(`rlt_core.graph`). Sizes are in tokens, questions or completions as the names say.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from rlt_core.config.base import (
+    DType,
+    Fraction,
+    Frozen,
+    Positive,
+)
+from rlt_core.config.data import (
+    DataConfig,
+    FieldMapping,
+)
+from rlt_core.config.inference import (
+    EvaluationConfig,
+    GenerationConfig,
+    RankAblationConfig,
+    Sampling,
+    ScoringConfig,
+)
+from rlt_core.config.models import (
+    FolderModel,
+    HubModel,
+    ModelSource,
+    PackageModel,
+    ScratchModel,
+)
+from rlt_core.config.resources import (
+    Resources,
+    StageResources,
+)
+from rlt_core.config.reward import (
+    REWARD_PRESETS,
+    CorrectnessReward,
+    KLEstimator,
+    Reduction,
+    RewardSpec,
+)
+from rlt_core.config.training import (
+    GRPOConfig,
+    LoRA,
+    Optimizer,
+    ReferenceSync,
+    SFTConfig,
+    StudentGRPOConfig,
+    StudentSFTConfig,
+    TeacherSFTConfig,
+)
+
+__all__ = [
+    "REWARD_PRESETS",
+    "Config",
+    "CorrectnessReward",
+    "DType",
+    "DataConfig",
+    "EvaluationConfig",
+    "FieldMapping",
+    "FolderModel",
+    "Fraction",
+    "Frozen",
+    "GRPOConfig",
+    "GenerationConfig",
+    "HubModel",
+    "Imports",
+    "KLEstimator",
+    "LoRA",
+    "ModelSource",
+    "Optimizer",
+    "PackageModel",
+    "Positive",
+    "RankAblationConfig",
+    "Reduction",
+    "ReferenceSync",
+    "Resources",
+    "RewardSpec",
+    "SFTConfig",
+    "Sampling",
+    "ScoringConfig",
+    "ScratchModel",
+    "StageResources",
+    "StudentGRPOConfig",
+    "StudentSFTConfig",
+    "TeacherSFTConfig",
+]
+
+
+class Imports(Frozen):
+    """What others made, evaluated and compared like our own. Names are the user's."""
+
+    models: dict[str, ModelSource] = Field(default={})
+    """Models to evaluate and compare: hub:org/name[@commit], folder:path or package:name."""
+    traces: dict[str, str] = Field(default={})
+    """Trace files (question, solution, trace): each gets a student and a row in the report."""
+    scores: dict[str, str] = Field(default={})
+    """Score files (question_id, sample, reward)."""
+
+
+class Config(Frozen):
+    """The whole pipeline."""
+
+    profile: str
+    """Name of the profile that this came from."""
+    seeds: tuple[int, ...] = (0,)
+    """Training seeds: each expands the nodes that depend on one."""
+    prompt_format: str = "rlt"
+    """A shipped format (`rlt`, `r1`, `tiny`) or a format file (JSON)."""
+    data: DataConfig = DataConfig()
+    """Questions of the whole pipeline."""
+    rl_data: DataConfig | None = None
+    """Questions of the RL cold-start (the paper: LIMR); those of `data` when empty."""
+    base_model: ModelSource = ScratchModel()
+    """What the teacher starts from."""
+    reward_student: ModelSource | None = None
+    """The frozen student whose log-probs are the reward; the base model when empty."""
+    student: ModelSource | None = None
+    """What distilled students start from; the base model when empty."""
+    teacher_sft: TeacherSFTConfig
+    """Warm-up of the teacher."""
+    teacher_grpo: GRPOConfig
+    """Reinforcement learning of the teacher."""
+    reward: RewardSpec = RewardSpec()
+    """What the teacher is rewarded for."""
+    trace_generation: GenerationConfig
+    """The teacher writes traces."""
+    trace_scoring: ScoringConfig = ScoringConfig()
+    """The traces are scored by the reward."""
+    rank_ablation: RankAblationConfig | None = RankAblationConfig()
+    """Empty: no rank ablation."""
+    student_sft: StudentSFTConfig
+    """Students learn from the traces."""
+    student_grpo: StudentGRPOConfig | None
+    """Empty: no RL after distillation."""
+    evaluation: EvaluationConfig
+    """Students and imported models are tested."""
+    imports: Imports = Imports()
+    """What others made."""
+    resources: Resources = Resources()
+    """Where and how fast; never hashed."""
+
+    @model_validator(mode="after")
+    def _seeds(self) -> Config:
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("seeds must be a non-empty list of different integers")
+        return self

@@ -1,0 +1,49 @@
+"""Questions to learn from and to be tested on."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from rlt_core.config.base import Frozen, Positive
+
+
+class FieldMapping(Frozen):
+    """Which column of the source holds what."""
+
+    question: str = "question"
+    """Column with the question."""
+    solution: str = "solution"
+    """Column with the solution."""
+    trace: str | None = None
+    """Column with the data set's own reasoning trace, if it has one."""
+    answer: str | None = None
+    """Column with the final answer that grading compares; else it is read from the solution."""
+
+
+class DataConfig(Frozen):
+    """Questions to learn from and questions to be tested on."""
+
+    source: str = "arithmetic"
+    """`arithmetic` or `countdown` (generated), a local .jsonl/.json/.parquet/.csv file,
+    or `hub:org/name`."""
+    revision: str | None = Field(default=None, pattern="^[0-9a-f]{40}$")
+    """Commit of a hub data set (40 hex digits); empty: the one that `rlt fetch` pinned here."""
+    hub_split: str = "train"
+    """Split of a hub data set."""
+    fields: FieldMapping = FieldMapping()
+    """Which columns hold what; a generated or `conversations` source needs none."""
+    split_at: str | None = None
+    """When the solution column holds the working and then the final answer (GSM8K: `####`),
+    the text before this marker becomes the trace and the text after it the solution."""
+    conversations: bool = False
+    """The source has a `conversations` column with tagged traces (Bespoke-Stratos-17k)."""
+    n_train: Positive | None = None
+    """Training questions to keep, chosen by `seed`; all when empty."""
+    n_validation: int = Field(default=64, ge=0)
+    """Held-out questions on which the teachers' rewards are compared."""
+    n_test: int = Field(default=200, ge=0)
+    """Held-out questions on which students are tested."""
+    max_prompt_tokens: Positive = 16384
+    """Questions whose teacher prompt is longer are dropped, counted and listed."""
+    seed: int = 0
+    """Seed of the generator, of the split and of subsets."""

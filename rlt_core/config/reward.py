@@ -1,0 +1,76 @@
+"""What a teacher and a student are rewarded for."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rlt_core.config.base import Frozen
+
+Reduction = Literal["mean", "min", "max", "median", "sum"]
+KLEstimator = Literal["k1", "k3", "full"]
+
+
+class RewardSpec(Frozen):
+    """The RLT reward (arXiv 2506.08388, eq. 3-5): r = r_SS - lambda * r_KL + penalty.
+
+    `paper` or `reference-code` in its place is that preset (`REWARD_PRESETS`).
+    """
+
+    alpha: float = 0.01
+    """Weight of the worst token: min in r_SS, max in r_KL."""
+    kl_weight: float = 3.0
+    """Lambda."""
+    temperature: float = Field(default=0.7, gt=0)
+    """Logits are divided by it before the log-softmax, for student and teacher alike."""
+    kl: KLEstimator = "k1"
+    """KL of teacher and student at a token of the explanation: from the token's log-probs alone,
+    log-ratio (`k1`) or Schulman's estimate that is never negative (`k3`), or over the whole
+    vocabulary (`full`, which costs a second pass through both output embeddings)."""
+    solution_reduction: Reduction = "mean"
+    """Of the student's log-probs of the solution's tokens: the main part of r_SS."""
+    solution_extreme: Reduction = "min"
+    """Of the same tokens: the part of r_SS that `alpha` weighs."""
+    think_reduction: Reduction = "mean"
+    """Of the teacher-student KL at the explanation's tokens: the main part of r_KL."""
+    think_extreme: Reduction = "max"
+    """Of the same tokens: the part of r_KL that `alpha` weighs."""
+    clip_logprob: float | None = Field(default=None, gt=0)
+    """A solution token's log-prob below minus this counts as minus this; empty: no clip."""
+    clip_kl: float | None = Field(default=None, gt=0)
+    """A token's KL above this counts as this; empty: no clip."""
+    unclosed_penalty: float = -1.0
+    """Added when the end-of-explanation tag is missing."""
+    empty_think_kl: float = 1.0
+    """What each KL reduction counts for an empty explanation, before coefficients."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if value not in REWARD_PRESETS:
+            raise ValueError(f"write one of the presets {', '.join(REWARD_PRESETS)}, or fields")
+        return REWARD_PRESETS[value].model_dump()
+
+
+REWARD_PRESETS: dict[str, RewardSpec] = {
+    "paper": RewardSpec(),
+    "reference-code": RewardSpec(clip_logprob=1e5, clip_kl=1e5),
+}
+"""Where the paper is silent (alpha, lambda, temperature, penalty of an unclosed explanation, what
+an empty one counts) both have the numbers of the authors' code. That code clips at 1e5 besides,
+which no real log-prob reaches. What the explanation's tokens are is the prompt format's to say:
+`rlt` counts the prefilled line break, as the code does, `rlt-paper` only what the teacher wrote."""
+
+
+class CorrectnessReward(Frozen):
+    """Reward of the RL cold-start (paper section 2.1)."""
+
+    unformatted: float = -1.0
+    """Reward of a completion that does not keep the format."""
+    wrong: float = -0.5
+    """Reward of a well-formed wrong answer."""
+    correct: float = 1.0
+    """Reward of the right answer."""

@@ -1,0 +1,139 @@
+"""SFT and GRPO."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rlt_core.config.base import DType, Fraction, Frozen, Positive
+from rlt_core.config.reward import CorrectnessReward
+
+
+class LoRA(Frozen):
+    """Low-rank adapters in place of full fine-tuning; merged into the artifact."""
+
+    rank: Positive = 16
+    """Rank of the adapters."""
+    alpha: Positive = 32
+    """The adapters' output is scaled by alpha / rank."""
+    dropout: Fraction = 0.0
+    """Share of the adapters' inputs that training drops."""
+
+
+class Optimizer(Frozen):
+    """AdamW and its schedule."""
+
+    learning_rate: float = Field(gt=0)
+    """Peak of AdamW's learning rate."""
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    """Course of the learning rate after the warm-up."""
+    warmup_ratio: Fraction = 0.0
+    """Share of the steps in which the learning rate rises to its peak."""
+    beta1: Fraction = 0.9
+    """AdamW's decay of the gradients' mean."""
+    beta2: Fraction = 0.999
+    """AdamW's decay of the gradients' mean square."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+
+
+class SFTConfig(Optimizer):
+    """Supervised fine-tuning on token ids."""
+
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak of AdamW's learning rate."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the rows; give either this or `steps`."""
+    steps: Positive | None = None
+    """Optimiser steps; give either this or `epochs`."""
+    batch_size: Positive = 16
+    """Sequences a step, over all devices and micro-batches."""
+    max_tokens: Positive = 16384
+    """Longer rows are dropped and counted, never cut."""
+    dtype: DType = "float32"
+    """Number format of the weights in training."""
+    lora: LoRA | None = None
+    """Train low-rank adapters; empty: all weights."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> SFTConfig:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of `epochs` and `steps`")
+        return self
+
+
+class TeacherSFTConfig(SFTConfig):
+    """Warm-up of the teacher: question + solution -> trace."""
+
+    traces: str = "dataset"
+    """`dataset` (the data's own traces), `none` (no warm-up), or a trace file."""
+
+
+class StudentSFTConfig(SFTConfig):
+    """Distillation of a student on traces."""
+
+    n_questions: Positive | None = None
+    """Train on the traces of this many questions, chosen by the seed (the paper's 1K)."""
+
+
+class ReferenceSync(Frozen):
+    """reference <- alpha * policy + (1 - alpha) * reference, every so many steps."""
+
+    every_steps: Positive = 32
+    """Optimiser steps between two updates of the reference."""
+    alpha: Fraction = 0.9
+    """Share of the policy in the new reference."""
+
+
+class GRPOConfig(Optimizer):
+    """Group Relative Policy Optimisation, strictly on-policy, loss type `grpo`."""
+
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """Peak of AdamW's learning rate."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Course of the learning rate after the warm-up."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the questions; give either this or `steps`."""
+    steps: Positive | None = None
+    """Optimiser steps; give either this or `epochs`."""
+    questions_per_step: Positive = 16
+    """Questions a step, each with `group_size` completions."""
+    group_size: Annotated[int, Field(ge=2)] = 64
+    """Completions of one question; advantages are relative to their mean."""
+    beta: float = Field(default=0.04, ge=0)
+    """Weight of the KL penalty (k3) towards the reference model."""
+    temperature: float = Field(default=0.7, gt=0)
+    """Of sampling, and of policy and reference log-probs."""
+    top_p: Fraction = 1.0
+    """Sampling keeps the likeliest tokens that make up this probability."""
+    max_prompt_tokens: Positive = 16384
+    """Questions with a longer prompt are dropped and counted."""
+    max_completion_tokens: Positive = 16384
+    """New tokens of a completion at most."""
+    reference_sync: ReferenceSync | None = None
+    """Let the reference model follow the policy; empty: it stays as it was at the start."""
+    dtype: DType = "float32"
+    """Number format of the weights in training."""
+    lora: LoRA | None = None
+    """Train low-rank adapters; empty: all weights."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GRPOConfig:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of `epochs` and `steps`")
+        if self.lora and self.reference_sync:
+            raise ValueError(
+                "lora and reference_sync exclude each other: with adapters the reference model "
+                "is the frozen base; set reference_sync=null"
+            )
+        return self
+
+
+class StudentGRPOConfig(GRPOConfig):
+    """RL cold-start: GRPO on answer correctness, from a distilled student."""
+
+    reward: CorrectnessReward = CorrectnessReward()
+    """What an answer earns."""
