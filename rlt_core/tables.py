@@ -4,7 +4,8 @@
     >>> connection.sql("select rank, avg(reward) from scores group by rank order by rank")
 
 The views are built from committed manifests, never from globs, and read the Parquet files where
-they lie, local or S3. `run` is the key of the artifact that wrote a row and joins everything.
+they lie, local or S3. `run` is the key of the artifact that wrote a row and joins everything. The
+reward's formula is there as macros (`rlt_core.sql_macros`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from pyarrow.fs import FileSystem
 
+from rlt_core import sql_macros
 from rlt_core.errors import UserError
 from rlt_core.schemas import TABLES
 from rlt_core.store import Manifest, Store
@@ -107,13 +109,14 @@ VIEWS: dict[str, pa.Schema] = {name: view_schema(name) for name in TABLES} | BUI
 
 
 def connect(store: Store) -> duckdb.DuckDBPyConnection:
-    """Views of every table over what is committed now; typed and empty where nothing is.
+    """Views of every table over what is committed now, typed and empty where nothing is; macros.
 
     The connection holds nothing that could be written back: it is in memory, and files, network,
     extensions and Python variables are out of reach of its SQL.
     """
     spill = Path(tempfile.gettempdir()) / f"rlt-duckdb-{os.getuid()}"
     connection = duckdb.connect(config={"temp_directory": str(spill)})
+    sql_macros.create(connection)
     refresh(connection, store)
     connection.execute("set enable_external_access = false")
     connection.execute("set python_enable_replacements = false")
@@ -128,7 +131,7 @@ def refresh(connection: duckdb.DuckDBPyConnection, store: Store) -> int:
     """
     manifests = list(store.manifests())
     for table in TABLES:
-        connection.register(table, _dataset(store, table, manifests))
+        connection.register(table, dataset(store, table, manifests))
     rows = {
         "artifacts": map(_artifact, manifests),
         "costs": map(_cost, manifests),
@@ -163,7 +166,7 @@ def _map(values: Mapping[str, str]) -> str:
 
 
 # ---------------------------------------------------------------- building the views
-def _dataset(store: Store, table: str, manifests: Iterable[Manifest]) -> ds.FileSystemDataset:
+def dataset(store: Store, table: str, manifests: Iterable[Manifest]) -> ds.FileSystemDataset:
     """The files of a table in all artifacts as one dataset, read only when it is queried.
 
     `run` and `label` stand in each fragment's partition expression: the scanner fills them in, and
