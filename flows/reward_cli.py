@@ -15,13 +15,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from flows.options import DEFAULT_STORE, JsonOption, StoreOption, open_store
 from flows.sql_cli import _NoPandas
 from rlt_core.config import KLEstimator, Reduction
 from rlt_core.errors import UserError
+from rlt_core.printable import printable
 
 if TYPE_CHECKING:
+    from rlt_core.explain import Explained, Token
     from rlt_core.replay import Changes, Summary
     from rlt_core.store import Manifest
 
@@ -31,6 +34,12 @@ app = typer.Typer(
 
 UNLIMITED = 10_000
 """Characters a line where no terminal bounds it."""
+SHOWN_RIVALS = 16
+"""Completions of the same question that `explain` shows."""
+MEASURES = (
+    "r_ss", "r_kl", "think_mean", "rank_surprisal", "copied", "compression", "doubt", "clipped",
+)  # fmt: skip
+"""Columns of `scores` that rank traces otherwise, and that guards watch."""
 
 
 def _console() -> Console:
@@ -127,9 +136,8 @@ def _show_replay(manifests: list[Manifest], changes: Changes, found: list[Summar
     for column in ("traces", "questions", "before", "after", "Pearson", "Spearman", "best changed"):
         table.add_column(column, justify="right")
     for manifest, one in zip(manifests, found, strict=True):
-        title = manifest.label if manifest.seed is None else f"{manifest.label}@{manifest.seed}"
         table.add_row(
-            escape(title), manifest.ref.key, f"{one.traces:,}", f"{one.questions:,}",
+            escape(_title(manifest)), manifest.ref.key, f"{one.traces:,}", f"{one.questions:,}",
             _number(one.mean_before), _number(one.mean_after), _number(one.pearson),
             _number(one.spearman), "·" if one.best_changed is None else f"{one.best_changed:.1%}",
         )  # fmt: skip
@@ -147,3 +155,122 @@ def _show_replay(manifests: list[Manifest], changes: Changes, found: list[Summar
 
 def _number(value: float | None) -> str:
     return "·" if value is None else f"{value:.4g}"
+
+
+# ---------------------------------------------------------------- explain
+@app.command("explain")
+def explain_(
+    trace_id: Annotated[str, typer.Argument(metavar="TRACE_ID", help="As in `scores`.")],
+    run: Annotated[
+        str | None,
+        typer.Option(help="Key, beginning or name of the scores; else the newest with the trace."),
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Show what made one trace's reward: parts, worst tokens, the question's other traces."""
+    sys.meta_path.insert(0, _NoPandas())
+    from rlt_core.explain import explain
+
+    found = explain(open_store(store), trace_id, run)
+    row, console = found.row, _console()
+    _show_head(console, found)
+    if found.parts:
+        console.print(_parts_table(found))
+    elif row["reward"] is None:
+        console.print(f"no reward: {row['status']}")
+    else:
+        console.print(f"reward {_number(row['reward'])}, imported: there are no log-probs")
+    if found.worst_solution is not None:
+        console.print("\nworst token of the solution", style="bold")
+        console.print(_tokens_table([found.worst_solution]))
+    for title, tokens in (
+        ("most surprising tokens of the explanation: largest k", found.surprising),
+        ("and least likely to the student", found.unlikely),
+    ):
+        if tokens:
+            console.print(f"\n{title}", style="bold")
+            console.print(_tokens_table(tokens))
+    measured = [f"{name} {_number(row[name])}" for name in MEASURES if row[name] is not None]
+    if measured:
+        console.print(f"\n[bold]measures[/]  {', '.join(measured)}")
+    console.print(_group_table(found))
+
+
+def _show_head(console: Console, found: Explained) -> None:
+    row = found.row
+    console.print(
+        f"[bold]{escape(row['trace_id'])}[/]  {escape(_title(found.manifest))}  "
+        f"{found.manifest.ref.key}"
+    )
+    for name in ("question_id", "teacher", "student", "closed", "think_tokens", "solution_tokens"):
+        if row[name] is not None:
+            console.print(f"{name} {escape(str(row[name]))}", end="  ", style="dim")
+    console.print()
+    if found.elsewhere:
+        others = ", ".join(f"{_title(one)} ({one.ref.key})" for one in found.elsewhere)
+        console.print(f"also scored in {escape(others)}: take --run KEY for these", style="dim")
+
+
+def _parts_table(found: Explained) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("part")
+    for column in ("value", "times", "adds"):
+        table.add_column(column, justify="right")
+    for part in found.parts:
+        table.add_row(
+            part.name, f"{part.value:.4f}", f"{part.coefficient:g}", f"{part.contribution:+.4f}"
+        )
+    table.add_row("[bold]reward", "", "", f"[bold]{found.row['reward']:+.4f}")
+    return table
+
+
+def _tokens_table(tokens: list[Token]) -> Table:
+    """Positions, log-probs, k where there is one, and the token among its neighbours."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    explanation = tokens[0].kl is not None
+    table.add_column("token", justify="right")
+    for column in ("log p student", *(("log p teacher", "k") if explanation else ())):
+        table.add_column(column, justify="right")
+    table.add_column("text")
+    for token in tokens:
+        numbers = [token.student, token.teacher, token.kl]
+        text = Text.assemble(
+            _plain(token.before), (f"[{_plain(token.text)}]", "bold reverse"), _plain(token.after)
+        )
+        table.add_row(
+            "prefix" if token.position < 0 else str(token.position),
+            *(f"{number:.3f}" for number in numbers if number is not None),
+            text,
+        )
+    return table
+
+
+def _plain(text: str) -> str:
+    return printable(text.replace("\n", "⏎").replace("\t", "⇥"))
+
+
+def _group_table(found: Explained) -> Table:
+    """The question's traces by rank: the best, and this one."""
+    own, group = found.row["trace_id"], found.group
+    left_out = max(0, len(group) - SHOWN_RIVALS)
+    table = Table(
+        box=None, header_style="bold", pad_edge=False, title_justify="left",
+        title=f"\ntraces of the question, by rank: {len(group)}",
+        caption=f"{left_out} more" if left_out else None,
+    )  # fmt: skip
+    for column in ("rank", "trace", "reward", "tokens"):
+        table.add_column(column, justify="left" if column == "trace" else "right")
+    for place, row in enumerate(group):
+        if place < SHOWN_RIVALS or row["trace_id"] == own:
+            table.add_row(
+                "·" if row["rank"] is None else str(row["rank"]),
+                escape(row["trace_id"]),
+                _number(row["reward"]),
+                "·" if row["think_tokens"] is None else str(row["think_tokens"]),
+                style="bold" if row["trace_id"] == own else "",
+            )
+    return table
+
+
+def _title(manifest: Manifest) -> str:
+    return manifest.label if manifest.seed is None else f"{manifest.label}@{manifest.seed}"
