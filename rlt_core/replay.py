@@ -95,7 +95,7 @@ def chosen(store: Store, names: Sequence[str]) -> list[Manifest]:
     latest: dict[tuple[str, int | None], Manifest] = {}
     for manifest in sorted(store.manifests(), key=lambda one: one.finished_at):
         if manifest.stage == "trace-scoring":
-            latest[manifest.label, manifest.seed] = manifest
+            latest[manifest.label, manifest.seed] = _replayable(manifest)
     if not latest:
         raise UserError(f"no scored traces in {store}; `rlt run trace-scoring` makes them")
     return sorted(latest.values(), key=lambda one: (one.label, one.seed or 0))
