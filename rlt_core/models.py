@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rlt_core.config import FolderModel, HubModel, ModelSource, PackageModel, ScratchModel
+from rlt_core.config import (
+    FolderModel,
+    HubModel,
+    ModelSource,
+    PackageModel,
+    ScratchModel,
+    StageResources,
+)
 from rlt_core.errors import UserError
 from rlt_core.formats import PromptFormat
 from rlt_core.model_sources import MODEL_FILES, model_files, package_gguf
@@ -104,6 +113,17 @@ def load_model(folder: Path, dtype: str = "float32", device: str = "cpu") -> Pre
         trust_remote_code=False,
     )
     return model.to(pick_device(device)).eval()
+
+
+@contextmanager
+def on_device(model: PreTrainedModel, resources: StageResources) -> Iterator[PreTrainedModel]:
+    """A frozen model where it computes; with `resources.offload` it waits outside."""
+    model.to(pick_device(resources.device))  # type: ignore[arg-type]
+    try:
+        yield model
+    finally:
+        if resources.offload:
+            model.to("cpu")  # type: ignore[arg-type]
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

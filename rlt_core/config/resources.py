@@ -23,6 +23,8 @@ class StageResources(Frozen):
     tokens_per_batch: Positive = 16384
     """Tokens a forward pass of scoring, and of the prompts and completions of one generation
     batch."""
+    offload: bool = False
+    """A frozen model leaves the accelerator while another one computes: less memory, more time."""
     shard_questions: Positive = 64
     """Questions a shard of generation, scoring and evaluation; a shard commits on its own."""
     checkpoint_every_steps: Positive = 25

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from rlt_core.control import Control
-from rlt_core.models import load_model, load_tokenizer, require_same_vocabulary
+from rlt_core.models import load_model, load_tokenizer, on_device, require_same_vocabulary
 from rlt_core.prompts import Prompter
 from rlt_core.rows import read_rows
 from rlt_core.scoring import assign_ranks, score_traces
@@ -31,8 +31,8 @@ def run(job: Job) -> dict[str, float]:
     questions = {row["question_id"]: row for row in read_rows(job.tables("questions"), "questions")}
 
     @cache
-    def load(folder: Path) -> PreTrainedModel:
-        return load_model(folder, config.scoring.dtype, job.resources.device)
+    def loaded(folder: Path) -> PreTrainedModel:
+        return load_model(folder, config.scoring.dtype)
 
     def compute(shard: Sequence[list[Row]], control: Control) -> list[Row]:
         traces = [trace for group in shard for trace in group]
@@ -40,8 +40,8 @@ def run(job: Job) -> dict[str, float]:
             traces,
             questions,
             student=job.key("student"),
-            load_student=lambda: load(student),
-            load_teacher=lambda: load(teacher),
+            load_student=lambda: on_device(loaded(student), job.resources),
+            load_teacher=lambda: on_device(loaded(teacher), job.resources),
             student_prompter=student_prompter,
             teacher_prompter=teacher_prompter,
             spec=config.reward,

@@ -1,5 +1,6 @@
 """Selected log-probs equal a float64 oracle that materialises everything, however batched."""
 
+from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -11,7 +12,6 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from rlt_core import scoring
 from rlt_core.config import RewardSpec, ScratchModel
 from rlt_core.control import Control
 from rlt_core.errors import Stopped
@@ -20,7 +20,10 @@ from rlt_core.models import new_model, tiny_tokenizer
 from rlt_core.prompts import Prompter
 from rlt_core.reward import reward_parts
 from rlt_core.rows import read_rows, write_rows
-from rlt_core.scoring import assign_ranks, length_batches, score_traces, selected_logprobs
+from rlt_core.scoring import assign_ranks, passes, score_traces, selected_logprobs
+from rlt_core.scoring import head as head_module
+from rlt_core.scoring.head import head_kl, head_logprobs
+from rlt_core.scoring.passes import length_batches
 
 VOCABULARY = 23
 
@@ -62,28 +65,51 @@ def contexts(draw: st.DrawFn) -> Contexts:
     return many
 
 
-@settings(max_examples=40, deadline=None)
+def with_common_beginnings(many: Contexts, beginnings: list[list[int]]) -> Contexts:
+    """Every context behind one of a few beginnings: groups that share a prompt."""
+    grown = []
+    for i, (ids, spans) in enumerate(many):
+        before = beginnings[i % len(beginnings)] if beginnings else []
+        moved = [(start + len(before), end + len(before)) for start, end in spans]
+        grown.append((before + ids, moved))
+    return grown
+
+
+@settings(max_examples=60, deadline=None)
 @given(
     many=contexts(),
+    beginnings=st.lists(st.lists(st.integers(0, VOCABULARY - 1), max_size=30), max_size=2),
     seed=st.integers(0, 3),
     heads=st.sampled_from([1, 2]),
     tied=st.booleans(),
     temperature=st.sampled_from([0.3, 0.7, 1.0, 2.0]),
     tokens_per_batch=st.sampled_from([1, 17, 64, 10_000]),
-    chunk=st.sampled_from([1, 3, 4096]),
+    block_logits=st.sampled_from([1, 5, 40, None]),
+    share_prefixes=st.sampled_from([True, False, None]),
+    packed=st.booleans(),
 )
-def test_equals_the_oracle_for_any_shape_budget_and_chunk(
+def test_equals_the_oracle_for_any_shape_budget_block_and_sharing(
     many: Contexts,
+    beginnings: list[list[int]],
     seed: int,
     heads: int,
     tied: bool,
     temperature: float,
     tokens_per_batch: int,
-    chunk: int,
+    block_logits: int | None,
+    share_prefixes: bool | None,
+    packed: bool,
 ) -> None:
     model = random_llama(seed, heads, tied)
+    many = with_common_beginnings(many, beginnings)
     ids, spans = [each[0] for each in many], [each[1] for each in many]
-    got = selected_logprobs(model, ids, spans, temperature, tokens_per_batch, chunk_positions=chunk)
+    with pytest.MonkeyPatch.context() as patch:
+        # The CPU's attention takes packed sequences too, only not fast.
+        patch.setattr(passes, "_takes_packed", lambda decoder: packed)
+        got = selected_logprobs(
+            model, ids, spans, temperature, tokens_per_batch,
+            share_prefixes=share_prefixes, block_logits=block_logits,
+        )  # fmt: skip
     assert [len(arrays) for arrays in got] == [len(each) for each in spans]
     for context, each, arrays in zip(ids, spans, got, strict=True):
         for span, array in zip(each, arrays, strict=True):
@@ -94,19 +120,81 @@ def test_equals_the_oracle_for_any_shape_budget_and_chunk(
             np.testing.assert_allclose(array, expected, rtol=5e-5, atol=1e-4)
 
 
-def test_no_logits_beyond_a_chunk_ever_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_group_begins_with_is_computed_once() -> None:
     model = random_llama(0)
-    sizes = []
-    model.lm_head.register_forward_hook(lambda module, args, out: sizes.append(tuple(out.shape)))
+    seen: list[int] = []
+    model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    prompt = [i % VOCABULARY for i in range(100)]
+    group = [[*prompt, i, 2, 3, 4, 5] for i in range(16)]
+    spans = [[(100, 105)]] * 16
+    selected_logprobs(model, group, spans, 1.0, 10_000, share_prefixes=True)
+    # Token 99 predicts the first one of each explanation; the last one predicts nothing.
+    assert sorted(seen) == [16 * 5, 99]
+    seen.clear()
+    selected_logprobs(model, group, spans, 1.0, 10_000, share_prefixes=False)
+    assert sum(seen) == 16 * 104
+    seen.clear()
+    long = [prompt + [i] * 60 for i in range(16)]  # enough tokens to be worth it
+    selected_logprobs(model, long, [[(100, 160)]] * 16, 1.0, 10_000)
+    assert sum(seen) == 99 + 16 * 60
+    seen.clear()
+    selected_logprobs(model, [[1, 2, i] + [3] * 200 for i in range(16)], [[(3, 203)]] * 16, 1.0, 1)
+    assert sum(seen) == 16 * 202  # two tokens in common are not
+
+
+def test_no_logits_beyond_a_block_ever_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_llama(0)
+    blocks: list[tuple[int, ...]] = []
+
+    def linear(hidden: torch.Tensor, weight: torch.Tensor, bias: Any) -> torch.Tensor:
+        logits = torch.nn.functional.linear(hidden, weight, bias)
+        blocks.append(tuple(logits.shape))
+        return logits
+
+    monkeypatch.setattr(head_module, "linear", linear)
+    monkeypatch.setitem(head_module.BLOCK_WORDS, "cpu", 10)
     ids = [[i % VOCABULARY for i in range(50)] for _ in range(6)]
     spans = [[(10, 14), (40, 50)]] * 6
-    selected_logprobs(model, ids, spans, 1.0, 1000, chunk_positions=8)
-    assert all(rows <= 8 and columns == VOCABULARY for rows, columns in sizes)
-    assert sum(rows for rows, _ in sizes) == 6 * 14  # the selected positions, nothing else
-    sizes.clear()
-    monkeypatch.setattr(scoring, "CHUNK_LOGITS", 5 * VOCABULARY)
-    selected_logprobs(model, ids, spans, 1.0, 1000)
-    assert max(rows for rows, _ in sizes) == 5
+    selected_logprobs(model, ids, spans, 1.0, 1000, block_logits=80)
+    assert max(rows * words for rows, words in blocks) <= 80
+    # All words of the selected positions, nothing else.
+    assert sum(rows * words for rows, words in blocks) == 6 * 14 * VOCABULARY
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    positions=st.integers(0, 12), seed=st.integers(0, 5), words=st.integers(1, 40),
+    temperature=st.sampled_from([0.7, 1.0, 2.0]), block_logits=st.sampled_from([1, 30, None]),
+    biased=st.booleans(),
+)  # fmt: skip
+def test_ranks_surprisal_and_full_kl_equal_the_oracle(
+    positions: int, seed: int, words: int, temperature: float, block_logits: int | None,
+    biased: bool,
+) -> None:  # fmt: skip
+    torch.manual_seed(seed)
+    p, q = torch.nn.Linear(6, words, bias=biased), torch.nn.Linear(4, words)
+    hidden_p, hidden_q = torch.randn(positions, 6) * 3, torch.randn(positions, 4) * 3
+    targets = torch.randint(words, (positions,))
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(head_module.BLOCK_WORDS, "cpu", 7)
+        got = head_logprobs(
+            p, hidden_p, targets, temperature, ranks=True, block_logits=block_logits
+        )
+        kl = head_kl((p, q), (hidden_p, hidden_q), temperature, block_logits=block_logits)
+        x, y = (each.double()(h.double()) for each, h in [(p, hidden_p), (q, hidden_q)])
+    rows = torch.arange(positions)
+    assert got.ranks is not None or not positions
+    if not positions:
+        assert got.logprobs.size == kl.size == 0
+        return
+    own = x[rows, targets]
+    np.testing.assert_array_equal(got.ranks, ((x > own[:, None]).sum(1) + 1).numpy())
+    np.testing.assert_allclose(got.surprisal, x.logsumexp(1) - own, atol=1e-4)
+    log_p, log_q = (torch.log_softmax(each / temperature, 1) for each in (x, y))
+    np.testing.assert_allclose(got.logprobs, log_p[rows, targets], atol=1e-4)
+    np.testing.assert_allclose(kl, (log_p.exp() * (log_p - log_q)).sum(1), atol=1e-4)
 
 
 def test_a_policy_in_training_is_scored_without_dropout_and_left_as_it_was() -> None:
@@ -195,8 +283,8 @@ def score(traces: list[dict[str, Any]], **changes: Any) -> list[dict[str, Any]]:
     longest = len(PROMPTER.student_context("", [], "").ids) + 100
     arguments: dict[str, Any] = {
         "student": "s",
-        "load_student": lambda: tiny_model(1),
-        "load_teacher": lambda: tiny_model(2),
+        "load_student": lambda: nullcontext(tiny_model(1)),
+        "load_teacher": lambda: nullcontext(tiny_model(2)),
         "student_prompter": PROMPTER,
         "teacher_prompter": PROMPTER,
         "spec": SPEC,
@@ -254,7 +342,7 @@ def test_one_model_at_a_time_and_none_without_work() -> None:
     loads: list[str] = []
 
     def loader(name: str, seed: int) -> Any:
-        return lambda: loads.append(name) or tiny_model(seed)
+        return lambda: loads.append(name) or nullcontext(tiny_model(seed))
 
     changes = {"load_student": loader("student", 1), "load_teacher": loader("teacher", 2)}
     score(TRACES, **changes, tokens_per_batch=300)

@@ -1,0 +1,16 @@
+"""Models → log-probs of selected tokens → rows of `scores`."""
+
+from rlt_core.scoring.logprobs import selected_logprobs
+from rlt_core.scoring.passes import eval_mode
+from rlt_core.scoring.tokens import Contexts, TokenScores, token_scores
+from rlt_core.scoring.traces import assign_ranks, score_traces
+
+__all__ = [
+    "Contexts",
+    "TokenScores",
+    "assign_ranks",
+    "eval_mode",
+    "score_traces",
+    "selected_logprobs",
+    "token_scores",
+]

@@ -1,0 +1,174 @@
+"""From hidden states to log-probs: the output embedding, a block of logits at a time.
+
+Shapes: N positions, D width, C positions of a chunk, V vocabulary, W words of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+FLOATS = NDArray[np.float32]
+
+BLOCK_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 26}
+"""Logits that exist at once: on a CPU what its caches hold."""
+BLOCK_WORDS = {"cpu": 1 << 11, "cuda": 1 << 15}
+"""Words of a block; the rest of a block's size is positions, so that the weights, read once for
+each chunk of positions, are read seldom."""
+
+
+@dataclass(frozen=True)
+class HeadScores:
+    """What the output embedding says of each selected token; arrays of N."""
+
+    logprobs: FLOATS
+    """log softmax(logits / temperature)[target]."""
+    surprisal: FLOATS | None
+    """-log softmax(logits)[target], at temperature 1."""
+    ranks: NDArray[np.int64] | None
+    """1 + number of words with a larger logit."""
+
+
+def head_logprobs(
+    head: nn.Linear,
+    hidden_ND: Tensor,
+    targets_N: Tensor,
+    temperature: float,
+    *,
+    ranks: bool = False,
+    block_logits: int | None = None,
+) -> HeadScores:
+    """Log-probs of the targets, and with `ranks` their ranks and surprisal from the same logits.
+
+    Logits are those of the head in its own number format; all that follows is float32. The
+    log-sum-exp runs over blocks of at most `block_logits` logits, with the largest so far taken
+    out. A head that is not a plain linear layer (adapters around one) gives whole rows of logits.
+    """
+    parts: dict[str, list[Tensor]] = {"logprobs": [], "surprisal": [], "ranks": []}
+    rows = _rows(head, hidden_ND.device.type, block_logits)
+    for hidden_CD, targets_C in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True):
+        target_C = torch.zeros(len(hidden_CD), device=hidden_CD.device)
+        scaled, plain = _LogSumExp(target_C), _LogSumExp(target_C)
+        above_C = torch.zeros_like(targets_C)
+        guess_C = _target_logits(head, hidden_CD, targets_C) if ranks else None
+        for start, logits_CW in _blocks(head, hidden_CD, block_logits):
+            own_C = (targets_C >= start) & (targets_C < start + logits_CW.shape[1])
+            place_C = (targets_C - start).clamp(0, logits_CW.shape[1] - 1)
+            found_C = logits_CW.gather(1, place_C[:, None])[:, 0]
+            target_C = torch.where(own_C, found_C, target_C)
+            if guess_C is not None:
+                # The guess may differ from the block's value by rounding: it is no larger word.
+                above_C += (logits_CW > guess_C[:, None]).sum(1)
+                above_C -= (own_C & (found_C > guess_C)).long()
+                if temperature != 1:
+                    plain.add(logits_CW.clone(), 1.0)
+            scaled.add(logits_CW, temperature)
+        parts["logprobs"].append(target_C / temperature - scaled.value())
+        if ranks:
+            whole_C = scaled.value() if temperature == 1 else plain.value()
+            parts["surprisal"].append(whole_C - target_C)
+            parts["ranks"].append(above_C + 1)
+    logprobs, surprisal, rank = (_joined(parts[name]) for name in parts)
+    if logprobs is None:
+        logprobs = np.empty(0, np.float32)
+    return HeadScores(logprobs, surprisal, rank)
+
+
+def head_kl(
+    heads: tuple[nn.Linear, nn.Linear],
+    hidden_ND: tuple[Tensor, Tensor],
+    temperature: float,
+    *,
+    block_logits: int | None = None,
+) -> FLOATS:
+    """KL(p || q) over the vocabulary at each position, (N,), from the hidden states of both models.
+
+    sum_v p(v) (log p(v) - log q(v)) at the temperature, p the first model's; in one pass: with
+    d = (x - y) / temperature of the logits x and y, it is E_p[d] - lse(x) + lse(y).
+    """
+    parts = []
+    (head_p, head_q), (all_p, all_q) = heads, hidden_ND
+    rows = min(_rows(head, all_p.device.type, block_logits) for head in heads)
+    for hidden_p, hidden_q in zip(all_p.split(rows), all_q.split(rows), strict=True):
+        zero_C = torch.zeros(len(hidden_p), device=hidden_p.device)
+        p, q = _LogSumExp(zero_C), _LogSumExp(zero_C)
+        # A head with adapters comes in whole rows: then the other's must as well.
+        width = None if _plain(head_p) and _plain(head_q) else 0
+        blocks_p = _blocks(head_p, hidden_p, block_logits, width)
+        blocks_q = _blocks(head_q, hidden_q, block_logits, width)
+        for (_, x_CW), (_, y_CW) in zip(blocks_p, blocks_q, strict=True):
+            p.add(x_CW.clone(), temperature, weights_CW=(x_CW - y_CW).div_(temperature))
+            q.add(y_CW, temperature)
+        parts.append(p.mean() - p.value() + q.value())
+    joined = _joined(parts)
+    return np.empty(0, np.float32) if joined is None else joined
+
+
+class _LogSumExp:
+    """log sum_w exp(x_w / temperature) of rows that arrive in blocks; arrays of C."""
+
+    def __init__(self, zero_C: Tensor) -> None:
+        self._most_C = torch.full_like(zero_C, -torch.inf)
+        self._sum_C = zero_C.clone()
+        self._weighted_C = zero_C.clone()
+
+    def add(self, logits_CW: Tensor, temperature: float, weights_CW: Tensor | None = None) -> None:
+        """Count a block in; its memory is overwritten. `weights_CW` are averaged by `mean`."""
+        most_C = torch.maximum(self._most_C, logits_CW.amax(1))
+        shrink_C = torch.exp((self._most_C - most_C) / temperature)
+        exp_CW = logits_CW.sub_(most_C[:, None]).mul_(1 / temperature).exp_()
+        self._sum_C = self._sum_C * shrink_C + exp_CW.sum(1)
+        if weights_CW is not None:
+            self._weighted_C = self._weighted_C * shrink_C + exp_CW.mul_(weights_CW).sum(1)
+        self._most_C, self._temperature = most_C, temperature
+
+    def value(self) -> Tensor:
+        return self._most_C / self._temperature + self._sum_C.log()
+
+    def mean(self) -> Tensor:
+        """Mean of the weights under the softmax."""
+        return self._weighted_C / self._sum_C
+
+
+def _plain(head: nn.Linear) -> bool:
+    return type(head) is nn.Linear
+
+
+def _rows(head: nn.Linear, device: str, block_logits: int | None) -> int:
+    """Positions of a chunk."""
+    words = BLOCK_WORDS[device] if _plain(head) else head.out_features
+    return max(1, (block_logits or BLOCK_LOGITS[device]) // min(words, head.out_features))
+
+
+def _blocks(
+    head: nn.Linear, hidden_CD: Tensor, block_logits: int | None, words: int | None = None
+) -> Iterator[tuple[int, Tensor]]:
+    """First word and float32 logits (C, W) of each block; whole rows if `words` is 0."""
+    if words == 0 or not _plain(head):
+        yield 0, head(hidden_CD).float()
+        return
+    device = hidden_CD.device
+    words = min(BLOCK_WORDS[device.type], block_logits or head.out_features)
+    for start in range(0, head.out_features, words):
+        # To the device: the head of a model that has left it may be asked once more.
+        weight = head.weight[start : start + words].to(device)
+        bias = None if head.bias is None else head.bias[start : start + words].to(device)
+        yield start, linear(hidden_CD, weight, bias).float()
+
+
+def _target_logits(head: nn.Linear, hidden_CD: Tensor, targets_C: Tensor) -> Tensor:
+    """The targets' own logits, (C,), up to rounding."""
+    if not _plain(head):
+        return head(hidden_CD).float().gather(1, targets_C[:, None])[:, 0]
+    logits_C = (hidden_CD * head.weight[targets_C]).float().sum(1)
+    return logits_C if head.bias is None else logits_C + head.bias[targets_C].float()
+
+
+def _joined(parts: list[Tensor]) -> NDArray | None:
+    return torch.cat(parts).cpu().numpy() if parts else None

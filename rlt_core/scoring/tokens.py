@@ -1,0 +1,113 @@
+"""Per-token log-probs of explanations under student and teacher, one model after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from rlt_core.config import RewardSpec
+from rlt_core.control import Control
+from rlt_core.prompts import Context, Span
+from rlt_core.scoring.head import FLOATS
+from rlt_core.scoring.logprobs import Selected, cut, select
+
+Loader = Callable[[], AbstractContextManager[nn.Module]]
+"""Gives a model for one phase; what follows the phase (keep, offload, forget) is its to say."""
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """An explanation in both contexts."""
+
+    student: Context
+    """With the solution behind it."""
+    teacher: Context
+
+    @property
+    def solution(self) -> Span:
+        """Where the solution stands in the student's context."""
+        assert self.student.solution is not None
+        return self.student.solution
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Log-probs at the spec's temperature, natural logarithms: solution (S,), think (T,)."""
+
+    student_solution: FLOATS
+    student_think: FLOATS
+    teacher_think: FLOATS
+    think_kl: FLOATS | None
+    """KL over the whole vocabulary at each token, where the spec's `kl` is full."""
+    think_surprisal: FLOATS
+    """The student's, at temperature 1."""
+    think_ranks: NDArray[np.int64]
+    """The student's; 1 for its likeliest word."""
+
+
+def token_scores(
+    contexts: Sequence[Contexts],
+    load_student: Loader,
+    load_teacher: Loader,
+    spec: RewardSpec,
+    tokens_per_batch: int,
+    control: Control | None = None,
+) -> list[TokenScores]:
+    """Scores of every explanation, in order. First the student scores all, then the teacher."""
+    control = control or Control()
+    if not contexts:
+        return []
+    full = spec.kl == "full"
+    with load_student() as model:
+        student = select(
+            model,
+            [each.student.ids for each in contexts],
+            [np.concatenate([_range(each.solution), _range(each.student.think)])
+             for each in contexts],
+            spec.temperature,
+            tokens_per_batch,
+            ranks=True,
+            keep_states=full,
+            control=control.part(0, 2),
+        )  # fmt: skip
+    if student.states is not None:
+        for i, each in enumerate(contexts):
+            student.states.hidden[i] = student.states.hidden[i][_size(each.solution) :]
+    with load_teacher() as model:
+        teacher = select(
+            model,
+            [each.teacher.ids for each in contexts],
+            [_range(each.teacher.think) for each in contexts],
+            spec.temperature,
+            tokens_per_batch,
+            kl_to=student.states,
+            control=control.part(1, 2),
+        )
+    return [_scores(i, each, student, teacher) for i, each in enumerate(contexts)]
+
+
+def _scores(i: int, contexts: Contexts, student: Selected, teacher: Selected) -> TokenScores:
+    assert student.surprisal is not None and student.ranks is not None
+    sizes = [_size(contexts.solution), _size(contexts.student.think)]
+    solution, think = cut(student.logprobs[i], sizes)
+    return TokenScores(
+        student_solution=solution,
+        student_think=think,
+        teacher_think=teacher.logprobs[i],
+        think_kl=None if teacher.kl is None else teacher.kl[i],
+        think_surprisal=student.surprisal[i][sizes[0] :],
+        think_ranks=student.ranks[i][sizes[0] :],
+    )
+
+
+def _range(span: Span) -> NDArray[np.int64]:
+    return np.arange(span.start, span.end)
+
+
+def _size(span: Span) -> int:
+    return span.end - span.start

@@ -1,0 +1,142 @@
+"""Rows of the table `scores`: rewards of traces, their parts, rivals and guards."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlt_core.config import RewardSpec
+from rlt_core.control import Control
+from rlt_core.guards import watch
+from rlt_core.prompts import Prompter
+from rlt_core.reward import RewardParts, rank_rewards, reward_parts
+from rlt_core.rivals import mean_likelihood, rank_surprisal_ratio
+from rlt_core.scoring.tokens import Contexts, Loader, TokenScores, token_scores
+
+Row = dict[str, Any]
+
+
+def score_traces(
+    traces: Sequence[Mapping[str, Any]],
+    questions: Mapping[str, Mapping[str, Any]],
+    *,
+    student: str,
+    load_student: Loader,
+    load_teacher: Loader,
+    student_prompter: Prompter,
+    teacher_prompter: Prompter,
+    spec: RewardSpec,
+    max_tokens: int,
+    tokens_per_batch: int,
+    control: Control | None = None,
+) -> list[Row]:
+    """Rows of `scores`, one a trace in input order, `rank` still empty (see `assign_ranks`).
+
+    `traces` are rows of the table `traces`, `questions` rows of `questions` by id; `student` is
+    the key of the reward student. First the student scores everything, then the teacher: each
+    is asked of its loader once. A trace whose student context exceeds `max_tokens` is not scored:
+    status `too_long`.
+    """
+    contexts = [_contexts(trace, questions, student_prompter, teacher_prompter) for trace in traces]
+    kept = [i for i, each in enumerate(contexts) if len(each.student.ids) <= max_tokens]
+    scored = token_scores(
+        [contexts[i] for i in kept], load_student, load_teacher, spec, tokens_per_batch, control
+    )
+    by_trace = dict(zip(kept, scored, strict=True))
+    return [
+        _row(trace, each, student, spec, by_trace.get(i))
+        for i, (trace, each) in enumerate(zip(traces, contexts, strict=True))
+    ]
+
+
+def assign_ranks(rows: Sequence[Row]) -> list[Row]:
+    """The rows with `rank` filled: 1 is the best reward among a question's scored completions.
+
+    Completions compete if question, seed, teacher and student are the same; of equal rewards the
+    lower sample ranks better. A row without a reward has no rank.
+    """
+    ranked = [{**row, "rank": None} for row in rows]
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in ranked:
+        if row["reward"] is not None:
+            key = tuple(row[name] for name in ("question_id", "seed", "teacher", "student"))
+            groups[key].append(row)
+    for group in groups.values():
+        group.sort(key=lambda row: row["sample"])
+        for row, rank in zip(group, rank_rewards([row["reward"] for row in group]), strict=True):
+            row["rank"] = rank
+    return ranked
+
+
+def _contexts(
+    trace: Mapping[str, Any],
+    questions: Mapping[str, Mapping[str, Any]],
+    student_prompter: Prompter,
+    teacher_prompter: Prompter,
+) -> Contexts:
+    row = questions[trace["question_id"]]
+    question, solution, think_ids = row["question"], row["solution"], trace["token_ids"]
+    return Contexts(
+        student_prompter.student_context(question, think_ids, solution),
+        teacher_prompter.teacher_context(question, solution, think_ids),
+    )
+
+
+def _row(
+    trace: Mapping[str, Any],
+    contexts: Contexts,
+    student: str,
+    spec: RewardSpec,
+    scores: TokenScores | None,
+) -> Row:
+    solution_ids = contexts.student.ids[slice(*contexts.solution)]
+    row: Row = {
+        **{name: trace[name] for name in ("trace_id", "question_id", "seed", "teacher", "sample")},
+        "student": student,
+        "status": "too_long",
+        "rank": None,
+        "closed": trace["closed"],
+        "think_tokens": len(trace["token_ids"]),
+        "solution_tokens": len(solution_ids),
+        "temperature": spec.temperature,
+        "think_mean": None,
+        "rank_surprisal": None,
+        **dataclasses.asdict(watch(trace["text"], trace["token_ids"], solution_ids)),
+        "clipped": trace["finish_reason"] == "length",
+        **dict.fromkeys(field.name for field in dataclasses.fields(RewardParts)),
+        "student_solution_logprobs": None,
+        "student_think_logprobs": None,
+        "teacher_think_logprobs": None,
+        "think_kl": None,
+    }
+    if scores is None:
+        return row
+    logprobs = {
+        "student_solution_logprobs": scores.student_solution,
+        "student_think_logprobs": scores.student_think,
+        "teacher_think_logprobs": scores.teacher_think,
+        "think_kl": scores.think_kl,
+    }
+    try:
+        parts = reward_parts(
+            scores.student_solution,
+            scores.student_think,
+            scores.teacher_think,
+            trace["closed"],
+            spec,
+            scores.think_kl,
+        )
+    except ValueError as error:
+        raise RuntimeError(f"trace {trace['trace_id']}: {error}") from error
+    return (
+        row
+        | dataclasses.asdict(parts)
+        | logprobs
+        | {
+            "status": "scored",
+            "think_mean": mean_likelihood(scores.student_think),
+            "rank_surprisal": rank_surprisal_ratio(scores.think_ranks, scores.think_surprisal),
+        }
+    )
