@@ -6,10 +6,12 @@ What a query must give is worked out here in Python, from the rows that the stor
 import math
 import re
 from collections import Counter, defaultdict
-from statistics import mean
+from statistics import correlation, mean
 
 import pytest
 
+from rlt_core.config import RewardSpec
+from rlt_core.reward import reward_parts
 from rlt_core.rows import read_rows
 from rlt_core.store import Store
 from rlt_core.tables import VIEWS, connect
@@ -211,6 +213,31 @@ def test_the_replay_at_other_weights_is_the_formula(ask, training):
     found = ask("Replay the reward with other weights")
     assert {row["trace_id"]: row["replayed"] for row in found} == pytest.approx(expected, abs=1e-6)
     assert any(row["new_rank"] != row["rank"] for row in found)
+
+
+def test_which_weights_keep_the_ranking(ask, filled, training):
+    spec = RewardSpec.model_validate(filled[1]["trace-scoring[sft]@0"].config["reward"])
+    found = ask("Which weights keep the ranking")
+    assert len(found) == 16
+    for row in found:
+        weights = {"alpha": float(row["alpha"]), "kl_weight": float(row["kl_weight"])}
+        changed = spec.model_copy(update=weights)
+        replayed = [
+            reward_parts(
+                trace["student_solution_logprobs"], trace["student_think_logprobs"],
+                trace["teacher_think_logprobs"], trace["closed"], changed,
+            ).reward
+            for trace in training
+        ]  # fmt: skip
+        groups = defaultdict(list)
+        for trace, reward in zip(training, replayed, strict=True):
+            groups[trace["question_id"]].append((reward, -trace["sample"], trace["rank"] == 1))
+        stored = [trace["reward"] for trace in training]
+        assert row["pearson"] == pytest.approx(correlation(stored, replayed), abs=1e-9)
+        assert row["best_kept"] == pytest.approx(mean(max(group)[2] for group in groups.values()))
+    own = next(row for row in found if float(row["alpha"]) == 0.01 and row["kl_weight"] == 3)
+    assert own["best_kept"] == 1 and own["pearson"] == pytest.approx(1)
+    assert any(row["best_kept"] < 1 for row in found)
 
 
 def test_unfinished_and_too_long_traces(ask):
