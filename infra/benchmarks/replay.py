@@ -1,6 +1,8 @@
-"""`rlt reward replay` on many traces: `python -m infra.benchmarks.replay [TRACES]`.
+"""`rlt reward replay` on many traces.
 
-A store with one `scores` artifact is written on a temporary disk (`TMPDIR`; 2.2 GB for 1,000,000
+    python -m infra.benchmarks.replay [TRACES [THINK_TOKENS]]
+
+A store with one `scores` artifact is written on a temporary disk (`TMPDIR`; 2.1 GB for 1,000,000
 traces): files of `SHARD` traces as trace-scoring leaves them, random log-probs of `THINK_TOKENS`
 and `SOLUTION_TOKENS` tokens. Each replay is a process of its own, the command as a user types it;
 its seconds and the greatest memory that it held are printed. The plain way is a loop over
@@ -32,6 +34,7 @@ TRACES = 100_000
 SHARD = 1024
 """Traces a file: 64 questions with 16 completions each."""
 THINK_TOKENS, SOLUTION_TOKENS = 300, 20
+"""Of each trace."""
 WAYS = {
     "alpha, lambda": (["--alpha", "0.1", "--lambda", "1"], RewardSpec(alpha=0.1, kl_weight=1)),
     "k3": (["--kl", "k3"], RewardSpec(kl="k3")),
@@ -49,7 +52,7 @@ def _lists(draw: np.random.Generator, tokens: int) -> pa.Array:
     return pa.ListArray.from_arrays(np.arange(SHARD + 1, dtype=np.int32) * tokens, values)
 
 
-def _shard(number: int) -> pa.Table:
+def _shard(number: int, think_tokens: int) -> pa.Table:
     """`scores` of 64 questions."""
     draw = np.random.default_rng(number)
     questions = [f"{number * 64 + row // 16:016x}" for row in range(SHARD)]
@@ -65,19 +68,19 @@ def _shard(number: int) -> pa.Table:
         "rank": pa.array(np.arange(SHARD, dtype=np.int32) % 16 + 1),
         "closed": pa.array(draw.random(SHARD) < 0.9),
         "student_solution_logprobs": _lists(draw, SOLUTION_TOKENS),
-        "student_think_logprobs": _lists(draw, THINK_TOKENS),
-        "teacher_think_logprobs": _lists(draw, THINK_TOKENS),
+        "student_think_logprobs": _lists(draw, think_tokens),
+        "teacher_think_logprobs": _lists(draw, think_tokens),
     }
     return pa.table(
         [columns.get(field.name, pa.nulls(SHARD, field.type)) for field in SCORES], schema=SCORES
     )
 
 
-def fill(store: Store, traces: int) -> Manifest:
+def fill(store: Store, traces: int, think_tokens: int) -> Manifest:
     """Commit them, rounded up to whole files."""
     attempt = store.begin(Ref(kind="scores", key="0" * 16))
     for number in range(-(-traces // SHARD)):
-        write_table(attempt.out / "scores" / f"{number:06}.parquet", _shard(number))
+        write_table(attempt.out / "scores" / f"{number:06}.parquet", _shard(number, think_tokens))
     now = datetime.now(UTC)
     return store.commit(
         Manifest(
@@ -124,12 +127,13 @@ def plain(folder: Path, spec: RewardSpec) -> tuple[float, dict[str, float]]:
 def main() -> None:
     """All ways on one store."""
     traces = int(sys.argv[1]) if len(sys.argv) > 1 else TRACES
+    think_tokens = int(sys.argv[2]) if len(sys.argv) > 2 else THINK_TOKENS
     with tempfile.TemporaryDirectory() as folder:
         store, output = Store(f"{folder}/store"), Path(folder) / "replayed.parquet"
         started = time.perf_counter()
-        manifest = fill(store, traces)
+        manifest = fill(store, traces, think_tokens)
         print(
-            f"{manifest.rows:,} traces of {THINK_TOKENS} think and {SOLUTION_TOKENS} solution "
+            f"{manifest.rows:,} traces of {think_tokens} think and {SOLUTION_TOKENS} solution "
             f"tokens, {manifest.bytes / 1e6:,.0f} MB (written in "
             f"{time.perf_counter() - started:.0f} s)"
         )
