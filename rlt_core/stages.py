@@ -9,17 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic import model_validator
+
 from rlt_core.config import (
     DataConfig,
     EvaluationConfig,
     Frozen,
     GenerationConfig,
-    GRPOConfig,
     RewardSpec,
     ScoringConfig,
     ScratchModel,
     SFTConfig,
     StudentGRPOConfig,
+    TeacherGRPOConfig,
 )
 from rlt_core.formats import PromptFormat
 
@@ -54,10 +56,15 @@ class TeacherSFTStageConfig(Frozen):
 class TeacherGRPOStageConfig(Frozen):
     """RL of the teacher with the RLT reward."""
 
-    grpo: GRPOConfig
+    grpo: TeacherGRPOConfig
     reward: RewardSpec
     format: PromptFormat
     seed: int
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TeacherGRPOStageConfig:
+        self.grpo.check_against(self.reward)
+        return self
 
 
 class TraceGenerationConfig(Frozen):

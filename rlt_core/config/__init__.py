@@ -51,6 +51,7 @@ from rlt_core.config.training import (
     SFTConfig,
     StudentGRPOConfig,
     StudentSFTConfig,
+    TeacherGRPOConfig,
     TeacherSFTConfig,
 )
 
@@ -87,6 +88,7 @@ __all__ = [
     "StageResources",
     "StudentGRPOConfig",
     "StudentSFTConfig",
+    "TeacherGRPOConfig",
     "TeacherSFTConfig",
 ]
 
@@ -123,7 +125,7 @@ class Config(Frozen):
     """What distilled students start from; the base model when empty."""
     teacher_sft: TeacherSFTConfig
     """Warm-up of the teacher."""
-    teacher_grpo: GRPOConfig
+    teacher_grpo: TeacherGRPOConfig
     """Reinforcement learning of the teacher."""
     reward: RewardSpec = RewardSpec()
     """What the teacher is rewarded for."""

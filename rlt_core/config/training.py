@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from rlt_core.config.base import DType, Fraction, Frozen, Positive
-from rlt_core.config.reward import CorrectnessReward
+from rlt_core.config.reward import CorrectnessReward, RewardSpec
+from rlt_core.errors import UserError
 
 
 class LoRA(Frozen):
@@ -130,6 +131,41 @@ class GRPOConfig(Optimizer):
                 "is the frozen base; set reference_sync=null"
             )
         return self
+
+
+class TeacherGRPOConfig(GRPOConfig):
+    """RL of the teacher on the RLT reward."""
+
+    teacher_logprobs: Literal["exact", "rollout"] = "exact"
+    """Teacher's log-probs in the reward: computed again from the policy (`exact`), or those that
+    the engine recorded while sampling (`rollout`: a forward pass less; needs the reward's
+    temperature, top_p 1 and reward.kl other than `full`; the difference is in `train_steps`)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_plain(cls, value: object) -> object:
+        """A plain GRPOConfig leaves the teacher's own fields at their defaults."""
+        return value.model_dump() if type(value) is GRPOConfig else value
+
+    def check_against(self, reward: RewardSpec) -> None:
+        """Raise UserError if the log-probs that the engine records are not those of the reward."""
+        if self.teacher_logprobs == "exact":
+            return
+        if self.temperature != reward.temperature:
+            problem = (
+                f"teacher_grpo.temperature is {self.temperature:g} and reward.temperature "
+                f"{reward.temperature:g}; set them to the same value"
+            )
+        elif self.top_p != 1:
+            problem = f"teacher_grpo.top_p is {self.top_p:g}; set it to 1"
+        elif reward.kl == "full":
+            problem = "reward.kl is full, which needs the whole distribution; set it to k1 or k3"
+        else:
+            return
+        raise UserError(
+            "teacher_grpo.teacher_logprobs=rollout takes log-probs as they were recorded in "
+            f"sampling, but {problem}, or set teacher_grpo.teacher_logprobs=exact"
+        )
 
 
 class StudentGRPOConfig(GRPOConfig):

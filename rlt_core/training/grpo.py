@@ -50,9 +50,9 @@ def train_grpo(
     their seeds derive from `key` (the node's), step, question and sample. Prompts longer than
     `config.max_prompt_tokens` are dropped and counted (`dropped_too_long`).
     Raises UserError if too few prompts are left, if a completion might outgrow the model's
-    positions, or if the reward refuses (`RewardFunction.check`); RuntimeError for a reward that is
-    no number; Stopped when asked to stop. Called again with the same workspace it goes on from the
-    last checkpoint.
+    positions, or if the reward refuses (`RewardFunction.check`); RuntimeError with the trace's id
+    for a reward that is no number; Stopped when asked to stop. Called again with the same workspace
+    it goes on from the last checkpoint.
     """
     set_seed(seed)
     policy = load_policy(model, config, resources.device)

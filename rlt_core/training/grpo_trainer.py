@@ -6,14 +6,13 @@ and C completion positions.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate.utils import gather
+from accelerate.utils import gather, gather_object
 from safetensors.torch import load_model as load_weights
 from safetensors.torch import save_model as save_weights
 from torch import Tensor, nn
@@ -21,10 +20,10 @@ from torch.nn.functional import pad
 from trl import GRPOConfig, GRPOTrainer
 
 from rlt_core.config import Sampling, StageResources
-from rlt_core.generation import sample_seed
+from rlt_core.generation import Completion, sample_seed
 from rlt_core.generation.transformers_engine import TransformersEngine
 from rlt_core.training.checkpoints import ResumableTrainer
-from rlt_core.training.rewards import Prompt, RewardFunction, Rewards
+from rlt_core.training.rewards import NoReward, Prompt, RewardFunction, Rewards
 
 REFERENCE = "reference.safetensors"
 
@@ -60,7 +59,7 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
             max_tokens=cast(int, self.args.max_completion_length),
         )
         self._batch: list[Prompt] = []
-        self._clipped: list[float] = []
+        self._completions: list[Completion] = []
 
     # ------------------------------------------------------------ state beside the model
     def save_extra(self, folder: Path) -> None:
@@ -97,9 +96,8 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
                 seeds,
                 self.eos_token_ids,
             )
-        flat = [completion for group in completions for completion in group]
-        self._clipped = [float(completion.finish_reason == "length") for completion in flat]
-        return [completion.ids for completion in flat], None
+        self._completions = [completion for group in completions for completion in group]
+        return [completion.ids for completion in self._completions], None
 
     # ------------------------------------------------------------ rewards
     def _calculate_rewards(
@@ -110,34 +108,65 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         completion_ids_list: list[list[int]],
     ) -> Tensor:
         """Rewards of the step's completions over all processes, (N, 1)."""
-        with self.accelerator.autocast():
-            result = self._reward(
-                self._batch, completion_ids_list, self.accelerator.unwrap_model(self.model)
-            )
-        for prompt, reward in zip(self._batch, result.rewards, strict=True):
-            if reward is None or not math.isfinite(reward):
-                raise RuntimeError(f"question {prompt.question_id}: its reward is {reward}")
+        result = self._rewards_of_this_process(completion_ids_list)
         rewards_N = self._gather(result.rewards)
-        self._record(rewards_N, result, completion_ids_list)
+        self._record(rewards_N, result)
         return rewards_N[:, None]
 
-    def _record(
-        self, rewards_N: Tensor, result: Rewards, completions: Sequence[Sequence[int]]
-    ) -> None:
+    def _rewards_of_this_process(self, completions: Sequence[Sequence[int]]) -> Rewards:
+        """Raises RuntimeError in every process if a reward is no number in one of them: TRL would
+        take it for a reward of 0."""
+        result, fault = Rewards([], {}), None
+        sampled = [cast(Any, completion.logprobs) for completion in self._completions]
+        try:
+            with self.accelerator.autocast():
+                policy = self.accelerator.unwrap_model(self.model)
+                result = self._reward(self._batch, completions, sampled, policy)
+            finite = torch.tensor(result.rewards, dtype=torch.float32).isfinite().tolist()
+            if not all(finite):
+                place = finite.index(False)
+                raise NoReward(place, f"its reward is {result.rewards[place]}")
+        except NoReward as error:
+            fault = f"trace {self._trace_id(error.place)}: {error}"
+        if faults := [each for each in gather_object([fault]) if each is not None]:
+            raise RuntimeError(faults[0])
+        return result
+
+    def _trace_id(self, place: int) -> str:
+        """`{question_id}-{sample}` of a completion of this process."""
+        first = self.accelerator.process_index * len(self._batch)
+        return f"{self._batch[place].question_id}-{(first + place) % self._group_size}"
+
+    def _record(self, rewards_N: Tensor, result: Rewards) -> None:
         """Fill in the step's columns of `train_steps`."""
         rewards_QG = rewards_N.view(-1, self._group_size)
         flat_Q = rewards_QG.amax(1) == rewards_QG.amin(1)
-        columns: Mapping[str, Sequence[float]] = {
+        means: dict[str, Sequence[float | None]] = {
             **result.parts,
-            "completion_tokens": [float(len(ids)) for ids in completions],
-            "clipped": self._clipped,
+            "completion_tokens": [float(len(each.ids)) for each in self._completions],
+            "clipped": [float(each.finish_reason == "length") for each in self._completions],
         }
         self._recorder.parts.update(
-            {name: self._gather(values).mean().item() for name, values in columns.items()},
+            {name: self._mean(values) for name, values in means.items()},
+            **{name: self._peak(values) for name, values in result.peaks.items()},
             reward=rewards_N.mean().item(),
             reward_std=rewards_QG.std(1).mean().item(),
             zero_std_groups=flat_Q.float().mean().item(),
         )
+
+    def _mean(self, values: Sequence[float | None]) -> float | None:
+        """Over what has a value, in all processes."""
+        known_N = self._gather_known(values)
+        return known_N.mean().item() if len(known_N) else None
+
+    def _peak(self, values: Sequence[float | None]) -> float | None:
+        known_N = self._gather_known(values)
+        return known_N.max().item() if len(known_N) else None
+
+    def _gather_known(self, values: Sequence[float | None]) -> Tensor:
+        """The values that there are, of all processes."""
+        values_N = self._gather([0.0 if value is None else value for value in values])
+        return values_N[self._gather([float(value is not None) for value in values]).bool()]
 
     def _gather(self, values: Sequence[float]) -> Tensor:
         return gather(torch.tensor(values, dtype=torch.float32, device=self.accelerator.device))

@@ -1,21 +1,27 @@
-"""What GRPO optimises: the RLT reward of an explanation, or the correctness of an answer."""
+"""What GRPO optimises: the RLT reward of an explanation, or the correctness of an answer.
+
+Shapes: N completions of a batch; T tokens of an explanation, S of a solution.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
 
-from rlt_core.config import CorrectnessReward, RewardSpec, StageResources
+from rlt_core.config import CorrectnessReward, RewardSpec, StageResources, TeacherGRPOConfig
 from rlt_core.errors import UserError
 from rlt_core.grading import Grade, GradeItem, Grader
-from rlt_core.models import load_model, load_tokenizer, require_same_vocabulary
-from rlt_core.prompts import Context, Prompter
+from rlt_core.guards import watch
+from rlt_core.models import load_model, load_tokenizer, on_device, require_same_vocabulary
+from rlt_core.prompts import Explanation, Prompter
 from rlt_core.reward import RewardParts, reward_parts
-from rlt_core.scoring import selected_logprobs
+from rlt_core.scoring import Contexts, selected_logprobs, token_scores
+from rlt_core.training.rollouts import LOGPROBS, Gap, Rollout, recorded_logprobs
 
 MAX_GRADER_FAILURES = 0.5
 """Share of a batch's grades above which the grader, not the answers, is at fault."""
@@ -38,8 +44,19 @@ class Rewards:
     """One value a completion, in the order of the completions."""
 
     rewards: list[float]
-    parts: dict[str, list[float]]
-    """Columns of `train_steps`, whose mean over the step's completions is recorded."""
+    parts: dict[str, list[float | None]]
+    """Columns of `train_steps`: recorded is the mean over the step's completions that have a
+    value."""
+    peaks: dict[str, list[float | None]] = field(default_factory=dict)
+    """Columns of which the largest value is recorded."""
+
+
+class NoReward(Exception):
+    """A completion, by its place in the batch, has no finite reward."""
+
+    def __init__(self, place: int, reason: str) -> None:
+        super().__init__(reason)
+        self.place = place
 
 
 class RewardFunction(Protocol):
@@ -53,16 +70,22 @@ class RewardFunction(Protocol):
         """Raise UserError if some completion of these prompts could have no reward."""
 
     def __call__(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], policy: nn.Module
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[int]],
+        sampled: Sequence[LOGPROBS],
+        policy: nn.Module,
     ) -> Rewards:
-        """Rewards of `completions[i]`, which the current `policy` wrote to `prompts[i]`."""
+        """Rewards of `completions[i]`, which the current `policy` wrote to `prompts[i]` with
+        log-probs `sampled[i]`. Completions of one question stand together. Raises NoReward."""
 
 
 class RLTReward:
     """How well a frozen student predicts the solution from the explanation, and how natural the
     explanation is to it (arXiv 2506.08388, eq. 3-5; `rlt_core.reward`).
 
-    The teacher's log-probs are those of the policy as it is now.
+    The teacher's log-probs are those of the policy as it is now: computed from it, or recorded when
+    it sampled (`rlt_core.training.rollouts`).
     """
 
     def __init__(
@@ -70,24 +93,27 @@ class RLTReward:
         prompter: Prompter,
         student: Path,
         spec: RewardSpec,
+        config: TeacherGRPOConfig,
         *,
-        dtype: str,
         resources: StageResources,
     ) -> None:
-        """`student`: its model folder. Raises UserError unless teacher (whose tokenizer the
-        prompter holds) and student have one vocabulary."""
+        """`student`: its model folder; `config`: of the training. Raises UserError unless teacher
+        (whose tokenizer the prompter holds) and student have one vocabulary, and if the log-probs
+        of this training's rollouts are not those of the reward."""
+        config.check_against(spec)
         names = ("the teacher", "the reward student")
         require_same_vocabulary(prompter.tokenizer, load_tokenizer(student), names)
         self.stop_ids = prompter.stop_ids
-        self._prompter, self._spec = prompter, spec
-        self._student = load_model(student, dtype, resources.device).requires_grad_(False)
-        self._tokens_per_batch = resources.tokens_per_batch
+        self._prompter, self._spec, self._resources = prompter, spec, resources
+        self._recorded = config.teacher_logprobs == "rollout"
+        self._student = load_model(student, config.dtype).requires_grad_(False)
 
     def check(self, prompts: Sequence[Prompt], max_completion_tokens: int) -> None:
         """Every explanation must fit into the student's context: it is never cut."""
         limit = self._student.config.get_text_config().max_position_embeddings
         for prompt in prompts:
-            tokens = len(self._student_context(prompt, []).ids) + max_completion_tokens
+            context = self._contexts(prompt, []).student
+            tokens = len(context.ids) + max_completion_tokens
             if tokens > limit:
                 raise UserError(
                     f"question {prompt.question_id}: with an explanation of max_completion_tokens="
@@ -97,47 +123,112 @@ class RLTReward:
                 )
 
     def __call__(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], policy: nn.Module
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[int]],
+        sampled: Sequence[LOGPROBS],
+        policy: nn.Module,
     ) -> Rewards:
         thinks = [self._prompter.split_completion(ids) for ids in completions]
-        students, teachers = [], []
-        for prompt, think in zip(prompts, thinks, strict=True):
-            question, solution = prompt.row["question"], prompt.row["solution"]
-            students.append(self._student_context(prompt, think.ids))
-            teachers.append(self._prompter.teacher_context(question, solution, think.ids))
-        by_student = self._logprobs(
-            self._student, students, [[_solution(context), context.think] for context in students]
-        )
-        by_teacher = self._logprobs(policy, teachers, [[context.think] for context in teachers])
-        scored = []
-        for i, think in enumerate(thinks):
-            (solution, student_think), (teacher_think,) = by_student[i], by_teacher[i]
-            try:
-                scored.append(
-                    reward_parts(solution, student_think, teacher_think, think.closed, self._spec)
+        contexts = [self._contexts(p, think.ids) for p, think in zip(prompts, thinks, strict=True)]
+        gap: Gap | None = None
+        if self._recorded:
+            rollouts = [
+                Rollout(
+                    prompts[i].question_id, contexts[i].teacher, len(think.ids), ids, sampled[i]
                 )
+                for i, (think, ids) in enumerate(zip(thinks, completions, strict=True))
+            ]
+            logprobs, gap = self._with_recorded(contexts, rollouts, policy)
+        else:
+            logprobs = self._computed(contexts, policy)
+        scored = []
+        for place, (each, think) in enumerate(zip(logprobs, thinks, strict=True)):
+            try:
+                scored.append(reward_parts(**each, closed=think.closed, spec=self._spec))
             except ValueError as error:
-                raise RuntimeError(f"question {prompts[i].question_id}: {error}") from error
-        return Rewards([parts.reward for parts in scored], _columns(scored, thinks))
+                raise NoReward(place, str(error)) from error
+        columns = _columns(scored, thinks) | self._guards(thinks, contexts)
+        rewards = [parts.reward for parts in scored]
+        if not self._recorded:
+            return Rewards(rewards, columns)
+        others = [None] * (len(scored) - 1)  # the gap is the whole process's
+        mean, peak = (gap.mean, gap.max) if gap else (None, None)
+        columns["rollout_gap_mean"] = [mean, *others]
+        return Rewards(rewards, columns, {"rollout_gap_max": [peak, *others]})
 
-    def _student_context(self, prompt: Prompt, think_ids: Sequence[int]) -> Context:
-        row = prompt.row
-        return self._prompter.student_context(row["question"], think_ids, row["solution"])
+    def _contexts(self, prompt: Prompt, think_ids: Sequence[int]) -> Contexts:
+        question, solution = prompt.row["question"], prompt.row["solution"]
+        return Contexts(
+            student=self._prompter.student_context(question, think_ids, solution),
+            teacher=self._prompter.teacher_context(question, solution, think_ids),
+        )
 
-    def _logprobs(
-        self, model: nn.Module, contexts: Sequence[Context], spans: Sequence[Any]
-    ) -> list[Any]:
-        ids = [context.ids for context in contexts]
-        return selected_logprobs(model, ids, spans, self._spec.temperature, self._tokens_per_batch)
+    def _computed(self, contexts: Sequence[Contexts], policy: nn.Module) -> list[dict[str, Any]]:
+        """Arguments of `reward_parts`, each model asked once for the whole batch."""
+        scores = token_scores(
+            contexts,
+            lambda: on_device(self._student, self._resources),
+            lambda: nullcontext(policy),
+            self._spec,
+            self._resources.tokens_per_batch,
+        )
+        return [
+            {
+                "student_solution_logprobs": each.student_solution,
+                "student_think_logprobs": each.student_think,
+                "teacher_think_logprobs": each.teacher_think,
+                "think_kl": each.think_kl,
+            }
+            for each in scores
+        ]
+
+    def _with_recorded(
+        self, contexts: Sequence[Contexts], rollouts: Sequence[Rollout], policy: nn.Module
+    ) -> tuple[list[dict[str, Any]], Gap | None]:
+        """The same with the teacher's log-probs as they were sampled."""
+
+        def score(
+            model: nn.Module, ids: Sequence[Sequence[int]], spans: Sequence[Any]
+        ) -> list[Any]:
+            temperature, tokens = self._spec.temperature, self._resources.tokens_per_batch
+            return selected_logprobs(model, ids, spans, temperature, tokens)
+
+        with on_device(self._student, self._resources) as student:
+            by_student = score(
+                student,
+                [each.student.ids for each in contexts],
+                [[each.solution, each.student.think] for each in contexts],
+            )
+        teacher, gap = recorded_logprobs(
+            rollouts,
+            lambda ids, spans: [found for (found,) in score(policy, ids, [[s] for s in spans])],
+        )
+        names = (
+            "student_solution_logprobs", "student_think_logprobs", "teacher_think_logprobs",
+        )  # fmt: skip
+        return [
+            dict(zip(names, (*student, teacher[i]), strict=True))
+            for i, student in enumerate(by_student)
+        ], gap
+
+    def _guards(
+        self, thinks: Sequence[Explanation], contexts: Sequence[Contexts]
+    ) -> dict[str, list[float | None]]:
+        """What the guards see in each explanation, by column."""
+        seen = []
+        for think, each in zip(thinks, contexts, strict=True):
+            start, end = each.solution
+            seen.append(asdict(watch(think.text, think.ids, each.student.ids[start:end])))
+        return {name: [each[name] for each in seen] for name in seen[0]}
 
 
-def _solution(context: Context) -> tuple[int, int]:
-    assert context.solution is not None  # a student's context has one
-    return context.solution
-
-
-def _columns(scored: Sequence[RewardParts], thinks: Sequence[Any]) -> dict[str, list[float]]:
-    columns = {name: [getattr(parts, name) for parts in scored] for name in PARTS}
+def _columns(
+    scored: Sequence[RewardParts], thinks: Sequence[Explanation]
+) -> dict[str, list[float | None]]:
+    columns: dict[str, list[float | None]] = {
+        name: [getattr(parts, name) for parts in scored] for name in PARTS
+    }
     return columns | {"unclosed": [float(not think.closed) for think in thinks]}
 
 
@@ -169,7 +260,11 @@ class AnswerReward:
             )
 
     def __call__(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], policy: nn.Module
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[int]],
+        sampled: Sequence[LOGPROBS],
+        policy: nn.Module,
     ) -> Rewards:
         answers = [self._prompter.split_answer(self._prompter.decode(ids)) for ids in completions]
         formatted = [i for i, answer in enumerate(answers) if answer.formatted]

@@ -11,32 +11,47 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlt_core.control import Control
+from rlt_core.guards import guard_alarms
 from rlt_core.schemas import TRAIN_STEPS
 
 Row = dict[str, Any]
 ZERO_VARIANCE_STEPS = 3
-FALL_WINDOW = 10
+WINDOW = 10
+"""Steps at either end that the reward's fall and the guards look at."""
+GUARDED = ("copied", "compression", "clipped")
 
 
 def alarms(rows: Sequence[Row]) -> dict[str, float]:
-    """Signs that GRPO has collapsed, 1.0 or 0.0 each.
+    """Signs that GRPO has collapsed or learns something else than to explain, 1.0 or 0.0 each.
 
     `alarm_zero_variance`: for 3 steps on end, no group had two different rewards, so nothing is
     learned. `alarm_reward_falling`: the mean reward of the last 10 steps is below that of the
-    first 10 by more than the spread inside a group was then.
+    first 10 by more than the spread inside a group was then. `alarm_copied`, `alarm_repetition`,
+    `alarm_over_length`: the guards' (`rlt_core.guards`) means over the last 10 steps are too high.
     """
     last = [row["zero_std_groups"] for row in rows[-ZERO_VARIANCE_STEPS:]]
     flat = len(last) == ZERO_VARIANCE_STEPS and all(share == 1.0 for share in last)
     falling = False
-    if len(rows) >= 2 * FALL_WINDOW:
-        start, end = rows[:FALL_WINDOW], rows[-FALL_WINDOW:]
+    if len(rows) >= 2 * WINDOW:
+        start, end = rows[:WINDOW], rows[-WINDOW:]
         falling = mean_of(end, "reward") < mean_of(start, "reward") - mean_of(start, "reward_std")
-    return {"alarm_zero_variance": float(flat), "alarm_reward_falling": float(falling)}
+    watched = {name: known_mean(rows[-WINDOW:], name) for name in GUARDED}
+    return {
+        "alarm_zero_variance": float(flat),
+        "alarm_reward_falling": float(falling),
+        **guard_alarms(**watched),
+    }
 
 
 def mean_of(rows: Sequence[Row], column: str) -> float:
     """Mean of a column over rows."""
     return sum(row[column] for row in rows) / len(rows)
+
+
+def known_mean(rows: Sequence[Row], column: str) -> float | None:
+    """Mean of a column over the rows that have it."""
+    known = [row[column] for row in rows if row[column] is not None]
+    return sum(known) / len(known) if known else None
 
 
 class StepRecorder(TrainerCallback):
@@ -52,7 +67,7 @@ class StepRecorder(TrainerCallback):
         control: Control,
     ) -> None:
         self.rows: list[Row] = []
-        self.parts: dict[str, float] = {}
+        self.parts: dict[str, float | None] = {}
         """Columns of the current step that the trainer fills in (the reward and its parts)."""
         self.stopped = False
         """Training ended early because somebody asked for it."""

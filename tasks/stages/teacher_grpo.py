@@ -25,7 +25,7 @@ def run(job: Job) -> dict[str, float]:
         prompter,
         job.model("student"),
         config.reward,
-        dtype=config.grpo.dtype,
+        config.grpo,
         resources=job.resources,
     )
     return train_grpo(

@@ -1,16 +1,25 @@
 """GRPO: its gradient by hand, what it learns, and that interruptions change nothing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from training_runs import Killed, kill_at, scratch_folder, steps, stop_after, weights
+from training_runs import (
+    TEACHER,
+    Killed,
+    kill_at,
+    scratch_folder,
+    steps,
+    stop_after,
+    weights,
+)
 
-from rlt_core.config import GRPOConfig, LoRA, ReferenceSync, RewardSpec, StageResources
+from rlt_core.config import LoRA, ReferenceSync, RewardSpec, StageResources
 from rlt_core.control import Control
 from rlt_core.errors import Stopped, UserError
 from rlt_core.models import load_model
@@ -19,11 +28,7 @@ from rlt_core.store import Workspace
 from rlt_core.training.grpo import train_grpo
 from rlt_core.training.rewards import Prompt, Rewards, RLTReward
 
-CONFIG = GRPOConfig(
-    steps=5, questions_per_step=3, group_size=4, learning_rate=3e-3, schedule="constant",
-    beta=0.5, temperature=0.7, max_prompt_tokens=60, max_completion_tokens=10,
-    reference_sync=ReferenceSync(every_steps=2),
-)  # fmt: skip
+CONFIG = TEACHER.model_copy(update={"reference_sync": ReferenceSync(every_steps=2)})
 Run = Callable[..., tuple[Path, dict[str, float]]]
 
 
@@ -39,7 +44,7 @@ class Digits:
         """Any completion has a reward."""
 
     def __call__(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], policy: object
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], *rest: object
     ) -> Rewards:
         rewards = [sum(i in self._digits for i in ids) / len(ids) for ids in completions]
         self.batches.append((list(prompts), [list(ids) for ids in completions], rewards))
@@ -188,7 +193,7 @@ def test_the_reference_follows_the_policy(train: Run) -> None:
 
 def test_the_rlt_reward_trains(train: Run, prompter: Prompter, tmp_path: Path, resources) -> None:
     student = scratch_folder(tmp_path / "student", seed=1)
-    reward = RLTReward(prompter, student, RewardSpec(), dtype="float32", resources=resources)
+    reward = RLTReward(prompter, student, RewardSpec(), CONFIG, resources=resources)
     out, _ = train("run", reward=reward, config=CONFIG.model_copy(update={"steps": 2}))
     row = steps(out)[1]
     assert row["reward"] == pytest.approx(row["r_ss"] - 3 * row["r_kl"] - row["unclosed"], rel=1e-4)
@@ -204,13 +209,67 @@ def test_lora_gives_a_plain_model(train: Run, model: Path) -> None:
     assert any(not torch.equal(start[name], trained[name]) for name in start)
 
 
-def test_a_reward_that_is_no_number_ends_the_run(train: Run, prompter: Prompter) -> None:
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e39"])  # the last in float32
+def test_a_reward_that_is_no_number_ends_the_run(
+    train: Run, prompter: Prompter, value: str, tmp_path: Path
+) -> None:
     class Broken(Digits):
-        def __call__(self, *batch: object) -> Rewards:
-            return Rewards([*super().__call__(*batch).rewards[:-1], float("nan")], {})
+        def __call__(self, *batch: Any) -> Rewards:
+            rewards = super().__call__(*batch).rewards
+            return Rewards([*rewards[:6], float(value), *rewards[7:]], {})
 
-    with pytest.raises(RuntimeError, match=r"question id.*: its reward is nan"):
-        train("run", reward=Broken(prompter))
+    reward = Broken(prompter)
+    with pytest.raises(RuntimeError, match=r"^trace ") as caught:
+        train("run", reward=reward)
+    question = reward.batches[0][0][6].question_id
+    assert str(caught.value) == f"trace {question}-2: its reward is {float(value)}"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_student_with_broken_weights_ends_the_run(
+    train: Run, prompter: Prompter, tmp_path: Path, resources
+) -> None:
+    student = scratch_folder(tmp_path / "student", seed=1)
+    tensors = load_file(student / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, student / "model.safetensors", {"format": "pt"})
+    reward = RLTReward(prompter, student, RewardSpec(), CONFIG, resources=resources)
+    message = r"^trace id\d+\+\d+\?*-0: student_solution_logprobs: token 0 is not finite$"
+    with pytest.raises(RuntimeError, match=message):
+        train("run", reward=reward)
+
+
+def test_parts_without_a_value_are_left_out_of_the_mean(train: Run, prompter: Prompter) -> None:
+    class Patchy(Digits):
+        def __call__(self, prompts: Sequence[Prompt], *rest: Any) -> Rewards:
+            rewards = super().__call__(prompts, *rest).rewards
+            none = [None] * (len(rewards) - 3)
+            return Rewards(
+                rewards,
+                {"copied": [*none, 0.25, 0.5, 0.75], "compression": [*none, None, None, None]},
+                {"rollout_gap_max": [*none, -3.0, -2.0, None]},
+            )
+
+    out, _ = train("run", reward=Patchy(prompter), config=CONFIG.model_copy(update={"steps": 2}))
+    for row in steps(out):
+        assert (row["copied"], row["compression"], row["doubt"]) == (0.5, None, None)
+        assert (row["rollout_gap_max"], row["rollout_gap_mean"]) == (-2.0, None)
+
+
+def test_what_guards_see_is_recorded_and_told(train: Run, prompter: Prompter) -> None:
+    class Copies(Digits):
+        def __call__(self, prompts: Sequence[Prompt], *rest: Any) -> Rewards:
+            rewards = super().__call__(prompts, *rest).rewards
+            return Rewards(rewards, {"copied": [0.9] * len(rewards)})
+
+    told: list[Mapping[str, float]] = []
+    control = Control(progress=lambda step, total, metrics: told.append(metrics))
+    out, metrics = train("run", reward=Copies(prompter), control=control)
+    assert all(each["alarm_copied"] == 1 and each["alarm_repetition"] == 0 for each in told)
+    assert metrics["alarm_copied"] == 1
+    # ten tokens at most, of a model that knows no end: nearly all are cut
+    assert metrics["alarm_over_length"] == told[-1]["alarm_over_length"] == 1
+    assert all(row["clipped"] > 0.5 for row in steps(out))
 
 
 def test_zero_variance_is_told(train: Run, prompter: Prompter) -> None:

@@ -1,12 +1,14 @@
 """Data order, micro-batches, and the signs of a collapse."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rlt_core.config import SFTConfig
+from rlt_core.guards import CLIPPED_ALARM, COMPRESSION_ALARM, COPIED_ALARM
 from rlt_core.training.plan import data_order, longest_first, micro_batches, total_steps
 from rlt_core.training.steps import alarms
 
@@ -59,8 +61,9 @@ def test_epochs_round_up_to_whole_steps() -> None:
     assert total_steps(SFTConfig(steps=7), rows=100, rows_per_step=16) == 7
 
 
-def _rows(rewards: list[float], flat: float = 0.0) -> list[dict[str, float]]:
-    return [{"reward": r, "reward_std": 0.5, "zero_std_groups": flat} for r in rewards]
+def _rows(rewards: list[float], flat: float = 0.0) -> list[dict[str, Any]]:
+    guards = {"copied": None, "compression": None, "clipped": None}
+    return [{"reward": r, "reward_std": 0.5, "zero_std_groups": flat} | guards for r in rewards]
 
 
 def test_three_flat_steps_raise_the_alarm() -> None:
@@ -75,3 +78,28 @@ def test_a_falling_reward_raises_the_alarm() -> None:
     assert alarms(_rows(falling[::-1]))["alarm_reward_falling"] == 0
     assert alarms(_rows([-0.01 * step for step in range(20)]))["alarm_reward_falling"] == 0
     assert alarms(_rows(falling[:19]))["alarm_reward_falling"] == 0  # too early to say
+
+
+@pytest.mark.parametrize(
+    ("column", "limit", "alarm"),
+    [
+        ("copied", COPIED_ALARM, "alarm_copied"),
+        ("compression", COMPRESSION_ALARM, "alarm_repetition"),
+        ("clipped", CLIPPED_ALARM, "alarm_over_length"),
+    ],
+)
+def test_guards_are_judged_by_the_mean_of_the_last_steps(
+    column: str, limit: float, alarm: str
+) -> None:
+    def raised(values: list[float | None]) -> float:
+        rows = _rows([0.0] * len(values))
+        return alarms([row | {column: value} for row, value in zip(rows, values, strict=True)])[
+            alarm
+        ]
+
+    assert raised([limit * 1.1]) == 1
+    assert raised([limit * 0.9] * 30) == 0
+    assert raised([limit * 1.1] * 10) == raised([0.0] * 20 + [limit * 1.1] * 10) == 1
+    assert raised([limit * 1.1] * 20 + [0.0] * 10) == 0  # that was long ago
+    assert raised([limit * 1.1, None, None]) == 1  # over what has a value
+    assert raised([None] * 12) == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_runs import FORMAT, scratch_folder
+from training_runs import FORMAT, TEACHER, scratch_folder
 
 from rlt_core.config import CorrectnessReward, RewardSpec, ScratchModel, StageResources
 from rlt_core.errors import UserError
@@ -14,7 +14,7 @@ from rlt_core.formats import load_format
 from rlt_core.grading import Grade, GradeItem, Grader
 from rlt_core.models import load_model, new_model, save_model, tiny_tokenizer
 from rlt_core.prompts import Prompter
-from rlt_core.training.rewards import AnswerReward, Prompt, RLTReward
+from rlt_core.training.rewards import AnswerReward, NoReward, Prompt, RLTReward
 
 SPEC = RewardSpec(temperature=0.7)
 
@@ -26,7 +26,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def reward(prompter: Prompter, student: Path, resources: StageResources) -> RLTReward:
-    return RLTReward(prompter, student, SPEC, dtype="float32", resources=resources)
+    return RLTReward(prompter, student, SPEC, TEACHER, resources=resources)
 
 
 def prompt_of(prompter: Prompter, question: str, solution: str) -> Prompt:
@@ -42,6 +42,11 @@ def slow_logprobs(folder: Path, before: list[int], target: list[int]) -> np.ndar
     return rows[torch.arange(len(target)), target].detach().numpy()
 
 
+def nothing(completions: list[list[int]]) -> list[np.ndarray]:
+    """Log-probs of sampling that would spoil whatever used them."""
+    return [np.full(len(ids), np.nan, np.float32) for ids in completions]
+
+
 def test_rewards_equal_the_oracle(reward, prompter, model: Path, student: Path) -> None:
     encode = prompter.encode
     close = encode("") + prompter._encode_fixed(FORMAT.explanation_close) + [prompter.end_of_turn]
@@ -52,7 +57,7 @@ def test_rewards_equal_the_oracle(reward, prompter, model: Path, student: Path) 
     ]
     prompts = [prompt_of(prompter, question, solution) for question, solution, *_ in cases]
     completions = [think + (close if closed else []) for *_, think, closed in cases]
-    result = reward(prompts, completions, load_model(model))
+    result = reward(prompts, completions, nothing(completions), load_model(model))
     for i, (question, solution, think, closed) in enumerate(cases):
         chat = prompter.student_prompt(question) + prompter._encode_fixed("<think>")
         after = chat + think + prompter._encode_fixed("</think><solution>")
@@ -69,12 +74,56 @@ def test_rewards_equal_the_oracle(reward, prompter, model: Path, student: Path) 
         assert result.parts["unclosed"][i] == float(not closed)
 
 
+def test_the_full_kl_trains_too(reward, prompter, model: Path, student: Path, resources) -> None:
+    full = SPEC.model_copy(update={"kl": "full"})
+    prompts = [prompt_of(prompter, "1+2=?", "3")]
+    completions = [prompter.encode("one and two")]
+    exact = RLTReward(prompter, student, full, TEACHER, resources=resources)
+    found = exact(prompts, completions, nothing(completions), load_model(model))
+    k1 = reward(prompts, completions, nothing(completions), load_model(model))
+    assert found.parts["solution_mean"] == k1.parts["solution_mean"]
+    assert found.parts["kl_mean"] != k1.parts["kl_mean"]
+    assert found.parts["kl_mean"][0] > 0
+
+
+def test_guards_are_recorded_with_the_parts(reward, prompter, model: Path) -> None:
+    cases = [
+        ("1+2=?", "3", "wait, one and two"),
+        ("count", "one, two, three", "so one, two, three then"),
+        ("loop", "forty-two", "wait, wait. " * 20),
+    ]
+    prompts = [prompt_of(prompter, question, solution) for question, solution, _ in cases]
+    completions = [prompter.encode(text) for *_, text in cases]
+    parts = reward(prompts, completions, nothing(completions), load_model(model)).parts
+    assert parts["copied"] == [None, 1.0, 0.0]
+    assert parts["compression"][:2] == [None, None] and parts["compression"][2] > 6
+    assert parts["doubt"] == pytest.approx([1000 / 17, 0.0, 1000 * 40 / 240])
+
+
+@pytest.mark.parametrize("who", ["student", "policy"])
+def test_what_is_not_finite_names_the_completion(
+    reward, prompter, model: Path, who: str, student: Path
+) -> None:
+    """An embedding that is read in one of three contexts alone is no number."""
+    prompts = [prompt_of(prompter, f"{a}+2=?", "3") for a in (1, 9, 4)]
+    completions = [prompter.encode("one and two")] * 3
+    policy = load_model(model)
+    broken = reward._student if who == "student" else policy
+    untied = torch.nn.Parameter(broken.get_output_embeddings().weight.detach().clone())
+    broken.get_output_embeddings().weight = untied
+    with torch.no_grad():
+        broken.get_input_embeddings().weight[prompter.encode("9")[0]] = float("nan")
+    with pytest.raises(NoReward, match="token 0 is not finite") as caught:
+        reward(prompts, completions, nothing(completions), policy)
+    assert caught.value.place == 1
+
+
 def test_another_vocabulary_is_refused(prompter, tmp_path: Path, resources) -> None:
     tokenizer = tiny_tokenizer(load_format("r1"))
     config = ScratchModel(layers=1, width=16, heads=2)
     save_model(new_model(config, tokenizer), tokenizer, tmp_path)
     with pytest.raises(UserError, match="different vocabularies"):
-        RLTReward(prompter, tmp_path, SPEC, dtype="float32", resources=resources)
+        RLTReward(prompter, tmp_path, SPEC, TEACHER, resources=resources)
 
 
 def test_a_completion_that_might_not_fit_is_refused(reward, prompter) -> None:
@@ -100,7 +149,8 @@ def test_correctness(prompter: Prompter, grader: Grader) -> None:
     texts = ["<think>x</think><solution>3</solution>", "<think>x</think><solution>4</solution>",
              "<think>x</think>3"]  # fmt: skip
     completions = [[*prompter._encode_fixed(text), prompter.end_of_turn] for text in texts]
-    result = reward([answer_prompt(prompter, "3")] * 3, completions, torch.nn.Identity())
+    prompts = [answer_prompt(prompter, "3")] * 3
+    result = reward(prompts, completions, nothing(completions), torch.nn.Identity())
     assert result.rewards == [1.0, -0.5, -1.0]
     assert result.parts == {
         "unclosed": [0, 0, 1], "correct": [1, 0, 0], "grader_failed": [0, 0, 0]
@@ -122,4 +172,4 @@ def test_a_broken_grader_stops_the_run(prompter: Prompter) -> None:
     completion = [*prompter._encode_fixed(text), prompter.end_of_turn]
     reward = AnswerReward(prompter, CorrectnessReward(), Hanging())
     with pytest.raises(RuntimeError, match="the grader failed on 1 of 1"):
-        reward([answer_prompt(prompter, "3")], [completion], torch.nn.Identity())
+        reward([answer_prompt(prompter, "3")], [completion], [], torch.nn.Identity())

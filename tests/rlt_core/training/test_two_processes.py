@@ -13,7 +13,7 @@ from training_runs import scratch_folder, weights
 SCRIPT = """
 import os, sys
 from pathlib import Path
-from rlt_core.config import GRPOConfig, ReferenceSync, RewardSpec, StageResources
+from rlt_core.config import TeacherGRPOConfig, ReferenceSync, RewardSpec, StageResources
 from rlt_core.control import Control
 from rlt_core.formats import load_format
 from rlt_core.models import load_tokenizer
@@ -27,7 +27,7 @@ model, folder, stop_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 prompter = Prompter(load_format("tiny"), load_tokenizer(model))
 rows = [{"question": f"{a}+{a}=?", "solution": str(2 * a)} for a in range(2, 8)]
 prompts = [Prompt(r["question"], prompter.teacher_prompt(**r), r) for r in rows]
-config = GRPOConfig(
+config = TeacherGRPOConfig(
     steps=4, questions_per_step=4, group_size=4, learning_rate=1e-3, max_prompt_tokens=60,
     max_completion_tokens=8, reference_sync=ReferenceSync(every_steps=2),
 )
@@ -38,7 +38,7 @@ control = Control(
     progress=lambda step, total, metrics: done.__setitem__(0, step),
     should_stop=lambda: asked and done[0] + 1 == stop_at,
 )
-reward = RLTReward(prompter, model, RewardSpec(), dtype="float32", resources=resources)
+reward = RLTReward(prompter, model, RewardSpec(), config, resources=resources)
 train_grpo(
     model, prompts, reward, config, seed=0, key="node", stage="teacher-grpo", out=folder / "out",
     work=Workspace(Files(str(folder / "store")), "key"), resources=resources, control=control,

@@ -4,19 +4,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlt_core.config import ScratchModel
+from rlt_core.config import ScratchModel, TeacherGRPOConfig
 from rlt_core.control import Control
-from rlt_core.formats import load_format
+from rlt_core.formats import PromptFormat, load_format
 from rlt_core.models import new_model, save_model, tiny_tokenizer
 from rlt_core.rows import read_rows
 
 FORMAT = load_format("tiny")
 TIMES = ("seconds", "tokens_per_s")
+TEACHER = TeacherGRPOConfig(
+    steps=5, questions_per_step=3, group_size=4, learning_rate=3e-3, schedule="constant",
+    beta=0.5, temperature=0.7, max_prompt_tokens=60, max_completion_tokens=10,
+)  # fmt: skip
 
 
-def scratch_folder(folder: Path, seed: int = 0) -> Path:
+def scratch_folder(folder: Path, seed: int = 0, format: PromptFormat = FORMAT) -> Path:
     config = ScratchModel(layers=2, width=16, heads=2, max_positions=160, seed=seed)
-    tokenizer = tiny_tokenizer(FORMAT, config.max_positions)
+    tokenizer = tiny_tokenizer(format, config.max_positions)
     save_model(new_model(config, tokenizer), tokenizer, folder)
     return folder
 

@@ -1,0 +1,99 @@
+"""The teacher's log-probs as the engine recorded them while sampling (`teacher_logprobs=rollout`).
+
+A forward pass of the policy over all completions is saved. Rounding differs from a computation of
+its own (other kernels, other batches), so one group a step is computed anew and compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlt_core.prompts import Context, Span
+
+LOGPROBS = NDArray[np.float32]
+Score = Callable[[Sequence[Sequence[int]], Sequence[Span]], list[LOGPROBS]]
+"""Log-probs of one span of each sequence under the policy as it is now."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A completion whose explanation is to be scored by its own teacher."""
+
+    question_id: str
+    context: Context
+    """The teacher's: its prompt, then the explanation."""
+    think_tokens: int
+    """Of the explanation alone, at the context's end."""
+    completion: Sequence[int]
+    sampled: LOGPROBS
+    """As long as the completion."""
+
+    @property
+    def prefix(self) -> Span:
+        """Scored tokens of the prompt: given, not sampled."""
+        return Span(self.context.think.start, len(self.context.ids) - self.think_tokens)
+
+    @property
+    def as_sampled(self) -> bool:
+        """The explanation is the completion's beginning, token by token; it is not where its last
+        characters shared a token with the closing tag and were encoded anew."""
+        ids = self.context.ids[self.prefix.end :]
+        return ids == list(self.completion[: self.think_tokens])
+
+
+@dataclass(frozen=True)
+class Gap:
+    """|log-prob recorded - log-prob computed| a token."""
+
+    mean: float
+    max: float
+
+
+def recorded_logprobs(
+    rollouts: Sequence[Rollout], score: Score
+) -> tuple[list[LOGPROBS], Gap | None]:
+    """Log-probs of each context's think span (T,), and the gap on the first question's group.
+
+    Computed by `score`, in one call: the scored prefix once a question (it follows from the prompt
+    alone), explanations that are not as sampled, and, for the gap alone, the first group. No gap if
+    that group has no token that was sampled.
+    """
+    first = {i for i, each in enumerate(rollouts) if each.question_id == rollouts[0].question_id}
+    anew = [i for i, each in enumerate(rollouts) if i in first or not each.as_sampled]
+    prefixed = {
+        each.question_id: each
+        for each in rollouts
+        if each.as_sampled and each.think_tokens and each.prefix.start < each.prefix.end
+    }
+    contexts = [rollouts[i].context.ids for i in anew]
+    spans = [rollouts[i].context.think for i in anew]
+    for each in prefixed.values():
+        contexts.append(each.context.ids[: each.prefix.end])
+        spans.append(each.prefix)
+    computed = score(contexts, spans)
+    exact = dict(zip(anew, computed, strict=False))
+    prefixes = dict(zip(prefixed, computed[len(anew) :], strict=True))
+    nothing = np.empty(0, np.float32)
+    logprobs = []
+    for i, each in enumerate(rollouts):
+        if not each.as_sampled:
+            logprobs.append(exact[i])
+            continue
+        prefix = prefixes.get(each.question_id, nothing) if each.think_tokens else nothing
+        logprobs.append(np.concatenate([prefix, each.sampled[: each.think_tokens]]))
+    differences = [
+        np.abs(exact[i] - logprobs[i])[len(exact[i]) - rollouts[i].think_tokens :]
+        for i in sorted(first)
+        if rollouts[i].as_sampled
+    ]
+    return logprobs, _gap(np.concatenate([nothing, *differences]))
+
+
+def _gap(differences: LOGPROBS) -> Gap | None:
+    if not differences.size:
+        return None
+    return Gap(float(differences.mean(dtype=np.float64)), float(differences.max()))

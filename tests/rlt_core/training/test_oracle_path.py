@@ -1,0 +1,94 @@
+"""GRPO on fast scoring takes the course that it takes on an oracle that computes everything."""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from training_runs import FORMAT, TEACHER, scratch_folder, steps
+
+from rlt_core.config import RewardSpec, StageResources
+from rlt_core.control import Control
+from rlt_core.models import load_model, load_tokenizer
+from rlt_core.prompts import Prompter, Span
+from rlt_core.reward import reward_parts
+from rlt_core.store import Workspace
+from rlt_core.training.grpo import train_grpo
+from rlt_core.training.rewards import Prompt, RewardFunction, Rewards, RLTReward
+
+CONFIG = TEACHER.model_copy(update={"steps": 8, "learning_rate": 1e-2, "max_completion_tokens": 16})
+SPEC = RewardSpec()
+
+
+class Oracle:
+    """The reward by the book: one completion at a time, every logit, in float64."""
+
+    def __init__(self, prompter: Prompter, student: Path) -> None:
+        self.stop_ids = prompter.stop_ids
+        self._prompter, self._student = prompter, load_model(student).double()
+
+    def check(self, prompts: Sequence[Prompt], max_completion_tokens: int) -> None:
+        """All fits."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[int]],
+        sampled: object,
+        policy: nn.Module,
+    ) -> Rewards:
+        teacher = deepcopy(policy).double().eval()
+        rewards = []
+        for prompt, ids in zip(prompts, completions, strict=True):
+            think = self._prompter.split_completion(ids)
+            question, solution = prompt.row["question"], prompt.row["solution"]
+            s = self._prompter.student_context(question, think.ids, solution)
+            t = self._prompter.teacher_context(question, solution, think.ids)
+            lists = (
+                logprobs(self._student, s.ids, s.solution),
+                logprobs(self._student, s.ids, s.think),
+                logprobs(teacher, t.ids, t.think),
+            )
+            rewards.append(reward_parts(*lists, closed=think.closed, spec=SPEC).reward)
+        return Rewards(rewards, {})
+
+
+def logprobs(model: nn.Module, ids: list[int], span: Span) -> list[float]:
+    with torch.no_grad():
+        logits_TV = model(torch.tensor([ids])).logits[0] / SPEC.temperature
+    logprobs_TV = torch.log_softmax(logits_TV, dim=-1)
+    return [float(logprobs_TV[t - 1, ids[t]]) for t in range(*span)]
+
+
+@pytest.mark.parametrize("prefix", ["", "\n\n"])
+def test_the_learning_curve_is_that_of_the_oracle(
+    tmp_path: Path, workspace: Callable[[str], Workspace], resources: StageResources, prefix: str
+) -> None:
+    format = FORMAT.model_copy(update={"think_prefix": prefix, "score_think_prefix": True})
+    teacher, student = (
+        scratch_folder(tmp_path / name, seed, format)
+        for seed, name in enumerate(("teacher", "student"))
+    )
+    prompter = Prompter(format, load_tokenizer(teacher))
+    rows = [{"question": f"{a}+{a}{'?' * (a % 3)}", "solution": str(2 * a)} for a in range(3, 11)]
+    prompts = [Prompt(row["question"], prompter.teacher_prompt(**row), row) for row in rows]
+
+    def curve(name: str, reward: RewardFunction) -> list[dict[str, float]]:
+        train_grpo(
+            teacher, prompts, reward, CONFIG, seed=0, key="node", stage="teacher-grpo",
+            out=tmp_path / name, work=workspace(name), resources=resources, control=Control(),
+        )  # fmt: skip
+        return steps(tmp_path / name)
+
+    fast = curve("fast", RLTReward(prompter, student, SPEC, CONFIG, resources=resources))
+    oracle = curve("oracle", Oracle(prompter, student))
+    assert len(fast) == len(oracle) == 8
+    for ours, theirs in zip(fast, oracle, strict=True):
+        for name in ("reward", "reward_std", "reference_kl", "completion_tokens"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-7), name
+        # advantages cancel in the loss of a step: what is left of them is rounding
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4, abs=5e-6)
+    assert oracle[-1]["loss"] > 1e-3  # the KL term weighs
+    assert abs(oracle[-1]["reward"] - oracle[0]["reward"]) > 0.1  # and something was learned

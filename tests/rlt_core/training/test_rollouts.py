@@ -1,0 +1,256 @@
+"""Rewards from recorded log-probs are those of recomputed ones, and the difference is seen."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from training_runs import FORMAT, TEACHER, scratch_folder, steps
+
+from rlt_core.config import RewardSpec, Sampling, StageResources, TeacherGRPOConfig
+from rlt_core.control import Control
+from rlt_core.errors import UserError
+from rlt_core.formats import PromptFormat
+from rlt_core.generation.transformers_engine import TransformersEngine
+from rlt_core.models import load_model, load_tokenizer
+from rlt_core.prompts import Context, Prompter, Span
+from rlt_core.scoring import selected_logprobs
+from rlt_core.stages import TeacherGRPOStageConfig
+from rlt_core.store import Workspace
+from rlt_core.training.grpo import train_grpo
+from rlt_core.training.rewards import Prompt, RLTReward
+from rlt_core.training.rollouts import LOGPROBS, Rollout, recorded_logprobs
+
+ROLLOUT = TEACHER.model_copy(update={"teacher_logprobs": "rollout"})
+SPEC = RewardSpec()
+PREFIXED = FORMAT.model_copy(
+    update={"name": "prefixed", "think_prefix": "\n\n", "score_think_prefix": True}
+)
+
+
+# ---------------------------------------------------------------- any completions
+def made_up(ids: Sequence[Sequence[int]], spans: Sequence[Span]) -> list[LOGPROBS]:
+    """Log-probs that depend on all tokens up to each."""
+    return [
+        np.array([-(hash(tuple(each[: t + 1])) % 997) / 100 for t in range(*span)], np.float32)
+        for each, span in zip(ids, spans, strict=True)
+    ]
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> list[Rollout]:
+    token = st.integers(0, 3)
+    rollouts = []
+    for question in range(draw(st.integers(1, 3))):
+        prompt = [9, question, *draw(st.lists(token, max_size=3))]
+        prefix = draw(st.integers(0, 2))
+        for _ in range(draw(st.integers(1, 3))):
+            think = draw(st.lists(token, max_size=4))
+            completion = [*think, *draw(st.lists(st.just(7), max_size=2))]
+            if think and draw(st.booleans()):  # its last characters were encoded anew
+                completion[len(think) - 1] = 8
+            context = [*prompt, *think]
+            span = Span(len(prompt) - prefix if think else len(prompt), len(context))
+            (sampled,) = made_up(
+                [[*prompt, *completion]], [Span(len(prompt), len(prompt) + len(completion))]
+            )
+            each = Rollout(
+                f"q{question}", Context(context, span, None), len(think), completion, sampled
+            )
+            rollouts.append(each)
+    return rollouts
+
+
+@given(rollouts=batches())
+def test_recorded_log_probs_fill_the_think_span(rollouts: list[Rollout]) -> None:
+    found, gap = recorded_logprobs(rollouts, made_up)
+    contexts = [each.context for each in rollouts]
+    exact = made_up([each.ids for each in contexts], [each.think for each in contexts])
+    for ours, theirs in zip(found, exact, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    first = [each for each in rollouts if each.question_id == "q0"]
+    assert (gap is None) == all(not each.think_tokens or not each.as_sampled for each in first)
+    assert gap is None or gap.mean == gap.max == 0
+
+
+@given(rollouts=batches())
+def test_only_what_was_not_sampled_and_one_group_are_computed(rollouts: list[Rollout]) -> None:
+    asked: list[tuple[list[int], Span]] = []
+
+    def score(ids: Sequence[Sequence[int]], spans: Sequence[Span]) -> list[LOGPROBS]:
+        assert not asked  # one call
+        asked.extend((list(each), span) for each, span in zip(ids, spans, strict=True))
+        return made_up(ids, spans)
+
+    recorded_logprobs(rollouts, score)
+    whole = [each for each in rollouts if each.question_id == "q0" or not each.as_sampled]
+    prefixes = asked[len(whole) :]
+    assert [each for each, _ in asked[: len(whole)]] == [each.context.ids for each in whole]
+    assert len({tuple(ids) for ids, _ in prefixes}) == len(prefixes) <= 3  # once a question
+    assert all(span.end == len(ids) and span.start < span.end for ids, span in prefixes)
+
+
+def test_the_gap_is_that_of_the_sampled_tokens_of_the_first_group() -> None:
+    def rollout(question: str, think: list[int], off: float) -> Rollout:
+        context = Context([1, 2, 3, *think], Span(2 if think else 3, 3 + len(think)), None)
+        (exact,) = made_up([context.ids], [Span(3, len(context.ids))])
+        sampled = np.append(exact + np.float32(off), np.float32(0))
+        return Rollout(question, context, len(think), [*think, 7], sampled)
+
+    batch = [rollout("a", [4, 5, 6], 0.5), rollout("a", [4], -0.1), rollout("b", [4, 4], 9.0)]
+    found, gap = recorded_logprobs([*batch, rollout("b", [], 0.0)], made_up)
+    assert gap is not None
+    assert gap.mean == pytest.approx((3 * 0.5 + 0.1) / 4) and gap.max == pytest.approx(0.5)
+    assert [len(each) for each in found] == [4, 2, 3, 0]
+
+
+# ---------------------------------------------------------------- models
+class Setting:
+    """A random teacher and student of one format, and completions that the teacher drew."""
+
+    def __init__(self, folder: Path, format: PromptFormat) -> None:
+        teacher = scratch_folder(folder / "teacher", 0, format)
+        self.student = scratch_folder(folder / "student", 1, format)
+        self.prompter = Prompter(format, load_tokenizer(teacher))
+        self.policy = load_model(teacher)
+        rows = [{"question": f"{a}+{a}{'?' * a}", "solution": str(2 * a)} for a in range(3, 6)]
+        prompts = [
+            Prompt(row["question"], self.prompter.teacher_prompt(**row), row) for row in rows
+        ]
+        engine = TransformersEngine(self.policy, 10_000)
+        drawn = engine.generate(
+            [prompt.ids for prompt in prompts],
+            Sampling(temperature=SPEC.temperature, max_tokens=12),
+            [[10 * q + sample for sample in range(4)] for q in range(3)],
+            self.prompter.stop_ids,
+        )
+        close = [
+            *self.prompter._encode_fixed(format.explanation_close), self.prompter.end_of_turn
+        ]  # fmt: skip
+        self.prompts, self.completions, self.sampled = [], [], []
+        for prompt, group in zip(prompts, drawn, strict=True):
+            by_hand = [close, [*self.prompter.encode("add them"), *close]]
+            ids = [*(completion.ids for completion in group), *by_hand]
+            self.prompts += [prompt] * len(ids)
+            self.completions += ids
+            self.sampled += [completion.logprobs for completion in group]
+            self.sampled += [self.logprobs(prompt, each) for each in by_hand]
+
+    def logprobs(self, prompt: Prompt, ids: list[int]) -> LOGPROBS:
+        span = (len(prompt.ids), len(prompt.ids) + len(ids))
+        ((found,),) = selected_logprobs(
+            self.policy, [[*prompt.ids, *ids]], [[span]], SPEC.temperature, 10_000
+        )
+        return found
+
+    def reward(self, config: TeacherGRPOConfig) -> RLTReward:
+        resources = StageResources(device="cpu")
+        return RLTReward(self.prompter, self.student, SPEC, config, resources=resources)
+
+
+@pytest.fixture(scope="module", params=[FORMAT, PREFIXED], ids=lambda format: format.name)
+def setting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    return Setting(tmp_path_factory.mktemp("setting"), request.param)
+
+
+def test_rewards_are_those_of_recomputed_log_probs(setting: Setting) -> None:
+    batch = (setting.prompts, setting.completions, setting.sampled, setting.policy)
+    exact, rollout = setting.reward(TEACHER)(*batch), setting.reward(ROLLOUT)(*batch)
+    thinks = [setting.prompter.split_completion(ids) for ids in setting.completions]
+    kinds = {(think.closed, bool(think.ids)) for think in thinks}
+    assert kinds >= {(True, True), (False, True), (True, False)}
+    np.testing.assert_allclose(rollout.rewards, exact.rewards, atol=1e-4)
+    for name, values in exact.parts.items():
+        for ours, theirs in zip(rollout.parts[name], values, strict=True):
+            assert ours == (theirs and pytest.approx(theirs, abs=1e-4)), name
+    (mean, *others), (peak, *_) = (
+        rollout.parts["rollout_gap_mean"],
+        rollout.peaks["rollout_gap_max"],
+    )
+    assert 0 < mean <= peak < 1e-4 and set(others) == {None}
+    assert "rollout_gap_mean" not in exact.parts and not exact.peaks
+
+
+def test_recorded_log_probs_are_what_is_used_and_a_stale_policy_is_seen(setting: Setting) -> None:
+    sampled = [each - np.float32(0.25) for each in setting.sampled]
+    reward = setting.reward(ROLLOUT)
+    good = reward(setting.prompts, setting.completions, setting.sampled, setting.policy)
+    stale = reward(setting.prompts, setting.completions, sampled, setting.policy)
+    prefix = len(setting.prompter._scored_prefix)
+    for i, ids in enumerate(setting.completions):
+        tokens = len(setting.prompter.split_completion(ids).ids)
+        share = tokens / (tokens + prefix) if tokens else 0
+        shift = stale.parts["kl_mean"][i] - good.parts["kl_mean"][i]
+        assert shift == pytest.approx(-0.25 * share, abs=1e-5)
+    assert stale.parts["rollout_gap_mean"][0] == pytest.approx(0.25, abs=1e-4)
+
+
+def test_the_policy_computes_one_group_and_prefixes(setting: Setting) -> None:
+    read: list[int] = []
+    embedding = setting.policy.get_input_embeddings()
+    hook = embedding.register_forward_hook(lambda module, args, out: read.append(args[0].numel()))
+    batch = (setting.prompts, setting.completions, setting.sampled, setting.policy)
+    counts = []
+    for config in (TEACHER, ROLLOUT):
+        read.clear()
+        setting.reward(config)(*batch)
+        counts.append(sum(read))
+    hook.remove()
+    exact, rollout = counts
+    prompts = sum(
+        len(prompt.ids) for prompt in {p.question_id: p for p in setting.prompts}.values()
+    )
+    assert 0 < rollout < 0.5 * exact + prompts
+
+
+# ---------------------------------------------------------------- training
+@pytest.fixture
+def curve(
+    tmp_path: Path, workspace: Callable[[str], Workspace], resources: StageResources
+) -> Callable[..., list[dict[str, float]]]:
+    teacher, student = (scratch_folder(tmp_path / name, seed) for seed, name in enumerate("ts"))
+    prompter = Prompter(FORMAT, load_tokenizer(teacher))
+    rows = [{"question": f"{a}+{a}?", "solution": str(2 * a)} for a in range(3, 11)]
+    prompts = [Prompt(row["question"], prompter.teacher_prompt(**row), row) for row in rows]
+
+    def run(name: str, config: TeacherGRPOConfig) -> list[dict[str, float]]:
+        train_grpo(
+            teacher, prompts, RLTReward(prompter, student, SPEC, config, resources=resources),
+            config, seed=0, key="node", stage="teacher-grpo", out=tmp_path / name,
+            work=workspace(name), resources=resources, control=Control(),
+        )  # fmt: skip
+        return steps(tmp_path / name)
+
+    return run
+
+
+def test_training_on_recorded_log_probs_takes_the_same_course(curve: Callable) -> None:
+    exact, rollout = curve("exact", TEACHER), curve("rollout", ROLLOUT)
+    for ours, theirs in zip(rollout, exact, strict=True):
+        for name in ("reward", "reward_std", "r_kl", "grad_norm"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3), name
+        assert 0 < ours["rollout_gap_mean"] <= ours["rollout_gap_max"] < 1e-4
+        assert theirs["rollout_gap_mean"] is theirs["rollout_gap_max"] is None
+
+
+# ---------------------------------------------------------------- what is refused
+@pytest.mark.parametrize(
+    ("config", "reward", "message"),
+    [
+        ({"temperature": 1.0}, {}, r"teacher_grpo.temperature is 1 and reward.temperature 0.7"),
+        ({"top_p": 0.9}, {}, r"teacher_grpo.top_p is 0.9; set it to 1"),
+        ({}, {"kl": "full"}, r"reward.kl is full.* k1 or k3"),
+    ],
+)
+def test_recorded_log_probs_that_are_not_the_rewards_are_refused(
+    config: dict, reward: dict, message: str, prompter: Prompter, model: Path, resources
+) -> None:
+    grpo, spec = ROLLOUT.model_copy(update=config), SPEC.model_copy(update=reward)
+    with pytest.raises(UserError, match=message):
+        RLTReward(prompter, model, spec, grpo, resources=resources)
+    with pytest.raises(UserError, match=message):
+        TeacherGRPOStageConfig(grpo=grpo, reward=spec, format=FORMAT, seed=0)
+    exact = grpo.model_copy(update={"teacher_logprobs": "exact"})
+    TeacherGRPOStageConfig(grpo=exact, reward=spec, format=FORMAT, seed=0)
