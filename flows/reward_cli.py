@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.options import DEFAULT_STORE, JsonOption, StoreOption, open_store
+from flows.score_cli import score
 from flows.sql_cli import _NoPandas
 from rlt_core.config import KLEstimator, Reduction
 from rlt_core.errors import UserError
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="The reward of explanations: recompute it from stored log-probs, see what made it."
 )
+
+app.command()(score)
 
 UNLIMITED = 10_000
 """Characters a line where no terminal bounds it."""

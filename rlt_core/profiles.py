@@ -11,7 +11,6 @@ from rlt_core.config import (
     EvaluationConfig,
     FieldMapping,
     GenerationConfig,
-    GRPOConfig,
     HubModel,
     LoRA,
     PackageModel,
@@ -23,6 +22,7 @@ from rlt_core.config import (
     ScratchModel,
     StudentGRPOConfig,
     StudentSFTConfig,
+    TeacherGRPOConfig,
     TeacherSFTConfig,
 )
 
@@ -50,7 +50,7 @@ def tiny() -> Config:
         teacher_sft=TeacherSFTConfig(
             steps=150, batch_size=32, learning_rate=1e-3, warmup_ratio=0.05, max_tokens=256
         ),
-        teacher_grpo=GRPOConfig(
+        teacher_grpo=TeacherGRPOConfig(
             steps=40, questions_per_step=16, group_size=16, learning_rate=1e-4, temperature=1.0,
             max_prompt_tokens=200, max_completion_tokens=96,
             reference_sync=ReferenceSync(every_steps=32),
@@ -124,7 +124,7 @@ def smol() -> Config:
             epochs=1, batch_size=4, learning_rate=1e-5, warmup_ratio=0.05, max_tokens=2048,
             beta2=0.95, weight_decay=1e-4,
         ),
-        teacher_grpo=GRPOConfig(
+        teacher_grpo=TeacherGRPOConfig(
             steps=20, questions_per_step=4, group_size=8, learning_rate=1e-6,
             max_prompt_tokens=1024, max_completion_tokens=512,
             reference_sync=ReferenceSync(),
@@ -208,7 +208,7 @@ def _paper(profile: str, student: HubModel, teacher: HubModel = QWEN_7B) -> Conf
             epochs=10, batch_size=16, learning_rate=1e-5, warmup_ratio=0.05, beta2=0.95,
             weight_decay=1e-4, max_tokens=16384, dtype="bfloat16",
         ),
-        teacher_grpo=GRPOConfig(
+        teacher_grpo=TeacherGRPOConfig(
             steps=125, questions_per_step=16, group_size=64, learning_rate=1e-6, beta=0.04,
             temperature=0.7, max_prompt_tokens=16384, max_completion_tokens=16384,
             reference_sync=ReferenceSync(every_steps=32, alpha=0.9), dtype="bfloat16",

@@ -78,6 +78,19 @@ class Row:
     """As long as `input_ids`; IGNORED where no loss is taken."""
 
 
+@dataclass(frozen=True)
+class _Thought:
+    """What stands between the tags around an explanation: a scored prefix, then its own tokens."""
+
+    ids: list[int]
+    scored: int
+    """Tokens that are scored: all, or none if the teacher wrote nothing."""
+
+    def span(self, start: int) -> Span:
+        """Where the scored tokens stand when the first id stands at `start`."""
+        return Span(start + len(self.ids) - self.scored, start + len(self.ids))
+
+
 class Prompter:
     """Builds and reads contexts of one prompt format for one tokenizer.
 
@@ -97,6 +110,7 @@ class Prompter:
         """Tokens that end a completion."""
         prefix = format.think_prefix
         scored, unscored = (prefix, "") if format.score_think_prefix else ("", prefix)
+        self._prefix_text = scored
         self._scored_prefix = self._encode_fixed(scored)
         self._solution_open = self._encode_fixed(format.solution_open)
         self._solution_close = self._encode_fixed(format.solution_close)
@@ -139,12 +153,14 @@ class Prompter:
     # ------------------------------------------------------------ prompts
     def teacher_prompt(self, question: str, solution: str) -> list[int]:
         """Everything before the explanation: chat, prefilled solution, opening tag and prefix."""
+        return [*self._before_explanation(question, solution), *self._scored_prefix]
+
+    def _before_explanation(self, question: str, solution: str) -> list[int]:
         return [
             *self._chat(self._teacher_turns, question),
             *self._solution_open,
             *self.encode(solution),
             *self._to_explanation,
-            *self._scored_prefix,
         ]
 
     def student_prompt(self, question: str) -> list[int]:
@@ -158,26 +174,43 @@ class Prompter:
     # ------------------------------------------------------------ contexts to score
     def teacher_context(self, question: str, solution: str, think_ids: Sequence[int]) -> Context:
         """The teacher's own prompt and completion: pi_T(t | question, solution)."""
-        prompt = self.teacher_prompt(question, solution)
-        ids = [*prompt, *think_ids]
-        return Context(ids, self._think_span(len(prompt), think_ids), None)
+        return self._teacher_context(question, solution, self._thought(think_ids))
 
     def student_context(self, question: str, think_ids: Sequence[int], solution: str) -> Context:
         """Question, explanation, solution: pi_S(t | question), pi_S(s | question, t)."""
-        before = [*self.student_prompt(question), *self._to_thought, *self._scored_prefix]
-        ids = [*before, *think_ids, *self._to_solution]
-        solution_ids = self.encode(solution)
-        end = len(ids) + len(solution_ids)
-        return Context(
-            [*ids, *solution_ids],
-            self._think_span(len(before), think_ids),
-            Span(len(ids), end),
+        return self._student_context(question, self._thought(think_ids), solution)
+
+    def text_contexts(
+        self, question: str, explanation: str, solution: str, teacher: Prompter | None = None
+    ) -> tuple[Context, Context]:
+        """Student's and teacher's context of an explanation of which only the text is known.
+
+        A scored prefix is encoded together with the text, as a tokenizer that reads the whole
+        would do it (the reference code re-encodes all text). `teacher`: its own prompter, of the
+        same vocabulary; this one when empty.
+        """
+        together = self.encode(self._prefix_text + explanation) if explanation else []
+        thought = _Thought(together, len(together)) if together else self._thought([])
+        return (
+            self._student_context(question, thought, solution),
+            (teacher or self)._teacher_context(question, solution, thought),
         )
 
-    def _think_span(self, start: int, think_ids: Sequence[int]) -> Span:
-        if not think_ids:
-            return Span(start, start)
-        return Span(start - len(self._scored_prefix), start + len(think_ids))
+    def _thought(self, think_ids: Sequence[int]) -> _Thought:
+        """An explanation that was sampled behind the prefix; empty, it has no span at all."""
+        ids = [*self._scored_prefix, *think_ids]
+        return _Thought(ids, len(ids) if think_ids else 0)
+
+    def _teacher_context(self, question: str, solution: str, thought: _Thought) -> Context:
+        before = self._before_explanation(question, solution)
+        return Context([*before, *thought.ids], thought.span(len(before)), None)
+
+    def _student_context(self, question: str, thought: _Thought, solution: str) -> Context:
+        before = [*self.student_prompt(question), *self._to_thought]
+        ids = [*before, *thought.ids, *self._to_solution]
+        solution_ids = self.encode(solution)
+        end = len(ids) + len(solution_ids)
+        return Context([*ids, *solution_ids], thought.span(len(before)), Span(len(ids), end))
 
     # ------------------------------------------------------------ rows to train on
     def teacher_sft_row(self, question: str, solution: str, trace_text: str) -> Row:

@@ -174,12 +174,12 @@ _ALL = (
         "teacher-sft", 1, "model", TeacherSFTStageConfig, ("train_steps",), model=True, pool="gpu"
     ),
     Stage(
-        "teacher-grpo", 1, "model", TeacherGRPOStageConfig, ("train_steps",), model=True, pool="gpu"
+        "teacher-grpo", 2, "model", TeacherGRPOStageConfig, ("train_steps",), model=True, pool="gpu"
     ),
     Stage("trace-generation", 1, "traces", TraceGenerationConfig, ("traces",), pool="gpu"),
     Stage("trace-import", 1, "traces", TraceImportConfig, ("traces", "questions")),
-    Stage("trace-scoring", 1, "scores", TraceScoringConfig, ("scores",), pool="gpu"),
-    Stage("score-import", 1, "scores", ScoreImportConfig, ("scores",)),
+    Stage("trace-scoring", 2, "scores", TraceScoringConfig, ("scores",), pool="gpu"),
+    Stage("score-import", 2, "scores", ScoreImportConfig, ("scores",)),
     Stage(
         "student-sft", 1, "model", StudentSFTStageConfig, ("train_steps",), model=True, pool="gpu"
     ),

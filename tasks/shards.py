@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from rlt_core.control import Control
 from rlt_core.rows import write_rows
-from tasks.job import Job
+from rlt_core.store import Workspace
 
 Item = TypeVar("Item")
 GROUP = "shards"
 
 
+class LongWork(Protocol):
+    """A job, or what else is worth shards."""
+
+    @property
+    def out(self) -> Path:
+        """Where the table goes."""
+
+    @property
+    def work(self) -> Workspace:
+        """Where shards wait for it."""
+
+    @property
+    def control(self) -> Control:
+        """Progress out, the wish to stop in."""
+
+
 def in_shards(
-    job: Job,
+    job: LongWork,
     table: str,
     items: Sequence[Item],
     size: int,

@@ -35,7 +35,7 @@ class ScoringConfig(Frozen):
     dtype: DType = "float32"
     """Number format of both models."""
     max_tokens: Positive = 32768
-    """A longer student context is not scored: its trace has status `too_long`."""
+    """A trace with a longer context is not scored: its status is `too_long`."""
 
 
 class RankAblationConfig(Frozen):

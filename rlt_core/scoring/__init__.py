@@ -3,13 +3,14 @@
 from rlt_core.scoring.logprobs import selected_logprobs
 from rlt_core.scoring.passes import eval_mode
 from rlt_core.scoring.tokens import Contexts, TokenScores, token_scores
-from rlt_core.scoring.traces import assign_ranks, score_traces
+from rlt_core.scoring.traces import assign_ranks, score_contexts, score_traces
 
 __all__ = [
     "Contexts",
     "TokenScores",
     "assign_ranks",
     "eval_mode",
+    "score_contexts",
     "score_traces",
     "selected_logprobs",
     "token_scores",

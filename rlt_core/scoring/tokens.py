@@ -34,6 +34,11 @@ class Contexts:
         assert self.student.solution is not None
         return self.student.solution
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longer of the two."""
+        return max(len(self.student.ids), len(self.teacher.ids))
+
 
 @dataclass(frozen=True)
 class TokenScores:

@@ -36,11 +36,37 @@ def score_traces(
 
     `traces` are rows of the table `traces`, `questions` rows of `questions` by id; `student` is
     the key of the reward student. First the student scores everything, then the teacher: each
-    is asked of its loader once. A trace whose student context exceeds `max_tokens` is not scored:
-    status `too_long`.
+    is asked of its loader once. A trace with a context of more than `max_tokens` is not scored: its
+    status is `too_long`. Raises RuntimeError naming the trace whose reward is no number.
     """
     contexts = [_contexts(trace, questions, student_prompter, teacher_prompter) for trace in traces]
-    kept = [i for i, each in enumerate(contexts) if len(each.student.ids) <= max_tokens]
+    return score_contexts(
+        traces,
+        contexts,
+        student=student,
+        load_student=load_student,
+        load_teacher=load_teacher,
+        spec=spec,
+        max_tokens=max_tokens,
+        tokens_per_batch=tokens_per_batch,
+        control=control,
+    )
+
+
+def score_contexts(
+    traces: Sequence[Mapping[str, Any]],
+    contexts: Sequence[Contexts],
+    *,
+    student: str,
+    load_student: Loader,
+    load_teacher: Loader,
+    spec: RewardSpec,
+    max_tokens: int,
+    tokens_per_batch: int,
+    control: Control | None = None,
+) -> list[Row]:
+    """As `score_traces`, of traces whose contexts are already built."""
+    kept = [i for i, each in enumerate(contexts) if each.longest <= max_tokens]
     scored = token_scores(
         [contexts[i] for i in kept], load_student, load_teacher, spec, tokens_per_batch, control
     )
@@ -104,7 +130,7 @@ def _row(
         "think_mean": None,
         "rank_surprisal": None,
         **dataclasses.asdict(watch(trace["text"], trace["token_ids"], solution_ids)),
-        "clipped": trace["finish_reason"] == "length",
+        "clipped": trace["finish_reason"] and trace["finish_reason"] == "length",
         **dict.fromkeys(field.name for field in dataclasses.fields(RewardParts)),
         "student_solution_logprobs": None,
         "student_think_logprobs": None,
