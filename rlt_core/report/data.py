@@ -13,6 +13,7 @@ from rlt_core.report.examples import Example, examples
 from rlt_core.report.inputs import Parts
 from rlt_core.report.scores import Evaluations, PairLine, ScoreLine, pair_lines, score_lines
 from rlt_core.report.statistics import fraction, matrix
+from rlt_core.report.traces import TraceSet, trace_sets
 from rlt_core.report.training import Curve, Rewards, alarms, curves, rewards
 from rlt_core.store import Manifest
 
@@ -98,6 +99,7 @@ class ReportData:
     scores: list[ScoreLine]
     pairs: list[PairLine]
     rewards: Rewards
+    traces: list[TraceSet]
     curves: list[Curve]
     ranks: RankAblation | None
     examples: list[Example]
@@ -134,7 +136,7 @@ def gather(
     """
     parts = Parts(inputs)
     evaluations = Evaluations(parts)
-    scored, trained = rewards(parts), curves(parts)
+    scored, trained, traces = rewards(parts), curves(parts), trace_sets(parts)
     manifests = [part.manifest for part in parts.all]
     return ReportData(
         title=title,
@@ -144,12 +146,13 @@ def gather(
         scores=score_lines(evaluations),
         pairs=pair_lines(evaluations),
         rewards=scored,
+        traces=traces,
         curves=trained,
         ranks=_ranks(parts, evaluations),
         examples=examples(parts, evaluations.students),
         data=_data(parts),
         costs=_costs(manifests),
-        alarms=alarms(parts, trained, scored),
+        alarms=alarms(parts, trained, scored, traces),
         nodes=[
             NodeLine(
                 name=part.name,

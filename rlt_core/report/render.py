@@ -1,4 +1,4 @@
-"""Writes a report: report.md, report.html (one file, pictures inside), scores.csv, figures."""
+"""Writes a report: report.md, report.html (one file, pictures inside), two CSV files, figures."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rlt_core.printable import printable
 from rlt_core.report.data import ReportData
 from rlt_core.report.figures import draw
 from rlt_core.report.scores import write_csv
+from rlt_core.report.traces import NOTE, write_traces_csv
 
 NOTHING = "–"  # noqa: RUF001
 
@@ -25,12 +26,13 @@ def render_report(data: ReportData, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     figures = draw(data, out)
     write_csv(data.scores, out / "scores.csv")
+    write_traces_csv(data.traces, out / "traces.csv")
     for name, environment in (("report.md", _markdown()), ("report.html", _html())):
         pictures = {
             file: _data_uri(out / file) if name == "report.html" else file for file in figures
         }
         text = environment.get_template(f"{name}.j2").render(
-            data=data, figures=figures, pictures=pictures
+            data=data, figures=figures, pictures=pictures, about_traces=NOTE
         )
         (out / name).write_text(text, encoding="utf-8")
 

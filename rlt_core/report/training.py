@@ -12,11 +12,12 @@ from rlt_core.evaluation.intervals import Estimate
 from rlt_core.report.inputs import Part, Parts
 from rlt_core.report.scores import RANKED
 from rlt_core.report.statistics import crossed_mean, matrix, paired_difference
+from rlt_core.report.traces import TraceSet, guard_lines, known_mean
 
 WINDOW_STEPS = 10
 """Steps at either end of training that a curve's table takes the mean of."""
 MANY = 0.5
-"""Share of completions without end, or cut, from which an alarm is raised."""
+"""Share of completions without end from which an alarm is raised."""
 BEFORE, AFTER = "sft-held-out", "rlt-held-out"
 """Variants of the scores on questions that no teacher was trained on, before and after RL."""
 NAMES = {
@@ -25,6 +26,8 @@ NAMES = {
     "sft": "teacher before RL, training questions (rank ablation)",
     "rlt": "teacher after RL, training questions (students' traces)",
 }
+GUARDED = ("copied", "compression", "clipped")
+"""What the guards raise alarms for; of training, as means over the last `WINDOW_STEPS` steps."""
 ALARMS = {
     "alarm_zero_variance": "in its last steps no group had two different rewards: nothing is "
     "learned any more",
@@ -144,7 +147,7 @@ class Curve:
 
 OTHERS = (
     "reference_kl", "grad_norm", "zero_std_groups", "unclosed", "clipped", "correct",
-    "completion_tokens", "tokens_per_s",
+    "completion_tokens", "tokens_per_s", "copied", "compression",
 )  # fmt: skip
 
 
@@ -163,7 +166,7 @@ def _curve(part: Part) -> Curve | None:
     quantity = "reward" if rows[0]["reward"] is not None else "loss"
     values = [row[quantity] for row in rows]
     window = min(WINDOW_STEPS, len(rows))
-    last = {name: _mean([row[name] for row in rows[-window:]]) for name in OTHERS}
+    last = {name: known_mean([row[name] for row in rows[-window:]]) for name in OTHERS}
     return Curve(
         name=part.name,
         label=part.label,
@@ -178,18 +181,16 @@ def _curve(part: Part) -> Curve | None:
     )
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
 # ---------------------------------------------------------------- alarms
-def alarms(parts: Parts, trained: Sequence[Curve], scored: Rewards) -> list[str]:
+def alarms(
+    parts: Parts, trained: Sequence[Curve], scored: Rewards, traces: Sequence[TraceSet]
+) -> list[str]:
     """One line a thing that somebody should look at before believing the numbers."""
     return [
         *_of_manifests(parts),
         *(line for curve in trained for line in _of_curve(curve)),
         *(line for scores in scored.lines for line in _of_scores(scores)),
+        *(line for made in traces for line in _of_traces(made)),
     ]
 
 
@@ -209,12 +210,14 @@ def _of_manifests(parts: Parts) -> Iterator[str]:
 def _of_curve(curve: Curve) -> Iterator[str]:
     if not all(math.isfinite(value) for value in curve.values):
         yield f"{curve.name}: its {curve.quantity} was not finite"
-    for column, what in (("clipped", "cut at the token limit"), ("unclosed", "without their end")):
-        share = curve.last_row[column]
-        if share is not None and share > MANY:
-            yield (
-                f"{curve.name}: {100 * share:.0f}% of the completions of its last steps are {what}"
-            )
+    watched = {name: curve.last_row[name] for name in GUARDED}
+    yield from guard_lines(curve.name, "the completions of its last steps", **watched)
+    share = curve.last_row["unclosed"]
+    if share is not None and share > MANY:
+        yield (
+            f"{curve.name}: {100 * share:.0f}% of the completions of its last steps are without "
+            "their end"
+        )
 
 
 def _of_scores(scores: RewardLine) -> Iterator[str]:
@@ -222,3 +225,7 @@ def _of_scores(scores: RewardLine) -> Iterator[str]:
         yield f"{scores.name}: {scores.too_long} of {scores.traces} traces were too long to score"
     if scores.unclosed > MANY:
         yield f"{scores.name}: {100 * scores.unclosed:.0f}% of the traces have no end"
+
+
+def _of_traces(made: TraceSet) -> Iterator[str]:
+    return guard_lines(made.name, "the traces", **{name: getattr(made, name) for name in GUARDED})

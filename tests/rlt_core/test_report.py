@@ -7,6 +7,7 @@ import unicodedata
 from html.parser import HTMLParser
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from markdown_it import MarkdownIt
 from scipy import stats
@@ -194,6 +195,92 @@ def test_alarms_are_raised_and_only_where_something_is_wrong(data, tmp_path):
     assert "90% of the completions of its last steps are cut" in alarms
     assert "1 of 3 traces were too long" in alarms
     assert "100% of the traces have no end" in alarms
+
+
+WATCHED = {
+    "copied": 0.75, "compression": 2.5, "doubt": 12.0, "clipped": True, "think_tokens": 40,
+    "think_mean": -1.25, "rank_surprisal": 3.5,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """Two trace sets: one with all that can be watched, one as older versions wrote it."""
+    store = Store(str(tmp_path_factory.mktemp("store")))
+    bare = {"copied": None, "compression": 7.5, "doubt": 0.0, "clipped": False, "think_mean": -0.75}
+    scores = [
+        score_row(1, -1.0, **WATCHED),
+        score_row(2, -1.0, **bare),
+        score_row(3, -1.0, clipped=False),
+    ]
+    made = {
+        "trace-scoring[rlt]@0": commit(store, "trace-scoring[rlt]", {"scores": scores}, seed=0),
+        "trace-scoring[old]@0": commit(
+            store, "trace-scoring[old]", {"scores": [score_row(1, -1.0)]}, seed=0
+        ),
+    }
+    return report_of(made, store)
+
+
+def test_trace_sets_have_means_over_what_has_a_value(watched):
+    new, old = watched.traces
+    assert (new.name, new.traces, new.copied) == ("trace-scoring[rlt]@0", 3, 0.75)
+    assert (new.compression, new.doubt, new.think_mean) == (5.0, 6.0, -1.0)
+    assert new.clipped == pytest.approx(1 / 3)
+    assert new.think_tokens == pytest.approx((40 + 20 + 20) / 3) and new.rank_surprisal == 3.5
+    assert (old.traces, old.think_tokens) == (1, 20)
+    assert {getattr(old, name) for name in WATCHED if name != "think_tokens"} == {None}
+
+
+def test_columns_that_an_older_artifact_lacks_are_no_values(tmp_path):
+    store = Store(str(tmp_path / "store"))
+    made = commit(store, "trace-scoring[old]", {"scores": [score_row(1, -1.0)]}, seed=0)
+    folder = tmp_path / "old"
+    folder.mkdir()
+    (file,) = store.local(made).glob("scores.parquet")
+    pq.write_table(
+        pq.read_table(file).drop_columns(["copied", "clipped", "rank_surprisal"]),
+        folder / "scores.parquet",
+    )
+    data = gather({"old": (made, folder)}, profile="smol", title="report", key="0" * 16)
+    assert (data.traces[0].clipped, data.traces[0].think_tokens) == (None, 20)
+    assert data.alarms == []
+
+
+def test_trace_sets_are_in_both_reports_and_in_csv(watched, tmp_path):
+    render_report(watched, tmp_path)
+    html = "".join(Page((tmp_path / "report.html").read_text()).words)
+    text = (tmp_path / "report.md").read_text()
+    for page in (html, text):
+        assert "words of doubt per 1,000 tokens" in page and "above 50% copied" in page
+        assert page.count("trace-scoring[old]@0") >= 2  # table and lineage
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text[text.index("## The traces") :].splitlines()
+        if line.startswith("| `trace-scoring[")
+    ]
+    assert cells[0][1:] == ["3", "75.0", "5", "6", "33.3", "26.67", "-1", "3.5"]
+    assert cells[1][1:] == ["1", *"\u2013" * 4, "20", *"\u2013" * 2]
+    with (tmp_path / "traces.csv").open(newline="") as file:
+        new, old = csv.DictReader(file)
+    assert float(new["clipped"]) == watched.traces[0].clipped and old["copied"] == ""
+    assert list(new) == ["name", "traces", *WATCHED]
+
+
+def test_guards_raise_alarms_with_their_thresholds(watched, tmp_path):
+    assert watched.alarms == [
+        "trace-scoring[rlt]@0: 75% of the solutions' runs of 8 tokens stand in the traces (alarm "
+        "above 50%)",
+        "trace-scoring[rlt]@0: 33% of the traces are cut at the token limit (alarm above 10%)",
+    ]
+    store = Store(str(tmp_path))
+    steps = [step | {"compression": 8.25} for step in step_rows("teacher-grpo", [-1.0] * 12)]
+    made = {"teacher-grpo@0": commit(store, "teacher-grpo", {"train_steps": steps}, seed=0)}
+    (alarm,) = report_of(made, store).alarms
+    assert alarm == (
+        "teacher-grpo@0: the completions of its last steps compress 8.2 times, as repetition does "
+        "(alarm above 6)"
+    )
 
 
 # ---------------------------------------------------------------- what is written
