@@ -13,12 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from transformers.utils import logging
 
 from rlt_core.config import RewardSpec, StageResources
 from rlt_core.config.base import DType
 from rlt_core.control import Control
 from rlt_core.data.explanations import Explanation, read_explanations
-from rlt_core.errors import UserError
 from rlt_core.formats import PromptFormat
 from rlt_core.model_sources import folder_digest
 from rlt_core.models import load_model, load_tokenizer, on_device, require_same_vocabulary
@@ -74,6 +74,8 @@ def score_file(scoring: Scoring, control: Control) -> pa.Table:
     removed at the end. Raises UserError for bad rows, a folder that is no model, and models of
     different vocabularies; Stopped on request.
     """
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     rows = list(enumerate(read_explanations(scoring.input, scoring.format)))
     by_question: dict[str, list[Numbered]] = {}
     for number, row in rows:
@@ -101,7 +103,7 @@ class _Scorer:
     def __init__(self, scoring: Scoring) -> None:
         self._scoring = scoring
         folders = (scoring.student, scoring.teacher)
-        tokenizers = [_tokenizer(folder) for folder in folders]
+        tokenizers = [load_tokenizer(folder) for folder in folders]
         require_same_vocabulary(
             tokenizers[1], tokenizers[0], (f"--teacher {folders[1]}", f"--student {folders[0]}")
         )
@@ -147,13 +149,6 @@ class _Scorer:
             "closed": row.closed,
             "finish_reason": None,
         }
-
-
-def _tokenizer(folder: Path) -> Any:
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such model folder")
-    folder_digest(folder)  # says what is missing
-    return load_tokenizer(folder)
 
 
 def _positions(model: Any) -> int:

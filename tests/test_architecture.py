@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = {"rlt_core": {"rlt_core"}, "tasks": {"tasks", "rlt_core"}}
 COMPUTES = (
-    "rlt_core/evaluation/", "rlt_core/generation/", "rlt_core/models.py", "rlt_core/scoring.py",
+    "rlt_core/evaluation/", "rlt_core/generation/", "rlt_core/models.py", "rlt_core/scoring/",
     "rlt_core/training/",
 )  # fmt: skip
 FILES = sorted(

@@ -141,12 +141,6 @@ class TeacherGRPOConfig(GRPOConfig):
     the engine recorded while sampling (`rollout`: a forward pass less; needs the reward's
     temperature, top_p 1 and reward.kl other than `full`; the difference is in `train_steps`)."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _from_plain(cls, value: object) -> object:
-        """A plain GRPOConfig leaves the teacher's own fields at their defaults."""
-        return value.model_dump() if type(value) is GRPOConfig else value
-
     def check_against(self, reward: RewardSpec) -> None:
         """Raise UserError if the log-probs that the engine records are not those of the reward."""
         if self.teacher_logprobs == "exact":

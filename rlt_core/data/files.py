@@ -19,7 +19,7 @@ Record = dict[str, Any]
 def read_records(path: Path) -> Iterator[tuple[int, Record]]:
     """(1-based row, fields) of every row. The row of a JSONL file is its line. Raises UserError."""
     if not path.exists():
-        raise UserError(f"{path}: no such file; check data.source (paths start at {Path.cwd()})")
+        raise UserError(f"{path}: no such file (paths start at {Path.cwd()})")
     if path.suffix not in SUFFIXES or not path.is_file():
         raise UserError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
     readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}

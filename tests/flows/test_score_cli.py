@@ -1,0 +1,194 @@
+"""`rlt reward score`: a row out for a row in, resumed where it was, mistakes in one line."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app
+from rlt_core.config import RewardSpec, ScratchModel, StageResources
+from rlt_core.control import Control
+from rlt_core.errors import Stopped, UserError
+from rlt_core.formats import FOLDER, load_format
+from rlt_core.models import new_model, save_model, tiny_tokenizer
+from rlt_core.reward import reward_parts
+from rlt_core.schemas import SCORES
+from tasks.score_file import Scoring, score_file
+
+ROWS = [
+    {"question": "1+1?", "solution": "2", "explanation": "one and one"},
+    {"question": "2+3?", "solution": "5", "explanation": "two, three", "closed": False},
+    {"question": "1+1?", "solution": "2", "explanation": "", "closed": True},
+    {"question": "1+1?", "solution": "two", "explanation": "é 😀 <|im_end|>"},
+    {"question": "1+1?", "solution": "2", "explanation": "x" * 600},
+]
+
+
+def folder(path: Path, seed: int, format: str = "rlt") -> Path:
+    tokenizer = tiny_tokenizer(load_format(format))
+    shape = ScratchModel(layers=1, width=16, heads=2, seed=seed, max_positions=2000)
+    save_model(new_model(shape, tokenizer), tokenizer, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    place = tmp_path_factory.mktemp("models")
+    return folder(place / "teacher", 1), folder(place / "student", 2)
+
+
+def written(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def call(models: tuple[Path, Path], *options: str) -> Any:
+    return CliRunner().invoke(
+        app, ["reward", "score", "--teacher", str(models[0]), "--student", str(models[1]), *options]
+    )
+
+
+def scoring(models: tuple[Path, Path], source: Path, output: Path, size: int = 64) -> Scoring:
+    return Scoring(
+        *models, source, output, load_format("rlt"), RewardSpec(), "float32",
+        StageResources(device="cpu", shard_questions=size),
+    )  # fmt: skip
+
+
+def test_a_row_out_for_a_row_in(models: tuple[Path, Path], tmp_path: Path) -> None:
+    source, output = written(tmp_path / "rows.jsonl", ROWS), tmp_path / "scores.parquet"
+    done = call(models, "--input", str(source), "--output", str(output), "--json")
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert (said["rows"], said["scored"], said["too_long"]) == (5, 5, 0)
+    table = pq.read_table(output)
+    assert table.schema.equals(SCORES)
+    rows = table.to_pylist()
+    assert said["mean_reward"] == pytest.approx(sum(row["reward"] for row in rows) / 5)
+    for row, given in zip(rows, ROWS, strict=True):
+        parts = reward_parts(
+            row["student_solution_logprobs"], row["student_think_logprobs"],
+            row["teacher_think_logprobs"], given.get("closed", True), RewardSpec(),
+        )  # fmt: skip
+        assert row["reward"] == parts.reward
+        assert row["solution_tokens"] == len(str(given["solution"]))
+    assert [row["sample"] for row in rows] == [0, 0, 1, 0, 2]  # another solution, another group
+    assert sorted(rows[i]["rank"] for i in (0, 2, 4)) == [1, 2, 3]
+    assert rows[1]["penalty"] == -1 and rows[2]["kl_mean"] == 1
+    assert sorted(tmp_path.iterdir()) == [source, output]
+
+
+def test_the_reward_is_the_callers_to_choose(models: tuple[Path, Path], tmp_path: Path) -> None:
+    source = written(tmp_path / "rows.jsonl", ROWS[:1])
+    rewards = {}
+    for name, options in {
+        "plain": [], "reference": ["--preset", "reference-code"], "free": ["--lambda", "0"],
+        "full": ["--kl", "full"], "hot": ["--temperature", "2"],
+    }.items():  # fmt: skip
+        output = tmp_path / f"{name}.parquet"
+        done = call(models, "-i", str(source), "-o", str(output), *options)
+        assert done.exit_code == 0, done.output
+        (rewards[name],) = pq.read_table(output).to_pylist()
+    assert rewards["plain"] == rewards["reference"]
+    assert rewards["free"]["reward"] == rewards["plain"]["r_ss"]
+    full = rewards["full"]
+    assert full["kl_mean"] == pytest.approx(sum(full["think_kl"]) / len(full["think_kl"]))
+    assert min(full["think_kl"]) >= 0 and rewards["plain"]["think_kl"] is None
+    assert rewards["hot"]["temperature"] == 2
+    assert rewards["hot"]["reward"] != rewards["plain"]["reward"]
+
+
+def test_a_format_is_a_file(models: tuple[Path, Path], tmp_path: Path) -> None:
+    source = written(tmp_path / "rows.jsonl", ROWS)
+    own = tmp_path / "own.json"
+    shutil.copy(FOLDER / "rlt.json", own)
+    outputs = []
+    for name, format in (("a", "rlt"), ("b", str(own))):
+        output = tmp_path / f"{name}.parquet"
+        done = call(models, "-i", str(source), "-o", str(output), "--prompt-format", format)
+        assert done.exit_code == 0, done.output
+        outputs.append(pq.read_table(output).to_pylist())
+    assert outputs[0] == outputs[1]
+    own.write_text('{"name": "own"}')
+    done = call(models, "-i", str(source), "-o", str(tmp_path / "c.parquet"), "--prompt-format",
+                str(own))  # fmt: skip
+    assert isinstance(done.exception, UserError) and "teacher_system" in str(done.exception)
+
+
+def test_a_stopped_call_goes_on_where_it_was(models: tuple[Path, Path], tmp_path: Path) -> None:
+    source = written(tmp_path / "rows.jsonl", ROWS)
+    whole = score_file(scoring(models, source, tmp_path / "whole.parquet"), Control())
+    output = tmp_path / "broken.parquet"
+    seen: list[int] = []
+
+    def progress(done: int, total: int, metrics: Any) -> None:
+        seen.append(done)
+
+    stop = Control(progress, should_stop=lambda: len(seen) >= 3)
+    with pytest.raises(Stopped):
+        score_file(scoring(models, source, output, size=1), stop)
+    assert not output.exists() and (tmp_path / "broken.parquet.work").is_dir()
+    before = len(seen)
+    table = score_file(scoring(models, source, output, size=1), Control(progress))
+    assert table.drop_columns(["rank"]).num_rows == whole.num_rows
+    for one, other in zip(table.to_pylist(), whole.to_pylist(), strict=True):
+        assert one["reward"] == pytest.approx(other["reward"], abs=1e-4)
+        assert (one["trace_id"], one["rank"]) == (other["trace_id"], other["rank"])
+    assert min(seen[before:]) > 0  # the first shard was not done again
+    assert not (tmp_path / "broken.parquet.work").exists()
+
+
+def test_what_is_too_long_is_said(models: tuple[Path, Path], tmp_path: Path) -> None:
+    rows = [*ROWS[:1], ROWS[4] | {"explanation": "y" * 2000}]
+    source, output = written(tmp_path / "rows.jsonl", rows), tmp_path / "scores.parquet"
+    done = call(models, "-i", str(source), "-o", str(output))
+    assert done.exit_code == 0 and "too_long 1" in done.output
+    assert [row["status"] for row in pq.read_table(output).to_pylist()] == ["scored", "too_long"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"solution": "2", "explanation": ""}, "row 2: no field 'question'"),
+        ({"question": "q", "solution": "", "explanation": "e"}, "row 2: empty solution"),
+        ({"question": "q", "solution": 2, "explanation": "e"}, "row 2: solution must be text"),
+        ({**ROWS[0], "closed": "perhaps"}, "row 2: closed must be true or false"),
+        ({**ROWS[0], "explanation": "so<|end_of_explanation|>"}, "row 2: the explanation contains"),
+        ({**ROWS[0], "solution": "<|end_of_solution|>"}, "row 2: the solution contains"),
+        ("text", "row 2: expected an object"),
+    ],
+)
+def test_a_bad_row_is_named(
+    models: tuple[Path, Path], tmp_path: Path, row: Any, message: str
+) -> None:
+    source, output = written(tmp_path / "rows.jsonl", [ROWS[0], row]), tmp_path / "scores.parquet"
+    done = call(models, "-i", str(source), "-o", str(output))
+    assert isinstance(done.exception, UserError) and message in str(done.exception)
+    assert not output.exists()
+
+
+def test_bad_models_and_options_are_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
+    source, output = written(tmp_path / "rows.jsonl", ROWS[:1]), tmp_path / "scores.parquet"
+    files = ["-i", str(source), "-o", str(output)]
+    other = folder(tmp_path / "other", 3, "r1")
+    for teacher, message in [
+        (other, "different vocabularies"),
+        (tmp_path / "none", "not a model folder"),
+        (tmp_path, "not a model folder"),
+    ]:
+        done = call((teacher, models[1]), *files)
+        assert isinstance(done.exception, UserError) and message in str(done.exception)
+    for options, message in [
+        (["--preset", "ours"], "paper, reference-code"),
+        (["--temperature", "0"], "temperature"),
+        (["-o", str(tmp_path / "scores.csv")], "end its name in .parquet"),
+        (["-o", str(tmp_path / "no" / "scores.parquet")], "there is no folder"),
+        (["-i", str(tmp_path / "no.jsonl")], "no such file"),
+    ]:
+        done = call(models, *files, *options)
+        assert isinstance(done.exception, UserError) and message in str(done.exception), message
+    assert not output.exists()
