@@ -91,6 +91,29 @@ def test_spans_hold_the_same_explanation_and_exactly_the_solution(
 @PROMPTERS
 @quick
 @given(question=text, solution=text, explanation=text)
+def test_contexts_of_text_alone_have_equal_spans_that_read_as_the_text(
+    prompter: Prompter, question: str, solution: str, explanation: str
+) -> None:
+    f, decode = prompter.format, prompter.tokenizer.decode
+    student, teacher = prompter.text_contexts(question, explanation, solution)
+    think = student.ids[slice(*student.think)]
+    assert think == teacher.ids[slice(*teacher.think)]
+    prefix = f.think_prefix if f.score_think_prefix else ""
+    assert decode(think) == (prefix + explanation if explanation else "")
+    assert student.solution is not None
+    assert student.ids[slice(*student.solution)] == prompter.encode(solution)
+    by_ids = prompter.encode(explanation)
+    pairs = [
+        (student, prompter.student_context(question, by_ids, solution)),
+        (teacher, prompter.teacher_context(question, solution, by_ids)),
+    ]
+    for of_text, of_ids in pairs:  # other tokens at most where prefix and text meet
+        assert decode(of_text.ids) == decode(of_ids.ids)
+
+
+@PROMPTERS
+@quick
+@given(question=text, solution=text, explanation=text)
 def test_contexts_read_as_the_format_says(
     prompter: Prompter, question: str, solution: str, explanation: str
 ) -> None:
