@@ -5,8 +5,9 @@
 A store with one `scores` artifact is written on a temporary disk (`TMPDIR`; 2.1 GB for 1,000,000
 traces): files of `SHARD` traces as trace-scoring leaves them, random log-probs of `THINK_TOKENS`
 and `SOLUTION_TOKENS` tokens. Each replay is a process of its own, the command as a user types it;
-its seconds and the greatest memory that it held are printed. The plain way is a loop over
-`reward_parts` on the rows that `read_rows` gives, on the first file. Their rewards are compared.
+its seconds, those of its CPUs and the greatest memory that it held are printed. The plain way is a
+loop over `reward_parts` on the rows that `read_rows` gives, on the first file. Their rewards are
+compared.
 """
 
 from __future__ import annotations
@@ -94,8 +95,8 @@ def fill(store: Store, traces: int, think_tokens: int) -> Manifest:
     )  # fmt: skip
 
 
-def command(store: Store, options: list[str], output: Path) -> tuple[float, float]:
-    """Seconds and peak GiB of one `rlt reward replay`."""
+def command(store: Store, options: list[str], output: Path) -> tuple[float, float, float]:
+    """Seconds, CPU-seconds and peak GiB of one `rlt reward replay`."""
     line = [sys.executable, "-m", "flows.cli", "reward", "replay", *options, "--json"]
     started = time.perf_counter()
     process = subprocess.Popen(
@@ -105,7 +106,7 @@ def command(store: Store, options: list[str], output: Path) -> tuple[float, floa
     seconds = time.perf_counter() - started
     if status:
         raise SystemExit(f"{' '.join(line)} failed")
-    return seconds, usage.ru_maxrss / 2**20
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20
 
 
 def plain(folder: Path, spec: RewardSpec) -> tuple[float, dict[str, float]]:
@@ -137,9 +138,12 @@ def main() -> None:
             f"tokens, {manifest.bytes / 1e6:,.0f} MB (written in "
             f"{time.perf_counter() - started:.0f} s)"
         )
-        print(f"{'':<16}{'seconds':>9}{'GiB':>7}{'us a trace':>12}{'plain loop':>12}{'ratio':>8}")
+        print(
+            f"{'':<16}{'seconds':>9}{'CPU-s':>8}{'GiB':>7}"
+            f"{'us a trace':>12}{'plain loop':>12}{'ratio':>8}"
+        )
         for way, (options, spec) in WAYS.items():
-            seconds, memory = command(store, options, output)
+            seconds, cpu, memory = command(store, options, output)
             each = seconds / manifest.rows
             loop, rewards = plain(store.local(manifest), spec)
             found = pq.read_table(output, columns=["trace_id", "reward"]).to_pydict()
@@ -147,8 +151,8 @@ def main() -> None:
             for key, value in rewards.items():
                 assert math.isclose(replayed[key], value, rel_tol=1e-9, abs_tol=1e-6), key
             print(
-                f"{way:<16}{seconds:9.1f}{memory:7.2f}{each * 1e6:12.1f}{loop * 1e6:12.1f}"
-                f"{loop / each:8.1f}"
+                f"{way:<16}{seconds:9.1f}{cpu:8.1f}{memory:7.2f}"
+                f"{each * 1e6:12.1f}{loop * 1e6:12.1f}{loop / each:8.1f}"
             )
 
 
