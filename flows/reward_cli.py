@@ -19,7 +19,7 @@ from rich.text import Text
 
 from flows.options import DEFAULT_STORE, JsonOption, StoreOption, open_store
 from flows.score_cli import score
-from flows.sql_cli import _NoPandas
+from flows.sql_cli import NoPandas
 from rlt_core.config import KLEstimator, Reduction
 from rlt_core.errors import UserError
 from rlt_core.printable import printable
@@ -75,7 +75,7 @@ def replay(
 ) -> None:
     """Recompute rewards and ranks of committed scores; what is not given stays as it was."""
     _check_output(output)
-    sys.meta_path.insert(0, _NoPandas())
+    sys.meta_path.insert(0, NoPandas())
     from flows.sql_output import write
     from rlt_core.replay import Changes, chosen, replayed, summaries
 
@@ -171,7 +171,7 @@ def explain_(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Show what made one trace's reward: parts, worst tokens, the question's other traces."""
-    sys.meta_path.insert(0, _NoPandas())
+    sys.meta_path.insert(0, NoPandas())
     from rlt_core.explain import explain
 
     found = explain(open_store(store), trace_id, run)

@@ -41,7 +41,7 @@ def sql(
     chosen = _format(format, output)
     if statement is None and output is not None:
         raise UserError("--output needs the SQL as an argument")
-    sys.meta_path.insert(0, _NoPandas())
+    sys.meta_path.insert(0, NoPandas())
     from rlt_core.tables import connect, refresh
 
     opened = open_store(store)
@@ -60,7 +60,7 @@ def sql(
             ask(connection, sys.stdin.read(), chosen, None)
 
 
-class _NoPandas:
+class NoPandas:
     """Pandas is not needed here, but pyarrow imports it (1 s) where it is installed."""
 
     def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:

@@ -47,76 +47,73 @@ def _passed(names: Sequence[str]) -> str:
     return ", ".join(f"{name} := {name}" for name in names)
 
 
-def _macros() -> dict[str, str]:
-    """Signature -> body, each after those that it calls.
+_DEFAULT = RewardSpec()
+_THINK = f"think_kl := null::double[], {arguments(_DEFAULT, THINK)}"
 
-    `list_transform([x], lambda k: …)[1]` gives x a name: it is computed once.
-    """
-    default = RewardSpec()
-    think = f"think_kl := null::double[], {arguments(default, THINK)}"
-    return {
-        f"rlt_token_kl(student_think_logprobs, teacher_think_logprobs, "
-        f"think_kl := null::double[], {arguments(default, TOKEN)})": """
-            list_transform(
-              case
-                when len(student_think_logprobs) <> len(teacher_think_logprobs)
-                then error(
-                  len(student_think_logprobs) || ' student and ' || len(teacher_think_logprobs)
-                  || ' teacher think log-probs'
-                )
-                when kl = 'full' and len(think_kl) <> len(teacher_think_logprobs)
-                then error(
-                  'kl=full: ' || len(teacher_think_logprobs) || ' tokens, full-vocabulary KL of '
-                  || len(think_kl)
-                )
-                when kl = 'full' then think_kl::double[]
-                when kl in ('k1', 'k3') then
-                  list_transform(
-                    teacher_think_logprobs,
-                    lambda teacher, i: teacher::double - student_think_logprobs[i]::double
-                  )
-                else error('kl: ' || kl || ' is none of k1, k3, full')
-              end,
-              lambda d: least(case when kl = 'k3' then exp(-d) - 1 + d else d end, clip_kl)
-            )""",
-        f"rlt_r_ss(solution_logprobs, alpha, {arguments(default, SOLUTION)})": """
-            list_transform(
-              [list_transform(
-                solution_logprobs, lambda logprob: greatest(logprob::double, -clip_logprob)
-              )],
-              lambda clipped: list_aggregate(clipped, solution_reduction)
-                + alpha::double * list_aggregate(clipped, solution_extreme)
-            )[1]""",
-        f"rlt_r_kl(student_think_logprobs, teacher_think_logprobs, alpha, {think})": f"""
-            list_transform(
-              [rlt_token_kl(
-                student_think_logprobs, teacher_think_logprobs, think_kl, {_passed(TOKEN)}
-              )],
-              lambda k: case
-                when len(k) = 0 then empty_think_kl * (1 + alpha::double)
-                else list_aggregate(k, think_reduction)
-                  + alpha::double * list_aggregate(k, think_extreme)
-              end
-            )[1]""",
-        f"rlt_penalty(closed, {arguments(default, PENALTY)})": """
-            case closed when true then 0::double when false then unclosed_penalty::double end""",
-        "rlt_total(r_ss, r_kl, penalty, kl_weight)": """
-            r_ss - kl_weight::double * r_kl + penalty""",
-        "rlt_reward(solution_logprobs, student_think_logprobs, teacher_think_logprobs, alpha, "
-        "kl_weight, closed := true, think_kl := null::double[], "
-        f"{arguments(default, REWARD)})": f"""
-            rlt_total(
-              rlt_r_ss(solution_logprobs, alpha, {_passed(SOLUTION)}),
-              rlt_r_kl(
-                student_think_logprobs, teacher_think_logprobs, alpha, think_kl, {_passed(THINK)}
-              ),
-              rlt_penalty(closed, {_passed(PENALTY)}),
-              kl_weight
-            )""",
-    }
+MACROS: dict[str, str] = {
+    f"rlt_token_kl(student_think_logprobs, teacher_think_logprobs, "
+    f"think_kl := null::double[], {arguments(_DEFAULT, TOKEN)})": """
+        list_transform(
+          case
+            when len(student_think_logprobs) <> len(teacher_think_logprobs)
+            then error(
+              len(student_think_logprobs) || ' student and ' || len(teacher_think_logprobs)
+              || ' teacher think log-probs'
+            )
+            when kl = 'full' and len(think_kl) <> len(teacher_think_logprobs)
+            then error(
+              'kl=full: ' || len(teacher_think_logprobs) || ' tokens, full-vocabulary KL of '
+              || len(think_kl)
+            )
+            when kl = 'full' then think_kl::double[]
+            when kl in ('k1', 'k3') then
+              list_transform(
+                teacher_think_logprobs,
+                lambda teacher, i: teacher::double - student_think_logprobs[i]::double
+              )
+            else error('kl: ' || kl || ' is none of k1, k3, full')
+          end,
+          lambda d: least(case when kl = 'k3' then exp(-d) - 1 + d else d end, clip_kl)
+        )""",
+    f"rlt_r_ss(solution_logprobs, alpha, {arguments(_DEFAULT, SOLUTION)})": """
+        list_transform(
+          [list_transform(
+            solution_logprobs, lambda logprob: greatest(logprob::double, -clip_logprob)
+          )],
+          lambda clipped: list_aggregate(clipped, solution_reduction)
+            + alpha::double * list_aggregate(clipped, solution_extreme)
+        )[1]""",
+    f"rlt_r_kl(student_think_logprobs, teacher_think_logprobs, alpha, {_THINK})": f"""
+        list_transform(
+          [rlt_token_kl(
+            student_think_logprobs, teacher_think_logprobs, think_kl, {_passed(TOKEN)}
+          )],
+          lambda k: case
+            when len(k) = 0 then empty_think_kl * (1 + alpha::double)
+            else list_aggregate(k, think_reduction)
+              + alpha::double * list_aggregate(k, think_extreme)
+          end
+        )[1]""",
+    f"rlt_penalty(closed, {arguments(_DEFAULT, PENALTY)})": """
+        case closed when true then 0::double when false then unclosed_penalty::double end""",
+    "rlt_total(r_ss, r_kl, penalty, kl_weight)": """
+        r_ss - kl_weight::double * r_kl + penalty""",
+    "rlt_reward(solution_logprobs, student_think_logprobs, teacher_think_logprobs, alpha, "
+    "kl_weight, closed := true, think_kl := null::double[], "
+    f"{arguments(_DEFAULT, REWARD)})": f"""
+        rlt_total(
+          rlt_r_ss(solution_logprobs, alpha, {_passed(SOLUTION)}),
+          rlt_r_kl(
+            student_think_logprobs, teacher_think_logprobs, alpha, think_kl, {_passed(THINK)}
+          ),
+          rlt_penalty(closed, {_passed(PENALTY)}),
+          kl_weight
+        )""",
+}
+"""Signature -> body, each after those that it calls.
 
-
-MACROS = _macros()
+`list_transform([x], lambda k: …)[1]` gives x a name: it is computed once.
+"""
 
 
 def create(connection: duckdb.DuckDBPyConnection) -> None:

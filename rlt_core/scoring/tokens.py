@@ -49,10 +49,10 @@ class TokenScores:
     teacher_think: FLOATS
     think_kl: FLOATS | None
     """KL over the whole vocabulary at each token, where the spec's `kl` is full."""
-    think_surprisal: FLOATS
-    """The student's, at temperature 1."""
-    think_ranks: NDArray[np.int64]
-    """The student's; 1 for its likeliest word."""
+    think_surprisal: FLOATS | None
+    """The student's, at temperature 1; with `ranks`."""
+    think_ranks: NDArray[np.int64] | None
+    """The student's, 1 for its likeliest word; with `ranks`."""
 
 
 def token_scores(
@@ -61,6 +61,8 @@ def token_scores(
     load_teacher: Loader,
     spec: RewardSpec,
     tokens_per_batch: int,
+    *,
+    ranks: bool,
     control: Control | None = None,
 ) -> list[TokenScores]:
     """Scores of every explanation, in order. First the student scores all, then the teacher."""
@@ -76,7 +78,7 @@ def token_scores(
              for each in contexts],
             spec.temperature,
             tokens_per_batch,
-            ranks=True,
+            ranks=ranks,
             keep_states=full,
             control=control.part(0, 2),
         )  # fmt: skip
@@ -97,7 +99,6 @@ def token_scores(
 
 
 def _scores(i: int, contexts: Contexts, student: Selected, teacher: Selected) -> TokenScores:
-    assert student.surprisal is not None and student.ranks is not None
     sizes = [_size(contexts.solution), _size(contexts.student.think)]
     solution, think = cut(student.logprobs[i], sizes)
     return TokenScores(
@@ -105,8 +106,8 @@ def _scores(i: int, contexts: Contexts, student: Selected, teacher: Selected) ->
         student_think=think,
         teacher_think=teacher.logprobs[i],
         think_kl=None if teacher.kl is None else teacher.kl[i],
-        think_surprisal=student.surprisal[i][sizes[0] :],
-        think_ranks=student.ranks[i][sizes[0] :],
+        think_surprisal=student.surprisal[i][sizes[0] :] if student.surprisal else None,
+        think_ranks=student.ranks[i][sizes[0] :] if student.ranks else None,
     )
 
 

@@ -68,7 +68,13 @@ def score_contexts(
     """As `score_traces`, of traces whose contexts are already built."""
     kept = [i for i, each in enumerate(contexts) if each.longest <= max_tokens]
     scored = token_scores(
-        [contexts[i] for i in kept], load_student, load_teacher, spec, tokens_per_batch, control
+        [contexts[i] for i in kept],
+        load_student,
+        load_teacher,
+        spec,
+        tokens_per_batch,
+        ranks=True,
+        control=control,
     )
     by_trace = dict(zip(kept, scored, strict=True))
     return [
@@ -145,6 +151,7 @@ def _row(
         "teacher_think_logprobs": scores.teacher_think,
         "think_kl": scores.think_kl,
     }
+    assert scores.think_ranks is not None and scores.think_surprisal is not None
     try:
         parts = reward_parts(
             scores.student_solution,

@@ -172,6 +172,7 @@ class RLTReward:
             lambda: nullcontext(policy),
             self._spec,
             self._resources.tokens_per_batch,
+            ranks=False,
         )
         return [
             {
