@@ -279,8 +279,13 @@ TRACES = [
 ]
 
 
+def longer_context(question: str, solution: str, think_ids: list[int]) -> int:
+    student = PROMPTER.student_context(question, think_ids, solution)
+    return max(len(student.ids), len(PROMPTER.teacher_context(question, solution, think_ids).ids))
+
+
 def score(traces: list[dict[str, Any]], **changes: Any) -> list[dict[str, Any]]:
-    longest = len(PROMPTER.student_context("", [], "").ids) + 100
+    longest = longer_context("", "", []) + 100
     arguments: dict[str, Any] = {
         "student": "s",
         "load_student": lambda: nullcontext(tiny_model(1)),
@@ -333,7 +338,7 @@ def test_an_over_long_trace_is_a_status_not_a_score() -> None:
     empty = ("reward", "r_ss", "penalty", "rank", "student_think_logprobs")
     assert all(long[name] is None for name in empty)
     assert {row["rank"] for row in rows if row["question_id"] == "q2"} == {1, 2, None}
-    exact_fit = len(PROMPTER.student_context("1+1?", TRACES[0]["token_ids"], "2").ids)
+    exact_fit = longer_context("1+1?", "2", TRACES[0]["token_ids"])
     assert score(TRACES[:1], max_tokens=exact_fit)[0]["status"] == "scored"
     assert score(TRACES[:1], max_tokens=exact_fit - 1)[0]["status"] == "too_long"
 
