@@ -91,6 +91,7 @@ def rewards_with_rivals(case: Case) -> list[float]:
         lambda: nullcontext(case.teacher),
         spec,
         case.tokens_per_batch,
+        ranks=True,
     )
     return [
         reward_parts(s.student_solution, s.student_think, s.teacher_think, True, spec).reward
