@@ -48,6 +48,8 @@ bench: install
 	$(OFFLINE) $(BIN)/python -m infra.benchmarks.reward.throughput smollm2
 	$(OFFLINE) $(BIN)/python -m infra.benchmarks.reward.head
 	$(OFFLINE) $(BIN)/python -m infra.benchmarks.reward.prefixes
+	$(OFFLINE) $(BIN)/python -m infra.benchmarks.grpo_step
+	$(BIN)/python -m infra.benchmarks.replay
 
 format: install
 	$(BIN)/ruff check --fix .

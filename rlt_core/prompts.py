@@ -12,6 +12,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from jinja2 import TemplateError
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Label of a token that is not trained on."""
+ENCODED_TEXTS = 256
+"""Texts whose ids are kept for the next context."""
 BLOCK_TOKENS = 256
 """Tokens decoded at once in the search for a tag."""
 SYSTEM_SLOT, USER_SLOT, ASSISTANT_SLOT = "slotForSystem", "slotForUser", "slotForAssistant"
@@ -100,6 +103,8 @@ class Prompter:
     def __init__(self, format: PromptFormat, tokenizer: PreTrainedTokenizerFast) -> None:
         self.format = format
         self.tokenizer = tokenizer
+        # A group of completions has one question and one solution.
+        self._encoded = lru_cache(ENCODED_TEXTS)(self._encode_text)
         self._teacher_turns = self._chat_pieces(format.teacher_system)
         self._student_turns = self._chat_pieces(format.student_system)
         self.end_of_turn: int = self._end_of_turn()
@@ -126,9 +131,11 @@ class Prompter:
     # ------------------------------------------------------------ text and ids
     def encode(self, text: str) -> list[int]:
         """Ids of a user's text. Text that spells a control token stays text."""
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
-            "input_ids"
-        ]
+        return list(self._encoded(text))
+
+    def _encode_text(self, text: str) -> tuple[int, ...]:
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return tuple(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a completion up to its first end of turn."""

@@ -28,11 +28,12 @@ INDICES = NDArray[np.int64]
 
 CPU_TOKENS = 2048
 """Tokens of a pass on a CPU at most: activations that fit its caches halve the time."""
-SHARED_SHARE = 0.2
-"""Sharing prefixes pays from this share of tokens saved: queries behind a prefix need a mask, which
-costs attention its fastest path."""
-SHARED_TOKENS = 256
-"""And from this many tokens behind a prefix: below, passes are too small to be worth their call."""
+MASK_FLOPS = 2.0
+"""What a query behind a shared prefix costs more in attention, which needs a mask there and loses
+its fastest path: FLOPs a layer, times attention's width and the squared length of what follows."""
+SHARING_FLOPS = 3.5e7
+"""What the further passes of a group cost, in FLOPs a layer. Both fitted on two CPU cores
+(`infra/benchmarks/reward/prefixes.py`)."""
 LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 """Config fields of models that change logits after the output embedding."""
 
@@ -173,20 +174,33 @@ def _prefix_groups(
     by_prefix: dict[bytes, list[_Request]] = defaultdict(list)
     for request in requests:
         by_prefix[np.asarray(request.ids[: request.first], np.int64).tobytes()].append(request)
+    weights, width = _layer_size(decoder)
     groups, alone = [], []
     for group in by_prefix.values():
-        if group[0].first and len(group) > 1 and (share or _pays(group)):
+        if group[0].first and len(group) > 1 and (share or _pays(group, weights, width)):
             groups.append(group)
         else:
             alone += group
     return groups, alone
 
 
-def _pays(group: Sequence[_Request]) -> bool:
+def _pays(group: Sequence[_Request], weights: float, width: int) -> bool:
+    """Whether the linear layers save more on the prefix than masked attention and passes cost."""
     prefix = group[0].first
-    rest = sum(request.end - prefix for request in group)
-    saved = (len(group) - 1) * prefix
-    return rest >= SHARED_TOKENS and saved >= SHARED_SHARE * (saved + prefix + rest)
+    saved = 2 * weights * prefix * (len(group) - 1)
+    masked = MASK_FLOPS * width * sum((request.end - prefix) ** 2 for request in group)
+    return saved > masked + SHARING_FLOPS
+
+
+def _layer_size(decoder: nn.Module) -> tuple[float, int]:
+    """Weights of a layer, and the width of its attention."""
+    config = cast(PreTrainedModel, decoder).config
+    embedding = cast(PreTrainedModel, decoder).get_input_embeddings()
+    outside = {id(weight) for weight in embedding.parameters()}
+    weights = sum(each.numel() for each in decoder.parameters() if id(each) not in outside)
+    head_width = getattr(config, "head_dim", None)
+    width = config.num_attention_heads * head_width if head_width else config.hidden_size
+    return weights / config.num_hidden_layers, width
 
 
 def _has_plain_cache(decoder: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from infra.benchmarks.reward import head, prefixes, throughput
 from infra.benchmarks.reward.cases import Case, tiny_case
-from infra.benchmarks.reward.plain import plain_rewards
+from infra.benchmarks.reward.plain import reading_often, reading_once
 from infra.benchmarks.reward.work import needed
 from rlt_core.scoring import selected_logprobs
 
@@ -23,7 +23,8 @@ def case() -> Case:
 
 
 def test_the_plain_loop_and_ours_give_the_same_rewards(case: Case) -> None:
-    plain = plain_rewards(case)
+    plain = reading_often(case)
+    assert reading_once(case) == pytest.approx(plain, abs=1e-6)
     assert throughput.our_rewards(case) == pytest.approx(plain, abs=1e-3)
     assert throughput.rewards_with_rivals(case) == pytest.approx(plain, abs=1e-3)
     assert np.ptp(plain) > 0.1  # equal rewards would agree whatever was scored
@@ -31,7 +32,7 @@ def test_the_plain_loop_and_ours_give_the_same_rewards(case: Case) -> None:
 
 def test_the_loop_notices_models_that_change_places(case: Case) -> None:
     swapped = replace(case, student=case.teacher, teacher=case.student)
-    assert np.abs(np.subtract(plain_rewards(swapped), plain_rewards(case))).max() > 0.1
+    assert np.abs(np.subtract(reading_often(swapped), reading_often(case))).max() > 0.1
 
 
 def test_both_heads_agree() -> None:

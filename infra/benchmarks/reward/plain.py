@@ -1,10 +1,13 @@
-"""The plain way to the same rewards: one completion at a time, all logits.
+"""Two plain ways to the same rewards: one completion at a time, all logits.
 
-What the RLT authors' code does to score a completion, without its waste that is no part of the
-way (garbage collections, repeated tokenising): both chats are written as text and encoded anew,
-spans are found by searching the tags' ids, the whole model runs on one sequence, and logits of
-every position and word become float32, are divided by the temperature and log-softmaxed, of which
-the tokens' own are gathered.
+Both write the chats as text and encode them anew, run the whole model on one sequence, make
+float32 logits of every position and word, divide them by the temperature and log-softmax them, of
+which the tokens' own are gathered. `reading_often` also does what the RLT authors' code does
+besides: it encodes eight texts a completion (completion, explanation, chat and solution to find
+spans; both chats to compare them; both once more to run the models) and finds each span by
+searching lists of ids twice, once to see whether it is there and once to see where.
+`reading_once` encodes each chat once and searches for the tags. Neither has that code's garbage
+collections and cache flushes.
 
 Shapes: T tokens of a text, V vocabulary.
 """
@@ -12,6 +15,7 @@ Shapes: T tokens of a text, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -27,9 +31,52 @@ from rlt_core.reward import reward_parts
 Tags = tuple[str, str]
 
 
-def plain_rewards(case: Case) -> list[float]:
-    """Rewards of the items."""
+def reading_often(case: Case) -> list[float]:
+    """Rewards of the items, as the authors' code goes about it."""
+    return [_reward_reading_often(case, item) for item in case.items]
+
+
+def reading_once(case: Case) -> list[float]:
+    """Rewards of the items, each text encoded once."""
     return [_reward(case, item) for item in case.items]
+
+
+def _reward_reading_often(case: Case, item: Item) -> float:
+    prompter, format = case.prompter, case.prompter.format
+    completion = f"{format.explanation_open}{format.think_prefix}{item.think}"
+    completion_ids = _ids(prompter, completion + format.explanation_close)
+    think_ids = _ids(prompter, format.think_prefix + item.think)
+    student_text = _chat(prompter, format.student_system, item, _student_turn(format, item))
+    teacher_text = _chat(prompter, format.teacher_system, item, _teacher_turn(format, item))
+    student_ids, solution_ids = _ids(prompter, student_text), _ids(prompter, item.solution)
+    # From the end, as the completion's end is the chat's but for what the template adds.
+    in_completion = _searched(completion_ids, think_ids)
+    in_student = _searched(student_ids, think_ids)
+    in_solution = _searched(student_ids, solution_ids, last=True)
+    teacher_ids = _ids(prompter, teacher_text)
+    in_teacher = _searched(teacher_ids, think_ids, last=True)
+    same = teacher_ids[slice(*in_teacher)] == _ids(prompter, student_text)[slice(*in_student)]
+    if not same or in_completion[1] - in_completion[0] != len(think_ids):
+        raise ValueError(f"the texts of {item.question!r} lose tokens when they are read anew")
+    student_T = _all_logprobs(case.student, _ids(prompter, student_text), case.temperature)
+    teacher_T = _all_logprobs(case.teacher, _ids(prompter, teacher_text), case.temperature)
+    return reward_parts(
+        student_T[slice(*in_solution)],
+        student_T[slice(*in_student)],
+        teacher_T[slice(*in_teacher)],
+        closed=True,
+        spec=RewardSpec(temperature=case.temperature),
+    ).reward
+
+
+def _searched(ids: list[int], part: list[int], last: bool = False) -> tuple[int, int]:
+    """Where the part stands, having looked first whether it does."""
+    starts = range(len(ids) - len(part) + 1)
+    if not any(ids[i : i + len(part)] == part for i in starts):
+        raise ValueError("the tokens are not there")
+    order = reversed(starts) if last else starts
+    start = next(i for i in order if ids[i : i + len(part)] == part)
+    return start, start + len(part)
 
 
 def _reward(case: Case, item: Item) -> float:
@@ -69,9 +116,17 @@ def _teacher_turn(format: PromptFormat, item: Item) -> str:
 
 def _encode(prompter: Prompter, system: str, item: Item, turn: str) -> list[int]:
     """Ids of a whole chat."""
+    return _ids(prompter, _chat(prompter, system, item, turn))
+
+
+def _chat(prompter: Prompter, system: str, item: Item, turn: str) -> str:
+    """Text of a whole chat."""
     chat = [{"role": "system", "content": system}] if system else []
     chat += [{"role": "user", "content": item.question}, {"role": "assistant", "content": turn}]
-    text = prompter.tokenizer.apply_chat_template(chat, tokenize=False)
+    return cast(str, prompter.tokenizer.apply_chat_template(chat, tokenize=False))
+
+
+def _ids(prompter: Prompter, text: str) -> list[int]:
     return prompter.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
