@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import is_flash_attn_2_available
 
 from rlt_core.config import (
     FolderModel,
@@ -117,8 +118,15 @@ def load_model(folder: Path, dtype: str = "float32", device: str = "cpu") -> Pre
 
 @contextmanager
 def on_device(model: PreTrainedModel, resources: StageResources) -> Iterator[PreTrainedModel]:
-    """A frozen model where it computes; with `resources.offload` it waits outside."""
-    model.to(pick_device(resources.device))  # type: ignore[arg-type]
+    """A frozen model where it computes; with `resources.offload` it waits outside.
+
+    On a GPU in bfloat16 it takes flash-attn, where that is installed: its kernels read packed
+    sequences (`rlt_core.scoring.passes`).
+    """
+    device = pick_device(resources.device)
+    if device == "cuda" and model.dtype == torch.bfloat16 and is_flash_attn_2_available():
+        model.set_attn_implementation("flash_attention_2")
+    model.to(device)  # type: ignore[arg-type]
     try:
         yield model
     finally:
