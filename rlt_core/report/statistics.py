@@ -1,4 +1,4 @@
-"""Means over seeds and questions, and paired differences, with 95% intervals.
+"""The report's answers by question as arrays, and paired differences of them.
 
 Shapes: S seeds, Q questions. Every seed answers the same questions: the two are crossed.
 """
@@ -6,56 +6,11 @@ Shapes: S seeds, Q questions. Every seed answers the same questions: the two are
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import stdtrit
 
-from rlt_core.evaluation.intervals import CONFIDENCE, Estimate, clustered_mean
+from rlt_core.evaluation.crossed import Floats, crossed_mean, fraction
+from rlt_core.evaluation.intervals import Estimate
 
-Floats = NDArray[np.float64]
-
-
-def crossed_mean(values_SQ: Floats) -> Estimate:
-    """Mean with a t interval that holds for other seeds and other questions.
-
-    Two-way random effects without replication: Var(mean) = (MS_q + MS_s - MS_qs) / SQ, never less
-    than MS_q / SQ (questions alone), with Satterthwaite's degrees of freedom (Biometrics Bulletin
-    2, 1946). With one seed: clustered by question, for that seed. A single question has no
-    interval: it is infinite.
-    """
-    S, Q = values_SQ.shape
-    mean = float(values_SQ.mean())
-    if Q == 1:
-        return Estimate(mean, -np.inf, np.inf, 1)
-    question_Q, seed_S = values_SQ.mean(axis=0), values_SQ.mean(axis=1)
-    squares = [S * float(question_Q.var(ddof=1))]
-    degrees = [Q - 1]
-    if S > 1:
-        rest_SQ = values_SQ - question_Q[None, :] - seed_S[:, None] + mean
-        squares.append(Q * float(seed_S.var(ddof=1)))
-        squares.append(-float((rest_SQ**2).sum()) / ((S - 1) * (Q - 1)))
-        degrees += [S - 1, (S - 1) * (Q - 1)]
-        if sum(squares) <= squares[0]:
-            squares, degrees = squares[:1], degrees[:1]
-    total = sum(squares)
-    if total == 0:
-        return Estimate(mean, mean, mean, Q)
-    freedom = total**2 / sum(ms**2 / df for ms, df in zip(squares, degrees, strict=True))
-    half = float(stdtrit(freedom, 0.5 + CONFIDENCE / 2)) * np.sqrt(total / (S * Q))
-    return Estimate(mean, mean - half, mean + half, Q)
-
-
-def fraction(values_SQ: Floats, completions: int) -> Estimate:
-    """Mean of fractions: the wider of `crossed_mean` and Wilson's interval, which has a width even
-    where all questions agree, inside [0, 1]."""
-    crossed = crossed_mean(values_SQ)
-    wilson = clustered_mean(values_SQ.mean(axis=0).tolist(), completions)
-    assert wilson
-    return Estimate(
-        crossed.value,
-        max(0.0, min(crossed.low, wilson.low)),
-        min(1.0, max(crossed.high, wilson.high)),
-        crossed.questions,
-    )
+__all__ = ["crossed_mean", "fraction", "matrix", "paired_difference"]
 
 
 def matrix(by_seed: list[dict[str, float]]) -> Floats:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rlt_core.ranking import STATISTICS, rank_ablation, rank_statistics
+from rlt_core.ranking import STATISTICS, rank_ablation, rank_statistics, seed_statistics
 from tests.sample_store import eval_row
 
 RANKS = np.arange(1.0, 17.0)
@@ -74,6 +74,31 @@ def test_a_difference_between_seeds_alone_widens_the_interval():
     narrow, wide = (rank_statistics(RANKS, each, 200) for each in (same, flipped))
     assert narrow["pearson_low"] > 0.9
     assert wide["pearson_low"] < -0.9 and wide["pearson_high"] > 0.9
+
+
+def test_each_seed_has_its_own_statistics_and_the_slopes_average_to_that_of_all():
+    noisy = marks(np.linspace(0.6, 0.5, 16), seeds=4, questions=100)
+    by_seed, overall = seed_statistics(RANKS, noisy, 100), rank_statistics(RANKS, noisy, 100)
+    for seed, found in enumerate(by_seed):
+        score_R = noisy[seed].mean(axis=1)
+        assert found["kendall"] == pytest.approx(stats.kendalltau(-RANKS, score_R).statistic)
+    slopes, correlations = (
+        [found[name] for found in by_seed] for name in ("slope_points", "pearson")
+    )
+    assert np.mean(slopes) == pytest.approx(overall["slope_points"])
+    assert np.mean(correlations) < overall["pearson"]
+
+
+def test_the_interval_of_the_slope_covers_the_truth_where_students_differ_by_training_seed():
+    rates, covered = np.linspace(0.65, 0.35, 8), 0
+    for study in range(60):
+        rng = np.random.default_rng(study)
+        difficulty_Q, training_SR = rng.normal(0, 0.2, 60), rng.normal(0, 0.06, (3, 8))
+        rate_SRQ = rates[:, None] + difficulty_Q + training_SR[:, :, None]
+        marks_SRQ = (rng.random((3, 8, 60)) < rate_SRQ).astype(float)
+        metrics = rank_statistics(RANKS[:8], marks_SRQ, 100)
+        covered += metrics["slope_points_low"] <= 100 * 0.3 / 7 <= metrics["slope_points_high"]
+    assert covered >= 51  # 57 nominal
 
 
 def test_students_that_are_all_alike_have_no_correlation_but_a_slope_of_zero():
