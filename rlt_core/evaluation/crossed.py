@@ -124,7 +124,7 @@ def crossed_means(models: Sequence[Floats]) -> Means:
         rest_SQ = values_SQ - question_KQ[k] - seed_S[:, None] + value_K[k]
         among = float(seed_S.var(ddof=1)) / S
         rest = float((rest_SQ**2).sum()) / ((S - 1) * (Q - 1) * S * Q)
-        if among > rest:
+        if among > rest * (1 + 1e-9):  # equal ones, common with few answers, differ by rounding
             only_KK = np.diag(np.arange(len(models)) == k).astype(np.float64)
             parts += [(among * only_KK, S - 1), (-rest * only_KK, (S - 1) * (Q - 1))]
     return Means(value_K, tuple(parts), Q)
