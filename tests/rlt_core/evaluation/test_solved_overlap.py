@@ -43,6 +43,15 @@ def test_one_model_against_itself_overlaps_as_far_as_its_ceiling():
     assert found.measures["ours_in_theirs"].ceiling_ours == pytest.approx(truth, abs=0.03)
 
 
+def test_the_ceiling_is_that_of_all_pairs_of_different_samples():
+    rng = np.random.default_rng(3)
+    ours = samples(rng, rng.random(20), 3)
+    found = overlap(ours, samples(rng, rng.random(20), 1), 50).measures["ours_in_theirs"]
+    pairs = [(ours[:, i] * ours[:, j]).sum() for i in range(3) for j in range(3) if i != j]
+    assert found.ceiling_ours == pytest.approx(np.mean(pairs) / ours.mean(axis=1).sum())
+    assert found.ceiling_theirs is None
+
+
 def test_unrelated_models_overlap_as_chance_has_it_and_are_seldom_called_related():
     small = 0
     for study in range(200):
