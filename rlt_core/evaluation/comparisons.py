@@ -77,7 +77,7 @@ def cluster_bootstrap(gain_Q: Floats, resamples: int = RESAMPLES) -> Estimate:
 
     Expanded percentiles: a bootstrap sample of Q questions varies by (Q - 1) / Q too little and its
     percentiles are a normal's, so the level asked for is Phi(-t sqrt(Q / (Q - 1))) on each side,
-    t of Q - 1 degrees of freedom (Hesterberg 2015, arXiv 1411.5279, section 5). A single question
+    t of Q - 1 degrees of freedom (Hesterberg 2015, arXiv 1411.5279). A single question
     has no interval: it is infinite. Questions that all differ alike have one without a width.
     """
     Q, value = len(gain_Q), float(gain_Q.mean())
@@ -154,7 +154,7 @@ def detectable_difference(gain_Q: Floats) -> float | None:
     studies, at the observed spread of the questions' differences.
 
     (t_0.975 + t_0.8) sd / sqrt(Q), t of Q - 1 degrees of freedom (Bloom 1995, Evaluation Review 19,
-    p. 547; for evaluations of language models: Miller 2024, arXiv 2411.00640, section 5). None for
+    p. 547; for evaluations of language models: Miller 2024, arXiv 2411.00640). None for
     a single question and where all differ alike: their spread was not seen.
     """
     Q = len(gain_Q)
