@@ -34,6 +34,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "teacher-grpo": ("teacher_grpo", "reward"),
     "trace-generation": ("trace_generation",),
     "trace-import": ("imports",),
+    "trace-refinement": (),
     "trace-scoring": ("trace_scoring", "reward"),
     "score-import": ("imports",),
     "student-sft": ("student_sft",),
@@ -55,6 +56,11 @@ INPUTS: dict[str, dict[str, str]] = {
     },
     "trace-generation": {"teacher": "who writes", "questions": "what about"},
     "trace-import": {"tokenizer": "the base model whose tokenizer reads the traces"},
+    "trace-refinement": {
+        "traces": "what is refined",
+        "questions": "the questions of the traces",
+        "tokenizer": "the base model whose tokenizer reads the traces",
+    },
     "trace-scoring": {
         "traces": "what is scored",
         "questions": "the questions of the traces",

@@ -23,6 +23,7 @@ from rlt_core.config import (
     StudentGRPOConfig,
     TeacherGRPOConfig,
 )
+from rlt_core.config.refinement import RefinementConfig
 from rlt_core.formats import PromptFormat
 
 Kind = Literal["dataset", "model", "traces", "scores", "evaluation", "ranking", "report"]
@@ -90,6 +91,13 @@ class TraceImportConfig(Frozen):
 
     name: str
     digest: str
+    format: PromptFormat
+
+
+class TraceRefinementConfig(Frozen):
+    """Traces, each written anew by an LLM."""
+
+    refinement: RefinementConfig
     format: PromptFormat
 
 
@@ -178,6 +186,7 @@ _ALL = (
     ),
     Stage("trace-generation", 1, "traces", TraceGenerationConfig, ("traces",), pool="gpu"),
     Stage("trace-import", 1, "traces", TraceImportConfig, ("traces", "questions")),
+    Stage("trace-refinement", 1, "traces", TraceRefinementConfig, ("traces", "dropped")),
     Stage("trace-scoring", 2, "scores", TraceScoringConfig, ("scores",), pool="gpu"),
     Stage("score-import", 2, "scores", ScoreImportConfig, ("scores",)),
     Stage(

@@ -11,7 +11,7 @@ from rlt_core.stages import STAGES
 from rlt_core.store import Store
 from tests.flows.conftest import Rlt
 
-ON_DEMAND = {"trace-import", "score-import"}
+ON_DEMAND = {"trace-import", "trace-refinement", "score-import"}
 
 
 def test_every_stage_committed_and_every_file_is_intact(smoke_store: Path) -> None:

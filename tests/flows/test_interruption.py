@@ -63,7 +63,7 @@ def contents(manifests: dict[str, Manifest]) -> dict[tuple[str, str], str]:
 @pytest.mark.slow
 def test_sigkill_once_in_every_stage(smoke_store: Path, home: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    to_kill = set(STAGES) - {"trace-import", "score-import"}
+    to_kill = set(STAGES) - {"trace-import", "trace-refinement", "score-import"}
     before: dict[str, Manifest] = {}
     kills = 0
     while True:

@@ -50,7 +50,7 @@ def commit(store: Store, node: Node) -> None:
 
 def test_every_stage_of_the_pipeline_is_in_the_graph() -> None:
     stages = {node.stage.name for node in nodes().values()}
-    assert stages == set(STAGES) - {"trace-import", "score-import"}
+    assert stages == set(STAGES) - {"trace-import", "trace-refinement", "score-import"}
 
 
 def test_where_it_runs_changes_no_key() -> None:

@@ -1,0 +1,1 @@
+"""Traces refined by an LLM behind an OpenAI-compatible endpoint."""

@@ -1,0 +1,31 @@
+"""trace-refinement: traces, each written anew by an LLM → the tables `traces` and `dropped`."""
+
+from __future__ import annotations
+
+from rlt_core.config.refinement import Endpoint
+from rlt_core.models import load_tokenizer
+from rlt_core.prompts import Prompter
+from rlt_core.refinement.refine import REASONS, Refinement, usage
+from rlt_core.rows import read_rows
+from rlt_core.stages import TraceRefinementConfig
+from tasks.job import Job
+
+
+def run(job: Job) -> dict[str, float]:
+    """A trace without a usable answer is dropped and listed; its old text never stands in."""
+    config = job.config_as(TraceRefinementConfig)
+    endpoint = Endpoint.of_environment()
+    traces = read_rows(job.tables("traces"), "traces")
+    questions = read_rows(job.tables("questions"), "questions")
+    prompter = Prompter(config.format, load_tokenizer(job.model("tokenizer")))
+    refinement = Refinement(config.refinement, prompter, traces, questions)
+    answers, asked = refinement.answers(job.work, endpoint, job.control)
+    dropped = [row["reason"] for row in refinement.write(answers, job.out)]
+    return {
+        "traces": len(traces) - len(dropped),
+        "dropped": len(dropped),
+        **{reason: dropped.count(reason) for reason in REASONS},
+        "requests": len(refinement.requests),
+        "asked_now": asked,
+        **usage(answers.values(), endpoint),
+    }

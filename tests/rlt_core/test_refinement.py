@@ -1,0 +1,147 @@
+"""Requests reach a real server on loopback, through every fault that it can have."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from rlt_core.config.refinement import Endpoint, RefinementConfig
+from rlt_core.control import Control
+from rlt_core.errors import Stopped, UserError
+from rlt_core.formats import load_format
+from rlt_core.refinement.client import KEY, Answer, ask_all
+from rlt_core.refinement.refine import fault_of, request_of
+from tests.chat_server import KEY as SECRET
+from tests.chat_server import Reply, completion, error, serve
+
+CONFIG = RefinementConfig(name="refined", model="m")
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, SECRET)
+
+
+def requests(n: int) -> list[dict[str, Any]]:
+    return [
+        request_of(CONFIG, {"question": f"q{i}", "solution": "s"}, {"text": f"t{i}"})
+        for i in range(n)
+    ]
+
+
+def ask(url: str, n: int = 1, control: Control | None = None, **settings: Any) -> list[Answer]:
+    kept: list[Answer] = []
+    endpoint = Endpoint(base_url=url, **settings)
+    ask_all(requests(n), endpoint, kept.extend, control or Control())
+    return kept
+
+
+FAULTS: dict[str, Reply | None] = {
+    "429": error(429, retry_after="1"),
+    "500": error(500),
+    "503": error(503),
+    "dropped connection": None,
+    "malformed JSON": (200, {}, b'{"choices": [{'),
+    "not a completion": (200, {}, b'{"choices": []}'),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_passing_fault_is_tried_again(fault: str) -> None:
+    with serve(lambda n, body: FAULTS[fault] if n == 0 else completion("better")) as server:
+        assert [answer.text for answer in ask(server.url)] == ["better"]
+    assert len(server.seen) == 2 and server.seen[0] == server.seen[1]
+    assert server.keys == [f"Bearer {SECRET}"] * 2
+    if fault == "429":
+        assert server.times[1] - server.times[0] >= 0.99
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_lasting_fault_is_one_error_without_the_key(fault: str) -> None:
+    with (
+        serve(lambda n, body: FAULTS[fault]) as server,
+        pytest.raises(UserError, match="no answer in 2 tries") as raised,
+    ):
+        ask(server.url, retries=1)
+    assert SECRET not in str(raised.value) and raised.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(401, "key is refused; set RLT_REFINE_KEY"), (404, "the model 'm'")]
+)
+def test_what_no_try_mends_is_asked_once(status: int, said: str) -> None:
+    with serve(lambda n, body: error(status)) as server, pytest.raises(UserError) as raised:
+        ask(server.url)
+    assert said in str(raised.value) and SECRET not in str(raised.value)
+    assert len(server.seen) == 1
+
+
+def test_nobody_listens() -> None:
+    with serve(lambda n, body: None) as server:
+        url = server.url
+    with pytest.raises(UserError, match="no answer in 1 tries"):
+        ask(url, retries=0)
+
+
+def test_slow_answers_time_out_and_are_tried_again() -> None:
+    def reply(n: int, body: dict[str, Any]) -> Reply:
+        time.sleep(1.5 if n == 0 else 0)
+        return completion("better")
+
+    with serve(reply) as server:
+        assert ask(server.url, timeout_s=0.5)[0].text == "better"
+        assert len(server.seen) == 2
+
+
+def test_requests_under_way_and_pace_are_bounded() -> None:
+    def reply(n: int, body: dict[str, Any]) -> Reply:
+        time.sleep(0.1)
+        return completion("better")
+
+    with serve(reply) as server:
+        assert len(ask(server.url, 9, concurrency=3)) == 9
+        assert server.most_under_way == 3
+    with serve(reply) as server:
+        ask(server.url, 4, requests_per_minute=300)
+        assert server.times[-1] - server.times[0] >= 0.55
+
+
+def test_a_stop_keeps_what_was_answered() -> None:
+    kept: list[Answer] = []
+    with serve(lambda n, body: completion("better")) as server:
+        endpoint = Endpoint(base_url=server.url, concurrency=2)
+        with pytest.raises(Stopped):
+            ask_all(requests(50), endpoint, kept.extend, Control(should_stop=lambda: bool(kept)))
+        assert len({answer.request for answer in kept}) == len(server.seen) < 50
+
+
+def test_what_cannot_be_used_is_named() -> None:
+    format = load_format("tiny")
+    for answer, reason in [
+        (Answer(request="", text=" \n"), "empty"),
+        (Answer(request="", refusal="I will not"), "refused"),
+        (Answer(request="", text="half", finish_reason="length"), "cut"),
+        (Answer(request="", text=f"a{format.explanation_close}b"), "tagged"),
+        (Answer(request="", rejected="too long"), "rejected"),
+    ]:
+        assert (fault_of(answer, format) or [""])[0] == reason
+    assert fault_of(Answer(request="", text="good", finish_reason="stop"), format) is None
+
+
+def test_texts_with_braces_stay_as_they_are() -> None:
+    asked = request_of(CONFIG, {"question": "{trace}", "solution": "{x}"}, {"text": "{question}"})
+    user = asked["messages"][-1]["content"]
+    assert user == CONFIG.template.replace("{question}", "\0").replace("{trace}", "{question}") \
+        .replace("{solution}", "{x}").replace("\0", "{trace}")  # fmt: skip
+
+
+def test_bad_settings_name_the_variable() -> None:
+    good = {"RLT_REFINE_BASE_URL": "http://h/v1"}
+    assert Endpoint.of_environment(good).base_url == "http://h/v1"
+    for name, value in [("BASE_URL", ""), ("BASE_URL", "ftp://h"), ("CONCURRENCY", "0"),
+                        ("BASE_URL", f"http://me:{SECRET}@h/v1")]:  # fmt: skip
+        with pytest.raises(UserError, match=f"RLT_REFINE_{name}") as raised:
+            Endpoint.of_environment(good | {f"RLT_REFINE_{name}": value})
+        assert SECRET not in str(raised.value)

@@ -1,0 +1,151 @@
+"""The stage on a real store and server: what it keeps, drops, counts and never asks twice."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlt_core.config import StageResources
+from rlt_core.config.refinement import RefinementConfig
+from rlt_core.control import Control
+from rlt_core.data.traces import import_traces
+from rlt_core.errors import UserError
+from rlt_core.formats import load_format
+from rlt_core.graph import key_of
+from rlt_core.models import tiny_tokenizer
+from rlt_core.prompts import Prompter
+from rlt_core.refinement.client import KEY
+from rlt_core.rows import read_rows
+from rlt_core.stages import STAGES, TraceRefinementConfig
+from rlt_core.store import Manifest, Ref, Store
+from tasks.job import compute
+from tasks.spec import NodeSpec
+from tests.chat_server import KEY as SECRET
+from tests.chat_server import Reply, completion, error, serve
+
+FORMAT = load_format("tiny")
+PROMPTER = Prompter(FORMAT, tiny_tokenizer(FORMAT))
+
+
+def commit(store: Store, stage: str, ref: Ref, fill: Any) -> Ref:
+    attempt, now = store.begin(ref), datetime.now(UTC)
+    fill(attempt.out)
+    store.commit(
+        Manifest(
+            ref=ref, attempt=attempt.id, stage=stage, stage_version=1, label=stage,
+            profile="smoke", seed=None, config={}, inputs={}, files=store.describe(attempt),
+            metrics={}, packages={}, git_commit=None, flow_run_id=None, started_at=now,
+            finished_at=now, seconds=0, gpu_seconds=0, device="cpu", threads=1,
+        )
+    )  # fmt: skip
+    return ref
+
+
+def spec(tmp_path: Path, n: int = 6, **changes: Any) -> NodeSpec:
+    """The node on `n` imported traces, two of them of one question."""
+    tmp_path.mkdir(exist_ok=True)
+    store, file = Store(str(tmp_path / "store")), tmp_path / "traces.csv"
+    lines = [f"{max(i, 1)}+1,{max(i, 1) + 1},old {i}\n" for i in range(n)]
+    file.write_text("question,solution,trace\n" + "".join(lines))
+    traces = commit(store, "trace-import", Ref(kind="traces", key="1" * 16),
+                    lambda out: import_traces(file, "raw", PROMPTER, out))  # fmt: skip
+    model = commit(store, "base-model", Ref(kind="model", key="2" * 16),
+                   lambda out: PROMPTER.tokenizer.save_pretrained(out / "model"))  # fmt: skip
+    inputs = {"traces": traces, "questions": traces, "tokenizer": model}
+    config = TraceRefinementConfig(
+        refinement=RefinementConfig(name="refined", model="m", **changes), format=FORMAT
+    )
+    stage = STAGES["trace-refinement"]
+    return NodeSpec(
+        store=str(store), key=key_of(stage, config, {k: r.key for k, r in inputs.items()}),
+        stage=stage.name, config=config.model_dump(mode="json"), inputs=inputs, label="refined",
+        seed=None, profile="smoke", paths={}, resources=StageResources(),
+    )  # fmt: skip
+
+
+def run(node: NodeSpec) -> Manifest:
+    return Manifest.model_validate_json(compute(node.model_dump(mode="json"), Control()))
+
+
+def refine(n: int, body: dict[str, Any]) -> Reply:
+    """`old 3` becomes `new 3`."""
+    user = body["messages"][-1]["content"]
+    return completion(f" new {user.split('old ')[1][0]}\n")
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setenv(KEY, SECRET)
+    monkeypatch.setenv("RLT_REFINE_PROMPT_PRICE", "2")
+    monkeypatch.setenv("RLT_REFINE_COMPLETION_PRICE", "8")
+    return monkeypatch
+
+
+def no_file_holds_the_key(folder: Path) -> bool:
+    return not any(SECRET.encode() in p.read_bytes() for p in folder.rglob("*") if p.is_file())
+
+
+def test_refined_traces_are_traces(tmp_path: Path, environment: pytest.MonkeyPatch) -> None:
+    node = spec(tmp_path)
+    with serve(refine) as server:
+        environment.setenv("RLT_REFINE_BASE_URL", server.url)
+        manifest = run(node)
+    store = Store(node.store)
+    raw = store.manifest("traces", "1" * 16)
+    assert raw
+    before = {row["trace_id"]: row for row in read_rows(store.intact(raw), "traces")}
+    after = read_rows(store.intact(manifest), "traces")
+    assert [row["trace_id"] for row in after] == list(before)
+    for row in after:
+        assert row["teacher"] == "refined"
+        assert row["text"] == before[row["trace_id"]]["text"].replace("old", "new")
+        explanation = PROMPTER.split_completion(row["completion_ids"])
+        assert explanation.closed and explanation.ids == row["token_ids"]
+        assert explanation.text == row["text"]
+    metrics = manifest.metrics
+    assert (metrics["prompt_tokens"], metrics["completion_tokens"]) == (60, 30)
+    assert metrics["cost"] == pytest.approx((60 * 2 + 30 * 8) / 1e6)
+    assert no_file_holds_the_key(tmp_path)
+
+
+def test_what_was_answered_is_never_asked_again(
+    tmp_path: Path, environment: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    node = spec(tmp_path)
+    environment.setenv("RLT_REFINE_CONCURRENCY", "1")
+    environment.setenv("RLT_REFINE_RETRIES", "0")
+    with serve(lambda n, body: refine(n, body) if n < 3 else error(500)) as first:
+        environment.setenv("RLT_REFINE_BASE_URL", first.url)
+        with pytest.raises(UserError) as raised:
+            run(node)
+    with serve(refine) as second:
+        environment.setenv("RLT_REFINE_BASE_URL", second.url)
+        manifest = run(node)
+    assert len(first.seen) == 4 and len(second.seen) == 3
+    assert all(request not in first.seen[:3] for request in second.seen)
+    assert manifest.metrics["traces"] == 6 and manifest.metrics["asked_now"] == 3
+    assert manifest.metrics["prompt_tokens"] == 60
+    printed = capfd.readouterr()
+    assert SECRET not in f"{raised.value}{printed.out}{printed.err}"
+    assert no_file_holds_the_key(tmp_path)
+
+
+def test_a_refusal_is_dropped_and_listed(tmp_path: Path, environment: pytest.MonkeyPatch) -> None:
+    def reply(n: int, body: dict[str, Any]) -> Reply:
+        refused = "old 3" in body["messages"][-1]["content"]
+        return completion(None, refusal="I will not") if refused else refine(n, body)
+
+    with serve(reply) as server:
+        environment.setenv("RLT_REFINE_BASE_URL", server.url)
+        with pytest.raises(UserError, match="1 of 6 traces have no usable answer, more than"):
+            run(spec(tmp_path / "strict"))
+        manifest = run(spec(tmp_path / "lenient", max_dropped=0.2))
+    out = Store(str(tmp_path / "lenient" / "store")).intact(manifest)
+    texts = [row["text"] for row in read_rows(out, "traces")]
+    assert len(texts) == 5 and all("new" in text for text in texts)
+    (dropped,) = read_rows(out, "dropped")
+    assert (dropped["row"], dropped["reason"]) == (4, "refused")
+    assert "I will not" in dropped["detail"] and manifest.metrics["refused"] == 1
