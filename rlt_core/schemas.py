@@ -22,6 +22,7 @@ QUESTIONS = _schema(
     grader=pa.string(),  # math | arithmetic | countdown | none
     metadata=pa.string(),  # JSON: what the grader needs beside the answer (countdown's numbers)
     source=pa.string(),
+    licence=pa.string(),  # of the row, or on its data set's card; null: not said
     prompt_tokens=pa.int32(),  # tokens of the teacher's prompt
 )
 
@@ -148,10 +149,18 @@ RANK_SCORES = _schema(
     traces=pa.int32(),
 )
 
+EVAL_OVERLAPS = _schema(
+    question_id=pa.string(),  # of training
+    task=pa.string(),  # the evaluation set
+    evaluation_id=pa.string(),  # question_id in the evaluation set
+    n=pa.int32(),  # 13 | 8 words shared in a row; null: the same question or problem as a whole
+    shared=pa.string(),  # the first words shared, in normal form
+)
+
 DROPPED = _schema(
     row=pa.int64(),  # 1-based row of the source
     question_id=pa.string(),
-    reason=pa.string(),  # duplicate | prompt_too_long
+    reason=pa.string(),  # duplicate | near_duplicate | prompt_too_long | overlap
     detail=pa.string(),
 )
 
@@ -164,5 +173,6 @@ TABLES: dict[str, pa.Schema] = {
     "train_steps": TRAIN_STEPS,
     "rank_scores": RANK_SCORES,
     "dropped": DROPPED,
+    "eval_overlaps": EVAL_OVERLAPS,
 }
 """Table name -> columns. An artifact's file `{table}.parquet` or `{table}/*.parquet` holds it."""

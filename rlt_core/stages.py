@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from rlt_core.config import (
     DataConfig,
@@ -34,6 +34,9 @@ class DatasetPrepConfig(Frozen):
 
     data: DataConfig
     format: PromptFormat
+    evaluated: dict[str, str] = Field(default={})
+    """Evaluation set -> commit of its data set on the hub (a generated one has none): what
+    training questions are compared with, beside the data's own held-out test."""
 
 
 class BaseModelConfig(Frozen):
@@ -176,7 +179,9 @@ class Stage:
 
 
 _ALL = (
-    Stage("dataset-prep", 1, "dataset", DatasetPrepConfig, ("questions", "dropped")),
+    Stage(
+        "dataset-prep", 2, "dataset", DatasetPrepConfig, ("questions", "dropped", "eval_overlaps")
+    ),
     Stage("base-model", 1, "model", BaseModelConfig, model=True, pool="gpu"),
     Stage(
         "teacher-sft", 1, "model", TeacherSFTStageConfig, ("train_steps",), model=True, pool="gpu"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
-from rlt_core.config.base import Frozen, Positive
+from rlt_core.config.base import Fraction, Frozen, Positive
 
 
 class FieldMapping(Frozen):
@@ -18,6 +20,8 @@ class FieldMapping(Frozen):
     """Column with the data set's own reasoning trace, if it has one."""
     answer: str | None = None
     """Column with the final answer that grading compares; else it is read from the solution."""
+    licence: str | None = None
+    """Column with the row's licence; else the one on a hub data set's card, if it names one."""
 
 
 class DataConfig(Frozen):
@@ -36,7 +40,8 @@ class DataConfig(Frozen):
     """When the solution column holds the working and then the final answer (GSM8K: `####`),
     the text before this marker becomes the trace and the text after it the solution."""
     conversations: bool = False
-    """The source has a `conversations` column with tagged traces (Bespoke-Stratos-17k)."""
+    """The source has a `conversations` column with tagged traces (Bespoke-Stratos-17k,
+    Sky-T1_data_17k)."""
     n_train: Positive | None = None
     """Training questions to keep, chosen by `seed`; all when empty."""
     n_validation: int = Field(default=64, ge=0)
@@ -45,5 +50,11 @@ class DataConfig(Frozen):
     """Held-out questions on which students are tested."""
     max_prompt_tokens: Positive = 16384
     """Questions whose teacher prompt is longer are dropped, counted and listed."""
+    near_duplicate: Fraction | None = 0.8
+    """Questions whose 8-token shingles have at least this Jaccard index with an earlier question's
+    are dropped, counted and listed; empty: only the same question counts as a duplicate."""
+    overlap: Literal["drop", "report"] = "drop"
+    """Training questions that share 8 words in a row with a question of an evaluation set:
+    `drop` leaves them out, `report` only lists them (table `eval_overlaps`)."""
     seed: int = 0
     """Seed of the generator, of the split and of subsets."""

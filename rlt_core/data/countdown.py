@@ -12,9 +12,12 @@ MIN_NUMBERS, MAX_NUMBERS = 3, 4
 SEED_STRIDE = 10_000_019
 """The generator numbers problem i of seed s as s + i: seeds must lie further apart than that."""
 
+EVALUATION_QUESTIONS, EVALUATION_SEED = 100, 1_000_003
+"""The evaluation set `countdown`: its seed is unlike any training seed."""
+
 
 def countdown_rows(n: int, seed: int) -> list[RawRow]:
-    """`n` different problems with one solution each, no traces.
+    """`n` problems, different in numbers (in any order) or target, one solution each, no traces.
 
     reasoning-gym rounds targets down; a problem whose own solution misses its target is skipped.
     """
@@ -27,7 +30,7 @@ def countdown_rows(n: int, seed: int) -> list[RawRow]:
             min_numbers=MIN_NUMBERS, max_numbers=MAX_NUMBERS, seed=seed * SEED_STRIDE, size=1
         )
     )
-    rows: dict[str, RawRow] = {}
+    rows: dict[tuple[int, ...], RawRow] = {}
     for i in count():
         if len(rows) == n:
             break
@@ -41,7 +44,7 @@ def countdown_rows(n: int, seed: int) -> list[RawRow]:
         )
         metadata = json.dumps({"numbers": numbers, "target": target})
         rows.setdefault(
-            question,
+            (target, *sorted(numbers)),
             RawRow(
                 len(rows) + 1,
                 question,

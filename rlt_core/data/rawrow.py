@@ -23,6 +23,7 @@ class RawRow:
     """Set by generators; empty: mathematics if there is an answer."""
     metadata: str | None = None
     """JSON that the grader needs."""
+    licence: str | None = None
 
 
 def normalised(question: str) -> str:

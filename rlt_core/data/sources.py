@@ -57,7 +57,9 @@ def read_source(data: DataConfig) -> list[RawRow]:
             "data.split_at takes the trace out of the solution: set data.fields.trace=null"
         )
     if data.source.startswith(HUB):
-        rows = list(_mapped(_hub_records(data), data, data.source))
+        folder = _hub_folder(data)
+        records = _hub_records(folder, data)
+        rows = list(_mapped(records, data, data.source, _card_licence(folder)))
     else:
         rows = list(_mapped(read_records(Path(data.source)), data, data.source))
     if not rows:
@@ -83,15 +85,13 @@ def _generate(data: DataConfig) -> list[RawRow]:
         from rlt_core.data.arithmetic import arithmetic_rows
 
         return arithmetic_rows(n, data.seed)
-    from rlt_core.data.countdown import countdown_rows
+    from rlt_core.data.countdown import EVALUATION_QUESTIONS, countdown_rows
 
-    return countdown_rows(n, data.seed)
+    # Problems differ, so at most so many are dropped because they are tested elsewhere.
+    return countdown_rows(n + EVALUATION_QUESTIONS, data.seed)
 
 
-def _hub_records(data: DataConfig) -> Iterator[tuple[int, Record]]:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-
+def _hub_folder(data: DataConfig) -> Path:
     repo = data.source.removeprefix(HUB)
     revision = pinned(repo, data.revision, "dataset")
     if revision == UNPINNED:
@@ -99,7 +99,22 @@ def _hub_records(data: DataConfig) -> Iterator[tuple[int, Record]]:
             f"{data.source}: no commit is pinned; `rlt fetch` downloads the newest and pins it, or "
             "name one in data.revision"
         )
-    folder = fetch_dataset(repo, revision)
+    return fetch_dataset(repo, revision)
+
+
+def _card_licence(folder: Path) -> str | None:
+    """What a data set's card says, if it has one that says it."""
+    from huggingface_hub import metadata_load
+
+    card = folder / "README.md"
+    licence = ((metadata_load(card) or {}) if card.is_file() else {}).get("license")
+    return ", ".join(licence) if isinstance(licence, list) else licence
+
+
+def _hub_records(folder: Path, data: DataConfig) -> Iterator[tuple[int, Record]]:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
     try:
         rows = load_dataset(str(folder), split=data.hub_split)
     except (ValueError, FileNotFoundError, DatasetNotFoundError, DatasetGenerationError) as error:
@@ -109,7 +124,10 @@ def _hub_records(data: DataConfig) -> Iterator[tuple[int, Record]]:
 
 # ---------------------------------------------------------------- fields
 def _mapped(
-    records: Iterable[tuple[int, Record]], data: DataConfig, source: str
+    records: Iterable[tuple[int, Record]],
+    data: DataConfig,
+    source: str,
+    licence: str | None = None,
 ) -> Iterator[RawRow]:
     fields = data.fields
     for number, record in records:
@@ -125,7 +143,9 @@ def _mapped(
             elif fields.trace is not None:
                 trace = _text(record, "trace", fields.trace, place)
         answer = fields.answer and _text(record, "answer", fields.answer, place)
-        yield RawRow(number, question, solution, trace, answer)
+        column = fields.licence
+        row_licence = _text(record, "licence", column, place) if column else licence
+        yield RawRow(number, question, solution, trace, answer, licence=row_licence)
 
 
 def _field(record: Record, name: str, column: str, place: str) -> Any:
@@ -140,8 +160,11 @@ def _field(record: Record, name: str, column: str, place: str) -> Any:
 
 
 def _text(record: Record, name: str, column: str, place: str) -> str:
-    """A field's text without surrounding white space; numbers are answers too."""
+    """A field's text without surrounding white space; numbers are answers too, and a list of
+    texts is a trace (s1K), each beginning a line."""
     value = _field(record, name, column, place)
+    if name == "trace" and isinstance(value, list) and all(isinstance(v, str) for v in value):
+        value = "\n".join(value)
     if name in ("solution", "answer") and type(value) in (int, float):
         value = str(value)
     if not isinstance(value, str):
@@ -166,7 +189,7 @@ def _split(text: str, marker: str, column: str, place: str) -> tuple[str | None,
 
 
 def _conversation(record: Record, place: str) -> tuple[str, str, str]:
-    """(question, trace, solution) of a row of Bespoke-Stratos-17k."""
+    """(question, trace, solution) of a row of Bespoke-Stratos-17k or Sky-T1_data_17k."""
     turns = _field(record, "question", "conversations", place)
     try:
         said = {turn["from"]: turn["value"] for turn in turns}

@@ -71,6 +71,7 @@ def _question(row: RawRow, key: str, name: str, prompter: Prompter) -> Row:
         "grader": "none" if answer is None else "math",
         "metadata": None,
         "source": name,
+        "licence": row.licence,
         "prompt_tokens": len(prompter.teacher_prompt(row.question, row.solution)),
     }
 

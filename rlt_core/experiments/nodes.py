@@ -89,7 +89,12 @@ class Nodes:
             identified = data.model_copy(update={"source": data_digest(data)})
         base = self.config.base_model
         inputs = {} if isinstance(base, ScratchModel) else {"tokenizer": self.model(base)}
-        config = DatasetPrepConfig(data=identified, format=self.format)
+        evaluated = {
+            name: hub.pinned(BENCHMARKS[name].repo, None, "dataset") if name in BENCHMARKS else ""
+            for name in sorted(self.config.evaluation.tasks)
+            if name != "test"
+        }
+        config = DatasetPrepConfig(data=identified, format=self.format, evaluated=evaluated)
         return self._node("dataset-prep", config, inputs, variant, paths=paths)
 
     @cached_property

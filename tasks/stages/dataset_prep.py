@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlt_core.data.countdown import EVALUATION_QUESTIONS, EVALUATION_SEED, countdown_questions
 from rlt_core.data.prepare import prepare_questions
+from rlt_core.errors import UserError
+from rlt_core.evaluation.tasks import benchmark_task
+from rlt_core.hub import UNPINNED
 from rlt_core.models import load_tokenizer, tiny_tokenizer
 from rlt_core.prompts import Prompter
 from rlt_core.stages import DatasetPrepConfig
@@ -20,4 +27,17 @@ def run(job: Job) -> dict[str, float]:
         update={"source": job.spec.paths.get("source", config.data.source)}
     )
     prompter = Prompter(config.format, tokenizer)
-    return prepare_questions(data, prompter, job.out, job.control)
+    evaluated = {name: _evaluated(name, commit) for name, commit in config.evaluated.items()}
+    return prepare_questions(data, prompter, job.out, job.control, evaluated)
+
+
+def _evaluated(name: str, commit: str) -> Sequence[Mapping[str, Any]]:
+    """All questions of an evaluation set, as evaluation reads them."""
+    if name == "countdown":
+        return countdown_questions(EVALUATION_QUESTIONS, EVALUATION_SEED)
+    if commit == UNPINNED:
+        raise UserError(
+            f"evaluation set {name}, with which training questions are compared: run `rlt fetch` "
+            "for this profile while online"
+        )
+    return benchmark_task(name, revision=commit).questions

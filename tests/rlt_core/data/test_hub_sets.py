@@ -1,0 +1,146 @@
+"""Every hub set of the paper, offline, from a hub cache with rows in the set's own columns.
+
+Columns: https://huggingface.co/datasets/ + the repository's name.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rlt_core.config import DataConfig, FieldMapping
+from rlt_core.data.sources import read_source
+from rlt_core.errors import UserError
+from rlt_core.evaluation.tasks import BENCHMARKS
+from rlt_core.experiments import targets
+from rlt_core.graph import upstream
+from rlt_core.hub import UNPINNED
+from rlt_core.overrides import load_config
+from rlt_core.profiles import paper_7b
+from tasks.stages.dataset_prep import _evaluated
+
+COMMIT = "0123456789" * 4
+REPLY = (
+    "<|begin_of_thought|>\n\nTwo and two.\n\n<|end_of_thought|>\n\n"
+    "<|begin_of_solution|>\n\nIt is \\boxed{4}.\n\n<|end_of_solution|>"
+)
+TURNS = [{"from": "user", "value": "What is 2+2?"}, {"from": "assistant", "value": REPLY}]
+CONVERSATION = {"system": "Your role as an assistant …", "conversations": TURNS}
+S1K = {
+    "solution": "4", "question": "What is 2+2?", "cot_type": "math", "source_type": "AI-MO",
+    "metadata": "{}", "cot": None, "thinking_trajectories": ["Two and two.", "Four."],
+    "attempt": "Answer: 4",
+}  # fmt: skip
+AIME = {"id": 60, "problem": "Six times seven?", "solution": "It is 42.", "answer": "42",
+        "url": "https://artofproblemsolving.com/", "year": "2024"}  # fmt: skip
+MATH = {"problem": "Half?", "solution": "It is $\\boxed{\\frac12}$.", "answer": "\\frac12",
+        "subject": "Algebra", "level": 2, "unique_id": "test/algebra/1.json"}  # fmt: skip
+GPQA = {"Question": "Which one?", "Correct Answer": "right", "Incorrect Answer 1": "w1",
+        "Incorrect Answer 2": "w2", "Incorrect Answer 3": "w3", "Explanation": "So it is.",
+        "Subdomain": "Genetics", "High-level domain": "Biology", "Record ID": "rec1"}  # fmt: skip
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return tmp_path
+
+
+def fetched(
+    cache: Path, repo: str, rows: list[dict[str, Any]], suffix: str = "jsonl", card: str = ""
+) -> None:
+    """Lay a data set out as `snapshot_download` leaves it."""
+    folder = cache / f"datasets--{repo.replace('/', '--')}"
+    snapshot = folder / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(COMMIT)
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), snapshot / "train.parquet")
+    elif suffix == "json":
+        (snapshot / "train.json").write_text(json.dumps(rows))
+    else:
+        (snapshot / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (snapshot / "README.md").write_text(f"---\n{card}\n---\n")
+
+
+@pytest.mark.parametrize(
+    ("repo", "suffix", "card", "licence"),
+    [
+        ("bespokelabs/Bespoke-Stratos-17k", "parquet", "license: apache-2.0", "apache-2.0"),
+        ("NovaSky-AI/Sky-T1_data_17k", "json", "license: [mit, apache-2.0]", "mit, apache-2.0"),
+        ("NovaSky-AI/Sky-T1_data_17k", "json", "language: en", None),
+    ],
+)
+def test_conversations(cache: Path, repo: str, suffix: str, card: str, licence: str | None) -> None:
+    fetched(cache, repo, [CONVERSATION], suffix, card)
+    data = paper_7b().data.model_copy(update={"source": f"hub:{repo}"})
+    (row,) = read_source(data)
+    assert (row.question, row.trace) == ("What is 2+2?", "Two and two.")
+    assert (row.solution, row.licence) == ("It is \\boxed{4}.", licence)
+
+
+def test_s1k_has_its_trace_in_steps(cache: Path) -> None:
+    fetched(cache, "simplescaling/s1K", [S1K], "parquet", "license: apache-2.0")
+    fields = FieldMapping(trace="thinking_trajectories", licence="source_type")
+    (row,) = read_source(DataConfig(source="hub:simplescaling/s1K", fields=fields))
+    assert (row.question, row.solution) == ("What is 2+2?", "4")
+    assert row.trace == "Two and two.\nFour."
+    assert row.licence == "AI-MO", "a row's own field goes before the card"
+
+
+def test_a_trace_of_no_text_is_named(cache: Path) -> None:
+    fetched(cache, "simplescaling/s1K", [S1K, {**S1K, "thinking_trajectories": []}], "parquet")
+    data = DataConfig(
+        source="hub:simplescaling/s1K", fields=FieldMapping(trace="thinking_trajectories")
+    )
+    with pytest.raises(UserError, match=r"s1K, row 2: the trace .* is empty"):
+        read_source(data)
+
+
+def test_limr_is_read_by_the_papers_mapping(cache: Path) -> None:
+    fetched(cache, "GAIR/LIMR", [{"prompt": "What is 2+2?", "answer": "4"}], "json")
+    data = paper_7b().rl_data
+    assert data is not None
+    (row,) = read_source(data)
+    assert (row.question, row.solution, row.answer) == ("What is 2+2?", "4", "4")
+
+
+def test_benchmarks_are_compared_as_evaluation_reads_them(cache: Path) -> None:
+    sets: dict[str, dict[str, Any]] = {"aime24": AIME, "math_500": MATH, "gpqa_diamond": GPQA}
+    for name, row in sets.items():
+        split = "test" if name == "math_500" else "train"
+        subset = "gpqa_diamond" if name == "gpqa_diamond" else "default"
+        files = f"data_files:\n  - split: {split}\n    path: train.jsonl"
+        card = f"configs:\n- config_name: {subset}\n  {files}"
+        fetched(cache, BENCHMARKS[name].repo, [row], card=card)
+    for name, row in sets.items():
+        (question,) = _evaluated(name, COMMIT)
+        assert (row.get("problem") or row["Question"]) in question["question"]
+    assert all(choice in question["question"] for choice in ("right", "w1", "w2", "w3"))
+
+
+def test_an_evaluation_set_that_was_not_fetched_names_the_mend(cache: Path) -> None:
+    with pytest.raises(UserError, match=r"math_500.*rlt fetch"):
+        _evaluated("math_500", UNPINNED)
+
+
+def test_the_evaluation_sets_commits_are_part_of_the_key(cache: Path) -> None:
+    def prep() -> Any:
+        config = load_config("smoke", ['evaluation.tasks=["test","math_500"]'])
+        nodes = upstream(targets("full-pipeline", config))
+        return next(node for node in nodes if node.stage.name == "dataset-prep")
+
+    before = prep()
+    assert before.config.evaluated == {"math_500": UNPINNED}
+    fetched(cache, BENCHMARKS["math_500"].repo, [MATH])
+    assert prep().config.evaluated == {"math_500": COMMIT}
+    assert prep().key != before.key
