@@ -32,6 +32,10 @@ from rlt_core.config.models import (
     PackageModel,
     ScratchModel,
 )
+from rlt_core.config.refinement import (
+    Endpoint,
+    RefinementConfig,
+)
 from rlt_core.config.resources import (
     Resources,
     StageResources,
@@ -61,6 +65,7 @@ __all__ = [
     "CorrectnessReward",
     "DType",
     "DataConfig",
+    "Endpoint",
     "EvaluationConfig",
     "FieldMapping",
     "FolderModel",
@@ -79,6 +84,7 @@ __all__ = [
     "RankAblationConfig",
     "Reduction",
     "ReferenceSync",
+    "RefinementConfig",
     "Resources",
     "RewardSpec",
     "SFTConfig",

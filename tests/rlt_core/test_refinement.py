@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rlt_core.config import ScratchModel
 from rlt_core.config.refinement import Endpoint, RefinementConfig
 from rlt_core.control import Control
 from rlt_core.errors import Stopped, UserError
 from rlt_core.formats import load_format
+from rlt_core.models import new_model, save_model, tiny_tokenizer
 from rlt_core.refinement.client import KEY, Answer, ask_all
 from rlt_core.refinement.refine import fault_of, request_of
 from tests.chat_server import KEY as SECRET
@@ -145,3 +152,44 @@ def test_bad_settings_name_the_variable() -> None:
         with pytest.raises(UserError, match=f"RLT_REFINE_{name}") as raised:
             Endpoint.of_environment(good | {f"RLT_REFINE_{name}": value})
         assert SECRET not in str(raised.value)
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.5)
+    pytest.fail("transformers serve does not listen")
+
+
+@pytest.mark.slow
+def test_transformers_serve_answers(tmp_path: Path) -> None:
+    """A tiny random model behind the real server; its words are noise, cut at the limit."""
+    command = shutil.which("transformers", path=str(Path(sys.executable).parent))
+    if command is None:
+        pytest.skip("the command transformers is not installed")
+    format, folder = load_format("tiny"), str(tmp_path / "model")
+    tokenizer = tiny_tokenizer(format)
+    save_model(new_model(ScratchModel(), tokenizer), tokenizer, Path(folder))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([command, "serve", folder, "--port", str(port), "--device", "cpu"])
+    try:
+        _wait_for(port, process)
+        asked = CONFIG.model_copy(
+            update={"model": folder, "max_tokens": 8, "template": "{trace}", "system": ""}
+        )
+        question = {"question": "1+1", "solution": "2"}
+        request = request_of(asked, question, {"text": "1+1"})
+        kept: list[Answer] = []
+        endpoint = Endpoint(base_url=f"http://127.0.0.1:{port}/v1", retries=0)
+        ask_all([request], endpoint, kept.extend, Control())
+    finally:
+        process.terminate()
+        process.wait(20)
+    (answer,) = kept
+    assert answer.rejected is None and answer.prompt_tokens and answer.completion_tokens
+    assert answer.completion_tokens <= 8
