@@ -34,7 +34,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "teacher-grpo": ("teacher_grpo", "reward"),
     "trace-generation": ("trace_generation",),
     "trace-import": ("imports",),
-    "trace-refinement": (),
+    "trace-refinement": ("trace_refinement",),
     "trace-scoring": ("trace_scoring", "reward"),
     "score-import": ("imports",),
     "student-sft": ("student_sft",),

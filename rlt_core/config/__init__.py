@@ -137,6 +137,8 @@ class Config(Frozen):
     """What the teacher is rewarded for."""
     trace_generation: GenerationConfig
     """The teacher writes traces."""
+    trace_refinement: RefinementConfig | None = None
+    """An LLM writes the RLT's traces anew and a student learns from those; empty: none does."""
     trace_scoring: ScoringConfig = ScoringConfig()
     """The traces are scored by the reward."""
     rank_ablation: RankAblationConfig | None = RankAblationConfig()

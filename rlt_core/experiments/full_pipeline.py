@@ -47,7 +47,8 @@ def _teachers_on_held_out_questions(nodes: Nodes, seed: int) -> list[Node]:
 
 
 def _students(nodes: Nodes, seed: int) -> list[Node]:
-    """Students of the RLT, of the data set's and of imported traces; RL from the first."""
+    """Students of the RLT's traces, also refined ones, of the data set's and of imported ones; RL
+    from the first."""
     teacher = nodes.teacher_grpo(seed)
     traces = nodes.traces(teacher, "rlt", seed)
     scores = nodes.scores(traces, teacher, "rlt", seed)
@@ -58,6 +59,9 @@ def _students(nodes: Nodes, seed: int) -> list[Node]:
         students["dataset"] = nodes.student_sft("dataset", seed)
     for name, path in nodes.config.imports.traces.items():
         students[name] = nodes.student_sft(name, seed, nodes.imported_traces(name, path))
+    if refinement := nodes.config.trace_refinement:
+        refined = nodes.refined_traces(traces, seed)
+        students[refinement.name] = nodes.student_sft(refinement.name, seed, refined)
     if nodes.config.student_grpo:
         students["rlt+rl"] = nodes.student_grpo(rlt, "rlt", seed)
     evaluations = [nodes.evaluation(node, name, seed) for name, node in students.items()]

@@ -40,6 +40,7 @@ from rlt_core.stages import (
     TeacherSFTStageConfig,
     TraceGenerationConfig,
     TraceImportConfig,
+    TraceRefinementConfig,
     TraceScoringConfig,
 )
 from rlt_core.store.files import sha256_of
@@ -185,6 +186,15 @@ class Nodes:
         )
         inputs = {"teacher": teacher, "questions": self.questions}
         return self._node("trace-generation", config, inputs, variant, seed)
+
+    def refined_traces(self, traces: Node, seed: int) -> Node:
+        """Traces that an LLM wrote anew. Raises ValueError where the config names none."""
+        refinement = self.config.trace_refinement
+        if refinement is None:
+            raise ValueError("config.trace_refinement is empty")
+        config = TraceRefinementConfig(refinement=refinement, format=self.format)
+        inputs = {"traces": traces, "questions": self.questions, "tokenizer": self.base}
+        return self._node("trace-refinement", config, inputs, refinement.name, seed)
 
     def imported_traces(self, name: str, path: str) -> Node:
         """Traces that others wrote."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlt_core.data.countdown import countdown_questions
+from rlt_core.data.countdown import EVALUATION_QUESTIONS, EVALUATION_SEED, countdown_questions
 from rlt_core.errors import UserError
 from rlt_core.evaluation.adapter import run_tasks  # noqa: F401 (slow to import: preloaded here)
 from rlt_core.evaluation.run import run_evaluation
@@ -11,10 +11,6 @@ from rlt_core.hub import UNPINNED
 from rlt_core.rows import read_rows
 from rlt_core.stages import EvaluationStageConfig
 from tasks.job import Job
-
-COUNTDOWN_QUESTIONS = 100
-COUNTDOWN_SEED = 1_000_003
-"""Unlike any training seed, so that these problems are nobody's training data."""
 
 
 def run(job: Job) -> dict[str, float]:
@@ -38,7 +34,7 @@ def run(job: Job) -> dict[str, float]:
 
 def _task(job: Job, name: str, config: EvaluationStageConfig) -> EvalTask:
     if name == "countdown":
-        return EvalTask(name, countdown_questions(COUNTDOWN_QUESTIONS, COUNTDOWN_SEED))
+        return EvalTask(name, countdown_questions(EVALUATION_QUESTIONS, EVALUATION_SEED))
     if name != "test":
         commit = config.benchmarks.get(name)
         if commit == UNPINNED:

@@ -53,6 +53,15 @@ def test_every_stage_of_the_pipeline_is_in_the_graph() -> None:
     assert stages == set(STAGES) - {"trace-import", "trace-refinement", "score-import"}
 
 
+def test_refined_traces_get_a_student_and_touch_no_other_key() -> None:
+    plain = nodes()
+    refined = nodes("trace_refinement.name=gpt", "trace_refinement.model=m")
+    new = {"trace-refinement[gpt]@0", "student-sft[gpt]@0", "evaluation[gpt]@0"}
+    assert refined.keys() - plain.keys() == new
+    assert {name for name in plain if plain[name].key != refined[name].key} == {"report"}
+    assert refined["student-sft[gpt]@0"].inputs["traces"] is refined["trace-refinement[gpt]@0"]
+
+
 def test_where_it_runs_changes_no_key() -> None:
     assert not changed("resources.threads=7", "resources.micro_batch_size=1", "resources.cores=9")
 

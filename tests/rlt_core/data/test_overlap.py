@@ -152,13 +152,6 @@ def test_countdown_problems_differ_in_more_than_order() -> None:
     assert len(problems) == 3000
 
 
-def test_the_evaluation_set_countdown_is_evaluations() -> None:
-    from tasks.stages import evaluation
-
-    theirs = (evaluation.COUNTDOWN_QUESTIONS, evaluation.COUNTDOWN_SEED)
-    assert theirs == (EVALUATION_QUESTIONS, EVALUATION_SEED)
-
-
 # ---------------------------------------------------------------- dataset-prep
 def prepare(
     tmp_path: Path, records: list[dict[str, str]], evaluated: Any = None, **config: Any
