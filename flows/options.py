@@ -33,3 +33,11 @@ def open_store(store: str) -> Store:
     if "://" not in store and Path(store).is_file():
         raise UserError(f"--store {store}: this is a file; give a folder or s3://bucket/prefix")
     return Store(store)
+
+
+def check_parquet(output: Path) -> None:
+    """Raises UserError, before the work, for an --output that cannot be written."""
+    if output.suffix != ".parquet":
+        raise UserError(f"--output {output}: Parquet is written; end its name in .parquet")
+    if not output.absolute().parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.parent}")

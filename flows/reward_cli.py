@@ -17,11 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from flows.options import DEFAULT_STORE, JsonOption, StoreOption, open_store
+from flows.options import DEFAULT_STORE, JsonOption, StoreOption, check_parquet, open_store
 from flows.score_cli import score
 from flows.sql_cli import NoPandas
 from rlt_core.config import KLEstimator, Reduction
-from rlt_core.errors import UserError
 from rlt_core.printable import printable
 
 if TYPE_CHECKING:
@@ -74,7 +73,8 @@ def replay(
     as_json: JsonOption = False,
 ) -> None:
     """Recompute rewards and ranks of committed scores; what is not given stays as it was."""
-    _check_output(output)
+    if output is not None:
+        check_parquet(output)
     sys.meta_path.insert(0, NoPandas())
     from flows.sql_output import write
     from rlt_core.replay import Changes, chosen, replayed, summaries
@@ -97,14 +97,6 @@ def replay(
     _show_replay(manifests, changes, found)
     if output is not None:
         _console().print(f"written: {escape(str(output))}")
-
-
-def _check_output(output: Path | None) -> None:
-    """Raises UserError before the work for a file that cannot be written."""
-    if output is not None and output.suffix != ".parquet":
-        raise UserError(f"--output {output}: Parquet is written; end its name in .parquet")
-    if output is not None and not output.absolute().parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {output.parent}")
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.display import Display
-from flows.options import JsonOption
+from flows.options import JsonOption, check_parquet
 from rlt_core.config import REWARD_PRESETS, DType, KLEstimator, RewardSpec, StageResources
 from rlt_core.control import Control
 from rlt_core.errors import Stopped, UserError
@@ -67,7 +67,7 @@ def score(
     """
     given = {"alpha": alpha, "kl_weight": kl_weight, "kl": kl, "temperature": temperature}
     spec = _spec(preset, {name: value for name, value in given.items() if value is not None})
-    _check_output(output)
+    check_parquet(output)
     format = load_format(prompt_format)
     with _control(quiet=as_json) as control:
         from rlt_core.models import use_threads
@@ -91,14 +91,6 @@ def _spec(preset: str, changes: dict[str, Any]) -> RewardSpec:
         return RewardSpec.model_validate(REWARD_PRESETS[preset].model_dump() | changes)
     except ValueError as error:
         raise UserError(f"reward: {error}") from None
-
-
-def _check_output(output: Path) -> None:
-    """Raises UserError before the work for a file that cannot be written."""
-    if output.suffix != ".parquet":
-        raise UserError(f"--output {output}: Parquet is written; end its name in .parquet")
-    if not output.absolute().parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {output.parent}")
 
 
 @contextmanager
