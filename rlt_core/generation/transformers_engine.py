@@ -241,9 +241,11 @@ def draw(
     """Tokens (R,) by inversion of each row's cumulative distribution, and their log-probs (R,).
 
     Temperature 0 takes the likeliest token. Top-p keeps the likeliest tokens whose probabilities
-    first reach `top_p` together.
+    first reach `top_p` together. Raises RuntimeError where a row has no distribution.
     """
     logprobs_RV = torch.log_softmax(logits_RV.float() / (temperature or 1.0), dim=-1)
+    if logprobs_RV.isnan().any():
+        raise RuntimeError("the model's logits are not finite: its weights or its input are broken")
     if temperature == 0:
         tokens_R = logprobs_RV.argmax(dim=-1)
     else:

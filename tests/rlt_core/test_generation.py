@@ -141,6 +141,17 @@ def test_the_highest_random_number_still_draws_a_token() -> None:
         assert int(draw(logits, u, 1.0, 1.0)[0]) == size - 1
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_broken_model_is_said_and_draws_nothing(bad: float) -> None:
+    logits = torch.zeros(2, 5)
+    logits[1, 3] = bad
+    for temperature in (0.0, 1.0):
+        with pytest.raises(RuntimeError, match="not finite"):
+            draw(logits, torch.full((2,), 0.5, dtype=torch.float64), temperature, 1.0)
+    logits[1, 3] = -torch.inf  # a word that is ruled out is no fault
+    draw(logits, torch.full((2,), 0.5, dtype=torch.float64), 1.0, 1.0)
+
+
 def test_random_numbers_are_open_and_depend_on_the_seed_alone() -> None:
     many = uniforms([3, 2**63 - 1, 0], 500)
     assert ((many > 0) & (many < 1)).all() and abs(many.mean() - 0.5) < 0.03
