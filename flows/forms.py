@@ -40,7 +40,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "student-sft": ("student_sft",),
     "student-grpo": ("student_grpo",),
     "evaluation": ("evaluation",),
-    "rank-ablation": ("rank_ablation",),
+    "rank-statistics": ("rank_ablation",),
     "report": (),
 }
 """Stage -> the sections of the config that it reads."""
@@ -77,7 +77,7 @@ INPUTS: dict[str, dict[str, str]] = {
     "student-grpo": {"model": "the student to start from", "questions": "the training questions"},
     "evaluation": {"model": "who is tested", "questions": "the held-out questions"},
 }
-"""Stage -> the artifacts that it reads; rank-ablation and report read as many as there are."""
+"""Stage -> the artifacts that it reads; rank-statistics and report read as many as there are."""
 
 DEFAULT_VARIANT = {
     "trace-generation": "rlt",

@@ -64,6 +64,7 @@ SCORES = _schema(
     # rivals of the reward, beside r_ss, r_kl and think_tokens (rlt_core.scoring)
     think_mean=pa.float64(),  # mean log pi_S(think): plain likelihood
     rank_surprisal=pa.float64(),  # rank-surprisal ratio, arXiv 2601.14249; lower is better
+    correct=pa.bool_(),  # the explanation arrives at the solution; null: cannot be graded
     # what guards watch (rlt_core.guards)
     copied=pa.float64(),  # share of the solution's n-grams in the explanation; null: too short
     compression=pa.float64(),  # bytes of text a byte of its compressed form; null: too short
@@ -140,6 +141,7 @@ TRAIN_STEPS = _schema(
 
 RANK_SCORES = _schema(
     seed=pa.int32(),
+    ranked_by=pa.string(),  # what the traces of a question were ranked by
     rank=pa.int32(),
     task=pa.string(),
     value=pa.float64(),

@@ -16,12 +16,14 @@ from rlt_core.config import (
     EvaluationConfig,
     Frozen,
     GenerationConfig,
+    RankedSet,
     RewardSpec,
     ScoringConfig,
     ScratchModel,
     SFTConfig,
     StudentGRPOConfig,
     TeacherGRPOConfig,
+    TraceOrder,
 )
 from rlt_core.config.refinement import RefinementConfig
 from rlt_core.formats import PromptFormat
@@ -76,6 +78,9 @@ class TraceGenerationConfig(Frozen):
 
     sampling: GenerationConfig
     split: Literal["train", "validation"]
+    context: Literal["teacher", "student"] = "teacher"
+    """What the writer sees: question and solution, or the question alone; the trace is then the
+    thought of its answer."""
     format: PromptFormat
     seed: int
 
@@ -90,10 +95,11 @@ class TraceScoringConfig(Frozen):
 
 
 class TraceImportConfig(Frozen):
-    """Traces that others wrote, by the content of their file."""
+    """Traces that others wrote: a file by its content, or the data set's own."""
 
     name: str
-    digest: str
+    digest: str | None
+    """Of the file; empty: the traces of the table `questions` that is read."""
     format: PromptFormat
 
 
@@ -112,12 +118,20 @@ class ScoreImportConfig(Frozen):
 
 
 class StudentSFTStageConfig(Frozen):
-    """Distillation on the data set's traces, or on generated or imported ones."""
+    """Distillation on the data set's traces, on generated or imported ones, or on none."""
 
     sft: SFTConfig
-    traces: Literal["dataset", "traces"]
+    traces: Literal["dataset", "traces", "none"]
+    """`none`: an empty thought, then the solution."""
+    order: TraceOrder = "reward"
+    """What a question's traces are ranked by."""
     rank: int | None
     """Train on the trace of this rank of each question (1 is best); all traces when empty."""
+    fits: bool = False
+    """Train on the best trace of each question whose row has at most `sft.max_tokens`."""
+    token_matched: bool = False
+    """Leave out questions until the set of this rank has as many explanation tokens as that of
+    the rank with the fewest."""
     n_questions: int | None
     format: PromptFormat
     seed: int
@@ -141,13 +155,31 @@ class EvaluationStageConfig(Frozen):
     seed: int
 
 
-class RankAblationStageConfig(Frozen):
-    """Statistics of student score over reward rank."""
+class RankStatisticsConfig(Frozen):
+    """Statistics of student score over rank."""
 
     ranks: int
     seeds: tuple[int, ...]
     resamples: int
     task: str
+    ranked_by: RankedSet
+
+
+class TableRow(Frozen):
+    """A row of an experiment's table."""
+
+    name: str
+    """As people call it: `RLT-7B`."""
+    model: str
+    """Variant of the evaluations that it shows."""
+    paper: str | None = None
+    """Row of the paper's table (`rlt_core.report.paper.NUMBERS`) that it repeats."""
+    baseline: str | None = None
+    """Model whose difference is shown; none for the baseline itself."""
+    trained: bool = True
+    """Whether this run trained it, so that other training seeds could have come."""
+    missing: str | None = None
+    """Why it did not run; then there is no evaluation of it."""
 
 
 class ReportConfig(Frozen):
@@ -155,6 +187,14 @@ class ReportConfig(Frozen):
 
     profile: str
     title: str
+    rows: tuple[TableRow, ...] = ()
+    """Rows of the experiment's table, in its order; none: a report of all models."""
+    primary: str | None = None
+    """Model of the row whose difference was named as the primary contrast beforehand."""
+    overlaps: tuple[tuple[str, str], ...] = ()
+    """Pairs of models of whose solved problems the overlap is shown."""
+    compared: tuple[str, str] | None = None
+    """Two variants of trace-scoring whose traces are compared question by question."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +244,7 @@ _ALL = (
         "evaluation", 1, "evaluation", EvaluationStageConfig, ("eval_samples", "eval_scores"),
         pool="gpu",
     ),
-    Stage("rank-ablation", 1, "ranking", RankAblationStageConfig, ("rank_scores",)),
+    Stage("rank-statistics", 1, "ranking", RankStatisticsConfig, ("rank_scores",)),
     Stage("report", 1, "report", ReportConfig),
 )  # fmt: skip
 

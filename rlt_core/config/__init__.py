@@ -18,10 +18,18 @@ from rlt_core.config.data import (
     DataConfig,
     FieldMapping,
 )
+from rlt_core.config.experiments import (
+    LargerStudent,
+    RankAblationConfig,
+    RankedSet,
+    RewardAblationConfig,
+    TraceOrder,
+    TraceSource,
+)
 from rlt_core.config.inference import (
+    BudgetForcing,
     EvaluationConfig,
     GenerationConfig,
-    RankAblationConfig,
     Sampling,
     ScoringConfig,
 )
@@ -61,6 +69,7 @@ from rlt_core.config.training import (
 
 __all__ = [
     "REWARD_PRESETS",
+    "BudgetForcing",
     "Config",
     "CorrectnessReward",
     "DType",
@@ -76,16 +85,19 @@ __all__ = [
     "HubModel",
     "Imports",
     "KLEstimator",
+    "LargerStudent",
     "LoRA",
     "ModelSource",
     "Optimizer",
     "PackageModel",
     "Positive",
     "RankAblationConfig",
+    "RankedSet",
     "Reduction",
     "ReferenceSync",
     "RefinementConfig",
     "Resources",
+    "RewardAblationConfig",
     "RewardSpec",
     "SFTConfig",
     "Sampling",
@@ -96,6 +108,8 @@ __all__ = [
     "StudentSFTConfig",
     "TeacherGRPOConfig",
     "TeacherSFTConfig",
+    "TraceOrder",
+    "TraceSource",
 ]
 
 
@@ -143,8 +157,18 @@ class Config(Frozen):
     """The traces are scored by the reward."""
     rank_ablation: RankAblationConfig | None = RankAblationConfig()
     """Empty: no rank ablation."""
+    reward_ablation: RewardAblationConfig | None = RewardAblationConfig()
+    """Empty: no reward ablation."""
     student_sft: StudentSFTConfig
     """Students learn from the traces."""
+    student_sft_subset: StudentSFTConfig | None = None
+    """Students of the small subset (the paper's 1K), for table 1; empty: none."""
+    larger_student: LargerStudent | None = None
+    """A second, larger kind of student for table 1 (the paper's 32B); empty: none."""
+    trace_sources: dict[str, TraceSource] = Field(default={})
+    """Other data sets whose own traces students of table 1 learn from; names are the user's."""
+    countdown: DataConfig | None = None
+    """Training and test problems of the countdown experiment; empty: there is none."""
     student_grpo: StudentGRPOConfig | None
     """Empty: no RL after distillation."""
     evaluation: EvaluationConfig

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlt_core.config.base import DType, Fraction, Frozen, Positive
 
@@ -38,15 +38,21 @@ class ScoringConfig(Frozen):
     """A trace with a longer context is not scored: its status is `too_long`."""
 
 
-class RankAblationConfig(Frozen):
-    """One student a reward rank."""
+class BudgetForcing(Frozen):
+    """Thinking made longer or shorter at test time (s1, arXiv 2501.19393, section 3.1)."""
 
-    ranks: Positive = 16
-    """Completions a question from the teacher before RL, and as many students; 0 is off."""
-    n_questions: Positive | None = None
-    """Questions with completions to rank, chosen by the seed; all when empty."""
-    resamples: Positive = 2000
-    """Bootstrap resamples of seeds and test questions."""
+    max_thinking_tokens: Positive | None = None
+    """Thinking is cut here, its end written, and the answer asked for; empty: it is not cut."""
+    continuations: int = Field(default=0, ge=0)
+    """How often the end of thinking is suppressed and `continuation` written in its place."""
+    continuation: str = Field(default="Wait", min_length=1)
+    """What makes the model go on thinking."""
+
+    @model_validator(mode="after")
+    def _does_something(self) -> BudgetForcing:
+        if self.max_thinking_tokens is None and self.continuations == 0:
+            raise ValueError("give `max_thinking_tokens`, `continuations` or both")
+        return self
 
 
 class EvaluationConfig(Sampling):
@@ -63,3 +69,5 @@ class EvaluationConfig(Sampling):
     """Seconds for grading one answer; then it counts as a grader's failure."""
     dtype: DType = "float32"
     """Number format of the model."""
+    budget: BudgetForcing | None = None
+    """Budget forcing of all that is tested; empty: models think as long as they like."""

@@ -23,7 +23,7 @@ def full_pipeline(config: Config) -> Node:
             rank_scores[seed], by_rank = _rank_students(nodes, seed)
             ranked |= by_rank
     if config.rank_ablation:
-        parts.append(nodes.rank_ablation(rank_scores, ranked))
+        parts.append(nodes.rank_statistics(config.rank_ablation.sets[0], rank_scores, ranked))
     for name, source in config.imports.models.items():
         parts.append(nodes.evaluation(nodes.model(source, name), name, None))
     for name, path in config.imports.scores.items():
@@ -53,7 +53,7 @@ def _students(nodes: Nodes, seed: int) -> list[Node]:
     traces = nodes.traces(teacher, "rlt", seed)
     scores = nodes.scores(traces, teacher, "rlt", seed)
     rank = 1 if nodes.config.trace_generation.n > 1 else None
-    rlt = nodes.student_sft("rlt", seed, traces, scores if rank else None, rank)
+    rlt = nodes.student_sft("rlt", seed, traces, scores if rank else None, rank=rank)
     students = {"rlt": rlt}
     if nodes.config.teacher_sft.traces == "dataset":
         students["dataset"] = nodes.student_sft("dataset", seed)
@@ -78,7 +78,7 @@ def _rank_students(nodes: Nodes, seed: int) -> tuple[Node, dict[str, Node]]:
     task = nodes.config.evaluation.tasks[:1]
     evaluations = {}
     for rank in range(1, ablation.ranks + 1):
-        student = nodes.student_sft(f"rank-{rank}", seed, traces, scores, rank)
+        student = nodes.student_sft(f"rank-{rank}", seed, traces, scores, rank=rank)
         evaluation = nodes.evaluation(student, f"rank-{rank}", seed, tasks=task)
         evaluations[f"rank-{rank}@{seed}"] = evaluation
     return scores, evaluations

@@ -17,8 +17,11 @@ from rlt_core.config import (
     HubModel,
     ModelSource,
     PackageModel,
+    RankedSet,
+    RewardSpec,
     ScratchModel,
     SFTConfig,
+    StudentSFTConfig,
 )
 from rlt_core.data.sources import data_digest
 from rlt_core.errors import UserError
@@ -31,7 +34,7 @@ from rlt_core.stages import (
     BaseModelConfig,
     DatasetPrepConfig,
     EvaluationStageConfig,
-    RankAblationStageConfig,
+    RankStatisticsConfig,
     ReportConfig,
     ScoreImportConfig,
     StudentGRPOStageConfig,
@@ -78,7 +81,9 @@ class Nodes:
         return Node(STAGES[stage], config, dict(inputs), variant, seed, dict(paths or {}))
 
     # ------------------------------------------------------------ data and models
-    def _questions_of(self, data: DataConfig, variant: str = "") -> Node:
+    def questions_of(self, data: DataConfig, variant: str = "") -> Node:
+        """The questions of a data set; what another than `config.data` shares with the test
+        questions of that one counts as overlap, too."""
         paths = {}
         if data.source.startswith("hub:"):
             commit = hub.pinned(data.source.removeprefix("hub:"), data.revision, "dataset")
@@ -90,6 +95,8 @@ class Nodes:
             identified = data.model_copy(update={"source": data_digest(data)})
         base = self.config.base_model
         inputs = {} if isinstance(base, ScratchModel) else {"tokenizer": self.model(base)}
+        if data != self.config.data and self.config.data.n_test:
+            inputs["tested"] = self.questions
         evaluated = {
             name: hub.pinned(BENCHMARKS[name].repo, None, "dataset") if name in BENCHMARKS else ""
             for name in sorted(self.config.evaluation.tasks)
@@ -101,13 +108,13 @@ class Nodes:
     @cached_property
     def questions(self) -> Node:
         """The questions to learn from and be tested on."""
-        return self._questions_of(self.config.data)
+        return self.questions_of(self.config.data)
 
     @cached_property
     def rl_questions(self) -> Node:
         """The questions of the RL cold-start."""
         data = self.config.rl_data
-        return self._questions_of(data, "rl") if data else self.questions
+        return self.questions_of(data, "rl") if data else self.questions
 
     def model(self, source: ModelSource, variant: str = "") -> Node:
         """A model from scratch or from outside."""
@@ -158,17 +165,20 @@ class Nodes:
             "teacher-sft", config, {"model": self.base, "questions": source}, "", seed
         )
 
-    def teacher_grpo(self, seed: int) -> Node:
-        """The Reinforcement-Learned Teacher."""
+    def teacher_grpo(self, seed: int, reward: RewardSpec | None = None, variant: str = "") -> Node:
+        """The Reinforcement-Learned Teacher; of another reward than the config's, where given."""
         config = TeacherGRPOStageConfig(
-            grpo=self.config.teacher_grpo, reward=self.config.reward, format=self.format, seed=seed
+            grpo=self.config.teacher_grpo,
+            reward=reward or self.config.reward,
+            format=self.format,
+            seed=seed,
         )
         inputs = {
             "model": self.teacher_sft(seed),
             "student": self.reward_student,
             "questions": self.questions,
         }
-        return self._node("teacher-grpo", config, inputs, "", seed)
+        return self._node("teacher-grpo", config, inputs, variant, seed)
 
     # ------------------------------------------------------------ traces
     def traces(
@@ -177,14 +187,21 @@ class Nodes:
         variant: str,
         seed: int,
         split: Literal["train", "validation"] = "train",
+        context: Literal["teacher", "student"] = "teacher",
+        questions: Node | None = None,
         **sampling: Any,
     ) -> Node:
-        """A teacher's explanations; `sampling` changes fields of `trace_generation`."""
+        """A teacher's explanations, or with the `student` context a solver's thoughts; `sampling`
+        changes fields of `trace_generation`."""
         common = _only(GenerationConfig, self.config.trace_generation)
         config = TraceGenerationConfig(
-            sampling=common.model_copy(update=sampling), split=split, format=self.format, seed=seed
+            sampling=common.model_copy(update=sampling),
+            split=split,
+            context=context,
+            format=self.format,
+            seed=seed,
         )
-        inputs = {"teacher": teacher, "questions": self.questions}
+        inputs = {"teacher": teacher, "questions": questions or self.questions}
         return self._node("trace-generation", config, inputs, variant, seed)
 
     def refined_traces(self, traces: Node, seed: int) -> Node:
@@ -203,6 +220,13 @@ class Nodes:
         inputs = {"tokenizer": self.base}
         paths = {"source": str(Path(path).absolute())}
         return self._node("trace-import", config, inputs, name, paths=paths)
+
+    @cached_property
+    def dataset_traces(self) -> Node:
+        """The data set's own traces as a table of traces."""
+        config = TraceImportConfig(name="dataset", digest=None, format=self.format)
+        inputs = {"tokenizer": self.base, "questions": self.questions}
+        return self._node("trace-import", config, inputs, "dataset")
 
     def imported_scores(self, name: str, path: str) -> Node:
         """Rewards that others computed."""
@@ -233,39 +257,56 @@ class Nodes:
         seed: int,
         traces: Node | None = None,
         scores: Node | None = None,
-        rank: int | None = None,
+        *,
+        base: Node | None = None,
+        recipe: StudentSFTConfig | None = None,
+        questions: Node | None = None,
+        thoughtless: bool = False,
+        **choice: Any,
     ) -> Node:
-        """A student of the data set's own traces (no `traces`), or of generated or imported
-        ones, all of them or those of one rank in `scores`."""
+        """A student of the data set's own traces (no `traces`), of generated or imported ones, or
+        `thoughtless`: of the solutions alone. `base`, `recipe` and `questions` stand for the
+        config's; `choice` (rank, order, fits, token_matched) picks traces by `scores`."""
+        recipe = recipe or self.config.student_sft
         config = StudentSFTStageConfig(
-            sft=_only(SFTConfig, self.config.student_sft),
-            traces="traces" if traces else "dataset",
-            rank=rank,
-            n_questions=self.config.student_sft.n_questions,
+            sft=_only(SFTConfig, recipe),
+            traces="none" if thoughtless else "traces" if traces else "dataset",
+            n_questions=recipe.n_questions,
             format=self.format,
             seed=seed,
+            **({"rank": None} | choice),
         )
-        inputs = {"model": self.student_base, "questions": self.questions}
+        inputs = {"model": base or self.student_base, "questions": questions or self.questions}
         if traces:
             inputs["traces"] = traces
-            if "questions" in traces.stage.tables:
+            if "questions" in traces.stage.tables and "questions" not in traces.inputs:
                 inputs["questions"] = traces
         if scores:
             inputs["scores"] = scores
         return self._node("student-sft", config, inputs, variant, seed)
 
-    def student_grpo(self, student: Node, variant: str, seed: int) -> Node:
+    def student_grpo(
+        self, student: Node, variant: str, seed: int, questions: Node | None = None
+    ) -> Node:
         """RL of a student on answer correctness. Raises ValueError where the config has none."""
         grpo = self.config.student_grpo
         if grpo is None:
             raise ValueError("config.student_grpo is empty")
         config = StudentGRPOStageConfig(grpo=grpo, format=self.format, seed=seed)
-        inputs = {"model": student, "questions": self.rl_questions}
+        inputs = {"model": student, "questions": questions or self.rl_questions}
         return self._node("student-grpo", config, inputs, variant, seed)
 
     # ------------------------------------------------------------ measurement
-    def evaluation(self, model: Node, variant: str, seed: int | None, **changes: Any) -> Node:
-        """Benchmarks of a model; `changes` are fields of `evaluation`."""
+    def evaluation(
+        self,
+        model: Node,
+        variant: str,
+        seed: int | None,
+        countdown: Node | None = None,
+        **changes: Any,
+    ) -> Node:
+        """Benchmarks of a model; `changes` are fields of `evaluation`. `countdown`: the data set
+        whose test problems the task `countdown` asks, in place of its own."""
         evaluation = self.config.evaluation.model_copy(update=changes)
         config = EvaluationStageConfig(
             evaluation=evaluation,
@@ -278,23 +319,29 @@ class Nodes:
             seed=seed or 0,
         )
         inputs = {"model": model, "questions": self.questions}
+        if countdown:
+            inputs["countdown"] = countdown
         return self._node("evaluation", config, inputs, variant, seed)
 
-    def rank_ablation(self, scores: Mapping[int, Node], ranked: Mapping[str, Node]) -> Node:
+    def rank_statistics(
+        self, ranked_by: RankedSet, scores: Mapping[int, Node], ranked: Mapping[str, Node]
+    ) -> Node:
         """Statistics over `scores` by seed and evaluations named `rank-R@seed`."""
         ablation = self.config.rank_ablation
         if ablation is None:
             raise ValueError("config.rank_ablation is empty")
-        config = RankAblationStageConfig(
+        config = RankStatisticsConfig(
             ranks=ablation.ranks,
             seeds=self.config.seeds,
             resamples=ablation.resamples,
             task=self.config.evaluation.tasks[0],
+            ranked_by=ranked_by,
         )
         named = {f"scores@{seed}": node for seed, node in scores.items()}
-        return self._node("rank-ablation", config, named | dict(ranked))
+        return self._node("rank-statistics", config, named | dict(ranked), ranked_by)
 
-    def report(self, title: str, parts: list[Node]) -> Node:
-        """The report over all that an experiment made."""
-        config = ReportConfig(profile=self.config.profile, title=title)
-        return self._node("report", config, {part.name: part for part in parts})
+    def report(self, title: str, parts: list[Node], **shown: Any) -> Node:
+        """The report over all that an experiment made; `shown` are fields of `ReportConfig`."""
+        config = ReportConfig(profile=self.config.profile, title=title, **shown)
+        variant = "" if title == "full-pipeline" else title
+        return self._node("report", config, {part.name: part for part in parts}, variant)

@@ -169,7 +169,7 @@ def gather(
 
 
 def _ranks(parts: Parts, evaluations: Evaluations) -> RankAblation | None:
-    ablations = parts.of("rank-ablation")
+    ablations = parts.of("rank-statistics")
     if not ablations:
         return None
     rows = [row for row in ablations[0].rows("rank_scores") if row["value"] is not None]

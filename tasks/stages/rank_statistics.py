@@ -1,16 +1,16 @@
-"""rank-ablation: does the reward's rank predict what a student learns?"""
+"""rank-statistics: does the reward's rank predict what a student learns?"""
 
 from __future__ import annotations
 
 from rlt_core.ranking import rank_ablation
 from rlt_core.rows import read_rows, write_rows
-from rlt_core.stages import RankAblationStageConfig
+from rlt_core.stages import RankStatisticsConfig
 from tasks.job import Job
 
 
 def run(job: Job) -> dict[str, float]:
     """Statistics over the students' answers, question by question."""
-    config = job.config_as(RankAblationStageConfig)
+    config = job.config_as(RankStatisticsConfig)
     samples = {
         (seed, rank): [
             row

@@ -1,0 +1,68 @@
+"""What the paper's experiments need beside the pipeline itself; each may be empty."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from rlt_core.config.base import Frozen, Positive
+from rlt_core.config.data import DataConfig
+from rlt_core.config.inference import BudgetForcing
+from rlt_core.config.models import ModelSource
+
+TraceOrder = Literal[
+    "reward", "r_ss", "r_kl", "likelihood", "rank_surprisal", "length", "correct", "random"
+]
+"""What a question's traces are ranked by, best first: the reward and its parts; the student's mean
+log-prob of the explanation; the rank-surprisal ratio (the lower the better); fewest tokens;
+whether the explanation arrives at the solution; nothing (a seeded draw)."""
+RankedSet = Literal[
+    "reward", "r_ss", "r_kl", "likelihood", "rank_surprisal", "length", "correct", "random",
+    "token-matched",
+]  # fmt: skip
+"""A `TraceOrder`, or `token-matched`: ranked by reward, with as many tokens in every set."""
+
+
+class RankAblationConfig(Frozen):
+    """One student a rank."""
+
+    ranks: Positive = 16
+    """Completions a question from the teacher before RL, and as many students."""
+    n_questions: Positive | None = None
+    """Questions with completions to rank, chosen by the seed; all when empty."""
+    resamples: Positive = 2000
+    """Bootstrap resamples of seeds and test questions."""
+    sets: tuple[RankedSet, ...] = (
+        "reward", "random", "length", "correct", "token-matched", "r_ss", "r_kl", "likelihood",
+        "rank_surprisal",
+    )  # fmt: skip
+    """What the experiment `rank-ablation` ranks by, `ranks` students each; the full pipeline
+    takes the first one only."""
+
+
+class TraceSource(Frozen):
+    """A data set whose own traces students learn from, for comparison."""
+
+    data: DataConfig
+    """Its questions, solutions and traces."""
+    budget: BudgetForcing | None = None
+    """How its students' thinking is steered when they are tested; empty: it is not."""
+
+
+class LargerStudent(Frozen):
+    """A student of more parameters than the teacher (the paper's 32B)."""
+
+    model: ModelSource
+    """What it starts from."""
+    traces: Positive = 4
+    """Traces of a question to choose from: the best reward that fits `max_tokens`."""
+
+
+class RewardAblationConfig(Frozen):
+    """Teachers of other rewards, beside `r_SS only`, `no min/max` and `no KL`."""
+
+    kl_weights: tuple[float, ...] = Field(default=(1.0, 10.0))
+    """Other lambdas than `reward.kl_weight`."""
+    alphas: tuple[float, ...] = Field(default=(0.1,))
+    """Other alphas than `reward.alpha`."""
