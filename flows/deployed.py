@@ -1,4 +1,5 @@
-"""The flows of `prefect.yaml`: `rlt/full-pipeline`, and `rlt/<stage>` for every stage."""
+"""The flows of `prefect.yaml`: `rlt/<experiment>` for every experiment, `rlt/<stage>` for every
+stage."""
 
 import logging
 from typing import Any
@@ -25,6 +26,8 @@ from flows.pipeline import Run, run_batches
 from flows.request import Request
 from flows.stage_run import compute, compute_alone, require_empty, store_url
 from rlt_core.errors import UserError
+from rlt_core.experiments import ALL
+from rlt_core.graph import Planned
 from rlt_core.overrides import load_config
 from rlt_core.store import Store
 from tasks.spec import NodeSpec
@@ -41,28 +44,39 @@ def _mistake(error: UserError) -> State[Any]:
     return Failed(message=str(error))
 
 
-# ---------------------------------------------------------------- the whole pipeline
-@flow(name="rlt", flow_run_name="full-pipeline {profile}", task_runner=ThreadPoolTaskRunner())  # type: ignore[arg-type]
-def full_pipeline(
-    profile: ProfileName = "tiny",  # type: ignore[valid-type]
-    set: list[str] = [],  # noqa: B006 (Prefect copies it)
-    store: str = "",
-) -> State[Any]:
-    """Compute what the store lacks of the whole pipeline, each node in the pool of its stage.
+# ---------------------------------------------------------------- experiments
+def experiment_flow(name: str) -> Flow[..., State[Any]]:
+    """The flow of `rlt/<experiment>`."""
+
+    def run(
+        profile: ProfileName = "tiny",  # type: ignore[valid-type]
+        set: list[str] = [],  # noqa: B006 (Prefect copies it)
+        store: str = "",
+    ) -> State[Any]:
+        try:
+            use_block()
+            request = Request(
+                target=name, profile=profile, overrides=tuple(set), store=store_url(store)
+            )
+            planned = request.plan()
+        except UserError as error:
+            return _mistake(error)
+        return _dispatched(request, planned)
+
+    run.__name__ = name.replace("-", "_")
+    run.__doc__ = f"""Compute what the store lacks of {name}, each node in the pool of its stage.
 
     Args:
         profile: Which config to start from.
-        set: Lines FIELD=VALUE as for `rlt run --set`, e.g. data.n_train=100.
-        store: A folder or s3://bucket/prefix; empty: RLT_STORE of the worker.
+        set: {SET_HELP}
+        store: {STORE_HELP}
     """
-    try:
-        use_block()
-        request = Request(
-            target="full-pipeline", profile=profile, overrides=tuple(set), store=store_url(store)
-        )
-        planned = request.plan()
-    except UserError as error:
-        return _mistake(error)
+    side_by_side: Any = ThreadPoolTaskRunner()
+    return flow(name="rlt", flow_run_name=f"{name} {{profile}}", task_runner=side_by_side)(run)
+
+
+def _dispatched(request: Request, planned: list[Planned]) -> State[Any]:
+    """Send what is missing to the pools; then show the reports."""
     pages.show_plan(planned)
     missing = [item.node for item in planned if not item.hit]
     page = pages.RunPage(len(planned), len(planned) - len(missing))
@@ -76,6 +90,16 @@ def full_pipeline(
         if report:
             pages.show_report(opened, report)
     return state
+
+
+full_pipeline = experiment_flow("full-pipeline")
+table_1 = experiment_flow("table-1")
+table_2 = experiment_flow("table-2")
+countdown = experiment_flow("countdown")
+rank_ablation = experiment_flow("rank-ablation")
+compare_traces = experiment_flow("compare-traces")
+reward_ablation = experiment_flow("reward-ablation")
+all_experiments = experiment_flow(ALL)
 
 
 # ---------------------------------------------------------------- one stage

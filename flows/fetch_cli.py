@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from flows.options import ProfileOption, SetOption
+from flows.options import ProfileOption, SetOption, TargetArgument
 from rlt_core import hub
 from rlt_core.config import Config, HubModel
 from rlt_core.errors import UserError
 from rlt_core.evaluation.tasks import BENCHMARKS
+from rlt_core.experiments import ALL, require_target
 from rlt_core.overrides import load_config
 
 GIB = 1 << 30
@@ -29,13 +30,18 @@ class Wanted:
     kind: hub.RepoType
 
 
-def _wanted(config: Config) -> Iterator[Wanted]:
+def _wanted(config: Config, target: str) -> Iterator[Wanted]:
+    """What an experiment reads; the larger student and other trace sources are table 1's."""
     sources = [config.base_model, config.reward_student, config.student]
     sources += config.imports.models.values()
+    data_sets = [config.data, config.rl_data]
+    if target in ("table-1", ALL):
+        sources += [config.larger_student.model] if config.larger_student else []
+        data_sets += [source.data for source in config.trace_sources.values()]
     for source in sources:
         if isinstance(source, HubModel):
             yield Wanted(source.repo, source.revision, "model")
-    for data in (config.data, config.rl_data):
+    for data in data_sets:
         if data and data.source.startswith("hub:"):
             yield Wanted(data.source.removeprefix("hub:"), data.revision, "dataset")
     for name in config.evaluation.tasks:
@@ -43,12 +49,17 @@ def _wanted(config: Config) -> Iterator[Wanted]:
             yield Wanted(BENCHMARKS[name].repo, None, "dataset")
 
 
-def fetch(profile: ProfileOption = "tiny", set_: SetOption = None) -> None:
-    """Download the models and data sets of a profile, so that everything later runs offline."""
-    wanted = list(dict.fromkeys(_wanted(load_config(profile, set_ or []))))
+def fetch(
+    target: TargetArgument = "full-pipeline",
+    profile: ProfileOption = "tiny",
+    set_: SetOption = None,
+) -> None:
+    """Download the models and data sets of a run, so that everything later is offline."""
+    require_target(target)
+    wanted = list(dict.fromkeys(_wanted(load_config(profile, set_ or []), target)))
     console = Console()
     if not wanted:
-        console.print(f"profile {profile} needs nothing from the hub")
+        console.print(f"{target} of profile {profile} needs nothing from the hub")
         return
     sizes = {item: hub.download_size(item.repo, item.revision, item.kind) for item in wanted}
     folder = hub.cache_folder()

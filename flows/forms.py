@@ -28,7 +28,7 @@ from rlt_core.profiles import PROFILES
 ProfileName = Literal[tuple(PROFILES)]  # type: ignore[valid-type]
 
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "dataset-prep": ("data", "rl_data"),
+    "dataset-prep": ("data", "rl_data", "countdown"),
     "base-model": ("base_model",),
     "teacher-sft": ("teacher_sft",),
     "teacher-grpo": ("teacher_grpo", "reward"),
@@ -37,7 +37,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "trace-refinement": ("trace_refinement",),
     "trace-scoring": ("trace_scoring", "reward"),
     "score-import": ("imports",),
-    "student-sft": ("student_sft",),
+    "student-sft": ("student_sft", "student_sft_subset"),
     "student-grpo": ("student_grpo",),
     "evaluation": ("evaluation",),
     "rank-statistics": ("rank_ablation",),
@@ -46,7 +46,10 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 """Stage -> the sections of the config that it reads."""
 
 INPUTS: dict[str, dict[str, str]] = {
-    "dataset-prep": {"tokenizer": "the imported base model whose tokenizer measures lengths"},
+    "dataset-prep": {
+        "tokenizer": "the imported base model whose tokenizer measures lengths",
+        "tested": "a data set whose test questions may not be trained on",
+    },
     "base-model": {"questions": "the questions that a model from scratch grows up with"},
     "teacher-sft": {"model": "the base model", "questions": "questions with traces"},
     "teacher-grpo": {
@@ -55,7 +58,10 @@ INPUTS: dict[str, dict[str, str]] = {
         "questions": "the training questions",
     },
     "trace-generation": {"teacher": "who writes", "questions": "what about"},
-    "trace-import": {"tokenizer": "the base model whose tokenizer reads the traces"},
+    "trace-import": {
+        "tokenizer": "the base model whose tokenizer reads the traces",
+        "questions": "the data set whose own traces are meant",
+    },
     "trace-refinement": {
         "traces": "what is refined",
         "questions": "the questions of the traces",
@@ -75,7 +81,11 @@ INPUTS: dict[str, dict[str, str]] = {
         "scores": "ranks of the traces",
     },
     "student-grpo": {"model": "the student to start from", "questions": "the training questions"},
-    "evaluation": {"model": "who is tested", "questions": "the held-out questions"},
+    "evaluation": {
+        "model": "who is tested",
+        "questions": "the held-out questions",
+        "countdown": "the data set of the task countdown",
+    },
 }
 """Stage -> the artifacts that it reads; rank-statistics and report read as many as there are."""
 

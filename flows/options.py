@@ -12,6 +12,9 @@ from rlt_core.store import Store
 
 DEFAULT_STORE = "rlt-store"
 
+TargetArgument = Annotated[
+    str, typer.Argument(help="An experiment (full-pipeline, table-1, … or all), or a stage.")
+]
 StoreOption = Annotated[
     str, typer.Option("--store", envvar="RLT_STORE", help="A folder or s3://bucket/prefix.")
 ]

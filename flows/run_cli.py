@@ -22,6 +22,7 @@ from flows.options import (
     ProfileOption,
     SetOption,
     StoreOption,
+    TargetArgument,
     open_store,
     store_place,
 )
@@ -30,9 +31,6 @@ from rlt_core.errors import UserError
 from rlt_core.graph import Planned
 from rlt_core.store import Manifest, Store
 
-TargetArgument = Annotated[
-    str, typer.Argument(help="full-pipeline, an experiment, or a stage such as teacher-grpo.")
-]
 CHANGES_SHOWN = 3
 CURVE_POINTS = 8
 """Means that stand for a training's reward curve in the terminal."""

@@ -37,8 +37,9 @@ class RankAblationConfig(Frozen):
         "reward", "random", "length", "correct", "token-matched", "r_ss", "r_kl", "likelihood",
         "rank_surprisal",
     )  # fmt: skip
-    """What the experiment `rank-ablation` ranks by, `ranks` students each; the full pipeline
-    takes the first one only."""
+    """What the experiment `rank-ablation` ranks by, `ranks` students each."""
+    in_full_pipeline: bool = True
+    """Whether the full pipeline has the students of the first of these sets."""
 
 
 class TraceSource(Frozen):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from rlt_core.config import Config
 from rlt_core.experiments.nodes import Nodes
+from rlt_core.experiments.rank_ablation import rank_students
+from rlt_core.experiments.students import rlt_student, rlt_traces
 from rlt_core.graph import Node, upstream
 
 VALIDATION_SAMPLES = 4
@@ -14,16 +16,11 @@ def full_pipeline(config: Config) -> Node:
     """Every stage: the report's inputs are the graph."""
     nodes = Nodes(config)
     parts = [nodes.evaluation(nodes.student_base, "base", None)]
-    rank_scores: dict[int, Node] = {}
-    ranked: dict[str, Node] = {}
     for seed in config.seeds:
         parts += _teachers_on_held_out_questions(nodes, seed)
         parts += _students(nodes, seed)
-        if config.rank_ablation:
-            rank_scores[seed], by_rank = _rank_students(nodes, seed)
-            ranked |= by_rank
-    if config.rank_ablation:
-        parts.append(nodes.rank_statistics(config.rank_ablation.sets[0], rank_scores, ranked))
+    if config.rank_ablation and config.rank_ablation.in_full_pipeline:
+        parts += rank_students(nodes, config.rank_ablation.sets[0])
     for name, source in config.imports.models.items():
         parts.append(nodes.evaluation(nodes.model(source, name), name, None))
     for name, path in config.imports.scores.items():
@@ -49,36 +46,17 @@ def _teachers_on_held_out_questions(nodes: Nodes, seed: int) -> list[Node]:
 def _students(nodes: Nodes, seed: int) -> list[Node]:
     """Students of the RLT's traces, also refined ones, of the data set's and of imported ones; RL
     from the first."""
-    teacher = nodes.teacher_grpo(seed)
-    traces = nodes.traces(teacher, "rlt", seed)
-    scores = nodes.scores(traces, teacher, "rlt", seed)
-    rank = 1 if nodes.config.trace_generation.n > 1 else None
-    rlt = nodes.student_sft("rlt", seed, traces, scores if rank else None, rank=rank)
+    traces, scores = rlt_traces(nodes, seed)
+    rlt = rlt_student(nodes, seed)
     students = {"rlt": rlt}
     if nodes.config.teacher_sft.traces == "dataset":
         students["dataset"] = nodes.student_sft("dataset", seed)
     for name, path in nodes.config.imports.traces.items():
         students[name] = nodes.student_sft(name, seed, nodes.imported_traces(name, path))
     if refinement := nodes.config.trace_refinement:
-        refined = nodes.refined_traces(traces, seed)
+        refined = nodes.refined_traces(traces, refinement.name, seed)
         students[refinement.name] = nodes.student_sft(refinement.name, seed, refined)
     if nodes.config.student_grpo:
         students["rlt+rl"] = nodes.student_grpo(rlt, "rlt", seed)
     evaluations = [nodes.evaluation(node, name, seed) for name, node in students.items()]
     return [scores, *evaluations]
-
-
-def _rank_students(nodes: Nodes, seed: int) -> tuple[Node, dict[str, Node]]:
-    """One student a reward rank of the teacher before RL, evaluated on the first task."""
-    ablation = nodes.config.rank_ablation
-    assert ablation
-    teacher = nodes.teacher_sft(seed)
-    traces = nodes.traces(teacher, "sft", seed, n=ablation.ranks, n_questions=ablation.n_questions)
-    scores = nodes.scores(traces, teacher, "sft", seed)
-    task = nodes.config.evaluation.tasks[:1]
-    evaluations = {}
-    for rank in range(1, ablation.ranks + 1):
-        student = nodes.student_sft(f"rank-{rank}", seed, traces, scores, rank=rank)
-        evaluation = nodes.evaluation(student, f"rank-{rank}", seed, tasks=task)
-        evaluations[f"rank-{rank}@{seed}"] = evaluation
-    return scores, evaluations

@@ -204,14 +204,14 @@ class Nodes:
         inputs = {"teacher": teacher, "questions": questions or self.questions}
         return self._node("trace-generation", config, inputs, variant, seed)
 
-    def refined_traces(self, traces: Node, seed: int) -> Node:
+    def refined_traces(self, traces: Node, variant: str, seed: int) -> Node:
         """Traces that an LLM wrote anew. Raises ValueError where the config names none."""
         refinement = self.config.trace_refinement
         if refinement is None:
             raise ValueError("config.trace_refinement is empty")
         config = TraceRefinementConfig(refinement=refinement, format=self.format)
         inputs = {"traces": traces, "questions": self.questions, "tokenizer": self.base}
-        return self._node("trace-refinement", config, inputs, refinement.name, seed)
+        return self._node("trace-refinement", config, inputs, variant, seed)
 
     def imported_traces(self, name: str, path: str) -> Node:
         """Traces that others wrote."""
