@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from rlt_core.config import Config
 from rlt_core.errors import UserError
-from rlt_core.experiments import targets
+from rlt_core.experiments import nodes_of_stage, targets
 from rlt_core.graph import Node, key_of
 from rlt_core.store import Ref, Store
 from tasks.spec import NodeSpec
@@ -43,18 +43,25 @@ def node_alone(
 
 
 def _choose(stage: str, config: Config, variant: str, seed: int | None) -> Node:
-    nodes = targets(stage, config)
-    variants = sorted({node.variant for node in nodes})
-    if len(variants) > 1 or variant:
-        nodes = [node for node in nodes if node.variant == variant]
+    """The full pipeline's, or where it has none of this variant an experiment's."""
+    nodes = _of_variant(targets(stage, config), variant)
+    if not nodes:
+        everywhere = nodes_of_stage(stage, config)
+        nodes = _of_variant(everywhere, variant)
         if not nodes:
-            named = ", ".join(name or "(empty)" for name in variants)
+            named = ", ".join(sorted({node.variant or "(empty)" for node in everywhere}))
             raise UserError(f"variant {variant!r}: {stage} of {config.profile} has {named}")
     wanted = config.seeds[0] if seed is None else seed
     for node in nodes:
         if node.seed in (None, wanted):
             return node
     raise UserError(f"seed {wanted}: profile {config.profile} has seeds {list(config.seeds)}")
+
+
+def _of_variant(nodes: list[Node], variant: str) -> list[Node]:
+    """Those of a variant; all where none is named and there is one only."""
+    only = len({node.variant for node in nodes}) == 1
+    return nodes if only and not variant else [node for node in nodes if node.variant == variant]
 
 
 def _given(name: str, artifact: str, parent: Node, store: Store) -> Ref:

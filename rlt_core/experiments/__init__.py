@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from difflib import get_close_matches
 
 from rlt_core.config import Config
@@ -56,3 +57,13 @@ def targets(name: str, config: Config) -> list[Node]:
     if not nodes:
         raise UserError(f"profile {config.profile} has no {name} node with these settings")
     return nodes
+
+
+def nodes_of_stage(name: str, config: Config) -> list[Node]:
+    """Every node of a stage in the full pipeline and in the experiments that the config allows,
+    those of the full pipeline first."""
+    reports = [full_pipeline(config)]
+    for experiment in PAPER.values():
+        with suppress(UserError):  # it needs what this config leaves empty
+            reports.append(experiment(config))
+    return [node for node in upstream(reports) if node.stage.name == name]

@@ -31,7 +31,7 @@ def fields_of(form: type[BaseModel], path: str = "") -> Iterator[tuple[str, str 
 
 def test_forms_are_for_every_stage() -> None:
     assert SECTIONS.keys() == STAGES.keys()
-    assert INPUTS.keys() == STAGES.keys() - {"rank-ablation", "report"}
+    assert INPUTS.keys() == STAGES.keys() - {"rank-statistics", "report"}
     assert DEFAULT_VARIANT.keys() <= STAGES.keys()
 
 

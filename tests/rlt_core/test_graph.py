@@ -94,7 +94,7 @@ def test_seeds_expand_what_depends_on_them_and_share_the_rest() -> None:
     assert one["evaluation[base]"] == three["evaluation[base]"]
     assert one["teacher-grpo@0"] == three["teacher-grpo@0"]
     assert len({three[f"teacher-sft@{seed}"] for seed in range(3)}) == 3
-    assert one["rank-ablation"] != three["rank-ablation"]
+    assert one["rank-statistics[reward]"] != three["rank-statistics[reward]"]
 
 
 def test_equal_models_are_one_node() -> None:

@@ -1,0 +1,22 @@
+"""Profiles: functions that return a whole config. `paper-*` holds the paper's every number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rlt_core.config import Config
+from rlt_core.profiles.own_data import single_gpu, smol
+from rlt_core.profiles.paper import paper_7b, paper_7b_1k, paper_32b, paper_32b_1k
+from rlt_core.profiles.toy import smoke, tiny, tiny_science
+
+PROFILES: dict[str, Callable[[], Config]] = {
+    "smoke": smoke,
+    "tiny": tiny,
+    "tiny-science": tiny_science,
+    "smol": smol,
+    "single-gpu": single_gpu,
+    "paper-7b": paper_7b,
+    "paper-7b-1k": paper_7b_1k,
+    "paper-32b": paper_32b,
+    "paper-32b-1k": paper_32b_1k,
+}

@@ -1,0 +1,114 @@
+"""Language models on a user's own questions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlt_core.config import (
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    GenerationConfig,
+    HubModel,
+    LargerStudent,
+    LoRA,
+    PackageModel,
+    RankAblationConfig,
+    ReferenceSync,
+    Resources,
+    ScoringConfig,
+    StudentGRPOConfig,
+    StudentSFTConfig,
+    TeacherGRPOConfig,
+    TeacherSFTConfig,
+)
+from rlt_core.profiles.paper import countdown, recipe, trace_sources
+
+QWEN_1_5B = HubModel(
+    repo="Qwen/Qwen2.5-1.5B-Instruct", revision="989aa7980e4cf806f80c7fef2b1adb7bc71aa306"
+)
+QWEN_3B = HubModel(repo="Qwen/Qwen2.5-3B-Instruct")
+SMOLLM2_360M = HubModel(repo="HuggingFaceTB/SmolLM2-360M-Instruct")
+
+
+def smol() -> Config:
+    """SmolLM2-135M-Instruct on anybody's questions: a real language model end to end."""
+    student = StudentSFTConfig(
+        epochs=3, batch_size=4, learning_rate=1e-5, warmup_ratio=0.1, max_tokens=2048
+    )
+    return Config(
+        profile="smol",
+        prompt_format="rlt",
+        data=DataConfig(
+            source="questions.jsonl", n_validation=4, n_test=8, max_prompt_tokens=1024
+        ),
+        base_model=PackageModel(),
+        teacher_sft=TeacherSFTConfig(
+            epochs=1, batch_size=4, learning_rate=1e-5, warmup_ratio=0.05, max_tokens=2048,
+            beta2=0.95, weight_decay=1e-4,
+        ),
+        teacher_grpo=TeacherGRPOConfig(
+            steps=20, questions_per_step=4, group_size=8, learning_rate=1e-6,
+            max_prompt_tokens=1024, max_completion_tokens=512,
+            reference_sync=ReferenceSync(),
+        ),
+        trace_generation=GenerationConfig(max_tokens=512),
+        trace_scoring=ScoringConfig(max_tokens=4096),
+        rank_ablation=RankAblationConfig(ranks=4),
+        student_sft=student,
+        student_sft_subset=student.model_copy(update={"n_questions": 100}),
+        larger_student=LargerStudent(model=SMOLLM2_360M),
+        countdown=DataConfig(
+            source="countdown", n_train=400, n_validation=0, n_test=100, max_prompt_tokens=1024
+        ),
+        student_grpo=StudentGRPOConfig(
+            steps=20, questions_per_step=4, group_size=8, max_prompt_tokens=1024,
+            max_completion_tokens=512,
+        ),
+        evaluation=EvaluationConfig(n=1, max_tokens=512),
+        resources=Resources(
+            threads=2, micro_batch_size=4, tokens_per_batch=8192, shard_questions=8,
+            checkpoint_every_steps=10,
+        ),
+    )  # fmt: skip
+
+
+def single_gpu() -> Config:
+    """Qwen2.5-1.5B-Instruct on one 24-80 GB card; LoRA for students, full for the teacher."""
+    config = recipe("single-gpu", QWEN_1_5B)
+    grpo: dict[str, Any] = {
+        "steps": 125, "questions_per_step": 8, "group_size": 16, "dtype": "bfloat16",
+        "max_prompt_tokens": 2048, "max_completion_tokens": 2048,
+    }  # fmt: skip
+    lora = LoRA()
+    student = config.student_sft.model_copy(
+        update={"max_tokens": 4096, "batch_size": 16, "lora": lora, "learning_rate": 1e-4}
+    )
+    return config.model_copy(
+        update={
+            "data": DataConfig(source="questions.jsonl", max_prompt_tokens=2048),
+            "rl_data": None,
+            "base_model": QWEN_1_5B,
+            "reward_student": None,
+            "teacher_sft": config.teacher_sft.model_copy(
+                update={"epochs": 3, "max_tokens": 4096}
+            ),
+            "teacher_grpo": config.teacher_grpo.model_copy(update=grpo),
+            "trace_generation": config.trace_generation.model_copy(update={"max_tokens": 2048}),
+            "trace_scoring": ScoringConfig(dtype="bfloat16", max_tokens=8192),
+            "rank_ablation": RankAblationConfig(in_full_pipeline=False),
+            "student_sft": student,
+            "student_sft_subset": student.model_copy(update={"n_questions": 1000}),
+            "larger_student": LargerStudent(model=QWEN_3B),
+            "trace_sources": trace_sources(3000),
+            "countdown": countdown(2048),
+            "student_grpo": StudentGRPOConfig(**grpo, lora=lora, learning_rate=1e-5),
+            "evaluation": config.evaluation.model_copy(
+                update={"tasks": ("test", "math_500"), "max_tokens": 4096, "n": 4}
+            ),
+            "resources": Resources(
+                engine="vllm", micro_batch_size=2, gradient_checkpointing=True,
+                tokens_per_batch=65536,
+            ),
+        }
+    )  # fmt: skip

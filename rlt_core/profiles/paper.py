@@ -1,0 +1,153 @@
+"""The paper's recipes, number for number (arXiv 2506.08388, appendix; the authors' code)."""
+
+from __future__ import annotations
+
+from rlt_core.config import (
+    BudgetForcing,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    FieldMapping,
+    GenerationConfig,
+    HubModel,
+    LargerStudent,
+    RankAblationConfig,
+    ReferenceSync,
+    Resources,
+    RewardSpec,
+    ScoringConfig,
+    StudentGRPOConfig,
+    StudentSFTConfig,
+    TeacherGRPOConfig,
+    TeacherSFTConfig,
+    TraceSource,
+)
+
+QWEN_7B = HubModel(
+    repo="Qwen/Qwen2.5-7B-Instruct", revision="a09a35458c702b33eeacc393d103063234e8bc28"
+)
+QWEN_32B = HubModel(
+    repo="Qwen/Qwen2.5-32B-Instruct", revision="5ede1c97bbab6ce5cda5812749b4c0bdf79b18dd"
+)
+STRATOS_7B = HubModel(repo="bespokelabs/Bespoke-Stratos-7B")
+STRATOS_17K = DataConfig(
+    source="hub:bespokelabs/Bespoke-Stratos-17k",
+    conversations=True,
+    fields=FieldMapping(trace="conversations"),
+    n_validation=64,
+    n_test=0,
+    near_duplicate=None,
+    overlap="report",
+)
+"""Questions, solutions and traces of everything but the RL cold-start."""
+LIMR = DataConfig(
+    source="hub:GAIR/LIMR",
+    fields=FieldMapping(question="prompt", solution="answer", answer="answer"),
+    n_validation=0,
+    n_test=0,
+    near_duplicate=None,
+    overlap="report",
+)
+"""Questions of the RL cold-start."""
+S1_RECIPE = StudentSFTConfig(
+    epochs=5, batch_size=16, learning_rate=1e-5, warmup_ratio=0.05, beta2=0.95, weight_decay=1e-4,
+    max_tokens=16384, dtype="bfloat16", n_questions=1000,
+)  # fmt: skip
+"""Students of a random 1,000 questions."""
+
+
+def countdown(max_prompt_tokens: int) -> DataConfig:
+    """The paper's 16K and 1K problems."""
+    return DataConfig(
+        source="countdown", n_train=16_000, n_validation=0, n_test=1000,
+        max_prompt_tokens=max_prompt_tokens,
+    )  # fmt: skip
+
+
+def trace_sources(max_thinking_tokens: int) -> dict[str, TraceSource]:
+    """The sets of s1 and Sky-T1; how far thinking is forced at the test is ours."""
+    whole = DataConfig(n_validation=0, n_test=0, near_duplicate=None, overlap="report")
+    s1 = {"source": "hub:simplescaling/s1K",
+          "fields": FieldMapping(solution="attempt", trace="thinking_trajectories")}  # fmt: skip
+    sky_t1 = {"source": "hub:NovaSky-AI/Sky-T1_data_17k", "conversations": True,
+              "fields": FieldMapping(trace="conversations")}  # fmt: skip
+    return {
+        "s1": TraceSource(
+            data=whole.model_copy(update=s1),
+            budget=BudgetForcing(max_thinking_tokens=max_thinking_tokens, continuations=2),
+        ),
+        "sky-t1": TraceSource(data=whole.model_copy(update=sky_t1)),
+    }
+
+
+def recipe(profile: str, student: HubModel) -> Config:
+    """The paper's recipe; the teacher is 7B and the students are of either size."""
+    return Config(
+        profile=profile,
+        prompt_format="rlt",
+        data=STRATOS_17K,
+        rl_data=LIMR,
+        base_model=QWEN_7B,
+        reward_student=STRATOS_7B,
+        student=student,
+        teacher_sft=TeacherSFTConfig(
+            epochs=10, batch_size=16, learning_rate=1e-5, warmup_ratio=0.05, beta2=0.95,
+            weight_decay=1e-4, max_tokens=16384, dtype="bfloat16",
+        ),
+        teacher_grpo=TeacherGRPOConfig(
+            steps=125, questions_per_step=16, group_size=64, learning_rate=1e-6, beta=0.04,
+            temperature=0.7, max_prompt_tokens=16384, max_completion_tokens=16384,
+            reference_sync=ReferenceSync(every_steps=32, alpha=0.9), dtype="bfloat16",
+        ),
+        reward=RewardSpec(alpha=0.01, kl_weight=3.0, temperature=0.7),
+        trace_generation=GenerationConfig(temperature=0.7, max_tokens=16384, dtype="bfloat16"),
+        trace_scoring=ScoringConfig(dtype="bfloat16", max_tokens=32768),
+        rank_ablation=RankAblationConfig(ranks=16),
+        student_sft=StudentSFTConfig(
+            epochs=3, batch_size=96, learning_rate=1e-5, warmup_ratio=0.1, max_tokens=16384,
+            dtype="bfloat16",
+        ),
+        student_sft_subset=S1_RECIPE,
+        larger_student=None if student is QWEN_32B else LargerStudent(model=QWEN_32B),
+        trace_sources=trace_sources(24_000),
+        countdown=countdown(16384),
+        student_grpo=StudentGRPOConfig(
+            epochs=1, questions_per_step=16, group_size=64, learning_rate=1e-6,
+            max_prompt_tokens=16384, max_completion_tokens=16384,
+            reference_sync=ReferenceSync(every_steps=32, alpha=0.9), dtype="bfloat16",
+        ),
+        evaluation=EvaluationConfig(
+            tasks=("aime24", "math_500", "gpqa_diamond"), n=4, temperature=0.7, max_tokens=32768,
+            dtype="bfloat16",
+        ),
+        resources=Resources(
+            engine="vllm", micro_batch_size=1, gradient_checkpointing=True,
+            tokens_per_batch=262144,
+        ),
+    )  # fmt: skip
+
+
+def paper_7b() -> Config:
+    """The paper's 7B students on 17K questions."""
+    return recipe("paper-7b", QWEN_7B)
+
+
+def paper_32b() -> Config:
+    """The paper's 32B students of the 7B teacher, on 17K questions."""
+    return recipe("paper-32b", QWEN_32B)
+
+
+def paper_7b_1k() -> Config:
+    """The paper's 7B students on 1K questions."""
+    return _on_1k(paper_7b())
+
+
+def paper_32b_1k() -> Config:
+    """The paper's 32B students on 1K questions."""
+    return _on_1k(paper_32b())
+
+
+def _on_1k(config: Config) -> Config:
+    """All students are those of the subset."""
+    subset = {"student_sft": S1_RECIPE, "student_sft_subset": None}
+    return config.model_copy(update={"profile": f"{config.profile}-1k", **subset})

@@ -1,0 +1,162 @@
+"""Models of less than a million parameters on generated problems: minutes on a CPU."""
+
+from __future__ import annotations
+
+from rlt_core.config import (
+    BudgetForcing,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    GenerationConfig,
+    LargerStudent,
+    RankAblationConfig,
+    ReferenceSync,
+    Resources,
+    RewardAblationConfig,
+    RewardSpec,
+    ScoringConfig,
+    ScratchModel,
+    StudentGRPOConfig,
+    StudentSFTConfig,
+    TeacherGRPOConfig,
+    TeacherSFTConfig,
+    TraceSource,
+)
+
+
+def tiny() -> Config:
+    """A 0.35M-parameter model on generated arithmetic: every stage learns, in minutes on a CPU."""
+    student = StudentSFTConfig(
+        steps=60, batch_size=32, learning_rate=1e-3, warmup_ratio=0.1, max_tokens=256
+    )
+    other = DataConfig(n_validation=0, n_test=0, max_prompt_tokens=200)
+    return Config(
+        profile="tiny",
+        prompt_format="tiny",
+        data=DataConfig(
+            source="arithmetic", n_train=1200, n_validation=96, n_test=200, max_prompt_tokens=200
+        ),
+        base_model=ScratchModel(steps=900, batch_size=16, learning_rate=3e-3),
+        teacher_sft=TeacherSFTConfig(
+            steps=150, batch_size=32, learning_rate=1e-3, warmup_ratio=0.05, max_tokens=256
+        ),
+        teacher_grpo=TeacherGRPOConfig(
+            steps=40, questions_per_step=16, group_size=16, learning_rate=1e-4, temperature=1.0,
+            max_prompt_tokens=200, max_completion_tokens=96,
+            reference_sync=ReferenceSync(every_steps=32),
+        ),
+        reward=RewardSpec(temperature=1.0),
+        trace_generation=GenerationConfig(n=1, temperature=1.0, max_tokens=96, n_questions=300),
+        trace_scoring=ScoringConfig(max_tokens=512),
+        rank_ablation=RankAblationConfig(ranks=16, n_questions=300),
+        student_sft=student,
+        student_sft_subset=student.model_copy(update={"n_questions": 60}),
+        larger_student=LargerStudent(
+            model=ScratchModel(
+                layers=4, width=160, heads=5, steps=900, batch_size=16, learning_rate=2e-3
+            )
+        ),
+        trace_sources={
+            "s1": TraceSource(
+                data=other.model_copy(update={"source": "arithmetic-s1", "n_train": 100}),
+                budget=BudgetForcing(max_thinking_tokens=80, continuations=1, continuation=";"),
+            ),
+            "sky-t1": TraceSource(
+                data=other.model_copy(update={"source": "arithmetic-sky-t1", "n_train": 1200})
+            ),
+        },
+        countdown=DataConfig(
+            source="countdown-small", n_train=1600, n_validation=0, n_test=100,
+            max_prompt_tokens=200,
+        ),
+        student_grpo=StudentGRPOConfig(
+            steps=20, questions_per_step=16, group_size=8, learning_rate=1e-4, temperature=1.0,
+            max_prompt_tokens=200, max_completion_tokens=96,
+        ),
+        evaluation=EvaluationConfig(
+            tasks=("test", "countdown"), n=4, temperature=0.7, max_tokens=96, max_questions=200,
+            pass_at=(4,),
+        ),
+        resources=Resources(tokens_per_batch=65536, nodes_per_run=8),
+    )  # fmt: skip
+
+
+def tiny_science() -> Config:
+    """`tiny` for the paper's claims (`studies/paper.toml`): all students learn from the same
+    questions, several seeds, no more than the claims need."""
+    config = tiny()
+    return config.model_copy(
+        update={
+            "profile": "tiny-science",
+            "seeds": (0, 1),
+            "data": config.data.model_copy(update={"n_train": 600, "n_validation": 32}),
+            "teacher_sft": config.teacher_sft.model_copy(update={"batch_size": 16}),
+            "teacher_grpo": config.teacher_grpo.model_copy(
+                update={"steps": 60, "questions_per_step": 8, "learning_rate": 3e-4}
+            ),
+            "trace_generation": config.trace_generation.model_copy(update={"n_questions": None}),
+            "rank_ablation": RankAblationConfig(n_questions=300, sets=("reward", "random")),
+            "student_sft": config.student_sft.model_copy(update={"batch_size": 16}),
+            "student_sft_subset": None,
+            "larger_student": None,
+            "trace_sources": {},
+            "student_grpo": StudentGRPOConfig(
+                steps=25, questions_per_step=16, group_size=8, learning_rate=2e-4,
+                temperature=1.0, max_prompt_tokens=200, max_completion_tokens=96,
+            ),
+            "evaluation": config.evaluation.model_copy(update={"tasks": ("test",)}),
+        }
+    )  # fmt: skip
+
+
+def smoke() -> Config:
+    """Every stage on a barely trained tiny model, in a minute: for tests, learns nothing."""
+    config = tiny()
+    student = config.student_sft.model_copy(update={"steps": 3, "batch_size": 4})
+    return config.model_copy(
+        update={
+            "profile": "smoke",
+            "data": config.data.model_copy(
+                update={"n_train": 24, "n_validation": 4, "n_test": 6}
+            ),
+            "base_model": ScratchModel(layers=1, width=32, heads=2, steps=3, batch_size=8),
+            "teacher_sft": config.teacher_sft.model_copy(update={"steps": 3, "batch_size": 8}),
+            "teacher_grpo": config.teacher_grpo.model_copy(
+                update={
+                    "steps": 3, "questions_per_step": 2, "group_size": 4,
+                    "max_completion_tokens": 24,
+                    "reference_sync": ReferenceSync(every_steps=2),
+                }
+            ),
+            "trace_generation": config.trace_generation.model_copy(
+                update={"max_tokens": 24, "n_questions": 8}
+            ),
+            "rank_ablation": RankAblationConfig(ranks=2, n_questions=8, resamples=200),
+            "reward_ablation": RewardAblationConfig(kl_weights=(1.0,), alphas=()),
+            "student_sft": student,
+            "student_sft_subset": student.model_copy(update={"n_questions": 4}),
+            "larger_student": LargerStudent(
+                model=ScratchModel(layers=1, width=48, heads=2, steps=3, batch_size=8), traces=2
+            ),
+            "trace_sources": {
+                name: source.model_copy(
+                    update={"data": source.data.model_copy(update={"n_train": 12})}
+                )
+                for name, source in config.trace_sources.items()
+            },
+            "countdown": DataConfig(
+                source="countdown-small", n_train=16, n_validation=0, n_test=6,
+                max_prompt_tokens=200,
+            ),
+            "student_grpo": StudentGRPOConfig(
+                steps=2, questions_per_step=2, group_size=2, learning_rate=1e-4, temperature=1.0,
+                max_prompt_tokens=200, max_completion_tokens=24,
+            ),
+            "evaluation": EvaluationConfig(
+                tasks=("test", "countdown"), temperature=0.7, max_tokens=24, max_questions=6
+            ),
+            "resources": Resources(
+                checkpoint_every_steps=1, shard_questions=2, nodes_per_run=8
+            ),
+        }
+    )  # fmt: skip

@@ -1,0 +1,207 @@
+"""The paper's experiments as graphs: what they share, what they compare, and that all can plan."""
+
+from pathlib import Path
+
+import pytest
+
+from rlt_core.config import Config
+from rlt_core.errors import UserError
+from rlt_core.experiments import ALL, EXPERIMENTS, PAPER, nodes_of_stage, targets
+from rlt_core.graph import Node, upstream
+from rlt_core.overrides import load_config
+from rlt_core.profiles import PROFILES
+from rlt_core.stages import ReportConfig, StudentSFTStageConfig
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> str:
+    """A file for the profiles that bring no questions of their own."""
+    file = tmp_path / "questions.jsonl"
+    file.write_text('{"question": "1+1", "solution": "2"}\n')
+    return str(file)
+
+
+def graph(name: str, profile: str = "smoke", *changes: str) -> dict[str, Node]:
+    """Every node of an experiment by name."""
+    return {node.name: node for node in upstream(targets(name, load_config(profile, changes)))}
+
+
+def shown(name: str, profile: str = "smoke", *changes: str) -> ReportConfig:
+    """What an experiment's report is to show."""
+    (report,) = targets(name, load_config(profile, changes))
+    assert isinstance(report.config, ReportConfig)
+    return report.config
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("name", PAPER)
+def test_every_profile_can_plan_every_experiment(name: str, profile: str, questions: str) -> None:
+    changes = []
+    if load_config(profile, []).data.source == "questions.jsonl":
+        changes = [f"data.source={questions}", "data.n_validation=0", "data.n_test=0"]
+    nodes = upstream(targets(name, load_config(profile, changes)))
+    names = [node.name for node in nodes]
+    assert len(set(names)) == len(names), "a report finds its inputs by name"
+
+
+@pytest.mark.parametrize("name", [one for one in PAPER if one != "compare-traces"])
+def test_every_row_has_its_evaluations_or_a_reason(name: str) -> None:
+    config = load_config("smoke", ["seeds=[3,4]"])
+    (report,) = targets(name, config)
+    assert isinstance(report.config, ReportConfig)
+    rows = report.config.rows
+    models = [row.model for row in rows]
+    assert len(set(models)) == len(models)
+    for row in rows:
+        made = [
+            node
+            for node in report.inputs.values()
+            if (node.stage.name, node.variant) == ("evaluation", row.model)
+        ]
+        seeds = {node.seed for node in made}
+        if row.missing:
+            assert not made
+        else:
+            assert seeds == ({3, 4} if row.trained else {None}), row
+        assert row.baseline is None or row.baseline in models
+    if report.config.primary:
+        assert report.config.primary in models
+
+
+def test_experiments_share_what_is_the_same() -> None:
+    pipeline, one, two = graph("full-pipeline"), graph("table-1"), graph("table-2")
+    for name in ("teacher-grpo@0", "trace-generation[rlt]@0", "student-sft[rlt]@0"):
+        assert pipeline[name].key == one[name].key == two[name].key
+    assert pipeline["evaluation[rlt+rl]@0"].key == two["evaluation[rlt+rl]@0"].key
+    assert (
+        pipeline["evaluation[rank-2]@0"].key == graph("rank-ablation")["evaluation[rank-2]@0"].key
+    )
+    union = {node.key for node in upstream(targets(ALL, load_config("smoke", [])))}
+    separate = {node.key for name in PAPER for node in graph(name).values()}
+    assert union == separate
+
+
+def test_names_in_the_union_mean_one_artifact() -> None:
+    """`{profile}/{name}` is a reference in the store: two artifacts may not share one."""
+    reports = targets(ALL, load_config("smoke", [])) + targets(
+        "full-pipeline", load_config("smoke", [])
+    )
+    keys: dict[str, set[str]] = {}
+    for node in upstream(reports):
+        keys.setdefault(node.name, set()).add(node.key)
+    assert {name for name, found in keys.items() if len(found) > 1} == set()
+
+
+def test_table_1_stands_in_the_paper_s_order() -> None:
+    rows = shown("table-1", "paper-7b").rows
+    assert [row.paper for row in rows if row.paper] == [
+        "QwQ-32B", "DeepSeek-R1", "Qwen2.5-7B-Instruct", "Bespoke-7B-1K", "RLT-7B-1K",
+        "Bespoke-7B", "RLT-7B", "Qwen2.5-32B-Instruct", "Bespoke-32B-1K", "RLT-32B-1K",
+        "s1-32B + budget forcing", "Sky-T1-32B", "Bespoke-32B", "RLT-32B",
+    ]  # fmt: skip
+
+
+def test_the_s1_rows_alone_are_tested_with_budget_forcing() -> None:
+    forced = {
+        node.variant
+        for node in graph("table-1").values()
+        if node.stage.name == "evaluation" and node.config.evaluation.budget  # type: ignore[attr-defined]
+    }
+    assert forced == {"s1", "s1-large"}
+
+
+def test_larger_students_choose_a_trace_that_fits() -> None:
+    nodes = graph("table-1", "smoke", "larger_student.traces=3")
+    config = nodes["student-sft[rlt-large]@0"].config
+    assert isinstance(config, StudentSFTStageConfig) and config.fits
+    assert nodes["trace-generation[rlt-choice]@0"].config.sampling.n == 3  # type: ignore[attr-defined]
+    assert nodes["student-sft[rlt-large]@0"].inputs["model"].variant == "larger-student"
+
+
+def test_students_of_solutions_alone_read_no_trace() -> None:
+    node = graph("table-1")["student-sft[solution-only]@0"]
+    assert isinstance(node.config, StudentSFTStageConfig) and node.config.traces == "none"
+    assert node.inputs.keys() == {"model", "questions"}
+
+
+def test_imported_models_are_rows_and_take_the_paper_s_place() -> None:
+    changes = "imports.models.theirs=hub:Qwen/QwQ-32B"
+    rows = {row.model: row for row in shown("table-1", "smoke", changes).rows}
+    assert rows["theirs"].paper == "QwQ-32B" and not rows["theirs"].trained
+    assert "qwq-32b" not in rows and rows["deepseek-r1"].missing
+
+
+def test_refined_traces_are_those_of_the_solver() -> None:
+    why = next(row for row in shown("table-2").rows if row.missing)
+    assert "trace_refinement.model" in (why.missing or "")
+    changes = ("trace_refinement.name=gpt", "trace_refinement.model=some-model")
+    nodes = graph("table-2", "smoke", *changes)
+    assert nodes["trace-refinement[raw-gpt]@0"].inputs["traces"].variant == "raw"
+    assert all(row.missing is None for row in shown("table-2", "smoke", *changes).rows)
+
+
+def test_the_solver_sees_no_solution_and_is_the_student_without_cold_start() -> None:
+    nodes = graph("table-2")
+    traces = nodes["trace-generation[raw]@0"]
+    assert traces.config.context == "student"  # type: ignore[attr-defined]
+    assert traces.inputs["teacher"].key == nodes["student-grpo[none]@0"].key
+
+
+def test_the_teacher_never_saw_countdown() -> None:
+    nodes = graph("countdown")
+    above = {node.name for node in upstream([nodes["teacher-grpo@0"]])}
+    assert not any("countdown" in name for name in above)
+    evaluated = nodes["evaluation[countdown-zero-shot]@0"]
+    assert evaluated.inputs["countdown"].name == "dataset-prep[countdown]"
+    assert evaluated.config.evaluation.tasks == ("countdown",)  # type: ignore[attr-defined]
+
+
+def test_other_data_sets_are_kept_from_the_test_questions() -> None:
+    nodes = graph("table-1")
+    for name in ("s1", "sky-t1"):
+        assert nodes[f"dataset-prep[{name}]"].inputs["tested"].key == nodes["dataset-prep"].key
+    assert not nodes["dataset-prep"].inputs
+
+
+def test_every_ranked_set_has_a_student_a_rank() -> None:
+    config = load_config("smoke", [])
+    assert config.rank_ablation
+    nodes = graph("rank-ablation")
+    for ranked_by in config.rank_ablation.sets:
+        statistics = nodes[f"rank-statistics[{ranked_by}]"]
+        students = [one for one in statistics.inputs.values() if one.stage.name == "evaluation"]
+        assert len(students) == config.rank_ablation.ranks
+    trained = [node.key for node in nodes.values() if node.stage.name == "student-sft"]
+    assert len(trained) == 1 + len(config.rank_ablation.sets) * config.rank_ablation.ranks
+
+
+def test_every_reward_is_judged_by_the_same_one() -> None:
+    nodes = graph("reward-ablation")
+    rewards = {node.config.reward for node in nodes.values() if node.stage.name == "trace-scoring"}  # type: ignore[attr-defined]
+    assert rewards == {load_config("smoke", []).reward}
+    teachers = {n.config.reward for n in nodes.values() if n.stage.name == "teacher-grpo"}  # type: ignore[attr-defined]
+    assert {(0.0, 0.0), (3.0, 0.0), (0.0, 0.01), (1.0, 0.01), (3.0, 0.01)} == {
+        (reward.kl_weight, reward.alpha) for reward in teachers
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "named"),
+    [
+        ("countdown", "countdown=null", "countdown.n_test"),
+        ("table-2", "student_grpo=null", "student_grpo.steps"),
+        ("rank-ablation", "rank_ablation=null", "rank_ablation.ranks"),
+        ("reward-ablation", "reward_ablation=null", "reward_ablation.kl_weights"),
+        (ALL, "countdown=null", "countdown.n_test"),
+    ],
+)
+def test_what_an_experiment_lacks_is_named(name: str, change: str, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        targets(name, load_config("smoke", [change]))
+
+
+def test_a_stage_alone_can_be_any_experiment_s() -> None:
+    config: Config = load_config("smoke", ["countdown=null"])
+    variants = {node.variant for node in nodes_of_stage("student-sft", config)}
+    assert {"rlt", "raw", "solution-only", "length-rank-1"} <= variants
+    assert EXPERIMENTS.keys() - PAPER.keys() == {"full-pipeline"}
