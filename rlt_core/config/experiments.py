@@ -47,6 +47,8 @@ class TraceSource(Frozen):
 
     data: DataConfig
     """Its questions, solutions and traces."""
+    recipe: Literal["student_sft", "student_sft_subset"] = "student_sft"
+    """How its students are trained."""
     budget: BudgetForcing | None = None
     """How its students' thinking is steered when they are tested; empty: it is not."""
 

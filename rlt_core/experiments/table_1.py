@@ -13,16 +13,19 @@ from rlt_core.graph import Node
 
 REFERENCES = {"QwQ-32B": "Qwen/QwQ-32B", "DeepSeek-R1": "deepseek-ai/DeepSeek-R1"}
 """Rows that the paper shows for orientation -> the model on the hub."""
-OF_SOURCES = {"s1": "s1-32B + budget forcing", "sky-t1": "Sky-T1-32B"}
-"""Trace source -> the paper's row, which has students of 32B only."""
+OF_SOURCES = {
+    ("s1", "32B-1K"): "s1-32B + budget forcing",
+    ("sky-t1", "32B"): "Sky-T1-32B",
+}
+"""Trace source and students -> the paper's row, which are of 32B only."""
 OF_REPOSITORIES = {
     **{repo: row for row, repo in REFERENCES.items()},
     "SakanaAI/RLT-7B": "RLT-7B",
     "SakanaAI/RLT-32B": "RLT-32B",
     "bespokelabs/Bespoke-Stratos-7B": "Bespoke-7B",
     "bespokelabs/Bespoke-Stratos-32B": "Bespoke-32B",
-    "simplescaling/s1-32B": OF_SOURCES["s1"],
-    "NovaSky-AI/Sky-T1-32B-Preview": OF_SOURCES["sky-t1"],
+    "simplescaling/s1-32B": OF_SOURCES["s1", "32B-1K"],
+    "NovaSky-AI/Sky-T1-32B-Preview": OF_SOURCES["sky-t1", "32B"],
 }
 """Imported model -> the paper's row."""
 
@@ -37,6 +40,8 @@ class _Students:
     """Behind their names in the table."""
     base: Node
     recipe: StudentSFTConfig
+    sources: tuple[str, ...]
+    """Other data sets of which there are such students."""
     larger: LargerStudent | None
     paper: str
     """Behind the paper's names: `7B-1K`."""
@@ -79,12 +84,17 @@ def _kinds(
 ) -> Iterator[_Students]:
     """The subset's students, then those of all questions."""
     suffix, said = ("-large", ", larger") if larger else ("", "")
+    small: tuple[str, ...] = ()
     if subset := config.student_sft_subset:
+        sources = config.trace_sources.items()
+        small = tuple(name for name, one in sources if one.recipe == "student_sft_subset")
         said_subset = f"{said}, {subset.n_questions} questions"
-        yield _Students(f"{suffix}-subset", said_subset, base, subset, larger, f"{size}-1K")
+        paper = f"{size}-1K"
+        yield _Students(f"{suffix}-subset", said_subset, base, subset, small, larger, paper)
     recipe = config.student_sft
+    others = tuple(name for name in config.trace_sources if name not in small)
     paper = f"{size}-1K" if recipe.n_questions else size
-    yield _Students(suffix, said, base, recipe, larger, paper)
+    yield _Students(suffix, said, base, recipe, others, larger, paper)
 
 
 def _by_seed(config: Config, student: Callable[[int], Node]) -> dict[int, Node]:
@@ -92,12 +102,10 @@ def _by_seed(config: Config, student: Callable[[int], Node]) -> dict[int, Node]:
 
 
 def _source_rows(table: Table, students: _Students) -> None:
-    """The sets of others are taken whole; a subset of them has no row."""
-    if students.suffix.endswith("-subset"):
-        return
     nodes = table.nodes
-    for name, source in nodes.config.trace_sources.items():
-        variant = name + students.suffix
+    larger = "-large" if students.larger else ""
+    for name in students.sources:
+        source, variant = nodes.config.trace_sources[name], f"{name}{larger}"
         questions = nodes.questions_of(source.data, name)
 
         def student(seed: int, variant: str = variant, questions: Node = questions) -> Node:
@@ -110,7 +118,7 @@ def _source_rows(table: Table, students: _Students) -> None:
             f"Traces of {name}{students.said}{forced}",
             variant,
             _by_seed(nodes.config, student),
-            paper=OF_SOURCES.get(name) if students.paper.startswith("32B") else None,
+            paper=OF_SOURCES.get((name, students.paper)),
             baseline=f"dataset{students.suffix}",
             budget=source.budget,
         )

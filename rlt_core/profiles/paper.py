@@ -74,6 +74,7 @@ def trace_sources(max_thinking_tokens: int) -> dict[str, TraceSource]:
     return {
         "s1": TraceSource(
             data=whole.model_copy(update=s1),
+            recipe="student_sft_subset",
             budget=BudgetForcing(max_thinking_tokens=max_thinking_tokens, continuations=2),
         ),
         "sky-t1": TraceSource(data=whole.model_copy(update=sky_t1)),

@@ -131,7 +131,9 @@ def smoke() -> Config:
             "trace_generation": config.trace_generation.model_copy(
                 update={"max_tokens": 24, "n_questions": 8}
             ),
-            "rank_ablation": RankAblationConfig(ranks=2, n_questions=8, resamples=200),
+            "rank_ablation": RankAblationConfig(
+                ranks=2, n_questions=8, resamples=200, sets=("reward", "random", "token-matched")
+            ),
             "reward_ablation": RewardAblationConfig(kl_weights=(1.0,), alphas=()),
             "student_sft": student,
             "student_sft_subset": student.model_copy(update={"n_questions": 4}),
