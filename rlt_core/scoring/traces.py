@@ -9,6 +9,7 @@ from typing import Any
 
 from rlt_core.config import RewardSpec
 from rlt_core.control import Control
+from rlt_core.grading import UNGRADED, GradeItem, Grader
 from rlt_core.guards import watch
 from rlt_core.prompts import Prompter
 from rlt_core.reward import RewardParts, rank_rewards, reward_parts
@@ -16,6 +17,8 @@ from rlt_core.rivals import mean_likelihood, rank_surprisal_ratio
 from rlt_core.scoring.tokens import Contexts, Loader, TokenScores, token_scores
 
 Row = dict[str, Any]
+GRADES_A_CHECK = 256
+"""Explanations graded between two looks at whether the work should stop."""
 
 
 def score_traces(
@@ -30,6 +33,7 @@ def score_traces(
     spec: RewardSpec,
     max_tokens: int,
     tokens_per_batch: int,
+    grader: Grader | None = None,
     control: Control | None = None,
 ) -> list[Row]:
     """Rows of `scores`, one a trace in input order, `rank` still empty (see `assign_ranks`).
@@ -37,9 +41,11 @@ def score_traces(
     `traces` are rows of the table `traces`, `questions` rows of `questions` by id; `student` is
     the key of the reward student. First the student scores everything, then the teacher: each
     is asked of its loader once. A trace with a context of more than `max_tokens` is not scored: its
-    status is `too_long`. Raises RuntimeError naming the trace whose reward is no number.
+    status is `too_long`. Without a `grader`, `correct` is empty. Raises RuntimeError naming the
+    trace whose reward is no number.
     """
     contexts = [_contexts(trace, questions, student_prompter, teacher_prompter) for trace in traces]
+    correct = None if grader is None else _arrivals(traces, questions, grader, control or Control())
     return score_contexts(
         traces,
         contexts,
@@ -49,6 +55,7 @@ def score_traces(
         spec=spec,
         max_tokens=max_tokens,
         tokens_per_batch=tokens_per_batch,
+        correct=correct,
         control=control,
     )
 
@@ -63,9 +70,11 @@ def score_contexts(
     spec: RewardSpec,
     max_tokens: int,
     tokens_per_batch: int,
+    correct: Sequence[bool | None] | None = None,
     control: Control | None = None,
 ) -> list[Row]:
-    """As `score_traces`, of traces whose contexts are already built."""
+    """As `score_traces`, of traces whose contexts are already built. `correct`: of each trace,
+    whether it arrives at the solution; empty where no answer is known."""
     kept = [i for i, each in enumerate(contexts) if each.longest <= max_tokens]
     scored = token_scores(
         [contexts[i] for i in kept],
@@ -77,9 +86,10 @@ def score_contexts(
         control=control,
     )
     by_trace = dict(zip(kept, scored, strict=True))
+    arrived = [None] * len(traces) if correct is None else correct
     return [
-        _row(trace, each, student, spec, by_trace.get(i))
-        for i, (trace, each) in enumerate(zip(traces, contexts, strict=True))
+        {**_row(trace, each, student, spec, by_trace.get(i)), "correct": right}
+        for i, (trace, each, right) in enumerate(zip(traces, contexts, arrived, strict=True))
     ]
 
 
@@ -114,6 +124,27 @@ def _contexts(
         student_prompter.student_context(question, think_ids, solution),
         teacher_prompter.teacher_context(question, solution, think_ids),
     )
+
+
+def _arrivals(
+    traces: Sequence[Mapping[str, Any]],
+    questions: Mapping[str, Mapping[str, Any]],
+    grader: Grader,
+    control: Control,
+) -> list[bool | None]:
+    """Whether each explanation, read as a solution, gives the question's answer; None where that
+    cannot be graded, or the grader failed."""
+    items = [_item(trace["text"], questions[trace["question_id"]]) for trace in traces]
+    outcomes: list[str] = []
+    while len(outcomes) < len(items):
+        control.check()
+        batch = items[len(outcomes) : len(outcomes) + GRADES_A_CHECK]
+        outcomes += [grade.outcome for grade in grader.grade_many(batch)]
+    return [None if each in UNGRADED else each == "correct" for each in outcomes]
+
+
+def _item(text: str, question: Mapping[str, Any]) -> GradeItem:
+    return GradeItem(text, question["answer"], question["grader"], question["metadata"])
 
 
 def _row(

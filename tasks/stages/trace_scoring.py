@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from rlt_core.control import Control
+from rlt_core.grading import Grader
 from rlt_core.models import load_model, load_tokenizer, on_device, require_same_vocabulary
 from rlt_core.prompts import Prompter
 from rlt_core.rows import read_rows
@@ -47,6 +48,7 @@ def run(job: Job) -> dict[str, float]:
             spec=config.reward,
             max_tokens=config.scoring.max_tokens,
             tokens_per_batch=job.resources.tokens_per_batch,
+            grader=grader,
             control=control,
         )
         return assign_ranks(rows)
@@ -54,12 +56,23 @@ def run(job: Job) -> dict[str, float]:
     by_question: dict[str, list[Row]] = {}
     for trace in read_rows(job.tables("traces"), "traces"):
         by_question.setdefault(trace["question_id"], []).append(trace)
-    in_shards(job, "scores", list(by_question.values()), job.resources.shard_questions, compute)
-    scores = read_rows(job.out, "scores", ["status", "reward", "r_ss", "r_kl"])
+    groups = list(by_question.values())
+    with Grader() as grader:
+        in_shards(job, "scores", groups, job.resources.shard_questions, compute)
+    scores = read_rows(job.out, "scores", ["status", "reward", "r_ss", "r_kl", "correct"])
+    return _metrics(scores)
+
+
+def _metrics(scores: Sequence[Row]) -> dict[str, float]:
+    """Means over what was scored; the share of right explanations among those graded."""
     scored = [row for row in scores if row["status"] == "scored"]
     means = {
         f"mean_{name}": sum(row[name] for row in scored) / len(scored)
         for name in ("reward", "r_ss", "r_kl")
         if scored
     }
-    return {**means, "scored": len(scored), "too_long": len(scores) - len(scored)}
+    graded = [row["correct"] for row in scores if row["correct"] is not None]
+    if graded:
+        means["correct"] = sum(graded) / len(graded)
+    counts = {"scored": len(scored), "too_long": len(scores) - len(scored)}
+    return {**means, **counts, "ungraded": len(scores) - len(graded)}

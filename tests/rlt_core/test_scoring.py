@@ -16,12 +16,14 @@ from rlt_core.config import RewardSpec, ScratchModel
 from rlt_core.control import Control
 from rlt_core.errors import Stopped
 from rlt_core.formats import load_format
+from rlt_core.grading import Grader
 from rlt_core.models import new_model, tiny_tokenizer
 from rlt_core.prompts import Prompter
 from rlt_core.reward import reward_parts
 from rlt_core.rows import read_rows, write_rows
 from rlt_core.scoring import assign_ranks, passes, score_traces, selected_logprobs
 from rlt_core.scoring import head as head_module
+from rlt_core.scoring import traces as traces_module
 from rlt_core.scoring.head import head_kl, head_logprobs
 from rlt_core.scoring.passes import length_batches
 
@@ -289,7 +291,9 @@ def longer_context(question: str, solution: str, think_ids: list[int]) -> int:
     return max(len(student.ids), len(PROMPTER.teacher_context(question, solution, think_ids).ids))
 
 
-def score(traces: list[dict[str, Any]], **changes: Any) -> list[dict[str, Any]]:
+def score(
+    traces: list[dict[str, Any]], questions: dict[str, Any] = QUESTIONS, **changes: Any
+) -> list[dict[str, Any]]:
     longest = longer_context("", "", []) + 100
     arguments: dict[str, Any] = {
         "student": "s",
@@ -301,7 +305,7 @@ def score(traces: list[dict[str, Any]], **changes: Any) -> list[dict[str, Any]]:
         "max_tokens": longest,
         "tokens_per_batch": 4000,
     }
-    return score_traces(traces, QUESTIONS, **{**arguments, **changes})
+    return score_traces(traces, questions, **{**arguments, **changes})
 
 
 def test_scores_replay_from_their_own_log_probs_and_the_oracle_agrees(tmp_path: Any) -> None:
@@ -388,3 +392,63 @@ def test_ranks_are_within_a_question_whatever_the_order(pairs: list[tuple[str, i
     assert all(row["rank"] is None for row in ranked if row["reward"] is None)
     backwards = assign_ranks(rows[::-1])[::-1]
     assert backwards == ranked
+
+
+# ---------------------------------------------------------------- does it arrive?
+def question(answer: str | None, grader: str, metadata: str | None = None) -> dict[str, Any]:
+    return {
+        "question": "q", "solution": "s", "answer": answer, "grader": grader, "metadata": metadata,
+    }  # fmt: skip
+
+
+COLUMNS = "07+2=09 09+6=15;01+4=05 05+8=13 13+9=22;"
+GRADED = {
+    "sum": question("225", "arithmetic"),
+    "algebra": question("\\frac{1}{2}", "math"),
+    "made": question("7", "countdown", '{"numbers": [3, 4], "target": 7}'),
+    "free": question(None, "none"),
+}
+
+
+@pytest.mark.parametrize(
+    "name, text, arrives",
+    [
+        ("sum", f"{COLUMNS}225", True),
+        ("sum", "15;22;225", True),
+        ("sum", "05+8=13 07+2=09;225", True),
+        ("sum", f"{COLUMNS}226", False),
+        ("sum", COLUMNS, False),  # cut: the last number is that of a column
+        ("sum", "", False),
+        ("algebra", "Both halves are equal, so each is $\\boxed{0.5}$.", True),
+        ("algebra", "Both halves are equal, so each is $\\boxed{5}$.", False),
+        ("made", "Add them:\n3 + 4", True),
+        ("made", "Add them:\n3 * 4", False),
+        ("made", "I would not know", False),
+        ("free", "a fine thought", None),
+    ],
+)
+def test_an_explanation_is_graded_as_an_answer(name: str, text: str, arrives: bool | None) -> None:
+    with Grader() as grader:
+        (row,) = score([trace(name, 0, text)], GRADED, grader=grader)
+    assert row["correct"] is arrives
+
+
+def test_a_failure_of_the_grader_is_no_verdict_and_nobody_asked_is_none() -> None:
+    items = [trace("algebra", 0, "$\\boxed{0.5}$"), trace("algebra", 1, "$9^{9^{9^9}}$")]
+    with Grader(timeout_s=1.0) as grader:
+        rows = score(items, GRADED, grader=grader)
+    assert [row["correct"] for row in rows] == [True, None]
+    assert all(row["correct"] is None for row in score(TRACES))
+
+
+def test_grading_stops_on_request_between_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traces_module, "GRADES_A_CHECK", 2)
+    asked: list[int] = []
+    with Grader() as grader, pytest.raises(Stopped):
+        grade_many = grader.grade_many
+        monkeypatch.setattr(
+            grader, "grade_many", lambda items: asked.append(len(items)) or grade_many(items)
+        )
+        control = Control(should_stop=lambda: len(asked) == 2)
+        score([trace("sum", i, "225") for i in range(9)], GRADED, grader=grader, control=control)
+    assert asked == [2, 2]
