@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from rlt_core.config import RankedSet
 from rlt_core.evaluation.intervals import clustered_mean
 from rlt_core.evaluation.scores import UNGRADED
 
@@ -33,9 +34,11 @@ def rank_ablation(
     scores: Mapping[int, Rows],
     task: str,
     resamples: int,
+    ranked_by: RankedSet = "reward",
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Rows of `rank_scores` and the statistics over ranks, from `eval_samples` rows of a task by
-    (seed, rank) and `scores` rows by seed.
+    (seed, rank) and by seed `scores` rows, of which `rank` is the rank in the set `ranked_by`.
+    A seed's own statistics are named `{statistic}@{seed}`.
 
     The 95% intervals come from resampling seeds and test questions; never the ranks, which are
     all there are. They are normal bootstrap intervals, of correlations on Fisher's z scale: chance
@@ -53,6 +56,7 @@ def rank_ablation(
     rows = [
         {
             "seed": seed,
+            "ranked_by": ranked_by,
             "rank": rank,
             "task": task,
             **_interval(marks_SRQ[s, r], samples[seed, rank]),
@@ -61,7 +65,10 @@ def rank_ablation(
         for s, seed in enumerate(seeds)
         for r, rank in enumerate(ranks)
     ]
-    metrics = rank_statistics(np.array(ranks, dtype=np.float64), marks_SRQ, resamples)
+    ranks_R = np.array(ranks, dtype=np.float64)
+    metrics = rank_statistics(ranks_R, marks_SRQ, resamples)
+    for seed, own in zip(seeds, seed_statistics(ranks_R, marks_SRQ, resamples), strict=True):
+        metrics |= {f"{name}@{seed}": value for name, value in own.items()}
     return rows, metrics
 
 

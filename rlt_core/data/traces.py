@@ -1,8 +1,9 @@
-"""Traces that others wrote: question, solution and trace in a file of the user."""
+"""Traces that others wrote: in a file of the user, or those that came with the questions."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,29 @@ def import_traces(path: Path, name: str, prompter: Prompter, out: Path) -> dict[
     for row in rows:
         key = question_id(row.question)
         questions.setdefault(key, _question(row, key, name, prompter))
-        traces.append(_trace(row, key, samples[key], name, questions[key], prompter))
+        assert row.trace is not None  # FIELDS maps it
+        traces.append(_trace(questions[key], row.trace, samples[key], name, prompter))
         samples[key] += 1
     write_rows(out / "questions.parquet", "questions", questions.values())
     write_rows(out / "traces.parquet", "traces", traces)
     return {"questions": len(questions), "traces": len(traces)}
+
+
+def own_traces(
+    questions: Iterable[Row], name: str, prompter: Prompter, out: Path
+) -> dict[str, float]:
+    """Write the training questions that have a trace, as they are, and their traces as the tables
+    `questions` and `traces`. Raises UserError if no question has one."""
+    kept = [row for row in questions if row["split"] == "train" and row["trace"]]
+    if not kept:
+        raise UserError(
+            f"{name}: no training question has a trace of its own; map data.fields.trace, or take "
+            "a data set with traces"
+        )
+    traces = [_trace(question, question["trace"], 0, name, prompter) for question in kept]
+    write_rows(out / "questions.parquet", "questions", kept)
+    write_rows(out / "traces.parquet", "traces", traces)
+    return {"questions": len(kept), "traces": len(traces)}
 
 
 def _question(row: RawRow, key: str, name: str, prompter: Prompter) -> Row:
@@ -76,21 +95,21 @@ def _question(row: RawRow, key: str, name: str, prompter: Prompter) -> Row:
     }
 
 
-def _trace(row: RawRow, key: str, sample: int, name: str, question: Row, prompter: Prompter) -> Row:
-    assert row.trace is not None  # FIELDS maps it
-    target = prompter.teacher_sft_row(row.question, row.solution, row.trace)
-    completion_ids = target.input_ids[question["prompt_tokens"] :]
+def _trace(question: Row, text: str, sample: int, name: str, prompter: Prompter) -> Row:
+    target = prompter.teacher_sft_row(question["question"], question["solution"], text)
+    prompt_tokens = len(prompter.teacher_prompt(question["question"], question["solution"]))
+    completion_ids = target.input_ids[prompt_tokens:]
     return {
-        "trace_id": f"{key}-{sample}",
-        "question_id": key,
+        "trace_id": f"{question['question_id']}-{sample}",
+        "question_id": question["question_id"],
         "seed": 0,
         "teacher": name,
         "sample": sample,
-        "text": row.trace,
-        "token_ids": prompter.encode(row.trace),
+        "text": text,
+        "token_ids": prompter.encode(text),
         "completion_ids": completion_ids,
         "closed": True,
         "finish_reason": "stop",
-        "prompt_tokens": question["prompt_tokens"],
+        "prompt_tokens": prompt_tokens,
         "completion_tokens": len(completion_ids),
     }

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from transformers import AutoConfig
+
+from rlt_core.config import SFTConfig
 from rlt_core.data.subsets import choose
 from rlt_core.errors import UserError
 from rlt_core.models import load_tokenizer, vocabulary_digest
 from rlt_core.prompts import Prompter
-from rlt_core.rows import read_rows
+from rlt_core.prompts import Row as TrainingRow
+from rlt_core.rows import read_rows, table_files
+from rlt_core.schemas import TRACES
+from rlt_core.selection import best_fitting, columns, match_tokens, rank_traces
 from rlt_core.stages import StudentSFTStageConfig
 from rlt_core.training.sft import train_sft
 from tasks.job import Job
@@ -16,35 +28,94 @@ from tasks.job import Job
 Row = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    """The traces to learn from."""
+
+    traces: list[Row]
+    metrics: dict[str, float] = field(default_factory=dict)
+    share: float = 1.0
+    """Of the rows that the set would have if no question had been left out of it."""
+
+
+@dataclass(frozen=True)
+class _Student:
+    """How the student reads questions and traces."""
+
+    prompter: Prompter
+    questions: dict[str, Row]
+    """The training questions by id."""
+    same_vocabulary: bool
+    """Whether the traces' ids are the student's."""
+    max_tokens: int
+    """Of a row to train on."""
+
+    def rows(self, traces: list[Row]) -> tuple[list[TrainingRow], int]:
+        """The rows to train on, on the ids that were scored or, for another vocabulary, on those of
+        the text; and the tokens of the explanations in rows that fit."""
+        rows, tokens = [], 0
+        for trace in traces:
+            question = self.questions[trace["question_id"]]
+            same = self.same_vocabulary
+            think_ids = trace["token_ids"] if same else self.prompter.encode(trace["text"])
+            rows.append(
+                self.prompter.student_sft_row(question["question"], think_ids, question["solution"])
+            )
+            if len(rows[-1].input_ids) <= self.max_tokens:
+                tokens += len(think_ids)
+        return rows, tokens
+
+    def fitting(self, folder: Path, question_of: Mapping[str, str]) -> dict[str, int]:
+        """Tokens of the traces whose rows fit, of those in `question_of` (trace -> question)."""
+        column = "token_ids" if self.same_vocabulary else "text"
+        around = {name: self._around(name) for name in set(question_of.values())}
+        tokens = {}
+        for table in _trace_tables(folder, ["trace_id", column], question_of):
+            lengths = (
+                pc.list_value_length(table[column]).to_pylist()
+                if self.same_vocabulary
+                else [len(self.prompter.encode(text)) for text in table[column].to_pylist()]
+            )
+            for trace, length in zip(table["trace_id"].to_pylist(), lengths, strict=True):
+                if around[question_of[trace]] + length <= self.max_tokens:
+                    tokens[trace] = length
+        return tokens
+
+    def _around(self, name: str) -> int:
+        """Tokens of a question's row beside the explanation's."""
+        row = self.questions[name]
+        return len(self.prompter.student_sft_row(row["question"], [], row["solution"]).input_ids)
+
+
 def run(job: Job) -> dict[str, float]:
     """Trains on the ids that were scored; a student of another vocabulary, on the text."""
     config = job.config_as(StudentSFTStageConfig)
     model = job.model("model")
     tokenizer = load_tokenizer(model)
-    prompter = Prompter(config.format, tokenizer)
     questions = {
         row["question_id"]: row
         for row in read_rows(job.tables("questions"), "questions")
         if row["split"] == "train"
     }
-    traces = _dataset_traces(questions) if config.traces == "dataset" else _traces(job, config)
-    chosen = choose(
-        sorted({trace["question_id"] for trace in traces}), config.n_questions, job.seed
+    same = config.traces == "traces" and _same_vocabulary(job, vocabulary_digest(tokenizer))
+    limit = min(config.sft.max_tokens, _positions(model))
+    student = _Student(Prompter(config.format, tokenizer), questions, same, limit)
+    chosen = _chosen(job, config, student)
+    keep = set(
+        choose(
+            sorted({trace["question_id"] for trace in chosen.traces}),
+            config.n_questions,
+            job.seed,
+        )
     )
-    keep = set(chosen)
-    traces = [trace for trace in traces if trace["question_id"] in keep]
+    traces = [trace for trace in chosen.traces if trace["question_id"] in keep]
     if not traces:
         raise UserError(f"{job.spec.name}: there is no trace to train on")
-    same = config.traces == "traces" and _same_vocabulary(job, vocabulary_digest(tokenizer))
-    rows = []
-    for trace in traces:
-        question = questions[trace["question_id"]]
-        think_ids = trace["token_ids"] if same else prompter.encode(trace["text"])
-        rows.append(prompter.student_sft_row(question["question"], think_ids, question["solution"]))
+    rows, explanation_tokens = student.rows(traces)
     metrics = train_sft(
         model,
         rows,
-        config.sft,
+        _scaled(config.sft, chosen.share),
         seed=config.seed,
         stage=job.spec.stage,
         out=job.out,
@@ -52,7 +123,87 @@ def run(job: Job) -> dict[str, float]:
         resources=job.resources,
         control=job.control,
     )
-    return {**metrics, "traces": len(traces), "questions": len(keep)}
+    return {
+        **metrics,
+        **chosen.metrics,
+        "traces": 0 if config.traces == "none" else len(traces),
+        "questions": len(keep),
+        "explanation_tokens": explanation_tokens,
+    }
+
+
+def _chosen(job: Job, config: StudentSFTStageConfig, student: _Student) -> _Chosen:
+    """The traces that were asked for."""
+    if config.traces == "none":
+        return _Chosen([{"question_id": name, "text": ""} for name in student.questions])
+    if config.traces == "dataset":
+        return _Chosen(_dataset_traces(student.questions))
+    traces = job.tables("traces")
+    if config.fits:
+        return _fitting(job, config, student)
+    if config.token_matched:
+        return _token_matched(job, config, student)
+    if config.rank is None:
+        return _Chosen(_traces(traces))
+    ranks = rank_traces(_scores(job, config), config.order, config.seed)
+    return _Chosen(_traces(traces, {name for name, rank in ranks.items() if rank == config.rank}))
+
+
+def _fitting(job: Job, config: StudentSFTStageConfig, student: _Student) -> _Chosen:
+    """The best trace that fits, of each of the questions that `n_questions` chooses."""
+    scores, traces = _of_chosen(_scores(job, config), config, job.seed), job.tables("traces")
+    ranks = rank_traces(scores, config.order, config.seed)
+    fitting = best_fitting(scores, ranks, student.fitting(traces, _questions_of(scores)))
+    if not fitting.traces:
+        raise UserError(
+            f"{job.spec.name}: no scored trace of {fitting.no_trace_fits} questions makes a row of "
+            f"at most {student.max_tokens} tokens; raise max_tokens of the student's recipe"
+        )
+    metrics = {
+        "no_trace_fits": float(fitting.no_trace_fits),
+        "not_first_choice": float(fitting.not_first_choice),
+    }
+    return _Chosen(_traces(traces, fitting.traces), metrics)
+
+
+def _token_matched(job: Job, config: StudentSFTStageConfig, student: _Student) -> _Chosen:
+    """The set of a rank, cut to the explanation tokens of the smallest set of all ranks."""
+    scores, traces = _of_chosen(_scores(job, config), config, job.seed), job.tables("traces")
+    ranks = rank_traces(scores, config.order, config.seed)
+    tokens = student.fitting(traces, _questions_of(scores))
+    matched = match_tokens(scores, ranks, tokens, config.seed)
+    whole, kept = (
+        {name for name, rank in each.items() if rank == config.rank} for each in (ranks, matched)
+    )
+    # Rows that are too long are dropped by the training: no tokens of theirs are seen.
+    share = len(kept & tokens.keys()) / max(1, len(whole & tokens.keys()))
+    return _Chosen(_traces(traces, kept), share=share)
+
+
+def _of_chosen(scores: list[Row], config: StudentSFTStageConfig, seed: int) -> list[Row]:
+    """The scores of the questions to learn from."""
+    names = sorted({row["question_id"] for row in scores})
+    keep = set(choose(names, config.n_questions, seed))
+    return [row for row in scores if row["question_id"] in keep]
+
+
+def _questions_of(scores: list[Row]) -> dict[str, str]:
+    return {row["trace_id"]: row["question_id"] for row in scores}
+
+
+def _scaled(sft: SFTConfig, share: float) -> SFTConfig:
+    """The recipe by which a share of the rows is passed over as often as all of them."""
+    if sft.steps is None or share == 1.0:
+        return sft
+    return sft.model_copy(update={"steps": max(1, round(sft.steps * share))})
+
+
+def _scores(job: Job, config: StudentSFTStageConfig) -> list[Row]:
+    return read_rows(job.tables("scores"), "scores", columns(config.order))
+
+
+def _positions(model: Path) -> int:
+    return int(AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings)
 
 
 def _dataset_traces(questions: dict[str, Row]) -> list[Row]:
@@ -64,16 +215,22 @@ def _dataset_traces(questions: dict[str, Row]) -> list[Row]:
     ]
 
 
-def _traces(job: Job, config: StudentSFTStageConfig) -> list[Row]:
-    """The traces that were asked for: all, or those of one rank."""
-    traces = read_rows(
-        job.tables("traces"), "traces", ["trace_id", "question_id", "text", "token_ids"]
-    )
-    if config.rank is None:
-        return traces
-    scores = read_rows(job.tables("scores"), "scores", ["trace_id", "rank"])
-    ranked = {row["trace_id"] for row in scores if row["rank"] == config.rank}
-    return [trace for trace in traces if trace["trace_id"] in ranked]
+def _traces(folder: Path, names: Collection[str] | None = None) -> list[Row]:
+    """Traces of an artifact in its order: all, or those of these names."""
+    tables = _trace_tables(folder, ["trace_id", "question_id", "text", "token_ids"], names)
+    return [row for table in tables for row in table.to_pylist()]
+
+
+def _trace_tables(
+    folder: Path, names: list[str], traces: Collection[str] | None
+) -> Iterator[pa.Table]:
+    """Columns of some traces, file by file: those that nobody asks for never become objects."""
+    wanted = None if traces is None else pa.array(sorted(traces), pa.string())
+    for file in table_files(folder, "traces"):
+        table = pq.read_table(file, columns=names, schema=TRACES)
+        if wanted is not None:
+            table = table.filter(pc.is_in(table["trace_id"], value_set=wanted))
+        yield table
 
 
 def _same_vocabulary(job: Job, digest: str) -> bool:
