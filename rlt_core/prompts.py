@@ -29,6 +29,8 @@ ENCODED_TEXTS = 256
 """Texts whose ids are kept for the next context."""
 BLOCK_TOKENS = 256
 """Tokens decoded at once in the search for a tag."""
+CHARACTER_BYTES = 4
+"""Bytes of a character at most."""
 SYSTEM_SLOT, USER_SLOT, ASSISTANT_SLOT = "slotForSystem", "slotForUser", "slotForAssistant"
 """Stand for the texts of a chat while its template is rendered."""
 
@@ -54,7 +56,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a teacher's completion says between the explanation tags."""
+    """What a completion says between the tags of explanation or thought."""
 
     ids: list[int]
     text: str
@@ -79,6 +81,19 @@ class Row:
     input_ids: list[int]
     labels: list[int]
     """As long as `input_ids`; IGNORED where no loss is taken."""
+
+
+class _Found(NamedTuple):
+    """Where a tag stands in a list of ids. A token may hold the tag's edge and other text."""
+
+    before: int
+    """Ids wholly before the tag."""
+    leftover: str
+    """Text between those ids and the tag."""
+    after: int
+    """Ids up to which the tag ends, and with it the last character of `rest`."""
+    rest: str
+    """Text of those ids behind the tag."""
 
 
 @dataclass(frozen=True)
@@ -246,12 +261,25 @@ class Prompter:
         characters are encoded anew at the end. Without the tag, all up to the end of turn counts.
         """
         written = self._before_stop(ids)
-        found = self._find(self.format.explanation_close, written)
-        if found is None:
-            return Explanation(written, self._text(written), closed=False)
-        before, leftover = found
-        think_ids = written[:before] + self.encode(leftover)
-        return Explanation(think_ids, self._text(think_ids), closed=True)
+        return self._up_to(self.format.explanation_close, written)
+
+    def thought_of(self, ids: Sequence[int]) -> Explanation:
+        """The thought in a student's completion, its ids as they were sampled.
+
+        It lies between the first opening tag and the first closing tag behind that, as in
+        `split_answer`; the think prefix is dropped where it stands right behind the opening tag,
+        no other white space is. Without an opening tag all from the start counts, without a
+        closing tag all up to the end of turn. Text that shares a token with a tag is encoded anew.
+        """
+        written = self._before_stop(ids)
+        opened = self._find(self.format.thought_open, written)
+        if opened:
+            written = self._behind(opened, written)
+            prefix = self.format.think_prefix
+            inset = self._find(prefix, written) if prefix else None
+            if inset and (inset.before, inset.leftover) == (0, ""):
+                written = self._behind(inset, written)
+        return self._up_to(self.format.thought_close, written)
 
     def split_answer(self, text: str) -> Answer:
         """Thought and solution of a student's completion, without surrounding white space.
@@ -274,10 +302,21 @@ class Prompter:
             solution=solutions[-1].strip() if solutions else None,
         )
 
-    def _find(self, tag: str, ids: list[int]) -> tuple[int, str] | None:
+    def _up_to(self, tag: str, written: list[int]) -> Explanation:
+        """What stands before a closing tag, or everything."""
+        found = self._find(tag, written)
+        if found is None:
+            return Explanation(written, self._text(written), closed=False)
+        think_ids = written[: found.before] + self.encode(found.leftover)
+        return Explanation(think_ids, self._text(think_ids), closed=True)
+
+    def _behind(self, found: _Found, ids: list[int]) -> list[int]:
+        """What stands behind a tag."""
+        return self.encode(found.rest) + ids[found.after :]
+
+    def _find(self, tag: str, ids: list[int]) -> _Found | None:
         """Where a tag first stands in the decoded ids, however it was tokenised.
 
-        Returns the number of ids wholly before it, and the text between those and the tag.
         A window overlaps the next by as many tokens as the tag can have; the tag is ASCII or
         complete characters, so a character cut by a window's edge cannot hide or feign it.
         """
@@ -291,7 +330,11 @@ class Prompter:
             at = text.index(tag)
             prefixes = ((n, self._text(window[:n])) for n in range(end - 1, -1, -1))
             before, kept = next((n, kept) for n, kept in prefixes if text[:at].startswith(kept))
-            return start + before, text[len(kept) : at]
+            # A character that begins in the tag's last token ends at most three tokens later.
+            reach = [self._text(ids[start : start + n]) for n in range(end, end + CHARACTER_BYTES)]
+            more = next(n for n, each in enumerate(reach) if reach[-1].startswith(each))
+            rest = reach[more][at + len(tag) :]
+            return _Found(start + before, text[len(kept) : at], start + end + more, rest)
         return None
 
     # ------------------------------------------------------------ chat template

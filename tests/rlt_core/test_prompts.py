@@ -1,5 +1,7 @@
 """Contexts are right by construction, for any text and either kind of tags."""
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,10 +23,15 @@ MERGES = [
 ]  # fmt: skip
 
 
-def merging_tokenizer() -> PreTrainedTokenizerFast:
+CROSSING_MERGES = [
+    ("i", "n"), ("h", "in"), ("hin", "k"), ("t", "hink"), ("<", "think"), (">", "ð"),
+]  # fmt: skip
+
+
+def merging_tokenizer(merges: Sequence[tuple[str, str]] = MERGES) -> PreTrainedTokenizerFast:
     """A byte-level BPE whose merges cross the edges of tags, which are plain text to it."""
-    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(a + b for a, b in MERGES)]
-    backend = Tokenizer(BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=MERGES))
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(a + b for a, b in merges)]
+    backend = Tokenizer(BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(
@@ -39,6 +46,7 @@ def merging_tokenizer() -> PreTrainedTokenizerFast:
 CHARACTERS = Prompter(TINY, tiny_tokenizer(TINY))
 MERGING = Prompter(RLT, merging_tokenizer())
 UNSCORED = Prompter(RLT.model_copy(update={"score_think_prefix": False}), merging_tokenizer())
+CROSSING = Prompter(TINY, merging_tokenizer(CROSSING_MERGES))
 PROMPTERS = pytest.mark.parametrize("prompter", [CHARACTERS, MERGING, UNSCORED])
 
 pieces = st.sampled_from(
@@ -272,6 +280,74 @@ def test_the_first_tag_is_found_across_windows(length: int) -> None:
     think = CHARACTERS.encode("é" * (length // 2) + "a" * (length % 2))
     read = CHARACTERS.split_completion(think + close + CHARACTERS.encode("x") + close)
     assert read.ids == think and read.closed
+
+
+# ---------------------------------------------------------------- thoughts
+@PROMPTERS
+@quick
+@given(thought=text, solution=text)
+def test_a_training_rows_thought_is_read_back_by_ids(
+    prompter: Prompter, thought: str, solution: str
+) -> None:
+    if has_tag(prompter, thought):
+        return
+    think = prompter.encode(thought)
+    row = prompter.student_sft_row("1+1", think, solution)
+    read = prompter.thought_of(row.input_ids[len(prompter.student_prompt("1+1")) :])
+    assert (read.ids, read.text, read.closed) == (think, thought, True)
+
+
+@PROMPTERS
+@quick
+@given(before=text, thought=text, rest=text)
+def test_a_thought_is_read_however_its_tags_were_tokenised(
+    prompter: Prompter, before: str, thought: str, rest: str
+) -> None:
+    f = prompter.format
+    if has_tag(prompter, before, thought):
+        return
+    # Encoded as one string: merges may cross the edges of tags and prefix.
+    ids = prompter.encode(before + f.thought_open + f.think_prefix + thought + f.thought_close)
+    read = prompter.thought_of([*ids, *prompter.encode(rest), prompter.end_of_turn])
+    assert read.closed and read.text == prompter.tokenizer.decode(read.ids) == thought
+
+
+@PROMPTERS
+@quick
+@given(thought=text)
+def test_a_thought_lacking_a_tag_ends_with_the_turn_or_begins_with_it(
+    prompter: Prompter, thought: str
+) -> None:
+    f, end = prompter.format, prompter.end_of_turn
+    if has_tag(prompter, thought):
+        return
+    ids, more = prompter.encode(thought), prompter.encode("more")
+    opening, closing = prompter.encode(f.thought_open), prompter.encode(f.thought_close)
+    for completion, closed in (
+        ([*ids, end, *closing], False), ([*ids, *closing, *more, end], True),
+        ([*opening, *prompter.encode(f.think_prefix), *ids, end, *more], False),
+    ):  # fmt: skip
+        read = prompter.thought_of(completion)
+        assert (read.ids, read.text, read.closed) == (ids, thought, closed)
+
+
+@PROMPTERS
+def test_only_the_prefix_is_dropped_from_a_thought(prompter: Prompter) -> None:
+    f = prompter.format
+    for white, kept in (
+        ("", ""), (" ", " "), (f.think_prefix + " ", " "), (f.think_prefix + "\n\n", "\n\n"),
+        (f.think_prefix[:1], f.think_prefix[:1]), (" " + f.think_prefix, " " + f.think_prefix),
+    ):  # fmt: skip
+        ids = prompter.encode(f"{f.thought_open}{white}so\n{f.thought_close}4")
+        assert prompter.thought_of(ids).text == kept + "so\n"
+
+
+@pytest.mark.parametrize("length", [1, 4])
+def test_a_character_that_begins_in_the_opening_tags_token_is_whole(length: int) -> None:
+    backend = CROSSING.tokenizer.backend_tokenizer
+    ids = [backend.token_to_id(piece) for piece in ("<think", ">ð", *"ŁĺĢ"[: length - 1], "a")]
+    read = CROSSING.thought_of([*ids, *CROSSING.encode("</think>")])
+    assert read.text == ("😀a" if length == 4 else "\ufffda")
 
 
 # ---------------------------------------------------------------- answers
