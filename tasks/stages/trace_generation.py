@@ -1,16 +1,17 @@
-"""trace-generation: a teacher's explanations, `n` a question, in shards."""
+"""trace-generation: a teacher's explanations or a solver's thoughts, `n` a question, in shards."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from rlt_core.control import Control
 from rlt_core.data.subsets import choose
 from rlt_core.generation import open_engine, sample_seed
 from rlt_core.generation.engine import Completion
 from rlt_core.models import load_tokenizer
-from rlt_core.prompts import Prompter
+from rlt_core.prompts import Explanation, Prompter
 from rlt_core.rows import read_rows
 from rlt_core.stages import TraceGenerationConfig
 from tasks.job import Job
@@ -19,11 +20,31 @@ from tasks.shards import in_shards
 Row = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _Writer:
+    """What the model that writes traces sees, and where in its completion the trace is."""
+
+    prompter: Prompter
+    context: Literal["teacher", "student"]
+
+    def prompt(self, question: Row) -> list[int]:
+        """All before the completion."""
+        if self.context == "student":
+            return self.prompter.student_prompt(question["question"])
+        return self.prompter.teacher_prompt(question["question"], question["solution"])
+
+    def explanation(self, completion_ids: Sequence[int]) -> Explanation:
+        """The explanation; of a solver, the thought of its answer."""
+        if self.context == "student":
+            return self.prompter.thought_of(completion_ids)
+        return self.prompter.split_completion(completion_ids)
+
+
 def run(job: Job) -> dict[str, float]:
     """A completion's seed follows from (key, question, sample), not from its place in a batch."""
     config = job.config_as(TraceGenerationConfig)
     model, sampling = job.model("teacher"), config.sampling
-    prompter = Prompter(config.format, load_tokenizer(model))
+    writer = _Writer(Prompter(config.format, load_tokenizer(model)), config.context)
     questions = [
         row
         for row in read_rows(job.tables("questions"), "questions")
@@ -34,17 +55,17 @@ def run(job: Job) -> dict[str, float]:
 
         def compute(shard: Sequence[Row], control: Control) -> list[Row]:
             completions = engine.generate(
-                [prompter.teacher_prompt(row["question"], row["solution"]) for row in shard],
+                [writer.prompt(row) for row in shard],
                 sampling,
                 [
                     [sample_seed(job.spec.key, row["question_id"], i) for i in range(sampling.n)]
                     for row in shard
                 ],
-                prompter.stop_ids,
+                writer.prompter.stop_ids,
                 control=control,
             )
             return [
-                _row(job, prompter, row, sample, completion)
+                _row(job, writer, row, sample, completion)
                 for row, group in zip(shard, completions, strict=True)
                 for sample, completion in enumerate(group)
             ]
@@ -60,8 +81,8 @@ def run(job: Job) -> dict[str, float]:
     }
 
 
-def _row(job: Job, prompter: Prompter, question: Row, sample: int, completion: Completion) -> Row:
-    explanation = prompter.split_completion(completion.ids)
+def _row(job: Job, writer: _Writer, question: Row, sample: int, completion: Completion) -> Row:
+    explanation = writer.explanation(completion.ids)
     return {
         "trace_id": f"{question['question_id']}-{sample}",
         "question_id": question["question_id"],
@@ -73,6 +94,6 @@ def _row(job: Job, prompter: Prompter, question: Row, sample: int, completion: C
         "completion_ids": completion.ids,
         "closed": explanation.closed,
         "finish_reason": completion.finish_reason,
-        "prompt_tokens": len(prompter.teacher_prompt(question["question"], question["solution"])),
+        "prompt_tokens": len(writer.prompt(question)),
         "completion_tokens": len(completion.ids),
     }
