@@ -145,3 +145,24 @@ def test_rows_hold_each_seed_and_rank_with_its_rewards():
     assert (first["mean_reward"], first["traces"], first["task"]) == (-1.0, 2, "test")
     assert metrics["pearson"] == pytest.approx(1.0)
     assert rank_ablation(samples, scores, "test", 100) == (rows, metrics)
+    assert {row["ranked_by"] for row in rows} == {"reward"}
+    other, same = rank_ablation(samples, scores, "test", 100, "length")
+    assert {row["ranked_by"] for row in other} == {"length"} and same == metrics
+
+
+def test_the_statistics_of_each_seed_stand_beside_those_of_all():
+    rates = {3: (0.9, 0.6, 0.3), 7: (0.3, 0.6, 0.9)}
+    samples = {
+        (seed, rank): [eval_row(q, q < 30 * rate) for q in range(30)]
+        for seed, falling in rates.items()
+        for rank, rate in enumerate(falling, start=1)
+    }
+    scores = {seed: [{"rank": 1, "reward": 0.0}] for seed in rates}
+    _, metrics = rank_ablation(samples, scores, "test", 50)
+    assert (
+        metrics["pearson@3"] == pytest.approx(1.0) and metrics["pearson@7"] == -metrics["pearson@3"]
+    )
+    for name in STATISTICS:
+        for seed in rates:
+            assert metrics[f"{name}_low@{seed}"] <= metrics[f"{name}@{seed}"]
+    assert metrics["slope_points"] == pytest.approx(0.0, abs=1e-9)

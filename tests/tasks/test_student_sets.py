@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from rlt_core.config import Frozen, GenerationConfig, ScratchModel, SFTConfig, StageResources
+from rlt_core.config import (
+    Frozen,
+    GenerationConfig,
+    RewardSpec,
+    ScoringConfig,
+    ScratchModel,
+    SFTConfig,
+    StageResources,
+)
 from rlt_core.control import Control
 from rlt_core.data.subsets import choose
 from rlt_core.errors import UserError
@@ -26,6 +34,7 @@ from rlt_core.stages import (
     StudentSFTStageConfig,
     TraceGenerationConfig,
     TraceImportConfig,
+    TraceScoringConfig,
 )
 from rlt_core.store import Manifest, Ref, Store
 from tasks.job import compute
@@ -70,7 +79,8 @@ def question_rows() -> list[dict[str, Any]]:
         row(
             "questions", question_id=f"q{number}", split="train" if number < QUESTIONS else "test",
             question=f"{number}+1", solution=str(number + 1), answer=str(number + 1),
-            grader="arithmetic", trace=f"own {number}" if number % 2 else None,
+            grader="arithmetic",
+            trace=f"{number}+1={number + 1 - number // 5}" if number % 2 else None,
         )
         for number in range(QUESTIONS + 1)
     ]  # fmt: skip
@@ -200,16 +210,14 @@ def test_all_and_a_rank_are_the_traces_as_they_were_scored(taught: Any) -> None:
 
 
 def test_sets_drawn_at_random_take_every_trace_once_and_differ_by_seed(taught: Any) -> None:
-    def drawn(seed: int) -> list[list[list[int]]]:
-        return [
-            [each.input_ids for each in taught(rank=rank, order="random", seed=seed)[1]]
-            for rank in range(1, SAMPLES + 1)
-        ]
-
-    first = drawn(0)
+    drawn = [
+        each.input_ids
+        for rank in range(1, SAMPLES + 1)
+        for each in taught(rank=rank, order="random")[1]
+    ]
     scored = rows_of(*(f"{q}-{s}" for q, s in TEXTS if (q, s) != (5, 0)))
-    assert sorted(ids for set_ in first for ids in set_) == sorted(scored)
-    assert drawn(1) != first
+    assert sorted(drawn) == sorted(scored)
+    assert taught(rank=1, order="random", seed=1)[1] != taught(rank=1, order="random")[1]
 
 
 def test_the_best_trace_that_fits_by_its_real_length(taught: Any) -> None:
@@ -322,7 +330,9 @@ def test_a_solver_sees_the_question_alone_and_its_thought_is_the_trace(
 
 
 # ---------------------------------------------------------------- traces of a data set
-def test_a_data_sets_own_traces_become_a_table(given: tuple[Store, dict[str, Ref]]) -> None:
+def test_a_data_sets_own_traces_become_a_table_and_are_scored(
+    given: tuple[Store, dict[str, Ref]],
+) -> None:
     store, refs = given
     config = TraceImportConfig(name="dataset", digest=None, format=FORMAT)
     inputs = {"tokenizer": refs["model"], "questions": refs["questions"]}
@@ -337,6 +347,16 @@ def test_a_data_sets_own_traces_become_a_table(given: tuple[Store, dict[str, Ref
         explanation = PROMPTER.split_completion(trace["completion_ids"])
         assert explanation.closed and trace["closed"]
         assert explanation.ids == trace["token_ids"] == PROMPTER.encode(question["trace"])
+    scoring = TraceScoringConfig(
+        reward=RewardSpec(), scoring=ScoringConfig(max_tokens=200), format=FORMAT, seed=0
+    )
+    models = {"teacher": refs["model"], "student": refs["model"]}
+    inputs = {"traces": manifest.ref, "questions": refs["questions"], **models}
+    scored = run(store, "trace-scoring", scoring, inputs)
+    scores = read_rows(store.intact(scored), "scores", ["trace_id", "correct", "rank"])
+    assert [each["trace_id"] for each in scores] == ["q1-0", "q3-0", "q5-0"]
+    assert [each["correct"] for each in scores] == [True, True, False]  # 5+1=5
+    assert (scored.metrics["correct"], scored.metrics["ungraded"]) == (pytest.approx(2 / 3), 0)
 
 
 # ---------------------------------------------------------------- statistics
