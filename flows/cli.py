@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from flows import artifacts_cli, reward_cli, run_cli, sql_cli, up_cli
+from flows import artifacts_cli, reward_cli, run_cli, sql_cli, study_cli, up_cli
 from flows.fetch_cli import fetch
 from flows.local.up import current
 from rlt_core import __version__
@@ -30,6 +30,7 @@ app.command()(up_cli.up)
 app.command()(up_cli.down)
 app.add_typer(artifacts_cli.app, name="artifacts")
 app.add_typer(reward_cli.app, name="reward")
+app.add_typer(study_cli.app, name="study")
 
 
 def _version(wanted: bool) -> None:

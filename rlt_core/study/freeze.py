@@ -209,14 +209,13 @@ def _ran(resolved: Resolved, store: Store) -> list[tuple[int, str]]:
     profile made from them with other settings."""
     study = resolved.study
     own = store.manifests_of(node.ref for node in resolved.of_seeds())
-    found = [
+    return [
         (one.seed, f"{one.label}@{one.seed}")
         for one in store.manifests()
         if one.seed is not None
         and one.seed in study.seeds
         and (one.profile == study.profile or one.ref.key in own)
     ]
-    return found
 
 
 def changes(before: Freeze, now: Freeze) -> list[str]:
