@@ -65,6 +65,18 @@ class Explanation:
 
 
 @dataclass(frozen=True)
+class Thinking:
+    """A student's completion up to the end of its thought."""
+
+    ids: list[int]
+    """Neither the closing tag nor the end of turn is among them."""
+    start: int
+    """Where the thought begins: at the first token that holds more than the opening tag."""
+    closed: bool
+    """The closing tag was written."""
+
+
+@dataclass(frozen=True)
 class Answer:
     """A student's completion, taken apart."""
 
@@ -90,10 +102,12 @@ class _Found(NamedTuple):
     """Ids wholly before the tag."""
     leftover: str
     """Text between those ids and the tag."""
+    end: int
+    """Ids up to the tag's end."""
     after: int
-    """Ids up to which the tag ends, and with it the last character of `rest`."""
+    """Ids up to the end of `rest`: more, if a character begins with the tag's last token."""
     rest: str
-    """Text of those ids behind the tag."""
+    """Their text behind the tag."""
 
 
 @dataclass(frozen=True)
@@ -139,9 +153,10 @@ class Prompter:
         )
         self._explanation_close = self._encode_fixed(format.explanation_close)
         self._to_thought = self._encode_fixed(format.thought_open + unscored)
-        self._to_solution = self._encode_fixed(
+        self.to_solution: list[int] = self._encode_fixed(
             format.thought_close + format.separator + format.solution_open
         )
+        """What a student writes between thought and solution."""
 
     # ------------------------------------------------------------ text and ids
     def encode(self, text: str) -> list[int]:
@@ -229,7 +244,7 @@ class Prompter:
 
     def _student_context(self, question: str, thought: _Thought, solution: str) -> Context:
         before = [*self.student_prompt(question), *self._to_thought]
-        ids = [*before, *thought.ids, *self._to_solution]
+        ids = [*before, *thought.ids, *self.to_solution]
         solution_ids = self.encode(solution)
         end = len(ids) + len(solution_ids)
         return Context([*ids, *solution_ids], thought.span(len(before)), Span(len(ids), end))
@@ -246,7 +261,7 @@ class Prompter:
             *self._to_thought,
             *self._scored_prefix,
             *think_ids,
-            *self._to_solution,
+            *self.to_solution,
             *self.encode(solution),
             *self._solution_close,
             self.end_of_turn,
@@ -280,6 +295,16 @@ class Prompter:
             if inset and (inset.before, inset.leftover) == (0, ""):
                 written = self._behind(inset, written)
         return self._up_to(self.format.thought_close, written)
+
+    def thinking_of(self, ids: Sequence[int]) -> Thinking | None:
+        """The completion up to its thought's end; None if it opens no thought. See `thought_of`."""
+        written = self._before_stop(ids)
+        opened = self._find(self.format.thought_open, written)
+        if opened is None:
+            return None
+        start = opened.end - 1 if opened.rest else opened.end
+        thought = self._up_to(self.format.thought_close, written[start:])
+        return Thinking(written[:start] + thought.ids, start, thought.closed)
 
     def split_answer(self, text: str) -> Answer:
         """Thought and solution of a student's completion, without surrounding white space.
@@ -334,7 +359,8 @@ class Prompter:
             reach = [self._text(ids[start : start + n]) for n in range(end, end + CHARACTER_BYTES)]
             more = next(n for n, each in enumerate(reach) if reach[-1].startswith(each))
             rest = reach[more][at + len(tag) :]
-            return _Found(start + before, text[len(kept) : at], start + end + more, rest)
+            before, end, after = (start + n for n in (before, end, end + more))
+            return _Found(before, text[len(kept) : at], end, after, rest)
         return None
 
     # ------------------------------------------------------------ chat template

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 
 from rlt_core.config import Sampling, StageResources
 from rlt_core.control import Control, Metrics
+from rlt_core.evaluation.budget import Forcer
 from rlt_core.schemas import TOKENS
 from rlt_core.store import Workspace
 
@@ -63,6 +65,8 @@ class Completer:
     work: Workspace
     resources: StageResources
     control: Control
+    forcer: Forcer | None = None
+    """Forces the length of thinking; empty: completions are left as they are drawn."""
 
     def complete(self, requests: Sequence[Request]) -> Completed:
         """All completions. What earlier attempts committed is read, not generated again, whatever
@@ -97,13 +101,13 @@ class Completer:
         return replace(self.control, progress=progress)
 
     def _generate(self, engine: Engine, shard: Sequence[Request], control: Control) -> Completed:
-        from rlt_core.generation import sample_seed
-
+        if self.forcer:
+            return self._force(self.forcer, engine, shard, control)
         samples = range(self.sampling.n)
         completions = engine.generate(
             [request.prompt_ids for request in shard],
             self.sampling,
-            [[sample_seed(self.key, r.question_id, sample) for sample in samples] for r in shard],
+            [[self._seed(request, sample) for sample in samples] for request in shard],
             self.stop_ids,
             control,
         )
@@ -113,6 +117,44 @@ class Completer:
             ]
             for request, group in zip(shard, completions, strict=True)
         }
+
+    def _force(
+        self, forcer: Forcer, engine: Engine, shard: Sequence[Request], control: Control
+    ) -> Completed:
+        """Draws in phases; a phase holds all completions that are not finished."""
+        samples = [(request, sample) for request in shard for sample in range(self.sampling.n)]
+        drafts = [forcer.first() for _ in samples]
+        for phase in count():
+            pending = [i for i, draft in enumerate(drafts) if draft.room]
+            if not pending:
+                break
+            prompts: dict[tuple[int, ...], list[int]] = {}
+            for i in pending:
+                prompt = (*samples[i][0].prompt_ids, *drafts[i].ids)
+                prompts.setdefault(prompt, []).append(i)
+            room = max(drafts[i].room for i in pending)
+            completions = engine.generate(
+                list(prompts),
+                self.sampling.model_copy(update={"max_tokens": room}),
+                [[self._seed(*samples[i], phase) for i in group] for group in prompts.values()],
+                self.stop_ids,
+                _standing(control, len(drafts) - len(pending), len(drafts)),
+            )
+            for group, drawn in zip(prompts.values(), completions, strict=True):
+                for i, one in zip(group, drawn, strict=True):
+                    drafts[i] = forcer.after(drafts[i], one.ids, one.finish_reason)
+        completed: Completed = {}
+        for (request, _), draft in zip(samples, drafts, strict=True):
+            written = completed.setdefault((request.task, request.question_id), [])
+            written.append(Written(draft.ids, draft.finish_reason))
+        return completed
+
+    def _seed(self, request: Request, sample: int, phase: int = 0) -> int:
+        """The first phase has the seed that a completion without phases has."""
+        from rlt_core.generation import sample_seed
+
+        key = f"{self.key}/phase-{phase}" if phase else self.key
+        return sample_seed(key, request.question_id, sample)
 
     def _committed(self) -> Completed:
         done: Completed = {}
@@ -125,6 +167,15 @@ class Completer:
                 assert len(written) == row["sample"]
                 written.append(Written(row["ids"], row["finish_reason"]))
         return done
+
+
+def _standing(control: Control, finished: int, total: int) -> Control:
+    """Progress stands while a phase draws: how many phases will follow is not known."""
+
+    def progress(_done: int, _total: int, metrics: Metrics) -> None:
+        control.progress(finished, total, metrics)
+
+    return replace(control, progress=progress)
 
 
 def _shards(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rlt_core.config import EvaluationConfig, StageResources
 from rlt_core.control import Control
 from rlt_core.errors import UserError
+from rlt_core.evaluation.budget import Forcer
 from rlt_core.evaluation.completions import Completer, Request
 from rlt_core.evaluation.scores import score_rows
 from rlt_core.evaluation.tasks import EvalTask
@@ -69,6 +70,7 @@ def run_evaluation(
         work=work,
         resources=resources,
         control=control,
+        forcer=Forcer(prompter, config.budget, config.max_tokens) if config.budget else None,
     )
     tasks = [EvalTask(task.name, task.questions[: config.max_questions]) for task in tasks]
     with Grader(config.grading_timeout_s) as grader:
