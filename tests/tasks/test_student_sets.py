@@ -269,6 +269,10 @@ def test_rows_that_are_too_long_count_for_no_tokens(taught: Any) -> None:
     assert manifest.metrics["explanation_tokens"] == 15  # of q5; the other five are too long
     assert manifest.metrics["dropped_too_long"] == 5 and config.steps == SFT.steps
     assert len(rows) == QUESTIONS
+    sft = sft.model_copy(update={"steps": 12, "max_tokens": len(row_of(2, TEXTS[2, 0]))})
+    manifest, rows, config = taught(rank=1, token_matched=True, sft=sft)
+    left = manifest.metrics["rows"]  # of the four that fit
+    assert len(rows) > left and config.steps == 12 * left / 4
 
 
 def test_a_student_of_another_vocabulary_learns_the_text(
