@@ -9,7 +9,6 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +157,7 @@ class Evidence:
         self.folder = folder
         self.catalogue = catalogue
         self.study = study
-        self._answers = cache(self._read_answers)
+        self._read: dict[tuple[str, str], dict[str, float]] = {}
 
     def models(self, claim: Claim) -> dict[str, Model]:
         """Variant -> model, for all that a claim names, on the same questions."""
@@ -201,8 +200,13 @@ class Evidence:
             for name, entries in found.items()
         }
 
+    def _answers(self, entry: NodeEntry, task: str) -> dict[str, float]:
+        """Question -> share of its graded answers that are correct; read once."""
+        if (entry.key, task) not in self._read:
+            self._read[entry.key, task] = self._read_answers(entry, task)
+        return self._read[entry.key, task]
+
     def _read_answers(self, entry: NodeEntry, task: str) -> dict[str, float]:
-        """Question -> share of its graded answers that are correct."""
         marks: dict[str, list[bool]] = defaultdict(list)
         for row in self._rows(entry, "task", "question_id", "model", "outcome"):
             if row["model"] != entry.inputs.get("model"):

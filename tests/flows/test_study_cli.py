@@ -1,0 +1,151 @@
+"""`rlt study`: what freeze, run and verify show, write and refuse."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.study_cli import app
+from rlt_core.errors import UserError
+from rlt_core.experiments import targets
+from rlt_core.graph import Node
+from rlt_core.rows import write_rows
+from rlt_core.store import Manifest, Store
+from rlt_core.study.freeze import resolve
+from tests.sample_store import START, eval_row
+
+STUDY = """
+name = "made-up"
+profile = "smoke"
+seeds = [101, 102]
+
+[[claims]]
+name = "beats"
+statement = "RLT traces are better."
+kind = "difference"
+experiment = "full-pipeline"
+task = "test"
+ours = "rlt"
+theirs = "base"
+primary = true
+
+[[claims]]
+name = "control"
+statement = "Nothing changes."
+kind = "equivalence"
+experiment = "full-pipeline"
+task = "test"
+ours = "rlt"
+theirs = "dataset"
+margin = 0.5
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A study file, not frozen yet."""
+    path = tmp_path / "made-up.toml"
+    path.write_text(STUDY)
+    return path
+
+
+def rlt(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(one) for one in arguments])
+    if isinstance(result.exception, UserError):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def commit(store: Store, node: Node) -> None:
+    """A node's artifact, as if it had been computed."""
+    attempt = store.begin(node.ref)
+    (attempt.out / "report.md").write_text("nothing\n")
+    if node.stage.name == "evaluation":
+        solved = 4 if node.variant == "base" else 16
+        rows = [eval_row(q, q < solved + (node.seed or 0) % 2, model=node.inputs["model"].key)
+                for q in range(20)]  # fmt: skip
+        write_rows(attempt.out / "eval_samples.parquet", "eval_samples", rows)
+    store.commit(
+        Manifest(
+            ref=node.ref, attempt=attempt.id, stage=node.stage.name, label=node.label,
+            stage_version=node.stage.version, profile="smoke", seed=node.seed, config={},
+            inputs={}, files=store.describe(attempt), metrics={}, packages={}, git_commit=None,
+            flow_run_id=None, started_at=START, finished_at=START, seconds=0.0, gpu_seconds=0.0,
+            device="cpu", threads=1,
+        )
+    )  # fmt: skip
+
+
+def test_from_the_file_to_a_verified_bundle(file: Path, tmp_path: Path) -> None:
+    place = tmp_path / "store"
+    said = rlt("freeze", file, "--store", place)
+    assert f"then: rlt study run {file}" in said
+    assert "unchanged" in rlt("freeze", file, "--store", place)
+    resolved = resolve(file)
+    for node in [*resolved.nodes, *targets("full-pipeline", resolved.config)]:
+        commit(Store(str(place)), node)
+    said = rlt("run", file, "--store", place)
+    assert "beats (primary)" in said and "RLT traces are better." in said
+    bundle = tmp_path / "made-up.bundle"
+    assert str(bundle) in said
+    verified = rlt("verify", bundle)
+    assert "2 verdicts recomputed from the tables: all agree" in verified
+    assert said.splitlines()[:3] == verified.splitlines()[:3], "the same table"
+
+    (bundle / "verdicts.md").write_text("all is well")
+    said = rlt("verify", bundle, code=1)
+    assert "verdicts.md: altered" in said and "all agree" not in said
+    rlt("run", file, "--store", place, "--bundle", bundle)
+    rlt("verify", bundle)
+
+
+def test_mistakes_come_before_the_work(file: Path, tmp_path: Path) -> None:
+    place = tmp_path / "store"
+    with pytest.raises(UserError, match="is not frozen"):
+        rlt("run", file, "--store", place)
+    rlt("freeze", file, "--store", place)
+    (tmp_path / "made-up.bundle").mkdir()
+    (tmp_path / "made-up.bundle" / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="this is no bundle"):
+        rlt("run", file, "--store", place)
+    for folder in (tmp_path / "none", file):
+        with pytest.raises(UserError, match="no such folder"):
+            rlt("verify", folder)
+    assert not place.exists()
+
+
+def test_verify_imports_neither_prefect_nor_torch(tmp_path: Path) -> None:
+    program = (
+        "import sys; from flows.cli import app; "
+        "from rlt_core.errors import UserError\n"
+        "try: app(['study', 'verify', sys.argv[1]], standalone_mode=False)\n"
+        "except UserError as error: assert 'no whole bundle' in str(error)\n"
+        "else: raise AssertionError\n"
+        "heavy = {'torch', 'prefect', 'transformers'} & set(sys.modules); assert not heavy, heavy"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_study_that_really_runs(file: Path, tmp_path: Path, home: Path) -> None:
+    from conftest import COMMAND, environment
+
+    def command(*arguments: object) -> str:
+        done = subprocess.run(
+            [*COMMAND, "study", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=environment(home),
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    command("freeze", file, "--store", tmp_path / "store")
+    command("run", file, "--store", tmp_path / "store")
+    assert "all agree" in command("verify", tmp_path / "made-up.bundle")
