@@ -167,26 +167,28 @@ def show_node(manifest: Manifest) -> None:
 
 
 def show_report(store: Store, manifest: Manifest) -> None:
-    """The report with its figures, and the table of scores."""
+    """The report with its figures, and its tables; those of an experiment under its name."""
     folder = store.local(manifest)
+    title = manifest.label.removeprefix("report").strip("[]")
+    place = f"{manifest.profile}-{title}" if title else manifest.profile
     text = FIGURE.sub(r"*\1* (see the image artifacts)", (folder / "report.md").read_text())
     create_markdown_artifact(
-        markdown=text, key=_slug(f"{manifest.profile}-report"), description="The report"
+        markdown=text, key=_slug(f"{place}-report"), description=f"The report {title}".strip()
     )
     for table in sorted(folder.rglob("*.csv")):
         with table.open(newline="") as file:
             rows = list(csv.DictReader(file))
         create_table_artifact(
-            table=rows, key=_slug(f"{manifest.profile}-{table.stem}"), description=table.name
+            table=rows, key=_slug(f"{place}-{table.stem}"), description=table.name
         )
     for picture in sorted(folder.rglob("*.png")):
-        _show_figure(picture, manifest.profile)
+        _show_figure(picture, place)
 
 
-def _show_figure(picture: Path, profile: str) -> None:
+def _show_figure(picture: Path, place: str) -> None:
     data = base64.b64encode(picture.read_bytes()).decode()
     create_image_artifact(
         image_url=f"data:image/png;base64,{data}",
-        key=_slug(f"{profile}-{picture.stem}-figure"),
+        key=_slug(f"{place}-{picture.stem}-figure"),
         description=picture.name,
     )

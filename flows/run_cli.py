@@ -177,28 +177,49 @@ def _reward_curves(store: Store, planned: list[Planned]) -> Iterator[str]:
 
 
 def _show_scores(console: Console, store: Store, report: Manifest) -> None:
-    from rlt_core.report.scores import scores_table
+    from rlt_core.report.terminal import summary_table
 
     folder = store.local(report)
-    console.print(scores_table(folder))
+    if report.label != "report":
+        console.print(f"\n{_title(report.label)}", style="bold", highlight=False)
+    console.print(summary_table(folder))
     console.print(f"report: {folder / 'report.md'}", soft_wrap=True, highlight=False)
 
 
 # ---------------------------------------------------------------- report and status
-def _latest_report(store: Store, profile: str | None) -> Manifest:
-    """The report that `{profile}/report` names, or the newest of all."""
-    names = [name for name in store.refs() if name.endswith("/report")]
-    if profile:
-        names = [name for name in names if name == f"{profile}/report"]
+FULL_PIPELINE = "full-pipeline"
+
+
+def _title(node: str) -> str:
+    """The experiment of a report by the node's name: `table-1` of `report[table-1]`."""
+    return node.removeprefix("report").strip("[]") or FULL_PIPELINE
+
+
+def _latest_report(store: Store, profile: str | None, experiment: str | None) -> Manifest:
+    """The newest report that `{profile}/report` or `{profile}/report[experiment]` names."""
+    named: dict[str, str] = {}
+    for name in store.refs():
+        of_profile, _, node = name.partition("/")
+        is_report = node == "report" or node.startswith("report[")
+        if is_report and profile in (None, of_profile):
+            named[name] = _title(node)
+    names = [name for name, title in named.items() if experiment in (None, title)]
     found = [ref for name in names if (ref := store.ref(name))]
     reports = [m for ref in found if (m := store.manifest(ref.kind, ref.key))]
     if not reports:
-        which = f" of profile {profile}" if profile else ""
-        raise UserError(f"no report{which} in {store}; `rlt run full-pipeline` makes one")
+        which = f" of {experiment}" if experiment else ""
+        which += f" of profile {profile}" if profile else ""
+        others = ", ".join(sorted(set(named.values())))
+        mend = f"there are those of {others}" if others else "`rlt run full-pipeline` makes one"
+        raise UserError(f"no report{which} in {store}; {mend}")
     return max(reports, key=lambda manifest: manifest.finished_at)
 
 
 def report(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="Of which experiment, as `table-1`; else the newest."),
+    ] = None,
     profile: Annotated[
         str | None, typer.Option("--profile", "-p", help="Of which profile; else the newest.")
     ] = None,
@@ -207,7 +228,7 @@ def report(
 ) -> None:
     """Show the latest report."""
     opened = open_store(store)
-    manifest = _latest_report(opened, profile)
+    manifest = _latest_report(opened, profile, name)
     file = opened.local(manifest) / "report.md"
     if path:
         print(file)

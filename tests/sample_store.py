@@ -20,7 +20,7 @@ KINDS = {
     "dataset-prep": "dataset", "base-model": "model", "teacher-sft": "model",
     "teacher-grpo": "model", "student-sft": "model", "student-grpo": "model",
     "trace-generation": "traces", "trace-scoring": "scores", "evaluation": "evaluation",
-    "rank-ablation": "ranking", "report": "report",
+    "rank-statistics": "ranking", "report": "report", "trace-import": "traces",
 }  # fmt: skip
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -324,7 +324,7 @@ def sample_run(
     for seed in seeds:
         made |= _of_seed(store, seed, questions, base, ranks)
     if ranks:
-        made["rank-ablation"] = _rank_ablation(store, made, seeds, ranks)
+        made["rank-statistics[reward]"] = _rank_ablation(store, made, seeds, ranks)
     for name, manifest in made.items():
         store.set_ref(f"tiny/{name}", manifest.ref)
     return made
@@ -347,4 +347,6 @@ def _rank_ablation(
     }
     rows, metrics = rank_ablation(samples, scores, "test", 100)
     named = {f"rank-{rank}@{seed}": manifest for (seed, rank), manifest in inputs.items()}
-    return commit(store, "rank-ablation", {"rank_scores": rows}, inputs=named, metrics=metrics)
+    return commit(
+        store, "rank-statistics[reward]", {"rank_scores": rows}, inputs=named, metrics=metrics
+    )

@@ -1,7 +1,7 @@
 """The report of a run: tables, figures and sample texts from the artifacts it made.
 
-`rlt_core.report.scores` shows a finished report's scores and imports neither numpy nor matplotlib;
-what computes and draws is imported when it is asked for.
+`rlt_core.report.terminal` shows a finished report's numbers and imports neither numpy nor
+matplotlib; what computes and draws is imported when it is asked for.
 """
 
 from __future__ import annotations

@@ -6,52 +6,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from rlt_core.ranking import STATISTICS
+from rlt_core.report.compared import Compared, compared
 from rlt_core.report.examples import Example, examples
+from rlt_core.report.experiment import Experiment, experiment
 from rlt_core.report.inputs import Parts
+from rlt_core.report.overlaps import OverlapLine, overlap_lines
+from rlt_core.report.ranks import REWARD, RankAblation, rank_sets
 from rlt_core.report.scores import Evaluations, PairLine, ScoreLine, pair_lines, score_lines
-from rlt_core.report.statistics import fraction, matrix
 from rlt_core.report.traces import TraceSet, trace_sets
 from rlt_core.report.training import Curve, Rewards, alarms, curves, rewards
+from rlt_core.stages import ReportConfig
 from rlt_core.store import Manifest
 
-TOY_PROFILES = ("smoke", "tiny")
+TOY_PROFILES = ("smoke", "tiny", "tiny-science")
 """Profiles whose results say something about the pipeline only."""
-
-
-@dataclass(frozen=True)
-class RankLine:
-    """The students of one rank, over all seeds."""
-
-    rank: int
-    value: float
-    low: float
-    high: float
-    mean_reward: float | None
-    traces: int
-    by_seed: dict[int, float]
-
-
-@dataclass(frozen=True)
-class Statistic:
-    """A statistic over ranks; None where it is not defined."""
-
-    name: str
-    value: float | None
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True)
-class RankAblation:
-    """Student score over reward rank."""
-
-    task: str
-    lines: list[RankLine]
-    statistics: list[Statistic]
-    undefined_resamples: float
 
 
 @dataclass(frozen=True)
@@ -101,7 +70,10 @@ class ReportData:
     rewards: Rewards
     traces: list[TraceSet]
     curves: list[Curve]
-    ranks: RankAblation | None
+    experiment: Experiment | None
+    overlaps: list[OverlapLine]
+    compared: Compared | None
+    rank_sets: list[RankAblation]
     examples: list[Example]
     data: list[DataLine]
     costs: list[CostLine]
@@ -116,6 +88,12 @@ class ReportData:
         return self.profile in TOY_PROFILES
 
     @property
+    def ranks(self) -> RankAblation | None:
+        """The set by reward, or the first where there is none."""
+        by_reward = (one for one in self.rank_sets if one.ranked_by == REWARD)
+        return next(by_reward, self.rank_sets[0] if self.rank_sets else None)
+
+    @property
     def totals(self) -> list[ScoreLine]:
         """Scores over all seeds of each model."""
         return [line for line in self.scores if line.seed is None]
@@ -127,28 +105,32 @@ class ReportData:
 
 
 def gather(
-    inputs: Mapping[str, tuple[Manifest, Path]], *, profile: str, title: str, key: str
+    inputs: Mapping[str, tuple[Manifest, Path]], config: ReportConfig, key: str
 ) -> ReportData:
     """Read the artifacts (name in the graph -> manifest and local folder) and compute.
 
-    `key`: of the report itself. What a run did not do is left out. A rank ablation needs the
-    evaluations that it was made from among the inputs.
+    `key`: of the report itself. What a run did not do is left out. Rank statistics need the
+    evaluations that they were made from among the inputs. An experiment's rows stand for the pairs
+    of all models.
     """
     parts = Parts(inputs)
     evaluations = Evaluations(parts)
     scored, trained, traces = rewards(parts), curves(parts), trace_sets(parts)
     manifests = [part.manifest for part in parts.all]
     return ReportData(
-        title=title,
-        profile=profile,
+        title=config.title,
+        profile=config.profile,
         key=key,
         seeds=sorted({part.seed for part in parts.all if part.seed is not None}),
         scores=score_lines(evaluations),
-        pairs=pair_lines(evaluations),
+        pairs=[] if config.rows else pair_lines(evaluations),
         rewards=scored,
         traces=traces,
         curves=trained,
-        ranks=_ranks(parts, evaluations),
+        experiment=experiment(config, evaluations),
+        overlaps=overlap_lines(config.overlaps, evaluations),
+        compared=compared(config.compared, parts) if config.compared else None,
+        rank_sets=rank_sets(parts, evaluations),
         examples=examples(parts, evaluations.students),
         data=_data(parts),
         costs=_costs(manifests),
@@ -165,44 +147,6 @@ def gather(
         ],
         packages={name: version for one in manifests for name, version in one.packages.items()},
         git_commits=sorted({one.git_commit for one in manifests if one.git_commit}),
-    )
-
-
-def _ranks(parts: Parts, evaluations: Evaluations) -> RankAblation | None:
-    ablations = parts.of("rank-statistics")
-    if not ablations:
-        return None
-    rows = [row for row in ablations[0].rows("rank_scores") if row["value"] is not None]
-    metrics = ablations[0].manifest.metrics
-    ranks = sorted({row["rank"] for row in rows})
-    return RankAblation(
-        task=rows[0]["task"] if rows else "",
-        lines=[_rank_line(rank, rows, evaluations) for rank in ranks],
-        statistics=[
-            Statistic(name, *(metrics.get(f"{name}{end}") for end in ("", "_low", "_high")))
-            for name in STATISTICS
-        ],
-        undefined_resamples=metrics.get("undefined_resamples", 0.0),
-    )
-
-
-def _rank_line(rank: int, all_rows: Sequence[dict[str, Any]], evaluations: Evaluations) -> RankLine:
-    """With one seed the interval that the ablation recorded, else one that knows of the seeds."""
-    rows = [row for row in all_rows if row["rank"] == rank]
-    low, high = rows[0]["low"], rows[0]["high"]
-    if len(rows) > 1:
-        values = evaluations.by_question(f"rank-{rank}", rows[0]["task"], "avg")
-        estimate = fraction(matrix(values), sum(map(len, values)))
-        low, high = estimate.low, estimate.high
-    rewards = [row["mean_reward"] for row in rows if row["mean_reward"] is not None]
-    return RankLine(
-        rank=rank,
-        value=sum(row["value"] for row in rows) / len(rows),
-        low=low,
-        high=high,
-        mean_reward=sum(rewards) / len(rewards) if rewards else None,
-        traces=sum(row["traces"] for row in rows),
-        by_seed={row["seed"]: row["value"] for row in rows},
     )
 
 

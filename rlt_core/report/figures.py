@@ -10,12 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rlt_core.report.data import RankAblation, ReportData
+from rlt_core.report.data import ReportData
+from rlt_core.report.ranks import NOISE, RankAblation
 from rlt_core.report.scores import BASE, ScoreLine
 from rlt_core.report.training import Curve
 
 COLORS = ("#2a5c8a", "#c4622d", "#4c8c4a", "#8a4f9e", "#8c6d31", "#7f7f7f")
 GREY = "#8c8c8c"
+DASHES = ("-", "--", ":")
 SMOOTH_STEPS = 5
 PANELS_A_ROW = 2
 DPI = 130
@@ -48,6 +50,10 @@ def _figures(data: ReportData) -> Iterator[tuple[str, str, Figure]]:
         base = next((x for x in data.totals if (x.model, x.task) == (BASE, data.ranks.task)), None)
         caption = "What students learn from traces of each reward rank, with 95% intervals."
         yield "ranks.png", caption, _ranks(data.ranks, base)
+    sets = [one for one in data.rank_sets if one.lines]
+    if len(sets) > 1:
+        caption = "Student score over rank, a line a score by which the traces were ranked."
+        yield "rank_sets.png", caption, _rank_sets(sets)
 
 
 def _axes(panels: int, height: float = 3.2) -> tuple[Figure, list[Axes]]:
@@ -132,7 +138,27 @@ def _ranks(ablation: RankAblation, base: ScoreLine | None) -> Figure:
         axes.set_title(
             f"Pearson {pearson.value:.2f} [{pearson.low:.2f}, {pearson.high:.2f}]", fontsize=10
         )
-    axes.set_xlabel("reward rank of the traces a student was trained on (1 is best)")
+    axes.set_xlabel(f"{ablation.ranked_by} rank of the traces a student was trained on (1 is best)")
     axes.set_ylabel(f"% correct, {ablation.task}")
     axes.set_xticks(ranks)
+    return figure
+
+
+def _rank_sets(sets: Sequence[RankAblation]) -> Figure:
+    figure, (axes,) = _axes(1, height=4.2)
+    for number, one in enumerate(sets):
+        ranks = np.array([line.rank for line in one.lines], dtype=np.float64)
+        values = 100 * np.array([line.value for line in one.lines])
+        noise = one.ranked_by == NOISE
+        color = GREY if noise else COLORS[number % (len(COLORS) - 1)]
+        dashes = DASHES[number // (len(COLORS) - 1) % len(DASHES)]
+        label = "random (the noise floor)" if noise else one.ranked_by
+        axes.plot(ranks, values, "o", color=color, markersize=3, alpha=0.6)
+        if len(ranks) > 1:
+            slope, start = np.polyfit(ranks, values, 1)
+            axes.plot(ranks, start + slope * ranks, color=color, linestyle=dashes, label=label)
+    axes.set_xlabel("rank of the traces a student was trained on (1 is best)")
+    axes.set_ylabel(f"% correct, {sets[0].task}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False, fontsize=8, title="ranked by", title_fontsize=8)
     return figure

@@ -9,17 +9,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
+
+from rlt_core.config import RankedSet
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from rlt_core.evaluation.crossed import Floats
     from rlt_core.evaluation.intervals import Estimate
     from rlt_core.report.inputs import Part, Parts
 
 BASE = "base"
 """Variant of the evaluation that the others are compared with."""
-RANKED = re.compile(r"rank-\d+")
+RANKED = re.compile(rf"(?:(?:{'|'.join(get_args(RankedSet))})-)?rank-\d+")
 """Students of the rank ablation: they have their own table."""
 COLUMNS = (
     "task", "model", "metric", "seed", "value", "low", "high", "questions", "samples", "ungraded",
@@ -60,12 +61,17 @@ class PairLine:
 
 
 class Evaluations:
-    """Answers of all evaluated models, question by question."""
+    """Answers of all evaluated models, question by question.
+
+    Shapes: S seeds of a model, Q questions of a task, N samples a question.
+    """
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts.by_variant("evaluation")
         self._answers = {
-            part.name: _answers(part.rows("eval_samples", "task", "question_id", "outcome"))
+            part.name: _answers(
+                part.rows("eval_samples", "task", "question_id", "sample", "outcome")
+            )
             for part in parts.of("evaluation")
         }
         self._scores = {part.name: part.rows("eval_scores") for part in parts.of("evaluation")}
@@ -76,13 +82,55 @@ class Evaluations:
         found = [variant for variant in self.parts if not RANKED.fullmatch(variant)]
         return sorted(found, key=lambda variant: variant != BASE)
 
+    def tasks(self, variants: Sequence[str]) -> list[str]:
+        """What any of some models was asked, in the order in which it was."""
+        asked = (self._answers[part.name] for one in variants for part in self.parts.get(one, []))
+        return list(dict.fromkeys(task for answers in asked for task in answers))
+
+    def asked(self, variant: str, task: str) -> list[Part]:
+        """The evaluations of a model, one a seed, that have a task."""
+        return [part for part in self.parts.get(variant, []) if task in self._answers[part.name]]
+
+    def questions(self, task: str) -> list[str]:
+        """Every question of a task that any model was asked, in the order of their names."""
+        found = (answers[task] for answers in self._answers.values() if task in answers)
+        return sorted(set().union(*found))
+
+    def correct(self, variant: str, task: str) -> Floats:
+        """(S, Q, N) over `questions`: 1, 0, or NaN where there is no answer or it was not graded;
+        of `asked`, in its order."""
+        import numpy as np
+
+        places = {question: place for place, question in enumerate(self.questions(task))}
+        by_seed = [self._answers[part.name][task] for part in self.asked(variant, task)]
+        samples = [sample for marks in by_seed for each in marks.values() for sample in each]
+        correct_SQN = np.full((len(by_seed), len(places), max(samples, default=-1) + 1), np.nan)
+        for s, marks in enumerate(by_seed):
+            for question, each in marks.items():
+                for sample, mark in each.items():
+                    correct_SQN[s, places[question], sample] = np.nan if mark is None else mark
+        return correct_SQN
+
+    def ungraded(self, variant: str, task: str) -> int:
+        """Completions of a model, over its seeds, that are in no score."""
+        return sum(
+            mark is None
+            for part in self.asked(variant, task)
+            for each in self._answers[part.name][task].values()
+            for mark in each.values()
+        )
+
     def by_question(self, variant: str, task: str, metric: str) -> list[dict[str, float]]:
         """Question -> value of a metric, one entry a seed of the model that has any."""
         value = _metric(metric)
         by_seed = []
         for part in self.parts.get(variant, []):
             answers = self._answers[part.name].get(task, {})
-            values = {question: value(marks) for question, marks in answers.items()}
+            graded = {
+                question: [mark for mark in each.values() if mark is not None]
+                for question, each in answers.items()
+            }
+            values = {question: value(marks) for question, marks in graded.items() if marks}
             by_seed.append({q: each for q, each in values.items() if each is not None})
         return [values for values in by_seed if values]
 
@@ -97,14 +145,17 @@ class Evaluations:
         yield from ((task, metric, rows) for (task, metric), rows in found.items())
 
 
-def _answers(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[bool]]]:
-    """task -> question -> whether each graded completion is correct."""
+Marks = dict[str, dict[str, dict[int, bool | None]]]
+
+
+def _answers(rows: Sequence[dict[str, Any]]) -> Marks:
+    """task -> question -> sample -> whether it is correct; None where it was not graded."""
     from rlt_core.evaluation.scores import UNGRADED
 
-    found: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    found: Marks = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        if row["outcome"] not in UNGRADED:
-            found[row["task"]][row["question_id"]].append(row["outcome"] == "correct")
+        mark = None if row["outcome"] in UNGRADED else row["outcome"] == "correct"
+        found[row["task"]][row["question_id"]][row["sample"]] = mark
     return found
 
 
@@ -217,44 +268,3 @@ def write_csv(lines: Sequence[ScoreLine], path: Path) -> None:
                 row["difference_low"] = line.difference.low
                 row["difference_high"] = line.difference.high
             writer.writerow(row)
-
-
-def scores_table(folder: Path) -> Table:
-    """The scores of a report's folder for the terminal, over all seeds, in percent."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(
-        box=None,
-        header_style="bold",
-        pad_edge=False,
-        title="Scores in percent, with 95% intervals",
-        title_justify="left",
-    )
-    for column in ("task", "model", "metric"):
-        table.add_column(column, no_wrap=True)
-    for column in ("score", "against base", "questions"):
-        table.add_column(column, justify="right", no_wrap=True)
-    with (folder / "scores.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            if row["seed"] != ALL:
-                continue
-            score = _percent(row["value"], row["low"], row["high"], ".1f")
-            table.add_row(
-                escape(row["task"]), escape(row["model"]), row["metric"], score, _gain(row),
-                row["questions"],
-            )  # fmt: skip
-    return table
-
-
-def _gain(row: dict[str, str]) -> str:
-    value, low, high = (row[f"difference{end}"] for end in ("", "_low", "_high"))
-    if not value:
-        return ""
-    alike = float(low) == float(high) == 0
-    return "alike on every question" if alike else _percent(value, low, high, "+.1f")
-
-
-def _percent(value: str, low: str, high: str, form: str) -> str:
-    value, low, high = (f"{100 * float(each):{form}}" for each in (value, low, high))
-    return f"{value} \\[{low}, {high}]"  # the backslash: not rich's markup

@@ -11,6 +11,6 @@ def run(job: Job) -> dict[str, float]:
     """Reads every input's tables."""
     config = job.config_as(ReportConfig)
     inputs = {name: (manifest, job.tables(name)) for name, manifest in job.manifests.items()}
-    data = gather(inputs, profile=config.profile, title=config.title, key=job.spec.key)
+    data = gather(inputs, config, job.spec.key)
     render_report(data, job.out)
     return {"nodes": len(inputs)}

@@ -14,9 +14,10 @@ from scipy import stats
 
 from rlt_core.printable import printable
 from rlt_core.report import gather, render_report
-from rlt_core.report.render import cell, fenced
-from rlt_core.report.scores import scores_table
 from rlt_core.report.statistics import crossed_mean, fraction, paired_difference
+from rlt_core.report.terminal import scores_table
+from rlt_core.report.texts import cell, fenced
+from rlt_core.stages import ReportConfig
 from rlt_core.store import Store
 from tests.sample_store import commit, eval_row, row, sample_run, score_row, step_rows
 
@@ -25,7 +26,8 @@ TOY = "positive control of the pipeline at toy scale, not evidence for the paper
 
 def report_of(made, store, profile="tiny"):
     inputs = {name: (manifest, store.local(manifest)) for name, manifest in made.items()}
-    return gather(inputs, profile=profile, title="full-pipeline", key="0123456789abcdef")
+    config = ReportConfig(profile=profile, title="full-pipeline")
+    return gather(inputs, config, "0123456789abcdef")
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +155,7 @@ def test_curves_are_of_rewards_and_losses_but_not_of_rank_students(data):
 
 def test_the_rank_ablation_is_that_of_its_artifact(data, run):
     made, _ = run
-    metrics = made["rank-ablation"].metrics
+    metrics = made["rank-statistics[reward]"].metrics
     assert [line.rank for line in data.ranks.lines] == [1, 2, 3, 4]
     by_name = {statistic.name: statistic for statistic in data.ranks.statistics}
     assert by_name["pearson"].value == metrics["pearson"]
@@ -242,7 +244,8 @@ def test_columns_that_an_older_artifact_lacks_are_no_values(tmp_path):
         pq.read_table(file).drop_columns(["copied", "clipped", "rank_surprisal"]),
         folder / "scores.parquet",
     )
-    data = gather({"old": (made, folder)}, profile="smol", title="report", key="0" * 16)
+    config = ReportConfig(profile="smol", title="report")
+    data = gather({"old": (made, folder)}, config, "0" * 16)
     assert (data.traces[0].clipped, data.traces[0].think_tokens) == (None, 20)
     assert data.alarms == []
 
@@ -400,7 +403,7 @@ def test_students_that_are_all_alike_are_said_to_be(tmp_path):
 
 def test_the_terminal_table_is_quick_to_import():
     code = (
-        "import sys; import rlt_core.report.scores; "
+        "import sys; import rlt_core.report.terminal; "
         "print({'numpy', 'scipy', 'matplotlib', 'torch'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

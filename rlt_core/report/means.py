@@ -1,0 +1,80 @@
+"""Means over several tasks, and intervals of them.
+
+Shapes: T tasks, K models, S training seeds, Q questions of a task (each task its own number).
+
+Every task counts the same, however many questions it has: mean = 1/T sum_t x_t. The questions of
+two tasks have nothing in common, so what they make of the mean is independent; a training seed is
+the same on every task, so what it makes of the mean is not:
+
+    variance = 1/T^2 sum_t v_t + among,   v_t that of task t over its questions,
+    among    = the seeds' variance component of their means over the tasks, over S.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rlt_core.evaluation.crossed import Contrast, Floats, Means, crossed_means
+from rlt_core.evaluation.intervals import Estimate
+
+
+def mean_contrast(tasks: Sequence[Sequence[Floats]], weights_K: Sequence[float]) -> Contrast:
+    """Weighted sum of K models' means over tasks, from `tasks[t][k]`: (S, Q) values without NaN.
+
+    A model with one seed is taken as it is. Of one task it is the contrast of `crossed_means`.
+    A task of a single question leaves no interval: it is infinite.
+    """
+    T, K = len(tasks), len(weights_K)
+    value_K = np.mean([[values.mean() for values in models] for models in tasks], axis=0)
+    parts = []
+    for models in tasks:
+        as_they_are = crossed_means([values.mean(axis=0, keepdims=True) for values in models])
+        parts += [(part_KK / T**2, degrees) for part_KK, degrees in as_they_are.parts]
+    fewest = min(models[0].shape[1] for models in tasks)
+    for k in range(K):
+        only_KK = np.diag(np.arange(K) == k).astype(np.float64)
+        of_seeds = _seeds([models[k] for models in tasks]) if fewest > 1 else []
+        parts += [(part * only_KK, degrees) for part, degrees in of_seeds]
+    return Means(value_K, tuple(parts), fewest).contrast(weights_K)
+
+
+def _seeds(tasks: Sequence[Floats]) -> list[tuple[float, int]]:
+    """Parts of the variance that the seeds of one model make, as in `crossed_means`: nothing
+    where they differ no more than the questions let them."""
+    S, T = len(tasks[0]), len(tasks)
+    if S == 1:
+        return []
+    seed_S = np.mean([values_SQ.mean(axis=1) for values_SQ in tasks], axis=0)
+    among = float(seed_S.var(ddof=1)) / S
+    rests = []
+    for values_SQ in tasks:
+        Q = values_SQ.shape[1]
+        rest_SQ = (
+            values_SQ
+            - values_SQ.mean(axis=0)
+            - values_SQ.mean(axis=1, keepdims=True)
+            + values_SQ.mean()
+        )
+        degrees = (S - 1) * (Q - 1)
+        rests.append((float((rest_SQ**2).sum()) / (degrees * S * Q) / T**2, degrees))
+    if among <= sum(rest for rest, _ in rests) * (1 + 1e-9):
+        return []
+    return [(among, S - 1), *((-rest, degrees) for rest, degrees in rests)]
+
+
+def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
+    """Mean of independent estimates from their intervals [l_t, u_t] alone:
+
+        low = mean - 1/T sqrt(sum_t (x_t - l_t)^2),   high = mean + 1/T sqrt(sum_t (u_t - x_t)^2)
+
+    (Zou & Donner 2008, Statistics in Medicine 27, p. 1693). Unlike a sum of variances it keeps the
+    width of a task whose questions all agree.
+    """
+    T = len(estimates)
+    value = sum(one.value for one in estimates) / T
+    below = np.sqrt(sum((one.value - one.low) ** 2 for one in estimates)) / T
+    above = np.sqrt(sum((one.high - one.value) ** 2 for one in estimates)) / T
+    questions = sum(one.questions for one in estimates)
+    return Estimate(value, float(value - below), float(value + above), questions)

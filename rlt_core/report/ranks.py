@@ -1,0 +1,112 @@
+"""Students of one rank each: what a set of them scores, and whether its ranks predict it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlt_core.ranking import STATISTICS
+from rlt_core.report.inputs import Part, Parts
+from rlt_core.report.scores import Evaluations
+from rlt_core.report.statistics import fraction, matrix
+
+REWARD, NOISE = "reward", "random"
+"""Sets: the paper's, and the one that shows what chance alone makes."""
+
+
+@dataclass(frozen=True)
+class RankLine:
+    """The students of one rank, over all seeds."""
+
+    rank: int
+    value: float
+    low: float
+    high: float
+    mean_reward: float | None
+    traces: int
+    by_seed: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A statistic over ranks; None where it is not defined."""
+
+    name: str
+    value: float | None
+    low: float | None
+    high: float | None
+    by_seed: dict[int, float]
+    """Of each seed on its own, where it is defined."""
+
+
+@dataclass(frozen=True)
+class RankAblation:
+    """Student score over the rank in one set."""
+
+    ranked_by: str
+    task: str
+    lines: list[RankLine]
+    statistics: list[Statistic]
+    undefined_resamples: float
+
+    def statistic(self, name: str) -> Statistic:
+        return next(one for one in self.statistics if one.name == name)
+
+    @property
+    def spread(self) -> float | None:
+        """Best student's score minus the worst's."""
+        values = [line.value for line in self.lines]
+        return max(values) - min(values) if values else None
+
+
+def rank_sets(parts: Parts, evaluations: Evaluations) -> list[RankAblation]:
+    """A set an artifact, the reward's first and the noise floor last."""
+    sets = [_rank_set(part, parts, evaluations) for part in parts.of("rank-statistics")]
+    return sorted(sets, key=lambda one: (one.ranked_by != REWARD, one.ranked_by == NOISE))
+
+
+def _rank_set(part: Part, parts: Parts, evaluations: Evaluations) -> RankAblation:
+    rows = [row for row in part.rows("rank_scores") if row["value"] is not None]
+    metrics = part.manifest.metrics
+    seeds = sorted({row["seed"] for row in rows})
+    ranks = sorted({row["rank"] for row in rows})
+    students = {one.manifest.ref.key: one.variant for one in parts.of("evaluation")}
+    named = {name.partition("@")[0]: ref.key for name, ref in part.manifest.inputs.items()}
+    return RankAblation(
+        ranked_by=next((row["ranked_by"] for row in rows if row["ranked_by"]), REWARD),
+        task=rows[0]["task"] if rows else "",
+        lines=[
+            _rank_line(rank, rows, students[named[f"rank-{rank}"]], evaluations) for rank in ranks
+        ],
+        statistics=[_statistic(name, metrics, seeds) for name in STATISTICS],
+        undefined_resamples=metrics.get("undefined_resamples", 0.0),
+    )
+
+
+def _statistic(name: str, metrics: Mapping[str, float], seeds: Sequence[int]) -> Statistic:
+    by_seed = {seed: metrics[f"{name}@{seed}"] for seed in seeds if f"{name}@{seed}" in metrics}
+    value, low, high = (metrics.get(f"{name}{end}") for end in ("", "_low", "_high"))
+    return Statistic(name, value, low, high, by_seed)
+
+
+def _rank_line(
+    rank: int, all_rows: Sequence[dict[str, Any]], student: str, evaluations: Evaluations
+) -> RankLine:
+    """With one seed the interval that the ablation recorded, else one that knows of the seeds."""
+    rows = [row for row in all_rows if row["rank"] == rank]
+    low, high = rows[0]["low"], rows[0]["high"]
+    if len(rows) > 1:
+        values = evaluations.by_question(student, rows[0]["task"], "avg")
+        estimate = fraction(matrix(values), sum(map(len, values)))
+        low, high = estimate.low, estimate.high
+    rewards = [row["mean_reward"] for row in rows if row["mean_reward"] is not None]
+    return RankLine(
+        rank=rank,
+        value=sum(row["value"] for row in rows) / len(rows),
+        low=low,
+        high=high,
+        mean_reward=sum(rewards) / len(rewards) if rewards else None,
+        traces=sum(row["traces"] for row in rows),
+        by_seed={row["seed"]: row["value"] for row in rows},
+    )
