@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlt_core.config import RewardSpec
+from rlt_core.evaluation.scores import score_rows
 from rlt_core.ranking import rank_ablation
 from rlt_core.reward import rank_rewards, reward_parts
 from rlt_core.rows import read_rows, write_rows
@@ -152,6 +153,56 @@ def _evaluation(
         seed=seed,
         inputs={"model": model},
     )
+
+
+def evaluated(
+    store: Store,
+    variant: str,
+    answers: Mapping[str, Any],
+    seed: int | None = None,
+) -> dict[str, Manifest]:
+    """Commit a model and its evaluation, by name: `answers` has of each task a (Q, N) array of 1, 0
+    and NaN for what the grader failed on."""
+    stage = "base-model" if seed is None else "student-sft"
+    model = commit(store, f"{stage}[{variant}]", {}, seed=seed)
+    samples = [
+        eval_row(
+            question, None if np.isnan(mark) else bool(mark), task=task, sample=sample,
+            model=model.ref.key,
+        )
+        for task, correct_QN in answers.items()
+        for question, marks in enumerate(np.asarray(correct_QN, dtype=float))
+        for sample, mark in enumerate(marks)
+    ]  # fmt: skip
+    n = len(next(iter(answers.values()))[0])
+    tables = {"eval_samples": samples, "eval_scores": score_rows(samples, n, [], variant)}
+    made = commit(store, f"evaluation[{variant}]", tables, seed=seed, inputs={"model": model})
+    return {f"{one.label}@{seed}": one for one in (model, made)}
+
+
+def rank_set(
+    store: Store, ranked_by: str, rates: Sequence[float], seeds: Sequence[int] = (0,)
+) -> dict[str, Manifest]:
+    """Commit students of ranks that answer right at these rates, and their statistics."""
+    prefix = "" if ranked_by == "reward" else f"{ranked_by}-"
+    made: dict[str, Manifest] = {}
+    for seed in seeds:
+        for rank, rate in enumerate(rates, start=1):
+            marks = [[(q * 7 + seed) % 20 < 20 * rate] for q in range(20)]
+            made |= evaluated(store, f"{prefix}rank-{rank}", {"test": marks}, seed)
+    named = {
+        (seed, rank): made[f"evaluation[{prefix}rank-{rank}]@{seed}"]
+        for seed in seeds
+        for rank in range(1, len(rates) + 1)
+    }
+    samples = {at: read_rows(store.local(one), "eval_samples") for at, one in named.items()}
+    traces = [{"rank": rank, "reward": -float(rank)} for rank in range(1, len(rates) + 1)]
+    order: Any = ranked_by
+    rows, metrics = rank_ablation(samples, dict.fromkeys(seeds, traces), "test", 200, order)
+    label = f"rank-statistics[{ranked_by}]"
+    inputs = {f"rank-{rank}@{seed}": one for (seed, rank), one in named.items()}
+    made[label] = commit(store, label, {"rank_scores": rows}, inputs=inputs, metrics=metrics)
+    return made
 
 
 def _questions() -> list[dict[str, Any]]:

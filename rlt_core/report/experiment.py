@@ -30,6 +30,7 @@ class Quote:
     """A number of the paper."""
 
     percent: float
+    is_mean: bool
     from_others: bool
     """Whether the paper quotes it, too."""
 
@@ -137,7 +138,9 @@ def experiment(config: ReportConfig, evaluations: Evaluations) -> Experiment | N
 def quote(row: TableRow, task: str) -> Quote | None:
     """The paper's number of a row, if the task is one of the paper's or the mean of all."""
     percent = paper.NUMBERS.get(row.paper or "", {}).get(task)
-    return None if percent is None else Quote(percent, row.paper in paper.FROM_OTHERS)
+    if percent is None:
+        return None
+    return Quote(percent, task == paper.MEAN, row.paper in paper.FROM_OTHERS)
 
 
 # ---------------------------------------------------------------- one task

@@ -65,11 +65,11 @@ ABOUT_RANKS = (
 
 # ---------------------------------------------------------------- values
 def quoted(value: Quote | None) -> str:
-    """`23.3 (quoted)`; what the paper itself quotes is said to be."""
+    """`23.3 (quoted)`, as the paper prints it; what the paper itself quotes is said to be."""
     if value is None:
         return NOTHING
     source = "quoted; the paper quotes it, too" if value.from_others else "quoted"
-    return f"{value.percent:.4g} ({source})"
+    return f"{value.percent:.{2 if value.is_mean else 1}f} ({source})"
 
 
 def share(ratio: Ratio | None) -> str:
