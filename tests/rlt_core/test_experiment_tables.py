@@ -1,62 +1,27 @@
 """An experiment's report: its numbers are those of the answers, and quotes say that they are."""
 
-import csv
-from html.parser import HTMLParser
-
 import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 from scipy import stats
 
-from flows import pages
-from flows.run_cli import _latest_report
-from rlt_core.errors import UserError
 from rlt_core.evaluation.comparisons import Ratio, difference, gain_ratio
 from rlt_core.evaluation.crossed import crossed_means, method_score, question_means
 from rlt_core.evaluation.intervals import Estimate, clustered_mean
-from rlt_core.evaluation.overlap import overlap
 from rlt_core.experiments import targets
 from rlt_core.experiments.table_1 import OF_REPOSITORIES
 from rlt_core.overrides import load_config
-from rlt_core.report import gather, paper, render_report
+from rlt_core.report import paper, render_report
 from rlt_core.report.means import mean_contrast, mean_estimate
-from rlt_core.report.scores import RANKED
 from rlt_core.report.terminal import summary_table
 from rlt_core.report.views import share
-from rlt_core.stages import ReportConfig, TableRow
+from rlt_core.stages import TableRow
 from rlt_core.store import Store
-from tests.sample_store import commit, evaluated, rank_set, row, score_row
+from tests.sample_report import Tables, answers, lines_of, report_of, written
+from tests.sample_store import commit, evaluated
 
 NASTY = 'x | <script>alert(1)</script> **b** `c` "q"'
-
-
-def answers(rate, questions=24, samples=2, seed=0, hard=0.3):
-    """(Q, N) answers of a model; questions differ in how hard they are."""
-    rng = np.random.default_rng([seed, questions])
-    level_Q = np.clip(rate + hard * np.linspace(-1, 1, questions), 0, 1)
-    return (rng.random((questions, samples)) < level_Q[:, None]).astype(float)
-
-
-def report_of(store, made, rows=(), profile="smol", title="table-1", **config):
-    inputs = {name: (manifest, store.local(manifest)) for name, manifest in made.items()}
-    shown = ReportConfig(profile=profile, title=title, rows=rows, **config)
-    return gather(inputs, shown, "0123456789abcdef")
-
-
-def written(data, folder):
-    """(Markdown, HTML, name of a CSV -> its rows) of a rendered report."""
-    render_report(data, folder)
-    tables = {}
-    for file in folder.glob("*.csv"):
-        with file.open(newline="") as opened:
-            tables[file.name] = list(csv.DictReader(opened))
-    return (folder / "report.md").read_text(), (folder / "report.html").read_text(), tables
-
-
-def lines_of(data, task):
-    (table,) = [table for table in data.experiment.tables if table.task == task]
-    return {line.row.model: line for line in table.lines}
 
 
 # ---------------------------------------------------------------- the paper
@@ -162,32 +127,6 @@ def test_a_row_that_did_not_run_has_the_quote_and_the_reason_only(one_seed, tmp_
                 each["task"] == "aime24"]  # fmt: skip
     assert found["missing"] == "not imported" and found["value"] == found["evaluation_keys"] == ""
     assert (found["paper_percent"], found["paper_from_others"]) == ("50.0", "True")
-
-
-class Tables(HTMLParser):
-    """Rows of cells of every table of a page."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tables, self.tags, self.open = [], [], False
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-            self.open = True
-
-    def handle_endtag(self, tag):
-        self.open = self.open and tag not in ("td", "th")
-
-    def handle_data(self, data):
-        if self.open:
-            self.tables[-1][-1][-1] += data
 
 
 def test_both_pages_show_the_same_tables_and_no_name_acts(one_seed, tmp_path):
@@ -422,195 +361,3 @@ def test_a_question_more_or_less_leaves_no_interval():
     tasks = [[np.array([[1.0]])], [np.array([[0.0, 1.0]])]]
     found = mean_contrast(tasks, [1.0])
     assert found.value == pytest.approx(0.75) and found.interval().low == -np.inf
-
-
-# ---------------------------------------------------------------- overlaps
-def test_overlaps_are_of_the_same_seed_and_the_paper_s_is_quoted(tmp_path):
-    store = Store(str(tmp_path / "store"))
-    given = {
-        "countdown-base+rl": [answers(0.5, seed=1), answers(0.6, seed=2)],
-        "countdown-dataset": [answers(0.4, seed=3), answers(0.5, seed=4)],
-        "given": [answers(0.3, seed=5)],
-    }
-    made = {}
-    for model, by_seed in given.items():
-        for seed, correct_QN in enumerate(by_seed):
-            made |= evaluated(
-                store, model, {"countdown": correct_QN}, None if model == "given" else seed
-            )
-    pairs = (("countdown-base+rl", "countdown-dataset"), ("given", "countdown-dataset"))
-    data = report_of(store, made, title="countdown", overlaps=pairs)
-    assert [(line.ours, line.ours_seed, line.theirs_seed) for line in data.overlaps] == [
-        ("countdown-base+rl", 0, 0), ("countdown-base+rl", 1, 1), ("given", None, 0),
-        ("given", None, 1),
-    ]  # fmt: skip
-    by_hand = overlap(given["countdown-base+rl"][1], given["countdown-dataset"][1])
-    assert data.overlaps[1].overlap == by_hand
-    rates = [given[name][1].mean(axis=1) for name in pairs[0]]
-    contained = (rates[0] * rates[1]).sum() / rates[0].sum()
-    assert by_hand.measures["ours_in_theirs"].value == pytest.approx(contained)
-    text, _, tables = written(data, tmp_path / "report")
-    rows = tables["overlaps.csv"]
-    assert len(rows) == 12 and {each["paper"] for each in rows[:6]} == {"> 98.5%"}
-    assert {each["paper"] for each in rows[6:]} == {""}
-    assert float(rows[3]["value"]) == by_hand.measures["ours_in_theirs"].value
-    assert rows[3]["ceiling_first"] and rows[3]["first_seed"] == "1"
-    assert text.count("> 98.5% (quoted)") == 6
-
-
-# ---------------------------------------------------------------- two trace sets
-@pytest.fixture(scope="module")
-def traces(tmp_path_factory):
-    store = Store(str(tmp_path_factory.mktemp("store")))
-    asked = [
-        row("questions", question_id=f"q{n:03}", question=f"<b>{n}</b>", solution=f"`{n}`")
-        for n in range(6)
-    ]
-    questions = commit(store, "dataset-prep", {"questions": asked, "dropped": []})
-    made = {"dataset-prep": questions}
-    rewards = {
-        "dataset": [-3.0, -2.0, -2.0, None, -5.0, -1.0],
-        "rlt": [-1.0, -2.0, -3.0, -1.0, -1.0, 0.0],
-    }
-    for name, values in rewards.items():
-        stage = "trace-import" if name == "dataset" else "trace-generation"
-        samples = (0,) if name == "dataset" else (0, 1)
-        texts = [
-            row("traces", trace_id=f"q{n:03}-{s}", question_id=f"q{n:03}", sample=s,
-                text=f"{name} says <script>{n}-{s}</script> ```")
-            for n in range(6) for s in samples
-        ]  # fmt: skip
-        generated = commit(
-            store, f"{stage}[{name}]", {"traces": texts}, inputs={"questions": questions}
-        )
-        scores = [
-            score_row(n, None if value is None else value + 0.5 * s, s, doubt=3.0 if n else None)
-            for n, value in enumerate(values)
-            for s in samples
-        ]
-        label = f"trace-scoring[{name}]"
-        inputs = {"traces": generated, "questions": questions}
-        made |= {
-            generated.label: generated,
-            label: commit(store, label, {"scores": scores}, seed=0, inputs=inputs),
-        }
-    return report_of(store, made, title="compare-traces", compared=("dataset", "rlt"))
-
-
-def test_two_trace_sets_are_compared_question_by_question(traces, tmp_path):
-    found = traces.compared
-    assert found.questions == ["q000", "q001", "q002", "q004", "q005"]
-    gains = np.array([2.0, 0.0, -1.0, 4.0, 1.0]) + 0.25
-    reward = found.lines[0]
-    assert reward.part == "reward" and reward.means[0] == pytest.approx(-13 / 5)
-    assert reward.checkpoint.value == pytest.approx(gains.mean()) and reward.method is None
-    assert (found.wins, found.ties, found.losses) == (4, 0, 1)
-    assert found.sign_p == pytest.approx(stats.binomtest(4, 5).pvalue)
-    doubt = next(line for line in found.lines if line.part == "doubt")
-    assert doubt.checkpoint.questions == 4
-    _, html, tables = written(traces, tmp_path)
-    rows = tables["compared.csv"]
-    assert [each["question_id"] for each in rows] == found.questions
-    assert [float(each["reward_difference"]) for each in rows] == pytest.approx(gains.tolist())
-    assert rows[0]["doubt[rlt]"] == "" and float(rows[1]["reward[rlt]"]) == pytest.approx(-1.75)
-    assert "wins 4, ties 0 and loses 1" in html
-
-
-def test_the_first_questions_stand_side_by_side_and_inert(traces, tmp_path):
-    shown = traces.compared.texts
-    assert [each.question_id for each in shown] == ["q000", "q001", "q002"]
-    assert shown[0].sides[1].text == "rlt says <script>0-0</script> ```"
-    assert shown[0].sides[1].parts["reward"] == -1.0
-    text, html, _ = written(traces, tmp_path)
-    assert "script" not in Tables(html).tags
-    tokens = MarkdownIt("commonmark").enable("table").parse(text)
-    blocks = [token.content.strip() for token in tokens if token.type == "fence"]
-    assert "dataset says <script>2-0</script> ```" in blocks and "`1`" in blocks
-    assert not [token for token in tokens if token.type == "html_block"]
-
-
-# ---------------------------------------------------------------- sets of ranks
-@pytest.mark.parametrize(
-    ("name", "ranked"),
-    [("rank-1", True), ("length-rank-12", True), ("token-matched-rank-3", True),
-     ("r_ss-rank-1", True), ("rank_surprisal-rank-2", True), ("my-rank-1", False),
-     ("rank-", False), ("rlt", False)],
-)  # fmt: skip
-def test_students_of_ranks_are_known_by_their_names(name, ranked):
-    assert bool(RANKED.fullmatch(name)) is ranked
-
-
-def test_sets_of_ranks_stand_in_one_table_and_one_figure(tmp_path):
-    store = Store(str(tmp_path / "store"))
-    sets = {
-        "random": [0.5, 0.6, 0.5, 0.55],
-        "length": [0.3, 0.5, 0.6, 0.8],
-        "reward": [0.9, 0.7, 0.5, 0.2],
-    }
-    made = evaluated(store, "base", {"test": answers(0.2, questions=20, samples=1)})
-    for name, rates in sets.items():
-        made |= rank_set(store, name, rates, seeds=(0, 1))
-    rows = (
-        TableRow(name="Base", model="base", trained=False),
-        TableRow(name="Rank 1", model="rank-1", baseline="base"),
-    )
-    data = report_of(store, made, rows, title="rank-ablation")
-    assert [one.ranked_by for one in data.rank_sets] == ["reward", "length", "random"]
-    assert data.ranks.ranked_by == "reward" and not data.curves
-    metrics = made["rank-statistics[length]"].metrics
-    pearson = data.rank_sets[1].statistic("pearson")
-    assert (pearson.value, pearson.low) == (metrics["pearson"], metrics["pearson_low"])
-    assert pearson.value < 0 < data.ranks.statistic("pearson").value
-    assert pearson.by_seed == {seed: metrics[f"pearson@{seed}"] for seed in (0, 1)}
-    values = [line.value for line in data.ranks.lines]
-    assert data.ranks.spread == pytest.approx(values[0] - values[-1])
-    assert lines_of(data, "test")["rank-1"].score.checkpoint.value == pytest.approx(values[0])
-    text, html, tables = written(data, tmp_path / "report")
-    for page in (text, html):
-        assert "random (the noise floor)" in page.replace("\\", "")
-    assert "](rank_sets.png)" in text and html.count("<img") == 3
-    assert "> 0.89 (quoted)" in text and (tmp_path / "report" / "rank_sets.png").exists()
-    found = {(each["ranked_by"], each["quantity"], each["rank"], each["seed"]): each
-             for each in tables["ranks.csv"]}  # fmt: skip
-    assert float(found["length", "pearson", "", ""]["low"]) == pearson.low
-    assert float(found["length", "pearson", "", "1"]["value"]) == pearson.by_seed[1]
-    assert len([key for key in found if key[1] == "score"]) == 3 * 4 * 3
-
-
-# ---------------------------------------------------------------- where it is found
-def test_reports_are_found_by_experiment_and_profile(tmp_path):
-    store = Store(str(tmp_path))
-    with pytest.raises(UserError, match="rlt run full-pipeline"):
-        _latest_report(store, None, None)
-    whole = commit(store, "report", {})
-    table = commit(store, "report[table-1]", {})
-    for profile in ("tiny", "smol"):
-        store.set_ref(f"{profile}/report", whole.ref)
-    store.set_ref("tiny/report[table-1]", table.ref)
-    store.set_ref("tiny/reported", commit(store, "evaluation[reported]", {}).ref)
-    assert _latest_report(store, None, "table-1").ref == table.ref
-    assert _latest_report(store, "tiny", "full-pipeline").ref == whole.ref
-    assert _latest_report(store, "smol", None).ref == whole.ref
-    with pytest.raises(UserError, match=r"no report of table-2 .* full-pipeline, table-1"):
-        _latest_report(store, None, "table-2")
-    with pytest.raises(UserError, match="no report of table-1 of profile smol"):
-        _latest_report(store, "smol", "table-1")
-
-
-def test_every_report_of_a_profile_has_artifacts_of_its_own(monkeypatch, one_seed, tmp_path):
-    *_, data = one_seed
-    shown = []
-    for kind in ("markdown", "table", "image"):
-        monkeypatch.setattr(pages, f"create_{kind}_artifact", lambda **given: shown.append(given))
-    render_report(data, tmp_path / "files")
-
-    class Reports(Store):
-        def local(self, manifest):
-            return tmp_path / "files"
-
-    store = Reports(str(tmp_path / "store"))
-    for label in ("report", "report[table-1]", "report[table-2]"):
-        pages.show_report(store, commit(store, label, {}))
-    keys = [each["key"] for each in shown]
-    assert len(set(keys)) == len(keys)
-    assert {"tiny-report", "tiny-scores", "tiny-table-1-report", "tiny-table-2-table"} <= set(keys)

@@ -1,0 +1,82 @@
+"""Reports of stores that tests wrote by hand, and their pages as tables."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlt_core.evaluation.crossed import Floats
+from rlt_core.report import gather, render_report
+from rlt_core.report.data import ReportData
+from rlt_core.report.experiment import Line
+from rlt_core.stages import ReportConfig, TableRow
+from rlt_core.store import Manifest, Store
+
+
+def answers(rate: float, questions: int = 24, samples: int = 2, seed: int = 0) -> Floats:
+    """(Q, N) answers of a model; questions differ in how hard they are."""
+    rng = np.random.default_rng([seed, questions])
+    level_Q = np.clip(rate + 0.3 * np.linspace(-1, 1, questions), 0, 1)
+    return (rng.random((questions, samples)) < level_Q[:, None]).astype(float)
+
+
+def report_of(
+    store: Store,
+    made: Mapping[str, Manifest],
+    rows: Sequence[TableRow] = (),
+    **config: Any,
+) -> ReportData:
+    """What a report of these artifacts says; `config`: fields of its config."""
+    inputs = {name: (manifest, store.local(manifest)) for name, manifest in made.items()}
+    shown = ReportConfig(**{"profile": "smol", "title": "table-1", "rows": tuple(rows)} | config)
+    return gather(inputs, shown, "0123456789abcdef")
+
+
+def written(data: ReportData, folder: Path) -> tuple[str, str, dict[str, list[dict[str, str]]]]:
+    """(Markdown, HTML, name of a CSV -> its rows) of a rendered report."""
+    render_report(data, folder)
+    tables = {}
+    for file in folder.glob("*.csv"):
+        with file.open(newline="") as opened:
+            tables[file.name] = list(csv.DictReader(opened))
+    return (folder / "report.md").read_text(), (folder / "report.html").read_text(), tables
+
+
+def lines_of(data: ReportData, task: str) -> dict[str, Line]:
+    """Lines of the table of a task by their model."""
+    assert data.experiment
+    (table,) = [table for table in data.experiment.tables if table.task == task]
+    return {line.row.model: line for line in table.lines}
+
+
+class Tables(HTMLParser):
+    """Rows of cells of every table of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self.tags: list[str] = []
+        self.open = False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+            self.open = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self.open = self.open and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.tables[-1][-1][-1] += data
