@@ -28,8 +28,8 @@ class DataConfig(Frozen):
     """Questions to learn from and questions to be tested on."""
 
     source: str = "arithmetic"
-    """`arithmetic` or `countdown` (generated), a local .jsonl/.json/.parquet/.csv file,
-    or `hub:org/name`."""
+    """Generated (`arithmetic`, `arithmetic-s1`, `arithmetic-sky-t1`, `countdown`,
+    `countdown-small`), a local .jsonl/.json/.parquet/.csv file, or `hub:org/name`."""
     revision: str | None = Field(default=None, pattern="^[0-9a-f]{40}$")
     """Commit of a hub data set (40 hex digits); empty: the one that `rlt fetch` pinned here."""
     hub_split: str = "train"

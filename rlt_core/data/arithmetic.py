@@ -9,6 +9,11 @@ two digits, so that what stands where is easy to learn:
 A trace's quality is a probability between 0 and a half, drawn once: each written sum is off by
 one with it, and later steps go on from what was written. One trace in ten is terse (column sums
 alone) or shuffled (steps in random order) instead. A solution is always the true sum.
+
+Two more sources have the manner of other data sets, for comparison:
+
+- `s1`: few, chosen and long: no step is wrong, and the column sums are checked once more in brief,
+- `sky-t1`: graded as above, but only traces that arrive at the sum are kept, all in one style.
 """
 
 from __future__ import annotations
@@ -16,11 +21,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from random import Random
+from typing import Literal
 
 from rlt_core.data.rawrow import RawRow
 from rlt_core.prompts import Prompter, Row
 
 Operands = tuple[int, ...]
+Manner = Literal["graded", "s1", "sky-t1"]
 SUM = re.compile(r"\d+(\+\d+)*")
 TERMS = 3
 MIN_VALUE, MAX_VALUE = 10, 99
@@ -86,24 +93,39 @@ def graded_trace(operands: Operands, max_error_rate: float, rng: Random) -> str:
     return trace_of(operands, rng.uniform(0, max_error_rate), rng, style)
 
 
+def _trace_in(manner: Manner, operands: Operands, rng: Random) -> str | None:
+    """The trace of a data set of this manner; None where it rejects the one that was drawn."""
+    if manner == "graded":
+        return graded_trace(operands, DATA_ERROR_RATE, rng)
+    if manner == "s1":
+        check = trace_of(operands[::-1], 0.0, rng, "terse")
+        return f"{trace_of(operands, 0.0, rng)};{check}"
+    trace = trace_of(operands, rng.uniform(0, DATA_ERROR_RATE), rng)
+    return trace if trace.endswith(f";{sum(operands)}") else None
+
+
 # ---------------------------------------------------------------- data sets
-def arithmetic_rows(n: int, seed: int) -> list[RawRow]:
-    """`n` questions with graded traces; no two have the same operands in any order."""
-    rng = Random(f"arithmetic-{seed}")
+def arithmetic_rows(n: int, seed: int, manner: Manner = "graded") -> list[RawRow]:
+    """`n` questions with traces; no two have the same operands in any order."""
+    rng = Random(f"arithmetic-{seed}" if manner == "graded" else f"arithmetic-{manner}-{seed}")
     rows: dict[Operands, RawRow] = {}
     while len(rows) < n:
         operands = _operands(rng)
         key = tuple(sorted(operands))
-        if key not in rows:
-            total = str(sum(operands))
-            rows[key] = RawRow(
-                row=len(rows) + 1,
-                question=question_of(operands),
-                solution=total,
-                trace=graded_trace(operands, DATA_ERROR_RATE, rng),
-                answer=total,
-                grader="arithmetic",
-            )
+        if key in rows:
+            continue
+        trace = _trace_in(manner, operands, rng)
+        if trace is None:
+            continue
+        total = str(sum(operands))
+        rows[key] = RawRow(
+            row=len(rows) + 1,
+            question=question_of(operands),
+            solution=total,
+            trace=trace,
+            answer=total,
+            grader="arithmetic",
+        )
     return list(rows.values())
 
 

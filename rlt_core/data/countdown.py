@@ -1,16 +1,26 @@
-"""Countdown by reasoning-gym: reach a target with given numbers. Out of domain for arithmetic."""
+"""Countdown: reach a target with given numbers. Out of domain for arithmetic.
+
+`countdown` is reasoning-gym's. `countdown-small` is for models of less than a million parameters:
+three numbers in their order, to be added or subtracted.
+"""
 
 from __future__ import annotations
 
 import json
-from itertools import count
+from collections.abc import Iterator
+from itertools import combinations_with_replacement, count, permutations, product
+from random import Random
 from typing import Any
 
 from rlt_core.data.rawrow import RawRow
+from rlt_core.errors import UserError
 
 MIN_NUMBERS, MAX_NUMBERS = 3, 4
 SEED_STRIDE = 10_000_019
 """The generator numbers problem i of seed s as s + i: seeds must lie further apart than that."""
+
+SMALL_NUMBERS, SMALL_LARGEST = 3, 20
+"""How many numbers a small problem has, from 1 to which."""
 
 EVALUATION_QUESTIONS, EVALUATION_SEED = 100, 1_000_003
 """The evaluation set `countdown`: its seed is unlike any training seed."""
@@ -55,6 +65,68 @@ def countdown_rows(n: int, seed: int) -> list[RawRow]:
             ),
         )
     return list(rows.values())
+
+
+def small_countdown_rows(n: int, seed: int) -> list[RawRow]:
+    """`n` small problems, different in numbers (in any order) or target, without traces:
+    `12,3,7>8`, solved by `12+3-7`.
+
+    A problem's numbers stand in the order of its solution: of all orders and signs that reach the
+    target one is drawn. Raises UserError where there are not so many problems.
+    """
+    rng = Random(f"countdown-small-{seed}")
+    problems = _small_problems()
+    if n > len(problems):
+        raise UserError(
+            f"countdown-small has {len(problems)} problems, {n} are asked for: lower n_train, "
+            "n_validation or n_test, or take source=countdown"
+        )
+    rows: list[RawRow] = []
+    for (numbers, target), solutions in rng.sample(problems, n):
+        order, signs = rng.choice(solutions)
+        given = ",".join(map(str, order))
+        rows.append(
+            RawRow(
+                len(rows) + 1,
+                f"{given}>{target}",
+                _expression(order, signs),
+                answer=str(target),
+                grader="countdown",
+                metadata=json.dumps({"numbers": list(numbers), "target": target}),
+            )
+        )
+    return rows
+
+
+Problem = tuple[tuple[int, ...], int]
+Solution = tuple[tuple[int, ...], tuple[int, ...]]
+"""An order of the numbers, and the signs of all but the first."""
+
+
+def _small_problems() -> list[tuple[Problem, list[Solution]]]:
+    """Every problem (sorted numbers, target of 0 or more) with all its solutions."""
+    found: dict[Problem, list[Solution]] = {}
+    numbers = range(1, SMALL_LARGEST + 1)
+    for chosen in combinations_with_replacement(numbers, SMALL_NUMBERS):
+        for order, signs in _orders_and_signs(chosen):
+            target = order[0] + sum(
+                sign * number for sign, number in zip(signs, order[1:], strict=True)
+            )
+            if target >= 0:
+                found.setdefault((chosen, target), []).append((order, signs))
+    return list(found.items())
+
+
+def _orders_and_signs(numbers: tuple[int, ...]) -> Iterator[Solution]:
+    orders = sorted(set(permutations(numbers)))
+    yield from product(orders, product((1, -1), repeat=len(numbers) - 1))
+
+
+def _expression(order: tuple[int, ...], signs: tuple[int, ...]) -> str:
+    rest = (
+        f"{'+' if sign > 0 else '-'}{number}" for sign, number in zip(signs, order[1:], strict=True)
+    )
+    return f"{order[0]}{''.join(rest)}"
 
 
 def countdown_questions(n: int, seed: int) -> list[dict[str, Any]]:

@@ -78,6 +78,28 @@ def problem_of(question: Row) -> str | None:
     return None
 
 
+def require_disjoint(questions: Sequence[Row], evaluated: Mapping[str, Sequence[Row]]) -> int:
+    """The number of different generated problems, after a check that none is in two splits and
+    that no training problem is in an evaluation set, whatever the order of its numbers.
+
+    Raises RuntimeError naming the problem.
+    """
+    split_of: dict[str, str] = {}
+    for question in questions:
+        problem = problem_of(question)
+        if problem is None:
+            continue
+        first = split_of.setdefault(problem, question["split"])
+        if first != question["split"]:
+            raise RuntimeError(f"problem {problem} is in {first} and in {question['split']}")
+    for task, rows in evaluated.items():
+        for row in rows:
+            problem = problem_of(row)
+            if problem is not None and split_of.get(problem) == "train":
+                raise RuntimeError(f"problem {problem} is in train and in evaluation set {task}")
+    return len(split_of)
+
+
 def find_overlaps(
     training: Sequence[Row], evaluated: Mapping[str, Sequence[Row]]
 ) -> Iterator[dict[str, Any]]:

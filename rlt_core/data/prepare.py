@@ -11,7 +11,7 @@ import numpy as np
 
 from rlt_core.config import DataConfig
 from rlt_core.control import Control
-from rlt_core.data.overlap import LONG, find_overlaps, near_duplicates
+from rlt_core.data.overlap import LONG, find_overlaps, near_duplicates, require_disjoint
 from rlt_core.data.rawrow import RawRow, normalised, refuse_tags
 from rlt_core.data.sources import read_source
 from rlt_core.errors import UserError
@@ -34,16 +34,18 @@ def prepare_questions(
     out: Path,
     control: Control,
     evaluated: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    tested: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, float]:
     """Write the tables `questions`, `dropped`, `eval_overlaps`; returns counts and token lengths.
 
     Rows with the same question are merged into the first of them, and so are near-duplicates;
     questions with too long a teacher prompt are dropped. Splits are disjoint and chosen by the
-    seed. Training questions that overlap with the held-out test or a set in `evaluated` (questions
-    by task) are listed in `eval_overlaps`, and dropped where `data.overlap` says so. All that is
-    dropped is in `dropped`. Raises UserError for bad rows, or when too few questions are left.
+    seed. Training questions that overlap with the held-out test, with `tested` (that of another
+    data set) or a set in `evaluated` (questions by task) are listed in `eval_overlaps`, and dropped
+    where `data.overlap` says so. All that is dropped is in `dropped`. Raises UserError for bad
+    rows, or when too few questions are left; RuntimeError if a generated problem is in two splits.
     """
-    raw = read_source(data)
+    raw = read_source(data, len(tested))
     refuse_tags(raw, prompter.format, data.source)
     unique, dropped = _merge(raw, data.near_duplicate)
     kept: list[Row] = []
@@ -60,7 +62,8 @@ def prepare_questions(
             control.check()
             control.progress(done, len(unique), {})
     train, validation, test = _split(kept, data, len(raw), len(dropped))
-    overlaps = list(find_overlaps(train, {"test": test, **(evaluated or {})}))
+    sets = {"test": [*test, *tested], **(evaluated or {})}
+    overlaps = list(find_overlaps(train, sets))
     if data.overlap == "drop":
         train = _drop(train, overlaps, places, dropped)
     train = _chosen(train, data, overlaps)
@@ -68,10 +71,12 @@ def prepare_questions(
     if data.overlap == "report":
         overlaps = [row for row in overlaps if row["question_id"] in chosen]
     questions = [*train, *validation, *test]
+    problems = require_disjoint(questions, sets if data.overlap == "drop" else {})
     write_rows(out / "questions.parquet", "questions", questions)
     write_rows(out / "dropped.parquet", "dropped", sorted(dropped, key=lambda row: row["row"]))
     write_rows(out / "eval_overlaps.parquet", "eval_overlaps", overlaps)
-    return _metrics(raw, questions, dropped, overlaps) | _lengths(questions, prompter)
+    counts = _metrics(raw, questions, dropped, overlaps)
+    return counts | {"problems": problems} | _lengths(questions, prompter)
 
 
 def _merge(raw: list[RawRow], threshold: float | None) -> tuple[list[RawRow], list[Row]]:

@@ -16,7 +16,10 @@ from rlt_core.hub import UNPINNED, pinned
 from rlt_core.snapshots import snapshot
 from rlt_core.store.files import sha256_of
 
-GENERATED = {"arithmetic": 1, "countdown": 1}
+GENERATED = {
+    "arithmetic": 1, "arithmetic-s1": 1, "arithmetic-sky-t1": 1, "countdown": 1,
+    "countdown-small": 1,
+}  # fmt: skip
 """Generated sources and their versions."""
 HUB = "hub:"
 HUB_FILES = ("*.parquet", "*.jsonl", "*.json", "*.csv", "*.md")
@@ -46,10 +49,13 @@ def data_digest(data: DataConfig) -> str:
     return f"{sha256_of(path)}{path.suffix}"
 
 
-def read_source(data: DataConfig) -> list[RawRow]:
-    """All rows of a source, checked. Raises UserError naming source, row, field and the mend."""
+def read_source(data: DataConfig, spare: int = 0) -> list[RawRow]:
+    """All rows of a source, checked; of a generated one so many more than are asked for.
+
+    Raises UserError naming source, row, field and the mend.
+    """
     if data.source in GENERATED:
-        return _generate(data)
+        return _generate(data, spare)
     if data.conversations and data.split_at is not None:
         raise UserError("data.conversations and data.split_at exclude each other; set one of them")
     if data.split_at is not None and data.fields.trace is not None:
@@ -77,18 +83,29 @@ def fetch_dataset(repo: str, revision: str) -> Path:
     return snapshot(repo, revision, "dataset", HUB_FILES)
 
 
-def _generate(data: DataConfig) -> list[RawRow]:
+def _generate(data: DataConfig, spare: int) -> list[RawRow]:
     if data.n_train is None:
         raise UserError(f"data.source={data.source!r} is generated: say how many in data.n_train")
-    n = data.n_train + data.n_validation + data.n_test
-    if data.source == "arithmetic":
-        from rlt_core.data.arithmetic import arithmetic_rows
+    from rlt_core.data.arithmetic import arithmetic_rows
+    from rlt_core.data.countdown import (
+        EVALUATION_QUESTIONS,
+        countdown_rows,
+        small_countdown_rows,
+    )
 
-        return arithmetic_rows(n, data.seed)
-    from rlt_core.data.countdown import EVALUATION_QUESTIONS, countdown_rows
-
+    n = data.n_train + data.n_validation + data.n_test + spare
     # Problems differ, so at most so many are dropped because they are tested elsewhere.
-    return countdown_rows(n + EVALUATION_QUESTIONS, data.seed)
+    tested = EVALUATION_QUESTIONS
+    match data.source:
+        case "arithmetic":
+            return arithmetic_rows(n, data.seed)
+        case "arithmetic-s1":
+            return arithmetic_rows(n, data.seed, "s1")
+        case "arithmetic-sky-t1":
+            return arithmetic_rows(n, data.seed, "sky-t1")
+        case "countdown":
+            return countdown_rows(n + tested, data.seed)
+    return small_countdown_rows(n + tested, data.seed)
 
 
 def _hub_folder(data: DataConfig) -> Path:

@@ -23,7 +23,7 @@ from rlt_core.config import (
     SFTConfig,
     StudentSFTConfig,
 )
-from rlt_core.data.sources import data_digest
+from rlt_core.data.sources import GENERATED, data_digest
 from rlt_core.errors import UserError
 from rlt_core.evaluation.tasks import BENCHMARKS
 from rlt_core.formats import load_format
@@ -47,8 +47,6 @@ from rlt_core.stages import (
     TraceScoringConfig,
 )
 from rlt_core.store.files import sha256_of
-
-GENERATED = ("arithmetic", "countdown")
 
 
 def _file_digest(path: str, field: str) -> str:

@@ -12,6 +12,7 @@ from rlt_core.evaluation.tasks import benchmark_task
 from rlt_core.hub import UNPINNED
 from rlt_core.models import load_tokenizer, tiny_tokenizer
 from rlt_core.prompts import Prompter
+from rlt_core.rows import read_rows
 from rlt_core.stages import DatasetPrepConfig
 from tasks.job import Job
 
@@ -28,7 +29,11 @@ def run(job: Job) -> dict[str, float]:
     )
     prompter = Prompter(config.format, tokenizer)
     evaluated = {name: _evaluated(name, commit) for name, commit in config.evaluated.items()}
-    return prepare_questions(data, prompter, job.out, job.control, evaluated)
+    tested = []
+    if "tested" in job.manifests:
+        rows = read_rows(job.tables("tested"), "questions")
+        tested = [row for row in rows if row["split"] == "test"]
+    return prepare_questions(data, prompter, job.out, job.control, evaluated, tested)
 
 
 def _evaluated(name: str, commit: str) -> Sequence[Mapping[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rlt_core.data.countdown import EVALUATION_QUESTIONS, EVALUATION_SEED, countdown_questions
 from rlt_core.errors import UserError
 from rlt_core.evaluation.adapter import run_tasks  # noqa: F401 (slow to import: preloaded here)
@@ -33,6 +35,8 @@ def run(job: Job) -> dict[str, float]:
 
 
 def _task(job: Job, name: str, config: EvaluationStageConfig) -> EvalTask:
+    if name == "countdown" and "countdown" in job.manifests:
+        return EvalTask(name, _held_out(job, "countdown", "countdown.n_test"))
     if name == "countdown":
         return EvalTask(name, countdown_questions(EVALUATION_QUESTIONS, EVALUATION_SEED))
     if name != "test":
@@ -40,10 +44,16 @@ def _task(job: Job, name: str, config: EvaluationStageConfig) -> EvalTask:
         if commit == UNPINNED:
             raise UserError(f"benchmark {name}: run `rlt fetch` for this profile while online")
         return benchmark_task(name, config.evaluation.max_questions, commit)
-    questions = read_rows(job.tables("questions"), "questions")
+    return EvalTask(name, _held_out(job, "questions", "data.n_test"))
+
+
+def _held_out(job: Job, data_set: str, field: str) -> list[dict[str, Any]]:
+    """The test questions of a data set. Raises UserError where it has none."""
+    questions = read_rows(job.tables(data_set), "questions")
     held_out = [row for row in questions if row["split"] == "test"]
     if not held_out:
         raise UserError(
-            "evaluation.tasks has `test`, but no question is held out; raise data.n_test"
+            f"{job.spec.name} asks held-out questions of {data_set}, and there are none; raise "
+            f"{field}"
         )
-    return EvalTask(name, held_out)
+    return held_out
