@@ -55,7 +55,15 @@ def test_several_must_all_be_beaten(tmp_path):
     assert (all_.verdict, near.verdict, one_better.verdict) == ("holds", "undecided", "refuted")
     assert all_.p == max(line.p for line in all_.contrasts)
     assert all_.estimate == min(line.estimate for line in all_.contrasts)
-    assert one_better.p == pytest.approx(2 * min(line.p for line in one_better.contrasts[1:]))
+
+
+def test_of_several_any_may_refute_but_more_trials_find_more(tmp_path):
+    rates = {"rlt": 0.6, "dataset": 0.62, "raw": 0.3, "near": 0.65}
+    (found,) = judged(tmp_path, rates, BEATS | {"theirs": ["dataset", "raw", "near"]})
+    lost = [line.p for line in found.contrasts if line.estimate < 0]
+    assert 0.001 < min(lost) < 0.3
+    assert found.p == pytest.approx(3 * min(lost))
+    assert found.estimate == min(line.estimate for line in found.contrasts)
 
 
 def test_a_difference_is_that_of_the_report():
@@ -140,6 +148,10 @@ def test_a_correlation(tmp_path, step, verdict):
     assert [point.rank for point in found.points] == [1, 2, 3, 4, 5, 6]
     ((low, high),) = found.intervals
     assert low <= found.estimate <= high
+    (slope,) = found.contrasts
+    assert found.p == max(slope.p, correlation_p(found.estimate, low, high))
+    if verdict == "undecided":
+        assert slope.p > correlation_p(found.estimate, low, high)
 
 
 def test_the_slope_finds_chance_as_seldom_as_it_says():
