@@ -146,6 +146,7 @@ def _ranks(ablation: RankAblation, base: ScoreLine | None) -> Figure:
 
 def _rank_sets(sets: Sequence[RankAblation]) -> Figure:
     figure, (axes,) = _axes(1, height=4.2)
+    figure.set_figwidth(7.2)
     for number, one in enumerate(sets):
         ranks = np.array([line.rank for line in one.lines], dtype=np.float64)
         values = 100 * np.array([line.value for line in one.lines])
@@ -160,5 +161,8 @@ def _rank_sets(sets: Sequence[RankAblation]) -> Figure:
     axes.set_xlabel("rank of the traces a student was trained on (1 is best)")
     axes.set_ylabel(f"% correct, {sets[0].task}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False, fontsize=8, title="ranked by", title_fontsize=8)
+    axes.legend(
+        frameon=False, fontsize=8, title="ranked by", title_fontsize=8, loc="upper left",
+        bbox_to_anchor=(1.01, 1.0),
+    )  # fmt: skip
     return figure

@@ -44,12 +44,13 @@ def overview_table(folder: Path) -> Table:
     table.add_column("row")
     for task in tasks:
         table.add_column(task or "score", justify="right", no_wrap=True)
-    table.add_column(f"against, {tasks[-1]}" if tasks[-1] else "against", justify="right")
+    against = f"against, {tasks[-1]}" if tasks[-1] else "against"
+    table.add_column(against, justify="right", overflow="fold")
     for model in models:
         row = [cells[model, task] for task in tasks]
         name = escape(row[0]["row"])
         if row[0]["missing"]:
-            name += f"\n[dim]did not run: {escape(row[0]['missing'])}[/]"
+            name += "\n[dim]did not run[/]"
         table.add_row(name, *map(_score, row), _difference(row[-1]))
     return table
 
@@ -61,9 +62,8 @@ def _score(line: Row) -> str:
         prefix = "method_" if line["method_low"] else ""
         low, high = line[f"{prefix}low"], line[f"{prefix}high"]
         shown.append(_percent(line["value"], low, high, ".1f", "\n"))
-    quoted = line["paper_percent"]
-    if quoted:
-        shown.append(f"[dim]paper {float(quoted):.4g}[/]")
+    if line["paper_percent"]:
+        shown.append(f"[dim]paper {line['paper_percent']}[/]")
     return "\n".join(shown)
 
 
