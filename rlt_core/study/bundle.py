@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -36,6 +37,8 @@ INDEX = "bundle.json"
 OWN = ("study.toml", "frozen.json", "nodes.json", "verdicts.json", "verdicts.md")
 TOLERANCE = 1e-6
 """Numbers that agree to this, relative or absolute, are equal: machines round differently."""
+NAME = re.compile(r"(?P<stage>[a-z-]+)(?:\[(?P<variant>.*)\])?(?:@(?P<seed>-?\d+))?")
+"""`stage[variant]@seed`."""
 Shape = TypeVar("Shape")
 
 
@@ -141,8 +144,6 @@ def verify(folder: Path) -> Verified:
     """Check a bundle's files, its study against its freeze, and recompute every verdict from the
     tables; no store, no model. Raises UserError for a folder that is no whole bundle."""
     index = _read(folder / INDEX, Index)
-    if left_out := [name for name in OWN if name not in index.files]:
-        raise UserError(f"{folder / INDEX} does not name {', '.join(left_out)}: no whole bundle")
     problems = list(_file_problems(folder, index))
     if gone := [name for name in OWN if not (folder / name).is_file()]:
         raise UserError(f"{folder}: {', '.join(gone)} is missing: no whole bundle")
@@ -150,10 +151,10 @@ def verify(folder: Path) -> Verified:
     frozen = read_freeze(folder / "frozen.json")
     if frozen.study_sha256 != sha256_of(folder / "study.toml"):
         problems.append("study.toml is not what was frozen (sha256 differs from frozen.json)")
-    if problems:
-        return Verified(study=study, freeze=frozen, verdicts=(), problems=tuple(problems))
     entries = _read(folder / "nodes.json", list[NodeEntry])
     problems += _node_problems(study, frozen, entries)
+    if problems:
+        return Verified(study=study, freeze=frozen, verdicts=(), problems=tuple(problems))
     judgement = _read(folder / "verdicts.json", Judgement)
     verdicts = judge(study, Evidence(folder, Catalogue(entries), study))
     problems += _verdict_problems(judgement.verdicts, verdicts)
@@ -184,22 +185,36 @@ def _file_problems(folder: Path, index: Index) -> Iterator[str]:
         yield f"{name}: not part of the bundle"
 
 
-def _node_problems(study: Study, frozen: Freeze, entries: Iterable[NodeEntry]) -> Iterator[str]:
+def _node_problems(study: Study, frozen: Freeze, entries: list[NodeEntry]) -> Iterator[str]:
     """Nodes that were not frozen, and evaluations of the claims' models that were left out."""
-    given = {}
+    given = {entry.key for entry in entries}
     for entry in entries:
-        seed = "" if entry.seed is None else f"@{entry.seed}"
-        label = f"{entry.stage}[{entry.variant}]" if entry.variant else entry.stage
-        given[entry.key] = label
-        if frozen.nodes.get(entry.key) != entry.name or entry.name != f"{label}{seed}":
+        if frozen.nodes.get(entry.key) != entry.name or entry.name != _name(entry):
             yield f"nodes.json: {entry.name} ({entry.key}) is not in the frozen graph"
         for name, key in entry.inputs.items():
             if key not in frozen.nodes:
                 yield f"nodes.json: {entry.name} reads {name} {key}, which is not frozen"
-    labels = set(given.values())
-    for key, name in frozen.nodes.items():
-        if name.partition("@")[0] in labels and key not in given:
-            yield f"nodes.json: {name} ({key}) was frozen and is left out"
+    fixed = Catalogue(_parsed(key, name) for key, name in frozen.nodes.items())
+    for entry in fixed.needed(study.claims):
+        if entry.key not in given:
+            yield f"nodes.json: {entry.name} ({entry.key}) was frozen and is left out"
+
+
+def _name(entry: NodeEntry) -> str:
+    label = f"{entry.stage}[{entry.variant}]" if entry.variant else entry.stage
+    return label if entry.seed is None else f"{label}@{entry.seed}"
+
+
+def _parsed(key: str, name: str) -> NodeEntry:
+    """What the name of a node says of it."""
+    match = NAME.fullmatch(name)
+    if match is None:
+        raise UserError(f"frozen.json: nodes: {name!r} is no name of a node")
+    seed = int(match["seed"]) if match["seed"] else None
+    return NodeEntry(
+        name=name, key=key, stage=match["stage"], variant=match["variant"] or "", seed=seed,
+        inputs={},
+    )  # fmt: skip
 
 
 def _verdict_problems(stored: Iterable[Verdict], found: Iterable[Verdict]) -> Iterator[str]:

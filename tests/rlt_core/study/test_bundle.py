@@ -149,14 +149,16 @@ def test_a_prettier_summary_is_found(bundle):
     assert verify(bundle).problems == ("verdicts.md does not say what verdicts.json says",)
 
 
-def test_a_seed_left_out_is_found(bundle):
-    """Of a study whose seeds are fixed none may be dropped."""
+@pytest.mark.parametrize("left_out", ["evaluation[rlt]@101", "evaluation[rank-3]"])
+def test_a_seed_or_a_rank_left_out_is_found(bundle, left_out):
+    """Of a study whose graph is fixed none may be dropped."""
     nodes = json.loads((bundle / "nodes.json").read_text())
-    kept = [node for node in nodes if node["name"] != "evaluation[rlt]@101"]
+    kept = [node for node in nodes if not node["name"].startswith(left_out)]
     (bundle / "nodes.json").write_text(json.dumps(kept))
     rehash(bundle)
-    with pytest.raises(UserError, match="seeds of 'rlt' are missing"):
-        verify(bundle)
+    problems = verify(bundle).problems
+    assert len(problems) == len(nodes) - len(kept)
+    assert all(left_out in one and "is left out" in one for one in problems)
 
 
 def test_a_model_in_another_s_place_is_found(bundle):
