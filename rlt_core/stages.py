@@ -136,6 +136,14 @@ class StudentSFTStageConfig(Frozen):
     format: PromptFormat
     seed: int
 
+    @model_validator(mode="after")
+    def _one_choice(self) -> StudentSFTStageConfig:
+        if self.fits and self.rank is not None:
+            raise ValueError("`fits` and `rank` exclude each other")
+        if self.token_matched and self.rank is None:
+            raise ValueError("`token_matched` needs a `rank`")
+        return self
+
 
 class StudentGRPOStageConfig(Frozen):
     """RL cold-start on answer correctness."""
@@ -232,7 +240,7 @@ _ALL = (
     Stage("trace-generation", 1, "traces", TraceGenerationConfig, ("traces",), pool="gpu"),
     Stage("trace-import", 1, "traces", TraceImportConfig, ("traces", "questions")),
     Stage("trace-refinement", 1, "traces", TraceRefinementConfig, ("traces", "dropped")),
-    Stage("trace-scoring", 2, "scores", TraceScoringConfig, ("scores",), pool="gpu"),
+    Stage("trace-scoring", 3, "scores", TraceScoringConfig, ("scores",), pool="gpu"),
     Stage("score-import", 2, "scores", ScoreImportConfig, ("scores",)),
     Stage(
         "student-sft", 1, "model", StudentSFTStageConfig, ("train_steps",), model=True, pool="gpu"

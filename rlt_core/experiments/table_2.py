@@ -31,8 +31,10 @@ def table_2(config: Config) -> Node:
 
 
 def _raw_traces(nodes: Nodes, seed: int) -> Node:
-    """Thoughts of a model that correctness alone has trained, as they are."""
-    solver = nodes.student_grpo(nodes.base, "none", seed)
+    """Thoughts of a model of the teacher's size that correctness alone has trained, as they are.
+    Where students are of that size it is the student without a cold start."""
+    same = nodes.base.key == nodes.student_base.key
+    solver = nodes.student_grpo(nodes.base, "none" if same else "solver", seed)
     return nodes.traces(solver, "raw", seed, context="student")
 
 

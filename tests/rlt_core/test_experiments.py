@@ -203,5 +203,5 @@ def test_what_an_experiment_lacks_is_named(name: str, change: str, named: str) -
 def test_a_stage_alone_can_be_any_experiment_s() -> None:
     config: Config = load_config("smoke", ["countdown=null"])
     variants = {node.variant for node in nodes_of_stage("student-sft", config)}
-    assert {"rlt", "raw", "solution-only", "length-rank-1"} <= variants
+    assert {"rlt", "raw", "solution-only", "random-rank-1"} <= variants
     assert EXPERIMENTS.keys() - PAPER.keys() == {"full-pipeline"}
