@@ -100,8 +100,8 @@ def run(
     if all(item.hit for item in planned):
         name_nodes(Store(request.store), profile, [item.node for item in planned])
     else:
-        _require_writable(Store(request.store))
-        status = _supervise(request, quiet=as_json)
+        require_writable(Store(request.store))
+        status = supervise(request, quiet=as_json)
     if as_json:
         store_ = Store(request.store)
         there = {p.node.key: store_.manifest(p.node.ref.kind, p.node.key) for p in planned}
@@ -114,13 +114,13 @@ def run(
     raise typer.Exit(status)
 
 
-def _require_writable(store: Store) -> None:
+def require_writable(store: Store) -> None:
     """Raises UserError if nothing can be written there."""
     store.files.write(".writable", b"")
     store.files.remove(".writable")
 
 
-def _supervise(request: Request, quiet: bool) -> int:
+def supervise(request: Request, quiet: bool) -> int:
     """Run the request in a process of its own session, pass the wish to stop on."""
     runner = subprocess.Popen(
         [sys.executable, "-m", "flows.runner"],
@@ -264,5 +264,6 @@ def status(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
     for key, name in unfinished.items():
         print(f"  unfinished  {name}  {key}  (the same command goes on from its checkpoints)")
     for profile, nodes in sorted(profiles.items()):
-        has = "with its report" if "report" in nodes else "no report yet"
+        reported = any(node.partition("[")[0] == "report" for node in nodes)
+        has = "with its report" if reported else "no report yet"
         print(f"  profile     {profile}: {len(nodes)} nodes, {has}")

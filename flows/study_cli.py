@@ -13,7 +13,7 @@ from rich.table import Table
 
 from flows.options import DEFAULT_STORE, StoreOption, open_store, store_place
 from flows.request import Request, name_nodes
-from flows.run_cli import _require_writable, _supervise
+from flows.run_cli import require_writable, supervise
 from rlt_core.errors import UserError
 from rlt_core.printable import printable
 from rlt_core.store import Store
@@ -88,10 +88,10 @@ def _compute(request: Request) -> int:
     if all(item.hit for item in planned):
         name_nodes(store, request.profile, [item.node for item in planned])
         return 0
-    _require_writable(store)
+    require_writable(store)
     misses = sum(not item.hit for item in planned)
     print(f"{request.target}: {len(planned)} nodes, {misses} to compute")
-    status = _supervise(request, quiet=False)
+    status = supervise(request, quiet=False)
     if status == 130:
         print("stopped; the same command goes on from here", file=sys.stderr)
     return status

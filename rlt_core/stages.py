@@ -253,7 +253,7 @@ _ALL = (
         pool="gpu",
     ),
     Stage("rank-statistics", 1, "ranking", RankStatisticsConfig, ("rank_scores",)),
-    Stage("report", 1, "report", ReportConfig),
+    Stage("report", 2, "report", ReportConfig),
 )  # fmt: skip
 
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}

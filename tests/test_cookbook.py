@@ -252,7 +252,7 @@ def test_unfinished_and_too_long_traces(ask):
 
 # ---------------------------------------------------------------- answers
 def test_score_by_rank(ask, table):
-    rows = table("rank-ablation", "rank_scores")
+    rows = table("rank-statistics[reward]", "rank_scores")
     found = ask("Score by reward rank")
     assert [row["rank"] for row in found] == [1, 2, 3, 4]
     for row in found:

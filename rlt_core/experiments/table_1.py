@@ -10,24 +10,15 @@ from rlt_core.experiments.nodes import Nodes
 from rlt_core.experiments.students import rlt_student
 from rlt_core.experiments.table import Table
 from rlt_core.graph import Node
+from rlt_core.report.paper import REPOSITORIES
 
-REFERENCES = {"QwQ-32B": "Qwen/QwQ-32B", "DeepSeek-R1": "deepseek-ai/DeepSeek-R1"}
-"""Rows that the paper shows for orientation -> the model on the hub."""
+REFERENCES = ("Qwen/QwQ-32B", "deepseek-ai/DeepSeek-R1")
+"""Models of the hub that the paper shows for orientation."""
 OF_SOURCES = {
     ("s1", "32B-1K"): "s1-32B + budget forcing",
     ("sky-t1", "32B"): "Sky-T1-32B",
 }
 """Trace source and students -> the paper's row, which are of 32B only."""
-OF_REPOSITORIES = {
-    **{repo: row for row, repo in REFERENCES.items()},
-    "SakanaAI/RLT-7B": "RLT-7B",
-    "SakanaAI/RLT-32B": "RLT-32B",
-    "bespokelabs/Bespoke-Stratos-7B": "Bespoke-7B",
-    "bespokelabs/Bespoke-Stratos-32B": "Bespoke-32B",
-    "simplescaling/s1-32B": OF_SOURCES["s1", "32B-1K"],
-    "NovaSky-AI/Sky-T1-32B-Preview": OF_SOURCES["sky-t1", "32B"],
-}
-"""Imported model -> the paper's row."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +43,8 @@ def table_1(config: Config) -> Node:
     nodes = Nodes(config)
     table = Table(nodes, "table-1")
     imported = {m.repo for m in config.imports.models.values() if isinstance(m, HubModel)}
-    for row, repo in REFERENCES.items():
+    for repo in REFERENCES:
+        row = REPOSITORIES[repo]
         if repo not in imported:
             why = f"quoted; `--set imports.models.{row.lower()}=hub:{repo}` evaluates it here"
             table.missing(row, row.lower(), why, paper=row)
@@ -66,7 +58,7 @@ def table_1(config: Config) -> Node:
         )
         _rows(table, base, larger, "32B")
     for name, source in config.imports.models.items():
-        paper = OF_REPOSITORIES.get(source.repo) if isinstance(source, HubModel) else None
+        paper = REPOSITORIES.get(source.repo) if isinstance(source, HubModel) else None
         table.given(f"Imported: {name}", name, nodes.model(source, name), paper, baseline="base")
     return table.report(primary="rlt")
 

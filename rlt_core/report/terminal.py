@@ -15,8 +15,13 @@ Row = dict[str, str]
 
 
 def summary_table(folder: Path) -> Table:
-    """The overview of an experiment's rows; of a report without rows the scores of all models."""
-    return overview_table(folder) if (folder / "table.csv").exists() else scores_table(folder)
+    """The overview of an experiment's rows, or of the traces that it compares; of a report with
+    neither the scores of all models."""
+    if (folder / "table.csv").exists():
+        return overview_table(folder)
+    if (folder / "compared.csv").exists():
+        return compared_table(folder)
+    return scores_table(folder)
 
 
 def _read(file: Path) -> list[Row]:
@@ -76,6 +81,22 @@ def _difference(line: Row) -> str:
     names = [f"{prefix}difference{end}" for end in ("", "_low", "_high")]
     value, low, high = (line[name] for name in names)
     return f"{_percent(value, low, high, '+.1f', chr(10))}\n[dim]{escape(line['baseline'])}[/]"
+
+
+# ---------------------------------------------------------------- traces side by side
+def compared_table(folder: Path) -> Table:
+    """Mean reward of two sets of traces on the same questions, and which has the better one."""
+    lines = _read(folder / "compared.csv")
+    names = [name[7:-1] for name in lines[0] if name.startswith("reward[")]
+    table = _table(f"Reward of the traces of {len(lines)} questions")
+    for column in ("traces", "mean reward", "better on"):
+        table.add_column(column, justify="left" if column == "traces" else "right")
+    differences = [float(line["reward_difference"]) for line in lines]
+    better = (sum(each < 0 for each in differences), sum(each > 0 for each in differences))
+    for name, count in zip(names, better, strict=True):
+        mean = sum(float(line[f"reward[{name}]"]) for line in lines) / len(lines)
+        table.add_row(name, f"{mean:.3f}", str(count))
+    return table
 
 
 # ---------------------------------------------------------------- all models
