@@ -37,7 +37,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "trace-refinement": ("trace_refinement",),
     "trace-scoring": ("trace_scoring", "reward"),
     "score-import": ("imports",),
-    "student-sft": ("student_sft", "student_sft_subset"),
+    "student-sft": ("student_sft", "student_sft_subset", "countdown"),
     "student-grpo": ("student_grpo",),
     "evaluation": ("evaluation",),
     "rank-statistics": ("rank_ablation",),

@@ -19,6 +19,7 @@ from rlt_core.config.data import (
     FieldMapping,
 )
 from rlt_core.config.experiments import (
+    CountdownConfig,
     LargerStudent,
     RankAblationConfig,
     RankedSet,
@@ -72,6 +73,7 @@ __all__ = [
     "BudgetForcing",
     "Config",
     "CorrectnessReward",
+    "CountdownConfig",
     "DType",
     "DataConfig",
     "Endpoint",
@@ -167,8 +169,8 @@ class Config(Frozen):
     """A second, larger kind of student for table 1 (the paper's 32B); empty: none."""
     trace_sources: dict[str, TraceSource] = Field(default={})
     """Other data sets whose own traces students of table 1 learn from; names are the user's."""
-    countdown: DataConfig | None = None
-    """Training and test problems of the countdown experiment; empty: there is none."""
+    countdown: CountdownConfig | None = None
+    """The countdown experiment; empty: there is none."""
     student_grpo: StudentGRPOConfig | None
     """Empty: no RL after distillation."""
     evaluation: EvaluationConfig

@@ -10,6 +10,7 @@ from rlt_core.config.base import Frozen, Positive
 from rlt_core.config.data import DataConfig
 from rlt_core.config.inference import BudgetForcing
 from rlt_core.config.models import ModelSource
+from rlt_core.config.training import StudentSFTConfig
 
 TraceOrder = Literal[
     "reward", "r_ss", "r_kl", "likelihood", "rank_surprisal", "length", "correct", "random"
@@ -60,6 +61,15 @@ class LargerStudent(Frozen):
     """What it starts from."""
     traces: Positive = 4
     """Traces of a question to choose from: the best reward that fits `max_tokens`."""
+
+
+class CountdownConfig(Frozen):
+    """The domain that the teacher never saw."""
+
+    data: DataConfig
+    """Training and test problems."""
+    student_sft: StudentSFTConfig | None = None
+    """How students of its zero-shot traces are trained; as others are, when empty."""
 
 
 class RewardAblationConfig(Frozen):

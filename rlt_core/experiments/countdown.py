@@ -26,10 +26,11 @@ def countdown(config: Config) -> Node:
     if config.countdown is None or config.student_grpo is None:
         raise UserError(
             f"profile {config.profile} has no countdown problems or no student_grpo; set "
-            "countdown.source=countdown, countdown.n_train, countdown.n_test and student_grpo.steps"
+            "countdown.data.source=countdown, countdown.data.n_train, countdown.data.n_test and "
+            "student_grpo.steps"
         )
     nodes = Nodes(config)
-    problems = nodes.questions_of(config.countdown, TASK)
+    problems = nodes.questions_of(config.countdown.data, TASK)
     asked: dict[str, Any] = {"tasks": (TASK,), "countdown": problems}
     seeds = config.seeds
     table = Table(nodes, "countdown")
@@ -68,4 +69,8 @@ def _zero_shot_student(nodes: Nodes, problems: Node, seed: int) -> Node:
     """Of the traces that a teacher writes which has seen no countdown problem."""
     teacher = nodes.teacher_grpo(seed)
     traces = nodes.traces(teacher, TASK, seed, questions=problems)
-    return nodes.student_sft("countdown-zero-shot", seed, traces, questions=problems)
+    assert nodes.config.countdown
+    return nodes.student_sft(
+        "countdown-zero-shot", seed, traces, questions=problems,
+        recipe=nodes.config.countdown.student_sft,
+    )  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Any
 
 from rlt_core.config import (
     Config,
+    CountdownConfig,
     DataConfig,
     EvaluationConfig,
     GenerationConfig,
@@ -58,8 +59,11 @@ def smol() -> Config:
         student_sft=student,
         student_sft_subset=student.model_copy(update={"n_questions": 100}),
         larger_student=LargerStudent(model=SMOLLM2_360M),
-        countdown=DataConfig(
-            source="countdown", n_train=400, n_validation=0, n_test=100, max_prompt_tokens=1024
+        countdown=CountdownConfig(
+            data=DataConfig(
+                source="countdown", n_train=400, n_validation=0, n_test=100,
+                max_prompt_tokens=1024,
+            )
         ),
         student_grpo=StudentGRPOConfig(
             steps=20, questions_per_step=4, group_size=8, max_prompt_tokens=1024,

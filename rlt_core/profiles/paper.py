@@ -5,6 +5,7 @@ from __future__ import annotations
 from rlt_core.config import (
     BudgetForcing,
     Config,
+    CountdownConfig,
     DataConfig,
     EvaluationConfig,
     FieldMapping,
@@ -56,12 +57,13 @@ S1_RECIPE = StudentSFTConfig(
 """Students of a random 1,000 questions."""
 
 
-def countdown(max_prompt_tokens: int) -> DataConfig:
+def countdown(max_prompt_tokens: int) -> CountdownConfig:
     """The paper's 16K and 1K problems."""
-    return DataConfig(
+    data = DataConfig(
         source="countdown", n_train=16_000, n_validation=0, n_test=1000,
         max_prompt_tokens=max_prompt_tokens,
     )  # fmt: skip
+    return CountdownConfig(data=data)
 
 
 def trace_sources(max_thinking_tokens: int) -> dict[str, TraceSource]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rlt_core.config import (
     BudgetForcing,
     Config,
+    CountdownConfig,
     DataConfig,
     EvaluationConfig,
     GenerationConfig,
@@ -65,9 +66,11 @@ def tiny() -> Config:
                 data=other.model_copy(update={"source": "arithmetic-sky-t1", "n_train": 1200})
             ),
         },
-        countdown=DataConfig(
-            source="countdown-small", n_train=1600, n_validation=0, n_test=100,
-            max_prompt_tokens=200,
+        countdown=CountdownConfig(
+            data=other.model_copy(
+                update={"source": "countdown-small", "n_train": 4000, "n_test": 100}
+            ),
+            student_sft=student.model_copy(update={"steps": 400}),
         ),
         student_grpo=StudentGRPOConfig(
             steps=20, questions_per_step=16, group_size=8, learning_rate=1e-4, temperature=1.0,
@@ -136,9 +139,11 @@ def smoke() -> Config:
                 )
                 for name, source in config.trace_sources.items()
             },
-            "countdown": DataConfig(
-                source="countdown-small", n_train=16, n_validation=0, n_test=6,
-                max_prompt_tokens=200,
+            "countdown": CountdownConfig(
+                data=DataConfig(
+                    source="countdown-small", n_train=16, n_validation=0, n_test=6,
+                    max_prompt_tokens=200,
+                )
             ),
             "student_grpo": StudentGRPOConfig(
                 steps=2, questions_per_step=2, group_size=2, learning_rate=1e-4, temperature=1.0,

@@ -36,7 +36,7 @@ def run(job: Job) -> dict[str, float]:
 
 def _task(job: Job, name: str, config: EvaluationStageConfig) -> EvalTask:
     if name == "countdown" and "countdown" in job.manifests:
-        return EvalTask(name, _held_out(job, "countdown", "countdown.n_test"))
+        return EvalTask(name, _held_out(job, "countdown", "countdown.data.n_test"))
     if name == "countdown":
         return EvalTask(name, countdown_questions(EVALUATION_QUESTIONS, EVALUATION_SEED))
     if name != "test":

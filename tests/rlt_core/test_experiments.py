@@ -188,11 +188,11 @@ def test_every_reward_is_judged_by_the_same_one() -> None:
 @pytest.mark.parametrize(
     ("name", "change", "named"),
     [
-        ("countdown", "countdown=null", "countdown.n_test"),
+        ("countdown", "countdown=null", "countdown.data.n_test"),
         ("table-2", "student_grpo=null", "student_grpo.steps"),
         ("rank-ablation", "rank_ablation=null", "rank_ablation.ranks"),
         ("reward-ablation", "reward_ablation=null", "reward_ablation.kl_weights"),
-        (ALL, "countdown=null", "countdown.n_test"),
+        (ALL, "countdown=null", "countdown.data.n_test"),
     ],
 )
 def test_what_an_experiment_lacks_is_named(name: str, change: str, named: str) -> None:
