@@ -55,11 +55,17 @@ def study(*claims: dict, **fields) -> Study:
 
 
 def answers(
-    rate: float, model: str, seed: int | None, spread: float = 0.02, questions: int = QUESTIONS
+    rate: float,
+    model: str,
+    seed: int | None,
+    spread: float = 0.02,
+    questions: int = QUESTIONS,
+    name: str | None = None,
 ) -> list[dict]:
-    """Graded answers of a model: questions differ in difficulty, its seeds by `spread`."""
+    """Graded answers of a model: questions differ in difficulty, its seeds by `spread`. They are
+    drawn by the model's name, its key if not given."""
     difficulty_Q = np.random.default_rng(0).normal(0, 0.2, questions)
-    rng = np.random.default_rng([seed or 0, *model.encode()])
+    rng = np.random.default_rng([seed or 0, *(name or model).encode()])
     rate_Q = np.clip(rate + difficulty_Q + rng.normal(0, spread), 0, 1)
     correct_QN = rng.random((questions, SAMPLES)) < rate_Q[:, None]
     return [
@@ -125,7 +131,8 @@ def commit_all(resolved: Resolved, store: Store, extra: Iterable[Node] = ()) -> 
             rank = node.variant.removeprefix("rank-")
             rate = 0.8 - 0.1 * int(rank) if rank.isdigit() else RATES[node.variant]
             model = node.inputs["model"].key
-            tables["eval_samples"] = answers(rate, model, node.seed, questions=30)
+            drawn = answers(rate, model, node.seed, questions=30, name=node.variant)
+            tables["eval_samples"] = drawn
         if node.stage.name == "trace-scoring":
             rows = [score_row(q, -float(rank), rank, rank=rank) for q in range(3)
                     for rank in (1, 2, 3)]  # fmt: skip

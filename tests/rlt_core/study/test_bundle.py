@@ -144,7 +144,7 @@ def test_a_changed_study_is_found_even_with_new_hashes(bundle):
 
 def test_a_prettier_summary_is_found(bundle):
     text = (bundle / "verdicts.md").read_text()
-    (bundle / "verdicts.md").write_text(text.replace("holds", "holds!", 1))
+    (bundle / "verdicts.md").write_text(text.replace("RLT traces are", "RLT traces must be", 1))
     rehash(bundle)
     assert verify(bundle).problems == ("verdicts.md does not say what verdicts.json says",)
 
