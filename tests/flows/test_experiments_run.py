@@ -33,6 +33,14 @@ def run(rlt: Rlt, store: Path, target: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_comparing_traces_computes_no_more_than_the_comparison(rlt: Rlt, store: Path) -> None:
+    before = {m.ref.key for m in Store(str(store)).manifests()}
+    run(rlt, store, "compare-traces")
+    made = {m.label for m in Store(str(store)).manifests() if m.ref.key not in before}
+    assert made == {"trace-import[dataset]", "trace-scoring[dataset]", "report[compare-traces]"}
+
+
+@pytest.mark.slow
 def test_countdown_runs_on_what_the_pipeline_left(rlt: Rlt, store: Path) -> None:
     before = {m.ref.key for m in Store(str(store)).manifests()}
     run(rlt, store, "countdown")

@@ -21,8 +21,10 @@ from rlt_core.overrides import load_config
 from tests.server.conftest import Server, new_server
 
 Found = TypeVar("Found")
-LONG = ["base_model.steps=1500", "base_model.seed={seed}"]
-"""A base model that takes about half a minute."""
+LONG = ["base_model.steps=1000", "base_model.seed={seed}"]
+"""A base model that takes about twenty seconds."""
+SHORT = "compare-traces"
+"""The experiment of the fewest nodes; they start with the base model."""
 
 
 def wait_for(what: Callable[[], Found], timeout_s: float) -> Found:
@@ -101,7 +103,7 @@ def test_cancelling_the_parent_ends_the_whole_process_tree(
 ) -> None:
     permanent = {process.pid for process in server.processes()}
     change = [line.format(seed=1) for line in LONG]
-    run = server.start("full-pipeline", profile="smoke", set=change)
+    run = server.start(SHORT, profile="smoke", set=change)
     child = computing(server, run, "base-model")
     assert len(server.processes()) > len(permanent)
     with server.client() as client:
@@ -116,7 +118,7 @@ def test_a_killed_run_fails_its_parent_and_the_retry_completes(
     server: Server, finished: FlowRun
 ) -> None:
     change = [line.format(seed=2) for line in LONG]
-    run = server.start("full-pipeline", profile="smoke", set=change)
+    run = server.start(SHORT, profile="smoke", set=change)
     child = computing(server, run, "base-model")
     process_of(server, child.id).send_signal(signal.SIGKILL)
     ended = server.finish(run, 120)
@@ -149,7 +151,7 @@ def test_a_dead_machine_frees_its_pool_and_the_retried_parent_completes(
         client.delete_automation(watch.id)
         client.create_automation(sooner)
     change = [line.format(seed=3) for line in LONG]
-    run = server.start("full-pipeline", profile="smoke", set=change)
+    run = server.start(SHORT, profile="smoke", set=change)
     child = computing(server, run, "base-model")
     own = process_of(server, child.id)
     for process in server.processes():
@@ -186,7 +188,7 @@ def test_down_leaves_no_process_and_up_goes_on(tmp_path: Path) -> None:
     foreign = new_server(tmp_path / "foreign", **elsewhere).rlt("up")
     assert foreign.returncode == 2
     assert "PREFECT_API_URL" in foreign.stderr
-    run = server.start("full-pipeline", profile="smoke", set=[LONG[0]])
+    run = server.start(SHORT, profile="smoke", set=[LONG[0]])
     computing(server, run, "base-model")
     done = server.rlt("down")
     assert done.returncode == 0, done.stderr
