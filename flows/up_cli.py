@@ -1,15 +1,21 @@
-"""`rlt up` and `rlt down`."""
+"""`rlt up` and `rlt down`, and `rlt furnish` for a server that runs elsewhere."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from flows.local import up as local
 from flows.options import DEFAULT_STORE, StoreOption, store_place
 from rlt_core.errors import UserError
+
+if TYPE_CHECKING:
+    from flows.furnish import PoolType
+
+POOL_TYPES = ("process", "kubernetes")
 
 
 def up(
@@ -47,3 +53,31 @@ def up(
 def down() -> None:
     """Stop what `rlt up` started: workers first, then servers. Artifacts and history stay."""
     local.take_down(print)
+
+
+def furnish(
+    pools: Annotated[
+        str, typer.Option(help="How the pools start runs: process or kubernetes.")
+    ] = "process",
+) -> None:
+    """Make pools, queues, zombie watch and deployments on the server of PREFECT_API_URL."""
+    if pools not in POOL_TYPES:
+        raise UserError(f"--pools {pools}: it is one of {', '.join(POOL_TYPES)}")
+    api = os.environ.get("PREFECT_API_URL")
+    if not api:
+        raise UserError(
+            "PREFECT_API_URL is not set: the server's address, e.g. http://HOST:4200/api. "
+            "`rlt up` starts a server on this machine and furnishes it"
+        )
+    import httpx
+
+    from flows import furnish as server
+
+    try:
+        server.furnish(api, cast("PoolType", pools))
+    except httpx.HTTPError as error:
+        raise UserError(f"PREFECT_API_URL={api}: {str(error) or type(error).__name__}") from None
+    server.deploy(os.environ)
+    print(f"pools     {' and '.join(server.POOLS)} ({pools}), queues {', '.join(server.QUEUES)}")
+    print("watch     runs without a heartbeat for 540 s are crashed")
+    print("deployed  all of prefect.yaml: every experiment, every stage")

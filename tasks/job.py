@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import platform
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 
 import pyarrow.parquet as pq
 
+from rlt_core.checkout import git_commit
 from rlt_core.config import Frozen, StageResources
 from rlt_core.control import Control
 from rlt_core.errors import UserError
@@ -167,7 +167,7 @@ def _manifest(
         files=job.store.describe(attempt),
         metrics={name: float(value) for name, value in metrics.items()},
         packages=_packages(),
-        git_commit=_git_commit(),
+        git_commit=git_commit(),
         flow_run_id=job.spec.flow_run_id,
         started_at=started,
         finished_at=finished,
@@ -186,15 +186,6 @@ def _packages() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _git_commit() -> str | None:
-    """Commit of the source tree that this package runs from, if it is a checkout."""
-    folder = Path(__file__).parent
-    done = subprocess.run(
-        ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True
-    )
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _device(stage: Stage, resources: StageResources) -> str:

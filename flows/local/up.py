@@ -107,6 +107,7 @@ def bring_up(wanted: Up, limit: int, say: Say) -> None:
     (home() / "up.json").write_text(json.dumps(asdict(wanted)))
     if wanted.s3_port is not None:
         _bring_up_s3(processes, wanted.s3_port, say)
+    from flows import furnish
     from flows.local import server
 
     environment = wanted.environment()
@@ -117,12 +118,14 @@ def bring_up(wanted: Up, limit: int, say: Say) -> None:
         processes.start("server", command, environment)
         server.wait_healthy(wanted.api, lambda: processes.alive("server"), processes.log("server"))
         say(f"server    started: {wanted.dashboard}")
-    server.furnish(wanted.api)
-    say(f"pools     {' and '.join(server.POOLS)}, queues {', '.join(server.QUEUES)}, zombie watch")
-    server.deploy(environment)
+    furnish.furnish(wanted.api)
+    say(
+        f"pools     {' and '.join(furnish.POOLS)}, queues {', '.join(furnish.QUEUES)}, zombie watch"
+    )
+    furnish.deploy(environment)
     say("deployed  all of prefect.yaml: rlt/full-pipeline and rlt/<stage>")
     _bring_up_launcher(processes, wanted)
-    for pool in server.POOLS:
+    for pool in furnish.POOLS:
         _bring_up_worker(processes, wanted, pool, limit, say)
     _use_profile(wanted.api)
     say(f"store     {wanted.store}")

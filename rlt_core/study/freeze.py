@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from rlt_core import __version__
+from rlt_core.checkout import git_commit
 from rlt_core.config import Config, Frozen
 from rlt_core.errors import UserError
 from rlt_core.experiments import targets
@@ -100,7 +100,7 @@ class Resolved:
             nodes={node.key: node.name for node in self.nodes},
             rules_sha256=rules_sha256(),
             version=__version__,
-            git_commit=_git_commit(),
+            git_commit=git_commit(),
             frozen_at=datetime.now(UTC).replace(microsecond=0),
         )
 
@@ -149,13 +149,6 @@ def rules_sha256() -> str:
     """Of the sources that turn tables into verdicts."""
     digests = "\n".join(f"{sha256_of(PACKAGE / name)} {name}" for name in RULES)
     return hashlib.sha256(digests.encode()).hexdigest()
-
-
-def _git_commit() -> str | None:
-    """Commit of the checkout that this package runs from, `-dirty` if files differ."""
-    command = ["git", "-C", str(PACKAGE), "describe", "--always", "--abbrev=40", "--dirty"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 # ---------------------------------------------------------------- the file

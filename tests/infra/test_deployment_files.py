@@ -1,0 +1,106 @@
+"""Files of infra/ for machines that no test has: each is checked against its schema or by its
+linter, and what they name is there."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import botocore.session
+import kubernetes_validate
+import pytest
+import s3_server
+import yaml
+
+from flows.local.s3 import S3Access
+
+ROOT = Path(__file__).parents[2]
+INFRA = ROOT / "infra"
+BIN = Path(sys.executable).parent
+KUBERNETES = "1.37"
+
+
+def check(*command: str | Path) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# ---------------------------------------------------------------- images and compose
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
+def test_images_are_pinned_checked_and_nobodys_root(name: str) -> None:
+    file = INFRA / "images" / f"{name}.Dockerfile"
+    check(BIN / "hadolint", file)
+    lines = file.read_text().splitlines()
+    assert re.fullmatch(r"FROM python:3\.11\.\d+-slim-bookworm", next(filter(None, (
+        line for line in lines if line.startswith("FROM")
+    ))))  # fmt: skip
+    users = [line for line in lines if line.startswith("USER")]
+    assert users == ["USER 10001"]
+    assert any(line.startswith("HEALTHCHECK") for line in lines)
+    constraints = re.findall(r"-c (\S+)", file.read_text())
+    assert constraints and all((ROOT / one).is_file() for one in constraints)
+    assert all(
+        "-c " in line or "--index-url" in line for line in lines if line.startswith("RUN pip")
+    )
+
+
+def compose() -> dict[str, Any]:
+    return dict(yaml.safe_load((INFRA / "compose.yaml").read_text()))
+
+
+def test_compose_is_valid_and_every_service_is_watched() -> None:
+    check(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", "infra/compose.yaml")
+    services = compose()["services"]
+    for name, service in services.items():
+        image = service["image"]
+        own = image.startswith("rlt-pipeline:")
+        if own:
+            build = service["build"]
+            assert (INFRA / build["context"] / build["dockerfile"]).resolve().is_file()
+        assert re.search(r":[\w.-]+$", image) and not image.endswith(":latest")
+        assert own or "healthcheck" in service, f"{name}: its image has no health check of ours"
+        for needed in service.get("depends_on", {}):
+            assert needed in services
+
+
+def test_every_variable_of_compose_is_in_the_example() -> None:
+    asked = set(re.findall(r"\$\{(\w+)", (INFRA / "compose.yaml").read_text()))
+    given = set(re.findall(r"^(\w+)=", (INFRA / "example.env").read_text(), flags=re.M))
+    assert asked == given
+
+
+# ---------------------------------------------------------------- Kubernetes
+def documents() -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((INFRA / "kubernetes" / "rlt.yaml").read_text()))
+
+
+def test_kubernetes_accepts_what_is_applied() -> None:
+    for document in documents():
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+
+
+# ---------------------------------------------------------------- Slurm, S3
+def test_the_slurm_script_is_sound_and_says_what_it_needs() -> None:
+    file = INFRA / "slurm" / "worker.sbatch"
+    check(BIN / "shellcheck", file)
+    empty = subprocess.run(["bash", file], capture_output=True, text=True, env={"PATH": "/bin"})
+    assert empty.returncode != 0
+    assert "PREFECT_API_URL: the address of the Prefect server" in empty.stderr
+
+
+def test_an_s3_server_takes_the_lifecycle_rules(s3_access: S3Access) -> None:
+    rules = json.loads((INFRA / "s3" / "lifecycle.json").read_text())
+    client = botocore.session.get_session().create_client(
+        "s3", endpoint_url=s3_access.endpoint, region_name="us-east-1",
+        aws_access_key_id=s3_access.access_key, aws_secret_access_key=s3_access.secret_key,
+    )  # fmt: skip
+    bucket = f"{s3_server.BUCKET}-lifecycle"
+    client.create_bucket(Bucket=bucket)
+    client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration=rules)
+    kept = client.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
+    assert {rule["Status"] for rule in kept} == {"Enabled"}
+    assert any("AbortIncompleteMultipartUpload" in rule for rule in kept)
