@@ -80,7 +80,7 @@ class Here:
     def _one(self, spec: NodeSpec) -> Outcome:
         name = spec.name
         try:
-            with self._cores.take(spec.resources.threads):
+            with self._cores.take(spec.cores):
                 if not self._launcher.stopping:
                     self._reporter.started(name)
                 manifest = node_task.run(

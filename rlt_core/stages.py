@@ -21,6 +21,7 @@ from rlt_core.config import (
     ScoringConfig,
     ScratchModel,
     SFTConfig,
+    StageResources,
     StudentGRPOConfig,
     TeacherGRPOConfig,
     TraceOrder,
@@ -219,6 +220,12 @@ class Stage:
     """Whether its artifact holds a `model/` folder."""
     pool: Literal["cpu", "gpu"] = "cpu"
     """Work pool that its nodes go to."""
+    shared: bool = False
+    """Whether several processes can share its work."""
+
+    def processes(self, resources: StageResources) -> int:
+        """Processes that compute one of its nodes."""
+        return resources.processes if self.shared else 1
 
     @property
     def module(self) -> str:
@@ -232,21 +239,25 @@ _ALL = (
     ),
     Stage("base-model", 1, "model", BaseModelConfig, model=True, pool="gpu"),
     Stage(
-        "teacher-sft", 1, "model", TeacherSFTStageConfig, ("train_steps",), model=True, pool="gpu"
+        "teacher-sft", 1, "model", TeacherSFTStageConfig, ("train_steps",), model=True,
+        pool="gpu", shared=True,
     ),
     Stage(
-        "teacher-grpo", 2, "model", TeacherGRPOStageConfig, ("train_steps",), model=True, pool="gpu"
+        "teacher-grpo", 2, "model", TeacherGRPOStageConfig, ("train_steps",), model=True,
+        pool="gpu", shared=True,
     ),
     Stage("trace-generation", 1, "traces", TraceGenerationConfig, ("traces",), pool="gpu"),
     Stage("trace-import", 1, "traces", TraceImportConfig, ("traces", "questions")),
     Stage("trace-refinement", 1, "traces", TraceRefinementConfig, ("traces", "dropped")),
-    Stage("trace-scoring", 3, "scores", TraceScoringConfig, ("scores",), pool="gpu"),
+    Stage("trace-scoring", 3, "scores", TraceScoringConfig, ("scores",), pool="gpu", shared=True),
     Stage("score-import", 2, "scores", ScoreImportConfig, ("scores",)),
     Stage(
-        "student-sft", 1, "model", StudentSFTStageConfig, ("train_steps",), model=True, pool="gpu"
+        "student-sft", 1, "model", StudentSFTStageConfig, ("train_steps",), model=True,
+        pool="gpu", shared=True,
     ),
     Stage(
-        "student-grpo", 1, "model", StudentGRPOStageConfig, ("train_steps",), model=True, pool="gpu"
+        "student-grpo", 1, "model", StudentGRPOStageConfig, ("train_steps",), model=True,
+        pool="gpu", shared=True,
     ),
     Stage(
         "evaluation", 1, "evaluation", EvaluationStageConfig, ("eval_samples", "eval_scores"),

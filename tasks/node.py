@@ -31,7 +31,7 @@ def run(
     store = Store(spec.store)
     try:
         manifest = launcher.run(
-            "tasks.job:compute",
+            "tasks.compute:compute",
             spec.model_dump(mode="json"),
             log=store.files.local(f"work/{spec.key}/log.txt"),
             progress=progress,

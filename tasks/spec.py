@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from rlt_core.config import StageResources
 from rlt_core.graph import Node
+from rlt_core.stages import STAGES
 from rlt_core.store import Ref
 
 
@@ -49,3 +50,8 @@ class NodeSpec(BaseModel):
     def name(self) -> str:
         """The label with the seed, as in the graph."""
         return self.label if self.seed is None else f"{self.label}@{self.seed}"
+
+    @property
+    def cores(self) -> int:
+        """CPU threads of all its processes."""
+        return STAGES[self.stage].processes(self.resources) * self.resources.threads

@@ -21,8 +21,8 @@ ROOT = Path(__file__).parent.parent
 FILE = Path(__file__).with_name("stage_digests.json")
 NOT_THE_METHOD = (
     "rlt_core.config", "rlt_core.control", "rlt_core.errors", "rlt_core.graph", "rlt_core.hub",
-    "rlt_core.launch", "rlt_core.rows", "rlt_core.schemas", "rlt_core.stages", "rlt_core.store",
-    "tasks.job", "tasks.spec",
+    "rlt_core.launch", "rlt_core.processes", "rlt_core.rows", "rlt_core.schemas",
+    "rlt_core.stages", "rlt_core.store", "tasks.job", "tasks.spec",
 )  # fmt: skip
 """What keeps, carries and names results: it has tests of its own and shapes none."""
 

@@ -16,8 +16,11 @@ class StageResources(Frozen):
     """Where tensors live; auto: a GPU if there is one."""
     engine: Literal["transformers", "vllm"] = "transformers"
     """What generates text."""
+    processes: Positive = 1
+    """Processes that share a node's work, one a GPU, where its stage can be shared: training and
+    scoring."""
     threads: Positive = 1
-    """CPU threads a node."""
+    """CPU threads a process."""
     micro_batch_size: Positive = 32
     """Sequences a forward and backward pass of training."""
     tokens_per_batch: Positive = 16384

@@ -22,10 +22,11 @@ from rlt_core.config import GRPOConfig, StageResources
 from rlt_core.control import Control
 from rlt_core.errors import UserError
 from rlt_core.models import load_tokenizer
+from rlt_core.processes import join
 from rlt_core.store import Workspace
 from rlt_core.training.grpo_trainer import PolicyTrainer
 from rlt_core.training.plan import MicroBatches, data_order, micro_batches, total_steps
-from rlt_core.training.policy import adapters, load_policy, processes, trainer_arguments
+from rlt_core.training.policy import adapters, load_policy, trainer_arguments
 from rlt_core.training.rewards import Prompt, RewardFunction
 from rlt_core.training.steps import StepRecorder, alarms, mean_of
 
@@ -63,7 +64,7 @@ def train_grpo(
     micro = micro_batches(
         config.questions_per_step * config.group_size,
         resources.micro_batch_size,
-        processes(resources),
+        join(resources).num_processes,
     )
     recorder = StepRecorder(
         stage,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlt_core.config import GRPOConfig, SFTConfig
+from rlt_core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ def micro_batches(batch_size: int, limit: int, processes: int = 1) -> MicroBatch
     """
     share, rest = divmod(batch_size, processes)
     if rest:
-        raise ValueError(f"a batch of {batch_size} cannot be shared by {processes} processes")
+        raise UserError(
+            f"a batch of {batch_size} cannot be shared by {processes} processes; change "
+            "resources.processes or the batch size"
+        )
     size = next(size for size in range(min(limit, share), 0, -1) if share % size == 0)
     return MicroBatches(size, share // size)

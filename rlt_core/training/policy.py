@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -45,11 +44,6 @@ def save_policy(model: PreTrainedModel | PeftModel, start: Path, out: Path, dtyp
     """Write the trained model, adapters merged in, with the tokenizer of the model it came from."""
     plain: Any = model.merge_and_unload() if isinstance(model, PeftModel) else model
     save_model(plain.to(getattr(torch, dtype)), load_tokenizer(start), out)
-
-
-def processes(resources: StageResources) -> int:
-    """Processes that share a step, as torchrun started them."""
-    return PartialState(cpu=pick_device(resources.device) == "cpu").num_processes
 
 
 def trainer_arguments(

@@ -17,11 +17,12 @@ from rlt_core.config import SFTConfig, StageResources
 from rlt_core.control import Control
 from rlt_core.errors import UserError
 from rlt_core.models import load_tokenizer
+from rlt_core.processes import join
 from rlt_core.prompts import IGNORED, Row
 from rlt_core.store import Workspace
 from rlt_core.training.checkpoints import ResumableTrainer
 from rlt_core.training.plan import data_order, longest_first, micro_batches, total_steps
-from rlt_core.training.policy import adapters, load_policy, processes, trainer_arguments
+from rlt_core.training.policy import adapters, load_policy, trainer_arguments
 from rlt_core.training.steps import StepRecorder, mean_of
 
 
@@ -54,7 +55,9 @@ def train_sft(
     steps = total_steps(config, len(kept), config.batch_size)
     order = data_order(len(kept), config.batch_size, steps, seed)
     order = longest_first(order, [len(row.input_ids) for row in kept], config.batch_size)
-    micro = micro_batches(config.batch_size, resources.micro_batch_size, processes(resources))
+    micro = micro_batches(
+        config.batch_size, resources.micro_batch_size, join(resources).num_processes
+    )
     recorder = StepRecorder(
         stage, seed, steps, config.batch_size / len(kept), resources.checkpoint_every_steps, control
     )

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlt_core.config import SFTConfig
+from rlt_core.errors import UserError
 from rlt_core.guards import CLIPPED_ALARM, COMPRESSION_ALARM, COPIED_ALARM
 from rlt_core.training.plan import data_order, longest_first, micro_batches, total_steps
 from rlt_core.training.steps import alarms
@@ -52,7 +53,7 @@ def test_micro_batches_divide_the_batch(batch: int, limit: int) -> None:
 
 def test_micro_batches_share_processes() -> None:
     assert micro_batches(96, 32, processes=2).accumulation == 2
-    with pytest.raises(ValueError, match="cannot be shared"):
+    with pytest.raises(UserError, match="cannot be shared"):
         micro_batches(97, 32, processes=2)
 
 

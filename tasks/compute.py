@@ -1,0 +1,139 @@
+"""One stage run, inside the process that computes: check → compute → validate → commit."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from rlt_core.checkout import git_commit
+from rlt_core.config import StageResources
+from rlt_core.control import Control
+from rlt_core.errors import UserError
+from rlt_core.graph import key_of
+from rlt_core.rows import table_files
+from rlt_core.schemas import TABLES
+from rlt_core.stages import STAGES, Stage, parse_config
+from rlt_core.store import Attempt, Lease, Manifest, Ref, Store
+from tasks import torchrun
+from tasks.job import Job, job_of, run_body
+from tasks.spec import NodeSpec
+
+ENGINES = (
+    "torch", "transformers", "tokenizers", "trl", "accelerate", "peft", "vllm", "lighteval",
+    "math-verify", "numpy", "scipy", "pyarrow", "reasoning-gym",
+)  # fmt: skip
+"""Packages whose versions can change what a stage computes."""
+
+
+def compute(argument: dict[str, Any], control: Control) -> str:
+    """Compute and commit a node, or find it committed by another; returns its manifest as JSON.
+
+    Raises UserError when the key differs from the expected one, an input is not committed or
+    damaged, and whatever the stage raises; Stopped leaves checkpoints behind.
+    """
+    spec = NodeSpec.model_validate(argument)
+    stage = STAGES[spec.stage]
+    config = parse_config(spec.stage, spec.config)
+    own = key_of(stage, config, {name: ref.key for name, ref in spec.inputs.items()})
+    if own != spec.key:
+        raise UserError(
+            f"{spec.name}: expected key {spec.key}, this installation computes {own}; "
+            "sender and worker run different versions"
+        )
+    store = Store(spec.store)
+
+    def waiting(_: dict[str, object]) -> None:
+        control.progress(0, 0, {})
+        control.check()
+
+    with Lease(store.files, spec.key, spec.name, waiting):
+        standing = store.manifest(stage.kind, spec.key)
+        if standing is None:
+            store.files.write(f"work/{spec.key}/node.txt", spec.name.encode())
+            standing = _compute_and_commit(spec, stage, store, control)
+    return standing.model_dump_json()
+
+
+def _compute_and_commit(spec: NodeSpec, stage: Stage, store: Store, control: Control) -> Manifest:
+    attempt = store.begin(Ref(kind=stage.kind, key=spec.key))
+    started = datetime.now(UTC)
+    try:
+        job = job_of(spec, store, attempt.out, control)
+        processes = stage.processes(spec.resources)
+        print(
+            f"{spec.key}: attempt {attempt.id} on {_device(stage, spec.resources)}, processes: "
+            f"{processes}, threads of each: {spec.resources.threads}"
+        )
+        metrics = torchrun.run(job, processes) if processes > 1 else run_body(job)
+        _validate(stage, attempt)
+        return store.commit(_manifest(job, stage, attempt, metrics, started))
+    except BaseException:
+        if store.manifest(stage.kind, spec.key) is None:
+            store.abandon(attempt)
+        raise
+
+
+def _validate(stage: Stage, attempt: Attempt) -> None:
+    """The declared tables and model are there, with the declared columns."""
+    for table in stage.tables:
+        files = table_files(attempt.out, table)
+        if not files:
+            raise RuntimeError(f"{stage.name} left no table {table}")
+        for file in files:
+            if not pq.read_schema(file).equals(TABLES[table]):
+                raise RuntimeError(f"{stage.name}: {file.name} has not the columns of {table}")
+    if stage.model and not (attempt.out / "model" / "config.json").is_file():
+        raise RuntimeError(f"{stage.name} left no model")
+
+
+def _manifest(
+    job: Job, stage: Stage, attempt: Attempt, metrics: Mapping[str, float], started: datetime
+) -> Manifest:
+    finished = datetime.now(UTC)
+    seconds = (finished - started).total_seconds()
+    device = _device(stage, job.resources)
+    return Manifest(
+        ref=attempt.ref,
+        attempt=attempt.id,
+        stage=stage.name,
+        stage_version=stage.version,
+        label=job.spec.label,
+        profile=job.spec.profile,
+        seed=job.spec.seed,
+        config=job.config.model_dump(mode="json"),
+        inputs=job.spec.inputs,
+        files=job.store.describe(attempt),
+        metrics={name: float(value) for name, value in metrics.items()},
+        packages=_packages(),
+        git_commit=git_commit(),
+        flow_run_id=job.spec.flow_run_id,
+        started_at=started,
+        finished_at=finished,
+        seconds=seconds,
+        gpu_seconds=0.0 if device == "cpu" else seconds * stage.processes(job.resources),
+        device=device,
+        threads=job.resources.threads * stage.processes(job.resources),
+    )
+
+
+def _packages() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ENGINES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _device(stage: Stage, resources: StageResources) -> str:
+    if stage.pool == "cpu":
+        return "cpu"
+    from rlt_core.models import pick_device
+
+    return pick_device(resources.device)

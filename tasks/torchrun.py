@@ -1,0 +1,180 @@
+"""One node in several processes of this machine: torchrun starts them, this process owns them.
+
+Every process runs the stage's body (`tasks.job.run_body`) on the same node; which share is its own
+it learns from torchrun's environment. Each is connected with its owner: progress and the last word
+come back, the wish to stop goes out, and whoever finds the connection closed ends, since torchrun
+puts its processes into sessions of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from rlt_core import processes
+from rlt_core.control import Control
+from rlt_core.errors import Stopped, UserError
+from rlt_core.store import Store
+from tasks.job import Job, job_of, run_body
+from tasks.spec import NodeSpec
+
+STOP = "stop"
+POLL_S = 0.2
+EXIT_S = 10.0
+"""What processes that were let go get to end."""
+
+
+class _Share(BaseModel):
+    """What each process is told."""
+
+    spec: NodeSpec
+    out: Path
+    address: str
+    """Of the owner's socket."""
+
+
+# ---------------------------------------------------------------- the owner
+def run(job: Job, count: int) -> dict[str, float]:
+    """Run a node's body in `count` processes; returns the metrics that the first one has.
+
+    Raises UserError and Stopped as they did, RuntimeError with the traceback of one that failed or
+    when one died. None of them is left.
+    """
+    with tempfile.TemporaryDirectory(prefix="rlt-") as folder:
+        share = _Share(spec=job.spec, out=job.out, address=f"{folder}/owner")
+        file = Path(folder) / "share.json"
+        file.write_text(share.model_dump_json())
+        with connection.Listener(share.address, "AF_UNIX") as listener:
+            owner = _Owner(listener, job.control)
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                       f"--nproc-per-node={count}", "-m", "tasks.torchrun", str(file)]  # fmt: skip
+            threads = {"OMP_NUM_THREADS": str(job.resources.threads)}
+            agent = subprocess.Popen(command, env={**os.environ, **threads})
+            try:
+                owner.follow(agent)
+            finally:
+                owner.close()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    agent.wait(EXIT_S)
+                agent.kill()
+                agent.wait()
+    return owner.result(agent.returncode)
+
+
+class _Owner:
+    """The owner's end of the connections."""
+
+    def __init__(self, listener: connection.Listener, control: Control) -> None:
+        self._control = control
+        self._open: list[connection.Connection[Any, Any]] = []
+        self._told: set[int] = set()
+        self._words: list[tuple[str, Any]] = []
+        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+
+    def _accept(self, listener: connection.Listener) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                self._open.append(listener.accept())
+
+    def follow(self, agent: subprocess.Popen[bytes]) -> None:
+        """Pass on progress and the wish to stop until all have ended."""
+        while agent.poll() is None or self._open:
+            if not self._open:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    agent.wait(POLL_S)
+            for ready in connection.wait(list(self._open), POLL_S):
+                assert isinstance(ready, connection.Connection)
+                self._hear(ready)
+            if self._control.should_stop():
+                self._tell()
+
+    def _hear(self, pipe: connection.Connection[Any, Any]) -> None:
+        try:
+            kind, value = pipe.recv()
+        except (EOFError, OSError):
+            self._open.remove(pipe)
+            return
+        if kind == "progress":
+            self._control.progress(*value)
+        else:
+            self._words.append((kind, value))
+
+    def _tell(self) -> None:
+        for pipe in self._open:
+            if id(pipe) not in self._told:
+                self._told.add(id(pipe))
+                with contextlib.suppress(OSError):
+                    pipe.send(STOP)
+
+    def close(self) -> None:
+        """Whoever still runs ends."""
+        for pipe in self._open:
+            pipe.close()
+
+    def result(self, status: int) -> dict[str, float]:
+        """What the processes said at last, the gravest first."""
+        for kind, error in (("user_error", UserError), ("stopped", Stopped), ("failed", None)):
+            for said, value in self._words:
+                if said == kind:
+                    raise (error or RuntimeError)(value)
+        results = [value for said, value in self._words if said == "result" and value is not None]
+        if status or not results:
+            raise RuntimeError(f"a process died; torchrun ended with exit status {status}")
+        metrics: dict[str, float] = results[0]
+        return metrics
+
+
+# ---------------------------------------------------------------- each process
+def main(file: Path) -> int:
+    """Run the body on this process's share; returns the exit status."""
+    share = _Share.model_validate_json(file.read_text())
+    pipe = connection.Client(share.address, "AF_UNIX")
+    stop, lock = threading.Event(), threading.Lock()
+    threading.Thread(target=_listen, args=(pipe, stop), daemon=True).start()
+
+    def send(kind: str, value: object) -> None:
+        with lock, contextlib.suppress(OSError):
+            pipe.send((kind, value))
+
+    def progress(done: int, total: int, metrics: Any) -> None:
+        if processes.rank() == 0:
+            send("progress", (done, total, dict(metrics)))
+
+    control = Control(progress, stop.is_set)
+    try:
+        processes.join(share.spec.resources)
+        job = job_of(share.spec, Store(share.spec.store), share.out, control)
+        metrics = run_body(job)
+    except UserError as error:
+        send("user_error", str(error))
+    except Stopped as error:
+        send("stopped", str(error))
+    except Exception:
+        send("failed", traceback.format_exc())
+    else:
+        send("result", metrics if processes.rank() == 0 else None)
+        return 0
+    return 1
+
+
+def _listen(pipe: connection.Connection[Any, Any], stop: threading.Event) -> None:
+    """Hear the wish to stop; end when the owner is gone."""
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            if pipe.recv() == STOP:
+                stop.set()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
