@@ -148,6 +148,11 @@ def pick_device(device: str) -> str:
     return device
 
 
+def gpus() -> int:
+    """GPUs that this process sees."""
+    return torch.cuda.device_count()
+
+
 def use_threads(threads: int) -> None:
     """CPU threads of this process from here on."""
     torch.set_num_threads(threads)

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from rlt_core.config import StageResources
+from rlt_core.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -21,8 +22,29 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def require_gpus(resources: StageResources, processes: int) -> None:
+    """Raises UserError if a machine with GPUs has fewer than processes."""
+    from rlt_core.models import gpus, pick_device
+
+    if pick_device(resources.device) == "cuda" and gpus() < processes:
+        raise UserError(
+            f"resources.processes={processes}, but this machine shows {gpus()} GPUs; each process "
+            "takes one"
+        )
+
+
+def take_gpu(resources: StageResources) -> None:
+    """Hide the others' GPUs from this process and all it starts (a vLLM engine); before CUDA is."""
+    if resources.device == "cpu":
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    ids = visible.split(",") if visible else [str(one) for one in range(count())]
+    os.environ["CUDA_VISIBLE_DEVICES"] = ids[int(os.environ["LOCAL_RANK"])]
+    os.environ["LOCAL_RANK"] = "0"
+
+
 def join(resources: StageResources) -> PartialState:
-    """Meet the others, and take a GPU of one's own where there are some."""
+    """Meet the others."""
     from accelerate import PartialState
 
     from rlt_core.models import pick_device

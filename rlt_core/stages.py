@@ -246,7 +246,10 @@ _ALL = (
         "teacher-grpo", 2, "model", TeacherGRPOStageConfig, ("train_steps",), model=True,
         pool="gpu", shared=True,
     ),
-    Stage("trace-generation", 1, "traces", TraceGenerationConfig, ("traces",), pool="gpu"),
+    Stage(
+        "trace-generation", 1, "traces", TraceGenerationConfig, ("traces",), pool="gpu",
+        shared=True,
+    ),
     Stage("trace-import", 1, "traces", TraceImportConfig, ("traces", "questions")),
     Stage("trace-refinement", 1, "traces", TraceRefinementConfig, ("traces", "dropped")),
     Stage("trace-scoring", 3, "scores", TraceScoringConfig, ("scores",), pool="gpu", shared=True),

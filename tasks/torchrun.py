@@ -9,11 +9,13 @@ puts its processes into sessions of their own.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from multiprocessing import connection
 from pathlib import Path
@@ -31,7 +33,7 @@ from tasks.spec import NodeSpec
 STOP = "stop"
 POLL_S = 0.2
 EXIT_S = 10.0
-"""What processes that were let go get to end."""
+"""What processes get to end, once one of them has failed or all were let go."""
 
 
 class _Share(BaseModel):
@@ -47,9 +49,10 @@ class _Share(BaseModel):
 def run(job: Job, count: int) -> dict[str, float]:
     """Run a node's body in `count` processes; returns the metrics that the first one has.
 
-    Raises UserError and Stopped as they did, RuntimeError with the traceback of one that failed or
-    when one died. None of them is left.
+    Raises UserError and Stopped as they did, UserError where GPUs are too few, RuntimeError with
+    the traceback of one that failed or when one died. None of them is left.
     """
+    processes.require_gpus(job.resources, count)
     with tempfile.TemporaryDirectory(prefix="rlt-") as folder:
         share = _Share(spec=job.spec, out=job.out, address=f"{folder}/owner")
         file = Path(folder) / "share.json"
@@ -79,6 +82,7 @@ class _Owner:
         self._open: list[connection.Connection[Any, Any]] = []
         self._told: set[int] = set()
         self._words: list[tuple[str, Any]] = []
+        self._deadline = math.inf
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 
     def _accept(self, listener: connection.Listener) -> None:
@@ -97,6 +101,8 @@ class _Owner:
                 self._hear(ready)
             if self._control.should_stop():
                 self._tell()
+            if time.monotonic() > self._deadline:
+                self.close()
 
     def _hear(self, pipe: connection.Connection[Any, Any]) -> None:
         try:
@@ -106,8 +112,10 @@ class _Owner:
             return
         if kind == "progress":
             self._control.progress(*value)
-        else:
-            self._words.append((kind, value))
+            return
+        self._words.append((kind, value))
+        if kind in ("user_error", "failed"):  # the others may wait for this one for ever
+            self._deadline = min(self._deadline, time.monotonic() + EXIT_S)
 
     def _tell(self) -> None:
         for pipe in self._open:
@@ -118,8 +126,8 @@ class _Owner:
 
     def close(self) -> None:
         """Whoever still runs ends."""
-        for pipe in self._open:
-            pipe.close()
+        while self._open:
+            self._open.pop().close()
 
     def result(self, status: int) -> dict[str, float]:
         """What the processes said at last, the gravest first."""
@@ -135,8 +143,8 @@ class _Owner:
 
 
 # ---------------------------------------------------------------- each process
-def main(file: Path) -> int:
-    """Run the body on this process's share; returns the exit status."""
+def main(file: Path) -> None:
+    """Run the body on this process's share, and say at last what became of it."""
     share = _Share.model_validate_json(file.read_text())
     pipe = connection.Client(share.address, "AF_UNIX")
     stop, lock = threading.Event(), threading.Lock()
@@ -152,6 +160,7 @@ def main(file: Path) -> int:
 
     control = Control(progress, stop.is_set)
     try:
+        processes.take_gpu(share.spec.resources)
         processes.join(share.spec.resources)
         job = job_of(share.spec, Store(share.spec.store), share.out, control)
         metrics = run_body(job)
@@ -163,8 +172,6 @@ def main(file: Path) -> int:
         send("failed", traceback.format_exc())
     else:
         send("result", metrics if processes.rank() == 0 else None)
-        return 0
-    return 1
 
 
 def _listen(pipe: connection.Connection[Any, Any], stop: threading.Event) -> None:
@@ -177,4 +184,4 @@ def _listen(pipe: connection.Connection[Any, Any], stop: threading.Event) -> Non
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    main(Path(sys.argv[1]))

@@ -17,8 +17,8 @@ class StageResources(Frozen):
     engine: Literal["transformers", "vllm"] = "transformers"
     """What generates text."""
     processes: Positive = 1
-    """Processes that share a node's work, one a GPU, where its stage can be shared: training and
-    scoring."""
+    """Processes that share a node's work, one a GPU, where its stage can be shared: training,
+    generation, scoring."""
     threads: Positive = 1
     """CPU threads a process."""
     micro_batch_size: Positive = 32

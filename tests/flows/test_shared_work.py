@@ -53,10 +53,13 @@ def assert_same(
             assert second[name] == expected, name
 
 
-def test_two_processes_train_and_score_as_one_does(
+def test_two_processes_train_write_and_score_as_one_does(
     rlt: Rlt, smoke_store: Path, store: Path
 ) -> None:
-    teacher, scores = (forget(store, name) for name in ("teacher-sft@0", "trace-scoring[rlt]@0"))
+    teacher, traces, scores = (
+        forget(store, name)
+        for name in ("teacher-sft@0", "trace-generation[rlt]@0", "trace-scoring[rlt]@0")
+    )
     done = rlt("run", "--profile", "smoke", "--store", str(store), *TWO,
                "--set", "resources.shard_questions=3")  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -64,6 +67,7 @@ def test_two_processes_train_and_score_as_one_does(
         rows(smoke_store, teacher, "train_steps"), rows(store, teacher, "train_steps"),
         ["step", "loss", "grad_norm", "learning_rate", "tokens"],
     )  # fmt: skip
+    assert rows(smoke_store, traces, "traces") == rows(store, traces, "traces")
     assert_same(
         rows(smoke_store, scores, "scores"), rows(store, scores, "scores"),
         ["trace_id", "status", "reward", "r_ss", "r_kl", "rank"],
