@@ -36,6 +36,10 @@ EXIT_S = 10.0
 """What processes get to end, once one of them has failed or all were let go."""
 
 
+class Died(RuntimeError):
+    """A process ended without a word."""
+
+
 class _Share(BaseModel):
     """What each process is told."""
 
@@ -80,7 +84,8 @@ class _Owner:
     def __init__(self, listener: connection.Listener, control: Control) -> None:
         self._control = control
         self._open: list[connection.Connection[Any, Any]] = []
-        self._told: set[int] = set()
+        self._told: set[connection.Connection[Any, Any]] = set()
+        self._ended: set[connection.Connection[Any, Any]] = set()
         self._words: list[tuple[str, Any]] = []
         self._deadline = math.inf
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
@@ -109,18 +114,21 @@ class _Owner:
             kind, value = pipe.recv()
         except (EOFError, OSError):
             self._open.remove(pipe)
-            return
+            if pipe in self._ended:
+                return
+            kind, value = "died", "one of the processes that shared the work died; the log says why"
         if kind == "progress":
             self._control.progress(*value)
             return
+        self._ended.add(pipe)
         self._words.append((kind, value))
-        if kind in ("user_error", "failed"):  # the others may wait for this one for ever
+        if kind in ("user_error", "died", "failed"):  # others may wait for this one for ever
             self._deadline = min(self._deadline, time.monotonic() + EXIT_S)
 
     def _tell(self) -> None:
         for pipe in self._open:
-            if id(pipe) not in self._told:
-                self._told.add(id(pipe))
+            if pipe not in self._told:
+                self._told.add(pipe)
                 with contextlib.suppress(OSError):
                     pipe.send(STOP)
 
@@ -131,13 +139,19 @@ class _Owner:
 
     def result(self, status: int) -> dict[str, float]:
         """What the processes said at last, the gravest first."""
-        for kind, error in (("user_error", UserError), ("stopped", Stopped), ("failed", None)):
+        gravest = {
+            "user_error": UserError,
+            "stopped": Stopped,
+            "died": Died,
+            "failed": RuntimeError,
+        }
+        for kind, error in gravest.items():
             for said, value in self._words:
                 if said == kind:
-                    raise (error or RuntimeError)(value)
+                    raise error(value)
         results = [value for said, value in self._words if said == "result" and value is not None]
         if status or not results:
-            raise RuntimeError(f"a process died; torchrun ended with exit status {status}")
+            raise Died(f"torchrun ended with exit status {status}; the log says why")
         metrics: dict[str, float] = results[0]
         return metrics
 

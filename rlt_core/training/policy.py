@@ -68,6 +68,7 @@ def trainer_arguments(
         "bf16": config.dtype == "bfloat16",
         "use_cpu": pick_device(resources.device) == "cpu",
         "activation_checkpointing": resources.gradient_checkpointing,
+        "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": False,
         "remove_unused_columns": False,
         "logging_steps": 1,

@@ -90,6 +90,7 @@ def test_two_processes_reward_and_update_as_one_does(
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_is_one_line(rlt: Rlt, store: Path) -> None:
     forget(store, "student-sft[rlt]@0")
     done = rlt("run", "student-sft", "--profile", "smoke", "--store", str(store),
@@ -114,14 +115,20 @@ def start(store: Path, home: Path) -> subprocess.Popen[str]:
 
 
 def shares(store: Path, timeout_s: float = 120) -> list[psutil.Process]:
-    """The processes that share the work, once a checkpoint is there."""
-    deadline = time.monotonic() + timeout_s
-    while not list((store / "work").glob("*/checkpoints/*/manifest.json")):
+    """The processes that share the work, once they have left a new checkpoint."""
+    deadline, before = time.monotonic() + timeout_s, checkpoints(store)
+    while not (checkpoints(store) - before and len(found := running_shares()) == 2):
         assert time.monotonic() < deadline, "no checkpoint"
         time.sleep(0.2)
-    found = [one for one in psutil.process_iter(["cmdline"]) if is_share(one)]
-    assert len(found) == 2
     return found
+
+
+def checkpoints(store: Path) -> set[Path]:
+    return set((store / "work").glob("*/checkpoints/*/manifest.json"))
+
+
+def running_shares() -> list[psutil.Process]:
+    return [one for one in psutil.process_iter(["cmdline"]) if is_share(one)]
 
 
 def is_share(process: psutil.Process) -> bool:
@@ -159,7 +166,7 @@ def test_one_killed_process_ends_the_other_and_the_run(store: Path, home: Path) 
     one.kill()
     said, _ = process.communicate(timeout=90)
     assert process.returncode == 1
-    assert "a process died" in said
+    assert "one of the processes that shared the work died" in said
     assert_gone([one, other])
 
 
