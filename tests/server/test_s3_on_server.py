@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from pathlib import Path
 
@@ -47,7 +48,9 @@ def test_the_block_opens_the_store_and_its_secret_goes_nowhere(
         server.rlt("down")
 
 
-def test_up_with_s3_is_a_store_that_commands_find(tmp_path: Path) -> None:
+def test_up_with_s3_is_a_store_that_commands_find_and_down_leaves_no_process(
+    tmp_path: Path,
+) -> None:
     server = new_server(tmp_path)
     try:
         said = server.rlt("up", "--s3", "--port", str(server.port))
@@ -60,6 +63,14 @@ def test_up_with_s3_is_a_store_that_commands_find(tmp_path: Path) -> None:
         again = server.rlt("up", "--s3", "--port", str(server.port))
         assert again.returncode == 0
         assert "started" not in again.stdout
+        idle = len(server.processes())
+        busy = server.start("base-model", profile="smoke", set=["base_model.steps=5000"])
+        deadline = time.monotonic() + 60
+        while not (server.run(busy).state.is_running() and len(server.processes()) > idle + 1):  # type: ignore[union-attr]
+            assert time.monotonic() < deadline, server.logs()
+            time.sleep(0.5)
     finally:
-        server.rlt("down")
+        done = server.rlt("down")
+    assert done.returncode == 0, done.stderr
     assert server.processes() == []
+    assert "nothing is up" in server.rlt("down").stdout
