@@ -22,6 +22,13 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def be_alone() -> None:
+    """Forget what somebody else's launcher has said (a training operator, a Slurm step): this
+    process shares its work with nobody."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        os.environ.pop(name, None)
+
+
 def require_gpus(resources: StageResources, processes: int) -> None:
     """Raises UserError if a machine with GPUs has fewer than processes."""
     from rlt_core.models import gpus, pick_device

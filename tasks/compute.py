@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from rlt_core import processes
 from rlt_core.checkout import git_commit
 from rlt_core.config import StageResources
 from rlt_core.control import Control
@@ -36,6 +37,7 @@ def compute(argument: dict[str, Any], control: Control) -> str:
     Raises UserError when the key differs from the expected one, an input is not committed or
     damaged, and whatever the stage raises; Stopped leaves checkpoints behind.
     """
+    processes.be_alone()
     spec = NodeSpec.model_validate(argument)
     stage = STAGES[spec.stage]
     config = parse_config(spec.stage, spec.config)
@@ -64,12 +66,12 @@ def _compute_and_commit(spec: NodeSpec, stage: Stage, store: Store, control: Con
     started = datetime.now(UTC)
     try:
         job = job_of(spec, store, attempt.out, control)
-        processes = stage.processes(spec.resources)
+        count = stage.processes(spec.resources)
         print(
             f"{spec.key}: attempt {attempt.id} on {_device(stage, spec.resources)}, processes: "
-            f"{processes}, threads of each: {spec.resources.threads}"
+            f"{count}, threads of each: {spec.resources.threads}"
         )
-        metrics = torchrun.run(job, processes) if processes > 1 else run_body(job)
+        metrics = torchrun.run(job, count) if count > 1 else run_body(job)
         _validate(stage, attempt)
         return store.commit(_manifest(job, stage, attempt, metrics, started))
     except BaseException:

@@ -395,3 +395,17 @@ def test_rank_statistics_know_what_each_set_holds(given: tuple[Store, dict[str, 
     assert rewards["reward"] == pytest.approx([-1 / 6, -7 / 6, -2])
     assert rewards["length"] == pytest.approx([-9 / 6, -9 / 6, 0])
     assert len({tuple(found) for found in rewards.values()}) == 4
+
+
+def test_another_launchers_words_are_not_for_us(
+    given: tuple[Store, dict[str, Ref]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As inside a training operator's pod, or a step of Slurm: all is computed, not a share."""
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    store, refs = given
+    config = TraceGenerationConfig(
+        sampling=GenerationConfig(n=2, max_tokens=4), split="train", format=FORMAT, seed=0
+    )
+    inputs = {"teacher": refs["model"], "questions": refs["questions"]}
+    assert run(store, "trace-generation", config, inputs).metrics["traces"] == 2 * QUESTIONS
