@@ -14,6 +14,7 @@ from rlt_core.graph import Node
 from rlt_core.rows import write_rows
 from rlt_core.store import Manifest, Store
 from rlt_core.study.freeze import resolve
+from tests.flows.conftest import COMMAND, environment
 from tests.sample_store import START, eval_row
 
 STUDY = """
@@ -134,8 +135,6 @@ def test_verify_imports_neither_prefect_nor_torch(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_study_that_really_runs(file: Path, tmp_path: Path, home: Path) -> None:
-    from conftest import COMMAND, environment
-
     def command(*arguments: object) -> str:
         done = subprocess.run(
             [*COMMAND, "study", *map(str, arguments)],
