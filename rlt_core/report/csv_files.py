@@ -127,7 +127,7 @@ def _against(against: Against) -> dict[str, Any]:
 
 
 def _share(line: Line) -> dict[str, Any]:
-    if line.share is None:
+    if line.share is None or line.share.denominator.value < 0:  # no gain, no share
         return {}
     return {
         "share": line.share.value,

@@ -73,9 +73,12 @@ def quoted(value: Quote | None) -> str:
 
 
 def share(ratio: Ratio | None) -> str:
-    """`90% [75%, 108%]`, or in words where the set has no end."""
+    """`90% [75%, 108%]`, or in words where the set has no end or there was no gain."""
     if ratio is None:
         return NOTHING
+    if ratio.denominator.value < 0:
+        points = -100 * ratio.denominator.value
+        return f"none: the data-set student is {points:.1f} points below its base"
     value = "not defined" if ratio.value is None else f"{100 * ratio.value:.0f}%"
     if ratio.bounded:
         ((low, high),) = ratio.intervals

@@ -281,6 +281,12 @@ def test_a_share_without_an_end_is_said_in_words():
     assert share(everything).startswith("not defined; any share is possible")
 
 
+def test_of_a_loss_there_is_no_share():
+    """Worse still than a student who lost would read as several times its gain."""
+    loss = Ratio(4.3, ((2.5, 25.0),), Estimate(-0.072, -0.13, -0.012, 200), False)
+    assert share(loss) == "none: the data-set student is 7.2 points below its base"
+
+
 def test_what_could_not_be_graded_is_no_score_and_no_zero(tmp_path):
     store = Store(str(tmp_path / "store"))
     nothing = np.full((4, 2), np.nan)
