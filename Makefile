@@ -50,6 +50,7 @@ bench: install
 	$(OFFLINE) $(BIN)/python -m infra.benchmarks.reward.prefixes
 	$(OFFLINE) $(BIN)/python -m infra.benchmarks.grpo_step
 	$(BIN)/python -m infra.benchmarks.replay
+	$(BIN)/python -m infra.benchmarks.false_positives
 
 format: install
 	$(BIN)/ruff check --fix .
