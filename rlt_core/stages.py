@@ -220,8 +220,9 @@ class Stage:
     """Whether its artifact holds a `model/` folder."""
     pool: Literal["cpu", "gpu"] = "cpu"
     """Work pool that its nodes go to."""
-    shared: bool = False
-    """Whether several processes can share its work."""
+    shared: Literal["steps", "shards"] | None = None
+    """What several processes can share: the batch of every step, all at once, or shards, each in
+    its own time; nothing where it is None."""
 
     def processes(self, resources: StageResources) -> int:
         """Processes that compute one of its nodes."""
@@ -240,27 +241,30 @@ _ALL = (
     Stage("base-model", 1, "model", BaseModelConfig, model=True, pool="gpu"),
     Stage(
         "teacher-sft", 1, "model", TeacherSFTStageConfig, ("train_steps",), model=True,
-        pool="gpu", shared=True,
+        pool="gpu", shared="steps",
     ),
     Stage(
         "teacher-grpo", 2, "model", TeacherGRPOStageConfig, ("train_steps",), model=True,
-        pool="gpu", shared=True,
+        pool="gpu", shared="steps",
     ),
     Stage(
         "trace-generation", 1, "traces", TraceGenerationConfig, ("traces",), pool="gpu",
-        shared=True,
+        shared="shards",
     ),
     Stage("trace-import", 1, "traces", TraceImportConfig, ("traces", "questions")),
     Stage("trace-refinement", 1, "traces", TraceRefinementConfig, ("traces", "dropped")),
-    Stage("trace-scoring", 3, "scores", TraceScoringConfig, ("scores",), pool="gpu", shared=True),
+    Stage(
+        "trace-scoring", 3, "scores", TraceScoringConfig, ("scores",), pool="gpu",
+        shared="shards",
+    ),
     Stage("score-import", 2, "scores", ScoreImportConfig, ("scores",)),
     Stage(
         "student-sft", 1, "model", StudentSFTStageConfig, ("train_steps",), model=True,
-        pool="gpu", shared=True,
+        pool="gpu", shared="steps",
     ),
     Stage(
         "student-grpo", 1, "model", StudentGRPOStageConfig, ("train_steps",), model=True,
-        pool="gpu", shared=True,
+        pool="gpu", shared="steps",
     ),
     Stage(
         "evaluation", 1, "evaluation", EvaluationStageConfig, ("eval_samples", "eval_scores"),

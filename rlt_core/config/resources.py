@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from rlt_core.config.base import Frozen, Positive
+from rlt_core.config.base import Fraction, Frozen, Positive
 
 
 class StageResources(Frozen):
@@ -17,8 +17,23 @@ class StageResources(Frozen):
     engine: Literal["transformers", "vllm"] = "transformers"
     """What generates text."""
     processes: Positive = 1
-    """Processes that share a node's work, one a GPU, where its stage can be shared: training,
-    generation, scoring."""
+    """Processes of one machine that share a node's work, one a GPU (or `tensor_parallel`), where
+    its stage can be shared: training, generation, scoring, evaluation."""
+    machines: Positive = 1
+    """Runs of the worker pool, each with `processes`, that share a node's work: the steps of
+    training, or the shards of generation, scoring and evaluation."""
+    gpu_gib: float = Field(default=80.0, gt=0)
+    """Memory of one GPU in GiB, into which a plan must fit."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """Training: every process holds the whole model, or its share of weights, gradients and
+    optimiser states (FSDP2)."""
+    tensor_parallel: Positive = 1
+    """GPUs over which one vLLM engine splits the model."""
+    vllm_memory: Fraction = 0.9
+    """Share of a GPU's memory that a vLLM engine takes."""
+    vllm_server: str | None = None
+    """Address, as `http://host:8000`, of a `trl vllm-serve` that draws the rollouts of GRPO; empty:
+    an engine on the trainer's own GPUs. Read where `engine` is vllm."""
     threads: Positive = 1
     """CPU threads a process."""
     micro_batch_size: Positive = 32
