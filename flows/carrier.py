@@ -83,14 +83,7 @@ class Here:
             with self._cores.take(spec.cores):
                 if not self._launcher.stopping:
                     self._reporter.started(name)
-                manifest = node_task.run(
-                    spec,
-                    self._launcher,
-                    lambda done, total, metrics: self._reporter.progress(
-                        name, done, total, metrics
-                    ),
-                    lambda text: self._reporter.line(name, text),
-                )
+                manifest = self._compute(spec)
         except Stopped as error:
             outcome = Outcome("stopped", str(error))
         except UserError as error:
@@ -98,7 +91,23 @@ class Here:
         except ChildFailed as error:
             outcome = Outcome("failed", str(error))
         else:
+            if manifest is None:
+                return Outcome("done", f"shared the work on {spec.key}")
             self._reporter.finished(name, manifest)
             return Outcome("done", f"{spec.key} committed")
         self._reporter.failed(name, outcome.status, outcome.message)
         return outcome
+
+    def _compute(self, spec: NodeSpec) -> Manifest | None:
+        """What was committed; None where another run commits."""
+
+        def progress(done: int, total: int, metrics: Metrics) -> None:
+            self._reporter.progress(spec.name, done, total, metrics)
+
+        def say(text: str) -> None:
+            self._reporter.line(spec.name, text)
+
+        if spec.machine == 0:
+            return node_task.run(spec, self._launcher, progress, say)
+        node_task.assist(spec, self._launcher, progress, say)
+        return None

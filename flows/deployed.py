@@ -29,6 +29,7 @@ from rlt_core.errors import UserError
 from rlt_core.experiments import ALL
 from rlt_core.graph import Planned
 from rlt_core.overrides import load_config
+from rlt_core.stages import STAGES
 from rlt_core.store import Store
 from tasks.spec import NodeSpec
 
@@ -81,8 +82,13 @@ def _dispatched(request: Request, planned: list[Planned]) -> State[Any]:
     missing = [item.node for item in planned if not item.hit]
     page = pages.RunPage(len(planned), len(planned) - len(missing))
     resources = request.config().resources
+
+    def size_of(stage: str) -> int:
+        own = resources.of(stage)
+        return own.nodes_per_run if STAGES[stage].machines(own) == 1 else 1
+
     run = Run(request, planned, Dispatch(page), page)
-    state = run_batches(run, by_stage(missing, lambda stage: resources.of(stage).nodes_per_run))
+    state = run_batches(run, by_stage(missing, size_of))
     opened = Store(request.store)
     for item in planned:
         node = item.node

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Sequence
-from uuid import UUID
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from uuid import UUID, uuid4
 
 import httpx
 from prefect import get_run_logger
@@ -18,9 +19,15 @@ from prefect.runtime import flow_run as this_run
 from prefect.states import Cancelling
 
 from flows.carrier import Outcome, Reporter, Status
-from rlt_core.errors import UserError
+from rlt_core.errors import Stopped, UserError
+from rlt_core.stages import STAGES
+from rlt_core.store import Lease, Store
 from tasks import node as node_task
 from tasks.spec import NodeSpec
+
+States = list[State | None]
+"""None while it is not known."""
+Ended = tuple[FlowRun, State | None]
 
 POLL_S = 1.0
 PICKED_UP_S = 60.0
@@ -45,21 +52,64 @@ class Dispatch:
         for spec in specs:
             self._reporter.started(spec.name)
         try:
-            child = self._send(specs)
+            child, state = self._shared(specs[0]) if _machines(specs[0]) > 1 else self._one(specs)
         except ObjectNotFound:
             raise UserError(
                 f"no deployment rlt/{specs[0].stage} on this server; "
                 "`rlt up` or `prefect deploy --all` makes it"
             ) from None
-        state = self._follow(child)
+        except Stopped as error:
+            return [Outcome("stopped", str(error))] * len(specs)
         return [self._outcome(spec, child, state) for spec in specs]
 
-    def _send(self, specs: Sequence[NodeSpec]) -> FlowRun:
+    def _one(self, specs: Sequence[NodeSpec]) -> Ended:
         keys = ",".join(spec.key for spec in specs)
         together = keys if len(specs) == 1 else hashlib.sha256(keys.encode()).hexdigest()[:16]
+        name = specs[0].name if len(specs) == 1 else f"{len(specs)} {specs[0].stage}"
+        run = self._send(specs, name, together)
+        [state] = self._wait([run], lambda states: _is_final(states[0]))
+        self._cancel([(run, state)])
+        return run, state
+
+    def _shared(self, spec: NodeSpec) -> Ended:
+        """A run for each machine that shares the node. Of shards a lost machine costs one, steps
+        end with any machine; else the first run's end is the node's."""
+        machines, sent = _machines(spec), uuid4().hex
+        steps = STAGES[spec.stage].shared == "steps"
+        with self._assembly(spec) if steps else nullcontext():
+            runs = [
+                self._send(
+                    [spec.model_copy(update={"machine": machine, "sent": sent})],
+                    f"{spec.name} machine {machine + 1} of {machines}",
+                    f"{spec.key}:{machine}",
+                )
+                for machine in range(machines)
+            ]
+            if steps:
+                self._wait(runs, lambda states: all(map(_has_begun, states)))
+        decisive = machines if steps else 1
+        states = self._wait(
+            runs, lambda states: _is_final(states[0]) or any(map(_has_failed, states[:decisive]))
+        )
+        ended = list(zip(runs, states, strict=True))
+        completed = states[0] is not None and states[0].is_completed()
+        self._cancel([one for one in ended if not (completed and _has_begun(one[1]))])
+        return next((one for one in ended[:decisive] if _has_failed(one[1])), ended[0])
+
+    def _assembly(self, spec: NodeSpec) -> Lease:
+        """Nodes whose machines wait for each other are sent one at a time, of whichever pipeline:
+        two that had half of a pool each would wait for ever."""
+
+        def waiting(_: object) -> None:
+            if self._stop.is_set():
+                raise Stopped("stopped on request")
+
+        pool = STAGES[spec.stage].pool
+        return Lease(Store(spec.store).files, f"assembly-{pool}", spec.name, waiting)
+
+    def _send(self, specs: Sequence[NodeSpec], name: str, together: str) -> FlowRun:
         first = specs[0]
-        name = first.name if len(specs) == 1 else f"{len(specs)} {first.stage}"
-        child = run_deployment(
+        run = run_deployment(
             f"rlt/{first.stage}",
             parameters={
                 "profile": first.profile,
@@ -70,29 +120,34 @@ class Dispatch:
             # A constant key would return the failed run of an earlier try for ever.
             idempotency_key=f"{this_run.id}:{this_run.run_count}:{together}",
         )
-        assert isinstance(child, FlowRun)
-        get_run_logger().info("%s: sent to pool %s", name, child.work_pool_name)
-        return child
+        assert isinstance(run, FlowRun)
+        get_run_logger().info("%s: sent to pool %s", name, run.work_pool_name)
+        return run
 
-    def _follow(self, child: FlowRun) -> State | None:
-        """Final state of the run; None if it was told to stop because this one was."""
+    def _wait(self, runs: Sequence[FlowRun], over: Callable[[States], bool]) -> States:
+        """States of the runs once it is over, or once this run was told to stop."""
         sent, warned = time.monotonic(), False
         with get_client(sync_client=True) as client:
             while True:
-                state = _state(client, child.id)
-                if state and state.is_final():
-                    return state
-                if self._stop.is_set():
-                    client.set_flow_run_state(child.id, Cancelling())
-                    return None
-                waited = time.monotonic() - sent
-                if state and state.is_scheduled() and waited > PICKED_UP_S and not warned:
-                    warned = True
-                    get_run_logger().warning(
-                        "%s: no worker of pool %s has taken it within %.0f s",
-                        child.name, child.work_pool_name, PICKED_UP_S,
-                    )  # fmt: skip
+                states = [_state(client, run.id) for run in runs]
+                if self._stop.is_set() or over(states):
+                    return states
+                late = time.monotonic() - sent > PICKED_UP_S and not warned
+                for run, state in zip(runs, states, strict=True) if late else ():
+                    if state and state.is_scheduled():
+                        warned = True
+                        get_run_logger().warning(
+                            "%s: no worker of pool %s has taken it within %.0f s",
+                            run.name, run.work_pool_name, PICKED_UP_S,
+                        )  # fmt: skip
                 self._stop.wait(POLL_S)
+
+    def _cancel(self, ended: Sequence[Ended]) -> None:
+        """Those that have not ended yet."""
+        with get_client(sync_client=True) as client:
+            for run, state in ended:
+                if not _is_final(state):
+                    client.set_flow_run_state(run.id, Cancelling())
 
     def _outcome(self, spec: NodeSpec, child: FlowRun, state: State | None) -> Outcome:
         manifest = node_task.find(spec)
@@ -100,12 +155,28 @@ class Dispatch:
             self._reporter.finished(spec.name, manifest)
             return Outcome("done", f"{spec.key} committed")
         status: Status = "failed"
-        if state is None or state.is_cancelled() or state.is_cancelling():
+        if state is None or not state.is_final() or state.is_cancelled():
             status = "stopped"
         why = (state.message if state else None) or "cancelled with this run"
         outcome = Outcome(status, f"run {child.name}: {why}")
         self._reporter.failed(spec.name, status, outcome.message)
         return outcome
+
+
+def _machines(spec: NodeSpec) -> int:
+    return STAGES[spec.stage].machines(spec.resources)
+
+
+def _is_final(state: State | None) -> bool:
+    return state is not None and state.is_final()
+
+
+def _has_failed(state: State | None) -> bool:
+    return state is not None and state.is_final() and not state.is_completed()
+
+
+def _has_begun(state: State | None) -> bool:
+    return state is not None and (state.is_running() or state.is_final())
 
 
 def _state(client: SyncPrefectClient, run: UUID) -> State | None:

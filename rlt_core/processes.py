@@ -29,14 +29,15 @@ def be_alone() -> None:
         os.environ.pop(name, None)
 
 
-def require_gpus(resources: StageResources, processes: int) -> None:
-    """Raises UserError if a machine with GPUs has fewer than processes."""
+def require_gpus(resources: StageResources, needed: int) -> None:
+    """Raises UserError if a machine with GPUs has fewer than needed."""
     from rlt_core.models import gpus, pick_device
 
-    if pick_device(resources.device) == "cuda" and gpus() < processes:
+    if pick_device(resources.device) == "cuda" and gpus() < needed:
         raise UserError(
-            f"resources.processes={processes}, but this machine shows {gpus()} GPUs; each process "
-            "takes one"
+            f"resources.processes={resources.processes} and resources.tensor_parallel="
+            f"{resources.tensor_parallel} need {needed} GPUs, and this machine shows {gpus()}; "
+            "lower one of them"
         )
 
 
@@ -44,9 +45,12 @@ def take_gpu(resources: StageResources) -> None:
     """Hide the others' GPUs from this process and all it starts (a vLLM engine); before CUDA is."""
     if resources.device == "cpu":
         return
+    each = resources.tensor_parallel if resources.engine == "vllm" else 1
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    ids = visible.split(",") if visible else [str(one) for one in range(count())]
-    os.environ["CUDA_VISIBLE_DEVICES"] = ids[int(os.environ["LOCAL_RANK"])]
+    all_ids = map(str, range(int(os.environ["LOCAL_WORLD_SIZE"]) * each))
+    ids = visible.split(",") if visible else list(all_ids)
+    first = int(os.environ["LOCAL_RANK"]) * each
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(ids[first : first + each])
     os.environ["LOCAL_RANK"] = "0"
 
 

@@ -225,8 +225,17 @@ class Stage:
     its own time; nothing where it is None."""
 
     def processes(self, resources: StageResources) -> int:
-        """Processes that compute one of its nodes."""
+        """Processes of each machine that compute one of its nodes."""
         return resources.processes if self.shared else 1
+
+    def machines(self, resources: StageResources) -> int:
+        """Runs of the worker pool that share one of its nodes."""
+        return resources.machines if self.shared else 1
+
+    def gpus(self, resources: StageResources) -> int:
+        """GPUs of each machine that compute one of its nodes."""
+        of_each = resources.tensor_parallel if resources.engine == "vllm" else 1
+        return self.processes(resources) * of_each
 
     @property
     def module(self) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import platform
+import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -22,6 +24,7 @@ from rlt_core.stages import STAGES, Stage, parse_config
 from rlt_core.store import Attempt, Lease, Manifest, Ref, Store
 from tasks import torchrun
 from tasks.job import Job, job_of, run_body
+from tasks.shards import seconds_elsewhere
 from tasks.spec import NodeSpec
 
 ENGINES = (
@@ -37,17 +40,8 @@ def compute(argument: dict[str, Any], control: Control) -> str:
     Raises UserError when the key differs from the expected one, an input is not committed or
     damaged, and whatever the stage raises; Stopped leaves checkpoints behind.
     """
-    processes.be_alone()
-    spec = NodeSpec.model_validate(argument)
-    stage = STAGES[spec.stage]
-    config = parse_config(spec.stage, spec.config)
-    own = key_of(stage, config, {name: ref.key for name, ref in spec.inputs.items()})
-    if own != spec.key:
-        raise UserError(
-            f"{spec.name}: expected key {spec.key}, this installation computes {own}; "
-            "sender and worker run different versions"
-        )
-    store = Store(spec.store)
+    spec = _checked(argument)
+    stage, store = STAGES[spec.stage], Store(spec.store)
 
     def waiting(_: dict[str, object]) -> None:
         control.progress(0, 0, {})
@@ -61,17 +55,56 @@ def compute(argument: dict[str, Any], control: Control) -> str:
     return standing.model_dump_json()
 
 
+def assist(argument: dict[str, Any], control: Control) -> None:
+    """Share the work on a node that another run computes and commits; raises what `compute` does.
+
+    Returns once there is nothing left to share.
+    """
+    spec = _checked(argument)
+    store = Store(spec.store)
+    with tempfile.TemporaryDirectory(prefix="rlt-") as folder:
+        job = job_of(spec, store, Path(folder), control)
+        if not job.is_committed():
+            _body(job)
+
+
+def _checked(argument: dict[str, Any]) -> NodeSpec:
+    processes.be_alone()
+    spec = NodeSpec.model_validate(argument)
+    stage = STAGES[spec.stage]
+    config = parse_config(spec.stage, spec.config)
+    own = key_of(stage, config, {name: ref.key for name, ref in spec.inputs.items()})
+    if own != spec.key:
+        raise UserError(
+            f"{spec.name}: expected key {spec.key}, this installation computes {own}; "
+            "sender and worker run different versions"
+        )
+    if stage.shared == "steps" and spec.resources.machines > 1 and not spec.sent:
+        raise UserError(
+            f"{spec.name}: resources.machines={spec.resources.machines} takes as many runs of a "
+            "worker pool: run it on a server (prefect deployment run rlt/…), or set "
+            f"resources.stages.{spec.stage}.machines=1"
+        )
+    return spec
+
+
+def _body(job: Job) -> dict[str, float]:
+    """The stage's body, in the processes of this machine."""
+    count = job.stage.processes(job.resources)
+    print(
+        f"{job.spec.key}: on {_device(job.stage, job.resources)}, machine {job.machine + 1} of "
+        f"{job.machines}, processes: {count}, threads of each: {job.resources.threads}"
+    )
+    together = job.stage.shared == "steps" and job.machines > 1
+    return torchrun.run(job) if count > 1 or together else run_body(job)
+
+
 def _compute_and_commit(spec: NodeSpec, stage: Stage, store: Store, control: Control) -> Manifest:
     attempt = store.begin(Ref(kind=stage.kind, key=spec.key))
     started = datetime.now(UTC)
     try:
         job = job_of(spec, store, attempt.out, control)
-        count = stage.processes(spec.resources)
-        print(
-            f"{spec.key}: attempt {attempt.id} on {_device(stage, spec.resources)}, processes: "
-            f"{count}, threads of each: {spec.resources.threads}"
-        )
-        metrics = torchrun.run(job, count) if count > 1 else run_body(job)
+        metrics = _body(job)
         _validate(stage, attempt)
         return store.commit(_manifest(job, stage, attempt, metrics, started))
     except BaseException:
@@ -117,10 +150,20 @@ def _manifest(
         started_at=started,
         finished_at=finished,
         seconds=seconds,
-        gpu_seconds=0.0 if device == "cpu" else seconds * stage.processes(job.resources),
+        gpu_seconds=0.0 if device == "cpu" else _gpu_seconds(job, seconds),
         device=device,
         threads=job.resources.threads * stage.processes(job.resources),
     )
+
+
+def _gpu_seconds(job: Job, seconds: float) -> float:
+    """Of all GPUs of all machines; of those that shared shards, the time that their shards took."""
+    gpus = job.stage.gpus(job.resources)
+    if job.machines == 1:
+        return seconds * gpus
+    if job.stage.shared == "steps":
+        return seconds * gpus * job.machines
+    return seconds * gpus + seconds_elsewhere(job) * gpus / job.stage.processes(job.resources)
 
 
 def _packages() -> dict[str, str]:

@@ -11,8 +11,9 @@ from typing import TypeVar
 from rlt_core.config import Frozen, StageResources
 from rlt_core.control import Control
 from rlt_core.errors import UserError
-from rlt_core.stages import STAGES, parse_config
+from rlt_core.stages import STAGES, Stage, parse_config
 from rlt_core.store import Manifest, Store, Workspace
+from tasks.shards import NoShardLeft
 from tasks.spec import NodeSpec
 
 Config = TypeVar("Config", bound=Frozen)
@@ -33,9 +34,28 @@ class Job:
     control: Control
 
     @property
+    def stage(self) -> Stage:
+        """What kind of work it is."""
+        return STAGES[self.spec.stage]
+
+    @property
     def resources(self) -> StageResources:
         """Where and how fast."""
         return self.spec.resources
+
+    @property
+    def machine(self) -> int:
+        """Which of the runs that share the node this is."""
+        return self.spec.machine
+
+    @property
+    def machines(self) -> int:
+        """How many runs may share it."""
+        return self.stage.machines(self.resources)
+
+    def is_committed(self) -> bool:
+        """Whether the node is in the store by now."""
+        return self.store.manifest(self.stage.kind, self.spec.key) is not None
 
     @property
     def seed(self) -> int:
@@ -78,10 +98,12 @@ def job_of(spec: NodeSpec, store: Store, out: Path, control: Control) -> Job:
 
 def run_body(job: Job) -> dict[str, float]:
     """What the stage does, in this process; returns the artifact's metrics."""
-    stage = STAGES[job.spec.stage]
-    if stage.pool == "gpu":
+    if job.stage.pool == "gpu":
         from rlt_core.models import use_threads
 
         use_threads(job.resources.threads)
-    metrics: dict[str, float] = importlib.import_module(stage.module).run(job)
+    try:
+        metrics: dict[str, float] = importlib.import_module(job.stage.module).run(job)
+    except NoShardLeft:
+        return {}
     return metrics

@@ -41,3 +41,19 @@ def run(
         store.forget(spec.key)
         raise
     return Manifest.model_validate_json(manifest)
+
+
+def assist(
+    spec: NodeSpec,
+    launcher: Launches,
+    progress: Callable[[int, int, Metrics], None],
+    say: Callable[[str], None],
+) -> None:
+    """Share the work on a node that another run commits, in a child; see `run`."""
+    launcher.run(
+        "tasks.compute:assist",
+        spec.model_dump(mode="json"),
+        log=Store(spec.store).files.local(f"work/{spec.key}/log-{spec.machine}.txt"),
+        progress=progress,
+        say=say,
+    )

@@ -64,6 +64,12 @@ class _Work:
     out: Path
     work: Workspace
     control: Control
+    machine: int = 0
+    machines: int = 1
+
+    def is_committed(self) -> bool:
+        """Nobody else works on it."""
+        return False
 
 
 def score_file(scoring: Scoring, control: Control) -> pa.Table:

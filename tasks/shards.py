@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any, Protocol, TypeVar
 
 from rlt_core import processes
@@ -13,6 +15,16 @@ from rlt_core.store import Workspace
 
 Item = TypeVar("Item")
 GROUP = "shards"
+POLL_S = 1.0
+"""Between two looks at the shards that others compute."""
+
+
+class NoShardLeft(Exception):
+    """Raised in a run that shares the node of another: what it came for is done."""
+
+
+class _Taken(Exception):
+    """Somebody else computes the shard right now."""
 
 
 class LongWork(Protocol):
@@ -30,6 +42,17 @@ class LongWork(Protocol):
     def control(self) -> Control:
         """Progress out, the wish to stop in."""
 
+    @property
+    def machine(self) -> int:
+        """Which of the runs that share the work this is; the first collects the table."""
+
+    @property
+    def machines(self) -> int:
+        """How many such runs there may be."""
+
+    def is_committed(self) -> bool:
+        """Whether the table has left the workspace for the store."""
+
 
 def in_shards(
     job: LongWork,
@@ -40,30 +63,71 @@ def in_shards(
 ) -> None:
     """Compute a table shard by shard, `size` items each, into `{out}/{table}/*.parquet`.
 
-    Processes that share the work take shards in turn; every one returns once the table is there.
-    Shards that an earlier attempt committed are not computed again. Raises Stopped between two.
+    Whoever shares the work, processes of this machine and runs on others, takes shards that nobody
+    else is at; what a lost one was at is taken by another. In the first run every process returns
+    once the table is there, the others raise NoShardLeft. Shards that an earlier attempt committed
+    are not computed again. Raises Stopped between two.
     """
-    starts = range(0, len(items), size)
-    committed = set(job.work.parts(GROUP))
-    for index in range(processes.rank(), len(starts), processes.count()):
-        start = starts[index]
-        # The size is part of the name: another size cuts elsewhere.
-        name = f"{size}-{index:06d}"
-        if name in committed:
-            continue
-        job.control.check()
-        rows = compute(items[start : start + size], job.control.part(index, len(starts)))
-        write_rows(job.work.begin(GROUP, name) / f"{table}.parquet", table, rows)
-        job.work.commit(GROUP, name)
+    # The size is part of the name: another size cuts elsewhere.
+    starts = {f"{size}-{start // size:06d}": start for start in range(0, len(items), size)}
+    while missing := _in_own_order(job, starts.keys() - set(job.work.parts(GROUP))):
+        taken = 0
+        for name in missing:
+            job.control.check()
+            if job.machine and job.is_committed():
+                raise NoShardLeft
+            with suppress(_Taken), _taken(job, name):
+                start, done, began = starts[name], len(starts) - len(missing) + taken, monotonic()
+                rows = compute(items[start : start + size], job.control.part(done, len(starts)))
+                write_rows(job.work.begin(GROUP, name) / f"{table}.parquet", table, rows)
+                job.work.commit(GROUP, name, machine=job.machine, seconds=monotonic() - began)
+                taken += 1
+        if not taken:
+            sleep(POLL_S)
+    if job.machine:
+        raise NoShardLeft
     processes.wait_for_all()
     if processes.rank() == 0:
-        _collect(job, table, size, len(starts))
+        _collect(job, table, list(starts))
     processes.wait_for_all()
 
 
-def _collect(job: LongWork, table: str, size: int, shards: int) -> None:
-    for index in range(shards):
-        name = f"{size}-{index:06d}"
+def seconds_elsewhere(job: LongWork) -> float:
+    """What the shards took that other machines computed."""
+    shards = [job.work.manifest(GROUP, name) for name in job.work.parts(GROUP)]
+    return sum((shard["seconds"] for shard in shards if shard.get("machine")), 0.0)
+
+
+def _sharers(job: LongWork) -> int:
+    return job.machines * processes.count()
+
+
+def _in_own_order(job: LongWork, names: Collection[str]) -> list[str]:
+    """Each begins elsewhere, so that they seldom meet."""
+    ordered = sorted(names)
+    place = job.machine * processes.count() + processes.rank()
+    first = len(ordered) * place // _sharers(job)
+    return ordered[first:] + ordered[:first]
+
+
+@contextmanager
+def _taken(job: LongWork, name: str) -> Iterator[None]:
+    """Nobody else computes the shard meanwhile. Raises _Taken if another does or has done it."""
+    if _sharers(job) == 1:
+        yield
+        return
+
+    def waiting(_: object) -> None:
+        raise _Taken
+
+    with job.work.lease(GROUP, name, waiting):
+        if job.work.has(GROUP, name):
+            raise _Taken
+        yield
+
+
+def _collect(job: LongWork, table: str, names: Sequence[str]) -> None:
+    for index, name in enumerate(names):
         target = job.out / table / f"{index:06d}.parquet"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((job.work.path(GROUP, name) / f"{table}.parquet").read_bytes())

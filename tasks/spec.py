@@ -29,6 +29,10 @@ class NodeSpec(BaseModel):
     paths: dict[str, str]
     resources: StageResources
     flow_run_id: str | None = None
+    machine: int = 0
+    """Which of the runs that share the node this is; the first, 0, commits it."""
+    sent: str = ""
+    """Those runs have this in common; empty: this one was not sent with others."""
 
     @classmethod
     def of(cls, node: Node, store: str, profile: str, resources: StageResources) -> NodeSpec:

@@ -1,5 +1,8 @@
 """One node in several processes of this machine: torchrun starts them, this process owns them.
 
+Where several machines share the steps of a training, each has an owner and a torchrun, and these
+meet (`tasks.rendezvous`). Where they share shards, the machines need not know of each other.
+
 Every process runs the stage's body (`tasks.job.run_body`) on the same node; which share is its own
 it learns from torchrun's environment. Each is connected with its owner: progress and the last word
 come back, the wish to stop goes out, and whoever finds the connection closed ends, since torchrun
@@ -27,6 +30,7 @@ from rlt_core import processes
 from rlt_core.control import Control
 from rlt_core.errors import Stopped, UserError
 from rlt_core.store import Store
+from tasks import rendezvous
 from tasks.job import Job, job_of, run_body
 from tasks.spec import NodeSpec
 
@@ -50,21 +54,23 @@ class _Share(BaseModel):
 
 
 # ---------------------------------------------------------------- the owner
-def run(job: Job, count: int) -> dict[str, float]:
-    """Run a node's body in `count` processes; returns the metrics that the first one has.
+def run(job: Job) -> dict[str, float]:
+    """Run a node's body in the processes of this machine; returns the metrics that the first of all
+    has, none on another machine.
 
     Raises UserError and Stopped as they did, UserError where GPUs are too few, RuntimeError with
     the traceback of one that failed or when one died. None of them is left.
     """
-    processes.require_gpus(job.resources, count)
+    processes.require_gpus(job.resources, job.stage.gpus(job.resources))
     with tempfile.TemporaryDirectory(prefix="rlt-") as folder:
         share = _Share(spec=job.spec, out=job.out, address=f"{folder}/owner")
         file = Path(folder) / "share.json"
         file.write_text(share.model_dump_json())
         with connection.Listener(share.address, "AF_UNIX") as listener:
             owner = _Owner(listener, job.control)
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-                       f"--nproc-per-node={count}", "-m", "tasks.torchrun", str(file)]  # fmt: skip
+            command = [sys.executable, "-m", "torch.distributed.run", *_meeting(job),
+                       f"--nproc-per-node={job.stage.processes(job.resources)}",
+                       "-m", "tasks.torchrun", str(file)]  # fmt: skip
             threads = {"OMP_NUM_THREADS": str(job.resources.threads)}
             agent = subprocess.Popen(command, env={**os.environ, **threads})
             try:
@@ -76,6 +82,17 @@ def run(job: Job, count: int) -> dict[str, float]:
                 agent.kill()
                 agent.wait()
     return owner.result(agent.returncode)
+
+
+def _meeting(job: Job) -> list[str]:
+    """How torchrun is to find those of the other machines."""
+    if job.stage.shared != "steps" or job.machines == 1:
+        return ["--standalone"]
+    first = job.machine == 0
+    spec, store = job.spec, job.store
+    place = rendezvous.publish(spec, store) if first else rendezvous.find(spec, store, job.control)
+    return [f"--nnodes={job.machines}", f"--node-rank={job.machine}",
+            f"--master-addr={place.host}", f"--master-port={place.port}"]  # fmt: skip
 
 
 class _Owner:
@@ -149,11 +166,10 @@ class _Owner:
             for said, value in self._words:
                 if said == kind:
                     raise error(value)
-        results = [value for said, value in self._words if said == "result" and value is not None]
+        results = [value for said, value in self._words if said == "result"]
         if status or not results:
             raise Died(f"torchrun ended with exit status {status}; the log says why")
-        metrics: dict[str, float] = results[0]
-        return metrics
+        return next((metrics for metrics in results if metrics is not None), {})
 
 
 # ---------------------------------------------------------------- each process

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rlt_core.store.files import Files
+from rlt_core.store.lease import Lease
 from rlt_core.store.manifest import FileEntry, describe_files, intact_copy
 
 
@@ -21,6 +23,7 @@ class Workspace:
 
     def __init__(self, files: Files, key: str) -> None:
         self._files = files
+        self._key = key
         self._root = f"work/{key}"
         self._open: dict[tuple[str, str], str] = {}
 
@@ -31,6 +34,14 @@ class Workspace:
         """Names of the committed parts of a group, sorted."""
         paths = self._files.expand(f"{self._root}/{group}/*/manifest.json")
         return [path.split("/")[-2] for path in self._files.read_many(paths)]
+
+    def has(self, group: str, name: str) -> bool:
+        """Whether a part is committed."""
+        return self._read(group, name) is not None
+
+    def lease(self, group: str, name: str, waiting: Callable[[dict[str, object]], None]) -> Lease:
+        """For whoever computes a part that several may compute; see `Lease`."""
+        return Lease(self._files, f"{self._key}/{group}/{name}", waiting=waiting)
 
     def _read(self, group: str, name: str) -> dict[str, Any] | None:
         data = self._files.read(self._manifest_path(group, name))

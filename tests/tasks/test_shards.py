@@ -1,0 +1,152 @@
+"""Shards that several runs share: each is computed once, whoever is lost."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlt_core.control import Control
+from rlt_core.errors import Stopped
+from rlt_core.rows import read_rows, write_rows
+from rlt_core.store import Store, Workspace
+from tasks.shards import GROUP, NoShardLeft, in_shards, seconds_elsewhere
+
+KEY = "0123456789abcdef"
+ITEMS = [f"q{number:02d}" for number in range(23)]
+SIZE = 2
+SHARDS = 12
+
+
+@dataclass
+class Work:
+    """One of the runs that share a table, and what it computed itself."""
+
+    store: Store
+    work: Workspace
+    out: Path
+    machine: int = 0
+    machines: int = 2
+    control: Control = field(default_factory=Control)
+    committed: bool = False
+    mine: list[str] = field(default_factory=list)
+
+    def is_committed(self) -> bool:
+        return self.committed
+
+    def compute(self, items: Sequence[str], control: Control) -> list[dict[str, Any]]:
+        time.sleep(0.01)
+        self.mine += items
+        control.progress(1, 1, {})
+        return [dropped(item) for item in items]
+
+    def run(self) -> None:
+        in_shards(self, "dropped", ITEMS, SIZE, self.compute)
+
+    def table(self) -> list[str]:
+        return [row["question_id"] for row in read_rows(self.out, "dropped")]
+
+
+def dropped(item: str) -> dict[str, Any]:
+    return {"row": int(item[1:]), "question_id": item, "reason": "duplicate", "detail": None}
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Callable[..., Work]:
+    store = Store(str(tmp_path / "store"))
+
+    def make(number: int = 0, **options: Any) -> Work:
+        return Work(store, store.workspace(KEY), tmp_path / f"out-{number}", number, **options)
+
+    return make
+
+
+def run_until_no_shard_is_left(work: Work) -> None:
+    with pytest.raises(NoShardLeft):
+        work.run()
+
+
+def test_two_runs_share_the_shards_and_the_first_has_them_all(
+    machine: Callable[..., Work],
+) -> None:
+    first, second = machine(0), machine(1)
+    helper = threading.Thread(target=run_until_no_shard_is_left, args=[second])
+    helper.start()
+    first.run()
+    helper.join(20)
+    assert first.table() == ITEMS
+    assert sorted(first.mine + second.mine) == ITEMS, "each computed once"
+    assert first.mine and second.mine
+    assert not second.out.exists()
+
+
+def test_a_run_that_only_shares_leaves_its_shards_to_the_first(
+    machine: Callable[..., Work],
+) -> None:
+    first, second = machine(0), machine(1)
+    run_until_no_shard_is_left(second)
+    assert seconds_elsewhere(first) >= SHARDS * 0.01
+    first.run()
+    assert first.table() == ITEMS
+    assert not first.mine
+
+
+def test_it_ends_when_the_node_is_committed(machine: Callable[..., Work]) -> None:
+    late = machine(1, committed=True)
+    run_until_no_shard_is_left(late)
+    assert not late.mine
+
+
+def test_a_shard_whose_holder_was_killed_is_computed_by_another(
+    machine: Callable[..., Work],
+) -> None:
+    first = machine(0)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    claim(first, "2-000003", pid=gone.pid)
+    first.run()
+    assert first.table() == ITEMS
+
+
+def test_a_shard_that_another_is_at_is_waited_for(machine: Callable[..., Work]) -> None:
+    first = machine(0)
+    release, others = threading.Event(), ITEMS[6:8]
+
+    def hold() -> None:
+        with first.work.lease(GROUP, "2-000003", lambda _: None):
+            release.wait(20)
+            folder = first.work.begin(GROUP, "2-000003")
+            write_rows(folder / "dropped.parquet", "dropped", [dropped(one) for one in others])
+            first.work.commit(GROUP, "2-000003")
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    threading.Timer(1.5, release.set).start()
+    first.run()
+    holder.join(20)
+    assert first.table() == ITEMS
+    assert not set(first.mine) & set(others)
+
+
+def test_while_it_waits_the_wish_to_stop_is_heard(machine: Callable[..., Work]) -> None:
+    stop = threading.Event()
+    first = machine(0, control=Control(should_stop=stop.is_set))
+    with first.work.lease(GROUP, "2-000003", lambda _: None):
+        threading.Timer(1.0, stop.set).start()
+        with pytest.raises(Stopped):
+            first.run()
+
+
+def claim(work: Work, name: str, pid: int) -> None:
+    lease = {"id": "gone", "name": "", "pid": pid, "started": "1", "renewed_at": time.time()}
+    lease["host"] = socket.gethostname()
+    path = f"work/{KEY}/{GROUP}/{name}/lease.json"
+    work.store.files.write(path, json.dumps(lease).encode())
