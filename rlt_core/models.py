@@ -105,10 +105,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def load_model(folder: Path, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
-    """The causal language model of a local folder, in eval mode. Reads safetensors only."""
+    """The causal language model of a local folder, in eval mode. Reads safetensors only.
+
+    `dtype` may be `auto`: as it was saved.
+    """
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=getattr(torch, dtype),
+        dtype=dtype,
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=False,

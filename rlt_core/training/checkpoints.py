@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import PrinterCallback, Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from rlt_core.config import StageResources
 from rlt_core.errors import Stopped
 from rlt_core.rows import write_rows
 from rlt_core.store import Workspace
-from rlt_core.training.policy import save_policy
+from rlt_core.training import sharding
+from rlt_core.training.policy import save_policy, unsharded
 from rlt_core.training.steps import StepRecorder
 
 GROUP = "checkpoints"
@@ -28,7 +33,78 @@ ROWS = "train_steps.json"
 KEEP = 2
 
 
-class ResumableTrainer(Trainer):
+class ShardedTrainer(Trainer):
+    """Mix-in that shards the model where `resources` say so, and writes the checkpoints of an
+    unsharded one: any number of processes, sharded or not, can go on from them."""
+
+    def __init__(self, *, resources: StageResources, **arguments: Any) -> None:
+        self._resources = resources
+        super().__init__(**arguments)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Trainer's first act with its model, to which adapters have been added by now."""
+        super().create_accelerator_and_postprocess()
+        if self._resources.sharding == "fsdp":
+            sharding.shard(self._model, self._resources.device, bool(self.args.bf16))
+            # It reduces its gradients itself: no DDP around it.
+            self.accelerator.prepare_model = partial(  # type: ignore[method-assign]
+                self.accelerator.prepare_model, device_placement=False, evaluation_mode=True
+            )
+
+    @property
+    def _model(self) -> nn.Module:
+        assert self.model is not None
+        return self.model
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        if not sharding.is_sharded(model):
+            super()._move_model_to_device(model, device)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        return sharding.full(super()._get_grad_norm(model, grad_norm))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not sharding.is_sharded(self.model):
+            super().save_model(output_dir, _internal_call)
+            return
+        weights = sharding.gathered(sharding.trained(self._model))
+        if self.args.should_save:
+            self._save(output_dir, state_dict=weights)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        if not sharding.is_sharded(self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved = sharding.read_weights(Path(resume_from_checkpoint))
+        tensors = sharding.trained(self._model)  # files leave out the name of the adapter
+        named = {name.replace(".default.", "."): each for name, each in tensors.items()}
+        sharding.load_weights(named, saved)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not sharding.is_sharded(self.model):
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        assert self.optimizer is not None and self.lr_scheduler is not None
+        state = sharding.gathered(self.optimizer.state_dict())
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not sharding.is_sharded(self.model):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        assert self.optimizer is not None and self.lr_scheduler is not None
+        optimizer = torch.load(Path(checkpoint) / OPTIMIZER_NAME, weights_only=True, mmap=True)
+        sharding.load_optimizer(self.optimizer, optimizer)
+        self.lr_scheduler.load_state_dict(
+            torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+        )
+
+
+class ResumableTrainer(ShardedTrainer):
     """Mix-in for a TRL trainer: `run` trains to the end from wherever the workspace stands."""
 
     _work: Workspace
@@ -48,13 +124,19 @@ class ResumableTrainer(Trainer):
 
     def finish(self, start: Path, out: Path, dtype: str) -> None:
         """Write `out/model/` and `out/train_steps.parquet`; `start`: the folder trained from."""
+        model: Any = self.accelerator.unwrap_model(self.model)
+        sharded = sharding.is_sharded(model)
+        weights = sharding.gathered(sharding.trained(model)) if sharded else {}
         if self.accelerator.is_main_process:
-            save_policy(self.accelerator.unwrap_model(self.model), start, out / "model", dtype)
+            if sharded:
+                model = unsharded(model, start, dtype)
+                sharding.load_weights(sharding.trained(model), weights)
+            save_policy(model, start, out / "model", dtype)
             write_rows(out / "train_steps.parquet", "train_steps", self._recorder.rows)
         self.accelerator.wait_for_everyone()
 
     def save_extra(self, folder: Path) -> None:
-        """Write what this trainer keeps beside model and optimiser."""
+        """Write what this trainer keeps beside model and optimiser; called in every process."""
 
     def load_extra(self, folder: Path) -> None:
         """Take up what `save_extra` wrote."""
@@ -76,11 +158,11 @@ class ResumableTrainer(Trainer):
         self._part = self._begin(f"{step:08d}")
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
+        folder = self._part / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        self.save_extra(folder)
         if self.accelerator.is_main_process:
-            folder = self._part / f"{PREFIX_CHECKPOINT_DIR}-{step}"
             (folder / "training_args.bin").unlink()
             (folder / ROWS).write_text(json.dumps(self._recorder.rows))
-            self.save_extra(folder)
             self._work.commit(GROUP, f"{step:08d}", step=step)
             for name in self._work.parts(GROUP)[:-KEEP]:
                 self._work.remove(GROUP, name)

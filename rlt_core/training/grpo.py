@@ -56,7 +56,7 @@ def train_grpo(
     it goes on from the last checkpoint.
     """
     set_seed(seed)
-    policy = load_policy(model, config, resources.device)
+    policy = load_policy(model, config, resources)
     kept = _fitting(prompts, config, policy, stage)
     reward.check(kept, config.max_completion_tokens)
     steps = total_steps(config, len(kept), config.questions_per_step)

@@ -13,8 +13,7 @@ from typing import Any, cast
 
 import torch
 from accelerate.utils import gather, gather_object
-from safetensors.torch import load_model as load_weights
-from safetensors.torch import save_model as save_weights
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from trl import GRPOConfig, GRPOTrainer
@@ -22,6 +21,7 @@ from trl import GRPOConfig, GRPOTrainer
 from rlt_core.config import Sampling, StageResources
 from rlt_core.generation import Completion, sample_seed
 from rlt_core.generation.transformers_engine import TransformersEngine
+from rlt_core.training import sharding
 from rlt_core.training.checkpoints import ResumableTrainer
 from rlt_core.training.rewards import NoReward, Prompt, RewardFunction, Rewards
 
@@ -47,8 +47,10 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         resources: StageResources,
         **arguments: Any,
     ) -> None:
-        super().__init__(reward_funcs=cast(Any, reward), **arguments)
-        self._prompts, self._reward, self._resources = prompts, reward, resources
+        super().__init__(reward_funcs=cast(Any, reward), resources=resources, **arguments)
+        if self.ref_model is not None and resources.sharding == "fsdp":
+            sharding.shard(self.ref_model, resources.device, bool(self.args.bf16))
+        self._prompts, self._reward = prompts, reward
         self._key = key
         self.eos_token_ids = list(reward.stop_ids)
         self._group_size = cast(int, self.args.num_generations)
@@ -65,11 +67,17 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
     def save_extra(self, folder: Path) -> None:
         """The reference model moves when it is synced, and TRL does not save it."""
         if self.args.sync_ref_model:
-            save_weights(self.accelerator.unwrap_model(self.ref_model), str(folder / REFERENCE))
+            weights = sharding.gathered(self._reference())
+            if self.accelerator.is_main_process:
+                save_file(weights, folder / REFERENCE)
 
     def load_extra(self, folder: Path) -> None:
         if self.args.sync_ref_model:
-            load_weights(self.accelerator.unwrap_model(self.ref_model), str(folder / REFERENCE))
+            sharding.load_weights(self._reference(), load_file(folder / REFERENCE))
+
+    def _reference(self) -> dict[str, Tensor]:
+        model = self.accelerator.unwrap_model(self.ref_model)
+        return {name: each.detach() for name, each in model.named_parameters()}
 
     # ------------------------------------------------------------ rollouts
     def _tokenize_prompts(self, prompts: list[int]) -> tuple[list[list[int]], None, dict[str, Any]]:
@@ -89,7 +97,7 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         seeds = [[sample_seed(key, ids[g], i) for i in group] for g, group in enumerate(groups)]
         policy = self.accelerator.unwrap_model(self.model)
         engine = TransformersEngine(policy, self._resources.tokens_per_batch)
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), sharding.whole(policy):
             completions = engine.generate(
                 [prompt_ids[group[0] - first] for group in groups],
                 self._sampling,
@@ -119,8 +127,8 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         result, fault = Rewards([], {}), None
         sampled = [cast(Any, completion.logprobs) for completion in self._completions]
         try:
-            with self.accelerator.autocast():
-                policy = self.accelerator.unwrap_model(self.model)
+            policy = self.accelerator.unwrap_model(self.model)
+            with self.accelerator.autocast(), sharding.whole(policy):
                 result = self._reward(self._batch, completions, sampled, policy)
             finite = torch.tensor(result.rewards, dtype=torch.float32).isfinite().tolist()
             if not all(finite):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -16,15 +16,19 @@ from rlt_core.models import load_model, load_tokenizer, pick_device, save_model
 from rlt_core.training.plan import MicroBatches
 
 
-def load_policy(folder: Path, config: SFTConfig | GRPOConfig, device: str) -> PreTrainedModel:
-    """The model to train.
+def load_policy(
+    folder: Path, config: SFTConfig | GRPOConfig, resources: StageResources
+) -> PreTrainedModel:
+    """The model to train; one that the trainer is to shard stays on the CPU.
 
     With `bfloat16` the forward pass runs in it (autocast) over float32 master weights, since an
     update at a learning rate of 1e-6 is smaller than a bfloat16 weight can hold. Under LoRA the
     frozen base needs no master weights.
     """
     logging.disable_progress_bar()
-    return load_model(folder, config.dtype if config.lora else "float32", device)
+    if resources.sharding == "none":
+        return load_model(folder, config.dtype if config.lora else "float32", resources.device)
+    return load_model(folder, config.dtype if config.lora else "auto")
 
 
 def adapters(lora: LoRA | None) -> LoraConfig | None:
@@ -38,6 +42,15 @@ def adapters(lora: LoRA | None) -> LoraConfig | None:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
+
+
+def unsharded(model: PreTrainedModel | PeftModel, start: Path, dtype: str) -> Any:
+    """A whole model on the CPU like a sharded one in training, as it was before."""
+    plain: Any = load_model(start, dtype)
+    if isinstance(model, PeftModel):
+        return get_peft_model(plain, model.active_peft_config)
+    plain.config = model.config
+    return plain
 
 
 def save_policy(model: PreTrainedModel | PeftModel, start: Path, out: Path, dtype: str) -> None:

@@ -50,7 +50,7 @@ def train_sft(
     asked to stop; called again with the same workspace it goes on from the last checkpoint.
     """
     set_seed(seed)
-    policy = load_policy(model, config, resources.device)
+    policy = load_policy(model, config, resources)
     kept = _fitting(rows, config, policy, stage)
     steps = total_steps(config, len(kept), config.batch_size)
     order = data_order(len(kept), config.batch_size, steps, seed)
@@ -63,6 +63,7 @@ def train_sft(
     )
     with tempfile.TemporaryDirectory() as scratch:
         trainer = _Trainer(
+            resources=resources,
             model=policy,
             args=TRLConfig(
                 output_dir=scratch,

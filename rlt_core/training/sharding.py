@@ -1,0 +1,138 @@
+"""Weights, gradients and AdamW states shared out among the processes of a training (FSDP2).
+
+`fully_shard` of torch (https://docs.pytorch.org/docs/2.13/distributed.fsdp.fully_shard.html) splits
+every tensor by its first dimension; a layer is gathered when it computes and let go afterwards. It
+is called here, not by accelerate, which shards on GPUs only, and with the mathematics of an
+unsharded training: float32 weights, bfloat16 where autocast has it. The processes must make equal
+numbers of forward calls, except inside `whole`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from rlt_core import processes
+from rlt_core.models import pick_device
+
+
+def shard(model: nn.Module, device: str, bfloat16: bool) -> None:
+    """Share out a model that lies whole on the CPU of every process; `device`: where it computes.
+
+    Weights become float32, unless they are frozen. No more than a layer is ever whole on the
+    device. With `bfloat16` the weights of a layer's linear maps are gathered in it: autocast would
+    cast them so, too, but keep all copies until the backward pass.
+    """
+    mesh = init_device_mesh(pick_device(device), (processes.count(),))
+    half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            _to_float32(layer)
+            if bfloat16:
+                maps: list[nn.Module] = [
+                    each for each in layer.modules() if isinstance(each, nn.Linear)
+                ]
+                fully_shard(maps, mesh=mesh, mp_policy=half)
+            fully_shard(layer, mesh=mesh)
+    _to_float32(model)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+    with torch.no_grad():  # the first call must go to the whole model, and scoring's does not
+        model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=mesh.device_type))
+
+
+def is_sharded(model: object) -> bool:
+    return isinstance(model, FSDPModule)
+
+
+@contextmanager
+def whole(model: nn.Module) -> Iterator[None]:
+    """A sharded model gathered in every process, for forward calls without gradients, of which
+    each process may make as many as it needs.
+
+    Memory of each process: all linear maps of the layers in bfloat16 (float32 if the training
+    computes in it), the embeddings in float32. Does nothing to a model that is not sharded.
+    """
+    parts = [part for part in model.modules() if isinstance(part, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            part.set_reshard_after_forward(True, recurse=False)
+
+
+def trained(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes, by name; what is tied once."""
+    return {name: each.detach() for name, each in model.named_parameters() if each.requires_grad}
+
+
+def full(value: Any) -> Any:
+    """A sharded tensor whole, in every process; anything else as it is."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def gathered(state: Any) -> Any:
+    """A nested state with its sharded tensors whole and on the CPU in the first process, empty in
+    the others. All must call it. One tensor at a time is whole on the accelerator."""
+
+    def gather(value: Any) -> Any:
+        if not isinstance(value, DTensor):
+            return value
+        tensor = value.full_tensor()
+        return tensor.cpu() if processes.rank() == 0 else tensor.new_empty(0)
+
+    return tree_map(gather, state)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a model folder, mapped into memory."""
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def load_weights(tensors: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> None:
+    """Copy whole weights into the tensors of the same names, in each process its share of them."""
+    for name, tensor in tensors.items():
+        tensor.copy_(_share(whole[name], tensor))
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Take up the state of an unsharded optimiser, each process its share of it."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    shared = {
+        place: {
+            name: _share(value, parameters[place]) if value.dim() else value
+            for name, value in tensors.items()
+        }
+        for place, tensors in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": shared})
+
+
+def _share(whole: Tensor, like: Tensor) -> Tensor:
+    """This process's share of a tensor, laid out as another is."""
+    if not isinstance(like, DTensor):
+        return whole
+    tensor = whole.to(like.device)
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def _to_float32(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        if parameter.requires_grad and not isinstance(parameter, DTensor):
+            parameter.data = parameter.data.float()
