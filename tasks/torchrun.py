@@ -124,7 +124,7 @@ class _Owner:
             if self._control.should_stop():
                 self._tell()
             if time.monotonic() > self._deadline:
-                self.close()
+                return  # torchrun would still wait for those of lost machines
 
     def _hear(self, pipe: connection.Connection[Any, Any]) -> None:
         try:
