@@ -1,0 +1,9 @@
+"""What a graph will take, before anything runs: parameters, memory of a GPU, tokens, hours, bytes.
+
+Imports no torch. What is assumed stands in `data` (lengths), `work` (throughput) and `memory`
+(what tensors may take of a GPU).
+"""
+
+from rlt_core.estimate.nodes import Estimate, Estimator, estimates, on_gpu
+
+__all__ = ["Estimate", "Estimator", "estimates", "on_gpu"]

@@ -1,0 +1,214 @@
+"""How many questions, traces and tokens a node will meet: counted where the store or a file knows,
+else assumed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlt_core.config import DataConfig
+from rlt_core.data.countdown import EVALUATION_QUESTIONS
+from rlt_core.errors import UserError
+from rlt_core.graph import Node
+from rlt_core.stages import (
+    DatasetPrepConfig,
+    EvaluationStageConfig,
+    StudentSFTStageConfig,
+    TraceGenerationConfig,
+)
+from rlt_core.store import Manifest, Store
+
+ROWS = {
+    "hub:bespokelabs/Bespoke-Stratos-17k": 16_710,
+    "hub:GAIR/LIMR": 1_389,
+    "hub:simplescaling/s1K": 1_000,
+    "hub:NovaSky-AI/Sky-T1_data_17k": 16_401,
+}
+"""Rows of published data sets, as their cards say: https://huggingface.co/datasets/<name>."""
+TASKS = {"aime24": 30, "math_500": 500, "gpqa_diamond": 198, "countdown": EVALUATION_QUESTIONS}
+"""Questions of evaluation sets."""
+UNKNOWN_ROWS = 1000
+TEMPLATE = 60
+"""Tokens of system prompt, roles and tags around a question and its answer."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a text; assumed where nothing was counted."""
+
+    question: float = 150
+    solution: float = 400
+    trace: float = 4500
+    """Of a data set's own trace: long thoughts of R1 and the like."""
+    completion: float = 3000
+    """Of what a model writes, unless half of its limit is less."""
+
+
+ASSUMED = Lengths()
+GENERATED = Lengths(question=30, solution=10, trace=50, completion=50)
+"""Of generated problems, a token a character."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A data set."""
+
+    train: int
+    validation: int
+    test: int
+    question: float
+    """Tokens; so are the next two."""
+    solution: float
+    trace: float
+    with_trace: int
+    counted: bool
+    """Whether these are facts of a committed data set."""
+
+    @property
+    def student_prompt(self) -> float:
+        return TEMPLATE + self.question
+
+    @property
+    def teacher_prompt(self) -> float:
+        return TEMPLATE + self.question + self.solution
+
+
+@dataclass(frozen=True)
+class Traces:
+    """Traces of a node."""
+
+    count: int
+    questions: int
+    tokens: float
+    """Of one trace."""
+
+
+class Facts:
+    """What is known or assumed of the data of a graph."""
+
+    def __init__(self, store: Store | None, nodes: list[Node]) -> None:
+        refs = [node.ref for node in nodes]
+        self._manifests: dict[str, Manifest] = store.manifests_of(refs) if store else {}
+        self._questions: dict[str, Questions] = {}
+
+    def manifest(self, node: Node) -> Manifest | None:
+        """Of a committed node."""
+        return self._manifests.get(node.key)
+
+    # ------------------------------------------------------------ questions
+    def questions(self, node: Node) -> Questions:
+        """Of `dataset-prep`, or of a file of traces that brings its own questions."""
+        if node.key not in self._questions:
+            self._questions[node.key] = self._questions_of(node)
+        return self._questions[node.key]
+
+    def _questions_of(self, node: Node) -> Questions:
+        manifest = self.manifest(node)
+        if not isinstance(node.config, DatasetPrepConfig):
+            rows = self.traces(node).count
+            return Questions(
+                rows, 0, 0, ASSUMED.question, ASSUMED.solution, ASSUMED.trace, rows, False
+            )
+        data = node.config.data
+        if manifest is None:
+            return _expected(data, node.paths.get("source"))
+        found = manifest.metrics
+        lengths = {
+            name: found.get(f"{name}_tokens_p50", 0.0) for name in ("question", "solution", "trace")
+        }
+        train, validation, test = (int(found[name]) for name in ("train", "validation", "test"))
+        return Questions(
+            train, validation, test, **lengths, with_trace=int(found["with_trace"]), counted=True
+        )
+
+    def completion(self, limit: int, questions: Questions) -> float:
+        """Tokens that a model writes."""
+        usual = GENERATED.completion if questions.question < 60 else ASSUMED.completion
+        return min(usual, limit / 2)
+
+    # ------------------------------------------------------------ traces
+    def traces(self, node: Node) -> Traces:
+        """Of a node of kind `traces`."""
+        manifest = self.manifest(node)
+        config = node.config
+        if manifest and "traces" in manifest.metrics and "mean_tokens" in manifest.metrics:
+            count = int(manifest.metrics["traces"])
+            asked = int(manifest.metrics.get("questions", count))
+            return Traces(count, asked, manifest.metrics["mean_tokens"])
+        if isinstance(config, TraceGenerationConfig):
+            questions = self.questions(node.inputs["questions"])
+            there = questions.train if config.split == "train" else questions.validation
+            asked = min(there, config.sampling.n_questions or there)
+            tokens = self.completion(config.sampling.max_tokens, questions)
+            return Traces(asked * config.sampling.n, asked, tokens)
+        if "traces" in node.inputs:  # refined
+            return self.traces(node.inputs["traces"])
+        if "questions" in node.inputs:  # the data set's own
+            own = self.questions(node.inputs["questions"])
+            return Traces(own.with_trace, own.with_trace, own.trace)
+        rows = file_rows(Path(node.paths["source"]))
+        return Traces(rows, rows, ASSUMED.trace)
+
+    def to_learn_from(self, node: Node) -> Traces:
+        """The rows of a student's SFT, and the tokens of their thoughts."""
+        config = node.config
+        assert isinstance(config, StudentSFTStageConfig)
+        questions = self.questions(node.inputs["questions"])
+        if config.traces == "none":
+            all_ = Traces(questions.train, questions.train, 0.0)
+        elif config.traces == "dataset":
+            all_ = Traces(questions.with_trace, questions.with_trace, questions.trace)
+        else:
+            all_ = self.traces(node.inputs["traces"])
+        chosen = min(all_.questions, config.n_questions or all_.questions)
+        one = config.rank is not None or config.fits
+        each = 1 if one else max(1, all_.count // max(1, all_.questions))
+        return Traces(chosen * each, chosen, all_.tokens)
+
+    def tested(self, node: Node) -> list[tuple[int, float]]:
+        """(questions, tokens of their prompts) of each task of an evaluation."""
+        config = node.config
+        assert isinstance(config, EvaluationStageConfig)
+        found = []
+        for task in config.evaluation.tasks:
+            data_set = self.questions(node.inputs["questions"])
+            count = TASKS.get(task, data_set.test)
+            if task == "countdown" and task in node.inputs:
+                data_set = self.questions(node.inputs[task])
+                count = data_set.test
+            count = min(count, config.evaluation.max_questions or count)
+            found.append((count, data_set.student_prompt))
+        return found
+
+
+def _expected(data: DataConfig, path: str | None) -> Questions:
+    """Before a data set is there."""
+    lengths = ASSUMED if path or data.source.startswith("hub:") else GENERATED
+    rows = file_rows(Path(path)) if path else ROWS.get(data.source, UNKNOWN_ROWS)
+    left = max(1, rows - data.n_validation - data.n_test)
+    traced = data.fields.trace is not None or data.split_at is not None or not path
+    train = data.n_train or left
+    if path or data.source.startswith("hub:"):
+        train = min(train, left)
+    half = data.max_prompt_tokens / 4
+    return Questions(
+        train, data.n_validation, data.n_test,
+        min(lengths.question, half), min(lengths.solution, half), lengths.trace,
+        with_trace=train if traced else 0, counted=False,
+    )  # fmt: skip
+
+
+def file_rows(path: Path) -> int:
+    """Rows of a user's file, without reading what is in them."""
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return int(pq.read_metadata(path).num_rows)
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{path}: not a Parquet file ({error})") from None
+    data = path.read_bytes()
+    if path.suffix == ".json":
+        return max(1, data.count(b"}"))
+    return max(1, data.count(b"\n"))

@@ -1,0 +1,391 @@
+"""What each node of a graph will take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from rlt_core.config import (
+    Config,
+    GRPOConfig,
+    Sampling,
+    SFTConfig,
+    StageResources,
+    TeacherGRPOConfig,
+)
+from rlt_core.estimate import memory, work
+from rlt_core.estimate.data import Facts
+from rlt_core.estimate.memory import Memory, Trained
+from rlt_core.estimate.shapes import Shape, Shapes
+from rlt_core.estimate.work import Layout
+from rlt_core.graph import Node
+from rlt_core.stages import (
+    BaseModelConfig,
+    DatasetPrepConfig,
+    EvaluationStageConfig,
+    StudentGRPOStageConfig,
+    StudentSFTStageConfig,
+    TeacherGRPOStageConfig,
+    TeacherSFTStageConfig,
+    TraceGenerationConfig,
+    TraceScoringConfig,
+)
+from rlt_core.store import Store
+from rlt_core.training.plan import micro_batches, total_steps
+
+TRACE_BYTES, SCORE_BYTES, TEXT_BYTES = 8.0, 13.0, 4.0
+"""Of a table's Parquet file, a token of its texts."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one node will take."""
+
+    parameters: int | None = None
+    """Of the model that is computed with or left; None: no model, or one of unknown shape."""
+    peak_bytes: int | None = None
+    """On one GPU, or in a process's memory where there is none; None: as `parameters`."""
+    parts: Mapping[str, int] = field(default_factory=dict)
+    """What holds the peak."""
+    limit_bytes: int | None = None
+    """What the peak may be; None: nothing is computed on a GPU."""
+    tokens: int = 0
+    """Read and written."""
+    gpu_hours: float | None = None
+    """None: not on a GPU, or a model of unknown shape."""
+    wall_hours: float | None = None
+    gpus: int = 0
+    """On all machines."""
+    artifact_bytes: int = 0
+
+    @property
+    def fits(self) -> bool:
+        """Whether a GPU has room for it, as far as is known."""
+        return self.peak_bytes is None or self.limit_bytes is None or (
+            self.peak_bytes <= self.limit_bytes
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Need:
+    """What a stage's body takes; the rest follows from the layout."""
+
+    parameters: int | None = None
+    memory: Memory | None = None
+    tokens: float = 0
+    seconds: float | None = None
+    artifact_bytes: float = 0
+
+
+def on_gpu(resources: StageResources) -> bool:
+    """Whether a stage is computed on a GPU, as far as its resources say: `device` is `cuda`, or it
+    is `auto` and the engine is vLLM. What runs on the GPU that may happen to be there is not
+    counted."""
+    return resources.device == "cuda" or (resources.device == "auto" and resources.engine == "vllm")
+
+
+def estimates(
+    config: Config, nodes: Sequence[Node], store: Store | None = None
+) -> dict[str, Estimate]:
+    """Node key -> estimate, of all nodes; `store`: what it holds is counted, not assumed."""
+    estimator = Estimator(config, nodes, store)
+    return {node.key: estimator.estimate(node) for node in nodes}
+
+
+class Estimator:
+    """Estimates nodes of one graph."""
+
+    def __init__(self, config: Config, nodes: Sequence[Node], store: Store | None) -> None:
+        self._config = config
+        self._shapes = Shapes(store)
+        self._facts = Facts(store, list(nodes))
+
+    def estimate(self, node: Node, resources: StageResources | None = None) -> Estimate:
+        """Of one node, with its stage's resources or with others."""
+        resources = resources or self._config.resources.of(node.stage.name)
+        stage, machines = node.stage, node.stage.machines(resources)
+        world = stage.processes(resources) * machines
+        need = self._need(node, resources, world)
+        if stage.pool != "gpu" or need.memory is None:
+            return Estimate(
+                parameters=need.parameters,
+                tokens=round(need.tokens),
+                artifact_bytes=round(need.artifact_bytes),
+            )
+        there = on_gpu(resources)
+        gpus = machines * stage.gpus(resources)
+        hours = need.seconds / 3600 if there and need.seconds is not None else None
+        return Estimate(
+            parameters=need.parameters,
+            peak_bytes=need.memory.peak,
+            parts=need.memory.parts,
+            limit_bytes=need.memory.limit if there else None,
+            tokens=round(need.tokens),
+            gpu_hours=None if hours is None else hours * gpus,
+            wall_hours=hours,
+            gpus=gpus,
+            artifact_bytes=round(need.artifact_bytes),
+        )
+
+    def _need(self, node: Node, resources: StageResources, world: int) -> _Need:
+        layout = partial(Layout, resources, world)
+        config = node.config
+        match config:
+            case DatasetPrepConfig():
+                return self._questions(node)
+            case BaseModelConfig():
+                return self._base(node, config, layout)
+            case TeacherSFTStageConfig():
+                questions = self._facts.questions(node.inputs["questions"])
+                row = questions.teacher_prompt + questions.trace
+                return self._sft(node, config.sft, questions.with_trace, row, layout)
+            case StudentSFTStageConfig():
+                questions = self._facts.questions(node.inputs["questions"])
+                traces = self._facts.to_learn_from(node)
+                row = questions.teacher_prompt + traces.tokens
+                return self._sft(node, config.sft, traces.count, row, layout)
+            case TeacherGRPOStageConfig() | StudentGRPOStageConfig():
+                return self._grpo(node, config.grpo, layout)
+            case TraceGenerationConfig():
+                return self._generation(node, config, layout)
+            case EvaluationStageConfig():
+                return self._evaluation(node, config, layout)
+            case TraceScoringConfig():
+                return self._scoring(node, config, layout)
+        if node.stage.kind == "traces":
+            traces = self._facts.traces(node)
+            return _Need(artifact_bytes=traces.count * traces.tokens * TRACE_BYTES)
+        return _Need()
+
+    # ------------------------------------------------------------ data and models
+    def _questions(self, node: Node) -> _Need:
+        found = self._facts.questions(node)
+        texts = found.question + found.solution
+        rows = found.train + found.validation + found.test
+        tokens = rows * texts + found.with_trace * found.trace
+        return _Need(artifact_bytes=tokens * TEXT_BYTES)
+
+    def _base(self, node: Node, config: BaseModelConfig, layout: _Layouts) -> _Need:
+        shape, scratch = self._shapes.of(node), config.scratch
+        if shape is None or scratch is None:
+            known = shape.parameters if shape else None
+            return _Need(known, artifact_bytes=2 * (known or 0))
+        if not scratch.steps:
+            return _Need(shape.parameters, artifact_bytes=4 * shape.parameters)
+        sft = SFTConfig(
+            steps=scratch.steps, batch_size=scratch.batch_size, max_tokens=scratch.max_positions
+        )
+        return self._sft(node, sft, 1, scratch.max_positions / 2, layout)
+
+    # ------------------------------------------------------------ training
+    def _sft(
+        self, node: Node, config: SFTConfig, rows: int, row: float, layouts: _Layouts
+    ) -> _Need:
+        shape = self._shapes.of(node)
+        row = min(row, config.max_tokens)
+        steps = total_steps(config, max(rows, 1), config.batch_size)
+        sequences = steps * config.batch_size
+        if shape is None:
+            return _Need(tokens=sequences * row)
+        layout = layouts(half=config.dtype == "bfloat16")
+        trained = _trained(shape, config, layout)
+        longest = min(config.max_tokens, shape.positions)
+        moments = trained.step(_micro(config.batch_size, layout) * longest)
+        again = layout.resources.gradient_checkpointing
+        flops = work.train_flops(shape, sequences, row, config, again)
+        return _Need(
+            shape.parameters,
+            memory.fullest(moments, layout.resources),
+            sequences * row,
+            layout.training_s(flops),
+            _number(config.dtype) * shape.parameters,
+        )
+
+    def _grpo(self, node: Node, config: GRPOConfig, layouts: _Layouts) -> _Need:
+        shape = self._shapes.of(node)
+        questions = self._facts.questions(node.inputs["questions"])
+        teacher = isinstance(config, TeacherGRPOConfig)
+        prompt = questions.teacher_prompt if teacher else questions.student_prompt
+        prompt = min(prompt, config.max_prompt_tokens)
+        completion = self._facts.completion(config.max_completion_tokens, questions)
+        steps = total_steps(config, max(questions.train, 1), config.questions_per_step)
+        rollouts = steps * config.questions_per_step * config.group_size
+        tokens = rollouts * (prompt + completion)
+        student = self._shapes.of(node.inputs["student"]) if teacher else None
+        if shape is None or (teacher and student is None):
+            return _Need(shape.parameters if shape else None, tokens=tokens)
+        layout = layouts(half=config.dtype == "bfloat16")
+        moments = _grpo_moments(shape, student, config, layout)
+        read = partial(work.read_flops, sequences=rollouts, length=prompt + completion)
+        reading = read(shape) * (config.beta > 0)
+        if student is not None:
+            reading += read(shape) + read(student)
+        again = layout.resources.gradient_checkpointing
+        training = work.train_flops(shape, rollouts, prompt + completion, config, again)
+        own = Layout(
+            layout.resources.model_copy(update={"engine": "transformers"}),
+            layout.world,
+            layout.half,
+        )
+        seconds = work.decode_s(
+            shape, own, rollouts / steps, prompt, completion, config.max_completion_tokens
+        )
+        return _Need(
+            shape.parameters,
+            memory.fullest(moments, layout.resources),
+            tokens,
+            steps * seconds + layout.reading_s(reading) + layout.training_s(training),
+            _number(config.dtype) * shape.parameters,
+        )
+
+    # ------------------------------------------------------------ inference
+    def _generation(self, node: Node, config: TraceGenerationConfig, layouts: _Layouts) -> _Need:
+        questions = self._facts.questions(node.inputs["questions"])
+        traces = self._facts.traces(node)
+        prompt = questions.teacher_prompt
+        if config.context == "student":
+            prompt = questions.student_prompt
+        need = self._drawn(
+            node.inputs["teacher"], config.sampling, config.sampling.dtype,
+            [(traces.count, prompt, traces.tokens)], layouts,
+        )  # fmt: skip
+        return _with(need, artifact_bytes=traces.count * traces.tokens * TRACE_BYTES)
+
+    def _evaluation(self, node: Node, config: EvaluationStageConfig, layouts: _Layouts) -> _Need:
+        sampling = config.evaluation
+        questions = self._facts.questions(node.inputs["questions"])
+        completion = self._facts.completion(sampling.max_tokens, questions)
+        asked = [
+            (count * sampling.n, prompt, completion) for count, prompt in self._facts.tested(node)
+        ]
+        need = self._drawn(node.inputs["model"], sampling, sampling.dtype, asked, layouts)
+        text = sum(count * (prompt + completion) for count, prompt, _ in asked)
+        return _with(need, artifact_bytes=text * TEXT_BYTES)
+
+    def _drawn(
+        self,
+        model: Node,
+        sampling: Sampling,
+        dtype: str,
+        asked: Sequence[tuple[int, float, float]],
+        layouts: _Layouts,
+    ) -> _Need:
+        """`asked`: completions, tokens of their prompts, tokens of themselves."""
+        shape = self._shapes.of(model)
+        tokens = sum(count * (prompt + completion) for count, prompt, completion in asked)
+        if shape is None:
+            return _Need(tokens=tokens)
+        layout = layouts(half=dtype == "bfloat16")
+        resources = layout.resources
+        prompt = max((prompt for _, prompt, _ in asked), default=0)
+        longest = min(math.ceil(2 * prompt) + sampling.max_tokens, shape.positions)
+        if resources.engine == "vllm":
+            held = memory.vllm(shape, resources, _number(dtype), longest)
+        else:
+            moments = memory.engine(shape, resources, _number(dtype), longest, sampling.n)
+            held = memory.fullest(moments, resources)
+        seconds = sum(
+            work.decode_s(shape, layout, count, prompt, completion, sampling.max_tokens)
+            for count, prompt, completion in asked
+            if count
+        )
+        return _Need(shape.parameters, held, tokens, seconds)
+
+    def _scoring(self, node: Node, config: TraceScoringConfig, layouts: _Layouts) -> _Need:
+        teacher = self._shapes.of(node.inputs["teacher"])
+        student = self._shapes.of(node.inputs["student"])
+        questions = self._facts.questions(node.inputs["questions"])
+        traces = self._facts.traces(node.inputs["traces"])
+        length = min(questions.teacher_prompt + traces.tokens, config.scoring.max_tokens)
+        tokens = 2 * traces.count * length
+        size = traces.count * (2 * traces.tokens + questions.solution) / 2 * SCORE_BYTES
+        if teacher is None or student is None:
+            return _Need(tokens=tokens, artifact_bytes=size)
+        layout = layouts(half=config.scoring.dtype == "bfloat16")
+        number = _number(config.scoring.dtype)
+        longest = min(config.scoring.max_tokens, teacher.positions, student.positions)
+        seconds = layout.reading_s(
+            work.read_flops(student, traces.count, length)
+            + work.read_flops(teacher, traces.count, length)
+        )
+        moments = {}
+        for name, shape in (("student", student), ("teacher", teacher)):
+            reads = max(layout.resources.tokens_per_batch, longest)
+            both = teacher.parameters + student.parameters
+            held = shape.parameters if layout.resources.offload else both
+            moments[name] = {
+                "weights": number * held,
+                "activations": memory.pass_activations(shape, number, number, reads),
+                "logits": memory.head_block(number, ranks=name == "student"),
+            }
+        held_most = memory.fullest(moments, layout.resources)
+        return _Need(teacher.parameters, held_most, tokens, seconds, size)
+
+
+_Layouts = partial[Layout]
+
+
+def _with(need: _Need, artifact_bytes: float) -> _Need:
+    return _Need(need.parameters, need.memory, need.tokens, need.seconds, artifact_bytes)
+
+
+def _number(dtype: str) -> int:
+    return 2 if dtype == "bfloat16" else 4
+
+
+def _trained(shape: Shape, config: SFTConfig | GRPOConfig, layout: Layout) -> Trained:
+    return Trained(shape, layout.half, config.lora, layout.resources, layout.world)
+
+
+def _micro(batch: int, layout: Layout) -> int:
+    """Sequences of a micro-batch; of a batch that cannot be shared, what they would be at most."""
+    limit = layout.resources.micro_batch_size
+    if batch % layout.world:
+        return min(limit, -(-batch // layout.world))
+    return micro_batches(batch, limit, layout.world).size
+
+
+def _grpo_moments(
+    shape: Shape, student: Shape | None, config: GRPOConfig, layout: Layout
+) -> dict[str, memory.Parts]:
+    """Rollouts, scoring and the update of a step; the reference and the reward's student are there
+    all the time."""
+    resources, number = layout.resources, 2 if layout.half else 4
+    trained = _trained(shape, config, layout)
+    longest = min(config.max_prompt_tokens + config.max_completion_tokens, shape.positions)
+    beside: dict[str, int] = {}
+    if config.beta > 0 and config.lora is None:
+        beside["reference"] = 4 * shape.parameters // (layout.world if trained.sharded else 1)
+    if student is not None and not resources.offload:
+        beside["reward student"] = number * student.parameters
+    batch = config.questions_per_step * config.group_size
+    moments: dict[str, memory.Parts] = {
+        name: {**parts, **beside}
+        for name, parts in trained.step(_micro(batch, layout) * longest).items()
+    }
+    sequences = min(max(1, resources.tokens_per_batch // longest), -(-batch // layout.world))
+    prompts = -(-sequences // config.group_size) * config.max_prompt_tokens
+    prefill = trained.reading(min(prompts, sequences * longest))
+    moments["prefill"] = {**prefill, **beside}
+    moments["rollouts"] = {
+        **trained.reading(sequences),
+        **beside,
+        "KV cache": trained.kv_bytes(sequences * longest),
+        "logits": memory.drawing(shape, number, sequences),
+    }
+    if student is not None:
+        reads = max(resources.tokens_per_batch, longest)
+        block = memory.head_block(number)
+        moments["scoring by the teacher"] = {**trained.reading(reads), **beside, "logits": block}
+        whole = trained.gathered(shape.layers) if trained.sharded else 0
+        moments["scoring by the student"] = {
+            **trained.states(),
+            **beside,
+            "reward student": number * student.parameters,
+            "gathered weights": whole,
+            "activations": memory.pass_activations(student, number, number, reads),
+            "logits": block,
+        }
+    return moments
