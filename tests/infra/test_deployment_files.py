@@ -74,13 +74,26 @@ def test_every_variable_of_compose_is_in_the_example() -> None:
 
 
 # ---------------------------------------------------------------- Kubernetes
-def documents() -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all((INFRA / "kubernetes" / "rlt.yaml").read_text()))
+def documents(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((INFRA / "kubernetes" / name).read_text()))
 
 
-def test_kubernetes_accepts_what_is_applied() -> None:
-    for document in documents():
+@pytest.mark.parametrize("name", ["rlt.yaml", "gpu-workers.yaml"])
+def test_kubernetes_accepts_what_is_applied(name: str) -> None:
+    for document in documents(name):
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
+
+
+def test_workers_that_share_nodes_are_there_together_and_read_what_the_others_do() -> None:
+    [job] = documents("gpu-workers.yaml")
+    assert job["spec"]["completionMode"] == "Indexed"
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] > 1
+    named = {document["metadata"]["name"] for document in documents("rlt.yaml")
+             if document["kind"] == "ConfigMap"}  # fmt: skip
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    read = {source["configMapRef"]["name"] for source in container["envFrom"]
+            if "configMapRef" in source}  # fmt: skip
+    assert read == named
 
 
 # ---------------------------------------------------------------- Slurm, S3
