@@ -60,7 +60,7 @@ def train_base(
             stage="base-model",
             out=out,
             work=work,
-            resources=resources,
+            resources=resources.model_copy(update={"sharding": "none"}),  # one process trains it
             control=control,
         )
     return {**metrics, "parameters": parameters}

@@ -11,7 +11,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from rlt_core import processes
 from rlt_core.config import GRPOConfig, LoRA, SFTConfig, StageResources
+from rlt_core.errors import UserError
 from rlt_core.models import load_model, load_tokenizer, pick_device, save_model
 from rlt_core.training.plan import MicroBatches
 
@@ -19,13 +21,19 @@ from rlt_core.training.plan import MicroBatches
 def load_policy(
     folder: Path, config: SFTConfig | GRPOConfig, resources: StageResources
 ) -> PreTrainedModel:
-    """The model to train; one that the trainer is to shard stays on the CPU.
+    """The model to train; one that the trainer is to shard stays on the CPU. Raises UserError if
+    there is nobody to share it with.
 
     With `bfloat16` the forward pass runs in it (autocast) over float32 master weights, since an
     update at a learning rate of 1e-6 is smaller than a bfloat16 weight can hold. Under LoRA the
     frozen base needs no master weights.
     """
     logging.disable_progress_bar()
+    if resources.sharding == "fsdp" and processes.count() == 1:
+        raise UserError(
+            "resources.sharding=fsdp shares a model out among several processes, and this is one; "
+            "raise resources.processes, or set resources.sharding=none"
+        )
     if resources.sharding == "none":
         return load_model(folder, config.dtype if config.lora else "float32", resources.device)
     return load_model(folder, config.dtype if config.lora else "auto")
@@ -47,10 +55,10 @@ def adapters(lora: LoRA | None) -> LoraConfig | None:
 def unsharded(model: PreTrainedModel | PeftModel, start: Path, dtype: str) -> Any:
     """A whole model on the CPU like a sharded one in training, as it was before."""
     plain: Any = load_model(start, dtype)
-    if isinstance(model, PeftModel):
-        return get_peft_model(plain, model.active_peft_config)
     plain.config = model.config
-    return plain
+    return (
+        get_peft_model(plain, model.active_peft_config) if isinstance(model, PeftModel) else plain
+    )
 
 
 def save_policy(model: PreTrainedModel | PeftModel, start: Path, out: Path, dtype: str) -> None:

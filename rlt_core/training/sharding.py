@@ -100,8 +100,8 @@ def gathered(state: Any) -> Any:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a model folder, mapped into memory."""
-    files = sorted(folder.glob("*.safetensors"))
+    """The tensors of a checkpoint's model or adapters, mapped into memory."""
+    files = sorted(folder.glob("*model*.safetensors"))
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
