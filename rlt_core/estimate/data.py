@@ -28,6 +28,8 @@ ROWS = {
 TASKS = {"aime24": 30, "math_500": 500, "gpqa_diamond": 198, "countdown": EVALUATION_QUESTIONS}
 """Questions of evaluation sets."""
 UNKNOWN_ROWS = 1000
+LONGEST = 4096
+"""Tokens of the longest question and solution together, before they are counted."""
 TEMPLATE = 60
 """Tokens of system prompt, roles and tags around a question and its answer."""
 
@@ -61,12 +63,18 @@ class Questions:
     solution: float
     trace: float
     with_trace: int
+    longest: float
+    """Tokens of the longest question and solution together."""
     counted: bool
     """Whether these are facts of a committed data set."""
 
     @property
     def student_prompt(self) -> float:
         return TEMPLATE + self.question
+
+    @property
+    def longest_prompt(self) -> float:
+        return TEMPLATE + self.longest
 
     @property
     def teacher_prompt(self) -> float:
@@ -107,7 +115,7 @@ class Facts:
         if not isinstance(node.config, DatasetPrepConfig):
             rows = self.traces(node).count
             return Questions(
-                rows, 0, 0, ASSUMED.question, ASSUMED.solution, ASSUMED.trace, rows, False
+                rows, 0, 0, ASSUMED.question, ASSUMED.solution, ASSUMED.trace, rows, LONGEST, False
             )
         data = node.config.data
         if manifest is None:
@@ -117,9 +125,11 @@ class Facts:
             name: found.get(f"{name}_tokens_p50", 0.0) for name in ("question", "solution", "trace")
         }
         train, validation, test = (int(found[name]) for name in ("train", "validation", "test"))
+        longest = sum(found.get(f"{name}_tokens_p100", 0.0) for name in ("question", "solution"))
         return Questions(
-            train, validation, test, **lengths, with_trace=int(found["with_trace"]), counted=True
-        )
+            train, validation, test, **lengths, with_trace=int(found["with_trace"]),
+            longest=longest, counted=True,
+        )  # fmt: skip
 
     def completion(self, limit: int, questions: Questions) -> float:
         """Tokens that a model writes."""
@@ -194,7 +204,7 @@ def _expected(data: DataConfig, path: str | None) -> Questions:
     return Questions(
         train, data.n_validation, data.n_test,
         min(lengths.question, half), min(lengths.solution, half), lengths.trace,
-        with_trace=train if traced else 0, counted=False,
+        with_trace=train if traced else 0, longest=LONGEST, counted=False,
     )  # fmt: skip
 
 

@@ -21,8 +21,9 @@ blocks take the rest. An assumption."""
 TILE_TOKENS, TILE_WORDS = 4096, 32768
 """TRL 1.16 computes log-probs in tiles of so many logits (`trl/kernels/chunked_logprob.py`,
 `trl/trainer/utils.py`)."""
-BLOCK_LOGITS = 1 << 26
-"""Of scoring on a GPU (`rlt_core.scoring.head`)."""
+BLOCK_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 26}
+CPU_TOKENS = 2048
+"""Of scoring (`rlt_core.scoring.head`, `rlt_core.scoring.passes`)."""
 VLLM_TOKENS, VLLM_SEQUENCES = 16384, 1024
 """Tokens and sequences of a step for which vLLM keeps room, by default on a GPU of 70 GiB and more
 (`vllm/engine/arg_utils.py`, `get_batch_defaults`); on a smaller one a half and a quarter of it."""
@@ -254,10 +255,16 @@ def pass_activations(shape: Shape, compute: int, stream: int, tokens: int) -> in
     return tokens * (3 * compute * shape.intermediate + (2 * stream + 4) * shape.width)
 
 
-def head_block(compute: int, ranks: bool = False) -> int:
+def scored_tokens(resources: StageResources, longest: int, device: str) -> int:
+    """Tokens of a pass of scoring at most."""
+    budget = resources.tokens_per_batch
+    return max(min(budget, CPU_TOKENS) if device == "cpu" else budget, longest)
+
+
+def head_block(compute: int, device: str, ranks: bool = False) -> int:
     """A block of logits of scoring, in float32 too; for ranks also compared and copied
     (`rlt_core.scoring.head`)."""
-    return BLOCK_LOGITS * (compute + 4 + (5 if ranks else 0))
+    return BLOCK_LOGITS[device] * (compute + 4 + (5 if ranks else 0))
 
 
 def drawing(shape: Shape, compute: int, sequences: int) -> int:

@@ -86,6 +86,10 @@ def on_gpu(resources: StageResources) -> bool:
     return resources.device == "cuda" or (resources.device == "auto" and resources.engine == "vllm")
 
 
+def device_of(resources: StageResources) -> str:
+    return "cuda" if on_gpu(resources) else "cpu"
+
+
 def estimates(
     config: Config, nodes: Sequence[Node], store: Store | None = None
 ) -> dict[str, Estimate]:
@@ -128,6 +132,10 @@ class Estimator:
             gpus=gpus,
             artifact_bytes=round(need.artifact_bytes),
         )
+
+    def drawn_from(self, node: Node) -> Shape | None:
+        """The shape of the model that writes a node's completions."""
+        return self._shapes.of(node.inputs["teacher" if "teacher" in node.inputs else "model"])
 
     def _need(self, node: Node, resources: StageResources, world: int) -> _Need:
         layout = partial(Layout, resources, world)
@@ -217,24 +225,22 @@ class Estimator:
         if shape is None or (teacher and student is None):
             return _Need(shape.parameters if shape else None, tokens=tokens)
         layout = layouts(half=config.dtype == "bfloat16")
-        moments = _grpo_moments(shape, student, config, layout)
+        most = min(math.ceil(questions.longest_prompt), config.max_prompt_tokens)
+        longest = min(most + config.max_completion_tokens, shape.positions)
+        engine = _engine_beside(shape, layout, longest)
+        moments = _grpo_moments(shape, student, config, layout, longest, engine)
         read = partial(work.read_flops, sequences=rollouts, length=prompt + completion)
         reading = read(shape) * (config.beta > 0)
         if student is not None:
             reading += read(shape) + read(student)
         again = layout.resources.gradient_checkpointing
         training = work.train_flops(shape, rollouts, prompt + completion, config, again)
-        own = Layout(
-            layout.resources.model_copy(update={"engine": "transformers"}),
-            layout.world,
-            layout.half,
-        )
         seconds = work.decode_s(
-            shape, own, rollouts / steps, prompt, completion, config.max_completion_tokens
+            shape, layout, rollouts / steps, prompt, completion, config.max_completion_tokens
         )
         return _Need(
             shape.parameters,
-            memory.fullest(moments, layout.resources),
+            _fuller(memory.fullest(moments, layout.resources), engine),
             tokens,
             steps * seconds + layout.reading_s(reading) + layout.training_s(training),
             _number(config.dtype) * shape.parameters,
@@ -249,7 +255,7 @@ class Estimator:
             prompt = questions.student_prompt
         need = self._drawn(
             node.inputs["teacher"], config.sampling, config.sampling.dtype,
-            [(traces.count, prompt, traces.tokens)], layouts,
+            [(traces.count, prompt, traces.tokens)], questions.longest_prompt, layouts,
         )  # fmt: skip
         return _with(need, artifact_bytes=traces.count * traces.tokens * TRACE_BYTES)
 
@@ -260,7 +266,9 @@ class Estimator:
         asked = [
             (count * sampling.n, prompt, completion) for count, prompt in self._facts.tested(node)
         ]
-        need = self._drawn(node.inputs["model"], sampling, sampling.dtype, asked, layouts)
+        need = self._drawn(
+            node.inputs["model"], sampling, sampling.dtype, asked, questions.longest_prompt, layouts
+        )
         text = sum(count * (prompt + completion) for count, prompt, _ in asked)
         return _with(need, artifact_bytes=text * TEXT_BYTES)
 
@@ -270,17 +278,18 @@ class Estimator:
         sampling: Sampling,
         dtype: str,
         asked: Sequence[tuple[int, float, float]],
+        prompts: float,
         layouts: _Layouts,
     ) -> _Need:
-        """`asked`: completions, tokens of their prompts, tokens of themselves."""
+        """`asked`: completions, tokens of their prompts, tokens of themselves; `prompts`: tokens of
+        the longest."""
         shape = self._shapes.of(model)
         tokens = sum(count * (prompt + completion) for count, prompt, completion in asked)
         if shape is None:
             return _Need(tokens=tokens)
         layout = layouts(half=dtype == "bfloat16")
         resources = layout.resources
-        prompt = max((prompt for _, prompt, _ in asked), default=0)
-        longest = min(math.ceil(2 * prompt) + sampling.max_tokens, shape.positions)
+        longest = min(math.ceil(prompts) + sampling.max_tokens, shape.positions)
         if resources.engine == "vllm":
             held = memory.vllm(shape, resources, _number(dtype), longest)
         else:
@@ -310,15 +319,15 @@ class Estimator:
             work.read_flops(student, traces.count, length)
             + work.read_flops(teacher, traces.count, length)
         )
-        moments = {}
+        moments, device = {}, device_of(layout.resources)
         for name, shape in (("student", student), ("teacher", teacher)):
-            reads = max(layout.resources.tokens_per_batch, longest)
+            reads = memory.scored_tokens(layout.resources, longest, device)
             both = teacher.parameters + student.parameters
             held = shape.parameters if layout.resources.offload else both
             moments[name] = {
                 "weights": number * held,
                 "activations": memory.pass_activations(shape, number, number, reads),
-                "logits": memory.head_block(number, ranks=name == "student"),
+                "logits": memory.head_block(number, device, ranks=name == "student"),
             }
         held_most = memory.fullest(moments, layout.resources)
         return _Need(teacher.parameters, held_most, tokens, seconds, size)
@@ -348,13 +357,17 @@ def _micro(batch: int, layout: Layout) -> int:
 
 
 def _grpo_moments(
-    shape: Shape, student: Shape | None, config: GRPOConfig, layout: Layout
+    shape: Shape,
+    student: Shape | None,
+    config: GRPOConfig,
+    layout: Layout,
+    longest: int,
+    engine: Memory | None,
 ) -> dict[str, memory.Parts]:
     """Rollouts, scoring and the update of a step; the reference and the reward's student are there
     all the time."""
     resources, number = layout.resources, 2 if layout.half else 4
     trained = _trained(shape, config, layout)
-    longest = min(config.max_prompt_tokens + config.max_completion_tokens, shape.positions)
     beside: dict[str, int] = {}
     if config.beta > 0 and config.lora is None:
         beside["reference"] = 4 * shape.parameters // (layout.world if trained.sharded else 1)
@@ -365,19 +378,14 @@ def _grpo_moments(
         name: {**parts, **beside}
         for name, parts in trained.step(_micro(batch, layout) * longest).items()
     }
-    sequences = min(max(1, resources.tokens_per_batch // longest), -(-batch // layout.world))
-    prompts = -(-sequences // config.group_size) * config.max_prompt_tokens
-    prefill = trained.reading(min(prompts, sequences * longest))
-    moments["prefill"] = {**prefill, **beside}
-    moments["rollouts"] = {
-        **trained.reading(sequences),
-        **beside,
-        "KV cache": trained.kv_bytes(sequences * longest),
-        "logits": memory.drawing(shape, number, sequences),
+    moments |= {
+        name: {**parts, **beside}
+        for name, parts in _rollouts(trained, config, layout, longest, engine).items()
     }
     if student is not None:
-        reads = max(resources.tokens_per_batch, longest)
-        block = memory.head_block(number)
+        device = device_of(resources)
+        reads = memory.scored_tokens(resources, longest, device)
+        block = memory.head_block(number, device)
         moments["scoring by the teacher"] = {**trained.reading(reads), **beside, "logits": block}
         whole = trained.gathered(shape.layers) if trained.sharded else 0
         moments["scoring by the student"] = {
@@ -389,3 +397,39 @@ def _grpo_moments(
             "logits": block,
         }
     return moments
+
+
+def _engine_beside(shape: Shape, layout: Layout, longest: int) -> Memory | None:
+    """The vLLM engine on a trainer's own GPU."""
+    resources = layout.resources
+    if resources.engine == "transformers" or resources.vllm_server:
+        return None
+    return memory.vllm(shape, resources, 2 if layout.half else 4, longest)
+
+
+def _fuller(trainer: Memory, engine: Memory | None) -> Memory:
+    """The one that does not fit, if one does not."""
+    return engine if engine and trainer.fits and not engine.fits else trainer
+
+
+def _rollouts(
+    trained: Trained, config: GRPOConfig, layout: Layout, longest: int, engine: Memory | None
+) -> dict[str, memory.Parts]:
+    """A vLLM engine beside the policy, which sleeps between rollouts, or the policy's own cache;
+    nothing where a server draws them."""
+    resources, number = layout.resources, 2 if layout.half else 4
+    if engine:
+        return {"rollouts": {**trained.states(), "vLLM engine": engine.peak}}
+    if resources.engine == "vllm":
+        return {}
+    batch = config.questions_per_step * config.group_size
+    sequences = min(max(1, resources.tokens_per_batch // longest), -(-batch // layout.world))
+    prompts = -(-sequences // config.group_size) * longest
+    return {
+        "prefill": trained.reading(min(prompts, sequences * longest)),
+        "rollouts": {
+            **trained.reading(sequences),
+            "KV cache": trained.kv_bytes(sequences * longest),
+            "logits": memory.drawing(trained.shape, number, sequences),
+        },
+    }

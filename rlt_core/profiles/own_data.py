@@ -112,7 +112,11 @@ def single_gpu() -> Config:
             ),
             "resources": Resources(
                 engine="vllm", micro_batch_size=2, gradient_checkpointing=True,
-                tokens_per_batch=65536,
+                tokens_per_batch=32768,
+                stages={
+                    "teacher-grpo": {"vllm_memory": 0.4, "offload": True},
+                    "student-grpo": {"vllm_memory": 0.4},
+                },
             ),
         }
     )  # fmt: skip

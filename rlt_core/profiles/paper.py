@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rlt_core.config import (
     BudgetForcing,
     Config,
@@ -123,10 +125,25 @@ def recipe(profile: str, student: HubModel) -> Config:
             tasks=("aime24", "math_500", "gpqa_diamond"), n=4, temperature=0.7, max_tokens=32768,
             dtype="bfloat16",
         ),
-        resources=Resources(
-            engine="vllm", micro_batch_size=1, gradient_checkpointing=True,
-            tokens_per_batch=262144,
-        ),
+        resources=resources(student),
+    )  # fmt: skip
+
+
+def resources(student: HubModel) -> Resources:
+    """Nodes of 8 GPUs of 80 GiB, as `rlt_core.estimate` finds that they suffice. Students of SFT
+    may be the 32B ones, which take two nodes, and to test one takes two GPUs."""
+    cold_start: dict[str, Any] = {"vllm_memory": 0.4}
+    if student is QWEN_32B:
+        cold_start = {"machines": 4, "vllm_server": "http://localhost:8000"}
+    return Resources(
+        engine="vllm", processes=8, sharding="fsdp", micro_batch_size=1,
+        gradient_checkpointing=True, tokens_per_batch=131072,
+        stages={
+            "teacher-grpo": {"vllm_memory": 0.4, "tokens_per_batch": 65536},
+            "student-sft": {"machines": 2},
+            "student-grpo": cold_start,
+            "evaluation": {"processes": 4, "tensor_parallel": 2},
+        },
     )  # fmt: skip
 
 

@@ -1,0 +1,242 @@
+"""Layouts that cannot work are refused before anything runs, with one that can."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from rlt_core.config import Config, GRPOConfig, LoRA, SFTConfig, StageResources
+from rlt_core.errors import UserError
+from rlt_core.estimate.memory import GIB
+from rlt_core.estimate.nodes import Estimate, Estimator
+from rlt_core.graph import Node
+from rlt_core.stages import STAGES, Stage
+from rlt_core.store import Store
+from rlt_core.training.plan import micro_batches
+
+Change = Mapping[str, Any]
+"""Fields of a stage's resources."""
+COUNTS = (2, 4, 8)
+TOKENS = (131072, 65536, 32768, 16384, 8192)
+SHARES = (0.5, 0.4, 0.3)
+"""Of a GPU's memory, for a vLLM engine beside a trainer."""
+SERVER = "http://HOST:8000"
+"""A `trl vllm-serve` on GPUs of its own."""
+DRAWING = ("trace-generation", "evaluation")
+RECIPES = {
+    "teacher-sft": ("teacher_sft",),
+    "teacher-grpo": ("teacher_grpo",),
+    "student-sft": ("student_sft", "student_sft_subset"),
+    "student-grpo": ("student_grpo",),
+}
+"""Stage -> the fields of the config that say how it trains."""
+RANK = 16
+"""Of the adapters that are proposed."""
+
+
+def require_fit(
+    config: Config, nodes: Sequence[Node], store: Store | None = None
+) -> dict[str, Estimate]:
+    """Estimates of nodes that are to be computed, by key.
+
+    Raises UserError if a stage's layout contradicts itself, or needs more than a GPU has: one line
+    a stage, with the assignments that make it fit. Memory is looked at where a stage is computed on
+    a GPU by what its resources say (`on_gpu`).
+    """
+    estimator = Estimator(config, nodes, store)
+    found = {node.key: estimator.estimate(node) for node in nodes}
+    problems = []
+    for name in STAGES:
+        own = [node for node in nodes if node.stage.name == name]
+        resources = config.resources.of(name)
+        if own and STAGES[name].pool == "gpu":
+            wrong = contradiction(estimator, own, resources)
+            if wrong is None and not all(found[node.key].fits for node in own):
+                wrong = _too_large(config, estimator, own, found)
+            problems += [wrong] if wrong else []
+    if problems:
+        raise UserError("this layout cannot run:\n" + "\n".join(f"  {each}" for each in problems))
+    return found
+
+
+def contradiction(
+    estimator: Estimator, nodes: Sequence[Node], resources: StageResources
+) -> str | None:
+    """What is wrong with the layout of a stage, whatever the memory."""
+    stage = nodes[0].stage
+    at = f"resources.stages.{stage.name}"
+    world = stage.processes(resources) * stage.machines(resources)
+    if stage.shared == "steps":
+        if resources.sharding == "fsdp" and world == 1:
+            return (
+                f"{stage.name}: sharding=fsdp shares a model out among processes, and there is "
+                f"one; set {at}.processes (a GPU each), or {at}.sharding=none"
+            )
+        return _unshareable(nodes, resources, world)
+    if stage.name not in DRAWING or resources.tensor_parallel == 1:
+        return None
+    if resources.engine != "vllm":
+        return (
+            f"{stage.name}: tensor_parallel={resources.tensor_parallel} is of the engine vllm; set "
+            f"{at}.engine=vllm, or {at}.tensor_parallel=1"
+        )
+    for node in nodes:
+        shape = estimator.drawn_from(node)
+        if shape and shape.heads % resources.tensor_parallel:
+            return (
+                f"{stage.name}: {shape.heads} attention heads of {node.name} cannot be split over "
+                f"tensor_parallel={resources.tensor_parallel} GPUs; set {at}.tensor_parallel"
+            )
+    return None
+
+
+def _unshareable(nodes: Sequence[Node], resources: StageResources, world: int) -> str | None:
+    """Whether a batch of one of the nodes cannot be shared by so many processes."""
+    for node in nodes:
+        try:
+            micro_batches(_batch(node), resources.micro_batch_size, world)
+        except UserError as error:
+            return f"{node.name}: {error}"
+    return None
+
+
+def _batch(node: Node) -> int:
+    """Sequences of a step."""
+    recipe = getattr(node.config, "sft", None) or getattr(node.config, "grpo", None)
+    if isinstance(recipe, GRPOConfig):
+        return recipe.questions_per_step * recipe.group_size
+    assert isinstance(recipe, SFTConfig)
+    return recipe.batch_size
+
+
+# ---------------------------------------------------------------- what would fit
+def _too_large(
+    config: Config, estimator: Estimator, nodes: Sequence[Node], found: Mapping[str, Estimate]
+) -> str:
+    """What the stage needs, and the assignments with which it fits."""
+    stage = nodes[0].stage
+    resources = config.resources.of(stage.name)
+    worst = max(nodes, key=lambda node: _excess(found[node.key]))
+    estimate = found[worst.key]
+    assert estimate.peak_bytes is not None and estimate.limit_bytes is not None
+    parts = sorted(estimate.parts.items(), key=lambda part: -part[1])
+    said = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts)
+    count = "" if len(nodes) == 1 else f" (and {len(nodes) - 1} more nodes)"
+    need = (
+        f"{worst.name}{count} needs {estimate.peak_bytes / GIB:.1f} GiB of a GPU ({said}), and may "
+        f"take {estimate.limit_bytes / GIB:.1f} of its {resources.gpu_gib:g}"
+    )
+    change = fitting_change(estimator, nodes, resources)
+    if change is None:
+        most = COUNTS[-1]
+        need += f"; no layout of up to {most} machines of {most} GPUs fits"
+    else:
+        need += f"; it fits with {assignments(stage.name, change)}"
+    if stage.name in RECIPES and (change is None or "sharding" in change):
+        need += _adapters(config, estimator, nodes)
+    return need
+
+
+def _excess(estimate: Estimate) -> int:
+    return (estimate.peak_bytes or 0) - (estimate.limit_bytes or 0)
+
+
+def _adapters(config: Config, estimator: Estimator, nodes: Sequence[Node]) -> str:
+    """The assignments with which all nodes train adapters, if they fit then."""
+    if not all(estimator.estimate(_with_adapters(node)).fits for node in nodes):
+        return ""
+    fields = [name for name in RECIPES[nodes[0].stage.name] if getattr(config, name)]
+    said = [f"--set {name}.lora.rank={RANK}" for name in fields]
+    synced = [name for name in fields if getattr(getattr(config, name), "reference_sync", None)]
+    said += [f"--set {name}.reference_sync=null" for name in synced]
+    return f", or, which is another recipe, with adapters: {' '.join(said)}"
+
+
+def _with_adapters(node: Node) -> Node:
+    """The node as it would be with LoRA; such a node is only ever estimated."""
+    name = "sft" if hasattr(node.config, "sft") else "grpo"
+    recipe = getattr(node.config, name).model_copy(update={"lora": LoRA(rank=RANK)})
+    return replace(node, config=node.config.model_copy(update={name: recipe}))
+
+
+def assignments(stage: str, change: Change) -> str:
+    """A change as the command line takes it."""
+    return " ".join(
+        f"--set resources.stages.{stage}.{name}="
+        + (value if isinstance(value, str) else json.dumps(value))
+        for name, value in change.items()
+    )
+
+
+def fitting_change(
+    estimator: Estimator, nodes: Sequence[Node], resources: StageResources
+) -> Change | None:
+    """The least change of a stage's resources with which all of its nodes fit; None if none does.
+
+    What costs least time comes first: smaller micro-batches, activations computed twice, a frozen
+    model that waits outside, smaller passes, more GPUs, more machines.
+    """
+    groups = [list(group) for group in _ladder(nodes[0].stage, resources)]
+
+    def fits(options: Sequence[Change]) -> bool:
+        changed = resources.model_copy(update=_merged(options))
+        if contradiction(estimator, nodes, changed):
+            return False
+        return all(estimator.estimate(node, changed).fits for node in nodes)
+
+    chosen: list[Change] = [{} for _ in groups]
+    enough = False
+    for place, group in enumerate(groups):
+        for option in group:
+            chosen[place] = option
+            enough = fits(chosen)
+            if enough:
+                break
+        if enough:
+            break
+    if not enough:
+        return None
+    for place, group in enumerate(groups):  # what the later ones have made needless
+        for option in ({}, *group):
+            if fits([*chosen[:place], option, *chosen[place + 1 :]]):
+                chosen[place] = option
+                break
+    return _merged(chosen)
+
+
+def _merged(options: Sequence[Change]) -> dict[str, Any]:
+    return {name: value for option in options for name, value in option.items()}
+
+
+def _ladder(stage: Stage, resources: StageResources) -> Iterator[Iterator[Change]]:
+    """Groups of changes, each from weak to strong, in the order in which they are tried."""
+    smaller = ({"tokens_per_batch": n} for n in TOKENS if n < resources.tokens_per_batch)
+    if stage.name in DRAWING:
+        if resources.engine == "transformers":
+            yield smaller
+            return
+        yield ({"tensor_parallel": n} for n in COUNTS if n > resources.tensor_parallel)
+        return
+    if stage.shared == "steps":
+        yield ({"micro_batch_size": n} for n in (8, 4, 2, 1) if n < resources.micro_batch_size)
+        if not resources.gradient_checkpointing:
+            yield iter([{"gradient_checkpointing": True}])
+    if stage.name in ("teacher-grpo", "trace-scoring") and not resources.offload:
+        yield iter([{"offload": True}])
+    if stage.name in ("teacher-grpo", "student-grpo", "trace-scoring"):
+        yield smaller
+    if stage.name in ("teacher-grpo", "student-grpo") and resources.engine == "vllm":
+        yield ({"vllm_memory": n} for n in SHARES if n < resources.vllm_memory)
+    if stage.shared == "steps":
+        most = max(resources.processes, COUNTS[-1])
+        counts = [n for n in (resources.processes, *COUNTS) if n >= resources.processes]
+        yield ({"sharding": "fsdp", "processes": n} for n in dict.fromkeys(counts))
+        yield (
+            {"sharding": "fsdp", "processes": most, "machines": n}
+            for n in COUNTS
+            if n > resources.machines
+        )
+    if stage.name in ("teacher-grpo", "student-grpo") and not resources.vllm_server:
+        yield iter([{"engine": "vllm", "vllm_server": SERVER}])
