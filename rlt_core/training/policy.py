@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import logging
 
 from rlt_core import processes
@@ -16,6 +17,13 @@ from rlt_core.config import GRPOConfig, LoRA, SFTConfig, StageResources
 from rlt_core.errors import UserError
 from rlt_core.models import load_model, load_tokenizer, pick_device, save_model
 from rlt_core.training.plan import MicroBatches
+
+CHECKPOINTING = (
+    "activation_checkpointing"
+    if "activation_checkpointing" in {each.name for each in fields(TrainingArguments)}
+    else "gradient_checkpointing"
+)
+"""The argument's name: transformers renamed it after 5.19, which vLLM 0.32 asks for."""
 
 
 def load_policy(
@@ -88,7 +96,7 @@ def trainer_arguments(
         "max_grad_norm": config.max_grad_norm,
         "bf16": config.dtype == "bfloat16",
         "use_cpu": pick_device(resources.device) == "cpu",
-        "activation_checkpointing": resources.gradient_checkpointing,
+        CHECKPOINTING: resources.gradient_checkpointing,
         "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": False,
         "remove_unused_columns": False,
