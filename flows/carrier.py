@@ -14,7 +14,7 @@ from rlt_core.store import Manifest
 from tasks import node as node_task
 from tasks.spec import NodeSpec
 
-Status = Literal["hit", "done", "failed", "mistake", "stopped", "not run"]
+Status = Literal["hit", "done", "failed", "mistake", "stopped", "over budget", "not run"]
 THERE: tuple[Status, ...] = ("hit", "done")
 
 
@@ -53,9 +53,9 @@ class Reporter(Protocol):
 class Carrier(Protocol):
     """Carries nodes out."""
 
-    def carry_out(self, specs: Sequence[NodeSpec]) -> list[Outcome]:
-        """Compute nodes of one stage whose inputs are committed; one outcome each. Never raises
-        for what a node does."""
+    def carry_out(self, specs: Sequence[NodeSpec], priority: float = 0.0) -> list[Outcome]:
+        """Compute nodes of one stage whose inputs are committed; one outcome each. Of those that
+        wait the highest priority goes first. Never raises for what a node does."""
 
     def stop(self) -> None:
         """Ask what runs to checkpoint and end, and start no more."""
@@ -69,18 +69,18 @@ class Here:
         self._reporter = reporter
         self._cores = cores
 
-    def carry_out(self, specs: Sequence[NodeSpec]) -> list[Outcome]:
+    def carry_out(self, specs: Sequence[NodeSpec], priority: float = 0.0) -> list[Outcome]:
         """One after the other."""
-        return [self._one(spec) for spec in specs]
+        return [self._one(spec, priority) for spec in specs]
 
     def stop(self) -> None:
         """Ask the children to checkpoint and end."""
         self._launcher.stop()
 
-    def _one(self, spec: NodeSpec) -> Outcome:
+    def _one(self, spec: NodeSpec, priority: float) -> Outcome:
         name = spec.name
         try:
-            with self._cores.take(spec.cores):
+            with self._cores.take(spec.cores, priority):
                 if not self._launcher.stopping:
                     self._reporter.started(name)
                 manifest = self._compute(spec)

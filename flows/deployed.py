@@ -2,13 +2,14 @@
 stage."""
 
 import logging
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
 from prefect.flows import Flow
 from prefect.runtime import deployment, flow_run
 from prefect.states import Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field
 
 from flows import pages
 from flows.alone import node_alone
@@ -24,6 +25,7 @@ from flows.forms import (
 )
 from flows.pipeline import Run, run_batches
 from flows.request import Request
+from flows.schedule import Schedule
 from flows.stage_run import compute, compute_alone, require_empty, store_url
 from rlt_core.errors import UserError
 from rlt_core.experiments import ALL
@@ -53,11 +55,16 @@ def experiment_flow(name: str) -> Flow[..., State[Any]]:
         profile: ProfileName = "tiny",  # type: ignore[valid-type]
         set: list[str] = [],  # noqa: B006 (Prefect copies it)
         store: str = "",
+        budget_gpu_hours: Annotated[float, Field(ge=0)] | None = None,
     ) -> State[Any]:
         try:
             use_block()
             request = Request(
-                target=name, profile=profile, overrides=tuple(set), store=store_url(store)
+                target=name,
+                profile=profile,
+                overrides=tuple(set),
+                store=store_url(store),
+                budget_gpu_hours=budget_gpu_hours,
             )
             planned = request.plan()
         except UserError as error:
@@ -71,6 +78,7 @@ def experiment_flow(name: str) -> Flow[..., State[Any]]:
         profile: Which config to start from.
         set: {SET_HELP}
         store: {STORE_HELP}
+        budget_gpu_hours: No node begins that would take the run beyond it; empty: no limit.
     """
     side_by_side: Any = ThreadPoolTaskRunner()
     return flow(name="rlt", flow_run_name=f"{name} {{profile}}", task_runner=side_by_side)(run)
@@ -87,7 +95,7 @@ def _dispatched(request: Request, planned: list[Planned]) -> State[Any]:
         own = resources.of(stage)
         return own.nodes_per_run if STAGES[stage].machines(own) == 1 else 1
 
-    run = Run(request, planned, Dispatch(page), page)
+    run = Run(request, planned, Dispatch(page), page, Schedule.of(request, planned))
     state = run_batches(run, by_stage(missing, size_of))
     opened = Store(request.store)
     for item in planned:
@@ -113,7 +121,7 @@ def _name_of_run() -> str:
     """What this run computes: the nodes that a parent sent, or what the form says."""
     given = flow_run.parameters
     specs = given.get("nodes") or []
-    names = [NodeSpec.model_validate(spec).name for spec in specs]
+    names = [NodeSpec.model_validate(spec).title for spec in specs]
     if len(names) == 1:
         return names[0]
     if names:

@@ -15,6 +15,15 @@ DEFAULT_STORE = "rlt-store"
 TargetArgument = Annotated[
     str, typer.Argument(help="An experiment (full-pipeline, table-1, … or all), or a stage.")
 ]
+BudgetOption = Annotated[
+    float | None,
+    typer.Option(
+        "--budget-gpu-hours",
+        min=0,
+        help="Begin no node that would take this run beyond so many GPU-hours (estimates; what "
+        "was computed counts as it was).",
+    ),
+]
 StoreOption = Annotated[
     str, typer.Option("--store", envvar="RLT_STORE", help="A folder or s3://bucket/prefix.")
 ]

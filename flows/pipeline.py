@@ -18,11 +18,15 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.batches import Batch, one_by_one
 from flows.carrier import Carrier, Outcome, Reporter
 from flows.request import Request, name_nodes
+from flows.schedule import Schedule
 from rlt_core.errors import UserError
 from rlt_core.graph import Node, Planned
 from rlt_core.store import Store
+from tasks import node as node_task
 from tasks.spec import NodeSpec
 
+CAUSES = ("failed", "mistake", "over budget")
+"""What a run failed of; the rest was only not tried, or stopped on request."""
 SHOWN_FAILURES = 3
 """Failed nodes that the message of a failed run quotes."""
 
@@ -35,6 +39,7 @@ class Run:
     planned: list[Planned]
     carrier: Carrier
     reporter: Reporter
+    schedule: Schedule
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     """Node key -> what became of it."""
 
@@ -56,14 +61,23 @@ class Run:
             if missing:
                 self.outcomes[node.key] = Outcome("not run", f"it reads {', '.join(missing)}")
                 self.reporter.failed(node.name, "not run", self.outcomes[node.key].message)
+            elif refusal := self.schedule.budget and self.schedule.budget.admit(node.key):
+                self.outcomes[node.key] = Outcome("over budget", refusal)
+                self.reporter.failed(node.name, "over budget", refusal)
             else:
                 ready.append(node)
         if ready:
+            specs = [self.spec(node) for node in ready]
+            priority = max(self.schedule.ways[node.key] for node in ready)
             try:
-                outcomes = self.carrier.carry_out([self.spec(node) for node in ready])
+                outcomes = self.carrier.carry_out(specs, priority)
             except UserError as error:
                 outcomes = [Outcome("mistake", str(error))] * len(ready)
             self.outcomes |= {n.key: outcome for n, outcome in zip(ready, outcomes, strict=True)}
+            if self.schedule.budget:
+                for spec in specs:
+                    made = node_task.find(spec)
+                    self.schedule.budget.settle(spec.key, made.gpu_seconds if made else None)
         return state_of({node.name: self.outcomes[node.key] for node in nodes})
 
     def close(self) -> State[Any]:
@@ -90,7 +104,7 @@ def state_of(outcomes: Mapping[str, Outcome]) -> State[Any]:
     missing = {name: outcome for name, outcome in outcomes.items() if not outcome.there}
     if not missing:
         return Completed(message=f"{len(outcomes)} nodes")
-    causes = {name: one for name, one in missing.items() if one.status in ("failed", "mistake")}
+    causes = {name: one for name, one in missing.items() if one.status in CAUSES}
     quoted = [
         f"{name}: {summary(one.message)}" for name, one in list(causes.items())[:SHOWN_FAILURES]
     ]

@@ -20,6 +20,8 @@ class Request(BaseModel):
     profile: str
     overrides: tuple[str, ...] = ()
     store: str
+    budget_gpu_hours: float | None = None
+    """No node begins that would take the run beyond it."""
 
     def config(self) -> Config:
         """The whole config. Raises UserError."""

@@ -18,6 +18,7 @@ from rich.table import Table
 from flows.local.up import current
 from flows.options import (
     DEFAULT_STORE,
+    BudgetOption,
     JsonOption,
     ProfileOption,
     SetOption,
@@ -91,10 +92,12 @@ def run(
     profile: ProfileOption = "tiny",
     set_: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
+    budget_gpu_hours: BudgetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compute what the store lacks. Ctrl-C once: checkpoint and stop; the same command goes on."""
     request = _request(target, profile, set_, store)
+    request = request.model_copy(update={"budget_gpu_hours": budget_gpu_hours})
     planned = request.plan()
     status = 0
     if all(item.hit for item in planned):

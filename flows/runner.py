@@ -43,10 +43,13 @@ def main() -> int:
     threading.Thread(target=watch_stdin, daemon=True).start()
     threading.Thread(target=launcher.warm).start()
     from flows.pipeline import Run, execute
+    from flows.schedule import Schedule
 
     cores = Cores(request.config().resources.cores)
     with Display(len(planned), len(planned) - len(missing)) as display:
-        run = Run(request, planned, Here(launcher, display, cores), display)
+        run = Run(
+            request, planned, Here(launcher, display, cores), display, Schedule.of(request, planned)
+        )
         complete = execute(run)
     if complete:
         return 0

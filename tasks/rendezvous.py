@@ -51,7 +51,7 @@ def find(spec: NodeSpec, store: Store, control: Control) -> Rendezvous:
     while (data := store.files.read(_file(spec))) is None:
         control.progress(0, 0, {})
         control.check()
-        if spec.key in Lease.read_all(store.files):
+        if Lease.holder(store.files, spec.key):
             seen = time.monotonic()
         if time.monotonic() - seen > ALONE_S:
             raise UserError(

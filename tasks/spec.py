@@ -56,6 +56,13 @@ class NodeSpec(BaseModel):
         return self.label if self.seed is None else f"{self.label}@{self.seed}"
 
     @property
+    def title(self) -> str:
+        """The name, and which of the runs that share the node this is."""
+        if not self.sent:
+            return self.name
+        return f"{self.name} machine {self.machine + 1} of {self.resources.machines}"
+
+    @property
     def cores(self) -> int:
         """CPU threads of all its processes."""
         return STAGES[self.stage].processes(self.resources) * self.resources.threads

@@ -99,6 +99,13 @@ class Lease:
         leases = {path.split("/")[1]: json.loads(data) for path, data in found.items()}
         return {key: lease for key, lease in leases.items() if is_live(lease, time.time())}
 
+    @staticmethod
+    def holder(files: Files, key: str) -> dict[str, object] | None:
+        """The live lease of a key, if there is one."""
+        data = files.read(f"work/{key}/lease.json")
+        lease = json.loads(data) if data else None
+        return lease if lease and is_live(lease, time.time()) else None
+
     def __enter__(self) -> Lease:
         while not self._files.create(self._path, self._payload()):
             data = self._files.read(self._path)

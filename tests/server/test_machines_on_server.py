@@ -1,0 +1,41 @@
+"""A node that several runs of a pool share."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlt_core.experiments import targets
+from rlt_core.graph import upstream
+from rlt_core.overrides import load_config
+from rlt_core.store import Lease
+from tests.server.conftest import Server
+
+pytestmark = pytest.mark.slow
+
+SHARED = [
+    "teacher_sft.steps=2",
+    "resources.stages.teacher-sft.machines=2",
+    "resources.stages.trace-generation.machines=2",
+    "resources.stages.trace-generation.shard_questions=2",
+]
+
+
+def test_steps_and_shards_are_shared_by_two_runs(server: Server) -> None:
+    run = server.finish(server.start("compare-traces", profile="smoke", set=SHARED))
+    assert run.state and run.state.is_completed(), server.logs()
+    children = {child.name: child for child in server.children(run.id)}
+    for name in ("teacher-sft@0", "trace-generation[rlt]@0"):
+        both = [children[f"{name} machine {number} of 2"] for number in (1, 2)]
+        assert all(child.state and child.state.is_completed() for child in both), name
+    nodes = upstream(targets("compare-traces", load_config("smoke", SHARED)))
+    store = server.open_store()
+    assert set(store.manifests_of(node.ref for node in nodes)) == {node.key for node in nodes}
+    assert not Lease.read_all(store.files)
+
+
+def test_a_machine_that_cannot_do_its_part_ends_the_node(server: Server) -> None:
+    cannot = [*SHARED, "teacher_sft.batch_size=5"]
+    run = server.finish(server.start("compare-traces", profile="smoke", set=cannot))
+    assert run.state and run.state.is_failed(), server.logs()
+    assert "a batch of 5 cannot be shared by 2 processes" in str(run.state.message)
+    assert not any(child.state and not child.state.is_final() for child in server.children(run.id))
