@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from flows import artifacts_cli, reward_cli, run_cli, sql_cli, study_cli, up_cli
+from flows import artifacts_cli, plan_cli, reward_cli, run_cli, sql_cli, study_cli, up_cli
 from flows.fetch_cli import fetch
 from flows.local.up import current
 from rlt_core import __version__
@@ -21,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command()(run_cli.run)
-app.command()(run_cli.plan)
+app.command()(plan_cli.plan)
 app.command()(run_cli.status)
 app.command()(run_cli.report)
 app.command()(sql_cli.sql)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import BaseModel, ConfigDict
 
 from rlt_core.config import Config
+from rlt_core.estimate import Estimate, estimates, require_fit
 from rlt_core.experiments import targets
 from rlt_core.graph import Node, Planned, plan
 from rlt_core.overrides import load_config
@@ -28,8 +31,26 @@ class Request(BaseModel):
         return load_config(self.profile, self.overrides)
 
     def plan(self) -> list[Planned]:
-        """Every node that the target needs, inputs first. Raises UserError."""
+        """Every node that the target needs, inputs first. Raises UserError, also where the layout
+        of what is missing cannot fit."""
+        planned = self.look_up()
+        self.require_fit(planned)
+        return planned
+
+    def look_up(self) -> list[Planned]:
+        """The same, however much it takes."""
         return plan(targets(self.target, self.config()), Store(self.store))
+
+    def estimates(self, planned: Sequence[Planned]) -> dict[str, Estimate]:
+        """Node key -> what it takes."""
+        nodes = [item.node for item in planned]
+        return estimates(self.config(), nodes, Store(self.store))
+
+    def require_fit(self, planned: Sequence[Planned]) -> None:
+        """Raises UserError if the layout of what is missing cannot fit."""
+        missing = [item.node for item in planned if not item.hit]
+        if missing:
+            require_fit(self.config(), missing, Store(self.store))
 
 
 def name_nodes(store: Store, profile: str, nodes: list[Node]) -> None:

@@ -1,4 +1,4 @@
-"""`rlt run`, `rlt plan`, `rlt status`, `rlt report`."""
+"""`rlt run`, `rlt status`, `rlt report`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from flows.local.up import current
 from flows.options import (
@@ -27,12 +25,12 @@ from flows.options import (
     open_store,
     store_place,
 )
+from flows.plan_cli import row
 from flows.request import Request, name_nodes
 from rlt_core.errors import UserError
 from rlt_core.graph import Planned
 from rlt_core.store import Manifest, Store
 
-CHANGES_SHOWN = 3
 CURVE_POINTS = 8
 """Means that stand for a training's reward curve in the terminal."""
 
@@ -45,45 +43,6 @@ def _request(target: str, profile: str, overrides: list[str] | None, store: str)
         overrides=tuple(overrides or ()),
         store=store_place(store),
     )
-
-
-# ---------------------------------------------------------------- plan
-def _row(item: Planned) -> dict[str, Any]:
-    return {
-        "name": item.node.name,
-        "stage": item.node.stage.name,
-        "seed": item.node.seed,
-        "key": item.node.key,
-        "hit": item.hit,
-        "changes": list(item.changes),
-    }
-
-
-def plan(
-    target: TargetArgument = "full-pipeline",
-    profile: ProfileOption = "tiny",
-    set_: SetOption = None,
-    store: StoreOption = DEFAULT_STORE,
-    as_json: JsonOption = False,
-) -> None:
-    """Show every node, in the store already or to be computed, and for those what changed."""
-    planned = _request(target, profile, set_, store).plan()
-    if as_json:
-        print(json.dumps([_row(item) for item in planned], indent=1))
-        return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("node", "key", "", "what changed"):
-        table.add_column(column, no_wrap=column in ("node", "key", ""))
-    for item in planned:
-        shown = [*item.changes[:CHANGES_SHOWN]]
-        if len(item.changes) > CHANGES_SHOWN:
-            shown.append(f"and {len(item.changes) - CHANGES_SHOWN} more")
-        what = "[green]hit[/]" if item.hit else "[yellow]miss[/]"
-        table.add_row(escape(item.node.name), item.node.key, what, escape("\n".join(shown)))
-    console = Console()
-    console.print(table)
-    misses = sum(not item.hit for item in planned)
-    console.print(f"{len(planned)} nodes: {len(planned) - misses} hits, {misses} misses")
 
 
 # ---------------------------------------------------------------- run
@@ -108,7 +67,7 @@ def run(
     if as_json:
         store_ = Store(request.store)
         there = {p.node.key: store_.manifest(p.node.ref.kind, p.node.key) for p in planned}
-        nodes = [{**_row(p), "committed": there[p.node.key] is not None} for p in planned]
+        nodes = [{**row(p), "committed": there[p.node.key] is not None} for p in planned]
         print(json.dumps({"status": status, "nodes": nodes}, indent=1))
     elif status == 0:
         _summary(Store(request.store), planned)

@@ -60,6 +60,9 @@ class Estimate:
     """On all machines."""
     artifact_bytes: int = 0
 
+    on_gpu: bool = False
+    """Computed on a GPU, by what its stage's resources say."""
+
     @property
     def fits(self) -> bool:
         """Whether a GPU has room for it, as far as is known."""
@@ -112,16 +115,20 @@ class Estimator:
         stage, machines = node.stage, node.stage.machines(resources)
         world = stage.processes(resources) * machines
         need = self._need(node, resources, world)
-        if stage.pool != "gpu" or need.memory is None:
+        there = stage.pool == "gpu" and on_gpu(resources)
+        gpus = machines * stage.gpus(resources)
+        computes = stage.pool == "gpu" and not _only_copies(node)
+        if need.memory is None:
             return Estimate(
+                on_gpu=there and computes,
+                gpus=gpus if computes else 0,
                 parameters=need.parameters,
                 tokens=round(need.tokens),
                 artifact_bytes=round(need.artifact_bytes),
             )
-        there = on_gpu(resources)
-        gpus = machines * stage.gpus(resources)
         hours = need.seconds / 3600 if there and need.seconds is not None else None
         return Estimate(
+            on_gpu=there,
             parameters=need.parameters,
             peak_bytes=need.memory.peak,
             parts=need.memory.parts,
@@ -338,6 +345,11 @@ _Layouts = partial[Layout]
 
 def _with(need: _Need, artifact_bytes: float) -> _Need:
     return _Need(need.parameters, need.memory, need.tokens, need.seconds, artifact_bytes)
+
+
+def _only_copies(node: Node) -> bool:
+    """Whether it is a model from outside."""
+    return isinstance(node.config, BaseModelConfig) and node.config.scratch is None
 
 
 def _number(dtype: str) -> int:

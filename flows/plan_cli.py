@@ -1,0 +1,154 @@
+"""`rlt plan`: every node, whether it is there already, and what the others will take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flows.options import (
+    DEFAULT_STORE,
+    JsonOption,
+    ProfileOption,
+    SetOption,
+    StoreOption,
+    TargetArgument,
+    open_store,
+    store_place,
+)
+from flows.request import Request
+from rlt_core.estimate import Estimate, assumptions
+from rlt_core.graph import Planned
+
+CHANGES_SHOWN = 3
+GIB = 1 << 30
+COLUMNS = ("params", "GiB/GPU", "GPUs", "tokens", "GPU-h", "hours", "artifact")
+
+Estimates = Mapping[str, Estimate]
+"""Node key -> estimate."""
+
+
+def plan(
+    target: TargetArgument = "full-pipeline",
+    profile: ProfileOption = "tiny",
+    set_: SetOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    estimates: Annotated[
+        bool | None,
+        typer.Option(
+            "--estimates/--no-estimates",
+            help="What nodes will take; else shown where they are computed on GPUs.",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show every node, in the store already or to be computed, for those what changed and what
+    they will take. Exit status 2 if that cannot fit."""
+    open_store(store)
+    request = Request(
+        target=target, profile=profile, overrides=tuple(set_ or ()), store=store_place(store)
+    )
+    planned = request.look_up()
+    found = request.estimates(planned)
+    if as_json:
+        rows = [{**row(item), "estimate": asdict(found[item.node.key])} for item in planned]
+        print(json.dumps(rows, indent=1))
+    else:
+        console = Console()
+        console.print(_nodes(planned))
+        misses = sum(not item.hit for item in planned)
+        console.print(f"{len(planned)} nodes: {len(planned) - misses} hits, {misses} misses")
+        if estimates or (estimates is None and any(each.on_gpu for each in found.values())):
+            _show_estimates(console, request, planned, found)
+    request.require_fit(planned)
+
+
+def row(item: Planned) -> dict[str, Any]:
+    """A node of a plan, for programs."""
+    return {
+        "name": item.node.name,
+        "stage": item.node.stage.name,
+        "seed": item.node.seed,
+        "key": item.node.key,
+        "hit": item.hit,
+        "changes": list(item.changes),
+    }
+
+
+def _nodes(planned: Sequence[Planned]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("node", "key", "", "what changed"):
+        table.add_column(column, no_wrap=column in ("node", "key", ""))
+    for item in planned:
+        shown = [*item.changes[:CHANGES_SHOWN]]
+        if len(item.changes) > CHANGES_SHOWN:
+            shown.append(f"and {len(item.changes) - CHANGES_SHOWN} more")
+        what = "[green]hit[/]" if item.hit else "[yellow]miss[/]"
+        table.add_row(escape(item.node.name), item.node.key, what, escape("\n".join(shown)))
+    return table
+
+
+# ---------------------------------------------------------------- estimates
+def _show_estimates(
+    console: Console, request: Request, planned: Sequence[Planned], found: Estimates
+) -> None:
+    """Of what is to be computed: a line a node, a line a stage, the sum, and what was assumed."""
+    missing = [item.node for item in planned if not item.hit]
+    if not missing:
+        return
+    stages: dict[str, list[Estimate]] = {}
+    table = _table("to be computed")
+    for node in missing:
+        stages.setdefault(node.stage.name, []).append(found[node.key])
+        table.add_row(escape(node.name), *_cells([found[node.key]]))
+    console.print()
+    console.print(table)
+    sums = _table("stage")
+    for stage, own in stages.items():
+        sums.add_row(f"{stage} ({len(own)})", *_cells(own))
+    sums.add_row("all", *_cells([found[node.key] for node in missing]), style="bold")
+    console.print()
+    console.print(sums)
+    for line in assumptions(request.config(), missing, found):
+        console.print(line, style="dim", markup=False, highlight=False)
+
+
+def _table(first: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for column in COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _cells(own: Sequence[Estimate]) -> list[str]:
+    """Of one node, or of several: the most of what they take at once, the sum of the rest."""
+    parameters = [each.parameters for each in own if each.parameters is not None]
+    peaks = [each.peak_bytes for each in own if each.peak_bytes is not None]
+    hours = [each for each in own if each.gpu_hours is not None]
+    unknown = any(each.gpus and each.peak_bytes is None for each in own)
+    tokens = sum(each.tokens for each in own)
+    size = sum(each.artifact_bytes for each in own)
+    return [
+        "unknown" if unknown else _short(max(parameters)) if parameters else "-",
+        "unknown" if unknown else f"{max(peaks) / GIB:.1f}" if peaks else "-",
+        str(max(each.gpus for each in own)) if any(each.on_gpu for each in own) else "-",
+        _short(tokens) if tokens else "-",
+        f"{sum(each.gpu_hours or 0 for each in hours):.1f}" if hours else "-",
+        f"{sum(each.wall_hours or 0 for each in hours):.1f}" if hours else "-",
+        f"{_short(size)}B" if size else "-",
+    ]
+
+
+def _short(number: float) -> str:
+    """Three digits and a prefix."""
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {prefix}"
+    return f"{number:.3g} "

@@ -1,0 +1,56 @@
+"""What an estimate rests on, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from rlt_core.config import Config
+from rlt_core.estimate import data, memory, work
+from rlt_core.estimate.nodes import Estimate, on_gpu
+from rlt_core.graph import Node
+
+
+def assumptions(
+    config: Config, nodes: Sequence[Node], found: Mapping[str, Estimate]
+) -> Iterator[str]:
+    """Lines for people: lengths, throughput, memory, and models of unknown shape."""
+    lengths = data.ASSUMED
+    yield (
+        f"Assumed until data and traces are in the store: questions of {lengths.question:g} "
+        f"tokens, solutions {lengths.solution:g}, the data's own traces {lengths.trace:g}, what "
+        f"models write {lengths.completion:g} or half of the limit; prompts of "
+        f"{data.LONGEST + data.TEMPLATE} at most."
+    )
+    if any(each.on_gpu for each in found.values()):
+        stages = {node.stage.name for node in nodes}
+        cards = {work.gpu_of(config.resources.of(name)) for name in stages}
+        for card in sorted(cards, key=lambda card: card.gib):
+            yield (
+                f"{card.name}: {work.TRAINING:.0%} of {card.bf16 / 1e12:g} bf16 TFLOP/s in "
+                f"training, {work.READING:.0%} in reading, {work.DECODING:.0%} of "
+                f"{card.bandwidth / 1e12:g} TB/s in decoding; "
+                f"{memory.USABLE:.0%} of its memory for tensors."
+            )
+        servers = {config.resources.of(name).vllm_server for name in stages} - {None}
+        if servers:
+            yield f"GPUs of {', '.join(map(str, sorted(map(str, servers))))} are not counted."
+    unknown = {
+        str(base.config.model_dump().get("imported"))
+        for node in nodes
+        for base in [_base_of(node)]
+        if base is not None and found[node.key].gpus and found[node.key].parameters is None
+    }
+    if unknown:
+        yield f"Unknown: the shape of {', '.join(sorted(unknown))}; run `rlt fetch`."
+    if not any(on_gpu(config.resources.of(node.stage.name)) for node in nodes):
+        yield "On a CPU no hours are estimated, and memory is a process's."
+
+
+def _base_of(node: Node) -> Node | None:
+    """The imported model that a node computes with."""
+    while node.stage.name != "base-model":
+        found = node.inputs.get("model") or node.inputs.get("teacher")
+        if found is None:
+            return None
+        node = found
+    return node
