@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flows.request import Request
-from rlt_core.estimate import Estimate, estimates
+from rlt_core.config import StageResources
+from rlt_core.estimate import Estimate, estimates, on_gpu
 from rlt_core.graph import Node, Planned
 from rlt_core.store import Store
 
@@ -41,8 +42,11 @@ def longest_ways(nodes: Sequence[Node], estimates: Mapping[str, Estimate]) -> di
 class Budget:
     """GPU-hours of one run: what nodes have taken, and for those under way what they may take."""
 
-    def __init__(self, gpu_hours: float, estimates: Mapping[str, Estimate]) -> None:
-        self._limit, self._estimates = gpu_hours, estimates
+    def __init__(
+        self, gpu_hours: float, estimates: Mapping[str, Estimate], gpus: Mapping[str, int]
+    ) -> None:
+        """`gpus`: those that each node holds, 0 of one that runs on none."""
+        self._limit, self._estimates, self._gpus = gpu_hours, estimates, gpus
         self._spent = 0.0
         self._under_way: dict[str, tuple[float, float]] = {}
         self._lock = threading.Lock()
@@ -54,9 +58,8 @@ class Budget:
 
     def admit(self, key: str) -> str | None:
         """Count a node as under way; or say why it may not begin."""
-        estimate = self._estimates[key]
-        needed = estimate.gpu_hours
-        if needed is None and estimate.gpus:
+        needed = self._estimates[key].gpu_hours
+        if needed is None and self._gpus[key]:
             return (
                 "what it takes is not known, so that no budget can be kept; run `rlt fetch` first"
             )
@@ -65,7 +68,7 @@ class Budget:
             left = self._limit - self._spent - promised
             if (needed or 0.0) > left:
                 return (
-                    f"over budget: it takes about {needed:.3g} GPU-hours, and of "
+                    f"it takes about {needed:.3g} GPU-hours, and of "
                     f"{self._limit:g} there are {max(left, 0.0):.3g} left"
                 )
             self._under_way[key] = (needed or 0.0, time.monotonic())
@@ -77,7 +80,7 @@ class Budget:
         with self._lock:
             _, since = self._under_way.pop(key)
             if gpu_seconds is None:
-                gpu_seconds = self._estimates[key].gpus * (time.monotonic() - since)
+                gpu_seconds = self._gpus[key] * (time.monotonic() - since)
             self._spent += gpu_seconds / 3600
 
 
@@ -94,6 +97,15 @@ class Schedule:
         """Of what a request's store lacks."""
         missing = [item.node for item in planned if not item.hit]
         nodes = [item.node for item in planned]
-        found = estimates(request.config(), nodes, Store(request.store))
-        limit = request.budget_gpu_hours
-        return cls(longest_ways(missing, found), None if limit is None else Budget(limit, found))
+        config, limit = request.config(), request.budget_gpu_hours
+        found = estimates(config, nodes, Store(request.store))
+        gpus = {node.key: _gpus(node, config.resources.of(node.stage.name)) for node in missing}
+        budget = None if limit is None else Budget(limit, found, gpus)
+        return cls(longest_ways(missing, found), budget)
+
+
+def _gpus(node: Node, resources: StageResources) -> int:
+    """GPUs that a node holds on all its machines."""
+    if node.stage.pool == "cpu" or not on_gpu(resources):
+        return 0
+    return node.stage.machines(resources) * node.stage.gpus(resources)

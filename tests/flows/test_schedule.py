@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,6 +17,7 @@ from rlt_core.estimate import Estimate, estimates
 from rlt_core.experiments import targets
 from rlt_core.graph import upstream
 from rlt_core.overrides import load_config
+from tests.flows.conftest import Rlt
 
 CONFIG = load_config("tiny")
 NODES = upstream(targets("full-pipeline", CONFIG))
@@ -52,20 +55,21 @@ def test_cores_go_to_the_highest_priority_that_waits() -> None:
     assert order == [3, 2, 1]
 
 
-def estimate(gpu_hours: float | None, gpus: int = 8) -> Estimate:
-    return Estimate(gpu_hours=gpu_hours, gpus=gpus)
+def budget_of(limit: float, needs: dict[str, float | None], gpus: int = 8) -> Budget:
+    found = {key: Estimate(gpu_hours=need) for key, need in needs.items()}
+    return Budget(limit, found, {key: 0 if key == "cpu" else gpus for key in needs})
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=20), st.floats(0, 30))
 def test_what_is_under_way_never_exceeds_the_budget(needs: list[float], limit: float) -> None:
-    budget = Budget(limit, {str(i): estimate(need) for i, need in enumerate(needs)})
+    budget = budget_of(limit, {str(i): need for i, need in enumerate(needs)})
     admitted = [need for i, need in enumerate(needs) if budget.admit(str(i)) is None]
     assert sum(admitted) <= limit + 1e-9
     assert not needs or (needs[0] <= limit) == (bool(admitted) and admitted[0] == needs[0])
 
 
 def test_what_a_node_really_took_counts() -> None:
-    budget = Budget(10, {"a": estimate(6), "b": estimate(6), "c": estimate(5)})
+    budget = budget_of(10, {"a": 6, "b": 6, "c": 5})
     assert budget.admit("a") is None
     refused = budget.admit("b")
     assert refused and "takes about 6 GPU-hours, and of 10 there are 4 left" in refused
@@ -76,7 +80,7 @@ def test_what_a_node_really_took_counts() -> None:
 
 
 def test_a_node_that_failed_has_taken_all_its_gpus_meanwhile() -> None:
-    budget = Budget(10, {"a": estimate(1, gpus=8)})
+    budget = budget_of(10, {"a": 1}, gpus=8)
     assert budget.admit("a") is None
     time.sleep(0.05)
     budget.settle("a", gpu_seconds=None)
@@ -84,6 +88,20 @@ def test_a_node_that_failed_has_taken_all_its_gpus_meanwhile() -> None:
 
 
 def test_a_node_on_gpus_of_unknown_size_does_not_begin_under_a_budget() -> None:
-    budget = Budget(10, {"a": estimate(None), "cpu": estimate(None, gpus=0)})
+    budget = budget_of(10, {"a": None, "cpu": None})
     assert "rlt fetch" in (budget.admit("a") or "")
     assert budget.admit("cpu") is None
+
+
+def test_a_run_stops_before_the_node_that_would_exceed_it(
+    rlt: Rlt, smoke_store: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(smoke_store, store)
+    changed = ["--set", "teacher_sft.steps=2", "--set", "resources.stages.teacher-sft.device=cuda"]
+    done = rlt("run", "teacher-sft", "--profile", "smoke", "--store", str(store), *changed,
+               "--budget-gpu-hours", "0")  # fmt: skip
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 1, said
+    assert "over budget teacher-sft@0: it takes about" in said
+    assert "Traceback" not in said
