@@ -24,8 +24,9 @@ def hours(estimate: Estimate) -> float:
     return 2 * (estimate.parameters or 0) * estimate.tokens / CPU_FLOPS / 3600
 
 
-def longest_ways(nodes: Sequence[Node], estimates: Mapping[str, Estimate]) -> dict[str, float]:
-    """Node key -> hours from its beginning to the end of the graph on the longest way.
+def longest_ways(nodes: Sequence[Node], lengths: Mapping[str, float]) -> dict[str, float]:
+    """Node key -> from its beginning to the end of the graph on the longest way, in the unit of
+    `lengths` (those of the nodes, by key).
 
     `nodes`: inputs first. Who has the longest way goes first: list scheduling by critical path
     (Graham 1969, https://doi.org/10.1137/0117039; Hu 1961, https://doi.org/10.1287/opre.9.6.841).
@@ -33,7 +34,7 @@ def longest_ways(nodes: Sequence[Node], estimates: Mapping[str, Estimate]) -> di
     after: dict[str, float] = {}
     ways: dict[str, float] = {}
     for node in reversed(nodes):
-        ways[node.key] = hours(estimates[node.key]) + after.get(node.key, 0.0)
+        ways[node.key] = lengths[node.key] + after.get(node.key, 0.0)
         for parent in node.inputs.values():
             after[parent.key] = max(after.get(parent.key, 0.0), ways[node.key])
     return ways
@@ -101,7 +102,8 @@ class Schedule:
         found = estimates(config, nodes, Store(request.store))
         gpus = {node.key: _gpus(node, config.resources.of(node.stage.name)) for node in missing}
         budget = None if limit is None else Budget(limit, found, gpus)
-        return cls(longest_ways(missing, found), budget)
+        lengths = {key: hours(estimate) for key, estimate in found.items()}
+        return cls(longest_ways(missing, lengths), budget)
 
 
 def _gpus(node: Node, resources: StageResources) -> int:

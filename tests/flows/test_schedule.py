@@ -25,7 +25,7 @@ FOUND = estimates(CONFIG, NODES)
 
 
 def test_nothing_that_reads_a_node_has_a_longer_way_to_the_end() -> None:
-    ways = longest_ways(NODES, FOUND)
+    ways = longest_ways(NODES, {key: hours(found) for key, found in FOUND.items()})
     assert ways.keys() == {node.key for node in NODES}
     for node in NODES:
         for parent in node.inputs.values():
