@@ -1,0 +1,179 @@
+"""What FSDP2 shares out stays the training of one process; any layout goes on from its checkpoints.
+
+Two gloo processes on a CPU shard as two GPUs do.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_runs import TEACHER, scratch_folder, steps, weights
+
+from rlt_core.config import SFTConfig, StageResources
+from rlt_core.errors import UserError
+from rlt_core.training.policy import load_policy
+
+HEADER = """
+import json, sys
+from pathlib import Path
+import torch
+from rlt_core.config import LoRA, SFTConfig, StageResources
+from rlt_core.models import load_model
+from rlt_core.processes import join, rank
+from rlt_core.training import sharding
+
+model, folder, options = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+"""
+PARTS = """
+join(StageResources(device="cpu"))
+plain, shared = load_model(model), load_model(model)
+sharding.shard(shared, "cpu", bfloat16=options["bfloat16"])
+mine = sum(each.to_local().numel() for each in shared.parameters())
+ids = torch.arange(2, 30).view(2, 14)
+
+def calls(count):
+    with torch.no_grad():
+        return [shared(input_ids=ids[:, : 5 + i]).logits for i in range(count)][-1]
+
+with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=options["bfloat16"]):
+    together = torch.equal(calls(1), plain(input_ids=ids[:, :5]).logits)
+    with sharding.whole(shared):
+        count = 1 + 3 * rank()  # the second process calls more often
+        apart = torch.equal(calls(count), plain(input_ids=ids[:, : 4 + count]).logits)
+        decoder = shared.model(input_ids=ids).last_hidden_state  # as scoring calls it
+        apart = apart and torch.equal(decoder, plain.model(input_ids=ids).last_hidden_state)
+again = sum(each.to_local().numel() for each in shared.parameters())
+whole = sharding.gathered(sharding.trained(shared))
+expected = dict(plain.named_parameters()) if rank() == 0 else {}
+result = {
+    "share": mine / plain.num_parameters(), "share_again": again / plain.num_parameters(),
+    "together": together, "apart": apart, "elsewhere": sum(each.numel() for each in whole.values()),
+    "gathered": all(torch.equal(whole[name], each) for name, each in expected.items()),
+}
+(folder / f"result-{rank()}.json").write_text(json.dumps(result))
+"""
+SFT = """
+from rlt_core.control import Control
+from rlt_core.formats import load_format
+from rlt_core.models import load_tokenizer
+from rlt_core.prompts import Prompter
+from rlt_core.store import Workspace
+from rlt_core.store.files import Files
+from rlt_core.training.sft import train_sft
+
+prompter = Prompter(load_format("tiny"), load_tokenizer(model))
+rows = [
+    prompter.teacher_sft_row(f"{a}+{b}=?", str(a + b), f"{a} and {b}" + " make" * (a % 3))
+    for a in range(4) for b in range(3)
+]
+config = SFTConfig(
+    steps=6, batch_size=8, learning_rate=3e-3, dtype=options.get("dtype", "float32"),
+    lora=LoRA(rank=4) if options.get("lora") else None,
+)
+resources = StageResources(
+    device="cpu", micro_batch_size=2, checkpoint_every_steps=2, processes=2,
+    sharding=options.get("sharding", "none"), gradient_checkpointing=options.get("again", False),
+)
+done = [0]
+control = Control(
+    progress=lambda step, total, metrics: done.__setitem__(0, step),
+    should_stop=lambda: done[0] + 1 == options.get("stop"),
+)
+train_sft(
+    model, rows, config, seed=0, stage="teacher-sft", out=folder / "out",
+    work=Workspace(Files(str(folder / "store")), "key"), resources=resources, control=control,
+)
+"""
+SHARDED: dict[str, Any] = {"sharding": "fsdp"}
+
+
+def run(body: str, processes: int, model: Path, folder: Path, **options: object) -> int:
+    folder.mkdir(exist_ok=True)
+    script = folder / "train.py"
+    script.write_text(HEADER + body)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone",
+        f"--nproc-per-node={processes}", str(script), str(model), str(folder), json.dumps(options),
+    ]  # fmt: skip
+    return subprocess.run(command, env=os.environ, capture_output=True, timeout=300).returncode
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return scratch_folder(tmp_path_factory.mktemp("model"))
+
+
+def assert_same(one: Path, two: Path, atol: float = 1e-6) -> None:
+    """The same weights, number formats, configuration and losses, but for rounding."""
+    first, second = (load_file(out / "model/model.safetensors") for out in (one, two))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, atol=atol, rtol=0)
+    assert (one / "model/config.json").read_text() == (two / "model/config.json").read_text()
+    assert len(steps(one)) == len(steps(two)) == 6
+    for here, there in zip(steps(one), steps(two), strict=True):
+        for name in ("loss", "grad_norm"):
+            assert there[name] == pytest.approx(here[name], rel=1e-4), name
+
+
+@pytest.mark.parametrize(
+    "config", [SFTConfig(steps=1, batch_size=4, learning_rate=1e-3), TEACHER], ids=["sft", "grpo"]
+)
+def test_one_process_has_nobody_to_share_with(model: Path, config: SFTConfig) -> None:
+    with pytest.raises(UserError, match=r"^resources\.sharding=fsdp .* raise resources\.processes"):
+        load_policy(model, config, StageResources(device="cpu", sharding="fsdp"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_each_process_holds_its_share_and_may_have_the_whole(
+    tmp_path: Path, model: Path, bfloat16: bool
+) -> None:
+    assert run(PARTS, 2, model, tmp_path, bfloat16=bfloat16) == 0
+    first, second = (json.loads((tmp_path / f"result-{i}.json").read_text()) for i in (0, 1))
+    for result in (first, second):
+        assert result["share"] == result["share_again"] == pytest.approx(0.5, abs=0.01)
+        assert result["together"] and result["apart"] and result["gathered"]
+    assert first["elsewhere"] > 0 and second["elsewhere"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"dtype": "bfloat16"}, {"dtype": "bfloat16", "lora": True}],
+    ids=["float32", "bfloat16", "lora"],
+)
+def test_sharded_sft_is_that_of_one_process(
+    tmp_path: Path, model: Path, options: dict[str, Any]
+) -> None:
+    one, two, again = (tmp_path / name for name in ("one", "two", "again"))
+    assert run(SFT, 1, model, one, **options) == 0
+    assert run(SFT, 2, model, two, **options, **SHARDED) == 0
+    assert_same(one / "out", two / "out")
+    assert run(SFT, 2, model, again, again=True, **options, **SHARDED) == 0
+    assert_same(two / "out", again / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [False, True])
+def test_any_layout_goes_on_from_any_checkpoint(tmp_path: Path, model: Path, lora: bool) -> None:
+    whole, same, fewer, more = (tmp_path / name for name in ("whole", "same", "fewer", "more"))
+    assert run(SFT, 2, model, whole, lora=lora, **SHARDED) == 0
+    assert run(SFT, 2, model, same, lora=lora, stop=3, **SHARDED) != 0
+    assert not (same / "out").exists()
+    shutil.copytree(same, fewer)
+    assert run(SFT, 2, model, same, lora=lora, **SHARDED) == 0
+    assert weights(same / "out") == weights(whole / "out")
+    assert steps(same / "out") == steps(whole / "out")
+    assert run(SFT, 1, model, fewer, lora=lora) == 0
+    assert_same(whole / "out", fewer / "out")
+    assert run(SFT, 1, model, more, lora=lora, stop=3) != 0
+    assert run(SFT, 2, model, more, lora=lora, **SHARDED) == 0
+    assert_same(whole / "out", more / "out")
