@@ -131,7 +131,7 @@ def _too_large(
     change = fitting_change(estimator, nodes, resources)
     if change is None:
         most = COUNTS[-1]
-        need += f"; no layout of up to {most} machines of {most} GPUs fits"
+        need += f"; no layout of up to {most} machines of {most} GPUs that share its batch fits"
     else:
         need += f"; it fits with {assignments(stage.name, change)}"
     if stage.name in RECIPES and (change is None or "sharding" in change):

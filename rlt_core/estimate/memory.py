@@ -148,40 +148,48 @@ class Trained:
         last = (4 if self.lora else 8) + self.stream
         return kept + tokens * last * shape.width
 
-    def step(self, tokens: int) -> Moments:
-        """Moments of an optimiser step whose micro-batches have so many tokens, padding
-        included."""
-        held = {**self.states(), "gradients": self.gradients()}
-        saved = self.activations(tokens)
-        layers = 2 if self.sharded else self.shape.layers
-        kept = 0 if self.resources.gradient_checkpointing else self.shape.layers
-        recomputed = 1 if self.resources.gradient_checkpointing else 0
+    def step(self, tokens: int, accumulated: bool) -> Moments:
+        """Moments of an optimiser step whose micro-batches have so many tokens, padding included.
+
+        `accumulated`: gradients of an earlier micro-batch are there from the beginning. Else they
+        come while activations go, layer by layer: most is held at either end.
+        """
+        shape, recomputes = self.shape, self.resources.gradient_checkpointing
+        states, gradients = self.states(), self.gradients()
+        held = {**states, "gradients": gradients if accumulated else 0}
+        all_held = {**states, "gradients": gradients}
+        saved, layer = self.activations(tokens), self.layer_activations(tokens)
+        working = self._layer_gradients(tokens) + (layer if recomputes else 0)
+        around = 2 if self.sharded else 1
+        copies = around if self.sharded or recomputes else shape.layers
         return {
             "forward": {
                 **held,
                 "activations": saved,
-                "gathered weights": self.gathered(layers),
+                "gathered weights": self.gathered(2 if self.sharded else shape.layers),
                 "logits": self._tile(tokens),
             },
             "backward of the head": {
                 **held,
                 "activations": saved,
-                "gathered weights": self.gathered(1 if self.sharded else kept),
+                "gathered weights": self.gathered(0 if recomputes else copies),
                 "logits": self._tile(tokens) + self._head_gradients(tokens),
             },
-            "backward of a layer": {
+            "backward of the last layer": {
                 **held,
-                "activations": saved
-                + recomputed * self.layer_activations(tokens)
-                + self._layer_gradients(tokens),
-                "gathered weights": self.gathered(2 if self.sharded else max(kept, 1))
-                + self._reduced(),
+                "activations": saved + working,
+                "gathered weights": self.gathered(copies) + self._reduced(),
+            },
+            "backward of the first layer": {
+                **all_held,
+                "activations": layer + self._layer_gradients(tokens),
+                "gathered weights": self.gathered(around) + self._reduced(),
             },
             "end of the backward pass": {
-                **held,
+                **all_held,
                 "gathered weights": self._reduced_embeddings(),
             },
-            "update": {**held, "update": 4 * self.trainable // self._shards},
+            "update": {**all_held, "update": 4 * self.trainable // self._shards},
         }
 
     def _tile(self, tokens: int) -> int:

@@ -35,8 +35,10 @@ from rlt_core.stages import (
 from rlt_core.store import Store
 from rlt_core.training.plan import micro_batches, total_steps
 
-TRACE_BYTES, SCORE_BYTES, TEXT_BYTES = 8.0, 13.0, 4.0
-"""Of a table's Parquet file, a token of its texts."""
+TRACE_BYTES, SCORE_BYTES, TEXT_BYTES = 4.4, 3.4, 1.4
+"""Of a Parquet file: a token of `traces` (text, and ids twice), a log-prob of `scores`, a token of
+text alone. Measured on 82,000 tokens of English documentation in SmolLM2's vocabulary, traces of
+2,000 tokens, with random log-probs."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ class Estimator:
         stage, machines = node.stage, node.stage.machines(resources)
         world = stage.processes(resources) * machines
         need = self._need(node, resources, world)
+        manifest = self._facts.manifest(node)
+        size = manifest.bytes if manifest else round(need.artifact_bytes)
         there = stage.pool == "gpu" and on_gpu(resources)
         gpus = machines * stage.gpus(resources)
         computes = stage.pool == "gpu" and not _only_copies(node)
@@ -124,7 +128,7 @@ class Estimator:
                 gpus=gpus if computes else 0,
                 parameters=need.parameters,
                 tokens=round(need.tokens),
-                artifact_bytes=round(need.artifact_bytes),
+                artifact_bytes=size,
             )
         hours = need.seconds / 3600 if there and need.seconds is not None else None
         return Estimate(
@@ -137,7 +141,7 @@ class Estimator:
             gpu_hours=None if hours is None else hours * gpus,
             wall_hours=hours,
             gpus=gpus,
-            artifact_bytes=round(need.artifact_bytes),
+            artifact_bytes=size,
         )
 
     def drawn_from(self, node: Node) -> Shape | None:
@@ -207,7 +211,7 @@ class Estimator:
         layout = layouts(half=config.dtype == "bfloat16")
         trained = _trained(shape, config, layout)
         longest = min(config.max_tokens, shape.positions)
-        moments = trained.step(_micro(config.batch_size, layout) * longest)
+        moments = trained.step(*_micro(config.batch_size, longest, layout))
         again = layout.resources.gradient_checkpointing
         flops = work.train_flops(shape, sequences, row, config, again)
         return _Need(
@@ -316,7 +320,7 @@ class Estimator:
         traces = self._facts.traces(node.inputs["traces"])
         length = min(questions.teacher_prompt + traces.tokens, config.scoring.max_tokens)
         tokens = 2 * traces.count * length
-        size = traces.count * (2 * traces.tokens + questions.solution) / 2 * SCORE_BYTES
+        size = traces.count * (2 * traces.tokens + questions.solution) * SCORE_BYTES
         if teacher is None or student is None:
             return _Need(tokens=tokens, artifact_bytes=size)
         layout = layouts(half=config.scoring.dtype == "bfloat16")
@@ -360,12 +364,13 @@ def _trained(shape: Shape, config: SFTConfig | GRPOConfig, layout: Layout) -> Tr
     return Trained(shape, layout.half, config.lora, layout.resources, layout.world)
 
 
-def _micro(batch: int, layout: Layout) -> int:
-    """Sequences of a micro-batch; of a batch that cannot be shared, what they would be at most."""
+def _micro(batch: int, longest: int, layout: Layout) -> tuple[int, bool]:
+    """Tokens of a micro-batch, and whether a step has several; of a batch that cannot be shared,
+    what they would be at most."""
     limit = layout.resources.micro_batch_size
-    if batch % layout.world:
-        return min(limit, -(-batch // layout.world))
-    return micro_batches(batch, limit, layout.world).size
+    share, rest = divmod(batch, layout.world)
+    size = min(limit, share + 1) if rest else micro_batches(batch, limit, layout.world).size
+    return size * longest, size < share
 
 
 def _grpo_moments(
@@ -388,7 +393,7 @@ def _grpo_moments(
     batch = config.questions_per_step * config.group_size
     moments: dict[str, memory.Parts] = {
         name: {**parts, **beside}
-        for name, parts in trained.step(_micro(batch, layout) * longest).items()
+        for name, parts in trained.step(*_micro(batch, longest, layout)).items()
     }
     moments |= {
         name: {**parts, **beside}

@@ -1,0 +1,108 @@
+"""`rlt plan` says what nodes take; what cannot fit is refused by every command before it runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from flows.deployed import full_pipeline
+from flows.request import Request
+from rlt_core.errors import UserError
+from rlt_core.estimate import estimates
+from rlt_core.experiments import targets
+from rlt_core.graph import upstream
+from rlt_core.overrides import load_config
+from rlt_core.store import Store
+
+MISFIT = ("--set", "resources.stages.teacher-sft.sharding=none")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    return str(tmp_path / "store")
+
+
+def test_plan_shows_what_nodes_take(rlt, store):
+    started = time.perf_counter()
+    shown = rlt("plan", "--profile", "paper-7b", "--store", store)
+    assert time.perf_counter() - started < 10  # 2 s on an idle machine
+    assert shown.returncode == 0, shown.stderr
+    lines = shown.stdout.splitlines()
+    (teacher,) = [line for line in lines if line.startswith("teacher-sft@0") and " GB" in line]
+    assert "7.62 G" in teacher and "15.2 GB" in teacher
+    assert any(line.startswith("student-sft (18)") for line in lines)
+    assert any(line.startswith("all ") for line in lines)
+    assert "H100 SXM: 40% of 989" in shown.stdout
+
+
+def test_estimates_of_a_cpu_are_shown_when_asked_for(rlt, store):
+    plain = rlt("plan", "--store", store)
+    assert "tokens" not in plain.stdout and plain.returncode == 0
+    asked = rlt("plan", "--store", store, "--estimates")
+    lines = [line for line in asked.stdout.splitlines() if line.startswith("teacher-sft@0 ")]
+    teacher = lines[1]  # the first is of the nodes and their keys
+    assert teacher.split()[1:3] == ["358", "k"] and "-" in teacher
+    assert "On a CPU no hours are estimated" in asked.stdout
+
+
+def test_json_carries_estimates(rlt, store):
+    shown = rlt("plan", "--profile", "paper-7b", "--store", store, "--json")
+    nodes = {node["name"]: node for node in json.loads(shown.stdout)}
+    teacher = nodes["teacher-grpo@0"]
+    assert teacher["hit"] is False
+    estimate = teacher["estimate"]
+    assert estimate["parameters"] == 7_615_616_512
+    assert sum(estimate["parts"].values()) == estimate["peak_bytes"] <= estimate["limit_bytes"]
+    assert estimate["gpus"] == 8
+    assert estimate["gpu_hours"] == pytest.approx(8 * estimate["wall_hours"])
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_what_cannot_fit_is_refused(rlt, store, command):
+    refused = rlt(command, "--profile", "paper-7b", "--store", store, *MISFIT)
+    assert refused.returncode == 2
+    assert "teacher-sft@0 needs 170.2 GiB of a GPU" in refused.stderr
+    assert "--set resources.stages.teacher-sft.sharding=fsdp" in refused.stderr
+    assert ("teacher-sft@0" in refused.stdout) == (command == "plan")  # the table comes first
+    assert not list(Path(store).rglob("manifest.json"))
+
+
+def test_what_is_in_the_store_already_is_not_refused(smoke_store):
+    """A layout matters to what is still to be computed."""
+    tight = ("resources.device=cuda", "resources.gpu_gib=0.0001")
+    request = Request(
+        target="full-pipeline", profile="smoke", overrides=tight, store=str(smoke_store)
+    )
+    assert all(item.hit for item in request.plan())
+    with pytest.raises(UserError, match="cannot run"):
+        Request(**{**request.model_dump(), "target": "table-1"}).plan()
+
+
+def test_estimates_of_a_finished_run(smoke_store):
+    """Models have the bytes that were estimated; what is there is counted, not assumed."""
+    config, store = load_config("smoke"), Store(str(smoke_store))
+    nodes = upstream(targets("full-pipeline", config))
+    before, after = estimates(config, nodes), estimates(config, nodes, store)
+    for node in nodes:
+        manifest = store.manifest(node.ref.kind, node.key)
+        assert manifest and after[node.key].artifact_bytes == manifest.bytes
+        if node.stage.model:
+            weights = manifest.only(".safetensors").bytes
+            assert before[node.key].artifact_bytes == pytest.approx(weights, rel=0.05)
+            assert before[node.key].parameters == manifest.metrics.get(
+                "parameters", before[node.key].parameters
+            )
+        if node.stage.name == "trace-generation":
+            asked = before[node.key].tokens, after[node.key].tokens
+            assert asked[0] == pytest.approx(asked[1], rel=1.0)
+
+
+def test_an_experiment_on_a_server_refuses_the_same_way(tmp_path, monkeypatch):
+    monkeypatch.setattr("flows.deployed.use_block", lambda: None)
+    state = full_pipeline.fn("paper-7b", [MISFIT[1]], str(tmp_path / "store"))
+    assert state.is_failed()
+    assert "teacher-sft@0 needs" in state.message
+    assert not list(tmp_path.rglob("manifest.json"))

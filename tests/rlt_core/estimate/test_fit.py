@@ -1,0 +1,177 @@
+"""What cannot fit is refused, and what is proposed instead fits."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlt_core.config import Config, HubModel
+from rlt_core.errors import UserError
+from rlt_core.estimate import Estimate, estimates, require_fit
+from rlt_core.experiments import ALL, EXPERIMENTS, targets
+from rlt_core.graph import Node, upstream
+from rlt_core.overrides import load_config
+from rlt_core.profiles import PROFILES
+
+OWN_DATA = ("smol", "single-gpu")
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "questions.jsonl"
+    path.write_text('{"question": "1+1?", "solution": "2"}\n' * 800)
+    return path
+
+
+def graph(profile: str, questions: Path, *changes: str, target: str = ALL) -> Any:
+    own = [f"data.source={questions}"] if profile in OWN_DATA else []
+    config = load_config(profile, [*own, *changes])
+    return config, upstream(targets(target, config))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("target", [*EXPERIMENTS, ALL])
+def test_every_profile_fits(profile, target, questions):
+    config, nodes = graph(profile, questions, target=target)
+    found = require_fit(config, nodes)
+    assert set(found) == {node.key for node in nodes}
+    for node in nodes:
+        if node.stage.model:
+            assert found[node.key].parameters
+            assert found[node.key].artifact_bytes >= found[node.key].parameters
+
+
+REFUSED = [
+    ("paper-7b", ["resources.gpu_gib=48", "larger_student=null"]),
+    ("paper-7b", ["resources.sharding=none", "resources.processes=1"]),
+    ("paper-7b", ["resources.stages.evaluation.tensor_parallel=1"]),
+    ("paper-7b", ["resources.stages.trace-scoring.tokens_per_batch=1000000"]),
+    ("paper-32b", ["resources.stages.student-sft.machines=1"]),
+    ("paper-32b", ["resources.stages.student-grpo.vllm_server=null"]),
+    ("single-gpu", ["resources.gpu_gib=24"]),
+    ("single-gpu", ["resources.gradient_checkpointing=false", "resources.micro_batch_size=16"]),
+]
+
+
+@pytest.mark.parametrize(("profile", "changes"), REFUSED)
+def test_what_is_proposed_fits(profile, changes, questions):
+    with pytest.raises(UserError, match="cannot run") as refused:
+        require_fit(*graph(profile, questions, *changes))
+    lines = str(refused.value).splitlines()[1:]
+    mends = [re.findall(r"--set (\S+?),?(?= |$)", line.split(", or, which")[0]) for line in lines]
+    assert all(mends), lines
+    flat = [each for mend in mends for each in mend]
+    require_fit(*graph(profile, questions, *changes, *flat))
+
+
+def test_adapters_that_are_proposed_fit(questions):
+    small = "resources.gpu_gib=24"
+    with pytest.raises(UserError) as refused:
+        require_fit(*graph("single-gpu", questions, small))
+    recipes = [line.split("with adapters: ")[1] for line in str(refused.value).splitlines()[1:]]
+    changes = [each for recipe in recipes for each in re.findall(r"--set (\S+)", recipe)]
+    assert "teacher_sft.lora.rank=16" in changes
+    assert "teacher_grpo.reference_sync=null" in changes
+    require_fit(*graph("single-gpu", questions, small, *changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["resources.processes=1", "resources.stages.student-sft.machines=1"], "there is one"),
+        (["resources.engine=transformers"], "tensor_parallel=2 is of the engine vllm"),
+        (["resources.stages.student-sft.processes=7"], "cannot be shared by 14 processes"),
+        (["resources.stages.evaluation.tensor_parallel=8"], "28 attention heads"),
+    ],
+)
+def test_a_layout_that_contradicts_itself_is_refused(changes, said, questions):
+    with pytest.raises(UserError, match=said):
+        require_fit(*graph("paper-7b", questions, *changes))
+
+
+def test_nothing_is_refused_for_memory_where_no_gpu_is_named(questions):
+    config, nodes = graph("tiny", questions, "resources.gpu_gib=0.001")
+    found = require_fit(config, nodes)
+    assert all(each.gpu_hours is None and not each.on_gpu for each in found.values())
+    assert any(each.peak_bytes for each in found.values())
+    with pytest.raises(UserError, match="needs"):
+        require_fit(*graph("tiny", questions, "resources.gpu_gib=0.001", "resources.device=cuda"))
+
+
+def test_a_model_of_unknown_shape_is_planned(questions):
+    config = load_config("paper-7b").model_copy(update={"base_model": HubModel(repo="nobody/x")})
+    nodes = upstream(targets("full-pipeline", config))
+    found = require_fit(config, nodes)
+    (teacher,) = [found[node.key] for node in nodes if node.stage.name == "teacher-sft"]
+    assert teacher.parameters is teacher.peak_bytes is teacher.gpu_hours is None
+    assert teacher.tokens > 0 and teacher.fits
+
+
+# ---------------------------------------------------------------- what more of something does
+def of_stage(stage: str, config: Config, nodes: list[Node]) -> Estimate:
+    return estimates(config, nodes)[next(n.key for n in nodes if n.stage.name == stage)]
+
+
+STAGES = ("teacher-sft", "teacher-grpo", "student-grpo", "trace-scoring", "trace-generation")
+SMALLER = {  # whose larger value never needs more memory
+    "processes": (1, 2, 4, 8), "machines": (1, 2, 4), "offload": (False, True),
+    "gradient_checkpointing": (False, True),
+}  # fmt: skip
+LARGER = {"micro_batch_size": (1, 2, 4, 16), "tokens_per_batch": (8192, 65536, 10**6)}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    stage=st.sampled_from(STAGES),
+    field=st.sampled_from([*SMALLER, *LARGER]),
+    engine=st.sampled_from(["transformers", "vllm"]),
+    sharding=st.sampled_from(["none", "fsdp"]),
+    data=st.data(),
+)
+def test_memory_goes_one_way(stage, field, engine, sharding, data, questions):
+    values = {**SMALLER, **LARGER}[field]
+    places = st.integers(0, len(values) - 1)
+    low, high = sorted((data.draw(places), data.draw(places)))
+    peaks = []
+    for value in (values[low], values[high]):
+        # One process alone has no buckets in which gradients are sent.
+        fixed = {"engine": engine, "sharding": sharding, "processes": 2, "device": "cuda"}
+        own = {**fixed, field: max(value, 2) if field == "processes" else value}
+        changes = [f"resources.stages.{stage}.{name}={each}" for name, each in own.items()]
+        changes = [each.replace("True", "true").replace("False", "false") for each in changes]
+        config, nodes = graph("paper-7b", questions, *changes, target="full-pipeline")
+        peaks.append(of_stage(stage, config, nodes).peak_bytes)
+    if field in LARGER:
+        peaks.reverse()
+    assert peaks[0] >= peaks[1]
+
+
+def test_a_larger_model_takes_more_of_everything(questions):
+    small, large = (
+        of_stage("student-sft", *graph(profile, questions, target="full-pipeline"))
+        for profile in ("paper-7b", "paper-32b")
+    )
+    for name in ("parameters", "peak_bytes", "gpu_hours", "artifact_bytes"):
+        assert getattr(small, name) < getattr(large, name)
+    assert small.tokens == large.tokens
+
+
+def test_hours_follow_work_and_layout(questions):
+    one, two = (
+        of_stage(
+            "teacher-sft",
+            *graph("paper-7b", questions, f"resources.processes={n}", target="full-pipeline"),
+        )
+        for n in (4, 8)
+    )
+    assert one.gpus == 4 and two.gpus == 8
+    assert one.gpu_hours == pytest.approx(two.gpu_hours)
+    assert one.wall_hours == pytest.approx(2 * two.wall_hours)
+    # 6 FLOPs a weight and token, a third more to compute activations again, and attention.
+    flops = one.gpu_hours * 3600 * 0.4 * 989e12
+    assert 8 * 7.0e9 * one.tokens < flops < 1.4 * 8 * 7.6e9 * one.tokens
