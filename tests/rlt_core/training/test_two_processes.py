@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from training_runs import scratch_folder, steps, weights
 SCRIPT = """
 import os, sys
 from pathlib import Path
-from rlt_core.config import ReferenceSync, RewardSpec, StageResources, TeacherGRPOConfig
+from rlt_core.config import LoRA, ReferenceSync, RewardSpec, StageResources, TeacherGRPOConfig
 from rlt_core.control import Control
 from rlt_core.formats import load_format
 from rlt_core.models import load_tokenizer
@@ -27,15 +28,18 @@ from rlt_core.training.rewards import NoReward, Prompt, RLTReward
 
 model, folder = Path(sys.argv[1]), Path(sys.argv[2])
 stop_at, teacher_logprobs, fault = int(sys.argv[3]), sys.argv[4], sys.argv[5]
+sharding, lora = sys.argv[6], LoRA(rank=4) if sys.argv[7] else None
 prompter = Prompter(load_format("tiny"), load_tokenizer(model))
 rows = [{"question": f"{a}+{a}=?", "solution": str(2 * a) * (a % 2 * 8 + 1)} for a in range(2, 8)]
 prompts = [Prompt(r["question"], prompter.teacher_prompt(**r), r) for r in rows]
 config = TeacherGRPOConfig(
     steps=4, questions_per_step=3, group_size=4, learning_rate=1e-3, max_prompt_tokens=60,
-    max_completion_tokens=8, reference_sync=ReferenceSync(every_steps=2),
-    teacher_logprobs=teacher_logprobs,
+    max_completion_tokens=8, reference_sync=None if lora else ReferenceSync(every_steps=2),
+    teacher_logprobs=teacher_logprobs, lora=lora,
 )
-resources = StageResources(device="cpu", micro_batch_size=4, checkpoint_every_steps=1)
+resources = StageResources(
+    device="cpu", micro_batch_size=4, checkpoint_every_steps=1, processes=2, sharding=sharding
+)
 asked = os.environ.get("RANK", "0") == "0"
 done = [0]
 control = Control(
@@ -73,12 +77,15 @@ def run(
     stop_at: int = 0,
     teacher_logprobs: str = "exact",
     fault: str = "",
+    sharding: str = "none",
+    lora: str = "",
 ) -> int:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone",
                 f"--nproc-per-node={processes}", str(folder / "train.py")]  # fmt: skip
     folder.mkdir(exist_ok=True)
     (folder / "train.py").write_text(SCRIPT)
     command = [*torchrun, str(model), str(folder), str(stop_at), teacher_logprobs, fault]
+    command += [sharding, lora]
     return subprocess.run(command, env=os.environ, capture_output=True, timeout=300).returncode
 
 
@@ -92,9 +99,7 @@ def test_two_processes_are_one(tmp_path: Path, model: Path) -> None:
     one, two, broken = (tmp_path / name for name in ("one", "two", "broken"))
     assert run(1, model, one) == 0
     assert run(2, model, two) == 0
-    first, second = (load_file(run / "out/model/model.safetensors") for run in (one, two))
-    for name, tensor in first.items():
-        np.testing.assert_allclose(tensor, second[name], atol=1e-5, err_msg=name)
+    assert_same_weights(one, two)
     assert_same_steps(steps(one / "out"), steps(two / "out"))
     assert run(2, model, broken, stop_at=3) != 0
     assert not (broken / "out").exists()
@@ -102,8 +107,45 @@ def test_two_processes_are_one(tmp_path: Path, model: Path) -> None:
     assert weights(broken / "out") == weights(two / "out")
 
 
+@pytest.mark.slow
+def test_two_that_share_the_weights_are_one(tmp_path: Path, model: Path) -> None:
+    """Rollouts, rewards, updates and the reference, which is synced; then with an interruption,
+    and ended by one process that holds all."""
+    one, two, broken, other = (tmp_path / name for name in ("one", "two", "broken", "other"))
+    assert run(1, model, one) == 0
+    assert run(2, model, two, sharding="fsdp") == 0
+    assert_same_weights(one, two)
+    assert_same_steps(steps(one / "out"), steps(two / "out"))
+    assert run(2, model, broken, stop_at=3, sharding="fsdp") != 0
+    assert not (broken / "out").exists()
+    shutil.copytree(broken, other)
+    assert run(2, model, broken, sharding="fsdp") == 0
+    assert weights(broken / "out") == weights(two / "out")
+    assert run(1, model, other) == 0
+    assert_same_weights(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [{"teacher_logprobs": "rollout"}, {"lora": "lora"}], ids=["recorded", "lora"]
+)
+def test_sharded_with_options(tmp_path: Path, model: Path, options: dict[str, str]) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run(1, model, one, **options) == 0
+    assert run(2, model, two, sharding="fsdp", **options) == 0
+    assert_same_weights(one, two)
+    assert_same_steps(steps(one / "out"), steps(two / "out"))
+
+
 DIFFERENT = {"stage", "rollout_gap_mean", "rollout_gap_max", "reference_kl"}
 """A gap is of one group a process; TRL's KL is a mean of micro-batches' means over tokens."""
+
+
+def assert_same_weights(one: Path, two: Path) -> None:
+    first, second = (load_file(run / "out/model/model.safetensors") for run in (one, two))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        np.testing.assert_allclose(tensor, second[name], atol=1e-5, err_msg=name)
 
 
 def assert_same_steps(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
