@@ -23,10 +23,17 @@ SHARED = [
 def test_steps_and_shards_are_shared_by_two_runs(server: Server) -> None:
     run = server.finish(server.start("compare-traces", profile="smoke", set=SHARED))
     assert run.state and run.state.is_completed(), server.logs()
-    children = {child.name: child for child in server.children(run.id)}
-    for name in ("teacher-sft@0", "trace-generation[rlt]@0"):
-        both = [children[f"{name} machine {number} of 2"] for number in (1, 2)]
-        assert all(child.state and child.state.is_completed() for child in both), name
+    children = {child.name: child.id for child in server.children(run.id)}
+
+    def ends(node: str) -> list[str]:
+        names = [f"{node} machine {number} of 2" for number in (1, 2)]
+        states = [server.finish(children[name], 60).state for name in names]
+        return [state.type.value for state in states if state]
+
+    assert ends("teacher-sft@0") == ["COMPLETED", "COMPLETED"]
+    first, second = ends("trace-generation[rlt]@0")
+    assert first == "COMPLETED"
+    assert second in ("COMPLETED", "CANCELLED"), "it may have come too late to help"
     nodes = upstream(targets("compare-traces", load_config("smoke", SHARED)))
     store = server.open_store()
     assert set(store.manifests_of(node.ref for node in nodes)) == {node.key for node in nodes}
