@@ -70,7 +70,7 @@ def run(job: Job) -> dict[str, float]:
             owner = _Owner(listener, job.control)
             command = [sys.executable, "-m", "torch.distributed.run", *_meeting(job),
                        f"--nproc-per-node={job.stage.processes(job.resources)}",
-                       "-m", "tasks.torchrun", str(file)]  # fmt: skip
+                       f"--log-dir={folder}", "-m", "tasks.torchrun", str(file)]  # fmt: skip
             threads = {"OMP_NUM_THREADS": str(job.resources.threads)}
             agent = subprocess.Popen(command, env={**os.environ, **threads})
             try:
