@@ -14,10 +14,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import TEACHER, scratch_folder, steps, weights
+from training_runs import FORMAT, TEACHER, scratch_folder, steps, weights
 
-from rlt_core.config import SFTConfig, StageResources
+from rlt_core.config import ScratchModel, SFTConfig, StageResources
+from rlt_core.control import Control
 from rlt_core.errors import UserError
+from rlt_core.store import Workspace
+from rlt_core.store.files import Files
+from rlt_core.training.base import train_base
 from rlt_core.training.policy import load_policy
 
 HEADER = """
@@ -34,7 +38,7 @@ model, folder, options = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.ar
 PARTS = """
 join(StageResources(device="cpu"))
 plain, shared = load_model(model), load_model(model)
-sharding.shard(shared, "cpu", bfloat16=options["bfloat16"])
+sharding.shard(shared, StageResources(device="cpu", sharding="fsdp"), options["bfloat16"])
 mine = sum(each.to_local().numel() for each in shared.parameters())
 ids = torch.arange(2, 30).view(2, 14)
 
@@ -177,3 +181,12 @@ def test_any_layout_goes_on_from_any_checkpoint(tmp_path: Path, model: Path, lor
     assert run(SFT, 1, model, more, lora=lora, stop=3) != 0
     assert run(SFT, 2, model, more, lora=lora, **SHARDED) == 0
     assert_same(whole / "out", more / "out")
+
+
+def test_the_base_model_is_trained_by_one_process_whatever_is_shared_out(tmp_path: Path) -> None:
+    metrics = train_base(
+        ScratchModel(layers=1, width=16, heads=2, steps=1, batch_size=4), [], FORMAT,
+        out=tmp_path / "out", work=Workspace(Files(str(tmp_path / "store")), "key"),
+        resources=StageResources(device="cpu", processes=2, sharding="fsdp"), control=Control(),
+    )  # fmt: skip
+    assert metrics["steps"] == 1 and weights(tmp_path / "out")
