@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, get_args
 
@@ -43,8 +43,8 @@ def _assign(tree: dict[str, Any], path: str, value: Any) -> None:
         inner = tree.get(name)
         if inner is None and name in tree:
             inner = tree[name] = {}
-        if inner is None and _is_open(parents[:index]):
-            inner = tree[name] = {}
+        if inner is None and (_is_open(parents[:index]) or name in _fields_at(parents[:index])):
+            inner = tree[name] = {}  # a field that is not dumped while it is empty
         if not isinstance(inner, dict):
             if name in tree:
                 raise UserError(f"--set {path}: {'.'.join(parents[: index + 1])} has no fields")
@@ -60,8 +60,8 @@ def _is_open(parents: list[str]) -> bool:
     return parents[:1] == ["imports"] or parents[:2] == ["resources", "stages"]
 
 
-def _fields_at(location: tuple[str | int, ...]) -> list[str]:
-    """Fields of the config class at a validation error's location."""
+def _fields_at(location: Sequence[str | int]) -> list[str]:
+    """Fields of the config class at a place in the tree."""
     current: type[BaseModel] | None = Config
     for name in location:
         field = current.model_fields.get(str(name)) if current else None
@@ -78,7 +78,7 @@ def _message(error: ErrorDetails) -> str:
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         *parents, name = error["loc"]
-        fields = _fields_at(tuple(parents))
+        fields = _fields_at(parents)
         return f"unknown field {path!r}" + (f"; {_nearest(str(name), fields)}" if fields else "")
     given = error.get("input")
     shown = f" (given: {given!r})" if not isinstance(given, dict) else ""

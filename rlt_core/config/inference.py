@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 from pydantic import Field, model_validator
 
 from rlt_core.config.base import DType, Fraction, Frozen, Positive
@@ -63,11 +65,31 @@ class EvaluationConfig(Sampling):
     """`test` (the data's held-out questions), `countdown`, `aime24`, `math_500`, `gpqa_diamond`."""
     max_questions: Positive | None = None
     """Questions a task, the first so many; all when empty."""
+    samples: dict[str, Positive] = Field(default={}, exclude_if=operator.not_)
+    """Task -> completions a question, where not `n`: the fewer its questions, the more."""
     pass_at: tuple[Positive, ...] = ()
-    """k of pass@k beside the mean over all completions (avg@n); each at most n."""
+    """k of pass@k beside the mean over all completions (avg@n); each at most the completions that
+    a question of every task has."""
     grading_timeout_s: float = Field(default=10.0, gt=0)
     """Seconds for grading one answer; then it counts as a grader's failure."""
     dtype: DType = "float32"
     """Number format of the model."""
     budget: BudgetForcing | None = None
     """Budget forcing of all that is tested; empty: models think as long as they like."""
+
+    @model_validator(mode="after")
+    def _samples_suffice(self) -> EvaluationConfig:
+        if unknown := sorted(self.samples.keys() - set(self.tasks)):
+            raise ValueError(f"`samples` names {', '.join(unknown)}, not among `tasks`")
+        for task in self.tasks:
+            if max(self.pass_at, default=1) > self.samples_of(task):
+                raise ValueError(
+                    f"pass@{max(self.pass_at)} needs as many completions a question, and {task} "
+                    f"has {self.samples_of(task)}: raise `n` or `samples.{task}`, or change "
+                    "`pass_at`"
+                )
+        return self
+
+    def samples_of(self, task: str) -> int:
+        """Completions of each question of a task."""
+        return self.samples.get(task, self.n)

@@ -306,6 +306,8 @@ class Nodes:
         """Benchmarks of a model; `changes` are fields of `evaluation`. `countdown`: the data set
         whose test problems the task `countdown` asks, in place of its own."""
         evaluation = self.config.evaluation.model_copy(update=changes)
+        samples = {name: n for name, n in evaluation.samples.items() if name in evaluation.tasks}
+        evaluation = evaluation.model_copy(update={"samples": samples})
         config = EvaluationStageConfig(
             evaluation=evaluation,
             benchmarks={
