@@ -22,6 +22,11 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def of_this_machine() -> int:
+    """How many of them this machine has."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def be_alone() -> None:
     """Forget what somebody else's launcher has said (a training operator, a Slurm step): this
     process shares its work with nobody."""
@@ -47,7 +52,7 @@ def take_gpu(resources: StageResources) -> None:
         return
     each = resources.tensor_parallel if resources.engine == "vllm" else 1
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    all_ids = map(str, range(int(os.environ["LOCAL_WORLD_SIZE"]) * each))
+    all_ids = map(str, range(of_this_machine() * each))
     ids = visible.split(",") if visible else list(all_ids)
     first = int(os.environ["LOCAL_RANK"]) * each
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(ids[first : first + each])

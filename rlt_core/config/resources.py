@@ -24,9 +24,10 @@ class StageResources(Frozen):
     training, or the shards of generation, scoring and evaluation."""
     gpu_gib: float = Field(default=80.0, gt=0)
     """Memory of one GPU in GiB, into which a plan must fit."""
-    sharding: Literal["none", "fsdp"] = "none"
+    sharding: Literal["none", "fsdp", "hybrid"] = "none"
     """Training: every process holds the whole model, or its share of weights, gradients and
-    optimiser states (FSDP2)."""
+    optimiser states (FSDP2): one of all processes, or of those of its machine (`hybrid`: less talk
+    between machines, more memory)."""
     tensor_parallel: Positive = 1
     """GPUs over which one vLLM engine splits the model."""
     vllm_memory: Fraction = 0.9

@@ -69,10 +69,11 @@ def contradiction(
     at = f"resources.stages.{stage.name}"
     world = stage.processes(resources) * stage.machines(resources)
     if stage.shared == "steps":
-        if resources.sharding == "fsdp" and world == 1:
+        sharing = resources.processes if resources.sharding == "hybrid" else world
+        if resources.sharding != "none" and sharing == 1:
             return (
-                f"{stage.name}: sharding=fsdp shares a model out among processes, and there is "
-                f"one; set {at}.processes (a GPU each), or {at}.sharding=none"
+                f"{stage.name}: sharding={resources.sharding} shares a model out among processes, "
+                f"and there is one; set {at}.processes (a GPU each), or {at}.sharding=none"
             )
         return _unshareable(nodes, resources, world)
     if stage.name not in DRAWING or resources.tensor_parallel == 1:

@@ -71,13 +71,15 @@ class Trained:
     world: int
 
     @property
-    def _shards(self) -> int:
-        return self.world if self.sharded else 1
+    def shards(self) -> int:
+        """Processes that share a copy of the model (`rlt_core.training.sharding`)."""
+        among = {"none": 1, "fsdp": self.world, "hybrid": self.resources.processes}
+        return among[self.resources.sharding]
 
     @property
     def sharded(self) -> bool:
-        """FSDP2: each process has its share (`rlt_core.training.sharding`)."""
-        return self.resources.sharding == "fsdp"
+        """Whether no process has it whole (FSDP2)."""
+        return self.resources.sharding != "none"
 
     @property
     def _compute(self) -> int:
@@ -105,15 +107,15 @@ class Trained:
         adapters = 4 * self.trainable if self.lora else 0
         buckets = 4 * self.trainable if self.world > 1 and not self.sharded else 0
         return {
-            "weights": self._stored * self.shape.parameters // self._shards,
-            "adapters": adapters // self._shards,
-            "optimizer": 8 * self.trainable // self._shards,
+            "weights": self._stored * self.shape.parameters // self.shards,
+            "adapters": adapters // self.shards,
+            "optimizer": 8 * self.trainable // self.shards,
             "gradient buckets": buckets,
         }
 
     def gradients(self) -> int:
         """Float32, from the first backward pass of a step to its end."""
-        return 4 * self.trainable // self._shards
+        return 4 * self.trainable // self.shards
 
     def gathered(self, layers: int) -> int:
         """Weights of so many layers and of the embeddings, whole on this process: under FSDP in
@@ -189,7 +191,7 @@ class Trained:
                 **all_held,
                 "gathered weights": self._reduced_embeddings(),
             },
-            "update": {**all_held, "update": 4 * self.trainable // self._shards},
+            "update": {**all_held, "update": 4 * self.trainable // self.shards},
         }
 
     def _tile(self, tokens: int) -> int:

@@ -387,7 +387,7 @@ def _grpo_moments(
     trained = _trained(shape, config, layout)
     beside: dict[str, int] = {}
     if config.beta > 0 and config.lora is None:
-        beside["reference"] = 4 * shape.parameters // (layout.world if trained.sharded else 1)
+        beside["reference"] = 4 * shape.parameters // trained.shards
     if student is not None and not resources.offload:
         beside["reward student"] = number * student.parameters
     batch = config.questions_per_step * config.group_size

@@ -44,8 +44,8 @@ class ShardedTrainer(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         """Trainer's first act with its model, to which adapters have been added by now."""
         super().create_accelerator_and_postprocess()
-        if self._resources.sharding == "fsdp":
-            sharding.shard(self._model, self._resources.device, bool(self.args.bf16))
+        if self._resources.sharding != "none":
+            sharding.shard(self._model, self._resources, bool(self.args.bf16))
             # It reduces its gradients itself: no DDP around it.
             self.accelerator.prepare_model = partial(  # type: ignore[method-assign]
                 self.accelerator.prepare_model, device_placement=False, evaluation_mode=True

@@ -48,8 +48,8 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         **arguments: Any,
     ) -> None:
         super().__init__(reward_funcs=cast(Any, reward), resources=resources, **arguments)
-        if self.ref_model is not None and resources.sharding == "fsdp":
-            sharding.shard(self.ref_model, resources.device, bool(self.args.bf16))
+        if self.ref_model is not None and resources.sharding != "none":
+            sharding.shard(self.ref_model, resources, bool(self.args.bf16))
         self._prompts, self._reward = prompts, reward
         self._key = key
         self.eos_token_ids = list(reward.stop_ids)

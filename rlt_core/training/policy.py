@@ -37,10 +37,12 @@ def load_policy(
     frozen base needs no master weights.
     """
     logging.disable_progress_bar()
-    if resources.sharding == "fsdp" and processes.count() == 1:
+    hybrid = resources.sharding == "hybrid"
+    sharing = processes.of_this_machine() if hybrid else processes.count()
+    if resources.sharding != "none" and sharing == 1:
         raise UserError(
-            "resources.sharding=fsdp shares a model out among several processes, and this is one; "
-            "raise resources.processes, or set resources.sharding=none"
+            f"resources.sharding={resources.sharding} shares a model out among several processes, "
+            "and this is one; raise resources.processes, or set resources.sharding=none"
         )
     if resources.sharding == "none":
         return load_model(folder, config.dtype if config.lora else "float32", resources.device)

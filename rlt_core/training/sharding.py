@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
@@ -25,17 +25,18 @@ from torch.utils._pytree import tree_map
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlt_core import processes
+from rlt_core.config import StageResources
 from rlt_core.models import pick_device
 
 
-def shard(model: nn.Module, device: str, bfloat16: bool) -> None:
-    """Share out a model that lies whole on the CPU of every process; `device`: where it computes.
+def shard(model: nn.Module, resources: StageResources, bfloat16: bool) -> None:
+    """Share out a model that lies whole on the CPU of every process.
 
     Weights become float32, unless they are frozen. No more than a layer is ever whole on the
     device. With `bfloat16` the weights of a layer's linear maps are gathered in it: autocast would
     cast them so, too, but keep all copies until the backward pass.
     """
-    mesh = init_device_mesh(pick_device(device), (processes.count(),))
+    mesh = _mesh(resources)
     half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
@@ -50,6 +51,16 @@ def shard(model: nn.Module, device: str, bfloat16: bool) -> None:
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
     with torch.no_grad():  # the first call must go to the whole model, and scoring's does not
         model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=mesh.device_type))
+
+
+def _mesh(resources: StageResources) -> DeviceMesh:
+    """All processes, or (machines, processes of each): copies of what the machine's share."""
+    device, everybody = pick_device(resources.device), processes.count()
+    if resources.sharding == "fsdp":
+        return init_device_mesh(device, (everybody,))
+    together = processes.of_this_machine()
+    shape = (everybody // together, together)
+    return init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard"))
 
 
 def is_sharded(model: object) -> bool:

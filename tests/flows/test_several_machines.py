@@ -85,12 +85,15 @@ def test_alone_on_one_machine_training_of_several_is_refused(rlt: Rlt, store: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    ("processes", "sharding"), [(1, "none"), (1, "fsdp"), (2, "none"), (2, "hybrid")]
+)
 def test_two_machines_train_as_one_does(
-    pool: ThreadPoolExecutor, smoke_store: Path, store: Path, processes: int
+    pool: ThreadPoolExecutor, smoke_store: Path, store: Path, processes: int, sharding: str
 ) -> None:
     teacher = forget(store, "teacher-sft@0")
-    parts = specs(store, "teacher-sft@0", f"resources.processes={processes}")
+    layout = [f"resources.processes={processes}", f"resources.sharding={sharding}"]
+    parts = specs(store, "teacher-sft@0", *layout)
     machines = Machines(pool, parts)
     other = machines.start(1)  # it waits for the first
     time.sleep(1)
