@@ -18,7 +18,7 @@ def open_engine(model_folder: Path, dtype: DType, resources: StageResources) -> 
     if resources.engine == "vllm":
         from rlt_core.generation.vllm_engine import VLLMEngine
 
-        return VLLMEngine(model_folder, dtype)
+        return VLLMEngine(model_folder, dtype, resources)
     from rlt_core.generation.transformers_engine import TransformersEngine
     from rlt_core.models import load_model
 

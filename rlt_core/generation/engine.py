@@ -34,6 +34,10 @@ class Completion:
 class Engine(Protocol):
     """Draws completions. A context manager that closes itself."""
 
+    @property
+    def context(self) -> int:
+        """Tokens that a prompt and its completion may have together."""
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -45,8 +49,9 @@ class Engine(Protocol):
         """One completion for every seed of every prompt, in their order.
 
         A completion depends on its prompt and its seed (0 <= seed < 2**63), and not on what else
-        is asked for, up to rounding; `sampling.n` is not read. Progress counts completions.
-        Raises ValueError for an empty prompt and Stopped on request.
+        is asked for, up to rounding; `sampling.n` is not read. One that fills the context ends with
+        `length`. Progress counts completions. Raises ValueError for a prompt that is empty or fills
+        the context, and Stopped on request.
         """
 
     def close(self) -> None:
@@ -87,9 +92,16 @@ def sample_seed(key: str, question_id: str, sample: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def check_requests(prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]) -> None:
-    """Raise ValueError unless every prompt has tokens and a list of seeds."""
+def check_requests(
+    prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], context: int
+) -> None:
+    """Raise ValueError unless every prompt has tokens, room in the context and a list of seeds."""
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts, seeds for {len(seeds)}")
     if empty := [i for i, prompt in enumerate(prompts) if not prompt]:
         raise ValueError(f"prompt {empty[0]} is empty")
+    if full := [i for i, prompt in enumerate(prompts) if len(prompt) >= context]:
+        raise ValueError(
+            f"prompt {full[0]} has {len(prompts[full[0]])} tokens and leaves no room in a context "
+            f"of {context}"
+        )

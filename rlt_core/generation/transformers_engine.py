@@ -50,6 +50,11 @@ class TransformersEngine(ClosesItself):
         self.model = model
         self.tokens_per_batch = tokens_per_batch
 
+    @property
+    def context(self) -> int:
+        """The model's positions."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
     def close(self) -> None:
         """Forget the model."""
         del self.model
@@ -63,7 +68,7 @@ class TransformersEngine(ClosesItself):
         control: Control | None = None,
     ) -> list[list[Completion]]:
         """See `Engine.generate`."""
-        check_requests(prompts, seeds)
+        check_requests(prompts, seeds, self.context)
         control = control or Control()
         stop = torch.tensor(sorted(stop_ids), dtype=torch.long, device=self.model.device)
         requests = [
@@ -87,7 +92,8 @@ class TransformersEngine(ClosesItself):
         """Requests of like prompt length, longest first, samples of a prompt side by side."""
         order = sorted(requests, key=lambda request: -len(prompts[request.prompt]))
         while order:
-            size = self.tokens_per_batch // (len(prompts[order[0].prompt]) + max_new)
+            longest = len(prompts[order[0].prompt]) + max_new
+            size = self.tokens_per_batch // min(longest, self.context)
             yield order[: max(1, size)]
             order = order[max(1, size) :]
 
@@ -101,14 +107,16 @@ class TransformersEngine(ClosesItself):
     ) -> list[Completion]:
         """Prefill each prompt once, then decode all requests step by step."""
         device = self.model.device
-        steps = sampling.max_tokens
+        room = [min(sampling.max_tokens, self.context - len(prompts[r.prompt])) for r in batch]
+        steps = max(room)
         places = {i: place for place, i in enumerate(dict.fromkeys(r.prompt for r in batch))}
         prompt_R = torch.tensor([places[r.prompt] for r in batch], device=device)
         uniforms_RN = torch.from_numpy(uniforms([r.seed for r in batch], steps)).to(device)
         tokens_RN = torch.zeros(len(batch), steps, dtype=torch.long, device=device)
         logprobs_RN = torch.zeros(len(batch), steps, device=device)
-        lengths_R = torch.full((len(batch),), steps, device=device)
+        lengths_R = torch.tensor(room, device=device)
         stopped_R = torch.zeros(len(batch), dtype=torch.bool, device=device)
+        ended_R = torch.zeros(len(batch), dtype=torch.bool, device=device)
         decoding = _Decoding(self.model, [prompts[i] for i in places], steps)
         logits_RV = decoding.prefill(prompt_R)
         row_R = torch.arange(len(batch), device=device)  # of each sequence still in the batch
@@ -119,11 +127,13 @@ class TransformersEngine(ClosesItself):
                 logits_RV, uniforms_RN[row_R, step], sampling.temperature, sampling.top_p
             )
             tokens_RN[row_R, step], logprobs_RN[row_R, step] = token_R, logprob_R
-            ends_R = torch.isin(token_R, stop) & ~stopped_R[row_R]
+            stops_R = torch.isin(token_R, stop) & ~ended_R[row_R]
+            ends_R = stops_R | (lengths_R[row_R] == step + 1)
             if ends_R.any():
-                lengths_R[row_R[ends_R]] = step + 1
-                stopped_R[row_R[ends_R]] = True
-                running_R = ~stopped_R[row_R]
+                lengths_R[row_R[stops_R]] = step + 1
+                stopped_R[row_R[stops_R]] = True
+                ended_R[row_R[ends_R]] = True
+                running_R = ~ended_R[row_R]
                 count = int(running_R.sum())
                 if not count:
                     break

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
-from rlt_core.config import DType, Sampling
+from rlt_core.config import DType, Sampling, StageResources
 from rlt_core.control import Control
 from rlt_core.errors import UserError
 from rlt_core.generation.engine import (
@@ -18,6 +22,7 @@ from rlt_core.generation.engine import (
     FinishReason,
     check_requests,
 )
+from rlt_core.models import pick_device
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -31,10 +36,14 @@ class VLLMEngine(ClosesItself):
     """Samples with vLLM from a local model folder. vLLM schedules the batches itself.
 
     The context is as long as the model's, or as the memory allows; a completion that fills it ends
-    with `length`. Raises UserError if vLLM is not installed.
+    with `length`. Takes `resources.vllm_memory` of each of `resources.tensor_parallel` GPUs; on a
+    CPU, which vLLM gives the same share of, VLLM_CPU_KVCACHE_SPACE (GiB of cache) sets another.
+    Raises UserError if vLLM is not installed.
     """
 
-    def __init__(self, model_folder: Path, dtype: DType) -> None:
+    def __init__(
+        self, model_folder: Path, dtype: DType, resources: StageResources, **options: Any
+    ) -> None:
         try:
             from vllm import LLM
         except ImportError as error:
@@ -49,7 +58,15 @@ class VLLMEngine(ClosesItself):
             generation_config="vllm",  # the folder's own sampling defaults do not apply
             logprobs_mode="processed_logprobs",  # after temperature and top-p
             skip_tokenizer_init=True,  # ids in, ids out
+            tensor_parallel_size=resources.tensor_parallel,
+            gpu_memory_utilization=resources.vllm_memory,
+            **options,
         )
+
+    @property
+    def context(self) -> int:
+        """Of the model, or what the memory allows."""
+        return int(self._llm.llm_engine.model_config.max_model_len)
 
     def close(self) -> None:
         """End vLLM's engine process and free the device's memory."""
@@ -67,7 +84,7 @@ class VLLMEngine(ClosesItself):
         """See `Engine.generate`. Samples of a prompt share its prefill through the prefix cache."""
         from vllm import TokensPrompt
 
-        check_requests(prompts, seeds)
+        check_requests(prompts, seeds, self.context)
         control = control or Control()
         stop = sorted(stop_ids)
         requests = [(list(prompts[i]), seed) for i, each in enumerate(seeds) for seed in each]
@@ -87,6 +104,74 @@ class VLLMEngine(ClosesItself):
             control.progress(len(drawn), len(requests), {"tokens_per_s": rate})
         in_order = iter(drawn)
         return [[next(in_order) for _ in each] for each in seeds]
+
+
+class LiveVLLMEngine(VLLMEngine):
+    """Samples inside the process of a training from a model whose weights change.
+
+    Each call of `generate` takes up the weights first: `weights()` yields (name in a checkpoint,
+    whole tensor). On a GPU the engine sleeps between calls and holds none of its memory. Needs
+    `resources.tensor_parallel` 1.
+    """
+
+    def __init__(
+        self,
+        model_folder: Path,
+        dtype: DType,
+        resources: StageResources,
+        weights: Callable[[], Iterable[tuple[str, Tensor]]],
+    ) -> None:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # tensors are handed over by reference
+        self._weights = weights
+        self._sleeps = pick_device(resources.device) == "cuda"
+        super().__init__(
+            model_folder,
+            dtype,
+            resources,
+            load_format="dummy",  # random weights: should none arrive, it would be seen at once
+            enable_sleep_mode=self._sleeps,
+            enforce_eager=not self._sleeps,  # compiled code would keep the CPU's packed weights
+        )
+        if self._sleeps:
+            self._llm.sleep(level=2)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        stop_ids: Iterable[int],
+        control: Control | None = None,
+    ) -> list[list[Completion]]:
+        """See `Engine.generate`; from the weights as they are now."""
+        with self._awake():
+            return super().generate(prompts, sampling, seeds, stop_ids, control)
+
+    @contextmanager
+    def _awake(self) -> Iterator[None]:
+        """As https://docs.vllm.ai/en/latest/features/sleep_mode/ updates weights in RL."""
+        if self._sleeps:
+            torch.cuda.empty_cache()
+            self._llm.wake_up(tags=["weights"])
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._weights()})
+        if self._sleeps:
+            self._llm.wake_up(tags=["kv_cache"])
+        else:
+            self._llm.apply_model(_pack_head)
+        self._llm.reset_prefix_cache()
+        yield
+        if self._sleeps:
+            self._llm.sleep(level=2)
+
+
+def _pack_head(model: nn.Module) -> None:
+    """On a CPU, vLLM computes with packed copies of weights. Reloading renews each layer's own, but
+    not that of a head that shares the embedding's weights."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for layer in model.modules():
+        if isinstance(layer, ParallelLMHead):
+            layer.quant_method.process_weights_after_loading(layer)
 
 
 def _params(sampling: Sampling, seed: int, stop: list[int]) -> SamplingParams:

@@ -233,6 +233,20 @@ def test_without_stop_tokens_everything_runs_to_the_limit() -> None:
     assert all(c.finish_reason == "length" for each in drawn for c in each)
 
 
+def test_a_completion_ends_where_the_models_context_does() -> None:
+    model = llama(max_position_embeddings=24)
+    free = generate(stop=())
+    drawn = generate(model=model, stop=())
+    assert len({len(prompt) for prompt in PROMPTS}) > 1
+    for prompt, group, longer in zip(PROMPTS, drawn, free, strict=True):
+        for completion, whole in zip(group, longer, strict=True):
+            assert len(prompt) + len(completion.ids) == min(24, len(prompt) + len(whole.ids))
+            assert completion.finish_reason == "length"
+            assert completion.ids == whole.ids[: len(completion.ids)]
+    with pytest.raises(ValueError, match=r"prompt 1 has 24 tokens .* context of 24"):
+        generate([[1], [1] * 24], [[0], [0]], model=model)
+
+
 # ---------------------------------------------------------------- models and control
 def test_a_policy_in_training_keeps_its_mode_and_its_gradients() -> None:
     model = llama()
@@ -294,6 +308,10 @@ def test_vllm_draws_from_the_same_model(tmp_path: Path, monkeypatch: pytest.Monk
     stop = tuple(range(10))
     settings = Sampling(max_tokens=20, temperature=0.7)
     with open_engine(tmp_path, "float32", StageResources(engine="vllm")) as engine:
+        assert engine.context == model.config.max_position_embeddings
+        near = [prompts[1] * (engine.context // 20)]
+        [[full]] = engine.generate(near, settings, [[0]], ())
+        assert (len(near[0]) + len(full.ids), full.finish_reason) == (engine.context, "length")
         greedy = engine.generate(prompts, Sampling(max_tokens=20, temperature=0), [[0]] * 3, stop)
         drawn = engine.generate(prompts, settings, seeds, stop)
         alone = engine.generate(prompts[1:2], settings, seeds[1:2], stop)
