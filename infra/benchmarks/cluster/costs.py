@@ -97,11 +97,15 @@ class Costs:
         self._shapes, self._facts = Shapes(None), Facts(None, nodes)
 
     def resources(self, node: Node, machines: int, shard: int | None = None) -> StageResources:
-        """A stage's, on other machines and with shards of other size."""
+        """A stage's, on other machines and with shards of other size; each machine has a copy of
+        the model where one fits."""
         own = self._config.resources.of(node.stage.name)
-        return own.model_copy(
+        laid = own.model_copy(
             update={"machines": machines, "shard_questions": shard or own.shard_questions}
         )
+        hybrid = laid.model_copy(update={"sharding": "hybrid"})
+        copies = machines > 1 and own.sharding == "fsdp"
+        return hybrid if copies and self._estimator.estimate(node, hybrid).fits else laid
 
     @cache  # noqa: B019 (lives as long as the program)
     def seconds(self, node: Node, machines: int, shard: int | None = None) -> float:
@@ -159,12 +163,17 @@ class Costs:
         return max(wall, talk) + drawing
 
     def _talk(self, shape: Shape, resources: StageResources) -> float:
-        """A micro-batch of FSDP2: float32 weights are gathered forward and backward, gradients
-        reduced and scattered (arXiv 2304.11277, section 3)."""
+        """A micro-batch of FSDP2: weights are gathered in bfloat16 forward and backward, float32
+        gradients reduced and scattered (arXiv 2304.11277, section 3); copies on other machines
+        add theirs up, each process its share."""
         if resources.sharding == "none" or resources.processes * resources.machines == 1:
             return 0.0
-        link = INFINIBAND if resources.machines > 1 else NVLINK
-        return 3 * 4 * shape.parameters / link
+        inside = (2 + 2 + 4) * shape.parameters
+        if resources.machines == 1:
+            return inside / NVLINK
+        if resources.sharding == "fsdp":
+            return inside / INFINIBAND
+        return inside / NVLINK + 2 * 4 * shape.parameters / resources.processes / INFINIBAND
 
     def _rollout(self, node: Node, config: GRPOConfig) -> Drawn:
         questions = self._facts.questions(node.inputs["questions"])
