@@ -135,8 +135,10 @@ TRAIN_STEPS = _schema(
     copied=pa.float64(),  # means of what guards watch, over completions that have it
     compression=pa.float64(),
     doubt=pa.float64(),
-    rollout_gap_mean=pa.float64(),  # |log-prob at sampling - recomputed| a token (rollout mode)
+    # the engine that drew the step's completions against the policy that learns from them
+    rollout_gap_mean=pa.float64(),  # |log-prob of the policy - at sampling| a token
     rollout_gap_max=pa.float64(),
+    rollout_ratio=pa.float64(),  # mean probability under the policy / at sampling, a token
 )
 
 RANK_SCORES = _schema(

@@ -23,6 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from rlt_core.config import StageResources
 from rlt_core.errors import Stopped
 from rlt_core.rows import write_rows
+from rlt_core.schemas import TRAIN_STEPS
 from rlt_core.store import Workspace
 from rlt_core.training import sharding
 from rlt_core.training.policy import save_policy, unsharded
@@ -146,7 +147,8 @@ class ResumableTrainer(ShardedTrainer):
         if not parts:
             return None
         (folder,) = self._work.path(GROUP, parts[-1]).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        self._recorder.rows[:] = json.loads((folder / ROWS).read_text())
+        rows = json.loads((folder / ROWS).read_text())
+        self._recorder.rows[:] = [dict.fromkeys(TRAIN_STEPS.names) | row for row in rows]
         self.load_extra(folder)
         return str(folder)
 

@@ -47,8 +47,8 @@ def train_grpo(
 ) -> dict[str, float]:
     """Train a model folder on its own completions; writes `out/model/`, `out/train_steps.parquet`.
 
-    Completions are drawn from the live policy in this process, by the transformers engine;
-    their seeds derive from `key` (the node's), step, question and sample. Prompts longer than
+    Completions are drawn from the live policy by the engine that `resources` name; their seeds
+    derive from `key` (the node's), step, question and sample. Prompts longer than
     `config.max_prompt_tokens` are dropped and counted (`dropped_too_long`).
     Raises UserError if too few prompts are left, if a completion might outgrow the model's
     positions, or if the reward refuses (`RewardFunction.check`); RuntimeError with the trace's id
@@ -76,6 +76,7 @@ def train_grpo(
     )
     with tempfile.TemporaryDirectory() as scratch:
         trainer = PolicyTrainer(
+            start=model,
             prompts=kept,
             key=key,
             reward=reward,
@@ -120,7 +121,7 @@ def _arguments(
         top_k=0,
         min_p=None,
         repetition_penalty=1.0,
-        use_vllm=False,
+        use_vllm=False,  # our engines draw: rollout_engines
         vllm_importance_sampling_correction=False,
         beta=config.beta,
         use_bias_correction_kl=False,

@@ -19,17 +19,20 @@ from torch.nn.functional import pad
 from trl import GRPOConfig, GRPOTrainer
 
 from rlt_core.config import Sampling, StageResources
-from rlt_core.generation import Completion, sample_seed
-from rlt_core.generation.transformers_engine import TransformersEngine
+from rlt_core.errors import UserError
+from rlt_core.generation import Completion, Engine, sample_seed
+from rlt_core.store import Workspace
 from rlt_core.training import sharding
 from rlt_core.training.checkpoints import ResumableTrainer
 from rlt_core.training.rewards import NoReward, Prompt, RewardFunction, Rewards
+from rlt_core.training.rollout_engines import open_rollouts
+from rlt_core.training.steps import StepRecorder
 
 REFERENCE = "reference.safetensors"
 
 
 class PolicyTrainer(ResumableTrainer, GRPOTrainer):
-    """One generation, one scoring and one update a step.
+    """One generation, one scoring and one update a step; `start`: the folder of the model.
 
     Rows of the data set are indices into `prompts`. Whole groups follow one another in the
     generation batch, over all processes.
@@ -41,6 +44,7 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
     def __init__(
         self,
         *,
+        start: Path,
         prompts: Sequence[Prompt],
         key: str,
         reward: RewardFunction,
@@ -50,8 +54,8 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         super().__init__(reward_funcs=cast(Any, reward), resources=resources, **arguments)
         if self.ref_model is not None and resources.sharding != "none":
             sharding.shard(self.ref_model, resources, bool(self.args.bf16))
+        self._start, self._key = start, key
         self._prompts, self._reward = prompts, reward
-        self._key = key
         self.eos_token_ids = list(reward.stop_ids)
         self._group_size = cast(int, self.args.num_generations)
         self._micro_batches = cast(int, self.args.steps_per_generation)
@@ -62,6 +66,29 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         )
         self._batch: list[Prompt] = []
         self._completions: list[Completion] = []
+        self._gaps: list[Tensor] = []
+
+    def run(self, work: Workspace, recorder: StepRecorder) -> None:
+        """See `ResumableTrainer.run`. Raises UserError if the engine cannot be had or has too
+        little memory."""
+        with open_rollouts(
+            self.accelerator.unwrap_model(self.model),
+            self._start,
+            "bfloat16" if self.args.bf16 else "float32",
+            self._resources,
+            self.accelerator.autocast,
+        ) as self._engine:
+            self._require_room(self._engine)
+            super().run(work, recorder)
+
+    def _require_room(self, engine: Engine) -> None:
+        needed = max(len(each.ids) for each in self._prompts) + self._sampling.max_tokens
+        if engine.context < needed:
+            raise UserError(
+                f"vLLM has room for {engine.context} tokens, and a prompt with its completion may "
+                f"have {needed}; raise resources.vllm_memory={self._resources.vllm_memory} (or the "
+                "server's --gpu-memory-utilization)"
+            )
 
     # ------------------------------------------------------------ state beside the model
     def save_extra(self, folder: Path) -> None:
@@ -86,26 +113,25 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
 
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any
-    ) -> tuple[list[list[int]], None]:
-        """Completions (N of this process), each with a seed of its own: a resumed run, or one cut
-        into other processes, draws the same."""
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """Completions (N of this process) and their log-probs at sampling, each completion with a
+        seed of its own: a resumed run, or one cut into other processes, draws the same."""
         first = self.accelerator.process_index * len(prompt_ids)
         places = range(first, first + len(prompt_ids))
         groups = [list(group) for _, group in groupby(places, lambda i: i // self._group_size)]
         key = f"{self._key}:{self.state.global_step}"
         ids = [self._batch[group[0] - first].question_id for group in groups]
         seeds = [[sample_seed(key, ids[g], i) for i in group] for g, group in enumerate(groups)]
-        policy = self.accelerator.unwrap_model(self.model)
-        engine = TransformersEngine(policy, self._resources.tokens_per_batch)
-        with self.accelerator.autocast(), sharding.whole(policy):
-            completions = engine.generate(
-                [prompt_ids[group[0] - first] for group in groups],
-                self._sampling,
-                seeds,
-                self.eos_token_ids,
-            )
+        completions = self._engine.generate(
+            [prompt_ids[group[0] - first] for group in groups],
+            self._sampling,
+            seeds,
+            self.eos_token_ids,
+        )
         self._completions = [completion for group in completions for completion in group]
-        return [completion.ids for completion in self._completions], None
+        return [each.ids for each in self._completions], [
+            cast(Any, each.logprobs).tolist() for each in self._completions
+        ]
 
     # ------------------------------------------------------------ rewards
     def _calculate_rewards(
@@ -156,7 +182,6 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         }
         self._recorder.parts.update(
             {name: self._mean(values) for name, values in means.items()},
-            **{name: self._peak(values) for name, values in result.peaks.items()},
             reward=rewards_N.mean().item(),
             reward_std=rewards_QG.std(1).mean().item(),
             zero_std_groups=flat_Q.float().mean().item(),
@@ -164,17 +189,9 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
 
     def _mean(self, values: Sequence[float | None]) -> float | None:
         """Over what has a value, in all processes."""
-        known_N = self._gather_known(values)
-        return known_N.mean().item() if len(known_N) else None
-
-    def _peak(self, values: Sequence[float | None]) -> float | None:
-        known_N = self._gather_known(values)
-        return known_N.max().item() if len(known_N) else None
-
-    def _gather_known(self, values: Sequence[float | None]) -> Tensor:
-        """The values that there are, of all processes."""
         values_N = self._gather([0.0 if value is None else value for value in values])
-        return values_N[self._gather([float(value is not None) for value in values]).bool()]
+        known_N = values_N[self._gather([float(value is not None) for value in values]).bool()]
+        return known_N.mean().item() if len(known_N) else None
 
     def _gather(self, values: Sequence[float]) -> Tensor:
         return gather(torch.tensor(values, dtype=torch.float32, device=self.accelerator.device))
@@ -221,4 +238,29 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
             if entropies_BC is not None:
                 entropies.append(pad(entropies_BC, (0, cut)))
         back_B = order_B.argsort()
-        return torch.cat(logps)[back_B], torch.cat(entropies)[back_B] if entropies else None, None
+        logps_BC = torch.cat(logps)[back_B]
+        if torch.is_grad_enabled():
+            self._logps_BC = logps_BC.detach()
+        return logps_BC, torch.cat(entropies)[back_B] if entropies else None, None
+
+    # ------------------------------------------------------------ sampler against trainer
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """TRL's loss; its log-probs, of the policy that has just sampled, are compared with those
+        at sampling."""
+        loss = super()._compute_loss(model, inputs)
+        gap_BC = self._logps_BC.double() - inputs["sampling_per_token_logps"]
+        self._gaps.append(gap_BC[inputs["completion_mask"].bool()])
+        if len(self._gaps) == self._micro_batches:
+            self._record_gap(torch.cat(self._gaps))
+            self._gaps = []
+        return loss
+
+    def _record_gap(self, gap_T: Tensor) -> None:
+        """Over the tokens of all processes."""
+        mine = [gap_T.new_tensor(len(gap_T)), gap_T.abs().sum(), gap_T.exp().sum()]
+        tokens, apart, ratios = self.accelerator.reduce(torch.stack(mine), "sum").tolist()
+        self._recorder.parts |= {
+            "rollout_gap_mean": apart / tokens,
+            "rollout_gap_max": gather(gap_T.abs().max()).max().item(),
+            "rollout_ratio": ratios / tokens,
+        }

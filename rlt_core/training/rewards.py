@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from rlt_core.models import load_model, load_tokenizer, on_device, require_same_
 from rlt_core.prompts import Explanation, Prompter
 from rlt_core.reward import RewardParts, reward_parts
 from rlt_core.scoring import Contexts, selected_logprobs, token_scores
-from rlt_core.training.rollouts import LOGPROBS, Gap, Rollout, recorded_logprobs
+from rlt_core.training.rollouts import LOGPROBS, Rollout, recorded_logprobs
 
 MAX_GRADER_FAILURES = 0.5
 """Share of a batch's grades above which the grader, not the answers, is at fault."""
@@ -47,8 +47,6 @@ class Rewards:
     parts: dict[str, list[float | None]]
     """Columns of `train_steps`: recorded is the mean over the step's completions that have a
     value."""
-    peaks: dict[str, list[float | None]] = field(default_factory=dict)
-    """Columns of which the largest value is recorded."""
 
 
 class NoReward(Exception):
@@ -131,7 +129,6 @@ class RLTReward:
     ) -> Rewards:
         thinks = [self._prompter.split_completion(ids) for ids in completions]
         contexts = [self._contexts(p, think.ids) for p, think in zip(prompts, thinks, strict=True)]
-        gap: Gap | None = None
         if self._recorded:
             rollouts = [
                 Rollout(
@@ -139,7 +136,7 @@ class RLTReward:
                 )
                 for i, (think, ids) in enumerate(zip(thinks, completions, strict=True))
             ]
-            logprobs, gap = self._with_recorded(contexts, rollouts, policy)
+            logprobs = self._with_recorded(contexts, rollouts, policy)
         else:
             logprobs = self._computed(contexts, policy)
         scored = []
@@ -149,13 +146,7 @@ class RLTReward:
             except ValueError as error:
                 raise NoReward(place, str(error)) from error
         columns = _columns(scored, thinks) | self._guards(thinks, contexts)
-        rewards = [parts.reward for parts in scored]
-        if not self._recorded:
-            return Rewards(rewards, columns)
-        others = [None] * (len(scored) - 1)  # the gap is the whole process's
-        mean, peak = (gap.mean, gap.max) if gap else (None, None)
-        columns["rollout_gap_mean"] = [mean, *others]
-        return Rewards(rewards, columns, {"rollout_gap_max": [peak, *others]})
+        return Rewards([parts.reward for parts in scored], columns)
 
     def _contexts(self, prompt: Prompt, think_ids: Sequence[int]) -> Contexts:
         question, solution = prompt.row["question"], prompt.row["solution"]
@@ -186,7 +177,7 @@ class RLTReward:
 
     def _with_recorded(
         self, contexts: Sequence[Contexts], rollouts: Sequence[Rollout], policy: nn.Module
-    ) -> tuple[list[dict[str, Any]], Gap | None]:
+    ) -> list[dict[str, Any]]:
         """The same with the teacher's log-probs as they were sampled."""
 
         def score(
@@ -201,7 +192,7 @@ class RLTReward:
                 [each.student.ids for each in contexts],
                 [[each.solution, each.student.think] for each in contexts],
             )
-        teacher, gap = recorded_logprobs(
+        teacher = recorded_logprobs(
             rollouts,
             lambda ids, spans: [found for (found,) in score(policy, ids, [[s] for s in spans])],
         )
@@ -211,7 +202,7 @@ class RLTReward:
         return [
             dict(zip(names, (*student, teacher[i]), strict=True))
             for i, student in enumerate(by_student)
-        ], gap
+        ]
 
     def _guards(
         self, thinks: Sequence[Explanation], contexts: Sequence[Contexts]

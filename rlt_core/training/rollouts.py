@@ -1,7 +1,8 @@
 """The teacher's log-probs as the engine recorded them while sampling (`teacher_logprobs=rollout`).
 
 A forward pass of the policy over all completions is saved. Rounding differs from a computation of
-its own (other kernels, other batches), so one group a step is computed anew and compared.
+its own (other kernels, other batches): how much, the training measures (`rollout_gap_*` in
+`train_steps`).
 """
 
 from __future__ import annotations
@@ -45,25 +46,13 @@ class Rollout:
         return ids == list(self.completion[: self.think_tokens])
 
 
-@dataclass(frozen=True)
-class Gap:
-    """|log-prob recorded - log-prob computed| a token."""
-
-    mean: float
-    max: float
-
-
-def recorded_logprobs(
-    rollouts: Sequence[Rollout], score: Score
-) -> tuple[list[LOGPROBS], Gap | None]:
-    """Log-probs of each context's think span (T,), and the gap on the first question's group.
+def recorded_logprobs(rollouts: Sequence[Rollout], score: Score) -> list[LOGPROBS]:
+    """Log-probs of each context's think span (T,).
 
     Computed by `score`, in one call: the scored prefix once a question (it follows from the prompt
-    alone), explanations that are not as sampled, and, for the gap alone, the first group. No gap if
-    that group has no token that was sampled.
+    alone), and explanations that are not as sampled.
     """
-    first = {i for i, each in enumerate(rollouts) if each.question_id == rollouts[0].question_id}
-    anew = [i for i, each in enumerate(rollouts) if i in first or not each.as_sampled]
+    anew = [i for i, each in enumerate(rollouts) if not each.as_sampled]
     prefixed = {
         each.question_id: each
         for each in rollouts
@@ -85,15 +74,4 @@ def recorded_logprobs(
             continue
         prefix = prefixes.get(each.question_id, nothing) if each.think_tokens else nothing
         logprobs.append(np.concatenate([prefix, each.sampled[: each.think_tokens]]))
-    differences = [
-        np.abs(exact[i] - logprobs[i])[len(exact[i]) - rollouts[i].think_tokens :]
-        for i in sorted(first)
-        if rollouts[i].as_sampled
-    ]
-    return logprobs, _gap(np.concatenate([nothing, *differences]))
-
-
-def _gap(differences: LOGPROBS) -> Gap | None:
-    if not differences.size:
-        return None
-    return Gap(float(differences.mean(dtype=np.float64)), float(differences.max()))
+    return logprobs

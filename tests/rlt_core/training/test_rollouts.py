@@ -65,18 +65,15 @@ def batches(draw: st.DrawFn) -> list[Rollout]:
 
 @given(rollouts=batches())
 def test_recorded_log_probs_fill_the_think_span(rollouts: list[Rollout]) -> None:
-    found, gap = recorded_logprobs(rollouts, made_up)
+    found = recorded_logprobs(rollouts, made_up)
     contexts = [each.context for each in rollouts]
     exact = made_up([each.ids for each in contexts], [each.think for each in contexts])
     for ours, theirs in zip(found, exact, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    first = [each for each in rollouts if each.question_id == "q0"]
-    assert (gap is None) == all(not each.think_tokens or not each.as_sampled for each in first)
-    assert gap is None or gap.mean == gap.max == 0
 
 
 @given(rollouts=batches())
-def test_only_what_was_not_sampled_and_one_group_are_computed(rollouts: list[Rollout]) -> None:
+def test_only_what_was_not_sampled_is_computed(rollouts: list[Rollout]) -> None:
     asked: list[tuple[list[int], Span]] = []
 
     def score(ids: Sequence[Sequence[int]], spans: Sequence[Span]) -> list[LOGPROBS]:
@@ -85,25 +82,11 @@ def test_only_what_was_not_sampled_and_one_group_are_computed(rollouts: list[Rol
         return made_up(ids, spans)
 
     recorded_logprobs(rollouts, score)
-    whole = [each for each in rollouts if each.question_id == "q0" or not each.as_sampled]
+    whole = [each for each in rollouts if not each.as_sampled]
     prefixes = asked[len(whole) :]
     assert [each for each, _ in asked[: len(whole)]] == [each.context.ids for each in whole]
     assert len({tuple(ids) for ids, _ in prefixes}) == len(prefixes) <= 3  # once a question
     assert all(span.end == len(ids) and span.start < span.end for ids, span in prefixes)
-
-
-def test_the_gap_is_that_of_the_sampled_tokens_of_the_first_group() -> None:
-    def rollout(question: str, think: list[int], off: float) -> Rollout:
-        context = Context([1, 2, 3, *think], Span(2 if think else 3, 3 + len(think)), None)
-        (exact,) = made_up([context.ids], [Span(3, len(context.ids))])
-        sampled = np.append(exact + np.float32(off), np.float32(0))
-        return Rollout(question, context, len(think), [*think, 7], sampled)
-
-    batch = [rollout("a", [4, 5, 6], 0.5), rollout("a", [4], -0.1), rollout("b", [4, 4], 9.0)]
-    found, gap = recorded_logprobs([*batch, rollout("b", [], 0.0)], made_up)
-    assert gap is not None
-    assert gap.mean == pytest.approx((3 * 0.5 + 0.1) / 4) and gap.max == pytest.approx(0.5)
-    assert [len(each) for each in found] == [4, 2, 3, 0]
 
 
 # ---------------------------------------------------------------- models
@@ -165,15 +148,9 @@ def test_rewards_are_those_of_recomputed_log_probs(setting: Setting) -> None:
     for name, values in exact.parts.items():
         for ours, theirs in zip(rollout.parts[name], values, strict=True):
             assert ours == (theirs and pytest.approx(theirs, abs=1e-4)), name
-    (mean, *others), (peak, *_) = (
-        rollout.parts["rollout_gap_mean"],
-        rollout.peaks["rollout_gap_max"],
-    )
-    assert 0 < mean <= peak < 1e-4 and set(others) == {None}
-    assert "rollout_gap_mean" not in exact.parts and not exact.peaks
 
 
-def test_recorded_log_probs_are_what_is_used_and_a_stale_policy_is_seen(setting: Setting) -> None:
+def test_recorded_log_probs_are_what_is_used(setting: Setting) -> None:
     sampled = [each - np.float32(0.25) for each in setting.sampled]
     reward = setting.reward(ROLLOUT)
     good = reward(setting.prompts, setting.completions, setting.sampled, setting.policy)
@@ -184,10 +161,9 @@ def test_recorded_log_probs_are_what_is_used_and_a_stale_policy_is_seen(setting:
         share = tokens / (tokens + prefix) if tokens else 0
         shift = stale.parts["kl_mean"][i] - good.parts["kl_mean"][i]
         assert shift == pytest.approx(-0.25 * share, abs=1e-5)
-    assert stale.parts["rollout_gap_mean"][0] == pytest.approx(0.25, abs=1e-4)
 
 
-def test_the_policy_computes_one_group_and_prefixes(setting: Setting) -> None:
+def test_the_policy_computes_prefixes_and_what_was_encoded_anew(setting: Setting) -> None:
     read: list[int] = []
     embedding = setting.policy.get_input_embeddings()
     hook = embedding.register_forward_hook(lambda module, args, out: read.append(args[0].numel()))
@@ -199,10 +175,8 @@ def test_the_policy_computes_one_group_and_prefixes(setting: Setting) -> None:
         counts.append(sum(read))
     hook.remove()
     exact, rollout = counts
-    prompts = sum(
-        len(prompt.ids) for prompt in {p.question_id: p for p in setting.prompts}.values()
-    )
-    assert 0 < rollout < 0.5 * exact + prompts
+    assert (rollout > 0) == setting.prompter.format.score_think_prefix
+    assert rollout < 0.2 * exact
 
 
 # ---------------------------------------------------------------- training
@@ -231,8 +205,9 @@ def test_training_on_recorded_log_probs_takes_the_same_course(curve: Callable) -
     for ours, theirs in zip(rollout, exact, strict=True):
         for name in ("reward", "reward_std", "r_kl", "grad_norm"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3), name
-        assert 0 < ours["rollout_gap_mean"] <= ours["rollout_gap_max"] < 1e-4
-        assert theirs["rollout_gap_mean"] is theirs["rollout_gap_max"] is None
+        for row in (ours, theirs):
+            assert 0 < row["rollout_gap_mean"] <= row["rollout_gap_max"] < 1e-4
+            assert row["rollout_ratio"] == pytest.approx(1, abs=1e-4)
 
 
 # ---------------------------------------------------------------- what is refused

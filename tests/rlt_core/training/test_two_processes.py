@@ -138,7 +138,7 @@ def test_sharded_with_options(tmp_path: Path, model: Path, options: dict[str, st
 
 
 DIFFERENT = {"stage", "rollout_gap_mean", "rollout_gap_max", "reference_kl"}
-"""A gap is of one group a process; TRL's KL is a mean of micro-batches' means over tokens."""
+"""A gap is rounding alone; TRL's KL is a mean of micro-batches' means over tokens."""
 
 
 def assert_same_weights(one: Path, two: Path) -> None:
