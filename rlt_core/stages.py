@@ -277,7 +277,7 @@ _ALL = (
     ),
     Stage(
         "evaluation", 1, "evaluation", EvaluationStageConfig, ("eval_samples", "eval_scores"),
-        pool="gpu",
+        pool="gpu", shared="shards",
     ),
     Stage("rank-statistics", 1, "ranking", RankStatisticsConfig, ("rank_scores",)),
     Stage("report", 2, "report", ReportConfig),

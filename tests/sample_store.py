@@ -174,8 +174,7 @@ def evaluated(
         for question, marks in enumerate(np.asarray(correct_QN, dtype=float))
         for sample, mark in enumerate(marks)
     ]  # fmt: skip
-    n = len(next(iter(answers.values()))[0])
-    tables = {"eval_samples": samples, "eval_scores": score_rows(samples, n, [], variant)}
+    tables = {"eval_samples": samples, "eval_scores": score_rows(samples, [], variant)}
     made = commit(store, f"evaluation[{variant}]", tables, seed=seed, inputs={"model": model})
     return {f"{one.label}@{seed}": one for one in (model, made)}
 

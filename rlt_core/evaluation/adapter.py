@@ -4,8 +4,8 @@ What stands in the way of `Pipeline(launcher_type=CUSTOM)` with a model of our o
 the registry imports every built-in task, of which one downloads while it is imported, so ours
 holds our tasks alone; a task loads its data through `datasets` and its cache, so ours hold rows;
 the model needs a `_cache` that takes the registry; metrics grade in-process and keep no verdict a
-completion, so ours calls the killable grader and leaves the grades in the response; `details` are
-kept in memory and never saved.
+completion, so the killable grader has graded before and ours reads its outcomes; `details` are kept
+in memory and never saved.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import math
 import os
 import random
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from lighteval.tasks.requests import Doc, SamplingMethod
 
 from rlt_core.errors import UserError
 from rlt_core.evaluation.tasks import BENCHMARKS, EvalTask
-from rlt_core.grading import UNGRADED, Grade, answer_of
+from rlt_core.grading import UNGRADED, answer_of
 from rlt_core.hub import cache_folder
 
 torch.set_grad_enabled(True)  # importing lighteval turns gradients off for the whole process
@@ -53,18 +53,15 @@ Question = Mapping[str, Any]
 """A row of an `EvalTask`."""
 
 
+Answers = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
+"""(task name, question_id) -> rows of `eval_samples` by sample."""
+
+
 @dataclass
-class Response(ModelResponse):
-    """The completions of one question, and in the end their grades. Lists of n."""
+class _Response(ModelResponse):
+    """The completions of one question with their grades."""
 
-    finish_reasons: list[str] = field(default_factory=list)
-    grades: list[Grade] = field(default_factory=list)
-
-
-Answer = Callable[[Sequence[tuple[str, Question]]], list[Response]]
-"""(task name, question) pairs to their completions."""
-Judge = Callable[[Sequence[Question], Sequence[Response]], list[list[Grade]]]
-"""Questions and their completions to grades."""
+    outcomes: list[str] = field(default_factory=list)
 
 
 class _NoCache:
@@ -75,12 +72,12 @@ class _NoCache:
 
 
 class _Model(LightevalModel):
-    """A model that is asked for all completions of all tasks at once."""
+    """A model that has answered before."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answers: Answers) -> None:
         self.config = ModelConfig(model_name="rlt")
         self._cache = _NoCache()
-        self._answer = answer
+        self._answers = answers
 
     @property
     def tokenizer(self) -> Any:
@@ -96,8 +93,14 @@ class _Model(LightevalModel):
 
     def greedy_until(self, docs: list[Doc]) -> list[ModelResponse]:
         """All completions, in the order of the docs (which lighteval has shuffled)."""
-        asked = [(doc.task_name.split("|")[0], _row(doc)) for doc in docs]
-        return list(self._answer(asked))
+        return [self._response(doc) for doc in docs]
+
+    def _response(self, doc: Doc) -> _Response:
+        assert doc.specific is not None  # see _doc
+        rows = self._answers[doc.task_name.split("|")[0], doc.specific["question_id"]]
+        return _Response(
+            text=[row["completion"] for row in rows], outcomes=[row["outcome"] for row in rows]
+        )
 
     def loglikelihood(self, docs: list[Doc]) -> list[ModelResponse]:
         raise NotImplementedError("our tasks are generative")
@@ -109,21 +112,15 @@ class _Model(LightevalModel):
 class _Graded(SampleLevelComputation):
     """Share of a question's completions that are correct; NaN if none could be graded."""
 
-    def __init__(self, judge: Judge) -> None:
-        self._judge = judge
-
     def compute(  # type: ignore[override]  # lighteval calls a batched metric like this
-        self, docs: list[Doc], responses: list[Response]
+        self, docs: list[Doc], responses: list[_Response]
     ) -> list[float]:
-        """One value a question; the grades stay in the responses."""
-        questions = [_row(doc) for doc in docs]
-        for response, grades in zip(responses, self._judge(questions, responses), strict=True):
-            response.grades = grades
-        return [_share_correct(response.grades) for response in responses]
+        """One value a question."""
+        return [_share_correct(response.outcomes) for response in responses]
 
 
-def _share_correct(grades: Sequence[Grade]) -> float:
-    marks = [g.outcome == "correct" for g in grades if g.outcome not in UNGRADED]
+def _share_correct(outcomes: Sequence[str]) -> float:
+    marks = [outcome == "correct" for outcome in outcomes if outcome not in UNGRADED]
     return sum(marks) / len(marks) if marks else math.nan
 
 
@@ -158,28 +155,21 @@ class _RowsRegistry(Registry):
 
 
 def _doc(row: dict[str, Any], task_name: str) -> Doc:
-    """A row as lighteval sees it. Our prompt is built later, from the question."""
-    columns = ("question_id", "question", "answer", "grader", "metadata")
+    """A row as lighteval sees it. Our prompt was built from the question, not from this."""
     gold = row["answer"] or ""
-    specific = {name: row[name] for name in columns}
-    return Doc(query=row["question"], choices=[gold], gold_index=0, specific=specific)
+    named = {"question_id": row["question_id"]}
+    return Doc(query=row["question"], choices=[gold], gold_index=0, specific=named)
 
 
-def _row(doc: Doc) -> Question:
-    assert doc.specific is not None  # see _doc
-    return doc.specific
-
-
-def run_tasks(
-    tasks: Sequence[EvalTask], answer: Answer, judge: Judge, out: Path
-) -> dict[str, list[tuple[Question, Response]]]:
-    """Run tasks through lighteval's pipeline; task name -> questions, in the task's order, with
-    graded completions. Nothing is written to `out`, which lighteval wants to be told."""
+def run_tasks(tasks: Sequence[EvalTask], answers: Answers, out: Path) -> dict[str, float]:
+    """Run tasks through lighteval's pipeline, each question answered and graded before; task name
+    -> mean over its questions of the share of correct completions, NaN if none could be graded.
+    Nothing is written to `out`, which lighteval wants to be told."""
     metric = SampleLevelMetric(
         metric_name=METRIC,
         higher_is_better=True,
         category=SamplingMethod.GENERATIVE,
-        sample_level_fn=_Graded(judge),
+        sample_level_fn=_Graded(),
         corpus_level_fn=_mean,
         batched_compute=True,
     )
@@ -193,15 +183,11 @@ def run_tasks(
                 bootstrap_iters=0,
             ),
             evaluation_tracker=EvaluationTracker(output_dir=str(out), save_details=False),
-            model=_Model(answer),
+            model=_Model(answers),
         )
     pipeline.evaluate()
-    found = {}
-    for task in tasks:
-        details = pipeline.get_details()[f"{task.name}|0"]
-        ordered = sorted(details, key=lambda detail: int(detail.doc.id))
-        found[task.name] = [(_row(detail.doc), detail.model_response) for detail in ordered]
-    return found
+    results = pipeline.evaluation_tracker.metrics_logger.metric_aggregated
+    return {task.name: results[f"{task.name}|0"][METRIC] for task in tasks}
 
 
 def _task(task: EvalTask, metric: SampleLevelMetric) -> LightevalTask:

@@ -2,148 +2,148 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 from rlt_core.config import EvaluationConfig, StageResources
 from rlt_core.control import Control
 from rlt_core.errors import UserError
 from rlt_core.evaluation.budget import Forcer
-from rlt_core.evaluation.completions import Completer, Request
+from rlt_core.evaluation.completions import TOO_LONG, Completer, Request, Written, requests_of
 from rlt_core.evaluation.scores import score_rows
 from rlt_core.evaluation.tasks import EvalTask
 from rlt_core.formats import PromptFormat
 from rlt_core.grading import Grade, GradeItem, Grader
 from rlt_core.rows import write_rows
-from rlt_core.store import Workspace
 
 if TYPE_CHECKING:
-    from rlt_core.evaluation.adapter import Question, Response
+    from rlt_core.generation import Engine
     from rlt_core.prompts import Prompter
 
-GRADES_A_CHECK = 256
-"""Completions graded between two looks at whether the work should stop."""
+Row = dict[str, Any]
 
 
-def run_evaluation(
-    model: Path,
-    tasks: Sequence[EvalTask],
-    config: EvaluationConfig,
-    *,
-    format: PromptFormat,
-    key: str,
-    seed: int,
-    model_key: str,
-    label: str | None = None,
-    out: Path,
-    work: Workspace,
-    resources: StageResources,
-    control: Control,
-) -> dict[str, float]:
-    """Evaluate a model folder; writes eval_samples and eval_scores to `out`.
+class Examination:
+    """A model's evaluation: `answer` the `requests`, all or some and wherever, then `score`.
 
-    `label`: the model's name in eval_scores, its key when empty. Returns `{task}/{metric}` ->
-    fraction and `{task}/ungraded` -> completions left out. Raises UserError for a config that
-    cannot be scored; Stopped leaves the finished shards in `work`.
+    `key`: of the evaluation; sampling seeds derive from it. `label`: the model's name in
+    eval_scores, its key when empty. The engine is opened when the first request is answered; as a
+    context manager it closes that and the grader. Raises UserError for no task, or one named twice.
     """
-    if max(config.pass_at, default=1) > config.n:
-        raise UserError(
-            f"evaluation.pass_at={max(config.pass_at)} needs at least as many completions a "
-            f"question: raise evaluation.n (now {config.n})"
-        )
-    names = [task.name for task in tasks]
-    if not names or len(set(names)) != len(names):
-        raise UserError("evaluation.tasks must be a non-empty list of different names")
-    from rlt_core.evaluation.adapter import run_tasks
-    from rlt_core.generation import open_engine
-    from rlt_core.models import load_tokenizer
-    from rlt_core.prompts import Prompter
 
-    prompter = Prompter(format, load_tokenizer(model))
-    completer = Completer(
-        open_engine=lambda: open_engine(model, config.dtype, resources),
-        sampling=config,
-        stop_ids=prompter.stop_ids,
-        key=key,
-        work=work,
-        resources=resources,
-        control=control,
-        forcer=Forcer(prompter, config.budget, config.max_tokens) if config.budget else None,
-    )
-    tasks = [EvalTask(task.name, task.questions[: config.max_questions]) for task in tasks]
-    with Grader(config.grading_timeout_s) as grader:
-        examiner = _Examiner(tasks, prompter, completer, grader, control)
-        results = run_tasks(tasks, examiner.answer, examiner.judge, out)
-    constant = {"seed": seed, "model": model_key}
-    samples = [
-        {"task": task, **constant, **row}
-        for task, questions in results.items()
-        for question, response in questions
-        for row in _sample_rows(question, response)
-    ]
-    scores = score_rows(samples, config.n, config.pass_at, label or model_key)
-    write_rows(out / "eval_samples.parquet", "eval_samples", samples)
-    write_rows(out / "eval_scores.parquet", "eval_scores", scores)
-    return _metrics(scores)
+    def __init__(
+        self,
+        model: Path,
+        tasks: Sequence[EvalTask],
+        config: EvaluationConfig,
+        *,
+        format: PromptFormat,
+        key: str,
+        seed: int,
+        model_key: str,
+        label: str | None = None,
+        resources: StageResources,
+    ) -> None:
+        names = [task.name for task in tasks]
+        if not names or len(set(names)) != len(names):
+            raise UserError("evaluation.tasks must be a non-empty list of different names")
+        from rlt_core.models import load_tokenizer
+        from rlt_core.prompts import Prompter
 
-
-@dataclass(frozen=True)
-class _Examiner:
-    """What lighteval calls: puts questions to the model and its solutions to the grader."""
-
-    tasks: Sequence[EvalTask]
-    prompter: Prompter
-    completer: Completer
-    grader: Grader
-    control: Control
-
-    def answer(self, asked: Sequence[tuple[str, Question]]) -> list[Response]:
-        """Completions of (task, question) pairs. The shards follow the tasks' own order."""
-        from rlt_core.evaluation.adapter import Response
-
-        requests = {
-            (task.name, row["question_id"]): Request(
-                task.name, row["question_id"], self.prompter.student_prompt(row["question"])
-            )
-            for task in self.tasks
-            for row in task.questions
-        }
-        completed = self.completer.complete(list(requests.values()))
-        responses = []
-        for task_name, question in asked:
-            name = (task_name, question["question_id"])
-            responses.append(
-                Response(
-                    input_tokens=requests[name].prompt_ids,
-                    text=[self.prompter.decode(one.ids) for one in completed[name]],
-                    output_tokens=[one.ids for one in completed[name]],
-                    finish_reasons=[one.finish_reason for one in completed[name]],
-                )
-            )
-        return responses
-
-    def judge(
-        self, questions: Sequence[Question], responses: Sequence[Response]
-    ) -> list[list[Grade]]:
-        """Grades of all completions."""
-        items = [
-            GradeItem(
-                solution=given_solution(self.prompter, text),
-                answer=question["answer"],
-                grader=question["grader"],
-                metadata=question["metadata"],
-            )
-            for question, response in zip(questions, responses, strict=True)
-            for text in response.text
+        self._model, self._config, self._resources = model, config, resources
+        self._tasks = [
+            EvalTask(task.name, task.questions[: config.max_questions]) for task in tasks
         ]
-        grades: list[Grade] = []
-        while len(grades) < len(items):
-            self.control.check()
-            grades += self.grader.grade_many(items[len(grades) : len(grades) + GRADES_A_CHECK])
-        verdicts = iter(grades)
-        return [[next(verdicts) for _ in response.text] for response in responses]
+        self._prompter = Prompter(format, load_tokenizer(model))
+        self._key, self._label = key, label or model_key
+        self._constant = {"seed": seed, "model": model_key}
+        self._grader = Grader(config.grading_timeout_s)
+        self.requests = requests_of(self._tasks, config, self._prompter)
+
+    @cached_property
+    def _engine(self) -> Engine:
+        from rlt_core.generation import open_engine
+
+        return open_engine(self._model, self._config.dtype, self._resources)
+
+    def answer(self, requests: Sequence[Request], control: Control) -> list[Row]:
+        """Rows of eval_samples, graded, in the requests' order. Raises Stopped."""
+        config, prompter = self._config, self._prompter
+        forcer = Forcer(prompter, config.budget, config.max_tokens) if config.budget else None
+        completer = Completer(self._engine, config, prompter.stop_ids, self._key, forcer)
+        completed = completer.complete(requests, control)
+        texts = [[prompter.decode(one.ids) for one in group] for group in completed]
+        grades = iter(self._grader.grade_many(self._items(requests, texts)))
+        return [
+            self._row(request, sample, text, one, next(grades))
+            for request, group, written in zip(requests, texts, completed, strict=True)
+            for sample, text, one in zip(request.samples, group, written, strict=True)
+        ]
+
+    def _items(
+        self, requests: Sequence[Request], texts: Sequence[Sequence[str]]
+    ) -> list[GradeItem]:
+        return [
+            GradeItem(
+                solution=given_solution(self._prompter, text),
+                answer=request.question["answer"],
+                grader=request.question["grader"],
+                metadata=request.question["metadata"],
+            )
+            for request, group in zip(requests, texts, strict=True)
+            for text in group
+        ]
+
+    def _row(self, request: Request, sample: int, text: str, one: Written, grade: Grade) -> Row:
+        return {
+            "task": request.task,
+            **self._constant,
+            "question_id": request.question["question_id"],
+            "sample": sample,
+            "question": request.question["question"],
+            "completion": text,
+            "extracted": grade.extracted,
+            "answer": request.question["answer"],
+            "outcome": grade.outcome,
+            "finish_reason": one.finish_reason,
+            "completion_tokens": len(one.ids),
+        }
+
+    def score(self, samples: Sequence[Row], out: Path) -> dict[str, float]:
+        """Grades of all requests to scores, by lighteval and with our intervals; writes both tables
+        to `out`.
+
+        Returns `{task}/{metric}` -> fraction, `{task}/ungraded` -> completions left out and, where
+        there are any, `{task}/too_long` -> those whose prompt leaves no room in the context.
+        """
+        from rlt_core.evaluation.adapter import run_tasks
+
+        grades: dict[tuple[str, str], list[Row]] = {}
+        for row in samples:
+            grades.setdefault((row["task"], row["question_id"]), []).append(row)
+        means = run_tasks(self._tasks, grades, out)
+        scores = score_rows(samples, self._config.pass_at, self._label)
+        _require_agreement(means, scores)
+        write_rows(out / "eval_samples.parquet", "eval_samples", samples)
+        write_rows(out / "eval_scores.parquet", "eval_scores", scores)
+        return _metrics(scores) | _too_long(samples)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._grader.close()
+        if "_engine" in vars(self):
+            self._engine.close()
 
 
 def given_solution(prompter: Prompter, text: str) -> str | None:
@@ -156,35 +156,32 @@ def given_solution(prompter: Prompter, text: str) -> str | None:
     return None if any(tag in text for tag in tags) else text
 
 
-def _sample_rows(question: Question, response: Response) -> list[dict[str, Any]]:
-    return [
-        {
-            "question_id": question["question_id"],
-            "sample": sample,
-            "question": question["question"],
-            "completion": text,
-            "extracted": grade.extracted,
-            "answer": question["answer"],
-            "outcome": grade.outcome,
-            "finish_reason": finish_reason,
-            "completion_tokens": len(ids),
-        }
-        for sample, (text, grade, finish_reason, ids) in enumerate(
-            zip(
-                response.text,
-                response.grades,
-                response.finish_reasons,
-                response.output_tokens,
-                strict=True,
-            )
-        )
-    ]
+def _require_agreement(means: Mapping[str, float], scores: Sequence[Row]) -> None:
+    """lighteval's mean of a task is ours. Raises RuntimeError where a question was lost."""
+    for row in scores:
+        if row["metric"].startswith("avg@"):
+            ours = math.nan if row["value"] is None else row["value"]
+            theirs = means[row["task"]]
+            same = math.isclose(ours, theirs, abs_tol=1e-9)
+            if not (same or (math.isnan(ours) and math.isnan(theirs))):
+                raise RuntimeError(
+                    f"{row['task']}: {row['metric']} {ours}, lighteval says {theirs}"
+                )
 
 
-def _metrics(scores: Sequence[dict[str, Any]]) -> dict[str, float]:
+def _metrics(scores: Sequence[Row]) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for row in scores:
         metrics[f"{row['task']}/ungraded"] = float(row["ungraded"])
         if row["value"] is not None:
             metrics[f"{row['task']}/{row['metric']}"] = row["value"]
     return metrics
+
+
+def _too_long(samples: Sequence[Row]) -> dict[str, float]:
+    counts: dict[str, float] = {}
+    for row in samples:
+        if row["finish_reason"] == TOO_LONG:
+            name = f"{row['task']}/{TOO_LONG}"
+            counts[name] = counts.get(name, 0.0) + 1.0
+    return counts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,9 +11,10 @@ from rlt_core.grading import UNGRADED
 
 
 def score_rows(
-    samples: Sequence[Mapping[str, Any]], n: int, pass_at: Iterable[int], label: str
+    samples: Sequence[Mapping[str, Any]], pass_at: Iterable[int], label: str
 ) -> list[dict[str, Any]]:
-    """avg@n and pass@k of every task in rows of one model and seed, with 95% intervals.
+    """avg@n and pass@k of every task in rows of one model and seed, with 95% intervals; n is what
+    the task's questions have.
 
     `unparsable` counts as wrong. A question without graded completions is left out; for pass@k
     one with fewer than k. A score without any question is null.
@@ -23,6 +24,7 @@ def score_rows(
         tasks[sample["task"]].append(sample)
     rows = []
     for rows_of_task in tasks.values():
+        n = max(Counter(sample["question_id"] for sample in rows_of_task).values())
         graded: dict[str, list[bool]] = defaultdict(list)
         for sample in rows_of_task:
             if sample["outcome"] not in UNGRADED:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
+from rlt_core import processes
 from rlt_core.data.countdown import EVALUATION_QUESTIONS, EVALUATION_SEED, countdown_questions
 from rlt_core.errors import UserError
 from rlt_core.evaluation.adapter import run_tasks  # noqa: F401 (slow to import: preloaded here)
-from rlt_core.evaluation.run import run_evaluation
+from rlt_core.evaluation.run import Examination
 from rlt_core.evaluation.tasks import EvalTask, benchmark_task
 from rlt_core.hub import UNPINNED
 from rlt_core.rows import read_rows
 from rlt_core.stages import EvaluationStageConfig
 from tasks.job import Job
+from tasks.shards import LongWork, in_shards
 
 
 def run(job: Job) -> dict[str, float]:
     """`test` are the data's held-out questions; the rest are benchmarks by name."""
     config = job.config_as(EvaluationStageConfig)
-    return run_evaluation(
+    examination = Examination(
         job.model("model"),
         [_task(job, name, config) for name in config.evaluation.tasks],
         config.evaluation,
@@ -27,11 +30,22 @@ def run(job: Job) -> dict[str, float]:
         seed=job.seed,
         model_key=job.key("model"),
         label=job.spec.label.removeprefix("evaluation[").removesuffix("]"),
-        out=job.out,
-        work=job.work,
         resources=job.resources,
-        control=job.control,
     )
+    return examine(job, examination, job.resources.shard_questions)
+
+
+def examine(work: LongWork, examination: Examination, shard_questions: int) -> dict[str, float]:
+    """Completions are drawn and graded in shards; the first process then has lighteval score them.
+    Returns what `Examination.score` does, nothing in other processes."""
+    with examination:
+        requests, answer = examination.requests, examination.answer
+        in_shards(work, "eval_samples", requests, shard_questions, answer)
+    if processes.rank():
+        return {}
+    samples = read_rows(work.out, "eval_samples")
+    shutil.rmtree(work.out / "eval_samples")  # one file, however it was shared
+    return examination.score(samples, work.out)
 
 
 def _task(job: Job, name: str, config: EvaluationStageConfig) -> EvalTask:

@@ -1,6 +1,7 @@
-"""The contract with lighteval: our questions go in, our completions and grades come out."""
+"""The contract with lighteval: our questions, completions and grades go in, means come out."""
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from rlt_core.errors import UserError
-from rlt_core.evaluation.adapter import Question, Response, _benchmark_config, run_tasks
+from rlt_core.evaluation.adapter import Question, _benchmark_config, run_tasks
 from rlt_core.evaluation.tasks import BENCHMARKS, EvalTask, benchmark_task
-from rlt_core.grading import Grade
 
 COMMIT = "0" * 40
 
@@ -26,59 +26,41 @@ def question(question_id: str, answer: str | None = "1") -> Question:
     }
 
 
-def test_completions_and_grades_come_back_in_the_tasks_order(tmp_path: Path) -> None:
-    tasks = [
-        EvalTask("one", [question(f"q{i}") for i in range(40)]),
-        EvalTask("two", [question(f"q{i}", None) for i in range(3)]),
-    ]
+def answered(task: EvalTask, outcomes: Sequence[str]) -> dict[tuple[str, str], list[Question]]:
+    rows = [{"completion": f"{sample}", "outcome": one} for sample, one in enumerate(outcomes)]
+    return {(task.name, q["question_id"]): rows for q in task.questions}
 
-    def answer(asked: Sequence[tuple[str, Question]]) -> list[Response]:
-        assert sorted((task, q["question_id"]) for task, q in asked) == sorted(
-            (task.name, q["question_id"]) for task in tasks for q in task.questions
-        )
-        return [
-            Response(
-                text=[f"{task} {q['question_id']} {sample}" for sample in range(2)],
-                output_tokens=[[1], [2]],
-                finish_reasons=["stop", "length"],
-            )
-            for task, q in asked
-        ]
 
-    def judge(questions: Sequence[Question], responses: Sequence[Response]) -> list[list[Grade]]:
-        return [[Grade("correct"), Grade("wrong")] for _ in responses]
-
-    results = run_tasks(tasks, answer, judge, tmp_path)
-    assert [name for name in results] == ["one", "two"]
-    for task in tasks:
-        assert [q["question_id"] for q, _ in results[task.name]] == [
-            q["question_id"] for q in task.questions
-        ]
-        for q, response in results[task.name]:
-            assert response.text[1] == f"{task.name} {q['question_id']} 1"
-            assert [grade.outcome for grade in response.grades] == ["correct", "wrong"]
-            assert q["metadata"] is None
+def test_every_task_has_its_mean_of_what_was_graded(tmp_path: Path) -> None:
+    first, second, third = (
+        EvalTask(name, [question(f"q{i}") for i in range(count)])
+        for name, count in (("one", 40), ("two", 3), ("three", 2))
+    )
+    answers = answered(first, ["correct", "wrong", "unparsable", "correct"])
+    answers |= answered(second, ["grader_failed"]) | answered(third, ["wrong"])
+    answers["one", "q7"] = [{"completion": "", "outcome": "ungradable"}]
+    answers["one", "q8"] = [{"completion": "", "outcome": "wrong"}]
+    answers["three", "q1"] = answered(third, ["correct", "grader_failed"])["three", "q1"]
+    means = run_tasks([first, second, third], answers, tmp_path)
+    assert means["one"] == pytest.approx(38 * 0.5 / 39)
+    assert math.isnan(means["two"]), "nothing could be graded"
+    assert means["three"] == 0.5
     assert list(tmp_path.iterdir()) == []
 
 
 def test_lighteval_costs_little_a_run(tmp_path: Path) -> None:
-    tasks = [EvalTask("one", [question(f"q{i}") for i in range(400)])]
+    task = EvalTask("one", [question(f"q{i}") for i in range(400)])
     start = time.monotonic()
-    run_tasks(
-        tasks,
-        lambda asked: [Response(text=["1"], output_tokens=[[1]]) for _ in asked],
-        lambda questions, responses: [[Grade("correct")] for _ in responses],
-        tmp_path,
-    )
+    run_tasks([task], answered(task, ["correct"]), tmp_path)
     assert time.monotonic() - start < 3  # 0.1 s on an idle machine
 
 
-def test_an_exception_of_the_model_is_not_swallowed(tmp_path: Path) -> None:
-    def answer(asked: Sequence[tuple[str, Question]]) -> list[Response]:
-        raise InterruptedError("mine")
-
-    with pytest.raises(InterruptedError, match="mine"):
-        run_tasks([EvalTask("one", [question("a")])], answer, lambda q, r: [], tmp_path)
+def test_a_question_without_an_answer_is_not_passed_over(tmp_path: Path) -> None:
+    task = EvalTask("one", [question("a"), question("b")])
+    answers = answered(task, ["correct"])
+    del answers["one", "b"]
+    with pytest.raises(KeyError, match="b"):
+        run_tasks([task], answers, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
 """Thinking is as long as the budget says, whatever the model writes and however it is tokenised."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,16 +16,14 @@ from rlt_core.config import BudgetForcing, EvaluationConfig, Sampling, ScratchMo
 from rlt_core.control import Control
 from rlt_core.errors import Stopped
 from rlt_core.evaluation.budget import Draft, Forcer
-from rlt_core.evaluation.completions import Completed, Completer, Request
-from rlt_core.evaluation.run import run_evaluation
+from rlt_core.evaluation.completions import Completer, Request, Written
+from rlt_core.evaluation.run import Examination
 from rlt_core.evaluation.tasks import EvalTask
 from rlt_core.formats import load_format
-from rlt_core.generation import Completion, sample_seed
+from rlt_core.generation import Completion, open_engine, sample_seed
 from rlt_core.generation.engine import ClosesItself, FinishReason
 from rlt_core.models import CHATML, new_model, save_model, tiny_tokenizer
 from rlt_core.prompts import Prompter
-from rlt_core.rows import read_rows
-from rlt_core.store import Store, Workspace
 
 TINY, RLT, R1 = load_format("tiny"), load_format("rlt"), load_format("r1")
 KEY = "0123456789abcdef"
@@ -275,6 +273,7 @@ class ScriptedEngine(ClosesItself):
         self.seeds: list[list[int]] = []
         """Of each call."""
         self.max_tokens: list[int] = []
+        self.context = 10_000
 
     def close(self) -> None:
         """Nothing is held."""
@@ -301,7 +300,9 @@ class ScriptedEngine(ClosesItself):
     def _completion(self, prompt: Sequence[int], seed: int, max_tokens: int) -> Completion:
         turn = self.prompter.tokenizer.decode(list(prompt)).rpartition("assistant\n")[2]
         text = self.reply(turn, np.random.default_rng(seed))
-        ids = [*spelled(self.prompter, text), self.prompter.end_of_turn][:max_tokens]
+        assert len(prompt) < self.context
+        room = min(max_tokens, self.context - len(prompt))
+        ids = [*spelled(self.prompter, text), self.prompter.end_of_turn][:room]
         reason: FinishReason = "stop" if ids[-1] == self.prompter.end_of_turn else "length"
         return Completion(ids, reason, None)
 
@@ -338,40 +339,40 @@ def named(prompter: Prompter, reply: Reply) -> Reply:
     )
 
 
-def completer(
+Completed = list[list[Written]]
+
+
+def complete(
     engine: ScriptedEngine,
-    folder: Path,
     budget: BudgetForcing | None,
+    asked: Sequence[Request],
     max_tokens: int = 200,
     control: Control | None = None,
-) -> Completer:
-    return Completer(
-        open_engine=lambda: engine,
-        sampling=Sampling(n=3, max_tokens=max_tokens),
-        stop_ids=engine.prompter.stop_ids,
-        key=KEY,
-        work=Store(str(folder)).workspace(KEY),
-        resources=StageResources(shard_questions=2),
-        control=control or Control(),
-        forcer=Forcer(engine.prompter, budget, max_tokens) if budget else None,
-    )
+) -> Completed:
+    config = EvaluationConfig(n=3, max_tokens=max_tokens)
+    forcer = Forcer(engine.prompter, budget, max_tokens) if budget else None
+    completer = Completer(engine, config, engine.prompter.stop_ids, KEY, forcer)
+    return completer.complete(asked, control or Control())
 
 
 def requests(prompter: Prompter, count: int = 5) -> list[Request]:
-    return [Request("test", f"q{i}", prompter.student_prompt(f"{i}+{i}?")) for i in range(count)]
+    return [
+        Request("test", {"question_id": f"q{i}"}, prompter.student_prompt(f"{i}+{i}?"), range(3))
+        for i in range(count)
+    ]
 
 
 def texts(prompter: Prompter, completed: Completed) -> list[str]:
-    return [prompter.decode(one.ids) for group in completed.values() for one in group]
+    return [prompter.decode(one.ids) for group in completed for one in group]
 
 
 @PROMPTERS
 def test_a_model_that_closes_at_once_thinks_on_as_often_as_it_is_told(
-    prompter: Prompter, tmp_path: Path
+    prompter: Prompter,
 ) -> None:
     engine = ScriptedEngine(prompter, named(prompter, quick_thinker))
     budget = BudgetForcing(continuations=4, continuation="Wait")
-    completed = completer(engine, tmp_path, budget).complete(requests(prompter))
+    completed = complete(engine, budget, requests(prompter))
     for text in texts(prompter, completed):
         answer = prompter.split_answer(text)
         assert answer.formatted and answer.thought and answer.solution
@@ -379,80 +380,94 @@ def test_a_model_that_closes_at_once_thinks_on_as_often_as_it_is_told(
         assert len(numbers) == 5 and all(number.isdigit() for number in numbers)
         assert numbers[-1] == answer.solution  # of the last phase: earlier answers are gone
         assert len(set(numbers)) > 1  # every phase has a seed of its own
-    assert len(engine.seeds) == 5 * 3  # phases of three shards
+    assert len(engine.seeds) == 5  # phases
     every = [seed for call in engine.seeds for seed in call]
     assert len(set(every)) == len(every) == 5 * 15
 
 
 @PROMPTERS
-def test_a_model_that_does_not_close_is_cut_and_answers(prompter: Prompter, tmp_path: Path) -> None:
+def test_a_model_that_does_not_close_is_cut_and_answers(prompter: Prompter) -> None:
     engine = ScriptedEngine(prompter, named(prompter, slow_thinker))
     budget = BudgetForcing(max_thinking_tokens=20, continuations=2)
-    completed = completer(engine, tmp_path, budget).complete(requests(prompter))
-    for one in [one for group in completed.values() for one in group]:
+    completed = complete(engine, budget, requests(prompter))
+    for one in [one for group in completed for one in group]:
         answer = prompter.split_answer(prompter.decode(one.ids))
         assert answer.formatted and answer.solution and one.finish_reason == "stop"
         assert answer.thought and len(answer.thought) == 20  # digits are a token each
         assert len(prompter.thought_of(one.ids).ids) == 20
-    assert len(engine.max_tokens) == 6 and max(engine.max_tokens[::2]) < 100
+    assert len(engine.max_tokens) == 2 and engine.max_tokens[0] < 100
 
 
 @PROMPTERS
-def test_two_runs_and_one_that_was_stopped_anywhere_end_the_same(
-    prompter: Prompter, tmp_path: Path
-) -> None:
+def test_two_runs_end_the_same_whatever_is_asked_beside(prompter: Prompter) -> None:
     budget = BudgetForcing(max_thinking_tokens=20, continuations=2)
     asked = requests(prompter)
     reply = named(prompter, any_thinker)
     engine = ScriptedEngine(prompter, reply)
-    whole = completer(engine, tmp_path / "whole", budget).complete(asked)
-    calls = len(engine.seeds)
-    assert calls > 6
-    again = completer(ScriptedEngine(prompter, reply), tmp_path / "again", budget).complete(asked)
-    assert again == whole
-    for enough in range(calls):
-        folder, engine = tmp_path / f"stopped-{enough}", ScriptedEngine(prompter, reply)
+    whole = complete(engine, budget, asked)
+    assert len(engine.seeds) > 2
+    assert complete(ScriptedEngine(prompter, reply), budget, asked) == whole
+    pieces = [replace(one, samples=range(i, i + 1)) for one in asked for i in range(3)]
+    for shard in (pieces[1:2], pieces[4:9], pieces):
+        drawn = complete(ScriptedEngine(prompter, reply), budget, shard)
+        flat = [one for group in whole for one in group]
+        assert [group[0] for group in drawn] == [flat[pieces.index(one)] for one in shard]
+    for enough in range(len(engine.seeds)):
+        engine = ScriptedEngine(prompter, reply)
         control = Control(should_stop=lambda e=engine, n=enough: len(e.seeds) >= n)  # type: ignore[misc]
         with pytest.raises(Stopped):
-            completer(engine, folder, budget, control=control).complete(asked)
-        drawn = Store(str(folder)).workspace(KEY).parts("shards")
-        assert completer(engine, folder, budget).complete(asked) == whole
-        assert Store(str(folder)).workspace(KEY).parts("shards")[: len(drawn)] == drawn
+            complete(engine, budget, asked, control=control)
 
 
-def test_progress_counts_what_is_finished(tmp_path: Path) -> None:
+def test_progress_counts_what_is_finished() -> None:
     seen: list[tuple[int, int]] = []
     control = Control(lambda done, total, _: seen.append((done, total)))
     engine = ScriptedEngine(CHARACTERS, named(CHARACTERS, any_thinker))
     budget = BudgetForcing(max_thinking_tokens=20, continuations=2)
-    completer(engine, tmp_path, budget, control=control).complete(requests(CHARACTERS))
-    assert seen == sorted(seen) and seen[-1] == (5, 5) and seen[0] == (0, 5)
+    complete(engine, budget, requests(CHARACTERS), control=control)
+    assert seen == sorted(seen) and seen[0] == (0, 15) and 0 < seen[-1][0] < 15
 
 
 @pytest.mark.parametrize("max_tokens", [1, 10, 22, 23, 24, 40])
-def test_max_tokens_bounds_the_whole_completion(max_tokens: int, tmp_path: Path) -> None:
+def test_max_tokens_bounds_the_whole_completion(max_tokens: int) -> None:
     budget = BudgetForcing(max_thinking_tokens=20, continuations=9)
     for reply in (slow_thinker, quick_thinker):
         engine = ScriptedEngine(CHARACTERS, named(CHARACTERS, reply))
-        forcing = completer(engine, tmp_path / reply.__name__, budget, max_tokens)
-        for group in forcing.complete(requests(CHARACTERS)).values():
+        for group in complete(engine, budget, requests(CHARACTERS), max_tokens):
             for one in group:
                 assert len(one.ids) <= max_tokens
                 assert one.finish_reason == "stop" or len(one.ids) == max_tokens
 
 
+@pytest.mark.parametrize("room", [0, 1, 10, 21, 22, 23, 24, 26, 40])
+def test_the_context_bounds_the_whole_completion_with_what_is_forced(room: int) -> None:
+    """An engine refuses a prompt that fills it."""
+    budget = BudgetForcing(max_thinking_tokens=20, continuations=9, continuation="Wait" * 3)
+    [request] = requests(CHARACTERS, 1)
+    for reply in (slow_thinker, quick_thinker):
+        engine = ScriptedEngine(CHARACTERS, named(CHARACTERS, reply))
+        engine.context = len(request.prompt_ids) + room
+        [group] = complete(engine, budget, [request])
+        for one in group:
+            assert len(one.ids) <= room
+            if room:
+                assert one.finish_reason == "stop" or len(one.ids) >= min(room, 21)
+            else:
+                assert one == Written([], "too_long")
+
+
 @PROMPTERS
-def test_without_a_budget_the_engine_is_asked_as_ever(prompter: Prompter, tmp_path: Path) -> None:
+def test_without_a_budget_the_engine_is_asked_as_ever(prompter: Prompter) -> None:
     engine = ScriptedEngine(prompter, named(prompter, any_thinker))
     asked = requests(prompter)
-    completed = completer(engine, tmp_path, None).complete(asked)
-    assert engine.max_tokens == [200, 200, 200]
-    seeds = [[sample_seed(KEY, request.question_id, i) for i in range(3)] for request in asked]
+    completed = complete(engine, None, asked)
+    assert engine.max_tokens == [200]
+    seeds = [[sample_seed(KEY, f"q{q}", i) for i in range(3)] for q in range(5)]
     assert [seed for call in engine.seeds for seed in call] == [s for each in seeds for s in each]
     drawn = engine.generate(
         [r.prompt_ids for r in asked], Sampling(max_tokens=200), seeds, prompter.stop_ids
     )
-    assert [[(w.ids, w.finish_reason) for w in group] for group in completed.values()] == [
+    assert [[(w.ids, w.finish_reason) for w in group] for group in completed] == [
         [(one.ids, one.finish_reason) for one in group] for group in drawn
     ]
 
@@ -469,20 +484,23 @@ def test_a_models_evaluation_is_forced(tmp_path: Path) -> None:
     ]  # fmt: skip
     budget = BudgetForcing(max_thinking_tokens=3, continuations=1, continuation=";")
 
-    def evaluate(name: str, budget: BudgetForcing | None) -> tuple[list[dict[str, str]], Workspace]:
-        work = Store(str(tmp_path / f"store-{name}")).workspace(KEY)
-        run_evaluation(
-            tmp_path / "model", [EvalTask("test", questions)],
-            EvaluationConfig(n=3, temperature=1.0, max_tokens=18, budget=budget),
-            format=TINY, key=KEY, seed=0, model_key="feedfacefeedface", out=tmp_path / name,
-            work=work, resources=StageResources(shard_questions=40, tokens_per_batch=8192),
-            control=Control(),
-        )  # fmt: skip
-        return read_rows(tmp_path / name, "eval_samples"), work
+    config = EvaluationConfig(n=3, temperature=1.0, max_tokens=18)
+    resources = StageResources(tokens_per_batch=8192)
 
-    (free, _), (rows, work) = evaluate("free", None), evaluate("forced", budget)
-    [shard] = work.parts("shards")
-    ids = pq.read_table(work.path("shards", shard) / "completions.parquet")["ids"].to_pylist()
+    def evaluate(config: EvaluationConfig) -> tuple[list[dict[str, str]], list[Request]]:
+        examination = Examination(
+            tmp_path / "model", [EvalTask("test", questions)], config, format=TINY, key=KEY, seed=0,
+            model_key="feedfacefeedface", resources=resources,
+        )  # fmt: skip
+        with examination:
+            return examination.answer(examination.requests, Control()), examination.requests
+
+    free, _ = evaluate(config)
+    rows, asked = evaluate(config.model_copy(update={"budget": budget}))
+    with open_engine(tmp_path / "model", "float32", resources) as engine:
+        forcer = Forcer(CHARACTERS, budget, config.max_tokens)
+        completer = Completer(engine, config, CHARACTERS.stop_ids, KEY, forcer)
+        ids = [one.ids for group in completer.complete(asked, Control()) for one in group]
     [opening], [closing] = spelled(CHARACTERS, "{open}"), spelled(CHARACTERS, "{close}")
     cut = 0
     for row, unforced, tokens in zip(rows, free, ids, strict=True):

@@ -94,14 +94,14 @@ def test_scores_leave_out_what_was_not_graded_and_count_it() -> None:
         _sample("c", "unparsable"), _sample("c", "unparsable"),
         _sample("d", "ungradable"), _sample("d", "ungradable"),
     ]  # fmt: skip
-    avg, pass_1, pass_2 = score_rows(samples, n=2, pass_at=(1, 2), label="base")
+    avg, pass_1, pass_2 = score_rows(samples, pass_at=(1, 2), label="base")
     assert (avg["metric"], avg["value"], avg["questions"], avg["ungraded"]) == ("avg@2", 0.5, 3, 3)
     assert {**pass_1, "metric": ""} == {**avg, "metric": ""}
     assert (pass_2["metric"], pass_2["value"], pass_2["questions"]) == ("pass@2", 0.5, 2)
 
 
 def test_a_task_without_graded_completions_has_a_null_score() -> None:
-    rows = score_rows([_sample("a", "ungradable"), _sample("a", "correct", "two")], 1, (), "base")
+    rows = score_rows([_sample("a", "ungradable"), _sample("a", "correct", "two")], (), "base")
     assert [(row["task"], row["value"], row["ungraded"]) for row in rows] == [
         ("test", None, 1), ("two", 1.0, 0),
     ]  # fmt: skip

@@ -1,29 +1,40 @@
 """An evaluation from a model folder to its tables, with a tiny random model."""
 
 import json
+import math
+import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rlt_core.config import EvaluationConfig, Sampling, ScratchModel, StageResources
+from rlt_core.config import (
+    BudgetForcing,
+    EvaluationConfig,
+    Sampling,
+    ScratchModel,
+    StageResources,
+)
 from rlt_core.control import Control
 from rlt_core.errors import Stopped, UserError
-from rlt_core.evaluation.run import given_solution, run_evaluation
+from rlt_core.evaluation.run import Examination, given_solution
 from rlt_core.evaluation.tasks import EvalTask
 from rlt_core.formats import load_format
 from rlt_core.generation import open_engine, sample_seed
+from rlt_core.grading import Grader
 from rlt_core.grading.grade import grade
 from rlt_core.grading.types import UNGRADED, GradeItem
 from rlt_core.models import load_tokenizer, new_model, save_model, tiny_tokenizer
 from rlt_core.prompts import Prompter
 from rlt_core.rows import read_rows
 from rlt_core.store import Store, Workspace
+from tasks.stages.evaluation import examine
 
 FORMAT = load_format("tiny")
 CONFIG = EvaluationConfig(n=3, temperature=1.0, max_tokens=24, pass_at=(1, 2))
-RESOURCES = StageResources(shard_questions=4, tokens_per_batch=2048)
+RESOURCES = StageResources(tokens_per_batch=2048)
 KEY = "0123456789abcdef"
 
 
@@ -49,15 +60,24 @@ def questions(count: int, answers: dict[str, str | None] | None = None) -> list[
     ]
 
 
-def evaluate(
-    model: Path,
-    tasks: Sequence[EvalTask],
-    folder: Path,
-    config: EvaluationConfig = CONFIG,
-    control: Control | None = None,
-    resources: StageResources = RESOURCES,
-) -> dict[str, float]:
-    return run_evaluation(
+@dataclass
+class Work:
+    """What the stage is to the shards."""
+
+    out: Path
+    work: Workspace
+    control: Control
+    machine: int = 0
+    machines: int = 1
+
+    def is_committed(self) -> bool:
+        return False
+
+
+def examination(
+    model: Path, tasks: Sequence[EvalTask], config: EvaluationConfig = CONFIG
+) -> Examination:
+    return Examination(
         model,
         tasks,
         config,
@@ -66,11 +86,20 @@ def evaluate(
         seed=7,
         model_key="feedfacefeedface",
         label="base",
-        out=folder / "out",
-        work=workspace(folder),
-        resources=resources,
-        control=control or Control(),
+        resources=RESOURCES,
     )
+
+
+def evaluate(
+    model: Path,
+    tasks: Sequence[EvalTask],
+    folder: Path,
+    config: EvaluationConfig = CONFIG,
+    control: Control | None = None,
+    shard_questions: int = 4,
+) -> dict[str, float]:
+    work = Work(folder / "out", workspace(folder), control or Control())
+    return examine(work, examination(model, tasks, config), shard_questions)
 
 
 def workspace(folder: Path) -> Workspace:
@@ -138,21 +167,92 @@ def test_a_stopped_evaluation_goes_on_and_ends_the_same(model: Path, tmp_path: P
     tasks = [EvalTask("test", questions(10)), EvalTask("other", questions(3))]
     evaluate(model, tasks, tmp_path / "whole")
     assert len(workspace(tmp_path / "whole").parts("shards")) == 4
-    for shards in range(5):
-        seen: list[int] = []
+    for shards in range(4):
 
         def stop(broken: Path = tmp_path / "broken", enough: int = shards) -> bool:
             return len(workspace(broken).parts("shards")) >= enough
 
-        control = Control(lambda done, total, _, seen=seen: seen.append(done), stop)
         with pytest.raises(Stopped):
-            evaluate(model, tasks, tmp_path / "broken", control=control)
+            evaluate(model, tasks, tmp_path / "broken", control=Control(should_stop=stop))
         assert not (tmp_path / "broken" / "out").exists()
-    assert seen[-1] == 13
     before = workspace(tmp_path / "broken").parts("shards")
     evaluate(model, tasks, tmp_path / "broken")
-    assert workspace(tmp_path / "broken").parts("shards") == before
+    assert workspace(tmp_path / "broken").parts("shards")[:3] == before
     assert tables(tmp_path / "broken") == tables(tmp_path / "whole")
+
+
+def test_what_was_answered_and_graded_is_not_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after its last shard, or while lighteval scored."""
+    tasks = [EvalTask("test", questions(10))]
+    evaluate(model, tasks, tmp_path)
+    whole = tables(tmp_path)
+    shutil.rmtree(tmp_path / "out")
+
+    def never(*_: object) -> None:
+        raise AssertionError("a second time")
+
+    monkeypatch.setattr(Grader, "grade_many", never)
+    monkeypatch.setattr(Examination, "_engine", property(never))
+    evaluate(model, tasks, tmp_path)
+    assert tables(tmp_path) == whole
+
+
+@pytest.mark.parametrize("shard_questions", [1, 5, 100])
+def test_a_task_has_as_many_completions_as_its_samples_say(
+    model: Path, tmp_path: Path, shard_questions: int
+) -> None:
+    tasks = [EvalTask(name, questions(3)) for name in ("few", "many", "odd")]
+    config = EvaluationConfig(
+        tasks=("few", "many", "odd"), n=2, samples={"many": 34, "odd": 5}, pass_at=(2,),
+        temperature=1.0, max_tokens=12,
+    )  # fmt: skip
+    metrics = evaluate(model, tasks, tmp_path, config, shard_questions=shard_questions)
+    rows = read_rows(tmp_path / "out", "eval_samples")
+    counts = {"few": 2, "many": 34, "odd": 5}
+    assert [(r["task"], r["question_id"], r["sample"]) for r in rows] == [
+        (task.name, q["question_id"], sample)
+        for task in tasks
+        for q in task.questions
+        for sample in range(counts[task.name])
+    ]
+    by_seed = {(r["question_id"], r["sample"]): r["completion"] for r in rows}
+    assert all(r["completion"] == by_seed[r["question_id"], r["sample"]] for r in rows)
+    scores = {(r["task"], r["metric"]): r for r in read_rows(tmp_path / "out", "eval_scores")}
+    assert list(scores) == [(t, m) for t, n in counts.items() for m in (f"avg@{n}", "pass@2")]
+    assert all(row["samples"] == counts[task] for (task, _), row in scores.items())
+    assert {f"{task}/avg@{n}" for task, n in counts.items()} <= set(metrics)
+    requests = examination(model, tasks, config).requests
+    assert {len(request.samples) for request in requests} == {1, 2}
+    shards = len(workspace(tmp_path).parts("shards"))
+    assert shards == math.ceil(len(requests) / shard_questions)
+
+
+def test_a_prompt_without_room_in_the_context_is_counted(model: Path, tmp_path: Path) -> None:
+    """The model has 512 positions; a completion ends with them."""
+    long = [
+        q | {"question": "1" * length}
+        for q, length in zip(questions(3), (600, 470, 9), strict=True)
+    ]
+    budget = BudgetForcing(max_thinking_tokens=300, continuations=3, continuation="W" * 40)
+    for name, config in (
+        ("free", CONFIG.model_copy(update={"max_tokens": 400})),
+        ("forced", CONFIG.model_copy(update={"max_tokens": 400, "budget": budget})),
+    ):
+        metrics = evaluate(model, [EvalTask("test", long)], tmp_path / name, config)
+        rows = read_rows(tmp_path / name / "out", "eval_samples")
+        assert metrics["test/too_long"] == 3 and metrics["test/ungraded"] == 0
+        for row in rows:
+            if row["question_id"] == "q0":
+                assert (row["finish_reason"], row["completion_tokens"]) == ("too_long", 0)
+                assert (row["completion"], row["outcome"]) == ("", "unparsable")
+            elif row["question_id"] == "q1":
+                prompt = Prompter(FORMAT, load_tokenizer(model)).student_prompt(row["question"])
+                assert 0 < row["completion_tokens"] <= 512 - len(prompt) < 60
+                assert row["finish_reason"] in ("stop", "length")
+        scores = read_rows(tmp_path / name / "out", "eval_scores")
+        assert {row["questions"] for row in scores} == {3}, "it counts as wrong"
 
 
 def test_two_runs_write_the_same_bytes(model: Path, tmp_path: Path) -> None:
@@ -161,24 +261,11 @@ def test_two_runs_write_the_same_bytes(model: Path, tmp_path: Path) -> None:
     assert tables(tmp_path / "one") == tables(tmp_path / "two")
 
 
-def test_shards_of_another_size_are_taken_up(model: Path, tmp_path: Path) -> None:
-    tasks = [EvalTask("test", questions(7))]
-
-    def stop() -> bool:
-        return len(workspace(tmp_path).parts("shards")) >= 1
-
-    with pytest.raises(Stopped):
-        evaluate(model, tasks, tmp_path, control=Control(should_stop=stop))
-    evaluate(model, tasks, tmp_path, resources=RESOURCES.model_copy(update={"shard_questions": 2}))
-    assert len(workspace(tmp_path).parts("shards")) == 3
-    assert len(read_rows(tmp_path / "out", "eval_samples")) == 21
-
-
-def test_progress_counts_questions(model: Path, tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    control = Control(lambda done, total, _: seen.append((done, total)))
+def test_progress_counts_shards(model: Path, tmp_path: Path) -> None:
+    seen: list[float] = []
+    control = Control(lambda done, total, _: seen.append(done / total))
     evaluate(model, [EvalTask("test", questions(6))], tmp_path, control=control)
-    assert seen == sorted(seen) and seen[-1] == (6, 6)
+    assert seen == sorted(seen) and len(seen) > 1 and seen[-1] == 1
 
 
 def test_max_questions_takes_the_first(model: Path, tmp_path: Path) -> None:
@@ -190,8 +277,6 @@ def test_max_questions_takes_the_first(model: Path, tmp_path: Path) -> None:
 
 def test_what_cannot_be_scored_is_refused(model: Path, tmp_path: Path) -> None:
     task = EvalTask("test", questions(1))
-    with pytest.raises(UserError, match=r"pass_at=9.*evaluation\.n"):
-        evaluate(model, [task], tmp_path, CONFIG.model_copy(update={"pass_at": (9,)}))
     for tasks in ([], [task, task]):
         with pytest.raises(UserError, match="different names"):
             evaluate(model, tasks, tmp_path)
