@@ -38,7 +38,7 @@ def node_alone(
         for name, parent in node.inputs.items()
     }
     key = key_of(node.stage, node.config, {name: ref.key for name, ref in refs.items()})
-    spec = NodeSpec.of(node, str(store), config.profile, config.resources.of(stage))
+    spec = NodeSpec.of(node, str(store), config.profile, config.resources.of(stage, node.variant))
     return spec.model_copy(update={"key": key, "inputs": refs})
 
 

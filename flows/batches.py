@@ -33,22 +33,23 @@ def one_by_one(nodes: Iterable[Node]) -> list[Batch]:
     return [Batch((node,)) for node in nodes]
 
 
-def by_stage(nodes: Iterable[Node], size_of: Callable[[str], int]) -> list[Batch]:
-    """Nodes of one stage that become ready together, at most `size_of(stage)` a batch.
+def by_stage(nodes: Iterable[Node], size_of: Callable[[Node], int]) -> list[Batch]:
+    """Nodes of one stage that become ready together, at most `size_of(node)` a batch.
 
     `nodes` come inputs first, and so do the batches. A stage's nodes on one level (the longest way
     from the nodes that are there already) are cut into batches of equal size.
     """
     levels: dict[str, int] = {}
-    waiting: dict[tuple[int, str], list[Node]] = {}
+    waiting: dict[tuple[int, str, int], list[Node]] = {}
     for node in nodes:
         above = [levels[parent.key] for parent in node.inputs.values() if parent.key in levels]
         levels[node.key] = 1 + max(above, default=0)
-        waiting.setdefault((levels[node.key], node.stage.name), []).append(node)
+        place = levels[node.key], node.stage.name, size_of(node)
+        waiting.setdefault(place, []).append(node)
     return [
         batch
-        for level, stage in sorted(waiting, key=lambda group: group[0])
-        for batch in _cut(waiting[level, stage], size_of(stage))
+        for place in sorted(waiting, key=lambda place: place[0])
+        for batch in _cut(waiting[place], place[2])
     ]
 
 

@@ -29,9 +29,8 @@ from flows.schedule import Schedule
 from flows.stage_run import compute, compute_alone, require_empty, store_url
 from rlt_core.errors import UserError
 from rlt_core.experiments import ALL
-from rlt_core.graph import Planned
+from rlt_core.graph import Node, Planned
 from rlt_core.overrides import load_config
-from rlt_core.stages import STAGES
 from rlt_core.store import Store
 from tasks.spec import NodeSpec
 
@@ -91,9 +90,9 @@ def _dispatched(request: Request, planned: list[Planned]) -> State[Any]:
     page = pages.RunPage(len(planned), len(planned) - len(missing))
     resources = request.config().resources
 
-    def size_of(stage: str) -> int:
-        own = resources.of(stage)
-        return own.nodes_per_run if STAGES[stage].machines(own) == 1 else 1
+    def size_of(node: Node) -> int:
+        own = resources.of(node.stage.name, node.variant)
+        return own.nodes_per_run if node.stage.machines(own) == 1 else 1
 
     run = Run(request, planned, Dispatch(page), page, Schedule.of(request, planned))
     state = run_batches(run, by_stage(missing, size_of))

@@ -45,7 +45,7 @@ class Run:
 
     def spec(self, node: Node) -> NodeSpec:
         """The node as it travels to where it is computed."""
-        resources = self.request.config().resources.of(node.stage.name)
+        resources = self.request.config().resources.of(node.stage.name, node.variant)
         spec = NodeSpec.of(node, self.request.store, self.request.profile, resources)
         return spec.model_copy(update={"flow_run_id": flow_run.id or None})
 

@@ -100,7 +100,10 @@ class Schedule:
         nodes = [item.node for item in planned]
         config, limit = request.config(), request.budget_gpu_hours
         found = estimates(config, nodes, Store(request.store))
-        gpus = {node.key: _gpus(node, config.resources.of(node.stage.name)) for node in missing}
+        gpus = {
+            node.key: _gpus(node, config.resources.of(node.stage.name, node.variant))
+            for node in missing
+        }
         budget = None if limit is None else Budget(limit, found, gpus)
         lengths = {key: hours(estimate) for key, estimate in found.items()}
         return cls(longest_ways(missing, lengths), budget)

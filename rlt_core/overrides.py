@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from rlt_core.config import Config
 from rlt_core.errors import UserError
 from rlt_core.profiles import PROFILES
+from rlt_core.stages import STAGES
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
@@ -99,6 +100,11 @@ def load_config(profile: str, assignments: Iterable[str] = ()) -> Config:
             raise UserError("--set profile=…: choose a profile with --profile")
         _assign(tree, path, value)
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
     except ValidationError as error:
         raise UserError("; ".join(_message(e) for e in error.errors())) from None
+    for name in config.resources.stages:
+        stage = name.partition(":")[0]
+        if stage not in STAGES:
+            raise UserError(f"resources.stages.{name}: unknown stage; {_nearest(stage, STAGES)}")
+    return config

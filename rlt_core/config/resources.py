@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -60,15 +61,36 @@ class Resources(StageResources):
     cores: Positive = 2
     """Threads of all nodes that run side by side on this machine."""
     stages: dict[str, dict[str, Any]] = Field(default={})
-    """Stage name -> fields of `StageResources` that differ for this stage."""
+    """Stage name, or `stage:variant` with `*` for any letters -> fields of `StageResources` that
+    differ there; a variant's go before its stage's."""
 
     @model_validator(mode="after")
     def _stage_fields(self) -> Resources:
-        for stage in self.stages:
-            self.of(stage)
+        common = self._common()
+        for changed in self.stages.values():
+            StageResources.model_validate(common | changed)
         return self
 
-    def of(self, stage: str) -> StageResources:
-        """The resources of one stage."""
-        common = {name: getattr(self, name) for name in StageResources.model_fields}
-        return StageResources.model_validate(common | self.stages.get(stage, {}))
+    def of(self, stage: str, variant: str = "") -> StageResources:
+        """The resources of a stage, or of those of its nodes that have this variant."""
+        fields = self._common()
+        for name in self._names_of(stage, variant):
+            fields |= self.stages[name]
+        return StageResources.model_validate(fields)
+
+    def name_of(self, stage: str, variant: str) -> str:
+        """What in `stages` names the node most closely, or would."""
+        return next(reversed(self._names_of(stage, variant)), stage)
+
+    def _common(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in StageResources.model_fields}
+
+    def _names_of(self, stage: str, variant: str) -> list[str]:
+        """The stage's own name first."""
+        named = [(name, *name.partition(":")[::2]) for name in self.stages]
+        of_variant = [
+            name
+            for name, of_stage, pattern in named
+            if of_stage == stage and pattern and fnmatchcase(variant, pattern)
+        ]
+        return [name for name in (stage,) if name in self.stages] + of_variant

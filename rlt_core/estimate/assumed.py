@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from rlt_core.config import Config
 from rlt_core.estimate import data, memory, work
-from rlt_core.estimate.nodes import Estimate, on_gpu
+from rlt_core.estimate.nodes import Estimate, on_gpu, resources_of
 from rlt_core.graph import Node
 
 
@@ -22,8 +22,8 @@ def assumptions(
         f"{data.LONGEST + data.TEMPLATE} at most."
     )
     if any(each.on_gpu for each in found.values()):
-        stages = {node.stage.name for node in nodes}
-        cards = {work.gpu_of(config.resources.of(name)) for name in stages}
+        layouts = [resources_of(config, node) for node in nodes]
+        cards = {work.gpu_of(layout) for layout in layouts}
         for card in sorted(cards, key=lambda card: card.gib):
             yield (
                 f"{card.name}: {work.TRAINING:.0%} of {card.bf16 / 1e12:g} bf16 TFLOP/s in "
@@ -31,7 +31,7 @@ def assumptions(
                 f"{card.bandwidth / 1e12:g} TB/s in decoding; "
                 f"{memory.USABLE:.0%} of its memory for tensors."
             )
-        servers = {config.resources.of(name).vllm_server for name in stages} - {None}
+        servers = {layout.vllm_server for layout in layouts} - {None}
         if servers:
             yield f"GPUs of {', '.join(map(str, sorted(map(str, servers))))} are not counted."
     unknown = {
@@ -42,7 +42,7 @@ def assumptions(
     }
     if unknown:
         yield f"Unknown: the shape of {', '.join(sorted(unknown))}; run `rlt fetch`."
-    if not any(on_gpu(config.resources.of(node.stage.name)) for node in nodes):
+    if not any(on_gpu(resources_of(config, node)) for node in nodes):
         yield "On a CPU no hours are estimated, and memory is a process's."
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from rlt_core.config import Config, GRPOConfig, LoRA, SFTConfig, StageResources
 from rlt_core.errors import UserError
 from rlt_core.estimate.memory import GIB
-from rlt_core.estimate.nodes import Estimate, Estimator
+from rlt_core.estimate.nodes import Estimate, Estimator, resources_of
 from rlt_core.graph import Node
 from rlt_core.stages import STAGES, Stage
 from rlt_core.store import Store
@@ -48,11 +48,10 @@ def require_fit(
     estimator = Estimator(config, nodes, store)
     found = {node.key: estimator.estimate(node) for node in nodes}
     problems = []
-    for name in STAGES:
-        own = [node for node in nodes if node.stage.name == name]
-        resources = config.resources.of(name)
-        if own and STAGES[name].pool == "gpu":
-            wrong = contradiction(estimator, own, resources)
+    for own in _laid_out_alike(config, nodes):
+        resources = resources_of(config, own[0])
+        if own[0].stage.pool == "gpu":
+            wrong = contradiction(_name(config, own), estimator, own, resources)
             if wrong is None and not all(found[node.key].fits for node in own):
                 wrong = _too_large(config, estimator, own, found)
             problems += [wrong] if wrong else []
@@ -61,12 +60,26 @@ def require_fit(
     return found
 
 
+def _laid_out_alike(config: Config, nodes: Sequence[Node]) -> list[list[Node]]:
+    """Nodes by what names their resources, stages in their order."""
+    found: dict[str, list[Node]] = {}
+    for node in sorted(nodes, key=lambda node: list(STAGES).index(node.stage.name)):
+        found.setdefault(_name(config, [node]), []).append(node)
+    return list(found.values())
+
+
+def _name(config: Config, nodes: Sequence[Node]) -> str:
+    """What in `resources.stages` names nodes that are laid out alike."""
+    return config.resources.name_of(nodes[0].stage.name, nodes[0].variant)
+
+
 def contradiction(
-    estimator: Estimator, nodes: Sequence[Node], resources: StageResources
+    name: str, estimator: Estimator, nodes: Sequence[Node], resources: StageResources
 ) -> str | None:
-    """What is wrong with the layout of a stage, whatever the memory."""
+    """What is wrong with the layout of nodes that `resources.stages.{name}` is for, whatever the
+    memory."""
     stage = nodes[0].stage
-    at = f"resources.stages.{stage.name}"
+    at = f"resources.stages.{name}"
     world = stage.processes(resources) * stage.machines(resources)
     if stage.shared == "steps":
         sharing = resources.processes if resources.sharding == "hybrid" else world
@@ -118,7 +131,7 @@ def _too_large(
 ) -> str:
     """What the stage needs, and the assignments with which it fits."""
     stage = nodes[0].stage
-    resources = config.resources.of(stage.name)
+    resources = resources_of(config, nodes[0])
     worst = max(nodes, key=lambda node: _excess(found[node.key]))
     estimate = found[worst.key]
     assert estimate.peak_bytes is not None and estimate.limit_bytes is not None
@@ -134,7 +147,7 @@ def _too_large(
         most = COUNTS[-1]
         need += f"; no layout of up to {most} machines of {most} GPUs that share its batch fits"
     else:
-        need += f"; it fits with {assignments(stage.name, change)}"
+        need += f"; it fits with {assignments(_name(config, nodes), change)}"
     if stage.name in RECIPES and (change is None or "sharding" in change):
         need += _adapters(config, estimator, nodes)
     return need
@@ -162,10 +175,10 @@ def _with_adapters(node: Node) -> Node:
     return replace(node, config=node.config.model_copy(update={name: recipe}))
 
 
-def assignments(stage: str, change: Change) -> str:
+def assignments(name_of_nodes: str, change: Change) -> str:
     """A change as the command line takes it."""
     return " ".join(
-        f"--set resources.stages.{stage}.{name}="
+        f"--set resources.stages.{name_of_nodes}.{name}="
         + (value if isinstance(value, str) else json.dumps(value))
         for name, value in change.items()
     )
@@ -183,7 +196,7 @@ def fitting_change(
 
     def fits(options: Sequence[Change]) -> bool:
         changed = resources.model_copy(update=_merged(options))
-        if contradiction(estimator, nodes, changed):
+        if contradiction(nodes[0].stage.name, estimator, nodes, changed):
             return False
         return all(estimator.estimate(node, changed).fits for node in nodes)
 

@@ -84,6 +84,11 @@ class _Need:
     artifact_bytes: float = 0
 
 
+def resources_of(config: Config, node: Node) -> StageResources:
+    """Where a node is computed."""
+    return config.resources.of(node.stage.name, node.variant)
+
+
 def on_gpu(resources: StageResources) -> bool:
     """Whether a stage is computed on a GPU, as far as its resources say: `device` is `cuda`, or it
     is `auto` and the engine is vLLM. What runs on the GPU that may happen to be there is not
@@ -113,7 +118,7 @@ class Estimator:
 
     def estimate(self, node: Node, resources: StageResources | None = None) -> Estimate:
         """Of one node, with its stage's resources or with others."""
-        resources = resources or self._config.resources.of(node.stage.name)
+        resources = resources or resources_of(self._config, node)
         stage, machines = node.stage, node.stage.machines(resources)
         world = stage.processes(resources) * machines
         need = self._need(node, resources, world)

@@ -130,19 +130,21 @@ def recipe(profile: str, student: HubModel) -> Config:
 
 
 def resources(student: HubModel) -> Resources:
-    """Nodes of 8 GPUs of 80 GiB, as `rlt_core.estimate` finds that they suffice. Students of SFT
-    may be the 32B ones, which take two nodes, and to test one takes two GPUs."""
+    """Nodes of 8 GPUs of 80 GiB, as `rlt_core.estimate` finds that they suffice; training of a 32B
+    student takes two. The size of shards is `infra.benchmarks.cluster.makespan`'s: large enough for
+    an engine's batch, small enough to be shared."""
+    of_32b = "" if student is QWEN_32B else ":*large*"
     cold_start: dict[str, Any] = {"vllm_memory": 0.4}
     if student is QWEN_32B:
         cold_start = {"machines": 4, "vllm_server": "http://localhost:8000"}
     return Resources(
         engine="vllm", processes=8, sharding="fsdp", micro_batch_size=1,
-        gradient_checkpointing=True, tokens_per_batch=131072,
+        gradient_checkpointing=True, tokens_per_batch=131072, shard_questions=128,
         stages={
             "teacher-grpo": {"vllm_memory": 0.4, "tokens_per_batch": 65536},
-            "student-sft": {"machines": 2},
             "student-grpo": cold_start,
-            "evaluation": {"processes": 4, "tensor_parallel": 2},
+            f"student-sft{of_32b}": {"machines": 2},
+            f"evaluation{of_32b}": {"processes": 4, "tensor_parallel": 2},
         },
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ NODES = upstream(targets("full-pipeline", load_config("tiny", ["seeds=[0,1]"])))
 )
 def test_every_missing_node_travels_once_after_what_it_reads(size: int, hits: set[str]) -> None:
     missing = [node for node in NODES if node.key not in hits]
-    batches = by_stage(missing, lambda stage: size)
+    batches = by_stage(missing, lambda node: size)
     sent: set[str] = set(hits)
     for batch in batches:
         assert 1 <= len(batch.nodes) <= size
@@ -34,7 +34,7 @@ def test_every_missing_node_travels_once_after_what_it_reads(size: int, hits: se
 def test_sixteen_students_are_two_runs_and_a_batch_of_one_is_the_node() -> None:
     students = [node for node in NODES if node.variant.startswith("rank-") and node.seed == 0]
     students = [node for node in students if node.stage.name == "student-sft"]
-    names = [batch.name for batch in by_stage(students, lambda stage: 8)]
+    names = [batch.name for batch in by_stage(students, lambda node: 8)]
     assert names == ["8 student-sft", "8 student-sft"]
     alone: Node = NODES[0]
     assert [batch.name for batch in one_by_one([alone])] == [alone.name]

@@ -88,3 +88,22 @@ def test_the_paper_profiles_hold_the_papers_numbers() -> None:
     assert rl and (rl.epochs, rl.questions_per_step * rl.group_size) == (1, 1024)
     assert (rl.reward.unformatted, rl.reward.wrong, rl.reward.correct) == (-1, -0.5, 1)
     assert config.rl_data and config.rl_data.source == "hub:GAIR/LIMR"
+
+
+def test_nodes_of_a_variant_may_have_resources_of_their_own() -> None:
+    config = load_config("tiny", [
+        "resources.stages.student-sft:*-large*.machines=2",
+        "resources.stages.student-sft.threads=3",
+    ])  # fmt: skip
+    large = config.resources.of("student-sft", "rlt-large-subset")
+    assert (large.machines, large.threads) == (2, 3)
+    other = config.resources.of("student-sft", "rlt")
+    assert (other.machines, other.threads) == (1, 3)
+    assert config.resources.of("teacher-sft", "rlt-large").machines == 1
+
+
+def test_a_stage_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(UserError, match=r"resources\.stages\.student-stf.*'student-sft'"):
+        load_config("tiny", ["resources.stages.student-stf.threads=2"])
+    with pytest.raises(UserError, match="unknown stage"):
+        load_config("tiny", ["resources.stages.evaluate:*large*.threads=2"])

@@ -99,7 +99,7 @@ class Costs:
     def resources(self, node: Node, machines: int, shard: int | None = None) -> StageResources:
         """A stage's, on other machines and with shards of other size; each machine has a copy of
         the model where one fits."""
-        own = self._config.resources.of(node.stage.name)
+        own = self._config.resources.of(node.stage.name, node.variant)
         laid = own.model_copy(
             update={"machines": machines, "shard_questions": shard or own.shard_questions}
         )

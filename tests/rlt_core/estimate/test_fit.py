@@ -49,7 +49,7 @@ def test_every_profile_fits(profile, target, questions):
 REFUSED = [
     ("paper-7b", ["resources.gpu_gib=48", "larger_student=null"]),
     ("paper-7b", ["resources.sharding=none", "resources.processes=1"]),
-    ("paper-7b", ["resources.stages.evaluation.tensor_parallel=1"]),
+    ("paper-7b", ["resources.stages.evaluation:*large*.tensor_parallel=1"]),
     ("paper-7b", ["resources.stages.trace-scoring.tokens_per_batch=1000000"]),
     ("paper-32b", ["resources.stages.student-sft.machines=1"]),
     ("paper-32b", ["resources.stages.student-grpo.vllm_server=null"]),
