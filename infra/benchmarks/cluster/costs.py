@@ -96,6 +96,10 @@ class Costs:
         self._estimator = Estimator(config, nodes, None)
         self._shapes, self._facts = Shapes(None), Facts(None, nodes)
 
+    def name_of(self, node: Node) -> str:
+        """What names the node's layout."""
+        return self._config.resources.name_of(node.stage.name, node.variant)
+
     def resources(self, node: Node, machines: int, shard: int | None = None) -> StageResources:
         """A stage's, on other machines and with shards of other size; each machine has a copy of
         the model where one fits."""

@@ -109,20 +109,21 @@ class Plan:
         self.least = {kind: costs.least_machines(own) for kind, own in self._kinds().items()}
 
     def _kinds(self) -> dict[str, list[Node]]:
-        """Nodes that share a layout: `resources.stages` names stages."""
+        """Nodes that share a layout, by what names them in `resources.stages`."""
         kinds: dict[str, list[Node]] = {}
         for node in self.nodes:
-            kinds.setdefault(node.stage.name, []).append(node)
+            kinds.setdefault(self._costs.name_of(node), []).append(node)
         return kinds
 
     def layout(self, machines: Mapping[str, int]) -> Layout:
         """Of so many machines a stage."""
         needed = {
-            node.key: machines[node.stage.name] if self._costs.needs_gpus(node) else 0
+            node.key: machines[self._costs.name_of(node)] if self._costs.needs_gpus(node) else 0
             for node in self.nodes
         }
         seconds = {
-            node.key: self._costs.seconds(node, machines[node.stage.name]) for node in self.nodes
+            node.key: self._costs.seconds(node, machines[self._costs.name_of(node)])
+            for node in self.nodes
         }
         return Layout(needed, seconds)
 
