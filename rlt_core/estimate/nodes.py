@@ -280,7 +280,8 @@ class Estimator:
         questions = self._facts.questions(node.inputs["questions"])
         completion = self._facts.completion(sampling.max_tokens, questions)
         asked = [
-            (count * sampling.n, prompt, completion) for count, prompt in self._facts.tested(node)
+            (count * sampling.samples_of(task), prompt, completion)
+            for task, (count, prompt) in zip(sampling.tasks, self._facts.tested(node), strict=True)
         ]
         need = self._drawn(
             node.inputs["model"], sampling, sampling.dtype, asked, questions.longest_prompt, layouts
