@@ -77,6 +77,7 @@ def train_grpo(
     with tempfile.TemporaryDirectory() as scratch:
         trainer = PolicyTrainer(
             start=model,
+            draws_ahead=config.rollouts_ahead,
             prompts=kept,
             key=key,
             reward=reward,

@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from trl import GRPOConfig, GRPOTrainer
 
-from rlt_core.config import Sampling, StageResources
+from rlt_core.config import DType, Sampling, StageResources
 from rlt_core.errors import UserError
 from rlt_core.generation import Completion, Engine, sample_seed
 from rlt_core.store import Workspace
-from rlt_core.training import sharding
+from rlt_core.training import ahead, sharding
+from rlt_core.training.ahead import Ahead, Requests
 from rlt_core.training.checkpoints import ResumableTrainer
 from rlt_core.training.rewards import NoReward, Prompt, RewardFunction, Rewards
-from rlt_core.training.rollout_engines import open_rollouts
+from rlt_core.training.rollout_engines import open_ahead, open_rollouts
 from rlt_core.training.steps import StepRecorder
 
 REFERENCE = "reference.safetensors"
@@ -45,6 +46,7 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         self,
         *,
         start: Path,
+        draws_ahead: bool,
         prompts: Sequence[Prompt],
         key: str,
         reward: RewardFunction,
@@ -55,6 +57,8 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         if self.ref_model is not None and resources.sharding != "none":
             sharding.shard(self.ref_model, resources, bool(self.args.bf16))
         self._start, self._key = start, key
+        self._draws_ahead, self._ahead = draws_ahead, cast(Ahead | None, None)
+        self._order: list[int] = list(cast(Any, self.train_dataset)["prompt"])
         self._prompts, self._reward = prompts, reward
         self.eos_token_ids = list(reward.stop_ids)
         self._group_size = cast(int, self.args.num_generations)
@@ -71,13 +75,18 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
     def run(self, work: Workspace, recorder: StepRecorder) -> None:
         """See `ResumableTrainer.run`. Raises UserError if the engine cannot be had or has too
         little memory."""
-        with open_rollouts(
-            self.accelerator.unwrap_model(self.model),
-            self._start,
-            "bfloat16" if self.args.bf16 else "float32",
-            self._resources,
-            self.accelerator.autocast,
-        ) as self._engine:
+        policy = self.accelerator.unwrap_model(self.model)
+        dtype: DType = "bfloat16" if self.args.bf16 else "float32"
+        if self._draws_ahead:
+            with (
+                open_ahead(policy, self._start, dtype, self._resources) as live,
+                Ahead(live, self._sampling, self.eos_token_ids) as self._ahead,
+            ):
+                self._require_room(live)
+                super().run(work, recorder)
+            return
+        autocast = self.accelerator.autocast
+        with open_rollouts(policy, self._start, dtype, self._resources, autocast) as self._engine:
             self._require_room(self._engine)
             super().run(work, recorder)
 
@@ -92,15 +101,22 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
 
     # ------------------------------------------------------------ state beside the model
     def save_extra(self, folder: Path) -> None:
-        """The reference model moves when it is synced, and TRL does not save it."""
+        """The reference model moves when it is synced, and TRL does not save it; what was drawn
+        ahead came from weights that will be gone."""
         if self.args.sync_ref_model:
             weights = sharding.gathered(self._reference())
             if self.accelerator.is_main_process:
                 save_file(weights, folder / REFERENCE)
+        if self._ahead:
+            pending = gather_object(self._ahead.pending())
+            if self.accelerator.is_main_process:
+                ahead.write(pending, folder)
 
     def load_extra(self, folder: Path) -> None:
         if self.args.sync_ref_model:
             sharding.load_weights(self._reference(), load_file(folder / REFERENCE))
+        if self._ahead and (pending := ahead.read(folder)):
+            self._ahead.take_up([pending[place] for place in self._places])
 
     def _reference(self) -> dict[str, Tensor]:
         model = self.accelerator.unwrap_model(self.ref_model)
@@ -114,24 +130,44 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any
     ) -> tuple[list[list[int]], list[list[float]]]:
-        """Completions (N of this process) and their log-probs at sampling, each completion with a
-        seed of its own: a resumed run, or one cut into other processes, draws the same."""
-        first = self.accelerator.process_index * len(prompt_ids)
-        places = range(first, first + len(prompt_ids))
-        groups = [list(group) for _, group in groupby(places, lambda i: i // self._group_size)]
-        key = f"{self._key}:{self.state.global_step}"
-        ids = [self._batch[group[0] - first].question_id for group in groups]
-        seeds = [[sample_seed(key, ids[g], i) for i in group] for g, group in enumerate(groups)]
-        completions = self._engine.generate(
-            [prompt_ids[group[0] - first] for group in groups],
-            self._sampling,
-            seeds,
-            self.eos_token_ids,
-        )
-        self._completions = [completion for group in completions for completion in group]
+        """Completions (N of this process) and their log-probs at sampling."""
+        step = self.state.global_step
+        requests = self._requests(step)
+        pairs = zip(requests.prompts, requests.seeds, strict=True)
+        if [ids for ids, seeds in pairs for _ in seeds] != prompt_ids:
+            raise RuntimeError(f"step {step}: TRL gave other rows than the order of the data says")
+        if self._ahead:
+            self._completions = self._ahead.now(requests)
+            if step + 1 < self.state.max_steps:
+                self._ahead.start(self._requests(step + 1))
+        else:
+            drawn = self._engine.generate(
+                requests.prompts, self._sampling, requests.seeds, self.eos_token_ids
+            )
+            self._completions = [completion for group in drawn for completion in group]
         return [each.ids for each in self._completions], [
             cast(Any, each.logprobs).tolist() for each in self._completions
         ]
+
+    @property
+    def _places(self) -> range:
+        """Completions of a step that are this process's."""
+        share = self.args.per_device_train_batch_size * self._micro_batches
+        return range(
+            self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share
+        )
+
+    def _requests(self, step: int) -> Requests:
+        """Each completion has a seed of its own: a resumed run, or one cut into other processes,
+        draws the same."""
+        questions = len(self._places) * self.accelerator.num_processes // self._group_size
+        requests = Requests([], [])
+        for group, places in groupby(self._places, lambda place: place // self._group_size):
+            prompt = self._prompts[self._order[step * questions + group]]
+            key = f"{self._key}:{step}"
+            requests.prompts.append(prompt.ids)
+            requests.seeds.append([sample_seed(key, prompt.question_id, place) for place in places])
+        return requests
 
     # ------------------------------------------------------------ rewards
     def _calculate_rewards(
@@ -204,6 +240,8 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         """
         if self._step % self._micro_batches == 0:
             batch = self._generate_and_score_completions(generation_batch)
+            if self._ahead:
+                batch["old_per_token_logps"] = batch["sampling_per_token_logps"]
             order_N = batch["completion_mask"].sum(1).argsort(descending=True, stable=True)
             self._buffered_inputs = [
                 {name: rows[chunk_B] for name, rows in batch.items() if rows.dim() > 0}

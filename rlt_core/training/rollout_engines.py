@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from rlt_core.control import Control
 from rlt_core.errors import UserError
 from rlt_core.generation.engine import ClosesItself, Completion, Engine, check_requests
 from rlt_core.generation.transformers_engine import TransformersEngine
+from rlt_core.models import load_model
 from rlt_core.training import sharding
 
 if TYPE_CHECKING:
@@ -40,6 +41,38 @@ SERVE = (
     "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs "
     """--weight-transfer-config '{"backend": "nccl"}'"""
 )
+
+
+class LiveEngine(Engine, Protocol):
+    """An engine that can draw from what the policy was while the policy changes."""
+
+    def renew(self) -> None:
+        """Take up the policy's weights as they are now; all processes together."""
+
+    def draw(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        stop_ids: Iterable[int],
+    ) -> list[list[Completion]]:
+        """As `generate`, from the weights that were taken up; in any thread."""
+
+
+def open_ahead(
+    policy: PreTrainedModel, folder: Path, dtype: DType, resources: StageResources
+) -> LiveEngine:
+    """An engine for rollouts ahead of the training; see `open_rollouts`."""
+    weights = partial(whole_weights, policy, dtype)
+    if resources.engine == "transformers":
+        copy = load_model(folder, dtype, resources.device)
+        return _Copy(copy, resources.tokens_per_batch, weights)
+    if resources.vllm_server is None:
+        raise UserError(
+            "rollouts_ahead: a vLLM engine on the trainer's own GPU cannot draw while that trains; "
+            "name a resources.vllm_server, or set rollouts_ahead=false"
+        )
+    return _Server(connect(resources.vllm_server), weights)
 
 
 def open_rollouts(
@@ -113,6 +146,36 @@ class _Policy(TransformersEngine):
             return super().generate(*args, **options)
 
 
+class _Copy(TransformersEngine):
+    """A copy of the policy, which draws while the policy trains."""
+
+    def __init__(self, copy: PreTrainedModel, tokens_per_batch: int, weights: Weights) -> None:
+        super().__init__(copy, tokens_per_batch)
+        self._weights = weights
+
+    def generate(self, *args: Any, **options: Any) -> list[list[Completion]]:
+        """See `Engine.generate`; from the weights as they are now."""
+        self.renew()
+        return super().generate(*args, **options)
+
+    def draw(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        stop_ids: Iterable[int],
+    ) -> list[list[Completion]]:
+        """See `LiveEngine.draw`."""
+        return super().generate(prompts, sampling, seeds, stop_ids)
+
+    def renew(self) -> None:
+        """See `LiveEngine.renew`."""
+        mine = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, tensor in self._weights():
+                mine[name].copy_(tensor)
+
+
 class _Server(ClosesItself):
     """A `vllm serve` on GPUs of its own, which takes weights over NCCL (TRL's client)."""
 
@@ -139,10 +202,20 @@ class _Server(ClosesItself):
         control: Control | None = None,
     ) -> list[list[Completion]]:
         """See `Engine.generate`; from the weights as they are now."""
-        self._push()
+        self.renew()
+        return self.draw(prompts, sampling, seeds, stop_ids)
+
+    def draw(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        stop_ids: Iterable[int],
+    ) -> list[list[Completion]]:
+        """See `LiveEngine.draw`."""
         return draw_from_server(self._client, prompts, sampling, seeds, stop_ids)
 
-    def _push(self) -> None:
+    def renew(self) -> None:
         """The first process sends; the others help to gather what is sharded."""
         if processes.rank() == 0:
             self._client.update_named_params(self._announced, iter(self._weights()))
