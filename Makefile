@@ -51,6 +51,8 @@ bench: install
 	$(OFFLINE) $(BIN)/python -m infra.benchmarks.grpo_step
 	$(BIN)/python -m infra.benchmarks.replay
 	$(BIN)/python -m infra.benchmarks.false_positives
+	$(OFFLINE) $(BIN)/python -m infra.benchmarks.rollouts_ahead
+	$(BIN)/python -m infra.benchmarks.cluster.makespan
 
 format: install
 	$(BIN)/ruff check --fix .
