@@ -8,7 +8,6 @@ from typing import Any
 from rlt_core import processes
 from rlt_core.data.countdown import EVALUATION_QUESTIONS, EVALUATION_SEED, countdown_questions
 from rlt_core.errors import UserError
-from rlt_core.evaluation.adapter import run_tasks  # noqa: F401 (slow to import: preloaded here)
 from rlt_core.evaluation.run import Examination
 from rlt_core.evaluation.tasks import EvalTask, benchmark_task
 from rlt_core.hub import UNPINNED
@@ -16,6 +15,9 @@ from rlt_core.rows import read_rows
 from rlt_core.stages import EvaluationStageConfig
 from tasks.job import Job
 from tasks.shards import LongWork, in_shards
+
+if processes.rank() == 0:
+    import rlt_core.evaluation.adapter  # noqa: F401 (slow to import: preloaded for who scores)
 
 
 def run(job: Job) -> dict[str, float]:
