@@ -25,11 +25,13 @@ from rlt_core.generation.engine import (
 from rlt_core.models import pick_device
 
 if TYPE_CHECKING:
-    from vllm import RequestOutput, SamplingParams
+    from vllm import LLM, RequestOutput, SamplingParams
     from vllm.logprobs import Logprob
 
 REQUESTS_AT_ONCE = 2048
 """Completions handed to vLLM between looks at the wish to stop."""
+_KEPT: list[LLM] = []
+"""Engines that must outlive their use."""
 
 
 class VLLMEngine(ClosesItself):
@@ -134,6 +136,12 @@ class LiveVLLMEngine(VLLMEngine):
         )
         if self._sleeps:
             self._llm.sleep(level=2)
+
+    def close(self) -> None:
+        """Leave the engine, asleep, until this process ends: vLLM ends with an engine the process
+        group that it shares with the trainer."""
+        _KEPT.append(self._llm)
+        del self._llm
 
     def generate(
         self,
