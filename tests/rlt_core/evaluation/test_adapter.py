@@ -1,6 +1,5 @@
 """The contract with lighteval: our questions, completions and grades go in, means come out."""
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -11,8 +10,7 @@ import pytest
 from rlt_core.errors import UserError
 from rlt_core.evaluation.adapter import Question, _benchmark_config, run_tasks
 from rlt_core.evaluation.tasks import BENCHMARKS, EvalTask, benchmark_task
-
-COMMIT = "0" * 40
+from tests.rlt_core.evaluation.conftest import COMMIT
 
 
 def question(question_id: str, answer: str | None = "1") -> Question:
@@ -78,43 +76,6 @@ def test_a_bad_task_is_refused(name: str, rows: list[Question], message: str) ->
 
 
 # ---------------------------------------------------------------- benchmarks of the hub
-ROWS = {
-    "aime24": [{"problem": "Six times seven?", "answer": "42"}, {"problem": "1?", "answer": "1"}],
-    "math_500": [{"problem": "Half?", "solution": "It is $\\boxed{\\frac12}$.", "answer": "x"}],
-    "gpqa_diamond": [
-        {
-            "Question": f"Which, {i}?",
-            "Correct Answer": "right",
-            "Incorrect Answer 1": "w1",
-            "Incorrect Answer 2": "w2",
-            "Incorrect Answer 3": "w3",
-        }
-        for i in range(12)
-    ],
-}
-SPLITS = {"aime24": "train", "math_500": "test", "gpqa_diamond": "train"}
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub cache, laid out as `snapshot_download` leaves it, with little data sets."""
-    for name, rows in ROWS.items():
-        repo = tmp_path / f"datasets--{BENCHMARKS[name].repo.replace('/', '--')}"
-        snapshot = repo / "snapshots" / COMMIT
-        snapshot.mkdir(parents=True)
-        (repo / "refs").mkdir()
-        (repo / "refs" / "main").write_text(COMMIT)
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (snapshot / "rows.jsonl").write_text(text)
-        subset = {"gpqa_diamond": "gpqa_diamond"}.get(name, "default")
-        (snapshot / "README.md").write_text(
-            f"---\nconfigs:\n- config_name: {subset}\n  data_files:\n"
-            f"  - split: {SPLITS[name]}\n    path: rows.jsonl\n---\n"
-        )
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    return tmp_path
-
-
 @pytest.mark.parametrize("name", list(BENCHMARKS))
 def test_a_benchmark_is_lightevals(name: str) -> None:
     assert _benchmark_config(name).hf_repo == BENCHMARKS[name].repo
