@@ -117,7 +117,7 @@ def test_ungraded_completions_and_pass_at_k_as_the_evaluation_has_them(tmp_path)
                 for q in range(8)
                 for s in range(3)
             ]
-            scores = score_rows(samples, 3, [2], variant)
+            scores = score_rows(samples, [2], variant)
             tables = {"eval_samples": samples, "eval_scores": scores}
             name = f"evaluation[{variant}]"
             metrics = {"test/ungraded": 3.0}
