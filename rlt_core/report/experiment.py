@@ -45,7 +45,8 @@ class Score:
     """Training seeds random; None where there are not several."""
     by_seed: dict[int | None, float]
     questions: int
-    samples: int
+    samples: int | None
+    """Completions a question; None of a mean over tasks that differ in it."""
     ungraded: int
     """Completions, over all seeds, that are in no score."""
 
@@ -323,7 +324,7 @@ def _mean_score(
             seed: sum(score.by_seed[seed] for score in scores) / len(scores) for seed in seeds
         },
         questions=checkpoint.questions,
-        samples=max(score.samples for score in scores),
+        samples=scores[0].samples if len({score.samples for score in scores}) == 1 else None,
         ungraded=sum(score.ungraded for score in scores),
     )
 

@@ -235,7 +235,8 @@ def _size_cell(line: Line) -> Cell:
     if line.score is None:
         return Cell(NOTHING)
     score = line.score
-    return Cell(f"{score.questions} × {score.samples} × {len(score.by_seed)}")  # noqa: RUF001
+    samples = "several" if score.samples is None else score.samples
+    return Cell(f"{score.questions} × {samples} × {len(score.by_seed)}")  # noqa: RUF001
 
 
 def _ungraded_cell(line: Line) -> Cell:

@@ -336,6 +336,29 @@ def test_the_mean_counts_every_task_the_same(one_seed):
     assert found.questions == 70
 
 
+def test_tasks_may_differ_in_their_completions_a_question(tmp_path):
+    store, made, given = Store(str(tmp_path / "store")), {}, {}
+    for number, (model, rate) in enumerate(RATES.items()):
+        given[model] = {
+            "aime24": answers(rate, questions=30, samples=64, seed=number),
+            "math_500": answers(rate, questions=50, samples=4, seed=number + 10),
+        }
+        made |= evaluated(store, model, given[model], None if model == "base" else 0)
+    data = report_of(store, made, ROWS, primary="rlt")
+    for task, n in (("aime24", 64), ("math_500", 4)):
+        line = lines_of(data, task)["rlt"]
+        assert line.score.samples == n
+        assert line.score.checkpoint.value == pytest.approx(given["rlt"][task].mean())
+        gain = given["rlt"][task].mean() - given["dataset"][task].mean()
+        assert line.against.checkpoint.difference.value == pytest.approx(gain)
+    both = lines_of(data, "mean")["rlt"].score
+    assert (both.questions, both.samples) == (80, None)
+    text, _, tables = written(data, tmp_path / "report")
+    assert "30 × 64 × 1" in text and "50 × 4 × 1" in text and "80 × several × 1" in text  # noqa: RUF001
+    assert {row["samples"] for row in tables["table.csv"] if row["value"]} == {"64", "4", ""}
+    assert {(line.metric, line.samples) for line in data.totals} == {("avg@64", 64), ("avg@4", 4)}
+
+
 def test_the_mean_of_one_task_is_the_task():
     rng = np.random.default_rng(0)
     ours = rng.random((3, 20)) + np.array([[0.0], [0.3], [-0.2]])
