@@ -88,7 +88,7 @@ EVAL_SAMPLES = _schema(
     extracted=pa.string(),  # the answer that grading read; null when unparsable
     answer=pa.string(),
     outcome=pa.string(),  # correct | wrong | unparsable | ungradable | grader_failed
-    finish_reason=pa.string(),
+    finish_reason=pa.string(),  # stop | length | too_long: its prompt fills the model's context
     completion_tokens=pa.int32(),
 )
 
