@@ -201,7 +201,7 @@ class Costs:
 
     # ------------------------------------------------------------ shards
     def _drawn(self, node: Node) -> list[tuple[Drawn, int]]:
-        """Completions of each task, and how many a question."""
+        """Completions of each task, and how many a request."""
         config = node.config
         if isinstance(config, TraceGenerationConfig):
             questions, traces = (
@@ -214,9 +214,13 @@ class Costs:
         if isinstance(config, EvaluationStageConfig):
             questions, sampling = self._facts.questions(node.inputs["questions"]), config.evaluation
             tokens = self._facts.completion(sampling.max_tokens, questions)
+            asked = zip(sampling.tasks, self._facts.tested(node), strict=True)
             return [
-                (Drawn(count * sampling.n, prompt, tokens, sampling.max_tokens), sampling.n)
-                for count, prompt in self._facts.tested(node)
+                (
+                    Drawn(count * sampling.samples_of(task), prompt, tokens, sampling.max_tokens),
+                    sampling.n,
+                )
+                for task, (count, prompt) in asked
                 if count
             ]
         return []
