@@ -1,4 +1,4 @@
-"""A node that several runs of a pool share."""
+"""A node that several runs of a pool share, and nodes that several pipelines share."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rlt_core.graph import upstream
 from rlt_core.overrides import load_config
 from rlt_core.store import Lease
 from tests.server.conftest import Server
+from tests.server.test_faults import computing
 
 pytestmark = pytest.mark.slow
 
@@ -46,3 +47,23 @@ def test_a_machine_that_cannot_do_its_part_ends_the_node(server: Server) -> None
     assert run.state and run.state.is_failed(), server.logs()
     assert "a batch of 5 cannot be shared by 2 processes" in str(run.state.message)
     assert not any(child.state and not child.state.is_final() for child in server.children(run.id))
+
+
+def test_two_pipelines_share_nodes_and_the_queue_high_goes_through(server: Server) -> None:
+    shared = ["base_model.steps=1000", "base_model.seed=77"]
+    first = server.start("compare-traces", profile="smoke", set=shared)
+    child = computing(server, first, "base-model")
+    with server.client() as client:
+        found = client.read_deployment_by_name("rlt/compare-traces")
+        second = client.create_flow_run_from_deployment(
+            found.id,
+            parameters={"profile": "smoke", "set": [*shared, "teacher_sft.steps=1"]},
+            work_queue_name="high",
+        ).id
+    for run in (server.finish(second), server.finish(first)):
+        assert run.state and run.state.is_completed(), server.logs()
+    ran = server.children(second)
+    assert ran and {one.work_queue_name for one in ran} == {"high"}
+    assert "base-model" not in {one.name for one in ran}, "the first pipeline's is waited for"
+    assert "is working on it" in server.log_of(second)
+    assert server.run(child.id).work_queue_name == "default"
