@@ -107,8 +107,8 @@ def single_gpu() -> Config:
             "trace_sources": trace_sources(3000),
             "countdown": countdown(2048),
             "student_grpo": StudentGRPOConfig(**grpo, lora=lora, learning_rate=1e-5),
-            "evaluation": config.evaluation.model_copy(
-                update={"tasks": ("test", "math_500"), "max_tokens": 4096, "n": 4}
+            "evaluation": EvaluationConfig(
+                tasks=("test", "math_500"), n=4, max_tokens=4096, dtype="bfloat16"
             ),
             "resources": Resources(
                 engine="vllm", micro_batch_size=2, gradient_checkpointing=True,
