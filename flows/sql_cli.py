@@ -45,10 +45,12 @@ def sql(
     from rlt_core.tables import connect, refresh
 
     opened = open_store(store)
-    with connect(opened) as connection:
+    if statement is None and not sys.stdin.isatty():
+        statement = sys.stdin.read()
+    with connect(opened, statement) as connection:
         if statement is not None:
             ask(connection, statement, chosen, output)
-        elif sys.stdin.isatty():
+        else:
             from flows.sql_shell import shell
 
             shell(
@@ -56,8 +58,6 @@ def sql(
                 ask=lambda text: ask(connection, text, chosen, None),
                 refresh=lambda: refresh(connection, opened),
             )
-        else:
-            ask(connection, sys.stdin.read(), chosen, None)
 
 
 class NoPandas:

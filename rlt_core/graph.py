@@ -11,7 +11,7 @@ from typing import Any
 
 from rlt_core.config import Frozen
 from rlt_core.stages import Stage
-from rlt_core.store import Manifest, Ref, Store
+from rlt_core.store import Made, Ref, Store
 
 KEY_DIGITS = 16
 
@@ -96,23 +96,22 @@ def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _changes(node: Node, manifest: Manifest) -> list[str]:
+def _changes(node: Node, made: Made) -> list[str]:
     """Fields and inputs in which a node differs from a committed artifact."""
-    old, new = dict(_flatten(manifest.config)), dict(_flatten(node.config.model_dump(mode="json")))
+    old, new = dict(_flatten(made.config)), dict(_flatten(node.config.model_dump(mode="json")))
     changes = [
         f"{name}: {old.get(name, '(absent)')} → {new.get(name, '(absent)')}"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
-    if manifest.stage_version != node.stage.version:
-        changes.insert(0, f"stage version: {manifest.stage_version} → {node.stage.version}")
+    if made.stage_version != node.stage.version:
+        changes.insert(0, f"stage version: {made.stage_version} → {node.stage.version}")
     inputs = {name: parent.key for name, parent in node.inputs.items()}
-    before = {name: ref.key for name, ref in manifest.inputs.items()}
-    for name in sorted(inputs.keys() | before.keys()):
-        if inputs.get(name) != before.get(name):
+    for name in sorted(inputs.keys() | made.inputs.keys()):
+        if inputs.get(name) != made.inputs.get(name):
             parent = node.inputs[name].name if name in inputs else "(absent)"
             changes.append(
-                f"input {name} ({parent}): {before.get(name, '(absent)')} → "
+                f"input {name} ({parent}): {made.inputs.get(name, '(absent)')} → "
                 f"{inputs.get(name, '(absent)')}"
             )
     return changes
@@ -122,14 +121,23 @@ def plan(targets: Iterable[Node], store: Store) -> list[Planned]:
     """Every node that the targets need, hit or miss, and for a miss what changed."""
     nodes = upstream(targets)
     hits = store.manifests_of(node.ref for node in nodes)
-    committed = store.manifests() if any(node.key not in hits for node in nodes) else []
-    planned = []
-    for node in nodes:
-        if node.key in hits:
-            planned.append(Planned(node, True, ()))
-            continue
-        same = [m for m in committed if m.stage == node.stage.name]
-        same = [m for m in same if m.label == node.label and m.seed == node.seed] or same
-        nearest = min((_changes(node, m) for m in reversed(same)), key=len, default=["new"])
-        planned.append(Planned(node, False, tuple(nearest)))
-    return planned
+    misses = [node for node in nodes if node.key not in hits]
+    changes = dict(zip((node.key for node in misses), _nearest(misses, store), strict=True))
+    return [Planned(node, node.key in hits, changes.get(node.key, ())) for node in nodes]
+
+
+def _nearest(misses: list[Node], store: Store) -> list[tuple[str, ...]]:
+    """What each differs in from the nearest artifact of its label and seed, or else its stage."""
+    if not misses:
+        return []
+    stages = sorted({node.stage.name for node in misses})
+    found = store.newest_of(
+        [(node.stage.name, node.label, node.seed) for node in misses]
+        + [(stage, None, None) for stage in stages]
+    )
+    of_stage = dict(zip(stages, found[len(misses) :], strict=True))
+    nearest: list[tuple[str, ...]] = []
+    for node, same in zip(misses, found, strict=False):
+        changes = [_changes(node, made) for made in same or of_stage[node.stage.name]]
+        nearest.append(tuple(min(changes or [["new"]], key=len)))
+    return nearest

@@ -16,10 +16,9 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from difflib import get_close_matches
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import duckdb
 import pyarrow as pa
@@ -30,6 +29,7 @@ from rlt_core import sql_macros
 from rlt_core.errors import UserError
 from rlt_core.schemas import TABLES
 from rlt_core.store import Manifest, Store
+from rlt_core.store.index import Select, tables_of
 
 RUN = pa.field("run", pa.string())
 LABEL = pa.field("label", pa.string())
@@ -108,42 +108,70 @@ VIEWS: dict[str, pa.Schema] = {name: view_schema(name) for name in TABLES} | BUI
 """View name -> columns: all that SQL can name."""
 
 
-def connect(store: Store) -> duckdb.DuckDBPyConnection:
+def connect(store: Store, sql: str | None = None) -> duckdb.DuckDBPyConnection:
     """Views of every table over what is committed now, typed and empty where nothing is; macros.
 
-    The connection holds nothing that could be written back: it is in memory, and files, network,
+    `sql`: all that the connection will be asked; the views that it does not name stay empty. The
+    connection holds nothing that could be written back: it is in memory, and files, network,
     extensions and Python variables are out of reach of its SQL.
     """
     spill = Path(tempfile.gettempdir()) / f"rlt-duckdb-{os.getuid()}"
     connection = duckdb.connect(config={"temp_directory": str(spill)})
     sql_macros.create(connection)
-    refresh(connection, store)
+    refresh(connection, store, sql)
     connection.execute("set enable_external_access = false")
     connection.execute("set python_enable_replacements = false")
     connection.execute("set lock_configuration = true")
     return connection
 
 
-def refresh(connection: duckdb.DuckDBPyConnection, store: Store) -> int:
+def refresh(connection: duckdb.DuckDBPyConnection, store: Store, sql: str | None = None) -> int:
     """Point the views of `connect` at what is committed now; returns the number of artifacts.
 
     What SQL itself has made on the connection stays.
     """
-    manifests = list(store.manifests())
+    named = _named(sql)
+    tables = [table for table in TABLES if table in named]
+    runs, costs, inputs, *files = store.index.select(
+        Select("run"),
+        Select(FACTS, "true" if named & {"artifacts", "costs"} else "false"),
+        Select("run, stage, inputs", "true" if "lineage" in named else "false"),
+        *(Select(FILES, "instr(tables, ?)", (f'"{table}":',)) for table in tables),
+    )
+    of_table = dict(zip(tables, files, strict=True))
     for table in TABLES:
-        connection.register(table, dataset(store, table, manifests))
-    rows = {
-        "artifacts": map(_artifact, manifests),
-        "costs": map(_cost, manifests),
-        "lineage": _lineage(manifests),
-        "refs": ({"name": name, "run": ref.key} for name, ref in store.refs().items()),
+        sources = (
+            Source(
+                run, label, f"artifacts/{kind}/{run}/{attempt}", tuple(json.loads(by_name)[table])
+            )
+            for run, label, kind, attempt, by_name in of_table.get(table, [])
+        )
+        connection.register(table, _dataset(store, table, sources))
+    facts = _columns(costs)
+    refs = store.refs() if "refs" in named else {}
+    built = {
+        "artifacts": _table(ARTIFACTS, facts),
+        "costs": _table(COSTS, facts),
+        "lineage": pa.Table.from_pylist(list(_lineage(inputs)), schema=LINEAGE),
+        "refs": pa.table([list(refs), [ref.key for ref in refs.values()]], schema=REFS),
     }
-    for view, schema in BUILT.items():
-        connection.register(view, pa.Table.from_pylist(list(rows[view]), schema=schema))
+    for view, made in built.items():
+        connection.register(view, made)
     for macro, query in LOOK_UPS.items():
-        found = dict(connection.execute(query).fetchall())
-        connection.execute(f"create or replace temp macro {macro.format(map=_map(found))}")
-    return len(manifests)
+        if macro.partition("(")[0] in named:
+            found = dict(connection.execute(query).fetchall())
+            connection.execute(f"create or replace temp macro {macro.format(map=_map(found))}")
+    return len(runs)
+
+
+def _named(sql: str | None) -> set[str]:
+    """The views and look-ups that a text can reach; all if it may put names together itself."""
+    look_ups = {"run_of": "refs", "input_of": "lineage"}
+    every = {*VIEWS, *look_ups}
+    words = every if sql is None else set(re.findall(r"\w+", sql.lower()))
+    if words & {"query", "query_table"}:
+        words = every
+    return (words & every) | {view for macro, view in look_ups.items() if macro in words}
 
 
 LOOK_UPS = {
@@ -166,32 +194,54 @@ def _map(values: Mapping[str, str]) -> str:
 
 
 # ---------------------------------------------------------------- building the views
+FACTS = (
+    "run, kind, stage, stage_version, label, profile, seed, started, created, seconds, "
+    "gpu_seconds, threads, device, bytes, rows, metrics, config"
+)
+FILES = "run, label, kind, attempt, tables"
+"""Columns of the index."""
+
+
+class Source(NamedTuple):
+    """Where an artifact has a table."""
+
+    run: str
+    label: str
+    folder: str
+    """Relative to the store's root."""
+    files: tuple[str, ...]
+
+
 def dataset(store: Store, table: str, manifests: Iterable[Manifest]) -> ds.FileSystemDataset:
-    """The files of a table in all artifacts as one dataset, read only when it is queried.
+    """The files of a table in these artifacts as one dataset, read only when it is queried."""
+    return _dataset(
+        store,
+        table,
+        (
+            Source(one.ref.key, one.label, store.folder(one), tuple(tables_of(one).get(table, [])))
+            for one in manifests
+        ),
+    )
 
-    `run` and `label` stand in each fragment's partition expression: the scanner fills them in, and
-    skips the files of other artifacts when a query filters on them.
-    """
+
+def _dataset(store: Store, table: str, sources: Iterable[Source]) -> ds.FileSystemDataset:
+    """`run` and `label` stand in each fragment's partition expression: the scanner fills them in,
+    and skips the files of other artifacts when a query filters on them."""
     file_format, file_system = ds.ParquetFileFormat(), _file_system(store)
+    run, label = ds.field("run"), ds.field("label")
     fragments = []
-    for manifest in manifests:
-        constants = ds.field("run") == manifest.ref.key
+    for source in sources:
+        constants = run == source.run
         if "label" not in TABLES[table].names:
-            constants &= ds.field("label") == manifest.label
+            constants &= label == source.label
         fragments += [
-            file_format.make_fragment(path, file_system, partition_expression=constants)
-            for path in _files(store, table, manifest)
-        ]
+            file_format.make_fragment(
+                store.files.full(f"{source.folder}/{name}"), file_system,
+                partition_expression=constants,
+            )
+            for name in source.files
+        ]  # fmt: skip
     return ds.FileSystemDataset(fragments, VIEWS[table], file_format, file_system)
-
-
-def _files(store: Store, table: str, manifest: Manifest) -> Iterator[str]:
-    """The files of an artifact that hold a table: `{table}.parquet` or `{table}/*.parquet`."""
-    for entry in manifest.files:
-        path = PurePosixPath(entry.path)
-        folder = path.parent.as_posix()
-        if path.suffix == ".parquet" and (path.stem if folder == "." else folder) == table:
-            yield f"{store.data_path(manifest)}/{entry.path}"
 
 
 def _file_system(store: Store) -> FileSystem:
@@ -200,58 +250,29 @@ def _file_system(store: Store) -> FileSystem:
     return file_system
 
 
-def _utc(time: datetime) -> datetime:
-    return time.astimezone(UTC).replace(tzinfo=None)
+def _columns(rows: list[tuple[Any, ...]]) -> dict[str, list[Any]]:
+    """The columns of `FACTS` by name, with what follows from them."""
+    names = FACTS.split(", ")
+    columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in names]
+    found = dict(zip(names, columns, strict=True))
+    pairs = zip(found["seconds"], found["threads"], strict=True)
+    return found | {"thread_seconds": [seconds * threads for seconds, threads in pairs]}
 
 
-def _artifact(manifest: Manifest) -> dict[str, Any]:
-    return {
-        "run": manifest.ref.key,
-        "kind": manifest.ref.kind,
-        "stage": manifest.stage,
-        "stage_version": manifest.stage_version,
-        "label": manifest.label,
-        "profile": manifest.profile,
-        "seed": manifest.seed,
-        "created": _utc(manifest.finished_at),
-        "seconds": manifest.seconds,
-        "gpu_seconds": manifest.gpu_seconds,
-        "device": manifest.device,
-        "bytes": manifest.bytes,
-        "rows": manifest.rows,
-        "metrics": json.dumps(manifest.metrics),
-        "config": json.dumps(manifest.config),
-    }
+def _table(schema: pa.Schema, columns: Mapping[str, list[Any]]) -> pa.Table:
+    return pa.table([pa.array(columns[f.name], f.type) for f in schema], schema=schema)
 
 
-def _cost(manifest: Manifest) -> dict[str, Any]:
-    return {
-        "run": manifest.ref.key,
-        "stage": manifest.stage,
-        "label": manifest.label,
-        "profile": manifest.profile,
-        "seed": manifest.seed,
-        "started": _utc(manifest.started_at),
-        "created": _utc(manifest.finished_at),
-        "seconds": manifest.seconds,
-        "gpu_seconds": manifest.gpu_seconds,
-        "thread_seconds": manifest.seconds * manifest.threads,
-        "threads": manifest.threads,
-        "device": manifest.device,
-        "bytes": manifest.bytes,
-    }
-
-
-def _lineage(manifests: Iterable[Manifest]) -> Iterator[dict[str, Any]]:
-    stages = {manifest.ref.key: manifest.stage for manifest in manifests}
-    for manifest in manifests:
-        for name, ref in manifest.inputs.items():
+def _lineage(rows: list[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+    stages = {run: stage for run, stage, _ in rows}
+    for run, stage, inputs in rows:
+        for name, key in json.loads(inputs).items():
             yield {
-                "run": manifest.ref.key,
-                "stage": manifest.stage,
+                "run": run,
+                "stage": stage,
                 "input": name,
-                "input_run": ref.key,
-                "input_stage": stages.get(ref.key),
+                "input_run": key,
+                "input_stage": stages.get(key),
             }
 
 

@@ -1,7 +1,7 @@
 """Versioned artifacts on a local folder or S3. The manifest is the commit.
 
 {root}/artifacts/{kind}/{key}/{attempt}/...    data
-{root}/artifacts/{kind}/{key}/manifest.json    written last, create-only
+{root}/artifacts/{kind}/{key}.json             the manifest, written last, create-only
 {root}/work/{key}/{group}/{name}/...           what long work leaves for its next attempt
 {root}/work/{key}/lease.json                   who works on a key right now
 {root}/refs/{name}.json                        human names for keys
@@ -9,7 +9,7 @@
 
 from rlt_core.store.lease import Lease
 from rlt_core.store.manifest import FileEntry, Manifest, Ref
-from rlt_core.store.store import Attempt, Store
+from rlt_core.store.store import Attempt, Made, Store
 from rlt_core.store.workspace import Workspace
 
-__all__ = ["Attempt", "FileEntry", "Lease", "Manifest", "Ref", "Store", "Workspace"]
+__all__ = ["Attempt", "FileEntry", "Lease", "Made", "Manifest", "Ref", "Store", "Workspace"]

@@ -14,6 +14,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,15 @@ Advance = Callable[[int], None]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a listing tells of a file. Another mark: it was written anew."""
+
+    mark: str
+    changed_s: float
+    """Since 1970."""
 
 
 class Damaged(UserError):
@@ -198,8 +208,26 @@ class Files:
             return []
         return sorted(name for name in entries if not name.startswith("."))
 
+    def entries(self, paths: Sequence[str]) -> list[dict[str, Entry | None]]:
+        """What is directly below each folder, hidden names left out; None for a folder."""
+        return parallel(self._entries, paths, self.threads)
+
+    def _entries(self, path: str) -> dict[str, Entry | None]:
+        found: dict[str, Entry | None] = {}
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            for entry in os.scandir(self.full(path)):
+                if entry.name.startswith("."):
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    found[entry.name] = None if entry.is_dir() else _entry_of(entry.stat())
+        return found
+
+    def index_file(self) -> Path:
+        """Where this machine keeps the index of the manifests."""
+        return Path(self.full(".manifests.sqlite"))
+
     def expand(self, pattern: str) -> list[str]:
-        """Paths that fit a pattern such as `artifacts/*/*/manifest.json`, sorted.
+        """Paths that fit a pattern such as `work/*/lease.json`, sorted.
 
         Folders of one level are listed at the same time. What follows the last `*` is not looked
         for: `read_many` drops what is not there.
@@ -268,6 +296,11 @@ class Files:
 
     def drop_copies(self, path: str, names: Iterable[str]) -> None:
         """Forget local copies of remote files, which `download` then fetches again."""
+
+
+def _entry_of(status: os.stat_result) -> Entry:
+    mark = f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
+    return Entry(mark, status.st_mtime)
 
 
 def open_files(root: str, cache: Path | None = None) -> Files:

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from rlt_core.store.cache import Cache
 from rlt_core.store.files import (
     Advance,
     Damaged,
+    Entry,
     Files,
     Result,
     local_tree,
@@ -72,6 +73,7 @@ class S3Files(Files):
         self.cache = Cache(cache)
         home = self.cache.home / hashlib.sha256(self.url.encode()).hexdigest()[:16]
         self._copies, self._staging = home / "files", home / "staging"
+        self._index = home / "manifests.sqlite"
 
     def local(self, path: str) -> Path:
         """Where this machine writes the file, e.g. that of a folder in the making."""
@@ -234,6 +236,34 @@ class S3Files(Files):
             found |= {entry["Key"] for entry in page.get("Contents", [])}
         names = {name.rsplit("/", 1)[-1] for name in found}
         return sorted(name for name in names if name and not name.startswith("."))
+
+    def entries(self, paths: Sequence[str]) -> list[dict[str, Entry | None]]:
+        """What is directly below each folder on S3, hidden names left out; None for a folder.
+
+        Listed by pyarrow, which reads a page in a tenth of botocore's time.
+        """
+        from pyarrow.fs import FileSelector, FileType
+
+        file_system = self.arrow()
+
+        def entries(path: str) -> dict[str, Entry | None]:
+            with self._errors():
+                found = file_system.get_file_info(
+                    FileSelector(self.full(path), allow_not_found=True)
+                )
+            return {
+                one.base_name: None
+                if one.type is FileType.Directory
+                else Entry(f"{one.size} {one.mtime_ns}", one.mtime_ns / 1e9)
+                for one in found
+                if not one.base_name.startswith(".")
+            }
+
+        return parallel(entries, paths, self.threads)
+
+    def index_file(self) -> Path:
+        """Where this machine keeps the index of the manifests."""
+        return self._index
 
     def sizes(self, path: str) -> dict[str, int]:
         """Bytes of every file below a folder, by its path relative to the folder, sorted."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from rlt_core.errors import UserError
 from rlt_core.store.files import Damaged, open_files, parallel
+from rlt_core.store.index import Index, Select
 from rlt_core.store.lease import Lease
 from rlt_core.store.manifest import (
     FileEntry,
@@ -22,7 +25,18 @@ from rlt_core.store.manifest import (
 )
 from rlt_core.store.workspace import Workspace
 
-MANIFESTS = "artifacts/*/*/manifest.json"
+COMPARED = 200
+"""Artifacts of a stage, the newest, that are worth a comparison."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a committed artifact was made from."""
+
+    stage_version: int
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    """Keys."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,7 @@ class Store:
 
     def __init__(self, root: str, cache: Path | None = None) -> None:
         self.files = open_files(root, cache)
+        self.index = Index(self.files, self._parse)
 
     def __str__(self) -> str:
         return self.files.url
@@ -56,6 +71,11 @@ class Store:
     @staticmethod
     def _base(ref: Ref) -> str:
         return f"artifacts/{ref.kind}/{ref.key}"
+
+    @classmethod
+    def _paths(cls, ref: Ref) -> tuple[str, str]:
+        """Where the manifest is, and where stores of the first months have it."""
+        return f"{cls._base(ref)}.json", f"{cls._base(ref)}/manifest.json"
 
     def folder(self, manifest: Manifest) -> str:
         """Folder of an artifact's files, relative to the store's root."""
@@ -67,15 +87,38 @@ class Store:
 
     def manifests_of(self, refs: Iterable[Ref]) -> dict[str, Manifest]:
         """The manifests of those that are committed, by key; read at the same time."""
-        return self._read_manifests(f"{self._base(ref)}/manifest.json" for ref in refs)
+        refs = list(refs)
+        found: dict[str, Manifest] = {}
+        for which in range(2):
+            paths = {self._paths(ref)[which]: ref.key for ref in refs if ref.key not in found}
+            read = self.files.read_many(paths).items()
+            found |= {paths[path]: self._parse(path, data) for path, data in read}
+        return {ref.key: found[ref.key] for ref in refs if ref.key in found}
 
     def manifests(self) -> list[Manifest]:
         """Every committed artifact."""
-        return list(self._read_manifests(self.files.expand(MANIFESTS)).values())
+        [rows] = self.index.select(Select("path, document"))
+        return [self._parse(path, document) for path, document in rows]
 
-    def _read_manifests(self, paths: Iterable[str]) -> dict[str, Manifest]:
-        found = self.files.read_many(paths).items()
-        return {path.split("/")[2]: self._parse(path, data) for path, data in found}
+    def newest_of(self, wanted: Iterable[tuple[str, str | None, int | None]]) -> list[list[Made]]:
+        """For each stage, label and seed the artifacts that were made last, newest first.
+
+        Label None: of any label and seed.
+        """
+        queries = []
+        for stage, label, seed in wanted:
+            where = "stage = ?"
+            values: tuple[object, ...] = (stage,)
+            if label is not None:
+                where, values = f"{where} and label = ? and seed is ?", (stage, label, seed)
+            queries.append(Select("stage_version, config, inputs", where, values, COMPARED))
+        return [
+            [
+                Made(version, json.loads(config), json.loads(inputs))
+                for version, config, inputs in rows
+            ]
+            for rows in self.index.select(*queries)
+        ]
 
     def _parse(self, path: str, data: bytes) -> Manifest:
         try:
@@ -94,9 +137,10 @@ class Store:
         if ref := self.ref(prefix):
             committed = list(self.manifests_of([ref]).values())
         else:
-            paths = self.files.expand(MANIFESTS)
-            chosen = [path for path in paths if path.split("/")[2].startswith(prefix)]
-            committed = list(self._read_manifests(chosen).values())
+            manifests, folders = self.index.listed()
+            bases = [path.removesuffix(".json").split("/") for path in (*manifests, *folders)]
+            refs = [Ref(kind=kind, key=key) for _, kind, key in bases if key.startswith(prefix)]
+            committed = list(self.manifests_of(refs).values())
         if len(committed) == 1:
             return committed[0]
         if not committed:
@@ -168,7 +212,7 @@ class Store:
     def publish(self, manifest: Manifest) -> bool:
         """Create the manifest; False if another attempt's was first."""
         data = manifest.model_dump_json(indent=1).encode()
-        return self.files.create(f"{self._base(manifest.ref)}/manifest.json", data)
+        return self.files.create(self._paths(manifest.ref)[0], data)
 
     def abandon(self, attempt: Attempt) -> None:
         """Delete an attempt that will not be committed."""
@@ -177,8 +221,8 @@ class Store:
 
     def remove(self, ref: Ref) -> None:
         """Delete an artifact, its manifest first, and its workspace."""
-        self.files.remove(f"{self._base(ref)}/manifest.json")
-        self.files.remove(self._base(ref))
+        for path in (*self._paths(ref), self._base(ref)):
+            self.files.remove(path)
         self.files.remove(f"work/{ref.key}")
 
     def forget(self, key: str) -> None:
@@ -224,19 +268,20 @@ class Store:
     def orphans(self) -> list[Orphan]:
         """Attempts that no manifest names and workspaces of committed keys, minding leases."""
         working = self.working()
-        keys = self.files.expand("artifacts/*/*")
-        committed = self._read_manifests(f"{base}/manifest.json" for base in keys)
+        names = self.files.expand("artifacts/*/*")
+        folders = [name for name in names if not name.endswith(".json")]
+        refs = [Ref(kind=kind, key=key) for _, kind, key in (one.split("/") for one in folders)]
+        committed = self.manifests_of(refs)
         found = []
-        for path in self.files.expand("artifacts/*/*/*"):
-            _, _, key, name = path.split("/")
-            manifest = committed.get(key)
+        inside = parallel(self.files.names, folders, self.files.threads)
+        for folder, ref, attempts in zip(folders, refs, inside, strict=True):
+            manifest = committed.get(ref.key)
             keep = {"manifest.json", manifest.attempt if manifest else ""}
-            if name not in keep and key not in working:
-                found.append(path)
+            if ref.key not in working:
+                found += [f"{folder}/{name}" for name in attempts if name not in keep]
+        done = committed.keys() | {Path(name).stem for name in names if name.endswith(".json")}
         found += [
-            f"work/{key}"
-            for key in self.files.names("work")
-            if key in committed and key not in working
+            f"work/{key}" for key in self.files.names("work") if key in done and key not in working
         ]
         sizes = zip(found, parallel(self.files.size, found, self.files.threads), strict=True)
         return [Orphan(path, size) for path, size in sizes if size is not None]

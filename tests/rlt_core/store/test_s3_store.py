@@ -389,7 +389,7 @@ def test_listing_many_artifacts_costs_a_request_each_and_many_at_once(store: Sto
     for number in range(count):
         ref = template.ref.model_copy(update={"key": f"{number:04}"})
         store.files.fs.pipe_file(
-            store.files.full(f"artifacts/evaluation/{number:04}/manifest.json"),
+            store.files.full(f"artifacts/evaluation/{number:04}.json"),
             template.model_copy(update={"ref": ref}).model_dump_json().encode(),
         )
     sent, flying, most = 0, 0, 0

@@ -107,8 +107,8 @@ def test_find_by_unique_beginning_and_by_name(store: Store) -> None:
 
 def test_a_damaged_manifest_is_named(store: Store) -> None:
     manifest = store.commit(manifest_of(store, attempt_with(store, "one")))
-    store.files.write(f"artifacts/evaluation/{manifest.ref.key}/manifest.json", b"{}")
-    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+    store.files.write(f"artifacts/evaluation/{manifest.ref.key}.json", b"{}")
+    with pytest.raises(UserError, match=r"abc123\.json is damaged"):
         list(store.manifests())
 
 

@@ -1,0 +1,206 @@
+"""A copy of a store's manifests on this machine, in one SQLite file: each is read only once.
+
+A manifest lies beside its artifact's folder, so that listing the folder of a kind names all of
+them with their sizes and times. A row whose path and mark are listed is as good as the file; other
+rows are dropped, other files read. The index thus knows what the listing knows, and may be deleted
+at any time. Processes share it: a row that two of them write is the same.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from rlt_core.store.files import Entry, Files
+from rlt_core.store.manifest import Manifest
+
+FEW = 100
+"""Manifests; so many are read anew each time, and no file is made for them."""
+READ_AT_ONCE = 2000
+"""Manifests between two commits of the index: what a killed process reads again."""
+SETTLED_S = 10.0
+"""A younger manifest is not indexed: some servers tell whole seconds, within which one may have
+been removed and written anew with as many bytes."""
+BUSY_S = 60.0
+
+_COLUMNS = """(
+    path text primary key, mark text, run text, kind text, attempt text, stage text,
+    stage_version int, label text, profile text, seed int, started int, created int, seconds real,
+    gpu_seconds real, threads int, device text, bytes int, rows int, tables text, inputs text,
+    metrics text, config text
+) without rowid"""
+"""`started`, `created`: milliseconds since 1970 (UTC); JSON: `tables` (name -> files), `inputs`
+(name -> key), `metrics`, `config`."""
+_DOCUMENT = "(path text primary key, document blob)"
+_KEPT = f"""
+create table if not exists facts{_COLUMNS};
+create table if not exists documents{_DOCUMENT};
+create index if not exists by_label on facts(stage, label, seed);
+"""
+_SEEN = f"""
+pragma temp_store = memory;
+create temp table listed(path text primary key, mark text) without rowid;
+create temp table other_facts{_COLUMNS};
+create temp table other_documents{_DOCUMENT};
+"""
+"""What is this process's own: the listing, and manifests that are not indexed (yet)."""
+
+log = logging.getLogger(__name__)
+
+
+def tables_of(manifest: Manifest) -> dict[str, list[str]]:
+    """The files of each table: `{table}.parquet` or `{table}/*.parquet`."""
+    found: dict[str, list[str]] = {}
+    for entry in manifest.files:
+        path = PurePosixPath(entry.path)
+        folder = path.parent.as_posix()
+        if path.suffix == ".parquet":
+            found.setdefault(path.stem if folder == "." else folder, []).append(entry.path)
+    return found
+
+
+def _milliseconds(time: datetime) -> int:
+    return (time - datetime.fromtimestamp(0, UTC)) // timedelta(milliseconds=1)
+
+
+def _row(path: str, mark: str, one: Manifest) -> tuple[object, ...]:
+    return (
+        path, mark, one.ref.key, one.ref.kind, one.attempt, one.stage, one.stage_version,
+        one.label, one.profile, one.seed, _milliseconds(one.started_at),
+        _milliseconds(one.finished_at), one.seconds, one.gpu_seconds, one.threads, one.device,
+        one.bytes, one.rows, json.dumps(tables_of(one)),
+        json.dumps({name: ref.key for name, ref in one.inputs.items()}), json.dumps(one.metrics),
+        json.dumps(one.config),
+    )  # fmt: skip
+
+
+Rows = list[list[tuple[Any, ...]]]
+
+
+@dataclass(frozen=True)
+class Select:
+    """Columns of the manifests that fit, `document` (the file's bytes) among them if need be."""
+
+    columns: str
+    where: str = "true"
+    values: tuple[object, ...] = ()
+    newest: int | None = None
+    """At most so many, the newest first; None: all, by path."""
+
+    def sql(self) -> str:
+        """The query; takes the values twice."""
+        kept, other = "facts join listed using (path, mark)", "other_facts"
+        if "document" in self.columns:
+            kept += " join documents using (path)"
+            other += " join other_documents using (path)"
+        position = "path" if self.newest is None else "-created"
+        columns = ", ".join(f"{c} as c{n}" for n, c in enumerate(self.columns.split(", ")))
+        named = ", ".join(f"c{n}" for n in range(len(self.columns.split(", "))))
+        both = " union all ".join(
+            f"select {columns}, {position} as position from {source} where {self.where}"
+            for source in (kept, other)
+        )
+        limit = -1 if self.newest is None else self.newest
+        return f"select {named} from ({both}) order by position limit {limit}"
+
+
+class Index:
+    """The manifests of one store."""
+
+    def __init__(self, files: Files, parse: Callable[[str, bytes], Manifest]) -> None:
+        """`parse` makes a manifest of a file, or raises UserError naming it."""
+        self._files, self._parse = files, parse
+
+    def listed(self) -> tuple[dict[str, Entry], list[str]]:
+        """The manifests by path, and the folders of keys that have none beside them."""
+        bases = [f"artifacts/{kind}" for kind in self._files.names("artifacts")]
+        manifests: dict[str, Entry] = {}
+        folders = []
+        for base, found in zip(bases, self._files.entries(bases), strict=True):
+            for name, entry in found.items():
+                if entry is None and f"{name}.json" not in found:
+                    folders.append(f"{base}/{name}")
+                elif entry is not None and name.endswith(".json"):
+                    manifests[f"{base}/{name}"] = entry
+        return manifests, folders
+
+    def select(self, *queries: Select) -> Rows:
+        """The rows of each query: artifacts that are committed now, all of one moment."""
+        manifests, folders = self.listed()
+
+        def answer(file: Path | None) -> Rows:
+            with closing(sqlite3.connect(file or ":memory:", timeout=BUSY_S)) as database:
+                self._bring_up_to_date(database, manifests, folders)
+                return [
+                    database.execute(one.sql(), (*one.values, *one.values)).fetchall()
+                    for one in queries
+                ]
+
+        return self._with_file(answer, len(manifests))
+
+    def _with_file(self, answer: Callable[[Path | None], Rows], manifests: int) -> Rows:
+        """The answer from the index's file; one that is damaged or cannot be written is no harm."""
+        if manifests <= FEW:
+            return answer(None)
+        file = self._files.index_file()
+        for attempt in range(2):
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                return answer(file)
+            except (sqlite3.OperationalError, OSError) as error:  # e.g. a read-only store
+                log.info("%s cannot be used: %s", file, error)
+                break
+            except sqlite3.DatabaseError as error:
+                log.info("%s is damaged: %s", file, error)
+                if not attempt:
+                    with suppress(OSError):
+                        file.unlink()
+        return answer(None)
+
+    def _bring_up_to_date(
+        self, database: sqlite3.Connection, manifests: dict[str, Entry], folders: Sequence[str]
+    ) -> None:
+        database.executescript(_KEPT + _SEEN)
+        database.executemany(
+            "insert into listed values (?, ?)",
+            ((path, entry.mark) for path, entry in manifests.items()),
+        )
+        if database.execute(
+            "select 1 from facts left join listed using (path, mark) where listed.path is null"
+        ).fetchone():
+            with database:
+                gone = "path not in (select path from facts join listed using (path, mark))"
+                database.execute(f"delete from documents where {gone}")
+                database.execute(f"delete from facts where {gone}")
+        missing = database.execute(
+            "select path from listed left join facts using (path, mark) where facts.path is null"
+        ).fetchall()
+        settled = time.time() - SETTLED_S
+        old = [path for (path,) in missing if manifests[path].changed_s < settled]
+        young = [path for (path,) in missing if manifests[path].changed_s >= settled]
+        young += [f"{folder}/manifest.json" for folder in folders]
+        for start in range(0, len(old), READ_AT_ONCE):
+            chunk = {path: manifests[path].mark for path in old[start : start + READ_AT_ONCE]}
+            self._read(database, chunk, "")
+        self._read(database, dict.fromkeys(young, ""), "other_")
+
+    def _read(self, database: sqlite3.Connection, marks: dict[str, str], prefix: str) -> None:
+        """Read manifests into the tables with this prefix; files that have gone are left out."""
+        found = self._files.read_many(marks)
+        rows = [_row(path, marks[path], self._parse(path, data)) for path, data in found.items()]
+        if not rows:
+            return
+        places = ", ".join("?" * len(rows[0]))
+        with database:
+            database.executemany(f"insert or replace into {prefix}facts values ({places})", rows)
+            database.executemany(
+                f"insert or replace into {prefix}documents values (?, ?)", found.items()
+            )
