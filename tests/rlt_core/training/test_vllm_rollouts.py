@@ -1,9 +1,14 @@
-"""GRPO whose completions a real vLLM engine draws, on the CPU: it always has the policy's weights."""
+"""GRPO whose completions a real vLLM engine draws, on the CPU, always from the policy of now."""
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +17,11 @@ import pytest
 from safetensors.torch import load_file
 from training_runs import FORMAT, steps, weights
 
-from rlt_core.config import ScratchModel
-from rlt_core.models import new_model, save_model, tiny_tokenizer
+from rlt_core.config import Sampling, ScratchModel, StageResources
+from rlt_core.errors import UserError
+from rlt_core.models import load_model, new_model, save_model, tiny_tokenizer
+from rlt_core.scoring import selected_logprobs
+from rlt_core.training.rollout_engines import connect, draw_from_server, open_rollouts
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 
@@ -136,3 +144,73 @@ def test_two_processes_have_an_engine_each(model: Path, tmp_path: Path, sharding
     trained, shared = (load_file(out / "out/model/model.safetensors") for out in (one, two))
     for name, tensor in trained.items():
         np.testing.assert_allclose(tensor, shared[name], atol=1e-4, err_msg=name)
+
+
+# ---------------------------------------------------------------- a server
+@pytest.fixture(scope="module")
+def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [  # `vllm serve`, whose script looks for a package of another name
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
+        "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager",
+        "--logprobs-mode", "processed_logprobs", "--weight-transfer-config", '{"backend": "nccl"}',
+    ]  # fmt: skip
+    environment = os.environ | {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    log = tmp_path_factory.mktemp("server") / "log"
+    with log.open("w") as out:
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 240
+        while not healthy(url):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def test_a_server_draws_from_its_model_with_a_seed_each(model: Path, server: str) -> None:
+    client, policy = connect(server), load_model(model)
+    prompts, seeds = [list(range(10, 16)), list(range(20, 23))], [[1, 2, 3], [1, 2]]
+    sampling, stop = Sampling(temperature=0.7, max_tokens=12), range(10, 30)
+    drawn = draw_from_server(client, prompts, sampling, seeds, stop)
+    [[alone]] = draw_from_server(client, prompts[:1], sampling, [[2]], stop)
+    assert alone.ids == drawn[0][1].ids and len({tuple(each.ids) for each in drawn[0]}) == 3
+    assert {each.finish_reason for group in drawn for each in group} == {"stop", "length"}
+    for prompt, group in zip(prompts, drawn, strict=True):
+        for each in group:
+            assert (each.ids[-1] in stop) == (each.finish_reason == "stop")
+            assert not set(each.ids[:-1]) & set(stop)
+            span = (len(prompt), len(prompt) + len(each.ids))
+            [[expected]] = selected_logprobs(policy, [prompt + each.ids], [[span]], 0.7, 1000)
+            np.testing.assert_allclose(each.logprobs, expected, atol=1e-3)
+
+
+def test_a_server_takes_weights_from_a_gpu_alone(model: Path, server: str) -> None:
+    resources = StageResources(engine="vllm", device="cpu", vllm_server=server)
+    with pytest.raises(UserError, match=r"resources.vllm_server=http.* needs a CUDA device"):
+        open_rollouts(load_model(model), model, "float32", resources, nullcontext)
+
+
+def test_no_server_is_the_users_mistake(model: Path) -> None:
+    resources = StageResources(engine="vllm", device="cpu", vllm_server="http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"resources.vllm_server=http.*; start it with: VLLM_SERV"):
+        open_rollouts(load_model(model), model, "float32", resources, nullcontext)
+
+
+def test_one_engine_on_the_trainers_gpus_is_refused(model: Path) -> None:
+    resources = StageResources(engine="vllm", device="cpu", tensor_parallel=2)
+    with pytest.raises(UserError, match=r"resources.tensor_parallel=2.* set it to 1"):
+        open_rollouts(load_model(model), model, "float32", resources, nullcontext)
