@@ -67,7 +67,7 @@ def test_what_cannot_fit_is_refused(rlt, store, command):
     assert "teacher-sft@0 needs 170.2 GiB of a GPU" in refused.stderr
     assert "--set resources.stages.teacher-sft.sharding=fsdp" in refused.stderr
     assert ("teacher-sft@0" in refused.stdout) == (command == "plan")  # the table comes first
-    assert not list(Path(store).rglob("manifest.json"))
+    assert not Store(str(store)).manifests()
 
 
 def test_what_is_in_the_store_already_is_not_refused(smoke_store):
@@ -105,4 +105,4 @@ def test_an_experiment_on_a_server_refuses_the_same_way(tmp_path, monkeypatch):
     state = full_pipeline.fn("paper-7b", [MISFIT[1]], str(tmp_path / "store"))
     assert state.is_failed()
     assert "teacher-sft@0 needs" in state.message
-    assert not list(tmp_path.rglob("manifest.json"))
+    assert not Store(str(tmp_path / "store")).manifests()

@@ -90,8 +90,7 @@ def test_budget_forcing_and_the_numbers_of_completions_go_along(store: Path) -> 
     for row in rows(store, alone, "eval_samples"):
         counts[row["task"]] += 1
     assert counts == {"test": 6 * 2, "countdown": 6 * 5}
-    shutil.rmtree(store / "artifacts" / alone.ref.kind / alone.ref.key)
-    shutil.rmtree(store / "work" / alone.ref.key, ignore_errors=True)
+    Store(str(store)).remove(alone.ref)
     both = run(spec(store, *FORCED, TWO, "resources.shard_questions=1"))
     assert both.ref == alone.ref
     assert tables(store, both) == one
@@ -136,6 +135,5 @@ def test_one_killed_in_a_shard_ends_all_and_the_next_attempt_goes_on(
     made = run(sent, shares)
     interrupted = tables(store, made)
     assert shares and min(shares) >= len(before) / SHARDS, "these were not computed again"
-    shutil.rmtree(store / "artifacts" / made.ref.kind / made.ref.key)
-    shutil.rmtree(store / "work" / sent.key, ignore_errors=True)
+    Store(str(store)).remove(made.ref)
     assert tables(store, run(spec(store, *LONG))) == interrupted

@@ -30,8 +30,9 @@ def store(smoke_store: Path, tmp_path: Path) -> Path:
 
 def forget(store: Path, name: str) -> Manifest:
     """Take an artifact out of the store, as if it had never been made."""
-    manifest = Store(str(store)).find(f"smoke/{name}")
-    shutil.rmtree(store / "artifacts" / manifest.ref.kind / manifest.ref.key)
+    opened = Store(str(store))
+    manifest = opened.find(f"smoke/{name}")
+    opened.remove(manifest.ref)
     return manifest
 
 
