@@ -46,7 +46,8 @@ class StageResources(Frozen):
     offload: bool = False
     """A frozen model leaves the accelerator while another one computes: less memory, more time."""
     shard_questions: Positive = 64
-    """Questions a shard of generation, scoring and evaluation; a shard commits on its own."""
+    """Questions a shard of generation and scoring, requests a shard of evaluation (at most
+    `evaluation.n` completions of a question each); a shard commits on its own."""
     checkpoint_every_steps: Positive = 25
     """Optimiser steps between two checkpoints of training."""
     nodes_per_run: Positive = 1
