@@ -132,7 +132,7 @@ def refresh(connection: duckdb.DuckDBPyConnection, store: Store, sql: str | None
     """
     named = _named(sql)
     tables = [table for table in TABLES if table in named]
-    runs, costs, inputs, *files = store.index.select(
+    runs, facts, inputs, *files = store.index.select(
         Select("run"),
         Select(FACTS, "true" if named & {"artifacts", "costs"} else "false"),
         Select("run, stage, inputs", "true" if "lineage" in named else "false"),
@@ -147,20 +147,22 @@ def refresh(connection: duckdb.DuckDBPyConnection, store: Store, sql: str | None
             for run, label, kind, attempt, by_name in of_table.get(table, [])
         )
         connection.register(table, _dataset(store, table, sources))
-    facts = _columns(costs)
+    columns = _columns(facts)
     refs = store.refs() if "refs" in named else {}
     built = {
-        "artifacts": _table(ARTIFACTS, facts),
-        "costs": _table(COSTS, facts),
-        "lineage": pa.Table.from_pylist(list(_lineage(inputs)), schema=LINEAGE),
-        "refs": pa.table([list(refs), [ref.key for ref in refs.values()]], schema=REFS),
+        "artifacts": _table(ARTIFACTS, columns if "artifacts" in named else {}),
+        "costs": _table(COSTS, columns if "costs" in named else {}),
+        "lineage": _table(LINEAGE, _lineage(inputs)),
+        "refs": _table(REFS, {"name": list(refs), "run": [ref.key for ref in refs.values()]}),
     }
     for view, made in built.items():
         connection.register(view, made)
     for macro, query in LOOK_UPS.items():
-        if macro.partition("(")[0] in named:
-            found = dict(connection.execute(query).fetchall())
-            connection.execute(f"create or replace temp macro {macro.format(map=_map(found))}")
+        name = macro.partition("(")[0]
+        if name in named:
+            entries = f"select map_from_entries(list({{'k': k, 'v': v}})) from ({query}) as t(k, v)"
+            connection.execute(f"set variable {name} = ({entries})")
+            connection.execute(f"create or replace temp macro {macro}")
     return len(runs)
 
 
@@ -175,22 +177,13 @@ def _named(sql: str | None) -> set[str]:
 
 
 LOOK_UPS = {
-    "run_of(name) as {map}[name]": "select name, run from refs",
-    "input_of(run, input) as {map}[run || ' ' || input]": (
+    "run_of(name) as getvariable('run_of')[name]": "select name, run from refs",
+    "input_of(run, input) as getvariable('input_of')[run || ' ' || input]": (
         "select run || ' ' || input, input_run from lineage"
     ),
 }
 """Look-ups in `refs` and `lineage` that DuckDB works out before it reads, so that the files of
 other artifacts stay shut; a join with those views would open them all."""
-
-
-def _map(values: Mapping[str, str]) -> str:
-    """A map as a SQL literal."""
-    keys, values_ = (
-        ", ".join("'" + text.replace("'", "''") + "'" for text in texts)
-        for texts in (values.keys(), values.values())
-    )
-    return f"map([{keys}]::varchar[], [{values_}]::varchar[])"
 
 
 # ---------------------------------------------------------------- building the views
@@ -260,20 +253,18 @@ def _columns(rows: list[tuple[Any, ...]]) -> dict[str, list[Any]]:
 
 
 def _table(schema: pa.Schema, columns: Mapping[str, list[Any]]) -> pa.Table:
-    return pa.table([pa.array(columns[f.name], f.type) for f in schema], schema=schema)
+    return pa.table([pa.array(columns.get(f.name, []), f.type) for f in schema], schema=schema)
 
 
-def _lineage(rows: list[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+def _lineage(rows: list[tuple[Any, ...]]) -> dict[str, list[Any]]:
     stages = {run: stage for run, stage, _ in rows}
-    for run, stage, inputs in rows:
-        for name, key in json.loads(inputs).items():
-            yield {
-                "run": run,
-                "stage": stage,
-                "input": name,
-                "input_run": key,
-                "input_stage": stages.get(key),
-            }
+    read = [
+        (run, stage, name, key, stages.get(key))
+        for run, stage, inputs in rows
+        for name, key in json.loads(inputs).items()
+    ]
+    columns = [list(column) for column in zip(*read, strict=True)] or [[] for _ in LINEAGE]
+    return dict(zip(LINEAGE.names, columns, strict=True))
 
 
 # ---------------------------------------------------------------- asking

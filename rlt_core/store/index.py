@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -102,14 +103,16 @@ class Select:
             kept += " join documents using (path)"
             other += " join other_documents using (path)"
         position = "path" if self.newest is None else "-created"
-        columns = ", ".join(f"{c} as c{n}" for n, c in enumerate(self.columns.split(", ")))
-        named = ", ".join(f"c{n}" for n in range(len(self.columns.split(", "))))
         both = " union all ".join(
-            f"select {columns}, {position} as position from {source} where {self.where}"
+            f"select {position} as position, {self.columns} from {source} where {self.where}"
             for source in (kept, other)
         )
-        limit = -1 if self.newest is None else self.newest
-        return f"select {named} from ({both}) order by position limit {limit}"
+        return both if self.newest is None else f"{both} order by position limit {self.newest}"
+
+    def rows(self, database: sqlite3.Connection) -> list[tuple[Any, ...]]:
+        """What the query finds, in order; Python sorts wide rows in a fraction of SQLite's time."""
+        found = database.execute(self.sql(), (*self.values, *self.values)).fetchall()
+        return [row[1:] for row in sorted(found, key=itemgetter(0))]
 
 
 class Index:
@@ -139,10 +142,7 @@ class Index:
         def answer(file: Path | None) -> Rows:
             with closing(sqlite3.connect(file or ":memory:", timeout=BUSY_S)) as database:
                 self._bring_up_to_date(database, manifests, folders)
-                return [
-                    database.execute(one.sql(), (*one.values, *one.values)).fetchall()
-                    for one in queries
-                ]
+                return [one.rows(database) for one in queries]
 
         return self._with_file(answer, len(manifests))
 

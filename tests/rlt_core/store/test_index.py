@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -153,7 +154,7 @@ def test_the_newest_of_a_label_and_of_a_stage(store: Store) -> None:
 
 
 # ---------------------------------------------------------------- processes at once
-def _work(root: str, cache: str, number: int, start: object, results: object) -> None:
+def _work(root: str, cache: str, number: int, start: Any, results: Any) -> None:
     os.environ["XDG_CACHE_HOME"] = cache
     index.FEW, index.SETTLED_S, index.READ_AT_ONCE = 0, -60.0, 7
     store = Store(root)
