@@ -30,6 +30,7 @@ from rlt_core.prompts import Prompter
 from rlt_core.store import Workspace
 from rlt_core.training.grpo import train_grpo
 from rlt_core.training.rewards import Prompt, Rewards, RLTReward
+from rlt_core.training.steps import StepRecorder
 
 CONFIG = TEACHER.model_copy(update={"reference_sync": ReferenceSync(every_steps=2)})
 Run = Callable[..., tuple[Path, dict[str, float]]]
@@ -211,6 +212,21 @@ def test_an_interrupted_run_ends_bit_equal(train: Run, interrupt: Control, chang
     broken, _ = train("broken", config=config)
     assert weights(broken) == weights(whole)
     assert steps(broken) == steps(whole)
+
+
+def test_a_checkpoint_from_before_a_column_can_be_gone_on_from(
+    train: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = StepRecorder._row
+    with monkeypatch.context() as before, pytest.raises(Stopped):
+        before.setattr(
+            StepRecorder,
+            "_row",
+            lambda self, *step: {k: v for k, v in row(self, *step).items() if k != "rollout_ratio"},
+        )
+        train("broken", control=stop_after(3))
+    ratios = [row["rollout_ratio"] for row in steps(train("broken")[0])]
+    assert ratios[:3] == [None] * 3 and None not in ratios[3:]
 
 
 def test_the_reference_follows_the_policy(train: Run) -> None:
