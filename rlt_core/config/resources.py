@@ -30,12 +30,12 @@ class StageResources(Frozen):
     optimiser states (FSDP2): one of all processes, or of those of its machine (`hybrid`: less talk
     between machines, more memory)."""
     tensor_parallel: Positive = 1
-    """GPUs over which one vLLM engine splits the model."""
+    """GPUs over which one vLLM engine splits the model; 1 for one on a trainer's own GPU."""
     vllm_memory: Fraction = 0.9
     """Share of a GPU's memory that a vLLM engine takes."""
     vllm_server: str | None = None
-    """Address, as `http://host:8000`, of a `trl vllm-serve` that draws the rollouts of GRPO; empty:
-    an engine on the trainer's own GPUs. Read where `engine` is vllm."""
+    """Address, as `http://host:8000`, of a `vllm serve` on other GPUs that draws the rollouts of
+    GRPO; empty: an engine on the trainer's own GPU. Read where `engine` is vllm."""
     threads: Positive = 1
     """CPU threads a process."""
     micro_batch_size: Positive = 32

@@ -23,7 +23,7 @@ TOKENS = (131072, 65536, 32768, 16384, 8192)
 SHARES = (0.5, 0.4, 0.3)
 """Of a GPU's memory, for a vLLM engine beside a trainer."""
 SERVER = "http://HOST:8000"
-"""A `trl vllm-serve` on GPUs of its own."""
+"""A `vllm serve` on GPUs of its own."""
 DRAWING = ("trace-generation", "evaluation")
 RECIPES = {
     "teacher-sft": ("teacher_sft",),
