@@ -3,7 +3,8 @@
 A manifest lies beside its artifact's folder, so that listing the folder of a kind names all of
 them with their sizes and times. A row whose path and mark are listed is as good as the file; other
 rows are dropped, other files read. The index thus knows what the listing knows, and may be deleted
-at any time. Processes share it: a row that two of them write is the same.
+at any time. Processes share it: who lists earlier may drop what another has just read, so each
+holds its answer against its own listing.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ SETTLED_S = 10.0
 """A younger manifest is not indexed: some servers tell whole seconds, within which one may have
 been removed and written anew with as many bytes."""
 BUSY_S = 60.0
+VERSION = 1
+"""Raised when rows change: an index of another version is made anew."""
 
 _COLUMNS = """(
     path text primary key, mark text, run text, kind text, attempt text, stage text,
@@ -42,9 +45,12 @@ _COLUMNS = """(
 (name -> key), `metrics`, `config`."""
 _DOCUMENT = "(path text primary key, document blob)"
 _KEPT = f"""
+begin immediate;
+pragma user_version = {VERSION};
 create table if not exists facts{_COLUMNS};
 create table if not exists documents{_DOCUMENT};
 create index if not exists by_label on facts(stage, label, seed);
+commit;
 """
 _SEEN = f"""
 pragma temp_store = memory;
@@ -52,7 +58,9 @@ create temp table listed(path text primary key, mark text) without rowid;
 create temp table other_facts{_COLUMNS};
 create temp table other_documents{_DOCUMENT};
 """
-"""What is this process's own: the listing, and manifests that are not indexed (yet)."""
+"""What is this process's own: the part of the listing that `facts` has to answer for, and
+manifests that are not indexed (yet)."""
+_MISSING = "select path from listed left join facts using (path, mark) where facts.path is null"
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +150,7 @@ class Index:
         def answer(file: Path | None) -> Rows:
             with closing(sqlite3.connect(file or ":memory:", timeout=BUSY_S)) as database:
                 self._bring_up_to_date(database, manifests, folders)
+                self._hold(database)
                 return [one.rows(database) for one in queries]
 
         return self._with_file(answer, len(manifests))
@@ -168,11 +177,16 @@ class Index:
     def _bring_up_to_date(
         self, database: sqlite3.Connection, manifests: dict[str, Entry], folders: Sequence[str]
     ) -> None:
-        database.executescript(_KEPT + _SEEN)
-        database.executemany(
-            "insert into listed values (?, ?)",
-            ((path, entry.mark) for path, entry in manifests.items()),
-        )
+        [tables] = database.execute("select count(*) from sqlite_master").fetchone()
+        [version] = database.execute("pragma user_version").fetchone()
+        if tables and version != VERSION:
+            raise sqlite3.DatabaseError(f"it has version {version}, not {VERSION}")
+        database.executescript(_SEEN if tables else _KEPT + _SEEN)
+        with database:
+            database.executemany(
+                "insert into listed values (?, ?)",
+                ((path, entry.mark) for path, entry in manifests.items()),
+            )
         if database.execute(
             "select 1 from facts left join listed using (path, mark) where listed.path is null"
         ).fetchone():
@@ -180,9 +194,7 @@ class Index:
                 gone = "path not in (select path from facts join listed using (path, mark))"
                 database.execute(f"delete from documents where {gone}")
                 database.execute(f"delete from facts where {gone}")
-        missing = database.execute(
-            "select path from listed left join facts using (path, mark) where facts.path is null"
-        ).fetchall()
+        missing = database.execute(_MISSING).fetchall()
         settled = time.time() - SETTLED_S
         old = [path for (path,) in missing if manifests[path].changed_s < settled]
         young = [path for (path,) in missing if manifests[path].changed_s >= settled]
@@ -192,14 +204,26 @@ class Index:
             self._read(database, chunk, "")
         self._read(database, dict.fromkeys(young, ""), "other_")
 
+    def _hold(self, database: sqlite3.Connection) -> None:
+        """Begin a transaction that sees all that is listed, whatever other processes drop."""
+        while True:
+            database.execute("begin")
+            lost = database.execute(_MISSING).fetchall()
+            if not lost:
+                return
+            database.rollback()
+            self._read(database, dict.fromkeys((path for (path,) in lost), ""), "other_")
+
     def _read(self, database: sqlite3.Connection, marks: dict[str, str], prefix: str) -> None:
         """Read manifests into the tables with this prefix; files that have gone are left out."""
         found = self._files.read_many(marks)
         rows = [_row(path, marks[path], self._parse(path, data)) for path, data in found.items()]
-        if not rows:
-            return
-        places = ", ".join("?" * len(rows[0]))
+        settled = marks.keys() - found.keys() if prefix == "" else marks.keys()
         with database:
+            database.executemany("delete from listed where path = ?", ((p,) for p in settled))
+            if not rows:
+                return
+            places = ", ".join("?" * len(rows[0]))
             database.executemany(f"insert or replace into {prefix}facts values ({places})", rows)
             database.executemany(
                 f"insert or replace into {prefix}documents values (?, ?)", found.items()
