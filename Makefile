@@ -35,7 +35,7 @@ test-slow: install system-packages
 	$(OFFLINE) $(BIN)/pytest -m "(slow or gpu) and not vllm"
 	$(MAKE) vllm-cpu
 
-# vLLM on the CPU beside TRL, lighteval and Prefect, in an environment of its own (2.5 GB), and the
+# vLLM on the CPU beside TRL, lighteval and Prefect, in an environment of its own (5 GB), and the
 # tests of the real engine. The packages taken out again are built for another torch.
 vllm-cpu: $(VLLM_VENV)/installed
 	$(OFFLINE) $(VLLM_VENV)/bin/pytest -m vllm
