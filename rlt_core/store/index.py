@@ -32,8 +32,8 @@ SETTLED_S = 10.0
 """A younger manifest is not indexed: some servers tell whole seconds, within which one may have
 been removed and written anew with as many bytes."""
 BUSY_S = 60.0
-VERSION = 1
-"""Raised when rows change: an index of another version is made anew."""
+VERSION = 2
+"""Raised when rows or keys change: an index of another version is made anew."""
 
 _COLUMNS = """(
     path text primary key, mark text, run text, kind text, attempt text, stage text,
@@ -50,8 +50,10 @@ pragma user_version = {VERSION};
 create table if not exists facts{_COLUMNS};
 create table if not exists documents{_DOCUMENT};
 create index if not exists by_label on facts(stage, label, seed);
+create index if not exists by_mark on facts(path, mark, run, label, kind, attempt, tables);
 commit;
 """
+"""`by_mark` covers what every look at the store reads, so that wide rows are left alone."""
 _SEEN = f"""
 pragma temp_store = memory;
 create temp table listed(path text primary key, mark text) without rowid;
