@@ -65,7 +65,7 @@ def assist(argument: dict[str, Any], control: Control) -> None:
     with tempfile.TemporaryDirectory(prefix="rlt-") as folder:
         job = job_of(spec, store, Path(folder), control)
         if not job.is_committed():
-            _body(job)
+            _body(job, f"{spec.key}: its work is shared")
 
 
 def _checked(argument: dict[str, Any]) -> NodeSpec:
@@ -88,11 +88,11 @@ def _checked(argument: dict[str, Any]) -> NodeSpec:
     return spec
 
 
-def _body(job: Job) -> dict[str, float]:
+def _body(job: Job, what: str) -> dict[str, float]:
     """The stage's body, in the processes of this machine."""
     count = job.stage.processes(job.resources)
     print(
-        f"{job.spec.key}: on {_device(job.stage, job.resources)}, machine {job.machine + 1} of "
+        f"{what} on {_device(job.stage, job.resources)}, machine {job.machine + 1} of "
         f"{job.machines}, processes: {count}, threads of each: {job.resources.threads}"
     )
     together = job.stage.shared == "steps" and job.machines > 1
@@ -104,7 +104,7 @@ def _compute_and_commit(spec: NodeSpec, stage: Stage, store: Store, control: Con
     started = datetime.now(UTC)
     try:
         job = job_of(spec, store, attempt.out, control)
-        metrics = _body(job)
+        metrics = _body(job, f"{spec.key}: attempt {attempt.id}")
         _validate(stage, attempt)
         return store.commit(_manifest(job, stage, attempt, metrics, started))
     except BaseException:

@@ -27,6 +27,10 @@ KV_HEADS = {"qwen2": 32, "qwen3": 32, "mistral": 8}
 HEAD_DIM = {"qwen3": 128}
 QKV_BIAS = ("qwen2",)
 QK_NORM = ("qwen3",)
+NEEDED = {
+    "num_attention_heads", "hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size",
+    "max_position_embeddings",
+}  # fmt: skip
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Dense decoders with gated MLPs and RMSNorm, whose parameters the formulas below count."""
 
@@ -100,9 +104,9 @@ class Shape:
 
 def of_config(config: Mapping[str, Any]) -> Shape | None:
     """The shape that a config.json describes; None for families whose parameters nobody counts
-    here."""
+    here, and where it leaves out what counts."""
     kind = str(config.get("model_type"))
-    if kind not in FAMILIES:
+    if kind not in FAMILIES or not config.keys() >= NEEDED:
         return None
     heads, width = config["num_attention_heads"], config["hidden_size"]
     bias = bool(config.get("attention_bias", False))
