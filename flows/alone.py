@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from rlt_core.config import Config
 from rlt_core.errors import UserError
+from rlt_core.estimate import require_fit
 from rlt_core.experiments import nodes_of_stage, targets
 from rlt_core.graph import Node, key_of
 from rlt_core.store import Ref, Store
@@ -23,8 +24,8 @@ def node_alone(
     """A node of a profile's graph, but its inputs are what `inputs` says (name -> key, unique
     beginning of a key or name), and the latest run's where that says nothing.
 
-    Raises UserError for an unknown variant, seed or input and for an artifact that is not there or
-    of the wrong kind.
+    Raises UserError for an unknown variant, seed or input, for an artifact that is not there or of
+    the wrong kind, and for a layout that cannot fit, which is told for the profile's own inputs.
     """
     node = _choose(stage, config, variant, seed)
     unknown = sorted(inputs.keys() - node.inputs.keys())
@@ -38,6 +39,8 @@ def node_alone(
         for name, parent in node.inputs.items()
     }
     key = key_of(node.stage, node.config, {name: ref.key for name, ref in refs.items()})
+    if not inputs and store.manifest(node.stage.kind, key) is None:
+        require_fit(config, [node], store)
     spec = NodeSpec.of(node, str(store), config.profile, config.resources.of(stage, node.variant))
     return spec.model_copy(update={"key": key, "inputs": refs})
 

@@ -28,6 +28,9 @@ app.command()(push)
 UNLIMITED = 10_000
 """Characters a line where no terminal bounds it."""
 
+TABLE_ROWS = 1000
+"""Artifacts that a table shows."""
+
 KeyArgument = Annotated[
     str, typer.Argument(metavar="KEY", help="A key, its unique beginning, or a name.")
 ]
@@ -52,31 +55,31 @@ def list_(
     kind: Annotated[str | None, typer.Option(help="Only this kind, e.g. model.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List every artifact, the newest last."""
+    """List artifacts, the newest last: all as JSON, the last thousand as a table."""
     opened = open_store(store)
-    found = [one for one in opened.manifests() if kind in (None, one.ref.kind)]
-    found.sort(key=lambda one: one.finished_at)
-    names = _names(opened)
     if as_json:
+        found = sorted(opened.manifests(kind), key=lambda one: one.finished_at)
+        names = _names(opened)
         print(json.dumps([_summary(one, names) for one in found], indent=1))
         return
+    listing = opened.newest(TABLE_ROWS, kind)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("key", "kind", "label", "profile"):
         table.add_column(column, no_wrap=column == "key")
     for column in ("seconds", "size", "rows"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("finished (UTC)", no_wrap=True)
-    for one in found:
+    for one in listing.manifests:
         table.add_row(
             one.ref.key, one.ref.kind, escape(_title(one)), escape(one.profile),
             f"{one.seconds:.1f}", decimal(one.bytes), str(one.rows),
             f"{one.finished_at:%Y-%m-%d %H:%M:%S}",
         )  # fmt: skip
     console = Console(width=None if sys.stdout.isatty() else UNLIMITED, highlight=False)
+    if older := listing.count - len(listing.manifests):
+        console.print(f"… {older} older ones: --json lists all, `rlt sql` selects", style="dim")
     console.print(table)
-    console.print(
-        f"{len(found)} artifacts, {decimal(sum(one.bytes for one in found))}, in {opened}"
-    )
+    console.print(f"{listing.count} artifacts, {decimal(listing.bytes)}, in {opened}")
 
 
 def _summary(manifest: Manifest, names: dict[str, list[str]]) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def _artifact(store: Store, trace_id: str, run: str | None) -> tuple[Manifest, l
             key, kind = searched[0].ref.key, searched[0].ref.kind
             raise UserError(f"--run {run}: {key} is of kind {kind}, not scores")
     else:
-        searched = [one for one in store.manifests() if one.ref.kind == "scores"]
+        searched = store.manifests("scores")
     every = dataset(store, "scores", searched)
     runs = {row["run"] for row in _rows(every, {"trace_id": trace_id}, ["run"])}
     found = [manifest for manifest in searched if manifest.ref.key in runs]

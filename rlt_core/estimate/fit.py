@@ -25,6 +25,8 @@ SHARES = (0.5, 0.4, 0.3)
 SERVER = "http://HOST:8000"
 """A `vllm serve` on GPUs of its own."""
 DRAWING = ("trace-generation", "evaluation")
+ROLLING = ("teacher-grpo", "student-grpo")
+"""Stages that draw from the model that they train."""
 RECIPES = {
     "teacher-sft": ("teacher_sft",),
     "teacher-grpo": ("teacher_grpo",),
@@ -87,6 +89,13 @@ def contradiction(
             return (
                 f"{stage.name}: sharding={resources.sharding} shares a model out among processes, "
                 f"and there is one; set {at}.processes (a GPU each), or {at}.sharding=none"
+            )
+        if stage.name in ROLLING and resources.tensor_parallel > 1:
+            return (
+                f"{stage.name}: tensor_parallel={resources.tensor_parallel} splits an engine over "
+                "GPUs, and a trainer's own engine draws on the trainer's GPU; set "
+                f"{at}.tensor_parallel=1, and where one GPU is too small for the engine name a "
+                f"server: {at}.vllm_server={SERVER}"
             )
         return _unshareable(nodes, resources, world)
     if stage.name not in DRAWING or resources.tensor_parallel == 1:
@@ -241,7 +250,7 @@ def _ladder(stage: Stage, resources: StageResources) -> Iterator[Iterator[Change
         yield iter([{"offload": True}])
     if stage.name in ("teacher-grpo", "student-grpo", "trace-scoring"):
         yield smaller
-    if stage.name in ("teacher-grpo", "student-grpo") and resources.engine == "vllm":
+    if stage.name in ROLLING and resources.engine == "vllm":
         yield ({"vllm_memory": n} for n in SHARES if n < resources.vllm_memory)
     if stage.shared == "steps":
         most = max(resources.processes, COUNTS[-1])
@@ -252,5 +261,5 @@ def _ladder(stage: Stage, resources: StageResources) -> Iterator[Iterator[Change
             for n in COUNTS
             if n > resources.machines
         )
-    if stage.name in ("teacher-grpo", "student-grpo") and not resources.vllm_server:
+    if stage.name in ROLLING and not resources.vllm_server:
         yield iter([{"engine": "vllm", "vllm_server": SERVER}])

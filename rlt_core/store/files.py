@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -61,6 +62,25 @@ def sha256_of(path: Path) -> str:
 def local_tree(folder: Path) -> list[Path]:
     """Every file below a local folder, sorted by its relative path."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def usage_below(folder: Path, depth: int) -> dict[str, int]:
+    """Bytes of what lies so deep below a local folder, hidden names left out, sorted."""
+    found = {}
+    for path in sorted(folder.glob("/".join("*" * depth))):
+        parts = path.relative_to(folder).parts
+        if not any(part.startswith(".") for part in parts):
+            found["/".join(parts)] = sum(map(_bytes_of, [path, *path.rglob("*")]))
+    return found
+
+
+def _bytes_of(path: Path) -> int:
+    """Of a file; 0 of a folder, and of what has just gone."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
 def parallel(
@@ -249,6 +269,11 @@ class Files:
         """Bytes of every file below a folder, by its path relative to the folder, sorted."""
         base = Path(self.full(path))
         return {str(file.relative_to(base)): file.stat().st_size for file in local_tree(base)}
+
+    def usage(self, path: str, depth: int) -> dict[str, int]:
+        """Bytes of each file or folder that lies so deep below a folder, by its path relative to
+        the folder, sorted; empty folders and what is in the making are among them."""
+        return usage_below(Path(self.full(path)), depth)
 
     def walk(self, path: str) -> list[str]:
         """Every file below a folder, relative to it, sorted."""

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ from rlt_core.store.files import (
     parallel,
     sha256_of,
     silent,
+    usage_below,
 )
 
 FILES_AT_ONCE = 16
@@ -268,6 +270,16 @@ class S3Files(Files):
     def sizes(self, path: str) -> dict[str, int]:
         """Bytes of every file below a folder, by its path relative to the folder, sorted."""
         return dict(sorted(self._remote_sizes(path).items()))
+
+    def usage(self, path: str, depth: int) -> dict[str, int]:
+        """Bytes of each file or folder that lies so deep below a folder, by its path relative to
+        the folder, sorted; what this machine is making is among them. One listing of it all."""
+        found = Counter(usage_below(self._staging / path, depth))
+        for name, size in self._remote_sizes(path).items():
+            parts = name.split("/")
+            if len(parts) >= depth:
+                found["/".join(parts[:depth])] += size
+        return dict(sorted(found.items()))
 
     def size(self, path: str) -> int | None:
         """Bytes of a file, or of all files below a folder, staged ones included; None if none."""

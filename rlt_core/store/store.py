@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rlt_core.errors import UserError
-from rlt_core.store.files import Damaged, open_files, parallel
+from rlt_core.store.files import Damaged, open_files
 from rlt_core.store.index import Index, Select
 from rlt_core.store.lease import Lease
 from rlt_core.store.manifest import (
@@ -40,6 +40,15 @@ class Made:
 
 
 @dataclass(frozen=True)
+class Listing:
+    """Artifacts, the newest last, and the sums over those that are left out too."""
+
+    manifests: list[Manifest]
+    count: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Attempt:
     """One try at computing an artifact: a folder that is nothing until it is committed."""
 
@@ -55,6 +64,11 @@ class Orphan:
 
     path: str
     bytes: int
+
+
+def _of(kind: str | None) -> tuple[str, tuple[object, ...]]:
+    """The condition of an index's query, with its values."""
+    return ("true", ()) if kind is None else ("kind = ?", (kind,))
 
 
 class Store:
@@ -95,10 +109,19 @@ class Store:
             found |= {paths[path]: self._parse(path, data) for path, data in read}
         return {ref.key: found[ref.key] for ref in refs if ref.key in found}
 
-    def manifests(self) -> list[Manifest]:
-        """Every committed artifact."""
-        [rows] = self.index.select(Select("path, document"))
+    def manifests(self, kind: str | None = None) -> list[Manifest]:
+        """Every committed artifact (of a kind)."""
+        [rows] = self.index.select(Select("path, document", *_of(kind)))
         return [self._parse(path, document) for path, document in rows]
+
+    def newest(self, most: int, kind: str | None = None) -> Listing:
+        """The artifacts (of a kind) that were made last, and what all of them come to."""
+        where = _of(kind)
+        rows, sizes = self.index.select(
+            Select("path, document", *where, most), Select("bytes", *where)
+        )
+        newest_first = [self._parse(path, document) for path, document in rows]
+        return Listing(newest_first[::-1], len(sizes), sum(size for (size,) in sizes))
 
     def newest_of(self, wanted: Iterable[tuple[str, str | None, int | None]]) -> list[list[Made]]:
         """For each stage, label and seed the artifacts that were made last, newest first.
@@ -266,25 +289,31 @@ class Store:
         return {key: name for key, name in names.items() if key not in working}
 
     def orphans(self) -> list[Orphan]:
-        """Attempts that no manifest names and workspaces of committed keys, minding leases."""
+        """Attempts that no manifest names and workspaces of committed keys, minding leases.
+
+        Looked at in this order: what an attempt has that is under way is listed before its lease
+        is read, and its lease before its manifest, so that it is never taken for an orphan.
+        """
+        made = {
+            (kind, *path.split("/")): size
+            for kind in self.files.names("artifacts")
+            for path, size in self.files.usage(f"artifacts/{kind}", 2).items()
+        }
+        workspaces = self.files.usage("work", 1)
         working = self.working()
-        names = self.files.expand("artifacts/*/*")
-        folders = [name for name in names if not name.endswith(".json")]
-        refs = [Ref(kind=kind, key=key) for _, kind, key in (one.split("/") for one in folders)]
-        committed = self.manifests_of(refs)
-        found = []
-        inside = parallel(self.files.names, folders, self.files.threads)
-        for folder, ref, attempts in zip(folders, refs, inside, strict=True):
-            manifest = committed.get(ref.key)
-            keep = {"manifest.json", manifest.attempt if manifest else ""}
-            if ref.key not in working:
-                found += [f"{folder}/{name}" for name in attempts if name not in keep]
-        done = committed.keys() | {Path(name).stem for name in names if name.endswith(".json")}
-        found += [
-            f"work/{key}" for key in self.files.names("work") if key in done and key not in working
+        [rows] = self.index.select(Select("kind, run, attempt"))
+        standing = {(kind, key): attempt for kind, key, attempt in rows}
+        found = [
+            Orphan(f"artifacts/{kind}/{key}/{name}", size)
+            for (kind, key, name), size in made.items()
+            if key not in working and name not in ("manifest.json", standing.get((kind, key)))
         ]
-        sizes = zip(found, parallel(self.files.size, found, self.files.threads), strict=True)
-        return [Orphan(path, size) for path, size in sizes if size is not None]
+        committed = {key for _, key in standing}
+        return found + [
+            Orphan(f"work/{key}", size)
+            for key, size in workspaces.items()
+            if key in committed and key not in working
+        ]
 
     def gc(self) -> list[Orphan]:
         """Delete the orphans; returns what was deleted. Unfinished work is kept."""

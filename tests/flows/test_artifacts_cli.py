@@ -5,6 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from flows import artifacts_cli
 from flows.artifacts_cli import app
 from rlt_core.errors import UserError
 from rlt_core.store import Ref, Store
@@ -33,6 +34,16 @@ def test_list_names_every_artifact(store):
     assert f"{len(made)} artifacts" in shown
     models = json.loads(run(store, "list", "--kind", "dataset", "--json"))
     assert [one["label"] for one in models] == ["dataset-prep"]
+
+
+def test_a_long_table_is_cut_and_counts_all(store, monkeypatch):
+    made = [commit(store, f"evaluation[{n}]", {}) for n in range(4)]
+    monkeypatch.setattr(artifacts_cli, "TABLE_ROWS", 2)
+    shown = run(store, "list")
+    assert sum(one.ref.key in shown for one in made) == 2
+    assert "2 older ones" in shown and "4 artifacts" in shown
+    assert len(json.loads(run(store, "list", "--json"))) == 4
+    assert "0 artifacts, 0 bytes" in run(store, "list", "--kind", "scores")
 
 
 def test_show_takes_the_beginning_of_a_key_or_a_name(store):

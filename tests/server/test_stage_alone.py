@@ -53,6 +53,9 @@ def test_mistakes_are_one_line(server: Server, finished: FlowRun) -> None:
         "kind model; dataset is needed": {"inputs": {"questions": "smoke/base-model"}},
         "variant 'rtl'": {"variant": "rtl"},
         "seed 7": {"seed": 7},
+        "this layout cannot run": {
+            "set": ["resources.device=cuda", "resources.gpu_gib=0.001", "student_sft.epochs=9"]
+        },
     }
     runs = {
         message: server.start("student-sft", **{"profile": "smoke", **parameters})

@@ -89,6 +89,7 @@ def test_adapters_that_are_proposed_fit(questions):
         (["resources.engine=transformers"], "tensor_parallel=2 is of the engine vllm"),
         (["resources.stages.student-sft.processes=7"], "cannot be shared by 14 processes"),
         (["resources.stages.evaluation.tensor_parallel=8"], "28 attention heads"),
+        (["resources.stages.teacher-grpo.tensor_parallel=2"], "on the trainer's GPU; set"),
     ],
 )
 def test_a_layout_that_contradicts_itself_is_refused(changes, said, questions):

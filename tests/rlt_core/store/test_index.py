@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from rlt_core.errors import UserError
 from rlt_core.store import Ref, Store, index
 from rlt_core.store.index import Select
+from rlt_core.store.store import Listing
 from tests.rlt_core.store.attempts import attempt_with, committed, manifest_of
 
 
@@ -50,6 +52,23 @@ def test_a_manifest_is_read_once(store: Store, monkeypatch: pytest.MonkeyPatch) 
     seen.clear()
     assert store.manifests() == list(made.values())
     assert seen == ["artifacts/evaluation/d4.json"]
+
+
+@pytest.mark.parametrize("few", [0, 100])
+def test_the_newest_come_last_with_the_sums_of_all(
+    store: Store, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "FEW", few)
+    made = []
+    for minute, key in ((3, "c3"), (1, "a1"), (2, "b2")):
+        made.append(manifest_of(store, attempt_with(store, "x" * minute, key)))
+        when = made[-1].finished_at + timedelta(minutes=minute)
+        made[-1] = store.commit(made[-1].model_copy(update={"finished_at": when}))
+    listing = store.newest(2)
+    assert [one.ref.key for one in listing.manifests] == ["b2", "c3"]
+    assert (listing.count, listing.bytes) == (3, 6)
+    assert store.newest(2, "evaluation") == listing
+    assert store.newest(2, "model") == Listing([], 0, 0)
 
 
 def test_what_is_removed_disappears_and_what_is_made_anew_is_read_anew(store: Store) -> None:

@@ -80,6 +80,44 @@ def test_gc_removes_orphans_and_spares_what_is_leased_or_unfinished(store: Store
     assert [m.ref.key for m in store.manifests()] == ["done"]
 
 
+def test_gc_spares_an_attempt_that_begins_while_it_looks(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crashed = attempt_with(store, "one", "crashed")
+
+    def begins(_: Store) -> dict[str, dict[str, object]]:
+        attempt_with(store, "two", "new")
+        return {}
+
+    monkeypatch.setattr(Store, "working", begins)
+    assert [orphan.path for orphan in store.orphans()] == [
+        f"artifacts/evaluation/crashed/{crashed.id}"
+    ]
+
+
+def test_gc_spares_an_attempt_that_is_committed_while_it_looks(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = attempt_with(store, "one")
+
+    def ends(_: Store) -> dict[str, dict[str, object]]:
+        store.commit(manifest_of(store, attempt))
+        return {}
+
+    monkeypatch.setattr(Store, "working", ends)
+    assert store.orphans() == []
+
+
+def test_orphans_tell_their_bytes_and_empty_ones_are_found(store: Store) -> None:
+    attempt = attempt_with(store, "one")
+    empty = store.begin(Ref(kind="evaluation", key="empty"))
+    size = sum(path.stat().st_size for path in attempt.out.rglob("*") if path.is_file())
+    assert {orphan.path.split("/")[-1]: orphan.bytes for orphan in store.orphans()} == {
+        attempt.id: size,
+        empty.id: 0,
+    }
+
+
 def test_committing_drops_the_workspace_and_keeps_the_lease(store: Store) -> None:
     work = store.workspace("abc123")
     (work.begin("checkpoints", "1") / "x").write_text("x")
