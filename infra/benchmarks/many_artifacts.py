@@ -57,6 +57,7 @@ COMMANDS = {
     "sql, traces by artifact": (["sql", JOINED], 5.0),
     "status": (["status"], None),
     "artifacts list": (["artifacts", "list"], None),
+    "artifacts gc --dry-run": (["artifacts", "gc", "--dry-run"], None),
 }
 """Name -> arguments and the most seconds when warm."""
 
