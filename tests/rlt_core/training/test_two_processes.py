@@ -29,13 +29,14 @@ from rlt_core.training.rewards import NoReward, Prompt, RLTReward
 model, folder = Path(sys.argv[1]), Path(sys.argv[2])
 stop_at, teacher_logprobs, fault = int(sys.argv[3]), sys.argv[4], sys.argv[5]
 sharding, lora = sys.argv[6], LoRA(rank=4) if sys.argv[7] else None
+ahead = bool(sys.argv[8])
 prompter = Prompter(load_format("tiny"), load_tokenizer(model))
 rows = [{"question": f"{a}+{a}=?", "solution": str(2 * a) * (a % 2 * 8 + 1)} for a in range(2, 8)]
 prompts = [Prompt(r["question"], prompter.teacher_prompt(**r), r) for r in rows]
 config = TeacherGRPOConfig(
     steps=4, questions_per_step=3, group_size=4, learning_rate=1e-3, max_prompt_tokens=60,
     max_completion_tokens=8, reference_sync=None if lora else ReferenceSync(every_steps=2),
-    teacher_logprobs=teacher_logprobs, lora=lora,
+    teacher_logprobs=teacher_logprobs, lora=lora, rollouts_ahead=ahead,
 )
 resources = StageResources(
     device="cpu", micro_batch_size=4, checkpoint_every_steps=1, processes=2, sharding=sharding
@@ -79,13 +80,14 @@ def run(
     fault: str = "",
     sharding: str = "none",
     lora: str = "",
+    ahead: str = "",
 ) -> int:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone",
                 f"--nproc-per-node={processes}", str(folder / "train.py")]  # fmt: skip
     folder.mkdir(exist_ok=True)
     (folder / "train.py").write_text(SCRIPT)
     command = [*torchrun, str(model), str(folder), str(stop_at), teacher_logprobs, fault]
-    command += [sharding, lora]
+    command += [sharding, lora, ahead]
     return subprocess.run(command, env=os.environ, capture_output=True, timeout=300).returncode
 
 
@@ -135,6 +137,23 @@ def test_sharded_with_options(tmp_path: Path, model: Path, options: dict[str, st
     assert run(2, model, two, sharding="fsdp", **options) == 0
     assert_same_weights(one, two)
     assert_same_steps(steps(one / "out"), steps(two / "out"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_two_processes_draw_ahead_as_one(tmp_path: Path, model: Path, sharding: str) -> None:
+    """What was drawn for the step after a checkpoint is kept by all, and taken up by any number."""
+    one, two, broken, other = (tmp_path / name for name in ("one", "two", "broken", "other"))
+    assert run(1, model, one, ahead="ahead") == 0
+    assert run(2, model, two, ahead="ahead", sharding=sharding) == 0
+    assert_same_weights(one, two)
+    assert_same_steps(steps(one / "out"), steps(two / "out"))
+    assert run(2, model, broken, stop_at=3, ahead="ahead", sharding=sharding) != 0
+    shutil.copytree(broken, other)
+    assert run(2, model, broken, ahead="ahead", sharding=sharding) == 0
+    assert weights(broken / "out") == weights(two / "out")
+    assert run(1, model, other, ahead="ahead") == 0
+    assert_same_weights(one, other)
 
 
 DIFFERENT = {"stage", "rollout_gap_mean", "rollout_gap_max", "reference_kl"}
