@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable
 from typing import Annotated, Any
 
@@ -14,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+from flows.display import table_console
 from flows.options import DEFAULT_STORE, JsonOption, StoreOption, open_store
 from flows.transfer_cli import pull, push
 from rlt_core.store import Manifest, Store
@@ -25,8 +25,6 @@ app = typer.Typer(
 app.command()(pull)
 app.command()(push)
 
-UNLIMITED = 10_000
-"""Characters a line where no terminal bounds it."""
 
 TABLE_ROWS = 1000
 """Artifacts that a table shows."""
@@ -75,7 +73,7 @@ def list_(
             f"{one.seconds:.1f}", decimal(one.bytes), str(one.rows),
             f"{one.finished_at:%Y-%m-%d %H:%M:%S}",
         )  # fmt: skip
-    console = Console(width=None if sys.stdout.isatty() else UNLIMITED, highlight=False)
+    console = table_console()
     if older := listing.count - len(listing.manifests):
         console.print(f"… {older} older ones: --json lists all, `rlt sql` selects", style="dim")
     console.print(table)

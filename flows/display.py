@@ -1,10 +1,13 @@
-"""What a run shows while it works: live bars on a terminal, lines elsewhere."""
+"""Where tables are printed; what a run shows while it works: live bars on a terminal, lines
+elsewhere."""
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from types import TracebackType
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -22,6 +25,15 @@ from rlt_core.store import Manifest
 LINE_EVERY_S = 15.0
 """Seconds between two lines on one node where there is no terminal."""
 SHOWN_METRICS = 4
+UNLIMITED = 100_000
+"""Characters a line where no terminal bounds it."""
+
+
+def table_console(file: TextIO | None = None) -> Console:
+    """As wide as the terminal; of any width in a file (default: standard output) or pipe, where
+    nothing is to be cut."""
+    file = file or sys.stdout
+    return Console(file=file, width=None if file.isatty() else UNLIMITED, highlight=False)
 
 
 def _numbers(metrics: Metrics) -> str:

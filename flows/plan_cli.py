@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.display import table_console
 from flows.options import (
     DEFAULT_STORE,
     JsonOption,
@@ -60,7 +61,7 @@ def plan(
         rows = [{**row(item), "estimate": asdict(found[item.node.key])} for item in planned]
         print(json.dumps(rows, indent=1))
     else:
-        console = Console()
+        console = table_console()
         console.print(_nodes(planned))
         misses = sum(not item.hit for item in planned)
         console.print(f"{len(planned)} nodes: {len(planned) - misses} hits, {misses} misses")
@@ -121,7 +122,7 @@ def _show_estimates(
 
 def _table(first: str) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column(first, no_wrap=True)
+    table.add_column(first, overflow="fold")  # names give way to figures
     for column in COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
     return table

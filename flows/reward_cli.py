@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from flows.display import table_console
 from flows.options import DEFAULT_STORE, JsonOption, StoreOption, check_parquet, open_store
 from flows.score_cli import score
 from flows.sql_cli import NoPandas
@@ -34,18 +35,12 @@ app = typer.Typer(
 
 app.command()(score)
 
-UNLIMITED = 10_000
-"""Characters a line where no terminal bounds it."""
 SHOWN_RIVALS = 16
 """Completions of the same question that `explain` shows."""
 MEASURES = (
     "r_ss", "r_kl", "think_mean", "rank_surprisal", "copied", "compression", "doubt", "clipped",
 )  # fmt: skip
 """Columns of `scores` that rank traces otherwise, and that guards watch."""
-
-
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else UNLIMITED, highlight=False)
 
 
 # ---------------------------------------------------------------- replay
@@ -96,7 +91,7 @@ def replay(
         return
     _show_replay(manifests, changes, found)
     if output is not None:
-        _console().print(f"written: {escape(str(output))}")
+        table_console().print(f"written: {escape(str(output))}")
 
 
 @contextmanager
@@ -141,7 +136,7 @@ def _show_replay(manifests: list[Manifest], changes: Changes, found: list[Summar
         for name, value in dataclasses.asdict(changes).items()
         if value is not None
     ]
-    console = _console()
+    console = table_console()
     console.print(table)
     console.print(
         f"mean reward before and after; {', '.join(given) or 'nothing'} changed", style="dim"
@@ -167,7 +162,7 @@ def explain_(
     from rlt_core.explain import explain
 
     found = explain(open_store(store), trace_id, run)
-    row, console = found.row, _console()
+    row, console = found.row, table_console()
     _show_head(console, found)
     if found.parts:
         console.print(_parts_table(found))

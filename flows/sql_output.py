@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from flows.display import table_console
 from rlt_core.errors import UserError
 from rlt_core.printable import printable
 
@@ -28,8 +29,6 @@ CELL_CHARACTERS = 100
 """Characters that a cell of it shows."""
 BATCH_ROWS = 10_000
 NUMERIC = re.compile(r"(DOUBLE|FLOAT|DECIMAL\(.*?\)|U?[A-Z]*INT(EGER)?)$")
-UNLIMITED = 100_000
-"""Characters a line where no terminal bounds it."""
 
 
 def show(relation: DuckDBPyRelation, format: str) -> None:
@@ -69,7 +68,7 @@ def _write_text(relation: DuckDBPyRelation, format: str, file: TextIO) -> None:
     elif format == "json":
         _write_json(relation.to_arrow_reader(BATCH_ROWS), file)
     else:
-        _print_table(Console(file=file, width=None if file.isatty() else UNLIMITED), relation)
+        _print_table(table_console(file), relation)
 
 
 def _write_csv(reader: pa.RecordBatchReader, file: TextIO) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.display import table_console
 from flows.options import DEFAULT_STORE, StoreOption, open_store, store_place
 from flows.request import Request, name_nodes
 from flows.run_cli import require_writable, supervise
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Claims as code: freeze them before their seeds run, run, verify.")
 
-UNLIMITED = 10_000
-"""Characters a line where no terminal bounds it."""
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A study (TOML).")]
 
 
@@ -139,7 +138,7 @@ def _show(verdicts: Sequence[Verdict]) -> None:
         row = dict(zip(COLUMNS, map(_plain, cells(verdict)), strict=True))
         row["verdict"] = f"[{styles[verdict.verdict]}]{verdict.verdict}[/]"
         table.add_row(*row.values())
-    Console(width=None if sys.stdout.isatty() else UNLIMITED, highlight=False).print(table)
+    table_console().print(table)
 
 
 def _plain(text: str) -> str:

@@ -33,7 +33,10 @@ def assumptions(
             )
         servers = {layout.vllm_server for layout in layouts} - {None}
         if servers:
-            yield f"GPUs of {', '.join(map(str, sorted(map(str, servers))))} are not counted."
+            yield (
+                f"To be started by you, its GPUs not counted: `vllm serve` at "
+                f"{', '.join(sorted(map(str, servers)))} (docs/cluster.md)."
+            )
     unknown = {
         str(base.config.model_dump().get("imported"))
         for node in nodes

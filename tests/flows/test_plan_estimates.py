@@ -36,6 +36,7 @@ def test_plan_shows_what_nodes_take(rlt, store):
     assert any(line.startswith("student-sft (18)") for line in lines)
     assert any(line.startswith("all ") for line in lines)
     assert "H100 SXM: 40% of 989" in shown.stdout
+    assert "…" not in shown.stdout
 
 
 def test_estimates_of_a_cpu_are_shown_when_asked_for(rlt, store):
