@@ -39,14 +39,15 @@ def page() -> Iterator[Page]:
 
 
 def field(page: Page, name: str) -> Locator:
-    """The part of the form that belongs to one parameter."""
+    """The part of the form that belongs to one parameter, the first of its name."""
     label = f"./div/label//span[text()='{name} (Optional)']"
-    return page.locator(f"xpath=//div[contains(@class,'schema-form-property')][{label}]").last
+    return page.locator(f"xpath=//div[contains(@class,'schema-form-property')][{label}]").first
 
 
 def run_from_form(server: Server, page: Page, pictures: Path, **numbers: str) -> UUID:
     """Open rlt/student-sft, choose profile smoke and variant dataset, fill, submit."""
     page.goto(f"http://127.0.0.1:{server.port}/deployments")
+    page.get_by_placeholder("Search deployments").fill("student-sft")
     page.get_by_role("link", name="student-sft").first.click()
     page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_text("Custom run").first.click()
@@ -54,7 +55,7 @@ def run_from_form(server: Server, page: Page, pictures: Path, **numbers: str) ->
     page.get_by_role("option", name="smoke").click()
     field(page, "variant").locator("textarea").fill("dataset")
     for name, value in numbers.items():
-        expect(page.get_by_text("Peak of AdamW's learning rate.")).to_be_visible()
+        expect(page.get_by_text("Peak of AdamW's learning rate.").first).to_be_visible()
         field(page, name).locator("input").fill(value)
     page.screenshot(path=pictures / "form.png")
     page.get_by_role("button", name="Submit").click()
