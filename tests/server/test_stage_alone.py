@@ -54,7 +54,7 @@ def test_mistakes_are_one_line(server: Server, finished: FlowRun) -> None:
         "variant 'rtl'": {"variant": "rtl"},
         "seed 7": {"seed": 7},
         "this layout cannot run": {
-            "set": ["resources.device=cuda", "resources.gpu_gib=0.001", "student_sft.epochs=9"]
+            "set": ["resources.device=cuda", "resources.gpu_gib=0.001", "student_sft.steps=9"]
         },
     }
     runs = {
