@@ -30,6 +30,7 @@ from flows.request import Request, name_nodes
 from rlt_core.errors import UserError
 from rlt_core.graph import Planned
 from rlt_core.store import Manifest, Store
+from tasks.spec import require_one_machine
 
 CURVE_POINTS = 8
 """Means that stand for a training's reward curve in the terminal."""
@@ -62,6 +63,7 @@ def run(
     if all(item.hit for item in planned):
         name_nodes(Store(request.store), profile, [item.node for item in planned])
     else:
+        _require_one_machine(request, planned)
         require_writable(Store(request.store))
         status = supervise(request, quiet=as_json)
     if as_json:
@@ -74,6 +76,13 @@ def run(
     elif status == 130:
         print("stopped; the same command goes on from here", file=sys.stderr)
     raise typer.Exit(status)
+
+
+def _require_one_machine(request: Request, planned: list[Planned]) -> None:
+    """Raises UserError if what is missing cannot be computed on this machine alone."""
+    resources = request.config().resources
+    for node in (item.node for item in planned if not item.hit):
+        require_one_machine(node.name, node.stage, resources.of(node.stage.name, node.variant))
 
 
 def require_writable(store: Store) -> None:

@@ -25,7 +25,7 @@ from rlt_core.store import Attempt, Lease, Manifest, Ref, Store
 from tasks import torchrun
 from tasks.job import Job, job_of, run_body
 from tasks.shards import seconds_elsewhere
-from tasks.spec import NodeSpec
+from tasks.spec import NodeSpec, require_one_machine
 
 ENGINES = (
     "torch", "transformers", "tokenizers", "trl", "accelerate", "peft", "vllm", "lighteval",
@@ -79,12 +79,8 @@ def _checked(argument: dict[str, Any]) -> NodeSpec:
             f"{spec.name}: expected key {spec.key}, this installation computes {own}; "
             "sender and worker run different versions"
         )
-    if stage.shared == "steps" and spec.resources.machines > 1 and not spec.sent:
-        raise UserError(
-            f"{spec.name}: resources.machines={spec.resources.machines} takes as many runs of a "
-            "worker pool: run it on a server (prefect deployment run rlt/…), or set "
-            f"resources.stages.{spec.stage}.machines=1"
-        )
+    if not spec.sent:
+        require_one_machine(spec.name, stage, spec.resources)
     return spec
 
 

@@ -7,8 +7,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from rlt_core.config import StageResources
+from rlt_core.errors import UserError
 from rlt_core.graph import Node
-from rlt_core.stages import STAGES
+from rlt_core.stages import STAGES, Stage
 from rlt_core.store import Ref
 
 
@@ -66,3 +67,14 @@ class NodeSpec(BaseModel):
     def cores(self) -> int:
         """CPU threads of all its processes."""
         return STAGES[self.stage].processes(self.resources) * self.resources.threads
+
+
+def require_one_machine(name: str, stage: Stage, resources: StageResources) -> None:
+    """Raises UserError if several machines are to share a node's steps, which takes as many runs
+    that were sent together; of shards one machine alone does all."""
+    if stage.shared == "steps" and stage.machines(resources) > 1:
+        raise UserError(
+            f"{name}: resources.machines={resources.machines} takes as many runs of a worker pool: "
+            "run it on a server (prefect deployment run rlt/…), or set "
+            f"resources.stages.{stage.name}.machines=1"
+        )

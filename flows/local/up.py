@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from flows.local import s3
@@ -122,11 +123,16 @@ def bring_up(wanted: Up, limit: int, say: Say) -> None:
     say(
         f"pools     {' and '.join(furnish.POOLS)}, queues {', '.join(furnish.QUEUES)}, zombie watch"
     )
-    furnish.deploy(environment)
-    say("deployed  all of prefect.yaml: rlt/full-pipeline and rlt/<stage>")
+    started = {pool: _start_worker(processes, wanted, pool, limit) for pool in furnish.POOLS}
     _bring_up_launcher(processes, wanted)
-    for pool in furnish.POOLS:
-        _bring_up_worker(processes, wanted, pool, limit, say)
+    furnish.deploy(environment)  # while they import
+    say("deployed  all of prefect.yaml: rlt/full-pipeline and rlt/<stage>")
+    for pool, anew in started.items():
+        name = _worker(pool)
+        alive, log = partial(processes.alive, name), processes.log(name)
+        server.wait_for_worker(wanted.api, pool, alive, log)
+        at_once = f", {limit} runs at once" if anew and pool == "gpu" else ""
+        say(f"worker    of pool {pool} {'started' if anew else 'is up'}{at_once}")
     _use_profile(wanted.api)
     say(f"store     {wanted.store}")
 
@@ -183,20 +189,20 @@ def _bring_up_launcher(processes: Processes, wanted: Up) -> None:
     processes.start("launcher", command, wanted.environment())
 
 
-def _bring_up_worker(processes: Processes, wanted: Up, pool: str, limit: int, say: Say) -> None:
-    from flows.local import server
+def _worker(pool: str) -> str:
+    return f"worker-{pool}"
 
-    name = f"worker-{pool}"
+
+def _start_worker(processes: Processes, wanted: Up, pool: str, limit: int) -> bool:
+    """Whether it was not up yet."""
+    name = _worker(pool)
     if processes.alive(name):
-        say(f"worker    of pool {pool} is up")
-        return
+        return False
     command = [*PREFECT, "worker", "start", "--pool", pool, "--type", "process", "--name", name]
     if pool == "gpu":
         command += ["--limit", str(limit)]
     processes.start(name, command, wanted.environment())
-    server.wait_for_worker(wanted.api, pool, lambda: processes.alive(name), processes.log(name))
-    at_once = f", {limit} runs at once" if pool == "gpu" else ""
-    say(f"worker    of pool {pool} started{at_once}")
+    return True
 
 
 def _use_profile(api: str) -> None:
@@ -236,7 +242,7 @@ def take_down(say: Say) -> None:
     if not found:
         say("nothing is up")
     else:
-        processes.stop(("worker-cpu", "worker-gpu"), WORKER_STOP_S)
+        processes.stop((_worker("cpu"), _worker("gpu")), WORKER_STOP_S)
         processes.stop_others(STOP_S)  # runs; what they compute ends with them
         processes.stop(("launcher",), WORKER_STOP_S)
         processes.stop_others(STOP_S)  # what the launcher's children still had to say

@@ -74,10 +74,13 @@ def test_shards_that_another_machine_left_are_the_nodes(
     assert rows(smoke_store, traces, "traces") == rows(store, traces, "traces")
 
 
-def test_alone_on_one_machine_training_of_several_is_refused(rlt: Rlt, store: Path) -> None:
-    forget(store, "teacher-sft@0")
+def test_alone_on_one_machine_training_of_several_is_refused_before_anything_runs(
+    rlt: Rlt, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
     done = rlt("run", "teacher-sft", "--profile", "smoke", "--store", str(store), "--set", TWO[0])
     assert done.returncode == 2
+    assert not list(store.glob("artifacts/*"))
     said = " ".join((done.stdout + done.stderr).split())
     assert "resources.machines=2 takes as many runs of a worker pool" in said
     assert "resources.stages.teacher-sft.machines=1" in said

@@ -35,10 +35,11 @@ PERMANENT = ("server", "worker", "launcher", "weed")
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One server for all: its tests go to one worker."""
+    """One server for most: its tests go to one worker, those with servers of their own to one."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("server"))
+            shared = "server" in getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("server" if shared else "own-servers"))
 
 
 @dataclass
