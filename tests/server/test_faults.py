@@ -16,7 +16,7 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.states import Cancelling, Scheduled
 
 from rlt_core.experiments import targets
-from rlt_core.graph import upstream
+from rlt_core.graph import Node, upstream
 from rlt_core.overrides import load_config
 from tests.server.conftest import Server, new_server
 
@@ -49,17 +49,26 @@ def retried(server: Server, run: FlowRun, timeout_s: float = 400) -> FlowRun:
     return server.finish(run.id, timeout_s)
 
 
-def computing(server: Server, run: UUID, node: str) -> FlowRun:
+def computing(server: Server, run: UUID, node: Node) -> FlowRun:
     """The child run of a node once its process has left a checkpoint."""
 
     def child() -> FlowRun | None:
-        found = [one for one in server.children(run) if one.name == node]
+        found = [one for one in server.children(run) if one.name == node.name]
         return found[0] if found and found[0].state and found[0].state.is_running() else None
 
     found = wait_for(child, 120)
-    work = server.store / "work"
-    wait_for(lambda: list(work.glob("*/checkpoints/*/manifest.json")), 60)
+    wait_for(lambda: checkpoints(server, node), 60)
     return found
+
+
+def checkpoints(server: Server, node: Node) -> list[Path]:
+    return list((server.store / "work" / node.key).glob("checkpoints/*/manifest.json"))
+
+
+def nodes(target: str, changes: list[str]) -> dict[str, Node]:
+    """The graph of a run, by name."""
+    found = upstream(targets(target, load_config("smoke", changes)))
+    return {node.name: node for node in found}
 
 
 def process_of(server: Server, run: UUID) -> psutil.Process:
@@ -94,8 +103,7 @@ def test_the_childs_failure_is_the_parents_and_a_retry_goes_on(
     assert run.state and run.state.name == "Completed", run.state.message
     after = {manifest.ref.key: manifest.attempt for manifest in store.manifests()}
     assert before.items() <= after.items(), "what was there is not computed again"
-    planned = upstream(targets("full-pipeline", load_config("smoke", change)))
-    assert {node.key for node in planned} <= after.keys()
+    assert {node.key for node in nodes("full-pipeline", change).values()} <= after.keys()
 
 
 def test_cancelling_the_parent_ends_the_whole_process_tree(
@@ -103,27 +111,29 @@ def test_cancelling_the_parent_ends_the_whole_process_tree(
 ) -> None:
     permanent = {process.pid for process in server.processes()}
     change = [line.format(seed=1) for line in LONG]
+    base_model = nodes(SHORT, change)["base-model"]
     run = server.start(SHORT, profile="smoke", set=change)
-    child = computing(server, run, "base-model")
+    child = computing(server, run, base_model)
     assert len(server.processes()) > len(permanent)
     with server.client() as client:
         client.set_flow_run_state(run, Cancelling())
     wait_for(lambda: {one.pid for one in server.processes()} <= permanent, 60)
     assert server.finish(run, 30).state.is_cancelled()  # type: ignore[union-attr]
     assert server.finish(child.id, 30).state.is_cancelled()  # type: ignore[union-attr]
-    assert list((server.store / "work").glob("*/checkpoints/*/manifest.json"))
+    assert checkpoints(server, base_model)
 
 
 def test_a_killed_run_fails_its_parent_and_the_retry_completes(
     server: Server, finished: FlowRun
 ) -> None:
-    change = [line.format(seed=2) for line in LONG]
-    run = server.start(SHORT, profile="smoke", set=change)
-    child = computing(server, run, "base-model")
+    change = ["student_grpo.steps=40"]
+    run = server.start("full-pipeline", profile="smoke", set=change)
+    name = "student-grpo[rlt]@0"
+    child = computing(server, run, nodes("full-pipeline", change)[name])
     process_of(server, child.id).send_signal(signal.SIGKILL)
     ended = server.finish(run, 120)
     assert ended.state and ended.state.is_failed()
-    assert "base-model" in str(ended.state.message)
+    assert name in str(ended.state.message)
     ended = retried(server, ended)
     assert ended.state and ended.state.is_completed(), ended.state.message
 
@@ -152,7 +162,7 @@ def test_a_dead_machine_frees_its_pool_and_the_retried_parent_completes(
         client.create_automation(sooner)
     change = [line.format(seed=3) for line in LONG]
     run = server.start(SHORT, profile="smoke", set=change)
-    child = computing(server, run, "base-model")
+    child = computing(server, run, nodes(SHORT, change)["base-model"])
     own = process_of(server, child.id)
     for process in server.processes():
         line = " ".join(process.cmdline())
