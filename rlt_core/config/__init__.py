@@ -13,6 +13,7 @@ from rlt_core.config.base import (
     Fraction,
     Frozen,
     Positive,
+    Seed,
 )
 from rlt_core.config.data import (
     DataConfig,
@@ -131,7 +132,7 @@ class Config(Frozen):
 
     profile: str
     """Name of the profile that this came from."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     """Training seeds: each expands the nodes that depend on one."""
     prompt_format: str = "rlt"
     """A shipped format (`rlt`, `r1`, `tiny`) or a format file (JSON)."""

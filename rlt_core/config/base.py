@@ -15,4 +15,6 @@ class Frozen(BaseModel):
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What NumPy's generators take."""
 DType = Literal["float32", "bfloat16"]

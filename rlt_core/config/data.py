@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from rlt_core.config.base import Fraction, Frozen, Positive
+from rlt_core.config.base import Fraction, Frozen, Positive, Seed
 
 
 class FieldMapping(Frozen):
@@ -56,5 +56,5 @@ class DataConfig(Frozen):
     overlap: Literal["drop", "report"] = "drop"
     """Training questions that share 8 words in a row with a question of an evaluation set:
     `drop` leaves them out, `report` only lists them (table `eval_overlaps`)."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the generator, of the split and of subsets."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from rlt_core.config.base import Frozen, Positive
+from rlt_core.config.base import Frozen, Positive, Seed
 
 
 class ScratchModel(Frozen):
@@ -28,7 +28,7 @@ class ScratchModel(Frozen):
     """Peak of AdamW's learning rate."""
     max_positions: Positive = 512
     """Longest context in tokens."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the initial weights and of the order of the documents."""
 
 

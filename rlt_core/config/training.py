@@ -135,6 +135,11 @@ class GRPOConfig(Optimizer):
                 "lora and reference_sync exclude each other: with adapters the reference model "
                 "is the frozen base; set reference_sync=null"
             )
+        if self.lora and self.lora.dropout:
+            raise ValueError(
+                "GRPO trains without dropout, which would make log-probs differ from call to call; "
+                "set lora.dropout=0"
+            )
         return self
 
 

@@ -2,6 +2,8 @@
 
 They come from the policy before step n's update. The loss then has their log-probs at sampling as
 the old ones, so that TRL's clipped ratio (arXiv 2402.03300, eq. 3) corrects for the update between.
+TRL's AsyncGRPOTrainer does not do: it has no reference model, so no KL penalty, and its rewards are
+computed in a process that does not have the policy, whose log-probs the RLT reward reads.
 """
 
 from __future__ import annotations

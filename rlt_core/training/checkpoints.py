@@ -1,8 +1,9 @@
 """Checkpoints in a workspace with all that an exact resume needs.
 
-Trainer saves weights, optimiser, schedule, counters and random states; the rows of `train_steps`
-and whatever a trainer keeps beside its model (a reference model) travel with them. Torch reads
-them with `weights_only=True`; nothing of a checkpoint enters an artifact.
+Trainer saves weights, optimiser, schedule and counters; the rows of `train_steps` and whatever a
+trainer keeps beside its model (a reference model) travel with them. Random states do not: each
+step begins with its own seed. Torch reads them with `weights_only=True`; nothing of a checkpoint
+enters an artifact.
 """
 
 from __future__ import annotations
@@ -13,13 +14,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, set_seed
 from torch import nn
-from transformers import PrinterCallback, Trainer
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from rlt_core import processes
 from rlt_core.config import StageResources
 from rlt_core.errors import Stopped
 from rlt_core.rows import write_rows
@@ -105,6 +115,17 @@ class ShardedTrainer(Trainer):
         )
 
 
+class StepSeed(TrainerCallback):
+    """What a step draws (dropout) follows from the seed, the step and the process. Saved random
+    states would have to come from every machine, and fit no other number of processes."""
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        names = [args.seed, state.global_step, processes.rank()]
+        set_seed(int(np.random.SeedSequence(names).generate_state(1)[0]))
+
+
 class ResumableTrainer(ShardedTrainer):
     """Mix-in for a TRL trainer: `run` trains to the end from wherever the workspace stands."""
 
@@ -117,6 +138,7 @@ class ResumableTrainer(ShardedTrainer):
         self._work, self._recorder = work, recorder
         self.remove_callback(PrinterCallback)
         self.add_callback(recorder)
+        self.add_callback(StepSeed())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of TRL's calls into transformers
             self.train(resume_from_checkpoint=self._latest())
@@ -169,6 +191,12 @@ class ResumableTrainer(ShardedTrainer):
             for name in self._work.parts(GROUP)[:-KEEP]:
                 self._work.remove(GROUP, name)
         self._part = None
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """None to save: see `StepSeed`."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """See `StepSeed`."""
 
     def _begin(self, name: str) -> Path:
         """The same new folder in every process."""

@@ -79,7 +79,7 @@ rows = [
 ]
 config = SFTConfig(
     steps=6, batch_size=8, learning_rate=3e-3, dtype=options.get("dtype", "float32"),
-    lora=LoRA(rank=4) if options.get("lora") else None,
+    lora=LoRA(rank=4, dropout=options.get("dropout", 0)) if options.get("lora") else None,
 )
 resources = StageResources(
     device="cpu", micro_batch_size=2, checkpoint_every_steps=2, processes=2,
@@ -181,6 +181,20 @@ def test_any_layout_goes_on_from_any_checkpoint(tmp_path: Path, model: Path, lor
     assert run(SFT, 1, model, more, lora=lora, stop=3) != 0
     assert run(SFT, 2, model, more, lora=lora, **SHARDED) == 0
     assert_same(whole / "out", more / "out")
+
+
+@pytest.mark.slow
+def test_dropout_goes_on_without_the_random_states_of_any_process(
+    tmp_path: Path, model: Path
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    options: dict[str, Any] = {"lora": True, "dropout": 0.3}
+    assert run(SFT, 2, model, whole, **options) == 0
+    assert run(SFT, 2, model, broken, stop=3, **options) != 0
+    assert not list(broken.glob("**/rng_state*"))
+    assert run(SFT, 2, model, broken, **options) == 0
+    assert weights(broken / "out") == weights(whole / "out")
+    assert steps(broken / "out") == steps(whole / "out")
 
 
 def test_the_base_model_is_trained_by_one_process_whatever_is_shared_out(tmp_path: Path) -> None:
