@@ -110,6 +110,8 @@ class Dispatch:
         [spec] = specs
         machines, sent = _machines(spec), uuid4().hex
         steps = STAGES[spec.stage].shared == "steps"
+        if steps:
+            _require_room(spec, machines)
         with self._assembly(spec) if steps else nullcontext():
             parts = [
                 spec.model_copy(update={"machine": machine, "sent": sent})
@@ -215,6 +217,20 @@ def _holder(spec: NodeSpec) -> dict[str, object] | None:
 
 def _machines(spec: NodeSpec) -> int:
     return STAGES[spec.stage].machines(spec.resources)
+
+
+def _require_room(spec: NodeSpec, machines: int) -> None:
+    """Raises UserError if the pool has a limit under which machines would wait for ever for one
+    that it does not start."""
+    with get_client(sync_client=True) as client:
+        name = client.read_deployment_by_name(f"rlt/{spec.stage}").work_pool_name
+        limit = client.read_work_pool(name).concurrency_limit if name else None
+    if limit is not None and limit < machines:
+        raise UserError(
+            f"pool {name} takes no more than {limit} at a time, and {spec.name} is trained by "
+            f"{machines} machines together; `prefect work-pool update {name} --concurrency-limit "
+            f"{machines}`, or lower resources.stages.{spec.stage}.machines"
+        )
 
 
 def _is_final(state: State | None) -> bool:

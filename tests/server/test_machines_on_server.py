@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from prefect.client.schemas.actions import WorkPoolUpdate
 
 from rlt_core.experiments import targets
 from rlt_core.graph import upstream
 from rlt_core.overrides import load_config
 from rlt_core.store import Lease
 from tests.server.conftest import Server
-from tests.server.test_faults import computing
+from tests.server.test_faults import computing, nodes
 
 pytestmark = pytest.mark.slow
 
@@ -49,10 +50,25 @@ def test_a_machine_that_cannot_do_its_part_ends_the_node(server: Server) -> None
     assert not any(child.state and not child.state.is_final() for child in server.children(run.id))
 
 
+def test_a_pool_too_small_for_the_machines_of_a_training_is_told_and_nothing_waits(
+    server: Server,
+) -> None:
+    new = [*SHARED, "teacher_sft.steps=3"]
+    with server.client() as client:
+        client.update_work_pool("gpu", WorkPoolUpdate(concurrency_limit=1))
+        try:
+            run = server.finish(server.start("compare-traces", profile="smoke", set=new))
+        finally:
+            client.update_work_pool("gpu", WorkPoolUpdate(concurrency_limit=None))
+    assert run.state and run.state.is_failed(), server.logs()
+    assert "pool gpu takes no more than 1 at a time" in str(run.state.message)
+    assert "resources.stages.teacher-sft.machines" in str(run.state.message)
+
+
 def test_two_pipelines_share_nodes_and_the_queue_high_goes_through(server: Server) -> None:
     shared = ["base_model.steps=1000", "base_model.seed=77"]
     first = server.start("compare-traces", profile="smoke", set=shared)
-    child = computing(server, first, "base-model")
+    child = computing(server, first, nodes("compare-traces", shared)["base-model"])
     with server.client() as client:
         found = client.read_deployment_by_name("rlt/compare-traces")
         second = client.create_flow_run_from_deployment(
