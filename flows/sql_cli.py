@@ -37,7 +37,7 @@ def sql(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Ask the tables with SQL (DuckDB): questions, traces, scores, eval_samples, eval_scores,
-    train_steps, rank_scores, dropped, artifacts, costs, lineage, refs."""
+    train_steps, rank_scores, dropped, eval_overlaps, artifacts, costs, lineage, refs."""
     chosen = _format(format, output)
     if statement is None and output is not None:
         raise UserError("--output needs the SQL as an argument")

@@ -17,8 +17,10 @@ UNPINNED = "unpinned"
 
 
 def cache_folder() -> Path:
-    """The hub's cache on this machine (HF_HUB_CACHE, HF_HOME)."""
-    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    """The hub's cache on this machine (HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME), as its library
+    finds it."""
+    caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("HF_HOME", f"{caches}/huggingface")
     return Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
 
 

@@ -126,7 +126,7 @@ def bring_up(wanted: Up, limit: int, say: Say) -> None:
     started = {pool: _start_worker(processes, wanted, pool, limit) for pool in furnish.POOLS}
     _bring_up_launcher(processes, wanted)
     furnish.deploy(environment)  # while they import
-    say("deployed  all of prefect.yaml: rlt/full-pipeline and rlt/<stage>")
+    say("deployed  all of prefect.yaml: rlt/<experiment> and rlt/<stage>")
     for pool, anew in started.items():
         name = _worker(pool)
         alive, log = partial(processes.alive, name), processes.log(name)

@@ -135,7 +135,7 @@ class Config(Frozen):
     seeds: tuple[Seed, ...] = (0,)
     """Training seeds: each expands the nodes that depend on one."""
     prompt_format: str = "rlt"
-    """A shipped format (`rlt`, `r1`, `tiny`) or a format file (JSON)."""
+    """A shipped format (`rlt`, `rlt-paper`, `r1`, `tiny`) or a format file (JSON)."""
     data: DataConfig = DataConfig()
     """Questions of the whole pipeline."""
     rl_data: DataConfig | None = None

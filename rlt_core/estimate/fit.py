@@ -97,6 +97,12 @@ def contradiction(
                 f"{at}.tensor_parallel=1, and where one GPU is too small for the engine name a "
                 f"server: {at}.vllm_server={SERVER}"
             )
+        if resources.engine == "vllm" and not resources.vllm_server and _draws_ahead(nodes):
+            return (
+                f"{stage.name}: rollouts_ahead draws while the trainer computes, which a vLLM "
+                "engine on the trainer's own GPU cannot; name a server: "
+                f"{at}.vllm_server={SERVER}, or set rollouts_ahead=false"
+            )
         return _unshareable(nodes, resources, world)
     if stage.name not in DRAWING or resources.tensor_parallel == 1:
         return None
@@ -113,6 +119,13 @@ def contradiction(
                 f"tensor_parallel={resources.tensor_parallel} GPUs; set {at}.tensor_parallel"
             )
     return None
+
+
+def _draws_ahead(nodes: Sequence[Node]) -> bool:
+    """Whether completions of one of the nodes are drawn a step ahead."""
+    return any(
+        getattr(getattr(node.config, "grpo", None), "rollouts_ahead", False) for node in nodes
+    )
 
 
 def _unshareable(nodes: Sequence[Node], resources: StageResources, world: int) -> str | None:

@@ -78,7 +78,7 @@ def smol() -> Config:
 
 
 def single_gpu() -> Config:
-    """Qwen2.5-1.5B-Instruct on one 24-80 GB card; LoRA for students, full for the teacher."""
+    """Qwen2.5-1.5B-Instruct on one 48-80 GB card; LoRA for students, full for the teacher."""
     config = recipe("single-gpu", QWEN_1_5B)
     grpo: dict[str, Any] = {
         "steps": 125, "questions_per_step": 8, "group_size": 16, "dtype": "bfloat16",

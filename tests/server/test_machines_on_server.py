@@ -53,7 +53,7 @@ def test_a_machine_that_cannot_do_its_part_ends_the_node(server: Server) -> None
 def test_a_pool_too_small_for_the_machines_of_a_training_is_told_and_nothing_waits(
     server: Server,
 ) -> None:
-    new = [*SHARED, "teacher_sft.steps=3"]
+    new = [*SHARED, "teacher_sft.steps=13"]
     with server.client() as client:
         client.update_work_pool("gpu", WorkPoolUpdate(concurrency_limit=1))
         try:
