@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlt_core.errors import UserError
-from rlt_core.hub import RepoType
+from rlt_core.hub import RepoType, cache_folder
 
 
 def snapshot(repo: str, revision: str, kind: RepoType, patterns: Sequence[str]) -> Path:
@@ -24,8 +24,9 @@ def snapshot(repo: str, revision: str, kind: RepoType, patterns: Sequence[str]) 
 
     try:
         folder = snapshot_download(
-            repo, repo_type=kind, revision=revision, allow_patterns=list(patterns)
-        )
+            repo, repo_type=kind, revision=revision, allow_patterns=list(patterns),
+            cache_dir=cache_folder(),
+        )  # fmt: skip
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         raise UserError(
             f"{repo}@{revision} is not in the hub cache and the hub cannot be reached: run "

@@ -41,6 +41,7 @@ from rlt_core.errors import UserError
 from rlt_core.evaluation.tasks import BENCHMARKS, EvalTask
 from rlt_core.grading import UNGRADED, answer_of
 from rlt_core.hub import cache_folder
+from rlt_core.snapshots import snapshot
 
 torch.set_grad_enabled(True)  # importing lighteval turns gradients off for the whole process
 
@@ -206,24 +207,28 @@ def _task(task: EvalTask, metric: SampleLevelMetric) -> LightevalTask:
 
 # ---------------------------------------------------------------- benchmarks of the hub
 def benchmark_questions(name: str, revision: str | None) -> list[dict[str, Any]]:
-    """Questions with lighteval's prompts and right answers. Raises UserError if not fetched."""
+    """Questions with lighteval's prompts and right answers. Of a commit, what this machine lacks is
+    downloaded. Raises UserError if it cannot be had."""
+    docs = _benchmark_docs(_benchmark_config(name), _folder(name, revision))
+    return [_question(name, index, doc) for index, doc in enumerate(docs)]
+
+
+def _folder(name: str, revision: str | None) -> Path:
     benchmark = BENCHMARKS[name]
     try:
-        folder = snapshot_download(
-            benchmark.repo,
-            repo_type="dataset",
-            revision=revision,
-            cache_dir=cache_folder(),
-            local_files_only=True,
+        if revision:
+            return snapshot(benchmark.repo, revision, "dataset", ["*"])
+        found = snapshot_download(
+            benchmark.repo, repo_type="dataset", cache_dir=cache_folder(), local_files_only=True
         )
-    except LocalEntryNotFoundError:
-        terms = " (gated: accept its terms on the hub and log in first)" if benchmark.gated else ""
+        return Path(found)
+    except (LocalEntryNotFoundError, UserError) as error:
+        terms = " (gated: accept its terms on the hub and set HF_TOKEN)" if benchmark.gated else ""
+        why = f"; {error}" if revision else ""
         raise UserError(
             f"task {name}: data set {benchmark.repo} is not on this machine{terms}; "
-            "run `rlt fetch` with this profile once, with network"
+            f"run `rlt fetch` with this profile once, with network{why}"
         ) from None
-    docs = _benchmark_docs(_benchmark_config(name), Path(folder))
-    return [_question(name, index, doc) for index, doc in enumerate(docs)]
 
 
 def _benchmark_config(name: str) -> LightevalTaskConfig:

@@ -69,10 +69,11 @@ BENCHMARKS: dict[str, Benchmark] = {
 def benchmark_task(
     name: str, max_questions: int | None = None, revision: str | None = None
 ) -> EvalTask:
-    """A benchmark with lighteval's prompts, from the hub data that are on this machine.
+    """A benchmark with lighteval's prompts and the hub's data.
 
-    `revision`: commit of the data set; the fetched one when empty. GPQA's choices are shuffled with
-    a fixed seed. Raises UserError for an unknown name or data that were not fetched.
+    `revision`: commit of the data set, downloaded where this machine lacks it; the fetched one when
+    empty. GPQA's choices are shuffled with a fixed seed. Raises UserError for an unknown name or
+    data that cannot be had.
     """
     if name not in BENCHMARKS:
         raise UserError(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")

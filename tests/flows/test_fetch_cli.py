@@ -14,11 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from rlt_core.evaluation.tasks import BENCHMARKS
+from tests.rlt_core.evaluation.conftest import ROWS, write_hub
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "someone/tiny-model"
 
 
 class _Hub(BaseHTTPRequestHandler):
+    repo, kind = REPO, "models"
     files: dict[str, bytes]
     downloads: list[str]
 
@@ -30,18 +34,19 @@ class _Hub(BaseHTTPRequestHandler):
 
     def _answer(self, body: bool) -> None:
         path = self.path.partition("?")[0]
-        if path.startswith(f"/api/models/{REPO}/tree/"):
+        if path.startswith(f"/api/{self.kind}/{self.repo}/tree/"):
             tree = [
                 {"type": "file", "path": n, "size": len(d), "oid": hashlib.sha1(d).hexdigest()}
                 for n, d in self.files.items()
             ]
             return self._send(json.dumps(tree).encode(), body, "application/json")
-        if path.startswith(f"/api/models/{REPO}"):
+        if path.startswith(f"/api/{self.kind}/{self.repo}"):
             siblings = [{"rfilename": n, "size": len(d)} for n, d in self.files.items()]
-            answer = {"id": REPO, "sha": COMMIT, "siblings": siblings}
+            answer = {"id": self.repo, "sha": COMMIT, "siblings": siblings}
             return self._send(json.dumps(answer).encode(), body, "application/json")
         name = path.rpartition("/")[2]
-        if path.startswith(f"/{REPO}/resolve/") and name in self.files:
+        place = self.repo if self.kind == "models" else f"{self.kind}/{self.repo}"
+        if path.startswith(f"/{place}/resolve/") and name in self.files:
             if body:
                 self.downloads.append(name)
             return self._send(self.files[name], body, "application/octet-stream")
@@ -75,7 +80,7 @@ def hub() -> Iterator[str]:
     server.shutdown()
 
 
-def rlt(endpoint: str, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(endpoint: str, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {
         "HF_ENDPOINT": endpoint,
         "HF_HOME": str(home),
@@ -84,9 +89,12 @@ def rlt(endpoint: str, home: Path, *arguments: str) -> subprocess.CompletedProce
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
     return subprocess.run(
-        [sys.executable, "-m", "flows.cli", *arguments],
-        capture_output=True, text=True, env=environment,
-    )  # fmt: skip
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment
+    )
+
+
+def rlt(endpoint: str, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run(endpoint, home, "-m", "flows.cli", *arguments)
 
 
 def test_what_is_fetched_is_pinned_and_no_pickle_comes_along(hub: str, tmp_path: Path) -> None:
@@ -129,3 +137,24 @@ def test_a_missing_repository_is_one_clear_error(hub: str, tmp_path: Path) -> No
 def test_a_profile_that_needs_no_hub(hub: str, tmp_path: Path) -> None:
     done = rlt(hub, tmp_path, "fetch", "--profile", "tiny")
     assert done.returncode == 0 and "nothing from the hub" in done.stdout
+
+
+def test_a_machine_that_fetched_nothing_downloads_the_benchmark_of_its_node(
+    hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker evaluates what was pinned where the pipeline was planned."""
+    write_hub(tmp_path / "there", {"math_500": ROWS["math_500"]})
+    files = next((tmp_path / "there").glob("*/snapshots/*")).iterdir()
+    monkeypatch.setattr(_Hub, "repo", BENCHMARKS["math_500"].repo)
+    monkeypatch.setattr(_Hub, "kind", "datasets")
+    _Hub.files = {file.name: file.read_bytes() for file in files}
+    ask = (
+        "from rlt_core.evaluation.tasks import benchmark_task\n"
+        f"print(benchmark_task('math_500', revision={COMMIT!r}).questions[0]['answer'])"
+    )
+    done = run(hub, tmp_path / "here", "-c", ask)
+    assert done.stdout.split() == ["\\frac12"], done.stderr
+    assert "rows.jsonl" in _Hub.downloads
+    monkeypatch.setattr(_Hub, "repo", "another/one")
+    done = run(hub, tmp_path / "elsewhere", "-c", ask)
+    assert "UserError: task math_500: data set" in done.stderr
