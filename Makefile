@@ -1,4 +1,4 @@
-# The README's commands. `make demo` and `make test` need nothing but python3 (3.11 or later).
+# The README's commands. `make demo` and `make test` need nothing but python3 (3.11 to 3.13).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -78,22 +78,31 @@ def documents(name: str) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all((INFRA / "kubernetes" / name).read_text()))
 
 
-@pytest.mark.parametrize("name", ["rlt.yaml", "gpu-workers.yaml"])
+@pytest.mark.parametrize("name", ["rlt.yaml", "job-workers.yaml", "process-workers.yaml"])
 def test_kubernetes_accepts_what_is_applied(name: str) -> None:
     for document in documents(name):
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
 
 
 def test_workers_that_share_nodes_are_there_together_and_read_what_the_others_do() -> None:
-    [job] = documents("gpu-workers.yaml")
+    job, _, cpu = documents("process-workers.yaml")
     assert job["spec"]["completionMode"] == "Indexed"
     assert job["spec"]["completions"] == job["spec"]["parallelism"] > 1
     named = {document["metadata"]["name"] for document in documents("rlt.yaml")
              if document["kind"] == "ConfigMap"}  # fmt: skip
-    [container] = job["spec"]["template"]["spec"]["containers"]
-    read = {source["configMapRef"]["name"] for source in container["envFrom"]
-            if "configMapRef" in source}  # fmt: skip
-    assert read == named
+    for workers in (job, cpu):
+        [container] = workers["spec"]["template"]["spec"]["containers"]
+        read = {source["configMapRef"]["name"] for source in container["envFrom"]
+                if "configMapRef" in source}  # fmt: skip
+        assert read == named
+
+
+def test_workers_that_start_jobs_make_no_pool_of_another_template() -> None:
+    workers = [each for each in documents("job-workers.yaml") if each["kind"] == "Deployment"]
+    assert len(workers) == 2
+    for each in workers:
+        [container] = each["spec"]["template"]["spec"]["containers"]
+        assert "--no-create-pool-if-not-found" in container["args"]
 
 
 # ---------------------------------------------------------------- Slurm, S3
