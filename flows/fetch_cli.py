@@ -46,7 +46,7 @@ def _wanted(config: Config, target: str) -> Iterator[Wanted]:
             yield Wanted(data.source.removeprefix("hub:"), data.revision, "dataset")
     for name in config.evaluation.tasks:
         if name in BENCHMARKS:
-            yield Wanted(BENCHMARKS[name].repo, None, "dataset")
+            yield Wanted(BENCHMARKS[name].repo, config.evaluation.revisions.get(name), "dataset")
 
 
 def fetch(

@@ -58,7 +58,7 @@ def _assign(tree: dict[str, Any], path: str, value: Any) -> None:
 
 def _is_open(parents: list[str]) -> bool:
     """Whether the names below are the user's own."""
-    return parents[:1] == ["imports"] or parents[:2] == ["resources", "stages"]
+    return parents[:1] in (["imports"], ["trace_sources"]) or parents[:2] == ["resources", "stages"]
 
 
 def _fields_at(location: Sequence[str | int]) -> list[str]:

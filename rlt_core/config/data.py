@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from rlt_core.config.base import Fraction, Frozen, Positive, Seed
+from rlt_core.config.base import Commit, Fraction, Frozen, Positive, Seed
 
 
 class FieldMapping(Frozen):
@@ -30,7 +30,7 @@ class DataConfig(Frozen):
     source: str = "arithmetic"
     """Generated (`arithmetic`, `arithmetic-s1`, `arithmetic-sky-t1`, `countdown`,
     `countdown-small`), a local .jsonl/.json/.parquet/.csv file, or `hub:org/name`."""
-    revision: str | None = Field(default=None, pattern="^[0-9a-f]{40}$")
+    revision: Commit | None = None
     """Commit of a hub data set (40 hex digits); empty: the one that `rlt fetch` pinned here."""
     hub_split: str = "train"
     """Split of a hub data set."""

@@ -6,7 +6,7 @@ import operator
 
 from pydantic import Field, model_validator
 
-from rlt_core.config.base import DType, Fraction, Frozen, Positive
+from rlt_core.config.base import Commit, DType, Fraction, Frozen, Positive
 
 
 class Sampling(Frozen):
@@ -63,6 +63,8 @@ class EvaluationConfig(Sampling):
 
     tasks: tuple[str, ...] = ("test",)
     """`test` (the data's held-out questions), `countdown`, `aime24`, `math_500`, `gpqa_diamond`."""
+    revisions: dict[str, Commit] = Field(default={}, exclude_if=operator.not_)
+    """Benchmark -> commit of its data set on the hub; others: what `rlt fetch` pinned here."""
     max_questions: Positive | None = None
     """Questions a task, the first so many; all when empty."""
     samples: dict[str, Positive] = Field(default={}, exclude_if=operator.not_)
@@ -79,8 +81,9 @@ class EvaluationConfig(Sampling):
 
     @model_validator(mode="after")
     def _samples_suffice(self) -> EvaluationConfig:
-        if unknown := sorted(self.samples.keys() - set(self.tasks)):
-            raise ValueError(f"`samples` names {', '.join(unknown)}, not among `tasks`")
+        for field, named in {"samples": self.samples, "revisions": self.revisions}.items():
+            if unknown := sorted(named.keys() - set(self.tasks)):
+                raise ValueError(f"`{field}` names {', '.join(unknown)}, not among `tasks`")
         for task in self.tasks:
             if max(self.pass_at, default=1) > self.samples_of(task):
                 raise ValueError(

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from rlt_core.config.base import Frozen, Positive, Seed
+from rlt_core.config.base import Commit, Frozen, Positive, Seed
 
 
 class ScratchModel(Frozen):
@@ -39,7 +39,7 @@ class HubModel(Frozen):
     """What kind of source this is."""
     repo: str
     """Name on the hub: org/name."""
-    revision: str | None = Field(default=None, pattern="^[0-9a-f]{40}$")
+    revision: Commit | None = None
     """Commit (40 hex digits); empty: the one that `rlt fetch` pinned on this machine."""
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from rlt_core.config import Config, GRPOConfig, LoRA, SFTConfig, StageResources
 from rlt_core.errors import UserError
@@ -24,6 +25,7 @@ SHARES = (0.5, 0.4, 0.3)
 """Of a GPU's memory, for a vLLM engine beside a trainer."""
 SERVER = "http://HOST:8000"
 """A `vllm serve` on GPUs of its own."""
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 DRAWING = ("trace-generation", "evaluation")
 ROLLING = ("teacher-grpo", "student-grpo")
 """Stages that draw from the model that they train."""
@@ -90,20 +92,8 @@ def contradiction(
                 f"{stage.name}: sharding={resources.sharding} shares a model out among processes, "
                 f"and there is one; set {at}.processes (a GPU each), or {at}.sharding=none"
             )
-        if stage.name in ROLLING and resources.tensor_parallel > 1:
-            return (
-                f"{stage.name}: tensor_parallel={resources.tensor_parallel} splits an engine over "
-                "GPUs, and a trainer's own engine draws on the trainer's GPU; set "
-                f"{at}.tensor_parallel=1, and where one GPU is too small for the engine name a "
-                f"server: {at}.vllm_server={SERVER}"
-            )
-        if resources.engine == "vllm" and not resources.vllm_server and _draws_ahead(nodes):
-            return (
-                f"{stage.name}: rollouts_ahead draws while the trainer computes, which a vLLM "
-                "engine on the trainer's own GPU cannot; name a server: "
-                f"{at}.vllm_server={SERVER}, or set rollouts_ahead=false"
-            )
-        return _unshareable(nodes, resources, world)
+        wrong = _undrawable(at, nodes, resources) if stage.name in ROLLING else None
+        return wrong or _unshareable(nodes, resources, world)
     if stage.name not in DRAWING or resources.tensor_parallel == 1:
         return None
     if resources.engine != "vllm":
@@ -118,6 +108,33 @@ def contradiction(
                 f"{stage.name}: {shape.heads} attention heads of {node.name} cannot be split over "
                 f"tensor_parallel={resources.tensor_parallel} GPUs; set {at}.tensor_parallel"
             )
+    return None
+
+
+def _undrawable(at: str, nodes: Sequence[Node], resources: StageResources) -> str | None:
+    """Why rollouts cannot be drawn by what the resources at this place name."""
+    stage, server = nodes[0].stage, resources.vllm_server
+    if resources.tensor_parallel > 1:
+        return (
+            f"{stage.name}: tensor_parallel={resources.tensor_parallel} splits an engine over "
+            "GPUs, and a trainer's own engine draws on the trainer's GPU; set "
+            f"{at}.tensor_parallel=1, and where one GPU is too small for the engine name a "
+            f"server: {at}.vllm_server={SERVER}"
+        )
+    if resources.engine != "vllm":
+        return None
+    if not server and _draws_ahead(nodes):
+        return (
+            f"{stage.name}: rollouts_ahead draws while the trainer computes, which a vLLM "
+            "engine on the trainer's own GPU cannot; name a server: "
+            f"{at}.vllm_server={SERVER}, or set rollouts_ahead=false"
+        )
+    if server and stage.machines(resources) > 1 and urlsplit(server).hostname in LOOPBACK:
+        return (
+            f"{stage.name}: vllm_server={server} is another place on each of "
+            f"{stage.machines(resources)} machines; name the host that all of them reach: "
+            f"--set {at}.vllm_server={SERVER}"
+        )
     return None
 
 

@@ -96,12 +96,17 @@ class Nodes:
         if data != self.config.data and self.config.data.n_test:
             inputs["tested"] = self.questions
         evaluated = {
-            name: hub.pinned(BENCHMARKS[name].repo, None, "dataset") if name in BENCHMARKS else ""
+            name: self._benchmark_commit(name) if name in BENCHMARKS else ""
             for name in sorted(self.config.evaluation.tasks)
             if name != "test"
         }
         config = DatasetPrepConfig(data=identified, format=self.format, evaluated=evaluated)
         return self._node("dataset-prep", config, inputs, variant, paths=paths)
+
+    def _benchmark_commit(self, name: str) -> str:
+        """What its data set on the hub is known by."""
+        revision = self.config.evaluation.revisions.get(name)
+        return hub.pinned(BENCHMARKS[name].repo, revision, "dataset")
 
     @cached_property
     def questions(self) -> Node:
@@ -307,11 +312,11 @@ class Nodes:
         whose test problems the task `countdown` asks, in place of its own."""
         evaluation = self.config.evaluation.model_copy(update=changes)
         samples = {name: n for name, n in evaluation.samples.items() if name in evaluation.tasks}
-        evaluation = evaluation.model_copy(update={"samples": samples})
+        evaluation = evaluation.model_copy(update={"samples": samples, "revisions": {}})
         config = EvaluationStageConfig(
             evaluation=evaluation,
             benchmarks={
-                name: hub.pinned(BENCHMARKS[name].repo, None, "dataset")
+                name: self._benchmark_commit(name)
                 for name in evaluation.tasks
                 if name in BENCHMARKS
             },

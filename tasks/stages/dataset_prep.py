@@ -43,6 +43,6 @@ def _evaluated(name: str, commit: str) -> Sequence[Mapping[str, Any]]:
     if commit == UNPINNED:
         raise UserError(
             f"evaluation set {name}, with which training questions are compared: run `rlt fetch` "
-            "for this profile while online"
+            f"for this profile while online, or name a commit in evaluation.revisions.{name}"
         )
     return benchmark_task(name, revision=commit).questions

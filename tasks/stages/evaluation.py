@@ -58,7 +58,10 @@ def _task(job: Job, name: str, config: EvaluationStageConfig) -> EvalTask:
     if name != "test":
         commit = config.benchmarks.get(name)
         if commit == UNPINNED:
-            raise UserError(f"benchmark {name}: run `rlt fetch` for this profile while online")
+            raise UserError(
+                f"benchmark {name}: run `rlt fetch` for this profile while online, or name a "
+                f"commit in evaluation.revisions.{name}"
+            )
         return benchmark_task(name, config.evaluation.max_questions, commit)
     return EvalTask(name, _held_out(job, "questions", "data.n_test"))
 

@@ -34,6 +34,9 @@ def test_every_profile_survives_its_own_json(profile: str) -> None:
         ("resources.stages.base-model.thread=1", "threads"),
         ("base_model=somewhere", "hub:org/name"),
         ("base_model=hub:a/b@main", "revision"),
+        ("evaluation.revisions.aime24=main", r"evaluation\.revisions\.aime24"),
+        (f"evaluation.revisions.aime24={'0' * 40}", "aime24, not among `tasks`"),
+        ("trace_sources.mine.recip=student_sft", "recipe"),
         ("data", "field.name=value"),
         ("profile=smoke", "--profile"),
     ],
@@ -56,6 +59,8 @@ def test_assignments_reach_their_fields() -> None:
             "seeds=[0,1]", "teacher_grpo.learning_rate=2e-6", "base_model=hub:a/b",
             "student_grpo=null", "data.source=my file.jsonl", "data.fields.solution=answer",
             "imports.models.other=folder:/x", "resources.stages.base-model.threads=1",
+            'evaluation.tasks=["aime24"]', f"evaluation.revisions.aime24={'0' * 40}",
+            "trace_sources.mine.data.source=theirs.jsonl",
         ],
     )  # fmt: skip
     assert config.seeds == (0, 1)
@@ -65,6 +70,8 @@ def test_assignments_reach_their_fields() -> None:
     assert config.data.source == "my file.jsonl"
     assert config.data.fields.solution == "answer"
     assert config.resources.of("base-model").threads == 1
+    assert config.evaluation.revisions == {"aime24": "0" * 40}
+    assert config.trace_sources["mine"].data.source == "theirs.jsonl"
 
 
 def test_the_paper_profiles_hold_the_papers_numbers() -> None:

@@ -19,6 +19,8 @@ from rlt_core.overrides import load_config
 from rlt_core.profiles import PROFILES
 
 OWN_DATA = ("smol", "single-gpu")
+SERVER = "http://draws.example:8000"
+"""A 32B student's GRPO draws elsewhere, where only its user knows."""
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +34,8 @@ def graph(profile: str, questions: Path, *changes: str, target: str = ALL) -> An
     own = [f"data.source={questions}"] if profile in OWN_DATA else []
     if profile == "smol":  # its package may not be installed
         own.append(f"base_model=hub:HuggingFaceTB/SmolLM2-360M-Instruct@{'0' * 40}")
+    if profile.startswith("paper-32b"):
+        own.append(f"resources.stages.student-grpo.vllm_server={SERVER}")
     config = load_config(profile, [*own, *changes])
     return config, upstream(targets(target, config))
 
@@ -96,6 +100,13 @@ def test_adapters_that_are_proposed_fit(questions):
 def test_a_layout_that_contradicts_itself_is_refused(changes, said, questions):
     with pytest.raises(UserError, match=said):
         require_fit(*graph("paper-7b", questions, *changes))
+
+
+def test_a_server_that_each_machine_would_look_for_on_itself_is_refused(questions):
+    own = "resources.stages.student-grpo.vllm_server=http://localhost:8000"
+    with pytest.raises(UserError, match="another place on each of 4 machines"):
+        require_fit(*graph("paper-32b", questions, own))
+    require_fit(*graph("paper-7b", questions, own))
 
 
 def test_nothing_is_refused_for_memory_where_no_gpu_is_named(questions):
