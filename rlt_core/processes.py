@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from rlt_core.config import StageResources
@@ -10,6 +11,10 @@ from rlt_core.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+
+WAIT = timedelta(days=1)
+"""For each other: while the first one stores a checkpoint, or one draws a long completion. Torch's
+own limit on GPUs is ten minutes. A lost process is noticed elsewhere (`tasks.torchrun`)."""
 
 
 def rank() -> int:
@@ -65,7 +70,7 @@ def join(resources: StageResources) -> PartialState:
 
     from rlt_core.models import pick_device
 
-    return PartialState(cpu=pick_device(resources.device) == "cpu")
+    return PartialState(cpu=pick_device(resources.device) == "cpu", timeout=WAIT)
 
 
 def wait_for_all() -> None:

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
@@ -49,7 +50,8 @@ def shard(model: nn.Module, resources: StageResources, bfloat16: bool) -> None:
             fully_shard(layer, mesh=mesh)
     _to_float32(model)
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
-    with torch.no_grad():  # the first call must go to the whole model, and scoring's does not
+    first = torch.autocast(mesh.device_type, torch.bfloat16, enabled=bfloat16)
+    with torch.no_grad(), first:  # must go to the whole model, and scoring's does not
         model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=mesh.device_type))
 
 
@@ -60,7 +62,10 @@ def _mesh(resources: StageResources) -> DeviceMesh:
         return init_device_mesh(device, (everybody,))
     together = processes.of_this_machine()
     shape = (everybody // together, together)
-    return init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard"))
+    mesh = init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard"))
+    for group in mesh.get_all_groups():  # new ones, which do not have what `join` asked for
+        _set_pg_timeout(processes.WAIT, group)
+    return mesh
 
 
 def is_sharded(model: object) -> bool:
