@@ -3,6 +3,7 @@
 {home}/{store}/files/...      the copies
 {home}/{store}/staging/...    what is being made here: no cache, never evicted
 {home}/in-use/{id}            the folders that one process uses; the process holds a lock on it
+{home}/making/{number}        held while one of the copies with this number is fetched
 {home}/lock                   held while the cache is changed in a way that others could notice
 
 The rule: whole files are evicted, those that were used longest ago first, and never one in a
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import threading
@@ -25,6 +27,8 @@ from typing import IO
 from rlt_core.errors import UserError
 
 DEFAULT_GB = 50.0
+LOCKS = 256
+"""Numbers of copies: two that share one are fetched one after the other."""
 
 
 def bound_bytes() -> int:
@@ -96,6 +100,16 @@ class Cache:
                 _in_use[os.getpid(), self.home] = mine
                 mine.add(str(folder))
                 folder.mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def making(self, copy: Path) -> Iterator[None]:
+        """Nobody else on this machine makes this copy meanwhile."""
+        number = int(hashlib.sha256(str(copy).encode()).hexdigest(), 16) % LOCKS
+        locks = self.home / "making"
+        locks.mkdir(parents=True, exist_ok=True)
+        with (locks / str(number)).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def adopt(self, staged: Path, folder: Path) -> None:
         """Let a folder that was made here become a copy; nothing staged is fine."""

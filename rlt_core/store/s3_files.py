@@ -345,7 +345,11 @@ class S3Files(Files):
             missing = [name for name, size in sizes.items() if not _touched(folder / name, size)]
 
             def fetch(name: str) -> None:
-                self.fetch(f"{path}/{name}", sizes[name], folder / name, advance)
+                with self.cache.making(folder / name):
+                    if _touched(folder / name, sizes[name]):  # by another process meanwhile
+                        advance(sizes[name])
+                    else:
+                        self.fetch(f"{path}/{name}", sizes[name], folder / name, advance)
 
             parallel(fetch, missing, FILES_AT_ONCE)
             if missing:

@@ -74,6 +74,7 @@ def unsharded(model: PreTrainedModel | PeftModel, start: Path, dtype: str) -> An
 def save_policy(model: PreTrainedModel | PeftModel, start: Path, out: Path, dtype: str) -> None:
     """Write the trained model, adapters merged in, with the tokenizer of the model it came from."""
     plain: Any = model.merge_and_unload() if isinstance(model, PeftModel) else model
+    plain.config.use_cache = True  # which Trainer turns off: whoever writes text with it wants it
     save_model(plain.to(getattr(torch, dtype)), load_tokenizer(start), out)
 
 

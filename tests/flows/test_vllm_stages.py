@@ -52,8 +52,9 @@ def forget(store: Path, name: str) -> None:
     opened.remove(opened.find(f"smoke/{name}").ref)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 def test_greedy_completions_are_those_of_transformers(
-    run: Rlt, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Rlt, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
 ) -> None:
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     copy = tmp_path / "store"
@@ -64,7 +65,9 @@ def test_greedy_completions_are_those_of_transformers(
     }
     for name in compared:
         forget(copy, name)
-    run("evaluation", copy, *VLLM)
+    shared = [f"resources.stages.{stage}.processes={processes}" for stage in STAGES[:2]]
+    shared.append("resources.shard_questions=2")
+    run("evaluation", copy, *VLLM, *(word for each in shared for word in ("--set", each)))
     for name, (table, column) in compared.items():
         ours, theirs = rows(store, name, table), rows(copy, name, table)
         assert [row[column] for row in theirs] == [row[column] for row in ours]

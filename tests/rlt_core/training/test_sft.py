@@ -1,5 +1,6 @@
 """SFT: what is learned, what is not, and that interruptions change nothing."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,6 +162,13 @@ def test_bfloat16_adds_up_updates_below_its_precision(train, model: Path) -> Non
     projections = [name for name in start if "proj" in name]
     moved = torch.cat([(start[n].bfloat16() != trained[n]).flatten() for n in projections])
     assert moved.float().mean() > 0.5  # in bfloat16 alone, such steps leave most weights in place
+
+
+def test_configuration_is_the_start_models(train, model: Path) -> None:
+    """Trainer turns the cache of keys and values off, without which writing text is slow."""
+    out, _ = train("run")
+    first, second = (json.loads((m / "config.json").read_text()) for m in (model, out / "model"))
+    assert first.get("use_cache", True) and first == second
 
 
 def test_tokenizer_is_the_start_models(train, model: Path) -> None:
