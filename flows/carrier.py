@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from flows.cores import Cores
+from flows.cores import Cores, gpu_here
 from rlt_core.control import Metrics
 from rlt_core.errors import Stopped, UserError
 from rlt_core.launch import ChildFailed, Launches
+from rlt_core.stages import STAGES
 from rlt_core.store import Manifest
 from tasks import node as node_task
 from tasks.spec import NodeSpec
@@ -68,6 +70,7 @@ class Here:
         self._launcher = launcher
         self._reporter = reporter
         self._cores = cores
+        self._gpus = Cores(1) if gpu_here() else None
 
     def carry_out(self, specs: Sequence[NodeSpec], priority: float = 0.0) -> list[Outcome]:
         """One after the other."""
@@ -80,7 +83,7 @@ class Here:
     def _one(self, spec: NodeSpec, priority: float) -> Outcome:
         name = spec.name
         try:
-            with self._cores.take(spec.cores, priority):
+            with self._gpus_for(spec, priority), self._cores.take(spec.cores, priority):
                 if not self._launcher.stopping:
                     self._reporter.started(name)
                 manifest = self._compute(spec)
@@ -97,6 +100,11 @@ class Here:
             return Outcome("done", f"{spec.key} committed")
         self._reporter.failed(name, outcome.status, outcome.message)
         return outcome
+
+    def _gpus_for(self, spec: NodeSpec, priority: float) -> AbstractContextManager[None]:
+        """All GPUs, since a node is planned for the whole memory of those that it takes."""
+        on_gpu = STAGES[spec.stage].pool == "gpu" and spec.resources.device != "cpu"
+        return self._gpus.take(1, priority) if self._gpus and on_gpu else nullcontext()
 
     def _compute(self, spec: NodeSpec) -> Manifest | None:
         """What was committed; None where another run commits."""

@@ -122,7 +122,7 @@ class Dispatch:
                 for part in parts
             ]
             if steps:
-                self._wait(runs, lambda states: all(map(_has_begun, states)))
+                self._wait(runs, is_assembled)
         decisive = machines if steps else 1
         states = self._wait(
             runs, lambda states: _is_final(states[0]) or any(map(_has_failed, states[:decisive]))
@@ -231,6 +231,11 @@ def _require_room(spec: NodeSpec, machines: int) -> None:
             f"{machines} machines together; `prefect work-pool update {name} --concurrency-limit "
             f"{machines}`, or lower resources.stages.{spec.stage}.machines"
         )
+
+
+def is_assembled(states: States) -> bool:
+    """Whether no machine is waited for any more: all have begun, or one has failed meanwhile."""
+    return all(map(_has_begun, states)) or any(map(_has_failed, states))
 
 
 def _is_final(state: State | None) -> bool:

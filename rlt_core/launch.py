@@ -32,7 +32,14 @@ EXIT_S = 5.0
 """What a child that has said its last word gets to exit."""
 LOG_LINES = 15
 """Lines of a dead child's log that its error shows."""
-BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    # Else a library that asks for GPUs while the server imports it leaves none to the children:
+    # https://docs.pytorch.org/docs/2.13/notes/cuda.html#environment-variables
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+}
+"""Of the children, where it is not set otherwise."""
 
 
 class ChildFailed(Exception):
@@ -75,8 +82,8 @@ class Launcher:
 
     def __init__(self, preload: Iterable[str]) -> None:
         """`preload`: modules that the server imports once, for all children."""
-        for name in BLAS_THREADS:
-            os.environ.setdefault(name, "1")
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(preload))
         self._stop = threading.Event()

@@ -51,17 +51,18 @@ def require_gpus(resources: StageResources, needed: int) -> None:
         )
 
 
-def take_gpu(resources: StageResources) -> None:
-    """Hide the others' GPUs from this process and all it starts (a vLLM engine); before CUDA is."""
-    if resources.device == "cpu":
+def take_gpus(resources: StageResources) -> None:
+    """Hide all GPUs but its own from this process and what it starts (a vLLM engine), before CUDA
+    is used. Transformers' Trainer would split a batch over whatever it sees."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if resources.device == "cpu" or visible == "":
         return
     each = resources.tensor_parallel if resources.engine == "vllm" else 1
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    all_ids = map(str, range(of_this_machine() * each))
-    ids = visible.split(",") if visible else list(all_ids)
-    first = int(os.environ["LOCAL_RANK"]) * each
+    ids = visible.split(",") if visible else [str(i) for i in range(of_this_machine() * each)]
+    first = int(os.environ.get("LOCAL_RANK", "0")) * each
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(ids[first : first + each])
-    os.environ["LOCAL_RANK"] = "0"
+    if "LOCAL_RANK" in os.environ:
+        os.environ["LOCAL_RANK"] = "0"
 
 
 def join(resources: StageResources) -> PartialState:

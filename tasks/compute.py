@@ -87,12 +87,14 @@ def _checked(argument: dict[str, Any]) -> NodeSpec:
 def _body(job: Job, what: str) -> dict[str, float]:
     """The stage's body, in the processes of this machine."""
     count = job.stage.processes(job.resources)
+    together = count > 1 or (job.stage.shared == "steps" and job.machines > 1)
+    if job.stage.pool == "gpu" and not together:
+        processes.take_gpus(job.resources)
     print(
         f"{what} on {_device(job.stage, job.resources)}, machine {job.machine + 1} of "
         f"{job.machines}, processes: {count}, threads of each: {job.resources.threads}"
     )
-    together = job.stage.shared == "steps" and job.machines > 1
-    return torchrun.run(job) if count > 1 or together else run_body(job)
+    return torchrun.run(job) if together else run_body(job)
 
 
 def _compute_and_commit(spec: NodeSpec, stage: Stage, store: Store, control: Control) -> Manifest:

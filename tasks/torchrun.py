@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import contextlib
 import math
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -72,7 +75,8 @@ def run(job: Job) -> dict[str, float]:
                        f"--nproc-per-node={job.stage.processes(job.resources)}",
                        f"--log-dir={folder}", "-m", "tasks.torchrun", str(file)]  # fmt: skip
             threads = {"OMP_NUM_THREADS": str(job.resources.threads)}
-            agent = subprocess.Popen(command, env={**os.environ, **threads})
+            with _without_sigterm():
+                agent = subprocess.Popen(command, env={**os.environ, **threads})
             try:
                 owner.follow(agent)
             finally:
@@ -84,6 +88,17 @@ def run(job: Job) -> dict[str, float]:
     return owner.result(agent.returncode)
 
 
+@contextlib.contextmanager
+def _without_sigterm() -> Iterator[None]:
+    """What is started meanwhile never gets a SIGTERM. Slurm sends one to every process of a job,
+    and torchrun would end its own before they have heard the owner's wish and checkpointed."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
 def _meeting(job: Job) -> list[str]:
     """How torchrun is to find those of the other machines."""
     if job.stage.shared != "steps" or job.machines == 1:
@@ -92,7 +107,8 @@ def _meeting(job: Job) -> list[str]:
     spec, store = job.spec, job.store
     place = rendezvous.publish(spec, store) if first else rendezvous.find(spec, store, job.control)
     return [f"--nnodes={job.machines}", f"--node-rank={job.machine}",
-            f"--master-addr={place.host}", f"--master-port={place.port}"]  # fmt: skip
+            f"--master-addr={place.host}", f"--master-port={place.port}",
+            f"--rdzv-conf=timeout={processes.WAIT.total_seconds():.0f}"]  # fmt: skip
 
 
 class _Owner:
@@ -159,8 +175,8 @@ class _Owner:
         gravest = {
             "user_error": UserError,
             "stopped": Stopped,
-            "died": Died,
             "failed": RuntimeError,
+            "died": Died,  # often of another's failure, by NCCL
         }
         for kind, error in gravest.items():
             for said, value in self._words:
@@ -175,6 +191,8 @@ class _Owner:
 # ---------------------------------------------------------------- each process
 def main(file: Path) -> None:
     """Run the body on this process's share, and say at last what became of it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # by which vLLM ends its own
     share = _Share.model_validate_json(file.read_text())
     pipe = connection.Client(share.address, "AF_UNIX")
     stop, lock = threading.Event(), threading.Lock()
@@ -190,7 +208,7 @@ def main(file: Path) -> None:
 
     control = Control(progress, stop.is_set)
     try:
-        processes.take_gpu(share.spec.resources)
+        processes.take_gpus(share.spec.resources)
         processes.join(share.spec.resources)
         job = job_of(share.spec, Store(share.spec.store), share.out, control)
         metrics = run_body(job)
@@ -199,17 +217,32 @@ def main(file: Path) -> None:
     except Stopped as error:
         send("stopped", str(error))
     except Exception:
+        traceback.print_exc()
         send("failed", traceback.format_exc())
     else:
         send("result", metrics if processes.rank() == 0 else None)
+    _leave()
+
+
+def _leave() -> None:
+    """End without the teardown of libraries: that of NCCL and vLLM may hang or crash after all is
+    done."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _listen(pipe: connection.Connection[Any, Any], stop: threading.Event) -> None:
-    """Hear the wish to stop; end when the owner is gone."""
+    """Hear the wish to stop; end, with all that this process started, when the owner is gone: an
+    engine of vLLM does not notice that its parent died, and would keep the GPU's memory."""
     with contextlib.suppress(EOFError, OSError):
         while True:
             if pipe.recv() == STOP:
                 stop.set()
+    if os.getpgid(0) == os.getpid():  # torchrun gives each process a session of its own
+        os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+from flows.cores import gpu_here
 from flows.local import s3
 from flows.local.processes import Processes
 from rlt_core import warm
@@ -93,11 +92,7 @@ def current() -> Up | None:
 
 def gpu_limit() -> int:
     """Runs of the `gpu` pool side by side: one where there is a GPU, else one a core."""
-    if shutil.which("nvidia-smi"):
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
-        if listed.returncode == 0 and listed.stdout.strip():
-            return 1
-    return os.cpu_count() or 1
+    return 1 if gpu_here() else os.cpu_count() or 1
 
 
 def bring_up(wanted: Up, limit: int, say: Say) -> None:

@@ -81,8 +81,8 @@ class EvaluationConfig(Sampling):
 
     @model_validator(mode="after")
     def _samples_suffice(self) -> EvaluationConfig:
-        for field, named in {"samples": self.samples, "revisions": self.revisions}.items():
-            if unknown := sorted(named.keys() - set(self.tasks)):
+        for field, named in (("samples", set(self.samples)), ("revisions", set(self.revisions))):
+            if unknown := sorted(named - set(self.tasks)):
                 raise ValueError(f"`{field}` names {', '.join(unknown)}, not among `tasks`")
         for task in self.tasks:
             if max(self.pass_at, default=1) > self.samples_of(task):

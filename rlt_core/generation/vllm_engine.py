@@ -53,6 +53,8 @@ class VLLMEngine(ClosesItself):
                 f"engine=vllm: vLLM cannot be imported ({error}): "
                 "pip install rlt-pipeline[vllm], or set resources.engine=transformers"
             ) from None
+        # A forked engine cannot use CUDA where anything here has asked for the GPUs before.
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         self._llm = LLM(
             model=str(model_folder),
             dtype=dtype,
@@ -163,6 +165,7 @@ class LiveVLLMEngine(VLLMEngine):
             self._llm.wake_up(tags=["weights"])
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._weights()})
         if self._sleeps:
+            torch.cuda.empty_cache()
             self._llm.wake_up(tags=["kv_cache"])
         else:
             self._llm.apply_model(_pack_head)

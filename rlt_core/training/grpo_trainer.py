@@ -7,6 +7,7 @@ and C completion positions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
@@ -71,6 +72,12 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         self._batch: list[Prompt] = []
         self._completions: list[Completion] = []
         self._gaps: list[Tensor] = []
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Called before TRL loads the reference model, whole in every process."""
+        super().create_accelerator_and_postprocess()
+        if self._resources.sharding != "none":  # which makes a layer at a time float32
+            self.args.model_init_kwargs = {"dtype": "auto"}
 
     def run(self, work: Workspace, recorder: StepRecorder) -> None:
         """See `ResumableTrainer.run`. Raises UserError if the engine cannot be had or has too
@@ -190,7 +197,8 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         sampled = [cast(Any, completion.logprobs) for completion in self._completions]
         try:
             policy = self.accelerator.unwrap_model(self.model)
-            with self.accelerator.autocast(), sharding.whole(policy):
+            gathered = sharding.whole(policy) if self._reward.reads_policy else nullcontext()
+            with self.accelerator.autocast(), gathered:
                 result = self._reward(self._batch, completions, sampled, policy)
             finite = torch.tensor(result.rewards, dtype=torch.float32).isfinite().tolist()
             if not all(finite):

@@ -64,6 +64,10 @@ class RewardFunction(Protocol):
     def stop_ids(self) -> Sequence[int]:
         """Tokens that end a completion."""
 
+    @property
+    def reads_policy(self) -> bool:
+        """Whether it makes forward calls of the policy, which is gathered for it then."""
+
     def check(self, prompts: Sequence[Prompt], max_completion_tokens: int) -> None:
         """Raise UserError if some completion of these prompts could have no reward."""
 
@@ -85,6 +89,8 @@ class RLTReward:
     The teacher's log-probs are those of the policy as it is now: computed from it, or recorded when
     it sampled (`rlt_core.training.rollouts`).
     """
+
+    reads_policy = True
 
     def __init__(
         self,
@@ -231,6 +237,8 @@ class AnswerReward:
     counted in `grader_failed`. Should that happen to most of a batch, the grader itself is broken:
     RuntimeError.
     """
+
+    reads_policy = False
 
     def __init__(self, prompter: Prompter, spec: CorrectnessReward, grader: Grader) -> None:
         self.stop_ids = prompter.stop_ids

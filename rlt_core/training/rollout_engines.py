@@ -216,7 +216,9 @@ class _Server(ClosesItself):
         return draw_from_server(self._client, prompts, sampling, seeds, stop_ids)
 
     def renew(self) -> None:
-        """The first process sends; the others help to gather what is sharded."""
+        """The first process sends, once nobody draws any more; the others help to gather what is
+        sharded."""
+        processes.wait_for_all()
         if processes.rank() == 0:
             self._client.update_named_params(self._announced, iter(self._weights()))
             self._client.reset_prefix_cache()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
@@ -17,6 +18,7 @@ from rlt_core.estimate import Estimate, estimates
 from rlt_core.experiments import targets
 from rlt_core.graph import upstream
 from rlt_core.overrides import load_config
+from rlt_core.store import Store
 from tests.flows.conftest import Rlt
 
 CONFIG = load_config("tiny")
@@ -105,3 +107,24 @@ def test_a_run_stops_before_the_node_that_would_exceed_it(
     assert done.returncode == 1, said
     assert "over budget teacher-sft@0: it takes about" in said
     assert "Traceback" not in said
+
+
+def test_on_a_machine_with_a_gpu_one_node_takes_it_at_a_time(
+    rlt: Rlt, smoke_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = tmp_path / "bin" / "nvidia-smi"
+    driver.parent.mkdir()
+    driver.write_text("#!/bin/sh\necho 'GPU 0: as far as we know'\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(driver.parent), prepend=os.pathsep)
+    store = tmp_path / "store"
+    shutil.copytree(smoke_store, store)
+    done = rlt("run", "teacher-sft", "--profile", "smoke", "--store", str(store),
+               "--set", "seeds=[1,2]", "--set", "resources.cores=2")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    opened = Store(str(store))
+    first, second = sorted(
+        (opened.find(f"smoke/teacher-sft@{seed}") for seed in (1, 2)),
+        key=lambda manifest: manifest.started_at,
+    )
+    assert first.finished_at <= second.started_at

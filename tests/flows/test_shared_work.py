@@ -161,6 +161,23 @@ def test_ctrl_c_stops_both_at_a_checkpoint_and_the_same_command_goes_on(
 
 
 @pytest.mark.slow
+def test_a_signal_to_every_process_stops_all_at_a_checkpoint(store: Path, home: Path) -> None:
+    """Slurm sends its warning to whatever a job has started."""
+    process = start(store, home)
+    both = shares(store)
+    agent = both[0].parent()
+    assert agent is not None
+    owner = agent.parent()
+    assert owner is not None
+    for each in (*both, agent, owner):
+        each.terminate()
+    said, _ = process.communicate(timeout=90)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert_gone(both)
+
+
+@pytest.mark.slow
 def test_one_killed_process_ends_the_other_and_the_run(store: Path, home: Path) -> None:
     process = start(store, home)
     one, other = shares(store)

@@ -26,6 +26,8 @@ def work(argument: Any, control: Control) -> Any:
         raise UserError("row 3 is empty")
     if argument == "bug":
         raise ValueError("a bug")
+    if argument == "environment":
+        return dict(os.environ)
     if argument == "die":
         print("last words", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -58,6 +60,12 @@ def test_results_errors_and_deaths(tmp_path: Path) -> None:
         run(launcher, "bug", tmp_path)
     with pytest.raises(ChildFailed, match=r"SIGKILL(.|\n)*last words"):
         run(launcher, "die", tmp_path)
+
+
+def test_asking_for_gpus_while_importing_takes_them_from_no_child(tmp_path: Path) -> None:
+    """What a library may do at import, in the server: torch then has to ask NVML, not CUDA."""
+    environment = run(Launcher([]), "environment", tmp_path)
+    assert environment["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
 
 
 def test_stop_reaches_the_child_and_no_other_is_started(tmp_path: Path) -> None:

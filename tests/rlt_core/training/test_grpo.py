@@ -39,6 +39,8 @@ Run = Callable[..., tuple[Path, dict[str, float]]]
 class Digits:
     """Rewards the share of digits in a completion, and remembers what it saw."""
 
+    reads_policy = False
+
     def __init__(self, prompter: Prompter) -> None:
         self.stop_ids = prompter.stop_ids
         self._digits = set(prompter.encode("0123456789"))

@@ -25,6 +25,8 @@ SPEC = RewardSpec()
 class Oracle:
     """The reward by the book: one completion at a time, every logit, in float64."""
 
+    reads_policy = True
+
     def __init__(self, prompter: Prompter, student: Path) -> None:
         self.stop_ids = prompter.stop_ids
         self._prompter, self._student = prompter, load_model(student).double()

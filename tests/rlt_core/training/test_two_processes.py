@@ -13,6 +13,8 @@ import pytest
 from safetensors.torch import load_file
 from training_runs import scratch_folder, steps, weights
 
+from rlt_core.models import load_model, load_tokenizer, save_model
+
 SCRIPT = """
 import os, sys
 from pathlib import Path
@@ -125,6 +127,20 @@ def test_two_that_share_the_weights_are_one(tmp_path: Path, model: Path) -> None
     assert weights(broken / "out") == weights(two / "out")
     assert run(1, model, other) == 0
     assert_same_weights(one, other)
+
+
+@pytest.mark.slow
+def test_sharded_from_a_model_that_a_stage_has_saved_in_bfloat16(
+    tmp_path: Path, model: Path
+) -> None:
+    """Policy and reference are read as they were saved and moved in float32."""
+    saved = tmp_path / "model"
+    save_model(load_model(model, "bfloat16"), load_tokenizer(model), saved)
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run(1, saved, one) == 0
+    assert run(2, saved, two, sharding="fsdp") == 0
+    assert_same_weights(one, two)
+    assert_same_steps(steps(one / "out"), steps(two / "out"))
 
 
 @pytest.mark.slow

@@ -1,0 +1,47 @@
+"""What a process that shares a node's work sees of its machine."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from rlt_core.config import StageResources
+from rlt_core.processes import take_gpus
+
+
+@pytest.mark.parametrize(
+    ("visible", "rank", "parallel", "seen"),
+    [
+        (None, None, 1, "0"),  # alone on a machine of several: Trainer would use them all
+        ("4,5,6,7", None, 1, "4"),
+        (None, None, 2, "0,1"),
+        (None, "3", 1, "3"),
+        ("4,5,6,7", "1", 2, "6,7"),
+        ("", "1", 1, ""),
+    ],
+)
+def test_each_process_sees_its_own_gpus(
+    visible: str | None,
+    rank: str | None,
+    parallel: int,
+    seen: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4" if rank else "1")
+    for name, value in {"CUDA_VISIBLE_DEVICES": visible, "LOCAL_RANK": rank}.items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    take_gpus(StageResources(engine="vllm", tensor_parallel=parallel))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
+    assert ("LOCAL_RANK" in os.environ) == (rank is not None)
+    if rank and seen:
+        assert os.environ["LOCAL_RANK"] == "0", "of what it sees"
+
+
+def test_what_computes_on_the_cpu_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    take_gpus(StageResources(device="cpu"))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"

@@ -1,0 +1,56 @@
+"""Processes that share a node's work and their owner: nothing is left, and the cause is told."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from multiprocessing import connection
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rlt_core.control import Control
+from tasks import torchrun
+
+WORKER = """
+import subprocess, sys, threading
+from multiprocessing import connection
+from tasks import torchrun
+
+print(subprocess.Popen(["sleep", "600"]).pid, flush=True)
+torchrun._listen(connection.Client(sys.argv[1], "AF_UNIX"), threading.Event())
+"""
+
+
+def test_whoever_loses_its_owner_ends_with_all_that_it_started(tmp_path: Path) -> None:
+    """An engine of vLLM would go on, and keep the memory of its GPU."""
+    address = str(tmp_path / "owner")
+    with connection.Listener(address, "AF_UNIX") as listener:
+        worker = subprocess.Popen(
+            [sys.executable, "-c", WORKER, address],
+            stdout=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        owner = listener.accept()
+        assert worker.stdout
+        engine = psutil.Process(int(worker.stdout.readline()))
+        owner.close()
+        assert worker.wait(30) != 0
+    _, alive = psutil.wait_procs([engine], timeout=10)
+    assert not alive
+
+
+def test_what_failed_is_told_rather_than_who_died_of_it(tmp_path: Path) -> None:
+    """NCCL ends the others when one of them has run out of memory."""
+    address = str(tmp_path / "owner")
+    with connection.Listener(address, "AF_UNIX") as listener:
+        owner = torchrun._Owner(listener, Control())
+        other, one = (connection.Client(address, "AF_UNIX") for _ in range(2))
+        other.close()
+        one.send(("failed", "CUDA out of memory"))
+        one.close()
+        agent = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(2)"])
+        owner.follow(agent)
+    with pytest.raises(RuntimeError, match="CUDA out of memory") as raised:
+        owner.result(agent.wait())
+    assert not isinstance(raised.value, torchrun.Died)
