@@ -23,7 +23,7 @@ from typing import Any
 
 from rlt_core.control import Control, Metrics
 from rlt_core.errors import Stopped, UserError
-from rlt_core.launch import ChildFailed, Launcher, Launches
+from rlt_core.launch import ENVIRONMENT, ChildFailed, Launcher, Launches
 from rlt_core.stages import STAGES
 
 VARIABLE = "RLT_LAUNCHER"
@@ -113,7 +113,7 @@ def in_environment(argument: Any, control: Control) -> Any:
     """Inside the child: take the environment of the run that wanted it, then do its work."""
     target, inner, environment = argument
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update(ENVIRONMENT | environment)
     module, _, function = target.partition(":")
     return getattr(importlib.import_module(module), function)(inner, control)
 
