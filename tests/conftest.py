@@ -34,15 +34,19 @@ def s3_access(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Access]:
         yield access
 
 
+@pytest.fixture
+def s3_root(s3_access: S3Access, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The root of an empty store: a prefix on the S3 server; copies lie below `tmp_path`."""
+    import s3_server
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return f"s3://{s3_server.BUCKET}/{uuid.uuid4().hex}"
+
+
 @pytest.fixture(params=["local", "s3"])
-def store_root(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> str:
+def store_root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The root of an empty store: a folder, and a prefix on the S3 server."""
     if request.param == "local":
         return str(tmp_path / "a store")
-    import s3_server
-
-    request.getfixturevalue("s3_access")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return f"s3://{s3_server.BUCKET}/{uuid.uuid4().hex}"
+    root: str = request.getfixturevalue("s3_root")
+    return root

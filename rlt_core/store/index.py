@@ -4,7 +4,8 @@ A manifest lies beside its artifact's folder, so that listing the folder of a ki
 them with their sizes and times. A row whose path and mark are listed is as good as the file; other
 rows are dropped, other files read. The index thus knows what the listing knows, and may be deleted
 at any time. Processes share it: who lists earlier may drop what another has just read, so each
-holds its answer against its own listing.
+holds its answer against its own listing. A machine that is new to a store on S3 begins with the
+copy that another has left there (`index_copy`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from rlt_core.store import index_copy
 from rlt_core.store.files import Entry, Files
 from rlt_core.store.manifest import Manifest
 
@@ -151,9 +153,13 @@ class Index:
 
         def answer(file: Path | None) -> Rows:
             with closing(sqlite3.connect(file or ":memory:", timeout=BUSY_S)) as database:
-                self._bring_up_to_date(database, manifests, folders)
+                read = self._bring_up_to_date(database, manifests, folders)
                 self._hold(database)
-                return [one.rows(database) for one in queries]
+                found = [one.rows(database) for one in queries]
+                if file and read >= index_copy.MANY and not self._files.is_local:
+                    database.rollback()
+                    index_copy.leave(self._files, VERSION, database, file.parent)
+                return found
 
         return self._with_file(answer, len(manifests))
 
@@ -165,6 +171,8 @@ class Index:
         for attempt in range(2):
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
+                if self._begins(file, manifests) and not attempt:
+                    index_copy.take(self._files, VERSION, file)
                 return answer(file)
             except (sqlite3.OperationalError, OSError) as error:  # e.g. a read-only store
                 log.info("%s cannot be used: %s", file, error)
@@ -176,9 +184,14 @@ class Index:
                         file.unlink()
         return answer(None)
 
+    def _begins(self, file: Path, manifests: int) -> bool:
+        """Whether this machine has no index yet of a store that may have a copy of one."""
+        return not self._files.is_local and manifests >= index_copy.MANY and not file.exists()
+
     def _bring_up_to_date(
         self, database: sqlite3.Connection, manifests: dict[str, Entry], folders: Sequence[str]
-    ) -> None:
+    ) -> int:
+        """Make `facts` answer for the listing; returns how many manifests it had to read for it."""
         [tables] = database.execute("select count(*) from sqlite_master").fetchone()
         [version] = database.execute("pragma user_version").fetchone()
         if tables and version != VERSION:
@@ -205,6 +218,7 @@ class Index:
             chunk = {path: manifests[path].mark for path in old[start : start + READ_AT_ONCE]}
             self._read(database, chunk, "")
         self._read(database, dict.fromkeys(young, ""), "other_")
+        return len(old)
 
     def _hold(self, database: sqlite3.Connection) -> None:
         """Begin a transaction that sees all that is listed, whatever other processes drop."""
