@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from flows.cores import Cores, gpu_here
+from flows.cores import Cores
+from rlt_core import gpus
 from rlt_core.control import Metrics
 from rlt_core.errors import Stopped, UserError
 from rlt_core.launch import ChildFailed, Launches
@@ -70,7 +71,8 @@ class Here:
         self._launcher = launcher
         self._reporter = reporter
         self._cores = cores
-        self._gpus = Cores(1) if gpu_here() else None
+        here = gpus.here()
+        self._gpus = Cores(len(here)) if here else None
 
     def carry_out(self, specs: Sequence[NodeSpec], priority: float = 0.0) -> list[Outcome]:
         """One after the other."""
@@ -83,7 +85,7 @@ class Here:
     def _one(self, spec: NodeSpec, priority: float) -> Outcome:
         name = spec.name
         try:
-            with self._gpus_for(spec, priority), self._cores.take(spec.cores, priority):
+            with self._room(spec, priority):
                 if not self._launcher.stopping:
                     self._reporter.started(name)
                 manifest = self._compute(spec)
@@ -101,10 +103,11 @@ class Here:
         self._reporter.failed(name, outcome.status, outcome.message)
         return outcome
 
-    def _gpus_for(self, spec: NodeSpec, priority: float) -> AbstractContextManager[None]:
-        """All GPUs, since a node is planned for the whole memory of those that it takes."""
-        on_gpu = STAGES[spec.stage].pool == "gpu" and spec.resources.device != "cpu"
-        return self._gpus.take(1, priority) if self._gpus and on_gpu else nullcontext()
+    def _room(self, spec: NodeSpec, priority: float) -> AbstractContextManager[None]:
+        """GPUs of its own for a node that computes there, cores for any other."""
+        if self._gpus and spec.on_gpu:
+            return self._gpus.take(STAGES[spec.stage].gpus(spec.resources), priority)
+        return self._cores.take(spec.cores, priority)
 
     def _compute(self, spec: NodeSpec) -> Manifest | None:
         """What was committed; None where another run commits."""

@@ -1,23 +1,12 @@
-"""The cores of this machine, shared by the nodes that run side by side, and its GPUs, which one
-node takes at a time."""
+"""Cores, or GPUs, of this machine, shared by the nodes that run side by side."""
 
 from __future__ import annotations
 
 import heapq
 import itertools
-import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-
-def gpu_here() -> bool:
-    """Whether this machine has a GPU. Asks its driver, since torch takes seconds to import."""
-    if not shutil.which("nvidia-smi"):
-        return False
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
-    return listed.returncode == 0 and bool(listed.stdout.strip())
 
 
 class Cores:

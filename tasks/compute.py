@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from rlt_core import processes
+from rlt_core import gpus, processes
 from rlt_core.checkout import git_commit
 from rlt_core.config import StageResources
 from rlt_core.control import Control
@@ -51,6 +51,7 @@ def compute(argument: dict[str, Any], control: Control) -> str:
         standing = store.manifest(stage.kind, spec.key)
         if standing is None:
             store.files.write(f"work/{spec.key}/node.txt", spec.name.encode())
+            _hold_gpus(spec, stage, control)
             standing = _compute_and_commit(spec, stage, store, control)
     return standing.model_dump_json()
 
@@ -63,6 +64,7 @@ def assist(argument: dict[str, Any], control: Control) -> None:
     spec = _checked(argument)
     store = Store(spec.store)
     with tempfile.TemporaryDirectory(prefix="rlt-") as folder:
+        _hold_gpus(spec, STAGES[spec.stage], control)
         job = job_of(spec, store, Path(folder), control)
         if not job.is_committed():
             _body(job, f"{spec.key}: its work is shared")
@@ -82,6 +84,13 @@ def _checked(argument: dict[str, Any]) -> NodeSpec:
     if not spec.sent:
         require_one_machine(spec.name, stage, spec.resources)
     return spec
+
+
+def _hold_gpus(spec: NodeSpec, stage: Stage, control: Control) -> None:
+    """Wait for GPUs of its own; for long only where no other machine waits with its own."""
+    if spec.on_gpu:
+        together = stage.shared == "steps" and stage.machines(spec.resources) > 1
+        gpus.hold(stage.gpus(spec.resources), control, gpus.SHARED_WAIT_S if together else None)
 
 
 def _body(job: Job, what: str) -> dict[str, float]:

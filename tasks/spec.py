@@ -68,6 +68,11 @@ class NodeSpec(BaseModel):
         """CPU threads of all its processes."""
         return STAGES[self.stage].processes(self.resources) * self.resources.threads
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it is computed on GPUs, of a machine that has some."""
+        return STAGES[self.stage].pool == "gpu" and self.resources.device != "cpu"
+
 
 def require_one_machine(name: str, stage: Stage, resources: StageResources) -> None:
     """Raises UserError if several machines are to share a node's steps, which takes as many runs

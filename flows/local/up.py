@@ -11,10 +11,9 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from flows.cores import gpu_here
 from flows.local import s3
 from flows.local.processes import Processes
-from rlt_core import warm
+from rlt_core import gpus, warm
 from rlt_core.errors import UserError
 
 BUCKET = "rlt"
@@ -91,8 +90,8 @@ def current() -> Up | None:
 
 
 def gpu_limit() -> int:
-    """Runs of the `gpu` pool side by side: one where there is a GPU, else one a core."""
-    return 1 if gpu_here() else os.cpu_count() or 1
+    """Runs of the `gpu` pool side by side: one a GPU, or a core where there is none."""
+    return len(gpus.here()) or os.cpu_count() or 1
 
 
 def bring_up(wanted: Up, limit: int, say: Say) -> None:

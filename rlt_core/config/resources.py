@@ -60,8 +60,8 @@ class Resources(StageResources):
     """Where and how fast. Never hashed: it may not change what is computed."""
 
     cores: Positive = 2
-    """Threads of all nodes that run side by side on this machine; its GPUs one node takes at a
-    time."""
+    """Threads of all nodes that run side by side on this machine; those on its GPUs have a GPU for
+    each of their processes instead."""
     stages: dict[str, dict[str, Any]] = Field(default={})
     """Stage name, or `stage:variant` with `*` for any letters -> fields of `StageResources` that
     differ there; a variant's go before its stage's."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import threading
 import time
 from pathlib import Path
 
+import gpu_driver
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -109,22 +109,19 @@ def test_a_run_stops_before_the_node_that_would_exceed_it(
     assert "Traceback" not in said
 
 
-def test_on_a_machine_with_a_gpu_one_node_takes_it_at_a_time(
-    rlt: Rlt, smoke_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_nodes_run_side_by_side_while_there_are_gpus(
+    gpus: int, rlt: Rlt, smoke_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    driver = tmp_path / "bin" / "nvidia-smi"
-    driver.parent.mkdir()
-    driver.write_text("#!/bin/sh\necho 'GPU 0: as far as we know'\n")
-    driver.chmod(0o755)
-    monkeypatch.setenv("PATH", str(driver.parent), prepend=os.pathsep)
+    gpu_driver.install(tmp_path, gpus, monkeypatch)
     store = tmp_path / "store"
     shutil.copytree(smoke_store, store)
     done = rlt("run", "teacher-sft", "--profile", "smoke", "--store", str(store),
-               "--set", "seeds=[1,2]", "--set", "resources.cores=2")  # fmt: skip
+               "--set", "seeds=[1,2]", "--set", "resources.cores=1")  # fmt: skip
     assert done.returncode == 0, done.stderr
     opened = Store(str(store))
     first, second = sorted(
         (opened.find(f"smoke/teacher-sft@{seed}") for seed in (1, 2)),
         key=lambda manifest: manifest.started_at,
     )
-    assert first.finished_at <= second.started_at
+    assert (first.finished_at <= second.started_at) == (gpus == 1)

@@ -1,0 +1,97 @@
+"""The GPUs of this machine, each for one node at a time, whichever process computes it.
+
+A node is planned for the whole memory of the GPUs that it takes. The process that computes it holds
+a lock on each until it ends, so that runs of one worker, of several, and of `rlt run` share a
+machine without knowing of each other.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import IO
+
+from rlt_core.control import Control
+from rlt_core.errors import UserError
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+POLL_S = 0.5
+SHARED_WAIT_S = 600.0
+"""How long one of several machines waits for its GPUs, while the others hold theirs."""
+_GPU = re.compile(r"^GPU (\d+): .*?(?:\(UUID: (\S+)\))?$", re.MULTILINE)
+_HELD: list[IO[str]] = []
+"""Locks go with the process."""
+
+
+def here() -> dict[str, str]:
+    """The GPUs that this process may use: as CUDA_VISIBLE_DEVICES names them -> what tells them
+    from all others. Asks the driver, since torch takes seconds to import."""
+    visible = os.environ.get(VISIBLE)
+    if visible == "" or not shutil.which("nvidia-smi"):
+        return {}
+    asked = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+    known = dict(_GPU.findall(asked.stdout)) if asked.returncode == 0 else {}
+    names = visible.split(",") if visible and known else known
+    return {name: known.get(name) or name for name in names}
+
+
+def hold(count: int, control: Control, patience_s: float | None = None) -> None:
+    """Take so many of the GPUs that no other node holds (all, where there are fewer) and let this
+    process see no others; waits until they are free, and then keeps them until it ends.
+
+    Raises Stopped on request, UserError once its patience is over.
+    """
+    if not (mine := here()):
+        return
+    count = min(count, len(mine))
+    give_up = time.monotonic() + patience_s if patience_s is not None else None
+
+    def wait() -> None:
+        if give_up is not None and time.monotonic() > give_up:
+            raise UserError(
+                f"the GPUs of this machine were not free within {patience_s:.0f} s, while other "
+                "machines wait with theirs; let its worker take one run at a time (--limit 1)"
+            )
+        control.progress(0, 0, {})
+        control.check()
+        time.sleep(POLL_S)
+
+    while not (turn := _lock("turn")):  # else many small nodes would keep out a large one
+        wait()
+    with turn:
+        while len(taken := _free(mine, count)) < count:
+            for lock in taken.values():
+                lock.close()
+            wait()
+    _HELD.extend(taken.values())
+    if VISIBLE not in os.environ:
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as the driver counts
+    os.environ[VISIBLE] = ",".join(taken)
+
+
+def _free(mine: dict[str, str], count: int) -> dict[str, IO[str]]:
+    """Locks on so many GPUs, or on as many as nobody holds."""
+    taken: dict[str, IO[str]] = {}
+    for name, identity in mine.items():
+        if len(taken) < count and (lock := _lock(identity)):
+            taken[name] = lock
+    return taken
+
+
+def _lock(name: str) -> IO[str] | None:
+    """A lock among the processes of this user on this machine; None if another has it."""
+    folder = Path(tempfile.gettempdir()) / f"rlt-gpus-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    file = (folder / name.replace("/", "-")).open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file

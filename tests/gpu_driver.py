@@ -1,0 +1,20 @@
+"""A driver that names GPUs which are not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def install(folder: Path, gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`nvidia-smi` on the path lists so many; locks on them lie in the folder, too."""
+    driver = folder / "bin" / "nvidia-smi"
+    driver.parent.mkdir(parents=True)
+    lines = "\n".join(f"echo 'GPU {i}: of paper (UUID: GPU-{i:04x})'" for i in range(gpus))
+    driver.write_text(f"#!/bin/sh\n{lines}\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(driver.parent), prepend=os.pathsep)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
