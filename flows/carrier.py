@@ -41,7 +41,8 @@ class Reporter(Protocol):
         """A node has begun."""
 
     def progress(self, name: str, done: int, total: int, metrics: Metrics) -> None:
-        """A node has done so much; `total` 0: it waits for another run that works on its key."""
+        """A node has done so much; `total` 0: it waits for another run, which works
+        on its key or holds the GPUs."""
 
     def line(self, name: str, text: str) -> None:
         """The process that computes a node has printed a line."""

@@ -62,7 +62,7 @@ class NodePage:
         if total:
             text = f"{name}: {_numbers(metrics)}"
         else:
-            text = f"{name}: waiting for another run that works on the same key"
+            text = f"{name}: waiting for another run, which works on the same key or holds the GPUs"
         update_progress_artifact(
             self._bars[name], progress=100 * done / total if total else 0.0, description=text
         )
