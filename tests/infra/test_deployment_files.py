@@ -48,6 +48,19 @@ def test_images_are_pinned_checked_and_nobodys_root(name: str) -> None:
     )
 
 
+def test_with_vllm_the_cuda_build_of_torch_is_pinned() -> None:
+    """Resolved where torch is built for the CPU, Triton and CUDA's libraries are the newest of all,
+    and torch 2.13.0 from PyPI, which names its own, cannot be installed."""
+    pinned = dict(
+        line.split("==") for line in (ROOT / "constraints" / "vllm.txt").read_text().split()
+    )
+    assert pinned["torch"] == "2.13.0" and pinned["triton"] == "3.7.1"
+    assert pinned["nvidia-nccl-cu13"] == "2.29.7" and pinned["nvidia-cudnn-cu13"] == "9.20.0.48"
+    assert pinned["cuda-toolkit"].startswith("13.0.3")
+    toolkit = {name for name in pinned if name.startswith(("nvidia-cuda-", "nvidia-nvvm"))}
+    assert {pinned[name].rpartition(".")[0] for name in toolkit} == {"13.0"}
+
+
 def compose() -> dict[str, Any]:
     return dict(yaml.safe_load((INFRA / "compose.yaml").read_text()))
 
