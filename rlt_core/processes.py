@@ -51,13 +51,13 @@ def require_gpus(resources: StageResources, needed: int) -> None:
         )
 
 
-def take_gpus(resources: StageResources) -> None:
-    """Hide all GPUs but its own from this process and what it starts (a vLLM engine), before CUDA
-    is used. Transformers' Trainer would split a batch over whatever it sees."""
+def take_gpus(resources: StageResources, each: int) -> None:
+    """Hide all GPUs but its own, `each` of every process, from this process and what it starts (a
+    vLLM engine), before CUDA is used. Transformers' Trainer would put a batch on each that it
+    sees."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if resources.device == "cpu" or visible == "":
         return
-    each = resources.tensor_parallel if resources.engine == "vllm" else 1
     ids = visible.split(",") if visible else [str(i) for i in range(of_this_machine() * each)]
     first = int(os.environ.get("LOCAL_RANK", "0")) * each
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(ids[first : first + each])

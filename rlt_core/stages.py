@@ -223,6 +223,9 @@ class Stage:
     shared: Literal["steps", "shards"] | None = None
     """What several processes can share: the batch of every step, all at once, or shards, each in
     its own time; nothing where it is None."""
+    splits: bool = False
+    """Whether its vLLM engine may be split over several GPUs (`tensor_parallel`); a trainer has
+    one."""
 
     def processes(self, resources: StageResources) -> int:
         """Processes of each machine that compute one of its nodes."""
@@ -234,8 +237,11 @@ class Stage:
 
     def gpus(self, resources: StageResources) -> int:
         """GPUs of each machine that compute one of its nodes."""
-        of_each = resources.tensor_parallel if resources.engine == "vllm" else 1
-        return self.processes(resources) * of_each
+        return self.processes(resources) * self.gpus_of_each(resources)
+
+    def gpus_of_each(self, resources: StageResources) -> int:
+        """GPUs of each process."""
+        return resources.tensor_parallel if self.splits and resources.engine == "vllm" else 1
 
     @property
     def module(self) -> str:
@@ -258,7 +264,7 @@ _ALL = (
     ),
     Stage(
         "trace-generation", 1, "traces", TraceGenerationConfig, ("traces",), pool="gpu",
-        shared="shards",
+        shared="shards", splits=True,
     ),
     Stage("trace-import", 1, "traces", TraceImportConfig, ("traces", "questions")),
     Stage("trace-refinement", 1, "traces", TraceRefinementConfig, ("traces", "dropped")),
@@ -277,7 +283,7 @@ _ALL = (
     ),
     Stage(
         "evaluation", 1, "evaluation", EvaluationStageConfig, ("eval_samples", "eval_scores"),
-        pool="gpu", shared="shards",
+        pool="gpu", shared="shards", splits=True,
     ),
     Stage("rank-statistics", 1, "ranking", RankStatisticsConfig, ("rank_scores",)),
     Stage("report", 2, "report", ReportConfig),

@@ -32,6 +32,7 @@ from pydantic import BaseModel
 from rlt_core import processes
 from rlt_core.control import Control
 from rlt_core.errors import Stopped, UserError
+from rlt_core.stages import STAGES
 from rlt_core.store import Store
 from tasks import rendezvous
 from tasks.job import Job, job_of, run_body
@@ -208,8 +209,9 @@ def main(file: Path) -> None:
 
     control = Control(progress, stop.is_set)
     try:
-        processes.take_gpus(share.spec.resources)
-        processes.join(share.spec.resources)
+        resources = share.spec.resources
+        processes.take_gpus(resources, STAGES[share.spec.stage].gpus_of_each(resources))
+        processes.join(resources)
         job = job_of(share.spec, Store(share.spec.store), share.out, control)
         metrics = run_body(job)
     except UserError as error:

@@ -26,7 +26,6 @@ SHARES = (0.5, 0.4, 0.3)
 SERVER = "http://HOST:8000"
 """A `vllm serve` on GPUs of its own."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-DRAWING = ("trace-generation", "evaluation")
 ROLLING = ("teacher-grpo", "student-grpo")
 """Stages that draw from the model that they train."""
 RECIPES = {
@@ -94,7 +93,7 @@ def contradiction(
             )
         wrong = _undrawable(at, nodes, resources) if stage.name in ROLLING else None
         return wrong or _unshareable(nodes, resources, world)
-    if stage.name not in DRAWING or resources.tensor_parallel == 1:
+    if not stage.splits or resources.tensor_parallel == 1:
         return None
     if resources.engine != "vllm":
         return (
@@ -266,7 +265,7 @@ def _merged(options: Sequence[Change]) -> dict[str, Any]:
 def _ladder(stage: Stage, resources: StageResources) -> Iterator[Iterator[Change]]:
     """Groups of changes, each from weak to strong, in the order in which they are tried."""
     smaller = ({"tokens_per_batch": n} for n in TOKENS if n < resources.tokens_per_batch)
-    if stage.name in DRAWING:
+    if stage.splits:
         if resources.engine == "transformers":
             yield smaller
             return

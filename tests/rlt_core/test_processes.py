@@ -8,6 +8,7 @@ import pytest
 
 from rlt_core.config import StageResources
 from rlt_core.processes import take_gpus
+from rlt_core.stages import STAGES
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_each_process_sees_its_own_gpus(
             monkeypatch.delenv(name, raising=False)
         else:
             monkeypatch.setenv(name, value)
-    take_gpus(StageResources(engine="vllm", tensor_parallel=parallel))
+    take_gpus(StageResources(), parallel)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
     assert ("LOCAL_RANK" in os.environ) == (rank is not None)
     if rank and seen:
@@ -43,5 +44,13 @@ def test_each_process_sees_its_own_gpus(
 
 def test_what_computes_on_the_cpu_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
-    take_gpus(StageResources(device="cpu"))
+    take_gpus(StageResources(device="cpu"), 1)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
+
+
+def test_a_trainer_has_one_gpu_whatever_an_engine_is_split_over() -> None:
+    """On a second one transformers' Trainer would double each step's batch."""
+    resources = StageResources(engine="vllm", tensor_parallel=2, processes=4)
+    assert STAGES["evaluation"].gpus(resources) == STAGES["trace-generation"].gpus(resources) == 8
+    for stage in ("teacher-sft", "student-sft", "trace-scoring"):
+        assert STAGES[stage].gpus_of_each(resources) == 1 and STAGES[stage].gpus(resources) == 4
