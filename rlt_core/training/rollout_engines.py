@@ -26,7 +26,7 @@ from rlt_core.control import Control
 from rlt_core.errors import UserError
 from rlt_core.generation.engine import ClosesItself, Completion, Engine, check_requests
 from rlt_core.generation.transformers_engine import TransformersEngine
-from rlt_core.models import load_model
+from rlt_core.models import load_model, pick_device
 from rlt_core.training import sharding
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def open_ahead(
             "rollouts_ahead: a vLLM engine on the trainer's own GPU cannot draw while that trains; "
             "name a resources.vllm_server, or set rollouts_ahead=false"
         )
-    return _Server(connect(resources.vllm_server), weights)
+    return _Server(connect(resources.vllm_server), weights, pick_device(resources.device))
 
 
 def open_rollouts(
@@ -91,7 +91,7 @@ def open_rollouts(
         return _Policy(policy, resources.tokens_per_batch, autocast)
     weights = partial(whole_weights, policy, dtype)
     if resources.vllm_server is not None:
-        return _Server(connect(resources.vllm_server), weights)
+        return _Server(connect(resources.vllm_server), weights, pick_device(resources.device))
     if resources.tensor_parallel > 1:
         raise UserError(
             f"resources.tensor_parallel={resources.tensor_parallel}: a trainer's own vLLM engine "
@@ -179,9 +179,9 @@ class _Copy(TransformersEngine):
 class _Server(ClosesItself):
     """A `vllm serve` on GPUs of its own, which takes weights over NCCL (TRL's client)."""
 
-    def __init__(self, client: VLLMClient, weights: Weights) -> None:
+    def __init__(self, client: VLLMClient, weights: Weights, device: str) -> None:
         if processes.rank() == 0:
-            _join(client)
+            _join(client, device)
         self._client, self._weights = client, weights
         self.context = context_of(client)
         self._announced = [
@@ -250,9 +250,9 @@ def context_of(client: VLLMClient) -> int:
     return int(client.get_server_info()["model_config"]["max_model_len"])
 
 
-def _join(client: VLLMClient) -> None:
-    """Open the way for weights. Raises UserError where there is none."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def _join(client: VLLMClient, device: str) -> None:
+    """Open the way for weights from the device that they are on. Raises UserError where there is
+    none."""
     try:
         client.init_communicator(device)
     except (RuntimeError, NotImplementedError) as error:

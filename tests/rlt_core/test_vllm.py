@@ -1,6 +1,7 @@
 """The vLLM engine, a real one: it draws what the transformers engine draws."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +12,14 @@ import torch
 from transformers import PreTrainedModel
 
 from rlt_core.config import Sampling, ScratchModel, StageResources
+from rlt_core.errors import UserError
 from rlt_core.formats import load_format
 from rlt_core.generation import Completion, Engine, open_engine, sample_seed
 from rlt_core.generation.vllm_engine import LiveVLLMEngine
 from rlt_core.models import new_model, save_model, tiny_tokenizer
 from rlt_core.scoring import selected_logprobs
+from rlt_core.training import rollout_engines
+from rlt_core.training.rollout_engines import open_rollouts
 
 PROMPTS = [list(range(10, 10 + n)) for n in (3, 20, 7)]
 STOP = tuple(range(10))
@@ -136,3 +140,17 @@ def test_resources_reach_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, l
     assert asked["tensor_parallel_size"] == 2 and asked["gpu_memory_utilization"] == 0.4
     assert asked["dtype"] == "bfloat16" and asked["model"] == str(tmp_path)
     assert asked.get("load_format") == ("dummy" if live else None)
+
+
+def test_weights_leave_from_the_policys_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU of a machine with GPUs, too: NCCL would fail on them with the server waiting."""
+
+    def refuse(device: str) -> None:
+        raise NotImplementedError(f"needs a CUDA device, got {device!r}")
+
+    client = SimpleNamespace(base_url="http://host:8000", init_communicator=refuse)
+    monkeypatch.setattr(rollout_engines, "connect", lambda url: client)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    resources = StageResources(engine="vllm", device="cpu", vllm_server=client.base_url)
+    with pytest.raises(UserError, match="got 'cpu'; start it with"):
+        open_rollouts(peaked(0), Path(), "float32", resources, nullcontext)
