@@ -38,6 +38,7 @@ ENVIRONMENT = {
     # Else a library that asks for GPUs while the server imports it leaves none to the children:
     # https://docs.pytorch.org/docs/2.13/notes/cuda.html#environment-variables
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+    "DO_NOT_TRACK": "1",  # vLLM reports from every engine that it starts, unless told not to
 }
 """Of the children, where it is not set otherwise."""
 

@@ -68,6 +68,13 @@ def test_asking_for_gpus_while_importing_takes_them_from_no_child(tmp_path: Path
     assert environment["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
 
 
+def test_what_children_use_is_reported_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a worker, too, whose environment says nothing of it."""
+    monkeypatch.delenv("DO_NOT_TRACK", raising=False)
+    Launcher([])
+    assert os.environ["DO_NOT_TRACK"] == "1"
+
+
 def test_stop_reaches_the_child_and_no_other_is_started(tmp_path: Path) -> None:
     launcher = Launcher([])
     with pytest.raises(Stopped, match="checkpointed"):
