@@ -226,6 +226,8 @@ class Stage:
     splits: bool = False
     """Whether its vLLM engine may be split over several GPUs (`tensor_parallel`); a trainer has
     one."""
+    rolls: bool = False
+    """Whether it draws from the model that it trains."""
 
     def processes(self, resources: StageResources) -> int:
         """Processes of each machine that compute one of its nodes."""
@@ -260,7 +262,7 @@ _ALL = (
     ),
     Stage(
         "teacher-grpo", 2, "model", TeacherGRPOStageConfig, ("train_steps",), model=True,
-        pool="gpu", shared="steps",
+        pool="gpu", shared="steps", rolls=True,
     ),
     Stage(
         "trace-generation", 1, "traces", TraceGenerationConfig, ("traces",), pool="gpu",
@@ -279,7 +281,7 @@ _ALL = (
     ),
     Stage(
         "student-grpo", 1, "model", StudentGRPOStageConfig, ("train_steps",), model=True,
-        pool="gpu", shared="steps",
+        pool="gpu", shared="steps", rolls=True,
     ),
     Stage(
         "evaluation", 1, "evaluation", EvaluationStageConfig, ("eval_samples", "eval_scores"),

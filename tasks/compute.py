@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -51,9 +53,22 @@ def compute(argument: dict[str, Any], control: Control) -> str:
         standing = store.manifest(stage.kind, spec.key)
         if standing is None:
             store.files.write(f"work/{spec.key}/node.txt", spec.name.encode())
-            _hold_gpus(spec, stage, control)
-            standing = _compute_and_commit(spec, stage, store, control)
+            with alone_on_server(spec, store, waiting):
+                _hold_gpus(spec, stage, control)
+                standing = _compute_and_commit(spec, stage, store, control)
     return standing.model_dump_json()
+
+
+def alone_on_server(
+    spec: NodeSpec, store: Store, waiting: Callable[[dict[str, object]], None]
+) -> AbstractContextManager[object]:
+    """One training at a time has a `vllm serve`, which has one model's weights and sends no one
+    away: a second would draw from the first one's policy, or wait for its NCCL for ever."""
+    server = spec.resources.vllm_server
+    if server is None or spec.resources.engine != "vllm" or not STAGES[spec.stage].rolls:
+        return nullcontext()
+    key = hashlib.sha256(server.encode()).hexdigest()[:16]
+    return Lease(store.files, f"vllm-{key}", f"{server} ({spec.name})", waiting)
 
 
 def assist(argument: dict[str, Any], control: Control) -> None:

@@ -26,8 +26,6 @@ SHARES = (0.5, 0.4, 0.3)
 SERVER = "http://HOST:8000"
 """A `vllm serve` on GPUs of its own."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-ROLLING = ("teacher-grpo", "student-grpo")
-"""Stages that draw from the model that they train."""
 RECIPES = {
     "teacher-sft": ("teacher_sft",),
     "teacher-grpo": ("teacher_grpo",),
@@ -91,7 +89,7 @@ def contradiction(
                 f"{stage.name}: sharding={resources.sharding} shares a model out among processes, "
                 f"and there is one; set {at}.processes (a GPU each), or {at}.sharding=none"
             )
-        wrong = _undrawable(at, nodes, resources) if stage.name in ROLLING else None
+        wrong = _undrawable(at, nodes, resources) if stage.rolls else None
         return wrong or _unshareable(nodes, resources, world)
     if not stage.splits or resources.tensor_parallel == 1:
         return None
@@ -279,7 +277,7 @@ def _ladder(stage: Stage, resources: StageResources) -> Iterator[Iterator[Change
         yield iter([{"offload": True}])
     if stage.name in ("teacher-grpo", "student-grpo", "trace-scoring"):
         yield smaller
-    if stage.name in ROLLING and resources.engine == "vllm":
+    if stage.rolls and resources.engine == "vllm":
         yield ({"vllm_memory": n} for n in SHARES if n < resources.vllm_memory)
     if stage.shared == "steps":
         most = max(resources.processes, COUNTS[-1])
@@ -290,5 +288,5 @@ def _ladder(stage: Stage, resources: StageResources) -> Iterator[Iterator[Change
             for n in COUNTS
             if n > resources.machines
         )
-    if stage.name in ROLLING and not resources.vllm_server:
+    if stage.rolls and not resources.vllm_server:
         yield iter([{"engine": "vllm", "vllm_server": SERVER}])
