@@ -114,8 +114,8 @@ class LiveVLLMEngine(VLLMEngine):
     """Samples inside the process of a training from a model whose weights change.
 
     Each call of `generate` takes up the weights first: `weights()` yields (name in a checkpoint,
-    whole tensor). On a GPU the engine sleeps between calls and holds none of its memory. Needs
-    `resources.tensor_parallel` 1.
+    whole tensor). On a GPU the engine sleeps between calls: of its memory it then keeps CUDA graphs
+    and small buffers. Needs `resources.tensor_parallel` 1.
     """
 
     def __init__(
