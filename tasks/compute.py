@@ -112,8 +112,10 @@ def _body(job: Job, what: str) -> dict[str, float]:
     """The stage's body, in the processes of this machine."""
     count = job.stage.processes(job.resources)
     together = count > 1 or (job.stage.shared == "steps" and job.machines > 1)
-    if job.stage.pool == "gpu" and not together:
-        processes.take_gpus(job.resources, job.stage.gpus_of_each(job.resources))
+    if job.stage.pool == "gpu":
+        processes.require_gpus(job.resources, job.stage.gpus(job.resources))
+        if not together:
+            processes.take_gpus(job.resources, job.stage.gpus_of_each(job.resources))
     print(
         f"{what} on {_device(job.stage, job.resources)}, machine {job.machine + 1} of "
         f"{job.machines}, processes: {count}, threads of each: {job.resources.threads}"

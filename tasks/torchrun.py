@@ -62,10 +62,9 @@ def run(job: Job) -> dict[str, float]:
     """Run a node's body in the processes of this machine; returns the metrics that the first of all
     has, none on another machine.
 
-    Raises UserError and Stopped as they did, UserError where GPUs are too few, RuntimeError with
-    the traceback of one that failed or when one died. None of them is left.
+    Raises UserError and Stopped as they did, RuntimeError with the traceback of one that failed or
+    when one died. None of them is left.
     """
-    processes.require_gpus(job.resources, job.stage.gpus(job.resources))
     with tempfile.TemporaryDirectory(prefix="rlt-") as folder:
         share = _Share(spec=job.spec, out=job.out, address=f"{folder}/owner")
         file = Path(folder) / "share.json"

@@ -7,7 +7,8 @@ import os
 import pytest
 
 from rlt_core.config import StageResources
-from rlt_core.processes import take_gpus
+from rlt_core.errors import UserError
+from rlt_core.processes import require_gpus, take_gpus
 from rlt_core.stages import STAGES
 
 
@@ -54,3 +55,12 @@ def test_a_trainer_has_one_gpu_whatever_an_engine_is_split_over() -> None:
     assert STAGES["evaluation"].gpus(resources) == STAGES["trace-generation"].gpus(resources) == 8
     for stage in ("teacher-sft", "student-sft", "trace-scoring"):
         assert STAGES[stage].gpus_of_each(resources) == 1 and STAGES[stage].gpus(resources) == 4
+
+
+def test_too_few_gpus_are_told_with_the_fields_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    resources = StageResources(engine="vllm", tensor_parallel=2)
+    require_gpus(resources, 1)
+    with pytest.raises(UserError, match=r"tensor_parallel=2 need 2 GPUs, and this machine shows 1"):
+        require_gpus(resources, STAGES["evaluation"].gpus(resources))
