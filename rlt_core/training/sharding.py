@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -35,7 +36,9 @@ def shard(model: nn.Module, resources: StageResources, bfloat16: bool) -> None:
 
     Weights become float32, unless they are frozen. No more than a layer is ever whole on the
     device. With `bfloat16` the weights of a layer's linear maps are gathered in it: autocast would
-    cast them so, too, but keep all copies until the backward pass.
+    cast them so, too, but keep all copies until the backward pass. Adapters are gathered apart from
+    the frozen maps: what is gathered together is let go once all of it has computed, and in a pass
+    of the reference, which is the policy without adapters, these never do.
     """
     mesh = _mesh(resources)
     half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -43,10 +46,16 @@ def shard(model: nn.Module, resources: StageResources, bfloat16: bool) -> None:
         if isinstance(layer, GradientCheckpointingLayer):
             _to_float32(layer)
             if bfloat16:
-                maps: list[nn.Module] = [
-                    each for each in layer.modules() if isinstance(each, nn.Linear)
-                ]
-                fully_shard(maps, mesh=mesh, mp_policy=half)
+                maps = [each for each in layer.modules() if isinstance(each, nn.Linear)]
+                for trained in (False, True):
+                    group: list[nn.Module] = [
+                        each for each in maps if each.weight.requires_grad is trained
+                    ]
+                    if group:
+                        fully_shard(group, mesh=mesh, mp_policy=half)
+                for each in layer.modules():
+                    if isinstance(each, LoraLayer):  # which reads a format before it is gathered
+                        each.cast_input_dtype_enabled = False
             fully_shard(layer, mesh=mesh)
     _to_float32(model)
     fully_shard(model, mesh=mesh, reshard_after_forward=True)

@@ -100,6 +100,29 @@ train_sft(
     work=Workspace(Files(str(folder / "store")), "key"), resources=resources, control=control,
 )
 """
+REFERENCE = """
+from torch.distributed.tensor import DTensor
+from peft import get_peft_model
+from rlt_core.training.policy import adapters
+
+join(StageResources(device="cpu"))
+policy = get_peft_model(load_model(model, "bfloat16"), adapters(LoRA(rank=4)))
+sharding.shard(policy, StageResources(device="cpu", sharding="fsdp"), True)
+layers, ids = policy.get_base_model().model.layers, torch.arange(2, 30).view(2, 14)
+held = []
+
+def look(*_):
+    maps = [layer.mlp.down_proj.base_layer.weight for layer in layers]
+    held.append(sum(not isinstance(each, DTensor) for each in maps))
+
+for layer in layers:
+    layer.register_forward_hook(look)
+with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    policy(input_ids=ids)
+    with policy.disable_adapter():
+        policy(input_ids=ids)
+(folder / f"result-{rank()}.json").write_text(json.dumps(held))
+"""
 SHARDED: dict[str, Any] = {"sharding": "fsdp"}
 
 
@@ -152,6 +175,13 @@ def test_each_process_holds_its_share_and_may_have_the_whole(
         assert result["together"] and result["apart"] and result["gathered"]
         assert result["patience_s"] > 6 * 3600  # the first one may be storing 400 GB
     assert first["elsewhere"] > 0 and second["elsewhere"] == 0
+
+
+@pytest.mark.slow
+def test_a_pass_without_adapters_lets_go_of_each_layer(tmp_path: Path, model: Path) -> None:
+    """The policy's, then that of the reference: layers held once a layer has computed."""
+    assert run(REFERENCE, 2, model, tmp_path) == 0
+    assert json.loads((tmp_path / "result-0.json").read_text()) == [0, 0, 0, 0]
 
 
 @pytest.mark.slow
