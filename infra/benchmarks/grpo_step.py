@@ -187,9 +187,16 @@ def measure(
     )
 
 
+def tiny_on_cpu() -> Config:
+    """The `tiny` profile where its threads are counted, whatever GPUs there are."""
+    config = tiny()
+    resources = config.resources.model_copy(update={"device": "cpu"})
+    return config.model_copy(update={"resources": resources})
+
+
 def main() -> int:
     """Measure the three ways, and compare their rewards."""
-    config = tiny()
+    config = tiny_on_cpu()
     torch.set_num_threads(config.resources.threads)
     grpo = config.teacher_grpo.model_copy(update={"steps": STEPS, "epochs": None})
     rollout = grpo.model_copy(update={"teacher_logprobs": "rollout"})

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config
 
+from rlt_core import processes
 from rlt_core.config import LoRA, StageResources, TeacherGRPOConfig
 from rlt_core.control import Control
 from rlt_core.data.arithmetic import arithmetic_rows
@@ -56,7 +57,7 @@ def random_model(config: dict[str, Any], folder: Path) -> int:
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     torch.manual_seed(0)
     with torch.device(pick_device("auto")):
-        model = Qwen2ForCausalLM(Qwen2Config(**shape, **ends)).to(torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(Qwen2Config(**shape, **ends), dtype=torch.bfloat16)
     save_model(model, tokenizer, folder)
     return int(model.num_parameters())
 
@@ -110,6 +111,7 @@ def main() -> None:
     resources = paper_7b().resources.of("teacher-grpo").model_copy(
         update={"processes": 1, "sharding": "none", "engine": given.engine, "offload": True}
     )  # fmt: skip
+    processes.take_gpus(resources)
     print(report(given.model, grpo, measure(config, grpo, resources)))
 
 

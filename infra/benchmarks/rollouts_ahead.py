@@ -16,13 +16,12 @@ from typing import Any
 
 import torch
 
-from infra.benchmarks.grpo_step import base_model
+from infra.benchmarks.grpo_step import base_model, tiny_on_cpu
 from rlt_core.config import TeacherGRPOConfig
 from rlt_core.control import Control
 from rlt_core.data.arithmetic import arithmetic_rows
 from rlt_core.formats import load_format
 from rlt_core.models import load_tokenizer
-from rlt_core.profiles import tiny
 from rlt_core.prompts import Prompter
 from rlt_core.rows import read_rows
 from rlt_core.store import Workspace
@@ -36,7 +35,7 @@ EIGHTHS = 8
 
 def train(model: Path, grpo: TeacherGRPOConfig, threads: int) -> list[dict[str, Any]]:
     """The rows of `train_steps`."""
-    config = tiny()
+    config = tiny_on_cpu()
     torch.set_num_threads(threads)
     resources = config.resources.of("teacher-grpo").model_copy(update={"threads": threads})
     prompter = Prompter(load_format(config.prompt_format), load_tokenizer(model))
@@ -61,7 +60,7 @@ def mean(rows: list[dict[str, Any]], column: str) -> float:
 
 def main() -> None:
     """Print a line a way."""
-    config = tiny()
+    config = tiny_on_cpu()
     grpo = config.teacher_grpo.model_copy(update={"steps": STEPS, "epochs": None})
     ahead = grpo.model_copy(update={"rollouts_ahead": True})
     ways = {
