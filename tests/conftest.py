@@ -1,4 +1,4 @@
-"""No test talks to a hub or the internet; one thread a process."""
+"""No test talks to a hub or the internet; one thread a process, and one GPU at most."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ os.environ.update(
     MPLBACKEND="Agg",
     AWS_EC2_METADATA_DISABLED="true",
 )
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # TRL's trainers refuse several in one process
 
 
 @pytest.fixture(scope="session")
