@@ -26,7 +26,7 @@ from rlt_core.control import Control
 from rlt_core.data.arithmetic import arithmetic_rows
 from rlt_core.estimate.shapes import PUBLISHED
 from rlt_core.formats import load_format
-from rlt_core.models import gpus, load_tokenizer, pick_device, save_model, tiny_tokenizer
+from rlt_core.models import load_tokenizer, pick_device, save_model, tiny_tokenizer
 from rlt_core.profiles.paper import paper_7b
 from rlt_core.prompts import Prompter
 from rlt_core.rows import read_rows
@@ -104,14 +104,12 @@ def main() -> None:
     parser.add_argument("--completions", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=1024)
     given = parser.parse_args()
-    if gpus() > 1:  # Trainer would put a batch on each
-        parser.error("this measures one GPU, and here are several: set CUDA_VISIBLE_DEVICES=0")
     config = json.loads(PUBLISHED.read_text())[given.model]
     grpo = recipe(given.questions, given.completions, given.tokens)
     resources = paper_7b().resources.of("teacher-grpo").model_copy(
         update={"processes": 1, "sharding": "none", "engine": given.engine, "offload": True}
     )  # fmt: skip
-    processes.take_gpus(resources)
+    processes.take_gpus(resources, 1)
     print(report(given.model, grpo, measure(config, grpo, resources)))
 
 

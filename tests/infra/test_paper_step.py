@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from infra.benchmarks import paper_step
 from rlt_core.config import StageResources
 
@@ -23,13 +21,3 @@ def test_a_step_of_a_small_shape() -> None:
     assert measured.peak_bytes is None
     said = paper_step.report("small", grpo, measured)
     assert "2 questions x 4 completions" in said and "tokens/s" in said
-
-
-def test_one_of_several_gpus_is_asked_for(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(paper_step, "gpus", lambda: 8)
-    monkeypatch.setattr("sys.argv", ["paper_step"])
-    with pytest.raises(SystemExit):
-        paper_step.main()
-    assert "CUDA_VISIBLE_DEVICES=0" in capsys.readouterr().err
