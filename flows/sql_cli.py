@@ -15,12 +15,14 @@ from rlt_core.errors import UserError
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-FORMATS = ("table", "csv", "json", "parquet")
+FORMATS = ("table", "csv", "json", "jsonl", "parquet")
 
 FormatOption = Annotated[
     str | None,
     typer.Option(
-        "--format", "-f", help="table, csv, json or parquet; else by OUTPUT's suffix, or table."
+        "--format",
+        "-f",
+        help="table, csv, json, jsonl or parquet; else by OUTPUT's suffix, or table.",
     ),
 ]
 OutputOption = Annotated[
@@ -39,14 +41,14 @@ def sql(
     """Ask the tables with SQL (DuckDB): questions, traces, scores, eval_samples, eval_scores,
     train_steps, rank_scores, dropped, eval_overlaps, artifacts, costs, lineage, refs."""
     chosen = _format(format, output)
-    if statement is None and output is not None:
-        raise UserError("--output needs the SQL as an argument")
+    if statement is None and not sys.stdin.isatty():
+        statement = sys.stdin.read()
+    if output is not None and not (statement and statement.strip()):
+        raise UserError("--output needs the SQL as an argument or on standard input")
     sys.meta_path.insert(0, NoPandas())
     from rlt_core.tables import connect, refresh
 
     opened = open_store(store)
-    if statement is None and not sys.stdin.isatty():
-        statement = sys.stdin.read()
     with connect(opened, statement) as connection:
         if statement is not None:
             ask(connection, statement, chosen, output)

@@ -1,4 +1,4 @@
-"""Results of SQL as a table, CSV, JSON or Parquet, streamed."""
+"""Results of SQL as a table, CSV, JSON, JSON Lines or Parquet, streamed."""
 
 from __future__ import annotations
 
@@ -67,6 +67,8 @@ def _write_text(relation: DuckDBPyRelation, format: str, file: TextIO) -> None:
         _write_csv(relation.to_arrow_reader(BATCH_ROWS), file)
     elif format == "json":
         _write_json(relation.to_arrow_reader(BATCH_ROWS), file)
+    elif format == "jsonl":
+        _write_jsonl(relation.to_arrow_reader(BATCH_ROWS), file)
     else:
         _print_table(table_console(file), relation)
 
@@ -89,6 +91,13 @@ def _write_json(reader: pa.RecordBatchReader, file: TextIO) -> None:
             file.write(_plain(row))
             first = False
     file.write("[]\n" if first else "\n]\n")
+
+
+def _write_jsonl(reader: pa.RecordBatchReader, file: TextIO) -> None:
+    """An object a line and nothing else, as trainers read it."""
+    for batch in reader:
+        for row in batch.to_pylist():
+            file.write(f"{_plain(row)}\n")
 
 
 def _plain(value: Any) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from rlt_core.config import RewardSpec
 from rlt_core.evaluation.scores import score_rows
+from rlt_core.formats import load_format
 from rlt_core.ranking import rank_ablation
 from rlt_core.reward import rank_rewards, reward_parts
 from rlt_core.rows import read_rows, write_rows
@@ -292,10 +293,10 @@ def _train_score(trace: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 def scored_training_traces(
-    store: Store, made: Mapping[str, Manifest], seed: int = 0
+    store: Store, made: Mapping[str, Manifest], seed: int = 0, variant: str = "sft"
 ) -> list[Manifest]:
     """Add to a sample run some traces of each training question, scored with the reward's own
-    formula and ranked: what the rank ablation reads."""
+    formula and ranked: what the rank ablation reads, or with `rlt` the students."""
     traces = [_train_trace(question, sample, seed) for question in TRAIN for sample in range(4)]
     scores = [_train_score(trace, seed) for trace in traces]
     for question in TRAIN:
@@ -307,11 +308,19 @@ def scored_training_traces(
         ranks = rank_rewards([score["reward"] for score in group])
         for score, rank in zip(group, ranks, strict=True):
             score["rank"] = rank
-    inputs = {"teacher": made[f"teacher-sft@{seed}"], "questions": made["dataset-prep"]}
-    generated = commit(store, "trace-generation[sft]", {"traces": traces}, seed=seed, inputs=inputs)
+    teacher = "teacher-sft" if variant == "sft" else "teacher-grpo"
+    inputs = {"teacher": made[f"{teacher}@{seed}"], "questions": made["dataset-prep"]}
+    generated = commit(
+        store,
+        f"trace-generation[{variant}]",
+        {"traces": traces},
+        seed=seed,
+        inputs=inputs,
+        config={"format": load_format("tiny").model_dump()},
+    )
     scored = commit(
         store,
-        "trace-scoring[sft]",
+        f"trace-scoring[{variant}]",
         {"scores": scores},
         seed=seed,
         inputs={"traces": generated, **inputs},

@@ -11,6 +11,9 @@ from statistics import correlation, mean
 import pytest
 
 from rlt_core.config import RewardSpec
+from rlt_core.formats import load_format
+from rlt_core.models import tiny_tokenizer
+from rlt_core.prompts import Prompter
 from rlt_core.reward import reward_parts
 from rlt_core.rows import read_rows
 from rlt_core.store import Store
@@ -24,8 +27,9 @@ QUERIES = queries()
 def fill(store):
     """A run of two seeds, and artifacts of older settings that no name stands for any more."""
     made = sample_run(store)
-    for manifest in scored_training_traces(store, made):
-        made[f"{manifest.label}@0"] = manifest
+    for variant in ("sft", "rlt"):
+        for manifest in scored_training_traces(store, made, variant=variant):
+            made[f"{manifest.label}@0"] = manifest
     commit(store, "trace-scoring[sft]", {"scores": [score_row(5, 9.0, rank=1)]}, seed=7)
     commit(store, "teacher-sft", {}, seed=7, config={"nested": {"learning_rate": 2e-4}})
     return made
@@ -119,6 +123,33 @@ def test_every_query_says_the_same_on_s3(s3_access, filled, tmp_path, monkeypatc
 
 
 # ---------------------------------------------------------------- traces and rewards
+@pytest.mark.parametrize("name", ["tiny", "rlt"])
+def test_the_distillation_data_are_the_chats_that_the_student_is_trained_on(filled, table, name):
+    format = load_format(name)
+    assert filled[1]["trace-generation[rlt]@0"].config["format"] == load_format("tiny").model_dump()
+    sql = QUERIES["Distillation data"].replace(
+        "select config->'format' as f", f"select '{format.model_dump_json()}'::json as f"
+    )
+    assert sql != QUERIES["Distillation data"]
+    questions = {row["question_id"]: row for row in table("dataset-prep", "questions")}
+    traces = {row["trace_id"]: row for row in table("trace-generation[rlt]@0", "traces")}
+    rewards = {row["trace_id"]: row["reward"] for row in table("trace-scoring[rlt]@0", "scores")}
+    rows = rows_of(filled[0], sql)
+    assert [row["trace_id"] for row in rows] == sorted(t for t in traces if traces[t]["closed"])
+    tokenizer = tiny_tokenizer(format)
+    prompter = Prompter(format, tokenizer)
+    for row in rows:
+        trace = traces[row["trace_id"]]
+        question = questions[trace["question_id"]]
+        assert row["reward"] == rewards[row["trace_id"]]
+        assert (row["question"], row["explanation"]) == (question["question"], trace["text"])
+        trained = prompter.student_sft_row(
+            question["question"], prompter.encode(trace["text"]), question["solution"]
+        )
+        chat = tokenizer.apply_chat_template(row["messages"], tokenize=False)
+        assert chat == tokenizer.decode(trained.input_ids) + "\n"  # after the end of the turn
+
+
 def test_best_traces(ask, training):
     best = {}
     for row in training:
@@ -244,8 +275,10 @@ def test_unfinished_and_too_long_traces(ask):
     found = {row.pop("name"): row for row in ask("Traces that are unfinished or too long")}
     held_out = {"traces": 8, "unclosed": 0, "too_long": 0, "cut": 0}
     names = [f"tiny/trace-scoring[{part}-held-out]@{s}" for part in ("rlt", "sft") for s in (0, 1)]
+    training = {"traces": 24, "unclosed": 1, "too_long": 1, "cut": 1}
     assert found == {
-        "tiny/trace-scoring[sft]@0": {"traces": 24, "unclosed": 1, "too_long": 1, "cut": 1},
+        "tiny/trace-scoring[sft]@0": training,
+        "tiny/trace-scoring[rlt]@0": training,
         **dict.fromkeys(names, held_out),
     }
 

@@ -9,6 +9,7 @@ from rlt_core.tables import connect
 from tests.cookbook import queries
 
 MAY_BE_EMPTY = {
+    "Distillation data",
     "High reward, wrong result", "Questions that no model solves", "What a student unlearned",
     "Dropped rows by reason", "What changed between two runs of a node",
 }  # fmt: skip

@@ -77,6 +77,16 @@ def test_csv_and_json_hold_every_row_and_lists_and_no_nan_in_json(root):
     assert json.loads(run("select 1 where false", "--store", root, "-f", "json")) == []
 
 
+def test_json_lines_hold_an_object_a_line(root, tmp_path):
+    rows = [{"question_id": "q000", "l": [-0.5, -0.25], "x": None}] * 2
+    lines = run(LISTS, "--store", root, "-f", "jsonl").splitlines()
+    assert [json.loads(line) for line in lines] == rows
+    output = tmp_path / "rows.jsonl"
+    assert run("--store", root, "-o", str(output), text=LISTS) == ""
+    assert [json.loads(line) for line in output.read_text().splitlines()] == rows
+    assert run("select 1 where false", "--store", root, "-f", "jsonl") == ""
+
+
 def test_output_takes_its_format_from_the_suffix(root, tmp_path):
     for suffix in ("parquet", "csv", "json"):
         assert run(LISTS, "--store", root, "-o", str(tmp_path / f"rows.{suffix}")) == ""
