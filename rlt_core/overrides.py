@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from rlt_core.config import Config
+from rlt_core.config import Config, StageResources
 from rlt_core.errors import UserError
 from rlt_core.profiles import PROFILES
 from rlt_core.stages import STAGES
@@ -63,6 +63,8 @@ def _is_open(parents: list[str]) -> bool:
 
 def _fields_at(location: Sequence[str | int]) -> list[str]:
     """Fields of the config class at a place in the tree."""
+    if tuple(location[:2]) == ("resources", "stages"):
+        return list(StageResources.model_fields) if len(location) == 3 else []
     current: type[BaseModel] | None = Config
     for name in location:
         field = current.model_fields.get(str(name)) if current else None
@@ -83,7 +85,13 @@ def _message(error: ErrorDetails) -> str:
         return f"unknown field {path!r}" + (f"; {_nearest(str(name), fields)}" if fields else "")
     given = error.get("input")
     shown = f" (given: {given!r})" if not isinstance(given, dict) else ""
-    return f"{path or 'config'}: {error['msg'].removeprefix('Value error, ')}{shown}"
+    problem = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "tuple_type":
+        problem = f"write a list, as --set '{path}=[…]'"
+    elif error["type"] == "model_type":
+        first = next(iter(_fields_at(error["loc"])), "field")
+        problem = f"it has fields; set them, as --set {path}.{first}=…"
+    return f"{path or 'config'}: {problem}{shown}"
 
 
 def load_config(profile: str, assignments: Iterable[str] = ()) -> Config:

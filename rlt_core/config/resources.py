@@ -5,7 +5,8 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails
 
 from rlt_core.config.base import Fraction, Frozen, Positive
 
@@ -69,8 +70,20 @@ class Resources(StageResources):
     @model_validator(mode="after")
     def _stage_fields(self) -> Resources:
         common = self._common()
-        for changed in self.stages.values():
-            StageResources.model_validate(common | changed)
+        for name, changed in self.stages.items():
+            try:
+                StageResources.model_validate(common | changed)
+            except ValidationError as error:
+                found = [
+                    InitErrorDetails(
+                        type=one["type"],
+                        loc=("stages", name, *one["loc"]),
+                        input=one["input"],
+                        ctx=one.get("ctx", {}),
+                    )
+                    for one in error.errors()
+                ]
+                raise ValidationError.from_exception_data(error.title, found) from None
         return self
 
     def of(self, stage: str, variant: str = "") -> StageResources:

@@ -66,6 +66,19 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 
 
+OWN = ("test", "countdown")
+"""Tasks whose questions the pipeline makes or holds out itself."""
+
+
+def require_known(tasks: Sequence[str]) -> None:
+    """Raises UserError for a name in `evaluation.tasks` that is none, or where there is no name."""
+    known = (*OWN, *BENCHMARKS)
+    unknown = [name for name in tasks if name not in known]
+    if unknown or not tasks:
+        problem = f"there is no task {unknown[0]!r}" if unknown else "it names no task"
+        raise UserError(f"evaluation.tasks: {problem}; there are {', '.join(known)}")
+
+
 def benchmark_task(
     name: str, max_questions: int | None = None, revision: str | None = None
 ) -> EvalTask:

@@ -25,7 +25,7 @@ from rlt_core.config import (
 )
 from rlt_core.data.sources import GENERATED, data_digest
 from rlt_core.errors import UserError
-from rlt_core.evaluation.tasks import BENCHMARKS
+from rlt_core.evaluation.tasks import BENCHMARKS, require_known
 from rlt_core.formats import load_format
 from rlt_core.graph import Node
 from rlt_core.model_sources import source_digest
@@ -51,7 +51,7 @@ from rlt_core.store.files import sha256_of
 
 def _file_digest(path: str, field: str) -> str:
     if not Path(path).is_file():
-        raise UserError(f"{field}: no file {path}")
+        raise UserError(f"{field}={path!r}: no such file (paths start at {Path.cwd()})")
     return f"{sha256_of(Path(path))}{Path(path).suffix}"
 
 
@@ -64,6 +64,7 @@ class Nodes:
     """Builds the nodes of one config."""
 
     def __init__(self, config: Config) -> None:
+        require_known(config.evaluation.tasks)
         self.config = config
         self.format = load_format(config.prompt_format)
 
@@ -162,7 +163,7 @@ class Nodes:
             return self.base
         source = self.questions
         if sft.traces != "dataset":
-            source = self.imported_traces("warm-up", sft.traces)
+            source = self.imported_traces("warm-up", sft.traces, "teacher_sft.traces")
         config = TeacherSFTStageConfig(sft=_only(SFTConfig, sft), format=self.format, seed=seed)
         return self._node(
             "teacher-sft", config, {"model": self.base, "questions": source}, "", seed
@@ -216,9 +217,9 @@ class Nodes:
         inputs = {"traces": traces, "questions": self.questions, "tokenizer": self.base}
         return self._node("trace-refinement", config, inputs, variant, seed)
 
-    def imported_traces(self, name: str, path: str) -> Node:
-        """Traces that others wrote."""
-        digest = _file_digest(path, f"imports.traces.{name}")
+    def imported_traces(self, name: str, path: str, field: str = "") -> Node:
+        """Traces that others wrote; `field` of the config names the file, else `imports.traces`."""
+        digest = _file_digest(path, field or f"imports.traces.{name}")
         config = TraceImportConfig(name=name, digest=digest, format=self.format)
         inputs = {"tokenizer": self.base}
         paths = {"source": str(Path(path).absolute())}

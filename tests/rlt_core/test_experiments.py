@@ -46,6 +46,23 @@ def test_every_profile_can_plan_every_experiment(name: str, profile: str, questi
     assert len(set(names)) == len(names), "a report finds its inputs by name"
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ('evaluation.tasks=["test","aime25"]', r"evaluation\.tasks: .*'aime25'.* aime24"),
+        ("evaluation.tasks=[]", r"evaluation\.tasks: .* names no task.* test"),
+        ("teacher_sft.traces=mine.jsonl", r"teacher_sft\.traces='mine\.jsonl': no such file"),
+        ("imports.traces.theirs=a.jsonl", r"imports\.traces\.theirs='a\.jsonl': no such file"),
+        ("imports.scores.theirs=a.jsonl", r"imports\.scores\.theirs='a\.jsonl': no such file"),
+    ],
+)
+def test_what_a_plan_cannot_find_is_refused_by_the_field_that_names_it(
+    change: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        targets("full-pipeline", load_config("smoke", [change]))
+
+
 @pytest.mark.parametrize("name", [one for one in PAPER if one != "compare-traces"])
 def test_every_row_has_its_evaluations_or_a_reason(name: str) -> None:
     config = load_config("smoke", ["seeds=[3,4]"])
