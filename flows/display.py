@@ -60,6 +60,8 @@ class Display:
         self._said: dict[str, float] = {}
         self._lock = threading.Lock()
         self._done, self._total = hits, total
+        self._lacking: list[str] = []
+        self._not_run: list[str] = []
 
     def __enter__(self) -> Display:
         if self._live:
@@ -74,6 +76,11 @@ class Display:
     ) -> None:
         if self._live:
             self._bars.stop()
+        if self._not_run:
+            self.say(
+                f"not run  {len(self._not_run)} nodes, for want of {', '.join(self._lacking)}: "
+                f"{', '.join(self._not_run)}"
+            )
 
     def say(self, line: str) -> None:
         """A line that stays; no markup."""
@@ -121,7 +128,12 @@ class Display:
             )
 
     def failed(self, name: str, how: str, message: str) -> None:
-        """A node failed, was stopped or could not start."""
+        """A node failed, was stopped or could not start; those that lack their inputs are told at
+        the end, in one line, lest they hide why."""
         with self._lock:
             self._ended(name)
-            self.say(f"{how:>7}  {name}: {message}")
+            if how == "not run":
+                self._not_run.append(name)
+            else:
+                self._lacking.append(name)
+                self.say(f"{how:>7}  {name}: {message}")
