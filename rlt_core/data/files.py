@@ -59,7 +59,7 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Record]]:
         for row, line in enumerate(file, start=1):
             text = _decode(path, row, line)
             if text.strip():
-                yield row, _object(path, row, _parse(path, row, text))
+                yield row, _object(path, row, _parse(path, row, text.rstrip()))
 
 
 def _text(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,9 @@ def read_source(data: DataConfig, spare: int = 0) -> list[RawRow]:
 
 
 def read_mapped(path: Path, fields: FieldMapping) -> list[RawRow]:
-    """All rows of a local file under a field mapping. Raises UserError."""
-    return list(_mapped(read_records(path), DataConfig(fields=fields), str(path)))
+    """All rows of a local file whose fields must have these names. Raises UserError."""
+    data = DataConfig(fields=fields)
+    return list(_mapped(read_records(path), data, str(path), names_are_free=False))
 
 
 def fetch_dataset(repo: str, revision: str) -> Path:
@@ -145,41 +147,49 @@ def _mapped(
     data: DataConfig,
     source: str,
     licence: str | None = None,
+    names_are_free: bool = True,
 ) -> Iterator[RawRow]:
+    """`names_are_free`: the user may say in `data.fields` which field holds what."""
     fields = data.fields
+    text = partial(_text, names_are_free=names_are_free)
     for number, record in records:
         place = f"{source}, row {number}"
         trace = None
         if data.conversations:
             question, trace, solution = _conversation(record, place)
         else:
-            question = _text(record, "question", fields.question, place)
-            solution = _text(record, "solution", fields.solution, place)
+            question = text(record, "question", fields.question, place)
+            solution = text(record, "solution", fields.solution, place)
             if data.split_at is not None:
                 trace, solution = _split(solution, data.split_at, fields.solution, place)
             elif fields.trace is not None:
-                trace = _text(record, "trace", fields.trace, place)
-        answer = fields.answer and _text(record, "answer", fields.answer, place)
+                trace = text(record, "trace", fields.trace, place)
+        answer = fields.answer and text(record, "answer", fields.answer, place)
         column = fields.licence
-        row_licence = _text(record, "licence", column, place) if column else licence
+        row_licence = text(record, "licence", column, place) if column else licence
         yield RawRow(number, question, solution, trace, answer, licence=row_licence)
 
 
-def _field(record: Record, name: str, column: str, place: str) -> Any:
+def _field(record: Record, name: str, column: str, place: str, names_are_free: bool = True) -> Any:
     if column in record:
         return record[column]
-    near = get_close_matches(column, map(str, record), n=1, cutoff=0.5)
+    near = get_close_matches(column, map(str, record), n=1, cutoff=0.7)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UserError(
-        f"{place}: no field {column!r} (it has {', '.join(map(str, record)) or 'none'}){hint} "
+    mend = (
         f"Set data.fields.{name} to the field that holds the {name}."
+        if names_are_free
+        else f"Rename the field that holds the {name} to {column!r}."
     )
+    has = ", ".join(map(str, record)) or "none"
+    raise UserError(f"{place}: no field {column!r} (it has {has}){hint or '.'} {mend}")
 
 
-def _text(record: Record, name: str, column: str, place: str) -> str:
+def _text(record: Record, name: str, column: str, place: str, names_are_free: bool) -> str:
     """A field's text without surrounding white space; numbers are answers too, and a list of
     texts is a trace (s1K), each beginning a line."""
-    value = _field(record, name, column, place)
+    value = _field(record, name, column, place, names_are_free)
+    if value is None:
+        value = ""  # null, an empty cell of a Parquet file
     if name == "trace" and isinstance(value, list) and all(isinstance(v, str) for v in value):
         value = "\n".join(value)
     if name in ("solution", "answer") and type(value) in (int, float):

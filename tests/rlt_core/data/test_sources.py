@@ -92,14 +92,16 @@ GOOD = b'{"question": "a", "solution": "b"}\n'
 BAD_FILES = {
     "undecodable": (GOOD + b'{"question": "\xff"}\n', r"row 2: byte 0xff is not UTF-8"),
     "invalid": (GOOD + b"{question: 1}\n", r"row 2, column 2: invalid JSON"),
+    "cut": (GOOD + b'{"question": "a", "solution": \n', r"row 2, column 30: invalid JSON"),
     "list": (GOOD + b"[1]\n", r"row 2: expected an object with fields, found list"),
     "missing": (GOOD + b'{"qestion": "a", "solution": "b"}\n',
                 r"row 2: no field 'question' \(it has qestion, solution\); did you mean 'qestion'\?"
                 r" Set data\.fields\.question"),
     "no-solution": (GOOD + b'{"question": "a", "answer": "b"}\n', r"data\.fields\.solution"),
+    "far": (b'{"question": "a"}\n', r"no field 'solution' \(it has question\)\. Set data\.fields"),
     "empty-question": (b'{"question": " ", "solution": "b"}\n', r"row 1: the question .* is empty"),
     "empty-solution": (b'{"question": "a", "solution": ""}\n', r"row 1: the solution .* is empty"),
-    "null": (b'{"question": "a", "solution": null}\n', r"row 1: the solution .* is NoneType"),
+    "null": (b'{"question": "a", "solution": null}\n', r"row 1: the solution .* is empty; fill"),
     "number": (b'{"question": 5, "solution": "b"}\n', r"row 1: the question .* is int, not text"),
     "nothing": (b"", r"there is no row in it"),
 }  # fmt: skip

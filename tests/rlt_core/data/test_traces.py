@@ -46,5 +46,9 @@ def test_bad_traces_are_named(tmp_path: Path) -> None:
         read_trace_file(write(tmp_path, ("1+1", "2", "a</explain>")), FORMAT)
     with pytest.raises(UserError, match=r"row 1: the trace \(field 'trace'\) is empty"):
         read_trace_file(write(tmp_path, ("1+1", "2", "")), FORMAT)
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"question": "1+1", "solution": "2", "reasoning": "a"}\n')
+    with pytest.raises(UserError, match=r"row 1: no field 'trace' .* Rename the .* to 'trace'\.$"):
+        read_trace_file(other, FORMAT)
     with pytest.raises(UserError, match="no such file"):
         read_trace_file(tmp_path / "none.jsonl", FORMAT)
