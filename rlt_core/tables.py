@@ -294,7 +294,7 @@ def _explain(sql: str, message: str) -> str:
         columns = {column for name in mentioned for column in VIEWS[name].names}
         hint = _nearest("column", match[1] or match[2], sorted(columns))
     elif match := _UNREADABLE.match(message):
-        cause = message[match.end() :]
+        cause = message[match.end() :].partition(". Detail: Python exception")[0]
         hint = (
             "S3 did not give the file: does its server run, do endpoint and credentials fit?"
             if "AWS Error" in cause

@@ -289,10 +289,11 @@ class Files:
     def remove(self, path: str) -> None:
         """Delete a file or a folder with all that is in it; nothing there is fine."""
         target = Path(self.full(path))
-        if target.is_dir():
-            shutil.rmtree(target)
-        else:
-            target.unlink(missing_ok=True)
+        with self._writing():
+            if target.is_dir():
+                shutil.rmtree(target)
+            else:
+                target.unlink(missing_ok=True)
 
     def prune(self, path: str) -> None:
         """Remove a folder of this machine if it is empty."""

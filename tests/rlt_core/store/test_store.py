@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import threading
@@ -174,6 +175,21 @@ def test_an_unwritable_store_is_one_clear_error(tmp_path: Path) -> None:
         store.begin(Ref(kind="model", key="x"))
     with pytest.raises(UserError, match="cannot be written"):
         store.set_ref("x", Ref(kind="model", key="x"))
+
+
+def test_a_store_from_which_nothing_can_be_deleted_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path))
+    store.files.write("folder/file", b"")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("os.unlink", refuse)
+    for path in ("folder/file", "folder"):
+        with pytest.raises(UserError, match=r"cannot be written.*Read-only"):
+            store.files.remove(path)
 
 
 # ---------------------------------------------------------------- workspaces
