@@ -12,7 +12,8 @@ ENV PYTHONUNBUFFERED=1 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
-# Triton compiles its launchers with the C compiler that it finds. Debian's, of the pinned image.
+# Triton compiles its launchers with the C compiler that it finds, and so is built here what PyPI has
+# as C sources only (pycosat). Debian's, of the pinned image.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc g++ libc6-dev \
@@ -21,11 +22,14 @@ RUN apt-get update \
 RUN useradd --uid 10001 --create-home rlt && install -d -o rlt -g rlt /home/rlt/.cache
 WORKDIR /opt/rlt
 
+# First what the package needs, so that a change of code installs nothing anew.
 COPY constraints/vllm.txt constraints/
 RUN pip install -c constraints/vllm.txt torch==2.13.0
+COPY pyproject.toml .
+RUN touch README.md && pip install -c constraints/vllm.txt -e '.[vllm]'
 
 COPY . .
-RUN pip install -c constraints/vllm.txt -e '.[vllm]'
+RUN pip install --no-deps -e .
 
 USER 10001
 # Of a worker; a job of a pool has none.
