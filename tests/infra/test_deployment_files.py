@@ -3,6 +3,7 @@ linter, and what they name is there."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 import subprocess
@@ -35,17 +36,35 @@ def test_images_are_pinned_checked_and_nobodys_root(name: str) -> None:
     file = INFRA / "images" / f"{name}.Dockerfile"
     check(BIN / "hadolint", file)
     lines = file.read_text().splitlines()
-    assert re.fullmatch(r"FROM python:3\.11\.\d+-slim-bookworm", next(filter(None, (
-        line for line in lines if line.startswith("FROM")
-    ))))  # fmt: skip
+    bases = [line for line in lines if line.startswith("FROM")]
+    assert bases
+    for base in bases:
+        assert re.fullmatch(r"FROM python:3\.11\.\d+-slim-bookworm( AS \w+)?", base)
     users = [line for line in lines if line.startswith("USER")]
     assert users == ["USER 10001"]
     assert any(line.startswith("HEALTHCHECK") for line in lines)
-    constraints = re.findall(r"-c (\S+)", file.read_text())
+    constraints = re.findall(r"-c /?(\S+)", file.read_text())
     assert constraints and all((ROOT / one).is_file() for one in constraints)
-    assert all(
-        "-c " in line or "--index-url" in line for line in lines if line.startswith("RUN pip")
-    )
+    installs = re.findall(r"pip install .*", file.read_text())
+    assert installs
+    assert all(any(one in line for one in ("-c ", "--index-url", "--no-deps")) for line in installs)
+
+
+def test_images_without_a_compiler_build_apart_what_has_no_wheel() -> None:
+    """PyPI takes no wheel that says `linux`: such a one was built on the machine that has it."""
+    built = set()
+    for distribution in importlib.metadata.distributions():
+        if "-linux_" in (distribution.read_text("WHEEL") or ""):
+            built.add(distribution.name)
+    [line] = re.findall(r"pip wheel .*", (INFRA / "images" / "cpu.Dockerfile").read_text())
+    assert built <= set(line.split())
+    assert " gcc " in (INFRA / "images" / "cuda.Dockerfile").read_text()
+
+
+def test_constraints_of_the_cuda_image_are_those_of_torch_with_cuda() -> None:
+    """Those of a machine whose torch has no CUDA refuse the other one's Triton and libraries."""
+    named = set(re.findall(r"^([\w.-]+)==", (ROOT / "constraints/vllm.txt").read_text(), re.M))
+    assert {"cuda-toolkit", "nvidia-cudnn-cu13", "nvidia-nccl-cu13", "triton"} <= named
 
 
 def test_with_vllm_the_cuda_build_of_torch_is_pinned() -> None:
@@ -78,6 +97,11 @@ def test_compose_is_valid_and_every_service_is_watched() -> None:
         assert own or "healthcheck" in service, f"{name}: its image has no health check of ours"
         for needed in service.get("depends_on", {}):
             assert needed in services
+
+
+def test_postgres_is_healthy_once_it_answers_others() -> None:
+    """While its image makes the database, a server answers on the socket alone, and ends."""
+    assert "--host" in compose()["services"]["postgres"]["healthcheck"]["test"]
 
 
 def test_every_variable_of_compose_is_in_the_example() -> None:
