@@ -61,12 +61,6 @@ def test_images_without_a_compiler_build_apart_what_has_no_wheel() -> None:
     assert " gcc " in (INFRA / "images" / "cuda.Dockerfile").read_text()
 
 
-def test_constraints_of_the_cuda_image_are_those_of_torch_with_cuda() -> None:
-    """Those of a machine whose torch has no CUDA refuse the other one's Triton and libraries."""
-    named = set(re.findall(r"^([\w.-]+)==", (ROOT / "constraints/vllm.txt").read_text(), re.M))
-    assert {"cuda-toolkit", "nvidia-cudnn-cu13", "nvidia-nccl-cu13", "triton"} <= named
-
-
 def test_with_vllm_the_cuda_build_of_torch_is_pinned() -> None:
     """Resolved where torch is built for the CPU, Triton and CUDA's libraries are the newest of all,
     and torch 2.13.0 from PyPI, which names its own, cannot be installed."""
