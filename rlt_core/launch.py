@@ -217,10 +217,10 @@ def _child(target: str, argument: Any, pipe: connection.Connection, log: str) ->
     os.dup2(file, 2)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
-    stop = threading.Event()
+    wish = _Wish()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    threading.Thread(target=_die_with_parent, args=(stop,), daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: wish.make())
+    threading.Thread(target=_die_with_parent, args=(wish,), daemon=True).start()
     lock = threading.Lock()
 
     def send(message: object) -> None:
@@ -229,7 +229,7 @@ def _child(target: str, argument: Any, pipe: connection.Connection, log: str) ->
 
     control = Control(
         progress=lambda done, total, metrics: send((done, total, dict(metrics))),
-        should_stop=stop.is_set,
+        should_stop=lambda: wish.deadline is not None,
     )
     try:
         module, _, function = target.partition(":")
@@ -245,12 +245,23 @@ def _child(target: str, argument: Any, pipe: connection.Connection, log: str) ->
     send(outcome)
 
 
-def _die_with_parent(stop: threading.Event) -> None:
+class _Wish:
+    """That the child ends, and when it will be killed."""
+
+    deadline: float | None = None
+    """Of the monotonic clock; None: nobody wishes it to end."""
+
+    def make(self) -> None:
+        """The first wish counts."""
+        if self.deadline is None:
+            self.deadline = time.monotonic() + GRACE_S
+
+
+def _die_with_parent(wish: _Wish) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])
-    # Who was asked to stop before its parent died has had its time.
-    if not stop.is_set():
-        stop.set()
-        time.sleep(GRACE_S)
+    wish.make()
+    assert wish.deadline is not None
+    time.sleep(max(0.0, wish.deadline - time.monotonic()))
     os.killpg(0, signal.SIGKILL)

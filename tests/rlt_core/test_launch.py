@@ -36,6 +36,13 @@ def work(argument: Any, control: Control) -> Any:
             control.progress(1, 2, {"pid": os.getpid()})
             time.sleep(0.05)
         raise Stopped("checkpointed")
+    if isinstance(argument, str) and argument.startswith("checkpoint "):
+        while not control.should_stop():
+            control.progress(1, 2, {"pid": os.getpid()})
+            time.sleep(0.05)
+        time.sleep(1)
+        Path(argument.removeprefix("checkpoint ")).touch()
+        raise Stopped("checkpointed")
     control.progress(1, 2, {"x": 1.0})
     return argument * 2
 
@@ -90,10 +97,11 @@ def _alive(pid: int) -> bool:
         return False
 
 
-def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+def _orphan(argument: str, tmp_path: Path, asked: bool) -> int:
+    """A child of a killed parent; `asked`: it was asked to stop just before."""
     program = (
         "import sys; from pathlib import Path; from rlt_core.launch import Launcher\n"
-        f"Launcher([]).run('{HERE}:work', 'wait', log=Path(sys.argv[1]), "
+        f"Launcher([]).run('{HERE}:work', '{argument}', log=Path(sys.argv[1]), "
         "progress=lambda d, t, m: print(m['pid'], flush=True), say=print)"
     )
     parent = subprocess.Popen(
@@ -105,12 +113,33 @@ def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     assert parent.stdout
     child = int(parent.stdout.readline())
     assert _alive(child)
+    if asked:
+        os.kill(child, signal.SIGTERM)
     parent.kill()
     parent.wait()
+    return child
+
+
+def _ends(pid: int) -> bool:
     deadline = time.monotonic() + 10
-    while _alive(child) and time.monotonic() < deadline:
+    while _alive(pid) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not _alive(child)
+    return not _alive(pid)
+
+
+def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    assert _ends(_orphan("wait", tmp_path, asked=False))
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_an_orphan_checkpoints_though_it_was_asked_to_stop_before(
+    tmp_path: Path, asked: bool
+) -> None:
+    """Slurm ends all processes of a job at once, and Prefect's worker kills the parent."""
+    made = tmp_path / "made"
+    child = _orphan(f"checkpoint {made}", tmp_path, asked)
+    assert _ends(child)
+    assert made.exists()
 
 
 def test_children_run_side_by_side(tmp_path: Path) -> None:
