@@ -139,15 +139,20 @@ def run_batches(run: Run, batches: Sequence[Batch]) -> State[Any]:
 
 
 def wait_or_stop(futures: Sequence[PrefectFuture[Any]], carrier: Carrier) -> None:
-    """Wait for all; when this process is asked to end, stop what runs and raise that wish."""
-    try:
-        for future in futures:
-            future.wait()
-    except TerminationSignal:
-        carrier.stop()
-        for future in futures:
-            future.wait()
-        raise
+    """Wait for all; when this process is asked to end, stop what runs and raise that wish. Asked
+    again meanwhile, as Slurm and a worker may both do, it goes on waiting."""
+    asked: TerminationSignal | None = None
+    ended = False
+    while not ended:
+        try:
+            for future in futures:
+                future.wait()
+            ended = True
+        except TerminationSignal as wish:
+            asked = wish
+            carrier.stop()
+    if asked:
+        raise asked
 
 
 def execute(run: Run) -> bool:
