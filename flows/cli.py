@@ -10,6 +10,7 @@ import typer
 from flows import artifacts_cli, plan_cli, reward_cli, run_cli, sql_cli, study_cli, up_cli
 from flows.fetch_cli import fetch
 from flows.local.up import current
+from flows.worker import worker
 from rlt_core import __version__
 from rlt_core.errors import UserError
 
@@ -29,6 +30,7 @@ app.command()(fetch)
 app.command()(up_cli.up)
 app.command()(up_cli.down)
 app.command()(up_cli.furnish)
+app.command()(worker)
 app.add_typer(artifacts_cli.app, name="artifacts")
 app.add_typer(reward_cli.app, name="reward")
 app.add_typer(study_cli.app, name="study")
