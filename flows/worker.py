@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import psutil
@@ -25,8 +26,13 @@ POLL_S = 0.2
 
 def worker(
     pool: Annotated[str, typer.Option(help="Whose runs it takes; of type process.")] = "gpu",
-    limit: Annotated[int, typer.Option(min=1, help="Runs at once.")] = 1,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Runs at once; else any number.", show_default=False)
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Other than that of any other worker.")] = None,
+    with_healthcheck: Annotated[
+        bool, typer.Option("--with-healthcheck", help="Answer at :8080/health.")
+    ] = False,
 ) -> None:
     """Take runs of a pool; asked to end (SIGTERM, Ctrl-C), take no more, let those that run
     checkpoint, and end."""
@@ -36,14 +42,16 @@ def worker(
     from prefect.workers.process import ProcessWorker
 
     setup_logging()
-    asyncio.run(_serve(ProcessWorker(work_pool_name=pool, limit=limit, name=name), limit))
+    made = ProcessWorker(work_pool_name=pool, limit=limit, name=name)
+    asyncio.run(_serve(made, limit or 0, with_healthcheck))
 
 
-async def _serve(worker: ProcessWorker, limit: int) -> None:
+async def _serve(worker: ProcessWorker, limit: int, with_healthcheck: bool) -> None:
     asked = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, asked.set)
-    work, wish = asyncio.create_task(worker.start()), asyncio.create_task(asked.wait())
+    work = asyncio.create_task(worker.start(with_healthcheck=with_healthcheck))
+    wish = asyncio.create_task(asked.wait())
     await asyncio.wait((work, wish), return_when=asyncio.FIRST_COMPLETED)
     if not work.done():
         print("asked to end; what runs may checkpoint", flush=True)
@@ -58,13 +66,15 @@ async def _serve(worker: ProcessWorker, limit: int) -> None:
 
 async def _finish(worker: ProcessWorker, limit: int) -> None:
     """Ask all that runs to end, and return when it has. A run holds one of `limit` tokens and gives
-    it to who waits in line for it, so that no other run begins."""
+    it to who waits in line for it, so that no other run begins; where there is no limit (0), those
+    that begin meanwhile are asked, too."""
     tokens = [
         asyncio.create_task(worker.limiter.acquire_on_behalf_of(object())) for _ in range(limit)
     ]
     told: set[psutil.Process] = set()
-    while not all(token.done() for token in tokens):
-        for run in set(psutil.Process().children()) - told:
-            run.terminate()
+    while (runs := set(psutil.Process().children())) or not all(each.done() for each in tokens):
+        for run in runs - told:
+            with suppress(psutil.NoSuchProcess):
+                run.terminate()
             told.add(run)
         await asyncio.sleep(POLL_S)
