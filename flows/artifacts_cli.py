@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from flows.display import table_console
+from flows.display import print_whole, table_console
 from flows.options import DEFAULT_STORE, JsonOption, StoreOption, open_store
 from flows.transfer_cli import pull, push
 from rlt_core.store import Manifest, Store
@@ -76,7 +76,7 @@ def list_(
     console = table_console()
     if older := listing.count - len(listing.manifests):
         console.print(f"… {older} older ones: --json lists all, `rlt sql` selects", style="dim")
-    console.print(table)
+    print_whole(console, table)
     console.print(f"{listing.count} artifacts, {decimal(listing.bytes)}, in {opened}")
 
 

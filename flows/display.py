@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TextIO
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     Progress,
@@ -18,6 +19,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.table import Table
 
 from rlt_core.control import Metrics
 from rlt_core.store import Manifest
@@ -34,6 +36,13 @@ def table_console(file: TextIO | None = None) -> Console:
     nothing is to be cut."""
     file = file or sys.stdout
     return Console(file=file, width=None if file.isatty() else UNLIMITED, highlight=False)
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """A table whose names and keys are never cut: a narrower terminal breaks its lines."""
+    options = console.options.update(max_width=UNLIMITED)
+    table.width = Measurement.get(console, options, table).maximum
+    console.print(table, soft_wrap=True)
 
 
 def _numbers(metrics: Metrics) -> str:

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from flows.display import table_console
+from flows.display import print_whole, table_console
 from flows.options import DEFAULT_STORE, JsonOption, StoreOption, check_parquet, open_store
 from flows.score_cli import score
 from flows.sql_cli import NoPandas
@@ -137,7 +137,7 @@ def _show_replay(manifests: list[Manifest], changes: Changes, found: list[Summar
         if value is not None
     ]
     console = table_console()
-    console.print(table)
+    print_whole(console, table)
     console.print(
         f"mean reward before and after; {', '.join(given) or 'nothing'} changed", style="dim"
     )

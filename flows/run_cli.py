@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from flows.display import table_console
 from flows.local.up import current
 from flows.options import (
     DEFAULT_STORE,
@@ -118,7 +119,7 @@ def supervise(request: Request, quiet: bool) -> int:
 def _summary(store: Store, planned: list[Planned]) -> None:
     """The table of scores and the report's path, if the target had a report."""
     reports = [item.node for item in planned if item.node.stage.name == "report"]
-    console = Console()
+    console = table_console()
     console.print(f"{len(planned)} nodes are in {store}", highlight=False)
     for line in _reward_curves(store, planned):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

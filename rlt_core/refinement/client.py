@@ -147,7 +147,7 @@ class _Asking:
                 if tried == self.endpoint.retries:
                     raise UserError(
                         f"{self.endpoint.base_url}: no answer in {tried + 1} tries; the last: "
-                        f"{self._said(error)}. What was answered is kept: run it again"
+                        f"{self._said(error).rstrip('.')}. What was answered is kept: run it again"
                     ) from None
                 await self._wait(error, tried)
         raise AssertionError("the last try returns or raises")

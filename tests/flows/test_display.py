@@ -6,11 +6,20 @@ import io
 import os
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from flows.display import Display
+from flows.display import Display, print_whole
+from flows.run_cli import _summary
 from flows.runner import QUIET_PREFECT
+from rlt_core.store import Store
+from tests.sample_store import commit
 
 
 def test_nodes_that_lack_their_inputs_are_one_line_behind_the_cause() -> None:
@@ -23,6 +32,31 @@ def test_nodes_that_lack_their_inputs_are_one_line_behind_the_cause() -> None:
     _, cause, rest = out.getvalue().splitlines()
     assert cause == "mistake  dataset-prep: questions.jsonl, row 3: no field 'question'"
     assert rest == "not run  2 nodes, for want of dataset-prep: evaluation[rlt]@0, report"
+
+
+def test_a_narrow_terminal_cuts_no_name() -> None:
+    out = io.StringIO()
+    table = Table(box=None, pad_edge=False)
+    names = ["trace-scoring[rlt-held-out]@0", "b" * 30]
+    for name in names:
+        table.add_column(escape(name))
+    table.add_row(*map(escape, names))
+    print_whole(Console(file=out, width=40, force_terminal=True, color_system=None), table)
+    assert [line.split() for line in out.getvalue().splitlines()] == [names, names]
+
+
+def test_a_runs_scores_are_not_cut_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(str(tmp_path))
+    made = commit(store, "report", {})
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_row("a" * 60, "b" * 60)
+    monkeypatch.setattr("rlt_core.report.terminal.summary_table", lambda _: table)
+    node = SimpleNamespace(stage=SimpleNamespace(name="report"), ref=made.ref, key=made.ref.key)
+    planned: Any = [SimpleNamespace(node=node)]
+    _summary(store, planned)
+    assert f"{'a' * 60}  {'b' * 60}\n" in capsys.readouterr().out
 
 
 def test_prefects_own_server_prints_nothing_into_a_direct_run() -> None:
