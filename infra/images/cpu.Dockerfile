@@ -38,4 +38,4 @@ USER 10001
 # Of a worker; the server and the S3 server of compose.yaml have their own.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --retries=4 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/health', timeout=5)"]
-CMD ["prefect", "worker", "start", "--pool", "cpu", "--with-healthcheck"]
+CMD ["rlt", "worker", "--pool", "cpu", "--with-healthcheck"]

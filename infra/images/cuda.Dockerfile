@@ -35,4 +35,4 @@ USER 10001
 # Of a worker; a job of a pool has none.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --retries=4 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/health', timeout=5)"]
-CMD ["prefect", "worker", "start", "--pool", "gpu", "--limit", "1", "--with-healthcheck"]
+CMD ["rlt", "worker", "--pool", "gpu", "--limit", "1", "--with-healthcheck"]
