@@ -7,11 +7,16 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 
 from rlt_core.config import Config
+from rlt_core.errors import UserError
 from rlt_core.estimate import Estimate, estimates, require_fit
 from rlt_core.experiments import targets
 from rlt_core.graph import Node, Planned, plan
+from rlt_core.hub import UNPINNED
 from rlt_core.overrides import load_config
 from rlt_core.store import Store
+
+SHOWN = 3
+"""Nodes that a refusal names."""
 
 
 class Request(BaseModel):
@@ -32,9 +37,10 @@ class Request(BaseModel):
 
     def plan(self) -> list[Planned]:
         """Every node that the target needs, inputs first. Raises UserError, also where the layout
-        of what is missing cannot fit."""
+        of what is missing cannot fit, or where it would be read from the hub without a commit."""
         planned = self.look_up()
         self.require_fit(planned)
+        self.require_pinned(planned)
         return planned
 
     def look_up(self) -> list[Planned]:
@@ -51,6 +57,19 @@ class Request(BaseModel):
         missing = [item.node for item in planned if not item.hit]
         if missing:
             require_fit(self.config(), missing, Store(self.store))
+
+    def require_pinned(self, planned: Sequence[Planned]) -> None:
+        """Raises UserError if something that is missing names the hub without a commit."""
+        missing = [item.node for item in planned if not item.hit]
+        loose = [node.name for node in missing if UNPINNED in node.config.model_dump_json()]
+        if loose:
+            more = f" and {len(loose) - SHOWN} more" if len(loose) > SHOWN else ""
+            raise UserError(
+                f"{', '.join(loose[:SHOWN])}{more}: the hub is named without a commit, and none is "
+                f"pinned here; `rlt fetch {self.target} --profile {self.profile}` (and the same "
+                "--set) downloads the newest and pins it, or name one: hub:org/name@commit, "
+                "data.revision, evaluation.revisions"
+            )
 
 
 def name_nodes(store: Store, profile: str, nodes: list[Node]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from rlt_core.evaluation.tasks import BENCHMARKS
+from tests.flows.conftest import Rlt
 from tests.rlt_core.evaluation.conftest import ROWS, write_hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -158,3 +159,20 @@ def test_a_machine_that_fetched_nothing_downloads_the_benchmark_of_its_node(
     monkeypatch.setattr(_Hub, "repo", "another/one")
     done = run(hub, tmp_path / "elsewhere", "-c", ask)
     assert "UserError: task math_500: data set" in done.stderr
+
+
+def test_a_run_that_names_the_hub_without_a_commit_does_not_begin(
+    rlt: Rlt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    asked = [
+        "full-pipeline", "--profile", "smoke", "--store", str(tmp_path / "store"),
+        "--set", "base_model=hub:org/name", "--set", 'evaluation.tasks=["test","aime24"]',
+    ]  # fmt: skip
+    assert rlt("plan", *asked).returncode == 0
+    done = rlt("run", *asked)
+    assert done.returncode == 2
+    assert done.stderr.startswith("rlt: base-model, dataset-prep, evaluation[base] and 3 more")
+    assert "rlt fetch full-pipeline" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "store" / "artifacts").exists()
