@@ -14,7 +14,6 @@ from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus
 
 from flows.local.processes import MARK, Processes
 from rlt_core.graph import Node
-from rlt_core.stages import STAGES
 from rlt_core.store import Lease
 from tests.server import slurm
 from tests.server.conftest import ROOT, Server, new_server
@@ -116,7 +115,7 @@ def test_a_pipeline_runs_its_nodes_on_workers_of_slurm(here: Allocations) -> Non
     assert set(there) == {node.key for node in graph}
     children = here.server.children(run.id)
     on_gpus = {child.id for child in children if child.work_pool_name == "gpu"}
-    assert len(on_gpus) >= len({node.stage for node in graph if STAGES[node.stage].pool == "gpu"})
+    assert len(on_gpus) >= len({node.stage.name for node in graph if node.stage.pool == "gpu"})
     assert {here.job_of(child) is not None for child in on_gpus} == {True}
 
 
