@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import psutil
@@ -38,6 +40,8 @@ def worker(
     checkpoint, and end."""
     if not os.environ.get("PREFECT_API_URL"):
         raise UserError("PREFECT_API_URL is not set: the server's address, http://HOST:4200/api")
+    # `python` of a run is the one that runs this.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     from prefect.logging.configuration import setup_logging
     from prefect.workers.process import ProcessWorker
 
