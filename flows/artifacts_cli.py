@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.tree import Tree
 
 from flows.display import print_whole, table_console
-from flows.options import DEFAULT_STORE, JsonOption, StoreOption, open_store
+from flows.options import DEFAULT_STORE, JsonOption, StoreOption, existing_store
 from flows.transfer_cli import pull, push
+from rlt_core.stages import Kind
 from rlt_core.store import Manifest, Store
 from rlt_core.store.cache import Cache, bound_bytes
 
@@ -50,11 +51,11 @@ def _title(manifest: Manifest) -> str:
 @app.command("list")
 def list_(
     store: StoreOption = DEFAULT_STORE,
-    kind: Annotated[str | None, typer.Option(help="Only this kind, e.g. model.")] = None,
+    kind: Annotated[Kind | None, typer.Option(help="Only this kind, e.g. model.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List artifacts, the newest last: all as JSON, the last thousand as a table."""
-    opened = open_store(store)
+    opened = existing_store(store)
     if as_json:
         found = sorted(opened.manifests(kind), key=lambda one: one.finished_at)
         names = _names(opened)
@@ -99,7 +100,7 @@ def _summary(manifest: Manifest, names: dict[str, list[str]]) -> dict[str, Any]:
 @app.command()
 def show(key: KeyArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Show one artifact: config, inputs, files, metrics, versions."""
-    opened = open_store(store)
+    opened = existing_store(store)
     manifest = opened.find(key)
     if as_json:
         print(manifest.model_dump_json(indent=1))
@@ -154,7 +155,7 @@ def lineage(
     key: KeyArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False
 ) -> None:
     """Show what an artifact was made from, down to the first inputs."""
-    opened = open_store(store)
+    opened = existing_store(store)
     manifest = opened.find(key)
     if as_json:
         print(json.dumps(_ancestry(opened, manifest), indent=1))
@@ -200,7 +201,7 @@ def verify(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Re-hash the files of one artifact or of all. Exit status 1 if any is missing or altered."""
-    opened = open_store(store)
+    opened = existing_store(store)
     chosen = [opened.find(key)] if key else list(opened.manifests())
     damaged = 0
     for manifest in chosen:
@@ -218,7 +219,7 @@ def verify(
 @app.command()
 def remove(key: KeyArgument, store: StoreOption = DEFAULT_STORE) -> None:
     """Delete one artifact and its unfinished work; the next run computes it anew."""
-    opened = open_store(store)
+    opened = existing_store(store)
     manifest = opened.find(key)
     opened.remove(manifest.ref)
     print(f"removed {_title(manifest)} ({manifest.ref.key})")
@@ -227,7 +228,7 @@ def remove(key: KeyArgument, store: StoreOption = DEFAULT_STORE) -> None:
 @app.command()
 def gc(store: StoreOption = DEFAULT_STORE, dry_run: DryRunOption = False) -> None:
     """Delete what crashes left: attempts that no manifest names. Running work is left alone."""
-    opened = open_store(store)
+    opened = existing_store(store)
     orphans = opened.orphans() if dry_run else opened.gc()
     for orphan in orphans:
         print(f"{orphan.path}  {decimal(orphan.bytes)}")

@@ -47,6 +47,16 @@ def open_store(store: str) -> Store:
     return Store(store)
 
 
+def existing_store(store: str) -> Store:
+    """The store, to be read. Raises UserError if its folder is not there."""
+    if "://" not in store and not Path(store).expanduser().exists():
+        raise UserError(
+            f"no store at {store}: there is no such folder; `rlt run` makes one, --store or "
+            "RLT_STORE names another"
+        )
+    return open_store(store)
+
+
 def check_parquet(output: Path) -> None:
     """Raises UserError, before the work, for an --output that cannot be written."""
     if output.suffix != ".parquet":

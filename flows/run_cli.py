@@ -23,11 +23,13 @@ from flows.options import (
     SetOption,
     StoreOption,
     TargetArgument,
+    existing_store,
     open_store,
     store_place,
 )
 from flows.plan_cli import row
 from flows.request import Request, name_nodes
+from rlt_core.config.refinement import Endpoint
 from rlt_core.errors import UserError
 from rlt_core.graph import Planned
 from rlt_core.store import Manifest, Store
@@ -64,7 +66,7 @@ def run(
     if all(item.hit for item in planned):
         name_nodes(Store(request.store), profile, [item.node for item in planned])
     else:
-        _require_one_machine(request, planned)
+        _require_computable_here(request, planned)
         require_writable(Store(request.store))
         status = supervise(request, quiet=as_json)
     if as_json:
@@ -79,11 +81,13 @@ def run(
     raise typer.Exit(status)
 
 
-def _require_one_machine(request: Request, planned: list[Planned]) -> None:
+def _require_computable_here(request: Request, planned: list[Planned]) -> None:
     """Raises UserError if what is missing cannot be computed on this machine alone."""
     resources = request.config().resources
     for node in (item.node for item in planned if not item.hit):
         require_one_machine(node.name, node.stage, resources.of(node.stage.name, node.variant))
+        if node.stage.name == "trace-refinement":
+            Endpoint.of_environment()
 
 
 def require_writable(store: Store) -> None:
@@ -199,7 +203,7 @@ def report(
     path: Annotated[bool, typer.Option("--path", help="Print the report's path only.")] = False,
 ) -> None:
     """Show the latest report."""
-    opened = open_store(store)
+    opened = existing_store(store)
     manifest = _latest_report(opened, profile, name)
     file = opened.local(manifest) / "report.md"
     if path:
@@ -215,7 +219,7 @@ def report(
 
 def status(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Show what is being computed, what is unfinished, and the latest run of each profile."""
-    opened = open_store(store)
+    opened = existing_store(store)
     working = opened.working()
     unfinished = opened.unfinished()
     profiles: dict[str, list[str]] = {}

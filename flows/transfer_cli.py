@@ -21,7 +21,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from flows.options import DEFAULT_STORE, StoreOption, open_store
+from flows.options import DEFAULT_STORE, StoreOption, existing_store, open_store
 from rlt_core.errors import UserError
 from rlt_core.store import Manifest, Store
 from rlt_core.store.transfer import CopyFailed, copy_artifact, with_inputs
@@ -51,7 +51,7 @@ def pull(
     refs: RefsOption = False,
 ) -> None:
     """Copy artifacts from another store to this one. Interrupted, the same command goes on."""
-    _copy(open_store(source), open_store(store), keys or [], every, inputs, refs)
+    _copy(existing_store(source), open_store(store), keys or [], every, inputs, refs)
 
 
 def push(
@@ -63,7 +63,7 @@ def push(
     refs: RefsOption = False,
 ) -> None:
     """Copy artifacts from this store to another. Interrupted, the same command goes on."""
-    _copy(open_store(store), open_store(target), keys or [], every, inputs, refs)
+    _copy(existing_store(store), open_store(target), keys or [], every, inputs, refs)
 
 
 def _copy(

@@ -97,6 +97,7 @@ def test_an_altered_input_is_one_clear_error(rlt: Rlt, smoke_store: Path, tmp_pa
 
 def test_mistakes_are_one_line_and_exit_2(rlt: Rlt, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
+    refined = ("--set", "trace_refinement.name=gpt", "--set", "trace_refinement.model=m")
     for arguments, message in (
         (["run", "--profile", "tinny"], "did you mean 'tiny'"),
         (["run", "teacher-grop"], "did you mean 'teacher-grpo'"),
@@ -105,6 +106,11 @@ def test_mistakes_are_one_line_and_exit_2(rlt: Rlt, tmp_path: Path) -> None:
         (["run", "--store", str(tmp_path / "file" / "store")], "cannot be written"),
         (["artifacts", "show", "abc", "--store", str(tmp_path)], "no artifact"),
         (["report", "--store", str(tmp_path)], "no report"),
+        (["run", "table-2", *refined], "RLT_REFINE_BASE_URL is not set"),
+        (["artifacts", "verify"], "no store at"),
+        (["sql", "select 1"], "no store at"),
+        (["status"], "no store at"),
+        (["artifacts", "pull", "--all", "--from", str(tmp_path / "nothing")], "no store at"),
     ):
         done = (
             rlt(*arguments)
