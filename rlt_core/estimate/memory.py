@@ -271,10 +271,12 @@ def scored_tokens(resources: StageResources, longest: int, device: str) -> int:
     return max(min(budget, CPU_TOKENS) if device == "cpu" else budget, longest)
 
 
-def head_block(compute: int, device: str, ranks: bool = False) -> int:
-    """A block of logits of scoring, in float32 too; for ranks also compared and copied
-    (`rlt_core.scoring.head`)."""
-    return BLOCK_LOGITS[device] * (compute + 4 + (5 if ranks else 0))
+def head_block(compute: int, device: str, *, ranks: bool = False, full_kl: bool = False) -> int:
+    """A block of logits of scoring (`rlt_core.scoring.head`): in float32, and as they come; for
+    ranks also compared, and that counted; for KL over the vocabulary also the student's, their
+    difference and a copy."""
+    each = 16 if full_kl else 9 if ranks else 4 if compute == 4 else 4 + compute
+    return BLOCK_LOGITS[device] * each
 
 
 def drawing(shape: Shape, compute: int, sequences: int) -> int:

@@ -170,7 +170,9 @@ class Estimator:
                 traces = self._facts.to_learn_from(node)
                 row = questions.teacher_prompt + traces.tokens
                 return self._sft(node, config.sft, traces.count, row, layout)
-            case TeacherGRPOStageConfig() | StudentGRPOStageConfig():
+            case TeacherGRPOStageConfig():
+                return self._grpo(node, config.grpo, layout, config.reward.kl == "full")
+            case StudentGRPOStageConfig():
                 return self._grpo(node, config.grpo, layout)
             case TraceGenerationConfig():
                 return self._generation(node, config, layout)
@@ -227,7 +229,9 @@ class Estimator:
             _number(config.dtype) * shape.parameters,
         )
 
-    def _grpo(self, node: Node, config: GRPOConfig, layouts: _Layouts) -> _Need:
+    def _grpo(
+        self, node: Node, config: GRPOConfig, layouts: _Layouts, full_kl: bool = False
+    ) -> _Need:
         shape = self._shapes.of(node)
         questions = self._facts.questions(node.inputs["questions"])
         teacher = isinstance(config, TeacherGRPOConfig)
@@ -244,7 +248,7 @@ class Estimator:
         most = min(math.ceil(questions.longest_prompt), config.max_prompt_tokens)
         longest = min(most + config.max_completion_tokens, shape.positions)
         engine = _engine_beside(shape, layout, longest)
-        moments = _grpo_moments(shape, student, config, layout, longest, engine)
+        moments = _grpo_moments(shape, student, config, layout, longest, engine, full_kl)
         read = partial(work.read_flops, sequences=rollouts, length=prompt + completion)
         reading = read(shape) * (config.beta > 0)
         if student is not None:
@@ -337,6 +341,11 @@ class Estimator:
             + work.read_flops(teacher, traces.count, length)
         )
         moments, device = {}, device_of(layout.resources)
+        full_kl = config.reward.kl == "full"
+        blocks = {
+            "student": memory.head_block(number, device, ranks=True),
+            "teacher": memory.head_block(number, device, full_kl=full_kl),
+        }
         for name, shape in (("student", student), ("teacher", teacher)):
             reads = memory.scored_tokens(layout.resources, longest, device)
             both = teacher.parameters + student.parameters
@@ -344,7 +353,7 @@ class Estimator:
             moments[name] = {
                 "weights": number * held,
                 "activations": memory.pass_activations(shape, number, number, reads),
-                "logits": memory.head_block(number, device, ranks=name == "student"),
+                "logits": blocks[name],
             }
         held_most = memory.fullest(moments, layout.resources)
         return _Need(teacher.parameters, held_most, tokens, seconds, size)
@@ -386,6 +395,7 @@ def _grpo_moments(
     layout: Layout,
     longest: int,
     engine: Memory | None,
+    full_kl: bool,
 ) -> dict[str, memory.Parts]:
     """Rollouts, scoring and the update of a step; the reference and the reward's student are there
     all the time."""
@@ -408,8 +418,11 @@ def _grpo_moments(
     if student is not None:
         device = device_of(resources)
         reads = memory.scored_tokens(resources, longest, device)
-        block = memory.head_block(number, device)
-        moments["scoring by the teacher"] = {**trained.reading(reads), **beside, "logits": block}
+        moments["scoring by the teacher"] = {
+            **trained.reading(reads),
+            **beside,
+            "logits": memory.head_block(number, device, full_kl=full_kl),
+        }
         whole = trained.gathered(shape.layers) if trained.sharded else 0
         moments["scoring by the student"] = {
             **trained.states(),
@@ -417,7 +430,7 @@ def _grpo_moments(
             "reward student": number * student.parameters,
             "gathered weights": whole,
             "activations": memory.pass_activations(student, number, number, reads),
-            "logits": block,
+            "logits": memory.head_block(number, device),
         }
     return moments
 

@@ -64,11 +64,12 @@ def head_logprobs(
             target_C = torch.where(own_C, found_C, target_C)
             if guess_C is not None:
                 # The guess may differ from the block's value by rounding: it is no larger word.
-                above_C += (logits_CW > guess_C[:, None]).sum(1)
+                above_C += (logits_CW > guess_C[:, None]).sum(1, dtype=torch.int32)
                 above_C -= (own_C & (found_C > guess_C)).long()
                 if temperature != 1:
                     plain.add(logits_CW.clone(), 1.0)
             scaled.add(logits_CW, temperature)
+            del logits_CW, found_C  # before the next block is made
         parts["logprobs"].append(target_C / temperature - scaled.value())
         if ranks:
             whole_C = scaled.value() if temperature == 1 else plain.value()
@@ -105,6 +106,7 @@ def head_kl(
         for (_, x_CW), (_, y_CW) in zip(blocks_p, blocks_q, strict=True):
             p.add(x_CW.clone(), temperature, weights_CW=(x_CW - y_CW).div_(temperature))
             q.add(y_CW, temperature)
+            del x_CW, y_CW
         parts.append(p.mean() - p.value() + q.value())
     joined = _joined(parts)
     return np.empty(0, np.float32) if joined is None else joined

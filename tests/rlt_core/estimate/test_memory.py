@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from rlt_core.config import LoRA, SFTConfig, StageResources
 from rlt_core.estimate import memory
 from rlt_core.estimate.memory import Trained
 from rlt_core.generation.transformers_engine import GrowingLayer
+from rlt_core.scoring.head import head_kl, head_logprobs
 from rlt_core.training.policy import adapters
 
 LORA = LoRA(rank=16)
@@ -152,6 +154,23 @@ def test_the_peak_of_a_step_is_within_a_fifth(
 
 
 # ---------------------------------------------------------------- inference
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scoring_holds_a_block_of_logits_and_what_is_made_of_it(dtype):
+    heads = [torch.nn.Linear(16, 5000, bias=False).to(dtype) for _ in range(2)]
+    hidden_ND = [torch.randn(3000, 16, dtype=dtype) for _ in range(2)]
+    targets_N = torch.randint(0, 5000, (3000,))
+
+    def logprobs(ranks: bool) -> Any:
+        return lambda: head_logprobs(heads[0], hidden_ND[0], targets_N, 0.7, ranks=ranks)
+
+    block = partial(memory.head_block, dtype.itemsize, "cpu")
+    with torch.no_grad():
+        assert block() == pytest.approx(peak_of_a_step(logprobs(False)), rel=0.05)
+        assert block(ranks=True) == pytest.approx(peak_of_a_step(logprobs(True)), rel=0.05)
+        found = peak_of_a_step(lambda: head_kl((heads[0], heads[1]), tuple(hidden_ND), 0.7))
+        assert block(full_kl=True) == pytest.approx(found, rel=0.05)
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_the_cache_is_that_of_a_forward_pass(family):
     config = medium(family)
