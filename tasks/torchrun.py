@@ -134,29 +134,30 @@ class _Owner:
             if not self._open:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     agent.wait(POLL_S)
-            for ready in connection.wait(list(self._open), POLL_S):
-                assert isinstance(ready, connection.Connection)
-                self._hear(ready)
+            heard = [self._hear(ready) for ready in connection.wait(list(self._open), POLL_S)]
+            # A death wakes those who wait for it, and what then fails in them is no cause.
+            self._words += sorted(filter(None, heard), key=lambda word: word[0] != "died")
             if self._control.should_stop():
                 self._tell()
             if time.monotonic() > self._deadline:
                 return  # torchrun would still wait for those of lost machines
 
-    def _hear(self, pipe: connection.Connection[Any, Any]) -> None:
+    def _hear(self, pipe: Any) -> tuple[str, Any] | None:
+        """The last word of a process, if it was that; None else."""
         try:
             kind, value = pipe.recv()
         except (EOFError, OSError):
             self._open.remove(pipe)
             if pipe in self._ended:
-                return
+                return None
             kind, value = "died", "one of the processes that shared the work died; the log says why"
         if kind == "progress":
             self._control.progress(*value)
-            return
+            return None
         self._ended.add(pipe)
-        self._words.append((kind, value))
         if kind in ("user_error", "died", "failed"):  # others may wait for this one for ever
             self._deadline = min(self._deadline, time.monotonic() + EXIT_S)
+        return kind, value
 
     def _tell(self) -> None:
         for pipe in self._open:
@@ -171,17 +172,14 @@ class _Owner:
             self._open.pop().close()
 
     def result(self, status: int) -> dict[str, float]:
-        """What the processes said at last, the gravest first."""
-        gravest = {
-            "user_error": UserError,
-            "stopped": Stopped,
-            "failed": RuntimeError,
-            "died": Died,  # often of another's failure, by NCCL
-        }
-        for kind, error in gravest.items():
+        """What the processes said at last: a mistake or the wish to stop, if one of them was told,
+        else what went wrong first. The death of one makes the others fail, and the failure of one
+        makes NCCL end the others."""
+        errors = {"user_error": UserError, "stopped": Stopped, "failed": RuntimeError, "died": Died}
+        for kinds in (["user_error"], ["stopped"], ["failed", "died"]):
             for said, value in self._words:
-                if said == kind:
-                    raise error(value)
+                if said in kinds:
+                    raise errors[said](value)
         results = [value for said, value in self._words if said == "result"]
         if status or not results:
             raise Died(f"torchrun ended with exit status {status}; the log says why")

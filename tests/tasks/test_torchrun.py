@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from multiprocessing import connection
 from pathlib import Path
 
@@ -40,17 +42,34 @@ def test_whoever_loses_its_owner_ends_with_all_that_it_started(tmp_path: Path) -
     assert not alive
 
 
-def test_what_failed_is_told_rather_than_who_died_of_it(tmp_path: Path) -> None:
-    """NCCL ends the others when one of them has run out of memory."""
+@pytest.mark.parametrize("first", ["failed", "died", "died at once"])
+def test_what_went_wrong_first_is_told(tmp_path: Path, first: str) -> None:
+    """NCCL ends the others when one of them has run out of memory; gloo fails in the others when
+    one of them was killed."""
     address = str(tmp_path / "owner")
     with connection.Listener(address, "AF_UNIX") as listener:
         owner = torchrun._Owner(listener, Control())
-        other, one = (connection.Client(address, "AF_UNIX") for _ in range(2))
-        other.close()
-        one.send(("failed", "CUDA out of memory"))
-        one.close()
-        agent = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(2)"])
-        owner.follow(agent)
-    with pytest.raises(RuntimeError, match="CUDA out of memory") as raised:
+        survivor, killed = (connection.Client(address, "AF_UNIX") for _ in range(2))
+        if first == "died at once":  # the owner hears of both together
+            while len(owner._open) < 2:
+                time.sleep(0.01)
+            survivor.send(("failed", "closed by peer"))
+            survivor.close()
+            killed.close()
+        agent = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3)"])
+        followed = threading.Thread(target=owner.follow, args=(agent,))
+        followed.start()
+        if first == "failed":
+            survivor.send(("failed", "CUDA out of memory"))
+            survivor.close()
+            time.sleep(1)
+            killed.close()
+        elif first == "died":
+            killed.close()
+            time.sleep(1)
+            survivor.send(("failed", "closed by peer"))
+            survivor.close()
+        followed.join()
+    expected = "CUDA out of memory" if first == "failed" else "the work died"
+    with pytest.raises(RuntimeError, match=expected):
         owner.result(agent.wait())
-    assert not isinstance(raised.value, torchrun.Died)
