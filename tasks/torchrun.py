@@ -134,30 +134,29 @@ class _Owner:
             if not self._open:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     agent.wait(POLL_S)
-            heard = [self._hear(ready) for ready in connection.wait(list(self._open), POLL_S)]
-            # A death wakes those who wait for it, and what then fails in them is no cause.
-            self._words += sorted(filter(None, heard), key=lambda word: word[0] != "died")
+            for ready in connection.wait(list(self._open), POLL_S):
+                assert isinstance(ready, connection.Connection)
+                self._hear(ready)
             if self._control.should_stop():
                 self._tell()
             if time.monotonic() > self._deadline:
                 return  # torchrun would still wait for those of lost machines
 
-    def _hear(self, pipe: Any) -> tuple[str, Any] | None:
-        """The last word of a process, if it was that; None else."""
+    def _hear(self, pipe: connection.Connection[Any, Any]) -> None:
         try:
             kind, value = pipe.recv()
         except (EOFError, OSError):
             self._open.remove(pipe)
             if pipe in self._ended:
-                return None
+                return
             kind, value = "died", "one of the processes that shared the work died; the log says why"
         if kind == "progress":
             self._control.progress(*value)
-            return None
+            return
         self._ended.add(pipe)
-        if kind in ("user_error", "died", "failed"):  # others may wait for this one for ever
+        self._words.append((kind, value))
+        if kind not in ("result", "stopped"):  # others may wait for this one for ever
             self._deadline = min(self._deadline, time.monotonic() + EXIT_S)
-        return kind, value
 
     def _tell(self) -> None:
         for pipe in self._open:
@@ -172,14 +171,18 @@ class _Owner:
             self._open.pop().close()
 
     def result(self, status: int) -> dict[str, float]:
-        """What the processes said at last: a mistake or the wish to stop, if one of them was told,
-        else what went wrong first. The death of one makes the others fail, and the failure of one
-        makes NCCL end the others."""
-        errors = {"user_error": UserError, "stopped": Stopped, "failed": RuntimeError, "died": Died}
-        for kinds in (["user_error"], ["stopped"], ["failed", "died"]):
+        """What the processes said at last, the gravest first."""
+        gravest = {
+            "user_error": UserError,
+            "stopped": Stopped,
+            "failed": RuntimeError,
+            "died": Died,  # often of another's failure, by NCCL
+            "cut_off": RuntimeError,  # often by another's death
+        }
+        for kind, error in gravest.items():
             for said, value in self._words:
-                if said in kinds:
-                    raise errors[said](value)
+                if said == kind:
+                    raise error(value)
         results = [value for said, value in self._words if said == "result"]
         if status or not results:
             raise Died(f"torchrun ended with exit status {status}; the log says why")
@@ -215,12 +218,19 @@ def main(file: Path) -> None:
         send("user_error", str(error))
     except Stopped as error:
         send("stopped", str(error))
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
-        send("failed", traceback.format_exc())
+        send("cut_off" if _is_cut_off(error) else "failed", traceback.format_exc())
     else:
         send("result", metrics if processes.rank() == 0 else None)
     _leave()
+
+
+def _is_cut_off(error: Exception) -> bool:
+    """Whether this process lost the others. Gloo says so in a RuntimeError of its own text."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or "gloo/transport" in str(error)
 
 
 def _leave() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
-import time
 from multiprocessing import connection
 from pathlib import Path
 
@@ -42,34 +40,35 @@ def test_whoever_loses_its_owner_ends_with_all_that_it_started(tmp_path: Path) -
     assert not alive
 
 
-@pytest.mark.parametrize("first", ["failed", "died", "died at once"])
-def test_what_went_wrong_first_is_told(tmp_path: Path, first: str) -> None:
-    """NCCL ends the others when one of them has run out of memory; gloo fails in the others when
-    one of them was killed."""
+def told(tmp_path: Path, *words: tuple[str, str] | None) -> BaseException:
+    """What is raised where each of the processes ends with such a word, or without one (None)."""
     address = str(tmp_path / "owner")
     with connection.Listener(address, "AF_UNIX") as listener:
         owner = torchrun._Owner(listener, Control())
-        survivor, killed = (connection.Client(address, "AF_UNIX") for _ in range(2))
-        if first == "died at once":  # the owner hears of both together
-            while len(owner._open) < 2:
-                time.sleep(0.01)
-            survivor.send(("failed", "closed by peer"))
-            survivor.close()
-            killed.close()
-        agent = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3)"])
-        followed = threading.Thread(target=owner.follow, args=(agent,))
-        followed.start()
-        if first == "failed":
-            survivor.send(("failed", "CUDA out of memory"))
-            survivor.close()
-            time.sleep(1)
-            killed.close()
-        elif first == "died":
-            killed.close()
-            time.sleep(1)
-            survivor.send(("failed", "closed by peer"))
-            survivor.close()
-        followed.join()
-    expected = "CUDA out of memory" if first == "failed" else "the work died"
-    with pytest.raises(RuntimeError, match=expected):
+        for pipe, word in [(connection.Client(address, "AF_UNIX"), word) for word in words]:
+            if word:
+                pipe.send(word)
+            pipe.close()
+        agent = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(2)"])
+        owner.follow(agent)
+    with pytest.raises(RuntimeError) as raised:
         owner.result(agent.wait())
+    return raised.value
+
+
+@pytest.mark.parametrize("killed_first", [True, False])
+def test_who_died_is_told_rather_than_who_lost_it(tmp_path: Path, killed_first: bool) -> None:
+    """Gloo fails in the others when one of them was killed."""
+    words = [None, ("cut_off", "Connection closed by peer")]
+    assert isinstance(told(tmp_path, *words[:: 1 if killed_first else -1]), torchrun.Died)
+
+
+def test_who_lost_another_machines_process_says_so(tmp_path: Path) -> None:
+    error = told(tmp_path, ("cut_off", "Connection closed by peer"))
+    assert "closed by peer" in str(error) and not isinstance(error, torchrun.Died)
+
+
+def test_what_failed_is_told_rather_than_who_died_of_it(tmp_path: Path) -> None:
+    """NCCL ends the others when one of them has run out of memory."""
+    error = told(tmp_path, None, ("failed", "CUDA out of memory"))
+    assert "CUDA out of memory" in str(error) and not isinstance(error, torchrun.Died)
