@@ -58,6 +58,8 @@ TOLERANCE = 1e-3
 class PlainReward:
     """The RLT reward, a completion at a time."""
 
+    reads_policy = True
+
     def __init__(self, prompter: Prompter, student: Path, spec: RewardSpec) -> None:
         self.stop_ids = prompter.stop_ids
         self._prompter, self._spec = prompter, spec
@@ -123,14 +125,21 @@ class Timed:
 
     def __init__(self, reward: RewardFunction) -> None:
         self.stop_ids, self.check = reward.stop_ids, reward.check
+        self.reads_policy = reward.reads_policy
         self._reward = reward
         self.seconds: list[float] = []
         self.first: list[float] = []
 
-    def __call__(self, *batch: Any) -> Rewards:
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[int]],
+        sampled: Sequence[LOGPROBS],
+        policy: nn.Module,
+    ) -> Rewards:
         """See `RewardFunction`."""
         started = time.perf_counter()
-        result = self._reward(*batch)
+        result = self._reward(prompts, completions, sampled, policy)
         self.seconds.append(time.perf_counter() - started)
         self.first = self.first or result.rewards
         return result

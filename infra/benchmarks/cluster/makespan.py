@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import sys
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -150,10 +150,11 @@ def what_binds(nodes: Sequence[Node], layout: Layout, course: Course) -> str:
     """The machines, or the stages of the longest way, those first that take most of it."""
     if course.longest_way < BINDING * course.seconds:
         return "GPUs"
-    shares: Counter[str] = Counter()
+    shares: defaultdict[str, float] = defaultdict(float)
     for node in longest_chain(nodes, layout):
         shares[node.stage.name] += layout.seconds[node.key] / course.longest_way
-    return ", ".join(f"{stage} {share:.0%}" for stage, share in shares.most_common(3))
+    most = sorted(shares.items(), key=lambda each: -each[1])
+    return ", ".join(f"{stage} {share:.0%}" for stage, share in most[:3])
 
 
 def show_clusters(console: Console, plan: Plan) -> None:
