@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from flows.display import print_whole, table_console
-from flows.options import DEFAULT_STORE, JsonOption, StoreOption, existing_store
+from flows.options import DEFAULT_STORE, JsonOption, StoreOption, existing_store, open_store
 from flows.transfer_cli import pull, push
 from rlt_core.stages import Kind
 from rlt_core.store import Manifest, Store
@@ -55,7 +55,7 @@ def list_(
     as_json: JsonOption = False,
 ) -> None:
     """List artifacts, the newest last: all as JSON, the last thousand as a table."""
-    opened = existing_store(store)
+    opened = open_store(store)
     if as_json:
         found = sorted(opened.manifests(kind), key=lambda one: one.finished_at)
         names = _names(opened)
@@ -100,7 +100,7 @@ def _summary(manifest: Manifest, names: dict[str, list[str]]) -> dict[str, Any]:
 @app.command()
 def show(key: KeyArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Show one artifact: config, inputs, files, metrics, versions."""
-    opened = existing_store(store)
+    opened = open_store(store)
     manifest = opened.find(key)
     if as_json:
         print(manifest.model_dump_json(indent=1))
@@ -155,7 +155,7 @@ def lineage(
     key: KeyArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False
 ) -> None:
     """Show what an artifact was made from, down to the first inputs."""
-    opened = existing_store(store)
+    opened = open_store(store)
     manifest = opened.find(key)
     if as_json:
         print(json.dumps(_ancestry(opened, manifest), indent=1))
@@ -219,7 +219,7 @@ def verify(
 @app.command()
 def remove(key: KeyArgument, store: StoreOption = DEFAULT_STORE) -> None:
     """Delete one artifact and its unfinished work; the next run computes it anew."""
-    opened = existing_store(store)
+    opened = open_store(store)
     manifest = opened.find(key)
     opened.remove(manifest.ref)
     print(f"removed {_title(manifest)} ({manifest.ref.key})")

@@ -48,7 +48,8 @@ def open_store(store: str) -> Store:
 
 
 def existing_store(store: str) -> Store:
-    """The store, to be read. Raises UserError if its folder is not there."""
+    """The store, where an empty one would pass for a result. Raises UserError if its folder is not
+    there."""
     if "://" not in store and not Path(store).expanduser().exists():
         raise UserError(
             f"no store at {store}: there is no such folder; `rlt run` makes one, --store or "

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.display import print_whole, table_console
-from flows.options import DEFAULT_STORE, JsonOption, StoreOption, check_parquet, existing_store
+from flows.options import DEFAULT_STORE, JsonOption, StoreOption, check_parquet, open_store
 from flows.score_cli import score
 from flows.sql_cli import NoPandas
 from rlt_core.config import KLEstimator, Reduction
@@ -74,7 +74,7 @@ def replay(
     from flows.sql_output import write
     from rlt_core.replay import Changes, chosen, replayed, summaries
 
-    opened = existing_store(store)
+    opened = open_store(store)
     manifests = chosen(opened, runs or [])
     changes = Changes(alpha, kl_weight, kl, reduction)
     with (
@@ -161,7 +161,7 @@ def explain_(
     sys.meta_path.insert(0, NoPandas())
     from rlt_core.explain import explain
 
-    found = explain(existing_store(store), trace_id, run)
+    found = explain(open_store(store), trace_id, run)
     row, console = found.row, table_console()
     _show_head(console, found)
     if found.parts:

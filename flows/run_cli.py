@@ -23,7 +23,6 @@ from flows.options import (
     SetOption,
     StoreOption,
     TargetArgument,
-    existing_store,
     open_store,
     store_place,
 )
@@ -203,7 +202,7 @@ def report(
     path: Annotated[bool, typer.Option("--path", help="Print the report's path only.")] = False,
 ) -> None:
     """Show the latest report."""
-    opened = existing_store(store)
+    opened = open_store(store)
     manifest = _latest_report(opened, profile, name)
     file = opened.local(manifest) / "report.md"
     if path:
@@ -219,7 +218,7 @@ def report(
 
 def status(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Show what is being computed, what is unfinished, and the latest run of each profile."""
-    opened = existing_store(store)
+    opened = open_store(store)
     working = opened.working()
     unfinished = opened.unfinished()
     profiles: dict[str, list[str]] = {}

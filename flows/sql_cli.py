@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.options import DEFAULT_STORE, StoreOption, existing_store
+from flows.options import DEFAULT_STORE, StoreOption, open_store
 from rlt_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def sql(
     sys.meta_path.insert(0, NoPandas())
     from rlt_core.tables import connect, refresh
 
-    opened = existing_store(store)
+    opened = open_store(store)
     with connect(opened, statement) as connection:
         if statement is not None:
             ask(connection, statement, chosen, output)

@@ -227,10 +227,9 @@ def main(file: Path) -> None:
 
 
 def _is_cut_off(error: Exception) -> bool:
-    """Whether this process lost the others. Gloo says so in a RuntimeError of its own text."""
-    from torch.distributed import DistError
-
-    return isinstance(error, DistError) or "gloo/transport" in str(error)
+    """Whether this process lost the others: NCCL and the rendezvous have errors for it (DistError),
+    gloo says so in a RuntimeError."""
+    return type(error).__module__ == "torch.distributed" or "gloo/transport" in str(error)
 
 
 def _leave() -> None:

@@ -108,8 +108,7 @@ def test_mistakes_are_one_line_and_exit_2(rlt: Rlt, tmp_path: Path) -> None:
         (["report", "--store", str(tmp_path)], "no report"),
         (["run", "table-2", *refined], "RLT_REFINE_BASE_URL is not set"),
         (["artifacts", "verify"], "no store at"),
-        (["sql", "select 1"], "no store at"),
-        (["status"], "no store at"),
+        (["artifacts", "gc"], "no store at"),
         (["artifacts", "pull", "--all", "--from", str(tmp_path / "nothing")], "no store at"),
     ):
         done = (
