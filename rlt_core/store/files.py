@@ -15,9 +15,8 @@ import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -33,8 +32,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """What a listing tells of a file. Another mark: it was written anew."""
 
     mark: str
@@ -230,16 +228,19 @@ class Files:
 
     def entries(self, paths: Sequence[str]) -> list[dict[str, Entry | None]]:
         """What is directly below each folder, hidden names left out; None for a folder."""
-        return parallel(self._entries, paths, self.threads)
+        return [self._entries(path) for path in paths]  # threads hold each other up in Python
 
     def _entries(self, path: str) -> dict[str, Entry | None]:
         found: dict[str, Entry | None] = {}
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for entry in os.scandir(self.full(path)):
-                if entry.name.startswith("."):
+                name = entry.name
+                if name.startswith("."):
                     continue
-                with contextlib.suppress(FileNotFoundError):
-                    found[entry.name] = None if entry.is_dir() else _entry_of(entry.stat())
+                try:
+                    found[name] = None if entry.is_dir() else _entry_of(entry.stat())
+                except FileNotFoundError:  # it has just gone
+                    continue
         return found
 
     def index_file(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -27,9 +28,9 @@ def stage_of(node: str) -> str:
     return re.split(r"[\[@]", node)[0]
 
 
-def start(store: Path, home: Path) -> subprocess.Popen[str]:
+def start(store: Path, home: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*COMMAND, "run", "--profile", "smoke", "--store", str(store)],
+        [*COMMAND, "run", *arguments, "--profile", "smoke", "--store", str(store)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(home),
     )  # fmt: skip
 
@@ -91,25 +92,29 @@ def test_sigkill_once_in_every_stage(smoke_store: Path, home: Path, tmp_path: Pa
     assert contents(before) == contents(committed(smoke_store))
 
 
-def test_ctrl_c_once_stops_and_the_same_command_goes_on(home: Path, tmp_path: Path) -> None:
+def test_ctrl_c_once_stops_and_the_same_command_goes_on(
+    smoke_store: Path, home: Path, tmp_path: Path
+) -> None:
     store = tmp_path / "store"
-    process = start(store, home)
+    shutil.copytree(smoke_store, store)
+    there = committed(store)
+    command = ("teacher-grpo", "--set", "teacher_sft.learning_rate=2e-3")
+    process = start(store, home, *command)
     for stages in running_stages(process):
-        if "teacher-grpo" in stages or "teacher-sft" in stages:
+        if "teacher-sft" in stages:
             process.send_signal(signal.SIGINT)
             break
     output, _ = process.communicate(timeout=90)
     assert process.returncode == 130, output
     assert "the same command goes on" in output and "Traceback" not in output
     assert Store(str(store)).working() == {}
-    first = committed(store)
-    assert first
-    again = start(store, home)
+    assert committed(store) == there
+    again = start(store, home, *command)
     for stages in running_stages(again):
-        if "trace-generation" in stages:
+        if "teacher-grpo" in stages:
             again.send_signal(signal.SIGINT)
             break
     again.communicate(timeout=90)
-    second = committed(store)
-    assert all(second[key].attempt == manifest.attempt for key, manifest in first.items())
-    assert any(manifest.stage == "teacher-sft" for manifest in second.values())
+    assert again.returncode == 130
+    new = [manifest for key, manifest in committed(store).items() if key not in there]
+    assert [manifest.stage for manifest in new] == ["teacher-sft"]

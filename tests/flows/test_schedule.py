@@ -109,7 +109,7 @@ def test_a_run_stops_before_the_node_that_would_exceed_it(
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("gpus", [1, 2])
+@pytest.mark.parametrize("gpus", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_nodes_run_side_by_side_while_there_are_gpus(
     gpus: int, rlt: Rlt, smoke_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

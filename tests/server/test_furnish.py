@@ -79,6 +79,7 @@ def test_a_run_may_ask_for_gpus_and_a_kind_of_node(server: Server, finished: Flo
     assert container["envFrom"][1] == {"secretRef": {"name": "other"}}
 
 
+@pytest.mark.slow
 def test_furnishing_again_changes_nothing_and_pools_of_another_type_are_refused(
     server: Server, tmp_path: Path
 ) -> None:

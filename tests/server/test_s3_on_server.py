@@ -6,6 +6,7 @@ import time
 import uuid
 from pathlib import Path
 
+import pytest
 import s3_server
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_aws import AwsCredentials
@@ -15,6 +16,8 @@ from pydantic import SecretStr
 from flows.local.s3 import S3Access
 from rlt_core.store import Store
 from tests.server.conftest import new_server
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_block_opens_the_store_and_its_secret_goes_nowhere(
