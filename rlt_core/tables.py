@@ -132,7 +132,7 @@ def refresh(connection: duckdb.DuckDBPyConnection, store: Store, sql: str | None
     """
     named = _named(sql)
     tables = [table for table in TABLES if table in named]
-    runs, facts, inputs, *files = store.index.select(
+    runs, facts, inputs, *files = store.index.look(
         Select("run"),
         Select(FACTS, "true" if named & {"artifacts", "costs"} else "false"),
         Select("run, stage, inputs", "true" if "lineage" in named else "false"),

@@ -175,6 +175,7 @@ def fill(store: Store, artifacts: int) -> None:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         while chunk := list(islice(found, 1000)):
             list(pool.map(lay_down, chunk))
+    store.index.announce()
 
 
 # ---------------------------------------------------------------- measuring

@@ -6,6 +6,13 @@ rows are dropped, other files read. The index thus knows what the listing knows,
 at any time. Processes share it: who lists earlier may drop what another has just read, so each
 holds its answer against its own listing. A machine that is new to a store on S3 begins with the
 copy that another has left there (`index_copy`).
+
+On S3 a listing of 100,000 manifests takes longer than anything else. So each commit and removal
+writes `CHANGED` anew once its manifest is there or gone, and the index remembers after which of its
+words it was the whole listing. While that word stands nothing has changed, and who only looks needs
+no listing. What reaches the store another way (files deleted by hand, `aws s3 sync`, a process
+killed between its manifest and its word of it) is seen after `TRUSTED_S`. Nothing is computed,
+deleted or copied on such a look.
 """
 
 from __future__ import annotations
@@ -14,6 +21,7 @@ import json
 import logging
 import sqlite3
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -34,7 +42,11 @@ SETTLED_S = 10.0
 """A younger manifest is not indexed: some servers tell whole seconds, within which one may have
 been removed and written anew with as many bytes."""
 BUSY_S = 60.0
-VERSION = 2
+TRUSTED_S = 600.0
+"""How long a listing may stand in for a new one while nobody tells of a change."""
+CHANGED = ".manifests-changed"
+"""Holds another word after each commit and removal."""
+VERSION = 3
 """Raised when rows or keys change: an index of another version is made anew."""
 
 _COLUMNS = """(
@@ -53,9 +65,12 @@ create table if not exists facts{_COLUMNS};
 create table if not exists documents{_DOCUMENT};
 create index if not exists by_label on facts(stage, label, seed);
 create index if not exists by_mark on facts(path, mark, run, label, kind, attempt, tables);
+create table if not exists whole(word text, listed real);
 commit;
 """
-"""`by_mark` covers what every look at the store reads, so that wide rows are left alone."""
+"""`by_mark` covers what every look at the store reads, so that wide rows are left alone. `whole`
+has a row while `facts` are all that was listed at that time and after that word of `CHANGED`; who
+changes `facts` deletes it in the same transaction."""
 _SEEN = f"""
 pragma temp_store = memory;
 create temp table listed(path text primary key, mark text) without rowid;
@@ -108,22 +123,23 @@ class Select:
     newest: int | None = None
     """At most so many, the newest first; None: all, by path."""
 
-    def sql(self) -> str:
-        """The query; takes the values twice."""
-        kept, other = "facts join listed using (path, mark)", "other_facts"
+    def sql(self, whole: bool = False) -> str:
+        """The query; takes the values twice. `whole`: all facts are listed; takes them once."""
+        kept, other = "facts" if whole else "facts join listed using (path, mark)", "other_facts"
         if "document" in self.columns:
             kept += " join documents using (path)"
             other += " join other_documents using (path)"
         position = "path" if self.newest is None else "-created"
         both = " union all ".join(
             f"select {position} as position, {self.columns} from {source} where {self.where}"
-            for source in (kept, other)
+            for source in ((kept,) if whole else (kept, other))
         )
         return both if self.newest is None else f"{both} order by position limit {self.newest}"
 
-    def rows(self, database: sqlite3.Connection) -> list[tuple[Any, ...]]:
+    def rows(self, database: sqlite3.Connection, whole: bool = False) -> list[tuple[Any, ...]]:
         """What the query finds, in order; Python sorts wide rows in a fraction of SQLite's time."""
-        found = database.execute(self.sql(), (*self.values, *self.values)).fetchall()
+        values = self.values if whole else (*self.values, *self.values)
+        found = database.execute(self.sql(whole), values).fetchall()
         return [row[1:] for row in sorted(found, key=itemgetter(0))]
 
 
@@ -147,8 +163,43 @@ class Index:
                     manifests[f"{base}/{name}"] = entry
         return manifests, folders
 
-    def select(self, *queries: Select) -> Rows:
-        """The rows of each query: artifacts that are committed now, all of one moment."""
+    def announce(self) -> None:
+        """Tell those who look that a manifest has come or gone; to be called after it has."""
+        if not self._files.is_local:
+            self._files.write(CHANGED, uuid.uuid4().hex.encode())
+
+    def look(self, *queries: Select) -> Rows:
+        """`select` for those who only show what they find: without a listing where nothing has
+        changed since the last one."""
+        word = None if self._files.is_local else self._files.read(CHANGED)
+        if word is None:
+            return self.select(*queries)
+        found = self._of_the_last_listing(word.decode(), queries)
+        return self.select(*queries, word=word.decode()) if found is None else found
+
+    def _of_the_last_listing(self, word: str, queries: Sequence[Select]) -> Rows | None:
+        """The rows, if the index is all that was listed after this word and not long ago."""
+        file = self._files.index_file()
+        if not file.exists():
+            return None
+        now = time.time()
+        try:
+            with closing(sqlite3.connect(file, timeout=BUSY_S)) as database:
+                database.execute("begin")
+                holds = "select 1 from whole where word = ? and listed between ? and ?"
+                if not database.execute(holds, (word, now - TRUSTED_S, now)).fetchone():
+                    return None
+                return [one.rows(database, whole=True) for one in queries]
+        except sqlite3.Error as error:  # of another version, or damaged: `select` makes it anew
+            log.info("%s: %s", file, error)
+            return None
+
+    def select(self, *queries: Select, word: str | None = None) -> Rows:
+        """The rows of each query: artifacts that are committed now, all of one moment.
+
+        `word`: what `CHANGED` held before, under which the index may remember the listing.
+        """
+        began = time.time()
         manifests, folders = self.listed()
 
         def answer(file: Path | None) -> Rows:
@@ -156,8 +207,10 @@ class Index:
                 read = self._bring_up_to_date(database, manifests, folders)
                 self._hold(database)
                 found = [one.rows(database) for one in queries]
+                database.rollback()
+                if file and word:
+                    self._remember(database, word, began)
                 if file and read >= index_copy.MANY and not self._files.is_local:
-                    database.rollback()
                     index_copy.leave(self._files, VERSION, database, file.parent)
                 return found
 
@@ -207,6 +260,7 @@ class Index:
         ).fetchone():
             with database:
                 gone = "path not in (select path from facts join listed using (path, mark))"
+                database.execute("delete from whole")
                 database.execute(f"delete from documents where {gone}")
                 database.execute(f"delete from facts where {gone}")
         missing = database.execute(_MISSING).fetchall()
@@ -219,6 +273,17 @@ class Index:
             self._read(database, chunk, "")
         self._read(database, dict.fromkeys(young, ""), "other_")
         return len(old)
+
+    def _remember(self, database: sqlite3.Connection, word: str, began: float) -> None:
+        """Note under which word the index is the whole listing that began then, if it is."""
+        sizes = "select (select count(*) from facts), (select count(*) from listed)"
+        with database:
+            database.execute("begin immediate")
+            facts, listed = database.execute(sizes).fetchone()
+            others = "select path from other_facts union all " + _MISSING
+            if facts == listed and not database.execute(others).fetchone():
+                database.execute("delete from whole")
+                database.execute("insert into whole values (?, ?)", (word, began))
 
     def _hold(self, database: sqlite3.Connection) -> None:
         """Begin a transaction that sees all that is listed, whatever other processes drop."""
@@ -239,6 +304,8 @@ class Index:
             database.executemany("delete from listed where path = ?", ((p,) for p in settled))
             if not rows:
                 return
+            if not prefix:
+                database.execute("delete from whole")
             places = ", ".join("?" * len(rows[0]))
             database.executemany(f"insert or replace into {prefix}facts values ({places})", rows)
             database.executemany(

@@ -117,7 +117,7 @@ class Store:
     def newest(self, most: int, kind: str | None = None) -> Listing:
         """The artifacts (of a kind) that were made last, and what all of them come to."""
         where = _of(kind)
-        rows, sizes = self.index.select(
+        rows, sizes = self.index.look(
             Select("path, document", *where, most), Select("bytes", *where)
         )
         newest_first = [self._parse(path, document) for path, document in rows]
@@ -140,7 +140,7 @@ class Store:
                 Made(version, json.loads(config), json.loads(inputs))
                 for version, config, inputs in rows
             ]
-            for rows in self.index.select(*queries)
+            for rows in self.index.look(*queries)
         ]
 
     def _parse(self, path: str, data: bytes) -> Manifest:
@@ -235,7 +235,9 @@ class Store:
     def publish(self, manifest: Manifest) -> bool:
         """Create the manifest; False if another attempt's was first."""
         data = manifest.model_dump_json(indent=1).encode()
-        return self.files.create(self._paths(manifest.ref)[0], data)
+        created = self.files.create(self._paths(manifest.ref)[0], data)
+        self.index.announce()
+        return created
 
     def abandon(self, attempt: Attempt) -> None:
         """Delete an attempt that will not be committed."""
@@ -244,8 +246,10 @@ class Store:
 
     def remove(self, ref: Ref) -> None:
         """Delete an artifact, its manifest first, and its workspace."""
-        for path in (*self._paths(ref), self._base(ref)):
+        for path in self._paths(ref):
             self.files.remove(path)
+        self.index.announce()
+        self.files.remove(self._base(ref))
         self.files.remove(f"work/{ref.key}")
 
     def forget(self, key: str) -> None:
