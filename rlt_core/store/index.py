@@ -65,7 +65,7 @@ create table if not exists facts{_COLUMNS};
 create table if not exists documents{_DOCUMENT};
 create index if not exists by_label on facts(stage, label, seed);
 create index if not exists by_mark on facts(path, mark, run, label, kind, attempt, tables);
-create table if not exists whole(word text, listed real);
+create table if not exists whole(word blob, listed real);
 commit;
 """
 """`by_mark` covers what every look at the store reads, so that wide rows are left alone. `whole`
@@ -174,10 +174,10 @@ class Index:
         word = None if self._files.is_local else self._files.read(CHANGED)
         if word is None:
             return self.select(*queries)
-        found = self._of_the_last_listing(word.decode(), queries)
-        return self.select(*queries, word=word.decode()) if found is None else found
+        found = self._of_the_last_listing(word, queries)
+        return self.select(*queries, word=word) if found is None else found
 
-    def _of_the_last_listing(self, word: str, queries: Sequence[Select]) -> Rows | None:
+    def _of_the_last_listing(self, word: bytes, queries: Sequence[Select]) -> Rows | None:
         """The rows, if the index is all that was listed after this word and not long ago."""
         file = self._files.index_file()
         if not file.exists():
@@ -194,7 +194,7 @@ class Index:
             log.info("%s: %s", file, error)
             return None
 
-    def select(self, *queries: Select, word: str | None = None) -> Rows:
+    def select(self, *queries: Select, word: bytes | None = None) -> Rows:
         """The rows of each query: artifacts that are committed now, all of one moment.
 
         `word`: what `CHANGED` held before, under which the index may remember the listing.
@@ -274,10 +274,10 @@ class Index:
         self._read(database, dict.fromkeys(young, ""), "other_")
         return len(old)
 
-    def _remember(self, database: sqlite3.Connection, word: str, began: float) -> None:
+    def _remember(self, database: sqlite3.Connection, word: bytes, began: float) -> None:
         """Note under which word the index is the whole listing that began then, if it is."""
         sizes = "select (select count(*) from facts), (select count(*) from listed)"
-        with database:
+        with suppress(sqlite3.OperationalError), database:  # e.g. a read-only file
             database.execute("begin immediate")
             facts, listed = database.execute(sizes).fetchone()
             others = "select path from other_facts union all " + _MISSING
