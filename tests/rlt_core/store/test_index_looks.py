@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -138,6 +140,23 @@ def test_manifests_that_may_still_change_are_read_at_each_look(
         assert look(store).keys() == {"a1", "b2", "c3"}
     store.files.remove("artifacts/evaluation/c3.json")
     assert look(store).keys() == {"a1", "b2"}
+
+
+def test_an_index_that_cannot_be_written_is_no_harm(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = look(store)
+    monkeypatch.setattr(index, "BUSY_S", 0.1)
+    store.index.announce()
+    with closing(sqlite3.connect(store.files.index_file())) as other:
+        other.execute("begin immediate")
+        seen = listings(store, monkeypatch)
+        assert look(store) == before
+        assert len(seen) == 1
+        monkeypatch.setattr(store.files, "read_many", lambda paths: dict.fromkeys(paths, b"?"))
+        assert look(store) == before, "nothing was read again"
+    assert look(store) == look(store) == before
+    assert len(seen) == 3
 
 
 def test_a_store_without_announcements_is_listed(
