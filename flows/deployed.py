@@ -2,6 +2,7 @@
 stage."""
 
 import logging
+from functools import cache
 from typing import Annotated, Any
 
 from prefect import flow
@@ -28,9 +29,10 @@ from flows.request import Request
 from flows.schedule import Schedule
 from flows.stage_run import compute, compute_alone, require_empty, store_url
 from rlt_core.errors import UserError
-from rlt_core.experiments import ALL
+from rlt_core.experiments import ALL, EXPERIMENTS
 from rlt_core.graph import Node, Planned
 from rlt_core.overrides import load_config
+from rlt_core.stages import STAGES
 from rlt_core.store import Store
 from tasks.spec import NodeSpec
 
@@ -105,16 +107,6 @@ def _dispatched(request: Request, planned: list[Planned]) -> State[Any]:
     return state
 
 
-full_pipeline = experiment_flow("full-pipeline")
-table_1 = experiment_flow("table-1")
-table_2 = experiment_flow("table-2")
-countdown = experiment_flow("countdown")
-rank_ablation = experiment_flow("rank-ablation")
-compare_traces = experiment_flow("compare-traces")
-reward_ablation = experiment_flow("reward-ablation")
-all_experiments = experiment_flow(ALL)
-
-
 # ---------------------------------------------------------------- one stage
 def _name_of_run() -> str:
     """What this run computes: the nodes that a parent sent, or what the form says."""
@@ -185,17 +177,17 @@ def stage_flow(stage: str) -> Flow[..., State[Any]]:
     return flow(name="rlt", flow_run_name=_name_of_run, task_runner=one_at_a_time)(run)
 
 
-dataset_prep = stage_flow("dataset-prep")
-base_model = stage_flow("base-model")
-teacher_sft = stage_flow("teacher-sft")
-teacher_grpo = stage_flow("teacher-grpo")
-trace_generation = stage_flow("trace-generation")
-trace_import = stage_flow("trace-import")
-trace_refinement = stage_flow("trace-refinement")
-trace_scoring = stage_flow("trace-scoring")
-score_import = stage_flow("score-import")
-student_sft = stage_flow("student-sft")
-student_grpo = stage_flow("student-grpo")
-evaluation = stage_flow("evaluation")
-rank_statistics = stage_flow("rank-statistics")
-report = stage_flow("report")
+# ---------------------------------------------------------------- by name
+@cache
+def __getattr__(name: str) -> Flow[..., State[Any]]:
+    """The flow of an entrypoint, e.g. `flows.deployed.teacher_grpo`.
+
+    Made when it is asked for: with its form it takes a twentieth of a second, and the process of a
+    run needs one of them.
+    """
+    target = ALL if name == "all_experiments" else name.replace("_", "-")
+    if target in EXPERIMENTS or target == ALL:
+        return experiment_flow(target)
+    if target in STAGES:
+        return stage_flow(target)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
