@@ -29,13 +29,15 @@ def main() -> int:
     from flows.carrier import Here
     from flows.cores import Cores
     from flows.display import Display
+    from flows.local.up import launcher_file
     from flows.request import Request
-    from rlt_core.launch import Launcher
+    from rlt_core import warm
 
     request = Request.model_validate_json(sys.stdin.readline())
     planned = request.plan()
     missing = [item for item in planned if not item.hit]
-    launcher = Launcher(sorted({item.node.stage.module for item in missing}))
+    os.environ.setdefault(warm.VARIABLE, str(launcher_file()))
+    launcher = warm.launcher_for(sorted({item.node.stage.module for item in missing}))
 
     def watch_stdin() -> None:
         sys.stdin.readline()

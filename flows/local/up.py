@@ -37,6 +37,11 @@ def home() -> Path:
     return Path(os.environ.get("RLT_HOME", "~/.rlt")).expanduser().absolute()
 
 
+def launcher_file() -> Path:
+    """Where the launcher of `rlt up` says how to reach it."""
+    return home() / "launcher.json"
+
+
 @dataclass(frozen=True)
 class Up:
     """What was asked to be up."""
@@ -67,7 +72,7 @@ class Up:
             # `python` of a run is the one that runs this.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "RLT_STORE": self.store,
-            warm.VARIABLE: str(home() / "launcher.json"),
+            warm.VARIABLE: str(launcher_file()),
         }
         found.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "60")
         # SQLite has one writer: better to wait for it than to refuse.
@@ -173,7 +178,7 @@ def _bring_up_s3(processes: Processes, port: int, say: Say) -> None:
 
 def _bring_up_launcher(processes: Processes, wanted: Up) -> None:
     """What runs fork their children from; one with older code is replaced."""
-    file = home() / "launcher.json"
+    file = launcher_file()
     if processes.alive("launcher"):
         if file.exists() and json.loads(file.read_text())["sources"] == warm.sources_stamp():
             return

@@ -5,18 +5,26 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from flows.local.processes import Processes
+from flows.local.s3 import free_port
+from flows.local.server import wait_healthy
+from rlt_core import warm
 
 Rlt = Callable[..., subprocess.CompletedProcess[str]]
 COMMAND = [sys.executable, "-m", "flows.cli"]
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Prefect keeps its state apart from the user's."""
-    return os.environ | {"PREFECT_HOME": str(home / "prefect"), "COLUMNS": "160"}
+    """Prefect keeps its state apart from the user's; what `rlt up` of the user's started is not
+    seen."""
+    own = {"PREFECT_HOME": str(home / "prefect"), "RLT_HOME": str(home / "rlt"), "COLUMNS": "160"}
+    return os.environ | own
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -34,23 +42,73 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
+class Served:
+    """A Prefect server and a launcher that has done its imports, as `rlt up` leaves them: a run
+    that finds them begins at once. Started when first wanted."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._processes = Processes(home)
+        self._own: dict[str, str] = {}
+
+    def environment(self) -> dict[str, str]:
+        """Of a command that finds them."""
+        if not self._own:
+            self._own = self._start()
+        return environment(self._home) | self._own
+
+    def _start(self) -> dict[str, str]:
+        found, port, file = environment(self._home), free_port(), self._home / "launcher.json"
+        server = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
+        self._processes.start("server", server, found)
+        self._processes.start("launcher", [sys.executable, "-m", "rlt_core.warm", str(file)], found)
+        api = f"http://127.0.0.1:{port}/api"
+        wait_healthy(api, lambda: self._processes.alive("server"), self._processes.log("server"))
+        while not file.exists():
+            assert self._processes.alive("launcher"), self._processes.log("launcher").read_text()
+            time.sleep(0.1)
+        return {"PREFECT_API_URL": api, warm.VARIABLE: str(file)}
+
+    @property
+    def at_work(self) -> bool:
+        """Whether the launcher has children that compute."""
+        return any(
+            "forkserver" in " ".join(process.cmdline()) and process.children()
+            for process in self._processes.marked()
+        )
+
+    def stop(self) -> None:
+        """End both, and all that they started."""
+        self._processes.stop(("launcher", "server"), 5)
+        self._processes.stop_others(0)
+
+
 @pytest.fixture(scope="session")
-def rlt(home: Path) -> Rlt:
+def served(home: Path) -> Iterator[Served]:
+    """For the runs whose own server and launcher are not what is tested."""
+    made = Served(home / "served")
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="session")
+def rlt(served: Served) -> Rlt:
     """Run `rlt` with arguments; returns the finished process."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*COMMAND, *arguments], capture_output=True, text=True, env=environment(home)
+            [*COMMAND, *arguments], capture_output=True, text=True, env=served.environment()
         )
 
     return run
 
 
 @pytest.fixture(scope="session")
-def smoke_store(rlt: Rlt, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with one finished `smoke` run."""
+def smoke_store(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with one finished `smoke` run, which had a server and a launcher of its own."""
     store = tmp_path_factory.mktemp("smoke") / "store"
-    done = rlt("run", "full-pipeline", "--profile", "smoke", "--store", str(store))
+    command = [*COMMAND, "run", "full-pipeline", "--profile", "smoke", "--store", str(store)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(home))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "report.md" in done.stdout
     return store

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 from rlt_core.stages import STAGES
@@ -23,13 +22,11 @@ def test_every_stage_committed_and_every_file_is_intact(smoke_store: Path) -> No
     assert store.files.names("work") == []
 
 
-def test_again_is_all_hits_and_fast(rlt: Rlt, smoke_store: Path) -> None:
+def test_again_is_all_hits(rlt: Rlt, smoke_store: Path) -> None:
     before = {m.ref.key: m.attempt for m in Store(str(smoke_store)).manifests()}
-    started = time.monotonic()
     done = rlt("run", "--profile", "smoke", "--store", str(smoke_store))
     assert done.returncode == 0, done.stderr
     assert "report.md" in done.stdout and "evaluation" not in done.stderr
-    assert time.monotonic() - started < 10  # 5 s on an idle machine
     assert {m.ref.key: m.attempt for m in Store(str(smoke_store)).manifests()} == before
 
 

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from rlt_core.graph import upstream
 from rlt_core.overrides import load_config
 from rlt_core.stages import STAGES
 from rlt_core.store import Manifest, Store
-from tests.flows.conftest import COMMAND, environment
+from tests.flows.conftest import COMMAND, Served, environment
 
 STARTED = re.compile(r"^ +(\S+) …$")
 FINISHED = re.compile(r"^ *\d+/\d+  (\S+) ")
@@ -28,10 +28,10 @@ def stage_of(node: str) -> str:
     return re.split(r"[\[@]", node)[0]
 
 
-def start(store: Path, home: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(store: Path, found: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*COMMAND, "run", *arguments, "--profile", "smoke", "--store", str(store)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(home),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=found,
     )  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def test_sigkill_once_in_every_stage(smoke_store: Path, home: Path, tmp_path: Pa
     before: dict[str, Manifest] = {}
     kills = 0
     while True:
-        process = start(store, home)
+        process = start(store, environment(home))
         for stages in running_stages(process):
             if stages & to_kill:
                 time.sleep(INTO_THE_WORK_S)
@@ -93,28 +93,36 @@ def test_sigkill_once_in_every_stage(smoke_store: Path, home: Path, tmp_path: Pa
 
 
 def test_ctrl_c_once_stops_and_the_same_command_goes_on(
-    smoke_store: Path, home: Path, tmp_path: Path
+    smoke_store: Path, home: Path, served: Served, tmp_path: Path
 ) -> None:
+    """Also where the work is a child of the machine's launcher, which stays."""
     store = tmp_path / "store"
     shutil.copytree(smoke_store, store)
     there = committed(store)
     command = ("teacher-grpo", "--set", "teacher_sft.learning_rate=2e-3")
-    process = start(store, home, *command)
-    for stages in running_stages(process):
-        if "teacher-sft" in stages:
-            process.send_signal(signal.SIGINT)
-            break
-    output, _ = process.communicate(timeout=90)
-    assert process.returncode == 130, output
-    assert "the same command goes on" in output and "Traceback" not in output
+    process = start(store, environment(home), *command)
+    interrupt(process, "teacher-sft")
     assert Store(str(store)).working() == {}
     assert committed(store) == there
-    again = start(store, home, *command)
-    for stages in running_stages(again):
-        if "teacher-grpo" in stages:
-            again.send_signal(signal.SIGINT)
-            break
-    again.communicate(timeout=90)
-    assert again.returncode == 130
+    again = start(store, served.environment(), *command)
+    interrupt(again, "teacher-grpo", lambda: served.at_work)
+    assert not served.at_work
     new = [manifest for key, manifest in committed(store).items() if key not in there]
     assert [manifest.stage for manifest in new] == ["teacher-sft"]
+
+
+def interrupt(
+    process: subprocess.Popen[str], stage: str, at_work: Callable[[], bool] = lambda: True
+) -> None:
+    """Ctrl-C while the stage runs."""
+    for stages in running_stages(process):
+        if stage in stages:
+            deadline = time.monotonic() + 60
+            while not at_work():
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            break
+    said, _ = process.communicate(timeout=90)
+    assert process.returncode == 130, said
+    assert "the same command goes on" in said and "Traceback" not in said

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -26,9 +25,7 @@ def store(tmp_path: Path) -> str:
 
 
 def test_plan_shows_what_nodes_take(rlt, store):
-    started = time.perf_counter()
     shown = rlt("plan", "--profile", "paper-7b", "--store", store)
-    assert time.perf_counter() - started < 10  # 2 s on an idle machine
     assert shown.returncode == 0, shown.stderr
     lines = shown.stdout.splitlines()
     (teacher,) = [line for line in lines if line.startswith("teacher-sft@0") and " GB" in line]
