@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -25,6 +26,8 @@ ROOT = Path(__file__).parents[1]
 POOLS = ("cpu", "gpu")
 PoolType = Literal["process", "kubernetes"]
 ENGINE = "python -m prefect.engine"
+ROOMS = ("flows", "tasks", "rlt_core")
+"""What deployments, and the forms of their pages, are made from, with `prefect.yaml`."""
 QUEUES = {"high": 1, "default": 2}
 """Work queue -> priority; 1 goes first."""
 
@@ -88,6 +91,35 @@ def _make_automation(client: SyncPrefectClient, file: Path) -> None:
             return
         client.delete_automation(old.id)
     client.create_automation(wanted)
+
+
+def deploy_what_changed(api: str, environment: Mapping[str, str], record: Path) -> bool:
+    """`deploy`, unless the server has all that was deployed last time and the sources are the same;
+    `record` holds what that was. Returns whether it deployed."""
+    sources = _sources_stamp()
+    if record.is_file():
+        last = json.loads(record.read_text())
+        if last["sources"] == sources and last["deployments"] == _deployments(api):
+            return False
+    deploy(environment)
+    record.write_text(json.dumps({"sources": sources, "deployments": _deployments(api)}))
+    return True
+
+
+def _sources_stamp() -> float:
+    """Newest change of what deployments are made from (seconds since the epoch)."""
+    files = [file for room in ROOMS for file in (ROOT / room).rglob("*.*") if file.suffix != ".pyc"]
+    return max(file.stat().st_mtime for file in [*files, _of_the_tree("prefect.yaml")])
+
+
+def _deployments(api: str) -> dict[str, str]:
+    """Name -> id, of those of `prefect.yaml` that the server has."""
+    declared = yaml.safe_load(_of_the_tree("prefect.yaml").read_text())["deployments"]
+    ours = DeploymentFilter(
+        name=DeploymentFilterName(any_=[deployment["name"] for deployment in declared])
+    )
+    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+        return {one.name: str(one.id) for one in client.read_deployments(deployment_filter=ours)}
 
 
 def deploy(environment: Mapping[str, str]) -> None:

@@ -124,8 +124,10 @@ def bring_up(wanted: Up, limit: int, say: Say) -> None:
     )
     started = {pool: _start_worker(processes, wanted, pool, limit) for pool in furnish.POOLS}
     _bring_up_launcher(processes, wanted)
-    furnish.deploy(environment)  # while they import
-    say("deployed  all of prefect.yaml: rlt/<experiment> and rlt/<stage>")
+    record = home() / "deployed.json"
+    deployed = furnish.deploy_what_changed(wanted.api, environment, record)  # while they import
+    what = "all of prefect.yaml" if deployed else "already, and nothing has changed"
+    say(f"deployed  {what}: rlt/<experiment> and rlt/<stage>")
     for pool, anew in started.items():
         name = _worker(pool)
         alive, log = partial(processes.alive, name), processes.log(name)

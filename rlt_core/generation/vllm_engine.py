@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from rlt_core.config import DType, Sampling, StageResources
 from rlt_core.control import Control
@@ -22,16 +19,30 @@ from rlt_core.generation.engine import (
     FinishReason,
     check_requests,
 )
-from rlt_core.models import pick_device
 
 if TYPE_CHECKING:
-    from vllm import LLM, RequestOutput, SamplingParams
+    from vllm import RequestOutput, SamplingParams
     from vllm.logprobs import Logprob
 
 REQUESTS_AT_ONCE = 2048
 """Completions handed to vLLM between looks at the wish to stop."""
-_KEPT: list[LLM] = []
-"""Engines that must outlive their use."""
+FITTING = -1
+"""`max_model_len`: the model's, or as much as the memory allows."""
+BARE: dict[str, Any] = {
+    "generation_config": "vllm",  # the folder's own sampling defaults do not apply
+    "skip_tokenizer_init": True,  # ids in, ids out
+}
+
+
+def require_vllm() -> None:
+    """Raises UserError if vLLM cannot be imported."""
+    try:
+        import vllm  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"engine=vllm: vLLM cannot be imported ({error}): "
+            "pip install rlt-pipeline[vllm], or set resources.engine=transformers"
+        ) from None
 
 
 class VLLMEngine(ClosesItself):
@@ -43,28 +54,20 @@ class VLLMEngine(ClosesItself):
     Raises UserError if vLLM is not installed.
     """
 
-    def __init__(
-        self, model_folder: Path, dtype: DType, resources: StageResources, **options: Any
-    ) -> None:
-        try:
-            from vllm import LLM
-        except ImportError as error:
-            raise UserError(
-                f"engine=vllm: vLLM cannot be imported ({error}): "
-                "pip install rlt-pipeline[vllm], or set resources.engine=transformers"
-            ) from None
+    def __init__(self, model_folder: Path, dtype: DType, resources: StageResources) -> None:
+        require_vllm()
+        from vllm import LLM
+
         # A forked engine cannot use CUDA where anything here has asked for the GPUs before.
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         self._llm = LLM(
             model=str(model_folder),
             dtype=dtype,
-            max_model_len=-1,
-            generation_config="vllm",  # the folder's own sampling defaults do not apply
+            max_model_len=FITTING,
             logprobs_mode="processed_logprobs",  # after temperature and top-p
-            skip_tokenizer_init=True,  # ids in, ids out
             tensor_parallel_size=resources.tensor_parallel,
             gpu_memory_utilization=resources.vllm_memory,
-            **options,
+            **BARE,
         )
 
     @property
@@ -108,81 +111,6 @@ class VLLMEngine(ClosesItself):
             control.progress(len(drawn), len(requests), {"tokens_per_s": rate})
         in_order = iter(drawn)
         return [[next(in_order) for _ in each] for each in seeds]
-
-
-class LiveVLLMEngine(VLLMEngine):
-    """Samples inside the process of a training from a model whose weights change.
-
-    Each call of `generate` takes up the weights first: `weights()` yields (name in a checkpoint,
-    whole tensor). On a GPU the engine sleeps between calls: of its memory it then keeps CUDA graphs
-    and small buffers. Needs `resources.tensor_parallel` 1.
-    """
-
-    def __init__(
-        self,
-        model_folder: Path,
-        dtype: DType,
-        resources: StageResources,
-        weights: Callable[[], Iterable[tuple[str, Tensor]]],
-    ) -> None:
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # tensors are handed over by reference
-        self._weights = weights
-        self._sleeps = pick_device(resources.device) == "cuda"
-        super().__init__(
-            model_folder,
-            dtype,
-            resources,
-            load_format="dummy",  # random weights: should none arrive, it would be seen at once
-            enable_sleep_mode=self._sleeps,
-            enforce_eager=not self._sleeps,  # compiled code would keep the CPU's packed weights
-        )
-        if self._sleeps:
-            self._llm.sleep(level=2)
-
-    def close(self) -> None:
-        """Leave the engine, asleep, until this process ends: vLLM ends with an engine the process
-        group that it shares with the trainer."""
-        _KEPT.append(self._llm)
-        del self._llm
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
-        seeds: Sequence[Sequence[int]],
-        stop_ids: Iterable[int],
-        control: Control | None = None,
-    ) -> list[list[Completion]]:
-        """See `Engine.generate`; from the weights as they are now."""
-        with self._awake():
-            return super().generate(prompts, sampling, seeds, stop_ids, control)
-
-    @contextmanager
-    def _awake(self) -> Iterator[None]:
-        """As https://docs.vllm.ai/en/latest/features/sleep_mode/ updates weights in RL."""
-        if self._sleeps:
-            torch.cuda.empty_cache()
-            self._llm.wake_up(tags=["weights"])
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._weights()})
-        if self._sleeps:
-            torch.cuda.empty_cache()
-            self._llm.wake_up(tags=["kv_cache"])
-        else:
-            self._llm.apply_model(_pack_head)
-        self._llm.reset_prefix_cache()
-        yield
-        if self._sleeps:
-            self._llm.sleep(level=2)
-
-
-def _pack_head(model: nn.Module) -> None:
-    """On a CPU, vLLM computes with packed copies of weights. Reloading renews each layer's own, but
-    not that of a head that shares the embedding's weights."""
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-
-    for layer in model.modules():
-        if isinstance(layer, ParallelLMHead):
-            layer.quant_method.process_weights_after_loading(layer)
 
 
 def _params(sampling: Sampling, seed: int, stop: list[int]) -> SamplingParams:

@@ -92,8 +92,7 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
                 self._require_room(live)
                 super().run(work, recorder)
             return
-        autocast = self.accelerator.autocast
-        with open_rollouts(policy, self._start, dtype, self._resources, autocast) as self._engine:
+        with open_rollouts(policy, dtype, self._resources, self.accelerator) as self._engine:
             self._require_room(self._engine)
             super().run(work, recorder)
 

@@ -1,9 +1,8 @@
 """What draws the completions of GRPO: always the policy as it is at that moment.
 
 With the transformers engine that is the policy itself. A vLLM engine, in the trainer's process or
-behind a server, is given the policy's weights before each draw, so it is never a step behind, after
-a resume neither. TRL's colocate mode does not do: it has one seed for all completions, takes its
-dtype from the folder, knows no sharding but accelerate's, and cannot renew weights on a CPU.
+behind a server (TRL's colocate and server modes), is given the policy's weights before each draw,
+so it is never a step behind, after a resume neither.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
@@ -76,19 +76,15 @@ def open_ahead(
 
 
 def open_rollouts(
-    policy: PreTrainedModel,
-    folder: Path,
-    dtype: DType,
-    resources: StageResources,
-    autocast: Callable[[], AbstractContextManager[None]],
+    policy: PreTrainedModel, dtype: DType, resources: StageResources, accelerator: Accelerator
 ) -> Engine:
-    """An engine that draws from the policy as it is; `folder`: the model that it started from.
+    """An engine that draws from the policy as it is.
 
     All processes of a training must open it and draw from it together. Raises UserError for an
     engine that cannot be had.
     """
     if resources.engine == "transformers":
-        return _Policy(policy, resources.tokens_per_batch, autocast)
+        return _Policy(policy, resources.tokens_per_batch, accelerator.autocast)
     weights = partial(whole_weights, policy, dtype)
     if resources.vllm_server is not None:
         return _Server(connect(resources.vllm_server), weights, pick_device(resources.device))
@@ -97,9 +93,9 @@ def open_rollouts(
             f"resources.tensor_parallel={resources.tensor_parallel}: a trainer's own vLLM engine "
             "draws on the trainer's GPU; set it to 1, or name a resources.vllm_server"
         )
-    from rlt_core.generation.vllm_engine import LiveVLLMEngine
+    from rlt_core.training.colocated import ColocatedVLLM  # imports vLLM
 
-    return LiveVLLMEngine(folder, dtype, resources, weights)
+    return ColocatedVLLM(policy, accelerator, dtype, resources, weights)
 
 
 def whole_weights(policy: nn.Module, dtype: DType) -> Iterator[tuple[str, Tensor]]:

@@ -1,7 +1,6 @@
 """The vLLM engine, a real one: it draws what the transformers engine draws."""
 
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from rlt_core.config import Sampling, ScratchModel, StageResources
 from rlt_core.errors import UserError
 from rlt_core.formats import load_format
 from rlt_core.generation import Completion, Engine, open_engine, sample_seed
-from rlt_core.generation.vllm_engine import LiveVLLMEngine
-from rlt_core.models import new_model, save_model, tiny_tokenizer
+from rlt_core.models import load_model, new_model, save_model, tiny_tokenizer
 from rlt_core.scoring import selected_logprobs
 from rlt_core.training import rollout_engines
 from rlt_core.training.rollout_engines import open_rollouts
@@ -56,6 +55,17 @@ def check_logprobs(model: PreTrainedModel, drawn: list[list[Completion]]) -> Non
             np.testing.assert_allclose(completion.logprobs, expected, atol=1e-3)
 
 
+def gap(model: PreTrainedModel, drawn: list[list[Completion]]) -> float:
+    """Mean distance of log-probs to the model's."""
+    apart = []
+    for prompt, completions in zip(PROMPTS, drawn, strict=True):
+        for each in completions:
+            span = (len(prompt), len(prompt) + len(each.ids))
+            [[expected]] = selected_logprobs(model, [prompt + each.ids], [[span]], 0.7, 1000)
+            apart.append(np.abs(each.logprobs - expected).mean())
+    return float(np.mean(apart))
+
+
 def same(first: Completion, second: Completion) -> bool:
     assert first.logprobs is not None and second.logprobs is not None
     return (
@@ -69,7 +79,6 @@ def same(first: Completion, second: Completion) -> bool:
 def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("vllm", reason="vLLM is not installed; `make vllm-cpu` runs this")
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
 
 
 def greedy(engine: Engine) -> list[Completion]:
@@ -105,7 +114,7 @@ def test_vllm_draws_from_the_same_model(tmp_path: Path, vllm: None) -> None:
 @pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_live_engine_draws_from_the_weights_of_the_moment(
+def test_a_colocated_engine_draws_from_the_weights_of_the_moment(
     tmp_path: Path, vllm: None, tied: bool
 ) -> None:
     first, second = (peaked(seed, tie_word_embeddings=tied) for seed in (0, 1))
@@ -115,8 +124,11 @@ def test_a_live_engine_draws_from_the_weights_of_the_moment(
         return ((name, tensor.detach()) for name, tensor in now[0].named_parameters())
 
     seeds = [[sample_seed("key", str(i), j) for j in range(4)] for i in range(3)]
+    from rlt_core.training.colocated import ColocatedVLLM
+
     resources = StageResources(engine="vllm", device="cpu")
-    with LiveVLLMEngine(saved(second, tmp_path), "float32", resources, weights) as engine:
+    policy = load_model(saved(second, tmp_path))
+    with ColocatedVLLM(policy, Accelerator(cpu=True), "float32", resources, weights) as engine:
         for model in (first, second, first):
             now[0] = model
             check_logprobs(model, engine.generate(PROMPTS, WARM, seeds, STOP))
@@ -126,20 +138,39 @@ def test_a_live_engine_draws_from_the_weights_of_the_moment(
         check_logprobs(first, engine.generate(PROMPTS, WARM, seeds, STOP))
 
 
+@pytest.mark.slow
+@pytest.mark.vllm
+def test_trls_own_way_of_giving_weights_is_given_ours(
+    tmp_path: Path, vllm: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU. A CPU that packs weights of 16 bits, too, has no room for them."""
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    from rlt_core.training import colocated
+
+    monkeypatch.setattr(colocated._Generation, "sync_weights", VLLMGeneration.sync_weights)
+    first, second = (peaked(seed, tie_word_embeddings=True) for seed in (0, 1))
+    policy = load_model(saved(second, tmp_path))
+    resources = StageResources(engine="vllm", device="cpu")
+    seeds = [[sample_seed("key", str(i), j) for j in range(4)] for i in range(3)]
+    with colocated.ColocatedVLLM(
+        policy, Accelerator(cpu=True), "bfloat16", resources,
+        lambda: rollout_engines.whole_weights(first, "bfloat16"),
+    ) as engine:  # fmt: skip
+        if 0 in engine._llm.apply_model(lambda model: min(p.numel() for p in model.parameters())):
+            pytest.skip("this CPU packs weights of 16 bits")
+        drawn = engine.generate(PROMPTS, WARM, seeds, STOP)
+    assert gap(first, drawn) < 0.5 < 2 < gap(second, drawn)
+
+
 # ---------------------------------------------------------------- without vLLM
-@pytest.mark.parametrize("live", [False, True])
-def test_resources_reach_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, live: bool) -> None:
+def test_resources_reach_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=lambda **all: asked.update(all)))
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     resources = StageResources(engine="vllm", device="cpu", tensor_parallel=2, vllm_memory=0.4)
-    if live:
-        LiveVLLMEngine(tmp_path, "bfloat16", resources, lambda: [])
-    else:
-        open_engine(tmp_path, "bfloat16", resources)
+    open_engine(tmp_path, "bfloat16", resources)
     assert asked["tensor_parallel_size"] == 2 and asked["gpu_memory_utilization"] == 0.4
     assert asked["dtype"] == "bfloat16" and asked["model"] == str(tmp_path)
-    assert asked.get("load_format") == ("dummy" if live else None)
 
 
 def test_weights_leave_from_the_policys_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,4 +184,4 @@ def test_weights_leave_from_the_policys_own_device(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     resources = StageResources(engine="vllm", device="cpu", vllm_server=client.base_url)
     with pytest.raises(UserError, match="got 'cpu'; start it with"):
-        open_rollouts(peaked(0), Path(), "float32", resources, nullcontext)
+        open_rollouts(peaked(0), "float32", resources, Accelerator(cpu=True))

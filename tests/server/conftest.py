@@ -89,7 +89,7 @@ class Server:
         with self.client() as client:
             return client.read_flow_run(id_)
 
-    def finish(self, id_: UUID, timeout_s: float = 400) -> FlowRun:
+    def finish(self, id_: UUID, timeout_s: float = 900) -> FlowRun:
         """The run once its state is final."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:

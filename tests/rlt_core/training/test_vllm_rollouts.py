@@ -8,12 +8,12 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from training_runs import FORMAT, steps, weights
 
@@ -201,16 +201,16 @@ def test_a_server_draws_from_its_model_with_a_seed_each(model: Path, server: str
 def test_a_server_takes_weights_from_a_gpu_alone(model: Path, server: str) -> None:
     resources = StageResources(engine="vllm", device="cpu", vllm_server=server)
     with pytest.raises(UserError, match=r"resources.vllm_server=http.* needs a CUDA device"):
-        open_rollouts(load_model(model), model, "float32", resources, nullcontext)
+        open_rollouts(load_model(model), "float32", resources, Accelerator(cpu=True))
 
 
 def test_no_server_is_the_users_mistake(model: Path) -> None:
     resources = StageResources(engine="vllm", device="cpu", vllm_server="http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"resources.vllm_server=http.*; start it with: VLLM_SERV"):
-        open_rollouts(load_model(model), model, "float32", resources, nullcontext)
+        open_rollouts(load_model(model), "float32", resources, Accelerator(cpu=True))
 
 
 def test_one_engine_on_the_trainers_gpus_is_refused(model: Path) -> None:
     resources = StageResources(engine="vllm", device="cpu", tensor_parallel=2)
     with pytest.raises(UserError, match=r"resources.tensor_parallel=2.* set it to 1"):
-        open_rollouts(load_model(model), model, "float32", resources, nullcontext)
+        open_rollouts(load_model(model), "float32", resources, Accelerator(cpu=True))
