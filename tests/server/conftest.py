@@ -92,11 +92,12 @@ class Server:
     def finish(self, id_: UUID, timeout_s: float = 900) -> FlowRun:
         """The run once its state is final."""
         deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            run = self.run(id_)
-            if run.state and run.state.is_final():
-                return run
-            time.sleep(0.5)
+        with self.client() as client:
+            while time.monotonic() < deadline:
+                run = client.read_flow_run(id_)
+                if run.state and run.state.is_final():
+                    return run
+                time.sleep(0.5)
         raise AssertionError(f"still {run.state}\n{self.logs()}")
 
     def children(self, id_: UUID) -> list[FlowRun]:
