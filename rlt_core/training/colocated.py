@@ -3,6 +3,7 @@ completion."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +21,8 @@ from rlt_core.control import Control
 from rlt_core.generation.engine import Completion
 from rlt_core.generation.vllm_engine import BARE, FITTING, VLLMEngine, require_vllm
 
+LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun says to its processes."""
 _KEPT: list[VLLMGeneration] = []
 """Engines that must outlive their use."""
 
@@ -118,13 +121,18 @@ class _Generation(VLLMGeneration):
 @contextmanager
 def _engines_of(**options: Any) -> Iterator[None]:
     """TRL names no dtype to vLLM, which would take the folder's, and never float32. Random weights
-    at first: should none arrive, it would be seen at once."""
-    theirs = vllm_generation.LLM
+    at first: should none arrive, it would be seen at once. What TRL tells vLLM through the
+    environment is not for the processes that start later."""
+    theirs, told = vllm_generation.LLM, {name: os.environ.get(name) for name in LAUNCHERS}
     vllm_generation.LLM = partial(theirs, load_format="dummy", **BARE, **options)
     try:
         yield
     finally:
         vllm_generation.LLM = theirs
+        for name, value in told.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _pack_head(model: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """The vLLM engine, a real one: it draws what the transformers engine draws."""
 
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -127,8 +128,10 @@ def test_a_colocated_engine_draws_from_the_weights_of_the_moment(
     from rlt_core.training.colocated import ColocatedVLLM
 
     resources = StageResources(engine="vllm", device="cpu")
-    policy = load_model(saved(second, tmp_path))
+    policy, environment = load_model(saved(second, tmp_path)), dict(os.environ)
     with ColocatedVLLM(policy, Accelerator(cpu=True), "float32", resources, weights) as engine:
+        told = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+        assert not told & {name for name, _ in os.environ.items() ^ environment.items()}
         for model in (first, second, first):
             now[0] = model
             check_logprobs(model, engine.generate(PROMPTS, WARM, seeds, STOP))
