@@ -19,6 +19,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.workers.process import ProcessWorker
 
+from rlt_core import warm
 from rlt_core.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -96,20 +97,17 @@ def _make_automation(client: SyncPrefectClient, file: Path) -> None:
 def deploy_what_changed(api: str, environment: Mapping[str, str], record: Path) -> bool:
     """`deploy`, unless the server has all that was deployed last time and the sources are the same;
     `record` holds what that was. Returns whether it deployed."""
-    sources = _sources_stamp()
-    if record.is_file():
-        last = json.loads(record.read_text())
-        if last["sources"] == sources and last["deployments"] == _deployments(api):
-            return False
+    declared = _of_the_tree("prefect.yaml").stat().st_mtime
+    sources = max(declared, warm.sources_stamp(ROOMS))
+
+    def now() -> str:
+        return json.dumps({"sources": sources, "deployments": _deployments(api)}, sort_keys=True)
+
+    if record.is_file() and record.read_text() == now():
+        return False
     deploy(environment)
-    record.write_text(json.dumps({"sources": sources, "deployments": _deployments(api)}))
+    record.write_text(now())
     return True
-
-
-def _sources_stamp() -> float:
-    """Newest change of what deployments are made from (seconds since the epoch)."""
-    files = [file for room in ROOMS for file in (ROOT / room).rglob("*.*") if file.suffix != ".pyc"]
-    return max(file.stat().st_mtime for file in [*files, _of_the_tree("prefect.yaml")])
 
 
 def _deployments(api: str) -> dict[str, str]:

@@ -34,10 +34,11 @@ ERRORS: dict[str, type[Exception]] = {
 }  # fmt: skip
 
 
-def sources_stamp() -> float:
-    """Newest change of the code that children run (seconds since the epoch)."""
+def sources_stamp(rooms: Iterable[str] = ROOMS) -> float:
+    """Newest change of what those rooms hold (seconds since the epoch)."""
     root = Path(__file__).parents[1]
-    return max(file.stat().st_mtime for room in ROOMS for file in (root / room).rglob("*.py"))
+    files = (file for room in rooms for file in (root / room).rglob("*.*"))
+    return max(file.stat().st_mtime for file in files if file.suffix != ".pyc")
 
 
 def launcher_for(modules: Iterable[str]) -> Launches:
@@ -155,9 +156,11 @@ def serve(file: Path) -> None:
     access = {"key": secrets.token_hex(16), "sources": sources_stamp()}
     launcher.warm()
     with Listener(("127.0.0.1", 0), authkey=bytes.fromhex(str(access["key"]))) as listener:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        written = file.with_suffix(".new")
+        descriptor = os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as stream:
             json.dump({**access, "port": listener.address[1]}, stream)
+        os.replace(written, file)  # runs may look for it at any time
         while True:
             try:
                 pipe = listener.accept()

@@ -1,10 +1,10 @@
-"""Versioned artifacts on a local folder or S3. The manifest is the commit.
+"""Versioned artifacts on a local folder or S3. The manifest is the commit. Below a store's root:
 
-{root}/artifacts/{kind}/{key}/{attempt}/...    data
-{root}/artifacts/{kind}/{key}.json             the manifest, written last, create-only
-{root}/work/{key}/{group}/{name}/...           what long work leaves for its next attempt
-{root}/work/{key}/lease.json                   who works on a key right now
-{root}/refs/{name}.json                        human names for keys
+artifacts/{kind}/{key}/{attempt}/...    data
+artifacts/{kind}/{key}.json             the manifest, written last, create-only
+work/{key}/{group}/{name}/...           what long work leaves for its next attempt
+work/{key}/lease.json                   who works on a key right now
+refs/{name}.json                        human names for keys
 """
 
 from rlt_core.store.lease import Lease

@@ -15,7 +15,7 @@ from rlt_core.store.manifest import FileEntry, describe_files, intact_copy
 
 
 class Workspace:
-    """`{root}/work/{key}`: groups ("shards", "checkpoints") of named parts.
+    """`work/{key}` of a store: groups ("shards", "checkpoints") of named parts.
 
     A part exists once its own manifest does; what an interrupted attempt left half-written is
     never seen. Zero-pad numbers in names, so that their order is the numeric one.

@@ -4,7 +4,7 @@ completion."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -16,8 +16,7 @@ from transformers import PreTrainedModel
 from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 
-from rlt_core.config import DType, Sampling, StageResources
-from rlt_core.control import Control
+from rlt_core.config import DType, StageResources
 from rlt_core.generation.engine import Completion
 from rlt_core.generation.vllm_engine import BARE, FITTING, VLLMEngine, require_vllm
 
@@ -58,17 +57,10 @@ class ColocatedVLLM(VLLMEngine):
         _KEPT.append(self._trl)
         del self._llm, self._trl
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
-        seeds: Sequence[Sequence[int]],
-        stop_ids: Iterable[int],
-        control: Control | None = None,
-    ) -> list[list[Completion]]:
+    def generate(self, *args: Any, **options: Any) -> list[list[Completion]]:
         """See `Engine.generate`; from the weights as they are now."""
         with self._awake():
-            return super().generate(prompts, sampling, seeds, stop_ids, control)
+            return super().generate(*args, **options)
 
     @contextmanager
     def _awake(self) -> Iterator[None]:
