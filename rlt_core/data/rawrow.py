@@ -24,6 +24,8 @@ class RawRow:
     metadata: str | None = None
     """JSON that the grader needs."""
     licence: str | None = None
+    system: str | None = None
+    """System prompt that the data set gives its student."""
 
 
 def normalised(question: str) -> str:

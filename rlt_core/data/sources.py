@@ -154,9 +154,10 @@ def _mapped(
     text = partial(_text, names_are_free=names_are_free)
     for number, record in records:
         place = f"{source}, row {number}"
-        trace = None
+        trace = system = None
         if data.conversations:
             question, trace, solution = _conversation(record, place)
+            system = record.get("system") or None
         else:
             question = text(record, "question", fields.question, place)
             solution = text(record, "solution", fields.solution, place)
@@ -167,7 +168,7 @@ def _mapped(
         answer = fields.answer and text(record, "answer", fields.answer, place)
         column = fields.licence
         row_licence = text(record, "licence", column, place) if column else licence
-        yield RawRow(number, question, solution, trace, answer, licence=row_licence)
+        yield RawRow(number, question, solution, trace, answer, licence=row_licence, system=system)
 
 
 def _field(record: Record, name: str, column: str, place: str, names_are_free: bool = True) -> Any:

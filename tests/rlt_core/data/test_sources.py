@@ -77,6 +77,7 @@ def test_conversations_are_taken_apart(tmp_path: Path) -> None:
     path = write(tmp_path / "data.parquet", [{"system": "think", "conversations": turns}])
     (row,) = read(path, conversations=True)
     assert (row.question, row.trace, row.solution) == ("2+2?", "hm", "\\boxed{4}")
+    assert row.system == "think"
     turns[1]["value"] = "just four"
     with pytest.raises(UserError, match="row 1: expected a question, and a reply of the form"):
         read(write(tmp_path / "bad.parquet", [{"conversations": turns}]), conversations=True)
