@@ -77,7 +77,7 @@ format: install
 	$(BIN)/ruff format .
 
 digests: install
-	$(OFFLINE) RENEW_DIGESTS=1 $(BIN)/pytest tests/test_stage_digests.py tests/flows/test_golden.py
+	$(OFFLINE) RENEW_DIGESTS=1 $(BIN)/pytest tests/test_stage_digests.py tests/test_keys.py tests/flows/test_golden.py
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
