@@ -12,7 +12,7 @@ from itertools import combinations_with_replacement, count, permutations, produc
 from random import Random
 from typing import Any
 
-from rlt_core.data.rawrow import RawRow
+from rlt_core.data.rawrow import RawRow, question_id
 from rlt_core.errors import UserError
 
 MIN_NUMBERS, MAX_NUMBERS = 3, 4
@@ -131,8 +131,6 @@ def _expression(order: tuple[int, ...], signs: tuple[int, ...]) -> str:
 
 def countdown_questions(n: int, seed: int) -> list[dict[str, Any]]:
     """`n` problems as questions to be tested on."""
-    from rlt_core.data.prepare import question_id
-
     return [
         {
             "question_id": question_id(row.question),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from rlt_core.config import DataConfig
 from rlt_core.control import Control
 from rlt_core.data.overlap import LONG, find_overlaps, near_duplicates, require_disjoint
-from rlt_core.data.rawrow import RawRow, normalised, refuse_tags
+from rlt_core.data.rawrow import RawRow, question_id, refuse_tags
 from rlt_core.data.sources import read_source
 from rlt_core.errors import UserError
 from rlt_core.prompts import Prompter
@@ -21,11 +20,6 @@ from rlt_core.rows import write_rows
 Row = dict[str, Any]
 PROGRESS_ROWS = 500
 PERCENTILES = (5, 50, 95, 100)
-
-
-def question_id(question: str) -> str:
-    """First 16 hex digits of sha256 of the normalised question."""
-    return hashlib.sha256(normalised(question).encode()).hexdigest()[:16]
 
 
 def prepare_questions(

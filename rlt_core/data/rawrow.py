@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 from dataclasses import dataclass
 
@@ -31,6 +32,11 @@ class RawRow:
 def normalised(question: str) -> str:
     """What makes two questions the same: NFKC, case-folded, white space collapsed."""
     return " ".join(unicodedata.normalize("NFKC", question).casefold().split())
+
+
+def question_id(question: str) -> str:
+    """First 16 hex digits of sha256 of the normalised question."""
+    return hashlib.sha256(normalised(question).encode()).hexdigest()[:16]
 
 
 def refuse_tags(rows: list[RawRow], format: PromptFormat, source: str) -> None:

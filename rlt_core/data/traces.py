@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlt_core.config import FieldMapping
-from rlt_core.data.prepare import question_id
-from rlt_core.data.rawrow import RawRow, refuse_tags
+from rlt_core.data.rawrow import RawRow, question_id, refuse_tags
 from rlt_core.data.sources import read_mapped
 from rlt_core.errors import UserError
 from rlt_core.formats import PromptFormat

@@ -328,15 +328,3 @@ class Files:
 def _entry_of(status: os.stat_result) -> Entry:
     mark = f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
     return Entry(mark, status.st_mtime)
-
-
-def open_files(root: str, cache: Path | None = None) -> Files:
-    """A folder's or, for `s3://bucket/prefix`, S3's. Raises UserError for any other root.
-
-    `cache`: where copies of remote files live; by default below XDG_CACHE_HOME.
-    """
-    if root.startswith(("s3:", "s3a:")) or "://" in root:
-        from rlt_core.store.s3_files import S3Files
-
-        return S3Files(root, cache)
-    return Files(root)

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rlt_core.errors import UserError
-from rlt_core.store.files import Damaged, open_files
+from rlt_core.store.files import Damaged, Files
 from rlt_core.store.index import Index, Select
 from rlt_core.store.lease import Lease
 from rlt_core.store.manifest import (
@@ -325,3 +325,15 @@ class Store:
         for orphan in orphans:
             self.files.remove(orphan.path)
         return orphans
+
+
+def open_files(root: str, cache: Path | None = None) -> Files:
+    """A folder's or, for `s3://bucket/prefix`, S3's. Raises UserError for any other root.
+
+    `cache`: where copies of remote files live; by default below XDG_CACHE_HOME.
+    """
+    if root.startswith(("s3:", "s3a:")) or "://" in root:
+        from rlt_core.store.s3_files import S3Files
+
+        return S3Files(root, cache)
+    return Files(root)

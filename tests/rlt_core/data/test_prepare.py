@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from rlt_core.config import DataConfig
 from rlt_core.control import Control
-from rlt_core.data.prepare import prepare_questions, question_id
-from rlt_core.data.rawrow import normalised
+from rlt_core.data.prepare import prepare_questions
+from rlt_core.data.rawrow import normalised, question_id
 from rlt_core.data.subsets import choose
 from rlt_core.errors import UserError
 from rlt_core.formats import load_format
