@@ -32,8 +32,10 @@ FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A study (TOM
 @app.command()
 def freeze(file: FileArgument, store: StoreOption = DEFAULT_STORE) -> None:
     """Fix a study's file, config and graph beside it, before its seeds run."""
+    from rlt_core.study.claims import load_study
     from rlt_core.study.freeze import freeze as freeze_
     from rlt_core.study.freeze import frozen_path
+    from rlt_core.study.show import pilot_note
 
     frozen, new = freeze_(file, open_store(store))
     place = escape(str(frozen_path(file)))
@@ -42,6 +44,8 @@ def freeze(file: FileArgument, store: StoreOption = DEFAULT_STORE) -> None:
     console.print(f"{escape(frozen.study)}: {said}: {len(frozen.nodes)} nodes, in {place}")
     console.print(f"study   sha256 {frozen.study_sha256}")
     console.print(f"config  sha256 {frozen.config_sha256}")
+    if note := pilot_note(load_study(file)):
+        console.print(note)
     if new:
         console.print(f"commit both files, then: rlt study run {escape(str(file))}")
 
@@ -61,6 +65,7 @@ def run(
     stop; the same command goes on."""
     from rlt_core.study.bundle import require_place, write_bundle
     from rlt_core.study.freeze import frozen_path, require_frozen
+    from rlt_core.study.show import pilot_note
 
     place = bundle or file.with_suffix(".bundle")
     resolved, _ = require_frozen(file)
@@ -77,6 +82,8 @@ def run(
             raise typer.Exit(status)
     verdicts = write_bundle(resolved, Store(store_place(store)), place)
     _show(verdicts)
+    if note := pilot_note(resolved.study):
+        print(note)
     print(f"bundle: {place}  (check it anywhere: rlt study verify {place})")
 
 
@@ -116,6 +123,7 @@ def verify(
         f"{found.study.name}: frozen {frozen.frozen_at:%Y-%m-%d %H:%M} UTC at commit "
         f"{frozen.git_commit or 'unknown'}, study sha256 {frozen.study_sha256}"
     )
+    print(found.rules)
     if found.problems:
         print(f"{len(found.problems)} of the bundle's statements are not so")
         raise typer.Exit(1)

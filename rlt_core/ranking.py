@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,36 @@ def seed_statistics(ranks_R: Floats, marks_SRQ: Floats, resamples: int) -> list[
     further from 0 than those of the seeds, which are what one run of the ablation shows.
     """
     return [rank_statistics(ranks_R, seed_RQ[None], resamples) for seed_RQ in marks_SRQ]
+
+
+@dataclass(frozen=True)
+class RankTest:
+    """F test of the main effect of rank against the rank x seed interaction."""
+
+    f: float
+    degrees: tuple[int, int]
+    p: float
+
+
+def rank_seed_test(marks_SRQ: Floats) -> RankTest | None:
+    """Do the students of some rank score higher than those of the others, whatever the seed?
+
+    F = MS_rank / MS_rank x seed in the two-way layout of the scores (S, R), with R - 1 and
+    (R - 1)(S - 1) degrees of freedom. Where the ranks of a seed are exchangeable, as random ones
+    are, p is uniform. It is one test over all ranks; tests of their pairs share students and are
+    not independent. marks_SRQ has no NaN; None for one seed or one rank.
+    """
+    S, R, _ = marks_SRQ.shape
+    if S < 2 or R < 2:
+        return None
+    score_SR = marks_SRQ.mean(axis=2)
+    among_R = score_SR.mean(axis=0) - score_SR.mean()
+    rest_SR = score_SR - score_SR.mean(axis=1, keepdims=True) - among_R
+    degrees = R - 1, (R - 1) * (S - 1)
+    rank, rest = S * float(among_R @ among_R) / degrees[0], float((rest_SR**2).sum()) / degrees[1]
+    if rest <= 1e-12 * rank or rank == 0:
+        return RankTest(np.inf if rank > 0 else 0.0, degrees, 0.0 if rank > 0 else 1.0)
+    return RankTest(rank / rest, degrees, float(stats.f.sf(rank / rest, *degrees)))
 
 
 def _normal_interval(value: float, resampled_B: Floats, correlation: bool) -> tuple[float, float]:

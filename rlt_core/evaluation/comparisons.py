@@ -14,11 +14,12 @@ import numpy as np
 from scipy import stats
 from scipy.special import ndtr, stdtrit
 
-from rlt_core.evaluation.crossed import Floats, crossed_means, shared_questions
+from rlt_core.evaluation.crossed import Floats, covariance, crossed_means, shared_questions
 from rlt_core.evaluation.intervals import CONFIDENCE, Estimate
 
 RESAMPLES = 9999
 POWER = 0.8
+TAIL = 0.5 + CONFIDENCE / 2
 BATCH = 500
 """Resamples held in memory at once."""
 
@@ -87,7 +88,7 @@ def cluster_bootstrap(gain_Q: Floats, resamples: int = RESAMPLES) -> Estimate:
         return Estimate(value, value, value, Q)
     rng = np.random.default_rng(0)
     draws_BQ = rng.multinomial(Q, np.full(Q, 1 / Q), size=resamples)
-    tail = float(ndtr(-stdtrit(Q - 1, 0.5 + CONFIDENCE / 2) * np.sqrt(Q / (Q - 1))))
+    tail = float(ndtr(-stdtrit(Q - 1, TAIL) * np.sqrt(Q / (Q - 1))))
     low, high = np.quantile(draws_BQ @ gain_Q / Q, [tail, 1 - tail])
     return Estimate(value, min(value, float(low)), max(value, float(high)), Q)
 
@@ -160,7 +161,7 @@ def detectable_difference(gain_Q: Floats) -> float | None:
     Q = len(gain_Q)
     if Q < 2 or np.ptp(gain_Q) == 0:
         return None
-    factor = float(stdtrit(Q - 1, 0.5 + CONFIDENCE / 2) + stdtrit(Q - 1, POWER))
+    factor = float(stdtrit(Q - 1, TAIL) + stdtrit(Q - 1, POWER))
     return factor * float(gain_Q.std(ddof=1)) / float(np.sqrt(Q))
 
 
@@ -188,9 +189,9 @@ def gain_ratio(ours_SQ: Floats, theirs_TQ: Floats, base_RQ: Floats) -> Ratio:
 
     Numerator and denominator vary together: they share the questions and the base. The set holds
     each ratio r at which (ours - base) - r (theirs - base) does not differ from 0 (Fieller 1954,
-    J. Royal Statistical Society B 16); t has the fewer degrees of freedom of the two gains. Seeds
-    are random where both trained models have several, else as they are. Raises ValueError if no
-    question is shared.
+    J. Royal Statistical Society B 16) by every test of that contrast; t has the fewer degrees of
+    freedom of the two gains. Seeds are random where both trained models have several, else as they
+    are. Raises ValueError if no question is shared.
     """
     models = shared_questions(ours_SQ, theirs_TQ, base_RQ)
     seeds_random = len(models[0]) > 1 and len(models[1]) > 1
@@ -203,18 +204,33 @@ def gain_ratio(ours_SQ: Floats, theirs_TQ: Floats, base_RQ: Floats) -> Ratio:
     everything = ((-np.inf, np.inf),)
     if means.questions == 1 or value is None:
         return Ratio(value, everything, bottom.interval(), seeds_random)
-    t = max(top.quantile(), bottom.quantile())
-    # The set: a r^2 - 2 b r + c <= 0.
-    a = bottom.value**2 - t * t * bottom.variance
-    b = top.value * bottom.value - t * t * means.covariance(top_K, bottom_K)
-    c = top.value**2 - t * t * top.variance
+    intervals: list[tuple[float, float]] = []
+    for parts in means.tests((1.0, 1.0, 1.0)):
+        t = float(stdtrit(min(means.degrees(parts, each) for each in (top_K, bottom_K)), TAIL))
+        # The set: a r^2 - 2 b r + c <= 0.
+        a = bottom.value**2 - t * t * max(0.0, covariance(parts, bottom_K, bottom_K))
+        b = top.value * bottom.value - t * t * covariance(parts, top_K, bottom_K)
+        c = top.value**2 - t * t * max(0.0, covariance(parts, top_K, top_K))
+        intervals += _solutions(a, b, c)
+    return Ratio(value, _union(intervals), bottom.interval(), seeds_random)
+
+
+def _solutions(a: float, b: float, c: float) -> list[tuple[float, float]]:
+    """Where a r^2 - 2 b r + c <= 0; everywhere if a is 0."""
     root2 = b * b - a * c
-    if a > 0:
-        ends = sorted(((b - np.sqrt(max(0.0, root2))) / a, (b + np.sqrt(max(0.0, root2))) / a))
-        intervals: tuple[tuple[float, float], ...] = ((float(ends[0]), float(ends[1])),)
-    elif a < 0 and root2 > 0:
-        ends = sorted(((b - np.sqrt(root2)) / a, (b + np.sqrt(root2)) / a))
-        intervals = ((-np.inf, float(ends[0])), (float(ends[1]), np.inf))
-    else:
-        intervals = everything
-    return Ratio(value, intervals, bottom.interval(), seeds_random)
+    if a == 0 or (a < 0 and root2 <= 0):
+        return [(-np.inf, np.inf)]
+    root = np.sqrt(max(0.0, root2))
+    low, high = sorted((float((b - root) / a), float((b + root) / a)))
+    return [(low, high)] if a > 0 else [(-np.inf, low), (high, np.inf)]
+
+
+def _union(intervals: list[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """The same set as intervals that do not meet."""
+    found: list[tuple[float, float]] = []
+    for low, high in sorted(intervals):
+        if found and low <= found[-1][1]:
+            found[-1] = (found[-1][0], max(high, found[-1][1]))
+        else:
+            found.append((low, high))
+    return tuple(found)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlt_core.evaluation.crossed import Contrast, Floats, Means, crossed_means
+from rlt_core.evaluation.crossed import Contrast, Floats, Means, crossed_means, with_seeds
 from rlt_core.evaluation.intervals import Estimate
 
 
@@ -28,40 +28,18 @@ def mean_contrast(tasks: Sequence[Sequence[Floats]], weights_K: Sequence[float])
     """
     T, K = len(tasks), len(weights_K)
     value_K = np.mean([[values.mean() for values in models] for models in tasks], axis=0)
-    parts = []
-    for models in tasks:
-        as_they_are = crossed_means([values.mean(axis=0, keepdims=True) for values in models])
-        parts += [(part_KK / T**2, degrees) for part_KK, degrees in as_they_are.parts]
     fewest = min(models[0].shape[1] for models in tasks)
-    for k in range(K):
-        only_KK = np.diag(np.arange(K) == k).astype(np.float64)
-        of_seeds = _seeds([models[k] for models in tasks]) if fewest > 1 else []
-        parts += [(part * only_KK, degrees) for part, degrees in of_seeds]
-    return Means(value_K, tuple(parts), fewest).contrast(weights_K)
-
-
-def _seeds(tasks: Sequence[Floats]) -> list[tuple[float, int]]:
-    """Parts of the variance that the seeds of one model make, as in `crossed_means`: nothing
-    where they differ no more than the questions let them."""
-    S, T = len(tasks[0]), len(tasks)
-    if S == 1:
-        return []
-    seed_S = np.mean([values_SQ.mean(axis=1) for values_SQ in tasks], axis=0)
-    among = float(seed_S.var(ddof=1)) / S
-    rests = []
-    for values_SQ in tasks:
-        Q = values_SQ.shape[1]
-        rest_SQ = (
-            values_SQ
-            - values_SQ.mean(axis=0)
-            - values_SQ.mean(axis=1, keepdims=True)
-            + values_SQ.mean()
-        )
-        degrees = (S - 1) * (Q - 1)
-        rests.append((float((rest_SQ**2).sum()) / (degrees * S * Q) / T**2, degrees))
-    if among <= sum(rest for rest, _ in rests) * (1 + 1e-9):
-        return []
-    return [(among, S - 1), *((-rest, degrees) for rest, degrees in rests)]
+    if fewest == 1:
+        return Means(value_K, (), (), np.zeros(K, dtype=bool), 1).contrast(weights_K)
+    of_questions = tuple(
+        (part_KK / T**2, degrees)
+        for models in tasks
+        for part_KK, degrees in crossed_means(
+            [values.mean(axis=0, keepdims=True) for values in models]
+        ).two_way
+    )
+    by_model = [[models[k] for models in tasks] for k in range(K)]
+    return with_seeds(value_K, of_questions, by_model, fewest).contrast(weights_K)
 
 
 def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
+from rlt_core import __version__
 from rlt_core.config import Frozen
 from rlt_core.errors import UserError
 from rlt_core.rows import table_files, write_table
@@ -46,8 +47,9 @@ class Judgement(Frozen):
     """`verdicts.json`."""
 
     rules_sha256: str
-    """Of the rules by which it was judged; the freeze has those of then."""
+    """Of the rules by which it was judged; the freeze has those of its time."""
     version: str
+    """Of the package that judged."""
     verdicts: tuple[Verdict, ...]
 
 
@@ -138,6 +140,8 @@ class Verified(Frozen):
     """Recomputed; none if the files are not those of the bundle."""
     problems: tuple[str, ...]
     """One line each; none: all agrees."""
+    rules: str
+    """By which rules it was judged, and whether these are others."""
 
 
 def verify(folder: Path) -> Verified:
@@ -153,14 +157,34 @@ def verify(folder: Path) -> Verified:
         problems.append("study.toml is not what was frozen (sha256 differs from frozen.json)")
     entries = _read(folder / "nodes.json", list[NodeEntry])
     problems += _node_problems(study, frozen, entries)
-    if problems:
-        return Verified(study=study, freeze=frozen, verdicts=(), problems=tuple(problems))
     judgement = _read(folder / "verdicts.json", Judgement)
-    verdicts = judge(study, Evidence(folder, Catalogue(entries), study))
-    problems += _verdict_problems(judgement.verdicts, verdicts)
-    if (folder / "verdicts.md").read_text(encoding="utf-8") != _said(study, frozen, judgement):
-        problems.append("verdicts.md does not say what verdicts.json says")
-    return Verified(study=study, freeze=frozen, verdicts=tuple(verdicts), problems=tuple(problems))
+    verdicts: tuple[Verdict, ...] = ()
+    if not problems:
+        same_rules = judgement.rules_sha256 == rules_sha256()
+        verdicts = tuple(judge(study, Evidence(folder, Catalogue(entries), study)))
+        problems += _verdict_problems(judgement.verdicts, verdicts, same_rules)
+        said = (folder / "verdicts.md").read_text(encoding="utf-8")
+        if same_rules and said != _said(study, frozen, judgement):
+            problems.append("verdicts.md does not say what verdicts.json says")
+    return Verified(
+        study=study, freeze=frozen, verdicts=verdicts, problems=tuple(problems),
+        rules=_rules(judgement, frozen),
+    )  # fmt: skip
+
+
+def _rules(judgement: Judgement, frozen: Freeze) -> str:
+    """By which rules a bundle was judged, and where to find them if they are not these."""
+    known = [f"judged by the rules {judgement.rules_sha256[:12]} of version {judgement.version}"]
+    as_frozen = judgement.rules_sha256 == frozen.rules_sha256
+    known.append("those of the freeze" if as_frozen else "changed after the freeze")
+    if judgement.rules_sha256 != rules_sha256():
+        known.append(
+            f"recomputed by others ({rules_sha256()[:12]} of version {__version__}), so that "
+            "verdicts may differ"
+        )
+        if as_frozen and frozen.git_commit:
+            known.append(f"to recompute by its own rules, check out commit {frozen.git_commit}")
+    return "; ".join(known)
 
 
 def _read(file: Path, shape: type[Shape]) -> Shape:
@@ -217,8 +241,11 @@ def _parsed(key: str, name: str) -> NodeEntry:
     )  # fmt: skip
 
 
-def _verdict_problems(stored: Iterable[Verdict], found: Iterable[Verdict]) -> Iterator[str]:
-    """The fields in which verdicts differ from those that the tables give."""
+def _verdict_problems(
+    stored: Iterable[Verdict], found: Iterable[Verdict], same_rules: bool
+) -> Iterator[str]:
+    """The fields in which verdicts differ from those that the tables give; other rules may have
+    left out fields that there are now."""
     before, now = ({one.claim: one for one in each} for each in (stored, found))
     for name in dict.fromkeys([*before, *now]):
         if name not in before or name not in now:
@@ -226,7 +253,7 @@ def _verdict_problems(stored: Iterable[Verdict], found: Iterable[Verdict]) -> It
             yield f"verdicts.json: claim {name!r} {what}"
             continue
         old, new = before[name].model_dump(mode="json"), now[name].model_dump(mode="json")
-        for field in old:
+        for field in old if same_rules else before[name].model_fields_set:
             if not _equal(old[field], new[field]):
                 yield (
                     f"claim {name!r}: {field}: verdicts.json says {_short(old[field])}, the tables "

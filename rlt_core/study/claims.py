@@ -92,13 +92,15 @@ class CorrelationClaim(_Claim):
 
 
 class EquivalenceClaim(_Claim):
-    """A negative control: no difference is to be found, and a large one could not have hidden."""
+    """A negative control: -margin < ours - theirs < margin."""
 
     kind: Literal["equivalence"]
     ours: Text
     theirs: Text
     margin: float = Field(gt=0, le=1)
-    """Fraction of 1; the interval of the difference must lie inside plus and minus this."""
+    """Fraction of 1; the largest difference that does not matter."""
+    set: RankedSet | None = None
+    """Ranked set whose students are all compared beside it: an F test of rank x seed."""
 
     @model_validator(mode="after")
     def _tested_elsewhere(self) -> EquivalenceClaim:
@@ -110,6 +112,8 @@ class EquivalenceClaim(_Claim):
 
 
 Claim = DifferenceClaim | RatioClaim | CorrelationClaim | EquivalenceClaim
+CLAIM_SEEDS = 10
+"""Seeds that a claim takes; a study of fewer is a pilot."""
 KINDS: dict[str, type[_Claim]] = {
     "difference": DifferenceClaim,
     "ratio": RatioClaim,
@@ -158,6 +162,11 @@ class Study(Frozen):
             if parse_set(line)[0] in ("seeds", "profile"):
                 raise ValueError(f"set: {line!r} belongs in the study's own fields")
         return self
+
+    @property
+    def pilot(self) -> bool:
+        """Whether it has too few seeds for claims."""
+        return len(self.seeds) < CLAIM_SEEDS
 
     @property
     def overrides(self) -> tuple[str, ...]:
@@ -242,8 +251,8 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def variants(claim: Claim) -> Iterator[tuple[str, str]]:
-    """(field, variant of an evaluation) of each that a claim names; none for a correlation, which
-    reads the students of every rank of its set."""
+    """(field, variant of an evaluation) of each that a claim names, beside the students of every
+    rank of its set."""
     match claim:
         case DifferenceClaim():
             yield "ours", claim.ours

@@ -21,7 +21,10 @@ from rlt_core.evaluation.crossed import Floats
 from rlt_core.evaluation.scores import UNGRADED
 from rlt_core.graph import Node
 from rlt_core.rows import read_rows
-from rlt_core.study.claims import Claim, CorrelationClaim, Study, variants
+from rlt_core.study.claims import Claim, CorrelationClaim, EquivalenceClaim, Study, variants
+
+RankedClaim = CorrelationClaim | EquivalenceClaim
+"""Claims on the students of every rank of a set."""
 
 COLUMNS = {
     "eval_samples": ["task", "question_id", "seed", "model", "sample", "outcome"],
@@ -86,17 +89,20 @@ class Catalogue:
             )
         return sorted(found, key=lambda entry: (entry.seed is not None, entry.seed or 0))
 
-    def ranks(self, claim: CorrelationClaim) -> dict[int, list[NodeEntry]]:
-        """Rank -> the evaluations of its students. Raises UserError unless there are three."""
-        found = {}
+    def ranks(self, claim: RankedClaim) -> dict[int, list[NodeEntry]]:
+        """Rank -> the evaluations of its students; none for a claim without a set. Raises UserError
+        unless there are three."""
+        found: dict[int, list[NodeEntry]] = {}
+        if claim.set is None:
+            return found
         for variant in self.of_stage["evaluation"]:
             match = RANKED.fullmatch(variant)
             if match and (match["set"] or "reward") == claim.set:
                 found[int(match["rank"])] = self.model(claim, "set", variant)
         if len(found) < 3:
             raise UserError(
-                f"claim {claim.name!r}: set: a correlation needs students of three ranks or more "
-                f"and {claim.experiment} has {len(found)} of the set {claim.set!r}; see "
+                f"claim {claim.name!r}: set: it needs students of three ranks or more and "
+                f"{claim.experiment} has {len(found)} of the set {claim.set!r}; see "
                 "rank_ablation.sets and rank_ablation.ranks"
             )
         return dict(sorted(found.items()))
@@ -116,8 +122,9 @@ class Catalogue:
         """All that verdicts on the claims read, each once. Raises UserError."""
         found: list[NodeEntry] = []
         for claim in claims:
-            if isinstance(claim, CorrelationClaim):
+            if isinstance(claim, RankedClaim):
                 found += [entry for entries in self.ranks(claim).values() for entry in entries]
+            if isinstance(claim, CorrelationClaim):
                 found += self.of_stage["rank-statistics"].get(claim.set, [])
                 found += self.scores(claim)
             for field, variant in variants(claim):
@@ -167,8 +174,8 @@ class Evidence:
         }
         return self._on_one_set(claim, found)
 
-    def ranks(self, claim: CorrelationClaim) -> dict[int, Model]:
-        """Rank -> its students, on the same questions."""
+    def ranks(self, claim: RankedClaim) -> dict[int, Model]:
+        """Rank -> its students, on the same questions; none for a claim without a set."""
         by_name = {str(rank): found for rank, found in self.catalogue.ranks(claim).items()}
         return {int(name): model for name, model in self._on_one_set(claim, by_name).items()}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rlt_core.study.claims import Study
+from rlt_core.study.claims import CLAIM_SEEDS, Study
 from rlt_core.study.freeze import Freeze
 from rlt_core.study.verdicts import Intervals, Line, Verdict
 
@@ -23,7 +23,7 @@ def cells(verdict: Verdict) -> tuple[str, ...]:
         f"{number(verdict.estimate, unit, signed=unit > 1)} {_intervals(verdict.intervals, unit)}",
         p_value(verdict.p),
         adjusted,
-        verdict.verdict,
+        f"{verdict.verdict} (pilot)" if verdict.pilot else verdict.verdict,
         number(verdict.detectable, unit),
     )
 
@@ -72,6 +72,7 @@ def markdown(
             f"(Holm; the primary claim and controls apart). Frozen {frozen}, study sha256 "
             f"{freeze.study_sha256}. {rules}",
             "",
+            *([f"**{note}**", ""] if (note := pilot_note(study)) else []),
             "Differences, with what was detectable of them, are in points; ratios and correlations "
             "are plain. Intervals and tests let training seeds and questions vary.",
             "",
@@ -81,6 +82,13 @@ def markdown(
             *_regimes(study),
         ]
     )
+
+
+def pilot_note(study: Study) -> str:
+    """The reservation on the verdicts of a study with too few seeds; empty for others."""
+    if not study.pilot:
+        return ""
+    return f"A pilot: it has {len(study.seeds)} seeds, and a claim takes {CLAIM_SEEDS} or more."
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -96,6 +104,12 @@ def _row(cells: Sequence[str]) -> str:
 def _details(verdict: Verdict) -> list[str]:
     lines = [f"## {verdict.claim}", "", f"{verdict.statement} **{verdict.verdict}**", ""]
     lines += [f"- {_contrast(one)}" for one in verdict.contrasts]
+    if test := verdict.rank_test:
+        f = "∞" if test.f is None else f"{test.f:.2f}"
+        lines.append(
+            f"- all students of the set {test.set}, rank x seed: F({test.degrees[0]}, "
+            f"{test.degrees[1]}) = {f}, p {p_value(test.p)}"
+        )
     lines += [f"- {verdict.questions} questions that all were graded on", ""]
     if verdict.points:
         rows = (
@@ -108,7 +122,9 @@ def _details(verdict: Verdict) -> list[str]:
 
 def _contrast(line: Line) -> str:
     ends = _intervals(((line.low, line.high),), 100.0)
-    return f"{line.what}: {number(line.estimate, 100.0, True)} {ends} points, p {p_value(line.p)}"
+    alone = f" (over seeds alone {p_value(line.seeds_p)})" if line.seeds_p is not None else ""
+    found = f"{number(line.estimate, 100.0, True)} {ends} points, p {p_value(line.p)}"
+    return f"{line.what}: {found}{alone}"
 
 
 def _regimes(study: Study) -> list[str]:

@@ -16,14 +16,18 @@ intervals are 95% ones.
   least-squares slope is 0, which is when Pearson's r is; seeds and questions vary. The larger p of
   that test and of r = 0 by the bootstrap interval that is shown (`ranking.rank_statistics`), which
   alone would be too small: it resamples scores that hold their chance already.
-- *equivalence*, the negative control: H0: ours - theirs = 0. It is no claim, stands outside the
-  family and is not adjusted, which makes it harder to pass.
+- *equivalence*, the negative control: two one-sided tests (TOST: Schuirmann, J. Pharmacokinetics
+  and Biopharmaceutics 15, 1987) of H0: |ours - theirs| >= margin; p is the larger. Its p-value
+  against no difference is shown with the contrast and decides nothing: among many controls some
+  fall below any level. Beside it, where the claim names a set, the F test of rank x seed over all
+  ranks of the set (`ranking.rank_seed_test`), which decides nothing either. It stands outside the
+  family and is not adjusted.
 
 Holm's adjusted p-values over the claims but the primary one and the controls. With p < level after
-adjustment, a claim `holds` if its estimate lies on the right side and is `refuted` if on the wrong
-one; else it is `undecided`. A control is `refuted` if p < level: a difference was found where there
-is none. It `holds` if not and the interval of the difference lies inside plus and minus the margin;
-else it is `undecided`: a difference that matters could have hidden.
+adjustment, a claim `holds` if its estimate is on the right side and is `refuted` if on the wrong
+one; else it is `undecided`. A control `holds` if its p < level. It is `refuted` if the difference
+is larger than the margin (two-sided p < level against the nearer end of the margin); else it is
+`undecided`.
 
 `detectable` is the true distance from H0 that would be found in 80% of studies with the spread seen
 here, at the level, unadjusted (Bloom, Evaluation Review 19, 1995).
@@ -32,17 +36,17 @@ here, at the level, unadjusted (Bloom, Evaluation Review 19, 1995).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.special import ndtr, stdtrit
+from scipy.special import ndtr
 
 from rlt_core.config import Frozen
 from rlt_core.errors import UserError
 from rlt_core.evaluation.comparisons import POWER, gain_ratio, holm
 from rlt_core.evaluation.crossed import Contrast, crossed_means, shared_questions
-from rlt_core.ranking import LARGEST_Z, Z_95, rank_statistics
+from rlt_core.ranking import LARGEST_Z, Z_95, rank_seed_test, rank_statistics
 from rlt_core.study.claims import (
     Claim,
     CorrelationClaim,
@@ -68,6 +72,8 @@ class Line(Frozen):
     """None: unbounded."""
     high: float | None
     p: float
+    seeds_p: float | None = None
+    """p-value of the t test over the seeds' means alone; None where it was not called for."""
 
 
 class Point(Frozen):
@@ -79,8 +85,18 @@ class Point(Frozen):
     """Of the traces of this rank by reward, where the set is ranked by it."""
 
 
+class RankTest(Frozen):
+    """F test of rank x seed over the students of all ranks of a set."""
+
+    set: str
+    f: float | None
+    """None: infinite, as the seeds agree exactly."""
+    degrees: tuple[int, int]
+    p: float
+
+
 class Verdict(Frozen):
-    """What became of a claim."""
+    """The verdict on a claim."""
 
     claim: str
     kind: str
@@ -99,6 +115,10 @@ class Verdict(Frozen):
     questions: int
     contrasts: tuple[Line, ...] = ()
     points: tuple[Point, ...] = ()
+    rank_test: RankTest | None = None
+    """Beside a negative control."""
+    pilot: bool = False
+    """Whether the study has fewer seeds than a claim takes."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +129,14 @@ class _Finding:
     intervals: Intervals
     p: float
     right: bool
-    """Whether the estimate lies on the claim's side."""
+    """Whether the estimate is on the claim's side."""
     detectable: float | None
     questions: int
     contrasts: tuple[Line, ...] = ()
     points: tuple[Point, ...] = ()
+    rank_test: RankTest | None = None
+    outside: float = 1.0
+    """p-value of a control's difference being no larger than the margin."""
 
 
 def judge(study: Study, evidence: Evidence) -> list[Verdict]:
@@ -123,7 +146,7 @@ def judge(study: Study, evidence: Evidence) -> list[Verdict]:
     primary = next((claim.name for claim in tested if claim.primary), None)
     adjusted = holm({claim.name: findings[claim.name].p for claim in tested}, primary)
     return [
-        _verdict(claim, findings[claim.name], adjusted.get(claim.name), study.level)
+        _verdict(claim, findings[claim.name], adjusted.get(claim.name), study)
         for claim in study.claims
     ]
 
@@ -135,21 +158,23 @@ def _finding(claim: Claim, evidence: Evidence, level: float) -> _Finding:
                 return _correlation(evidence.ranks(claim), evidence.rewards(claim), claim.set)
             case RatioClaim():
                 return _ratio(claim, evidence.models(claim), level)
-            case _:
+            case EquivalenceClaim():
+                ranks = evidence.ranks(claim)
+                return _equivalence(claim, evidence.models(claim), ranks, level)
+            case DifferenceClaim():
                 return _difference(claim, evidence.models(claim), level)
     except ValueError as error:
         raise UserError(f"claim {claim.name!r}: {error}") from None
 
 
-def _verdict(claim: Claim, found: _Finding, adjusted: float | None, level: float) -> Verdict:
+def _verdict(claim: Claim, found: _Finding, adjusted: float | None, study: Study) -> Verdict:
     decision: Decision = "undecided"
     if isinstance(claim, EquivalenceClaim):
-        (low, high), *_ = found.intervals
-        if found.p < level:
-            decision = "refuted"
-        elif low is not None and high is not None and max(-low, high) < claim.margin:
+        if found.p < study.level:
             decision = "holds"
-    elif adjusted is not None and adjusted < level:
+        elif found.outside < study.level:
+            decision = "refuted"
+    elif adjusted is not None and adjusted < study.level:
         decision = "holds" if found.right else "refuted"
     return Verdict(
         claim=claim.name,
@@ -165,6 +190,8 @@ def _verdict(claim: Claim, found: _Finding, adjusted: float | None, level: float
         questions=found.questions,
         contrasts=found.contrasts,
         points=found.points,
+        rank_test=found.rank_test,
+        pilot=study.pilot,
     )
 
 
@@ -181,23 +208,16 @@ def paired_contrast(ours: Model, theirs: Model) -> Contrast:
 def detectable(contrast: Contrast, level: float) -> float | None:
     """Distance from H0 that a two-sided test finds in 80% of studies; None where the spread was
     not seen."""
-    if contrast.questions == 1 or contrast.variance <= 0:
+    if contrast.questions == 1:
         return None
-    df = contrast.degrees
-    quantiles = stdtrit(df, 1 - level / 2) + stdtrit(df, POWER)
-    return float(quantiles * np.sqrt(contrast.variance))
+    return contrast.half_width(1 - level / 2, POWER) or None
 
 
-def _difference(
-    claim: DifferenceClaim | EquivalenceClaim, models: dict[str, Model], level: float
-) -> _Finding:
-    if isinstance(claim, DifferenceClaim):
-        rivals, margin = claim.theirs, claim.margin
-    else:
-        rivals, margin = (claim.theirs,), 0.0
+def _difference(claim: DifferenceClaim, models: dict[str, Model], level: float) -> _Finding:
+    rivals, margin = claim.theirs, claim.margin
     ours = models[claim.ours]
     contrasts = {name: paired_contrast(ours, models[name]) for name in rivals}
-    p = {name: _against(one, margin) for name, one in contrasts.items()}
+    p = {name: one.p_value(margin) for name, one in contrasts.items()}
     wrong = [name for name, one in contrasts.items() if one.value <= margin]
     if wrong:
         decisive = min(wrong, key=lambda name: p[name])
@@ -214,14 +234,40 @@ def _difference(
         detectable=detectable(shown, level),
         questions=shown.questions,
         contrasts=tuple(
-            _line(f"{claim.ours} - {name}", one, p[name]) for name, one in contrasts.items()
+            _line(f"{claim.ours} - {name}", one, margin) for name, one in contrasts.items()
         ),
     )
 
 
-def _against(contrast: Contrast, value: float) -> float:
-    """Two-sided p-value of the contrast being `value`."""
-    return replace(contrast, value=contrast.value - value).p_value()
+def _equivalence(
+    claim: EquivalenceClaim, models: dict[str, Model], ranks: dict[int, Model], level: float
+) -> _Finding:
+    contrast = paired_contrast(models[claim.ours], models[claim.theirs])
+    nearer = float(np.copysign(claim.margin, contrast.value))
+    p = contrast.p_value(nearer)  # the larger of the one-sided ones is that at the nearer end
+    inside = abs(contrast.value) < claim.margin
+    what = f"{claim.ours} - {claim.theirs}, against no difference"
+    return _Finding(
+        estimate=contrast.value,
+        intervals=(_ends(contrast),),
+        p=p / 2 if inside else 1 - p / 2,
+        right=inside,
+        outside=1.0 if inside else p,
+        detectable=detectable(contrast, level),
+        questions=contrast.questions,
+        contrasts=(_line(what, contrast),),
+        rank_test=_rank_test(claim, ranks),
+    )
+
+
+def _rank_test(claim: EquivalenceClaim, ranks: dict[int, Model]) -> RankTest | None:
+    if claim.set is None:
+        return None
+    shared = np.stack(shared_questions(*(model.values_SQ for model in ranks.values())), axis=1)
+    found = rank_seed_test(shared)
+    if found is None:
+        return None
+    return RankTest(set=claim.set, f=_finite(found.f), degrees=found.degrees, p=found.p)
 
 
 def _ends(contrast: Contrast) -> tuple[float | None, float | None]:
@@ -233,20 +279,24 @@ def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _line(what: str, contrast: Contrast, p: float) -> Line:
+def _line(what: str, contrast: Contrast, null: float = 0.0) -> Line:
     low, high = _ends(contrast)
-    return Line(what=what, estimate=contrast.value, low=low, high=high, p=p)
+    p, *alone = contrast.p_values(null)
+    return Line(
+        what=what, estimate=contrast.value, low=low, high=high, p=max([p, *alone]),
+        seeds_p=alone[0] if alone else None,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- ratios
 def _ratio(claim: RatioClaim, models: dict[str, Model], level: float) -> _Finding:
-    """`gain_ratio` and its test of one ratio: t has the fewer degrees of the two gains."""
+    """`gain_ratio` and its test of one ratio."""
     values = [models[name].values_SQ for name in (claim.ours, claim.theirs, claim.base)]
     ratio = gain_ratio(*values)
     means = crossed_means(shared_questions(*values))
-    ours, theirs = means.contrast([1, 0, -1]), means.contrast([0, 1, -1])
-    excess = means.contrast([1, -claim.threshold, claim.threshold - 1])
-    excess = replace(excess, degrees=min(ours.degrees, theirs.degrees))
+    gains_K = [1, 0, -1], [0, 1, -1]
+    ours, theirs = (means.contrast(each) for each in gains_K)
+    excess = means.contrast([1, -claim.threshold, claim.threshold - 1], fewest=gains_K)
     gains = theirs.value > 0
     detected = detectable(excess, level)
     return _Finding(
@@ -257,8 +307,8 @@ def _ratio(claim: RatioClaim, models: dict[str, Model], level: float) -> _Findin
         detectable=detected / theirs.value if detected is not None and gains else None,
         questions=means.questions,
         contrasts=(
-            _line(f"{claim.ours} - {claim.base}", ours, ours.p_value()),
-            _line(f"{claim.theirs} - {claim.base}", theirs, theirs.p_value()),
+            _line(f"{claim.ours} - {claim.base}", ours),
+            _line(f"{claim.theirs} - {claim.base}", theirs),
         ),
     )
 
@@ -277,7 +327,7 @@ def _correlation(models: dict[int, Model], rewards: dict[int, float], of_set: st
         )
         for rank, model in models.items()
     )
-    line = _line("score a rank up", slope, slope.p_value())
+    line = _line("score a rank up", slope)
     if "pearson" not in found:
         return _Finding(None, ((None, None),), 1.0, False, None, slope.questions, (line,), points)
     value, low, high = (found[f"pearson{end}"] for end in ("", "_low", "_high"))

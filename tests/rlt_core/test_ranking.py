@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rlt_core.ranking import STATISTICS, rank_ablation, rank_statistics, seed_statistics
+from rlt_core.ranking import (
+    STATISTICS,
+    rank_ablation,
+    rank_seed_test,
+    rank_statistics,
+    seed_statistics,
+)
 from tests.sample_store import eval_row
 
 RANKS = np.arange(1.0, 17.0)
@@ -166,3 +172,38 @@ def test_the_statistics_of_each_seed_stand_beside_those_of_all():
         for seed in rates:
             assert metrics[f"{name}_low@{seed}"] <= metrics[f"{name}@{seed}"]
     assert metrics["slope_points"] == pytest.approx(0.0, abs=1e-9)
+
+
+# ---------------------------------------------------------------- rank x seed
+def test_the_f_test_of_two_ranks_is_the_paired_t_test():
+    marks_SRQ = marks([0.6, 0.5], seeds=5)
+    one_S, other_S = marks_SRQ.mean(axis=2).T
+    found = rank_seed_test(marks_SRQ)
+    paired = stats.ttest_rel(one_S, other_S)
+    assert found.p == pytest.approx(paired.pvalue)
+    assert found.f == pytest.approx(paired.statistic**2) and found.degrees == (1, 4)
+
+
+@pytest.mark.parametrize(("of_rank", "least", "most"), [(0.0, 0.01, 0.09), (0.15, 0.9, 1.0)])
+def test_the_f_test_keeps_its_level_whatever_seeds_share_and_finds_a_rank_that_is_better(
+    of_rank, least, most
+):
+    """A seed's level and the questions' difficulty are the same for all ranks; each student has
+    its own chance."""
+    found = []
+    for number in range(300):
+        rng = np.random.default_rng(number)
+        rates = 0.5 + rng.normal(0, 0.1, (5, 1, 1)) + rng.normal(0, 0.2, 50)
+        rates = rates + rng.normal(0, 0.03, (5, 16, 1))
+        rates[:, 2] += of_rank
+        found.append(rank_seed_test(rng.binomial(4, np.clip(rates, 0, 1)) / 4).p)
+    assert least <= np.mean(np.array(found) < 0.05) <= most
+
+
+def test_one_seed_or_rank_has_no_f_test_and_students_all_alike_differ_by_nothing():
+    assert rank_seed_test(marks([0.5, 0.5])) is None
+    assert rank_seed_test(marks([0.5], seeds=3)) is None
+    assert rank_seed_test(np.ones((3, 4, 5))).p == 1.0
+    always = np.ones((3, 4, 5))
+    always[:, 1] = 0
+    assert rank_seed_test(always).p == 0.0

@@ -97,9 +97,74 @@ def test_the_variance_is_that_of_many_simulated_studies():
             rate_SQ = np.clip(0.5 + difficulty_Q + own_Q + level_S[:, None], 0, 1)
             sides.append(rng.binomial(4, rate_SQ) / 4)
         contrast = crossed_means(sides).contrast([1, -1])
-        found.append(contrast.variance)
+        found.append(contrast.tests[0][0])
         values.append(contrast.value)
     assert np.mean(found) == pytest.approx(np.var(values), rel=0.15)
+
+
+# ---------------------------------------------------------------- seeds that seem to agree
+LEVELS = (0.05, 0.01, 0.005)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize("points", range(6))
+def test_no_more_is_found_where_nothing_is_than_the_level_says(points, paired):
+    rng = np.random.default_rng(points)
+    studies, found = 600, []
+    for _ in range(studies):
+        difficulty_Q = rng.normal(0, 0.2, 200)
+        one, other = (
+            rng.binomial(4, np.clip(0.3 + difficulty_Q + rng.normal(0, points / 100, (5, 1)), 0, 1))
+            / 4
+            for _ in range(2)
+        )
+        contrast = (
+            crossed_means([one - other]).contrast([1])
+            if paired
+            else crossed_means([one, other]).contrast([1, -1])
+        )
+        found.append(contrast.p_value())
+    for level in LEVELS:
+        most = stats.binom.isf(0.001, studies, level) / studies
+        assert np.mean(np.array(found) < level) <= most
+
+
+def alike(rng, seeds=5, questions=100):
+    """Differences whose seeds vary less than their answers let them."""
+    return rng.permuted(np.tile(rng.normal(0.02, 0.3, questions), (seeds, 1)), axis=1)
+
+
+def test_where_the_seeds_component_is_not_positive_the_larger_p_and_the_wider_interval_count():
+    gains_SQ = alike(np.random.default_rng(0))
+    gains_SQ += np.array([-0.001, 0.001, 0, 0.002, -0.002])[:, None]
+    contrast = crossed_means([gains_SQ]).contrast([1])
+    seeds_S = gains_SQ.mean(axis=1)
+    two_way, alone = contrast.p_values()
+    assert two_way == pytest.approx(stats.ttest_1samp(gains_SQ.mean(axis=0), 0).pvalue)
+    assert alone == pytest.approx(stats.ttest_1samp(seeds_S, 0).pvalue)
+    assert contrast.p_value() == max(two_way, alone)
+    interval = contrast.interval()
+    for values in (gains_SQ.mean(axis=0), seeds_S):
+        low, high = stats.ttest_1samp(values, 0).confidence_interval()
+        assert interval.low <= low + 1e-9 and high - 1e-9 <= interval.high
+    assert (contrast.p_value() < 0.05) == (not interval.low <= 0 <= interval.high)
+
+
+def test_seeds_that_clearly_differ_need_no_second_test():
+    gains_SQ = alike(np.random.default_rng(0)) + np.linspace(-0.3, 0.3, 5)[:, None]
+    assert len(crossed_means([gains_SQ]).contrast([1]).p_values()) == 1
+    one_seed = crossed_means([gains_SQ[:1]]).contrast([1])
+    assert len(one_seed.p_values()) == 1
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_the_set_of_a_ratio_holds_what_no_test_rejects(number):
+    ours, theirs, base = models(np.random.default_rng(number), (0.2, 0.25), 50, 3)
+    found, means = gain_ratio(ours, theirs, base), crossed_means([ours, theirs, base])
+    for ratio in np.linspace(0.3, 1.5, 25):
+        gains_K = [1, 0, -1], [0, 1, -1]
+        p = means.contrast([1, -ratio, ratio - 1], fewest=gains_K).p_value()
+        assert (p >= 0.05) == any(low <= ratio <= high for low, high in found.intervals)
 
 
 # ---------------------------------------------------------------- differences

@@ -273,3 +273,35 @@ def test_rules_changed_after_the_freeze_are_told(made, tmp_path):
     write_bundle(resolved, Store(str(made.parent / "store")), tmp_path / "out")
     assert "changed after the freeze" in (tmp_path / "out" / "verdicts.md").read_text()
     assert not verify(tmp_path / "out").problems
+
+
+def judged_by_other_rules(bundle: Path) -> None:
+    judgement = json.loads((bundle / "verdicts.json").read_text())
+    for one in judgement["verdicts"]:
+        del one["pilot"], one["rank_test"]  # fields of these rules
+    (bundle / "verdicts.json").write_text(json.dumps(judgement | {"rules_sha256": "a" * 64}))
+    (bundle / "verdicts.md").write_text("as those rules wrote it")
+    frozen = json.loads((bundle / "frozen.json").read_text())
+    frozen |= {"rules_sha256": "a" * 64, "git_commit": "c0ffee"}
+    (bundle / "frozen.json").write_text(json.dumps(frozen))
+    rehash(bundle)
+
+
+def test_a_bundle_says_by_which_rules_it_was_judged(bundle):
+    assert "; those of the freeze" in verify(bundle).rules
+    assert "others" not in verify(bundle).rules
+    judged_by_other_rules(bundle)
+    found = verify(bundle)
+    assert found.problems == ()
+    assert found.rules.startswith("judged by the rules aaaaaaaaaaaa of version")
+    assert "recomputed by others" in found.rules and "commit c0ffee" in found.rules
+
+
+def test_under_other_rules_a_changed_number_is_still_named(bundle):
+    judged_by_other_rules(bundle)
+    judgement = json.loads((bundle / "verdicts.json").read_text())
+    judgement["verdicts"][0]["p"] = 0.9
+    (bundle / "verdicts.json").write_text(json.dumps(judgement))
+    rehash(bundle)
+    (problem,) = verify(bundle).problems
+    assert problem.startswith("claim 'beats': p: ")

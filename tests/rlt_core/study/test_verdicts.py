@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 from made_up_study import QUESTIONS, SEEDS, judged, study
+from scipy import stats
 
 from rlt_core.errors import UserError
 from rlt_core.evaluation.comparisons import difference
 from rlt_core.study.evidence import Catalogue, Evidence, Model, NodeEntry
-from rlt_core.study.verdicts import correlation_p, paired_contrast, rank_slope
+from rlt_core.study.show import cells, pilot_note
+from rlt_core.study.verdicts import _equivalence, correlation_p, paired_contrast, rank_slope
 
 BEATS = {"kind": "difference", "ours": "rlt", "theirs": "dataset"}
 SHARE = {"kind": "ratio", "ours": "rank-1", "theirs": "dataset", "base": "base", "threshold": 0.9}
@@ -191,12 +193,64 @@ def test_students_all_alike_decide_nothing(tmp_path):
 # ---------------------------------------------------------------- the negative control
 @pytest.mark.parametrize(
     ("theirs", "margin", "verdict"),
-    [(0.6, 0.1, "holds"), (0.45, 0.3, "refuted"), (0.6, 0.01, "undecided")],
-)
+    [(0.6, 0.1, "holds"), (0.55, 0.15, "holds"), (0.45, 0.3, "holds"), (0.6, 0.01, "undecided"),
+     (0.52, 0.08, "undecided"), (0.3, 0.1, "refuted"), (0.9, 0.1, "refuted")],
+)  # fmt: skip
 def test_a_negative_control(tmp_path, theirs, margin, verdict):
     (found,) = judged(tmp_path, {"rlt": 0.6, "dataset": theirs}, CONTROL | {"margin": margin})
     assert found.verdict == verdict
-    assert found.detectable is not None
+    assert found.detectable is not None and found.adjusted_p is None
+    ((low, high),) = found.intervals
+    assert (verdict == "refuted") == (low > margin or high < -margin)
+    (line,) = found.contrasts
+    assert (line.p < 0.05) == (not low <= 0 <= high)
+
+
+def test_a_control_is_two_one_sided_tests():
+    rng = np.random.default_rng(1)
+    ours, theirs = model(rng, 0.52, spread=0.1), model(rng, 0.5, spread=0.1)
+    gains_SQ = ours.values_SQ - theirs.values_SQ
+    rng = np.random.default_rng(2)
+    gains_SQ = gains_SQ[:, :1] + rng.normal(0, 1e-9, gains_SQ.shape)  # the seeds alone decide
+    claim = study(CONTROL).claims[0]
+    one, other = Model("rlt", SEEDS, gains_SQ), Model("dataset", SEEDS, 0 * gains_SQ)
+    for margin in (0.05, 0.3, 0.8):
+        found = _equivalence(
+            claim.model_copy(update={"margin": margin}), {"rlt": one, "dataset": other}, {}, 0.05
+        )
+        sides = [
+            stats.ttest_1samp(gains_SQ.mean(axis=1), end, alternative=side).pvalue
+            for end, side in ((-margin, "greater"), (margin, "less"))
+        ]
+        assert found.p == pytest.approx(max(sides), rel=1e-3)
+
+
+def test_a_difference_smaller_than_the_margin_passes_the_control_and_is_reported(tmp_path):
+    (found,) = judged(tmp_path, {"rlt": 0.6, "dataset": 0.5}, CONTROL | {"margin": 0.3})
+    (line,) = found.contrasts
+    assert found.verdict == "holds" and found.p < 0.05 and line.p < 0.05
+
+
+def test_beside_a_control_stands_the_f_test_of_all_ranks_of_its_set(tmp_path):
+    rates = {f"random-rank-{rank}": 0.5 for rank in range(1, 7)}
+    claim = CONTROL | {"ours": "random-rank-1", "theirs": "random-rank-2"}
+    alike, without = judged(tmp_path / "alike", rates, claim | {"set": "random"}, claim)
+    assert without.rank_test is None
+    assert alike.rank_test.degrees == (5, 20) and alike.rank_test.p > 0.01
+    rates["random-rank-5"] = 0.7
+    (found,) = judged(tmp_path / "one", rates, claim | {"set": "random"})
+    assert found.rank_test.p < 0.001
+    assert found.verdict == alike.verdict
+    with pytest.raises(UserError, match="three ranks"):
+        judged(tmp_path / "none", {**rates, "rlt": 0.5}, claim | {"set": "length"})
+
+
+def test_fewer_than_ten_seeds_are_a_pilot(tmp_path):
+    (found,) = judged(tmp_path, {"rlt": 0.7, "dataset": 0.5}, BEATS)
+    assert found.pilot and cells(found)[5] == "holds (pilot)"
+    assert "5 seeds, and a claim takes 10" in pilot_note(study(BEATS))
+    ten = study(BEATS, seeds=tuple(range(10)))
+    assert not ten.pilot and not pilot_note(ten)
 
 
 # ---------------------------------------------------------------- tables that do not allow one
