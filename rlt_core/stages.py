@@ -288,7 +288,7 @@ _ALL = (
         pool="gpu", shared="shards", splits=True,
     ),
     Stage("rank-statistics", 1, "ranking", RankStatisticsConfig, ("rank_scores",)),
-    Stage("report", 2, "report", ReportConfig),
+    Stage("report", 3, "report", ReportConfig),
 )  # fmt: skip
 
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}

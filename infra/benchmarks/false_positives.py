@@ -1,90 +1,173 @@
-"""How often a study's test of a difference finds one where there is none (p < 0.05).
+"""How often a study's test of a difference finds one where there is none.
 
-    python -m infra.benchmarks.false_positives            # simulated students
-    python -m infra.benchmarks.false_positives STORE 101,102,103,104,105 [201,…]
+    python -m infra.benchmarks.false_positives [TABLE]
 
-With a store: every pair of students of randomly ranked traces (`rank-ablation`, set `random`), of
-equal quality, for each list of seeds.
+TABLE (`random_students.parquet` here): the answers of the students of randomly ranked traces, which
+are of equal quality, by seed, rank and question. Made from a store in which `rank-ablation` ran:
+
+    rlt sql --output random_students.parquet "
+      select seed, regexp_extract(label, 'rank-([0-9]+)', 1)::utinyint as rank, question_id,
+        count(*) filter (outcome = 'correct')::utinyint as correct, count(*)::utinyint as samples
+      from eval_samples where label like 'evaluation[random-rank-%' and task = 'test'
+      group by all order by all"
+
+1. Studies without a difference, resampled from those students: each question's answers are those of
+a random one of them, so that only chance is left, and a model's level differs from seed to seed by
+`SPREADS`; or whole students of a seed, as they were measured. Shown is the share of studies with a
+smaller p-value than each threshold, by the rules and by the two-way test alone.
+
+2. For each list of seeds in `RUNS`: the F test of rank x seed, and all pairs of random sets. Pairs
+share students, so that their number below 0.05 varies widely by chance; it is compared with that
+of the same students whose ranks are shuffled within each seed.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rlt_core.evaluation.crossed import crossed_means
-from rlt_core.store import Store
-from rlt_core.tables import connect
+from rlt_core.ranking import rank_seed_test
 
-LEVEL = 0.05
-STUDIES, SEEDS, QUESTIONS, SAMPLES = 1500, 5, 200, 4
-SPREADS = (0.0, 0.02, 0.05)
-"""Standard deviation of a model's rate from seed to seed."""
+TABLE = Path(__file__).with_name("random_students.parquet")
+RUNS = (range(101, 106), range(201, 206))
+"""The seeds of the frozen study, and those that were looked at afterwards."""
+LEVELS = (0.05, 0.01, 0.005)
+SPREADS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05)
+"""Standard deviations of a model's rate from seed to seed."""
+STUDIES, SHUFFLES = 4000, 400
 
-Values = NDArray[np.float64]
-
-
-def p_value(one_SQ: Values, other_SQ: Values) -> float:
-    """Of no difference, seeds paired."""
-    return crossed_means([one_SQ - other_SQ]).contrast([1.0]).p_value()
+Counts = NDArray[np.int64]
+Shares = NDArray[np.float64]
 
 
-def simulated(spread: float, rng: np.random.Generator) -> float:
-    """Share of studies of two alike models in which the test finds a difference."""
+# ---------------------------------------------------------------- the students
+def read_students(table: Path) -> tuple[list[int], Counts, Counts]:
+    """Seeds, and the correct answers and samples of each (seed, rank, question)."""
+    rows = pq.read_table(table).to_pydict()
+    axes = [sorted(set(rows[name])) for name in ("seed", "rank", "question_id")]
+    shape = tuple(len(axis) for axis in axes)
+    places = [
+        np.searchsorted(axis, rows[name])
+        for axis, name in zip(axes, ("seed", "rank", "question_id"), strict=True)
+    ]
+    correct_SRQ, samples_SRQ = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    correct_SRQ[tuple(places)], samples_SRQ[tuple(places)] = rows["correct"], rows["samples"]
+    if (samples_SRQ == 0).any():
+        sys.exit(f"{table}: a seed, rank or question is missing")
+    return axes[0], correct_SRQ, samples_SRQ
 
-    def model(difficulty_Q: Values) -> Values:
-        rate_SQ = 0.3 + difficulty_Q + rng.normal(0, spread, (SEEDS, 1))
-        return np.asarray(rng.binomial(SAMPLES, np.clip(rate_SQ, 0, 1)) / SAMPLES)
 
-    found = 0
+# ---------------------------------------------------------------- studies without a difference
+def resampled(
+    correct_SRQ: Counts, samples_SRQ: Counts, seeds: int, spread: float, rng: np.random.Generator
+) -> Shares:
+    """Shares of correct answers (2, seeds, Q) of two models that differ by chance and by the level
+    of each seed."""
+    S, R, Q = correct_SRQ.shape
+    asked_Q = rng.integers(Q, size=Q)
+    whose = rng.integers(S, size=(2, seeds, Q)), rng.integers(R, size=(2, seeds, Q)), asked_Q
+    correct, samples = correct_SRQ[whose], samples_SRQ[whose]
+    rate, shift = correct_SRQ.sum() / samples_SRQ.sum(), rng.normal(0, spread, (2, seeds, 1))
+    better = rng.binomial(samples - correct, np.clip(shift / (1 - rate), 0, 1))
+    worse = rng.binomial(correct, np.clip(-shift / rate, 0, 1))
+    return np.asarray((correct + better - worse) / samples)
+
+
+def measured(
+    correct_SRQ: Counts, samples_SRQ: Counts, seeds: int, rng: np.random.Generator
+) -> Shares:
+    """Two different students of each of some seeds."""
+    S, R, _ = correct_SRQ.shape
+    chosen_S = rng.choice(S, size=seeds, replace=False)
+    ranks_2S = np.array([rng.choice(R, size=2, replace=False) for _ in chosen_S]).T
+    return np.asarray(correct_SRQ[chosen_S, ranks_2S] / samples_SRQ[chosen_S, ranks_2S])
+
+
+def found(study: Callable[[], Shares]) -> Shares:
+    """(rules or two-way test alone, level): the share of studies with a smaller p-value."""
+    p = []
     for _ in range(STUDIES):
-        difficulty_Q = rng.normal(0, 0.2, QUESTIONS)
-        found += p_value(model(difficulty_Q), model(difficulty_Q)) < LEVEL
-    return found / STUDIES
+        one_SQ, other_SQ = study()
+        p_values = crossed_means([one_SQ - other_SQ]).contrast([1.0]).p_values()
+        p.append((max(p_values), p_values[0]))
+    return np.array([[np.mean(column < level) for level in LEVELS] for column in np.array(p).T])
 
 
-def of_random_sets(store: str, seeds: list[int]) -> Values:
-    """Share of correct answers of the student of each randomly drawn set, (rank, S, Q)."""
-    query = """
-        select label, seed, question_id, avg((outcome = 'correct')::int) from eval_samples
-        where label like 'evaluation[random-rank-%' and task = 'test' and list_contains(?, seed)
-        group by all
-    """
-    rows = connect(Store(store)).execute(query, [seeds]).fetchall()
-    means = {(label, seed, question): value for label, seed, question, value in rows}
-    if missing := set(seeds) - {seed for _, seed, _ in means}:
-        sys.exit(f"{store} has no students of random sets of seeds {sorted(missing)}")
-    labels, _, questions = (sorted(set(column)) for column in zip(*means, strict=True))
-    labels.sort(key=lambda label: (len(label), label))  # rank-2 before rank-10
-    return np.array([[[means[a, s, q] for q in questions] for s in seeds] for a in labels])
+# ---------------------------------------------------------------- all pairs of random sets
+def share_of_pairs(values_SRQ: Shares) -> Shares:
+    """(rules, two-way test alone): the share of pairs of ranks with p < 0.05."""
+    below = []
+    for one, other in combinations(range(values_SRQ.shape[1]), 2):
+        gain_SQ = values_SRQ[:, one] - values_SRQ[:, other]
+        p_values = crossed_means([gain_SQ]).contrast([1.0]).p_values()
+        below.append((max(p_values) < 0.05, p_values[0] < 0.05))
+    return np.mean(below, axis=0)
 
 
-def main(store: str | None, groups: list[list[int]]) -> None:
-    """Print the shares."""
-    if store is None:
-        rng = np.random.default_rng(0)
-        for spread in SPREADS:
-            print(f"seeds differ by {100 * spread:.0f} points: {100 * simulated(spread, rng):.1f}%")
-        return
-    ranks = []
-    for seeds in groups:
-        values = of_random_sets(store, seeds)
-        p = [p_value(one, other) for one, other in combinations(values, 2)]
-        ranks.append(values.mean(axis=(1, 2)))
-        first = 100 * (ranks[-1][0] - ranks[-1][1])
-        share = 100 * np.mean(np.array(p) < LEVEL)
+def shuffled(values_SRQ: Shares, rng: np.random.Generator) -> Shares:
+    """The same students with their ranks in a random order within each seed."""
+    orders_SR = np.array([rng.permutation(values_SRQ.shape[1]) for _ in values_SRQ])
+    return np.take_along_axis(values_SRQ, orders_SR[:, :, None], axis=1)
+
+
+def describe(name: str, values_SRQ: Shares, rng: np.random.Generator) -> None:
+    """Print one run's F test and pairs."""
+    test = rank_seed_test(values_SRQ)
+    assert test
+    seen = share_of_pairs(values_SRQ)
+    chance = np.array([share_of_pairs(shuffled(values_SRQ, rng)) for _ in range(SHUFFLES)])
+    p = (1 + (chance >= seen - 1e-9).sum(axis=0)) / (1 + SHUFFLES)
+    print(f"{name}: F({test.degrees[0]}, {test.degrees[1]}) = {test.f:.2f}, p {test.p:.3f}")
+    for way, (share, own, usual) in zip(
+        ("by the rules", "two-way test alone"),
+        zip(seen, p, np.quantile(chance, [0.5, 0.95], axis=0).T, strict=True),
+        strict=True,
+    ):
         print(
-            f"seeds {seeds}: {share:.0f}% of {len(p)} pairs; rank 1 - rank 2: {first:+.1f} points"
+            f"  pairs with p < 0.05, {way}: {100 * share:.0f}%; shuffled: half have at most "
+            f"{100 * usual[0]:.0f}%, 95% at most {100 * usual[1]:.0f}%; p of as many {own:.3f}"
         )
-    for one, other in combinations(ranks, 2):
-        print(f"correlation of the means by rank: {np.corrcoef(one, other)[0, 1]:.2f}")
+
+
+def main(table: Path) -> None:
+    """Print both parts."""
+    all_seeds, correct_SRQ, samples_SRQ = read_students(table)
+    rng, students = np.random.default_rng(0), (correct_SRQ, samples_SRQ)
+    _, R, Q = correct_SRQ.shape
+    print(f"{len(all_seeds)} seeds x {R} random sets x {Q} questions")
+    print("found where nothing is, percent of studies: by the rules (by the two-way test alone)")
+    heads = "".join(f"{f'p < {level:g}':>16}" for level in LEVELS)
+    print(f"{'seeds':>5}  {'their spread':12}{heads}")
+    for seeds in (5, 10):
+        rows: dict[str, Callable[[], Shares]] = {
+            f"{100 * spread:.0f} points": partial(resampled, *students, seeds, spread, rng)
+            for spread in SPREADS
+        }
+        if seeds <= len(all_seeds):
+            rows["as measured"] = partial(measured, *students, seeds, rng)
+        for name, study in rows.items():
+            shares = 100 * found(study)
+            cells = "".join(f"{f'{own:.2f} ({alone:.2f})':>16}" for own, alone in shares.T)
+            print(f"{seeds:5}  {name:12}{cells}")
+    values_SRQ = correct_SRQ / samples_SRQ
+    means = []
+    for run in RUNS:
+        of_run = [number for number, seed in enumerate(all_seeds) if seed in run]
+        if len(of_run) > 1:
+            means.append(values_SRQ[of_run].mean(axis=(0, 2)))
+            describe(f"seeds {run[0]}-{run[-1]}", values_SRQ[of_run], rng)
+    if len(means) == 2:
+        describe("both", values_SRQ, rng)
+        print(f"correlation of the means by rank: {np.corrcoef(*means)[0, 1]:.2f}")
 
 
 if __name__ == "__main__":
-    main(
-        sys.argv[1] if sys.argv[1:] else None,
-        [[int(seed) for seed in group.split(",")] for group in sys.argv[2:]],
-    )
+    main(Path(sys.argv[1]) if sys.argv[1:] else TABLE)
