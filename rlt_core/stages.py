@@ -284,7 +284,7 @@ _ALL = (
         pool="gpu", shared="steps", rolls=True,
     ),
     Stage(
-        "evaluation", 1, "evaluation", EvaluationStageConfig, ("eval_samples", "eval_scores"),
+        "evaluation", 2, "evaluation", EvaluationStageConfig, ("eval_samples", "eval_scores"),
         pool="gpu", shared="shards", splits=True,
     ),
     Stage("rank-statistics", 1, "ranking", RankStatisticsConfig, ("rank_scores",)),

@@ -32,6 +32,7 @@ from rlt_core.config.inference import (
     BudgetForcing,
     EvaluationConfig,
     GenerationConfig,
+    PromptPreset,
     Sampling,
     ScoringConfig,
 )
@@ -94,6 +95,7 @@ __all__ = [
     "Optimizer",
     "PackageModel",
     "Positive",
+    "PromptPreset",
     "RankAblationConfig",
     "RankedSet",
     "Reduction",

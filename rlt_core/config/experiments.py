@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlt_core.config.base import Frozen, Positive
 from rlt_core.config.data import DataConfig
@@ -50,8 +50,15 @@ class TraceSource(Frozen):
     """Its questions, solutions and traces."""
     recipe: Literal["student_sft", "student_sft_subset"] = "student_sft"
     """How its students are trained."""
-    budget: BudgetForcing | None = None
-    """How its students' thinking is steered when they are tested; empty: it is not."""
+    budgets: tuple[BudgetForcing, ...] = ()
+    """How its students' thinking is steered when they are tested, one row of the table for each;
+    empty: one row, in which it is not."""
+
+    @model_validator(mode="after")
+    def _rows_differ(self) -> TraceSource:
+        if len({one.continuations for one in self.budgets}) < len(self.budgets):
+            raise ValueError("`budgets` must differ in `continuations`")
+        return self
 
 
 class LargerStudent(Frozen):

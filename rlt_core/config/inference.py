@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -57,12 +58,18 @@ class BudgetForcing(Frozen):
         return self
 
 
+PromptPreset = Literal["lighteval", "skythought"]
+
+
 class EvaluationConfig(Sampling):
-    """Benchmarks by name, and how they are sampled. The paper's settings are not known; these are
-    ours."""
+    """Benchmarks by name, how they are asked and sampled. The paper's settings are not known; these
+    are ours."""
 
     tasks: tuple[str, ...] = ("test",)
     """`test` (the data's held-out questions), `countdown`, `aime24`, `math_500`, `gpqa_diamond`."""
+    prompts: PromptPreset = "lighteval"
+    """How benchmarks are asked: as lighteval 0.13 does, or as SkyThought does at the commit that
+    the reference names (the boxed instruction in front of the problem)."""
     revisions: dict[str, Commit] = Field(default={}, exclude_if=operator.not_)
     """Benchmark -> commit of its data set on the hub; others: what `rlt fetch` pinned here."""
     max_questions: Positive | None = None

@@ -1,84 +1,141 @@
 """Everything that knows lighteval (pinned to 0.13.0). Importing this file takes it ten seconds.
 
-What stands in the way of `Pipeline(launcher_type=CUSTOM)` with a model of our own, in order:
-the registry imports every built-in task, of which one downloads while it is imported, so ours
-holds our tasks alone; a task loads its data through `datasets` and its cache, so ours hold rows;
-the model needs a `_cache` that takes the registry; metrics grade in-process and keep no verdict a
-completion, so the killable grader has graded before and ours reads its outcomes; `details` are kept
-in memory and never saved.
+Its `Pipeline` asks our engine through `greedy_until`, has our metric grade what came back, and
+aggregates. What 0.13 needs for that, in the order in which it fails otherwise:
+
+- `Registry` imports every built-in task, and `tasks/tiny_benchmarks.py` downloads a pickle while it
+  is imported (`requests.exceptions.ConnectionError` offline). Custom tasks come only on top, so
+  `_Pipeline` makes its tasks without a registry.
+- A task loads its data through `datasets` and the hub: ours have their rows beforehand.
+- A model needs a `_cache` with `_init_registry`.
+- Importing it turns gradients off in the whole process.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
-import random
-import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # lighteval asks git for its own commit
 
 import torch
-from datasets import load_dataset
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
+
+with torch.set_grad_enabled(torch.is_grad_enabled()):  # puts back what the import changes
+    from lighteval.pipeline import ParallelismManager, Pipeline, PipelineParameters
 from lighteval.logging.evaluation_tracker import EvaluationTracker
-from lighteval.metrics.metrics_sample import SampleLevelComputation
-from lighteval.metrics.utils.metric_utils import SampleLevelMetric
+from lighteval.metrics.metrics_corpus import CorpusLevelComputation
+from lighteval.metrics.metrics_sample import SampleLevelComputation, SamplingMetric
+from lighteval.metrics.utils.metric_utils import CorpusLevelMetric
 from lighteval.models.abstract_model import LightevalModel, ModelConfig
 from lighteval.models.model_output import ModelResponse
-from lighteval.pipeline import ParallelismManager, Pipeline, PipelineParameters
 from lighteval.tasks.lighteval_task import LightevalTask, LightevalTaskConfig
-from lighteval.tasks.registry import Registry
 from lighteval.tasks.requests import Doc, SamplingMethod
 
-from rlt_core.errors import UserError
-from rlt_core.evaluation.tasks import BENCHMARKS, EvalTask
-from rlt_core.grading import UNGRADED, answer_of
-from rlt_core.hub import cache_folder
-from rlt_core.snapshots import snapshot
+from rlt_core.evaluation.tasks import EvalTask
 
-torch.set_grad_enabled(True)  # importing lighteval turns gradients off for the whole process
-
-METRIC = "graded_correct"
+METRIC = "graded"
 SPLIT = "test"
-CHOICES_SEED = 0
-"""Of the order of GPQA's choices."""
 
+Row = dict[str, Any]
 Question = Mapping[str, Any]
 """A row of an `EvalTask`."""
+Answer = Callable[[], Sequence[Row]]
+"""Complete all questions: rows of `eval_samples` without grades."""
+Grade = Callable[[Question, Sequence[str]], list[Row]]
+"""Columns that grading fills, for each completion of a question."""
+Score = Callable[[Sequence[Row]], list[Row]]
+"""Graded rows of one task to its rows of `eval_scores`."""
 
 
-Answers = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
-"""(task name, question_id) -> rows of `eval_samples` by sample."""
+@dataclass(frozen=True)
+class Results:
+    """What lighteval leaves."""
+
+    samples: list[Row]
+    """Rows of `eval_samples`, in the order of tasks and questions."""
+    scores: list[Row]
+    """Rows of `eval_scores`."""
+    metrics: dict[str, float]
+    """`{task}/{metric}` -> lighteval's aggregate; NaN if nothing could be graded."""
+
+
+def run_tasks(
+    tasks: Sequence[EvalTask],
+    samples_of: Callable[[str], int],
+    answer: Answer,
+    grade: Grade,
+    score: Score,
+    out: Path,
+) -> Results:
+    """Generate, grade and score with lighteval's pipeline; `samples_of`: completions of each
+    question of a task. Nothing is written to `out`, which lighteval wants to be told. Raises what
+    the callbacks raise, KeyError for a question that was not answered."""
+    metrics = {task.name: _metric(samples_of(task.name), grade, score) for task in tasks}
+    pipeline = _Pipeline([_task(task, metrics[task.name]) for task in tasks], _Model(answer), out)
+    pipeline.evaluate()
+    details = pipeline.get_details()
+    aggregated = pipeline.evaluation_tracker.metrics_logger.metric_aggregated
+    return Results(
+        samples=[
+            row
+            for task in tasks
+            for detail in sorted(details[_full(task.name)], key=lambda one: int(one.doc.id))
+            for row in detail.metric[METRIC]
+        ],
+        scores=[row for metric in metrics.values() for row in metric.corpus_level_fn.rows],
+        metrics={
+            f"{task.name}/{name}": value
+            for task in tasks
+            for name, value in aggregated[_full(task.name)].items()
+        },
+    )
+
+
+class _Pipeline(Pipeline):
+    """lighteval's pipeline over tasks in memory."""
+
+    def __init__(self, tasks: Sequence[LightevalTask], model: LightevalModel, out: Path) -> None:
+        self._given = tasks
+        super().__init__(
+            tasks="",
+            pipeline_parameters=PipelineParameters(
+                launcher_type=ParallelismManager.CUSTOM,
+                remove_reasoning_tags=False,
+                bootstrap_iters=0,
+            ),
+            evaluation_tracker=EvaluationTracker(output_dir=str(out), save_details=False),
+            model=model,
+        )
+
+    def _init_tasks_and_requests(self, tasks: str) -> None:
+        """Take the given tasks; lighteval's own method asks `Registry` (see the module's text)."""
+        self.registry = None
+        self.tasks_dict = {task.full_name: task for task in self._given}
+        self.documents_dict = {name: task.get_docs() for name, task in self.tasks_dict.items()}
+        docs = [doc for of_task in self.documents_dict.values() for doc in of_task]
+        self.sampling_docs = {SamplingMethod.GENERATIVE: docs}
+        self.evaluation_tracker.task_config_logger.log(self.tasks_dict)
 
 
 @dataclass
 class _Response(ModelResponse):
-    """The completions of one question with their grades."""
+    """The completions of one question with their rows of `eval_samples`."""
 
-    outcomes: list[str] = field(default_factory=list)
-
-
-class _NoCache:
-    """lighteval's cache of answers is not used: the workspace keeps them."""
-
-    def _init_registry(self, registry: Registry) -> None:
-        """Called by the pipeline."""
+    rows: list[Row] = field(default_factory=list)
 
 
 class _Model(LightevalModel):
-    """A model that has answered before."""
+    """Our engine as lighteval's model."""
 
-    def __init__(self, answers: Answers) -> None:
+    def __init__(self, answer: Answer) -> None:
         self.config = ModelConfig(model_name="rlt")
-        self._cache = _NoCache()
-        self._answers = answers
+        self._cache = SimpleNamespace(_init_registry=lambda _: None)  # the workspace resumes
+        self._answer = answer
 
     @property
     def tokenizer(self) -> Any:
@@ -93,15 +150,18 @@ class _Model(LightevalModel):
         raise NotImplementedError("nothing is truncated")
 
     def greedy_until(self, docs: list[Doc]) -> list[ModelResponse]:
-        """All completions, in the order of the docs (which lighteval has shuffled)."""
-        return [self._response(doc) for doc in docs]
+        """Generate `num_samples` completions for each doc; lighteval has shuffled the docs."""
+        rows: dict[tuple[str, str], list[Row]] = {}
+        for row in self._answer():
+            rows.setdefault((row["task"], row["question_id"]), []).append(row)
+        return [self._response(doc, rows) for doc in docs]
 
-    def _response(self, doc: Doc) -> _Response:
+    def _response(self, doc: Doc, rows: Mapping[tuple[str, str], list[Row]]) -> _Response:
         assert doc.specific is not None  # see _doc
-        rows = self._answers[doc.task_name.split("|")[0], doc.specific["question_id"]]
-        return _Response(
-            text=[row["completion"] for row in rows], outcomes=[row["outcome"] for row in rows]
-        )
+        found = rows[doc.task_name.split("|")[0], doc.specific["question_id"]]
+        if len(found) != doc.num_samples:
+            raise RuntimeError(f"{doc.task_name}: {len(found)} completions, not {doc.num_samples}")
+        return _Response(text=[row["completion"] for row in found], rows=found)
 
     def loglikelihood(self, docs: list[Doc]) -> list[ModelResponse]:
         raise NotImplementedError("our tasks are generative")
@@ -110,88 +170,55 @@ class _Model(LightevalModel):
         raise NotImplementedError("our tasks are generative")
 
 
-class _Graded(SampleLevelComputation):
-    """Share of a question's completions that are correct; NaN if none could be graded."""
+# ---------------------------------------------------------------- the metric
+class _Graded(SamplingMetric, SampleLevelComputation):
+    """Grades the completions of a question."""
 
-    def compute(  # type: ignore[override]  # lighteval calls a batched metric like this
-        self, docs: list[Doc], responses: list[_Response]
-    ) -> list[float]:
-        """One value a question."""
-        return [_share_correct(response.outcomes) for response in responses]
+    def __init__(self, samples: int, grade: Grade) -> None:
+        super().__init__()
+        self._samples, self._grade = samples, grade
 
+    def compute(  # type: ignore[override]
+        self, doc: Doc, model_response: _Response, **_: Any
+    ) -> list[Row]:
+        """Rows of `eval_samples`."""
+        assert doc.specific is not None
+        grades = self._grade(doc.specific, model_response.final_text)
+        return [row | one for row, one in zip(model_response.rows, grades, strict=True)]
 
-def _share_correct(outcomes: Sequence[str]) -> float:
-    marks = [outcome == "correct" for outcome in outcomes if outcome not in UNGRADED]
-    return sum(marks) / len(marks) if marks else math.nan
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
-
-
-class _RowsTask(LightevalTask):
-    """A task whose data are rows in memory."""
-
-    def __init__(self, config: LightevalTaskConfig, rows: Sequence[Question]) -> None:
-        super().__init__(config)
-        self._rows = rows
-
-    @staticmethod
-    def download_dataset_worker(task: LightevalTask) -> Any:
-        """Called by the pipeline; nothing is downloaded."""
-        assert isinstance(task, _RowsTask)
-        return {SPLIT: [dict(row) for row in task._rows]}
+    def num_samples(self) -> int:
+        """Becomes `Doc.num_samples`."""
+        return self._samples
 
 
-class _RowsRegistry(Registry):
-    """Knows given tasks, and imports none."""
+class _Scored(CorpusLevelComputation):
+    """Aggregates a task's graded completions; lighteval keeps the numbers, `rows` has their
+    intervals, too."""
 
-    def __init__(self, tasks: Sequence[LightevalTask]) -> None:
-        self._tasks = {task.full_name: task for task in tasks}
+    def __init__(self, score: Score) -> None:
+        self._score = score
+        self.rows: list[Row] = []
 
-    def load_tasks(self) -> dict[str, LightevalTask]:
-        """Called by the pipeline."""
-        return self._tasks
-
-
-def _doc(row: dict[str, Any], task_name: str) -> Doc:
-    """A row as lighteval sees it. Our prompt was built from the question, not from this."""
-    gold = row["answer"] or ""
-    named = {"question_id": row["question_id"]}
-    return Doc(query=row["question"], choices=[gold], gold_index=0, specific=named)
+    def compute_corpus(self, items: list[list[Row]]) -> dict[str, float]:
+        """Metric -> value, NaN if nothing could be graded."""
+        self.rows = self._score([row for item in items for row in item])
+        return {
+            row["metric"]: math.nan if row["value"] is None else row["value"] for row in self.rows
+        }
 
 
-def run_tasks(tasks: Sequence[EvalTask], answers: Answers, out: Path) -> dict[str, float]:
-    """Run tasks through lighteval's pipeline, each question answered and graded before; task name
-    -> mean over its questions of the share of correct completions, NaN if none could be graded.
-    Nothing is written to `out`, which lighteval wants to be told."""
-    metric = SampleLevelMetric(
+def _metric(samples: int, grade: Grade, score: Score) -> CorpusLevelMetric:
+    return CorpusLevelMetric(
         metric_name=METRIC,
         higher_is_better=True,
         category=SamplingMethod.GENERATIVE,
-        sample_level_fn=_Graded(),
-        corpus_level_fn=_mean,
-        batched_compute=True,
+        sample_level_fn=_Graded(samples, grade),
+        corpus_level_fn=_Scored(score),
     )
-    registry = _RowsRegistry([_task(task, metric) for task in tasks])
-    with mock.patch("lighteval.pipeline.Registry", lambda **_: registry):
-        pipeline = Pipeline(
-            tasks=",".join(registry.load_tasks()),
-            pipeline_parameters=PipelineParameters(
-                launcher_type=ParallelismManager.CUSTOM,
-                remove_reasoning_tags=False,
-                bootstrap_iters=0,
-            ),
-            evaluation_tracker=EvaluationTracker(output_dir=str(out), save_details=False),
-            model=_Model(answers),
-        )
-    pipeline.evaluate()
-    results = pipeline.evaluation_tracker.metrics_logger.metric_aggregated
-    return {task.name: results[f"{task.name}|0"][METRIC] for task in tasks}
 
 
-def _task(task: EvalTask, metric: SampleLevelMetric) -> LightevalTask:
+# ---------------------------------------------------------------- the tasks
+def _task(task: EvalTask, metric: CorpusLevelMetric) -> LightevalTask:
     config = LightevalTaskConfig(
         name=task.name,
         prompt_function=_doc,
@@ -202,59 +229,18 @@ def _task(task: EvalTask, metric: SampleLevelMetric) -> LightevalTask:
         evaluation_splits=[SPLIT],
         few_shots_split=SPLIT,  # never used: zero shots
     )
-    return _RowsTask(config, task.questions)
+    made = LightevalTask(config)
+    made.dataset = {SPLIT: [{"question": question} for question in task.questions]}
+    return made
 
 
-# ---------------------------------------------------------------- benchmarks of the hub
-def benchmark_questions(name: str, revision: str | None) -> list[dict[str, Any]]:
-    """Questions with lighteval's prompts and right answers. Of a commit, what this machine lacks is
-    downloaded. Raises UserError if it cannot be had."""
-    docs = _benchmark_docs(_benchmark_config(name), _folder(name, revision))
-    return [_question(name, index, doc) for index, doc in enumerate(docs)]
+def _doc(line: dict[str, Any], task_name: str) -> Doc:
+    """A question as lighteval sees it. Our prompt was built from the question, not from this."""
+    question = line["question"]
+    gold = question["answer"] or ""
+    return Doc(query=question["question"], choices=[gold], gold_index=0, specific=dict(question))
 
 
-def _folder(name: str, revision: str | None) -> Path:
-    benchmark = BENCHMARKS[name]
-    try:
-        if revision:
-            return snapshot(benchmark.repo, revision, "dataset", ["*"])
-        found = snapshot_download(
-            benchmark.repo, repo_type="dataset", cache_dir=cache_folder(), local_files_only=True
-        )
-        return Path(found)
-    except (LocalEntryNotFoundError, UserError) as error:
-        terms = " (gated: accept its terms on the hub and set HF_TOKEN)" if benchmark.gated else ""
-        why = f"; {error}" if revision else ""
-        raise UserError(
-            f"task {name}: data set {benchmark.repo} is not on this machine{terms}; "
-            f"run `rlt fetch` with this profile once, with network{why}"
-        ) from None
-
-
-def _benchmark_config(name: str) -> LightevalTaskConfig:
-    module = importlib.import_module(f"lighteval.tasks.tasks.{BENCHMARKS[name].module}")
-    return replace(getattr(module, BENCHMARKS[name].config), few_shots_split=SPLIT)
-
-
-def _benchmark_docs(config: LightevalTaskConfig, folder: Path) -> list[Doc]:
-    """Docs in the data set's order; `random`, which shuffles choices, is seeded and put back."""
-    task = LightevalTask(config)
-    state = random.getstate()
-    with tempfile.TemporaryDirectory() as cache:
-        task.dataset = load_dataset(str(folder), config.hf_subset, cache_dir=cache)
-        random.seed(CHOICES_SEED)
-        try:
-            return task.eval_docs()
-        finally:
-            random.setstate(state)
-
-
-def _question(name: str, index: int, doc: Doc) -> dict[str, Any]:
-    [gold] = doc.get_golds()
-    return {
-        "question_id": f"{name}-{index:04d}",
-        "question": doc.query,
-        "answer": answer_of(gold) if BENCHMARKS[name].grader == "math" else gold,
-        "grader": BENCHMARKS[name].grader,
-        "metadata": None,
-    }
+def _full(name: str) -> str:
+    """lighteval's name of a task: with its number of few-shot examples."""
+    return f"{name}|0"

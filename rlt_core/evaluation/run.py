@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ from rlt_core.evaluation.completions import TOO_LONG, Completer, Request, Writte
 from rlt_core.evaluation.scores import score_rows
 from rlt_core.evaluation.tasks import EvalTask
 from rlt_core.formats import PromptFormat
-from rlt_core.grading import Grade, GradeItem, Grader
+from rlt_core.grading import GradeItem, Grader
 from rlt_core.rows import write_rows
 
 if TYPE_CHECKING:
@@ -28,11 +28,13 @@ Row = dict[str, Any]
 
 
 class Examination:
-    """A model's evaluation: `answer` the `requests`, all or some and wherever, then `score`.
+    """A model's evaluation: `run` has lighteval generate, grade and score.
 
-    `key`: of the evaluation; sampling seeds derive from it. `label`: the model's name in
-    eval_scores, its key when empty. The engine is opened when the first request is answered; as a
-    context manager it closes that and the grader. Raises UserError for no task, or one named twice.
+    Completions come from `complete`, which may be called with some of the `requests` at a time, in
+    several processes. `key`: of the evaluation; sampling seeds derive from it. `label`: the model's
+    name in eval_scores, its key when empty. The engine is opened when the first request is
+    completed; as a context manager it closes that and the grader. Raises UserError for no task, or
+    one named twice.
     """
 
     def __init__(
@@ -70,67 +72,72 @@ class Examination:
 
         return open_engine(self._model, self._config.dtype, self._resources)
 
-    def answer(self, requests: Sequence[Request], control: Control) -> list[Row]:
-        """Rows of eval_samples, graded, in the requests' order. Raises Stopped."""
+    def complete(self, requests: Sequence[Request], control: Control) -> list[Row]:
+        """Rows of eval_samples without grades, in the requests' order. Raises Stopped."""
         config, prompter = self._config, self._prompter
         forcer = Forcer(prompter, config.budget, config.max_tokens) if config.budget else None
         completer = Completer(self._engine, config, prompter.stop_ids, self._key, forcer)
-        completed = completer.complete(requests, control)
-        texts = [[prompter.decode(one.ids) for one in group] for group in completed]
-        grades = iter(self._grader.grade_many(self._items(requests, texts)))
         return [
-            self._row(request, sample, text, one, next(grades))
-            for request, group, written in zip(requests, texts, completed, strict=True)
-            for sample, text, one in zip(request.samples, group, written, strict=True)
-        ]
-
-    def _items(
-        self, requests: Sequence[Request], texts: Sequence[Sequence[str]]
-    ) -> list[GradeItem]:
-        return [
-            GradeItem(
-                solution=given_solution(self._prompter, text),
-                answer=request.question["answer"],
-                grader=request.question["grader"],
-                metadata=request.question["metadata"],
+            self._row(request, sample, one)
+            for request, written in zip(
+                requests, completer.complete(requests, control), strict=True
             )
-            for request, group in zip(requests, texts, strict=True)
-            for text in group
+            for sample, one in zip(request.samples, written, strict=True)
         ]
 
-    def _row(self, request: Request, sample: int, text: str, one: Written, grade: Grade) -> Row:
+    def _row(self, request: Request, sample: int, one: Written) -> Row:
         return {
             "task": request.task,
             **self._constant,
             "question_id": request.question["question_id"],
             "sample": sample,
             "question": request.question["question"],
-            "completion": text,
-            "extracted": grade.extracted,
+            "completion": self._prompter.decode(one.ids),
+            "extracted": None,
             "answer": request.question["answer"],
-            "outcome": grade.outcome,
+            "outcome": None,
             "finish_reason": one.finish_reason,
             "completion_tokens": len(one.ids),
         }
 
-    def score(self, samples: Sequence[Row], out: Path) -> dict[str, float]:
-        """Grades of all requests to scores, by lighteval and with our intervals; writes both tables
-        to `out`.
+    def run(
+        self, answer: Callable[[], Sequence[Row]], out: Path, control: Control
+    ) -> dict[str, float]:
+        """Evaluate the model with lighteval and write both tables to `out`.
 
-        Returns `{task}/{metric}` -> fraction, `{task}/ungraded` -> completions left out and, where
-        there are any, `{task}/too_long` -> those whose prompt leaves no room in the context.
+        `answer`: rows of all requests, from `complete`. Returns `{task}/{metric}` -> fraction,
+        `{task}/ungraded` -> completions left out and, where there are any, `{task}/too_long` ->
+        those whose prompt leaves no room in the context. Raises Stopped.
         """
         from rlt_core.evaluation.adapter import run_tasks
 
-        grades: dict[tuple[str, str], list[Row]] = {}
-        for row in samples:
-            grades.setdefault((row["task"], row["question_id"]), []).append(row)
-        means = run_tasks(self._tasks, grades, out)
-        scores = score_rows(samples, self._config.pass_at, self._label)
-        _require_agreement(means, scores)
-        write_rows(out / "eval_samples.parquet", "eval_samples", samples)
-        write_rows(out / "eval_scores.parquet", "eval_scores", scores)
-        return _metrics(scores) | _too_long(samples)
+        def grade(question: Mapping[str, Any], texts: Sequence[str]) -> list[Row]:
+            control.check()
+            return self._grades(question, texts)
+
+        def score(samples: Sequence[Row]) -> list[Row]:
+            return score_rows(samples, self._config.pass_at, self._label)
+
+        samples_of = self._config.samples_of
+        results = run_tasks(self._tasks, samples_of, answer, grade, score, out)
+        write_rows(out / "eval_samples.parquet", "eval_samples", results.samples)
+        write_rows(out / "eval_scores.parquet", "eval_scores", results.scores)
+        known = {name: value for name, value in results.metrics.items() if value == value}
+        ungraded = {f"{row['task']}/ungraded": float(row["ungraded"]) for row in results.scores}
+        return known | ungraded | _too_long(results.samples)
+
+    def _grades(self, question: Mapping[str, Any], texts: Sequence[str]) -> list[Row]:
+        items = [
+            GradeItem(
+                solution=given_solution(self._prompter, text),
+                answer=question["answer"],
+                grader=question["grader"],
+                metadata=question["metadata"],
+            )
+            for text in texts
+        ]
+        grades = self._grader.grade_many(items)
+        return [{"extracted": grade.extracted, "outcome": grade.outcome} for grade in grades]
 
     def __enter__(self) -> Self:
         return self
@@ -156,32 +163,6 @@ def given_solution(prompter: Prompter, text: str) -> str | None:
     return None if any(tag in text for tag in tags) else text
 
 
-def _require_agreement(means: Mapping[str, float], scores: Sequence[Row]) -> None:
-    """lighteval's mean of a task is ours. Raises RuntimeError where a question was lost."""
-    for row in scores:
-        if row["metric"].startswith("avg@"):
-            ours = math.nan if row["value"] is None else row["value"]
-            theirs = means[row["task"]]
-            same = math.isclose(ours, theirs, abs_tol=1e-9)
-            if not (same or (math.isnan(ours) and math.isnan(theirs))):
-                raise RuntimeError(
-                    f"{row['task']}: {row['metric']} {ours}, lighteval says {theirs}"
-                )
-
-
-def _metrics(scores: Sequence[Row]) -> dict[str, float]:
-    metrics: dict[str, float] = {}
-    for row in scores:
-        metrics[f"{row['task']}/ungraded"] = float(row["ungraded"])
-        if row["value"] is not None:
-            metrics[f"{row['task']}/{row['metric']}"] = row["value"]
-    return metrics
-
-
 def _too_long(samples: Sequence[Row]) -> dict[str, float]:
-    counts: dict[str, float] = {}
-    for row in samples:
-        if row["finish_reason"] == TOO_LONG:
-            name = f"{row['task']}/{TOO_LONG}"
-            counts[name] = counts.get(name, 0.0) + 1.0
-    return counts
+    counts = Counter(row["task"] for row in samples if row["finish_reason"] == TOO_LONG)
+    return {f"{task}/{TOO_LONG}": float(count) for task, count in counts.items()}

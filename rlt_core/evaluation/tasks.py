@@ -1,15 +1,25 @@
-"""What a model can be evaluated on: questions of our own, and benchmarks of the hub by name."""
+"""What a model can be evaluated on: questions of our own, and benchmarks of the hub by name.
+
+To add a benchmark, add a row to `BENCHMARKS`.
+"""
 
 from __future__ import annotations
 
+import random
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
+from rlt_core.config import PromptPreset
 from rlt_core.errors import UserError
 from rlt_core.grading import GRADERS
+from rlt_core.hub import cache_folder
+from rlt_core.snapshots import snapshot
 
 
 @dataclass(frozen=True)
@@ -42,36 +52,85 @@ class EvalTask:
             )
 
 
+OWN = ("test", "countdown")
+"""Tasks whose questions the pipeline makes or holds out itself."""
+
+# ---------------------------------------------------------------- benchmarks of the hub
+CHOICES_SEED = 0
+"""Seed of the place of the right answer among a question's choices."""
+
+
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark whose data are on the hub and whose prompts are lighteval's."""
+    """A data set on the hub and the prompts for its problems."""
 
     repo: str
     """Data set on the hub."""
-    module: str
-    """lighteval module that holds its config."""
-    config: str
-    """Name of the config in that module."""
     grader: str
+    prompts: Mapping[PromptPreset, str]
+    """Preset -> template with `{problem}`, and `{A}` to `{D}` for multiple choice."""
+    subset: str = "default"
+    split: str = "test"
+    problem: str = "problem"
+    """Column that holds the problem."""
+    answer: str = "answer"
+    """Column that holds the gold answer; for multiple choice, the text of the right choice."""
+    wrong: tuple[str, ...] = ()
+    """Columns that hold the wrong choices; the gold answer is then a letter."""
     gated: bool = False
     """The hub wants an account that has accepted the data set's terms."""
 
 
+_SKYTHOUGHT_MATH = "Return your final response within \\boxed{{}}. {problem}"
+
 BENCHMARKS: dict[str, Benchmark] = {
-    "aime24": Benchmark("HuggingFaceH4/aime_2024", "aime", "aime24", "math"),
-    "math_500": Benchmark("HuggingFaceH4/MATH-500", "math_500", "math_500", "math"),
+    "aime24": Benchmark(
+        "HuggingFaceH4/aime_2024",
+        "math",
+        split="train",
+        prompts={
+            "lighteval": "\nSolve the following math problem efficiently and clearly.  The last "
+            "line of your response should be of the following format: 'Therefore, the final answer "
+            "is: $\\boxed{{ANSWER}}$. I hope it is correct' (without quotes) where ANSWER is just "
+            "the final number or expression that solves the problem. Think step by step before "
+            "answering.\n\n{problem}\n",
+            "skythought": _SKYTHOUGHT_MATH,
+        },
+    ),
+    "math_500": Benchmark(
+        "HuggingFaceH4/MATH-500",
+        "math",
+        prompts={
+            "lighteval": "Solve the following problem. The final line of your response MUST be of "
+            'the following format:\n"ANSWER: $ANSWER" (without quotes) where $ANSWER is the final '
+            "answer. Think step by step before answering.\n\n{problem}",
+            "skythought": _SKYTHOUGHT_MATH,
+        },
+    ),
     "gpqa_diamond": Benchmark(
-        "Idavidrein/gpqa", "gpqa", "gpqa_diamond_instruct", "multiple_choice", gated=True
+        "Idavidrein/gpqa",
+        "multiple_choice",
+        subset="gpqa_diamond",
+        split="train",
+        problem="Question",
+        answer="Correct Answer",
+        wrong=("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
+        gated=True,
+        prompts={
+            "lighteval": "Answer the following multiple choice question. The last line of your "
+            "response should be of the following format: 'Answer: $LETTER' (without quotes) where "
+            "LETTER is one of ABCD. Think step by step before answering.\n\n{problem}\n\n"
+            "A) {A}\nB) {B}\nC) {C}\nD) {D}",
+            "skythought": "Return your final response within \\boxed{{}} and only include the "
+            "letter choice (A, B, C, or D) as your final response. {problem}\n"
+            "A) {A}, B) {B}, C) {C}, D) {D}",
+        },
     ),
 }
 
 
-OWN = ("test", "countdown")
-"""Tasks whose questions the pipeline makes or holds out itself."""
-
-
 def require_known(tasks: Sequence[str]) -> None:
-    """Raises UserError for a name in `evaluation.tasks` that is none, or where there is no name."""
+    """Raise UserError for a name in `evaluation.tasks` that is none, or where there is no name."""
     known = (*OWN, *BENCHMARKS)
     unknown = [name for name in tasks if name not in known]
     if unknown or not tasks:
@@ -80,16 +139,72 @@ def require_known(tasks: Sequence[str]) -> None:
 
 
 def benchmark_task(
-    name: str, max_questions: int | None = None, revision: str | None = None
+    name: str,
+    max_questions: int | None = None,
+    revision: str | None = None,
+    prompts: PromptPreset = "lighteval",
 ) -> EvalTask:
-    """A benchmark with lighteval's prompts and the hub's data.
+    """Return a benchmark's questions in the data set's order, asked with a preset's prompts.
 
     `revision`: commit of the data set, downloaded where this machine lacks it; the fetched one when
-    empty. GPQA's choices are shuffled with a fixed seed. Raises UserError for an unknown name or
-    data that cannot be had.
+    empty. Raises UserError for an unknown name or data that cannot be had.
     """
     if name not in BENCHMARKS:
         raise UserError(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
-    from rlt_core.evaluation.adapter import benchmark_questions
+    benchmark = BENCHMARKS[name]
+    places = random.Random(CHOICES_SEED)
+    questions = [
+        {
+            "question_id": f"{name}-{index:04d}",
+            **_asked(benchmark, row, prompts, places),
+            "grader": benchmark.grader,
+            "metadata": None,
+        }
+        for index, row in enumerate(_rows(benchmark, _folder(name, benchmark, revision)))
+    ]
+    return EvalTask(name, questions[:max_questions])
 
-    return EvalTask(name, benchmark_questions(name, revision)[:max_questions])
+
+def _asked(
+    benchmark: Benchmark, row: Mapping[str, Any], prompts: PromptPreset, places: random.Random
+) -> dict[str, str]:
+    """The question with its instruction, and the gold answer. The right choice takes a random
+    place among the wrong ones, as lighteval does."""
+    problem, answer = str(row[benchmark.problem]), str(row[benchmark.answer])
+    choices: dict[str, str] = {}
+    if benchmark.wrong:
+        texts = [row[column].strip() for column in benchmark.wrong]
+        place = places.randint(0, len(texts))
+        texts.insert(place, answer.strip())
+        choices = dict(zip(ascii_uppercase, texts, strict=False))
+        problem, answer = problem.strip(), ascii_uppercase[place]
+    template = benchmark.prompts[prompts]
+    return {"question": template.format(problem=problem, **choices), "answer": answer}
+
+
+def _rows(benchmark: Benchmark, folder: Path) -> list[dict[str, Any]]:
+    from datasets import load_dataset
+
+    with tempfile.TemporaryDirectory() as cache:
+        loaded = load_dataset(str(folder), benchmark.subset, cache_dir=cache)
+        return list(loaded[benchmark.split])
+
+
+def _folder(name: str, benchmark: Benchmark, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        if revision:
+            return snapshot(benchmark.repo, revision, "dataset", ["*"])
+        found = snapshot_download(
+            benchmark.repo, repo_type="dataset", cache_dir=cache_folder(), local_files_only=True
+        )
+        return Path(found)
+    except (LocalEntryNotFoundError, UserError) as error:
+        terms = " (gated: accept its terms on the hub and set HF_TOKEN)" if benchmark.gated else ""
+        why = f"; {error}" if revision else ""
+        raise UserError(
+            f"task {name}: data set {benchmark.repo} is not on this machine{terms}; "
+            f"run `rlt fetch` with this profile once, with network{why}"
+        ) from None

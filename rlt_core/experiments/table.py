@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rlt_core.config import Config, HubModel, ModelSource
 from rlt_core.experiments.nodes import Nodes
 from rlt_core.graph import Node, upstream
+from rlt_core.report import paper as paper_numbers
 from rlt_core.stages import TableRow
 
 BySeed = Mapping[int, Node]
 """Training seed -> model."""
+
+
+def paper_size(config: Config, student: ModelSource) -> str | None:
+    """Size in the paper's names of rows (`7B`) where teacher, students and data are the paper's;
+    None where its numbers belong to other rows than ours."""
+    models = [one.repo if isinstance(one, HubModel) else "" for one in (config.base_model, student)]
+    if models[0] != paper_numbers.TEACHER or config.data.source != paper_numbers.DATA:
+        return None
+    return paper_numbers.STUDENTS.get(models[1])
 
 
 class Table:

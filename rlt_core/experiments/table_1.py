@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from rlt_core.config import Config, HubModel, LargerStudent, StudentSFTConfig
+from rlt_core.config import Config, HubModel, LargerStudent, ModelSource, StudentSFTConfig
 from rlt_core.experiments.nodes import Nodes
 from rlt_core.experiments.students import rlt_student
-from rlt_core.experiments.table import Table
+from rlt_core.experiments.table import Table, paper_size
 from rlt_core.graph import Node
-from rlt_core.report.paper import REPOSITORIES
+from rlt_core.report.paper import REPOSITORIES, S1, S1K, SKY_T1, SUBSET
 
 REFERENCES = ("Qwen/QwQ-32B", "deepseek-ai/DeepSeek-R1")
 """Models of the hub that the paper shows for orientation."""
-OF_SOURCES = {
-    ("s1", "32B-1K"): "s1-32B + budget forcing",
-    ("sky-t1", "32B"): "Sky-T1-32B",
-}
-"""Trace source and students -> the paper's row, which are of 32B only."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +29,12 @@ class _Students:
     sources: tuple[str, ...]
     """Other data sets of which there are such students."""
     larger: LargerStudent | None
-    paper: str
-    """Behind the paper's names: `7B-1K`."""
+    paper: str | None
+    """Behind the paper's names: `7B-1K`; None where the paper has no such students."""
+
+    def quoted(self, kind: str) -> str | None:
+        """The paper's row of these students."""
+        return f"{kind}-{self.paper}" if self.paper else None
 
 
 def table_1(config: Config) -> Node:
@@ -48,22 +47,26 @@ def table_1(config: Config) -> Node:
         if repo not in imported:
             why = f"quoted; `--set imports.models.{row.lower()}=hub:{repo}` evaluates it here"
             table.missing(row, row.lower(), why, paper=row)
-    size = "32B" if config.profile.startswith("paper-32b") else "7B"
-    table.given("Base model", "base", nodes.student_base, paper=f"Qwen2.5-{size}-Instruct")
-    _rows(table, nodes.student_base, None, size)
+    student = config.student or config.base_model
+    table.given("Base model", "base", nodes.student_base, paper=_quoted(student))
+    _rows(table, nodes.student_base, None, paper_size(config, student))
     if larger := config.larger_student:
         base = nodes.model(larger.model, "larger-student")
-        table.given(
-            "Base model, larger", "base-large", base, paper="Qwen2.5-32B-Instruct", baseline="base"
-        )
-        _rows(table, base, larger, "32B")
+        quoted = _quoted(larger.model)
+        table.given("Base model, larger", "base-large", base, paper=quoted, baseline="base")
+        _rows(table, base, larger, paper_size(config, larger.model))
     for name, source in config.imports.models.items():
-        paper = REPOSITORIES.get(source.repo) if isinstance(source, HubModel) else None
-        table.given(f"Imported: {name}", name, nodes.model(source, name), paper, baseline="base")
+        model = nodes.model(source, name)
+        table.given(f"Imported: {name}", name, model, _quoted(source), baseline="base")
     return table.report(primary="rlt")
 
 
-def _rows(table: Table, base: Node, larger: LargerStudent | None, size: str) -> None:
+def _quoted(source: ModelSource) -> str | None:
+    """The paper's row of a model as it is."""
+    return REPOSITORIES.get(source.repo) if isinstance(source, HubModel) else None
+
+
+def _rows(table: Table, base: Node, larger: LargerStudent | None, size: str | None) -> None:
     for students in _kinds(table.nodes.config, base, larger, size):
         _source_rows(table, students)
         _solution_row(table, students)
@@ -72,21 +75,23 @@ def _rows(table: Table, base: Node, larger: LargerStudent | None, size: str) -> 
 
 
 def _kinds(
-    config: Config, base: Node, larger: LargerStudent | None, size: str
+    config: Config, base: Node, larger: LargerStudent | None, size: str | None
 ) -> Iterator[_Students]:
     """The subset's students, then those of all questions."""
     suffix, said = ("-large", ", larger") if larger else ("", "")
+
+    def paper(recipe: StudentSFTConfig) -> str | None:
+        return {SUBSET: size and f"{size}-1K", None: size}.get(recipe.n_questions)
+
     small: tuple[str, ...] = ()
     if subset := config.student_sft_subset:
         sources = config.trace_sources.items()
         small = tuple(name for name, one in sources if one.recipe == "student_sft_subset")
         said_subset = f"{said}, {subset.n_questions} questions"
-        paper = f"{size}-1K"
-        yield _Students(f"{suffix}-subset", said_subset, base, subset, small, larger, paper)
+        yield _Students(f"{suffix}-subset", said_subset, base, subset, small, larger, paper(subset))
     recipe = config.student_sft
     others = tuple(name for name in config.trace_sources if name not in small)
-    paper = f"{size}-1K" if recipe.n_questions else size
-    yield _Students(suffix, said, base, recipe, others, larger, paper)
+    yield _Students(suffix, said, base, recipe, others, larger, paper(recipe))
 
 
 def _by_seed(config: Config, student: Callable[[int], Node]) -> dict[int, Node]:
@@ -105,15 +110,23 @@ def _source_rows(table: Table, students: _Students) -> None:
                 variant, seed, base=students.base, recipe=students.recipe, questions=questions
             )
 
-        forced = ", budget forcing" if source.budget else ""
-        table.trained(
-            f"Traces of {name}{students.said}{forced}",
-            variant,
-            _by_seed(nodes.config, student),
-            paper=OF_SOURCES.get((name, students.paper)),
-            baseline=f"dataset{students.suffix}",
-            budget=source.budget,
-        )
+        trained = _by_seed(nodes.config, student)
+        said, baseline = f"Traces of {name}{students.said}", f"dataset{students.suffix}"
+        if (source.data.source, students.paper) == (S1K, "32B-1K"):
+            why = "quoted; with how many continuations, the paper does not say"
+            table.missing(S1, "s1-32b", why, paper=S1)
+        if not source.budgets:
+            theirs = (source.data.source, students.paper) == (SKY_T1, "32B")
+            table.trained(said, variant, trained, "Sky-T1-32B" if theirs else None, baseline)
+        for budget in source.budgets:
+            times = f"{budget.continuations} continuation{'s' * (budget.continuations != 1)}"
+            table.trained(
+                f"{said}, budget forcing, {times}",
+                f"{variant}-continued-{budget.continuations}",
+                trained,
+                baseline=baseline,
+                budget=budget,
+            )
 
 
 def _solution_row(table: Table, students: _Students) -> None:
@@ -143,7 +156,7 @@ def _dataset_row(table: Table, students: _Students) -> None:
         f"Data set's traces{students.said}",
         variant,
         _by_seed(nodes.config, student),
-        paper=f"Bespoke-{students.paper}",
+        paper=students.quoted("Bespoke"),
         baseline="base-large" if students.larger else "base",
     )
 
@@ -165,6 +178,6 @@ def _rlt_row(table: Table, students: _Students) -> None:
         f"RLT traces{students.said}",
         variant,
         _by_seed(nodes.config, student),
-        paper=f"RLT-{students.paper}",
+        paper=students.quoted("RLT"),
         baseline=f"dataset{students.suffix}",
     )

@@ -6,7 +6,7 @@ from rlt_core.config import Config
 from rlt_core.errors import UserError
 from rlt_core.experiments.nodes import Nodes
 from rlt_core.experiments.students import rlt_student
-from rlt_core.experiments.table import BySeed, Table
+from rlt_core.experiments.table import BySeed, Table, paper_size
 from rlt_core.graph import Node
 
 
@@ -18,15 +18,20 @@ def table_2(config: Config) -> Node:
     table = Table(nodes, "table-2")
     table.given("Base model", "base", nodes.student_base)
     untouched = {seed: nodes.student_base for seed in config.seeds}
-    _after_rl(table, "RL, no cold-start", "none", untouched, "RL, no cold-start (7B)")
+    theirs = paper_size(config, config.student or config.base_model) == "7B"
+
+    def quoted(row: str) -> str | None:
+        return row if theirs else None
+
+    _after_rl(table, "RL, no cold-start", "none", untouched, quoted("RL, no cold-start (7B)"))
     raw = {seed: _raw_traces(nodes, seed) for seed in config.seeds}
     starts = {seed: nodes.student_sft("raw", seed, traces) for seed, traces in raw.items()}
-    _rows(table, "Raw traces of RL", "raw", starts, "RL cold-start (raw) + RL")
-    _refined_rows(table, raw)
+    _rows(table, "Raw traces of RL", "raw", starts, quoted("RL cold-start (raw) + RL"))
+    _refined_rows(table, raw, quoted("RL cold-start (GPT) + RL"))
     starts = {seed: nodes.student_sft("dataset", seed) for seed in config.seeds}
-    _rows(table, "Data set's traces", "dataset", starts, "Bespoke-7B + RL")
+    _rows(table, "Data set's traces", "dataset", starts, quoted("Bespoke-7B + RL"))
     starts = {seed: rlt_student(nodes, seed) for seed in config.seeds}
-    _rows(table, "RLT traces", "rlt", starts, "RLT-7B + RL")
+    _rows(table, "RLT traces", "rlt", starts, quoted("RLT-7B + RL"))
     return table.report(primary="rlt+rl")
 
 
@@ -38,8 +43,8 @@ def _raw_traces(nodes: Nodes, seed: int) -> Node:
     return nodes.traces(solver, "raw", seed, context="student")
 
 
-def _refined_rows(table: Table, raw: BySeed) -> None:
-    nodes, paper = table.nodes, "RL cold-start (GPT) + RL"
+def _refined_rows(table: Table, raw: BySeed, paper: str | None) -> None:
+    nodes = table.nodes
     refinement = nodes.config.trace_refinement
     if refinement is None:
         why = (
@@ -56,12 +61,12 @@ def _refined_rows(table: Table, raw: BySeed) -> None:
     _rows(table, "Refined traces of RL", variant, starts, paper)
 
 
-def _rows(table: Table, name: str, variant: str, starts: BySeed, paper: str) -> None:
+def _rows(table: Table, name: str, variant: str, starts: BySeed, paper: str | None) -> None:
     table.trained(name, variant, starts, baseline="base")
     _after_rl(table, f"{name} + RL", variant, starts, paper)
 
 
-def _after_rl(table: Table, name: str, variant: str, starts: BySeed, paper: str) -> None:
+def _after_rl(table: Table, name: str, variant: str, starts: BySeed, paper: str | None) -> None:
     nodes = table.nodes
     models = {seed: nodes.student_grpo(start, variant, seed) for seed, start in starts.items()}
     baseline = None if variant == "dataset" else "dataset+rl"

@@ -60,12 +60,17 @@ S1_RECIPE = StudentSFTConfig(
 
 EVALUATION = EvaluationConfig(
     tasks=("aime24", "math_500", "gpqa_diamond"), n=4, samples={"aime24": 64, "gpqa_diamond": 8},
-    temperature=0.6, top_p=0.95, max_tokens=32768, dtype="bfloat16",
+    temperature=0.6, top_p=0.95, max_tokens=32768, dtype="bfloat16", prompts="skythought",
 )  # fmt: skip
-"""Ours: the paper does not say how it sampled. Temperature, top-p, length and AIME24's 64 are those
+"""Ours: the paper does not say how it sampled, and names lighteval while its repository names
+SkyThought, whose instruction its training questions carry. SkyThought's command line samples
+greedily, its examples for Sky-T1 as here. Temperature, top-p, length and AIME24's 64 are those
 of DeepSeek-R1 (https://github.com/deepseek-ai/DeepSeek-R1, section 4), whose distilled students
 start from Qwen2.5, too. At 20% right, chance in sampling moves AIME24's 30 questions by a standard
 error of at most 7.3 points with one completion each, 3.7 with 4, 0.9 with 64."""
+S1_CONTINUATIONS = (1, 2, 4, 6)
+"""How often s1's students are made to think on, a row each: s1 (arXiv 2501.19393) tries several,
+and the paper does not say which number is its row's."""
 
 
 def countdown(max_prompt_tokens: int) -> CountdownConfig:
@@ -88,7 +93,10 @@ def trace_sources(max_thinking_tokens: int) -> dict[str, TraceSource]:
         "s1": TraceSource(
             data=whole.model_copy(update=s1),
             recipe="student_sft_subset",
-            budget=BudgetForcing(max_thinking_tokens=max_thinking_tokens, continuations=2),
+            budgets=tuple(
+                BudgetForcing(max_thinking_tokens=max_thinking_tokens, continuations=times)
+                for times in S1_CONTINUATIONS
+            ),
         ),
         "sky-t1": TraceSource(data=whole.model_copy(update=sky_t1)),
     }

@@ -23,6 +23,7 @@ from rlt_core.config import (
     TeacherSFTConfig,
     TraceSource,
 )
+from rlt_core.profiles.paper import S1_CONTINUATIONS
 
 
 def tiny() -> Config:
@@ -60,7 +61,10 @@ def tiny() -> Config:
         trace_sources={
             "s1": TraceSource(
                 data=other.model_copy(update={"source": "arithmetic-s1", "n_train": 100}),
-                budget=BudgetForcing(max_thinking_tokens=80, continuations=1, continuation=";"),
+                budgets=tuple(
+                    BudgetForcing(max_thinking_tokens=80, continuations=times, continuation=";")
+                    for times in S1_CONTINUATIONS
+                ),
             ),
             "sky-t1": TraceSource(
                 data=other.model_copy(update={"source": "arithmetic-sky-t1", "n_train": 1200})

@@ -45,10 +45,19 @@ REPOSITORIES: dict[str, str] = {
     "bespokelabs/Bespoke-Stratos-32B": "Bespoke-32B",
     "SakanaAI/RLT-7B": "RLT-7B",
     "SakanaAI/RLT-32B": "RLT-32B",
-    "simplescaling/s1-32B": "s1-32B + budget forcing",
     "NovaSky-AI/Sky-T1-32B-Preview": "Sky-T1-32B",
 }
-"""Model on the hub -> its row."""
+"""Model on the hub -> its row. s1-32B has none: its row is forced, how often is not known."""
+S1 = "s1-32B + budget forcing"
+
+TEACHER = "Qwen/Qwen2.5-7B-Instruct"
+STUDENTS = {"Qwen/Qwen2.5-7B-Instruct": "7B", "Qwen/Qwen2.5-32B-Instruct": "32B"}
+"""What its students start from -> their size in the rows' names."""
+DATA = "hub:bespokelabs/Bespoke-Stratos-17k"
+SKY_T1 = "hub:NovaSky-AI/Sky-T1_data_17k"
+S1K = "hub:simplescaling/s1K"
+SUBSET = 1000
+"""Questions of its `-1K` rows."""
 
 OVERLAP = (("countdown-base+rl", "countdown-dataset"), "> 98.5%")
 """Of the problems solved by direct RL and by the data set's student; which measure of overlap, the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from typing import Any
 
 from rlt_core import processes
@@ -17,7 +18,7 @@ from tasks.job import Job
 from tasks.shards import LongWork, in_shards
 
 if processes.rank() == 0:
-    import rlt_core.evaluation.adapter  # noqa: F401 (slow to import: preloaded for who scores)
+    import rlt_core.evaluation.adapter  # noqa: F401 (slow to import: preloaded where it runs)
 
 
 def run(job: Job) -> dict[str, float]:
@@ -38,16 +39,25 @@ def run(job: Job) -> dict[str, float]:
 
 
 def examine(work: LongWork, examination: Examination, shard_questions: int) -> dict[str, float]:
-    """Completions are drawn and graded in shards; the first process then has lighteval score them.
-    Returns what `Examination.score` does, nothing in other processes."""
+    """Completions are sampled in shards, which other processes and machines share; the first
+    process runs lighteval, which asks for them, grades and scores. Returns what `Examination.run`
+    does, nothing in other processes."""
+
+    sample = partial(
+        in_shards, work, "eval_samples", examination.requests, shard_questions, examination.complete
+    )
+
+    def answer() -> list[dict[str, Any]]:
+        sample()
+        rows = read_rows(work.out, "eval_samples")
+        shutil.rmtree(work.out / "eval_samples")  # one file, however it was shared
+        return rows
+
     with examination:
-        requests, answer = examination.requests, examination.answer
-        in_shards(work, "eval_samples", requests, shard_questions, answer)
-    if processes.rank():
-        return {}
-    samples = read_rows(work.out, "eval_samples")
-    shutil.rmtree(work.out / "eval_samples")  # one file, however it was shared
-    return examination.score(samples, work.out)
+        if processes.rank() or work.machine:
+            sample()
+            return {}
+        return examination.run(answer, work.out, work.control)
 
 
 def _task(job: Job, name: str, config: EvaluationStageConfig) -> EvalTask:
@@ -62,7 +72,8 @@ def _task(job: Job, name: str, config: EvaluationStageConfig) -> EvalTask:
                 f"benchmark {name}: run `rlt fetch` for this profile while online, or name a "
                 f"commit in evaluation.revisions.{name}"
             )
-        return benchmark_task(name, config.evaluation.max_questions, commit)
+        evaluation = config.evaluation
+        return benchmark_task(name, evaluation.max_questions, commit, evaluation.prompts)
     return EvalTask(name, _held_out(job, "questions", "data.n_test"))
 
 

@@ -154,7 +154,7 @@ def test_a_machine_that_fetched_nothing_downloads_the_benchmark_of_its_node(
         f"print(benchmark_task('math_500', revision={COMMIT!r}).questions[0]['answer'])"
     )
     done = run(hub, tmp_path / "here", "-c", ask)
-    assert done.stdout.split() == ["\\frac12"], done.stderr
+    assert done.stdout.split() == ["\\frac{1}{2}"], done.stderr
     assert "rows.jsonl" in _Hub.downloads
     monkeypatch.setattr(_Hub, "repo", "another/one")
     done = run(hub, tmp_path / "elsewhere", "-c", ask)

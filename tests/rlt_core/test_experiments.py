@@ -120,13 +120,69 @@ def test_table_1_stands_in_the_paper_s_order() -> None:
     ]  # fmt: skip
 
 
-def test_the_s1_rows_alone_are_tested_with_budget_forcing() -> None:
-    forced = {
-        node.variant
-        for node in graph("table-1").values()
-        if node.stage.name == "evaluation" and node.config.evaluation.budget  # type: ignore[attr-defined]
-    }
-    assert forced == {"s1", "s1-large"}
+@pytest.mark.parametrize("profile", ["smoke", "tiny", "paper-7b", "paper-32b"])
+def test_every_number_of_continuations_is_a_row_and_only_those_of_s1(profile: str) -> None:
+    forced: dict[str, list[int]] = {}
+    for node in graph("table-1", profile).values():
+        budget = node.stage.name == "evaluation" and node.config.evaluation.budget  # type: ignore[attr-defined]
+        if budget:
+            assert (
+                node.variant == f"{node.inputs['model'].variant}-continued-{budget.continuations}"
+            )
+            forced.setdefault(node.inputs["model"].variant, []).append(budget.continuations)
+    assert forced.keys() == ({"s1"} if profile == "paper-32b" else {"s1", "s1-large"})
+    assert all(sorted(times) == [1, 2, 4, 6] for times in forced.values())
+    rows = {row.model: row for row in shown("table-1", profile).rows}
+    assert all(row.paper is None for model, row in rows.items() if "-continued-" in model)
+    quoted = [row for row in rows.values() if row.paper == "s1-32B + budget forcing"]
+    assert [bool(row.missing) for row in quoted] == [True] * profile.startswith("paper-")
+
+
+def test_one_number_of_continuations_cannot_be_two_rows() -> None:
+    change = 'trace_sources.s1.budgets=[{"continuations":1},{"continuations":1,"continuation":"!"}]'
+    with pytest.raises(UserError, match="must differ in `continuations`"):
+        load_config("tiny", [change])
+
+
+SELF = {"QwQ-32B", "DeepSeek-R1"}
+FULL = ("student_sft_subset=null", "larger_student=null")
+
+
+@pytest.mark.parametrize(
+    ("profile", "changes", "quoted"),
+    [
+        ("smoke", (), set()),
+        ("tiny", (), set()),
+        ("paper-7b", FULL, {"Qwen2.5-7B-Instruct", "Bespoke-7B", "RLT-7B"}),
+        ("paper-7b", (*FULL, "student=hub:Qwen/Qwen2.5-1.5B-Instruct"), set()),
+        ("paper-7b", (*FULL, "base_model=hub:Qwen/Qwen3-8B"), {"Qwen2.5-7B-Instruct"}),
+        ("paper-7b", (*FULL, "data.source=hub:me/mine"), {"Qwen2.5-7B-Instruct"}),
+        ("paper-7b", (*FULL, "student_sft.n_questions=500"), {"Qwen2.5-7B-Instruct"}),
+        (
+            "paper-32b",
+            ("student_sft_subset=null", "trace_sources.sky-t1.data.source=hub:me/mine"),
+            {"Qwen2.5-32B-Instruct", "Bespoke-32B", "RLT-32B"},
+        ),
+        (
+            "paper-7b",
+            (*FULL, "imports.models.theirs=hub:simplescaling/s1-32B"),
+            {"Qwen2.5-7B-Instruct", "Bespoke-7B", "RLT-7B"},
+        ),
+    ],
+)
+def test_a_number_is_quoted_beside_the_row_that_it_belongs_to(
+    profile: str, changes: tuple[str, ...], quoted: set[str]
+) -> None:
+    rows = shown("table-1", profile, *changes).rows
+    assert {row.paper for row in rows if row.paper} - {"s1-32B + budget forcing"} == SELF | quoted
+
+
+@pytest.mark.parametrize(("profile", "quoted"), [("smoke", 0), ("paper-7b", 5), ("paper-32b", 0)])
+def test_table_2_quotes_the_paper_s_7b_students_alone(profile: str, quoted: int) -> None:
+    rows = [row for row in shown("table-2", profile).rows if row.paper]
+    assert len(rows) == quoted and all(
+        "7B" in str(row.paper) or "RL" in str(row.paper) for row in rows
+    )
 
 
 def test_larger_students_choose_a_trace_that_fits() -> None:

@@ -25,8 +25,8 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "math_500": [
         {
             "problem": "Half?",
-            "solution": "It is $\\boxed{\\frac12}$.",
-            "answer": "x",
+            "solution": "It is not $\\boxed{7}$ but a half.",
+            "answer": "\\frac{1}{2}",
             "subject": "Algebra",
             "level": 1,
             "unique_id": "test/algebra/1.json",

@@ -261,7 +261,7 @@ def test_a_models_evaluation_is_forced(tmp_path: Path) -> None:
             model_key="feedfacefeedface", resources=resources,
         )  # fmt: skip
         with examination:
-            return examination.answer(examination.requests, Control()), examination.requests
+            return examination.complete(examination.requests, Control()), examination.requests
 
     free, _ = evaluate(config)
     rows, asked = evaluate(config.model_copy(update={"budget": budget}))

@@ -35,7 +35,8 @@ def evaluate(model: Path, out: Path, config: EvaluationConfig) -> list[dict[str,
         model, tasks, config, format=FORMAT, key="0123456789abcdef", seed=0, model_key="m",
         resources=StageResources(tokens_per_batch=65536),
     ) as examination:  # fmt: skip
-        examination.score(examination.answer(examination.requests, Control()), out)
+        control = Control()
+        examination.run(lambda: examination.complete(examination.requests, control), out, control)
     return read_rows(out, "eval_samples")
 
 

@@ -23,7 +23,6 @@ from rlt_core.evaluation.run import Examination, given_solution
 from rlt_core.evaluation.tasks import EvalTask
 from rlt_core.formats import load_format
 from rlt_core.generation import open_engine, sample_seed
-from rlt_core.grading import Grader
 from rlt_core.grading.grade import grade
 from rlt_core.grading.types import UNGRADED, GradeItem
 from rlt_core.models import load_tokenizer, new_model, save_model, tiny_tokenizer
@@ -181,10 +180,10 @@ def test_a_stopped_evaluation_goes_on_and_ends_the_same(model: Path, tmp_path: P
     assert tables(tmp_path / "broken") == tables(tmp_path / "whole")
 
 
-def test_what_was_answered_and_graded_is_not_again(
+def test_what_was_answered_is_not_again(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed after its last shard, or while lighteval scored."""
+    """Killed after its last shard, while it was graded, or while lighteval scored."""
     tasks = [EvalTask("test", questions(10))]
     evaluate(model, tasks, tmp_path)
     whole = tables(tmp_path)
@@ -193,10 +192,30 @@ def test_what_was_answered_and_graded_is_not_again(
     def never(*_: object) -> None:
         raise AssertionError("a second time")
 
-    monkeypatch.setattr(Grader, "grade_many", never)
     monkeypatch.setattr(Examination, "_engine", property(never))
+    looks = iter([False] * 4)
+    stopping = Control(should_stop=lambda: next(looks, True))
+    with pytest.raises(Stopped):
+        evaluate(model, tasks, tmp_path, control=stopping)
+    assert next(looks, None) is None and tables(tmp_path) == {}
     evaluate(model, tasks, tmp_path)
     assert tables(tmp_path) == whole
+
+
+def test_a_completion_that_hangs_the_grader_costs_itself_alone(model: Path, tmp_path: Path) -> None:
+    rows = [question | {"grader": "math"} for question in questions(3, {"q0": "4", "q1": "4"})]
+    config = CONFIG.model_copy(update={"n": 1, "pass_at": (), "grading_timeout_s": 2.0})
+    with examination(model, [EvalTask("test", rows)], config) as one:
+        texts = [r"It is \boxed{4}.", r"\boxed{9^{9^{9^{9}}}}", r"\boxed{5}, no, \boxed{4}"]
+
+        def answer() -> list[dict[str, Any]]:
+            completed = one.complete(one.requests, Control())
+            return [row | {"completion": text} for row, text in zip(completed, texts, strict=True)]
+
+        one.run(answer, tmp_path, Control())
+    samples = read_rows(tmp_path, "eval_samples")
+    assert [row["completion"] for row in samples] == texts
+    assert [row["outcome"] == "correct" for row in samples] == [True, False, True]
 
 
 @pytest.mark.parametrize("shard_questions", [1, 5, 100])

@@ -1,4 +1,4 @@
-"""`evaluation.samples`: a task's own number of completions, and keys that do not know of it."""
+"""Fields of `evaluation`: a task's own number of completions, prompts; what keys know of them."""
 
 import pytest
 
@@ -14,13 +14,21 @@ def evaluations(*assignments: str, target: str = "full-pipeline") -> dict[str, N
     return {node.name: node for node in nodes if node.stage.name == "evaluation"}
 
 
-def test_keys_from_before_the_field_stand() -> None:
-    """Artifacts and a frozen study have them."""
+def test_no_samples_of_its_own_leave_the_key() -> None:
     base = evaluations()["evaluation[base]"]
-    assert base.key == "3a4f1bc9d0f93d00"
     assert "samples" not in base.config.model_dump(mode="json")["evaluation"]
     assert evaluations("evaluation.samples={}")["evaluation[base]"].key == base.key
     assert evaluations("evaluation.samples.test=3")["evaluation[base]"].key != base.key
+
+
+def test_the_prompts_are_part_of_the_key() -> None:
+    asked = {
+        evaluations(*change)["evaluation[base]"].key
+        for change in ((), ("evaluation.prompts=lighteval",), ("evaluation.prompts=skythought",))
+    }
+    assert len(asked) == 2
+    with pytest.raises(UserError, match=r"evaluation\.prompts"):
+        load_config("smoke", ["evaluation.prompts=simple-evals"])
 
 
 def test_an_evaluation_knows_only_the_samples_of_its_own_tasks() -> None:
