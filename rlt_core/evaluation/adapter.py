@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,8 +76,9 @@ def run_tasks(
     """Generate, grade and score with lighteval's pipeline; `samples_of`: completions of each
     question of a task. Nothing is written to `out`, which lighteval wants to be told. Raises what
     the callbacks raise, KeyError for a question that was not answered."""
-    metrics = {task.name: _metric(samples_of(task.name), grade, score) for task in tasks}
-    pipeline = _Pipeline([_task(task, metrics[task.name]) for task in tasks], _Model(answer), out)
+    scored = {task.name: _Scored(score) for task in tasks}
+    made = [_task(task, _Graded(samples_of(task.name), grade), scored[task.name]) for task in tasks]
+    pipeline = _Pipeline(made, _Model(answer), out)
     pipeline.evaluate()
     details = pipeline.get_details()
     aggregated = pipeline.evaluation_tracker.metrics_logger.metric_aggregated
@@ -87,7 +89,7 @@ def run_tasks(
             for detail in sorted(details[_full(task.name)], key=lambda one: int(one.doc.id))
             for row in detail.metric[METRIC]
         ],
-        scores=[row for metric in metrics.values() for row in metric.corpus_level_fn.rows],
+        scores=[row for one in scored.values() for row in one.rows],
         metrics={
             f"{task.name}/{name}": value
             for task in tasks
@@ -114,11 +116,11 @@ class _Pipeline(Pipeline):
 
     def _init_tasks_and_requests(self, tasks: str) -> None:
         """Take the given tasks; lighteval's own method asks `Registry` (see the module's text)."""
-        self.registry = None
+        self.registry = None  # type: ignore[assignment]
         self.tasks_dict = {task.full_name: task for task in self._given}
         self.documents_dict = {name: task.get_docs() for name, task in self.tasks_dict.items()}
         docs = [doc for of_task in self.documents_dict.values() for doc in of_task]
-        self.sampling_docs = {SamplingMethod.GENERATIVE: docs}
+        self.sampling_docs = defaultdict(list, {SamplingMethod.GENERATIVE: docs})
         self.evaluation_tracker.task_config_logger.log(self.tasks_dict)
 
 
@@ -207,18 +209,15 @@ class _Scored(CorpusLevelComputation):
         }
 
 
-def _metric(samples: int, grade: Grade, score: Score) -> CorpusLevelMetric:
-    return CorpusLevelMetric(
+# ---------------------------------------------------------------- the tasks
+def _task(task: EvalTask, graded: _Graded, scored: _Scored) -> LightevalTask:
+    metric = CorpusLevelMetric(
         metric_name=METRIC,
         higher_is_better=True,
         category=SamplingMethod.GENERATIVE,
-        sample_level_fn=_Graded(samples, grade),
-        corpus_level_fn=_Scored(score),
+        sample_level_fn=graded,
+        corpus_level_fn=scored,
     )
-
-
-# ---------------------------------------------------------------- the tasks
-def _task(task: EvalTask, metric: CorpusLevelMetric) -> LightevalTask:
     config = LightevalTaskConfig(
         name=task.name,
         prompt_function=_doc,
