@@ -46,6 +46,7 @@ class Table:
         `evaluation`: what differs from the config's."""
         for seed, node in by_seed.items():
             self.parts.append(self.nodes.evaluation(node, model, seed, **evaluation))
+        paper = self._quoted(paper, evaluation)
         self.rows.append(TableRow(name=name, model=model, paper=paper, baseline=baseline))
 
     def given(
@@ -59,9 +60,16 @@ class Table:
     ) -> None:
         """A model as it is: untouched, or from elsewhere. It has no training seeds."""
         self.parts.append(self.nodes.evaluation(node, model, None, **evaluation))
+        paper = self._quoted(paper, evaluation)
         self.rows.append(
             TableRow(name=name, model=model, paper=paper, baseline=baseline, trained=False)
         )
+
+    def _quoted(self, paper: str | None, changes: Mapping[str, Any]) -> str | None:
+        """The paper's row, where ours is tested as it was: on all questions, unforced."""
+        evaluation = self.nodes.config.evaluation
+        forced = changes.get("budget", evaluation.budget)
+        return None if forced or evaluation.max_questions else paper
 
     def missing(self, name: str, model: str, why: str, paper: str | None = None) -> None:
         """A row that does not run."""

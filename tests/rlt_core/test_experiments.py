@@ -158,6 +158,8 @@ FULL = ("student_sft_subset=null", "larger_student=null")
         ("paper-7b", (*FULL, "base_model=hub:Qwen/Qwen3-8B"), {"Qwen2.5-7B-Instruct"}),
         ("paper-7b", (*FULL, "data.source=hub:me/mine"), {"Qwen2.5-7B-Instruct"}),
         ("paper-7b", (*FULL, "student_sft.n_questions=500"), {"Qwen2.5-7B-Instruct"}),
+        ("paper-7b", (*FULL, "evaluation.max_questions=10"), set()),
+        ("paper-7b", (*FULL, 'evaluation.budget={"continuations":2}'), set()),
         (
             "paper-32b",
             ("student_sft_subset=null", "trace_sources.sky-t1.data.source=hub:me/mine"),

@@ -1,11 +1,11 @@
 """The paper's benchmarks as the profiles sample them, from rows in the hub's schema to scores."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from rlt_core.config import EvaluationConfig, ScratchModel, StageResources
+from rlt_core.config import EvaluationConfig, PromptPreset, ScratchModel, StageResources
 from rlt_core.control import Control
 from rlt_core.evaluation.run import Examination
 from rlt_core.evaluation.tasks import BENCHMARKS, benchmark_task
@@ -13,7 +13,9 @@ from rlt_core.formats import load_format
 from rlt_core.models import new_model, save_model, tiny_tokenizer
 from rlt_core.profiles.paper import EVALUATION
 from rlt_core.rows import read_rows
-from tests.rlt_core.evaluation.conftest import ROWS, write_hub
+from rlt_core.stages import EvaluationStageConfig
+from tasks.stages import evaluation
+from tests.rlt_core.evaluation.conftest import COMMIT, ROWS, write_hub
 
 FORMAT = load_format("tiny")
 SHORT = EVALUATION.model_copy(update={"max_tokens": 12, "dtype": "float32", "temperature": 1.0})
@@ -30,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluate(model: Path, out: Path, config: EvaluationConfig) -> list[dict[str, Any]]:
-    tasks = [benchmark_task(name) for name in config.tasks]
+    tasks = [benchmark_task(name, prompts=config.prompts) for name in config.tasks]
     with Examination(
         model, tasks, config, format=FORMAT, key="0123456789abcdef", seed=0, model_key="m",
         resources=StageResources(tokens_per_batch=65536),
@@ -43,6 +45,21 @@ def evaluate(model: Path, out: Path, config: EvaluationConfig) -> list[dict[str,
 def test_the_profiles_ask_as_often_as_the_docs_say() -> None:
     assert {task: EVALUATION.samples_of(task) for task in EVALUATION.tasks} == COUNTS
     assert set(COUNTS) == set(BENCHMARKS)
+
+
+@pytest.mark.usefixtures("hub")
+def test_the_stage_asks_with_the_configs_prompts() -> None:
+    for prompts in get_args(PromptPreset):
+        config = EvaluationStageConfig(
+            evaluation=EVALUATION.model_copy(update={"prompts": prompts}),
+            benchmarks=dict.fromkeys(EVALUATION.tasks, COMMIT),
+            format=FORMAT,
+            seed=0,
+        )
+        for name in EVALUATION.tasks:
+            task = evaluation._task(None, name, config)  # type: ignore[arg-type]
+            assert task == benchmark_task(name, prompts=prompts)
+    assert EVALUATION.prompts == "skythought"
 
 
 def test_many_completions_of_few_questions_are_scored(
