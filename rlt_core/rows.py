@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +12,47 @@ import pyarrow.parquet as pq
 
 from rlt_core.schemas import LOGPROBS, TABLES
 
+ROWS_AT_A_TIME = 5000
+
 
 def write_rows(path: Path, table: str, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write rows of a declared table to one zstd Parquet file; returns their number.
+    """Write rows of a declared table to one zstd Parquet file; returns their number. Few of them
+    are in memory at a time.
 
     Raises ValueError for a column that the table does not have or a row that lacks one.
     """
-    schema = TABLES[table]
+    schema, left, count = TABLES[table], iter(rows), 0
     names = set(schema.names)
-    checked = []
-    for row in rows:
-        if set(row) != names:
-            odd = sorted(set(row) ^ names)
-            raise ValueError(f"row of {table}: columns missing or unknown: {', '.join(odd)}")
-        checked.append(row)
-    write_table(path, pa.Table.from_pylist(checked, schema=schema))
-    return len(checked)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pq.ParquetWriter(path, schema, **_options(schema)) as writer:
+        while part := list(islice(left, ROWS_AT_A_TIME)):
+            for row in part:
+                if set(row) != names:
+                    odd = sorted(set(row) ^ names)
+                    columns = ", ".join(odd)
+                    raise ValueError(f"row of {table}: columns missing or unknown: {columns}")
+            writer.write_table(pa.Table.from_pylist(part, schema=schema))
+            count += len(part)
+    return count
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write one zstd Parquet file.
-
-    Log-probs hardly repeat, but their upper bytes do: split by byte, lists of floats take 3.1
-    bytes a float in place of the 4.5 of a dictionary (SmolLM2's), and are read a quarter faster.
-    """
-    floats = [field.name for field in table.schema if field.type == LOGPROBS]
+    """Write one zstd Parquet file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(
-        table,
-        path,
-        compression="zstd",
-        use_dictionary=[leaf for leaf in _leaves(table.schema) if leaf.split(".")[0] not in floats],
-        use_byte_stream_split=[f"{name}.list.element" for name in floats],
-    )
+    pq.write_table(table, path, **_options(table.schema))
+
+
+def _options(schema: pa.Schema) -> dict[str, Any]:
+    """Log-probs hardly repeat, but their upper bytes do: split by byte, lists of floats take 3.1
+    bytes a float in place of the 4.5 of a dictionary (SmolLM2's), and are read a quarter faster."""
+    floats = [field.name for field in schema if field.type == LOGPROBS]
+    return {
+        "compression": "zstd",
+        "use_dictionary": [
+            leaf for leaf in _leaves(schema) if leaf.split(".")[0] not in floats
+        ],
+        "use_byte_stream_split": [f"{name}.list.element" for name in floats],
+    }
 
 
 def _leaves(schema: pa.Schema) -> list[str]:

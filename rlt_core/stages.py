@@ -101,6 +101,8 @@ class TraceImportConfig(Frozen):
     name: str
     digest: str | None
     """Of the file; empty: the traces of the table `questions` that is read."""
+    max_dropped: float = 0.05
+    """Share of the file's rows that may be unusable."""
     format: PromptFormat
 
 
@@ -253,7 +255,7 @@ class Stage:
 
 _ALL = (
     Stage(
-        "dataset-prep", 2, "dataset", DatasetPrepConfig, ("questions", "dropped", "eval_overlaps")
+        "dataset-prep", 3, "dataset", DatasetPrepConfig, ("questions", "dropped", "eval_overlaps")
     ),
     Stage("base-model", 1, "model", BaseModelConfig, model=True, pool="gpu"),
     Stage(
@@ -268,7 +270,7 @@ _ALL = (
         "trace-generation", 1, "traces", TraceGenerationConfig, ("traces",), pool="gpu",
         shared="shards", splits=True,
     ),
-    Stage("trace-import", 1, "traces", TraceImportConfig, ("traces", "questions")),
+    Stage("trace-import", 2, "traces", TraceImportConfig, ("traces", "questions", "dropped")),
     Stage("trace-refinement", 1, "traces", TraceRefinementConfig, ("traces", "dropped")),
     Stage(
         "trace-scoring", 3, "scores", TraceScoringConfig, ("scores",), pool="gpu",

@@ -10,7 +10,7 @@ from rlt_core.config.base import Commit, Fraction, Frozen, Positive, Seed
 
 
 class FieldMapping(Frozen):
-    """Which column of the source holds what."""
+    """Which column of the source holds what; `a.b` is the field b of the column a."""
 
     question: str = "question"
     """Column with the question."""
@@ -19,7 +19,8 @@ class FieldMapping(Frozen):
     trace: str | None = None
     """Column with the data set's own reasoning trace, if it has one."""
     answer: str | None = None
-    """Column with the final answer that grading compares; else it is read from the solution."""
+    """Column with the final answer that grading compares, or a list of accepted answers; else it
+    is read from the solution."""
     licence: str | None = None
     """Column with the row's licence; else the one on a hub data set's card, if it names one."""
 
@@ -35,13 +36,21 @@ class DataConfig(Frozen):
     hub_split: str = "train"
     """Split of a hub data set."""
     fields: FieldMapping = FieldMapping()
-    """Which columns hold what; a generated or `conversations` source needs none."""
+    """Which columns hold what. Where neither the default columns nor others are named that are
+    there, `problem` / `solution` / `answer`, verl's `reward_model.ground_truth`, ShareGPT's
+    `conversations` and OpenAI's `messages` are looked for; `rlt plan` says what was found."""
     split_at: str | None = None
     """When the solution column holds the working and then the final answer (GSM8K: `####`),
     the text before this marker becomes the trace and the text after it the solution."""
     conversations: bool = False
     """The source has a `conversations` column with tagged traces (Bespoke-Stratos-17k,
     Sky-T1_data_17k)."""
+    turns: Literal["one", "last"] = "one"
+    """Of a conversation of several exchanges: `one` drops and lists it, `last` takes its last
+    exchange without what came before."""
+    max_dropped: Fraction = 0.05
+    """Share of rows that may be unusable (unreadable, empty, misplaced tags, a provider's error
+    message): they are dropped and listed; above it the data set is refused."""
     n_train: Positive | None = None
     """Training questions to keep, chosen by `seed`; all when empty."""
     n_validation: int = Field(default=64, ge=0)

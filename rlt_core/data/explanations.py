@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from rlt_core.data.files import read_records
-from rlt_core.data.rawrow import RawRow, question_id, refuse_tags
-from rlt_core.errors import UserError
+from rlt_core.data.files import BadRow, Number, Record, read_all, value_of
+from rlt_core.data.rawrow import RawRow, question_id, require_text, require_written
 from rlt_core.formats import PromptFormat
 
 REQUIRED = ("question", "solution", "explanation")
@@ -34,59 +32,51 @@ class Explanation:
 def read_explanations(path: Path, format: PromptFormat) -> list[Explanation]:
     """Every row, in order. `closed` is true where the file does not say.
 
-    Raises UserError naming file, row, field and the mend.
+    Raises UserError naming file, row, field and fix: none is left out, as row i of the scores is
+    row i of the file.
     """
-    rows: list[RawRow] = []
-    closed: list[bool] = []
-    for number, record in read_records(path):
-        texts = {name: _text(record, name, f"{path}, row {number}") for name in REQUIRED}
-        rows.append(RawRow(number, texts["question"], texts["solution"], texts["explanation"]))
-        _refuse_own_tags(texts["explanation"], format, f"{path}, row {number}")
-        closed.append(_closed(record.get("closed"), f"{path}, row {number}"))
-    if not rows:
-        raise UserError(f"{path}: there is no row in it")
-    refuse_tags([replace(row, trace=None) for row in rows], format, str(path))
-    return _numbered(rows, closed)
-
-
-def _refuse_own_tags(text: str, format: PromptFormat, place: str) -> None:
-    """An explanation may speak of any tag but those that it stands between."""
-    for tag in (format.explanation_open, format.explanation_close):
-        if tag in text:
-            raise UserError(
-                f"{place}: the explanation contains {tag}; give the text between the tags alone, "
-                "and say in `closed` whether the closing one was written"
-            )
-
-
-def _numbered(rows: Sequence[RawRow], closed: Sequence[bool]) -> list[Explanation]:
     samples: Counter[str] = Counter()
     found = []
-    for row, is_closed in zip(rows, closed, strict=True):
-        # Rewards are ranked among explanations of one question with one solution.
-        key = question_id(f"{row.question}\n{row.solution}")
-        text = row.trace or ""
-        found.append(Explanation(key, samples[key], row.question, row.solution, text, is_closed))
-        samples[key] += 1
+    for row in read_all(path, partial(_explanation, format=format)):
+        found.append(replace(row, sample=samples[row.question_id]))
+        samples[row.question_id] += 1
     return found
 
 
-def _text(record: dict[str, Any], name: str, place: str) -> str:
+def _explanation(number: int, record: Record, format: PromptFormat) -> Explanation:
+    question, solution, text = (_text(record, name) for name in REQUIRED)
+    require_written(RawRow(number, question, solution), format)
+    for tag in (format.explanation_open, format.explanation_close):
+        # It may contain any tag but those around it.
+        if tag in text:
+            raise BadRow(
+                "tags",
+                f"the explanation contains {tag}; give the text between the tags alone, and say in "
+                "`closed` whether the closing one was written",
+            )
+    # Rewards are ranked among explanations of one question with one solution.
+    key = question_id(f"{question}\n{solution}")
+    return Explanation(key, 0, question, solution, text, _closed(record))
+
+
+def _text(record: Record, name: str) -> str:
     if name not in record:
-        raise UserError(f"{place}: no field {name!r}; it has {', '.join(record)}")
-    value = record[name]
-    if not isinstance(value, str):
-        raise UserError(f"{place}: {name} must be text, found {type(value).__name__}")
-    if not value and name != "explanation":
-        raise UserError(f"{place}: empty {name}; it has no reward: leave the row out")
-    return value
+        raise BadRow("missing", f"no field {name!r}; it has {', '.join(map(str, record))}")
+    value = record[name] if name == "explanation" else value_of(record, name)
+    if value is None and name != "explanation":
+        raise BadRow("empty", f"empty {name}; it has no reward: leave the row out")
+    if not isinstance(value, str) or isinstance(value, Number):
+        kind = "a number" if isinstance(value, Number) else type(value).__name__
+        raise BadRow("unreadable", f"{name} must be text, found {kind}")
+    return require_text(value, name)
 
 
-def _closed(value: Any, place: str) -> bool:
+def _closed(record: Record) -> bool:
+    value = value_of(record, "closed") if "closed" in record else None
     if value is None:
         return True
     words = {"true": True, "false": False}
     known = words.get(value.lower()) if isinstance(value, str) else value
     if not isinstance(known, bool):
-        raise UserError(f"{place}: closed must be true or false, found {value!r}")
+        raise BadRow("unreadable", f"closed must be true or false, found {value!r}")
     return known

@@ -3,113 +3,324 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
-from collections.abc import Iterator
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
 
 from rlt_core.errors import UserError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+BATCH_ROWS = 256
+"""Rows of a Parquet file that are decoded at a time."""
+MISSING = frozenset({"", "nan", "-nan", "<na>", "null", "none", "inf", "-inf"})
+"""How pandas and Python write a missing value or a division by zero where all cells are text."""
 
-Record = dict[str, Any]
+Record = Mapping[str, Any]
+Read = Callable[[], Record]
+T = TypeVar("T")
 
 
-def read_records(path: Path) -> Iterator[tuple[int, Record]]:
-    """(1-based row, fields) of every row. The row of a JSONL file is its line. Raises UserError."""
+class BadRow(Exception):
+    """A row that cannot be used: `reason` is a word for the table `dropped`, the message says what
+    is wrong and how to fix it."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message.encode("utf-8", "backslashreplace").decode())
+        self.reason = reason
+
+
+class Number(str):
+    """A number with its digits as the file has them."""
+
+
+class Twice:
+    """The value of a field whose name the row has twice."""
+
+
+def read_records(path: Path) -> Iterator[tuple[int, Read]]:
+    """(1-based row, how to read its fields) of every row. The row of a JSONL file is its line.
+
+    Reading a row may raise `BadRow` or whatever its content makes a parser raise: call it inside
+    `checked`. Raises UserError for what is wrong with the file as a whole.
+    """
     if not path.exists():
         raise UserError(f"{path}: no such file (paths start at {Path.cwd()})")
     if path.suffix not in SUFFIXES or not path.is_file():
         raise UserError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
     readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
-    return readers[path.suffix](path)
-
-
-def _decode(path: Path, row: int, data: bytes) -> str:
+    row = 0
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
+        for row, read in readers[path.suffix](path):
+            yield row, read
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file makes its parser raise anything
+        place = f"{path}, row {row + 1}" if row else f"{path}"
         raise UserError(
-            f"{path}, row {row}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as "
-            "UTF-8"
+            f"{place}: not a readable {path.suffix} file ({said(error)}); write it again"
         ) from None
 
 
-def _parse(path: Path, row: int | None, text: str) -> Any:
+def checked(read: Callable[[], T]) -> T:
+    """What `read` makes of one row. Raises BadRow for whatever is wrong with the row."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"row {row}" if row else f"line {error.lineno}"
-        raise UserError(
-            f"{path}, {place}, column {error.colno}: invalid JSON ({error.msg})"
-        ) from None
+        return read()
+    except BadRow:
+        raise
+    except UnicodeError:
+        detail = "its text is not UTF-8; save the file as UTF-8"
+    except RecursionError:
+        detail = "its brackets are nested too deeply to be read; remove the field that has them"
+    except Exception as error:  # what a parser raises for content that nobody foresaw
+        detail = f"{said(error)}; fix the row or remove it"
+    raise BadRow("unreadable", detail)
 
 
-def _object(path: Path, row: int, value: Any) -> Record:
-    if not isinstance(value, dict):
-        raise UserError(
-            f"{path}, row {row}: expected an object with fields, found {type(value).__name__}"
-        )
+def read_all(path: Path, convert: Callable[[int, Record], T]) -> Iterator[T]:
+    """Every row of a file, converted. Raises UserError for the first one that cannot be."""
+    row = 0
+    for row, read in read_records(path):
+        try:
+            yield checked(lambda row=row, read=read: convert(row, read()))  # type: ignore[misc]
+        except BadRow as error:
+            raise UserError(f"{path}, row {row}: {said(error)}") from None
+    if not row:
+        raise UserError(f"{path}: there is no row in it")
+
+
+def said(error: Exception) -> str:
+    """The first line of an error's message, in characters that every terminal can show."""
+    text = str(error).strip().splitlines() or [type(error).__name__]
+    return text[0].encode("utf-8", "backslashreplace").decode()
+
+
+def count_rows(path: Path) -> int:
+    """About as many rows as a user's file has, without reading what is in them."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        try:
+            return int(pq.read_metadata(path).num_rows)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: not a Parquet file ({said(error)})") from None
+    mark = b"}" if path.suffix == ".json" else b"\n"
+    with path.open("rb") as file:
+        return max(1, sum(block.count(mark) for block in iter(partial(file.read, 1 << 20), b"")))
+
+
+# ---------------------------------------------------------------- values
+def value_of(record: Record, name: str) -> Any:
+    """A field, or `a.b`: the field b of the field a (a list's by number). None for a missing value:
+    null, NaN, infinity, no text or the text of one. Raises KeyError where there is no such field."""
+    value: Any = record[name] if name in record else _nested(record, name)
+    if isinstance(value, Twice):
+        raise BadRow("unreadable", f"two fields are named {name!r}; rename or remove one of them")
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, str) and value.strip().casefold() in MISSING:
+        return None
     return value
 
 
-def _jsonl(path: Path) -> Iterator[tuple[int, Record]]:
+def _nested(record: Any, name: str) -> Any:
+    value = record
+    for part in name.split("."):
+        if isinstance(value, str) and value.startswith(("{", "[")):
+            value = DECODER.decode(value)  # a CSV file's cell
+        if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        elif isinstance(value, Mapping) and part in value:
+            value = value[part]
+        else:
+            raise KeyError(name)
+    return value
+
+
+def _once(names: Iterable[str], values: Iterable[Any]) -> dict[str, Any]:
+    record: dict[str, Any] = {}
+    for name, value in zip(names, values, strict=True):
+        record[name] = Twice() if name in record else value
+    return record
+
+
+# ---------------------------------------------------------------- JSON
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    return record if len(record) == len(pairs) else _once(*zip(*pairs, strict=True))
+
+
+DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_int=Number, parse_float=Number, parse_constant=lambda _: None
+)
+
+
+def _is_object(value: Any) -> Record:
+    if not isinstance(value, dict):
+        kind = type(value).__name__
+        raise BadRow("unreadable", f"expected an object with fields, found {kind}")
+    return value
+
+
+def _line(line: bytes) -> Record:
+    try:
+        text = line.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadRow("unreadable", _no_utf8(line[error.start])) from None
+    try:
+        return _is_object(DECODER.decode(text))
+    except json.JSONDecodeError as error:
+        place = f", column {error.colno}"
+        raise BadRow("unreadable", f"invalid JSON{place} ({error.msg}); write it again") from None
+
+
+def _no_utf8(byte: int) -> str:
+    return f"byte 0x{byte:02x} is not UTF-8; save the file as UTF-8"
+
+
+def _jsonl(path: Path) -> Iterator[tuple[int, Read]]:
     with path.open("rb") as file:
         for row, line in enumerate(file, start=1):
-            text = _decode(path, row, line)
-            if text.strip():
-                yield row, _object(path, row, _parse(path, row, text.rstrip()))
+            if not line.strip(b"\xef\xbb\xbf \t\r\n"):
+                continue
+            if not line.endswith(b"\n"):
+                _require_whole(path, row, partial(_line, line))
+            yield row, partial(_line, line)
 
 
-def _text(path: Path) -> str:
-    data = path.read_bytes()
+def _require_whole(path: Path, row: int, read: Read) -> None:
+    """A last line that ends nowhere and cannot be read is the end of a copy that was cut."""
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        checked(read)
+    except BadRow as error:
         raise UserError(
-            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as "
-            "UTF-8"
+            f"{path}, row {row}: {said(error)} (the last row: is the file cut off?)"
         ) from None
 
 
-def _json(path: Path) -> Iterator[tuple[int, Record]]:
-    value = _parse(path, None, _text(path))
-    if not isinstance(value, list):
-        raise UserError(f"{path}: expected a list of objects; for one object a line use .jsonl")
-    for row, item in enumerate(value, start=1):
-        yield row, _object(path, row, item)
-
-
-def _csv(path: Path) -> Iterator[tuple[int, Record]]:
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
+def _json(path: Path) -> Iterator[tuple[int, Read]]:
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: {_no_utf8(data[error.start])}") from None
+    del data
     row = 0
     try:
-        for row, record in enumerate(reader, start=1):
-            if None in record or None in record.values():
-                raise UserError(
-                    f"{path}, row {row}: its number of fields is not that of the header; quote "
-                    "fields that contain commas"
-                )
-            yield row, record
-    except csv.Error as error:
-        raise UserError(f"{path}, row {row + 1}: {error}") from None
+        for row, value in enumerate(_items(text), start=1):
+            yield row, partial(_is_object, value)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}, line {error.lineno}, column {error.colno}: invalid JSON ({error.msg}); write "
+            "it again"
+        ) from None
+    except TypeError:
+        raise UserError(
+            f"{path}: expected a list of objects; for one object a line use .jsonl"
+        ) from None
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, Record]]:
-    import pyarrow as pa
+def _items(text: str) -> Iterator[Any]:
+    """The items of the list that a text is, one at a time. Raises TypeError if it is no list."""
+    space = json.decoder.WHITESPACE.match  # type: ignore[attr-defined]
+    at = space(text, 0).end()
+    if text[at : at + 1] != "[":
+        DECODER.decode(text)
+        raise TypeError("not a list")
+    at = space(text, at + 1).end()
+    while text[at : at + 1] != "]":
+        value, at = DECODER.raw_decode(text, at)
+        yield value
+        at = space(text, at).end()
+        if text[at : at + 1] == ",":
+            at = space(text, at + 1).end()
+        elif text[at : at + 1] != "]":
+            raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+    end = space(text, at + 1).end()
+    if end != len(text):
+        raise json.JSONDecodeError("Extra data", text, end)
+
+
+# ---------------------------------------------------------------- CSV
+def _csv(path: Path) -> Iterator[tuple[int, Read]]:
+    csv.field_size_limit(sys.maxsize)
+    with path.open("rb") as binary:
+        ends = _ends_in_line_break(binary)
+    # Bytes that are no UTF-8 become lone surrogates, which a field that is read may not have.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        lines = csv.reader(file, strict=True)
+        header = next(filter(None, lines), [])
+        for byte in chain.from_iterable(map(surrogates, header)):
+            raise UserError(f"{path}, header: {_no_utf8(byte & 0xFF)}")
+        row, cells = 0, header
+        for row, cells in enumerate(filter(None, lines), start=1):
+            yield row, partial(_cells, header, cells)
+        if len(cells) != len(header) and not ends:
+            _require_whole(path, row, partial(_cells, header, cells))
+
+
+def _ends_in_line_break(file: BinaryIO) -> bool:
+    size = file.seek(0, 2)
+    file.seek(max(0, size - 1))
+    return file.read(1) in b"\r\n"
+
+
+def _cells(header: list[str], cells: list[str]) -> Record:
+    if len(cells) != len(header):
+        raise BadRow(
+            "unreadable",
+            f"its number of fields is {len(cells)}, that of the header {len(header)}; quote fields "
+            "that contain commas",
+        )
+    return _once(header, cells)
+
+
+def surrogates(text: str) -> list[int]:
+    """Code points of a text that UTF-8 cannot hold; 0xdc80 and more stand for bytes of a file."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return [ord(char) for char in text if "\ud800" <= char <= "\udfff"]
+    return []
+
+
+# ---------------------------------------------------------------- Parquet
+class _ParquetRow(Mapping[str, Any]):
+    """The row of a batch; only the fields that are read are converted."""
+
+    def __init__(self, batch: Any, row: int) -> None:
+        self._batch, self._row = batch, row
+
+    def __getitem__(self, name: str) -> Any:
+        names = self._batch.schema.names
+        if names.count(name) > 1:
+            return Twice()
+        if name not in names:
+            raise KeyError(name)
+        column = self._batch.column(names.index(name))
+        value = column[self._row].as_py()
+        return float(str(np.float32(value))) if column.type == "float" and value else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(self._batch.schema.names))
+
+    def __len__(self) -> int:
+        return len(set(self._batch.schema.names))
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, Read]]:
     import pyarrow.parquet as pq
 
     row = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                columns = {name: batch.column(name) for name in batch.schema.names}
-                for i in range(batch.num_rows):
-                    row += 1
-                    yield row, {name: column[i].as_py() for name, column in columns.items()}
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: not a Parquet file ({error})") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}, row {row}: text is not UTF-8 ({error.reason})") from None
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for batch in file.iter_batches(batch_size=BATCH_ROWS):
+            for i in range(batch.num_rows):
+                row += 1
+                yield row, partial(_ParquetRow, batch, i)

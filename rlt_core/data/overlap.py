@@ -1,84 +1,50 @@
-"""Questions that say the same: near-duplicates, and what training shares with evaluation sets."""
+"""What training shares with evaluation sets: generated problems, and words in a row."""
 
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from rlt_core.control import Control
 from rlt_core.data.arithmetic import operands_of
-from rlt_core.data.rawrow import RawRow, normalised
+from rlt_core.data.rawrow import RawRow, question_id
+from rlt_core.data.shingles import (
+    BLOCK,
+    LONG,
+    SHORT,
+    SILENT,
+    Hashes,
+    Words,
+    ngram_hashes,
+    tokens_of,
+)
 
 Row = Mapping[str, Any]
-Words = tuple[str, ...]
 
-SHORT, LONG = 8, 13
-"""Lengths of the n-grams, in words: those of s1 (arXiv 2501.19393) and of GPT-3 (2005.14165)."""
 COMMON_SHARE, COMMON_LEAST = 0.01, 10
 """An n-gram in more than this share of the training questions, and in more than so many, is their
 wording ("find the sum of all positive integers"), not a sign of a copied question."""
-TOKEN = re.compile(r'\w+|[^\w\s.,;:?"$\\]')
 
 
-def tokens_of(question: str) -> Words:
-    """Words and signs in normal form; punctuation is left out, what calculates is not."""
-    return tuple(TOKEN.findall(normalised(question)))
-
-
-def _ngrams(words: Sequence[str], n: int) -> list[Words]:
-    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-
-
-# ---------------------------------------------------------------- near-duplicates
-def near_duplicates(rows: Sequence[RawRow], threshold: float) -> dict[int, tuple[RawRow, float]]:
-    """Place of a row -> the earlier kept row that it resembles, and how much.
-
-    Resemblance is the Jaccard index of the sets of 8-token shingles, exact; a question of fewer
-    tokens is one shingle. Generated problems differ by construction and are not compared. Two sets
-    of index >= t share one of the rarest |A| - ceil(t |A|) + 1 shingles of each (prefix filter:
-    Chaudhuri et al., ICDE 2006), so that common wording costs nothing.
-    """
-    shingles = [
-        set() if row.grader else _shingles(tokens_of(row.question)) for row in rows
-    ]  # generated rows have a grader
-    frequency = Counter(shingle for one in shingles for shingle in one)
-    index: dict[Words, list[int]] = defaultdict(list)
-    found: dict[int, tuple[RawRow, float]] = {}
-    for place, mine in enumerate(shingles):
-        rarest = sorted(mine, key=lambda shingle: (frequency[shingle], shingle))
-        rarest = rarest[: len(mine) - math.ceil(threshold * len(mine)) + 1]
-        candidates = sorted({other for shingle in rarest for other in index[shingle]})
-        for other in candidates:
-            theirs = shingles[other]
-            similarity = len(mine & theirs) / len(mine | theirs)
-            if similarity >= threshold:
-                found[place] = (rows[other], similarity)
-                break
-        else:
-            for shingle in rarest:
-                index[shingle].append(place)
-    return found
-
-
-def _shingles(tokens: Words) -> set[Words]:
-    return set(_ngrams(tokens, SHORT)) or ({tokens} if tokens else set())
-
-
-# ---------------------------------------------------------------- evaluation sets
-def problem_of(question: Row) -> str | None:
+def problem_of(grader: str | None, question: str, metadata: str | None) -> str | None:
     """What makes a generated problem the same, whatever its order; empty for a written question."""
-    if question["grader"] == "arithmetic":
-        return "+".join(map(str, operands_of(question["question"])))
-    if question["grader"] == "countdown":
-        problem = json.loads(question["metadata"])
+    if grader == "arithmetic":
+        return "+".join(map(str, operands_of(question)))
+    if grader == "countdown":
+        problem = json.loads(metadata or "")
         return f"{sorted(problem['numbers'])} -> {problem['target']}"
     return None
 
 
-def require_disjoint(questions: Sequence[Row], evaluated: Mapping[str, Sequence[Row]]) -> int:
+def _problem(row: Row) -> str | None:
+    return problem_of(row["grader"], row["question"], row["metadata"])
+
+
+def require_disjoint(questions: Iterable[Row], evaluated: Mapping[str, Sequence[Row]]) -> int:
     """The number of different generated problems, after a check that none is in two splits and
     that no training problem is in an evaluation set, whatever the order of its numbers.
 
@@ -86,7 +52,7 @@ def require_disjoint(questions: Sequence[Row], evaluated: Mapping[str, Sequence[
     """
     split_of: dict[str, str] = {}
     for question in questions:
-        problem = problem_of(question)
+        problem = _problem(question)
         if problem is None:
             continue
         first = split_of.setdefault(problem, question["split"])
@@ -94,14 +60,14 @@ def require_disjoint(questions: Sequence[Row], evaluated: Mapping[str, Sequence[
             raise RuntimeError(f"problem {problem} is in {first} and in {question['split']}")
     for task, rows in evaluated.items():
         for row in rows:
-            problem = problem_of(row)
+            problem = _problem(row)
             if problem is not None and split_of.get(problem) == "train":
                 raise RuntimeError(f"problem {problem} is in train and in evaluation set {task}")
     return len(split_of)
 
 
 def find_overlaps(
-    training: Sequence[Row], evaluated: Mapping[str, Sequence[Row]]
+    training: Sequence[RawRow], evaluated: Mapping[str, Sequence[Row]], control: Control = SILENT
 ) -> Iterator[dict[str, Any]]:
     """Rows of the table `eval_overlaps`: a training question and a question of an evaluation set
     that share 13 words in a row, or else 8.
@@ -110,33 +76,46 @@ def find_overlaps(
     is empty for both. Words that all questions of a set begin or end with (a benchmark's prompt)
     are not part of its questions. `evaluated`: questions by task.
     """
-    index = _Index(training)
-    for task, questions in evaluated.items():
-        texts = _without_prompt([tokens_of(question["question"]) for question in questions])
-        for question, tokens in zip(questions, texts, strict=True):
-            for question_id, (n, shared) in index.matches(question, tokens).items():
-                yield {
-                    "question_id": question_id,
-                    "task": task,
-                    "evaluation_id": question["question_id"],
-                    "n": n,
-                    "shared": shared,
-                }
+    around = {task: _prompt_around(questions) for task, questions in evaluated.items()}
+
+    def asked() -> Iterator[tuple[str, Row, Words]]:
+        for task, questions in evaluated.items():
+            before, after = around[task]
+            for question in questions:
+                tokens = tokens_of(question["question"])
+                yield task, question, tokens[before : len(tokens) - after]
+
+    index = _Index(((question, tokens) for _, question, tokens in asked()), len(training))
+    for start in range(0, len(training), BLOCK):
+        control.check()
+        control.progress(start, len(training), {})
+        index.add(start, training[start : start + BLOCK])
+    for task, question, tokens in asked():
+        for place, (n, shared) in index.matches(question, tokens).items():
+            yield {
+                "question_id": question_id(training[place].question),
+                "task": task,
+                "evaluation_id": question["question_id"],
+                "n": n,
+                "shared": shared,
+            }
 
 
-def _without_prompt(texts: list[Words]) -> list[Words]:
-    if len(texts) < 2:
-        return texts
-    start = _shared_start(texts)
-    texts = [text[start:] for text in texts]
-    end = _shared_start([text[::-1] for text in texts])
-    return [text[: len(text) - end] for text in texts]
+def _prompt_around(questions: Sequence[Row]) -> tuple[int, int]:
+    """How many first and last words all questions have in common."""
+    if len(questions) < 2:
+        return 0, 0
+    start = _shared_start(tokens_of(row["question"]) for row in questions)
+    return start, _shared_start(tokens_of(row["question"])[start:][::-1] for row in questions)
 
 
-def _shared_start(texts: Sequence[Words]) -> int:
-    """How many first words all texts have in common."""
-    columns = enumerate(zip(*texts, strict=False))
-    return next((i for i, words in columns if len(set(words)) > 1), min(map(len, texts)))
+def _shared_start(texts: Iterator[Words]) -> int:
+    shared = next(texts)
+    for text in texts:
+        pairs = enumerate(zip(shared, text, strict=False))
+        end = next((i for i, (a, b) in pairs if a != b), min(len(shared), len(text)))
+        shared = shared[:end]
+    return len(shared)
 
 
 def _words(tokens: Sequence[str]) -> list[str]:
@@ -144,41 +123,81 @@ def _words(tokens: Sequence[str]) -> list[str]:
 
 
 class _Index:
-    """Training questions by what they can be recognised by."""
+    """Places of training questions, by what they share with the questions of evaluation sets."""
 
-    def __init__(self, training: Sequence[Row]) -> None:
-        self.problems: dict[str, list[str]] = defaultdict(list)
-        self.whole: dict[Words, list[str]] = defaultdict(list)
-        self.ngrams: dict[int, dict[Words, list[str]]] = {}
-        texts: dict[str, list[str]] = {}
-        for question in training:
-            problem, tokens = problem_of(question), tokens_of(question["question"])
+    def __init__(self, asked: Iterable[tuple[Row, Words]], count: int) -> None:
+        self._problems: dict[str, list[int]] = {}
+        self._whole: dict[Words, list[int]] = {}
+        known = {n: [np.zeros(0, np.uint64)] for n in (LONG, SHORT)}
+        for question, tokens in asked:
+            problem, words = _problem(question), _words(tokens)
+            if problem is not None:
+                self._problems[problem] = []
+            elif len(words) < SHORT:
+                self._whole[tokens] = []
+            else:
+                for n, hashes in known.items():
+                    hashes.append(ngram_hashes([words], n)[0])
+        common = max(COMMON_LEAST, COMMON_SHARE * count)
+        self._ngrams = {n: _Shared(n, np.concatenate(known[n]), common) for n in known}
+
+    def add(self, start: int, rows: Sequence[RawRow]) -> None:
+        """Take in the training questions from place `start` on."""
+        texts: list[list[str]] = []
+        for place, row in enumerate(rows, start):
+            problem = problem_of(row.grader, row.question, row.metadata)
+            tokens = () if problem else tokens_of(row.question)
             words = _words(tokens)
             if problem is not None:
-                self.problems[problem].append(question["question_id"])
+                self._problems.get(problem, []).append(place)
             elif len(words) < SHORT:
-                self.whole[tokens].append(question["question_id"])
-            else:
-                texts[question["question_id"]] = words
-        common = max(COMMON_LEAST, COMMON_SHARE * len(training))
-        for n in (LONG, SHORT):
-            places: dict[Words, list[str]] = defaultdict(list)
-            for question_id, words in texts.items():
-                for ngram in set(_ngrams(words, n)):
-                    places[ngram].append(question_id)
-            self.ngrams[n] = {k: ids for k, ids in places.items() if len(ids) <= common}
+                self._whole.get(tokens, []).append(place)
+            texts.append(words if len(words) >= SHORT else [])
+        for ngrams in self._ngrams.values():
+            ngrams.add(start, texts)
 
-    def matches(self, question: Row, tokens: Words) -> dict[str, tuple[int | None, str]]:
-        """question_id of training -> (n, what is shared), the longest n of each."""
-        problem = problem_of(question)
+    def matches(self, question: Row, tokens: Words) -> dict[int, tuple[int | None, str]]:
+        """Place of a training question -> (n, what is shared), the longest n of each."""
+        problem = _problem(question)
         if problem is not None:
-            return dict.fromkeys(self.problems.get(problem, ()), (None, problem))
-        found: dict[str, tuple[int | None, str]] = {}
+            return dict.fromkeys(self._problems[problem], (None, problem))
+        found: dict[int, tuple[int | None, str]] = {}
         words = _words(tokens)
-        for n, places in self.ngrams.items():
-            for ngram in _ngrams(words, n):
-                for question_id in places.get(ngram, ()):
-                    found.setdefault(question_id, (n, " ".join(ngram)))
-        for question_id in self.whole.get(tokens, ()):
-            found[question_id] = (None, " ".join(tokens))
+        for n, ngrams in self._ngrams.items():
+            for start, places in ngrams.places_of(words):
+                for place in places:
+                    found.setdefault(place, (n, " ".join(words[start : start + n])))
+        for place in self._whole.get(tokens, ()):
+            found[place] = (None, " ".join(tokens))
         return found
+
+
+class _Shared:
+    """Training questions that have an n-gram of an evaluation set, unless more than `common` do."""
+
+    def __init__(self, n: int, hashes: Hashes, common: float) -> None:
+        self._n, self._common = n, common
+        self._known = np.unique(hashes)
+        self._counts = np.zeros(len(self._known), np.int64)
+        self._places: dict[int, list[int]] = defaultdict(list)
+
+    def add(self, start: int, texts: Sequence[Sequence[str]]) -> None:
+        if not len(self._known):
+            return
+        hashes, owner = ngram_hashes(texts, self._n)
+        spots = np.searchsorted(self._known, hashes)
+        spots[spots == len(self._known)] = 0
+        there = self._known[spots] == hashes
+        pairs = np.unique(spots[there] * BLOCK + owner[there])
+        spots, owner = np.divmod(pairs, BLOCK)
+        self._counts += np.bincount(spots, minlength=len(self._known))
+        rare = self._counts[spots] <= self._common
+        for spot, place in zip(spots[rare].tolist(), owner[rare].tolist(), strict=True):
+            self._places[spot].append(start + place)
+
+    def places_of(self, words: Sequence[str]) -> Iterator[tuple[int, list[int]]]:
+        """(where it starts, places of training questions) of each n-gram that is shared."""
+        hashes, _ = ngram_hashes([words], self._n)
+        for start, spot in enumerate(np.searchsorted(self._known, hashes).tolist()):
+            if spot in self._places and self._counts[spot] <= self._common:
+                yield start, self._places[spot]

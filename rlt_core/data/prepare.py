@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +13,18 @@ import numpy as np
 
 from rlt_core.config import DataConfig
 from rlt_core.control import Control
-from rlt_core.data.overlap import LONG, find_overlaps, near_duplicates, require_disjoint
-from rlt_core.data.rawrow import RawRow, question_id, refuse_tags
-from rlt_core.data.sources import read_source
+from rlt_core.data.overlap import find_overlaps, require_disjoint
+from rlt_core.data.rawrow import RawRow, dropped_row, question_id
+from rlt_core.data.shingles import LONG, near_duplicates
+from rlt_core.data.sources import PROGRESS_ROWS, read_source
 from rlt_core.errors import UserError
 from rlt_core.prompts import Prompter
 from rlt_core.rows import write_rows
 
 Row = dict[str, Any]
-PROGRESS_ROWS = 500
 PERCENTILES = (5, 50, 95, 100)
+REASONS = ("duplicate", "near_duplicate", "prompt_too_long", "overlap")
+"""Why a row is dropped that could be used."""
 
 
 def prepare_questions(
@@ -32,114 +37,144 @@ def prepare_questions(
 ) -> dict[str, float]:
     """Write the tables `questions`, `dropped`, `eval_overlaps`; returns counts and token lengths.
 
-    Rows with the same question are merged into the first of them, and so are near-duplicates;
-    questions with too long a teacher prompt are dropped. Splits are disjoint and chosen by the
-    seed. Training questions that overlap with the held-out test, with `tested` (that of another
-    data set) or a set in `evaluated` (questions by task) are listed in `eval_overlaps`, and dropped
-    where `data.overlap` says so. All that is dropped is in `dropped`. Raises UserError for bad
-    rows, or when too few questions are left; RuntimeError if a generated problem is in two splits.
+    Rows that cannot be used are dropped. Rows with the same question are merged into the first of
+    them, and so are near-duplicates; questions with too long a teacher prompt are dropped. Splits
+    are disjoint and chosen by the seed. Training questions that overlap with the held-out test,
+    with `tested` (that of another data set) or a set in `evaluated` (questions by task) are listed
+    in `eval_overlaps`, and dropped where `data.overlap` says so. All that is dropped is in
+    `dropped`. Raises UserError for too many bad rows, or when too few questions are left;
+    RuntimeError if a generated problem is in two splits.
     """
-    raw = read_source(data, len(tested))
-    refuse_tags(raw, prompter.format, data.source)
-    unique, dropped = _merge(raw, data.near_duplicate)
-    kept: list[Row] = []
-    places: dict[str, RawRow] = {}
-    for done, row in enumerate(unique):
-        question = _question(row, data, prompter)
-        if question["prompt_tokens"] <= data.max_prompt_tokens:
-            kept.append(question)
-            places[question["question_id"]] = row
-        else:
-            detail = f"{question['prompt_tokens']} tokens, data.max_prompt_tokens is "
-            dropped.append(_dropped(row, "prompt_too_long", f"{detail}{data.max_prompt_tokens}"))
-        if done % PROGRESS_ROWS == 0:
-            control.check()
-            control.progress(done, len(unique), {})
-    train, validation, test = _split(kept, data, len(raw), len(dropped))
-    sets = {"test": [*test, *tested], **(evaluated or {})}
-    overlaps = list(find_overlaps(train, sets))
+    parts = [control.part(part, 5) for part in range(5)]
+    source = read_source(data, len(tested), prompter.format, parts[0])
+    if source.found:
+        print(f"{data.source}: {source.found}")
+    dropped, rows = source.dropped, len(source.rows) + len(source.dropped)
+    unique = _merge(source.rows, data.near_duplicate, dropped, parts[1])
+    del source
+    kept = _fitting(unique, data, prompter, dropped, parts[2])
+    del unique
+    train, validation, test = _split(kept, data, rows, len(dropped))
+    of_test = [_question(row, data, "test") for row in test]
+    sets = {"test": [*of_test, *tested], **(evaluated or {})}
+    overlaps = list(find_overlaps(train, sets, parts[3]))
     if data.overlap == "drop":
-        train = _drop(train, overlaps, places, dropped)
+        train = _drop(train, overlaps, dropped)
     train = _chosen(train, data, overlaps)
-    chosen = {question["question_id"] for question in train}
     if data.overlap == "report":
+        chosen = {question_id(row.question) for row in train} if overlaps else set()
         overlaps = [row for row in overlaps if row["question_id"] in chosen]
-    questions = [*train, *validation, *test]
-    problems = require_disjoint(questions, sets if data.overlap == "drop" else {})
-    write_rows(out / "questions.parquet", "questions", questions)
+    splits = {"train": train, "validation": validation, "test": test}
+
+    def questions() -> Iterator[Row]:
+        return (_question(row, data, split) for split, part in splits.items() for row in part)
+
+    problems = require_disjoint(questions(), sets if data.overlap == "drop" else {})
+    measured = _Measured(prompter, parts[4], sum(map(len, splits.values())))
+    write_rows(out / "questions.parquet", "questions", measured(questions()))
     write_rows(out / "dropped.parquet", "dropped", sorted(dropped, key=lambda row: row["row"]))
     write_rows(out / "eval_overlaps.parquet", "eval_overlaps", overlaps)
-    counts = _metrics(raw, questions, dropped, overlaps)
-    return counts | {"problems": problems} | _lengths(questions, prompter)
+    reasons = Counter(row["reason"] for row in dropped)
+    return {
+        "rows": rows,
+        **{split: len(part) for split, part in splits.items()},
+        "bad_rows": sum(count for reason, count in reasons.items() if reason not in REASONS),
+        "duplicates": reasons["duplicate"],
+        "near_duplicates": reasons["near_duplicate"],
+        "prompt_too_long": reasons["prompt_too_long"],
+        "overlapping": len({row["question_id"] for row in overlaps}),
+        "overlapping_13": len({row["question_id"] for row in overlaps if row["n"] == LONG}),
+        "ungradable": measured.ungradable,
+        "with_trace": len(measured.lengths["trace"]),
+        "problems": problems,
+        **measured.percentiles(),
+    }
 
 
-def _merge(raw: list[RawRow], threshold: float | None) -> tuple[list[RawRow], list[Row]]:
-    """First rows of each question, and the others as dropped."""
-    first: dict[str, RawRow] = {}
-    dropped = []
-    for row in raw:
-        kept = first.setdefault(question_id(row.question), row)
-        if kept is not row:
-            same = "same" if kept.solution == row.solution else "another"
-            detail = f"the question of row {kept.row}, {same} solution"
-            dropped.append(_dropped(row, "duplicate", detail))
-    unique = list(first.values())
+def _merge(
+    rows: list[RawRow], threshold: float | None, dropped: list[Row], control: Control
+) -> list[RawRow]:
+    """First rows of each question; the others are added to `dropped`."""
+    ids = np.fromiter((int(question_id(row.question), 16) for row in rows), np.uint64, len(rows))
+    _, first, group = np.unique(ids, return_index=True, return_inverse=True)
+    for place in np.flatnonzero(first[group] != np.arange(len(rows))).tolist():
+        row, kept = rows[place], rows[first[group[place]]]
+        same = "same" if kept.solution == row.solution else "another"
+        detail = f"the question of row {kept.row}, {same} solution"
+        dropped.append(dropped_row(row.row, "duplicate", detail, row.question))
+    unique = [rows[place] for place in np.sort(first).tolist()]
     if threshold is None:
-        return unique, dropped
-    near = near_duplicates(unique, threshold)
+        return unique
+    near = near_duplicates(unique, threshold, control)
     for place, (kept, similarity) in near.items():
         detail = f"like row {kept.row}: Jaccard index {similarity:.2f}"
-        dropped.append(_dropped(unique[place], "near_duplicate", detail))
-    return [row for place, row in enumerate(unique) if place not in near], dropped
+        row = unique[place]
+        dropped.append(dropped_row(row.row, "near_duplicate", detail, row.question))
+    return [row for place, row in enumerate(unique) if place not in near]
 
 
-def _drop(
-    train: list[Row], overlaps: list[Row], places: Mapping[str, RawRow], dropped: list[Row]
-) -> list[Row]:
+def _fitting(
+    rows: list[RawRow], data: DataConfig, prompter: Prompter, dropped: list[Row], control: Control
+) -> list[RawRow]:
+    """Rows whose prompt is not too long, with an answer and their prompt's tokens; the others are
+    added to `dropped`."""
+    from rlt_core.grading import answer_of
+
+    kept = []
+    for done, row in enumerate(rows):
+        if done % PROGRESS_ROWS == 0:
+            control.check()
+            control.progress(done, len(rows), {})
+        tokens = len(prompter.teacher_prompt(row.question, row.solution))
+        if tokens > data.max_prompt_tokens:
+            detail = f"{tokens} tokens, data.max_prompt_tokens is {data.max_prompt_tokens}"
+            dropped.append(dropped_row(row.row, "prompt_too_long", detail, row.question))
+            continue
+        answer = row.answer
+        if answer is None and row.grader is None:
+            answer = answer_of(row.solution)
+        kept.append(replace(row, answer=answer, prompt_tokens=tokens))
+    return kept
+
+
+def _drop(train: list[RawRow], overlaps: list[Row], dropped: list[Row]) -> list[RawRow]:
     """Training questions without overlap; the others are added to `dropped`."""
     first: dict[str, Row] = {}
     for overlap in overlaps:
         first.setdefault(overlap["question_id"], overlap)
-    for key, overlap in first.items():
+    if not first:
+        return train
+    kept = []
+    for row in train:
+        overlap = first.get(question_id(row.question))
+        if overlap is None:
+            kept.append(row)
+            continue
         words = f"{overlap['n']} words" if overlap["n"] else "the whole question"
         detail = f"{words} of {overlap['task']}, question {overlap['evaluation_id']}"
-        dropped.append(_dropped(places[key], "overlap", detail))
-    return [question for question in train if question["question_id"] not in first]
+        dropped.append(dropped_row(row.row, "overlap", detail, row.question))
+    return kept
 
 
-def _dropped(row: RawRow, reason: str, detail: str) -> Row:
-    return {
-        "row": row.row,
-        "question_id": question_id(row.question),
-        "reason": reason,
-        "detail": detail,
-    }
-
-
-def _question(row: RawRow, data: DataConfig, prompter: Prompter) -> Row:
-    from rlt_core.grading import answer_of
-
-    answer = row.answer
-    if answer is None and row.grader is None:
-        answer = answer_of(row.solution)
+def _question(row: RawRow, data: DataConfig, split: str) -> Row:
     return {
         "question_id": question_id(row.question),
-        "split": "",
+        "split": split,
         "question": row.question,
         "solution": row.solution,
-        "answer": answer,
+        "answer": row.answer,
         "trace": row.trace,
-        "grader": row.grader or ("none" if answer is None else "math"),
+        "grader": row.grader or ("none" if row.answer is None else "math"),
         "metadata": row.metadata,
         "source": data.source if "/" not in data.source else Path(data.source).name,
         "licence": row.licence,
-        "prompt_tokens": len(prompter.teacher_prompt(row.question, row.solution)),
+        "prompt_tokens": row.prompt_tokens,
     }
 
 
 def _split(
-    kept: list[Row], data: DataConfig, rows: int, dropped: int
-) -> tuple[list[Row], list[Row], list[Row]]:
+    kept: list[RawRow], data: DataConfig, rows: int, dropped: int
+) -> tuple[list[RawRow], list[RawRow], list[RawRow]]:
     """What training chooses from, validation and test, in an order that the seed gives."""
     held_out = data.n_validation + data.n_test
     needed = held_out + (data.n_train or 1)
@@ -150,13 +185,10 @@ def _split(
             f"n_test={data.n_test} need at least {needed}; lower them or bring more questions"
         )
     order = [kept[int(i)] for i in np.random.default_rng(data.seed).permutation(len(kept))]
-    train = [{**question, "split": "train"} for question in order[held_out:]]
-    validation = [{**question, "split": "validation"} for question in order[data.n_test : held_out]]
-    test = [{**question, "split": "test"} for question in order[: data.n_test]]
-    return train, validation, test
+    return order[held_out:], order[data.n_test : held_out], order[: data.n_test]
 
 
-def _chosen(train: list[Row], data: DataConfig, overlaps: list[Row]) -> list[Row]:
+def _chosen(train: list[RawRow], data: DataConfig, overlaps: list[Row]) -> list[RawRow]:
     """The training questions to keep. Raises UserError if overlaps left too few."""
     if len(train) < (data.n_train or 1):
         tasks = ", ".join(sorted({overlap["task"] for overlap in overlaps}))
@@ -168,35 +200,30 @@ def _chosen(train: list[Row], data: DataConfig, overlaps: list[Row]) -> list[Row
     return train[: data.n_train]
 
 
-def _metrics(
-    raw: list[RawRow], questions: list[Row], dropped: list[Row], overlaps: list[Row]
-) -> dict[str, float]:
-    splits = [question["split"] for question in questions]
-    reasons = [row["reason"] for row in dropped]
-    return {
-        "rows": len(raw),
-        "train": splits.count("train"),
-        "validation": splits.count("validation"),
-        "test": splits.count("test"),
-        "duplicates": reasons.count("duplicate"),
-        "near_duplicates": reasons.count("near_duplicate"),
-        "prompt_too_long": reasons.count("prompt_too_long"),
-        "overlapping": len({row["question_id"] for row in overlaps}),
-        "overlapping_13": len({row["question_id"] for row in overlaps if row["n"] == LONG}),
-        "ungradable": sum(question["grader"] == "none" for question in questions),
-        "with_trace": sum(question["trace"] is not None for question in questions),
-    }
+class _Measured:
+    """Counts questions and the tokens of their texts while they pass."""
 
+    def __init__(self, prompter: Prompter, control: Control, total: int) -> None:
+        self._prompter, self._control, self._total = prompter, control, total
+        self.lengths = {field: array("l") for field in ("question", "solution", "trace")}
+        self.ungradable = 0
 
-def _lengths(questions: list[Row], prompter: Prompter) -> dict[str, float]:
-    """Percentiles of the lengths of what the questions have, in tokens."""
-    profile = {}
-    for field in ("question", "solution", "trace"):
-        texts = [question[field] for question in questions if question[field] is not None]
-        if texts:
-            lengths = [len(prompter.encode(text)) for text in texts]
-            for percent, value in zip(
-                PERCENTILES, np.percentile(lengths, PERCENTILES), strict=True
-            ):
-                profile[f"{field}_tokens_p{percent}"] = float(value)
-    return profile
+    def __call__(self, questions: Iterable[Row]) -> Iterator[Row]:
+        for done, question in enumerate(questions):
+            if done % PROGRESS_ROWS == 0:
+                self._control.check()
+                self._control.progress(done, self._total, {})
+            self.ungradable += question["grader"] == "none"
+            for field, lengths in self.lengths.items():
+                if question[field] is not None:
+                    lengths.append(len(self._prompter.encode(question[field])))
+            yield question
+
+    def percentiles(self) -> dict[str, float]:
+        """Of the lengths of what the questions have, in tokens."""
+        return {
+            f"{field}_tokens_p{percent}": float(np.percentile(lengths, percent))
+            for field, lengths in self.lengths.items()
+            if lengths
+            for percent in PERCENTILES
+        }

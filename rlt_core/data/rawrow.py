@@ -1,16 +1,53 @@
-"""One row of a source, checked at the door."""
+"""One row of a source, validated where it enters."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from dataclasses import dataclass
+from typing import Any
 
-from rlt_core.errors import UserError
+from rlt_core.data.files import BadRow, surrogates
 from rlt_core.formats import PromptFormat
 
+_STATUS = (
+    "bad request|unauthori[sz]ed|forbidden|not found|request time-?out|too many requests|"
+    "internal server error|bad gateway|service unavailable|gateway time-?out"
+)
+_EXCEPTION = (
+    r"(?:rate_?limit|quota|api\w*|internal_?server|server|bad_?request|invalid_?request|"
+    r"authentication|permission_?denied|service_?unavailable|overloaded|timeout|read_?timeout|"
+    r"connect\w*|http\w*|client\w*|context_?\w*|content_?(?:policy|filter)\w*|"
+    r"resource_?exhausted)_?(?:error|exception|exceeded|timeout)"
+)
+PROVIDER_ERROR = re.compile(
+    rf"""[\s*\[<"'(]*(?:
+      (?:api\s+)?(?:error|exception|request\s+failed)\b(?:\s+with)?(?:\s+(?:status|error))?
+        (?:\s+code)?[\s:=\-]*\(?(?:{_EXCEPTION}\b|[45]\d\d\b|{_STATUS})
+    | (?:[a-z_]+\.)*{_EXCEPTION}\b\s*(?:$|[:(\]'"])
+    | (?:http(?:/\S+)?\s+)?(?:status(?:\s+code)?\s*:?\s*)?[45]\d\d\b[\s:\-]*(?:client\ error:|
+        server\ error:)?\s*(?:{_STATUS})
+    | (?:{_STATUS})[\s.!:>)\]]*(?:$|\n)
+    | \{{\s*["']error["']\s*:
+    | error["']?\s*:\s*\{{\s*["'](?:message|code|type)["']
+    | rate\s+limit\s+(?:reached|exceeded)
+    | (?:the\s+)?request\s+timed\s+out
+    | connection\s+(?:error|reset|refused|aborted)[\s.]*(?:$|by\b|\()
+    | upstream\s+(?:connect\s+error|request\s+timeout)
+    | you\s+exceeded\s+your\s+current\s+quota
+    | this\s+model's\s+maximum\s+context\s+length
+    | the\s+(?:server|engine|model)\s+(?:is|had|has)\s+(?:currently\s+)?(?:overloaded|an\s+error)
+    | (?:<!doctype\s+html|<?html)[^<]*(?:<(?:head|meta)[^>]*>\s*)*<title>\s*[45]\d\d
+    )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""How a reply begins that is an HTTP client's or a provider's error in place of a model's text."""
+ERROR_CHARS = 4000
+"""A longer text is a model's."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class RawRow:
     """A question and what its source says about it."""
 
@@ -27,6 +64,8 @@ class RawRow:
     licence: str | None = None
     system: str | None = None
     """System prompt that the data set gives its student."""
+    prompt_tokens: int = 0
+    """Of the teacher's prompt, once it is measured."""
 
 
 def normalised(question: str) -> str:
@@ -39,14 +78,45 @@ def question_id(question: str) -> str:
     return hashlib.sha256(normalised(question).encode()).hexdigest()[:16]
 
 
-def refuse_tags(rows: list[RawRow], format: PromptFormat, source: str) -> None:
-    """Raise UserError for the first row whose text contains one of the format's tags."""
-    for row in rows:
-        for field in ("question", "solution", "trace"):
-            text = getattr(row, field) or ""
-            tag = next((tag for tag in format.tags if tag in text), None)
-            if tag:
-                raise UserError(
-                    f"{source}, row {row.row}: the {field} contains {tag}, a tag of the prompt "
-                    f"format {format.name}; remove the tag or choose another prompt_format"
-                )
+def dropped_row(
+    row: int, reason: str, detail: str, question: str | None = None
+) -> dict[str, Any]:
+    """A row of the table `dropped`."""
+    key = None if question is None else question_id(question)
+    return {"row": row, "question_id": key, "reason": reason, "detail": detail}
+
+
+def require_text(text: str, what: str) -> str:
+    """The text, if it can be written as UTF-8. Raises BadRow."""
+    for code in surrogates(text):
+        if code >= 0xDC80 and code <= 0xDCFF:
+            fault = f"byte 0x{code & 0xFF:02x}, which is not UTF-8; save the file as UTF-8"
+        else:
+            fault = f"the lone surrogate \\u{code:04x}; write the whole character or remove it"
+        raise BadRow("unreadable", f"the {what} has {fault}")
+    return text
+
+
+def require_written(row: RawRow, format: PromptFormat) -> None:
+    """Raise BadRow if a text contains one of the format's tags, or if a provider's error message
+    stands where a model's text should be."""
+    for field in ("question", "solution", "trace"):
+        text = getattr(row, field) or ""
+        tag = next((tag for tag in format.tags if tag in text), None)
+        if tag:
+            raise BadRow(
+                "tags",
+                f"the {field} contains {tag}, a tag of the prompt format {format.name}; remove the "
+                "tag or choose another prompt_format",
+            )
+        require_no_error(text, field)
+
+
+def require_no_error(text: str, what: str) -> None:
+    """Raise BadRow if a text is the error message of a provider."""
+    if what != "question" and len(text) <= ERROR_CHARS and PROVIDER_ERROR.match(text):
+        shown = " ".join(text.split())[:60]
+        raise BadRow(
+            "provider_error",
+            f"the {what} is a provider's error message ({shown}); ask again or remove the row",
+        )

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from rlt_core.config import DataConfig, FieldMapping
-from rlt_core.data.files import SUFFIXES, Record, read_records
-from rlt_core.data.rawrow import RawRow
+from rlt_core.control import Control
+from rlt_core.data.files import (
+    SUFFIXES,
+    BadRow,
+    Read,
+    Record,
+    checked,
+    count_rows,
+    read_records,
+    said,
+)
+from rlt_core.data.layouts import layout_of, row_of
+from rlt_core.data.rawrow import RawRow, dropped_row, require_written
 from rlt_core.errors import UserError
+from rlt_core.formats import PromptFormat
 from rlt_core.hub import UNPINNED, pinned
 from rlt_core.snapshots import snapshot
 from rlt_core.store.files import sha256_of
@@ -24,11 +37,13 @@ GENERATED = {
 """Generated sources and their versions."""
 HUB = "hub:"
 HUB_FILES = ("*.parquet", "*.jsonl", "*.json", "*.csv", "*.md")
-CONVERSATION = re.compile(
-    r"\s*<\|begin_of_thought\|>(.*)<\|end_of_thought\|>"
-    r"\s*<\|begin_of_solution\|>(.*)<\|end_of_solution\|>\s*",
-    re.DOTALL,
-)
+TRACE_FIELDS = FieldMapping(trace="trace")
+HEADS = 100
+"""Rows from which a layout is found."""
+PROGRESS_ROWS = 500
+SILENT = Control()
+Numbered = tuple[int, Read]
+Row = dict[str, Any]
 
 
 def data_digest(data: DataConfig) -> str:
@@ -50,13 +65,30 @@ def data_digest(data: DataConfig) -> str:
     return f"{sha256_of(path)}{path.suffix}"
 
 
-def read_source(data: DataConfig, spare: int = 0) -> list[RawRow]:
-    """All rows of a source, checked; of a generated one so many more than are asked for.
+@dataclass(frozen=True)
+class Source:
+    """What a source holds."""
 
-    Raises UserError naming source, row, field and the mend.
+    rows: list[RawRow]
+    dropped: list[Row] = field(default_factory=list)
+    """Rows that cannot be used, as rows of the table `dropped`."""
+    found: str | None = None
+    """The layout that was found without being configured, in words."""
+
+
+def read_source(
+    data: DataConfig,
+    spare: int = 0,
+    format: PromptFormat | None = None,
+    control: Control = SILENT,
+) -> Source:
+    """All rows of a source; of a generated one so many more than are asked for.
+
+    Rows that cannot be used, or that contain tags of `format`, are left out. Raises UserError
+    naming source, row, field and fix if they are more than `data.max_dropped` allows.
     """
     if data.source in GENERATED:
-        return _generate(data, spare)
+        return Source(_generate(data, spare))
     if data.conversations and data.split_at is not None:
         raise UserError("data.conversations and data.split_at exclude each other; set one of them")
     if data.split_at is not None and data.fields.trace is not None:
@@ -65,19 +97,93 @@ def read_source(data: DataConfig, spare: int = 0) -> list[RawRow]:
         )
     if data.source.startswith(HUB):
         folder = _hub_folder(data)
-        records = _hub_records(folder, data)
-        rows = list(_mapped(records, data, data.source, _card_licence(folder)))
-    else:
-        rows = list(_mapped(read_records(Path(data.source)), data, data.source))
-    if not rows:
-        raise UserError(f"{data.source}: there is no row in it")
-    return rows
+        rows = _hub_rows(folder, data)
+        records = ((number, partial(dict, row)) for number, row in enumerate(rows, start=1))
+        return _collect(
+            records, data, data.source, len(rows), format, control, licence=_card_licence(folder)
+        )
+    path = Path(data.source)
+    return _collect(read_records(path), data, str(path), count_rows(path), format, control)
 
 
-def read_mapped(path: Path, fields: FieldMapping) -> list[RawRow]:
-    """All rows of a local file whose fields must have these names. Raises UserError."""
-    data = DataConfig(fields=fields)
-    return list(_mapped(read_records(path), data, str(path), names_are_free=False))
+def found_layout(data: DataConfig) -> str | None:
+    """How a local file is read where that is not configured; empty for any other source."""
+    path = Path(data.source)
+    if data.source in GENERATED or not path.is_file() or path.suffix not in SUFFIXES:
+        return None
+    heads, _ = _heads(read_records(path))
+    return layout_of(data, heads).found
+
+
+def read_trace_file(
+    path: Path, format: PromptFormat, max_dropped: float, control: Control = SILENT
+) -> Source:
+    """All rows of a file of traces, whose fields have the names of `TRACE_FIELDS` or a known
+    layout. Raises UserError, also if too many rows cannot be used."""
+    data = DataConfig(fields=TRACE_FIELDS, max_dropped=max_dropped)
+    return _collect(
+        read_records(path), data, str(path), count_rows(path), format, control, traces=True
+    )
+
+
+def _heads(records: Iterator[Numbered]) -> tuple[list[Record], Iterator[Numbered]]:
+    """The first rows that can be read, and all rows."""
+    first = list(islice(records, HEADS))
+    heads = []
+    for _, read in first:
+        with suppress(BadRow):
+            heads.append(checked(read))
+    return heads, chain(first, records)
+
+
+def _collect(
+    records: Iterator[Numbered],
+    data: DataConfig,
+    source: str,
+    expected: int,
+    format: PromptFormat | None,
+    control: Control,
+    licence: str | None = None,
+    traces: bool = False,
+) -> Source:
+    """The usable rows and the others. `traces`: a file of traces, each of which needs one."""
+    heads, records = _heads(records)
+    if traces and not any(data.fields.question in head for head in heads):
+        untraced = data.fields.model_copy(update={"trace": None})
+        data = data.model_copy(update={"fields": untraced})
+    layout = layout_of(data, heads)
+    rows: list[RawRow] = []
+    dropped: list[Row] = []
+
+    def convert(number: int, read: Read) -> RawRow:
+        row = row_of(number, read(), layout, data, licence, names_are_free=not traces)
+        if traces and row.trace is None:
+            raise BadRow("empty", "it has no trace; add one or remove the row")
+        if format is not None:
+            require_written(row, format)
+        return row
+
+    for done, (number, read) in enumerate(records):
+        try:
+            rows.append(checked(partial(convert, number, read)))
+        except BadRow as fault:
+            dropped.append(dropped_row(number, fault.reason, str(fault)))
+        if done % PROGRESS_ROWS == 0:
+            control.check()
+            control.progress(done, max(done, expected), {})
+    if not rows and not dropped:
+        raise UserError(f"{source}: there is no row in it")
+    require_few(source, dropped, len(rows) + len(dropped), data.max_dropped)
+    return Source(rows, dropped, layout.found)
+
+
+def require_few(source: str, dropped: Sequence[Row], count: int, most: float) -> None:
+    """Raise UserError if more than the share `most` of `count` rows was dropped."""
+    if len(dropped) > most * count:
+        raise UserError(
+            f"{source}, row {dropped[0]['row']}: {dropped[0]['detail']} ({len(dropped)} of {count} "
+            f"rows cannot be used; data.max_dropped allows {100 * most:g}%)"
+        )
 
 
 def fetch_dataset(repo: str, revision: str) -> Path:
@@ -130,108 +236,12 @@ def _card_licence(folder: Path) -> str | None:
     return ", ".join(licence) if isinstance(licence, list) else licence
 
 
-def _hub_records(folder: Path, data: DataConfig) -> Iterator[tuple[int, Record]]:
+def _hub_rows(folder: Path, data: DataConfig) -> Any:
     from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
     try:
-        rows = load_dataset(str(folder), split=data.hub_split)
-    except (ValueError, FileNotFoundError, DatasetNotFoundError, DatasetGenerationError) as error:
-        raise UserError(f"{data.source}, data.hub_split={data.hub_split!r}: {error}") from None
-    return enumerate(rows, start=1)
-
-
-# ---------------------------------------------------------------- fields
-def _mapped(
-    records: Iterable[tuple[int, Record]],
-    data: DataConfig,
-    source: str,
-    licence: str | None = None,
-    names_are_free: bool = True,
-) -> Iterator[RawRow]:
-    """`names_are_free`: the user may say in `data.fields` which field holds what."""
-    fields = data.fields
-    text = partial(_text, names_are_free=names_are_free)
-    for number, record in records:
-        place = f"{source}, row {number}"
-        trace = system = None
-        if data.conversations:
-            question, trace, solution = _conversation(record, place)
-            system = record.get("system") or None
-        else:
-            question = text(record, "question", fields.question, place)
-            solution = text(record, "solution", fields.solution, place)
-            if data.split_at is not None:
-                trace, solution = _split(solution, data.split_at, fields.solution, place)
-            elif fields.trace is not None:
-                trace = text(record, "trace", fields.trace, place)
-        answer = fields.answer and text(record, "answer", fields.answer, place)
-        column = fields.licence
-        row_licence = text(record, "licence", column, place) if column else licence
-        yield RawRow(number, question, solution, trace, answer, licence=row_licence, system=system)
-
-
-def _field(record: Record, name: str, column: str, place: str, names_are_free: bool = True) -> Any:
-    if column in record:
-        return record[column]
-    near = get_close_matches(column, map(str, record), n=1, cutoff=0.7)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    mend = (
-        f"Set data.fields.{name} to the field that holds the {name}."
-        if names_are_free
-        else f"Rename the field that holds the {name} to {column!r}."
-    )
-    has = ", ".join(map(str, record)) or "none"
-    raise UserError(f"{place}: no field {column!r} (it has {has}){hint or '.'} {mend}")
-
-
-def _text(record: Record, name: str, column: str, place: str, names_are_free: bool) -> str:
-    """A field's text without surrounding white space; numbers are answers too, and a list of
-    texts is a trace (s1K), each beginning a line."""
-    value = _field(record, name, column, place, names_are_free)
-    if value is None:
-        value = ""  # null, an empty cell of a Parquet file
-    if name == "trace" and isinstance(value, list) and all(isinstance(v, str) for v in value):
-        value = "\n".join(value)
-    if name in ("solution", "answer") and type(value) in (int, float):
-        value = str(value)
-    if not isinstance(value, str):
+        return load_dataset(str(folder), split=data.hub_split)
+    except Exception as error:  # its builders and parsers raise anything for a damaged file
         raise UserError(
-            f"{place}: the {name} (field {column!r}) is {type(value).__name__}, not text"
-        )
-    if not value.strip():
-        raise UserError(
-            f"{place}: the {name} (field {column!r}) is empty; fill it in or remove the row"
-        )
-    return value.strip()
-
-
-def _split(text: str, marker: str, column: str, place: str) -> tuple[str | None, str]:
-    """(trace, solution) around the last marker; a solution without working has no trace."""
-    trace, found, solution = text.rpartition(marker)
-    if not found or not solution.strip():
-        raise UserError(
-            f"{place}: field {column!r} has no solution after the marker {marker!r} (data.split_at)"
-        )
-    return trace.strip() or None, solution.strip()
-
-
-def _conversation(record: Record, place: str) -> tuple[str, str, str]:
-    """(question, trace, solution) of a row of Bespoke-Stratos-17k or Sky-T1_data_17k."""
-    turns = _field(record, "question", "conversations", place)
-    try:
-        said = {turn["from"]: turn["value"] for turn in turns}
-        question, reply = said["user"], said["assistant"]
-    except (TypeError, KeyError):
-        raise UserError(
-            f"{place}: `conversations` must be a list of {{from: user, value}} and "
-            "{from: assistant, value}"
+            f"{data.source}, data.hub_split={data.hub_split!r}: {said(error)}"
         ) from None
-    parts = CONVERSATION.fullmatch(reply)
-    if parts is None or not (question.strip() and parts[1].strip() and parts[2].strip()):
-        raise UserError(
-            f"{place}: expected a question, and a reply of the form "
-            "<|begin_of_thought|>…<|end_of_thought|> <|begin_of_solution|>…<|end_of_solution|>, "
-            "none of them empty"
-        )
-    return question.strip(), parts[1].strip(), parts[2].strip()

@@ -3,82 +3,91 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlt_core.config import FieldMapping
-from rlt_core.data.rawrow import RawRow, question_id, refuse_tags
-from rlt_core.data.sources import read_mapped
+from rlt_core.control import Control
+from rlt_core.data.rawrow import RawRow, dropped_row, question_id
+from rlt_core.data.sources import PROGRESS_ROWS, read_trace_file, require_few
 from rlt_core.errors import UserError
-from rlt_core.formats import PromptFormat
 from rlt_core.prompts import Prompter
 from rlt_core.rows import write_rows
 
 Row = dict[str, Any]
-FIELDS = FieldMapping(trace="trace")
 
 
-def read_trace_file(
-    path: Path, format: PromptFormat, fields: FieldMapping = FIELDS
-) -> list[RawRow]:
-    """All traces of a file, several a question if it has them. Raises UserError naming file, row,
-    field and the mend; also for a question that stands there with two solutions."""
-    rows = read_mapped(path, fields)
-    if not rows:
-        raise UserError(f"{path}: there is no row in it")
-    refuse_tags(rows, format, str(path))
-    first: dict[str, RawRow] = {}
-    for row in rows:
-        kept = first.setdefault(question_id(row.question), row)
-        if kept.solution != row.solution:
-            raise UserError(
-                f"{path}: rows {kept.row} and {row.row} give one question two solutions; keep one"
-            )
-    return rows
+def import_traces(
+    path: Path, name: str, prompter: Prompter, out: Path, max_dropped: float, control: Control
+) -> dict[str, float]:
+    """Write a trace file as the tables `traces`, `questions` (all in the split `train`) and
+    `dropped`: rows that cannot be used, or that give a question another solution than its first.
 
-
-def import_traces(path: Path, name: str, prompter: Prompter, out: Path) -> dict[str, float]:
-    """Write a trace file as the tables `traces` and `questions` (all in the split `train`).
-
-    The traces count as written by `name`, closed, with the ids of the prompter's tokenizer.
+    The traces count as written by `name`, closed, with the ids of the prompter's tokenizer. Raises
+    UserError naming file, row, field and fix if more rows are dropped than `max_dropped` allows.
     """
-    rows = read_trace_file(path, prompter.format)
-    questions: dict[str, Row] = {}
-    traces = []
-    samples: Counter[str] = Counter()
-    for row in rows:
-        key = question_id(row.question)
-        questions.setdefault(key, _question(row, key, name, prompter))
-        assert row.trace is not None  # FIELDS maps it
-        traces.append(_trace(questions[key], row.trace, samples[key], name, prompter))
-        samples[key] += 1
+    source = read_trace_file(path, prompter.format, max_dropped, control.part(0, 2))
+    if source.found:
+        print(f"{path}: {source.found}")
+    first: dict[str, RawRow] = {}
+    kept, dropped = [], source.dropped
+    for row in source.rows:
+        one = first.setdefault(question_id(row.question), row)
+        if one.solution == row.solution:
+            kept.append(row)
+            continue
+        detail = f"rows {one.row} and {row.row} give one question two solutions; keep one"
+        dropped.append(dropped_row(row.row, "duplicate", detail, row.question))
+    require_few(str(path), dropped, len(kept) + len(dropped), max_dropped)
+    questions = {key: _question(row, key, name, prompter) for key, row in first.items()}
     write_rows(out / "questions.parquet", "questions", questions.values())
-    write_rows(out / "traces.parquet", "traces", traces)
-    return {"questions": len(questions), "traces": len(traces)}
+    write_rows(
+        out / "traces.parquet", "traces", _traces(kept, questions, name, prompter, control.part(1, 2))
+    )
+    write_rows(out / "dropped.parquet", "dropped", sorted(dropped, key=lambda row: row["row"]))
+    return {"questions": len(questions), "traces": len(kept), "dropped": len(dropped)}
+
+
+def _traces(
+    rows: Sequence[RawRow],
+    questions: Mapping[str, Row],
+    name: str,
+    prompter: Prompter,
+    control: Control,
+) -> Iterator[Row]:
+    samples: Counter[str] = Counter()
+    for done, row in enumerate(rows):
+        key = question_id(row.question)
+        assert row.trace is not None  # a file of traces
+        yield _trace(questions[key], row.trace, samples[key], name, prompter)
+        samples[key] += 1
+        if done % PROGRESS_ROWS == 0:
+            control.check()
+            control.progress(done, len(rows), {})
 
 
 def own_traces(
     questions: Iterable[Row], name: str, prompter: Prompter, out: Path
 ) -> dict[str, float]:
     """Write the training questions that have a trace, as they are, and their traces as the tables
-    `questions` and `traces`. Raises UserError if no question has one."""
+    `questions` and `traces`; `dropped` is empty. Raises UserError if no question has one."""
     kept = [row for row in questions if row["split"] == "train" and row["trace"]]
     if not kept:
         raise UserError(
             f"{name}: no training question has a trace of its own; map data.fields.trace, or take "
             "a data set with traces"
         )
-    traces = [_trace(question, question["trace"], 0, name, prompter) for question in kept]
+    traces = (_trace(question, question["trace"], 0, name, prompter) for question in kept)
     write_rows(out / "questions.parquet", "questions", kept)
     write_rows(out / "traces.parquet", "traces", traces)
-    return {"questions": len(kept), "traces": len(traces)}
+    write_rows(out / "dropped.parquet", "dropped", [])
+    return {"questions": len(kept), "traces": len(kept), "dropped": 0}
 
 
 def _question(row: RawRow, key: str, name: str, prompter: Prompter) -> Row:
     from rlt_core.grading import answer_of
 
-    answer = answer_of(row.solution)
+    answer = row.answer or answer_of(row.solution)
     return {
         "question_id": key,
         "split": "train",
@@ -87,7 +96,7 @@ def _question(row: RawRow, key: str, name: str, prompter: Prompter) -> Row:
         "answer": answer,
         "trace": row.trace,
         "grader": "none" if answer is None else "math",
-        "metadata": None,
+        "metadata": row.metadata,
         "source": name,
         "licence": row.licence,
         "prompt_tokens": len(prompter.teacher_prompt(row.question, row.solution)),

@@ -220,7 +220,12 @@ class Nodes:
     def imported_traces(self, name: str, path: str, field: str = "") -> Node:
         """Traces that others wrote; `field` of the config names the file, else `imports.traces`."""
         digest = _file_digest(path, field or f"imports.traces.{name}")
-        config = TraceImportConfig(name=name, digest=digest, format=self.format)
+        config = TraceImportConfig(
+            name=name,
+            digest=digest,
+            max_dropped=self.config.data.max_dropped,
+            format=self.format,
+        )
         inputs = {"tokenizer": self.base}
         paths = {"source": str(Path(path).absolute())}
         return self._node("trace-import", config, inputs, name, paths=paths)

@@ -1,4 +1,4 @@
-"""trace-import: traces that others wrote → the tables `traces` and `questions`."""
+"""trace-import: traces that others wrote → the tables `traces`, `questions` and `dropped`."""
 
 from __future__ import annotations
 
@@ -19,4 +19,5 @@ def run(job: Job) -> dict[str, float]:
     if config.digest is None:
         questions = read_rows(job.tables("questions"), "questions")
         return own_traces(questions, config.name, prompter, job.out)
-    return import_traces(Path(job.spec.paths["source"]), config.name, prompter, job.out)
+    path = Path(job.spec.paths["source"])
+    return import_traces(path, config.name, prompter, job.out, config.max_dropped, job.control)

@@ -1,0 +1,317 @@
+"""Which columns of a data set hold what: as configured, or as one of the layouts in common use."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from difflib import get_close_matches
+from functools import partial
+from typing import Any, Literal
+
+from rlt_core.config import DataConfig, FieldMapping
+from rlt_core.data.files import BadRow, Number, Record, checked, value_of
+from rlt_core.data.rawrow import RawRow, require_no_error, require_text
+
+CHATS = ("conversations", "messages", "conversation")
+"""Columns that hold a list of turns: ShareGPT's {from, value}, OpenAI's {role, content}."""
+GROUND_TRUTH = "reward_model.ground_truth"
+ROLES = {
+    "system": "system", "developer": "system", "user": "user", "human": "user",
+    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant",
+    "model": "assistant",
+}  # fmt: skip
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Fields of an assistant's turn that hold its thought, as providers name them."""
+TAGGED = {
+    ("<|begin_of_thought|>", "<|end_of_thought|>", "<|begin_of_solution|>", "<|end_of_solution|>"):
+        r"\s*<\|begin_of_thought\|>(.*)<\|end_of_thought\|>"
+        r"\s*<\|begin_of_solution\|>(.*)<\|end_of_solution\|>\s*",
+    ("<think>", "</think>"): r"\s*<think>(.*)</think>(.*)",
+}  # fmt: skip
+"""Tags around thought and solution in a reply (Bespoke-Stratos-17k and Sky-T1; DeepSeek-R1)."""
+SYSTEM = "system"
+Turns = Literal["one", "last"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a row's question, solution, trace and answer are."""
+
+    fields: FieldMapping
+    chat: str | None = None
+    """Column with the turns that hold question and solution."""
+    tagged: bool = False
+    """Whether a reply has a thought and a solution."""
+    found: str | None = None
+    """What was found without being configured, in words."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question and its reply."""
+
+    question: str
+    reply: str = ""
+    thought: str | None = None
+    """Given apart from the reply."""
+    system: str | None = None
+
+
+def layout_of(data: DataConfig, heads: Sequence[Record]) -> Layout:
+    """The layout of rows that begin like `heads`. What is configured is taken as it is; columns
+    are looked for only where `data.fields` names none that are there."""
+    fields, names = data.fields, _names(heads)
+    chat = next((name for name in CHATS if name in names), None)
+    if data.conversations:
+        return Layout(fields, chat or CHATS[0], tagged=True)
+    free = FieldMapping()
+    configured = (fields.question, fields.solution) != (free.question, free.solution)
+    if configured or free.question in names:
+        return Layout(fields)
+    if "problem" in names and names & {"solution", "answer"}:
+        return _columns(fields, names, "problem", "answer" if "answer" in names else None)
+    if "prompt" in names and "reward_model" in names:
+        return _columns(fields, names, "prompt", GROUND_TRUTH)
+    if chat is None:
+        return Layout(fields)
+    own_trace = fields.trace not in (None, chat)
+    tagged = not own_trace and (fields.trace is not None or _are_tagged(heads, chat, data.turns))
+    parts = "trace and solution from" if tagged else "solution from"
+    return Layout(
+        fields if own_trace else fields.model_copy(update={"trace": None}),
+        chat,
+        tagged,
+        f"column {chat!r} read as a conversation: question from the user's turn, {parts} the reply",
+    )
+
+
+def _names(heads: Sequence[Record]) -> set[str]:
+    """Columns that most rows have."""
+    every = [set(map(str, head)) for head in heads]
+    return {name for name in set().union(*every) if 2 * sum(name in one for one in every) > len(every)}
+
+
+def _columns(
+    fields: FieldMapping, names: Collection[str], question: str, answer: str | None
+) -> Layout:
+    solution = fields.solution if fields.solution in names else answer
+    answer = fields.answer or answer
+    found = fields.model_copy(
+        update={"question": question, "solution": solution, "answer": answer}
+    )
+    parts = f"question from {question!r}, solution from {solution!r}"
+    return Layout(found, found=parts + (f", answer from {answer!r}" if answer else ""))
+
+
+def _are_tagged(heads: Sequence[Record], chat: str, turns: Turns) -> bool:
+    """Whether most rows have a thought beside their solution."""
+    found = []
+    for head in heads:
+        try:
+            said = checked(partial(exchange, head.get(chat), turns))
+        except BadRow:
+            continue
+        tagged = any(tag in said.reply for tags in TAGGED for tag in tags)
+        found.append(tagged or said.thought is not None)
+    return 2 * sum(found) > len(found)
+
+
+# ---------------------------------------------------------------- rows
+def row_of(
+    number: int,
+    record: Record,
+    layout: Layout,
+    data: DataConfig,
+    licence: str | None = None,
+    names_are_free: bool = True,
+) -> RawRow:
+    """A row of a data set. `names_are_free`: the user may say in `data.fields` which field holds
+    what. Raises BadRow."""
+    fields, trace = layout.fields, None
+
+    def value(name: str, column: str) -> Any:
+        return _field(record, name, column, names_are_free)
+
+    if layout.chat:
+        said = exchange(value("question", layout.chat), data.turns)
+        question, trace, solutions = said.question, said.thought, [said.reply]
+        if layout.tagged and trace is None:
+            trace, solution = _thought_and_solution(said.reply)
+            solutions = [solution]
+        elif any(tag in said.reply for tags in TAGGED for tag in tags):
+            raise BadRow("tags", "the reply has tags of a thought, which other rows do not have")
+    else:
+        said = _question(value("question", fields.question), data.turns, fields.question)
+        question = said.question
+        name = "answer" if fields.solution == fields.answer else "solution"
+        solutions = _texts(value("solution", fields.solution), name, fields.solution)
+    if data.split_at is not None:
+        trace, solutions = _split(solutions[0], data.split_at, fields.solution)
+    elif fields.trace is not None and not data.conversations:
+        lines = _texts(value("trace", fields.trace), "trace", fields.trace)
+        trace = "\n".join(lines)  # a list is a trace in steps (s1K)
+    answers = solutions if len(solutions) > 1 else []
+    if fields.answer:
+        given = value("answer", fields.answer)
+        answers = [] if given is None else _texts(given, "answer", fields.answer)
+    if fields.licence:
+        licence = value("licence", fields.licence) or licence
+    system = said.system or value_of(record, SYSTEM) if SYSTEM in record else said.system
+    return RawRow(
+        number,
+        require_text(question, "question"),
+        require_text(solutions[0], "solution"),
+        trace and require_text(trace, "trace"),
+        require_text(answers[0], "answer") if answers else None,
+        metadata=json.dumps({"accepted": answers}) if len(answers) > 1 else None,
+        licence=licence and str(licence),
+        system=system and require_text(str(system), "system prompt"),
+    )
+
+
+def _field(record: Record, name: str, column: str, names_are_free: bool) -> Any:
+    try:
+        return value_of(record, column)
+    except KeyError:
+        pass
+    near = get_close_matches(column, map(str, record), n=1, cutoff=0.7)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    fix = (
+        f"Set data.fields.{name} to the field that holds the {name}."
+        if names_are_free
+        else f"Rename the field that holds the {name} to {column!r}."
+    )
+    has = ", ".join(map(str, record)) or "none"
+    raise BadRow("missing", f"no field {column!r} (it has {has}){hint} {fix}")
+
+
+def _question(value: Any, turns: Turns, column: str) -> Exchange:
+    """A text, or the turns of a prompt (verl)."""
+    if isinstance(value, list):
+        return exchange(value, turns, replied=False)
+    if isinstance(value, Number) or not isinstance(value, str | None):
+        raise BadRow("unreadable", f"the question (field {column!r}) is {_kind(value)}, not text")
+    return Exchange(_filled(value, "question", column))
+
+
+def _texts(value: Any, name: str, column: str) -> list[str]:
+    """One text, or several of a list: accepted answers, steps of a trace. Numbers are texts, too,
+    and so is a list that was written as JSON."""
+    if name == "answer" and isinstance(value, str) and value.startswith('["'):
+        value = json.loads(value)
+    if isinstance(value, list):
+        texts = [text for item in value for text in _scalar(item, name, column)]
+    else:
+        texts = _scalar(value, name, column)
+    if name == "trace":
+        return [_filled("\n".join(texts), name, column)]
+    kept = [text.strip() for text in dict.fromkeys(texts) if text.strip()]
+    return kept or [_filled("", name, column)]
+
+
+def _scalar(value: Any, name: str, column: str) -> list[str]:
+    value = value_of({"": value}, "")
+    if value is None:
+        return []
+    if name != "trace" and isinstance(value, int | float) and not isinstance(value, bool):
+        return [str(value)]
+    if name != "trace" and isinstance(value, Decimal):
+        return [format(value, "f")]
+    if not isinstance(value, str) or (name == "trace" and isinstance(value, Number)):
+        raise BadRow("unreadable", f"the {name} (field {column!r}) is {_kind(value)}, not text")
+    return [value]
+
+
+def _kind(value: Any) -> str:
+    return "a number" if isinstance(value, Number) else type(value).__name__
+
+
+def _filled(text: str | None, name: str, column: str) -> str:
+    """The text without surrounding white space."""
+    if text is None or not text.strip():
+        raise BadRow(
+            "empty", f"the {name} (field {column!r}) is empty; fill it in or remove the row"
+        )
+    return text.strip()
+
+
+def _split(text: str, marker: str, column: str) -> tuple[str | None, list[str]]:
+    """(trace, solution) around the last marker; a solution without working has no trace."""
+    trace, found, solution = text.rpartition(marker)
+    if not found or not solution.strip():
+        raise BadRow(
+            "empty", f"field {column!r} has no solution after the marker {marker!r} (data.split_at)"
+        )
+    return trace.strip() or None, [solution.strip()]
+
+
+# ---------------------------------------------------------------- conversations
+def exchange(value: Any, turns: Turns, replied: bool = True) -> Exchange:
+    """The question and, if `replied`, its reply in a list of turns; of several exchanges the last
+    one if `turns` says so. Raises BadRow."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = json.loads(value)  # a CSV file's cell
+    if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
+        raise BadRow(
+            "turns", "a conversation must be a list of {from, value} or {role, content} turns"
+        )
+    roles = [_role(turn) for turn in value]
+    system = _content(value[0]) if roles[:1] == ["system"] else None
+    first = 1 if system is not None else 0
+    length = 2 if replied else 1
+    if turns == "last" and len(value) - first > length:
+        first = len(value) - length
+    if roles[first:] != ["user", "assistant"][:length]:
+        pairs = roles.count("user")
+        raise BadRow(
+            "turns",
+            f"the conversation has {pairs} exchanges; keep one, or take the last one of every row "
+            "(data.turns=last)"
+            if pairs > 1 and turns == "one"
+            else "the turns must be the user's question" + " and the assistant's reply" * replied,
+        )
+    question = _filled(_content(value[first]), "question", "user's turn")
+    if not replied:
+        return Exchange(question, system=system)
+    reply = value[-1]
+    thought = next((text for name in THOUGHTS if (text := reply.get(name))), None)
+    answer = _filled(_content(reply), "reply", "assistant's turn")
+    require_no_error(answer, "reply")
+    return Exchange(question, answer, thought, system)
+
+
+def _role(turn: Record) -> str:
+    role = turn.get("role") or turn.get("from")
+    known = ROLES.get(str(role).casefold())
+    if known is None:
+        raise BadRow("turns", f"a turn is from {role!r}, not from a user, assistant or system")
+    return known
+
+
+def _content(turn: Record) -> str:
+    content = turn["content"] if turn.get("content") is not None else turn.get("value")
+    if isinstance(content, list):  # OpenAI's parts
+        content = "\n".join(part["text"] for part in content if part.get("type") == "text")
+    if not isinstance(content, str | None):
+        raise BadRow("turns", f"a turn holds {_kind(content)}, not text")
+    return content or ""
+
+
+def _thought_and_solution(reply: str) -> tuple[str, str]:
+    for tags, pattern in TAGGED.items():
+        if any(tag in reply for tag in tags):
+            parts = re.fullmatch(pattern, reply, re.DOTALL)
+            if parts is None or any(reply.count(tag) != 1 for tag in tags):
+                break
+            if not (parts[1].strip() and parts[2].strip()):
+                raise BadRow("empty", "the thought or the solution of the reply is empty")
+            return parts[1].strip(), parts[2].strip()
+    forms = " or ".join("…".join(tags) for tags in TAGGED)
+    raise BadRow(
+        "tags",
+        f"expected a question, and a reply of the form {forms}, with exactly one thought and one "
+        "solution, none of them empty",
+    )
