@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from rlt_core.schemas import LOGPROBS, TABLES
 
-ROWS_AT_A_TIME = 5000
+ROWS_AT_A_TIME = 2000
 
 
 def write_rows(path: Path, table: str, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -48,9 +48,7 @@ def _options(schema: pa.Schema) -> dict[str, Any]:
     floats = [field.name for field in schema if field.type == LOGPROBS]
     return {
         "compression": "zstd",
-        "use_dictionary": [
-            leaf for leaf in _leaves(schema) if leaf.split(".")[0] not in floats
-        ],
+        "use_dictionary": [leaf for leaf in _leaves(schema) if leaf.split(".")[0] not in floats],
         "use_byte_stream_split": [f"{name}.list.element" for name in floats],
     }
 

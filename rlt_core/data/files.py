@@ -118,7 +118,7 @@ def count_rows(path: Path) -> int:
 # ---------------------------------------------------------------- values
 def value_of(record: Record, name: str) -> Any:
     """A field, or `a.b`: the field b of the field a (a list's by number). None for a missing value:
-    null, NaN, infinity, no text or the text of one. Raises KeyError where there is no such field."""
+    null, NaN, infinity, no text or the text of one. Raises KeyError if there is no such field."""
     value: Any = record[name] if name in record else _nested(record, name)
     if isinstance(value, Twice):
         raise BadRow("unreadable", f"two fields are named {name!r}; rename or remove one of them")
@@ -170,7 +170,7 @@ def _is_object(value: Any) -> Record:
 
 def _line(line: bytes) -> Record:
     try:
-        text = line.decode("utf-8-sig")
+        text = line.decode("utf-8-sig").rstrip()
     except UnicodeDecodeError as error:
         raise BadRow("unreadable", _no_utf8(line[error.start])) from None
     try:
@@ -187,7 +187,7 @@ def _no_utf8(byte: int) -> str:
 def _jsonl(path: Path) -> Iterator[tuple[int, Read]]:
     with path.open("rb") as file:
         for row, line in enumerate(file, start=1):
-            if not line.strip(b"\xef\xbb\xbf \t\r\n"):
+            if not line.strip(b"\xef\xbb\xbf\0 \t\r\n"):
                 continue
             if not line.endswith(b"\n"):
                 _require_whole(path, row, partial(_line, line))

@@ -91,7 +91,9 @@ def layout_of(data: DataConfig, heads: Sequence[Record]) -> Layout:
 def _names(heads: Sequence[Record]) -> set[str]:
     """Columns that most rows have."""
     every = [set(map(str, head)) for head in heads]
-    return {name for name in set().union(*every) if 2 * sum(name in one for one in every) > len(every)}
+    return {
+        name for name in set().union(*every) if 2 * sum(name in one for one in every) > len(every)
+    }
 
 
 def _columns(
@@ -99,9 +101,7 @@ def _columns(
 ) -> Layout:
     solution = fields.solution if fields.solution in names else answer
     answer = fields.answer or answer
-    found = fields.model_copy(
-        update={"question": question, "solution": solution, "answer": answer}
-    )
+    found = fields.model_copy(update={"question": question, "solution": solution, "answer": answer})
     parts = f"question from {question!r}, solution from {solution!r}"
     return Layout(found, found=parts + (f", answer from {answer!r}" if answer else ""))
 
@@ -148,6 +148,7 @@ def row_of(
         question = said.question
         name = "answer" if fields.solution == fields.answer else "solution"
         solutions = _texts(value("solution", fields.solution), name, fields.solution)
+        solutions = solutions or [_filled("", "solution", fields.solution)]
     if data.split_at is not None:
         trace, solutions = _split(solutions[0], data.split_at, fields.solution)
     elif fields.trace is not None and not data.conversations:
@@ -209,7 +210,7 @@ def _texts(value: Any, name: str, column: str) -> list[str]:
     if name == "trace":
         return [_filled("\n".join(texts), name, column)]
     kept = [text.strip() for text in dict.fromkeys(texts) if text.strip()]
-    return kept or [_filled("", name, column)]
+    return kept if kept or name == "answer" else [_filled("", name, column)]
 
 
 def _scalar(value: Any, name: str, column: str) -> list[str]:

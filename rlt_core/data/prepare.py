@@ -117,14 +117,17 @@ def _fitting(
     rows: list[RawRow], data: DataConfig, prompter: Prompter, dropped: list[Row], control: Control
 ) -> list[RawRow]:
     """Rows whose prompt is not too long, with an answer and their prompt's tokens; the others are
-    added to `dropped`."""
+    added to `dropped`. Empties `rows`, so that nothing is in memory twice."""
     from rlt_core.grading import answer_of
 
-    kept = []
-    for done, row in enumerate(rows):
+    kept: list[RawRow] = []
+    total = len(rows)
+    rows.reverse()
+    for done in range(total):
+        row = rows.pop()
         if done % PROGRESS_ROWS == 0:
             control.check()
-            control.progress(done, len(rows), {})
+            control.progress(done, total, {})
         tokens = len(prompter.teacher_prompt(row.question, row.solution))
         if tokens > data.max_prompt_tokens:
             detail = f"{tokens} tokens, data.max_prompt_tokens is {data.max_prompt_tokens}"
@@ -146,8 +149,8 @@ def _drop(train: list[RawRow], overlaps: list[Row], dropped: list[Row]) -> list[
         return train
     kept = []
     for row in train:
-        overlap = first.get(question_id(row.question))
-        if overlap is None:
+        overlap = first.get(question_id(row.question), {})
+        if not overlap:
             kept.append(row)
             continue
         words = f"{overlap['n']} words" if overlap["n"] else "the whole question"

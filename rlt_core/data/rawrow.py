@@ -14,17 +14,17 @@ from rlt_core.formats import PromptFormat
 _STATUS = (
     "bad request|unauthori[sz]ed|forbidden|not found|request time-?out|too many requests|"
     "internal server error|bad gateway|service unavailable|gateway time-?out"
-)
+).replace(" ", r"\s")
 _EXCEPTION = (
     r"(?:rate_?limit|quota|api\w*|internal_?server|server|bad_?request|invalid_?request|"
-    r"authentication|permission_?denied|service_?unavailable|overloaded|timeout|read_?timeout|"
+    r"authentication|permission_?denied|service_?unavailable|overloaded|timeout|read|read_?timeout|"
     r"connect\w*|http\w*|client\w*|context_?\w*|content_?(?:policy|filter)\w*|"
     r"resource_?exhausted)_?(?:error|exception|exceeded|timeout)"
 )
 PROVIDER_ERROR = re.compile(
     rf"""[\s*\[<"'(]*(?:
       (?:api\s+)?(?:error|exception|request\s+failed)\b(?:\s+with)?(?:\s+(?:status|error))?
-        (?:\s+code)?[\s:=\-]*\(?(?:{_EXCEPTION}\b|[45]\d\d\b|{_STATUS})
+        (?:\s+code)?[\s:=\-\]]*\(?(?:{_EXCEPTION}\b|[45]\d\d\b|{_STATUS})
     | (?:[a-z_]+\.)*{_EXCEPTION}\b\s*(?:$|[:(\]'"])
     | (?:http(?:/\S+)?\s+)?(?:status(?:\s+code)?\s*:?\s*)?[45]\d\d\b[\s:\-]*(?:client\ error:|
         server\ error:)?\s*(?:{_STATUS})
@@ -78,9 +78,7 @@ def question_id(question: str) -> str:
     return hashlib.sha256(normalised(question).encode()).hexdigest()[:16]
 
 
-def dropped_row(
-    row: int, reason: str, detail: str, question: str | None = None
-) -> dict[str, Any]:
+def dropped_row(row: int, reason: str, detail: str, question: str | None = None) -> dict[str, Any]:
     """A row of the table `dropped`."""
     key = None if question is None else question_id(question)
     return {"row": row, "question_id": key, "reason": reason, "detail": detail}

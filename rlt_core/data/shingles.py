@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -70,10 +71,10 @@ def near_duplicates(
     prefix = sizes - np.ceil(threshold * sizes).astype(np.int64) + 1
     shared, owners = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
     for start, hashes, owner in _blocks(rows, control.part(1, 3)):
-        counts = counters[hashes % len(counters)]
-        order = np.lexsort((hashes, counts, owner))
+        often = counters[hashes % len(counters)]
+        order = np.lexsort((hashes, often, owner))
         rank = np.arange(len(owner)) - np.searchsorted(owner, owner)
-        kept = (rank < prefix[start + owner]) & (counts[order] > 1)
+        kept = (rank < prefix[start + owner]) & (often[order] > 1)
         shared.append(hashes[order][kept])
         owners.append(start + owner[kept])
     _, group, size = np.unique(np.concatenate(shared), return_inverse=True, return_counts=True)
@@ -100,11 +101,13 @@ def _alike(
     kept_with: dict[int, list[int]] = defaultdict(list)
     found: dict[int, tuple[RawRow, float]] = {}
     places, starts = np.unique(owners, return_index=True)
-    for done, (place, own) in enumerate(zip(places.tolist(), np.split(groups, starts[1:]))):
+    bounds = pairwise([*starts.tolist(), len(groups)])
+    for done, (place, (start, end)) in enumerate(zip(places.tolist(), bounds, strict=True)):
+        own = groups[start:end].tolist()
         if done % BLOCK == 0:
             control.check()
             control.progress(done, len(places), {})
-        for other in sorted({other for group in own.tolist() for other in kept_with[group]}):
+        for other in sorted({other for group in own for other in kept_with[group]}):
             if min(sizes[place], sizes[other]) < threshold * max(sizes[place], sizes[other]):
                 continue
             mine, theirs = shingles(place), shingles(other)
@@ -113,7 +116,7 @@ def _alike(
                 found[place] = (rows[other], similarity)
                 break
         else:
-            for group in own.tolist():
+            for group in own:
                 kept_with[group].append(place)
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -98,12 +98,14 @@ def read_source(
     if data.source.startswith(HUB):
         folder = _hub_folder(data)
         rows = _hub_rows(folder, data)
-        records = ((number, partial(dict, row)) for number, row in enumerate(rows, start=1))
+        records: Iterator[Numbered] = (
+            (number, partial(dict, row)) for number, row in enumerate(rows, start=1)
+        )
         return _collect(
-            records, data, data.source, len(rows), format, control, licence=_card_licence(folder)
+            records, data, data.source, rows.__len__, format, control, licence=_card_licence(folder)
         )
     path = Path(data.source)
-    return _collect(read_records(path), data, str(path), count_rows(path), format, control)
+    return _collect(read_records(path), data, str(path), partial(count_rows, path), format, control)
 
 
 def found_layout(data: DataConfig) -> str | None:
@@ -122,7 +124,7 @@ def read_trace_file(
     layout. Raises UserError, also if too many rows cannot be used."""
     data = DataConfig(fields=TRACE_FIELDS, max_dropped=max_dropped)
     return _collect(
-        read_records(path), data, str(path), count_rows(path), format, control, traces=True
+        read_records(path), data, str(path), partial(count_rows, path), format, control, traces=True
     )
 
 
@@ -140,7 +142,7 @@ def _collect(
     records: Iterator[Numbered],
     data: DataConfig,
     source: str,
-    expected: int,
+    count: Callable[[], int],
     format: PromptFormat | None,
     control: Control,
     licence: str | None = None,
@@ -151,7 +153,7 @@ def _collect(
     if traces and not any(data.fields.question in head for head in heads):
         untraced = data.fields.model_copy(update={"trace": None})
         data = data.model_copy(update={"fields": untraced})
-    layout = layout_of(data, heads)
+    layout, expected = layout_of(data, heads), count()
     rows: list[RawRow] = []
     dropped: list[Row] = []
 

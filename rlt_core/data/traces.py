@@ -42,7 +42,9 @@ def import_traces(
     questions = {key: _question(row, key, name, prompter) for key, row in first.items()}
     write_rows(out / "questions.parquet", "questions", questions.values())
     write_rows(
-        out / "traces.parquet", "traces", _traces(kept, questions, name, prompter, control.part(1, 2))
+        out / "traces.parquet",
+        "traces",
+        _traces(kept, questions, name, prompter, control.part(1, 2)),
     )
     write_rows(out / "dropped.parquet", "dropped", sorted(dropped, key=lambda row: row["row"]))
     return {"questions": len(questions), "traces": len(kept), "dropped": len(dropped)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -126,7 +127,7 @@ def test_countdown_splits_share_no_problem(
 
 
 def test_problems_in_two_splits_or_in_an_evaluation_set_are_found() -> None:
-    first, second = (vars(row) for row in countdown_rows(2, 0))
+    first, second = (asdict(row) for row in countdown_rows(2, 0))
     metadata = json.loads(first["metadata"])
     moved = json.dumps({**metadata, "numbers": metadata["numbers"][::-1]})
     train = {**first, "split": "train"}

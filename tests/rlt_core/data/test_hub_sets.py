@@ -83,7 +83,7 @@ def fetched(
 def test_conversations(cache: Path, repo: str, suffix: str, card: str, licence: str | None) -> None:
     fetched(cache, repo, [CONVERSATION], suffix, card)
     data = paper_7b().data.model_copy(update={"source": f"hub:{repo}"})
-    (row,) = read_source(data)
+    (row,) = read_source(data).rows
     assert (row.question, row.trace) == ("What is 2+2?", "Two and two.")
     assert (row.solution, row.licence) == ("It is \\boxed{4}.", licence)
 
@@ -91,7 +91,7 @@ def test_conversations(cache: Path, repo: str, suffix: str, card: str, licence: 
 def test_s1k_has_its_trace_in_steps(cache: Path) -> None:
     fetched(cache, "simplescaling/s1K", [S1K], "parquet", "license: apache-2.0")
     fields = FieldMapping(trace="thinking_trajectories", licence="source_type")
-    (row,) = read_source(DataConfig(source="hub:simplescaling/s1K", fields=fields))
+    (row,) = read_source(DataConfig(source="hub:simplescaling/s1K", fields=fields)).rows
     assert (row.question, row.solution) == ("What is 2+2?", "4")
     assert row.trace == "Two and two.\nFour."
     assert row.licence == "AI-MO", "a row's own field goes before the card"
@@ -110,7 +110,7 @@ def test_limr_is_read_by_the_papers_mapping(cache: Path) -> None:
     fetched(cache, "GAIR/LIMR", [{"prompt": "What is 2+2?", "answer": "4"}], "json")
     data = paper_7b().rl_data
     assert data is not None
-    (row,) = read_source(data)
+    (row,) = read_source(data).rows
     assert (row.question, row.solution, row.answer) == ("What is 2+2?", "4", "4")
 
 

@@ -21,9 +21,10 @@ from rlt_core.data.countdown import (
     countdown_questions,
     countdown_rows,
 )
-from rlt_core.data.overlap import COMMON_LEAST, find_overlaps, near_duplicates, problem_of
+from rlt_core.data.overlap import COMMON_LEAST, find_overlaps, problem_of
 from rlt_core.data.prepare import prepare_questions
-from rlt_core.data.rawrow import RawRow
+from rlt_core.data.rawrow import RawRow, question_id
+from rlt_core.data.shingles import near_duplicates
 from rlt_core.errors import UserError
 from rlt_core.formats import load_format
 from rlt_core.models import tiny_tokenizer
@@ -45,7 +46,7 @@ def asked(text: str, name: str = "q", **fields: Any) -> dict[str, Any]:
 
 
 def shared(training: str, evaluated: str) -> list[tuple[int | None, str]]:
-    rows = find_overlaps([asked(training)], {"task": [asked(evaluated, "e")]})
+    rows = find_overlaps([RawRow(1, training, "s")], {"task": [asked(evaluated, "e")]})
     return [(row["n"], row["shared"]) for row in rows]
 
 
@@ -115,11 +116,11 @@ def test_the_prompt_around_a_benchmarks_questions_is_not_compared() -> None:
     prompt = "Solve the following problem and write the final answer in a box at the very end: "
     texts = ["What is 1+1?", prose(1, 20), prose(2, 20)]
     evaluated = [asked(f"{prompt}{text} Think.", f"e{i}") for i, text in enumerate(texts)]
-    training = [asked("What is 1+1?", "short"), asked(prompt + prose(3, 20), "prompt"),
-                asked(prose(2, 20), "copy")]  # fmt: skip
+    texts = ["What is 1+1?", prompt + prose(3, 20), prose(2, 20)]
+    training = [RawRow(i, text, "s") for i, text in enumerate(texts)]
     rows = list(find_overlaps(training, {"task": evaluated}))
     assert {(row["question_id"], row["evaluation_id"]) for row in rows} == {
-        ("short", "e0"), ("copy", "e2"),
+        (question_id(texts[0]), "e0"), (question_id(texts[2]), "e2"),
     }  # fmt: skip
 
 
@@ -127,7 +128,7 @@ def test_wording_that_many_training_questions_have_is_no_sign_of_a_copy() -> Non
     wording = "find the sum of all positive integers n such that"
 
     def overlapping(count: int) -> int:
-        training = [asked(f"{wording} {prose(i, 5)}", f"q{i}") for i in range(count)]
+        training = [RawRow(i, f"{wording} {prose(i, 5)}", "s") for i in range(count)]
         found = find_overlaps(training, {"task": [asked(f"{wording} {prose(99, 9)}", "e")]})
         return len(list(found))
 
@@ -142,13 +143,15 @@ def test_generated_problems_are_compared_by_what_they_ask_for() -> None:
         metadata = json.dumps({"numbers": numbers, "target": target})
         return asked(f"Reach {target} with {numbers}", grader="countdown", metadata=metadata)
 
-    assert list(find_overlaps([question(one, 15)], {"task": [question(other, 15)]}))
-    assert not list(find_overlaps([question(one, 15)], {"task": [question(other, 16)]}))
+    row = question(one, 15)
+    training = [RawRow(1, row["question"], "s", grader="countdown", metadata=row["metadata"])]
+    assert list(find_overlaps(training, {"task": [question(other, 15)]}))
+    assert not list(find_overlaps(training, {"task": [question(other, 16)]}))
 
 
 def test_countdown_problems_differ_in_more_than_order() -> None:
     rows = countdown_rows(200, 60)  # the generator's problem 147 is its problem 68, reordered
-    problems = {problem_of({"grader": row.grader, "metadata": row.metadata}) for row in rows}
+    problems = {problem_of(row.grader, row.question, row.metadata) for row in rows}
     assert len(problems) == 200
 
 
@@ -226,9 +229,12 @@ def test_countdown_for_training_has_nothing_of_the_evaluation_set(tmp_path: Path
     leaked = DataConfig(**{**data.model_dump(), "seed": EVALUATION_SEED})
     metrics = prepare_questions(leaked, PROMPTER, tmp_path, Control(), {"countdown": tested})
     assert metrics["train"] == 40 and metrics["overlapping"] > 40
-    problems = {problem_of(row) for row in read_rows(tmp_path, "questions")
-                if row["split"] == "train"}  # fmt: skip
-    assert len(problems) == 40 and not problems & {problem_of(question) for question in tested}
+
+    def problems(rows: list[dict[str, Any]]) -> set[str | None]:
+        return {problem_of(row["grader"], row["question"], row["metadata"]) for row in rows}
+
+    train = [row for row in read_rows(tmp_path, "questions") if row["split"] == "train"]
+    assert len(problems(train)) == 40 and not problems(train) & problems(tested)
 
 
 # ---------------------------------------------------------------- the base model of `tiny`

@@ -40,7 +40,7 @@ def write(path: Path, records: list[dict[str, Any]]) -> Path:
 
 
 def read(path: Path, **config: Any) -> list[RawRow]:
-    return read_source(DataConfig(source=str(path), **config))
+    return read_source(DataConfig(source=str(path), **config)).rows
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
@@ -92,8 +92,8 @@ def test_blank_lines_are_no_rows_but_count_as_lines(tmp_path: Path) -> None:
 GOOD = b'{"question": "a", "solution": "b"}\n'
 BAD_FILES = {
     "undecodable": (GOOD + b'{"question": "\xff"}\n', r"row 2: byte 0xff is not UTF-8"),
-    "invalid": (GOOD + b"{question: 1}\n", r"row 2, column 2: invalid JSON"),
-    "cut": (GOOD + b'{"question": "a", "solution": \n', r"row 2, column 30: invalid JSON"),
+    "invalid": (GOOD + b"{question: 1}\n", r"row 2: invalid JSON, column 2"),
+    "cut": (GOOD + b'{"question": "a", "solution": \n', r"row 2: invalid JSON, column 30"),
     "list": (GOOD + b"[1]\n", r"row 2: expected an object with fields, found list"),
     "missing": (GOOD + b'{"qestion": "a", "solution": "b"}\n',
                 r"row 2: no field 'question' \(it has qestion, solution\); did you mean 'qestion'\?"
@@ -103,7 +103,7 @@ BAD_FILES = {
     "empty-question": (b'{"question": " ", "solution": "b"}\n', r"row 1: the question .* is empty"),
     "empty-solution": (b'{"question": "a", "solution": ""}\n', r"row 1: the solution .* is empty"),
     "null": (b'{"question": "a", "solution": null}\n', r"row 1: the solution .* is empty; fill"),
-    "number": (b'{"question": 5, "solution": "b"}\n', r"row 1: the question .* is int, not text"),
+    "number": (b'{"question": 5, "solution": "b"}\n', r"row 1: the question .* is a number, not"),
     "nothing": (b"", r"there is no row in it"),
 }  # fmt: skip
 
@@ -120,9 +120,12 @@ def test_a_bad_row_is_named(tmp_path: Path, name: str) -> None:
 
 def test_bad_files_of_other_types(tmp_path: Path) -> None:
     cases = {
-        "bytes.csv": (b"question,solution\na,b\n\xe9,c\n", "line 3: byte 0xe9 is not UTF-8"),
+        "bytes.csv": (
+            b"question,solution\na,b\n\xe9,c\n",
+            "row 2: the question has byte 0xe9, which is not UTF-8",
+        ),
         "ragged.csv": (b"question,solution\na,b\na,b,c\n", "row 2: its number of fields"),
-        "not.parquet": (b"PAR1 but not really", "not a Parquet file"),
+        "not.parquet": (b"PAR1 but not really", "not a readable .parquet file"),
         "object.json": (b'{"question": "a"}', "expected a list of objects"),
         "broken.json": (b'[\n{"a": }]', "line 2, column 7: invalid JSON"),
         "data.xlsx": (b"", "expected a file that ends in .jsonl"),
@@ -141,7 +144,7 @@ def test_bytes_that_are_no_text_in_parquet(tmp_path: Path) -> None:
     text = pa.StringArray.from_buffers(3, good.buffers()[1], good.buffers()[2])
     path = tmp_path / "data.parquet"
     pq.write_table(pa.table({"question": text, "solution": ["1", "2", "3"]}), path)
-    with pytest.raises(UserError, match="row 3: text is not UTF-8"):
+    with pytest.raises(UserError, match="row 3: its text is not UTF-8"):
         read(path)
 
 
@@ -171,7 +174,7 @@ def test_a_hub_data_set_is_read_from_the_cache(
     write(tmp_path / "test.jsonl", RECORDS[:1])
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
     data = DataConfig(source="hub:org/name", revision="0" * 40, hub_split="train")
-    assert [row.solution for row in read_source(data)] == [r["solution"] for r in RECORDS]
+    assert [row.solution for row in read_source(data).rows] == [r["solution"] for r in RECORDS]
     with pytest.raises(UserError, match=r"data\.hub_split='dev'"):
         read_source(data.model_copy(update={"hub_split": "dev"}))
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rlt_core.data.traces import import_traces, read_trace_file
+from rlt_core.control import Control
+from rlt_core.data.traces import import_traces
 from rlt_core.errors import UserError
 from rlt_core.formats import load_format
 from rlt_core.models import tiny_tokenizer
@@ -25,10 +26,14 @@ def write(tmp_path: Path, *records: tuple[str, str, str]) -> Path:
     return path
 
 
+def imported(path: Path, tmp_path: Path) -> dict[str, float]:
+    return import_traces(path, "theirs", PROMPTER, tmp_path / "out", 0.05, Control())
+
+
 def test_traces_come_in_as_the_ids_of_their_text(tmp_path: Path) -> None:
     path = write(tmp_path, ("1+1", "2", "einß"), ("1+1", "2", "zwei"), ("2+2", "4", "vier"))
-    metrics = import_traces(path, "theirs", PROMPTER, tmp_path / "out")
-    assert metrics == {"questions": 2, "traces": 3}
+    metrics = imported(path, tmp_path)
+    assert metrics == {"questions": 2, "traces": 3, "dropped": 0}
     traces = read_rows(tmp_path / "out", "traces")
     questions = {row["question_id"]: row for row in read_rows(tmp_path / "out", "questions")}
     assert len({trace["trace_id"] for trace in traces}) == 3
@@ -41,14 +46,16 @@ def test_traces_come_in_as_the_ids_of_their_text(tmp_path: Path) -> None:
 
 def test_bad_traces_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="rows 1 and 2 give one question two solutions"):
-        read_trace_file(write(tmp_path, ("1+1", "2", "a"), ("1+1", "3", "b")), FORMAT)
+        imported(write(tmp_path, ("1+1", "2", "a"), ("1+1", "3", "b")), tmp_path)
     with pytest.raises(UserError, match="row 1: the trace contains </explain>"):
-        read_trace_file(write(tmp_path, ("1+1", "2", "a</explain>")), FORMAT)
+        imported(write(tmp_path, ("1+1", "2", "a</explain>")), tmp_path)
     with pytest.raises(UserError, match=r"row 1: the trace \(field 'trace'\) is empty"):
-        read_trace_file(write(tmp_path, ("1+1", "2", "")), FORMAT)
+        imported(write(tmp_path, ("1+1", "2", "")), tmp_path)
     other = tmp_path / "other.jsonl"
     other.write_text('{"question": "1+1", "solution": "2", "reasoning": "a"}\n')
-    with pytest.raises(UserError, match=r"row 1: no field 'trace' .* Rename the .* to 'trace'\.$"):
-        read_trace_file(other, FORMAT)
+    with pytest.raises(
+        UserError, match=r"row 1: no field 'trace' .* Rename the .* to 'trace'\. \(1 of 1 rows"
+    ):
+        imported(other, tmp_path)
     with pytest.raises(UserError, match="no such file"):
-        read_trace_file(tmp_path / "none.jsonl", FORMAT)
+        imported(tmp_path / "none.jsonl", tmp_path)
