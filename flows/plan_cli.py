@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -24,8 +24,10 @@ from flows.options import (
     store_place,
 )
 from flows.request import Request
+from rlt_core.data.sources import found_layout
 from rlt_core.estimate import Estimate, assumptions
 from rlt_core.graph import Planned
+from rlt_core.stages import DatasetPrepConfig
 
 CHANGES_SHOWN = 3
 GIB = 1 << 30
@@ -65,6 +67,8 @@ def plan(
         console.print(_nodes(planned))
         misses = sum(not item.hit for item in planned)
         console.print(f"{len(planned)} nodes: {len(planned) - misses} hits, {misses} misses")
+        for line in _layouts(planned):
+            console.print(line, markup=False, soft_wrap=True)
         if estimates or (estimates is None and any(each.on_gpu for each in found.values())):
             _show_estimates(console, request, planned, found)
     request.require_fit(planned)
@@ -80,6 +84,16 @@ def row(item: Planned) -> dict[str, Any]:
         "hit": item.hit,
         "changes": list(item.changes),
     }
+
+
+def _layouts(planned: Sequence[Planned]) -> Iterator[str]:
+    """How data files are read where that is not configured."""
+    for item in planned:
+        config, path = item.node.config, item.node.paths.get("source")
+        if not isinstance(config, DatasetPrepConfig) or path is None or item.hit:
+            continue
+        if found := found_layout(config.data.model_copy(update={"source": path})):
+            yield f"{item.node.name}: {found}"
 
 
 def _nodes(planned: Sequence[Planned]) -> Table:

@@ -20,7 +20,7 @@ QUESTIONS = _schema(
     answer=pa.string(),  # what grading compares with; may be null (ungradable)
     trace=pa.string(),  # the data set's own trace; may be null
     grader=pa.string(),  # math | arithmetic | countdown | none
-    metadata=pa.string(),  # JSON: what the grader needs beside the answer (countdown's numbers)
+    metadata=pa.string(),  # JSON: countdown's numbers; `accepted`: answers of which any is right
     source=pa.string(),
     licence=pa.string(),  # of the row, or on its data set's card; null: not said
     prompt_tokens=pa.int32(),  # tokens of the teacher's prompt
@@ -164,7 +164,9 @@ EVAL_OVERLAPS = _schema(
 DROPPED = _schema(
     row=pa.int64(),  # 1-based row of the source
     question_id=pa.string(),
-    reason=pa.string(),  # duplicate | near_duplicate | prompt_too_long | overlap
+    # duplicate | near_duplicate | prompt_too_long | overlap; of a row that cannot be used
+    # unreadable | missing | empty | tags | turns | provider_error
+    reason=pa.string(),
     detail=pa.string(),
 )
 

@@ -21,6 +21,9 @@ class FieldMapping(Frozen):
     answer: str | None = None
     """Column with the final answer that grading compares, or a list of accepted answers; else it
     is read from the solution."""
+    system: str | None = None
+    """Column with the student's system prompt, the same in all rows. That of `data` is used in
+    place of the prompt format's."""
     licence: str | None = None
     """Column with the row's licence; else the one on a hub data set's card, if it names one."""
 

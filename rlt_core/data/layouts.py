@@ -160,7 +160,11 @@ def row_of(
         answers = [] if given is None else _texts(given, "answer", fields.answer)
     if fields.licence:
         licence = value("licence", fields.licence) or licence
-    system = said.system or value_of(record, SYSTEM) if SYSTEM in record else said.system
+    system = said.system
+    if fields.system:
+        system = value("system", fields.system)
+    elif system is None and SYSTEM in record:
+        system = value_of(record, SYSTEM)
     return RawRow(
         number,
         require_text(question, "question"),

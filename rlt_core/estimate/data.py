@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rlt_core.config import DataConfig
 from rlt_core.data.countdown import EVALUATION_QUESTIONS
-from rlt_core.errors import UserError
+from rlt_core.data.files import count_rows
+from rlt_core.data.sources import found_layout
 from rlt_core.graph import Node
 from rlt_core.stages import (
     DatasetPrepConfig,
@@ -156,7 +157,7 @@ class Facts:
         if "questions" in node.inputs:  # the data set's own
             own = self.questions(node.inputs["questions"])
             return Traces(own.with_trace, own.with_trace, own.trace)
-        rows = file_rows(Path(node.paths["source"]))
+        rows = count_rows(Path(node.paths["source"]))
         return Traces(rows, rows, ASSUMED.trace)
 
     def to_learn_from(self, node: Node) -> Traces:
@@ -194,9 +195,11 @@ class Facts:
 def _expected(data: DataConfig, path: str | None) -> Questions:
     """Before a data set is there."""
     lengths = ASSUMED if path or data.source.startswith("hub:") else GENERATED
-    rows = file_rows(Path(path)) if path else ROWS.get(data.source, UNKNOWN_ROWS)
+    rows = count_rows(Path(path)) if path else ROWS.get(data.source, UNKNOWN_ROWS)
     left = max(1, rows - data.n_validation - data.n_test)
     traced = data.fields.trace is not None or data.split_at is not None or not path
+    if path and not traced:
+        traced = "trace" in (found_layout(data.model_copy(update={"source": path})) or "")
     train = data.n_train or left
     if path or data.source.startswith("hub:"):
         train = min(train, left)
@@ -206,19 +209,3 @@ def _expected(data: DataConfig, path: str | None) -> Questions:
         min(lengths.question, half), min(lengths.solution, half), lengths.trace,
         with_trace=train if traced else 0, longest=LONGEST, counted=False,
     )  # fmt: skip
-
-
-def file_rows(path: Path) -> int:
-    """Rows of a user's file, without reading what is in them."""
-    if path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            return int(pq.read_metadata(path).num_rows)
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{path}: not a Parquet file ({error})") from None
-    data = path.read_bytes()
-    if path.suffix == ".json":
-        return max(1, data.count(b"}"))
-    return max(1, data.count(b"\n"))

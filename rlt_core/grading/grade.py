@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 from rlt_core.grading import countdown, mathematics
 from rlt_core.grading.text import (
     MAX_ANSWER_CHARS,
@@ -12,7 +15,7 @@ from rlt_core.grading.text import (
     marked_answer,
     parse_number,
 )
-from rlt_core.grading.types import Grade, GradeItem, Outcome
+from rlt_core.grading.types import OUTCOMES, Grade, GradeItem, Outcome
 
 
 def _verdict(right: bool, extracted: str) -> Grade:
@@ -51,8 +54,19 @@ def _multiple_choice(solution: str | None, answer: str) -> Grade:
     return Grade("unparsable") if given is None else _verdict(given == answer.strip(), given)
 
 
+def accepted_answers(metadata: str | None) -> list[str]:
+    """The answers of which any is right, where a data set gives several."""
+    if metadata is None or '"accepted"' not in metadata:
+        return []
+    answers: list[str] = json.loads(metadata)["accepted"]
+    return answers
+
+
 def grade(item: GradeItem) -> Grade:
     """The verdict on one item. May hang or raise inside math-verify: see `Grader`."""
+    if accepted := accepted_answers(item.metadata):
+        grades = [grade(replace(item, answer=answer, metadata=None)) for answer in accepted]
+        return min(grades, key=lambda grade: OUTCOMES.index(grade.outcome))
     if item.grader == "countdown":
         return _countdown(item.solution, item.metadata)
     if item.grader == "none" or item.answer is None:

@@ -26,7 +26,8 @@ class GradeItem:
     grader: str
     """One of `GRADERS`."""
     metadata: str | None = None
-    """JSON: what the grader needs beside the answer (countdown's numbers and target)."""
+    """JSON: what the grader needs beside the answer (countdown's numbers and target), or
+    `accepted`, a list of answers of which any is right."""
 
     def __post_init__(self) -> None:
         if self.grader not in GRADERS:

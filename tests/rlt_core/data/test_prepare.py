@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -15,7 +19,7 @@ from rlt_core.control import Control
 from rlt_core.data.prepare import prepare_questions
 from rlt_core.data.rawrow import normalised, question_id
 from rlt_core.data.subsets import choose
-from rlt_core.errors import UserError
+from rlt_core.errors import Stopped, UserError
 from rlt_core.formats import load_format
 from rlt_core.models import tiny_tokenizer
 from rlt_core.prompts import Prompter
@@ -103,6 +107,61 @@ def test_tags_in_the_text_are_refused(tmp_path: Path, field: str) -> None:
 def test_a_solution_without_an_answer_is_ungradable(tmp_path: Path) -> None:
     records = [*numbered(9), {"question": "Why?", "solution": "Because the sky reflects nothing."}]
     assert prepare(tmp_path, records)["ungradable"] == 1
+
+
+def test_one_bad_row_is_listed_beside_the_others(tmp_path: Path) -> None:
+    records = numbered(40)
+    records[6]["question"] += " </think>"
+    records[7]["question"] = ""
+    metrics = prepare(tmp_path, records)
+    assert (metrics["rows"], metrics["bad_rows"], metrics["train"]) == (40, 2, 33)
+    dropped = read_rows(tmp_path / "out", "dropped")
+    assert [(row["row"], row["reason"]) for row in dropped] == [(7, "tags"), (8, "empty")]
+
+
+def test_memory_is_less_than_1000_bytes_a_row(tmp_path: Path) -> None:
+    def peak(rows: int) -> int:
+        rng = Random(0)
+        path = tmp_path / f"{rows}.csv"
+        words = [f"{rng.getrandbits(28):06x}" for _ in range(5000)]
+        lines = (f"{' '.join(rng.choices(words, k=33))},{i}\n" for i in range(rows))
+        path.write_text("question,solution\n" + "".join(lines))
+        gc.collect()
+        tracemalloc.start()
+        prepare_questions(DataConfig(source=str(path)), PROMPTER, tmp_path / "out", Control())
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(100)
+    assert (peak(4000) - peak(2000)) / 2000 < 1000
+
+
+def test_every_step_reports_progress_and_can_be_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in numbered(1200)))
+    data = DataConfig(source=str(path), near_duplicate=0.8)
+    seen: list[int] = []
+    prepare_questions(
+        data, PROMPTER, tmp_path / "out", Control(lambda done, total, _: seen.append(done))
+    )
+    assert seen == sorted(seen) and {done // 1000 for done in seen} == {0, 1, 2, 3, 4}
+    calls = 0
+
+    def stop_after(limit: int) -> Callable[[], bool]:
+        def stop() -> bool:
+            nonlocal calls
+            calls += 1
+            return calls > limit
+
+        return stop
+
+    for limit in range(0, len(seen), 2):
+        calls = 0
+        with pytest.raises(Stopped):
+            prepare_questions(
+                data, PROMPTER, tmp_path / "s", Control(should_stop=stop_after(limit))
+            )
 
 
 @given(st.text(), st.text())

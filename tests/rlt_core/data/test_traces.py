@@ -59,3 +59,24 @@ def test_bad_traces_are_named(tmp_path: Path) -> None:
         imported(other, tmp_path)
     with pytest.raises(UserError, match="no such file"):
         imported(tmp_path / "none.jsonl", tmp_path)
+
+
+def test_one_bad_trace_of_many_is_dropped_and_listed(tmp_path: Path) -> None:
+    good = [(f"{i}+{i}", str(2 * i), "so") for i in range(60)]
+    path = write(tmp_path, *good, ("1+7", "8", ""), ("2+2", "5", "no"), ("9+9", "18", "</explain>"))
+    metrics = imported(path, tmp_path)
+    assert metrics == {"questions": 60, "traces": 60, "dropped": 3}
+    dropped = read_rows(tmp_path / "out", "dropped")
+    assert [(row["row"], row["reason"]) for row in dropped] == [
+        (61, "empty"), (62, "duplicate"), (63, "tags"),
+    ]  # fmt: skip
+
+
+def test_traces_may_come_as_conversations(tmp_path: Path) -> None:
+    path = tmp_path / "traces.jsonl"
+    turns = [{"role": "user", "content": "1+1"},
+             {"role": "assistant", "content": "2", "reasoning_content": "one and one"}]  # fmt: skip
+    path.write_text(json.dumps({"messages": turns}))
+    assert imported(path, tmp_path)["traces"] == 1
+    (trace,) = read_rows(tmp_path / "out", "traces")
+    assert trace["text"] == "one and one"
