@@ -74,20 +74,26 @@ def prepare_questions(
     write_rows(out / "questions.parquet", "questions", measured(questions()))
     write_rows(out / "dropped.parquet", "dropped", sorted(dropped, key=lambda row: row["row"]))
     write_rows(out / "eval_overlaps.parquet", "eval_overlaps", overlaps)
-    reasons = Counter(row["reason"] for row in dropped)
     return {
         "rows": rows,
         **{split: len(part) for split, part in splits.items()},
+        **_counts(dropped, overlaps),
+        "ungradable": measured.ungradable,
+        "with_trace": len(measured.lengths["trace"]),
+        "problems": problems,
+        **measured.percentiles(),
+    }
+
+
+def _counts(dropped: list[Row], overlaps: list[Row]) -> dict[str, float]:
+    reasons = Counter(row["reason"] for row in dropped)
+    return {
         "bad_rows": sum(count for reason, count in reasons.items() if reason not in REASONS),
         "duplicates": reasons["duplicate"],
         "near_duplicates": reasons["near_duplicate"],
         "prompt_too_long": reasons["prompt_too_long"],
         "overlapping": len({row["question_id"] for row in overlaps}),
         "overlapping_13": len({row["question_id"] for row in overlaps if row["n"] == LONG}),
-        "ungradable": measured.ungradable,
-        "with_trace": len(measured.lengths["trace"]),
-        "problems": problems,
-        **measured.percentiles(),
     }
 
 

@@ -341,7 +341,7 @@ def test_a_data_sets_own_traces_become_a_table_and_are_scored(
     config = TraceImportConfig(name="dataset", digest=None, format=FORMAT)
     inputs = {"tokenizer": refs["model"], "questions": refs["questions"]}
     manifest = run(store, "trace-import", config, inputs)
-    assert manifest.metrics == {"questions": 3, "traces": 3}
+    assert manifest.metrics == {"questions": 3, "traces": 3, "dropped": 0}
     out = store.intact(manifest)
     wanted = [each for each in question_rows() if each["trace"] and each["split"] == "train"]
     assert read_rows(out, "questions") == wanted
