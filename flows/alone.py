@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 from rlt_core.config import Config
 from rlt_core.errors import UserError
-from rlt_core.estimate import require_fit
-from rlt_core.experiments import nodes_of_stage, targets
-from rlt_core.graph import Node, key_of
+from rlt_core.estimate import require_fit, require_room, require_servers
+from rlt_core.experiments import nodes_of_stage
+from rlt_core.experiments.full_pipeline import full_pipeline
+from rlt_core.graph import Node, key_of, upstream
 from rlt_core.store import Ref, Store
 from tasks.spec import NodeSpec
 
@@ -39,17 +40,20 @@ def node_alone(
         for name, parent in node.inputs.items()
     }
     key = key_of(node.stage, node.config, {name: ref.key for name, ref in refs.items()})
-    if not inputs and store.manifest(node.stage.kind, key) is None:
-        require_fit(config, [node], store)
+    if store.manifest(node.stage.kind, key) is None:
+        require_servers(config, [node])
+        if not inputs:
+            require_room(config, [node], require_fit(config, [node], store), store)
     spec = NodeSpec.of(node, str(store), config.profile, config.resources.of(stage, node.variant))
     return spec.model_copy(update={"key": key, "inputs": refs})
 
 
 def _choose(stage: str, config: Config, variant: str, seed: int | None) -> Node:
     """The full pipeline's, or where it has none of this variant an experiment's."""
-    nodes = _of_variant(targets(stage, config), variant)
+    everywhere = nodes_of_stage(stage, config)
+    pipeline = {node.key for node in upstream([full_pipeline(config)])}
+    nodes = _of_variant([node for node in everywhere if node.key in pipeline], variant)
     if not nodes:
-        everywhere = nodes_of_stage(stage, config)
         nodes = _of_variant(everywhere, variant)
         if not nodes:
             named = ", ".join(sorted({node.variant or "(empty)" for node in everywhere}))

@@ -25,13 +25,18 @@ from flows.options import (
 )
 from flows.request import Request
 from rlt_core.data.sources import found_layout
-from rlt_core.estimate import Estimate, assumptions
-from rlt_core.graph import Planned
+from rlt_core.estimate import Estimate, assumptions, disk_needed, said_of_disk, short
+from rlt_core.graph import Node, Planned
 from rlt_core.stages import DatasetPrepConfig
 
 CHANGES_SHOWN = 3
 GIB = 1 << 30
-COLUMNS = ("params", "GiB/GPU", "GPUs", "tokens", "GPU-h", "hours", "artifact")
+COLUMNS = (
+    "params", "GiB/GPU", "GPUs", "tokens", "GPU-h", "hours", "host", "disk", "artifact",
+)  # fmt: skip
+
+HELD = ("host_bytes", "disk_bytes")
+"""Columns `host` and `disk`: at most while a node is computed."""
 
 Estimates = Mapping[str, Estimate]
 """Node key -> estimate."""
@@ -130,8 +135,15 @@ def _show_estimates(
     sums.add_row("all", *_cells([found[node.key] for node in missing]), style="bold")
     console.print()
     console.print(sums)
+    console.print(_disk(missing, found), markup=False)
     for line in assumptions(request.config(), missing, found):
         console.print(line, style="dim", markup=False, highlight=False)
+
+
+def _disk(missing: Sequence[Node], found: Estimates) -> str:
+    needed, widest = disk_needed(missing, found)
+    at_most = said_of_disk(widest, found[widest.key])
+    return f"disk where the store is, one node after the other: {short(needed)}B ({at_most})"
 
 
 def _table(first: str) -> Table:
@@ -150,20 +162,15 @@ def _cells(own: Sequence[Estimate]) -> list[str]:
     unknown = any(each.gpus and each.peak_bytes is None for each in own)
     tokens = sum(each.tokens for each in own)
     size = sum(each.artifact_bytes for each in own)
+    host, disk = (max(getattr(each, name) or 0 for each in own) for name in HELD)
     return [
-        "unknown" if unknown else _short(max(parameters)) if parameters else "-",
+        "unknown" if unknown else short(max(parameters)) if parameters else "-",
         "unknown" if unknown else f"{max(peaks) / GIB:.1f}" if peaks else "-",
         str(max(each.gpus for each in own)) if any(each.on_gpu for each in own) else "-",
-        _short(tokens) if tokens else "-",
+        short(tokens) if tokens else "-",
         f"{sum(each.gpu_hours or 0 for each in hours):.1f}" if hours else "-",
         f"{sum(each.wall_hours or 0 for each in hours):.1f}" if hours else "-",
-        f"{_short(size)}B" if size else "-",
+        f"{host / GIB:.1f} GiB" if host else "-",
+        f"{short(disk)}B" if disk else "-",
+        f"{short(size)}B" if size else "-",
     ]
-
-
-def _short(number: float) -> str:
-    """Three digits and a prefix."""
-    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {prefix}"
-    return f"{number:.3g} "

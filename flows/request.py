@@ -8,7 +8,14 @@ from pydantic import BaseModel, ConfigDict
 
 from rlt_core.config import Config
 from rlt_core.errors import UserError
-from rlt_core.estimate import Estimate, estimates, require_fit
+from rlt_core.estimate import (
+    Estimate,
+    Machine,
+    estimates,
+    require_fit,
+    require_room,
+    require_servers,
+)
 from rlt_core.experiments import targets
 from rlt_core.graph import Node, Planned, plan
 from rlt_core.hub import UNPINNED
@@ -36,10 +43,12 @@ class Request(BaseModel):
         return load_config(self.profile, self.overrides)
 
     def plan(self) -> list[Planned]:
-        """Every node that the target needs, inputs first. Raises UserError, also where the layout
-        of what is missing cannot fit, or where it would be read from the hub without a commit."""
+        """Every node that the target needs, inputs first. Raises UserError, also where
+        the layout of what is missing cannot fit, where it samples from a server without a name, or
+        where it would be read from the hub without a commit."""
         planned = self.look_up()
         self.require_fit(planned)
+        require_servers(self.config(), [item.node for item in planned if not item.hit])
         self.require_pinned(planned)
         return planned
 
@@ -53,10 +62,21 @@ class Request(BaseModel):
         return estimates(self.config(), nodes, Store(self.store))
 
     def require_fit(self, planned: Sequence[Planned]) -> None:
-        """Raises UserError if the layout of what is missing cannot fit."""
+        """Raises UserError if the layout of what is missing cannot fit into the machines that
+        `resources` describe."""
         missing = [item.node for item in planned if not item.hit]
         if missing:
-            require_fit(self.config(), missing, Store(self.store))
+            config, store = self.config(), Store(self.store)
+            require_room(config, missing, require_fit(config, missing, store), store)
+
+    def require_room_here(self, planned: Sequence[Planned]) -> None:
+        """Raises UserError if what is missing cannot be computed on this machine for lack of main
+        memory or disk."""
+        missing = [item.node for item in planned if not item.hit]
+        store = Store(self.store)
+        unfinished = [store.files.local(f"work/{node.key}") for node in missing]
+        here = Machine.here(store.files.local(""), unfinished)
+        require_room(self.config(), missing, self.estimates(planned), store, here)
 
     def require_pinned(self, planned: Sequence[Planned]) -> None:
         """Raises UserError if something that is missing names the hub without a commit."""

@@ -67,6 +67,7 @@ def run(
     else:
         _require_computable_here(request, planned)
         require_writable(Store(request.store))
+        request.require_room_here(planned)
         status = supervise(request, quiet=as_json)
     if as_json:
         store_ = Store(request.store)

@@ -95,6 +95,7 @@ def _compute(request: Request) -> int:
         name_nodes(store, request.profile, [item.node for item in planned])
         return 0
     require_writable(store)
+    request.require_room_here(planned)
     misses = sum(not item.hit for item in planned)
     print(f"{request.target}: {len(planned)} nodes, {misses} to compute")
     status = supervise(request, quiet=False)

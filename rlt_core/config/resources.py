@@ -26,6 +26,12 @@ class StageResources(Frozen):
     training, or the shards of generation, scoring and evaluation."""
     gpu_gib: float = Field(default=80.0, gt=0)
     """Memory of one GPU in GiB, into which a plan must fit."""
+    host_gib: float | None = Field(default=None, gt=0)
+    """Main memory of a machine in GiB, into which a plan must fit; empty: `rlt run` takes what its
+    machine has, and nothing else checks it."""
+    disk_gb: float | None = Field(default=None, gt=0)
+    """Free disk space in GB where the store is or, for a store on S3, on each machine that
+    computes; empty: as `host_gib`."""
     sharding: Literal["none", "fsdp", "hybrid"] = "none"
     """Training: every process holds the whole model, or its share of weights, gradients and
     optimiser states (FSDP2): one of all processes, or of those of its machine (`hybrid`: less talk

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from rlt_core.config import Config
-from rlt_core.estimate import data, memory, work
+from rlt_core.estimate import data, host, memory, work
+from rlt_core.estimate.fit import unreachable_servers
 from rlt_core.estimate.nodes import Estimate, on_gpu, resources_of
 from rlt_core.graph import Node
 
@@ -37,6 +38,11 @@ def assumptions(
                 f"To be started by you, its GPUs not counted: `vllm serve` at "
                 f"{', '.join(sorted(map(str, servers)))} (docs/cluster.md)."
             )
+        yield from (f"Before a run: {each}" for each in unreachable_servers(config, nodes))
+        yield (
+            "host: main memory of a machine; the files of models once, "
+            f"{host.PROCESS / memory.GIB:g} GiB of each process, and what the first one gathers."
+        )
     unknown = {
         str(base.config.model_dump().get("imported"))
         for node in nodes

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ from rlt_core.training.plan import micro_batches
 
 Change = Mapping[str, Any]
 """Fields of a stage's resources."""
+Fits = Callable[[Estimate], bool]
 COUNTS = (2, 4, 8)
 TOKENS = (131072, 65536, 32768, 16384, 8192)
 SHARES = (0.5, 0.4, 0.3)
@@ -49,10 +51,10 @@ def require_fit(
     estimator = Estimator(config, nodes, store)
     found = {node.key: estimator.estimate(node) for node in nodes}
     problems = []
-    for own in _laid_out_alike(config, nodes):
+    for own in laid_out_alike(config, nodes):
         resources = resources_of(config, own[0])
         if own[0].stage.pool == "gpu":
-            wrong = contradiction(_name(config, own), estimator, own, resources)
+            wrong = contradiction(name_of(config, own), estimator, own, resources)
             if wrong is None and not all(found[node.key].fits for node in own):
                 wrong = _too_large(config, estimator, own, found)
             problems += [wrong] if wrong else []
@@ -61,15 +63,15 @@ def require_fit(
     return found
 
 
-def _laid_out_alike(config: Config, nodes: Sequence[Node]) -> list[list[Node]]:
+def laid_out_alike(config: Config, nodes: Sequence[Node]) -> list[list[Node]]:
     """Nodes by what names their resources, stages in their order."""
     found: dict[str, list[Node]] = {}
     for node in sorted(nodes, key=lambda node: list(STAGES).index(node.stage.name)):
-        found.setdefault(_name(config, [node]), []).append(node)
+        found.setdefault(name_of(config, [node]), []).append(node)
     return list(found.values())
 
 
-def _name(config: Config, nodes: Sequence[Node]) -> str:
+def name_of(config: Config, nodes: Sequence[Node]) -> str:
     """What in `resources.stages` names nodes that are laid out alike."""
     return config.resources.name_of(nodes[0].stage.name, nodes[0].variant)
 
@@ -126,13 +128,30 @@ def _undrawable(at: str, nodes: Sequence[Node], resources: StageResources) -> st
             "engine on the trainer's own GPU cannot; name a server: "
             f"{at}.vllm_server={SERVER}, or set rollouts_ahead=false"
         )
-    if server and stage.machines(resources) > 1 and urlsplit(server).hostname in LOOPBACK:
-        return (
-            f"{stage.name}: vllm_server={server} is another place on each of "
-            f"{stage.machines(resources)} machines; name the host that all of them reach: "
-            f"--set {at}.vllm_server={SERVER}"
-        )
     return None
+
+
+def unreachable_servers(config: Config, nodes: Sequence[Node]) -> list[str]:
+    """One line for each stage whose vLLM server is named by a loopback address although several
+    machines sample from it. A plan needs no host name, a run does."""
+    found = []
+    for own in laid_out_alike(config, nodes):
+        stage, resources = own[0].stage, resources_of(config, own[0])
+        server, machines = resources.vllm_server, stage.machines(resources)
+        samples = stage.rolls and resources.engine == "vllm" and server and machines > 1
+        if samples and urlsplit(server).hostname in LOOPBACK:
+            found.append(
+                f"{stage.name}: vllm_server={server} is another place on each of {machines} "
+                "machines; name the host that all of them reach: --set "
+                f"resources.stages.{name_of(config, own)}.vllm_server={SERVER}"
+            )
+    return found
+
+
+def require_servers(config: Config, nodes: Sequence[Node]) -> None:
+    """Raises UserError where `unreachable_servers` finds one."""
+    if problems := unreachable_servers(config, nodes):
+        raise UserError("\n".join(problems))
 
 
 def _draws_ahead(nodes: Sequence[Node]) -> bool:
@@ -166,7 +185,6 @@ def _too_large(
     config: Config, estimator: Estimator, nodes: Sequence[Node], found: Mapping[str, Estimate]
 ) -> str:
     """What the stage needs, and the assignments with which it fits."""
-    stage = nodes[0].stage
     resources = resources_of(config, nodes[0])
     worst = max(nodes, key=lambda node: _excess(found[node.key]))
     estimate = found[worst.key]
@@ -183,9 +201,9 @@ def _too_large(
         most = COUNTS[-1]
         need += f"; no layout of up to {most} machines of {most} GPUs that share its batch fits"
     else:
-        need += f"; it fits with {assignments(_name(config, nodes), change)}"
-    if stage.name in RECIPES and (change is None or "sharding" in change):
-        need += _adapters(config, estimator, nodes)
+        need += f"; it fits with {assignments(name_of(config, nodes), change)}"
+    if change is None or "sharding" in change:
+        need += adapters_hint(config, estimator, nodes)
     return need
 
 
@@ -193,9 +211,16 @@ def _excess(estimate: Estimate) -> int:
     return (estimate.peak_bytes or 0) - (estimate.limit_bytes or 0)
 
 
-def _adapters(config: Config, estimator: Estimator, nodes: Sequence[Node]) -> str:
+def adapters_hint(
+    config: Config,
+    estimator: Estimator,
+    nodes: Sequence[Node],
+    fits: Fits = attrgetter("fits"),
+) -> str:
     """The assignments with which all nodes train adapters, if they fit then."""
-    if not all(estimator.estimate(_with_adapters(node)).fits for node in nodes):
+    if nodes[0].stage.name not in RECIPES:
+        return ""
+    if not all(fits(estimator.estimate(_with_adapters(node))) for node in nodes):
         return ""
     fields = [name for name in RECIPES[nodes[0].stage.name] if getattr(config, name)]
     said = [f"--set {name}.lora.rank={RANK}" for name in fields]
@@ -221,7 +246,10 @@ def assignments(name_of_nodes: str, change: Change) -> str:
 
 
 def fitting_change(
-    estimator: Estimator, nodes: Sequence[Node], resources: StageResources
+    estimator: Estimator,
+    nodes: Sequence[Node],
+    resources: StageResources,
+    enough_for: Fits = attrgetter("fits"),
 ) -> Change | None:
     """The least change of a stage's resources with which all of its nodes fit; None if none does.
 
@@ -234,7 +262,7 @@ def fitting_change(
         changed = resources.model_copy(update=_merged(options))
         if contradiction(nodes[0].stage.name, estimator, nodes, changed):
             return False
-        return all(estimator.estimate(node, changed).fits for node in nodes)
+        return all(enough_for(estimator.estimate(node, changed)) for node in nodes)
 
     chosen: list[Change] = [{} for _ in groups]
     enough = False

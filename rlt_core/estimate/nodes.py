@@ -15,8 +15,9 @@ from rlt_core.config import (
     StageResources,
     TeacherGRPOConfig,
 )
-from rlt_core.estimate import memory, work
+from rlt_core.estimate import host, memory, work
 from rlt_core.estimate.data import Facts
+from rlt_core.estimate.host import Trainings
 from rlt_core.estimate.memory import Memory, Trained
 from rlt_core.estimate.shapes import Shape, Shapes
 from rlt_core.estimate.work import Layout
@@ -61,9 +62,28 @@ class Estimate:
     gpus: int = 0
     """On all machines."""
     artifact_bytes: int = 0
+    checkpoint_bytes: int = 0
+    """One checkpoint of a training."""
+    disk_bytes: int = 0
+    """In the store at most while it is computed: checkpoints or shards, and the artifact."""
+    staged_bytes: int = 0
+    """On a machine that computes for a store elsewhere: inputs and a checkpoint or the artifact."""
+    loading_bytes: int | None = None
+    """Main memory of a machine while models load, or all that is used on CPUs."""
+    gathering_bytes: int = 0
+    """Main memory of the first machine while it gathers a checkpoint or the trained model."""
+    certain_bytes: int = 0
+    """Main memory of a machine that no shorter sequences, nor fewer files in its cache, spare."""
 
     on_gpu: bool = False
     """Computed on a GPU, by what its stage's resources say."""
+
+    @property
+    def host_bytes(self) -> int | None:
+        """Main memory of a machine at most."""
+        if self.loading_bytes is None:
+            return None
+        return max(self.loading_bytes, self.gathering_bytes)
 
     @property
     def fits(self) -> bool:
@@ -82,6 +102,7 @@ class _Need:
     tokens: float = 0
     seconds: float | None = None
     artifact_bytes: float = 0
+    training: Trainings = field(default_factory=Trainings)
 
 
 def resources_of(config: Config, node: Node) -> StageResources:
@@ -134,6 +155,8 @@ class Estimator:
                 parameters=need.parameters,
                 tokens=round(need.tokens),
                 artifact_bytes=size,
+                disk_bytes=size,
+                staged_bytes=size,
             )
         hours = need.seconds / 3600 if there and need.seconds is not None else None
         return Estimate(
@@ -147,6 +170,9 @@ class Estimator:
             wall_hours=hours,
             gpus=gpus,
             artifact_bytes=size,
+            **host.beside_gpus(
+                node, resources, self._shapes, need.training, need.memory.parts, size, there
+            ),
         )
 
     def drawn_from(self, node: Node) -> Shape | None:
@@ -227,6 +253,7 @@ class Estimator:
             sequences * row,
             layout.training_s(flops),
             _number(config.dtype) * shape.parameters,
+            host.training(shape, config, steps, layout.resources),
         )
 
     def _grpo(
@@ -264,6 +291,7 @@ class Estimator:
             tokens,
             steps * seconds + layout.reading_s(reading) + layout.training_s(training),
             _number(config.dtype) * shape.parameters,
+            host.training(shape, config, steps, layout.resources),
         )
 
     # ------------------------------------------------------------ inference

@@ -53,10 +53,19 @@ def targets(name: str, config: Config) -> list[Node]:
         return [experiment(config) for experiment in PAPER.values()]
     if name in EXPERIMENTS:
         return [EXPERIMENTS[name](config)]
-    nodes = [node for node in upstream([full_pipeline(config)]) if node.stage.name == name]
-    if not nodes:
-        raise UserError(f"profile {config.profile} has no {name} node with these settings")
-    return nodes
+    if nodes := [node for node in upstream([full_pipeline(config)]) if node.stage.name == name]:
+        return nodes
+    others = [each for each in PAPER if _has(each, name, config)]
+    hint = f"; the experiment `{others[0]}` has" if others else " with these settings"
+    raise UserError(f"the full pipeline of {config.profile} has no {name} node{hint}")
+
+
+def _has(experiment: str, stage: str, config: Config) -> bool:
+    """Whether an experiment that the config allows has nodes of a stage."""
+    try:
+        return any(node.stage.name == stage for node in upstream([PAPER[experiment](config)]))
+    except UserError:  # it needs what this config leaves empty
+        return False
 
 
 def nodes_of_stage(name: str, config: Config) -> list[Node]:

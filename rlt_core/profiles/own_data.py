@@ -100,7 +100,6 @@ def single_gpu() -> Config:
             "teacher_grpo": config.teacher_grpo.model_copy(update=grpo),
             "trace_generation": config.trace_generation.model_copy(update={"max_tokens": 2048}),
             "trace_scoring": ScoringConfig(dtype="bfloat16", max_tokens=8192),
-            "rank_ablation": RankAblationConfig(in_full_pipeline=False),
             "student_sft": student,
             "student_sft_subset": student.model_copy(update={"n_questions": 1000}),
             "larger_student": LargerStudent(model=QWEN_3B),

@@ -124,7 +124,7 @@ def recipe(profile: str, student: HubModel) -> Config:
         reward=RewardSpec(alpha=0.01, kl_weight=3.0, temperature=0.7),
         trace_generation=GenerationConfig(temperature=0.7, max_tokens=16384, dtype="bfloat16"),
         trace_scoring=ScoringConfig(dtype="bfloat16", max_tokens=32768),
-        rank_ablation=RankAblationConfig(ranks=16),
+        rank_ablation=RankAblationConfig(ranks=16, in_full_pipeline=False),
         student_sft=StudentSFTConfig(
             epochs=3, batch_size=96, learning_rate=1e-5, warmup_ratio=0.1, max_tokens=16384,
             dtype="bfloat16",

@@ -36,12 +36,12 @@ from rlt_core.rows import write_rows
 from rlt_core.schemas import TRAIN_STEPS
 from rlt_core.store import Workspace
 from rlt_core.training import sharding
+from rlt_core.training.plan import KEPT_CHECKPOINTS
 from rlt_core.training.policy import save_policy, unsharded
 from rlt_core.training.steps import StepRecorder
 
 GROUP = "checkpoints"
 ROWS = "train_steps.json"
-KEEP = 2
 
 
 class ShardedTrainer(Trainer):
@@ -188,7 +188,7 @@ class ResumableTrainer(ShardedTrainer):
             (folder / "training_args.bin").unlink()
             (folder / ROWS).write_text(json.dumps(self._recorder.rows))
             self._work.commit(GROUP, f"{step:08d}", step=step)
-            for name in self._work.parts(GROUP)[:-KEEP]:
+            for name in self._work.parts(GROUP)[:-KEPT_CHECKPOINTS]:
                 self._work.remove(GROUP, name)
         self._part = None
 

@@ -11,6 +11,9 @@ import numpy as np
 from rlt_core.config import GRPOConfig, SFTConfig
 from rlt_core.errors import UserError
 
+KEPT_CHECKPOINTS = 2
+"""Of a training under way, beside one in the making."""
+
 
 @dataclass(frozen=True)
 class MicroBatches:

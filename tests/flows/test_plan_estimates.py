@@ -29,8 +29,13 @@ def test_plan_shows_what_nodes_take(rlt, store):
     assert shown.returncode == 0, shown.stderr
     lines = shown.stdout.splitlines()
     (teacher,) = [line for line in lines if line.startswith("teacher-sft@0") and " GB" in line]
+    (teacher_grpo,) = [
+        line for line in lines if line.startswith("teacher-grpo@0") and "GiB" in line
+    ]
     assert "7.62 G" in teacher and "15.2 GB" in teacher
-    assert any(line.startswith("student-sft (18)") for line in lines)
+    assert "366 GB" in teacher_grpo and "72.7 GiB" in teacher_grpo
+    assert any(line.startswith("student-sft (2)") for line in lines)
+    assert "458 GB (teacher-grpo@0 366 GB, checkpoints of 122 GB each)" in shown.stdout
     assert any(line.startswith("all ") for line in lines)
     assert "H100 SXM: 40% of 989" in shown.stdout
     assert "…" not in shown.stdout
@@ -56,6 +61,32 @@ def test_json_carries_estimates(rlt, store):
     assert sum(estimate["parts"].values()) == estimate["peak_bytes"] <= estimate["limit_bytes"]
     assert estimate["gpus"] == 8
     assert estimate["gpu_hours"] == pytest.approx(8 * estimate["wall_hours"])
+
+
+def test_a_plan_needs_no_name_of_a_server_and_a_run_does(rlt, store):
+    for profile in ("paper-32b", "paper-32b-1k"):
+        shown = rlt("plan", "--profile", profile, "--store", store)
+        assert shown.returncode == 0, shown.stderr
+        assert "vllm_server=http://HOST:8000" in shown.stdout
+    refused = rlt("run", "--profile", "paper-32b", "--store", store)
+    assert refused.returncode == 2
+    assert "--set resources.stages.student-grpo.vllm_server=http://HOST:8000" in refused.stderr
+
+
+def test_the_rank_ablation_of_the_paper_is_a_target_of_its_own(rlt, store):
+    shown = rlt("plan", "rank-ablation", "--profile", "paper-7b", "--store", store)
+    assert shown.returncode == 0 and "student-sft (145)" in shown.stdout
+    refused = rlt("plan", "rank-statistics", "--profile", "paper-7b", "--store", store)
+    assert refused.returncode == 2 and "`rank-ablation` has" in refused.stderr
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_what_the_machines_have_no_room_for_is_refused(rlt, store, command):
+    small = ("--set", "resources.disk_gb=300")
+    refused = rlt(command, "teacher-grpo", "--profile", "paper-7b", "--store", store, *small)
+    assert refused.returncode == 2
+    assert "and 300 GB are free; checkpoint less often: --set" in refused.stderr
+    assert not Store(str(store)).manifests()
 
 
 @pytest.mark.parametrize("command", ["plan", "run"])

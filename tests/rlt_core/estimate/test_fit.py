@@ -12,15 +12,19 @@ from hypothesis import strategies as st
 
 from rlt_core.config import Config, HubModel
 from rlt_core.errors import UserError
-from rlt_core.estimate import Estimate, estimates, require_fit
+from rlt_core.estimate import (
+    Estimate,
+    estimates,
+    require_fit,
+    require_room,
+    require_servers,
+)
 from rlt_core.experiments import ALL, EXPERIMENTS, targets
 from rlt_core.graph import Node, upstream
 from rlt_core.overrides import load_config
 from rlt_core.profiles import PROFILES
 
 OWN_DATA = ("smol", "single-gpu")
-SERVER = "http://draws.example:8000"
-"""A 32B student's GRPO draws elsewhere, where only its user knows."""
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +38,6 @@ def graph(profile: str, questions: Path, *changes: str, target: str = ALL) -> An
     own = [f"data.source={questions}"] if profile in OWN_DATA else []
     if profile == "smol":  # its package may not be installed
         own.append(f"base_model=hub:HuggingFaceTB/SmolLM2-360M-Instruct@{'0' * 40}")
-    if profile.startswith("paper-32b"):
-        own.append(f"resources.stages.student-grpo.vllm_server={SERVER}")
     config = load_config(profile, [*own, *changes])
     return config, upstream(targets(target, config))
 
@@ -45,6 +47,7 @@ def graph(profile: str, questions: Path, *changes: str, target: str = ALL) -> An
 def test_every_profile_fits(profile, target, questions):
     config, nodes = graph(profile, questions, target=target)
     found = require_fit(config, nodes)
+    require_room(config, nodes, found)
     assert set(found) == {node.key for node in nodes}
     for node in nodes:
         if node.stage.model:
@@ -103,10 +106,16 @@ def test_a_layout_that_contradicts_itself_is_refused(changes, said, questions):
 
 
 def test_a_server_that_each_machine_would_look_for_on_itself_is_refused(questions):
+    """By a run: a plan needs no name."""
+    for profile in ("paper-32b", "paper-32b-1k"):
+        config, nodes = graph(profile, questions)
+        require_fit(config, nodes)
+        with pytest.raises(UserError, match="another place on each of 4 machines") as refused:
+            require_servers(config, nodes)
+        named = str(refused.value).split("--set ")[1].replace("HOST", "sampler.example")
+        require_servers(*graph(profile, questions, named))
     own = "resources.stages.student-grpo.vllm_server=http://localhost:8000"
-    with pytest.raises(UserError, match="another place on each of 4 machines"):
-        require_fit(*graph("paper-32b", questions, own))
-    require_fit(*graph("paper-7b", questions, own))
+    require_servers(*graph("paper-7b", questions, own))
 
 
 def test_nothing_is_refused_for_memory_where_no_gpu_is_named(questions):

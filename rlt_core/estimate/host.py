@@ -1,0 +1,155 @@
+"""Bytes of a machine's main memory and disk that a node takes, beside those on its GPUs.
+
+Counted from `rlt_core.training.checkpoints` and `rlt_core.training.sharding`; P parameters.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from rlt_core.config import GRPOConfig, SFTConfig, StageResources
+from rlt_core.estimate.memory import GIB, Parts
+from rlt_core.estimate.shapes import Shape, Shapes
+from rlt_core.graph import Node
+from rlt_core.stages import BaseModelConfig
+from rlt_core.training.plan import KEPT_CHECKPOINTS
+
+PROCESS = 2 * GIB
+"""Main memory of a process with torch, CUDA and the libraries, beside tensors. An assumption."""
+CERTAIN = ("weights", "adapters", "optimizer", "gradients", "reference", "reward student")
+"""What a process holds however short its sequences are."""
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """What a training leaves on disk and gathers in main memory."""
+
+    checkpoint: int = 0
+    """Bytes of one checkpoint: float32 weights, AdamW's two moments, and the reference model where
+    it is synced; of adapters alone under LoRA."""
+    count: int = 0
+    """Checkpoints on disk at once: those that are kept, and the one in the making."""
+    model: int = 0
+    """Bytes of the trained model as it is saved."""
+    gathered: int = 0
+    """In the main memory of the first machine, for a checkpoint or the saved model."""
+
+    @property
+    def disk(self) -> int:
+        """Bytes on disk at most: all checkpoints, or those that are kept beside the model."""
+        kept = min(self.count, KEPT_CHECKPOINTS)
+        return max(self.count * self.checkpoint, kept * self.checkpoint + self.model)
+
+
+def training(
+    shape: Shape, config: SFTConfig | GRPOConfig, steps: int, resources: StageResources
+) -> Trainings:
+    """What a training of so many steps leaves.
+
+    Sharded, the first process gathers weights (4 P), then both moments (8 P); at the end the
+    weights again beside the model to save. Not sharded, on a GPU, it copies weights to main memory
+    to save them, moments one by one.
+    """
+    number = 2 if config.dtype == "bfloat16" else 4
+    trained = shape.lora(config.lora.rank) if config.lora else shape.parameters
+    synced = isinstance(config, GRPOConfig) and config.reference_sync and config.beta > 0
+    model = number * shape.parameters
+    if resources.sharding != "none":
+        gathered = max(8 * trained, 4 * trained + model)
+    else:
+        gathered = max(4 * trained, model)
+    return Trainings(
+        checkpoint=12 * trained + (4 * shape.parameters if synced else 0),
+        count=min(steps // resources.checkpoint_every_steps, KEPT_CHECKPOINTS + 1),
+        model=model,
+        gathered=gathered,
+    )
+
+
+def beside_gpus(
+    node: Node,
+    resources: StageResources,
+    shapes: Shapes,
+    training: Trainings,
+    parts: Parts,
+    size: int,
+    on_gpu: bool,
+) -> dict[str, int]:
+    """Fields of an estimate; `parts`: what a process holds at most, `size`: of the artifact.
+
+    The model files that a node reads are in main memory once: all processes of a machine map them,
+    and a change of number format happens where the model computes (`rlt_core.models.load_model`).
+    """
+    processes = node.stage.processes(resources)
+    around = processes * PROCESS
+    read = {each.key: saved(each, shapes) for each in node.inputs.values() if each.stage.model}
+    models = sum(read.values())
+    return {
+        "checkpoint_bytes": training.checkpoint,
+        "disk_bytes": training.disk or size * (2 if node.stage.shared == "shards" else 1),
+        "staged_bytes": models + max(training.checkpoint, size),
+        "loading_bytes": models + around if on_gpu else processes * sum(parts.values()),
+        "gathering_bytes": training.gathered + around if on_gpu else 0,
+        "certain_bytes": training.gathered
+        if on_gpu
+        else processes * sum(size for name, size in parts.items() if name in CERTAIN),
+    }
+
+
+def saved(node: Node, shapes: Shapes) -> int:
+    """Bytes of the files of a node's model; 0 of one of unknown shape."""
+    shape, config = shapes.of(node), node.config
+    if shape is None:
+        return 0
+    if isinstance(config, BaseModelConfig):
+        return shape.parameters * (4 if config.scratch else 2)
+    recipe = getattr(config, "sft", None) or getattr(config, "grpo", None)
+    assert recipe is not None
+    return shape.parameters * (2 if recipe.dtype == "bfloat16" else 4)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a machine has; None: nobody knows."""
+
+    memory: int | None = None
+    disk: int | None = None
+    """Free where the store is, or where files wait for a store elsewhere."""
+
+    @classmethod
+    def described(cls, resources: StageResources) -> Machine:
+        """As `resources` say."""
+        memory, disk = resources.host_gib, resources.disk_gb
+        return cls(memory and int(memory * GIB), disk and int(disk * 1e9))
+
+    def or_else(self, other: Machine) -> Machine:
+        """What this one leaves open as the other has it."""
+        return Machine(self.memory or other.memory, self.disk or other.disk)
+
+    @classmethod
+    def here(cls, folder: Path, unfinished: Collection[Path]) -> Machine:
+        """This machine. What unfinished nodes have on the disk of `folder` already, in folders of
+        theirs, is theirs to use."""
+        while not folder.exists():
+            folder = folder.parent
+        there = sum(
+            os.path.getsize(file)
+            for each in unfinished
+            for file in each.rglob("*")
+            if file.is_file()
+        )
+        return cls(_memory(), shutil.disk_usage(folder).free + there)
+
+
+def _memory() -> int:
+    """Of this machine, or of the container that it is."""
+    limit = Path("/sys/fs/cgroup/memory.max")
+    total: int = psutil.virtual_memory().total
+    said = limit.read_text().strip() if limit.is_file() else "max"
+    return total if said == "max" else min(total, int(said))

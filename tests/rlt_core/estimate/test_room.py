@@ -1,0 +1,163 @@
+"""Main memory and disk: what a training leaves there, and what is refused for lack of it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from typing import Any
+
+import pytest
+from medium_models import medium, saved, shape_of, train
+
+from rlt_core.config import GRPOConfig, LoRA, ReferenceSync, SFTConfig, StageResources
+from rlt_core.errors import UserError
+from rlt_core.estimate import Machine, disk_needed, estimates, require_fit, require_room
+from rlt_core.estimate.host import training
+from rlt_core.experiments import targets
+from rlt_core.graph import upstream
+from rlt_core.overrides import load_config
+from rlt_core.store import Store, Workspace
+
+GB = 1e9
+
+
+def planned(profile: str, *changes: str, target: str = "full-pipeline") -> Any:
+    config = load_config(profile, changes)
+    return config, upstream(targets(target, config))
+
+
+def room(profile: str, *changes: str, here: Machine | None = None, store: Any = None) -> None:
+    config, nodes = planned(profile, *changes)
+    require_room(config, nodes, require_fit(config, nodes), store, here)
+
+
+def refusal(profile: str, *changes: str, **options: Any) -> list[str]:
+    with pytest.raises(UserError, match="no room") as refused:
+        room(profile, *changes, **options)
+    return str(refused.value).splitlines()[1:]
+
+
+# ---------------------------------------------------------------- what a training leaves
+@pytest.mark.parametrize("lora", [None, LoRA(rank=16)])
+def test_checkpoints_have_the_bytes_and_the_number_that_are_estimated(tmp_path, monkeypatch, lora):
+    config = medium("llama")
+    sft = SFTConfig(steps=4, batch_size=1, max_tokens=32, dtype="bfloat16", lora=lora)
+    sizes: list[int] = []
+    commit = Workspace.commit
+
+    def watched(work: Workspace, group: str, name: str, **metrics: Any) -> None:
+        commit(work, group, name, **metrics)
+        folder = tmp_path / "store/work/key"
+        found = [each.stat().st_size for each in folder.rglob("*") if each.is_file()]
+        sizes.append(sum(found))
+
+    monkeypatch.setattr(Workspace, "commit", watched)
+    resources = {"device": "cpu", "checkpoint_every_steps": 1}
+    train(saved(config, tmp_path / "start"), tmp_path, 32, sft, **resources)
+    left = training(shape_of(config), sft, 4, StageResources(**resources))
+    text = (tmp_path / "start/tokenizer.json").stat().st_size
+    assert left.count == 3 and len(sizes) == 4
+    assert sizes[0] == pytest.approx(left.checkpoint + text, rel=0.1)
+    checkpoints = left.count * left.checkpoint
+    assert max(sizes) == pytest.approx(checkpoints + 3 * text, rel=0.1) and checkpoints <= left.disk
+
+
+def test_a_synced_reference_is_in_every_checkpoint():
+    shape = shape_of(medium("qwen2"))
+    grpo = GRPOConfig(steps=10, dtype="bfloat16")
+    plain = training(shape, grpo, 10, StageResources(checkpoint_every_steps=10))
+    synced = grpo.model_copy(update={"reference_sync": ReferenceSync()})
+    moved = training(shape, synced, 10, StageResources(checkpoint_every_steps=10))
+    assert plain.checkpoint == 12 * shape.parameters
+    assert moved.checkpoint == 16 * shape.parameters
+    assert moved.disk == moved.checkpoint + moved.model  # one checkpoint, then the model beside it
+    assert training(shape, synced, 9, StageResources(checkpoint_every_steps=10)).disk == moved.model
+
+
+def test_the_paper_s_teacher_takes_three_checkpoints_of_122_gb():
+    config, nodes = planned("paper-7b")
+    (teacher,) = [node for node in nodes if node.stage.name == "teacher-grpo"]
+    found = estimates(config, nodes)
+    estimate = found[teacher.key]
+    assert estimate.checkpoint_bytes == pytest.approx(122 * GB, rel=0.01)
+    assert estimate.disk_bytes == 3 * estimate.checkpoint_bytes
+    needed, widest = disk_needed(nodes, found)
+    assert widest is teacher
+    kept = sum(each.artifact_bytes for each in found.values())
+    assert needed == kept + estimate.disk_bytes - estimate.artifact_bytes
+
+
+def test_models_are_in_main_memory_once_however_many_processes_read_them():
+    def scoring(processes: int) -> Any:
+        config, nodes = planned("paper-7b", f"resources.processes={processes}")
+        found = estimates(config, nodes)
+        return next(found[node.key] for node in nodes if node.stage.name == "trace-scoring")
+
+    two, eight = scoring(2), scoring(8)
+    models = 2 * 2 * 7_615_616_512
+    assert models < two.loading_bytes < eight.loading_bytes < 2 * models
+
+
+# ---------------------------------------------------------------- what is refused
+def test_what_resources_leave_open_is_not_checked():
+    for profile in ("tiny", "paper-7b", "paper-32b"):
+        room(profile)
+
+
+def test_hints_about_the_disk_fit():
+    for gigabytes in (400, 300, 200):
+        (line,) = refusal("paper-7b", small := f"resources.disk_gb={gigabytes}")
+        assert "20 nodes need 458 GB" in line and f"{gigabytes} GB are free" in line
+        room("paper-7b", small, *re.findall(r"--set (\S+\d)", line))
+    (line,) = refusal("paper-7b", "resources.disk_gb=50")  # not even for the artifacts
+    assert "--set" not in line and "--store name a larger disk" in line
+
+
+def test_hints_about_main_memory_fit():
+    lines = refusal("paper-7b", small := "resources.stages.teacher-sft.host_gib=40")
+    (line,) = lines
+    assert "teacher-sft@0 needs 72.7 GiB" in line and "gathers" in line
+    room("paper-7b", small, *re.findall(r"--set (\S+\d)", line))
+    lines = refusal("tiny", small := "resources.host_gib=0.69", "base_model.steps=1")
+    changes = [change for line in lines for change in re.findall(r"--set (\S+\d)", line)]
+    assert len(changes) >= 4
+    room("tiny", small, "base_model.steps=0", *changes)
+
+
+def test_a_store_elsewhere_needs_room_for_one_checkpoint_on_its_way(s3_store):
+    lines = refusal("paper-7b", "resources.disk_gb=125", store=s3_store)
+    assert any("teacher-grpo@0 needs 152 GB on the disk of the machine" in line for line in lines)
+    room("paper-7b", "resources.disk_gb=160", store=s3_store)
+
+
+@pytest.fixture
+def s3_store(tmp_path) -> Any:
+    store = Store(str(tmp_path / "store"))
+    store.files.is_local = False
+    return store
+
+
+# ---------------------------------------------------------------- this machine
+def test_a_small_cpu_is_not_refused_for_sequences_that_may_be_short():
+    room("tiny", here=Machine(memory=200 << 20, disk=10**9))
+    lines = refusal("tiny", here=Machine(memory=1 << 20, disk=10**9))
+    assert any("teacher-sft@0 needs" in line for line in lines)
+
+
+def test_the_disk_is_the_store_s_and_what_is_there_of_unfinished_nodes_counts(tmp_path):
+    empty = Machine.here(tmp_path / "not/yet/there", [tmp_path / "work/key"])
+    free = shutil.disk_usage(tmp_path).free
+    assert empty.disk == pytest.approx(free, rel=0.05)
+    assert empty.memory and empty.memory > 1 << 28
+    folder = tmp_path / "work/key/checkpoints"
+    folder.mkdir(parents=True)
+    with (folder / "weights").open("wb") as file:
+        file.truncate(10**12)  # takes no room
+    resumed = Machine.here(tmp_path, [tmp_path / "work/key"])
+    assert resumed.disk - empty.disk == pytest.approx(10**12, rel=0.01)
+
+
+def test_what_resources_say_goes_before_what_this_machine_has():
+    described = Machine.described(StageResources(host_gib=2, disk_gb=3))
+    assert described.or_else(Machine(1, 1)) == Machine(2 << 30, 3 * 10**9)
+    assert Machine.described(StageResources()).or_else(Machine(1, 1)) == Machine(1, 1)
