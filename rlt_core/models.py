@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
@@ -107,21 +108,38 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 def load_model(folder: Path, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
     """The causal language model of a local folder, in eval mode. Reads safetensors only.
 
-    `dtype` may be `auto`: as it was saved.
+    `dtype` may be `auto`: `saved_dtype`. Tensors go one by one from the mapped file to the
+    device, in their number format there: of what needs no other format, all processes of a machine
+    share one copy in main memory, and a GPU's models leave none there.
     """
+    place = pick_device(device)
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=dtype,
+        dtype=saved_dtype(folder) if dtype == "auto" else dtype,
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=False,
+        device_map={"": place},
     )
-    return model.to(pick_device(device)).eval()
+    return model.to(place).eval()
+
+
+def saved_dtype(folder: Path) -> str:
+    """The number format that holds all weights of a model folder as they were saved, whatever its
+    config.json says."""
+    found = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as weights:
+            found |= {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
+    return {frozenset({"BF16"}): "bfloat16", frozenset({"F16"}): "float16"}.get(
+        frozenset(found), "float32"
+    )
 
 
 @contextmanager
 def on_device(model: PreTrainedModel, resources: StageResources) -> Iterator[PreTrainedModel]:
-    """A frozen model where it computes; with `resources.offload` it waits outside.
+    """A frozen model where it computes; with `resources.offload` it waits outside, in the main
+    memory that it came from: of a mapped file, which processes share.
 
     On a GPU in bfloat16 it takes flash-attn, where that is installed: its kernels read packed
     sequences (`rlt_core.scoring.passes`).
@@ -129,12 +147,14 @@ def on_device(model: PreTrainedModel, resources: StageResources) -> Iterator[Pre
     device = pick_device(resources.device)
     if device == "cuda" and model.dtype == torch.bfloat16 and is_flash_attn_2_available():
         model.set_attn_implementation("flash_attention_2")
+    outside = {name: each.data for name, each in model.named_parameters() if resources.offload}
     model.to(device)  # type: ignore[arg-type]
     try:
         yield model
     finally:
         if resources.offload:
-            model.to("cpu")  # type: ignore[arg-type]
+            for name, parameter in model.named_parameters():
+                parameter.data = outside[name]
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -154,6 +174,11 @@ def pick_device(device: str) -> str:
 def gpus() -> int:
     """GPUs that this process sees."""
     return torch.cuda.device_count()
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch failed for lack of a GPU's memory, or of main memory."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def use_threads(threads: int) -> None:

@@ -11,6 +11,7 @@ from typing import TypeVar
 from rlt_core.config import Frozen, StageResources
 from rlt_core.control import Control
 from rlt_core.errors import UserError
+from rlt_core.estimate import smaller_layouts
 from rlt_core.stages import STAGES, Stage, parse_config
 from rlt_core.store import Manifest, Store, Workspace
 from tasks.shards import NoShardLeft
@@ -106,4 +107,18 @@ def run_body(job: Job) -> dict[str, float]:
         metrics: dict[str, float] = importlib.import_module(job.stage.module).run(job)
     except NoShardLeft:
         return {}
+    except RuntimeError as error:
+        if job.stage.pool == "gpu":
+            _require_memory(job, error)
+        raise
     return metrics
+
+
+def _require_memory(job: Job, error: RuntimeError) -> None:
+    """Raises UserError with a hint if it was for lack of memory that torch failed."""
+    from rlt_core.models import is_out_of_memory
+
+    if is_out_of_memory(error):
+        said = str(error).split(". ")[0].splitlines()[0]
+        hints = smaller_layouts(job.stage, job.resources)
+        raise UserError(f"{job.spec.name} ran out of memory ({said}); {hints}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic, sleep
@@ -60,8 +60,12 @@ def in_shards(
     items: Sequence[Item],
     size: int,
     compute: Callable[[Sequence[Item], Control], list[dict[str, Any]]],
+    length: Callable[[Item], int] = lambda _: 0,
 ) -> None:
     """Compute a table shard by shard, `size` items each, into `{out}/{table}/*.parquet`.
+
+    The shard of the longest item comes first, so that what runs out of memory does so at once; the
+    table has the order of the items all the same.
 
     Whoever shares the work, processes of this machine and runs on others, takes shards that nobody
     else is at; what a lost one was at is taken by another. In the first run every process returns
@@ -70,7 +74,12 @@ def in_shards(
     """
     # The size is part of the name: another size cuts elsewhere.
     starts = {f"{size}-{start // size:06d}": start for start in range(0, len(items), size)}
-    while missing := _in_own_order(job, starts.keys() - set(job.work.parts(GROUP))):
+    longest = {
+        name: max(length(item) for item in items[start : start + size])
+        for name, start in starts.items()
+    }
+    while left := starts.keys() - set(job.work.parts(GROUP)):
+        missing = _in_own_order(job, sorted(left, key=lambda name: (-longest[name], name)))
         taken = 0
         for name in missing:
             job.control.check()
@@ -102,12 +111,11 @@ def _sharers(job: LongWork) -> int:
     return job.machines * processes.count()
 
 
-def _in_own_order(job: LongWork, names: Collection[str]) -> list[str]:
-    """Each begins elsewhere, so that they seldom meet."""
-    ordered = sorted(names)
+def _in_own_order(job: LongWork, ordered: Sequence[str]) -> list[str]:
+    """Each begins elsewhere, so that they seldom meet; the first at the beginning."""
     place = job.machine * processes.count() + processes.rank()
     first = len(ordered) * place // _sharers(job)
-    return ordered[first:] + ordered[:first]
+    return [*ordered[first:], *ordered[:first]]
 
 
 @contextmanager

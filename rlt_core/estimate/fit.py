@@ -284,6 +284,15 @@ def fitting_change(
     return _merged(chosen)
 
 
+def smaller_layouts(stage: Stage, resources: StageResources) -> str:
+    """What to change where a stage has run out of memory: the least of each kind of change."""
+    changes = [next(iter(group), None) for group in _ladder(stage, resources)]
+    said = [assignments(stage.name, change) for change in changes if change]
+    if not said:
+        return "take a smaller model, or a machine with more memory"
+    return f"what takes less memory: {'; or '.join(said)}"
+
+
 def _merged(options: Sequence[Change]) -> dict[str, Any]:
     return {name: value for option in options for name, value in option.items()}
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, set_seed
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     PrinterCallback,
     Trainer,
@@ -36,6 +36,7 @@ from rlt_core.rows import write_rows
 from rlt_core.schemas import TRAIN_STEPS
 from rlt_core.store import Workspace
 from rlt_core.training import sharding
+from rlt_core.training.longest_first import LongestFirst
 from rlt_core.training.plan import KEPT_CHECKPOINTS
 from rlt_core.training.policy import save_policy, unsharded
 from rlt_core.training.steps import StepRecorder
@@ -139,6 +140,7 @@ class ResumableTrainer(ShardedTrainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(recorder)
         self.add_callback(StepSeed())
+        self.add_callback(LongestFirst(self, self.longest_loss))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of TRL's calls into transformers
             self.train(resume_from_checkpoint=self._latest())
@@ -157,6 +159,10 @@ class ResumableTrainer(ShardedTrainer):
             save_policy(model, start, out / "model", dtype)
             write_rows(out / "train_steps.parquet", "train_steps", self._recorder.rows)
         self.accelerator.wait_for_everyone()
+
+    def longest_loss(self, model: nn.Module) -> Tensor:
+        """A loss of a micro-batch of the longest sequences that may come; see `longest_first`."""
+        raise NotImplementedError
 
     def save_extra(self, folder: Path) -> None:
         """Write what this trainer keeps beside model and optimiser; called in every process."""

@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate.utils import gather, gather_object
 from safetensors.torch import load_file, save_file
@@ -22,6 +23,7 @@ from trl import GRPOConfig, GRPOTrainer
 from rlt_core.config import DType, Sampling, StageResources
 from rlt_core.errors import UserError
 from rlt_core.generation import Completion, Engine, sample_seed
+from rlt_core.models import saved_dtype
 from rlt_core.store import Workspace
 from rlt_core.training import ahead, sharding
 from rlt_core.training.ahead import Ahead, Requests
@@ -55,8 +57,11 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         **arguments: Any,
     ) -> None:
         super().__init__(reward_funcs=cast(Any, reward), resources=resources, **arguments)
-        if self.ref_model is not None and resources.sharding != "none":
-            sharding.shard(self.ref_model, resources, bool(self.args.bf16))
+        if self.ref_model is not None:
+            if resources.sharding == "none":
+                self.ref_model.float()  # where it computes: see `load_model`
+            else:
+                sharding.shard(self.ref_model, resources, bool(self.args.bf16))
         self._start, self._key = start, key
         self._draws_ahead, self._ahead = draws_ahead, cast(Ahead | None, None)
         self._order: list[int] = list(cast(Any, self.train_dataset)["prompt"])
@@ -74,10 +79,10 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         self._gaps: list[Tensor] = []
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Called before TRL loads the reference model, whole in every process."""
+        """Called before TRL loads the reference model: as it was saved, so that processes share
+        its file."""
         super().create_accelerator_and_postprocess()
-        if self._resources.sharding != "none":  # which makes a layer at a time float32
-            self.args.model_init_kwargs = {"dtype": "auto"}
+        self.args.model_init_kwargs = {"dtype": saved_dtype(Path(self._model.name_or_path))}
 
     def run(self, work: Workspace, recorder: StepRecorder) -> None:
         """See `ResumableTrainer.run`. Raises UserError if the engine cannot be had or has too
@@ -104,6 +109,29 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
                 f"have {needed}; raise resources.vllm_memory={self._resources.vllm_memory} (or the "
                 "server's --gpu-memory-utilization)"
             )
+
+    def longest_loss(self, model: nn.Module) -> Tensor:
+        """Scores, reference and policy of the longest prompt with a completion of the most tokens:
+        its log-probs, summed. Sampling is not tried: vLLM takes its memory when it starts."""
+        prompt = max(self._prompts, key=lambda each: len(each.ids))
+        filler = [prompt.ids[-1]] * self._sampling.max_tokens
+        ids_T = torch.tensor([*prompt.ids, *filler], device=self.accelerator.device)
+        if self._reward.reads_policy:
+            fitting = max(1, self._resources.tokens_per_batch // len(ids_T))
+            count = min(fitting, len(self._places)) if ids_T.is_cuda else 1
+            nothing = np.zeros(len(filler), np.float32)
+            policy = self.accelerator.unwrap_model(self.model)
+            with self.accelerator.autocast(), sharding.whole(policy):
+                self._reward([prompt] * count, [filler] * count, [nothing] * count, policy)
+        ids_BT = ids_T.expand(self.args.per_device_train_batch_size, -1)
+        batch: tuple[Any, ...] = (ids_BT, torch.ones_like(ids_BT), len(filler))
+        if self.ref_model is not None:
+            with torch.no_grad():
+                self._get_per_token_logps_and_entropies(self.ref_model, *batch)
+        logps_BC, _, _ = self._get_per_token_logps_and_entropies(
+            model, *batch, compute_entropy=True
+        )
+        return logps_BC.sum()
 
     # ------------------------------------------------------------ state beside the model
     def save_extra(self, folder: Path) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate.utils import set_seed
 from datasets import Dataset
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from trl import SFTConfig as TRLConfig
 from trl import SFTTrainer
@@ -28,6 +29,15 @@ from rlt_core.training.steps import StepRecorder, mean_of
 
 class _Trainer(ResumableTrainer, SFTTrainer):
     """SFTTrainer that resumes exactly."""
+
+    longest: Row
+
+    def longest_loss(self, model: nn.Module) -> Tensor:
+        """As TRL computes it, without its counts of tokens."""
+        row = {"input_ids": self.longest.input_ids, "labels": self.longest.labels}
+        batch = self.data_collator([row] * self.args.per_device_train_batch_size)
+        output = model(**self._prepare_inputs(batch), use_cache=False, fused_lm_head=True)
+        return cast(Tensor, -output.log_probs.sum())
 
 
 def train_sft(
@@ -78,6 +88,7 @@ def train_sft(
             processing_class=load_tokenizer(model),
             peft_config=adapters(config.lora),
         )
+        trainer.longest = max(kept, key=lambda row: len(row.input_ids))
         trainer.run(work, recorder)
     trainer.finish(model, out, config.dtype)
     return _metrics(recorder.rows, len(kept), len(rows) - len(kept))

@@ -9,6 +9,7 @@ from typing import Any
 from rlt_core import processes
 from rlt_core.data.countdown import EVALUATION_QUESTIONS, EVALUATION_SEED, countdown_questions
 from rlt_core.errors import UserError
+from rlt_core.evaluation.completions import Request
 from rlt_core.evaluation.run import Examination
 from rlt_core.evaluation.tasks import EvalTask, benchmark_task
 from rlt_core.hub import UNPINNED
@@ -44,8 +45,9 @@ def examine(work: LongWork, examination: Examination, shard_questions: int) -> d
     does, nothing in other processes."""
 
     sample = partial(
-        in_shards, work, "eval_samples", examination.requests, shard_questions, examination.complete
-    )
+        in_shards, work, "eval_samples", examination.requests, shard_questions,
+        examination.complete, _length,
+    )  # fmt: skip
 
     def answer() -> list[dict[str, Any]]:
         sample()
@@ -58,6 +60,10 @@ def examine(work: LongWork, examination: Examination, shard_questions: int) -> d
             sample()
             return {}
         return examination.run(answer, work.out, work.control)
+
+
+def _length(request: Request) -> int:
+    return len(request.prompt_ids)
 
 
 def _task(job: Job, name: str, config: EvaluationStageConfig) -> EvalTask:

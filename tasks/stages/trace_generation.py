@@ -70,7 +70,8 @@ def run(job: Job) -> dict[str, float]:
                 for sample, completion in enumerate(group)
             ]
 
-        in_shards(job, "traces", questions, job.resources.shard_questions, compute)
+        size = job.resources.shard_questions
+        in_shards(job, "traces", questions, size, compute, _length)
     traces = read_rows(job.out, "traces", ["closed", "finish_reason", "completion_tokens"])
     return {
         "questions": len(questions),
@@ -79,6 +80,11 @@ def run(job: Job) -> dict[str, float]:
         "cut": sum(trace["finish_reason"] == "length" for trace in traces) / len(traces),
         "mean_tokens": sum(trace["completion_tokens"] for trace in traces) / len(traces),
     }
+
+
+def _length(question: Row) -> int:
+    """Characters of what a prompt may hold."""
+    return len(question["question"]) + len(question["solution"])
 
 
 def _row(job: Job, writer: _Writer, question: Row, sample: int, completion: Completion) -> Row:

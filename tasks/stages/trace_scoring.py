@@ -58,9 +58,14 @@ def run(job: Job) -> dict[str, float]:
         by_question.setdefault(trace["question_id"], []).append(trace)
     groups = list(by_question.values())
     with Grader() as grader:
-        in_shards(job, "scores", groups, job.resources.shard_questions, compute)
+        in_shards(job, "scores", groups, job.resources.shard_questions, compute, _length)
     scores = read_rows(job.out, "scores", ["status", "reward", "r_ss", "r_kl", "correct"])
     return _metrics(scores)
+
+
+def _length(group: Sequence[Row]) -> int:
+    """Tokens of a question's longest trace."""
+    return max(len(trace["token_ids"]) for trace in group)
 
 
 def _metrics(scores: Sequence[Row]) -> dict[str, float]:

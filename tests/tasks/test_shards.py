@@ -150,3 +150,15 @@ def claim(work: Work, name: str, pid: int) -> None:
     lease["host"] = socket.gethostname()
     path = f"work/{KEY}/{GROUP}/{name}/lease.json"
     work.store.files.write(path, json.dumps(lease).encode())
+
+
+def test_the_longest_come_first_and_the_table_keeps_its_order(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    work = Work(store, store.workspace(KEY), tmp_path / "out", machines=1)
+    lengths = {item: (int(item[1:]) * 7) % 23 for item in ITEMS}
+    in_shards(work, "dropped", ITEMS, SIZE, work.compute, lengths.__getitem__)
+    assert work.table() == ITEMS
+    starts = [work.mine.index(ITEMS[start]) for start in range(0, len(ITEMS), SIZE)]
+    longest = [max(lengths[item] for item in ITEMS[s : s + SIZE]) for s in range(0, 23, SIZE)]
+    in_order = [each for _, each in sorted(zip(starts, longest, strict=True))]
+    assert in_order == sorted(longest, reverse=True)

@@ -1,0 +1,70 @@
+"""A stage that runs out of memory says so in one line, with what to change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlt_core.config import StageResources
+from rlt_core.control import Control
+from rlt_core.errors import UserError
+from rlt_core.estimate import smaller_layouts
+from rlt_core.stages import STAGES
+from rlt_core.store import Store
+from tasks.job import Job, run_body
+from tasks.spec import NodeSpec
+
+GPU_STAGES = [stage.name for stage in STAGES.values() if stage.pool == "gpu"]
+
+
+def job(stage: str, folder: Path, **resources: Any) -> Job:
+    spec = NodeSpec(
+        store=str(folder), key="0123456789abcdef", stage=stage, config={}, inputs={}, label=stage,
+        seed=0, profile="tiny", paths={}, resources=StageResources(**resources),
+    )  # fmt: skip
+    store = Store(str(folder))
+    config = StageResources()
+    return Job(spec, config, {}, store, folder, store.workspace(spec.key), Control())
+
+
+def fail_with(error: Exception) -> Any:
+    def run(_: Job) -> dict[str, float]:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize("stage", GPU_STAGES)
+def test_every_stage_says_it_in_one_line(stage, tmp_path, monkeypatch):
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.0 GiB. GPU 0 has\nmore")
+    monkeypatch.setattr(f"{STAGES[stage].module}.run", fail_with(error))
+    with pytest.raises(UserError) as refused:
+        run_body(job(stage, tmp_path, device="cuda", engine="transformers"))
+    said = str(refused.value)
+    assert said.startswith(f"{stage}@0 ran out of memory (CUDA out of memory); ")
+    assert "\n" not in said
+    if STAGES[stage].shared:
+        assert f"--set resources.stages.{stage}." in said
+
+
+def test_main_memory_counts_too_and_other_faults_stay_what_they_are(tmp_path, monkeypatch):
+    def too_large(_: Job) -> dict[str, float]:
+        torch.empty(1 << 60)
+        return {}
+
+    monkeypatch.setattr("tasks.stages.teacher_sft.run", too_large)
+    with pytest.raises(UserError, match=r"^teacher-sft@0 ran out of memory \(.*allocate"):
+        run_body(job("teacher-sft", tmp_path))
+    monkeypatch.setattr("tasks.stages.teacher_sft.run", fail_with(RuntimeError("else")))
+    with pytest.raises(RuntimeError, match=r"^else$"):
+        run_body(job("teacher-sft", tmp_path))
+
+
+def test_hints_are_the_next_smaller_of_each_kind():
+    said = smaller_layouts(STAGES["teacher-grpo"], StageResources(micro_batch_size=4))
+    assert "micro_batch_size=2" in said and "gradient_checkpointing=true" in said
+    least = StageResources(engine="transformers", tokens_per_batch=8192)
+    assert "a machine with more memory" in smaller_layouts(STAGES["evaluation"], least)
