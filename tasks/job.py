@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,9 @@ def _require_memory(job: Job, error: RuntimeError) -> None:
     from rlt_core.models import is_out_of_memory
 
     if is_out_of_memory(error):
-        said = str(error).split(". ")[0].splitlines()[0]
-        hints = smaller_layouts(job.stage, job.resources)
-        raise UserError(f"{job.spec.name} ran out of memory ({said}); {hints}") from error
+        tried = re.search(r"[Tt]ried to allocate [\d.]+ \w+", str(error))
+        said = f" ({tried[0][0].lower()}{tried[0][1:]})" if tried else ""
+        raise UserError(
+            f"{job.spec.name} ran out of memory{said}; less is taken with "
+            f"{smaller_layouts(job.stage, job.resources)}"
+        ) from error

@@ -285,12 +285,12 @@ def fitting_change(
 
 
 def smaller_layouts(stage: Stage, resources: StageResources) -> str:
-    """What to change where a stage has run out of memory: the least of each kind of change."""
-    changes = [next(iter(group), None) for group in _ladder(stage, resources)]
+    """What to change where a stage has run out of memory: the two changes that cost least time."""
+    alone = {"sharding": "fsdp", "processes": 1}  # nobody to share a model with
+    changes = (next((each for each in group if each != alone), None)
+               for group in _ladder(stage, resources))  # fmt: skip
     said = [assignments(stage.name, change) for change in changes if change]
-    if not said:
-        return "take a smaller model, or a machine with more memory"
-    return f"what takes less memory: {'; or '.join(said)}"
+    return " or ".join(said[:2]) or "a smaller model; or take a machine with more"
 
 
 def _merged(options: Sequence[Change]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def test_every_stage_says_it_in_one_line(stage, tmp_path, monkeypatch):
     with pytest.raises(UserError) as refused:
         run_body(job(stage, tmp_path, device="cuda", engine="transformers"))
     said = str(refused.value)
-    assert said.startswith(f"{stage}@0 ran out of memory (CUDA out of memory); ")
+    assert said.startswith(f"{stage}@0 ran out of memory (tried to allocate 2.0 GiB); ")
     assert "\n" not in said
     if STAGES[stage].shared:
         assert f"--set resources.stages.{stage}." in said
@@ -56,7 +56,9 @@ def test_main_memory_counts_too_and_other_faults_stay_what_they_are(tmp_path, mo
         return {}
 
     monkeypatch.setattr("tasks.stages.teacher_sft.run", too_large)
-    with pytest.raises(UserError, match=r"^teacher-sft@0 ran out of memory \(.*allocate"):
+    with pytest.raises(
+        UserError, match=r"^teacher-sft@0 ran out of memory \(tried to allocate \d+ bytes\); "
+    ):
         run_body(job("teacher-sft", tmp_path))
     monkeypatch.setattr("tasks.stages.teacher_sft.run", fail_with(RuntimeError("else")))
     with pytest.raises(RuntimeError, match=r"^else$"):
@@ -66,5 +68,9 @@ def test_main_memory_counts_too_and_other_faults_stay_what_they_are(tmp_path, mo
 def test_hints_are_the_next_smaller_of_each_kind():
     said = smaller_layouts(STAGES["teacher-grpo"], StageResources(micro_batch_size=4))
     assert "micro_batch_size=2" in said and "gradient_checkpointing=true" in said
+    resources = StageResources(micro_batch_size=1, gradient_checkpointing=True)
+    said = smaller_layouts(STAGES["student-sft"], resources)
+    assert said.startswith("--set resources.stages.student-sft.sharding=fsdp")
+    assert "processes=2" in said
     least = StageResources(engine="transformers", tokens_per_batch=8192)
-    assert "a machine with more memory" in smaller_layouts(STAGES["evaluation"], least)
+    assert "a machine with more" in smaller_layouts(STAGES["evaluation"], least)
