@@ -25,9 +25,10 @@ from flows.options import (
 )
 from flows.request import Request
 from rlt_core.data.sources import found_layout
-from rlt_core.estimate import Estimate, assumptions, disk_needed, said_of_disk, short
+from rlt_core.estimate import Estimate, Machine, assumptions, disk_needed, said_of_disk, short
 from rlt_core.graph import Node, Planned
 from rlt_core.stages import DatasetPrepConfig
+from rlt_core.store import Store
 
 CHANGES_SHOWN = 3
 GIB = 1 << 30
@@ -135,15 +136,17 @@ def _show_estimates(
     sums.add_row("all", *_cells([found[node.key] for node in missing]), style="bold")
     console.print()
     console.print(sums)
-    console.print(_disk(missing, found), markup=False)
+    console.print(_disk(Store(request.store), missing, found), markup=False)
     for line in assumptions(request.config(), missing, found):
         console.print(line, style="dim", markup=False, highlight=False)
 
 
-def _disk(missing: Sequence[Node], found: Estimates) -> str:
+def _disk(store: Store, missing: Sequence[Node], found: Estimates) -> str:
     needed, widest = disk_needed(missing, found)
     at_most = said_of_disk(widest, found[widest.key])
-    return f"disk where the store is, one node after the other: {short(needed)}B ({at_most})"
+    said = f"disk where the store is, one node after the other: {short(needed)}B ({at_most})"
+    free = Machine.here(store.files.local(""), []).disk if store.files.is_local else None
+    return said if free is None else f"{said}; free there: {short(free)}B"
 
 
 def _table(first: str) -> Table:

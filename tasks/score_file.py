@@ -92,7 +92,7 @@ def score_file(scoring: Scoring, control: Control) -> pa.Table:
     with TemporaryDirectory() as folder:
         work = _Work(Path(folder), workspace, control)
         compute = _Scorer(scoring)
-        in_shards(work, "scores", groups, scoring.resources.shard_questions, compute)
+        in_shards(work, "scores", groups, scoring.resources.shard_questions, compute, _length)
         tables = [pq.read_table(file) for file in table_files(work.out, "scores")]
     order = pa.array([number for group in groups for number, _ in group])
     table = pa.concat_tables(tables).take(pc.sort_indices(order))
@@ -101,6 +101,11 @@ def score_file(scoring: Scoring, control: Control) -> pa.Table:
     half_written.rename(scoring.output)
     shutil.rmtree(waiting)
     return table.drop_columns([f.name for f in SCORES if pa.types.is_list(f.type)])
+
+
+def _length(group: Sequence[Numbered]) -> int:
+    """Characters of a question's longest explanation."""
+    return max(len(row.text) for _, row in group)
 
 
 class _Scorer:

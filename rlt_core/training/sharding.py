@@ -32,7 +32,8 @@ from rlt_core.models import pick_device
 
 
 def shard(model: nn.Module, resources: StageResources, bfloat16: bool) -> None:
-    """Share out a model that lies whole on the CPU of every process.
+    """Share out a model that every process has mapped from its file, so that main memory has it
+    once.
 
     Weights become float32, unless they are frozen. No more than a layer is ever whole on the
     device. With `bfloat16` the weights of a layer's linear maps are gathered in it: autocast would
@@ -44,7 +45,7 @@ def shard(model: nn.Module, resources: StageResources, bfloat16: bool) -> None:
     half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
-            _to_float32(layer)
+            _to_float32(layer, mesh)
             if bfloat16:
                 maps = [each for each in layer.modules() if isinstance(each, nn.Linear)]
                 for trained in (False, True):
@@ -57,7 +58,7 @@ def shard(model: nn.Module, resources: StageResources, bfloat16: bool) -> None:
                     if isinstance(each, LoraLayer):  # which reads a format before it is gathered
                         each.cast_input_dtype_enabled = False
             fully_shard(layer, mesh=mesh)
-    _to_float32(model)
+    _to_float32(model, mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
     first = torch.autocast(mesh.device_type, torch.bfloat16, enabled=bfloat16)
     with torch.no_grad(), first:  # must go to the whole model, and scoring's does not
@@ -157,7 +158,8 @@ def _share(whole: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def _to_float32(module: nn.Module) -> None:
+def _to_float32(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Where it is to be shared out: a copy on the CPU would be one of each process."""
     for parameter in module.parameters():
         if parameter.requires_grad and not isinstance(parameter, DTensor):
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(mesh.device_type, torch.float32)
