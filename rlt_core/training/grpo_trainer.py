@@ -7,7 +7,7 @@ and C completion positions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
@@ -121,7 +121,8 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
             count = min(fitting, len(self._places)) if ids_T.is_cuda else 1
             nothing = np.zeros(len(filler), np.float32)
             policy = self.accelerator.unwrap_model(self.model)
-            with self.accelerator.autocast(), sharding.whole(policy):
+            # Where the filler has no reward, the step says what is wrong.
+            with suppress(NoReward), self.accelerator.autocast(), sharding.whole(policy):
                 self._reward([prompt] * count, [filler] * count, [nothing] * count, policy)
         ids_BT = ids_T.expand(self.args.per_device_train_batch_size, -1)
         batch: tuple[Any, ...] = (ids_BT, torch.ones_like(ids_BT), len(filler))

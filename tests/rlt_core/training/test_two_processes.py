@@ -55,7 +55,7 @@ class Broken(RLTReward):
         if fault == "raised" and not asked:
             raise NoReward(1, "broken")
         result = super().__call__(prompts, completions, sampled, policy)
-        if fault == "returned" and not asked:
+        if fault == "returned" and not asked and len(completions) > 1:
             result.rewards[1] = float("inf")
         return result
 
