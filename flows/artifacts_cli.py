@@ -19,6 +19,7 @@ from flows.transfer_cli import pull, push
 from rlt_core.stages import Kind
 from rlt_core.store import Manifest, Store
 from rlt_core.store.cache import Cache, bound_bytes
+from rlt_core.store.manifests import read_manifests
 
 app = typer.Typer(
     help="What the store holds: list, show, lineage, verify, pull, push, remove, gc, cache."
@@ -56,29 +57,29 @@ def list_(
 ) -> None:
     """List artifacts, the newest last: all as JSON, the last thousand as a table."""
     opened = open_store(store)
+    found = sorted(opened.manifests(kind), key=lambda one: one.finished_at)
     if as_json:
-        found = sorted(opened.manifests(kind), key=lambda one: one.finished_at)
         names = _names(opened)
         print(json.dumps([_summary(one, names) for one in found], indent=1))
         return
-    listing = opened.newest(TABLE_ROWS, kind)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("key", "kind", "label", "profile"):
         table.add_column(column, no_wrap=column == "key")
     for column in ("seconds", "size", "rows"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("finished (UTC)", no_wrap=True)
-    for one in listing.manifests:
+    for one in found[-TABLE_ROWS:]:
         table.add_row(
             one.ref.key, one.ref.kind, escape(_title(one)), escape(one.profile),
             f"{one.seconds:.1f}", decimal(one.bytes), str(one.rows),
             f"{one.finished_at:%Y-%m-%d %H:%M:%S}",
         )  # fmt: skip
     console = table_console()
-    if older := listing.count - len(listing.manifests):
+    if (older := len(found) - TABLE_ROWS) > 0:
         console.print(f"… {older} older ones: --json lists all, `rlt sql` selects", style="dim")
     print_whole(console, table)
-    console.print(f"{listing.count} artifacts, {decimal(listing.bytes)}, in {opened}")
+    size = decimal(sum(one.bytes for one in found))
+    console.print(f"{len(found)} artifacts, {size}, in {opened}")
 
 
 def _summary(manifest: Manifest, names: dict[str, list[str]]) -> dict[str, Any]:
@@ -202,8 +203,11 @@ def verify(
 ) -> None:
     """Re-hash the files of one artifact or of all. Exit status 1 if any is missing or altered."""
     opened = existing_store(store)
-    chosen = [opened.find(key)] if key else list(opened.manifests())
-    damaged = 0
+    manifests, unreadable = ({}, {}) if key else read_manifests(opened.files)
+    chosen = [opened.find(key)] if key else list(manifests.values())
+    damaged = len(unreadable)
+    for problem in unreadable.values():
+        print(problem)
     for manifest in chosen:
         problems = opened.verify(manifest)
         damaged += bool(problems)
@@ -212,7 +216,8 @@ def verify(
         if problems:
             mend = f"rlt artifacts remove {manifest.ref.key}"
             print(f"  mend: `{mend}`, then run again; what was made from it stays")
-    print(f"{len(chosen) - damaged} of {len(chosen)} artifacts are intact")
+    total = len(chosen) + len(unreadable)
+    print(f"{total - damaged} of {total} artifacts are intact")
     raise typer.Exit(1 if damaged else 0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,9 +12,11 @@ from typing import Any
 
 from rlt_core.config import Frozen
 from rlt_core.stages import Stage
-from rlt_core.store import Made, Ref, Store
+from rlt_core.store import Manifest, Ref, Store
 
 KEY_DIGITS = 16
+COMPARED = 50
+"""Newest artifacts that a miss is compared with."""
 
 
 def key_of(stage: Stage, config: Frozen, inputs: Mapping[str, str]) -> str:
@@ -96,7 +99,7 @@ def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _changes(node: Node, made: Made) -> list[str]:
+def _changes(node: Node, made: Manifest) -> list[str]:
     """Fields and inputs in which a node differs from a committed artifact."""
     old, new = dict(_flatten(made.config)), dict(_flatten(node.config.model_dump(mode="json")))
     changes = [
@@ -107,11 +110,12 @@ def _changes(node: Node, made: Made) -> list[str]:
     if made.stage_version != node.stage.version:
         changes.insert(0, f"stage version: {made.stage_version} → {node.stage.version}")
     inputs = {name: parent.key for name, parent in node.inputs.items()}
-    for name in sorted(inputs.keys() | made.inputs.keys()):
-        if inputs.get(name) != made.inputs.get(name):
+    were = {name: ref.key for name, ref in made.inputs.items()}
+    for name in sorted(inputs.keys() | were.keys()):
+        if inputs.get(name) != were.get(name):
             parent = node.inputs[name].name if name in inputs else "(absent)"
             changes.append(
-                f"input {name} ({parent}): {made.inputs.get(name, '(absent)')} → "
+                f"input {name} ({parent}): {were.get(name, '(absent)')} → "
                 f"{inputs.get(name, '(absent)')}"
             )
     return changes
@@ -130,15 +134,15 @@ def _nearest(misses: list[Node], store: Store) -> list[tuple[str, ...]]:
     """What each differs in from the nearest artifact of its label and seed, or else its stage."""
     if not misses:
         return []
-    stages = sorted({node.stage.name for node in misses})
-    found = store.newest_of(
-        [(node.stage.name, node.label, node.seed) for node in misses]
-        + [(stage, None, None) for stage in stages]
-    )
-    of_stage = dict(zip(stages, found[len(misses) :], strict=True))
+    committed = sorted(store.manifests(), key=lambda one: one.finished_at, reverse=True)
+    by_stage: dict[str, list[Manifest]] = defaultdict(list)
+    by_label: dict[tuple[str, int | None], list[Manifest]] = defaultdict(list)
+    for one in committed:
+        by_stage[one.stage].append(one)
+        by_label[one.label, one.seed].append(one)
     nearest: list[tuple[str, ...]] = []
-    for node, same in zip(misses, found, strict=False):
-        changes = [_changes(node, made) for made in same or of_stage[node.stage.name]]
-        fewest = min(changes, key=len, default=["new"])
-        nearest.append(tuple(fewest))
+    for node in misses:
+        candidates = by_label[node.label, node.seed] or by_stage[node.stage.name]
+        changes = [_changes(node, made) for made in candidates[:COMPARED]]
+        nearest.append(tuple(min(changes, key=len, default=["new"])))
     return nearest

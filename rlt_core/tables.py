@@ -14,11 +14,11 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -29,7 +29,6 @@ from rlt_core import sql_macros
 from rlt_core.errors import UserError
 from rlt_core.schemas import TABLES
 from rlt_core.store import Manifest, Store
-from rlt_core.store.index import Select, tables_of
 
 RUN = pa.field("run", pa.string())
 LABEL = pa.field("label", pa.string())
@@ -131,29 +130,16 @@ def refresh(connection: duckdb.DuckDBPyConnection, store: Store, sql: str | None
     What SQL itself has made on the connection stays.
     """
     named = _named(sql)
-    tables = [table for table in TABLES if table in named]
-    runs, facts, inputs, *files = store.index.look(
-        Select("run"),
-        Select(FACTS, "true" if named & {"artifacts", "costs"} else "false"),
-        Select("run, stage, inputs", "true" if "lineage" in named else "false"),
-        *(Select(FILES, "instr(tables, ?)", (f'"{table}":',)) for table in tables),
-    )
-    of_table = dict(zip(tables, files, strict=True))
+    manifests = store.manifests()
     for table in TABLES:
-        sources = (
-            Source(
-                run, label, f"artifacts/{kind}/{run}/{attempt}", tuple(json.loads(by_name)[table])
-            )
-            for run, label, kind, attempt, by_name in of_table.get(table, [])
-        )
-        connection.register(table, _dataset(store, table, sources))
-    columns = _columns(facts)
+        having = (one for one in manifests if table in named and table in one.tables)
+        connection.register(table, dataset(store, table, having))
     refs = store.refs() if "refs" in named else {}
     built = {
-        "artifacts": _table(ARTIFACTS, columns if "artifacts" in named else {}),
-        "costs": _table(COSTS, columns if "costs" in named else {}),
-        "lineage": _table(LINEAGE, _lineage(inputs)),
-        "refs": _table(REFS, {"name": list(refs), "run": [ref.key for ref in refs.values()]}),
+        "artifacts": _table(ARTIFACTS, map(_facts, manifests) if "artifacts" in named else ()),
+        "costs": _table(COSTS, map(_facts, manifests) if "costs" in named else ()),
+        "lineage": _table(LINEAGE, _lineage(manifests) if "lineage" in named else ()),
+        "refs": _table(REFS, ({"name": name, "run": ref.key} for name, ref in refs.items())),
     }
     for view, made in built.items():
         connection.register(view, made)
@@ -163,7 +149,7 @@ def refresh(connection: duckdb.DuckDBPyConnection, store: Store, sql: str | None
             entries = f"select map_from_entries(list({{'k': k, 'v': v}})) from ({query}) as t(k, v)"
             connection.execute(f"set variable {name} = ({entries})")
             connection.execute(f"create or replace temp macro {macro}")
-    return len(runs)
+    return len(manifests)
 
 
 def _named(sql: str | None) -> set[str]:
@@ -187,53 +173,25 @@ other artifacts stay shut; a join with those views would open them all."""
 
 
 # ---------------------------------------------------------------- building the views
-FACTS = (
-    "run, kind, stage, stage_version, label, profile, seed, started, created, seconds, "
-    "gpu_seconds, threads, device, bytes, rows, metrics, config"
-)
-FILES = "run, label, kind, attempt, tables"
-"""Columns of the index."""
-
-
-class Source(NamedTuple):
-    """Where an artifact has a table."""
-
-    run: str
-    label: str
-    folder: str
-    """Relative to the store's root."""
-    files: tuple[str, ...]
-
-
 def dataset(store: Store, table: str, manifests: Iterable[Manifest]) -> ds.FileSystemDataset:
-    """The files of a table in these artifacts as one dataset, read only when it is queried."""
-    return _dataset(
-        store,
-        table,
-        (
-            Source(one.ref.key, one.label, store.folder(one), tuple(tables_of(one).get(table, [])))
-            for one in manifests
-        ),
-    )
+    """The files of a table in these artifacts as one dataset, read only when it is queried.
 
-
-def _dataset(store: Store, table: str, sources: Iterable[Source]) -> ds.FileSystemDataset:
-    """`run` and `label` stand in each fragment's partition expression: the scanner fills them in,
-    and skips the files of other artifacts when a query filters on them."""
+    `run` and `label` are in each fragment's partition expression: the scanner fills them in, and
+    skips the files of other artifacts when a query filters on them.
+    """
     file_format, file_system = ds.ParquetFileFormat(), _file_system(store)
     run, label = ds.field("run"), ds.field("label")
     fragments = []
-    for source in sources:
-        constants = run == source.run
+    for one in manifests:
+        constants = run == one.ref.key
         if "label" not in TABLES[table].names:
-            constants &= label == source.label
+            constants &= label == one.label
         fragments += [
             file_format.make_fragment(
-                store.files.full(f"{source.folder}/{name}"), file_system,
-                partition_expression=constants,
+                f"{store.data_path(one)}/{name}", file_system, partition_expression=constants
             )
-            for name in source.files
-        ]  # fmt: skip
+            for name in one.tables.get(table, [])
+        ]
     return ds.FileSystemDataset(fragments, VIEWS[table], file_format, file_system)
 
 
@@ -243,28 +201,32 @@ def _file_system(store: Store) -> FileSystem:
     return file_system
 
 
-def _columns(rows: list[tuple[Any, ...]]) -> dict[str, list[Any]]:
-    """The columns of `FACTS` by name, with what follows from them."""
-    names = FACTS.split(", ")
-    columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in names]
-    found = dict(zip(names, columns, strict=True))
-    pairs = zip(found["seconds"], found["threads"], strict=True)
-    return found | {"thread_seconds": [seconds * threads for seconds, threads in pairs]}
+def _facts(one: Manifest) -> dict[str, Any]:
+    """A row of `artifacts` and of `costs`."""
+    return {
+        "run": one.ref.key, "kind": one.ref.kind, "stage": one.stage,
+        "stage_version": one.stage_version, "label": one.label, "profile": one.profile,
+        "seed": one.seed, "started": one.started_at, "created": one.finished_at,
+        "seconds": one.seconds, "gpu_seconds": one.gpu_seconds,
+        "thread_seconds": one.seconds * one.threads, "threads": one.threads,
+        "device": one.device, "bytes": one.bytes, "rows": one.rows,
+        "metrics": json.dumps(one.metrics), "config": json.dumps(one.config),
+    }  # fmt: skip
 
 
-def _table(schema: pa.Schema, columns: Mapping[str, list[Any]]) -> pa.Table:
-    return pa.table([pa.array(columns.get(f.name, []), f.type) for f in schema], schema=schema)
+def _lineage(manifests: Sequence[Manifest]) -> Iterator[dict[str, Any]]:
+    stages = {one.ref.key: one.stage for one in manifests}
+    for one in manifests:
+        for name, ref in one.inputs.items():
+            yield {
+                "run": one.ref.key, "stage": one.stage, "input": name, "input_run": ref.key,
+                "input_stage": stages.get(ref.key),
+            }  # fmt: skip
 
 
-def _lineage(rows: list[tuple[Any, ...]]) -> dict[str, list[Any]]:
-    stages = {run: stage for run, stage, _ in rows}
-    read = [
-        (run, stage, name, key, stages.get(key))
-        for run, stage, inputs in rows
-        for name, key in json.loads(inputs).items()
-    ]
-    columns = [list(column) for column in zip(*read, strict=True)] or [[] for _ in LINEAGE]
-    return dict(zip(LINEAGE.names, columns, strict=True))
+def _table(schema: pa.Schema, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    found = list(rows)
+    return pa.table([pa.array([row[f.name] for row in found], f.type) for f in schema], schema)
 
 
 # ---------------------------------------------------------------- asking

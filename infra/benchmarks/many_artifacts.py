@@ -2,16 +2,14 @@
 
     python -m infra.benchmarks.many_artifacts [ARTIFACTS] [FOLDER]
 
-A store with `FEW` artifacts and one with `ARTIFACTS` (100,000), on a real S3 server on loopback, or
+A store with `FEW` artifacts and one with `ARTIFACTS` (20,000), on a real S3 server on loopback, or
 in FOLDER where one is given; both hold `TRACES` traces. Manifests are those of the pipeline's own
 nodes, written anew for seed after seed; `TRACE_ARTIFACTS` hold real files of `traces`, the others a
 small file that no command here reads. All is laid down in the store's layout by the store's file
 system, many at once, without leases and workspaces.
 
 Each command runs in a process of its own, from its start to its end: the plan first with nothing on
-this machine ("cold": every manifest is read and indexed), then again with nothing on this machine
-(a new one, which begins with the index that the first has left in the store), then each command
-`REPEATS` times ("warm": the least).
+this machine ("cold": every manifest is read), then each command `REPEATS` times ("warm": the least).
 """
 
 from __future__ import annotations
@@ -38,9 +36,9 @@ from rlt_core.graph import Node, upstream
 from rlt_core.overrides import load_config
 from rlt_core.schemas import TRACES as COLUMNS
 from rlt_core.store import FileEntry, Manifest, Ref, Store
-from rlt_core.store.index import SETTLED_S
+from rlt_core.store.manifests import SETTLED_S
 
-ARTIFACTS = 100_000
+ARTIFACTS = 20_000
 FEW = 1_000
 TRACES = 1_000_000
 TRACE_ARTIFACTS = 400
@@ -63,8 +61,7 @@ COMMANDS = {
 }
 """Name -> arguments and the most seconds when warm."""
 NEW_MACHINE = {
-    "plan, the first machine": (PLAN, None),
-    "plan, another new machine": (PLAN, 10.0),
+    "plan, a new machine": (PLAN, None),
 }
 """The same on machines that have nothing of the store."""
 
@@ -175,7 +172,6 @@ def fill(store: Store, artifacts: int) -> None:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         while chunk := list(islice(found, 1000)):
             list(pool.map(lay_down, chunk))
-    store.index.announce()
 
 
 # ---------------------------------------------------------------- measuring
@@ -195,8 +191,6 @@ def timed(arguments: list[str], root: str) -> float:
 def measure(store: Store) -> dict[str, float]:
     """Seconds of each command, and of the first one where a machine is new."""
     seconds = {}
-    if store.files.is_local:
-        store.files.index_file().unlink(missing_ok=True)
     for name, (arguments, _) in NEW_MACHINE.items():
         shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
         seconds[name] = timed(arguments, str(store))

@@ -9,7 +9,7 @@ refs/{name}.json                        human names for keys
 
 from rlt_core.store.lease import Lease
 from rlt_core.store.manifest import FileEntry, Manifest, Ref
-from rlt_core.store.store import Attempt, Made, Store
+from rlt_core.store.store import Attempt, Store
 from rlt_core.store.workspace import Workspace
 
-__all__ = ["Attempt", "FileEntry", "Lease", "Made", "Manifest", "Ref", "Store", "Workspace"]
+__all__ = ["Attempt", "FileEntry", "Lease", "Manifest", "Ref", "Store", "Workspace"]

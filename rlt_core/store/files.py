@@ -97,6 +97,8 @@ class Files:
     is_local = True
     threads = 2
     """Files that are read or hashed at the same time."""
+    manifest_copies: Path | None = None
+    """Local folder for copies of a remote store's manifests."""
 
     def __init__(self, root: str) -> None:
         self.fs: fsspec.AbstractFileSystem = LocalFileSystem(auto_mkdir=True)
@@ -242,10 +244,6 @@ class Files:
                 except FileNotFoundError:  # it has just gone
                     continue
         return found
-
-    def index_file(self) -> Path:
-        """Where this machine keeps the index of the manifests."""
-        return Path(self.full(".manifests.sqlite"))
 
     def expand(self, pattern: str) -> list[str]:
         """Paths that fit a pattern such as `work/*/lease.json`, sorted.

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rlt_core.errors import UserError
 from rlt_core.store.files import Damaged, Files, local_tree, parallel, sha256_of
 
 HASHED_AT_ONCE = 4
 """Files; hashing leaves Python's lock."""
+SCHEMA_VERSION = 1
+"""Raised when manifests change so that an older rlt cannot read them."""
 
 
 class Ref(BaseModel):
@@ -42,7 +45,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: int = 1
+    schema_version: int = SCHEMA_VERSION
     ref: Ref
     attempt: str
     stage: str
@@ -66,10 +69,36 @@ class Manifest(BaseModel):
     device: str
     threads: int
 
+    @classmethod
+    def parse(cls, data: bytes, where: str) -> Manifest:
+        """Raises UserError that says whether the file is damaged or of a newer version."""
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            if _schema_version(data) > SCHEMA_VERSION:
+                raise UserError(
+                    f"{where} was written by a newer rlt; update this one (pip install -U)"
+                ) from None
+            raise UserError(
+                f"{where} is damaged: {error.errors()[0]['msg']}. Restore it, or delete this file "
+                "and run again to compute the artifact again"
+            ) from None
+
     def only(self, suffix: str) -> Manifest:
         """The manifest with the files of this suffix alone."""
         files = [file for file in self.files if file.path.endswith(suffix)]
         return self.model_copy(update={"files": files})
+
+    @property
+    def tables(self) -> dict[str, list[str]]:
+        """The files of each table: `{table}.parquet` or `{table}/*.parquet`."""
+        found: dict[str, list[str]] = {}
+        for entry in self.files:
+            path = PurePosixPath(entry.path)
+            folder = path.parent.as_posix()
+            if path.suffix == ".parquet":
+                found.setdefault(path.stem if folder == "." else folder, []).append(entry.path)
+        return found
 
     @property
     def bytes(self) -> int:
@@ -80,6 +109,13 @@ class Manifest(BaseModel):
     def rows(self) -> int:
         """Rows of all Parquet files."""
         return sum(file.rows or 0 for file in self.files)
+
+
+def _schema_version(data: bytes) -> int:
+    try:
+        return int(json.loads(data)["schema_version"])
+    except (ValueError, KeyError, TypeError):
+        return 0
 
 
 def describe_files(folder: Path) -> list[FileEntry]:

@@ -75,7 +75,7 @@ class S3Files(Files):
         self.cache = Cache(cache)
         home = self.cache.home / hashlib.sha256(self.url.encode()).hexdigest()[:16]
         self._copies, self._staging = home / "files", home / "staging"
-        self._index = home / "manifests.sqlite"
+        self.manifest_copies = home / "manifests"
 
     def local(self, path: str) -> Path:
         """Where this machine writes the file, e.g. that of a folder in the making."""
@@ -262,10 +262,6 @@ class S3Files(Files):
             }
 
         return parallel(entries, paths, self.threads)
-
-    def index_file(self) -> Path:
-        """Where this machine keeps the index of the manifests."""
-        return self._index
 
     def sizes(self, path: str) -> dict[str, int]:
         """Bytes of every file below a folder, by its path relative to the folder, sorted."""

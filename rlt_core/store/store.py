@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
 
 from rlt_core.errors import UserError
 from rlt_core.store.files import Damaged, Files
-from rlt_core.store.index import Index, Select
 from rlt_core.store.lease import Lease
 from rlt_core.store.manifest import (
     FileEntry,
@@ -23,29 +19,10 @@ from rlt_core.store.manifest import (
     intact_copy,
     problems_in_store,
 )
+from rlt_core.store.manifests import list_manifests, read_manifests
 from rlt_core.store.workspace import Workspace
 
-COMPARED = 200
-"""Artifacts of a stage, the newest, that are worth a comparison."""
-
-
-@dataclass(frozen=True)
-class Made:
-    """What a committed artifact was made from."""
-
-    stage_version: int
-    config: dict[str, Any]
-    inputs: dict[str, str]
-    """Keys."""
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Artifacts, the newest last, and the sums over those that are left out too."""
-
-    manifests: list[Manifest]
-    count: int
-    bytes: int
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,17 +43,11 @@ class Orphan:
     bytes: int
 
 
-def _of(kind: str | None) -> tuple[str, tuple[object, ...]]:
-    """The condition of an index's query, with its values."""
-    return ("true", ()) if kind is None else ("kind = ?", (kind,))
-
-
 class Store:
     """Artifacts under a local folder or `s3://bucket/prefix`."""
 
     def __init__(self, root: str, cache: Path | None = None) -> None:
         self.files = open_files(root, cache)
-        self.index = Index(self.files, self._parse)
 
     def __str__(self) -> str:
         return self.files.url
@@ -106,51 +77,17 @@ class Store:
         for which in range(2):
             paths = {self._paths(ref)[which]: ref.key for ref in refs if ref.key not in found}
             read = self.files.read_many(paths).items()
-            found |= {paths[path]: self._parse(path, data) for path, data in read}
+            found |= {
+                paths[path]: Manifest.parse(data, self.files.full(path)) for path, data in read
+            }
         return {ref.key: found[ref.key] for ref in refs if ref.key in found}
 
     def manifests(self, kind: str | None = None) -> list[Manifest]:
-        """Every committed artifact (of a kind)."""
-        [rows] = self.index.select(Select("path, document", *_of(kind)))
-        return [self._parse(path, document) for path, document in rows]
-
-    def newest(self, most: int, kind: str | None = None) -> Listing:
-        """The artifacts (of a kind) that were made last, and what all of them come to."""
-        where = _of(kind)
-        rows, sizes = self.index.look(
-            Select("path, document", *where, most), Select("bytes", *where)
-        )
-        newest_first = [self._parse(path, document) for path, document in rows]
-        return Listing(newest_first[::-1], len(sizes), sum(size for (size,) in sizes))
-
-    def newest_of(self, wanted: Iterable[tuple[str, str | None, int | None]]) -> list[list[Made]]:
-        """For each stage, label and seed the artifacts that were made last, newest first.
-
-        Label None: of any label and seed.
-        """
-        queries = []
-        for stage, label, seed in wanted:
-            where = "stage = ?"
-            values: tuple[object, ...] = (stage,)
-            if label is not None:
-                where, values = f"{where} and label = ? and seed is ?", (stage, label, seed)
-            queries.append(Select("stage_version, config, inputs", where, values, COMPARED))
-        return [
-            [
-                Made(version, json.loads(config), json.loads(inputs))
-                for version, config, inputs in rows
-            ]
-            for rows in self.index.look(*queries)
-        ]
-
-    def _parse(self, path: str, data: bytes) -> Manifest:
-        try:
-            return Manifest.model_validate_json(data)
-        except ValidationError as error:
-            raise UserError(
-                f"{self.files.full(path)} is damaged: {error.errors()[0]['msg']}. Delete this file "
-                "and run again: the artifact is computed anew."
-            ) from None
+        """Every committed artifact (of a kind) whose manifest can be read; others are logged."""
+        manifests, problems = read_manifests(self.files, kind)
+        for problem in problems.values():
+            log.warning("%s", problem)
+        return list(manifests.values())
 
     def find(self, prefix: str) -> Manifest:
         """The artifact with this key, unique beginning of a key, or ref name.
@@ -160,9 +97,8 @@ class Store:
         if ref := self.ref(prefix):
             committed = list(self.manifests_of([ref]).values())
         else:
-            manifests, folders = self.index.listed()
-            bases = [path.removesuffix(".json").split("/") for path in (*manifests, *folders)]
-            refs = [Ref(kind=kind, key=key) for _, kind, key in bases if key.startswith(prefix)]
+            paths = (_ref_of(path) for path in list_manifests(self.files))
+            refs = [ref for ref in paths if ref.key.startswith(prefix)]
             committed = list(self.manifests_of(refs).values())
         if len(committed) == 1:
             return committed[0]
@@ -235,9 +171,7 @@ class Store:
     def publish(self, manifest: Manifest) -> bool:
         """Create the manifest; False if another attempt's was first."""
         data = manifest.model_dump_json(indent=1).encode()
-        created = self.files.create(self._paths(manifest.ref)[0], data)
-        self.index.announce()
-        return created
+        return self.files.create(self._paths(manifest.ref)[0], data)
 
     def abandon(self, attempt: Attempt) -> None:
         """Delete an attempt that will not be committed."""
@@ -248,7 +182,6 @@ class Store:
         """Delete an artifact, its manifest first, and its workspace."""
         for path in self._paths(ref):
             self.files.remove(path)
-        self.index.announce()
         self.files.remove(self._base(ref))
         self.files.remove(f"work/{ref.key}")
 
@@ -293,7 +226,8 @@ class Store:
         return {key: name for key, name in names.items() if key not in working}
 
     def orphans(self) -> list[Orphan]:
-        """Attempts that no manifest names and workspaces of committed keys, minding leases.
+        """Attempts that no manifest names and workspaces of committed keys, minding leases. What a
+        manifest that cannot be read may name is kept.
 
         Looked at in this order: what an attempt has that is under way is listed before its lease
         is read, and its lease before its manifest, so that it is never taken for an orphan.
@@ -305,12 +239,13 @@ class Store:
         }
         workspaces = self.files.usage("work", 1)
         working = self.working()
-        [rows] = self.index.select(Select("kind, run, attempt"))
-        standing = {(kind, key): attempt for kind, key, attempt in rows}
+        manifests, problems = read_manifests(self.files)
+        standing = {(one.ref.kind, one.ref.key): one.attempt for one in manifests.values()}
+        kept = {*working, *(_ref_of(path).key for path in problems)}
         found = [
             Orphan(f"artifacts/{kind}/{key}/{name}", size)
             for (kind, key, name), size in made.items()
-            if key not in working and name not in ("manifest.json", standing.get((kind, key)))
+            if key not in kept and name not in ("manifest.json", standing.get((kind, key)))
         ]
         committed = {key for _, key in standing}
         return found + [
@@ -325,6 +260,12 @@ class Store:
         for orphan in orphans:
             self.files.remove(orphan.path)
         return orphans
+
+
+def _ref_of(path: str) -> Ref:
+    """The artifact of a manifest's path."""
+    _, kind, key, *_ = path.removesuffix(".json").split("/")
+    return Ref(kind=kind, key=key)
 
 
 def open_files(root: str, cache: Path | None = None) -> Files:

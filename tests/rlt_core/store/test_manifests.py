@@ -1,0 +1,113 @@
+"""All manifests of a store: exactly the committed artifacts, each read once from S3."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlt_core.errors import UserError
+from rlt_core.store import Ref, Store, manifests
+from rlt_core.store.manifests import read_manifests
+from tests.rlt_core.store.attempts import attempt_with, committed
+
+
+@pytest.fixture
+def store(store_root: str, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setattr(manifests, "SETTLED_S", -60.0)  # a manifest of this moment is settled
+    return Store(store_root)
+
+
+def attempts(store: Store) -> dict[str, str]:
+    return {manifest.ref.key: manifest.attempt for manifest in store.manifests()}
+
+
+@pytest.mark.parametrize("store_root", ["s3"], indirect=True)
+def test_a_manifest_on_s3_is_read_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {key: committed(store, key, key) for key in ("a1", "b2", "c3")}
+    seen: list[str] = []
+    read = store.files.read
+
+    def spy(path: str) -> bytes | None:
+        seen.append(path)
+        return read(path)
+
+    monkeypatch.setattr(store.files, "read", spy)
+    assert store.manifests() == list(made.values())
+    assert sorted(seen) == [f"artifacts/evaluation/{key}.json" for key in made]
+    made["d4"] = committed(store, "d", "d4")
+    seen.clear()
+    assert store.manifests() == list(made.values())
+    assert seen == ["artifacts/evaluation/d4.json"]
+    assert store.files.manifest_copies
+    copies = sorted(store.files.manifest_copies.iterdir())
+    assert len(copies) == 4
+    copies[0].write_bytes(b"{}")
+    copies[1].unlink()
+    seen.clear()
+    assert store.manifests() == list(made.values())
+    assert len(seen) == 2, "a damaged and a missing copy are read again"
+    store.remove(made["d4"].ref)
+    store.manifests()
+    assert len(list(store.files.manifest_copies.iterdir())) == 3
+
+
+def test_what_is_removed_disappears_and_what_is_made_again_is_read_again(store: Store) -> None:
+    for key in ("a1", "b2"):
+        committed(store, "x", key)
+    before = attempts(store)
+    store.remove(Ref(kind="evaluation", key="a1"))
+    assert attempts(store) == {"b2": before["b2"]}
+    again = committed(store, "x", "a1")
+    assert again.attempt != before["a1"]
+    assert attempts(store) == {"a1": again.attempt, "b2": before["b2"]}
+    store.files.remove("artifacts/evaluation/b2.json")  # by hand
+    assert attempts(store) == {"a1": again.attempt}
+
+
+def test_stores_with_manifests_in_the_artifacts_folders_are_read(store: Store) -> None:
+    old, new = committed(store, "x", "a1"), committed(store, "y", "b2")
+    data = store.files.read("artifacts/evaluation/a1.json")
+    assert data is not None
+    store.files.remove("artifacts/evaluation/a1.json")
+    store.files.write("artifacts/evaluation/a1/manifest.json", data)
+    assert store.manifests() == [new, old] or store.manifests() == [old, new]
+    assert store.manifest("evaluation", "a1") == store.find("a1") == old
+    assert store.gc() == []
+    store.remove(old.ref)
+    assert store.manifests() == [new]
+    with pytest.raises(UserError, match="no artifact"):
+        store.find("a1")
+
+
+@pytest.mark.parametrize("damage", ["newer", "cut", "not JSON", "another type"])
+def test_a_manifest_that_cannot_be_read_stops_nothing(store: Store, damage: str) -> None:
+    good, bad = committed(store, "x", "a1"), committed(store, "y", "b2")
+    path = "artifacts/evaluation/b2.json"
+    data = store.files.read(path)
+    assert data is not None
+    content = {
+        "newer": json.dumps(json.loads(data) | {"schema_version": 99, "new": 1}).encode(),
+        "cut": data[: len(data) // 2],
+        "not JSON": b"\x00\xff",
+        "another type": b"[]",
+    }[damage]
+    store.files.write(path, content)
+    found, problems = read_manifests(store.files)
+    assert list(found.values()) == store.manifests() == [good]
+    [(where, problem)] = problems.items()
+    assert where == path and path in problem
+    assert ("newer rlt" in problem) == (damage == "newer")
+    attempt_with(store, "left by a crash", "a1")
+    deleted = [orphan.path for orphan in store.gc()]
+    assert len(deleted) == 1 and "/a1/" in deleted[0]
+    assert store.files.size(f"artifacts/evaluation/b2/{bad.attempt}"), "kept: it may be an artifact"
+    with pytest.raises(UserError, match=r"b2\.json"):
+        store.manifest("evaluation", "b2")
+
+
+def test_kinds_are_listed_apart(store: Store, tmp_path: Path) -> None:
+    made = committed(store, "x", "a1")
+    assert store.manifests("evaluation") == [made]
+    assert store.manifests("model") == []
