@@ -126,7 +126,9 @@ def verify(
     )
     print(found.rules)
     if found.problems:
-        print(f"{len(found.problems)} of the bundle's statements are not so")
+        only_rules = found.verdicts and not found.same_rules
+        differ = "differ by these rules" if only_rules else "are not so"
+        print(f"{len(found.problems)} of the bundle's statements {differ}")
         raise typer.Exit(1)
     print(f"{len(found.verdicts)} verdicts recomputed from the tables: all agree")
 

@@ -142,6 +142,7 @@ class Verified(Frozen):
     """One line each; none: all agrees."""
     rules: str
     """By which rules it was judged, and whether these are others."""
+    same_rules: bool
 
 
 def verify(folder: Path) -> Verified:
@@ -158,9 +159,9 @@ def verify(folder: Path) -> Verified:
     entries = _read(folder / "nodes.json", list[NodeEntry])
     problems += _node_problems(study, frozen, entries)
     judgement = _read(folder / "verdicts.json", Judgement)
+    same_rules = judgement.rules_sha256 == rules_sha256()
     verdicts: tuple[Verdict, ...] = ()
     if not problems:
-        same_rules = judgement.rules_sha256 == rules_sha256()
         verdicts = tuple(judge(study, Evidence(folder, Catalogue(entries), study)))
         problems += _verdict_problems(judgement.verdicts, verdicts, same_rules)
         said = (folder / "verdicts.md").read_text(encoding="utf-8")
@@ -168,7 +169,7 @@ def verify(folder: Path) -> Verified:
             problems.append("verdicts.md does not say what verdicts.json says")
     return Verified(
         study=study, freeze=frozen, verdicts=verdicts, problems=tuple(problems),
-        rules=_rules(judgement, frozen),
+        rules=_rules(judgement, frozen), same_rules=same_rules,
     )  # fmt: skip
 
 

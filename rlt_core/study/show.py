@@ -103,7 +103,8 @@ def _row(cells: Sequence[str]) -> str:
 
 def _details(verdict: Verdict) -> list[str]:
     lines = [f"## {verdict.claim}", "", f"{verdict.statement} **{verdict.verdict}**", ""]
-    lines += [f"- {_contrast(one)}" for one in verdict.contrasts]
+    null = " of no difference" if verdict.kind == "equivalence" else ""
+    lines += [f"- {_contrast(one, null)}" for one in verdict.contrasts]
     if test := verdict.rank_test:
         f = "∞" if test.f is None else f"{test.f:.2f}"
         lines.append(
@@ -120,10 +121,10 @@ def _details(verdict: Verdict) -> list[str]:
     return lines
 
 
-def _contrast(line: Line) -> str:
+def _contrast(line: Line, null: str) -> str:
     ends = _intervals(((line.low, line.high),), 100.0)
     alone = f" (over seeds alone {p_value(line.seeds_p)})" if line.seeds_p is not None else ""
-    found = f"{number(line.estimate, 100.0, True)} {ends} points, p {p_value(line.p)}"
+    found = f"{number(line.estimate, 100.0, True)} {ends} points, p{null} {p_value(line.p)}"
     return f"{line.what}: {found}{alone}"
 
 

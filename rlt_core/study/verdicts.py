@@ -2,7 +2,7 @@
 
 Every claim is about a method, so its intervals and tests let training seeds vary as well as
 questions: two-way random effects (`rlt_core.evaluation.crossed`), seed s of both models paired. A
-model without training seeds (the base, an imported one) stands as it is. P-values are two-sided,
+model without training seeds (the base, an imported one) is taken as it is. P-values are two-sided,
 intervals are 95% ones.
 
 - *difference*: H0: ours - theirs = margin. Against several, ours must beat every one (an
@@ -214,16 +214,16 @@ def detectable(contrast: Contrast, level: float) -> float | None:
 
 
 def _difference(claim: DifferenceClaim, models: dict[str, Model], level: float) -> _Finding:
-    rivals, margin = claim.theirs, claim.margin
+    baselines, margin = claim.theirs, claim.margin
     ours = models[claim.ours]
-    contrasts = {name: paired_contrast(ours, models[name]) for name in rivals}
+    contrasts = {name: paired_contrast(ours, models[name]) for name in baselines}
     p = {name: one.p_value(margin) for name, one in contrasts.items()}
     wrong = [name for name, one in contrasts.items() if one.value <= margin]
     if wrong:
         decisive = min(wrong, key=lambda name: p[name])
-        value = min(1.0, p[decisive] * len(rivals))
+        value = min(1.0, p[decisive] * len(baselines))
     else:
-        decisive = max(rivals, key=lambda name: p[name])
+        decisive = max(baselines, key=lambda name: p[name])
         value = p[decisive]
     shown = contrasts[decisive]
     return _Finding(
@@ -246,7 +246,6 @@ def _equivalence(
     nearer = float(np.copysign(claim.margin, contrast.value))
     p = contrast.p_value(nearer)  # the larger of the one-sided ones is that at the nearer end
     inside = abs(contrast.value) < claim.margin
-    what = f"{claim.ours} - {claim.theirs}, against no difference"
     return _Finding(
         estimate=contrast.value,
         intervals=(_ends(contrast),),
@@ -255,7 +254,7 @@ def _equivalence(
         outside=1.0 if inside else p,
         detectable=detectable(contrast, level),
         questions=contrast.questions,
-        contrasts=(_line(what, contrast),),
+        contrasts=(_line(f"{claim.ours} - {claim.theirs}", contrast),),
         rank_test=_rank_test(claim, ranks),
     )
 

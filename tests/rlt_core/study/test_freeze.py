@@ -188,8 +188,21 @@ def test_a_damaged_freeze_is_one_line(file, store, content):
         assert "\n" not in str(error.value)
 
 
-def test_the_paper_s_study_can_be_read():
-    study = load_study(Path(__file__).parents[3] / "studies" / "paper.toml")
+@pytest.mark.parametrize(("name", "pilot"), [("paper", True), ("paper-2", False)])
+def test_the_paper_s_studies_can_be_read(name, pilot):
+    path = Path(__file__).parents[3] / "studies" / f"{name}.toml"
+    study = resolve(path).study
     assert [claim.kind for claim in study.claims].count("equivalence") == 1
     assert sum(claim.primary for claim in study.claims) == 1
-    assert not {seed for one in study.regimes for seed in one.seeds} & set(study.seeds)
+    assert study.pilot == pilot
+
+
+def test_the_second_study_is_on_seeds_that_the_first_and_its_regimes_did_not_use():
+    first, second = (
+        load_study(Path(__file__).parents[3] / "studies" / name)
+        for name in ("paper.toml", "paper-2.toml")
+    )
+    used = {seed for one in second.regimes for seed in one.seeds}
+    assert set(first.seeds) <= used and set(first.regimes) <= set(second.regimes)
+    assert not used & set(second.seeds)
+    assert [claim.name for claim in first.claims] == [claim.name for claim in second.claims]
