@@ -254,8 +254,9 @@ def _verdict_problems(
             yield f"verdicts.json: claim {name!r} {what}"
             continue
         old, new = before[name].model_dump(mode="json"), now[name].model_dump(mode="json")
-        for field in old if same_rules else before[name].model_fields_set:
-            if not _equal(old[field], new[field]):
+        stored_fields = before[name].model_fields_set
+        for field in old:
+            if (same_rules or field in stored_fields) and not _equal(old[field], new[field]):
                 yield (
                     f"claim {name!r}: {field}: verdicts.json says {_short(old[field])}, the tables "
                     f"say {_short(new[field])}"
