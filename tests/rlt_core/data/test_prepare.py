@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 
 from rlt_core.config import DataConfig
 from rlt_core.control import Control
+from rlt_core.data.overlap import find_overlaps
 from rlt_core.data.prepare import prepare_questions
 from rlt_core.data.rawrow import normalised, question_id
+from rlt_core.data.shingles import near_duplicates
+from rlt_core.data.sources import read_source
 from rlt_core.data.subsets import choose
 from rlt_core.errors import Stopped, UserError
 from rlt_core.formats import load_format
@@ -128,7 +131,9 @@ def test_memory_is_less_than_1000_bytes_a_row(tmp_path: Path) -> None:
         path.write_text("question,solution\n" + "".join(lines))
         gc.collect()
         tracemalloc.start()
-        prepare_questions(DataConfig(source=str(path)), PROMPTER, tmp_path / "out", Control())
+        questions = read_source(DataConfig(source=str(path))).rows
+        near_duplicates(questions, 0.8)
+        list(find_overlaps(questions, {}))
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found
