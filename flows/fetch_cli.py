@@ -33,7 +33,7 @@ class Wanted:
 def _wanted(config: Config, target: str) -> Iterator[Wanted]:
     """What an experiment reads; the larger student and other trace sources are table 1's."""
     sources = [config.base_model, config.reward_student, config.student]
-    sources += config.imports.models.values()
+    sources += [model.source for model in config.imports.models.values()]
     data_sets = [config.data, config.rl_data]
     if target in ("table-1", ALL):
         sources += [config.larger_student.model] if config.larger_student else []

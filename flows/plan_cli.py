@@ -26,6 +26,7 @@ from flows.options import (
 from flows.request import Request
 from rlt_core.data.sources import found_layout
 from rlt_core.estimate import Estimate, Machine, assumptions, disk_needed, said_of_disk, short
+from rlt_core.formats import label_of
 from rlt_core.graph import Node, Planned
 from rlt_core.stages import DatasetPrepConfig
 from rlt_core.store import Store
@@ -75,6 +76,8 @@ def plan(
         console.print(f"{len(planned)} nodes: {len(planned) - misses} hits, {misses} misses")
         for line in _layouts(planned):
             console.print(line, markup=False, soft_wrap=True)
+        for line in _formats(planned):
+            console.print(line, markup=False, highlight=False)
         if estimates or (estimates is None and any(each.on_gpu for each in found.values())):
             _show_estimates(console, request, planned, found)
     request.require_fit(planned)
@@ -87,6 +90,7 @@ def row(item: Planned) -> dict[str, Any]:
         "stage": item.node.stage.name,
         "seed": item.node.seed,
         "key": item.node.key,
+        "format": label_of(item.node.config.model_dump()),
         "hit": item.hit,
         "changes": list(item.changes),
     }
@@ -100,6 +104,21 @@ def _layouts(planned: Sequence[Planned]) -> Iterator[str]:
             continue
         if found := found_layout(config.data.model_copy(update={"source": path})):
             yield f"{item.node.name}: {found}"
+
+
+def _formats(planned: Sequence[Planned]) -> list[str]:
+    """Which prompt format is whose: the most common one, and the nodes of each other."""
+    nodes: dict[str, list[str]] = {}
+    for item in planned:
+        if (
+            label := label_of(item.node.config.model_dump())
+        ) and item.node.stage.name != "dataset-prep":
+            nodes.setdefault(label, []).append(item.node.name)
+    most, *others = sorted(nodes, key=lambda label: -len(nodes[label])) or [None]
+    if most is None:
+        return []
+    named = [f"prompt format {label}: {', '.join(nodes[label])}" for label in others]
+    return [*named, f"prompt format {most}: all {'other nodes' if others else 'nodes'}"]
 
 
 def _nodes(planned: Sequence[Planned]) -> Table:

@@ -228,7 +228,7 @@ def _tokens_table(tokens: list[Token]) -> Table:
             _plain(token.before), (f"[{_plain(token.text)}]", "bold reverse"), _plain(token.after)
         )
         table.add_row(
-            "prefix" if token.position < 0 else str(token.position),
+            str(token.position),
             *(f"{number:.3f}" for number in numbers if number is not None),
             text,
         )

@@ -46,6 +46,9 @@ def score(
     prompt_format: Annotated[
         str, typer.Option(help=f"A format file (JSON), or one of {', '.join(shipped())}.")
     ] = "rlt",
+    allow_other_format: Annotated[
+        bool, typer.Option(help="Score with a model that was trained with another format.")
+    ] = False,
     preset: Annotated[
         str, typer.Option(help=f"Reward to start from: {', '.join(REWARD_PRESETS)}.")
     ] = "paper",
@@ -75,7 +78,9 @@ def score(
 
         use_threads(len(os.sched_getaffinity(0)))
         resources = StageResources(device=device)
-        scoring = Scoring(teacher, student, input_, output, format, spec, dtype, resources)
+        scoring = Scoring(
+            teacher, student, input_, output, format, spec, dtype, resources, allow_other_format
+        )
         try:
             table = score_file(scoring, control)
         except Stopped:

@@ -1,6 +1,6 @@
 """What made the reward of one trace: its parts, its worst tokens, its rivals.
 
-Shapes: T tokens of the explanation, with those of a scored prefix in front; S of the solution.
+Shapes: T tokens of the explanation, S of the solution, scored padding included.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Token:
     """A token in its place."""
 
     position: int
-    """From 0, in the explanation or in the solution; of a prefix's tokens below 0."""
+    """From 0, in the scored tokens of the explanation or the solution."""
     before: str
     text: str
     after: str
@@ -184,11 +184,10 @@ def _worst(
     solution_S, student_T, teacher_T = (np.asarray(row[name], np.float64) for name in names)
     full_T = None if row["think_kl"] is None else np.asarray(row["think_kl"], np.float64)
     kl_T = token_kl(student_T, teacher_T, full_T, spec)
-    prefix = student_T.size - row["think_tokens"] if student_T.size else 0
 
     def think_token(i: int) -> Token:
         here = _in_context(tokenizer, think, i)
-        return Token(i - prefix, *here, float(student_T[i]), float(teacher_T[i]), float(kl_T[i]))
+        return Token(i, *here, float(student_T[i]), float(teacher_T[i]), float(kl_T[i]))
 
     worst = int(solution_S.argmin())
     return {
@@ -215,23 +214,20 @@ def _texts(store: Store, manifest: Manifest, row: Row) -> tuple[Tokenizer | None
         len(row[name]) for name in ("student_think_logprobs", "student_solution_logprobs")
     )
     think: list[int] = []
-    prefix: list[int] = []
     solution: list[int] = []
     if "traces" in inputs:
         traces = dataset(store, "traces", [inputs["traces"]])
         found = _rows(traces, {"trace_id": row["trace_id"]}, ["token_ids"])
         think = found[0]["token_ids"] if found else []
-    if tokenizer is not None:
-        text = manifest.config.get("format", {}).get("think_prefix", "")
-        prefix = tokenizer.encode(text, add_special_tokens=False).ids
     if tokenizer is not None and "questions" in inputs:
         questions = dataset(store, "questions", [inputs["questions"]])
         asked = _rows(questions, {"question_id": row["question_id"]}, ["solution"])
         tokenizer.encode_special_tokens = True  # as Prompter.encode: a user's text stays text
         text = asked[0]["solution"] if asked else ""
-        solution = tokenizer.encode(text, add_special_tokens=False).ids
-    scored = [*_fitting(prefix, n_think - len(think)), *think]
-    return tokenizer, _fitting(scored, n_think), _fitting(solution, n_solution)
+        padding = manifest.config.get("format", {}).get("padding", "")
+        # Tokens of the padding alone are at the end, as Prompter.encode_block leaves them out.
+        solution = tokenizer.encode(text + padding, add_special_tokens=False).ids[:n_solution]
+    return tokenizer, _fitting(think, n_think), _fitting(solution, n_solution)
 
 
 def _fitting(ids: Sequence[int | None], length: int) -> Ids:

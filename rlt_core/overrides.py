@@ -106,6 +106,8 @@ def load_config(profile: str, assignments: Iterable[str] = ()) -> Config:
         path, value = parse_set(assignment)
         if path == "profile":
             raise UserError("--set profile=…: choose a profile with --profile")
+        if path.startswith("imports.models.") and path.count(".") == 2:
+            path += ".source"  # `format` is set beside it, before or after
         _assign(tree, path, value)
     try:
         config = Config.model_validate(tree)

@@ -1,9 +1,17 @@
 """Contexts of teacher and student, and the spans inside them, by token id.
 
-Every piece of a context (template, user text, tags, explanation, solution) is encoded on its own
-and the ids are joined. So an explanation has the same ids under teacher and student, a solution's
-span holds exactly `encode(solution)`, and a span's edges are known by construction: nothing is
-ever re-tokenised or searched for.
+A context is joined from pieces that are encoded on their own: template, question, tags, solution,
+explanation. So an explanation has the same ids under teacher and student, and a span's edges are
+known by construction: nothing is re-tokenised or searched for.
+
+Padding is encoded with what it stands next to, as a tokenizer reads the whole text:
+
+- Behind an opening tag it belongs to the tag (Qwen makes one token of `>` and a line break).
+- In front of a closing tag it belongs to the text where one token holds the end of both (`.` and
+  line breaks), else to the tag. `encode_block` gives a text's ids under this rule.
+- A sampled explanation keeps its ids. Padding that the model wrote as tokens of its own is left to
+  the tag, so that it is not there twice; a closing tag brings only the padding that the text in
+  front of it does not end with yet. A model that wrote none is read by the student with padding.
 """
 
 from __future__ import annotations
@@ -31,6 +39,8 @@ BLOCK_TOKENS = 256
 """Tokens decoded at once in the search for a tag."""
 CHARACTER_BYTES = 4
 """Bytes of a character at most."""
+WORD = "a"
+"""Stands for the text behind an opening tag."""
 SYSTEM_SLOT, USER_SLOT, ASSISTANT_SLOT = "slotForSystem", "slotForUser", "slotForAssistant"
 """Stand for the texts of a chat while its template is rendered."""
 
@@ -48,10 +58,11 @@ class Context:
 
     ids: list[int]
     think: Span
-    """The explanation's tokens, with those of the think prefix if the format scores them. Empty
-    for an empty explanation."""
+    """The explanation's tokens, with those of its padding if the format scores them. Empty for an
+    empty explanation."""
     solution: Span | None
-    """The solution's tokens, tags excluded; none in a teacher's context."""
+    """The solution's tokens as `encode_block` gives them, with those of its padding if the format
+    scores them; none in a teacher's context."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,7 @@ class Explanation:
 
     ids: list[int]
     text: str
+    """What the ids say, without the padding in front of a closing tag."""
     closed: bool
     """The closing tag was written."""
 
@@ -71,7 +83,8 @@ class Thinking:
     ids: list[int]
     """Neither the closing tag nor the end of turn is among them."""
     start: int
-    """Where the thought begins: at the first token that holds more than the opening tag."""
+    """Where the thought begins: at the first token that holds more than the opening tag and its
+    padding."""
     closed: bool
     """The closing tag was written."""
 
@@ -110,19 +123,6 @@ class _Found(NamedTuple):
     """Their text behind the tag."""
 
 
-@dataclass(frozen=True)
-class _Thought:
-    """What stands between the tags around an explanation: a scored prefix, then its own tokens."""
-
-    ids: list[int]
-    scored: int
-    """Tokens that are scored: all, or none if the teacher wrote nothing."""
-
-    def span(self, start: int) -> Span:
-        """Where the scored tokens stand when the first id stands at `start`."""
-        return Span(start + len(self.ids) - self.scored, start + len(self.ids))
-
-
 class Prompter:
     """Builds and reads contexts of one prompt format for one tokenizer.
 
@@ -135,6 +135,11 @@ class Prompter:
         # A group of completions has one question and one solution.
         self._encoded = lru_cache(ENCODED_TEXTS)(self._encode_text)
         self._teacher_turns = self._chat_pieces(format.teacher_system)
+        if format.student_system is None:
+            raise UserError(
+                f"prompt format {format.name}: student_system is null, for a system prompt of the "
+                "data's own, and no data is read here; write the prompt"
+            )
         self._student_turns = self._chat_pieces(format.student_system)
         self.end_of_turn: int = self._end_of_turn()
         """Closes an assistant turn; the last token of every training row."""
@@ -142,21 +147,7 @@ class Prompter:
             sorted({self.end_of_turn, tokenizer.eos_token_id} - {None})
         )
         """Tokens that end a completion."""
-        prefix = format.think_prefix
-        scored, unscored = (prefix, "") if format.score_think_prefix else ("", prefix)
-        self._prefix_text = scored
-        self._scored_prefix = self._encode_fixed(scored)
-        self._solution_open = self._encode_fixed(format.solution_open)
-        self._solution_close = self._encode_fixed(format.solution_close)
-        self._to_explanation = self._encode_fixed(
-            format.solution_close + format.separator + format.explanation_open + unscored
-        )
-        self._explanation_close = self._encode_fixed(format.explanation_close)
-        self._to_thought = self._encode_fixed(format.thought_open + unscored)
-        self.to_solution: list[int] = self._encode_fixed(
-            format.thought_close + format.separator + format.solution_open
-        )
-        """What a student writes between thought and solution."""
+        self._tags = lru_cache(ENCODED_TEXTS)(self._encode_tags)
 
     # ------------------------------------------------------------ text and ids
     def encode(self, text: str) -> list[int]:
@@ -166,6 +157,10 @@ class Prompter:
     def _encode_text(self, text: str) -> tuple[int, ...]:
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return tuple(ids)
+
+    def encode_block(self, text: str) -> list[int]:
+        """Ids of an explanation or solution between its tags, as they are read with the padding."""
+        return self._without_padding(self.encode(text + self._missing(text)))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a completion up to its first end of turn."""
@@ -177,6 +172,16 @@ class Prompter:
             "input_ids"
         ]
 
+    def _encode_tags(self, text: str) -> list[int]:
+        """Ids of tags; those that end with padding are read in front of a word. Where that word
+        would share a token with them (no tokenizer known does), they are read alone."""
+        alone = self._encode_fixed(text)
+        if not self.format.padding or not text.endswith(self.format.padding):
+            return alone
+        ids = self._encode_fixed(text + WORD)
+        ends = (n for n in range(1, len(ids)) if self._text(ids[:n]) == text)
+        return next((ids[:n] for n in ends), alone)
+
     def _text(self, ids: Sequence[int]) -> str:
         text = self.tokenizer.decode(
             list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
@@ -187,17 +192,49 @@ class Prompter:
         stop = next((i for i, token in enumerate(ids) if token in self.stop_ids), len(ids))
         return list(ids[:stop])
 
+    # ------------------------------------------------------------ padding
+    def _missing(self, text: str) -> str:
+        """The part of the padding that a text does not end with yet."""
+        padding = self.format.padding
+        starts = range(len(padding), 0, -1)
+        return next((padding[n:] for n in starts if text.endswith(padding[:n])), padding)
+
+    def _missing_behind(self, ids: Sequence[int]) -> str:
+        size = len(self.format.padding.encode())
+        return self._missing(self._text(ids[-size:])) if size else ""
+
+    def _without_padding(self, ids: list[int]) -> list[int]:
+        """The ids without tokens at their end that are the padding and nothing else; all of them
+        where the padding is part of a longer run of the same, or of a token with other text."""
+        padding = self.format.padding
+        for n in range(1, len(padding.encode()) + 1):
+            if self._text(ids[-n:]) == padding:
+                return ids[:-n] if self._missing_behind(ids[:-n]) == padding else ids
+        return ids
+
+    def _close(self, block: Sequence[int], tags: str) -> list[int]:
+        """Ids of the tags behind a text, with the padding that it lacks."""
+        return [*self._tags(self._missing_behind(block) + tags)]
+
+    def _scored(self, padding: str, *tags: Sequence[int], end: bool = False) -> int:
+        """Scored tokens at one edge of some tags: whole padding, alike in all of them."""
+        if not self.format.score_padding:
+            return 0
+        for n in range(1, len(padding.encode()) + 1):
+            edges = [list(ids[-n:] if end else ids[:n]) for ids in tags]
+            if self._text(edges[0]) == padding and all(edge == edges[0] for edge in edges):
+                return n
+        return 0
+
     # ------------------------------------------------------------ prompts
     def teacher_prompt(self, question: str, solution: str) -> list[int]:
-        """Everything before the explanation: chat, prefilled solution, opening tag and prefix."""
-        return [*self._before_explanation(question, solution), *self._scored_prefix]
-
-    def _before_explanation(self, question: str, solution: str) -> list[int]:
+        """Everything before the explanation: chat, prefilled solution, opening tag and padding."""
+        solution_ids = self.encode_block(solution)
         return [
             *self._chat(self._teacher_turns, question),
-            *self._solution_open,
-            *self.encode(solution),
-            *self._to_explanation,
+            *self._tags(self.format.solution_open + self.format.padding),
+            *solution_ids,
+            *self._close(solution_ids, self._to_explanation),
         ]
 
     def student_prompt(self, question: str) -> list[int]:
@@ -208,62 +245,80 @@ class Prompter:
         before, after = pieces
         return [*before, *self.encode(question), *after]
 
+    @property
+    def _to_explanation(self) -> str:
+        f = self.format
+        return f.solution_close + f.separator + f.explanation_open + f.padding
+
+    @property
+    def _to_thought(self) -> str:
+        return self.format.thought_open + self.format.padding
+
+    def to_solution(self, think_ids: Sequence[int]) -> list[int]:
+        """What a student writes between a thought and its solution."""
+        f = self.format
+        return self._close(think_ids, f.thought_close + f.separator + f.solution_open + f.padding)
+
     # ------------------------------------------------------------ contexts to score
     def teacher_context(self, question: str, solution: str, think_ids: Sequence[int]) -> Context:
         """The teacher's own prompt and completion: pi_T(t | question, solution)."""
-        return self._teacher_context(question, solution, self._thought(think_ids))
+        before = self.teacher_prompt(question, solution)
+        first, padding = self._padding_of(think_ids)
+        ids = [*before, *think_ids, *padding]
+        return Context(ids, Span(len(before) - first, len(ids)), None)
 
     def student_context(self, question: str, think_ids: Sequence[int], solution: str) -> Context:
         """Question, explanation, solution: pi_S(t | question), pi_S(s | question, t)."""
-        return self._student_context(question, self._thought(think_ids), solution)
+        before = [*self.student_prompt(question), *self._tags(self._to_thought)]
+        first, padding = self._padding_of(think_ids)
+        think = Span(len(before) - first, len(before) + len(think_ids) + len(padding))
+        between = self.to_solution(think_ids)
+        solution_ids = self.encode_block(solution)
+        ids = [*before, *think_ids, *between, *solution_ids]
+        start = len(ids) - len(solution_ids)
+        start -= self._scored(self.format.padding, between, end=True)
+        close = self._close(solution_ids, self.format.solution_close)
+        ids += close[: self._scored(self._missing_behind(solution_ids), close)]
+        return Context(ids, think, Span(start, len(ids)))
+
+    def _padding_of(self, think_ids: Sequence[int]) -> tuple[int, list[int]]:
+        """Scored tokens in front of an explanation, and those behind it; none of an empty one."""
+        if not think_ids:
+            return 0, []
+        opened = self._tags(self._to_explanation), self._tags(self._to_thought)
+        closed = self._close(think_ids, self.format.explanation_close), self.to_solution(think_ids)
+        last = self._scored(self._missing_behind(think_ids), *closed)
+        return self._scored(self.format.padding, *opened, end=True), closed[0][:last]
 
     def text_contexts(
         self, question: str, explanation: str, solution: str, teacher: Prompter | None = None
     ) -> tuple[Context, Context]:
         """Student's and teacher's context of an explanation of which only the text is known.
 
-        A scored prefix is encoded together with the text, as a tokenizer that reads the whole
-        would do it (the reference code re-encodes all text). `teacher`: its own prompter, of the
-        same vocabulary; this one when empty.
+        `teacher`: its own prompter, of the same vocabulary; this one when empty.
         """
-        together = self.encode(self._prefix_text + explanation) if explanation else []
-        thought = _Thought(together, len(together)) if together else self._thought([])
+        think_ids = self.encode_block(explanation)
         return (
-            self._student_context(question, thought, solution),
-            (teacher or self)._teacher_context(question, solution, thought),
+            self.student_context(question, think_ids, solution),
+            (teacher or self).teacher_context(question, solution, think_ids),
         )
-
-    def _thought(self, think_ids: Sequence[int]) -> _Thought:
-        """An explanation that was sampled behind the prefix; empty, it has no span at all."""
-        ids = [*self._scored_prefix, *think_ids]
-        return _Thought(ids, len(ids) if think_ids else 0)
-
-    def _teacher_context(self, question: str, solution: str, thought: _Thought) -> Context:
-        before = self._before_explanation(question, solution)
-        return Context([*before, *thought.ids], thought.span(len(before)), None)
-
-    def _student_context(self, question: str, thought: _Thought, solution: str) -> Context:
-        before = [*self.student_prompt(question), *self._to_thought]
-        ids = [*before, *thought.ids, *self.to_solution]
-        solution_ids = self.encode(solution)
-        end = len(ids) + len(solution_ids)
-        return Context([*ids, *solution_ids], thought.span(len(before)), Span(len(ids), end))
 
     # ------------------------------------------------------------ rows to train on
     def teacher_sft_row(self, question: str, solution: str, trace_text: str) -> Row:
         """Loss on what the teacher writes: trace, closing tag, end of turn."""
-        target = [*self.encode(trace_text), *self._explanation_close, self.end_of_turn]
+        trace = self.encode_block(trace_text)
+        target = [*trace, *self._close(trace, self.format.explanation_close), self.end_of_turn]
         return _row(self.teacher_prompt(question, solution), target)
 
     def student_sft_row(self, question: str, think_ids: Sequence[int], solution: str) -> Row:
         """Loss on the whole assistant turn."""
+        solution_ids = self.encode_block(solution)
         target = [
-            *self._to_thought,
-            *self._scored_prefix,
+            *self._tags(self._to_thought),
             *think_ids,
-            *self.to_solution,
-            *self.encode(solution),
-            *self._solution_close,
+            *self.to_solution(think_ids),
+            *solution_ids,
+            *self._close(solution_ids, self.format.solution_close),
             self.end_of_turn,
         ]
         return _row(self.student_prompt(question), target)
@@ -272,8 +327,9 @@ class Prompter:
     def split_completion(self, ids: Sequence[int]) -> Explanation:
         """The explanation in a teacher's completion, its ids as they were sampled.
 
-        If a token holds both the explanation's last characters and the tag's first ones, those
-        characters are encoded anew at the end. Without the tag, all up to the end of turn counts.
+        Padding in front of the tag is left out where tokens of its own hold it. If a token holds
+        both the explanation's last characters and the tag's first ones, those characters are
+        encoded again at the end. Without the tag, all up to the end of turn counts.
         """
         written = self._before_stop(ids)
         return self._up_to(self.format.explanation_close, written)
@@ -281,30 +337,34 @@ class Prompter:
     def thought_of(self, ids: Sequence[int]) -> Explanation:
         """The thought in a student's completion, its ids as they were sampled.
 
-        It lies between the first opening tag and the first closing tag behind that, as in
-        `split_answer`; the think prefix is dropped where it stands right behind the opening tag,
-        no other white space is. Without an opening tag all from the start counts, without a
-        closing tag all up to the end of turn. Text that shares a token with a tag is encoded anew.
+        It is between the first opening tag and the first closing tag behind that, as in
+        `split_answer`; padding is left out where it stands right behind the opening tag, and in
+        front of the closing one as in `split_completion`; no other white space is. Without an
+        opening tag all from the start counts, without a closing tag all up to the end of turn.
+        Text that shares a token with a tag is encoded again.
         """
         written = self._before_stop(ids)
-        opened = self._find(self.format.thought_open, written)
+        opened = self._opening(written)
         if opened:
-            written = self._behind(opened, written)
-            prefix = self.format.think_prefix
-            inset = self._find(prefix, written) if prefix else None
-            if inset and (inset.before, inset.leftover) == (0, ""):
-                written = self._behind(inset, written)
+            written = self.encode(opened.rest) + written[opened.after :]
         return self._up_to(self.format.thought_close, written)
 
     def thinking_of(self, ids: Sequence[int]) -> Thinking | None:
         """The completion up to its thought's end; None if it opens no thought. See `thought_of`."""
         written = self._before_stop(ids)
-        opened = self._find(self.format.thought_open, written)
+        opened = self._opening(written)
         if opened is None:
             return None
         start = opened.end - 1 if opened.rest else opened.end
         thought = self._up_to(self.format.thought_close, written[start:])
         return Thinking(written[:start] + thought.ids, start, thought.closed)
+
+    def _opening(self, written: list[int]) -> _Found | None:
+        """The first tag that opens a thought, with its padding if that is there."""
+        tag = self._find(self.format.thought_open, written)
+        padded = tag and self.format.padding and self._find(self._to_thought, written)
+        same = padded and padded[:2] == tag[:2]
+        return padded if same else tag
 
     def split_answer(self, text: str) -> Answer:
         """Thought and solution of a student's completion, without surrounding white space.
@@ -332,12 +392,8 @@ class Prompter:
         found = self._find(tag, written)
         if found is None:
             return Explanation(written, self._text(written), closed=False)
-        think_ids = written[: found.before] + self.encode(found.leftover)
-        return Explanation(think_ids, self._text(think_ids), closed=True)
-
-    def _behind(self, found: _Found, ids: list[int]) -> list[int]:
-        """What stands behind a tag."""
-        return self.encode(found.rest) + ids[found.after :]
+        ids = self._without_padding(written[: found.before] + self.encode(found.leftover))
+        return Explanation(ids, self._text(ids).removesuffix(self.format.padding), closed=True)
 
     def _find(self, tag: str, ids: list[int]) -> _Found | None:
         """Where a tag first stands in the decoded ids, however it was tokenised.

@@ -22,6 +22,7 @@ QUESTIONS = _schema(
     grader=pa.string(),  # math | arithmetic | countdown | none
     metadata=pa.string(),  # JSON: countdown's numbers; `accepted`: answers of which any is right
     source=pa.string(),
+    system=pa.string(),  # the student's system prompt, if the data set gives it; else null
     licence=pa.string(),  # of the row, or on its data set's card; null: not said
     prompt_tokens=pa.int32(),  # tokens of the teacher's prompt
 )

@@ -163,6 +163,9 @@ class EvaluationStageConfig(Frozen):
     benchmarks: dict[str, str]
     """Task name -> commit of its data set on the hub."""
     format: PromptFormat
+    format_named: bool = False
+    """The user named this format for the model (`imports.models.NAME.format`); the model may then
+    record another one."""
     seed: int
 
 
@@ -259,30 +262,30 @@ _ALL = (
     ),
     Stage("base-model", 1, "model", BaseModelConfig, model=True, pool="gpu"),
     Stage(
-        "teacher-sft", 1, "model", TeacherSFTStageConfig, ("train_steps",), model=True,
+        "teacher-sft", 2, "model", TeacherSFTStageConfig, ("train_steps",), model=True,
         pool="gpu", shared="steps",
     ),
     Stage(
-        "teacher-grpo", 2, "model", TeacherGRPOStageConfig, ("train_steps",), model=True,
+        "teacher-grpo", 3, "model", TeacherGRPOStageConfig, ("train_steps",), model=True,
         pool="gpu", shared="steps", rolls=True,
     ),
     Stage(
-        "trace-generation", 1, "traces", TraceGenerationConfig, ("traces",), pool="gpu",
+        "trace-generation", 2, "traces", TraceGenerationConfig, ("traces",), pool="gpu",
         shared="shards", splits=True,
     ),
     Stage("trace-import", 2, "traces", TraceImportConfig, ("traces", "questions", "dropped")),
-    Stage("trace-refinement", 1, "traces", TraceRefinementConfig, ("traces", "dropped")),
+    Stage("trace-refinement", 2, "traces", TraceRefinementConfig, ("traces", "dropped")),
     Stage(
-        "trace-scoring", 3, "scores", TraceScoringConfig, ("scores",), pool="gpu",
+        "trace-scoring", 4, "scores", TraceScoringConfig, ("scores",), pool="gpu",
         shared="shards",
     ),
     Stage("score-import", 2, "scores", ScoreImportConfig, ("scores",)),
     Stage(
-        "student-sft", 1, "model", StudentSFTStageConfig, ("train_steps",), model=True,
+        "student-sft", 2, "model", StudentSFTStageConfig, ("train_steps",), model=True,
         pool="gpu", shared="steps",
     ),
     Stage(
-        "student-grpo", 1, "model", StudentGRPOStageConfig, ("train_steps",), model=True,
+        "student-grpo", 2, "model", StudentGRPOStageConfig, ("train_steps",), model=True,
         pool="gpu", shared="steps", rolls=True,
     ),
     Stage(

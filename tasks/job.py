@@ -6,17 +6,24 @@ import importlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from rlt_core import processes
 from rlt_core.config import Frozen, StageResources
 from rlt_core.control import Control
 from rlt_core.errors import UserError
 from rlt_core.estimate import smaller_layouts
+from rlt_core.formats import RECORD, PromptFormat, Role, record_format, require_format
+from rlt_core.rows import read_rows
 from rlt_core.stages import STAGES, Stage, parse_config
 from rlt_core.store import Manifest, Store, Workspace
 from tasks.shards import NoShardLeft
 from tasks.spec import NodeSpec
+
+if TYPE_CHECKING:
+    from rlt_core.prompts import Prompter
 
 Config = TypeVar("Config", bound=Frozen)
 
@@ -81,6 +88,37 @@ class Job:
         """Local model folder of an input."""
         return self.folder(name) / "model"
 
+    @cached_property
+    def format(self) -> PromptFormat:
+        """The config's prompt format, with the data's system prompt where students have that."""
+        format: PromptFormat = self.config.format  # type: ignore[attr-defined]
+        if format.student_system is not None:
+            return format
+        (system,) = {
+            row["system"] for row in read_rows(self.tables("system"), "questions", ["system"])
+        }
+        return format.model_copy(update={"student_system": system})
+
+    def require_format(self, name: str, role: Role) -> None:
+        """Raise UserError if the model of an input was trained with another prompt format, unless
+        that was asked for. `role`: what it is used as."""
+        if self.resources.allow_other_format or getattr(self.config, "format_named", False):
+            return
+        require_format(
+            self.model(name), self.format, role, f"{self.spec.name}: the model {self.key(name)}",
+            "set prompt_format, or imports.models.NAME.format of an imported model, to that one "
+            f"(its {RECORD} is a format file), or resources.allow_other_format=true to use it",
+        )  # fmt: skip
+
+    def prompter(self, name: str, role: Role | None = None) -> Prompter:
+        """Contexts for the tokenizer of an input's model, which is checked for the role."""
+        from rlt_core.models import load_tokenizer
+        from rlt_core.prompts import Prompter
+
+        if role:
+            self.require_format(name, role)
+        return Prompter(self.format, load_tokenizer(self.model(name)))
+
     def key(self, name: str) -> str:
         """Key of an input."""
         return self.manifests[name].ref.key
@@ -112,6 +150,8 @@ def run_body(job: Job) -> dict[str, float]:
         if job.stage.pool == "gpu":
             _require_memory(job, error)
         raise
+    if job.stage.model and getattr(job.config, "format", None) and processes.rank() == 0:
+        record_format(job.out / "model", job.format)
     return metrics
 
 

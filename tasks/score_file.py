@@ -19,7 +19,7 @@ from rlt_core.config import RewardSpec, StageResources
 from rlt_core.config.base import DType
 from rlt_core.control import Control
 from rlt_core.data.explanations import Explanation, read_explanations
-from rlt_core.formats import PromptFormat
+from rlt_core.formats import RECORD, PromptFormat, Role, require_format
 from rlt_core.model_sources import folder_digest
 from rlt_core.models import load_model, load_tokenizer, on_device, require_same_vocabulary
 from rlt_core.prompts import Prompter
@@ -48,6 +48,8 @@ class Scoring:
     spec: RewardSpec
     dtype: DType
     resources: StageResources
+    allow_other_format: bool = False
+    """Models may have been trained with another format."""
 
     def key(self) -> str:
         """Of everything that determines the scores: shards of other work are not taken up."""
@@ -113,6 +115,11 @@ class _Scorer:
 
     def __init__(self, scoring: Scoring) -> None:
         self._scoring = scoring
+        if not scoring.allow_other_format:
+            roles: dict[Role, Path] = {"teacher": scoring.teacher, "student": scoring.student}
+            for role, folder in roles.items():
+                fix = f"add --prompt-format {folder / RECORD}, or --allow-other-format"
+                require_format(folder, scoring.format, role, f"--{role} {folder}", fix)
         folders = (scoring.student, scoring.teacher)
         tokenizers = [load_tokenizer(folder) for folder in folders]
         require_same_vocabulary(
@@ -156,7 +163,7 @@ class _Scorer:
             "teacher": self._scoring.teacher.name,
             "sample": row.sample,
             "text": row.text,
-            "token_ids": self._student.encode(row.text),
+            "token_ids": self._student.encode_block(row.text),
             "closed": row.closed,
             "finish_reason": None,
         }

@@ -39,6 +39,7 @@ from rlt_core.config.inference import (
 from rlt_core.config.models import (
     FolderModel,
     HubModel,
+    ImportedModel,
     ModelSource,
     PackageModel,
     ScratchModel,
@@ -87,6 +88,7 @@ __all__ = [
     "GRPOConfig",
     "GenerationConfig",
     "HubModel",
+    "ImportedModel",
     "Imports",
     "KLEstimator",
     "LargerStudent",
@@ -121,8 +123,9 @@ __all__ = [
 class Imports(Frozen):
     """What others made, evaluated and compared like our own. Names are the user's."""
 
-    models: dict[str, ModelSource] = Field(default={})
-    """Models to evaluate and compare: hub:org/name[@commit], folder:path or package:name."""
+    models: dict[str, ImportedModel] = Field(default={})
+    """Models to evaluate and compare: hub:org/name[@commit], folder:path or package:name; `format`
+    of one is the prompt format that it was trained with, where that is not the pipeline's."""
     traces: dict[str, str] = Field(default={})
     """Trace files (question, solution, trace): each gets a student and a row in the report."""
     scores: dict[str, str] = Field(default={})
@@ -137,7 +140,10 @@ class Config(Frozen):
     seeds: tuple[Seed, ...] = (0,)
     """Training seeds: each expands the nodes that depend on one."""
     prompt_format: str = "rlt"
-    """A shipped format (`rlt`, `rlt-paper`, `r1`, `tiny`) or a format file (JSON)."""
+    """A shipped format (`rlt`, `r1`, `tiny`) or a format file (JSON)."""
+    teacher_system: str | None = None
+    """System prompt of the teacher, in place of the prompt format's: a text file, or the text. The
+    student's may come from the data (`data.fields.system`)."""
     data: DataConfig = DataConfig()
     """Questions of the whole pipeline."""
     rl_data: DataConfig | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from rlt_core.config.base import Commit, Frozen, Positive, Seed
 
@@ -82,3 +82,20 @@ ModelSource = Annotated[
     Annotated[ScratchModel | HubModel | FolderModel | PackageModel, Field(discriminator="kind")],
     BeforeValidator(_from_text),
 ]
+
+
+class ImportedModel(Frozen):
+    """A model that others made, and the prompt format that it knows."""
+
+    source: ModelSource
+    """Where it comes from: hub:org/name[@commit], folder:path or package:name."""
+    format: str | None = None
+    """Prompt format that it is evaluated with; that of the pipeline when empty."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: object) -> object:
+        if isinstance(value, dict) and "kind" in value:
+            source = {name: field for name, field in value.items() if name != "format"}
+            return {"source": source, "format": value.get("format")}
+        return {"source": value} if isinstance(value, str) else value

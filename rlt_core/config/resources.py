@@ -59,6 +59,8 @@ class StageResources(Frozen):
     """Optimiser steps between two checkpoints of training."""
     nodes_per_run: Positive = 1
     """Nodes of one stage that travel to a worker pool as one run; more where nodes are small."""
+    allow_other_format: bool = False
+    """Use a model with another prompt format than the one that it was made with."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
 

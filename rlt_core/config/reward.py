@@ -61,8 +61,8 @@ REWARD_PRESETS: dict[str, RewardSpec] = {
 }
 """Where the paper is silent (alpha, lambda, temperature, penalty of an unclosed explanation, what
 an empty one counts) both have the numbers of the authors' code. That code clips at 1e5 besides,
-which no real log-prob reaches. What the explanation's tokens are is the prompt format's to say:
-`rlt` counts the prefilled line break, as the code does, `rlt-paper` only what the teacher wrote."""
+which no real log-prob reaches, and scores line breaks inside the tags that have tokens of their
+own: `score_padding` of the prompt format."""
 
 
 class CorrectnessReward(Frozen):

@@ -159,7 +159,7 @@ def _digit_sum(rng: Random) -> str:
 def _two_number_document(rng: Random, prompter: Prompter) -> list[int]:
     """A right column addition of two numbers, as a student would write it."""
     operands = _operands(rng)[:2]
-    think_ids = prompter.encode(trace_of(operands, 0.0, rng))
+    think_ids = prompter.encode_block(trace_of(operands, 0.0, rng))
     return prompter.student_sft_row(question_of(operands), think_ids, str(sum(operands))).input_ids
 
 
@@ -169,6 +169,6 @@ def _student_document(
     operands = _operands(rng)
     while tuple(sorted(operands)) in forbidden:
         operands = _operands(rng)
-    think_ids = prompter.encode(graded_trace(operands, BASE_ERROR_RATE, rng))
+    think_ids = prompter.encode_block(graded_trace(operands, BASE_ERROR_RATE, rng))
     row = prompter.student_sft_row(question_of(operands), think_ids, str(sum(operands)))
     return row.input_ids

@@ -47,6 +47,8 @@ def prepare_questions(
     """
     parts = [control.part(part, 5) for part in range(5)]
     source = read_source(data, len(tested), prompter.format, parts[0])
+    if data.fields.system:
+        _require_one_system(source.rows, data)
     if source.found:
         print(f"{data.source}: {source.found}")
     dropped, rows = source.dropped, len(source.rows) + len(source.dropped)
@@ -95,6 +97,20 @@ def _counts(dropped: list[Row], overlaps: list[Row]) -> dict[str, float]:
         "overlapping": len({row["question_id"] for row in overlaps}),
         "overlapping_13": len({row["question_id"] for row in overlaps if row["n"] == LONG}),
     }
+
+
+def _require_one_system(rows: list[RawRow], data: DataConfig) -> None:
+    first: dict[str | None, int] = {}
+    for row in rows:
+        first.setdefault(row.system or None, row.row)
+    if len(first) > 1 or None in first:
+        shown = ", ".join(str(row) for row in list(first.values())[:5])
+        found = "none" if None in first else f"{len(first)}, first in rows {shown}"
+        raise UserError(
+            f"{data.source}, data.fields.system={data.fields.system!r}: students have one system "
+            f"prompt and the data {found}; keep the rows of one, or set data.fields.system=null "
+            "for the prompt format's own"
+        )
 
 
 def _merge(
@@ -176,6 +192,7 @@ def _question(row: RawRow, data: DataConfig, split: str) -> Row:
         "grader": row.grader or ("none" if row.answer is None else "math"),
         "metadata": row.metadata,
         "source": data.source if "/" not in data.source else Path(data.source).name,
+        "system": row.system,
         "licence": row.licence,
         "prompt_tokens": row.prompt_tokens,
     }

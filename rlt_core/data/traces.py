@@ -100,6 +100,7 @@ def _question(row: RawRow, key: str, name: str, prompter: Prompter) -> Row:
         "grader": "none" if answer is None else "math",
         "metadata": row.metadata,
         "source": name,
+        "system": None,
         "licence": row.licence,
         "prompt_tokens": len(prompter.teacher_prompt(row.question, row.solution)),
     }
@@ -116,7 +117,7 @@ def _trace(question: Row, text: str, sample: int, name: str, prompter: Prompter)
         "teacher": name,
         "sample": sample,
         "text": text,
-        "token_ids": prompter.encode(text),
+        "token_ids": prompter.encode_block(text),
         "completion_ids": completion_ids,
         "closed": True,
         "finish_reason": "stop",

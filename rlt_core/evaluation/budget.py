@@ -47,7 +47,8 @@ class Forcer:
     def first(self) -> Draft:
         """Nothing written. If thinking has a limit, the first phase leaves off a little behind
         it, for a model that opens its thought at once."""
-        opening = len(self.prompter.format.thought_open.encode())
+        format = self.prompter.format
+        opening = len((format.thought_open + format.padding).encode())
         return self._more(Draft([]), self._limit(opening))
 
     def after(self, draft: Draft, sampled: Sequence[int], finish_reason: FinishReason) -> Draft:
@@ -67,7 +68,7 @@ class Forcer:
             if full:
                 return _finished(replace(draft, ids=kept), finish_reason)
             return self._more(
-                replace(draft, ids=[*kept, *self.prompter.to_solution], answering=True)
+                replace(draft, ids=[*kept, *self.prompter.to_solution(kept)], answering=True)
             )
         if draft.continuations < self.budget.continuations and (
             thinking.closed or finish_reason == "stop"
@@ -95,8 +96,9 @@ class Forcer:
             return _finished(replace(draft, ids=draft.ids[: self.max_tokens]), "length")
         if limit is None:
             return replace(draft, room=rest)
-        closing = len(self.prompter.format.thought_close.encode())
-        margin = max(closing, len(self.prompter.to_solution) + 1)
+        format = self.prompter.format
+        closing = len((format.padding + format.thought_close).encode())
+        margin = max(closing, len(self.prompter.to_solution([])) + 1)
         return replace(draft, room=min(rest, limit + margin - len(draft.ids)))
 
 

@@ -21,8 +21,9 @@ def full_pipeline(config: Config) -> Node:
         parts += _students(nodes, seed)
     if config.rank_ablation and config.rank_ablation.in_full_pipeline:
         parts += rank_students(nodes, config.rank_ablation.sets[0])
-    for name, source in config.imports.models.items():
-        parts.append(nodes.evaluation(nodes.model(source, name), name, None))
+    for name, imported in config.imports.models.items():
+        model = nodes.model(imported.source, name)
+        parts.append(nodes.evaluation(model, name, None, format=imported.format))
     for name, path in config.imports.scores.items():
         parts.append(nodes.imported_scores(name, path))
     # The report reads every node: costs, training curves, dropped rows.

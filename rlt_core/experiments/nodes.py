@@ -26,7 +26,7 @@ from rlt_core.config import (
 from rlt_core.data.sources import GENERATED, data_digest
 from rlt_core.errors import UserError
 from rlt_core.evaluation.tasks import BENCHMARKS, require_known
-from rlt_core.formats import load_format
+from rlt_core.formats import PromptFormat, load_format
 from rlt_core.graph import Node
 from rlt_core.model_sources import source_digest
 from rlt_core.stages import (
@@ -48,11 +48,24 @@ from rlt_core.stages import (
 )
 from rlt_core.store.files import sha256_of
 
+MAX_PATH = 256
+"""Characters of a text that may be a file's path."""
+
 
 def _file_digest(path: str, field: str) -> str:
     if not Path(path).is_file():
         raise UserError(f"{field}={path!r}: no such file (paths start at {Path.cwd()})")
     return f"{sha256_of(Path(path))}{Path(path).suffix}"
+
+
+def _text_or_file(given: str, field: str) -> str:
+    """A text, or what a file says. One word is a path."""
+    path = Path(given)
+    if len(given) < MAX_PATH and path.is_file():
+        return path.read_text(encoding="utf-8").strip()
+    if given and len(given.split()) < 2:
+        raise UserError(f"{field}={given!r}: no such file (paths start at {Path.cwd()})")
+    return given
 
 
 def _only(base: type[Frozen], value: Frozen) -> Any:
@@ -66,7 +79,16 @@ class Nodes:
     def __init__(self, config: Config) -> None:
         require_known(config.evaluation.tasks)
         self.config = config
-        self.format = load_format(config.prompt_format)
+        self.format = self._configured_format()
+
+    def _configured_format(self) -> PromptFormat:
+        """The prompt format with the system prompts that the config names."""
+        changed: dict[str, str | None] = {}
+        if (teacher := self.config.teacher_system) is not None:
+            changed["teacher_system"] = _text_or_file(teacher, "teacher_system")
+        if self.config.data.fields.system:
+            changed["student_system"] = None
+        return load_format(self.config.prompt_format).model_copy(update=changed)
 
     def _node(
         self,
@@ -77,7 +99,10 @@ class Nodes:
         seed: int | None = None,
         paths: Mapping[str, str] | None = None,
     ) -> Node:
-        return Node(STAGES[stage], config, dict(inputs), variant, seed, dict(paths or {}))
+        inputs, format = dict(inputs), getattr(config, "format", None)
+        if format and format.student_system is None and stage != "dataset-prep":
+            inputs["system"] = self.questions
+        return Node(STAGES[stage], config, inputs, variant, seed, dict(paths or {}))
 
     # ------------------------------------------------------------ data and models
     def questions_of(self, data: DataConfig, variant: str = "") -> Node:
@@ -312,10 +337,13 @@ class Nodes:
         variant: str,
         seed: int | None,
         countdown: Node | None = None,
+        format: str | None = None,
         **changes: Any,
     ) -> Node:
         """Benchmarks of a model; `changes` are fields of `evaluation`. `countdown`: the data set
-        whose test problems the task `countdown` asks, in place of its own."""
+        whose test problems the task `countdown` asks, in place of its own. `format`: the prompt
+        format that the user named for this model."""
+        own = load_format(format) if format else self.format
         evaluation = self.config.evaluation.model_copy(update=changes)
         samples = {name: n for name, n in evaluation.samples.items() if name in evaluation.tasks}
         evaluation = evaluation.model_copy(update={"samples": samples, "revisions": {}})
@@ -326,7 +354,8 @@ class Nodes:
                 for name in evaluation.tasks
                 if name in BENCHMARKS
             },
-            format=self.format,
+            format=own,
+            format_named=own != self.format,
             seed=seed or 0,
         )
         inputs = {"model": model, "questions": self.questions}

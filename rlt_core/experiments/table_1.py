@@ -41,7 +41,8 @@ def table_1(config: Config) -> Node:
     """The paper's rows in its order, ours among them, imported models at the end."""
     nodes = Nodes(config)
     table = Table(nodes, "table-1")
-    imported = {m.repo for m in config.imports.models.values() if isinstance(m, HubModel)}
+    sources = [model.source for model in config.imports.models.values()]
+    imported = {source.repo for source in sources if isinstance(source, HubModel)}
     for repo in REFERENCES:
         row = REPOSITORIES[repo]
         if repo not in imported:
@@ -55,9 +56,11 @@ def table_1(config: Config) -> Node:
         quoted = _quoted(larger.model)
         table.given("Base model, larger", "base-large", base, paper=quoted, baseline="base")
         _rows(table, base, larger, paper_size(config, larger.model))
-    for name, source in config.imports.models.items():
-        model = nodes.model(source, name)
-        table.given(f"Imported: {name}", name, model, _quoted(source), baseline="base")
+    for name, model in config.imports.models.items():
+        table.given(
+            f"Imported: {name}", name, nodes.model(model.source, name), _quoted(model.source),
+            baseline="base", format=model.format,
+        )  # fmt: skip
     return table.report(primary="rlt")
 
 

@@ -36,7 +36,7 @@ STRATOS_7B = HubModel(repo="bespokelabs/Bespoke-Stratos-7B")
 STRATOS_17K = DataConfig(
     source="hub:bespokelabs/Bespoke-Stratos-17k",
     conversations=True,
-    fields=FieldMapping(trace="conversations"),
+    fields=FieldMapping(trace="conversations", system="system"),
     n_validation=64,
     n_test=0,
     near_duplicate=None,

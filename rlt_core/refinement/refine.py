@@ -159,7 +159,7 @@ class Refinement:
         return trace | {
             "teacher": self.config.name,
             "text": text,
-            "token_ids": self.prompter.encode(text),
+            "token_ids": self.prompter.encode_block(text),
             "completion_ids": completion_ids,
             "closed": True,
             "finish_reason": "stop",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlt_core.formats import label_of
 from rlt_core.report.compared import Compared, compared
 from rlt_core.report.examples import Example, examples
 from rlt_core.report.experiment import Experiment, experiment
@@ -14,6 +15,7 @@ from rlt_core.report.inputs import Parts
 from rlt_core.report.overlaps import OverlapLine, overlap_lines
 from rlt_core.report.ranks import REWARD, RankAblation, rank_sets
 from rlt_core.report.scores import Evaluations, PairLine, ScoreLine, pair_lines, score_lines
+from rlt_core.report.texts import NOTHING
 from rlt_core.report.traces import TraceSet, trace_sets
 from rlt_core.report.training import Curve, Rewards, alarms, curves, rewards
 from rlt_core.stages import ReportConfig
@@ -54,6 +56,8 @@ class NodeLine:
     inputs: dict[str, str]
     """Name of the input -> its key."""
     device: str
+    format: str
+    """Prompt format that its model ran with."""
     seconds: float
 
 
@@ -141,6 +145,7 @@ def gather(
                 key=part.manifest.ref.key,
                 inputs={name: ref.key for name, ref in part.manifest.inputs.items()},
                 device=part.manifest.device,
+                format=label_of(part.manifest.config) or NOTHING,
                 seconds=part.manifest.seconds,
             )
             for part in parts.all

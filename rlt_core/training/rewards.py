@@ -138,9 +138,13 @@ class RLTReward:
         if self._recorded:
             rollouts = [
                 Rollout(
-                    prompts[i].question_id, contexts[i].teacher, len(think.ids), ids, sampled[i]
+                    prompts[i].question_id,
+                    contexts[i].teacher,
+                    len(contexts[i].teacher.ids) - len(prompts[i].ids),
+                    ids,
+                    sampled[i],
                 )
-                for i, (think, ids) in enumerate(zip(thinks, completions, strict=True))
+                for i, ids in enumerate(completions)
             ]
             logprobs = self._with_recorded(contexts, rollouts, policy)
         else:

@@ -28,7 +28,7 @@ class Rollout:
     context: Context
     """The teacher's: its prompt, then the explanation."""
     think_tokens: int
-    """Of the explanation alone, at the context's end."""
+    """Of the explanation and the scored padding behind it, at the context's end."""
     completion: Sequence[int]
     sampled: LOGPROBS
     """As long as the completion."""

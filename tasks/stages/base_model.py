@@ -26,7 +26,7 @@ def run(job: Job) -> dict[str, float]:
     return train_base(
         config.scratch,
         held_out,
-        config.format,
+        job.format,
         out=job.out,
         work=job.work,
         resources=job.resources,

@@ -27,7 +27,9 @@ def run(job: Job) -> dict[str, float]:
     data = config.data.model_copy(
         update={"source": job.spec.paths.get("source", config.data.source)}
     )
-    prompter = Prompter(config.format, tokenizer)
+    # The teacher's prompts alone are measured; a system prompt of the data's own is the student's.
+    format = config.format.model_copy(update={"student_system": ""})
+    prompter = Prompter(format, tokenizer)
     evaluated = {name: _evaluated(name, commit) for name, commit in config.evaluated.items()}
     tested = []
     if "tested" in job.manifests:

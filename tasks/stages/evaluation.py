@@ -25,11 +25,12 @@ if processes.rank() == 0:
 def run(job: Job) -> dict[str, float]:
     """`test` are the data's held-out questions; the rest are benchmarks by name."""
     config = job.config_as(EvaluationStageConfig)
+    job.require_format("model", "student")
     examination = Examination(
         job.model("model"),
         [_task(job, name, config) for name in config.evaluation.tasks],
         config.evaluation,
-        format=config.format,
+        format=job.format,
         key=job.spec.key,
         seed=job.seed,
         model_key=job.key("model"),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from rlt_core.errors import UserError
 from rlt_core.grading import Grader
-from rlt_core.models import load_tokenizer
-from rlt_core.prompts import Prompter
 from rlt_core.rows import read_rows
 from rlt_core.stages import StudentGRPOStageConfig
 from rlt_core.training.grpo import train_grpo
@@ -17,7 +15,7 @@ def run(job: Job) -> dict[str, float]:
     """Trains on the training questions whose answers can be graded; the others are counted."""
     config = job.config_as(StudentGRPOStageConfig)
     model = job.model("model")
-    prompter = Prompter(config.format, load_tokenizer(model))
+    prompter = job.prompter("model", "student")
     rows = [r for r in read_rows(job.tables("questions"), "questions") if r["split"] == "train"]
     gradable = [row for row in rows if row["grader"] != "none"]
     if not gradable:

@@ -57,7 +57,7 @@ class _Student:
         for trace in traces:
             question = self.questions[trace["question_id"]]
             same = self.same_vocabulary
-            think_ids = trace["token_ids"] if same else self.prompter.encode(trace["text"])
+            think_ids = trace["token_ids"] if same else self.prompter.encode_block(trace["text"])
             rows.append(
                 self.prompter.student_sft_row(question["question"], think_ids, question["solution"])
             )
@@ -74,7 +74,7 @@ class _Student:
             lengths = (
                 pc.list_value_length(table[column]).to_pylist()
                 if self.same_vocabulary
-                else [len(self.prompter.encode(text)) for text in table[column].to_pylist()]
+                else [len(self.prompter.encode_block(text)) for text in table[column].to_pylist()]
             )
             for trace, length in zip(table["trace_id"].to_pylist(), lengths, strict=True):
                 if around[question_of[trace]] + length <= self.max_tokens:
@@ -99,7 +99,7 @@ def run(job: Job) -> dict[str, float]:
     }
     same = config.traces == "traces" and _same_vocabulary(job, vocabulary_digest(tokenizer))
     limit = min(config.sft.max_tokens, _positions(model))
-    student = _Student(Prompter(config.format, tokenizer), questions, same, limit)
+    student = _Student(job.prompter("model", "student"), questions, same, limit)
     chosen = _chosen(job, config, student)
     keep = set(
         choose(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from rlt_core.models import load_tokenizer
-from rlt_core.prompts import Prompter
 from rlt_core.rows import read_rows
 from rlt_core.stages import TeacherGRPOStageConfig
 from rlt_core.training.grpo import train_grpo
@@ -15,12 +13,13 @@ def run(job: Job) -> dict[str, float]:
     """Trains on every training question with its solution."""
     config = job.config_as(TeacherGRPOStageConfig)
     model = job.model("model")
-    prompter = Prompter(config.format, load_tokenizer(model))
+    prompter = job.prompter("model", "teacher")
     prompts = [
         Prompt(row["question_id"], prompter.teacher_prompt(row["question"], row["solution"]), row)
         for row in read_rows(job.tables("questions"), "questions")
         if row["split"] == "train"
     ]
+    job.require_format("student", "student")
     reward = RLTReward(
         prompter,
         job.model("student"),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from rlt_core.errors import UserError
-from rlt_core.models import load_tokenizer
-from rlt_core.prompts import Prompter
 from rlt_core.rows import read_rows
 from rlt_core.stages import TeacherSFTStageConfig
 from rlt_core.training.sft import train_sft
@@ -15,7 +13,7 @@ def run(job: Job) -> dict[str, float]:
     """Trains on every training question that has a trace; the solution is never used as one."""
     config = job.config_as(TeacherSFTStageConfig)
     model = job.model("model")
-    prompter = Prompter(config.format, load_tokenizer(model))
+    prompter = job.prompter("model", "teacher")
     rows = [
         prompter.teacher_sft_row(row["question"], row["solution"], row["trace"])
         for row in read_rows(job.tables("questions"), "questions")

@@ -10,7 +10,6 @@ from rlt_core.control import Control
 from rlt_core.data.subsets import choose
 from rlt_core.generation import open_engine, sample_seed
 from rlt_core.generation.engine import Completion
-from rlt_core.models import load_tokenizer
 from rlt_core.prompts import Explanation, Prompter
 from rlt_core.rows import read_rows
 from rlt_core.stages import TraceGenerationConfig
@@ -44,7 +43,7 @@ def run(job: Job) -> dict[str, float]:
     """A completion's seed follows from (key, question, sample), not from its place in a batch."""
     config = job.config_as(TraceGenerationConfig)
     model, sampling = job.model("teacher"), config.sampling
-    writer = _Writer(Prompter(config.format, load_tokenizer(model)), config.context)
+    writer = _Writer(job.prompter("teacher", config.context), config.context)
     questions = [
         row
         for row in read_rows(job.tables("questions"), "questions")

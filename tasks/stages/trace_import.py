@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlt_core.data.traces import import_traces, own_traces
-from rlt_core.models import load_tokenizer
-from rlt_core.prompts import Prompter
 from rlt_core.rows import read_rows
 from rlt_core.stages import TraceImportConfig
 from tasks.job import Job
@@ -15,7 +13,7 @@ from tasks.job import Job
 def run(job: Job) -> dict[str, float]:
     """Their text becomes ids of the base model's tokenizer."""
     config = job.config_as(TraceImportConfig)
-    prompter = Prompter(config.format, load_tokenizer(job.model("tokenizer")))
+    prompter = job.prompter("tokenizer")
     if config.digest is None:
         questions = read_rows(job.tables("questions"), "questions")
         return own_traces(questions, config.name, prompter, job.out)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from rlt_core.config.refinement import Endpoint
-from rlt_core.models import load_tokenizer
-from rlt_core.prompts import Prompter
 from rlt_core.refinement.refine import REASONS, Refinement, usage
 from rlt_core.rows import read_rows
 from rlt_core.stages import TraceRefinementConfig
@@ -17,7 +15,7 @@ def run(job: Job) -> dict[str, float]:
     endpoint = Endpoint.of_environment()
     traces = read_rows(job.tables("traces"), "traces")
     questions = read_rows(job.tables("questions"), "questions")
-    prompter = Prompter(config.format, load_tokenizer(job.model("tokenizer")))
+    prompter = job.prompter("tokenizer")
     refinement = Refinement(config.refinement, prompter, traces, questions)
     answers, asked = refinement.answers(job.work, endpoint, job.control)
     dropped = [row["reason"] for row in refinement.write(answers, job.out)]

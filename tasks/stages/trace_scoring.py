@@ -11,8 +11,7 @@ from transformers import PreTrainedModel
 
 from rlt_core.control import Control
 from rlt_core.grading import Grader
-from rlt_core.models import load_model, load_tokenizer, on_device, require_same_vocabulary
-from rlt_core.prompts import Prompter
+from rlt_core.models import load_model, on_device, require_same_vocabulary
 from rlt_core.rows import read_rows
 from rlt_core.scoring import assign_ranks, score_traces
 from rlt_core.stages import TraceScoringConfig
@@ -26,9 +25,10 @@ def run(job: Job) -> dict[str, float]:
     """A question's traces stay in one shard, so that a shard can rank them."""
     config = job.config_as(TraceScoringConfig)
     teacher, student = job.model("teacher"), job.model("student")
-    tokenizers = load_tokenizer(teacher), load_tokenizer(student)
+    teacher_prompter = job.prompter("teacher", "teacher")
+    student_prompter = job.prompter("student", "student")
+    tokenizers = teacher_prompter.tokenizer, student_prompter.tokenizer
     require_same_vocabulary(*tokenizers, ("the teacher", "the reward student"))
-    teacher_prompter, student_prompter = (Prompter(config.format, each) for each in tokenizers)
     questions = {row["question_id"]: row for row in read_rows(job.tables("questions"), "questions")}
 
     @cache

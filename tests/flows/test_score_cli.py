@@ -13,7 +13,7 @@ from flows.cli import app
 from rlt_core.config import RewardSpec, ScratchModel, StageResources
 from rlt_core.control import Control
 from rlt_core.errors import Stopped, UserError
-from rlt_core.formats import FOLDER, load_format
+from rlt_core.formats import FOLDER, RECORD, load_format, record_format
 from rlt_core.models import new_model, save_model, tiny_tokenizer
 from rlt_core.reward import reward_parts
 from rlt_core.schemas import SCORES
@@ -128,7 +128,7 @@ def test_a_stopped_call_goes_on_where_it_was(models: tuple[Path, Path], tmp_path
     def progress(done: int, total: int, metrics: Any) -> None:
         seen.append(done)
 
-    stop = Control(progress, should_stop=lambda: len(seen) >= 3)
+    stop = Control(progress, should_stop=lambda: len(seen) >= 5)
     with pytest.raises(Stopped):
         score_file(scoring(models, source, output, size=1), stop)
     assert not output.exists() and (tmp_path / "broken.parquet.work").is_dir()
@@ -192,3 +192,21 @@ def test_bad_models_and_options_are_refused(models: tuple[Path, Path], tmp_path:
         done = call(models, *files, *options)
         assert isinstance(done.exception, UserError) and message in str(done.exception), message
     assert not output.exists()
+
+
+def test_a_model_of_another_format_is_refused_with_the_fix(
+    models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    source, student = written(tmp_path / "rows.jsonl", ROWS[:1]), folder(tmp_path / "student", 3)
+    trained = load_format("rlt").model_copy(update={"student_system": "Think.", "name": "own"})
+    record_format(student, trained)
+    both = (models[0], student)
+    options = ["-i", str(source), "-o", str(tmp_path / "scores.parquet")]
+    done = call(both, *options)
+    assert isinstance(done.exception, UserError)
+    fix = f"add --prompt-format {student / RECORD}, or --allow-other-format"
+    assert f"own and is to be used with rlt, which differs in student_system: {fix}" in str(
+        done.exception
+    )
+    for more in (["--prompt-format", str(student / RECORD)], ["--allow-other-format"]):
+        assert call(both, *options, *more).exit_code == 0

@@ -16,8 +16,7 @@ from rlt_core.scoring import assign_ranks
 from rlt_core.store import Ref, Store
 from tests.sample_store import commit, row, score_row
 
-FORMAT = load_format("rlt")  # its scored prefix: two line breaks, two tokens here
-PREFIX = "\n\n"
+FORMAT = load_format("rlt")
 TEXT = "first <think> of pi, é [bold]"
 SOLUTION = "6 * 7 = 42 <|im_end|>"
 TRACE = "q001-1"
@@ -43,7 +42,7 @@ def scored(store, spec=None, label="trace-scoring[a]", without=()):
     for sample in range(4):
         name, think_ids = f"q001-{sample}", [] if sample == 3 else ids
         traces.append(row("traces", trace_id=name, question_id="q001", token_ids=think_ids))
-        length = len(think_ids) + 2 if think_ids else 0
+        length = len(think_ids)
         sizes = (len(solution), length, length, length)
         lists = [-draw.exponential(size=size).astype(np.float32) for size in sizes]
         full = [-value for value in lists[3].tolist()] if spec.kl == "full" else None
@@ -107,27 +106,15 @@ def test_tokens_are_the_worst_and_stand_in_their_text(store_root):
     gap = teacher - student
     assert [token.kl for token in found.surprising] == sorted(gap, reverse=True)[:WORST]
     assert [token.student for token in found.unlikely] == sorted(student)[:WORST]
-    whole = (PREFIX + TEXT).encode()
+    whole = TEXT.encode()
     for token in (*found.surprising, *found.unlikely):
-        place = token.position + len(PREFIX)
+        place = token.position
         assert (token.student, token.teacher) == (student[place], teacher[place])
         assert token.kl == gap[place]
         around = whole[max(0, place - AROUND) : place + AROUND + 1].decode(errors="replace")
         if "\ufffd" not in around:
             assert token.before + token.text + token.after == around
             assert token.text == whole[place : place + 1].decode(errors="replace")
-
-
-def test_the_tokens_of_a_scored_prefix_are_told_from_the_explanation(tmp_path):
-    store = Store(str(tmp_path))
-    scored(store)
-    positions = {
-        token.position: token.text
-        for sample in range(3)
-        for token in explain(store, f"q001-{sample}").unlikely
-    }
-    prefixed = {place: text for place, text in positions.items() if place < 0}
-    assert prefixed and set(prefixed.values()) == {"\n"}
 
 
 def test_an_empty_explanation_has_no_tokens(tmp_path):

@@ -76,7 +76,7 @@ def test_a_change_reaches_what_is_downstream_and_nothing_else() -> None:
 
 def test_a_stage_version_is_part_of_the_key() -> None:
     node = nodes()["teacher-sft@0"]
-    raised = dataclasses.replace(node, stage=dataclasses.replace(node.stage, version=2))
+    raised = dataclasses.replace(node, stage=dataclasses.replace(node.stage, version=9))
     assert raised.key != node.key
 
 
@@ -161,3 +161,41 @@ def test_the_plan_says_what_changed(tmp_path: Path) -> None:
 def test_unknown_targets_name_the_nearest() -> None:
     with pytest.raises(UserError, match="teacher-grpo"):
         targets("teacher-grp", load_config("smoke"))
+
+
+def test_nodes_that_read_the_datas_system_prompt_depend_on_the_data(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("{}")
+    own = (f"data.source={data}", "imports.models.x.format=r1", "imports.models.x=hub:a/b")
+    plain, of_data = nodes(*own), nodes(*own, "data.fields.system=system")
+    for name, node in of_data.items():
+        format = getattr(node.config, "format", None)
+        if format is None or node.stage.name == "dataset-prep":
+            assert "system" not in node.inputs
+        elif name == "evaluation[x]":
+            assert "system" not in node.inputs and format.name == "r1"
+            assert node.config.format_named
+        else:
+            assert node.inputs["system"] is of_data["dataset-prep"]
+            assert format.student_system is None
+        if format and name != "evaluation[x]":
+            assert node.key != plain[name].key
+
+
+def test_the_teachers_system_prompt_is_a_text_or_a_file_by_content(tmp_path: Path) -> None:
+    file = tmp_path / "teacher.txt"
+    file.write_text("Explain it well.\n")
+    assert keys(f"teacher_system={file}") == keys("teacher_system=Explain it well.")
+    changes = changed("teacher_system=Explain it well.")
+    assert {"teacher-sft@0", "teacher-grpo@0", "trace-generation[rlt]@0"} <= changes
+    with pytest.raises(UserError, match=r"teacher_system='nowhere\.txt': no such file"):
+        nodes("teacher_system=nowhere.txt")
+
+
+def test_an_imported_model_keeps_its_source_and_format_in_any_order() -> None:
+    sets = ["imports.models.x=hub:a/b", "imports.models.x.format=r1"]
+    for ordered in (sets, sets[::-1]):
+        (model,) = load_config("tiny", ordered).imports.models.values()
+        assert (model.source.repo, model.format) == ("a/b", "r1")
+    whole = load_config("tiny", ['imports.models={"x": "hub:a/b", "y": {"kind": "scratch"}}'])
+    assert [m.source.kind for m in whole.imports.models.values()] == ["hub", "scratch"]

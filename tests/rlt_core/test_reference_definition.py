@@ -1,5 +1,9 @@
 """The reward agrees with the reference implementation's definition: all text read anew, spans found
-by their tokens, all logits, one completion at a time (REFERENCE: arXiv 2506.08388's code)."""
+by their tokens, all logits, one completion at a time (REFERENCE: arXiv 2506.08388's code).
+
+It looks for the tokens of the whole text between two tags, padding included, and gives up the first
+or the last of them where the text was cut into others: with Qwen's splitting it always loses the
+line break behind an opening tag, which is one token with the tag's `>`."""
 
 import re
 from contextlib import nullcontext
@@ -17,6 +21,7 @@ from rlt_core.formats import PromptFormat, load_format
 from rlt_core.models import CHATML, new_model, tiny_tokenizer
 from rlt_core.prompts import Prompter
 from rlt_core.scoring import Contexts, score_contexts
+from tests.qwen_tokenizer import qwen_tokenizer
 
 SPEC = REWARD_PRESETS["reference-code"]
 TEXTS = (
@@ -46,7 +51,10 @@ def words_tokenizer() -> PreTrainedTokenizerFast:
 
 
 RLT, R1 = load_format("rlt"), load_format("r1")
+SCORED = {"score_padding": True}
 TOKENIZERS = {
+    ("qwen", "rlt"): qwen_tokenizer(),
+    ("qwen", "r1"): qwen_tokenizer(),
     ("words", "rlt"): words_tokenizer(),
     ("words", "r1"): words_tokenizer(),
     ("characters", "rlt"): tiny_tokenizer(RLT),
@@ -78,11 +86,20 @@ def place(sought: list[int], ids: list[int], last: bool = False) -> tuple[int, i
     return None if found is None else (found, found + len(sought))
 
 
+def found_part(text: str, ids: list[int], tokenizer: PreTrainedTokenizerFast) -> list[int] | None:
+    """The text's tokens as they are in a row, at most without the padding in front; None if more of
+    them is lost."""
+    sought = tokenizer(text, add_special_tokens=False)["input_ids"]
+    padding = tokenizer.decode(sought[:1]).strip("\n") == ""
+    parts = [sought, sought[1:]] if padding else [sought]
+    return next((part for part in parts if place(part, ids)), None)
+
+
 def reference_reward(
     tokenizer: PreTrainedTokenizerFast, format: PromptFormat, question: str, solution: str,
     completion: str,
 ) -> float | None:  # fmt: skip
-    """None where reading the text anew loses a token at an edge."""
+    """None where reading the text again loses a token of it at an edge."""
     f, (student, teacher) = format, two_models(tokenizer)
 
     def chat(system: str, assistant: str) -> str:
@@ -94,7 +111,7 @@ def reference_reward(
     def encode(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    written = f.explanation_open + f.think_prefix + completion
+    written = f.explanation_open + f.padding + completion
     pattern = f"{re.escape(f.explanation_open)}(.*?){re.escape(f.explanation_close)}"
     match = re.search(pattern, written, re.DOTALL)
     penalty = 0.0
@@ -102,15 +119,18 @@ def reference_reward(
         penalty, written = -1.0, written + f.explanation_close
         match = re.search(pattern, written, re.DOTALL)
     assert match
-    thought = match[1]
-    solved = f"{f.solution_open}{solution}{f.solution_close}"
+    thought, answer = match[1], f.padding + solution + f.padding
+    solved = f"{f.solution_open}{answer}{f.solution_close}"
     student_ids = encode(
         chat(f.student_system, f"{f.thought_open}{thought}{f.thought_close}{f.separator}{solved}")
     )
     teacher_ids = encode(chat(f.teacher_system, solved + f.separator + written))
-    think, end = encode(thought), encode(solution)
+    think = found_part(thought, encode(written), tokenizer)
+    end = found_part(answer, student_ids, tokenizer)
+    if think is None or end is None:
+        return None
     spans = (
-        place(think, teacher_ids, last=True), place(think, student_ids, last=True),
+        place(think, teacher_ids, last=True), place(think, student_ids),
         place(end, student_ids, last=True),
     )  # fmt: skip
     if None in spans:
@@ -134,7 +154,7 @@ def our_reward(
     contexts = Contexts(*prompter.text_contexts(question, explanation, solution))
     trace = {
         "trace_id": "t", "question_id": "q", "seed": 0, "teacher": "t", "sample": 0,
-        "text": explanation, "token_ids": prompter.encode(explanation), "closed": closed,
+        "text": explanation, "token_ids": prompter.encode_block(explanation), "closed": closed,
         "finish_reason": None,
     }  # fmt: skip
     (row,) = score_contexts(
@@ -147,18 +167,19 @@ def our_reward(
 
 words = ["First", "12", "and", "30", "make", "42;", "so", "x²", "é", "check:", "\n\nThen"]
 # Of two words: a single one may also stand inside a tag, where the reference then finds it.
-sentence = st.lists(st.sampled_from(words), min_size=2, max_size=12).map(" ".join)
+# Texts of data have no white space around them.
+sentence = st.lists(st.sampled_from(words), min_size=2, max_size=12).map(" ".join).map(str.strip)
 
 
 @pytest.mark.parametrize("family", ["rlt", "r1"])
-@pytest.mark.parametrize("kind", ["words", "characters"])
+@pytest.mark.parametrize("kind", ["qwen", "words", "characters"])
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(question=sentence, solution=sentence, explanation=sentence, closed=st.booleans())
 def test_agrees_with_the_reference_where_it_loses_no_token(
     kind: str, family: str, question: str, solution: str, explanation: str, closed: bool
 ) -> None:
-    format, tokenizer = load_format(family), TOKENIZERS[kind, family]
-    completion = explanation + (format.explanation_close if closed else "")
+    format, tokenizer = load_format(family).model_copy(update=SCORED), TOKENIZERS[kind, family]
+    completion = explanation + format.padding + (format.explanation_close if closed else "")
     expected = reference_reward(tokenizer, format, question, solution, completion)
     assume(expected is not None)
     got = our_reward(tokenizer, format, question, solution, explanation, closed)
@@ -166,12 +187,37 @@ def test_agrees_with_the_reference_where_it_loses_no_token(
 
 
 @pytest.mark.parametrize("family", ["rlt", "r1"])
-def test_the_reference_loses_no_token_of_plain_text_under_either_tokenizer(family: str) -> None:
-    """So that the test above is about something."""
-    for kind in ("words", "characters"):
-        format, tokenizer = load_format(family), TOKENIZERS[kind, family]
-        written = "First 12 and 30 make 42" + format.explanation_close
-        assert reference_reward(tokenizer, format, "Add 12 and 30", "42", written) is not None
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(question=sentence, solution=sentence, explanation=sentence, closed=st.booleans())
+def test_the_formats_agree_with_the_reference_where_qwen_joins_all_padding_to_other_text(
+    family: str, question: str, solution: str, explanation: str, closed: bool
+) -> None:
+    """No token is padding alone where the texts end with a full stop, as most do."""
+    format, tokenizer = load_format(family), TOKENIZERS["qwen", family]
+    solution, explanation = f"{solution}.", f"{explanation}."
+    completion = explanation + format.padding + (format.explanation_close if closed else "")
+    expected = reference_reward(tokenizer, format, question, solution, completion)
+    assume(expected is not None)
+    got = our_reward(tokenizer, format, question, solution, explanation, closed)
+    assert got == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("family", ["rlt", "r1"])
+@pytest.mark.parametrize("kind", ["qwen", "words", "characters"])
+def test_the_reference_loses_no_token_of_plain_text(kind: str, family: str) -> None:
+    """So that the tests above are about something."""
+    format, tokenizer = load_format(family), TOKENIZERS[kind, family]
+    for end in ("", "."):
+        written = f"First 12 and 30 make 42{end}{format.padding}{format.explanation_close}"
+        assert reference_reward(tokenizer, format, "Add 12 and 30", "So 42.", written) is not None
+
+
+@pytest.mark.parametrize("family", ["rlt", "r1"])
+def test_the_line_break_behind_an_opening_tag_is_lost_with_qwens_splitting(family: str) -> None:
+    format, tokenizer = load_format(family), TOKENIZERS["qwen", family]
+    ids = tokenizer(format.thought_open + format.padding + "First 12")["input_ids"]
+    thought = f"{format.padding}First 12"
+    assert tokenizer.decode(found_part(thought, ids, tokenizer)) == "First 12"
 
 
 def test_an_unclosed_explanation_is_scored_as_if_closed_and_pays() -> None:

@@ -99,7 +99,7 @@ def smollm2_case(folder: Path, group: int, think_tokens: int, dtype: str, device
     The format `rlt` with single line breaks: SmolLM2's tokenizer takes two of them apart if a word
     follows, so that a text encoded whole would have other ids than its pieces.
     """
-    single = {"separator": "\n", "think_prefix": "\n"}
+    single = {"separator": "\n", "padding": "\n"}
     format = load_format("rlt").model_copy(update=single)
     tokenizer = load_tokenizer(folder)
     prompter = Prompter(format, tokenizer)
@@ -126,7 +126,7 @@ def _prose(tokenizer: PreTrainedTokenizerFast, tokens: int, rng: Random) -> str:
 
 
 def _item(prompter: Prompter, question: str, solution: str, think: str) -> Item:
-    return Item(question, solution, prompter.encode(think), think)
+    return Item(question, solution, prompter.encode_block(think), think)
 
 
 def device_and_dtype() -> tuple[str, str]:

@@ -43,9 +43,8 @@ def reading_once(case: Case) -> list[float]:
 
 def _reward_reading_often(case: Case, item: Item) -> float:
     prompter, format = case.prompter, case.prompter.format
-    completion = f"{format.explanation_open}{format.think_prefix}{item.think}"
-    completion_ids = _ids(prompter, completion + format.explanation_close)
-    think_ids = _ids(prompter, format.think_prefix + item.think)
+    completion = _block(format, format.explanation_open, item.think, format.explanation_close)
+    completion_ids, think_ids = _ids(prompter, completion), _ids(prompter, item.think)
     student_text = _chat(prompter, format.student_system, item, _student_turn(format, item))
     teacher_text = _chat(prompter, format.teacher_system, item, _teacher_turn(format, item))
     student_ids, solution_ids = _ids(prompter, student_text), _ids(prompter, item.solution)
@@ -81,11 +80,14 @@ def _searched(ids: list[int], part: list[int], last: bool = False) -> tuple[int,
 
 def _reward(case: Case, item: Item) -> float:
     format = case.prompter.format
-    thought, solution = (
-        (format.thought_open, format.thought_close),
-        (format.solution_open, format.solution_close),
+    thought, solution, explanation = (
+        (opening + format.padding, format.padding + closing)
+        for opening, closing in (
+            (format.thought_open, format.thought_close),
+            (format.solution_open, format.solution_close),
+            (format.explanation_open, format.explanation_close),
+        )
     )
-    explanation = (format.explanation_open, format.explanation_close)
     student_ids = _encode(case.prompter, format.student_system, item, _student_turn(format, item))
     teacher_ids = _encode(case.prompter, format.teacher_system, item, _teacher_turn(format, item))
     student_T = _all_logprobs(case.student, student_ids, case.temperature)
@@ -101,17 +103,21 @@ def _reward(case: Case, item: Item) -> float:
 
 # ---------------------------------------------------------------- texts
 def _student_turn(format: PromptFormat, item: Item) -> str:
-    return (
-        f"{format.thought_open}{format.think_prefix}{item.think}{format.thought_close}"
-        f"{format.separator}{format.solution_open}{item.solution}{format.solution_close}"
-    )
+    thought = _block(format, format.thought_open, item.think, format.thought_close)
+    return thought + format.separator + _solution(format, item)
 
 
 def _teacher_turn(format: PromptFormat, item: Item) -> str:
-    return (
-        f"{format.solution_open}{item.solution}{format.solution_close}{format.separator}"
-        f"{format.explanation_open}{format.think_prefix}{item.think}{format.explanation_close}"
-    )
+    explanation = _block(format, format.explanation_open, item.think, format.explanation_close)
+    return _solution(format, item) + format.separator + explanation
+
+
+def _solution(format: PromptFormat, item: Item) -> str:
+    return _block(format, format.solution_open, item.solution, format.solution_close)
+
+
+def _block(format: PromptFormat, opening: str, text: str, closing: str) -> str:
+    return f"{opening}{format.padding}{text}{format.padding}{closing}"
 
 
 def _encode(prompter: Prompter, system: str, item: Item, turn: str) -> list[int]:

@@ -181,3 +181,39 @@ def test_choose_keeps_order_and_nests() -> None:
     assert large == sorted(large) and set(small) < set(large) and len(small) == 3
     assert choose(items, None, 3) == items == choose(items, 99, 3)
     assert choose(items, 3, 4) != small
+
+
+# ---------------------------------------------------------------- the students' system prompt
+def with_systems(*systems: str | None) -> list[dict[str, Any]]:
+    return [
+        row | ({} if system is None else {"system": system})
+        for row, system in zip(numbered(20), systems * 20, strict=False)
+    ]
+
+
+def test_the_datas_one_system_prompt_is_kept_to_the_letter(tmp_path: Path) -> None:
+    prepare(tmp_path, with_systems(" Think.\n"), fields={"system": "system"})
+    rows = read_rows(tmp_path / "out", "questions")
+    assert {row["system"] for row in rows} == {" Think.\n"}
+    assert prepare(tmp_path, with_systems("Think.", "Answer."))["train"] == 15  # not asked for
+
+
+@pytest.mark.parametrize(
+    ("systems", "message"),
+    [
+        (("Think.", "Answer."), r"one system prompt and the data 2, first in rows 1, 2; .*null"),
+        ((None,), r"no field 'system'.*data.fields.system"),
+        (("",), r"the data none; .*null"),
+        (("Think.", ""), r"the data none; .*null"),
+    ],
+)
+def test_several_system_prompts_or_none_are_refused_with_the_fix(
+    tmp_path: Path, systems: tuple[str | None, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        prepare(tmp_path, with_systems(*systems), fields={"system": "system"})
+
+
+def test_generated_questions_have_no_system_prompt(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the data none"):
+        prepare(tmp_path, [], source="arithmetic", n_train=9, fields={"system": "system"})

@@ -83,7 +83,8 @@ def test_no_limit_is_exceeded_whatever_is_written(
         over = len(thinking.ids) - thinking.start - budget.max_thinking_tokens
         # At most a forced closing tag that `max_tokens` broke off.
         broken = thinking.ids[len(thinking.ids) - over :] if over > 0 else []
-        assert broken == prompter.to_solution[: len(broken)]
+        forced_end = prompter.to_solution(thinking.ids[: len(thinking.ids) - over])
+        assert broken == forced_end[: len(broken)]
         assert not broken or len(draft.ids) == max_tokens
 
 
@@ -95,6 +96,8 @@ def test_each_end_of_thinking_is_taken_back_until_none_is_left(
 ) -> None:
     f = prompter.format
     if any(tag in text for tag in f.tags for text in texts):
+        return
+    if any(text.endswith("\n") for text in texts):  # may be the padding of the end taken back
         return
     forcer = Forcer(prompter, BudgetForcing(continuations=3, continuation="Wait"), 10_000)
     closing = "" if ends else "{close}{answer}4{end}"  # the turn may end without the tag
@@ -121,7 +124,8 @@ def test_a_token_that_holds_the_opening_tags_end_counts_as_thinking() -> None:
     for limit, kept in ((1, "\n"), (2, "\na")):
         forcer = Forcer(MERGING, BudgetForcing(max_thinking_tokens=limit), 1000)
         text = MERGING.decode(undisturbed(forcer, ids).ids)
-        assert text.startswith(f"{RLT.thought_open}{kept}{RLT.thought_close}")
+        padding = RLT.padding.removeprefix("\n" if kept.endswith("\n") else "")
+        assert text.startswith(f"{RLT.thought_open}{kept}{padding}{RLT.thought_close}")
 
 
 @PROMPTERS
@@ -130,7 +134,7 @@ def test_a_token_that_holds_the_opening_tags_end_counts_as_thinking() -> None:
 def test_long_thinking_is_cut_and_answered(prompter: Prompter, limit: int, before: str) -> None:
     f = prompter.format
     budget = BudgetForcing(max_thinking_tokens=limit, continuations=2)
-    writes = spelled(prompter, before + "{open}" + f.think_prefix + "abcd" * 40)
+    writes = spelled(prompter, before + "{open}" + f.padding + "abcd" * 40)
     forcer = Forcer(prompter, budget, 1000)
     assert forcer.first().room < len(writes)  # no need to draw all of it
     answer = (prompter.encode("42" + f.solution_close), True)
@@ -156,7 +160,7 @@ def test_the_limit_is_the_last_length_that_is_left_alone(
     if written < 10 or (written == 10 and closes):
         assert (draft.ids, draft.finish_reason) == (ids, "stop")
     else:
-        cut = [*ids[: len(tag) + 10], *prompter.to_solution]
+        cut = [*ids[: len(tag) + 10], *prompter.to_solution(ids[: len(tag) + 10])]
         assert draft.ids[: len(cut)] == cut and draft.answering
 
 

@@ -68,7 +68,7 @@ def logprobs(model: nn.Module, ids: list[int], span: Span) -> list[float]:
 def test_the_learning_curve_is_that_of_the_oracle(
     tmp_path: Path, workspace: Callable[[str], Workspace], resources: StageResources, prefix: str
 ) -> None:
-    format = FORMAT.model_copy(update={"think_prefix": prefix, "score_think_prefix": True})
+    format = FORMAT.model_copy(update={"padding": prefix, "score_padding": True})
     teacher, student = (
         scratch_folder(tmp_path / name, seed, format)
         for seed, name in enumerate(("teacher", "student"))

@@ -25,9 +25,7 @@ from rlt_core.training.rollouts import LOGPROBS, Rollout, recorded_logprobs
 
 ROLLOUT = TEACHER.model_copy(update={"teacher_logprobs": "rollout"})
 SPEC = RewardSpec()
-PREFIXED = FORMAT.model_copy(
-    update={"name": "prefixed", "think_prefix": "\n\n", "score_think_prefix": True}
-)
+PREFIXED = FORMAT.model_copy(update={"name": "prefixed", "padding": "\n\n", "score_padding": True})
 
 
 # ---------------------------------------------------------------- any completions
@@ -155,10 +153,13 @@ def test_recorded_log_probs_are_what_is_used(setting: Setting) -> None:
     reward = setting.reward(ROLLOUT)
     good = reward(setting.prompts, setting.completions, setting.sampled, setting.policy)
     stale = reward(setting.prompts, setting.completions, sampled, setting.policy)
-    prefix = len(setting.prompter._scored_prefix)
-    for i, ids in enumerate(setting.completions):
-        tokens = len(setting.prompter.split_completion(ids).ids)
-        share = tokens / (tokens + prefix) if tokens else 0
+    for i, (prompt, ids) in enumerate(zip(setting.prompts, setting.completions, strict=True)):
+        think = setting.prompter.split_completion(ids).ids
+        context = setting.prompter.teacher_context(**prompt.row, think_ids=think)
+        start, end = context.think
+        # Padding behind the explanation that was not sampled is computed, and so is all before it.
+        written = context.ids[len(prompt.ids) :]
+        share = len(written) / (end - start) if think and written == ids[: len(written)] else 0
         shift = stale.parts["kl_mean"][i] - good.parts["kl_mean"][i]
         assert shift == pytest.approx(-0.25 * share, abs=1e-5)
 
@@ -175,8 +176,8 @@ def test_the_policy_computes_prefixes_and_what_was_encoded_anew(setting: Setting
         counts.append(sum(read))
     hook.remove()
     exact, rollout = counts
-    assert (rollout > 0) == setting.prompter.format.score_think_prefix
-    assert rollout < 0.2 * exact
+    assert (rollout > 0) == setting.prompter.format.score_padding
+    assert rollout < (1.01 if setting.prompter.format.score_padding else 0.2) * exact
 
 
 # ---------------------------------------------------------------- training
