@@ -126,7 +126,9 @@ class Machine:
     def described(cls, resources: StageResources) -> Machine:
         """As `resources` say."""
         memory, disk = resources.host_gib, resources.disk_gb
-        return cls(memory and int(memory * GIB), disk and int(disk * 1e9))
+        return cls(
+            None if memory is None else int(memory * GIB), None if disk is None else int(disk * 1e9)
+        )
 
     def or_else(self, other: Machine) -> Machine:
         """What this one leaves open as the other has it."""

@@ -82,7 +82,8 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         """Called before TRL loads the reference model: as it was saved, so that processes share
         its file."""
         super().create_accelerator_and_postprocess()
-        self.args.model_init_kwargs = {"dtype": saved_dtype(Path(self._model.name_or_path))}
+        folder = Path(cast(Any, self._model).name_or_path)
+        self.args.model_init_kwargs = {"dtype": saved_dtype(folder)}
 
     def run(self, work: Workspace, recorder: StepRecorder) -> None:
         """See `ResumableTrainer.run`. Raises UserError if the engine cannot be had or has too
