@@ -107,18 +107,15 @@ def _layouts(planned: Sequence[Planned]) -> Iterator[str]:
 
 
 def _formats(planned: Sequence[Planned]) -> list[str]:
-    """Which prompt format is whose: the most common one, and the nodes of each other."""
+    """Which prompt format is whose: the nodes of each but the most common one."""
     nodes: dict[str, list[str]] = {}
     for item in planned:
-        if (
-            label := label_of(item.node.config.model_dump())
-        ) and item.node.stage.name != "dataset-prep":
+        label = label_of(item.node.config.model_dump())
+        if label and item.node.stage.name != "dataset-prep":
             nodes.setdefault(label, []).append(item.node.name)
-    most, *others = sorted(nodes, key=lambda label: -len(nodes[label])) or [None]
-    if most is None:
-        return []
-    named = [f"prompt format {label}: {', '.join(nodes[label])}" for label in others]
-    return [*named, f"prompt format {most}: all {'other nodes' if others else 'nodes'}"]
+    *few, most = sorted(nodes, key=lambda label: len(nodes[label])) or [""]
+    lines = [f"prompt format {label}: {', '.join(nodes[label])}" for label in few]
+    return [*lines, f"prompt format {most}: all {'other nodes' if few else 'nodes'}"][: len(nodes)]
 
 
 def _nodes(planned: Sequence[Planned]) -> Table:

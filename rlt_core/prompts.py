@@ -362,9 +362,10 @@ class Prompter:
     def _opening(self, written: list[int]) -> _Found | None:
         """The first tag that opens a thought, with its padding if that is there."""
         tag = self._find(self.format.thought_open, written)
-        padded = tag and self.format.padding and self._find(self._to_thought, written)
-        same = padded and padded[:2] == tag[:2]
-        return padded if same else tag
+        if tag is None or not self.format.padding:
+            return tag
+        padded = self._find(self._to_thought, written)
+        return padded if padded is not None and padded[:2] == tag[:2] else tag
 
     def split_answer(self, text: str) -> Answer:
         """Thought and solution of a student's completion, without surrounding white space.
