@@ -120,12 +120,12 @@ def _block(format: PromptFormat, opening: str, text: str, closing: str) -> str:
     return f"{opening}{format.padding}{text}{format.padding}{closing}"
 
 
-def _encode(prompter: Prompter, system: str, item: Item, turn: str) -> list[int]:
+def _encode(prompter: Prompter, system: str | None, item: Item, turn: str) -> list[int]:
     """Ids of a whole chat."""
     return _ids(prompter, _chat(prompter, system, item, turn))
 
 
-def _chat(prompter: Prompter, system: str, item: Item, turn: str) -> str:
+def _chat(prompter: Prompter, system: str | None, item: Item, turn: str) -> str:
     """Text of a whole chat."""
     chat = [{"role": "system", "content": system}] if system else []
     chat += [{"role": "user", "content": item.question}, {"role": "assistant", "content": turn}]
