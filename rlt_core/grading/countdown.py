@@ -4,19 +4,22 @@ The expression is read by Python's parser and walked over a handful of allowed n
 evaluated as code, and the arithmetic is exact.
 """
 
+# ruff: noqa: RUF001
 from __future__ import annotations
 
 import ast
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from rlt_core.grading.text import marked_answer
+from rlt_core.grading.text import after_thought, marked_answer
 
 _MAX_EXPRESSION_CHARS = 300
+_MAX_LINES, _TAIL_CHARS = 200, 1 << 14
 
 _OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: lambda a, b: a + b,
@@ -24,9 +27,21 @@ _OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] 
     ast.Mult: lambda a, b: a * b,
     ast.Div: lambda a, b: a / b,
 }
-_TYPOGRAPHY = str.maketrans(
-    {"\N{MULTIPLICATION SIGN}": "*", "\N{DIVISION SIGN}": "/", "\N{MINUS SIGN}": "-"}
+_RULES = [(re.compile(pattern), new) for pattern, new in [
+    (r"\\[dtc]?frac ?\{([^{}]*)\} ?\{([^{}]*)\}", r"((\1)/(\2))"),
+    (r"\\(?:times|cdot|ast)(?![A-Za-z])|[×·⋅∙✕✖]", "*"),
+    (r"\\div(?![A-Za-z])|[÷∕⁄]", "/"),
+    (r"[−–]", "-"),
+    (r"(?<=[\d)\]]) ?[xX] ?(?=[\d(\[])", "*"),
+    (r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])|\\[,;!: ]|\\[()\[\]]|[$`]|\*\*(?!\s*\d)", " "),
+    (r"\\?[\[{]", "("), (r"\\?[\]}]", ")"),
+    (r"(?<=[\d)]) ?(?=\()|(?<=\)) ?(?=\d)", "*"),
+]]  # fmt: skip
+_BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)]) +")
+_RUN = re.compile(
+    r"(?<![\w.,+*/-])(?:-(?=[\d(]))?[(\d][-+*/()\d \t]*(?:= *[-+*/()\d \t]+)*(?![\w,]|\.\d)"
 )
+_OPERATOR = re.compile(r"[\d)] *[-+*/]")
 
 
 @dataclass(frozen=True)
@@ -49,12 +64,22 @@ def parse_task(metadata: str | None) -> Task | None:
         return None
 
 
+def _plain(text: str) -> str:
+    """LaTeX and typography as Python writes arithmetic."""
+    for pattern, new in _RULES:
+        for _ in range(4 if "frac" in pattern.pattern else 1):  # fractions of fractions
+            text = pattern.sub(new, text)
+    return text
+
+
 def _parse(text: str) -> ast.expr | None:
+    """The side of an equation that has an operator, or all of it."""
     if len(text) > _MAX_EXPRESSION_CHARS:
         return None
-    expression = text.translate(_TYPOGRAPHY).split("=")[0].strip().strip("$").strip()
+    sides = [side.strip(" .\t") for side in text.split("=")]
+    expression = next((side for side in sides if _OPERATOR.search(side)), sides[0])
     try:
-        tree = ast.parse(expression.rstrip("."), mode="eval").body
+        tree = ast.parse(expression, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # what the parser may raise
         return None
     return tree if all(_allowed(node) for node in ast.walk(tree)) else None
@@ -70,15 +95,31 @@ def _allowed(node: ast.AST) -> bool:
     return isinstance(node, ast.operator | ast.unaryop)
 
 
+def _inside(text: str) -> str | None:
+    """The one arithmetic expression in a line; None if there is none, or two to choose from."""
+    text = _plain(text).strip()
+    if _parse(text) is not None:
+        return text
+    runs = [match for match in _RUN.finditer(text) if _OPERATOR.search(match[0])]
+    readable = [match for match in runs if _parse(match[0].strip()) is not None]
+    if not readable or len(readable) < len(runs):
+        return None
+    between = text[readable[0].end() : readable[1].start()] if len(readable) > 1 else ""
+    return None if between.strip(" ,") in (",", "or", "and") else readable[0][0].strip()
+
+
 def read_expression(solution: str) -> str | None:
-    """The expression that a solution gives: marked as the answer, else all of it, else its last
-    line. None if that is no arithmetic expression over integers with + - * / and brackets."""
+    """The expression that a solution gives: marked as the answer, else its last line that is one,
+    else that in its last line that has one. None without an arithmetic expression over integers
+    with + - * / and brackets."""
     marked = marked_answer(solution)
-    lines = solution.strip().splitlines() or [""]
-    for candidate in (marked,) if marked is not None else (solution.strip(), lines[-1].strip()):
-        if _parse(candidate) is not None:
-            return candidate
-    return None
+    if marked is not None:
+        return _inside(marked)
+    text = after_thought(solution).strip()[-_TAIL_CHARS:]
+    lines = [_BULLET.sub("", line, count=1).strip() for line in text.splitlines()[-_MAX_LINES:]]
+    alone = [line for line in lines if _parse(_plain(line).strip()) is not None]
+    found = [_inside(line) for line in (alone or lines) if len(line) <= 4 * _MAX_EXPRESSION_CHARS]
+    return next(filter(None, reversed(found)), None)
 
 
 def _numbers(tree: ast.expr) -> Iterator[int]:
@@ -101,7 +142,7 @@ def _value(node: ast.expr) -> Fraction:
 def solves(expression: str, task: Task) -> bool:
     """Whether an expression keeps the rule and equals the target. One that `read_expression` would
     not return does not."""
-    tree = _parse(expression)
+    tree = _parse(_plain(expression).strip())
     if tree is None:
         return False
     used, given = Counter(_numbers(tree)), Counter(task.numbers)

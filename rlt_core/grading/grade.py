@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from fractions import Fraction
 
-from rlt_core.grading import countdown, mathematics
+from rlt_core.grading import countdown
+from rlt_core.grading.answers import Answer, parse
+from rlt_core.grading.choice import choice_letter
+from rlt_core.grading.compare import same
+from rlt_core.grading.normalize import normalized
 from rlt_core.grading.text import (
     MAX_ANSWER_CHARS,
-    boxed,
-    choice_letter,
-    hashed,
+    is_bare,
     last_number,
     marked_answer,
-    parse_number,
+    mathematics,
+    read_answer,
 )
 from rlt_core.grading.types import OUTCOMES, Grade, GradeItem, Outcome
 
@@ -23,22 +27,42 @@ def _verdict(right: bool, extracted: str) -> Grade:
     return Grade(outcome, extracted[:MAX_ANSWER_CHARS])
 
 
-def _arithmetic(solution: str | None, answer: str) -> Grade:
-    expected = parse_number(answer)
-    if expected is None:
-        return Grade("ungradable")
-    given = None if solution is None else last_number(marked_answer(solution) or solution)
-    return Grade("unparsable") if given is None else _verdict(given == expected, str(given))
+def _parse_gold(answer: str) -> Answer | None:
+    """A gold answer; data sets leave `#### 12` and boxes in their answers, too."""
+    return parse(marked_answer(answer) or answer)
+
+
+def _parse_given(solution: str | None, gold: Answer) -> Answer | None:
+    """The answer of a solution; where it is prose and the gold is not, the only mathematics in
+    it."""
+    read = read_answer(solution) if solution else None
+    given = parse(read) if read else None
+    if read and given and given.kind == "words" and gold.kind != "words":
+        found = mathematics(read)
+        return (parse(found[0]) if len(found) == 1 else None) or given
+    return given
 
 
 def _math(solution: str | None, answer: str) -> Grade:
-    expected = mathematics.parse_answer(answer)
-    if not expected:
+    gold = _parse_gold(answer)
+    if gold is None:
         return Grade("ungradable")
-    given = [] if solution is None else mathematics.parse_solution(solution)
-    if not given:
-        return Grade("unparsable")
-    return _verdict(mathematics.same(expected, given), mathematics.shown(given))
+    given = _parse_given(solution, gold)
+    return Grade("unparsable") if given is None else _verdict(same(gold, given), given.text)
+
+
+def _last_number(solution: str) -> Fraction | None:
+    marked = marked_answer(solution)
+    return last_number(solution if marked is None else marked)
+
+
+def _arithmetic(solution: str | None, answer: str) -> Grade:
+    gold = _parse_gold(answer)
+    expected = gold.parts[0] if gold and gold.kind == "scalar" else None
+    if not isinstance(expected, Fraction):
+        return Grade("ungradable")
+    given = None if solution is None else _last_number(solution)
+    return Grade("unparsable") if given is None else _verdict(given == expected, str(given))
 
 
 def _countdown(solution: str | None, metadata: str | None) -> Grade:
@@ -49,9 +73,12 @@ def _countdown(solution: str | None, metadata: str | None) -> Grade:
     return Grade("unparsable") if given is None else _verdict(countdown.solves(given, task), given)
 
 
-def _multiple_choice(solution: str | None, answer: str) -> Grade:
-    given = None if solution is None else choice_letter(solution)
-    return Grade("unparsable") if given is None else _verdict(given == answer.strip(), given)
+def _multiple_choice(solution: str | None, answer: str, metadata: str | None) -> Grade:
+    expected = choice_letter(answer, metadata)
+    if expected is None:
+        return Grade("ungradable")
+    given = None if solution is None else choice_letter(solution, metadata)
+    return Grade("unparsable") if given is None else _verdict(given == expected, given)
 
 
 def accepted_answers(metadata: str | None) -> list[str]:
@@ -71,35 +98,46 @@ def grade(item: GradeItem) -> Grade:
         return _countdown(item.solution, item.metadata)
     if item.grader == "none" or item.answer is None:
         return Grade("ungradable")
-    check = {"math": _math, "arithmetic": _arithmetic, "multiple_choice": _multiple_choice}
-    return check[item.grader](item.solution, item.answer)
+    if item.grader == "multiple_choice":
+        return _multiple_choice(item.solution, item.answer, item.metadata)
+    return (_arithmetic if item.grader == "arithmetic" else _math)(item.solution, item.answer)
+
+
+def grades_itself(item: GradeItem) -> bool:
+    r"""Whether an item's gold answer is correct by its own grader, as \boxed{…} and as
+    `Answer: …`. The item's solution is not read; countdown needs its numbers and target only."""
+    if item.grader == "countdown":
+        return grade(replace(item, solution="")).outcome != "ungradable"
+    answer = marked_answer(item.answer or "") or item.answer
+    return all(
+        grade(replace(item, solution=solution)).outcome == "correct"
+        for solution in (rf"So we get \boxed{{{answer}}}.", f"So we are done.\nAnswer: {answer}")
+    )
 
 
 def extract_answer(solution: str, grader: str) -> str | None:
     """The answer that a grader reads from a solution; None if it reads none."""
     if grader == "arithmetic":
-        number = last_number(marked_answer(solution) or solution)
+        number = _last_number(solution)
         return None if number is None else str(number)
     if grader == "countdown":
         return countdown.read_expression(solution)
     if grader == "multiple_choice":
         return choice_letter(solution)
     if grader == "math":
-        parsed = mathematics.parse_solution(solution)
-        return mathematics.shown(parsed)[:MAX_ANSWER_CHARS] if parsed else None
+        read = read_answer(solution)
+        return normalized(read)[:MAX_ANSWER_CHARS] if read else None
     return None
 
 
 def answer_of(solution: str) -> str | None:
     r"""The final answer in a data set's solution, for data without an answer column.
 
-    The last `#### x`, else the last \boxed{x}, else the whole text if it is a number or
-    mathematics without words, else None: such a question is ungradable.
+    What the solution marks (the reader of markers is that of graded solutions), else all of it if
+    it is mathematics without words, else None: such a question is ungradable.
     """
-    marked = hashed(solution) or boxed(solution)
+    marked = marked_answer(solution)
     if marked is not None:
-        return marked
+        return marked or None
     text = solution.strip()
-    if parse_number(text) is not None:
-        return text
-    return text if len(text) <= MAX_ANSWER_CHARS and mathematics.is_answer(text) else None
+    return text if text and len(text) <= MAX_ANSWER_CHARS and is_bare(text) else None

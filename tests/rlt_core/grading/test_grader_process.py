@@ -49,10 +49,10 @@ def test_a_killed_worker_is_replaced() -> None:
         assert outcomes in (["correct", "correct"], ["grader_failed", "correct"])
 
 
-def test_an_answer_too_big_for_the_machine_is_a_failure_of_the_grader() -> None:
+def test_an_answer_too_big_for_the_machine_is_not_correct() -> None:
     with Grader(timeout_s=2.0) as grader:
         [grade] = grader.grade_many([GradeItem(r"\boxed{2^{10^{11}}}", "7", "math")])
-        assert grade.outcome == "grader_failed"
+        assert grade.outcome in ("wrong", "grader_failed")
 
 
 def test_a_groups_worth_of_items_is_graded_at_once() -> None:

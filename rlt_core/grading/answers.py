@@ -1,0 +1,431 @@
+r"""Typed answers: numbers, sets, tuples, regions, matrices, equations, times, words.
+
+`parse` tells what an answer is; `compare.same` compares two by what they are. Expressions stay
+LaTeX here: math-verify reads them only when a comparison needs it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any, Literal
+
+from rlt_core.grading.normalize import normalized, unwrapped
+from rlt_core.grading.text import MAX_ANSWER_CHARS
+from rlt_core.grading.units import Unit, read_unit
+
+Kind = Literal["scalar", "words", "set", "list", "tuple", "region", "matrix", "time", "base",
+               "assignment", "relation"]  # fmt: skip
+_MAX_DEPTH = 12
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer by its type."""
+
+    kind: Kind
+    text: str
+    """Its one spelling."""
+    parts: tuple[Any, ...] = ()
+    """scalar: a Fraction or LaTeX, whether in percent, the unit; words: the words; set (in braces),
+    list (unordered), tuple, and matrix (its shape first): answers; region: pieces (low, closed,
+    high, closed); time: hour, minute, second, half of the day; base: digits, base; assignment:
+    name, value; relation: operator, left, right."""
+
+
+_NUMBER = re.compile(r"(?P<sign>[-+]?) ?(?:"
+    r"(?P<whole>\d+) ?(?:\\frac\{(?P<mixed>\d+)\}\{(?P<into>\d+)\})|"
+    r"\\frac\{(?P<top>-?[\d.]+)\}\{(?P<bottom>-?[\d.]+)\}|"
+    r"(?P<integer>\d*)\.(?P<fixed>\d*)(?:\\(?:overline|bar|dot)\{?|\()(?P<repeated>\d+)[)}]?|"
+    r"(?P<decimal>\d+\.?\d*|\.\d+)(?:/(?P<over>\d+\.?\d*)|[eE](?P<e>[-+]?\d{1,3})|"
+    r"(?:\\times|\\cdot|\*) ?10\^\{?(?P<exponent>[-+]?\d{1,3})\}?)?)")  # fmt: skip
+_THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
+_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
+           "trillion": 10**12}  # fmt: skip
+_SPOKEN = {word: n for n, word in enumerate((
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+    "twenty"))}  # fmt: skip
+_CURRENCY = re.compile(r"\\(dollar|euro|pounds|yen|rupee)(?![A-Za-z]) ?")
+_UNIT = re.compile(r"(.*?[^\s{(])\s*((?:\\text\{[^{}]*\}|\^\\circ ?[CF]?(?![A-Za-z]))[^\\=+*]*)")
+_PLAIN_UNIT = re.compile(r"([-+]?(?:[\d.,/eE+-]*[\d.]|\S*\}))( ?)([A-Za-z][A-Za-z .²^/\d-]*)")
+_TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))? ?(?:(?:\\text\{)? ?([ap])\.? ?m\.? ?\}?)?",
+                   re.I)  # fmt: skip
+_BASE = re.compile(r"[({]?([0-9A-Fa-f]+)[)}]?_\{?(?:\\text\{)?([0-9]+|[a-z]+)\}*")
+_MATRIX = re.compile(r"[\[(]?\\begin\{([pbBvV]?(?:small)?matrix|array)\}(?:\{[lcr| ]*\})?(.*)"
+                     r"\\end\{\1\}[\])]?", re.S)  # fmt: skip
+_OPERATOR = re.compile(r"\\(?:le|ge|ne|in)(?![A-Za-z])|[<>=]")
+_SEPARATOR = re.compile(r"[,;]|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
+_CONDITION = re.compile(r"[a-z](?:,[a-z])* ?\\in ?\\mathbb\{?[ZNRQ]\}?(?:\^\+)?|"
+                        r"(?:\\text\{)?(?:where|for).*")  # fmt: skip
+_NO_NAME = re.compile(r"-.*|\\(?:pi|infty)|[ei]")
+_MONTH = re.compile(r"\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\b", re.I)
+_VARIABLE = re.compile(r"(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w+\}?)?")
+_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}|[A-Za-z]{2,} [A-Za-z]{2,}")
+_SHORT_WORDS = ("no", "yes", "odd", "all", "any")
+_INFINITY = r"\infty"
+
+
+def parse(text: str) -> Answer | None:
+    """What an answer is; None for one that says nothing or is too long."""
+    if not text.strip() or len(text) > MAX_ANSWER_CHARS:
+        return None
+    clean = normalized(text)
+    return _parse(clean, 0) if clean else None
+
+
+@lru_cache(maxsize=4096)
+def _parse(text: str, depth: int) -> Answer:
+    text = unwrapped(text)
+    if depth > _MAX_DEPTH or not text:
+        return words(text)
+    if match := _TIME.fullmatch(text):
+        return Answer("time", text, (int(match[1]), int(match[2]), int(match[3] or 0),
+                                     (match[4] or "").lower()))  # fmt: skip
+    inner = re.fullmatch(r"\\text\{([^{}]*)\}", text)
+    if inner and inner[1].strip():
+        return _inside_text(inner[1].strip(), depth)
+    if (match := _BASE.fullmatch(text)) and re.search(r"\d", match[1]):
+        base = str(_SPOKEN.get(match[2], match[2]))
+        return Answer("base", text, (match[1].upper().lstrip("0"), base))
+    if (match := _MATRIX.fullmatch(text)) and match[2].count(r"\begin") == 0:
+        return _matrix(text, match[1], match[2], depth)
+    if _MONTH.search(text) and re.search(r"\d", text) and "\\" not in text.replace("\\text", ""):
+        return words(text)
+    return (
+        _several(text, depth)
+        or _related(text, depth)
+        or _bracketed(text, depth)
+        or _united(text, depth)
+        or _plus_minus(text, depth)
+        or scalar(text)
+    )
+
+
+def _inside_text(inner: str, depth: int) -> Answer:
+    found = _parse(normalized(inner), depth + 1)
+    exact = found.kind in ("time", "base", "set") or (
+        found.kind == "scalar" and isinstance(found.parts[0], Fraction)
+    )
+    return found if exact else words(inner)
+
+
+def words(text: str) -> Answer:
+    """A text as words: no letter case, no brackets around it, no article."""
+    plain = re.sub(r"\\text|[{}$]", " ", text).replace("\\ ", " ").casefold()
+    plain = re.sub(r"(?<=\d)(?:st|nd|rd|th)\b", "", " ".join(plain.split()).strip(" .()"))
+    plain = re.sub(r"^(?:the|an|a) (?=\w{2})", "", plain)
+    if _MONTH.search(plain) and re.search(r"\d", plain):
+        plain = " ".join(sorted(re.findall(r"\w+", plain)))
+    return Answer("words", text, (re.sub(r"\s*([^\w\s])\s*", r"\1", plain),))
+
+
+def _split(text: str, pattern: re.Pattern[str]) -> tuple[list[str], list[str]]:
+    """The parts of a text between what matches outside all brackets, and those matches."""
+    parts, found, depth, start, i = [], [], 0, 0, 0
+    while i < len(text):
+        escaped = text.startswith(("\\{", "\\}"), i)
+        character = text[i + escaped]
+        if text.startswith(r"\begin", i):
+            depth += 1
+        elif text.startswith(r"\end", i) and not text.startswith(r"\endl", i):
+            depth -= 1
+        elif character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        elif depth == 0 and (match := pattern.match(text, i)):
+            parts.append(text[start:i].strip())
+            found.append(match[0])
+            start = i = match.end()
+            continue
+        i += 1 + escaped
+    return [*parts, text[start:].strip()], found
+
+
+def _items(text: str, bracketed: bool) -> tuple[list[str], list[str]]:
+    """What commas, semicolons, `and` and `or` separate; not the commas of thousands, which in
+    brackets are those beside commas with a space."""
+    if not bracketed or ", " in text or "; " in text:
+        text = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
+    parts, separators = _split(text, _SEPARATOR)
+    kept = [part for part in parts if part]
+    return kept, [each for each in separators if each not in ",;"]
+
+
+def _several(text: str, depth: int) -> Answer | None:
+    if _PROSE.search(re.sub(r"\\[A-Za-z]+|(?<![A-Za-z])(?:and|or)(?![A-Za-z])", "1", text)) and (
+        not re.search(r",|\band\b|\bor\b", text) or len(text.split()) > 12
+    ):
+        return None
+    items, joined = _items(text, bracketed=False)
+    stated = [item for item in items if not _CONDITION.fullmatch(item)]
+    if 0 < len(stated) < len(items):
+        items = stated
+        if len(items) == 1:
+            return _parse(items[0], depth + 1)
+    if len(items) < 2:
+        return None if items == [text] or not items else _parse(items[0], depth + 1)
+    answers = [_parse(item, depth + 1) for item in items]
+    named = [answer.kind == "assignment" for answer in answers]
+    first = answers[0]
+    if named[0] and not any(named[1:]) and first.parts[1].kind != "region":
+        value = _collected([first.parts[1], *answers[1:]], text)
+        return Answer("assignment", text, (first.parts[0], value))
+    if all(named) and len({answer.parts[0] for answer in answers}) == 1:
+        values = [answer.parts[1] for answer in answers]
+        regions = [value.parts for value in values if value.kind == "region"]
+        if len(regions) == len(values):
+            value = _joined_regions(regions, text, "and" in joined)
+        else:
+            value = _collected(values, text)
+        return Answer("assignment", text, (first.parts[0], value))
+    return _collected(answers, text)
+
+
+def _collected(answers: list[Answer], text: str) -> Answer:
+    """A list, with the elements of lists in it (`\\pm 1, 2`)."""
+    flat = [part for each in answers for part in (each.parts if each.kind == "list" else [each])]
+    return Answer("list", text, tuple(flat))
+
+
+def _joined_regions(regions: list[tuple[Any, ...]], text: str, both: bool) -> Answer:
+    """The union; of two half-lines joined by `and` that overlap, the intersection."""
+    pieces = [piece for region in regions for piece in region]
+    if both and len(pieces) == 2:
+        lower = [piece for piece in pieces if piece[2].text == _INFINITY]
+        upper = [piece for piece in pieces if piece[0].text == "-" + _INFINITY]
+        if len(lower) == len(upper) == 1:
+            return Answer("region", text, ((*lower[0][:2], *upper[0][2:]),))
+    return Answer("region", text, tuple(pieces))
+
+
+def _is_name(text: str) -> bool:
+    """Whether a side of an equation is a name: `x`, `f(2)`, `a_1`, `P(A \\cap B)`, `a+b`."""
+    bare = re.sub(r"_(?:\{[^{}]*\}|\w)|(?<=[A-Za-z'])\([^()]*\)", "", text)
+    return (
+        re.search(r"[A-Za-z]", re.sub(r"\\(?:frac|sqrt|cdot|times|pi)", "", bare)) is not None
+        and re.search(r"\d", bare) is None
+        and _NO_NAME.fullmatch(bare) is None
+    )
+
+
+def _related(text: str, depth: int) -> Answer | None:
+    sides, operators = _split(text, _OPERATOR)
+    if not operators or not all(sides):
+        return None
+    if set(operators) == {"="}:
+        left, right = sides[0], sides[-1]
+        if not _is_name(left) and _is_name(right) and not re.search("[A-Za-z]{2}", right):
+            left, right = right, left
+        if _is_name(left):
+            return Answer("assignment", text, (_tight(left), _parse(right, depth + 1)))
+        if len(sides) > 2 or not re.search(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])", left):
+            return _parse(right, depth + 1)
+        return Answer("relation", text, ("=", scalar(left), scalar(right)))
+    if operators == ["\\in"]:
+        return Answer("assignment", text, (_tight(sides[0]), _parse(sides[1], depth + 1)))
+    return _inequality(text, sides, operators)
+
+
+_FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
+
+
+def _inequality(text: str, sides: list[str], operators: list[str]) -> Answer | None:
+    """A region where a variable is bounded, else a relation by `<` or `\\le`."""
+    if len(sides) > 3 or "=" in operators or r"\in" in operators:
+        return None
+    variables = [_is_variable(side) for side in sides]
+    if operators[-1] in (">", r"\ge") if len(sides) == 3 else not variables[0] and variables[1]:
+        sides, variables = sides[::-1], variables[::-1]
+        operators = [_FLIPPED.get(operator, operator) for operator in reversed(operators)]
+    low, high = scalar("-" + _INFINITY), scalar(_INFINITY)
+    first, closed = operators[0], operators[0] in (r"\le", r"\ge")
+    ends = scalar(sides[0]), scalar(sides[-1])
+    pieces: tuple[Any, ...]
+    if len(sides) == 3:
+        if not variables[1] or not all(each in ("<", r"\le") for each in operators):
+            return None
+        pieces = ((ends[0], closed, ends[1], operators[1] == r"\le"),)
+    elif not variables[0]:
+        if first not in _FLIPPED:
+            return None
+        if first in (">", r"\ge"):
+            first, ends = _FLIPPED[first], ends[::-1]
+        return Answer("relation", text, (first, *ends))
+    elif first == r"\ne":
+        pieces = ((low, False, ends[1], False), (ends[1], False, high, False))
+    elif first in ("<", r"\le"):
+        pieces = ((low, False, ends[1], closed),)
+    else:
+        pieces = ((ends[1], closed, high, False),)
+    name = sides[len(sides) - 2]
+    return Answer("assignment", text, (_tight(name), Answer("region", text, pieces)))
+
+
+def _is_variable(text: str) -> bool:
+    return _VARIABLE.fullmatch(text) is not None and text not in (r"\pi", _INFINITY)
+
+
+def _tight(text: str) -> str:
+    return text.replace(" ", "").replace("{", "").replace("}", "")
+
+
+def _bracketed(text: str, depth: int) -> Answer | None:
+    if text.startswith(r"\{") and text.endswith(r"\}") and text.count(r"\{") == 1:
+        inner = text[2:-2].strip()
+        return Answer(
+            "set", text, tuple(_parse(item, depth + 1) for item in _items(inner, True)[0])
+        )
+    if text == r"\emptyset" or re.fullmatch(
+        r"\\?(?:text\{)?no (?:real )?solutions?\}?", text, re.I
+    ):
+        return Answer("set", text)
+    if re.fullmatch(r"\\mathbb\{?R\}?", text):
+        low, high = scalar("-" + _INFINITY), scalar(_INFINITY)
+        return Answer("region", text, ((low, False, high, False),))
+    if len(text) < 3 or text[0] not in "([" or text[-1] not in ")]":
+        return None
+    if len(_split(text[1:-1], re.compile("(?!)"))[0]) != 1 or not _encloses(text):
+        return None
+    items, _ = _items(text[1:-1], True)
+    if len(items) == 1 and text[0] == "(" and text[-1] == ")":
+        letter = re.fullmatch(r"[A-Za-z]", items[0])
+        return words(items[0]) if letter else _parse(items[0], depth + 1)
+    if len(items) < 2:
+        return None
+    answers = tuple(_parse(item, depth + 1) for item in items)
+    if len(items) == 2 and text[0] + text[-1] != "()":
+        piece = (answers[0], text[0] == "[", answers[1], text[-1] == "]")
+        return Answer("region", text, (piece,))
+    return Answer("tuple", text, answers)
+
+
+def _encloses(text: str) -> bool:
+    """Whether the first bracket is closed by the last, of whatever kinds they are."""
+    depth = 0
+    for i, character in enumerate(text):
+        depth += (character in "([") - (character in ")]")
+        if depth == 0:
+            return i == len(text) - 1
+    return False
+
+
+def _united(text: str, depth: int) -> Answer | None:
+    sides, operators = _split(text, re.compile(r"\\cup(?![A-Za-z])"))
+    if not operators:
+        return None
+    regions = [as_region(_parse(side, depth + 1)) for side in sides if side]
+    if None in regions:
+        return None
+    return Answer("region", text, tuple(piece for region in regions for piece in region or ()))
+
+
+def as_region(answer: Answer) -> tuple[Any, ...] | None:
+    """The pieces of a region, of an open interval read as a pair, or of a finite set."""
+    if answer.kind == "region":
+        return answer.parts
+    if answer.kind == "tuple" and len(answer.parts) == 2:
+        return ((answer.parts[0], False, answer.parts[1], False),)
+    if answer.kind == "set":
+        return tuple((each, True, each, True) for each in answer.parts)
+    return None
+
+
+def _plus_minus(text: str, depth: int) -> Answer | None:
+    if r"\pm" not in text and r"\mp" not in text:
+        return None
+    signs = [
+        re.sub(r"\\pm ?", upper, re.sub(r"\\mp ?", lower, text)) for upper, lower in ("+-", "-+")
+    ]
+    return Answer(
+        "list", text, tuple(_parse(each.strip().removeprefix("+"), depth + 1) for each in signs)
+    )
+
+
+def _matrix(text: str, environment: str, body: str, depth: int) -> Answer:
+    rows = [
+        row
+        for row in re.split(r"\\\\(?:\[[^\]]*\])?|\\cr", body.replace(r"\hline", ""))
+        if row.strip()
+    ]
+    cells = [[_parse(cell.strip(), depth + 1) for cell in row.split("&")] for row in rows]
+    shape = ("|" if environment in ("vmatrix", "Vmatrix") else "", *map(len, cells))
+    return Answer("matrix", text, (shape, *(cell for row in cells for cell in row)))
+
+
+def number(text: str) -> Fraction | None:
+    """The text as one exact number: `-7`, `3/4`, `3\\frac{1}{2}`, `1.2\\times 10^5`, `0.\\bar3`."""
+    match = _NUMBER.fullmatch(_THOUSANDS.sub(lambda found: found[0].replace(",", ""), text).strip())
+    if match is None or text.count(".") > 2:
+        return None
+    try:
+        if match["into"]:
+            value = int(match["whole"]) + Fraction(int(match["mixed"]), int(match["into"]))
+        elif match["bottom"]:
+            value = Fraction(match["top"]) / Fraction(match["bottom"])
+        elif match["repeated"]:
+            fixed, repeated = match["fixed"], match["repeated"]
+            whole = Fraction(int(match["integer"] + fixed or 0), 10 ** len(fixed))
+            value = whole + Fraction(int(repeated), (10 ** len(repeated) - 1) * 10 ** len(fixed))
+        else:
+            value = Fraction(match["decimal"].removesuffix(".")) / Fraction(match["over"] or 1)
+            value *= Fraction(10) ** int(match["e"] or match["exponent"] or 0)
+    except (ValueError, ZeroDivisionError):
+        return None
+    return -value if match["sign"] == "-" else value
+
+
+def scalar(text: str) -> Answer:
+    """A number or an expression, with its unit; words if it is neither."""
+    exact = number(text)
+    if exact is not None:
+        return Answer("scalar", text, (exact, False, None))
+    body, percent, unit = _measured(text)
+    spoken = _SPOKEN.get(body.casefold())
+    exact = number(body) if spoken is None else Fraction(spoken)
+    scale = re.fullmatch(r"(.*\d) (hundred|thousand|million|billion|trillion)", body, re.I)
+    if scale and (times := number(scale[1])) is not None:
+        exact = times * _SCALES[scale[2].lower()]
+    if exact is not None:
+        return Answer("scalar", text, (exact, percent, unit))
+    letters = re.sub(r"\\(?:text\{[^{}]*\}|[A-Za-z]+)", " ", body)
+    odd = r"\text" in body or re.fullmatch(r"[\d ]+ [\d ]+", body)
+    if odd or _PROSE.search(letters) or body.lower() in _SHORT_WORDS:
+        return words(text)
+    return Answer("scalar", text, (body, percent, unit))
+
+
+def _measured(text: str) -> tuple[str, bool, Unit | None]:
+    """A quantity without its unit; whether that is percent; the unit, if it is a known one."""
+    body = re.sub(r"^(?:\\approx|approximately|about|roughly|exactly) ?", "", text)
+    body = body.split(r"\approx")[0].strip() or body
+    unit: Unit | None = None
+    if (match := _CURRENCY.search(body)) and re.search(r"\d", body):
+        unit, body = (match[1], Fraction(1)), _CURRENCY.sub("", body).strip()
+    percent = re.fullmatch(r"(.*?) ?(?:\\?%|\\text\{ ?percent ?\}|percent)", body)
+    if percent:
+        return percent[1], True, None
+    quantity = re.search(r"\d|\\pi|\\sqrt", body) is not None
+    if quantity and r"\sin" not in body and r"\cos" not in body and r"\tan" not in body:
+        match = _UNIT.fullmatch(body)
+        if match and re.search(r"\d|\\pi|\\sqrt", match[1]):
+            return _measured_by(match[1], match[2], unit)
+        match = _PLAIN_UNIT.fullmatch(body)
+        if match and number(match[1]) is not None:
+            first = match[3].split()[0]
+            known = first.lower() in _SCALES or read_unit(match[3]) is not None
+            long = match[2] == " " and re.search(r"[A-Za-z]{3}", match[3]) is not None
+            if long or (known and (match[2] or len(match[3]) > 1)):
+                return _measured_by(match[1], match[3], unit)
+    return body, False, unit
+
+
+def _measured_by(body: str, text: str, unit: Unit | None) -> tuple[str, bool, Unit | None]:
+    text = re.sub(r"\\text|[{}]", " ", text).strip()
+    first, _, rest = text.partition(" ")
+    if first.lower() in _SCALES:
+        body, text = f"{body} {first}", rest
+    return body.strip(), False, unit or read_unit(text)

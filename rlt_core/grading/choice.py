@@ -1,0 +1,79 @@
+"""Multiple choice: the one letter that a solution chooses."""
+
+from __future__ import annotations
+
+import json
+import re
+from string import ascii_uppercase
+
+from rlt_core.grading import text as reader
+
+_DEFAULT_CHOICES = 4
+_MARKUP = re.compile(r"\\(?:text(?:bf|rm|it)?|mathrm|mathbf|mbox|rm|left|right)(?![A-Za-z])|\\.|"
+                     r"[*_`${}]")  # fmt: skip
+_LEAD = re.compile(
+    r"(?i:(?:the )?(?:correct |final )?(?:answer|option|choice)(?: is)?:? |it(?:'s| is) )?"
+    r"(?:[(\[] ?(?P<bracketed>[A-Za-z]) ?[)\]]|(?P<lower>[a-z])(?=\)|\.?$)|"
+    r"(?P<upper>[A-Z])(?=[).:,/&]|$| (?:because|since|is|as|and|or|nor|-|\N{EN DASH}) ?))"
+)
+_ANOTHER = re.compile(r"\W*(?:and|or|nor|[,/&])\W*[A-Z]\b")
+_STANDING = re.compile(r"(?<![\w'\\^])(?!A (?!or |and |nor )[a-z])([A-Z])(?![\w'^=+]| ?=)")
+_SAID = re.compile(
+    r"\b(?i:answer|option|choice|choose|pick|select)\b(?i:\s{1,3}(?:is|would be|must be|clearly|"
+    r"thus|therefore|definitely|option|choice|answer|the|correct|letter)){0,5}[\s:]{0,4}"
+    r"(?:[(\[]([A-Za-z])[)\]]|([A-Z])(?![\w']))"
+)
+
+
+def _letters(metadata: str | None) -> str:
+    """A-D, or as many letters as the metadata's `choices` says."""
+    try:
+        choices = json.loads(metadata or "{}").get("choices", _DEFAULT_CHOICES)
+        return ascii_uppercase[: choices if isinstance(choices, int) else len(choices)]
+    except (ValueError, TypeError, AttributeError):
+        return ascii_uppercase[:_DEFAULT_CHOICES]
+
+
+def _plain(text: str) -> str:
+    return " ".join(_MARKUP.sub(" ", text).split())
+
+
+def _leading(text: str, letters: str) -> str | None:
+    """The letter at the start of `B`, `(b)`, `Option B`, `B) 3 m/s`; None where another follows."""
+    match = _LEAD.match(_plain(text))
+    if match is None:
+        return None
+    group = str(match.lastgroup)
+    letter = match[group].upper()
+    another = _ANOTHER.match(_plain(text), match.end(group))
+    return None if another or letter not in letters else letter
+
+
+def _chosen(text: str, letters: str) -> str | None:
+    """The leading letter, else the only capital letter of a choice that stands alone."""
+    standing = {letter for letter in _STANDING.findall(_plain(text)) if letter in letters}
+    return _leading(text, letters) or (standing.pop() if len(standing) == 1 else None)
+
+
+def choice_letter(text: str, metadata: str | None = None) -> str | None:
+    """The letter that a solution chooses: a box that is one letter, else the last line `Answer: …`,
+    else what it is or says (`the answer is C`, `option C`)."""
+    letters, text = _letters(metadata), reader.after_thought(text)
+    box = reader.last_box(text)
+    if box is not None and not box.content:
+        return None
+    if box is not None and (letter := _leading(box.content, letters)):
+        return letter
+    line = reader.answer_line(text)
+    if line is not None:
+        return _chosen(line[1], letters)
+    marked = reader.marked_answer(text) if box is None else None
+    letter = _chosen(marked, letters) if marked else None
+    if letter is None and len(text) < reader.MAX_ANSWER_CHARS:
+        letter = _leading(text, letters)
+    if letter is None:
+        for said in _SAID.finditer(text):
+            found = (said[1] or said[2]).upper()
+            if found in letters and not _ANOTHER.match(text, said.end()):
+                letter = found
+    return letter

@@ -1,0 +1,273 @@
+"""Whether two typed answers are equal. math-verify is slow to import and able to hang: call this in
+the grading worker."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from functools import lru_cache
+from random import Random
+from typing import Any
+
+from rlt_core.grading.answers import Answer, as_region, scalar, words
+
+_NEVER_S = 10**6
+"""math-verify's own alarms turn a hang into `wrong`; they are set so late that the worker is killed
+first, and the item is reported as grader_failed."""
+_POINTS, _TRIES = 3, 12
+_DIGITS = 30
+_DIFFERENTIAL = re.compile(r"(?<![\\A-Za-z])([a-z]?)d(?=[a-z]{1,2}(?![A-Za-z]))")
+"""A product `dc`, which math-verify would read as a differential."""
+
+
+def same(a: Answer, b: Answer) -> bool:
+    """Whether a given answer is the right one. Symmetric."""
+    if a.text == b.text:
+        return True
+    if "assignment" in (a.kind, b.kind):
+        return _same_assignment(a, b)
+    if "words" in (a.kind, b.kind):
+        return (a.kind == b.kind and a.parts == b.parts) or words(a.text).parts == words(
+            b.text
+        ).parts
+    if a.kind == b.kind:
+        return _same_kind(a, b)
+    for one, other in ((a, b), (b, a)):
+        if other.kind in ("set", "list") and len(other.parts) == 1:
+            return same(one, other.parts[0])
+        if one.kind == "region" and (pieces := as_region(other)) is not None:
+            return _same_regions(one.parts, pieces)
+        if one.kind == "list" and other.kind == "tuple":
+            return _in_order(_values(one), _values(other))
+        if one.kind == "list" and other.kind == "set":
+            return _unordered(one.parts, other.parts)
+        if one.kind == "base" and other.kind == "scalar":
+            return _tight(other).upper().lstrip("0") == one.parts[0]
+        if one.kind == "time" and other.kind == "scalar" and one.parts[1] > 9:
+            ratio = scalar(rf"\frac{{{one.parts[0]}}}{{{one.parts[1]}}}")
+            return one.parts[2:] == (0, "") and _same_kind(ratio, other)
+    return False
+
+
+def _same_kind(a: Answer, b: Answer) -> bool:
+    if a.kind == "scalar":
+        return _same_scalars(a, b)
+    if a.kind == "set":
+        return all(any(same(x, y) for y in b.parts) for x in a.parts) and all(
+            any(same(x, y) for x in a.parts) for y in b.parts
+        )
+    if a.kind == "list":
+        return _unordered(a.parts, b.parts)
+    if a.kind == "tuple":
+        return _in_order(a.parts, b.parts)
+    if a.kind == "region":
+        return _same_regions(a.parts, b.parts)
+    if a.kind == "matrix":
+        return a.parts[0] == b.parts[0] and _in_order(a.parts[1:], b.parts[1:])
+    if a.kind == "time":
+        return _same_times(a.parts, b.parts)
+    if a.kind == "relation":
+        return a.parts[0] == b.parts[0] and _proportional(a, b)
+    return a.parts == b.parts
+
+
+def _tight(answer: Answer) -> str:
+    return answer.text.replace(" ", "")
+
+
+def _values(answer: Answer) -> tuple[Answer, ...]:
+    return tuple(each.parts[1] if each.kind == "assignment" else each for each in answer.parts)
+
+
+def _in_order(a: tuple[Answer, ...], b: tuple[Answer, ...]) -> bool:
+    return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _unordered(a: tuple[Answer, ...], b: tuple[Answer, ...]) -> bool:
+    if len(a) != len(b):
+        return False
+    left = list(b)
+    for each in a:
+        found = next((other for other in left if same(each, other)), None)
+        if found is None:
+            return False
+        left.remove(found)
+    return True
+
+
+def _same_assignment(a: Answer, b: Answer) -> bool:
+    """A name does not matter where the other answer has none; of two names, both sides count."""
+    if a.kind == b.kind:
+        if a.parts[0] == b.parts[0]:
+            return same(a.parts[1], b.parts[1])
+        return _proportional(_as_relation(a), _as_relation(b))
+    one, other = (a, b) if a.kind == "assignment" else (b, a)
+    if other.kind == "relation":
+        return other.parts[0] == "=" and _proportional(_as_relation(one), other)
+    return same(one.parts[1], other)
+
+
+def _as_relation(assignment: Answer) -> Answer:
+    name, value = assignment.parts
+    return Answer("relation", assignment.text, ("=", scalar(name), value))
+
+
+def _same_times(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    """Where one says `am` or `pm` and the other does not, that is no difference."""
+    if a[1:3] != b[1:3]:
+        return False
+    if a[3] and b[3]:
+        return a[0] % 12 == b[0] % 12 and a[3] == b[3]
+    if a[3] or b[3]:
+        half, plain = (a, b) if a[3] else (b, a)
+        hour = half[0] % 12 + (12 if half[3] == "p" else 0)
+        return plain[0] in (half[0], hour)
+    return bool(a[0] == b[0])
+
+
+def _same_regions(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    def closed(piece: Any, other: Any) -> bool:
+        return piece[1] == other[1] and piece[3] == other[3]
+
+    left = list(b)
+    for piece in a:
+        found = next(
+            (o for o in left if closed(piece, o) and same(piece[0], o[0]) and same(piece[2], o[2])),
+            None,
+        )
+        if found is None:
+            return False
+        left.remove(found)
+    return not left
+
+
+def _same_scalars(a: Answer, b: Answer) -> bool:
+    (x, x_percent, x_unit), (y, y_percent, y_unit) = a.parts, b.parts
+    if x_unit and y_unit:
+        if x_unit[0] != y_unit[0]:
+            return False
+        factors = [(x_unit[1], y_unit[1])]
+    elif x_percent != y_percent:  # 50% may be written as 50, and as 0.5
+        share = Fraction(1, 100)
+        factors = [(Fraction(1), Fraction(1)), (share if x_percent else Fraction(1),
+                                                share if y_percent else Fraction(1))]  # fmt: skip
+    else:
+        factors = [(Fraction(1), Fraction(1))]
+    return any(_equal(x, p, y, q) for p, q in factors)
+
+
+def _equal(x: Fraction | str, p: Fraction, y: Fraction | str, q: Fraction) -> bool:
+    if isinstance(x, Fraction) and isinstance(y, Fraction):
+        return x * p == y * q
+    from sympy import Rational
+
+    left, right = expression(x), expression(y)
+    if left is None or right is None:
+        return p == q and isinstance(x, str) and isinstance(y, str) and x.split() == y.split()
+    try:
+        return equal_expressions(left * Rational(p), right * Rational(q))
+    except TypeError:  # a set or a relation has no multiples
+        return p == q and equal_expressions(left, right)
+
+
+@lru_cache(maxsize=512)
+def expression(value: Fraction | str) -> Any:
+    """A number or LaTeX as SymPy sees it, decimals exact; None for what math-verify cannot read."""
+    from math_verify import LatexExtractionConfig, parse
+    from sympy import Basic, Float, Rational
+
+    if isinstance(value, Fraction):
+        return Rational(value.numerator, value.denominator)
+    latex = value.replace(r"^\circ", r"\cdot\frac{\pi}{180}").replace("%", r"\%")
+    latex = _DIFFERENTIAL.sub(r"\1{d}", latex)
+    parsed = parse(
+        rf"\boxed{{{latex}}}",
+        extraction_config=[LatexExtractionConfig()],
+        fallback_mode="no_fallback",
+        parsing_timeout=_NEVER_S,
+    )
+    if not parsed:
+        return None
+    found = parsed[0]
+    if isinstance(found, Basic):
+        return found.xreplace({each: Rational(str(each)) for each in found.atoms(Float)})
+    return found
+
+
+def equal_expressions(a: Any, b: Any) -> bool:
+    """By their values at a few points, to 15 digits and relative to their size, since math-verify
+    takes numbers below 1e-6 for equal; by math-verify where they have no values. Points outside the
+    domain of real functions are passed over."""
+    from math_verify import verify
+    from sympy import I
+
+    if a == b:
+        return True
+    agreed = 0
+    for point in range(_TRIES):
+        x, y = _value(a, point), _value(b, point)
+        if x is None or y is None:
+            break
+        variable = bool(a.free_symbols | b.free_symbols)
+        if variable and not (a.has(I) or b.has(I) or (x.is_real and y.is_real)):
+            continue
+        if not _close(x, y):
+            return False
+        agreed += 1
+        if agreed == _POINTS or not variable:
+            return True
+    return agreed > 0 or bool(verify([a], [b], timeout_seconds=_NEVER_S))
+
+
+def _close(x: Any, y: Any) -> bool:
+    """Whether two values are equal, relative to their size."""
+    from sympy import Rational
+
+    if x.is_infinite or y.is_infinite or (x.is_Rational and y.is_Rational):
+        return bool(x == y)
+    return bool(abs(x - y) <= max(abs(x), abs(y)) * Rational(10) ** -(_DIGITS // 2))
+
+
+def _value(expression: Any, point: int) -> Any:
+    """Its value where each symbol has a value of its own; None if it has none."""
+    from sympy import Basic, Float, Rational, nan, zoo
+
+    if not isinstance(expression, Basic):
+        return None
+    values = {
+        symbol: Rational(Random(f"{symbol.name} {point}").randint(-9999, 9999), 1009)
+        for symbol in expression.free_symbols
+    }
+    try:
+        found = expression.subs(values)
+        if not found.is_Rational:
+            found = found.evalf(_DIGITS)
+        # evalf leaves a sum that is zero as a Float without a significant digit
+        found = found.xreplace({each: 0 for each in found.atoms(Float) if each._prec == 1})
+    except Exception:  # SymPy raises what it likes; math-verify then decides
+        return None
+    number = getattr(found, "is_number", False) and not found.has(zoo, nan)
+    return found if number and (found.is_infinite or found.is_complex) else None
+
+
+def _proportional(a: Answer, b: Answer) -> bool:
+    """Whether two equations or inequalities (`<`, `<=`) say the same: the differences of their
+    sides have a constant ratio, positive for an inequality."""
+    differences = []
+    for relation in (a, b):
+        if any(side.kind != "scalar" for side in relation.parts[1:]):
+            return False
+        left, right = (expression(side.parts[0]) for side in relation.parts[1:])
+        if left is None or right is None:
+            return False
+        differences.append(left - right)
+    x, y = differences
+    ratio = None
+    for point in range(_POINTS):
+        p, q = _value(x, point), _value(y, point)
+        if p is None or q is None or p == 0 or q == 0:
+            return False
+        if ratio is not None and not _close(p / q, ratio):
+            return False
+        ratio = p / q
+    return ratio is not None and (a.parts[0] == "=" or bool(ratio > 0))

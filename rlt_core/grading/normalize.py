@@ -1,0 +1,148 @@
+r"""One spelling for what is written in many: LaTeX, Unicode and plain text to plain LaTeX.
+
+`½`, `\tfrac12` and `\frac{1}{2}` become one text, and so do `x²` and `x^2`, `12\,345` and `12345`,
+full-width and ASCII digits. What an answer means is for `answers.py`.
+"""
+
+# ruff: noqa: RUF001
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+
+_SYMBOLS = str.maketrans({
+    "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ",
+    "÷": r"\div ", "∕": "/", "⁄": "/", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "⩽": r"\le ",
+    "≥": r"\ge ", "⩾": r"\ge ", "≠": r"\ne ", "∈": r"\in ", "∪": r"\cup ", "∩": r"\cap ",
+    "∅": r"\emptyset ", "°": r"^\circ ", "º": r"^\circ ", "±": r"\pm ", "∓": r"\mp ",
+    "√": r"\sqrt ", "≈": r"\approx ", "∠": r"\angle ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}",
+    "ℕ": r"\mathbb{N}", "…": r"\ldots ", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ",
+    "θ": r"\theta ", "φ": r"\phi ", "λ": r"\lambda ", "μ": r"\mu ", "σ": r"\sigma ",
+    "ω": r"\omega ", "€": r"\euro ", "£": r"\pounds ", "¥": r"\yen ", "₹": r"\rupee ",
+    "⟨": "(", "⟩": ")", "’": "'", "\u2009": r"\,", "\u202f": r"\,", "\u00a0": r"\,",
+    "\u200b": "", "\ufeff": "", "\0": "",
+})  # fmt: skip
+_SCRIPTS = {"^": "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "_": "₀₁₂₃₄₅₆₇₈₉₊₋"}
+_NAMES = r"pi|theta|alpha|beta|infty|sqrt|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln"
+_SPACES = r"(?:\\[,;: ]|~|\\thinspace(?![A-Za-z]))"
+
+# In this order; each once.
+_RULES = [(re.compile(pattern), new) for pattern, new in [
+    (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\.?", ""),
+    (r"\\(?:displaystyle|textstyle|limits|notag|negthinspace)(?![A-Za-z])|\\!", ""),
+    (r"\{,\}", ","),
+    (r"(?<=[\d,])" + _SPACES + r"+(?=\d{3}(?!\d))", ""),
+    (r"(?<!\\)" + _SPACES + r"|\\(?:quad|qquad)(?![A-Za-z])", " "),
+    (r"\\(?:langle|lparen)(?![A-Za-z])", "("),
+    (r"\\(?:rangle|rparen)(?![A-Za-z])", ")"),
+    (r"\\lbrace(?![A-Za-z])", r"\\{"), (r"\\rbrace(?![A-Za-z])", r"\\}"),
+    (r"\\lbrack(?![A-Za-z])", "["), (r"\\rbrack(?![A-Za-z])", "]"),
+    (r"\\(?:mathrm|operatorname|rm)\s*\{\s*([a-z])\s*\}", r"\1"),
+    (r"\\(?:mathbf|boldsymbol|mathit|bm|vec)\s*\{([^{}]*)\}", r"\1"),
+    (r"\\(?:text(?:bf|rm|it|normal|sf|tt)?|mathrm|mbox|operatorname\*?|hbox)\s*\{", r"\\text{"),
+    (r"\\text\{\s*\}", " "),
+    (r"\\text\{\s*,?\s*(and|or)\s*\}", r" \1 "),
+    (r"\\text\{(,\s)\s*\}", r"\1"),
+    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+    (r"\\frac\s*([0-9a-z])\s*([0-9a-z])", r"\\frac{\1}{\2}"),
+    (r"\\frac\s*([0-9a-z])\s*\{", r"\\frac{\1}{"),
+    (r"\\frac\s*(\{[^{}]*\})\s*([0-9a-z])", r"\\frac\1{\2}"),
+    (r"\\frac\s*(\{[^{}]*\})\s*\{", r"\\frac\1{"),
+    (r"\^\s*\{?\s*(?:\\circ|\\degree|\\text\{\s*o\s*\})\s*\}?|\\degrees?(?![A-Za-z])", r"^\\circ "),
+    (r"\\(?:varnothing|O(?![A-Za-z]))", r"\\emptyset"),
+    (r"\\(?:leqslant|leqq|leq)(?![A-Za-z])|<=", r"\\le "),
+    (r"\\(?:geqslant|geqq|geq)(?![A-Za-z])|>=", r"\\ge "),
+    (r"\\lt(?![A-Za-z])", "<"), (r"\\gt(?![A-Za-z])", ">"),
+    (r"\\neq(?![A-Za-z])|!=", r"\\ne "),
+    (r"\\(?:lor|vee)(?![A-Za-z])", " or "), (r"\\(?:land|wedge)(?![A-Za-z])", " and "),
+    (r"\\simeq|\\thickapprox|~=", r"\\approx "),
+    (r"(?<![\\A-Za-z])(?:\+\s*infinity|\+?\binfinity|oo)(?![A-Za-z])", r"\\infty "),
+    (r"(?<![\\A-Za-z])(" + _NAMES + r")(?![A-Za-z])", r"\\\1 "),
+    (r"\+\s*\\infty", r"\\infty"),
+    (r"\*\*", "^"),
+    (r"\\sqrt\s+(?=[\[{])", r"\\sqrt"),
+    (r"\\sqrt\s+(\d+(?:\.\d+)?|[A-Za-z]|\\pi(?![A-Za-z]))", r"\\sqrt{\1}"),
+    (r"\\sqrt([0-9A-Za-z])(?![A-Za-z])", r"\\sqrt{\1}"),
+    (r"\^\s*([-+]?\d{2,}|[-+]\d)", r"^{\1}"),
+    (r"\^\s*\{\s*([0-9A-Za-z])\s*\}", r"^\1"),
+    (r"(?<![\d.])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),
+    (r"(?<![\d.])(\d+)\s+(?=\\frac\{\d+\}\{\d+\})", r"\1"),
+    (r"\s+", " "),
+]]  # fmt: skip
+_WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"),
+             ("__", "__"), ("*", "*"))  # fmt: skip
+_DOUBLED = re.compile(r"\\\\(?=[a-zA-Z])")
+_SPACED_THOUSANDS = re.compile(r"-?\d{1,3}(?: \d{3})+(?:\.\d+)?")
+_BARE_ARGUMENT = re.compile(r"(?:\\sqrt|\^)\s*\(")
+_TIGHT = re.compile(r"(?<=\w) (?!\w)|(?<!\w) ")
+
+
+def closing(text: str, start: int, limit: int | None = None) -> int:
+    """Position of the bracket that closes the one at `start`, before `limit`, counting only its own
+    kind and not escaped ones; -1 if there is none."""
+    opened, closed, depth, i = text[start], {"(": ")", "[": "]", "{": "}"}[text[start]], 0, start
+    while i < (len(text) if limit is None else limit):
+        if text[i] == "\\":
+            i += 2
+            continue
+        depth += (text[i] == opened) - (text[i] == closed)
+        if not depth:
+            return i
+        i += 1
+    return -1
+
+
+def unwrapped(text: str) -> str:
+    """The text without the marks that enclose all of it: `$…$`, `**…**`, and a final full stop."""
+    while True:
+        before = text
+        text = text.strip().rstrip(",;").removesuffix(".").strip()
+        for opened, closed in _WRAPPERS:
+            inner = text[len(opened) : -len(closed)]
+            if (
+                len(text) > len(opened) + len(closed)
+                and text.startswith(opened)
+                and text.endswith(closed)
+                and not text.endswith("\\" + closed)
+                and opened not in inner
+            ):
+                text = inner
+        if text.startswith("{") and closing(text, 0) == len(text) - 1:
+            text = text[1:-1]
+        if text == before:
+            return text
+
+
+def _ascii(text: str) -> str:
+    for mark, digits in _SCRIPTS.items():
+        table = str.maketrans(digits, "0123456789+-")
+        text = re.sub(f"[{digits}]+", lambda run, m=mark, t=table: f"{m}{{{run[0].translate(t)}}}",
+                      text)  # fmt: skip
+    text = re.sub(r"[¼-¾⅐-⅞]", lambda one: _fraction(one[0]), text).translate(_SYMBOLS)
+    return unicodedata.normalize("NFKC", text)
+
+
+def _fraction(character: str) -> str:
+    top, _, bottom = unicodedata.normalize("NFKC", character).partition("⁄")
+    return rf"\frac{{{top}}}{{{bottom}}}"
+
+
+@lru_cache(maxsize=4096)
+def normalized(text: str) -> str:
+    r"""The text in its one spelling. Currency signs become commands (`\dollar`, `\euro`)."""
+    text = unwrapped(_ascii(text))
+    if "matrix" not in text and "array" not in text and "cases" not in text:
+        text = _DOUBLED.sub(r"\\", text)
+    text = text.replace(r"\$", r"\dollar ")
+    text = text.replace("$", "" if text.count("$") % 2 == 0 else r"\dollar ")
+    text = re.sub(r"\*\*(.+?)\*\*", r"\1", text) if text.count("**") == 2 and " " in text else text
+    for pattern, new in _RULES:
+        text = pattern.sub(new, text)
+    text = unwrapped(text)
+    if _SPACED_THOUSANDS.fullmatch(text):
+        text = text.replace(" ", "")
+    while (match := _BARE_ARGUMENT.search(text)) and (end := closing(text, match.end() - 1)) > 0:
+        inner, command = text[match.end() : end], match[0].rstrip("( ")
+        text = f"{text[: match.start()]}{command}{{{inner}}}{text[end + 1 :]}"
+    return _TIGHT.sub("", text)
