@@ -104,7 +104,8 @@ EVAL_SCORES = _schema(
     high=pa.float64(),
     questions=pa.int32(),
     samples=pa.int32(),  # completions a question
-    ungraded=pa.int32(),  # completions left out: ungradable or grader_failed
+    ungraded=pa.int32(),  # completions left out: ungradable
+    grader_failed=pa.int32(),  # completions counted as wrong because the grader hung or died
 )
 
 TRAIN_STEPS = _schema(

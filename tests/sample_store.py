@@ -96,8 +96,8 @@ def score_row(
 
 
 def eval_row(question: int, correct: bool | None, **values: Any) -> dict[str, Any]:
-    """A graded completion; None: the grader failed."""
-    outcome = {True: "correct", False: "wrong", None: "grader_failed"}[correct]
+    """A graded completion; None: an ungradable one."""
+    outcome = {True: "correct", False: "wrong", None: "ungradable"}[correct]
     common = {
         "task": "test", "question_id": f"t{question:03}", "seed": 0, "sample": 0,
         "question": f"what is {question} + 1?", "completion": f"it is {question + 1}",
@@ -145,7 +145,7 @@ def _evaluation(
     scores = row(
         "eval_scores", task="test", seed=seed or 0, model=model.ref.key, label=variant,
         metric="avg@1", value=value, low=max(0.0, value - 0.2), high=min(1.0, value + 0.2),
-        questions=QUESTIONS, samples=1, ungraded=0,
+        questions=QUESTIONS, samples=1, ungraded=0, grader_failed=0,
     )  # fmt: skip
     return commit(
         store,

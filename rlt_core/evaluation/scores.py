@@ -16,8 +16,8 @@ def score_rows(
     """avg@n and pass@k of every task in rows of one model and seed, with 95% intervals; n is what
     the task's questions have.
 
-    `unparsable` counts as wrong. A question without graded completions is left out; for pass@k
-    one with fewer than k. A score without any question is null.
+    `unparsable` and `grader_failed` count as wrong. A question without graded completions is left
+    out; for pass@k one with fewer than k. A score without any question is null.
     """
     tasks: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for sample in samples:
@@ -33,6 +33,7 @@ def score_rows(
             "label": label,
             "samples": n,
             "ungraded": len(rows_of_task) - sum(map(len, graded.values())),
+            "grader_failed": sum(row["outcome"] == "grader_failed" for row in rows_of_task),
         }
         means = [sum(marks) / len(marks) for marks in graded.values()]
         rows.append(common | _row(f"avg@{n}", means, graded))

@@ -1,7 +1,8 @@
 """Answers in, verdicts out: correct, wrong, unparsable, ungradable or grader_failed.
 
 A verifier can hang or die on what a model wrote, so grading runs in a process that can be killed
-(`Grader`). Nothing here raises for what a model wrote, and no failure counts as a wrong answer.
+(`Grader`). Nothing here raises for what a model wrote. An answer on which the grader hangs or fails
+counts as wrong, and is counted beside the score.
 """
 
 from rlt_core.grading.client import Grader

@@ -8,7 +8,7 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -126,9 +126,22 @@ class Grader:
         """One grade an item, in order. Raises RuntimeError only if no worker can be started."""
         return [self._grade(item) for item in items]
 
-    def answers_of(self, solutions: Iterable[str]) -> list[str | None]:
-        """`answer_of` for many solutions; None also where reading one hung or failed."""
-        return [self._ask("math", "answer", solution)[0] for solution in solutions]
+    def self_check(self, questions: Sequence[Mapping[str, Any]]) -> list[int]:
+        r"""Positions of the questions (rows with answer, grader and metadata) whose right answer is
+        not graded correct, as \boxed{…} or as `Answer: …`: nothing can be graded with it.
+
+        Questions without a grader, or without an answer where it needs one, are not among them.
+        """
+        failing = []
+        for place, row in enumerate(questions):
+            grader = row["grader"]
+            if grader == "none" or (row["answer"] is None and grader != "countdown"):
+                continue
+            item = GradeItem(None, row["answer"], grader, row["metadata"])
+            passed, failed = self._ask(grader, "check", asdict(item))
+            if failed or not passed:
+                failing.append(place)
+        return failing
 
     def _grade(self, item: GradeItem) -> Grade:
         value, failed = self._ask(item.grader, "grade", asdict(item))

@@ -1,6 +1,6 @@
 """The grading process: JSON lines in on stdin, JSON lines out on stdout, one at a time.
 
-Requests: `["prepare", grader]`, `["grade", item]`, `["answer", solution]`; the reply is what the
+Requests: `["prepare", grader]`, `["grade", item]`, `["check", item]`; the reply is what the
 function returned, or `{"error": …}`. It ends when stdin closes, and is killed with its parent even
 in the middle of a computation. Run as `python -m rlt_core.grading.worker PARENT_PID`.
 """
@@ -16,7 +16,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from rlt_core.grading.grade import answer_of, grade
+from rlt_core.grading.grade import grade, grades_itself
 from rlt_core.grading.types import GradeItem
 
 _PR_SET_PDEATHSIG = 1
@@ -37,9 +37,8 @@ def _answer(request: list[Any]) -> Any:
         if value == "math":
             import math_verify  # noqa: F401  (half a second, once)
         return None
-    if operation == "answer":
-        return answer_of(value)
-    return asdict(grade(GradeItem(**value)))
+    item = GradeItem(**value)
+    return grades_itself(item) if operation == "check" else asdict(grade(item))
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ from rlt_core.report.traces import write_traces_csv
 TABLE = (
     "row", "model", "task", "missing", "paper_row", "paper_percent", "paper_mean_percent",
     "paper_from_others", "value", "low", "high", "method_low", "method_high", "by_seed",
-    "questions", "samples", "seeds", "ungraded", "baseline", "primary", "difference",
-    "difference_low", "difference_high", "p", "p_holm", "mcnemar_p", "method_difference",
+    "questions", "samples", "seeds", "ungraded", "grader_failed", "baseline", "primary",
+    "difference", "difference_low", "difference_high", "p", "p_holm", "mcnemar_p", "method_difference",
     "method_difference_low", "method_difference_high", "method_p", "method_p_holm", "detectable",
     "share", "share_set", "share_seeds_random", "model_keys", "evaluation_keys",
 )  # fmt: skip
@@ -107,6 +107,7 @@ def _score(line: Line) -> dict[str, Any]:
         "samples": score.samples,
         "seeds": len(score.by_seed),
         "ungraded": score.ungraded,
+        "grader_failed": score.grader_failed,
     }
     if score.method:
         found |= {"method_low": score.method.low, "method_high": score.method.high}

@@ -49,6 +49,8 @@ class Score:
     """Completions a question; None of a mean over tasks that differ in it."""
     ungraded: int
     """Completions, over all seeds, that are in no score."""
+    grader_failed: int
+    """Completions, over all seeds, counted as wrong because the grader hung or died on them."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ class _TaskAnswers:
         self.rows = {row.model: row for row in config.rows}
         self.parts = {model: evaluations.asked(model, task) for model in self.rows}
         self.ungraded = {model: evaluations.ungraded(model, task) for model in self.rows}
+        self.grader_failed = {model: evaluations.grader_failed(model, task) for model in self.rows}
         self.correct = {
             model: evaluations.correct(model, task) for model, parts in self.parts.items() if parts
         }
@@ -189,6 +192,7 @@ class _TaskAnswers:
             questions=checkpoint.questions,
             samples=correct_SQN.shape[-1],
             ungraded=self.ungraded[row.model],
+            grader_failed=self.grader_failed[row.model],
         )
 
     def shared(self, *models: str) -> list[Floats] | None:
@@ -326,6 +330,7 @@ def _mean_score(
         questions=checkpoint.questions,
         samples=scores[0].samples if len({score.samples for score in scores}) == 1 else None,
         ungraded=sum(score.ungraded for score in scores),
+        grader_failed=sum(score.grader_failed for score in scores),
     )
 
 

@@ -24,8 +24,9 @@ RANKED = re.compile(rf"(?:(?:{'|'.join(get_args(RankedSet))})-)?rank-\d+")
 """Students of the rank ablation: they have their own table."""
 COLUMNS = (
     "task", "model", "metric", "seed", "value", "low", "high", "questions", "samples", "ungraded",
-    "difference", "difference_low", "difference_high",
+    "grader_failed", "difference", "difference_low", "difference_high",
 )  # fmt: skip
+_MEASURED = ("value", "low", "high", "questions", "ungraded", "grader_failed")
 ALL = "all"
 """In `scores.csv`: the line over all seeds of a model."""
 
@@ -45,6 +46,8 @@ class ScoreLine:
     questions: int
     samples: int
     ungraded: int
+    grader_failed: int
+    """Completions counted as wrong because the grader hung or died on them."""
     difference: Estimate | None
     """Against the base model on the same questions; None for the base model itself."""
 
@@ -118,6 +121,14 @@ class Evaluations:
             for part in self.asked(variant, task)
             for each in self._answers[part.name][task].values()
             for mark in each.values()
+        )
+
+    def grader_failed(self, variant: str, task: str) -> int:
+        """Completions of a model, over its seeds, counted as wrong because the grader failed."""
+        by_seed = (self._scores[part.name] for part in self.asked(variant, task))
+        return sum(
+            next((row["grader_failed"] or 0 for row in rows if row["task"] == task), 0)
+            for rows in by_seed
         )
 
     def by_question(self, variant: str, task: str, metric: str) -> list[dict[str, float]]:
@@ -197,7 +208,7 @@ def _lines(
     common = {"task": task, "model": variant, "metric": metric, "samples": rows[0][1]["samples"]}
     by_seed = []
     for (part, row), values in zip(rows, by_question, strict=True):
-        measured = {name: row[name] for name in ("value", "low", "high", "questions", "ungraded")}
+        measured = {name: row[name] for name in _MEASURED}
         difference = _against(base, [values]) if variant != BASE else None
         by_seed.append(
             ScoreLine(**common, **measured, seed=part.seed, seeds=1, difference=difference)
@@ -208,13 +219,13 @@ def _lines(
     completions = sum(line.questions * line.samples for line in by_seed)
     overall = vars(fraction(matrix(by_question), completions))
     difference = _against(base, by_question) if variant != BASE else None
-    ungraded = sum(line.ungraded for line in by_seed)
     yield ScoreLine(
         **common,
         **overall,
         seed=None,
         seeds=len(by_seed),
-        ungraded=ungraded,
+        ungraded=sum(line.ungraded for line in by_seed),
+        grader_failed=sum(line.grader_failed for line in by_seed),
         difference=difference,
     )
     yield from by_seed

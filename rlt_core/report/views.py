@@ -186,7 +186,12 @@ def _score_columns(scores: Sequence[Score]) -> list[Column[Line]]:
             any(len(score.by_seed) > 1 for score in scores),
         ),
         Column("questions × samples × seeds", _size_cell),  # noqa: RUF001
-        Column("ungraded", _ungraded_cell, any(score.ungraded for score in scores)),
+        Column("ungraded", _counted("ungraded"), any(score.ungraded for score in scores)),
+        Column(
+            "grader failed (wrong)",
+            _counted("grader_failed"),
+            any(score.grader_failed for score in scores),
+        ),
     ]
 
 
@@ -239,8 +244,8 @@ def _size_cell(line: Line) -> Cell:
     return Cell(f"{score.questions} × {samples} × {len(score.by_seed)}")  # noqa: RUF001
 
 
-def _ungraded_cell(line: Line) -> Cell:
-    return Cell(str(line.score.ungraded) if line.score else NOTHING)
+def _counted(name: str) -> Callable[[Line], Cell]:
+    return lambda line: Cell(str(getattr(line.score, name)) if line.score else NOTHING)
 
 
 def _detectable_cell(line: Line) -> Cell:

@@ -132,8 +132,8 @@ def _arrivals(
     grader: Grader,
     control: Control,
 ) -> list[bool | None]:
-    """Whether each explanation, read as a solution, gives the question's answer; None where that
-    cannot be graded, or the grader failed."""
+    """Whether each explanation, read as a solution, gives the question's answer; not where the
+    grader failed; None where it cannot be graded."""
     items = [_item(trace["text"], questions[trace["question_id"]]) for trace in traces]
     outcomes: list[str] = []
     while len(outcomes) < len(items):

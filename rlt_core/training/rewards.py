@@ -237,7 +237,7 @@ def _columns(
 class AnswerReward:
     """Correctness of a student's answer, for the RL cold-start (paper, section 2.1).
 
-    An answer on which the grader hangs or dies is no correct one: it is rewarded as wrong and
+    An answer on which the grader hangs or dies is rewarded as wrong, as evaluation scores it, and
     counted in `grader_failed`. Should that happen to most of a batch, the grader itself is broken:
     RuntimeError.
     """

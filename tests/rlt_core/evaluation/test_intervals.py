@@ -87,10 +87,10 @@ def _sample(question: str, outcome: str, task: str = "test") -> dict[str, object
     return {"task": task, "seed": 0, "model": "m", "question_id": question, "outcome": outcome}
 
 
-def test_scores_leave_out_what_was_not_graded_and_count_it() -> None:
+def test_scores_leave_out_what_cannot_be_graded_and_count_it() -> None:
     samples = [
         _sample("a", "correct"), _sample("a", "wrong"),
-        _sample("b", "correct"), _sample("b", "grader_failed"),
+        _sample("b", "correct"), _sample("b", "ungradable"),
         _sample("c", "unparsable"), _sample("c", "unparsable"),
         _sample("d", "ungradable"), _sample("d", "ungradable"),
     ]  # fmt: skip
@@ -98,6 +98,22 @@ def test_scores_leave_out_what_was_not_graded_and_count_it() -> None:
     assert (avg["metric"], avg["value"], avg["questions"], avg["ungraded"]) == ("avg@2", 0.5, 3, 3)
     assert {**pass_1, "metric": ""} == {**avg, "metric": ""}
     assert (pass_2["metric"], pass_2["value"], pass_2["questions"]) == ("pass@2", 0.5, 2)
+
+
+def test_an_answer_on_which_the_grader_failed_is_wrong_and_counted() -> None:
+    samples = [
+        _sample("a", "correct"),
+        _sample("a", "grader_failed"),
+        _sample("b", "grader_failed"),
+    ]
+    avg, pass_2 = score_rows(samples, pass_at=(2,), label="base")
+    assert (avg["value"], avg["questions"], avg["ungraded"], avg["grader_failed"]) == (
+        0.25,
+        2,
+        0,
+        2,
+    )
+    assert (pass_2["value"], pass_2["grader_failed"]) == (1.0, 2)
 
 
 def test_a_task_without_graded_completions_has_a_null_score() -> None:

@@ -71,9 +71,27 @@ def test_text_of_any_kind_and_length_passes_through() -> None:
     assert [grade.outcome for grade in grades] == ["correct"] * 4
 
 
-def test_answers_are_read_in_the_worker() -> None:
+def test_right_answers_are_checked_in_the_worker() -> None:
+    def question(answer: str | None, grader: str = "math") -> dict[str, str | None]:
+        return {"answer": answer, "grader": grader, "metadata": None}
+
+    good = [question("3"), question("#### 1,000"), question("B", "multiple_choice")]
+    without = [question(None), question("x", "none")]
+    bad = [question(r"\frac{1"), question("E", "multiple_choice"), question(None, "countdown")]
     with Grader() as grader:
-        assert grader.answers_of(["so\n#### 3", "nothing here"]) == ["3", None]
+        assert grader.self_check([*good, *without, *bad]) == [5, 6, 7]
+
+
+def test_thousands_of_right_answers_are_checked_in_seconds() -> None:
+    answers = ("{}", "{}/7", r"\frac{{{}}}{{7}}", r"x = {} + \sqrt{{2}}", r"({}, \pi)")
+    rows = [
+        {"answer": answers[i % 5].format(i), "grader": "math", "metadata": None}
+        for i in range(5000)
+    ]
+    start = time.process_time()
+    with Grader() as grader:
+        assert grader.self_check(rows) == []
+    assert time.process_time() - start < 30
 
 
 def _grade_in_child(connection: Connection) -> None:
