@@ -167,7 +167,7 @@ DROPPED = _schema(
     row=pa.int64(),  # 1-based row of the source
     question_id=pa.string(),
     # duplicate | near_duplicate | prompt_too_long | overlap; of a row that cannot be used
-    # unreadable | missing | empty | tags | turns | provider_error
+    # unreadable | missing | empty | tags | turns | provider_error; of one that is kept: ungradable
     reason=pa.string(),
     detail=pa.string(),
 )

@@ -13,6 +13,7 @@ import numpy as np
 
 from rlt_core.config import DataConfig
 from rlt_core.control import Control
+from rlt_core.data.gradable import check_answers
 from rlt_core.data.overlap import find_overlaps, require_disjoint
 from rlt_core.data.rawrow import RawRow, dropped_row, question_id
 from rlt_core.data.shingles import LONG, near_duplicates
@@ -42,10 +43,11 @@ def prepare_questions(
     are disjoint and chosen by the seed. Training questions that overlap with the held-out test,
     with `tested` (that of another data set) or a set in `evaluated` (questions by task) are listed
     in `eval_overlaps`, and dropped where `data.overlap` says so. All that is dropped is in
-    `dropped`. Raises UserError for too many bad rows, or when too few questions are left;
-    RuntimeError if a generated problem is in two splits.
+    `dropped`, and so are questions whose right answer is not graded correct against itself: they
+    are kept without a grader. Raises UserError for too many bad rows, or when too few questions are
+    left; RuntimeError if a generated problem is in two splits.
     """
-    parts = [control.part(part, 5) for part in range(5)]
+    parts = [control.part(part, 6) for part in range(6)]
     source = read_source(data, len(tested), prompter.format, parts[0])
     if data.fields.system:
         _require_one_system(source.rows, data)
@@ -56,10 +58,11 @@ def prepare_questions(
     del source
     kept = _fitting(unique, data, prompter, dropped, parts[2])
     del unique
+    ungradable = check_answers(kept, data.source, parts[3])
     train, validation, test = _split(kept, data, rows, len(dropped))
     of_test = [_question(row, data, "test") for row in test]
     sets = {"test": [*of_test, *tested], **(evaluated or {})}
-    overlaps = list(find_overlaps(train, sets, parts[3]))
+    overlaps = list(find_overlaps(train, sets, parts[4]))
     if data.overlap == "drop":
         train = _drop(train, overlaps, dropped)
     train = _chosen(train, data, overlaps)
@@ -72,9 +75,10 @@ def prepare_questions(
         return (_question(row, data, split) for split, part in splits.items() for row in part)
 
     problems = require_disjoint(questions(), sets if data.overlap == "drop" else {})
-    measured = _Measured(prompter, parts[4], sum(map(len, splits.values())))
+    measured = _Measured(prompter, parts[5], sum(map(len, splits.values())))
     write_rows(out / "questions.parquet", "questions", measured(questions()))
-    write_rows(out / "dropped.parquet", "dropped", sorted(dropped, key=lambda row: row["row"]))
+    listed = sorted([*dropped, *ungradable], key=lambda row: row["row"])
+    write_rows(out / "dropped.parquet", "dropped", listed)
     write_rows(out / "eval_overlaps.parquet", "eval_overlaps", overlaps)
     return {
         "rows": rows,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rlt_core.prompts import Prompter
 
 Row = dict[str, Any]
+log = logging.getLogger(__name__)
 
 
 class Examination:
@@ -106,8 +108,10 @@ class Examination:
         """Evaluate the model with lighteval and write both tables to `out`.
 
         `answer`: rows of all requests, from `complete`. Returns `{task}/{metric}` -> fraction,
-        `{task}/ungraded` -> completions left out and, where there are any, `{task}/too_long` ->
-        those whose prompt leaves no room in the context. Raises Stopped.
+        `{task}/ungraded` -> completions left out, `{task}/grader_failed` -> those counted as wrong
+        because the grader hung or died and, where there are any, `{task}/too_long` -> those whose
+        prompt leaves no room in the context, `{task}/ungradable` -> questions whose right answer
+        is not graded correct against itself: they are not graded. Raises Stopped.
         """
         from rlt_core.evaluation.adapter import run_tasks
 
@@ -119,12 +123,38 @@ class Examination:
             return score_rows(samples, self._config.pass_at, self._label)
 
         samples_of = self._config.samples_of
-        results = run_tasks(self._tasks, samples_of, answer, grade, score, out)
+        tasks, ungradable = self._checked()
+        results = run_tasks(tasks, samples_of, answer, grade, score, out)
         write_rows(out / "eval_samples.parquet", "eval_samples", results.samples)
         write_rows(out / "eval_scores.parquet", "eval_scores", results.scores)
         known = {name: value for name, value in results.metrics.items() if value == value}
-        ungraded = {f"{row['task']}/ungraded": float(row["ungraded"]) for row in results.scores}
-        return known | ungraded | _too_long(results.samples)
+        counts = {
+            f"{row['task']}/{name}": float(row[name])
+            for row in results.scores
+            for name in ("ungraded", "grader_failed")
+        }
+        return known | counts | ungradable | _too_long(results.samples)
+
+    def _checked(self) -> tuple[list[EvalTask], dict[str, float]]:
+        """The tasks, questions whose right answer is not graded correct against itself without
+        their grader, and the numbers of those as metrics."""
+        tasks, counts = [], {}
+        for task in self._tasks:
+            failing = self._grader.self_check(task.questions)
+            if failing:
+                first = task.questions[failing[0]]
+                log.warning(
+                    "task %s: %d right answers are not graded correct against themselves, so their "
+                    "questions are not graded (outcome ungradable); question %s: %r",
+                    task.name, len(failing), first["question_id"], first["answer"],
+                )  # fmt: skip
+                counts[f"{task.name}/ungradable"] = float(len(failing))
+            questions = [
+                {**question, "grader": "none"} if place in failing else question
+                for place, question in enumerate(task.questions)
+            ]
+            tasks.append(EvalTask(task.name, questions))
+        return tasks, counts
 
     def _grades(self, question: Mapping[str, Any], texts: Sequence[str]) -> list[Row]:
         items = [

@@ -20,7 +20,8 @@ TABLE = (
     "row", "model", "task", "missing", "paper_row", "paper_percent", "paper_mean_percent",
     "paper_from_others", "value", "low", "high", "method_low", "method_high", "by_seed",
     "questions", "samples", "seeds", "ungraded", "grader_failed", "baseline", "primary",
-    "difference", "difference_low", "difference_high", "p", "p_holm", "mcnemar_p", "method_difference",
+    "difference", "difference_low", "difference_high", "p", "p_holm", "mcnemar_p",
+    "method_difference",
     "method_difference_low", "method_difference_high", "method_p", "method_p_holm", "detectable",
     "share", "share_set", "share_seeds_random", "model_keys", "evaluation_keys",
 )  # fmt: skip

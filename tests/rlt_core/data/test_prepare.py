@@ -217,3 +217,18 @@ def test_several_system_prompts_or_none_are_refused_with_the_fix(
 def test_generated_questions_have_no_system_prompt(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the data none"):
         prepare(tmp_path, [], source="arithmetic", n_train=9, fields={"system": "system"})
+
+
+def test_an_answer_that_does_not_grade_itself_is_kept_without_grader_and_listed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = [{**record, "answer": record["solution"]} for record in numbered(12)]
+    records[4]["answer"] = r"\frac{8"
+    metrics = prepare(tmp_path, records, fields={"answer": "answer"})
+    assert (metrics["ungradable"], metrics["train"]) == (1, 7)
+    rows = {row["question"]: row for row in read_rows(tmp_path / "out", "questions")}
+    assert (rows["What is 4+4?"]["grader"], rows["What is 4+4?"]["answer"]) == ("none", r"\frac{8")
+    assert rows["What is 5+5?"]["grader"] == "math"
+    (listed,) = read_rows(tmp_path / "out", "dropped")
+    assert (listed["row"], listed["reason"]) == (5, "ungradable")
+    assert "8" in listed["detail"] and "1 right answers" in caplog.text

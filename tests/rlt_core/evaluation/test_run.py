@@ -145,6 +145,20 @@ def test_rows_say_what_the_model_wrote_and_what_it_is_worth(model: Path, tmp_pat
     assert metrics["other/ungraded"] == 3
 
 
+def test_a_right_answer_that_does_not_grade_itself_is_listed_and_not_graded(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = EvalTask("test", questions(4, {"q1": "no number"}))
+    metrics = evaluate(model, [task], tmp_path)
+    assert (metrics["test/ungradable"], metrics["test/ungraded"]) == (1, 3)
+    assert metrics["test/grader_failed"] == 0
+    outcomes = {
+        (r["question_id"], r["outcome"]) for r in read_rows(tmp_path / "out", "eval_samples")
+    }
+    assert ("q1", "ungradable") in outcomes and ("q2", "ungradable") not in outcomes
+    assert "question q1: 'no number'" in caplog.text
+
+
 def test_right_answers_are_found_right(model: Path, tmp_path: Path) -> None:
     evaluate(model, [EvalTask("test", questions(40))], tmp_path / "first")
     said = {
