@@ -8,8 +8,8 @@ from typing import Literal, get_args
 Outcome = Literal["correct", "wrong", "unparsable", "ungradable", "grader_failed"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 """`unparsable`: no answer could be read from the solution. `ungradable`: there is nothing to
-compare with. `grader_failed`: the grader hung, died or raised on the answer. All but `ungradable` count as
-wrong where they are not correct: an answer that hangs the grader must not raise a score."""
+compare with. `grader_failed`: the grader hung, died or raised on the answer. All but `ungradable`
+and `correct` count as wrong: an answer that hangs the grader must not raise a score."""
 UNGRADED: tuple[Outcome, ...] = ("ungradable",)
 """Outcomes that say nothing about the model: left out of every score, and counted."""
 

@@ -138,7 +138,7 @@ def test_memory_is_less_than_1000_bytes_a_row(tmp_path: Path) -> None:
         tracemalloc.stop()
         return found
 
-    peak(100)
+    peak(300)
     assert (peak(4000) - peak(2000)) / 2000 < 1000
 
 
@@ -150,7 +150,7 @@ def test_every_step_reports_progress_and_can_be_stopped(tmp_path: Path) -> None:
     prepare_questions(
         data, PROMPTER, tmp_path / "out", Control(lambda done, total, _: seen.append(done))
     )
-    assert seen == sorted(seen) and {done // 1000 for done in seen} == {0, 1, 2, 3, 4}
+    assert seen == sorted(seen) and {done // 1000 for done in seen} == set(range(6))
     calls = 0
 
     def stop_after(limit: int) -> Callable[[], bool]:
