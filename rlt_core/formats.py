@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +54,8 @@ class PromptFormat(BaseModel):
     score_padding: bool = False
     """Whether padding counts as part of the explanation and the solution where it has tokens of its
     own, as in the reference code. Off: only their own tokens are scored (paper, eq. 3-4)."""
+    template_date: date = date(2024, 7, 26)
+    """What chat templates that ask for today's date are told (Llama 3.2's own default)."""
 
     @property
     def tags(self) -> tuple[str, ...]:

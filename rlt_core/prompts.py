@@ -16,15 +16,18 @@ Padding is encoded with what it stands next to, as a tokenizer reads the whole t
 
 from __future__ import annotations
 
+import json
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import takewhile
+from os.path import commonprefix
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from jinja2 import TemplateError
-
+from rlt_core.chat_templates import ASSISTANT_SLOT, SYSTEM_SLOT, USER_SLOT, Chats, chats
 from rlt_core.errors import UserError
 from rlt_core.formats import PromptFormat
 
@@ -41,8 +44,7 @@ CHARACTER_BYTES = 4
 """Bytes of a character at most."""
 WORD = "a"
 """Stands for the text behind an opening tag."""
-SYSTEM_SLOT, USER_SLOT, ASSISTANT_SLOT = "slotForSystem", "slotForUser", "slotForAssistant"
-"""Stand for the texts of a chat while its template is rendered."""
+GENERATION_CONFIG = "generation_config.json"
 
 
 class Span(NamedTuple):
@@ -134,6 +136,9 @@ class Prompter:
         self.tokenizer = tokenizer
         # A group of completions has one question and one solution.
         self._encoded = lru_cache(ENCODED_TEXTS)(self._encode_text)
+        self._rendered = self._chats()
+        self.system_in_user_turn: bool = SYSTEM_SLOT not in (self._rendered.system or "")
+        """The template refuses or ignores system turns: system prompts lead the user's turn."""
         self._teacher_turns = self._chat_pieces(format.teacher_system)
         if format.student_system is None:
             raise UserError(
@@ -144,10 +149,15 @@ class Prompter:
         self.end_of_turn: int = self._end_of_turn()
         """Closes an assistant turn; the last token of every training row."""
         self.stop_ids: tuple[int, ...] = tuple(
-            sorted({self.end_of_turn, tokenizer.eos_token_id} - {None})
+            sorted({self.end_of_turn} | self._eos_ids())
         )
         """Tokens that end a completion."""
         self._tags = lru_cache(ENCODED_TEXTS)(self._encode_tags)
+
+    @cached_property
+    def words(self) -> int:
+        """Of the tokenizer: ids below it stand for a token; a model's head may have more rows."""
+        return max(self.tokenizer.get_vocab().values()) + 1
 
     # ------------------------------------------------------------ text and ids
     def encode(self, text: str) -> list[int]:
@@ -421,50 +431,84 @@ class Prompter:
         return None
 
     # ------------------------------------------------------------ chat template
+    def _chats(self) -> Chats:
+        tokenizer = self.tokenizer
+        try:
+            template = tokenizer.get_chat_template()
+            return chats(template, tokenizer.special_tokens_map, self.format.template_date)
+        except ValueError as error:  # no template, or a bad one
+            raise self._refused(str(error)) from None
+
     def _chat_pieces(self, system: str) -> tuple[list[int], list[int]]:
-        """Ids before and after the question in a chat that ends where the assistant begins."""
-        messages = [{"role": "user", "content": USER_SLOT}]
-        if system:
-            messages.insert(0, {"role": "system", "content": SYSTEM_SLOT})
-        text = self._render(messages, add_generation_prompt=True)
-        before, after = self._cut(text, USER_SLOT)
+        """Ids before and after the question in a chat that ends where the assistant begins.
+
+        Where the template has no system turns, the system prompt stands in front of the question,
+        in the user's turn.
+        """
+        shown = self._rendered.prompt
+        if system and not self.system_in_user_turn:
+            shown = cast(str, self._rendered.system)
+        before, after = self._cut(shown, USER_SLOT)
+        tail = self._encode_fixed(self._without_thought(after))
         if not system:
-            return self._encode_fixed(before), self._encode_fixed(after)
+            return self._encode_fixed(before), tail
+        if self.system_in_user_turn:
+            return [*self._encode_fixed(before), *self.encode(f"{system}\n\n")], tail
         start, middle = self._cut(before, SYSTEM_SLOT)
-        ids = [*self._encode_fixed(start), *self.encode(system), *self._encode_fixed(middle)]
-        return ids, self._encode_fixed(after)
+        return [*self._encode_fixed(start), *self.encode(system), *self._encode_fixed(middle)], tail
+
+    def _without_thought(self, generation_prompt: str) -> str:
+        """What leads to the assistant's text, without a thought that the template opens there: the
+        format opens it, in prompts and rows alike."""
+        opened, closed = self.format.thought_open, self.format.thought_close
+        header = generation_prompt.rstrip().removesuffix(opened)
+        if header == generation_prompt.rstrip():
+            header = generation_prompt
+        turns = self._rendered.continued or self._rendered.answered or ""
+        usual = turns.partition(USER_SLOT)[2].partition(ASSISTANT_SLOT)[0]
+        more = header[len(commonprefix([header, usual])) :] if usual else ""
+        if more.strip() or any(tag and tag in header for tag in (opened, closed)):
+            raise self._refused(
+                f"it begins the assistant's turn with {(more or header).strip()!r}, but the format "
+                f"opens a thought with {opened!r}; choose the format whose `thought_open` it is"
+            )
+        return header
 
     def _end_of_turn(self) -> int:
-        """The control token that the chat template writes after an assistant's text."""
-        messages = [
-            {"role": "user", "content": USER_SLOT},
-            {"role": "assistant", "content": ASSISTANT_SLOT},
-        ]
-        _, after = self._cut(self._render(messages, add_generation_prompt=False), ASSISTANT_SLOT)
-        ids = self._encode_fixed(after)
-        if ids and ids[0] in self.tokenizer.all_special_ids:
-            return ids[0]
-        return self.tokenizer.eos_token_id
+        """The control token that the chat template writes after an assistant's text.
 
-    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        try:
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except (TemplateError, ValueError) as error:
-            raise UserError(
-                f"prompt format {self.format.name}: the tokenizer's chat template refuses it "
-                f"({error}); a template without system turns needs a format whose system prompts "
-                "are empty"
-            ) from None
-        return cast(str, text)
+        Where it writes several, one of the model's EOS tokens is taken before another: some close a
+        part of the turn first. Some templates close a turn only when a further one follows.
+        """
+        stops = self._eos_ids()
+        last, earlier = (
+            self._leading_controls((text or "").partition(ASSISTANT_SLOT)[2])
+            for text in (self._rendered.answered, self._rendered.continued)
+        )
+        known = [token for token in (*last[:1], *earlier) if token in stops]
+        return next(iter([*known, *last, *earlier]), self.tokenizer.eos_token_id)
+
+    def _leading_controls(self, text: str) -> list[int]:
+        """The added tokens, special or not, that a text begins with."""
+        added = self.tokenizer.added_tokens_decoder
+        return list(takewhile(added.__contains__, self._encode_fixed(text.lstrip())))
+
+    def _eos_ids(self) -> set[int]:
+        """EOS tokens of the tokenizer and of its model's generation_config.json."""
+        found: list[int] = [self.tokenizer.eos_token_id]
+        file = Path(self.tokenizer.name_or_path) / GENERATION_CONFIG
+        if self.tokenizer.name_or_path and file.is_file():
+            listed = json.loads(file.read_text()).get("eos_token_id")
+            found += listed if isinstance(listed, list) else [listed]
+        return set(found) - {None}
+
+    def _refused(self, reason: str) -> UserError:
+        where = self.tokenizer.name_or_path or "the tokenizer"
+        return UserError(f"prompt format {self.format.name}: {where}: its chat template: {reason}")
 
     def _cut(self, text: str, slot: str) -> tuple[str, str]:
         if text.count(slot) != 1:
-            raise UserError(
-                f"prompt format {self.format.name}: the tokenizer's chat template does not show "
-                "each message exactly once; choose a model whose template does"
-            )
+            raise self._refused("it does not show each message exactly once")
         before, _, after = text.partition(slot)
         return before, after
 

@@ -151,6 +151,7 @@ class _Scorer:
             spec=scoring.spec,
             max_tokens=min(_positions(student), _positions(teacher)),
             tokens_per_batch=scoring.resources.tokens_per_batch,
+            words=self._student.words,
             control=control,
         )
         return assign_ranks(scored)

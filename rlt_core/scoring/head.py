@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,43 @@ BLOCK_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 26}
 BLOCK_WORDS = {"cpu": 1 << 11, "cuda": 1 << 15}
 """Words of a block; the rest of a block's size is positions, so that the weights, read once for
 each chunk of positions, are read seldom."""
+
+
+@dataclass(frozen=True)
+class LogitTransform:
+    """What a model does to its logits behind the output embedding: first `scale`, then `softcap`.
+
+    The import's trial compares it with the model itself (`rlt_core.model_trial`).
+    """
+
+    scale: float = 1.0
+    """Factor (Cohere, Granite, Falcon-H1, MiniCPM3)."""
+    softcap: float | None = None
+    """softcap * tanh(logit / softcap) (Gemma 2)."""
+
+    @classmethod
+    def of(cls, config: Any) -> LogitTransform:
+        """From the fields of a model's text config that TRL's fused head reads, so that the log-probs
+        of reward and loss are the same (`trl.trainer.utils.add_fused_lm_head`)."""
+        for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+            if (scale := getattr(config, name, None)) is not None:
+                break
+        else:
+            scale = getattr(config, "logits_scaling", None) or 1.0
+            if config.model_type != "hyperclovax":  # the one that multiplies by it
+                scale = 1 / scale
+        return cls(scale, getattr(config, "final_logit_softcapping", None))
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """The model's logits from those of the output embedding, whose memory they take."""
+        if self.scale != 1:
+            logits = logits.mul_(self.scale)
+        if self.softcap is not None:
+            logits = logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+
+PLAIN = LogitTransform()
 
 
 @dataclass(frozen=True)
@@ -41,14 +79,17 @@ def head_logprobs(
     targets_N: Tensor,
     temperature: float,
     *,
+    transform: LogitTransform = PLAIN,
     ranks: bool = False,
     block_logits: int | None = None,
 ) -> HeadScores:
     """Log-probs of the targets, and with `ranks` their ranks and surprisal from the same logits.
 
-    Logits are those of the head in its own number format; all that follows is float32. The
-    log-sum-exp runs over blocks of at most `block_logits` logits, with the largest so far taken
-    out. A head that is not a plain linear layer (adapters around one) gives whole rows of logits.
+    Logits are those of the head in its own number format; all that follows is float32, `transform`
+    first. The softmax runs over all rows of the head, as the model's own does: over those, too, by
+    which its vocabulary is padded beyond the tokenizer's. The log-sum-exp runs over blocks of at
+    most `block_logits` logits, with the largest so far taken out. A head that is not a plain linear
+    layer (adapters around one) gives whole rows of logits.
     """
     parts: dict[str, list[Tensor]] = {"logprobs": [], "surprisal": [], "ranks": []}
     rows = _rows(head, hidden_ND.device.type, block_logits)
@@ -56,8 +97,9 @@ def head_logprobs(
         target_C = torch.zeros(len(hidden_CD), device=hidden_CD.device)
         scaled, plain = _LogSumExp(target_C), _LogSumExp(target_C)
         above_C = torch.zeros_like(targets_C)
-        guess_C = _target_logits(head, hidden_CD, targets_C) if ranks else None
+        guess_C = transform(_target_logits(head, hidden_CD, targets_C)) if ranks else None
         for start, logits_CW in _blocks(head, hidden_CD, block_logits):
+            logits_CW = transform(logits_CW)
             own_C = (targets_C >= start) & (targets_C < start + logits_CW.shape[1])
             place_C = (targets_C - start).clamp(0, logits_CW.shape[1] - 1)
             found_C = logits_CW.gather(1, place_C[:, None])[:, 0]
@@ -86,24 +128,33 @@ def head_kl(
     hidden_ND: tuple[Tensor, Tensor],
     temperature: float,
     *,
+    transforms: tuple[LogitTransform, LogitTransform] = (PLAIN, PLAIN),
+    words: int | None = None,
     block_logits: int | None = None,
 ) -> FLOATS:
     """KL(p || q) over the vocabulary at each position, (N,), from the hidden states of both models.
 
     sum_v p(v) (log p(v) - log q(v)) at the temperature, p the first model's; in one pass: with
     d = (x - y) / temperature of the logits x and y, it is E_p[d] - lse(x) + lse(y).
+
+    Both distributions are those over the first `words` words, the tokenizer's, renormalised: rows
+    that pad a head to a round number stand for no word, and two models of one tokenizer may have
+    different numbers of them. `words`: all that both heads have when empty.
     """
     parts = []
     (head_p, head_q), (all_p, all_q) = heads, hidden_ND
+    (to_p, to_q) = transforms
+    words = min(head_p.out_features, head_q.out_features, words or head_p.out_features)
     rows = min(_rows(head, all_p.device.type, block_logits) for head in heads)
     for hidden_p, hidden_q in zip(all_p.split(rows), all_q.split(rows), strict=True):
         zero_C = torch.zeros(len(hidden_p), device=hidden_p.device)
         p, q = _LogSumExp(zero_C), _LogSumExp(zero_C)
         # A head with adapters comes in whole rows: then the other's must as well.
-        width = None if _plain(head_p) and _plain(head_q) else 0
-        blocks_p = _blocks(head_p, hidden_p, block_logits, width)
-        blocks_q = _blocks(head_q, hidden_q, block_logits, width)
+        whole = not (_plain(head_p) and _plain(head_q))
+        blocks_p = _blocks(head_p, hidden_p, block_logits, words, whole)
+        blocks_q = _blocks(head_q, hidden_q, block_logits, words, whole)
         for (_, x_CW), (_, y_CW) in zip(blocks_p, blocks_q, strict=True):
+            x_CW, y_CW = to_p(x_CW), to_q(y_CW)
             p.add(x_CW.clone(), temperature, weights_CW=(x_CW - y_CW).div_(temperature))
             q.add(y_CW, temperature)
             del x_CW, y_CW
@@ -149,18 +200,25 @@ def _rows(head: nn.Linear, device: str, block_logits: int | None) -> int:
 
 
 def _blocks(
-    head: nn.Linear, hidden_CD: Tensor, block_logits: int | None, words: int | None = None
+    head: nn.Linear,
+    hidden_CD: Tensor,
+    block_logits: int | None,
+    words: int | None = None,
+    whole: bool = False,
 ) -> Iterator[tuple[int, Tensor]]:
-    """First word and float32 logits (C, W) of each block; whole rows if `words` is 0."""
-    if words == 0 or not _plain(head):
-        yield 0, head(hidden_CD).float()
+    """First word and float32 logits (C, W) of each block of the first `words` words (all when
+    empty), before the model's transform; all in one block if `whole`."""
+    words = words or head.out_features
+    if whole or not _plain(head):
+        yield 0, head(hidden_CD)[:, :words].float()
         return
     device = hidden_CD.device
-    words = min(BLOCK_WORDS[device.type], block_logits or head.out_features)
-    for start in range(0, head.out_features, words):
+    width = min(BLOCK_WORDS[device.type], block_logits or head.out_features)
+    for start in range(0, words, width):
         # To the device: the head of a model that has left it may be asked once more.
-        weight = head.weight[start : start + words].to(device)
-        bias = None if head.bias is None else head.bias[start : start + words].to(device)
+        rows = slice(start, min(start + width, words))
+        weight = head.weight[rows].to(device)
+        bias = None if head.bias is None else head.bias[rows].to(device)
         yield start, linear(hidden_CD, weight, bias).float()
 
 

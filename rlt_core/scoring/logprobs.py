@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlt_core.control import Control
-from rlt_core.scoring.head import FLOATS, HeadScores, head_kl, head_logprobs
-from rlt_core.scoring.passes import decoder_and_head, eval_mode, hidden_states
+from rlt_core.scoring.head import FLOATS, HeadScores, LogitTransform, head_kl, head_logprobs
+from rlt_core.scoring.passes import decoder_and_head, eval_mode, hidden_states, logit_transform
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,10 @@ class States:
     selected positions, one tensor (positions, D) a sequence, on the CPU."""
 
     head: nn.Linear
+    transform: LogitTransform
     hidden: list[Tensor]
+    words: int | None
+    """Of the tokenizer; empty: all that both heads have."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ def select(
     *,
     ranks: bool = False,
     keep_states: bool = False,
+    words: int | None = None,
     kl_to: States | None = None,
     share_prefixes: bool | None = None,
     block_logits: int | None = None,
@@ -94,9 +98,9 @@ def select(
     """Log-probs of the tokens at `targets` (positions > 0); see `selected_logprobs`.
 
     `keep_states` keeps the hidden states that predict them; `kl_to` are those of another model at
-    the same tokens, towards which KL over the vocabulary is taken.
+    the same tokens, towards which KL over the tokenizer's `words` is taken (`head_kl`).
     """
-    head = decoder_and_head(model)[1]
+    head, transform = decoder_and_head(model)[1], logit_transform(model)
     names = ("logprobs", "surprisal", "ranks", "kl")
     found: dict[str, list[NDArray]] = {
         name: [np.empty(0, np.float32) for _ in contexts_ids] for name in names
@@ -115,13 +119,17 @@ def select(
             ids = [np.asarray(contexts_ids[i])[targets[i]] for i in indices]
             targets_N = torch.from_numpy(np.concatenate(ids)).to(hidden_ND.device)
             scores = head_logprobs(
-                head, hidden_ND, targets_N, temperature, ranks=ranks, block_logits=block_logits
-            )
+                head, hidden_ND, targets_N, temperature,
+                transform=transform, ranks=ranks, block_logits=block_logits,
+            )  # fmt: skip
             sizes = [len(each) for each in ids]
             columns = _columns(scores)
             if kl_to is not None:
                 other_ND = torch.cat([kl_to.hidden[i] for i in indices])
-                columns["kl"] = _kl(head, hidden_ND, kl_to.head, other_ND, temperature)
+                columns["kl"] = head_kl(
+                    (head, kl_to.head), (hidden_ND, other_ND.to(hidden_ND.device)), temperature,
+                    transforms=(transform, kl_to.transform), words=kl_to.words,
+                )  # fmt: skip
             for name, values in columns.items():
                 for i, part in zip(indices, cut(values, sizes), strict=True):
                     found[name][i] = part
@@ -132,7 +140,7 @@ def select(
         logprobs=found["logprobs"],
         surprisal=found["surprisal"] if ranks else None,
         ranks=found["ranks"] if ranks else None,
-        states=States(head, hidden) if keep_states else None,
+        states=States(head, transform, hidden, words) if keep_states else None,
         kl=found["kl"] if kl_to else None,
     )
 
@@ -145,12 +153,6 @@ def cut(values: NDArray, sizes: Sequence[int]) -> list[NDArray]:
 def _columns(scores: HeadScores) -> dict[str, NDArray]:
     columns = {"logprobs": scores.logprobs, "surprisal": scores.surprisal, "ranks": scores.ranks}
     return {name: values for name, values in columns.items() if values is not None}
-
-
-def _kl(
-    head: nn.Linear, hidden_ND: Tensor, other: nn.Linear, other_ND: Tensor, temperature: float
-) -> FLOATS:
-    return head_kl((head, other), (hidden_ND, other_ND.to(hidden_ND.device)), temperature)
 
 
 def _targets(length: int, spans: Sequence[tuple[int, int]]) -> NDArray[np.int64]:

@@ -23,6 +23,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from rlt_core.control import Control
+from rlt_core.scoring.head import LogitTransform
 
 INDICES = NDArray[np.int64]
 
@@ -34,8 +35,6 @@ its fastest path: FLOPs a layer, times attention's width and the squared length 
 SHARING_FLOPS = 3.5e7
 """What the further passes of a group cost, in FLOPs a layer. Both fitted on two CPU cores
 (`infra/benchmarks/reward/prefixes.py`)."""
-LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-"""Config fields of models that change logits after the output embedding."""
 
 
 @dataclass(frozen=True)
@@ -252,16 +251,20 @@ def _prefix_caches(decoder: nn.Module, prefixes: Sequence[Sequence[int]]) -> lis
 def decoder_and_head(model: nn.Module) -> tuple[nn.Module, nn.Linear]:
     """The transformer without its output embedding, and that embedding.
 
-    Adapters (LoRA) sit inside both. Raises ValueError for a model that transforms its logits
-    after the output embedding.
+    Adapters (LoRA) sit inside both.
     """
-    unwrap = getattr(model, "get_base_model", None)  # a PEFT wrapper's
-    base = unwrap() if unwrap else model
-    causal = cast(PreTrainedModel, base)
-    for name in LOGIT_TRANSFORMS:
-        if getattr(causal.config, name, None) not in (None, 1, 1.0):
-            raise ValueError(f"{type(causal).__name__} has {name}: its log-probs are not supported")
+    causal = _causal(model)
     return causal.get_decoder(), cast(nn.Linear, causal.get_output_embeddings())
+
+
+def logit_transform(model: nn.Module) -> LogitTransform:
+    """What the model does to the logits of its output embedding."""
+    return LogitTransform.of(_causal(model).config.get_text_config())
+
+
+def _causal(model: nn.Module) -> PreTrainedModel:
+    unwrap = getattr(model, "get_base_model", None)  # a PEFT wrapper's
+    return cast(PreTrainedModel, unwrap() if unwrap else model)
 
 
 @contextmanager

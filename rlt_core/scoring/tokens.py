@@ -63,9 +63,13 @@ def token_scores(
     tokens_per_batch: int,
     *,
     ranks: bool,
+    words: int | None = None,
     control: Control | None = None,
 ) -> list[TokenScores]:
-    """Scores of every explanation, in order. First the student scores all, then the teacher."""
+    """Scores of every explanation, in order. First the student scores all, then the teacher.
+
+    `words`: of the tokenizer, over which KL is taken where the spec's `kl` is full.
+    """
     control = control or Control()
     if not contexts:
         return []
@@ -80,6 +84,7 @@ def token_scores(
             tokens_per_batch,
             ranks=ranks,
             keep_states=full,
+            words=words,
             control=control.part(0, 2),
         )  # fmt: skip
     if student.states is not None:

@@ -55,6 +55,7 @@ def score_traces(
         spec=spec,
         max_tokens=max_tokens,
         tokens_per_batch=tokens_per_batch,
+        words=student_prompter.words,
         correct=correct,
         control=control,
     )
@@ -70,6 +71,7 @@ def score_contexts(
     spec: RewardSpec,
     max_tokens: int,
     tokens_per_batch: int,
+    words: int | None = None,
     correct: Sequence[bool | None] | None = None,
     control: Control | None = None,
 ) -> list[Row]:
@@ -83,6 +85,7 @@ def score_contexts(
         spec,
         tokens_per_batch,
         ranks=True,
+        words=words,
         control=control,
     )
     by_trace = dict(zip(kept, scored, strict=True))

@@ -174,6 +174,7 @@ class RLTReward:
             self._spec,
             self._resources.tokens_per_batch,
             ranks=False,
+            words=self._prompter.words,
         )
         return [
             {

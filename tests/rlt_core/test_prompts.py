@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rlt_core.errors import UserError
 from rlt_core.formats import PromptFormat, load_format, shipped
-from rlt_core.models import CHATML, tiny_tokenizer
+from rlt_core.models import CHATML, load_tokenizer, tiny_tokenizer
 from rlt_core.prompts import IGNORED, Prompter
 from tests.qwen_tokenizer import qwen_tokenizer
 
@@ -515,17 +516,81 @@ def with_template(format: PromptFormat, template: str) -> Prompter:
     return Prompter(format, tokenizer)
 
 
-def test_a_template_without_system_turns_is_refused_with_the_mend() -> None:
-    template = (
-        "{% for m in messages %}{% if m['role'] == 'system' %}"
-        "{{ raise_exception('System role not supported') }}{% endif %}"
-        "{{ m['content'] }}<|im_end|>{% endfor %}"
+TURNS = (
+    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+REFUSES = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}" + TURNS
+)
+DROPS = "{% for m in messages if m['role'] != 'system' %}" + TURNS
+
+
+@pytest.mark.parametrize("template", [REFUSES, DROPS])
+def test_without_system_turns_the_system_prompt_leads_the_user_turn(template: str) -> None:
+    expected = with_template(RLT.model_copy(update={"student_system": ""}), CHATML)
+    prompter = with_template(RLT, template)
+    assert prompter.system_in_user_turn and not expected.system_in_user_turn
+    told = f"{RLT.student_system}\n\n1+2"
+    assert prompter.student_prompt("1+2") == expected.student_prompt(told)
+
+
+@pytest.mark.parametrize("prefill", ["<think>\n", "<think>", "\n<think>\n\n"])
+def test_a_thought_that_the_template_opens_is_folded_into_the_format(prefill: str) -> None:
+    r1 = load_format("r1")
+    opening = CHATML.replace("assistant\n'", f"assistant\n{prefill}'")
+    assert opening != CHATML
+    plain, folded = with_template(r1, CHATML), with_template(r1, opening)
+    row = folded.student_sft_row("1+2", folded.encode("t"), "3")
+    text = folded.tokenizer.decode(row.input_ids)
+    assert text.count("<think>") == 1 and "assistant\n<think>\nt</think>" in text.replace("\n\n", "\n")
+    assert row.input_ids[-9:] == plain.student_sft_row("1+2", plain.encode("t"), "3").input_ids[-9:]
+    assert "<think>" not in folded.tokenizer.decode(folded.teacher_prompt("1+2", "3"))
+    with pytest.raises(UserError, match=r"begins the assistant's turn with '<think>'.*<\|begin_of"):
+        with_template(RLT, opening)
+
+
+def test_an_empty_thought_that_the_template_writes_is_refused() -> None:
+    empty = CHATML.replace("assistant\n'", "assistant\n<think>\n\n</think>\n\n'")
+    for format in (load_format("r1"), RLT):
+        with pytest.raises(UserError, match="begins the assistant's turn with"):
+            with_template(format, empty)
+
+
+def test_a_template_that_asks_for_the_date_is_told_the_format_s() -> None:
+    dated = "{{ strftime_now('%d %b %Y') }}" + CHATML
+    prompter = with_template(TINY, dated)
+    assert prompter.tokenizer.decode(prompter.student_prompt("")).startswith("26 Jul 2024<")
+    other = TINY.model_copy(update={"template_date": date(2025, 1, 2)})
+    assert with_template(other, dated).student_prompt("")[:2] == prompter.encode("02")
+    assert other.model_dump_json() != TINY.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    "written, then, eos, expected",
+    [
+        ("<|im_end|>\n", "", [], "<|im_end|>"),
+        (" <|im_end|>", "", [], "<|im_end|>"),
+        ("<|im_end|>", "{{ eos_token }}", ["<|endoftext|>"], "<|im_end|>"),
+        ("<|im_start|><|im_end|>", "", ["<|im_end|>"], "<|im_end|>"),
+        ("", "", [], "<|im_start|>"),
+        ("\n\n", "", [], "<|im_start|>"),
+    ],
+)
+def test_the_end_of_turn_is_what_the_template_writes_and_every_eos_stops(
+    written: str, then: str, eos: list[str], expected: str, tmp_path: Path
+) -> None:
+    tokenizer = merging_tokenizer()
+    tokenizer.chat_template = CHATML.replace("<|im_end|>' + '\n'", f"{written}'") + (
+        "{% if not add_generation_prompt %}" + then + "{% endif %}"
     )
-    assert with_template(TINY, template).student_prompt("ab") == [
-        *CHARACTERS.encode("ab"), CHARACTERS.end_of_turn,
-    ]  # fmt: skip
-    with pytest.raises(UserError, match=r"System role not supported.*system prompts are empty"):
-        with_template(RLT, template)
+    tokenizer.save_pretrained(tmp_path)
+    ids = tokenizer.convert_tokens_to_ids(eos)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ids or None}))
+    prompter = Prompter(RLT, load_tokenizer(tmp_path))
+    assert prompter.end_of_turn == tokenizer.convert_tokens_to_ids(expected)
+    assert set(prompter.stop_ids) == {prompter.end_of_turn, tokenizer.eos_token_id, *ids}
 
 
 def test_a_template_that_repeats_or_hides_a_message_is_refused() -> None:

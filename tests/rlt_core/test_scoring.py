@@ -24,7 +24,7 @@ from rlt_core.rows import read_rows, write_rows
 from rlt_core.scoring import assign_ranks, passes, score_traces, selected_logprobs
 from rlt_core.scoring import head as head_module
 from rlt_core.scoring import traces as traces_module
-from rlt_core.scoring.head import head_kl, head_logprobs
+from rlt_core.scoring.head import LogitTransform, head_kl, head_logprobs
 from rlt_core.scoring.passes import length_batches
 
 VOCABULARY = 23
@@ -237,11 +237,41 @@ def test_bad_spans_are_refused() -> None:
     assert selected_logprobs(model, [], [], 1.0, 100) == []
 
 
-def test_a_model_that_transforms_its_logits_is_refused() -> None:
-    model = random_llama(0)
-    model.config.final_logit_softcapping = 30.0
-    with pytest.raises(ValueError, match="final_logit_softcapping"):
-        selected_logprobs(model, [[1, 2]], [[(1, 2)]], 1.0, 100)
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 5), temperature=st.sampled_from([0.7, 1.0]),
+    scales=st.tuples(st.sampled_from([1.0, 0.25, -2.0]), st.sampled_from([1.0, 3.0])),
+    softcaps=st.tuples(st.sampled_from([None, 2.0]), st.sampled_from([None, 5.0])),
+    padding=st.tuples(st.integers(0, 12), st.integers(0, 12)), words=st.sampled_from([11, 23, None]),
+    biased=st.booleans(),
+)  # fmt: skip
+def test_transforms_of_logits_and_padded_heads_equal_the_oracle(
+    seed: int, temperature: float, scales: tuple[float, float], biased: bool,
+    softcaps: tuple[float | None, float | None], padding: tuple[int, int], words: int | None,
+) -> None:  # fmt: skip
+    torch.manual_seed(seed)
+    heads = [torch.nn.Linear(6, 23 + more, bias=biased) for more in padding]
+    hidden = [torch.randn(9, 6) * 4 for _ in heads]
+    targets = torch.randint(23, (9,))
+    transforms = tuple(LogitTransform(*each) for each in zip(scales, softcaps, strict=True))
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(head_module.BLOCK_WORDS, "cpu", 7)
+        got = head_logprobs(
+            heads[0], hidden[0], targets, temperature, transform=transforms[0], ranks=True
+        )
+        kl = head_kl(tuple(heads), tuple(hidden), temperature, transforms=transforms, words=words)
+        x, y = (
+            t(head.double()(h.double()))
+            for head, h, t in zip(heads, hidden, transforms, strict=True)
+        )
+    own = x[range(9), targets]  # of the softmax over all rows, as the model's own
+    np.testing.assert_allclose(got.surprisal, x.logsumexp(1) - own, atol=1e-4)
+    np.testing.assert_allclose(
+        got.logprobs, (x / temperature).log_softmax(1)[range(9), targets], atol=1e-4
+    )
+    shared = words or 23 + min(padding)
+    log_p, log_q = ((each[:, :shared] / temperature).log_softmax(1) for each in (x, y))
+    np.testing.assert_allclose(kl, (log_p.exp() * (log_p - log_q)).sum(1), atol=1e-4)
 
 
 @given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 120))

@@ -1,0 +1,175 @@
+"""Chat templates: code of a model's makers, rendered the same on every day and machine.
+
+Only four chats are ever rendered, with slots for their texts: ids of real texts are put in later
+(`rlt_core.prompts`). So a template that renders these once, within the limits of a process of its
+own, will never hang or explode. Imports no torch, so that this process starts fast.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import date, datetime, time
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+SYSTEM_SLOT, USER_SLOT, ASSISTANT_SLOT = "slotForSystem", "slotForUser", "slotForAssistant"
+NEXT_SLOT = "slotForNext"
+"""Stand for the texts of a chat while its template is rendered."""
+CPU_SECONDS, WALL_SECONDS, MEMORY_BYTES, CHARACTERS = 3, 120, 1 << 30, 1 << 20
+"""Limits of a template: time and memory of its process, length of a rendered chat."""
+
+SYSTEM = {"role": "system", "content": SYSTEM_SLOT}
+USER = {"role": "user", "content": USER_SLOT}
+ASSISTANT = {"role": "assistant", "content": ASSISTANT_SLOT}
+NEXT = {"role": "user", "content": NEXT_SLOT}
+
+
+class BadTemplate(ValueError):
+    """Why a template cannot be used."""
+
+
+@dataclass(frozen=True)
+class Chats:
+    """What a template makes of each chat; None where it refuses."""
+
+    prompt: str
+    """A user's turn, up to where the assistant begins."""
+    system: str | None
+    """The same behind a system turn."""
+    answered: str | None
+    """A user's and an assistant's turn."""
+    continued: str | None
+    """The same before a further user's turn."""
+
+
+class _Generation(Extension):
+    """`{% generation %}`, which marks an assistant's text for training, changes nothing here."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+def _environment(day: date) -> ImmutableSandboxedEnvironment:
+    """As transformers makes it (`transformers.utils.chat_template_utils`), but with a fixed date
+    and without what gives another text each time."""
+    now = datetime.combine(day, time())
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals |= {"raise_exception": refuse, "strftime_now": now.strftime}
+    del environment.filters["random"], environment.globals["lipsum"]
+    return environment
+
+
+def chats(template: str, tokens: Mapping[str, Any], day: date) -> Chats:
+    """The chats as a template shows them; `tokens`: the tokenizer's named tokens, for instance
+    `bos_token`. Raises BadTemplate if it cannot show a user's turn."""
+    named = {name: value for name, value in tokens.items() if isinstance(value, str)}
+    return _chats(template, tuple(sorted(named.items())), day)
+
+
+@lru_cache
+def _chats(template: str, tokens: tuple[tuple[str, str], ...], day: date) -> Chats:
+    try:
+        compiled = _environment(day).from_string(template)
+    except (TemplateError, RecursionError) as error:
+        raise BadTemplate(f"it is not valid: {error}") from None
+    variables = {**dict(tokens), "tools": None, "documents": None}
+
+    def render(*messages: dict[str, str], prompt: bool) -> str:
+        text = compiled.render(
+            messages=[dict(each) for each in messages], add_generation_prompt=prompt, **variables
+        )
+        if len(text) > CHARACTERS:
+            raise MemoryError
+        return text
+
+    def attempt(*messages: dict[str, str], prompt: bool = False) -> str | None:
+        try:
+            return render(*messages, prompt=prompt)
+        except MemoryError:
+            raise
+        except Exception:  # a template refuses a chat in any way it likes
+            return None
+
+    try:
+        shown = render(USER, prompt=True)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise BadTemplate(f"it refuses a user's turn: {error}") from None
+    return Chats(
+        shown,
+        attempt(SYSTEM, USER, prompt=True),
+        attempt(USER, ASSISTANT),
+        attempt(USER, ASSISTANT, NEXT),
+    )
+
+
+def try_template(template: str, tokens: Mapping[str, Any], day: date) -> Chats:
+    """As `chats`, of a template that was never rendered before: first in a process of its own,
+    with little time and memory, then here, where it must give the same. Raises BadTemplate."""
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    named = {name: value for name, value in tokens.items() if isinstance(value, str)}
+    try:
+        child = subprocess.run(
+            [sys.executable, "-P", "-m", "rlt_core.chat_templates"],
+            input=json.dumps([template, named, day.isoformat()]),
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            capture_output=True,
+            text=True,
+            timeout=WALL_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise BadTemplate(f"it renders for more than {WALL_SECONDS} s") from None
+    if child.returncode:
+        raise BadTemplate(
+            f"to render it takes more than {CPU_SECONDS} s, {MEMORY_BYTES >> 30} GiB or "
+            f"{CHARACTERS:,} characters"
+        )
+    reply = json.loads(child.stdout)
+    if "error" in reply:
+        raise BadTemplate(reply["error"])
+    here = chats(template, named, day)
+    if here != Chats(**reply):
+        raise BadTemplate("it renders the same chat differently at two times")
+    return here
+
+
+def _main() -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    template, tokens, day = json.load(sys.stdin)
+    try:
+        reply = asdict(chats(template, tokens, date.fromisoformat(day)))
+    except BadTemplate as error:
+        reply = {"error": str(error)}
+    json.dump(reply, sys.stdout)
+
+
+if __name__ == "__main__":
+    _main()
