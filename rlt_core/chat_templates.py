@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import date, datetime, time
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,30 @@ class Chats:
     """A user's and an assistant's turn."""
     continued: str | None
     """The same before a further user's turn."""
+
+    def header(self, opened: str, closed: str) -> str:
+        """What leads from a question to the assistant's text, without a thought that the template
+        opens there: the prompt format opens it, with these tags, in prompts and rows alike. Raises
+        BadTemplate for any other text that the template writes for the assistant."""
+        after = self.prompt.partition(USER_SLOT)[2]
+        header = after.rstrip().removesuffix(opened)
+        if header == after.rstrip():
+            header = after
+        turns = self.continued or self.answered or ""
+        usual = turns.partition(USER_SLOT)[2].partition(ASSISTANT_SLOT)[0]
+        more = header[_shared(header, usual) :] if usual else ""
+        if more.strip() or any(tag and tag in header for tag in (opened, closed)):
+            raise BadTemplate(
+                f"it begins the assistant's turn with {(more or header).strip()!r}, but the format "
+                f"opens a thought with {opened!r}; choose the format whose `thought_open` it is"
+            )
+        return header
+
+
+def _shared(first: str, second: str) -> int:
+    """Characters of the longest common beginning."""
+    pairs = zip(first, second, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 class _Generation(Extension):

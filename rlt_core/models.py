@@ -18,6 +18,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -25,6 +26,7 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_flash_attn_2_available
 
+from rlt_core.chat_templates import Chats
 from rlt_core.config import (
     FolderModel,
     HubModel,
@@ -35,10 +37,23 @@ from rlt_core.config import (
 )
 from rlt_core.errors import UserError
 from rlt_core.formats import PromptFormat
-from rlt_core.model_sources import MODEL_FILES, model_files, package_gguf
+from rlt_core.model_sources import MODEL_FILES, check_weights, model_files, package_gguf
+from rlt_core.model_trial import check_rows, takes_system, try_model, try_tokenizer
 from rlt_core.snapshots import snapshot
 
 PAD, TURN_START, TURN_END = "<pad>", "<|im_start|>", "<|im_end|>"
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+SETTINGS = {
+    "_attn_implementation", "attn_implementation", "_experts_implementation",
+    "experts_implementation", "auto_map", "output_attentions", "output_hidden_states",
+    "output_router_logits", "return_dict",
+}  # fmt: skip
+"""Of a config.json: how its makers ran the model. An import drops them."""
+GENERATION_NOTES = (
+    "_from_model_config", "transformers_version", "output_attentions", "output_hidden_states",
+    "use_cache",
+)  # fmt: skip
+"""What a save of a neutral generation config adds to its special tokens."""
 ROLES = ("system\n", "user\n", "assistant\n")
 CHATML = (
     "{% for message in messages %}"
@@ -110,17 +125,28 @@ def load_model(folder: Path, dtype: str = "float32", device: str = "cpu") -> Pre
 
     `dtype` may be `auto`: `saved_dtype`. Tensors go one by one from the mapped file to the
     device, in their number format there: of what needs no other format, all processes of a machine
-    share one copy in main memory, and a GPU's models leave none there.
+    share one copy in main memory, and a GPU's models leave none there. Raises UserError for weights
+    that are missing.
     """
     place = pick_device(device)
-    model: Any = AutoModelForCausalLM.from_pretrained(
+    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    saved = json.loads((folder / "config.json").read_text())
+    plain = _without_settings(saved)
+    model, found = AutoModelForCausalLM.from_pretrained(
         folder,
+        config=config if plain == saved else type(config).from_dict(plain),
         dtype=saved_dtype(folder) if dtype == "auto" else dtype,
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=False,
         device_map={"": place},
+        output_loading_info=True,
     )
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(
+            f"{folder}: {len(missing)} weights are missing, for instance {missing[0]}; copy or "
+            "download the model again"
+        )
     return model.to(place).eval()
 
 
@@ -134,6 +160,25 @@ def saved_dtype(folder: Path) -> str:
     return {frozenset({"BF16"}): "bfloat16", frozenset({"F16"}): "float16"}.get(
         frozenset(found), "float32"
     )
+
+
+def _without_settings(config: Any) -> Any:
+    """A model's config without what its makers chose for running it."""
+    if not isinstance(config, dict):
+        return config
+    return {
+        name: _without_settings(value) for name, value in config.items() if name not in SETTINGS
+    }
+
+
+def _neutral(folder: Path) -> dict[str, Any]:
+    """The generation config of a model folder: its special tokens, none of its choices."""
+    found: dict[str, Any] = {}
+    for name in ("config.json", "generation_config.json"):
+        if (folder / name).is_file():
+            read = json.loads((folder / name).read_text())
+            found |= {key: read[key] for key in SPECIAL_TOKENS if read.get(key) is not None}
+    return found
 
 
 @contextmanager
@@ -209,8 +254,9 @@ def require_same_vocabulary(
 
 
 # ---------------------------------------------------------------- import
-def import_model(source: ModelSource, out: Path) -> None:
-    """Write a model that others made as a model folder `out`. Raises UserError."""
+def import_model(source: ModelSource, out: Path) -> dict[str, float]:
+    """Write a model that others made as a model folder `out`, and try it; returns what the trial
+    found. Raises UserError."""
     match source:
         case HubModel():
             _copy(_snapshot(source), out)
@@ -220,7 +266,54 @@ def import_model(source: ModelSource, out: Path) -> None:
             _convert_gguf(package_gguf(source.package), out)
         case ScratchModel():
             raise ValueError("a scratch model is trained, not imported")
-    _check(source, out)
+    name = getattr(source, "repo", None) or getattr(source, "path", None) or source.kind
+    tokenizer, chats = try_folder(out, name)
+    _neutralise(out)
+    model = try_loading(out, "auto", tokenizer, chats, name)
+    return {"parameters": model.num_parameters(), "system_turns": float(takes_system(chats))}
+
+
+def try_folder(folder: Path, name: str) -> tuple[PreTrainedTokenizerFast, Chats]:
+    """The tokenizer of a folder that others made, and its chat template's chats. Raises UserError
+    for what the pipeline cannot use, with the reason."""
+    try:
+        check_weights(folder)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = load_tokenizer(folder)
+    except UserError:
+        raise
+    except Exception as error:  # files of others: anything may be wrong with them
+        raise UserError(f"{name}: cannot be loaded (remote code is never run): {error}") from None
+    chats = try_tokenizer(tokenizer, name)
+    check_rows(config.get_text_config().vocab_size, tokenizer, chats, name)
+    return tokenizer, chats
+
+
+def try_loading(
+    folder: Path, dtype: str, tokenizer: PreTrainedTokenizerFast, chats: Chats, name: str
+) -> PreTrainedModel:
+    """The model of a folder that `try_folder` let pass, after a trial. Raises UserError."""
+    try:
+        model = load_model(folder, dtype)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{name}: cannot be loaded: {error}") from None
+    model.generation_config = GenerationConfig.from_dict(_neutral(folder))
+    try_model(model, tokenizer, chats, name)
+    return model
+
+
+def _neutralise(folder: Path) -> None:
+    """Rewrite the configs of a folder where they hold more than what the model is."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    if _without_settings(config) != config:
+        file.write_text(json.dumps(_without_settings(config), indent=2) + "\n")
+    file = folder / "generation_config.json"
+    has = json.loads(file.read_text()) if file.is_file() else {}
+    if _neutral(folder) != {k: v for k, v in has.items() if k not in GENERATION_NOTES}:
+        GenerationConfig.from_dict(_neutral(folder)).save_pretrained(folder)
 
 
 def fetch_model(repo: str, revision: str) -> Path:
@@ -232,15 +325,6 @@ def _snapshot(source: HubModel) -> Path:
     if source.revision is None:
         raise UserError(f"{source.repo}: no commit is pinned; `rlt fetch` downloads and pins one")
     folder = fetch_model(source.repo, source.revision)
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = set(json.loads(index.read_text())["weight_map"].values())
-        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
-        if missing:
-            raise UserError(
-                f"{source.repo}@{source.revision}: the hub cache lacks {', '.join(missing)}: run "
-                "`rlt fetch` for this profile while online"
-            )
     return folder
 
 
@@ -263,17 +347,3 @@ def _convert_gguf(gguf: Path, out: Path) -> None:
     )
     model.load_state_dict(quantised.state_dict())
     save_model(model, tokenizer, out)
-
-
-def _check(source: ModelSource, out: Path) -> None:
-    """Refuse what the pipeline cannot use, with the reason."""
-    name = getattr(source, "repo", None) or getattr(source, "path", None) or source.kind
-    try:
-        AutoConfig.from_pretrained(out, local_files_only=True, trust_remote_code=False)
-        tokenizer = load_tokenizer(out)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{name}: cannot be loaded (remote code is never run): {error}") from None
-    if tokenizer.chat_template is None:
-        raise UserError(f"{name}: its tokenizer has no chat template; use an instruct model")
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"{name}: its tokenizer has no end-of-sequence token")

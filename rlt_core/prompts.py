@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import takewhile
-from os.path import commonprefix
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -136,7 +135,7 @@ class Prompter:
         self.tokenizer = tokenizer
         # A group of completions has one question and one solution.
         self._encoded = lru_cache(ENCODED_TEXTS)(self._encode_text)
-        self._rendered = self._chats()
+        self._rendered, self._header = self._chats()
         self.system_in_user_turn: bool = SYSTEM_SLOT not in (self._rendered.system or "")
         """The template refuses or ignores system turns: system prompts lead the user's turn."""
         self._teacher_turns = self._chat_pieces(format.teacher_system)
@@ -148,9 +147,7 @@ class Prompter:
         self._student_turns = self._chat_pieces(format.student_system)
         self.end_of_turn: int = self._end_of_turn()
         """Closes an assistant turn; the last token of every training row."""
-        self.stop_ids: tuple[int, ...] = tuple(
-            sorted({self.end_of_turn} | self._eos_ids())
-        )
+        self.stop_ids: tuple[int, ...] = tuple(sorted({self.end_of_turn} | self._eos_ids()))
         """Tokens that end a completion."""
         self._tags = lru_cache(ENCODED_TEXTS)(self._encode_tags)
 
@@ -431,11 +428,13 @@ class Prompter:
         return None
 
     # ------------------------------------------------------------ chat template
-    def _chats(self) -> Chats:
-        tokenizer = self.tokenizer
+    def _chats(self) -> tuple[Chats, str]:
+        """What the template makes of each chat, and what leads to the assistant's text."""
+        tokenizer, format = self.tokenizer, self.format
         try:
             template = tokenizer.get_chat_template()
-            return chats(template, tokenizer.special_tokens_map, self.format.template_date)
+            shown = chats(template, tokenizer.special_tokens_map, format.template_date)
+            return shown, shown.header(format.thought_open, format.thought_close)
         except ValueError as error:  # no template, or a bad one
             raise self._refused(str(error)) from None
 
@@ -448,31 +447,14 @@ class Prompter:
         shown = self._rendered.prompt
         if system and not self.system_in_user_turn:
             shown = cast(str, self._rendered.system)
-        before, after = self._cut(shown, USER_SLOT)
-        tail = self._encode_fixed(self._without_thought(after))
+        before, _ = self._cut(shown, USER_SLOT)
+        tail = self._encode_fixed(self._header)
         if not system:
             return self._encode_fixed(before), tail
         if self.system_in_user_turn:
             return [*self._encode_fixed(before), *self.encode(f"{system}\n\n")], tail
         start, middle = self._cut(before, SYSTEM_SLOT)
         return [*self._encode_fixed(start), *self.encode(system), *self._encode_fixed(middle)], tail
-
-    def _without_thought(self, generation_prompt: str) -> str:
-        """What leads to the assistant's text, without a thought that the template opens there: the
-        format opens it, in prompts and rows alike."""
-        opened, closed = self.format.thought_open, self.format.thought_close
-        header = generation_prompt.rstrip().removesuffix(opened)
-        if header == generation_prompt.rstrip():
-            header = generation_prompt
-        turns = self._rendered.continued or self._rendered.answered or ""
-        usual = turns.partition(USER_SLOT)[2].partition(ASSISTANT_SLOT)[0]
-        more = header[len(commonprefix([header, usual])) :] if usual else ""
-        if more.strip() or any(tag and tag in header for tag in (opened, closed)):
-            raise self._refused(
-                f"it begins the assistant's turn with {(more or header).strip()!r}, but the format "
-                f"opens a thought with {opened!r}; choose the format whose `thought_open` it is"
-            )
-        return header
 
     def _end_of_turn(self) -> int:
         """The control token that the chat template writes after an assistant's text.

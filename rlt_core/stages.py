@@ -260,7 +260,7 @@ _ALL = (
     Stage(
         "dataset-prep", 3, "dataset", DatasetPrepConfig, ("questions", "dropped", "eval_overlaps")
     ),
-    Stage("base-model", 1, "model", BaseModelConfig, model=True, pool="gpu"),
+    Stage("base-model", 2, "model", BaseModelConfig, model=True, pool="gpu"),
     Stage(
         "teacher-sft", 2, "model", TeacherSFTStageConfig, ("train_steps",), model=True,
         pool="gpu", shared="steps",

@@ -21,7 +21,7 @@ from rlt_core.control import Control
 from rlt_core.data.explanations import Explanation, read_explanations
 from rlt_core.formats import RECORD, PromptFormat, Role, require_format
 from rlt_core.model_sources import folder_digest
-from rlt_core.models import load_model, load_tokenizer, on_device, require_same_vocabulary
+from rlt_core.models import on_device, require_same_vocabulary, try_folder, try_loading
 from rlt_core.prompts import Prompter
 from rlt_core.rows import table_files
 from rlt_core.schemas import SCORES
@@ -120,19 +120,21 @@ class _Scorer:
             for role, folder in roles.items():
                 fix = f"add --prompt-format {folder / RECORD}, or --allow-other-format"
                 require_format(folder, scoring.format, role, f"--{role} {folder}", fix)
+        names = (f"--student {scoring.student}", f"--teacher {scoring.teacher}")
         folders = (scoring.student, scoring.teacher)
-        tokenizers = [load_tokenizer(folder) for folder in folders]
-        require_same_vocabulary(
-            tokenizers[1], tokenizers[0], (f"--teacher {folders[1]}", f"--student {folders[0]}")
-        )
+        tried = [try_folder(*each) for each in zip(folders, names, strict=True)]
+        tokenizers = [tokenizer for tokenizer, _ in tried]
+        require_same_vocabulary(tokenizers[1], tokenizers[0], (names[1], names[0]))
         self._student, self._teacher = (Prompter(scoring.format, each) for each in tokenizers)
+        self._trials = list(zip(folders, tried, names, strict=True))
         self._models: list[Any] = []
 
     def __call__(self, shard: Sequence[list[Numbered]], control: Control) -> list[dict[str, Any]]:
         scoring = self._scoring
         if not self._models:
             self._models = [
-                load_model(folder, scoring.dtype) for folder in (scoring.student, scoring.teacher)
+                try_loading(folder, scoring.dtype, *tried, name)
+                for folder, tried, name in self._trials
             ]
         student, teacher = self._models
         rows = [row for group in shard for _, row in group]

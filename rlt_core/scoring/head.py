@@ -38,8 +38,8 @@ class LogitTransform:
 
     @classmethod
     def of(cls, config: Any) -> LogitTransform:
-        """From the fields of a model's text config that TRL's fused head reads, so that the log-probs
-        of reward and loss are the same (`trl.trainer.utils.add_fused_lm_head`)."""
+        """From the fields of a model's text config that TRL's fused head reads
+        (`trl.trainer.utils.add_fused_lm_head`), so that reward and loss have the same log-probs."""
         for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
             if (scale := getattr(config, name, None)) is not None:
                 break

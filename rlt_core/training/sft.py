@@ -81,6 +81,7 @@ def train_sft(
                 max_length=None,
                 packing=False,
                 loss_type="nll",
+                router_aux_loss_coef=0.0,
                 train_sampling_strategy="sequential",
                 dataset_kwargs={"skip_prepare_dataset": True},
             ),

@@ -18,8 +18,7 @@ def run(job: Job) -> dict[str, float]:
     config = job.config_as(BaseModelConfig)
     if config.scratch is None:
         assert config.imported is not None
-        import_model(_source(config.imported, job), job.out / "model")
-        return {}
+        return import_model(_source(config.imported, job), job.out / "model")
     assert config.format is not None
     questions = read_rows(job.tables("questions"), "questions")
     held_out = [row["question"] for row in questions if row["split"] != "train"]

@@ -544,7 +544,9 @@ def test_a_thought_that_the_template_opens_is_folded_into_the_format(prefill: st
     plain, folded = with_template(r1, CHATML), with_template(r1, opening)
     row = folded.student_sft_row("1+2", folded.encode("t"), "3")
     text = folded.tokenizer.decode(row.input_ids)
-    assert text.count("<think>") == 1 and "assistant\n<think>\nt</think>" in text.replace("\n\n", "\n")
+    assert text.count("<think>") == 1 and "assistant\n<think>\nt\n</think>" in text.replace(
+        "\n\n", "\n"
+    )
     assert row.input_ids[-9:] == plain.student_sft_row("1+2", plain.encode("t"), "3").input_ids[-9:]
     assert "<think>" not in folded.tokenizer.decode(folded.teacher_prompt("1+2", "3"))
     with pytest.raises(UserError, match=r"begins the assistant's turn with '<think>'.*<\|begin_of"):

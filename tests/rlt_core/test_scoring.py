@@ -242,8 +242,8 @@ def test_bad_spans_are_refused() -> None:
     seed=st.integers(0, 5), temperature=st.sampled_from([0.7, 1.0]),
     scales=st.tuples(st.sampled_from([1.0, 0.25, -2.0]), st.sampled_from([1.0, 3.0])),
     softcaps=st.tuples(st.sampled_from([None, 2.0]), st.sampled_from([None, 5.0])),
-    padding=st.tuples(st.integers(0, 12), st.integers(0, 12)), words=st.sampled_from([11, 23, None]),
-    biased=st.booleans(),
+    padding=st.tuples(st.integers(0, 12), st.integers(0, 12)), biased=st.booleans(),
+    words=st.sampled_from([11, 23, None]),
 )  # fmt: skip
 def test_transforms_of_logits_and_padded_heads_equal_the_oracle(
     seed: int, temperature: float, scales: tuple[float, float], biased: bool,

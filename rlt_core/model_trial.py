@@ -1,0 +1,154 @@
+"""The trial of a model that others made: what would fail or go wrong later is refused at once."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from rlt_core.chat_templates import SYSTEM_SLOT, BadTemplate, Chats, try_template
+from rlt_core.errors import UserError
+from rlt_core.formats import PromptFormat
+from rlt_core.scoring.passes import decoder_and_head, logit_transform
+
+TOKENS = 8
+"""Of the sequence in the forward pass."""
+LARGEST_LOGIT = 100.0
+TOLERANCE = 1e-4
+DAY: date = PromptFormat.model_fields["template_date"].default
+
+
+def try_tokenizer(tokenizer: PreTrainedTokenizerFast, name: str) -> Chats:
+    """What its chat template makes of each chat. Raises UserError for a tokenizer without a
+    template or an end-of-sequence token, and for a template that does not render the same each
+    time, within limits."""
+    if tokenizer.chat_template is None:
+        raise UserError(f"{name}: its tokenizer has no chat template; use an instruct model")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{name}: its tokenizer has no end-of-sequence token")
+    try:
+        template = tokenizer.get_chat_template()
+        return try_template(template, tokenizer.special_tokens_map, DAY)
+    except (BadTemplate, ValueError) as error:
+        raise UserError(f"{name}: its chat template cannot be used: {error}") from None
+
+
+def takes_system(chats: Chats) -> bool:
+    """Whether the template has system turns; where not, the system prompt leads the user's turn."""
+    return SYSTEM_SLOT in (chats.system or "")
+
+
+def try_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, chats: Chats, name: str
+) -> None:
+    """Raise UserError unless the model does with the tokenizer's ids what scoring and training
+    take for granted. One forward pass of a few tokens, and one of a token less."""
+    decoder, head = decoder_and_head(model)
+    if not isinstance(head, nn.Linear):
+        raise UserError(f"{name}: {type(model).__name__} has no linear output embedding")
+    if getattr(model.config.get_text_config(), "max_position_embeddings", None) is None:
+        raise UserError(f"{name}: its config names no max_position_embeddings, so no limit applies")
+    rows = min(model.get_input_embeddings().weight.shape[0], head.out_features)
+    check_rows(rows, tokenizer, chats, name)
+    ids = torch.arange(TOKENS)[None] % rows
+    with torch.no_grad(), _probed(decoder, head) as seen:
+        logits_BTV = model(input_ids=ids.to(model.device)).logits
+        hidden_BTD, entering_BTD, raw_BTV = seen["hidden"], seen["entering"], seen["raw"]
+        before_BTD = decoder(input_ids=ids[:, :-1].to(model.device)).last_hidden_state
+    _check_logits(model, head, hidden_BTD, entering_BTD, raw_BTV, logits_BTV, name)
+    if not torch.allclose(before_BTD.float(), hidden_BTD[:, :-1].float(), rtol=0.1, atol=0.1):
+        raise UserError(f"{name}: its attention is not causal: a token changes those before it")
+    _try_saving(model, tokenizer, name)
+
+
+def check_rows(rows: int, tokenizer: PreTrainedTokenizerFast, chats: Chats, name: str) -> None:
+    """Every token that can occur needs a row. Gemma 3's smallest has a control token for images
+    beyond its embedding, which nothing writes."""
+    added = tokenizer.added_tokens_decoder
+    named = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    shown = "".join(filter(None, (chats.prompt, chats.system, chats.answered, chats.continued)))
+    beyond = [
+        token
+        for token, index in tokenizer.get_vocab().items()
+        if index >= rows
+        and (index in named or index not in added or not added[index].special or token in shown)
+    ]
+    if beyond:
+        raise UserError(
+            f"{name}: its embeddings have {rows} rows, but the tokenizer has {len(tokenizer)} "
+            f"tokens, {sorted(beyond)[0]!r} among those beyond; resize_token_embeddings, train, "
+            "and save it again"
+        )
+
+
+@contextmanager
+def _probed(decoder: nn.Module, head: nn.Linear) -> Iterator[dict[str, Tensor]]:
+    """What leaves the decoder and enters the head; the head itself gives logits of any size, so
+    that what the model does behind it shows."""
+    seen: dict[str, Tensor] = {}
+
+    def after_decoder(module: nn.Module, args: Any, output: Any) -> None:
+        seen.setdefault("hidden", output.last_hidden_state)
+
+    def in_place_of_head(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+        seen["entering"] = args[0]
+        grid = torch.linspace(-LARGEST_LOGIT, LARGEST_LOGIT, output.numel())
+        seen["raw"] = grid.view_as(output).to(output.device)
+        return seen["raw"].clone()
+
+    hooks = [
+        decoder.register_forward_hook(after_decoder), head.register_forward_hook(in_place_of_head)
+    ]  # fmt: skip
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _check_logits(
+    model: PreTrainedModel,
+    head: nn.Linear,
+    hidden_BTD: Tensor,
+    entering_BTD: Tensor,
+    raw_BTV: Tensor,
+    logits_BTV: Tensor,
+    name: str,
+) -> None:
+    """Scoring takes `transform(head(hidden))` for the model's logits."""
+    # A factor in front of a head without bias acts like one behind it (MiniCPM3).
+    before = hidden_BTD[:, -entering_BTD.shape[1] :].double()
+    factor = float((before * entering_BTD.double()).sum() / before.square().sum())
+    if head.bias is not None:
+        factor = 1.0
+    scaled = torch.allclose(entering_BTD.double(), before * factor, rtol=0.02, atol=1e-6)
+    ours_BTV = logit_transform(model)(raw_BTV.float() / factor)
+    if scaled and ours_BTV.shape == logits_BTV.shape:
+        apart = (ours_BTV - logits_BTV.float()).abs().max() / LARGEST_LOGIT
+        if apart < (TOLERANCE if abs(factor - 1) < TOLERANCE else 0.01):
+            return
+    raise UserError(
+        f"{name}: {type(model).__name__} changes hidden states or logits around its output "
+        "embedding in a way that scoring does not know; its log-probs would be wrong"
+    )
+
+
+def _try_saving(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    """All but the weights, as a checkpoint does."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            cast(Any, model).config.save_pretrained(folder)
+            cast(Any, model).generation_config.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            again = type(tokenizer).from_pretrained(Path(folder), local_files_only=True)
+        except Exception as error:  # whatever these raise, a checkpoint would die of it
+            raise UserError(f"{name}: cannot be saved: {error}") from None
+        if again.get_vocab() != tokenizer.get_vocab():
+            raise UserError(f"{name}: its tokenizer comes back from a save with other ids")
