@@ -28,7 +28,7 @@ each chunk of positions, are read seldom."""
 class LogitTransform:
     """What a model does to its logits behind the output embedding: first `scale`, then `softcap`.
 
-    The import's trial compares it with the model itself (`rlt_core.model_trial`).
+    The import's trial compares it with the model itself (`rlt_core.scoring.trial`).
     """
 
     scale: float = 1.0

@@ -126,10 +126,7 @@ def select(
             columns = _columns(scores)
             if kl_to is not None:
                 other_ND = torch.cat([kl_to.hidden[i] for i in indices])
-                columns["kl"] = head_kl(
-                    (head, kl_to.head), (hidden_ND, other_ND.to(hidden_ND.device)), temperature,
-                    transforms=(transform, kl_to.transform), words=kl_to.words,
-                )  # fmt: skip
+                columns["kl"] = _kl((head, hidden_ND, transform), kl_to, other_ND, temperature)
             for name, values in columns.items():
                 for i, part in zip(indices, cut(values, sizes), strict=True):
                     found[name][i] = part
@@ -153,6 +150,22 @@ def cut(values: NDArray, sizes: Sequence[int]) -> list[NDArray]:
 def _columns(scores: HeadScores) -> dict[str, NDArray]:
     columns = {"logprobs": scores.logprobs, "surprisal": scores.surprisal, "ranks": scores.ranks}
     return {name: values for name, values in columns.items() if values is not None}
+
+
+def _kl(
+    model: tuple[nn.Linear, Tensor, LogitTransform],
+    other: States,
+    other_ND: Tensor,
+    temperature: float,
+) -> FLOATS:
+    head, hidden_ND, transform = model
+    return head_kl(
+        (head, other.head),
+        (hidden_ND, other_ND.to(hidden_ND.device)),
+        temperature,
+        transforms=(transform, other.transform),
+        words=other.words,
+    )
 
 
 def _targets(length: int, spans: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
