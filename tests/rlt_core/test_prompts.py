@@ -224,7 +224,7 @@ def test_earlier_names_of_formats_and_fields_are_refused_with_the_fix(tmp_path: 
     with pytest.raises(UserError, match="write rlt"):
         load_format("rlt-paper")
     old = tmp_path / "old.json"
-    old.write_text(json.dumps(RLT.model_dump() | {"think_prefix": "\n"}))
+    old.write_text(json.dumps(RLT.model_dump(mode="json") | {"think_prefix": "\n"}))
     with pytest.raises(UserError, match=r"think_prefix: renamed; write padding.*"):
         load_format(str(old))
 
