@@ -116,9 +116,9 @@ def unwrapped(text: str) -> str:
 
 def _ascii(text: str) -> str:
     for mark, digits in _SCRIPTS.items():
-        table = str.maketrans(digits, "0123456789+-")
-        text = re.sub(f"[{digits}]+", lambda run, m=mark, t=table: f"{m}{{{run[0].translate(t)}}}",
-                      text)  # fmt: skip
+        for run in sorted(set(re.findall(f"[{digits}]+", text)), key=len, reverse=True):
+            plain = run.translate(str.maketrans(digits, "0123456789+-"))
+            text = text.replace(run, f"{mark}{{{plain}}}")
     text = re.sub(r"[¼-¾⅐-⅞]", lambda one: _fraction(one[0]), text).translate(_SYMBOLS)
     return unicodedata.normalize("NFKC", text)
 

@@ -197,7 +197,8 @@ def mathematics(text: str) -> list[str]:
 
 def last_mathematics(text: str) -> str | None:
     """The last formula or number in prose."""
-    return (mathematics(text[-_TAIL_CHARS:]) or [None])[-1]
+    found = mathematics(text[-_TAIL_CHARS:])
+    return found[-1] if found else None
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
