@@ -9,7 +9,8 @@ small file that no command here reads. All is laid down in the store's layout by
 system, many at once, without leases and workspaces.
 
 Each command runs in a process of its own, from its start to its end: the plan first with nothing on
-this machine ("cold": every manifest is read), then each command `REPEATS` times ("warm": the least).
+this machine ("cold": every manifest is read), then each command `REPEATS` times ("warm": the least
+of them).
 """
 
 from __future__ import annotations
