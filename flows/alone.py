@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from rlt_core.config import Config
 from rlt_core.errors import UserError
 from rlt_core.estimate import require_fit, require_room, require_servers
 from rlt_core.experiments import nodes_of_stage
 from rlt_core.experiments.full_pipeline import full_pipeline
+from rlt_core.experiments.nodes import off_policy, with_estimator
 from rlt_core.graph import Node, key_of, upstream
+from rlt_core.stages import TraceScoringConfig
 from rlt_core.store import Ref, Store
 from tasks.spec import NodeSpec
 
@@ -39,6 +42,12 @@ def node_alone(
         else _latest(name, parent, config.profile, store)
         for name, parent in node.inputs.items()
     }
+    if isinstance(node.config, TraceScoringConfig):
+        made = store.manifest(refs["traces"].kind, refs["traces"].key)
+        assert made
+        writer = made.inputs["teacher"].key if "teacher" in made.inputs else None
+        reason = off_policy(made.stage, made.config, writer, refs["teacher"].key)
+        node = replace(node, config=with_estimator(node.config, config, reason))
     key = key_of(node.stage, node.config, {name: ref.key for name, ref in refs.items()})
     if store.manifest(node.stage.kind, key) is None:
         require_servers(config, [node])

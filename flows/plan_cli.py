@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -28,7 +29,7 @@ from rlt_core.data.sources import found_layout
 from rlt_core.estimate import Estimate, Machine, assumptions, disk_needed, said_of_disk, short
 from rlt_core.formats import label_of
 from rlt_core.graph import Node, Planned
-from rlt_core.stages import DatasetPrepConfig
+from rlt_core.stages import DatasetPrepConfig, TraceScoringConfig
 from rlt_core.store import Store
 
 CHANGES_SHOWN = 3
@@ -66,6 +67,7 @@ def plan(
     )
     planned = request.look_up()
     found = request.estimates(planned)
+    show_estimators(planned)
     if as_json:
         rows = [{**row(item), "estimate": asdict(found[item.node.key])} for item in planned]
         print(json.dumps(rows, indent=1))
@@ -81,6 +83,17 @@ def plan(
         if estimates or (estimates is None and any(each.on_gpu for each in found.values())):
             _show_estimates(console, request, planned, found)
     request.require_fit(planned)
+
+
+def show_estimators(planned: Sequence[Planned]) -> None:
+    """One line on stderr for each trace-scoring of off-policy traces: its KL estimator, and why."""
+    notes = {
+        item.node.label: item.node.config.note
+        for item in planned
+        if isinstance(item.node.config, TraceScoringConfig) and item.node.config.note
+    }
+    for label, note in notes.items():
+        print(f"{label}: {note}", file=sys.stderr)
 
 
 def row(item: Planned) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from flows.options import DEFAULT_STORE, JsonOption, StoreOption, check_parquet,
 from flows.score_cli import score
 from flows.sql_cli import NoPandas
 from rlt_core.config import KLEstimator, Reduction
+from rlt_core.config.reward import off_policy_note
 from rlt_core.printable import printable
 
 if TYPE_CHECKING:
@@ -72,11 +73,15 @@ def replay(
         check_parquet(output)
     sys.meta_path.insert(0, NoPandas())
     from flows.sql_output import write
-    from rlt_core.replay import Changes, chosen, replayed, summaries
+    from rlt_core.replay import Changes, chosen, own_spec, replayed, summaries
 
     opened = open_store(store)
     manifests = chosen(opened, runs or [])
     changes = Changes(alpha, kl_weight, kl, reduction)
+    for manifest in manifests:
+        if reason := manifest.config.get("off_policy"):
+            note = off_policy_note(changes.applied(own_spec(manifest)).kl, reason)
+            print(f"{manifest.label}: {note}", file=sys.stderr)
     with (
         _progress(sum(manifest.rows for manifest in manifests)) as advance,
         replayed(opened, manifests, changes, advance) as connection,

@@ -26,7 +26,7 @@ from flows.options import (
     open_store,
     store_place,
 )
-from flows.plan_cli import row
+from flows.plan_cli import row, show_estimators
 from flows.request import Request, name_nodes
 from rlt_core.config.refinement import Endpoint
 from rlt_core.errors import UserError
@@ -61,6 +61,7 @@ def run(
     request = _request(target, profile, set_, store)
     request = request.model_copy(update={"budget_gpu_hours": budget_gpu_hours})
     planned = request.plan()
+    show_estimators(planned)
     status = 0
     if all(item.hit for item in planned):
         name_nodes(Store(request.store), profile, [item.node for item in planned])

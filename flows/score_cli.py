@@ -18,6 +18,7 @@ from rich.markup import escape
 from flows.display import Display
 from flows.options import JsonOption, check_parquet
 from rlt_core.config import REWARD_PRESETS, DType, KLEstimator, RewardSpec, StageResources
+from rlt_core.config.reward import off_policy_note
 from rlt_core.control import Control
 from rlt_core.errors import Stopped, UserError
 from rlt_core.formats import load_format, shipped
@@ -25,6 +26,7 @@ from rlt_core.formats import load_format, shipped
 if TYPE_CHECKING:
     import pyarrow as pa
 
+OFF_POLICY = "they come from a file"
 MEANS = ("reward", "r_ss", "r_kl", "think_mean", "rank_surprisal")
 
 
@@ -54,7 +56,12 @@ def score(
     ] = "paper",
     alpha: Annotated[float | None, typer.Option(help="Weight of the worst token.")] = None,
     kl_weight: Annotated[float | None, typer.Option("--lambda", help="Weight of r_KL.")] = None,
-    kl: Annotated[KLEstimator | None, typer.Option(help="KL at a token.")] = None,
+    kl: Annotated[
+        KLEstimator,
+        typer.Option(
+            help="KL at a token; k1 is unbounded below for texts that the teacher did not sample."
+        ),
+    ] = "full",
     temperature: Annotated[
         float | None, typer.Option(help="Logits of both models are divided by it.")
     ] = None,
@@ -72,6 +79,8 @@ def score(
     spec = _spec(preset, {name: value for name, value in given.items() if value is not None})
     check_parquet(output)
     format = load_format(prompt_format)
+    note = off_policy_note(kl, OFF_POLICY)
+    print(note, file=sys.stderr)
     with _control(quiet=as_json) as control:
         from rlt_core.models import use_threads
         from tasks.score_file import Scoring, score_file
@@ -86,7 +95,7 @@ def score(
         except Stopped:
             print("stopped; the same command goes on from here", file=sys.stderr)
             raise typer.Exit(130) from None
-    _show(table, output, as_json)
+    _show(table, output, {"kl": kl, "kl_note": note}, as_json)
 
 
 def _spec(preset: str, changes: dict[str, Any]) -> RewardSpec:
@@ -124,7 +133,7 @@ def _control(quiet: bool) -> Iterator[Control]:
             signal.signal(number, handler)
 
 
-def _show(table: pa.Table, output: Path, as_json: bool) -> None:
+def _show(table: pa.Table, output: Path, estimator: dict[str, str], as_json: bool) -> None:
     import pyarrow.compute as pc
 
     scored = table.filter(pc.equal(table["status"], "scored"))
@@ -132,7 +141,7 @@ def _show(table: pa.Table, output: Path, as_json: bool) -> None:
     counts = {"rows": table.num_rows, "scored": scored.num_rows}
     counts["too_long"] = table.num_rows - scored.num_rows
     if as_json:
-        print(json.dumps({"output": str(output), **counts, **means}, indent=1))
+        print(json.dumps({"output": str(output), **estimator, **counts, **means}, indent=1))
         return
     console = Console(highlight=False, soft_wrap=True)
     console.print("  ".join(f"{name} {value}" for name, value in counts.items()))

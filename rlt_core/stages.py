@@ -6,6 +6,7 @@ a digest of each stage's sources (`SOURCES`) and fails until that was decided.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from rlt_core.config import (
     TraceOrder,
 )
 from rlt_core.config.refinement import RefinementConfig
+from rlt_core.config.reward import off_policy_note
 from rlt_core.formats import PromptFormat
 
 Kind = Literal["dataset", "model", "traces", "scores", "evaluation", "ranking", "report"]
@@ -93,6 +95,13 @@ class TraceScoringConfig(Frozen):
     scoring: ScoringConfig
     format: PromptFormat
     seed: int
+    off_policy: str = Field(default="", exclude_if=operator.not_)
+    """Why the traces are not samples of the scoring teacher; empty: they are."""
+
+    @property
+    def note(self) -> str:
+        """The KL estimator of off-policy traces and its reason; empty for the teacher's own."""
+        return off_policy_note(self.reward.kl, self.off_policy) if self.off_policy else ""
 
 
 class TraceImportConfig(Frozen):

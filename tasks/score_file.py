@@ -98,6 +98,7 @@ def score_file(scoring: Scoring, control: Control) -> pa.Table:
         tables = [pq.read_table(file) for file in table_files(work.out, "scores")]
     order = pa.array([number for group in groups for number, _ in group])
     table = pa.concat_tables(tables).take(pc.sort_indices(order))
+    table = table.replace_schema_metadata({"rlt.reward": scoring.spec.model_dump_json()})
     half_written = scoring.output.with_name(scoring.output.name + ".part")
     pq.write_table(table, half_written, compression="zstd")
     half_written.rename(scoring.output)

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rlt_core.config.base import Commit, DType, Fraction, Frozen, Positive
+from rlt_core.config.reward import KLEstimator
 
 
 class Sampling(Frozen):
@@ -39,6 +40,9 @@ class ScoringConfig(Frozen):
     """Number format of both models."""
     max_tokens: Positive = 32768
     """A trace with a longer context is not scored: its status is `too_long`."""
+    off_policy_kl: KLEstimator = Field(default="full", exclude_if=lambda kl: kl == "full")
+    """In place of `reward.kl` for traces that are not samples of the scoring teacher: imported or
+    refined ones, the data set's own, another model's. `k1` is unbounded below there."""
 
 
 class BudgetForcing(Frozen):

@@ -65,6 +65,17 @@ which no real log-prob reaches, and scores line breaks inside the tags that have
 own: `score_padding` of the prompt format."""
 
 
+def off_policy_note(kl: KLEstimator, reason: str) -> str:
+    """One line on the KL estimator of explanations that are not samples of the teacher."""
+    if kl == "k1":
+        return (
+            f"warning: r_KL by k1 of explanations that are not the teacher's samples ({reason}): "
+            "there it is unbounded below and -lambda * r_KL rewards what the teacher finds "
+            "unlikely; full is the default"
+        )
+    return f"r_KL by {kl}: the explanations are not the teacher's samples ({reason})"
+
+
 class CorrectnessReward(Frozen):
     """Reward of the RL cold-start (paper section 2.1)."""
 

@@ -15,6 +15,7 @@ from rlt_core.config import (
     Frozen,
     GenerationConfig,
     HubModel,
+    KLEstimator,
     ModelSource,
     PackageModel,
     RankedSet,
@@ -71,6 +72,28 @@ def _text_or_file(given: str, field: str) -> str:
 def _only(base: type[Frozen], value: Frozen) -> Any:
     """The fields of a base class, without those that only shape the graph."""
     return base.model_validate({name: getattr(value, name) for name in base.model_fields})
+
+
+def off_policy(stage: str, config: Mapping[str, Any], writer: str | None, teacher: str) -> str:
+    """Why traces are not samples of a teacher; empty: they are. `stage`, `config` and `writer`
+    (key of the model) tell how the traces were made."""
+    if stage == "trace-refinement":
+        return "refined"
+    if stage == "trace-import":
+        return "imported" if config["digest"] else "the data set's own"
+    if config.get("context") == "student":
+        return "written without the solution"
+    return "" if writer == teacher else "written by another model"
+
+
+def with_estimator(
+    scoring: TraceScoringConfig, config: Config, reason: str
+) -> TraceScoringConfig:
+    """The scoring of traces that are off-policy for this reason, or on-policy where it is empty."""
+    reward = config.reward
+    if reason:
+        reward = reward.model_copy(update={"kl": config.trace_scoring.off_policy_kl})
+    return scoring.model_copy(update={"reward": reward, "off_policy": reason})
 
 
 class Nodes:
@@ -268,14 +291,29 @@ class Nodes:
         paths = {"source": str(Path(path).absolute())}
         return self._node("score-import", config, {}, name, paths=paths)
 
-    def scores(self, traces: Node, teacher: Node, variant: str, seed: int) -> Node:
-        """Rewards and ranks of traces."""
+    def scores(
+        self,
+        traces: Node,
+        teacher: Node,
+        variant: str,
+        seed: int,
+        kl: KLEstimator | None = None,
+    ) -> Node:
+        """Rewards and ranks of traces. The KL estimator is `kl`, or else `reward.kl` for the
+        teacher's own traces and `trace_scoring.off_policy_kl` for others."""
         config = TraceScoringConfig(
             reward=self.config.reward,
-            scoring=self.config.trace_scoring,
+            scoring=self.config.trace_scoring.model_copy(update={"off_policy_kl": "full"}),
             format=self.format,
             seed=seed,
         )
+        writer = traces.inputs["teacher"].key if "teacher" in traces.inputs else None
+        made = traces.config.model_dump()
+        reason = off_policy(traces.stage.name, made, writer, teacher.key)
+        config = with_estimator(config, self.config, reason)
+        if kl:
+            changed = config.reward.model_copy(update={"kl": kl})
+            config = config.model_copy(update={"reward": changed})
         inputs = {
             "traces": traces,
             "questions": self.questions,

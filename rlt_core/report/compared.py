@@ -64,6 +64,8 @@ class Compared:
     """All that is said of two sets."""
 
     names: tuple[str, str]
+    estimators: tuple[str, str]
+    """KL estimator of each set's rewards, with its reason where the traces are off-policy."""
     seeds: list[int | None]
     questions: list[str]
     """That both have a scored trace of under every seed."""
@@ -99,6 +101,7 @@ def compared(names: tuple[str, str], parts: Parts) -> Compared:
     wins, losses = int((gain_Q > 0).sum()), int((gain_Q < 0).sum())
     return Compared(
         names=names,
+        estimators=(_estimator(first[0]), _estimator(second[0])),
         seeds=seeds,
         questions=common,
         lines=[line for part in PARTS if (line := _part_line(part, *values[part]))],
@@ -109,6 +112,12 @@ def compared(names: tuple[str, str], parts: Parts) -> Compared:
         by_question=list(_csv_rows(names, common, values, gain_Q)),
         texts=_texts(parts, first[0], second[0], common[:SHOWN]),
     )
+
+
+def _estimator(part: Part) -> str:
+    config = part.manifest.config
+    reason = config.get("off_policy", "")
+    return config["reward"]["kl"] + (f", off-policy: {reason}" if reason else "")
 
 
 def _by_question(part: Part) -> dict[str, dict[str, float]]:

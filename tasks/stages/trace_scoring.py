@@ -24,6 +24,8 @@ Row = dict[str, Any]
 def run(job: Job) -> dict[str, float]:
     """A question's traces stay in one shard, so that a shard can rank them."""
     config = job.config_as(TraceScoringConfig)
+    if config.note:
+        print(config.note)
     teacher, student = job.model("teacher"), job.model("student")
     teacher_prompter = job.prompter("teacher", "teacher")
     student_prompter = job.prompter("student", "student")

@@ -36,8 +36,12 @@ def run(rlt: Rlt, store: Path, target: str) -> None:
 def test_comparing_traces_computes_no_more_than_the_comparison(rlt: Rlt, store: Path) -> None:
     before = {m.ref.key for m in Store(str(store)).manifests()}
     run(rlt, store, "compare-traces")
-    made = {m.label for m in Store(str(store)).manifests() if m.ref.key not in before}
-    assert made == {"trace-import[dataset]", "trace-scoring[dataset]", "report[compare-traces]"}
+    made = {m.label: m for m in Store(str(store)).manifests() if m.ref.key not in before}
+    scored = {"trace-scoring[dataset]": "the data set's own", "trace-scoring[rlt-compared]": ""}
+    assert made.keys() == {"trace-import[dataset]", "report[compare-traces]", *scored}
+    for label, reason in scored.items():
+        config = made[label].config
+        assert (config["reward"]["kl"], config.get("off_policy", "")) == ("full", reason)
 
 
 @pytest.mark.slow

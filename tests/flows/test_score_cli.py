@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from flows.cli import app
@@ -14,7 +15,7 @@ from rlt_core.config import RewardSpec, ScratchModel, StageResources
 from rlt_core.control import Control
 from rlt_core.errors import Stopped, UserError
 from rlt_core.formats import FOLDER, RECORD, load_format, record_format
-from rlt_core.models import new_model, save_model, tiny_tokenizer
+from rlt_core.models import load_model, load_tokenizer, new_model, save_model, tiny_tokenizer
 from rlt_core.reward import reward_parts
 from rlt_core.schemas import SCORES
 from tasks.score_file import Scoring, score_file
@@ -68,11 +69,13 @@ def test_a_row_out_for_a_row_in(models: tuple[Path, Path], tmp_path: Path) -> No
     table = pq.read_table(output)
     assert table.schema.equals(SCORES)
     rows = table.to_pylist()
+    assert said["kl"] == "full" and "not the teacher's samples" in done.stderr
     assert said["mean_reward"] == pytest.approx(sum(row["reward"] for row in rows) / 5)
     for row, given in zip(rows, ROWS, strict=True):
         parts = reward_parts(
             row["student_solution_logprobs"], row["student_think_logprobs"],
-            row["teacher_think_logprobs"], given.get("closed", True), RewardSpec(),
+            row["teacher_think_logprobs"], given.get("closed", True), RewardSpec(kl="full"),
+            row["think_kl"],
         )  # fmt: skip
         assert row["reward"] == parts.reward
         assert row["solution_tokens"] == len(str(given["solution"]))
@@ -87,19 +90,55 @@ def test_the_reward_is_the_callers_to_choose(models: tuple[Path, Path], tmp_path
     rewards = {}
     for name, options in {
         "plain": [], "reference": ["--preset", "reference-code"], "free": ["--lambda", "0"],
-        "full": ["--kl", "full"], "hot": ["--temperature", "2"],
+        "k1": ["--kl", "k1"], "hot": ["--temperature", "2"],
     }.items():  # fmt: skip
         output = tmp_path / f"{name}.parquet"
         done = call(models, "-i", str(source), "-o", str(output), *options)
         assert done.exit_code == 0, done.output
-        (rewards[name],) = pq.read_table(output).to_pylist()
+        assert ("warning: r_KL by k1" in done.stderr) is (name == "k1")
+        table = pq.read_table(output)
+        (rewards[name],) = table.to_pylist()
+        used = json.loads(table.schema.metadata[b"rlt.reward"])["kl"]
+        assert used == ("k1" if name == "k1" else "full")
     assert rewards["plain"] == rewards["reference"]
     assert rewards["free"]["reward"] == rewards["plain"]["r_ss"]
-    full = rewards["full"]
+    full = rewards["plain"]
     assert full["kl_mean"] == pytest.approx(sum(full["think_kl"]) / len(full["think_kl"]))
-    assert min(full["think_kl"]) >= 0 and rewards["plain"]["think_kl"] is None
+    assert min(full["think_kl"]) >= 0 and rewards["k1"]["think_kl"] is None
     assert rewards["hot"]["temperature"] == 2
     assert rewards["hot"]["reward"] != rewards["plain"]["reward"]
+
+
+EXPLANATIONS = (
+    "15+30=45, 45+62=107", "15+30=45, 45+62=106", "107", "hello, the answer is 107",
+)  # fmt: skip
+
+
+def test_no_explanation_earns_by_being_unlikely_to_the_teacher(
+    models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """r_KL is a divergence, so that a text from outside cannot have more than its r_SS."""
+    sure = []
+    for name, path in zip(("teacher", "student"), models, strict=True):
+        model, tokenizer = load_model(path, "float32"), load_tokenizer(path)
+        with torch.no_grad():
+            for weights in model.parameters():
+                weights.mul_(4)
+        save_model(model, tokenizer, tmp_path / name)
+        sure.append(tmp_path / name)
+    task = {"question": "15+30+62=?", "solution": "107"}
+    source = written(tmp_path / "rows.jsonl", [task | {"explanation": e} for e in EXPLANATIONS])
+    output, gains = tmp_path / "scores.parquet", {}
+    for kl in ("default", "full", "k1"):
+        options = [] if kl == "default" else ["--kl", kl]
+        done = call((sure[0], sure[1]), "-i", str(source), "-o", str(output), *options)
+        assert done.exit_code == 0, done.output
+        rows = pq.read_table(output).to_pylist()
+        gains[kl] = [row["reward"] - row["r_ss"] for row in rows]
+        order = sorted(range(len(rows)), key=lambda i: -rows[i]["reward"])
+        assert [rows[i]["rank"] for i in order] == [1, 2, 3, 4]
+    assert gains["default"] == gains["full"] and max(gains["full"]) < 0
+    assert max(gains["k1"]) > 1  # what the default must not be
 
 
 def test_a_format_is_a_file(models: tuple[Path, Path], tmp_path: Path) -> None:

@@ -85,9 +85,12 @@ def traces(tmp_path_factory):
         ]
         label = f"trace-scoring[{name}]"
         inputs = {"traces": generated, "questions": questions}
+        config = {"reward": {"kl": "full"}}
+        if name == "dataset":
+            config["off_policy"] = "the data set's own"
         made |= {
             generated.label: generated,
-            label: commit(store, label, {"scores": scores}, seed=0, inputs=inputs),
+            label: commit(store, label, {"scores": scores}, seed=0, inputs=inputs, config=config),
         }
     return report_of(store, made, title="compare-traces", compared=("dataset", "rlt"))
 
@@ -109,6 +112,8 @@ def test_two_trace_sets_are_compared_question_by_question(traces, tmp_path):
     assert [float(each["reward_difference"]) for each in rows] == pytest.approx(gains.tolist())
     assert rows[0]["doubt[rlt]"] == "" and float(rows[1]["reward[rlt]"]) == pytest.approx(-1.75)
     assert "wins 4, ties 0 and loses 1" in html
+    assert found.estimators == ("full, off-policy: the data set's own", "full")
+    assert "KL estimators: dataset full, off-policy: the data set" in html
 
 
 def test_the_first_questions_stand_side_by_side_and_inert(traces, tmp_path):

@@ -7,10 +7,11 @@ import pytest
 from rlt_core.config import Config
 from rlt_core.errors import UserError
 from rlt_core.experiments import ALL, EXPERIMENTS, PAPER, nodes_of_stage, targets
+from rlt_core.experiments.nodes import Nodes
 from rlt_core.graph import Node, upstream
 from rlt_core.overrides import load_config
 from rlt_core.profiles import PROFILES
-from rlt_core.stages import ReportConfig, StudentSFTStageConfig
+from rlt_core.stages import ReportConfig, StudentSFTStageConfig, TraceScoringConfig
 
 
 @pytest.fixture
@@ -282,3 +283,61 @@ def test_a_stage_alone_can_be_any_experiment_s() -> None:
     variants = {node.variant for node in nodes_of_stage("student-sft", config)}
     assert {"rlt", "raw", "solution-only", "random-rank-1"} <= variants
     assert EXPERIMENTS.keys() - PAPER.keys() == {"full-pipeline"}
+
+
+# ---------------------------------------------------------------- the KL estimator of scores
+def own_traces(scoring: Node) -> bool:
+    """Whether the teacher that scores wrote the traces, seeing the solution."""
+    traces = scoring.inputs["traces"]
+    names = [each.inputs["teacher"].name for each in (traces, scoring) if "teacher" in each.inputs]
+    return len(names) == 2 and len(set(names)) == 1 and "context='teacher'" in str(traces.config)
+
+
+@pytest.mark.parametrize("profile", ["smoke", "tiny"])
+def test_scores_of_traces_that_the_teacher_did_not_write_use_the_full_kl(profile: str) -> None:
+    nodes = [one for name in (*EXPERIMENTS, "all") for one in graph(name, profile).values()]
+    scored = [(node, node.config) for node in nodes if node.stage.name == "trace-scoring"]
+    assert {own_traces(node) for node, _ in scored} == {True, False}
+    for node, config in scored:
+        assert isinstance(config, TraceScoringConfig)
+        if own_traces(node):
+            kl = "full" if node.variant == "rlt-compared" else "k1"
+            assert (config.reward.kl, config.note) == (kl, "")
+            # Keys of the teacher's own traces are what they were before there was a choice.
+            assert set(config.model_dump()) == {"reward", "scoring", "format", "seed"}
+            assert set(config.model_dump()["scoring"]) == {"dtype", "max_tokens"}
+        else:
+            assert config.reward.kl == "full" and "full" in config.note
+
+
+def test_k1_of_other_peoples_traces_can_be_chosen_and_warns() -> None:
+    changes = ("trace_scoring.off_policy_kl=k1",)
+    found = graph("compare-traces", "smoke", *changes)
+    config = found["trace-scoring[dataset]@0"].config
+    assert isinstance(config, TraceScoringConfig)
+    assert config.reward.kl == "k1" and config.note.startswith("warning: r_KL by k1")
+    # Both sets by the same estimator; the teacher's own node is the pipeline's then.
+    own = graph("full-pipeline", "smoke")["trace-scoring[rlt]@0"]
+    assert found["trace-scoring[rlt]@0"].key == own.key
+    assert "trace-scoring[rlt-compared]@0" not in found
+
+
+@pytest.mark.parametrize("made", ["another teacher", "student", "import", "refinement", "dataset"])
+def test_each_kind_of_foreign_traces_is_seen(made: str, tmp_path: Path) -> None:
+    file = tmp_path / "theirs.jsonl"
+    file.write_text('{"question": "1+1", "solution": "2", "trace": "two"}\n')
+    config = load_config("smoke", ["trace_refinement.name=refined", "trace_refinement.model=llm"])
+    nodes = Nodes(config)
+    teacher = nodes.teacher_grpo(0)
+    own = nodes.traces(teacher, "rlt", 0)
+    traces = {
+        "another teacher": lambda: nodes.traces(nodes.teacher_sft(0), "sft", 0),
+        "student": lambda: nodes.traces(teacher, "thoughts", 0, context="student"),
+        "import": lambda: nodes.imported_traces("theirs", str(file)),
+        "refinement": lambda: nodes.refined_traces(own, "refined", 0),
+        "dataset": lambda: nodes.dataset_traces,
+    }[made]()
+    foreign, ours = (nodes.scores(each, teacher, "x", 0).config for each in (traces, own))
+    assert isinstance(foreign, TraceScoringConfig) and isinstance(ours, TraceScoringConfig)
+    assert (foreign.reward.kl, ours.reward.kl) == ("full", "k1")
+    assert foreign.off_policy and not ours.off_policy

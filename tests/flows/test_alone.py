@@ -1,0 +1,45 @@
+"""A stage on given inputs: its config follows what the inputs are."""
+
+from __future__ import annotations
+
+import pytest
+
+from flows.alone import node_alone
+from rlt_core.overrides import load_config
+from rlt_core.store import Manifest, Store
+from tasks.spec import NodeSpec
+from tests.sample_store import commit, sample_run, scored_training_traces
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, Manifest]]:
+    store = Store(str(tmp_path_factory.mktemp("store")))
+    made = sample_run(store, seeds=(0,))
+    for manifest in scored_training_traces(store, made, variant="rlt"):
+        made[manifest.label] = manifest
+    theirs = commit(store, "trace-import[theirs]", {}, config={"digest": "0" * 64})
+    made[theirs.label] = theirs
+    return store, made
+
+
+@pytest.mark.parametrize(
+    ("change", "traces", "kl", "reason"),
+    [
+        ("reward.kl=k3", "trace-generation[rlt]", "k3", ""),
+        ("reward.kl=k3", "trace-import[theirs]", "full", "imported"),
+        ("reward.kl=k3", "trace-generation[sft-held-out]@0", "full", "written by another model"),
+        ("trace_scoring.off_policy_kl=k1", "trace-import[theirs]", "k1", "imported"),
+    ],
+)
+def test_the_kl_estimator_is_that_of_the_traces_given(
+    made: tuple[Store, dict[str, Manifest]], change: str, traces: str, kl: str, reason: str
+) -> None:
+    store, artifacts = made
+
+    def scoring(variant: str, **inputs: str) -> NodeSpec:
+        return node_alone("trace-scoring", load_config("tiny", [change]), variant, 0, inputs, store)
+
+    spec = scoring("rlt", traces=artifacts[traces].ref.key)
+    assert (spec.config["reward"]["kl"], spec.config.get("off_policy", "")) == (kl, reason)
+    own = scoring("rlt")
+    assert own.config.get("off_policy", "") == "" and "off_policy_kl" not in str(own.config)
