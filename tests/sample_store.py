@@ -278,15 +278,17 @@ def _train_score(trace: dict[str, Any], seed: int) -> dict[str, Any]:
     """Its score, from log-probs drawn at random; the last trace of all was too long."""
     question, sample = int(trace["question_id"][1:]), trace["sample"]
     tokens, closed = len(trace["token_ids"]), trace["closed"]
+    given = {"seed": seed, "closed": closed, "think_tokens": tokens}
+    given["correct"] = trace["text"].endswith(f" {question}")
     if (question, sample) == (9, 3):
-        return score_row(question, None, sample, seed=seed, closed=closed, think_tokens=tokens)
+        return score_row(question, None, sample, **given)
     draw = np.random.default_rng([seed, question, sample])
     solution, student, teacher = (
         (-draw.exponential(size=size)).astype(np.float32) for size in (3, tokens, tokens)
     )
     parts = reward_parts(solution, student, teacher, closed, SPEC)
     return score_row(
-        question, seed=seed, sample=sample, closed=closed, think_tokens=tokens,
+        question, sample=sample, **given,
         student_solution_logprobs=solution.tolist(), student_think_logprobs=student.tolist(),
         teacher_think_logprobs=teacher.tolist(), **vars(parts),
     )  # fmt: skip

@@ -75,6 +75,10 @@ def marks(rows):
     return {row["question_id"]: row["outcome"] == "correct" for row in rows}
 
 
+def numbers(text):
+    return re.findall(r"-?\d+", text)
+
+
 def rounded(rows):
     """Sums of floats differ in their last digits with the order of the rows."""
     return [[round(v, 9) if isinstance(v, float) else v for v in row] for row in rows]
@@ -136,12 +140,15 @@ def test_the_distillation_data_are_the_chats_that_the_student_is_trained_on(fill
     rewards = {row["trace_id"]: row["reward"] for row in table("trace-scoring[rlt]@0", "scores")}
     rows = rows_of(filled[0], sql)
     assert [row["trace_id"] for row in rows] == sorted(t for t in traces if traces[t]["closed"])
+    right = rows_of(filled[0], sql.replace("-- and s.correct", "and s.correct"))
+    assert 0 < len(right) < len(rows) and right == [row for row in rows if row["correct"]]
     tokenizer = tiny_tokenizer(format)
     prompter = Prompter(format, tokenizer)
     for row in rows:
         trace = traces[row["trace_id"]]
         question = questions[trace["question_id"]]
         assert row["reward"] == rewards[row["trace_id"]]
+        assert row["correct"] is (numbers(trace["text"])[-1:] == [question["answer"]])
         assert (row["question"], row["explanation"]) == (question["question"], trace["text"])
         trained = prompter.student_sft_row(
             question["question"], prompter.encode(trace["text"]), question["solution"]
@@ -165,7 +172,7 @@ def test_high_reward_and_wrong_result(ask, training):
     ranked = sorted(training, key=lambda row: -row["reward"])
     quarter = ranked[: math.floor((len(ranked) - 1) * 0.25) + 1]
     wrong = [
-        (row["reward"], row["asked"]["answer"], (re.findall(r"-?\d+", row["text"]) or [None])[-1])
+        (row["reward"], row["asked"]["answer"], (numbers(row["text"]) or [None])[-1])
         for row in quarter
     ]
     wrong = [row for row in wrong if row[1] != row[2]]

@@ -1,5 +1,6 @@
 """The cookbook of docs/sql.md on what a real run leaves."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,16 @@ def test_every_query_answers_on_a_finished_run(smoke_store: Path) -> None:
         for title, sql in queries("smoke").items():
             rows = connection.sql(sql).fetchall()
             assert rows or title in MAY_BE_EMPTY, title
+
+
+def test_an_explanation_is_correct_if_its_last_number_is_the_answer(smoke_store: Path) -> None:
+    sql = queries("smoke")["Distillation data"].replace("and t.closed", "")
+    with connect(Store(str(smoke_store))) as connection:
+        rows = connection.sql(f"select explanation, answer, correct from ({sql.strip(';\n ')})")
+        found = rows.fetchall()
+    assert found
+    for explanation, answer, correct in found:
+        assert correct is (re.findall(r"\d+", explanation)[-1:] == [answer])
 
 
 def test_the_replay_is_the_reward_that_the_run_stored(smoke_store: Path) -> None:
