@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 from flows.cores import Cores
 from rlt_core import gpus
 from rlt_core.control import Metrics
+from rlt_core.environment import in_one_line
 from rlt_core.errors import Stopped, UserError
 from rlt_core.launch import ChildFailed, Launches
 from rlt_core.stages import STAGES
@@ -96,6 +98,8 @@ class Here:
             outcome = Outcome("mistake", str(error))
         except ChildFailed as error:
             outcome = Outcome("failed", str(error))
+        except OSError as error:
+            outcome = Outcome("failed", in_one_line(error, Path(spec.store)) or str(error))
         else:
             if manifest is None:
                 return Outcome("done", f"shared the work on {spec.key}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import typer
 
@@ -12,7 +13,7 @@ from flows.fetch_cli import fetch
 from flows.local.up import current
 from flows.worker import worker
 from rlt_core import __version__
-from rlt_core.errors import UserError
+from rlt_core.environment import ends_in_one_line, require_surroundings
 
 app = typer.Typer(
     name="rlt",
@@ -62,12 +63,13 @@ def _use_store_of_up() -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    try:
+    with ends_in_one_line(Path(".")):
+        require_surroundings()
         _use_store_of_up()
-        app()
-    except UserError as error:
-        print(f"rlt: {error}", file=sys.stderr)
-        sys.exit(2)
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

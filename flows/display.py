@@ -92,8 +92,12 @@ class Display:
             )
 
     def say(self, line: str) -> None:
-        """A line that stays; no markup."""
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        """A line that stays; no markup. Work goes on where the output cannot be written."""
+        try:
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        except OSError as error:
+            self.console = Console(stderr=True)
+            self.say(f"standard output cannot be written, which goes on here: {error}\n{line}")
 
     def started(self, name: str) -> None:
         """A node has begun."""

@@ -10,6 +10,12 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from pathlib import Path
+from tempfile import NamedTemporaryFile, TemporaryDirectory
+
+from flows.request import Request
+from rlt_core.environment import ends_in_one_line
+from rlt_core.errors import UserError
 
 QUIET_PREFECT = {
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
@@ -24,16 +30,53 @@ QUIET_PREFECT = {
 
 def main() -> int:
     """Run the request; returns the exit status."""
-    for name, value in QUIET_PREFECT.items():
-        os.environ.setdefault(name, value)
+    request = Request.model_validate_json(sys.stdin.readline())
+    store = Path(request.store) if "://" not in request.store else Path(".")
+    with ends_in_one_line(store), TemporaryDirectory(prefix="rlt-prefect-") as spare:
+        for name, value in QUIET_PREFECT.items():
+            os.environ.setdefault(name, value)
+        _use_writable_prefect_home(spare)
+        return _run(request)
+
+
+def _use_writable_prefect_home(spare: str) -> None:
+    """Prefect keeps its database in ~/.prefect, which a container may be unable to write. Raises
+    UserError where PREFECT_HOME names such a folder."""
+    named = os.environ.get("PREFECT_HOME")
+    try:
+        home = Path(named or "~/.prefect").expanduser()
+        home.mkdir(parents=True, exist_ok=True)
+        NamedTemporaryFile(dir=home).close()
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home at all
+        if named:
+            raise UserError(f"PREFECT_HOME={named} cannot be written: {error}") from None
+        os.environ["PREFECT_HOME"] = spare
+
+
+def _require_api() -> None:
+    """Raises UserError if PREFECT_API_URL, of the environment or of Prefect's profile, names a
+    server that does not answer."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL
+
+    if url := PREFECT_API_URL.value():
+        with get_client(sync_client=True) as client:
+            error = client.api_healthcheck()
+        if error:
+            raise UserError(
+                f"PREFECT_API_URL={url}: no Prefect server answers ({error}); start it, or unset "
+                "the variable (`prefect config unset PREFECT_API_URL`) to run without a server"
+            )
+
+
+def _run(request: Request) -> int:
     from flows.carrier import Here
     from flows.cores import Cores
     from flows.display import Display
     from flows.local.up import launcher_file
-    from flows.request import Request
     from rlt_core import warm
 
-    request = Request.model_validate_json(sys.stdin.readline())
+    _require_api()
     planned = request.plan()
     missing = [item for item in planned if not item.hit]
     os.environ.setdefault(warm.VARIABLE, str(launcher_file()))

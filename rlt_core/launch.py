@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rlt_core.control import Control, Metrics
+from rlt_core.environment import in_one_line
 from rlt_core.errors import Stopped, UserError
 
 GRACE_S = 30.0
@@ -240,8 +241,12 @@ def _child(target: str, argument: Any, pipe: connection.Connection, log: str) ->
         outcome = _Outcome("user_error", str(error))
     except Stopped as error:
         outcome = _Outcome("stopped", str(error))
-    except Exception:
-        outcome = _Outcome("failed", traceback.format_exc())
+    except Exception as error:
+        line = in_one_line(error, Path(log).parent)
+        if line:
+            with contextlib.suppress(OSError):  # its disk may be the full one
+                traceback.print_exc()
+        outcome = _Outcome("failed", line or traceback.format_exc())
     send(outcome)
 
 

@@ -35,6 +35,7 @@ from rlt_core.config import (
     ScratchModel,
     StageResources,
 )
+from rlt_core.environment import room
 from rlt_core.errors import UserError
 from rlt_core.formats import PromptFormat
 from rlt_core.model_sources import MODEL_FILES, check_weights, model_files, package_gguf
@@ -204,9 +205,10 @@ def on_device(model: PreTrainedModel, resources: StageResources) -> Iterator[Pre
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write config.json, safetensors and tokenizer files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with room(folder, sum(each.numel() * each.element_size() for each in model.parameters())):
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def pick_device(device: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rlt_core.environment import room
 from rlt_core.schemas import LOGPROBS, TABLES
 
 ROWS_AT_A_TIME = 2000
@@ -24,7 +25,7 @@ def write_rows(path: Path, table: str, rows: Iterable[Mapping[str, Any]]) -> int
     schema, left, count = TABLES[table], iter(rows), 0
     names = set(schema.names)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with pq.ParquetWriter(path, schema, **_options(schema)) as writer:
+    with room(path.parent), pq.ParquetWriter(path, schema, **_options(schema)) as writer:
         while part := list(islice(left, ROWS_AT_A_TIME)):
             for row in part:
                 if set(row) != names:
@@ -38,8 +39,9 @@ def write_rows(path: Path, table: str, rows: Iterable[Mapping[str, Any]]) -> int
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write one zstd Parquet file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, **_options(table.schema))
+    with room(path.parent, table.nbytes):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, path, **_options(table.schema))
 
 
 def _options(schema: pa.Schema) -> dict[str, Any]:

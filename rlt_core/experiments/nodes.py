@@ -86,9 +86,7 @@ def off_policy(stage: str, config: Mapping[str, Any], writer: str | None, teache
     return "" if writer == teacher else "written by another model"
 
 
-def with_estimator(
-    scoring: TraceScoringConfig, config: Config, reason: str
-) -> TraceScoringConfig:
+def with_estimator(scoring: TraceScoringConfig, config: Config, reason: str) -> TraceScoringConfig:
     """The scoring of traces that are off-policy for this reason, or on-policy where it is empty."""
     reward = config.reward
     if reason:

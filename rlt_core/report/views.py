@@ -342,9 +342,11 @@ def compared_grid(compared: Compared) -> Grid:
 def compared_text(compared: Compared) -> str:
     """What is compared, and who wins."""
     first, second = compared.names
-    estimators = zip(compared.names, compared.estimators, strict=True)
+    named = zip(compared.names, compared.estimators, strict=True)
+    said = "; ".join(f"{name} {kl}" for name, kl in named)
     return (
-        f"KL estimators: {'; '.join(f'{name} {kl}' for name, kl in estimators)}. On the {len(compared.questions)} questions that both have a scored trace of, means over "
+        f"KL estimators: {said}. "
+        f"On the {len(compared.questions)} questions that both have a scored trace of, means over "
         f"the samples of each; differences are {second} minus {first}. By reward {second} wins "
         f"{compared.wins}, ties {compared.ties} and loses {compared.losses} (sign test p "
         f"{p_value(compared.sign_p)}); the p of a part is of a permutation test of the questions. "

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from rlt_core.environment import DiskFull, disk_full, free_bytes, is_full
 from rlt_core.errors import UserError
 
 CHUNK_BYTES = 1 << 20
@@ -210,6 +211,9 @@ class Files:
         try:
             yield
         except OSError as error:
+            if is_full(error):
+                root = Path(self.root)
+                raise DiskFull(disk_full(root, free_bytes(root))) from None
             raise UserError(f"store {self.root} cannot be written: {error}") from None
 
     def _sync_folder(self, path: str) -> None:

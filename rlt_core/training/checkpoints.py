@@ -31,6 +31,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rlt_core import processes
 from rlt_core.config import StageResources
+from rlt_core.environment import room
 from rlt_core.errors import Stopped
 from rlt_core.rows import write_rows
 from rlt_core.schemas import TRAIN_STEPS
@@ -186,10 +187,11 @@ class ResumableTrainer(ShardedTrainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         step = self.state.global_step
         self._part = self._begin(f"{step:08d}")
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
         folder = self._part / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-        self.save_extra(folder)
+        with room(self._part, self._checkpoint_bytes()):
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            self.save_extra(folder)
         if self.accelerator.is_main_process:
             (folder / "training_args.bin").unlink()
             (folder / ROWS).write_text(json.dumps(self._recorder.rows))
@@ -197,6 +199,13 @@ class ResumableTrainer(ShardedTrainer):
             for name in self._work.parts(GROUP)[:-KEPT_CHECKPOINTS]:
                 self._work.remove(GROUP, name)
         self._part = None
+
+    def _checkpoint_bytes(self) -> int:
+        """Weights in training and the optimiser's state, of all processes."""
+        assert self.optimizer is not None
+        states = [each for state in self.optimizer.state.values() for each in state.values()]
+        tensors = [*sharding.trained(self._model).values(), *filter(torch.is_tensor, states)]
+        return sum(each.numel() * each.element_size() for each in tensors)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """None to save: see `StepSeed`."""

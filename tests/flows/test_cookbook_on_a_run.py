@@ -25,8 +25,9 @@ def test_every_query_answers_on_a_finished_run(smoke_store: Path) -> None:
 
 def test_an_explanation_is_correct_if_its_last_number_is_the_answer(smoke_store: Path) -> None:
     sql = queries("smoke")["Distillation data"].replace("and t.closed", "")
+    inner = sql.strip().removesuffix(";")
     with connect(Store(str(smoke_store))) as connection:
-        rows = connection.sql(f"select explanation, answer, correct from ({sql.strip(';\n ')})")
+        rows = connection.sql(f"select explanation, answer, correct from ({inner})")
         found = rows.fetchall()
     assert found
     for explanation, answer, correct in found:

@@ -1,0 +1,147 @@
+"""The machine around a run: proxies, full disks, and errors of the environment in one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rlt_core.errors import UserError
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, an exhausted quota, a file larger than the limit (`ulimit -f`)."""
+SAYS_FULL = re.compile(
+    r"no space left on device|disk quota exceeded|file too large|database or disk is full"
+    r"|PytorchStreamWriter failed|inline_container.*(file write failed|unexpected pos)",
+    re.IGNORECASE,
+)
+"""Errors of safetensors, SQLite and torch, which carry no error number."""
+
+
+class DiskFull(OSError):
+    """A disk has no room left; the message names it and says how much is missing."""
+
+
+def bypass_proxies_on_loopback() -> None:
+    """Let this process and its children reach this machine's own servers without a proxy; other
+    hosts keep theirs. Libraries differ in which spelling of the variable they read."""
+    spellings = ("no_proxy", "NO_PROXY")
+    given = {name: os.environ[name] for name in spellings if name in os.environ}
+    for name in spellings:
+        value = given.get(name, next(iter(given.values()), ""))
+        hosts = [host for host in (part.strip() for part in value.split(",")) if host]
+        if "*" not in hosts:
+            missing = [host for host in LOOPBACK if host not in hosts]
+            os.environ[name] = ",".join([*hosts, *missing])
+
+
+# ---------------------------------------------------------------- full disks
+@contextmanager
+def room(folder: Path, needed: int = 0) -> Iterator[None]:
+    """Write below a folder, about `needed` bytes where that is known. Raises DiskFull."""
+    free = free_bytes(folder)
+    try:
+        yield
+    except Exception as error:
+        if not is_full(error):
+            raise
+        raise DiskFull(disk_full(folder, free, needed)) from error
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error, or what it was raised from, says that a disk is full."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    return bool(SAYS_FULL.search(str(error))) or (
+        error.__cause__ is not None and is_full(error.__cause__)
+    )
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that may still be written on a folder's disk; the folder need not exist yet."""
+    there = next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
+    return shutil.disk_usage(there).free
+
+
+def disk_full(folder: Path, free: int, needed: int = 0) -> str:
+    """One line: which disk, and how much is missing."""
+    if needed > free:
+        missing = f"{mib(needed)} are written, {mib(needed - free)} are missing"
+    elif needed:
+        missing = f"{mib(needed)} are written, which a quota or `ulimit -f` forbids"
+    else:
+        missing = "more is written"
+    return (
+        f"disk full: {folder.absolute()} is on a disk with {mib(free)} free; {missing}. "
+        "Make room and run the same command again: it goes on from the last checkpoint"
+    )
+
+
+def mib(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / (1 << 20):,.1f} MiB"
+
+
+# ---------------------------------------------------------------- in one line
+def in_one_line(error: BaseException, folder: Path) -> str | None:
+    """What an error of the environment comes to; None for any other error. `folder`: where the
+    work writes, beside the temporary folder (TMPDIR)."""
+    if isinstance(error, DiskFull):
+        return str(error)
+    if is_full(error):
+        places = [folder, Path(tempfile.gettempdir())]
+        named = getattr(error, "filename", None)
+        fullest = Path(named).parent if named else min(places, key=free_bytes)
+        return disk_full(fullest, free_bytes(fullest))
+    return " ".join(str(error).split()) if isinstance(error, OSError) else None
+
+
+@contextmanager
+def ends_in_one_line(folder: Path) -> Iterator[None]:
+    """The process's main function: exit with one line and status 2 for the user's mistake, 1 for an
+    error of the environment. `folder`: see `in_one_line`."""
+    try:
+        yield
+    except UserError as error:
+        line, status = str(error), 2
+    except Exception as error:
+        found = _unwritable_output() or in_one_line(error, folder)
+        if found is None:
+            raise
+        line, status = found, 1
+    else:
+        return
+    print(f"rlt: {line}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _unwritable_output() -> str | None:
+    """Why standard output cannot be written, which is then replaced, so that the interpreter's own
+    last flush stays silent."""
+    if sys.stdout is None:
+        return None
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return f"standard output cannot be written: {error}"
+    return None
+
+
+def require_surroundings() -> None:
+    """Raises UserError for a working directory that was deleted, OSError for a closed output."""
+    if sys.stdout is None:
+        raise OSError("standard output is closed; send it somewhere, as with `> /dev/null`")
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError(
+            "the working directory was deleted; change into one that is there"
+        ) from None
