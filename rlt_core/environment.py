@@ -112,7 +112,7 @@ def ends_in_one_line(folder: Path) -> Iterator[None]:
     except UserError as error:
         line, status = str(error), 2
     except Exception as error:
-        found = _unwritable_output() or in_one_line(error, folder)
+        found = _unwritable_output(error) or in_one_line(error, folder)
         if found is None:
             raise
         line, status = found, 1
@@ -122,16 +122,21 @@ def ends_in_one_line(folder: Path) -> Iterator[None]:
     sys.exit(status)
 
 
-def _unwritable_output() -> str | None:
-    """Why standard output cannot be written, which is then replaced, so that the interpreter's own
-    last flush stays silent."""
-    if sys.stdout is None:
+def _unwritable_output(error: Exception) -> str | None:
+    """Why standard output cannot be written, if the error came from there. It is then replaced, so
+    that the interpreter's last flush stays silent."""
+    if (
+        sys.stdout is None
+        or not isinstance(error, OSError)
+        or error.filename
+        or error.errno is None
+    ):
         return None
     try:
-        sys.stdout.flush()
-    except OSError as error:
+        os.write(1, b"\n")
+    except OSError as failure:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return f"standard output cannot be written: {error}"
+        return f"standard output cannot be written: {failure}"
     return None
 
 

@@ -1,0 +1,118 @@
+"""What the machine does to a command: each ends in one line, with its status, and goes on later."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.flows.conftest import COMMAND, Rlt, Served
+
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+
+
+def run(
+    *arguments: str, redirected: str = "", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """The command in a shell, without the caller's proxies."""
+    own = {k: v for k, v in os.environ.items() if k.lower() not in PROXIES} | environment
+    words = ["bash", "-c", f'exec "$@" {redirected}', "rlt", *COMMAND, *arguments]
+    return subprocess.run(words, capture_output=True, text=True, env=own)
+
+
+def one_line(done: subprocess.CompletedProcess[str], status: int, *said: str) -> None:
+    assert done.returncode == status, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("rlt: ") and all(part in line for part in said), line
+
+
+@pytest.mark.parametrize("command", ["artifacts list", "sql select(1) --json", "--version"])
+def test_an_output_that_cannot_be_written_is_said(command: str, tmp_path: Path) -> None:
+    store = {"RLT_STORE": str(tmp_path / "store")}
+    (tmp_path / "store").mkdir()
+    words = command.replace("--json", "--format json").split()
+    one_line(run(*words, redirected="> /dev/full", **store), 1, "standard output", "No space left")
+    one_line(run(*words, redirected=">&-", **store), 1, "standard output is closed")
+    assert "Traceback" not in run(*words, redirected="| true", **store).stderr
+
+
+def test_a_deleted_working_directory_is_said(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    done = subprocess.run(
+        ["bash", "-c", 'cd "$0" && rmdir "$0" && exec "$@"', str(gone), *COMMAND, "plan"],
+        capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    one_line(done, 2, "working directory was deleted")
+
+
+def test_a_server_that_is_not_there_is_said(tmp_path: Path) -> None:
+    api = "http://127.0.0.1:9/api"
+    done = run("run", "dataset-prep", "-p", "smoke", "--store", str(tmp_path), PREFECT_API_URL=api)
+    one_line(done, 2, f"PREFECT_API_URL={api}")
+
+
+def test_a_run_needs_no_home_and_meets_no_proxy_on_loopback(tmp_path: Path) -> None:
+    """As in a container with a read-only home on a company's network."""
+    nowhere = "127.0.0.1:9"
+    done = run(
+        "run", "dataset-prep", "-p", "smoke", "--store", str(tmp_path / "store"),
+        redirected="", HOME="/dev/null/home", HTTP_PROXY=f"http://{nowhere}",
+        ALL_PROXY=f"socks5://{nowhere}", PREFECT_HOME="", RLT_HOME="/dev/null/rlt",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    home = "/dev/null/prefect"
+    done = run(
+        "run", "dataset-prep", "-p", "smoke", "--store", str(tmp_path / "2"), PREFECT_HOME=home
+    )
+    one_line(done, 2, f"PREFECT_HOME={home} cannot be written")
+
+
+# ---------------------------------------------------------------- full disks
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small disk of its own."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(place)]).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(disk: Path, left: int) -> Path:
+    """A file that leaves so many bytes."""
+    status = os.statvfs(disk)
+    file = disk / "filler"
+    file.write_bytes(bytes(status.f_bavail * status.f_frsize - left))
+    return file
+
+
+@pytest.mark.parametrize("place", ["store", "TMPDIR"])
+def test_a_full_disk_is_named_and_the_same_command_goes_on(
+    rlt: Rlt, served: Served, disk: Path, tmp_path: Path, place: str
+) -> None:
+    store = (disk if place == "store" else tmp_path) / "store"
+    command = ["run", "teacher-sft", "-p", "smoke", "--store", str(store)]
+    made = rlt("run", "base-model", *command[2:])
+    assert made.returncode == 0, made.stdout + made.stderr
+    filler = fill(disk, left=48 << 10)
+    environment = served.environment()
+    if place == "TMPDIR":
+        # What is forked from the served launcher has its TMPDIR.
+        environment = environment | {"TMPDIR": str(disk), "RLT_LAUNCHER": ""}
+    done = subprocess.run([*COMMAND, *command], capture_output=True, text=True, env=environment)
+    if place == "store":
+        assert done.returncode == 1, done.stdout + done.stderr
+        (line,) = (line for line in done.stdout.splitlines() if "disk full" in line)
+        assert str(disk) in line and "missing" in line
+        assert "Traceback" not in done.stdout + done.stderr
+    else:
+        assert "Traceback" not in done.stdout + done.stderr
+    filler.unlink()
+    done = rlt(*command)
+    assert done.returncode == 0, done.stdout + done.stderr
