@@ -57,10 +57,7 @@ def score(
     alpha: Annotated[float | None, typer.Option(help="Weight of the worst token.")] = None,
     kl_weight: Annotated[float | None, typer.Option("--lambda", help="Weight of r_KL.")] = None,
     kl: Annotated[
-        KLEstimator,
-        typer.Option(
-            help="KL at a token; k1 is unbounded below for texts that the teacher did not sample."
-        ),
+        KLEstimator, typer.Option(help="KL at a token; k1 suits the teacher's own samples alone.")
     ] = "full",
     temperature: Annotated[
         float | None, typer.Option(help="Logits of both models are divided by it.")
