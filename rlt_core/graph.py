@@ -144,5 +144,6 @@ def _nearest(misses: list[Node], store: Store) -> list[tuple[str, ...]]:
     for node in misses:
         candidates = by_label[node.label, node.seed] or by_stage[node.stage.name]
         changes = [_changes(node, made) for made in candidates[:COMPARED]] or [["new"]]
-        nearest.append(tuple(min(changes, key=len)))
+        fewest = min(changes, key=len)
+        nearest.append(tuple(fewest))
     return nearest

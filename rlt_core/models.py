@@ -133,7 +133,8 @@ def load_model(folder: Path, dtype: str = "float32", device: str = "cpu") -> Pre
     config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     saved = json.loads((folder / "config.json").read_text())
     plain = _without_settings(saved)
-    model, found = AutoModelForCausalLM.from_pretrained(
+    loader: Any = AutoModelForCausalLM
+    model, found = loader.from_pretrained(
         folder,
         config=config if plain == saved else type(config).from_dict(plain),
         dtype=saved_dtype(folder) if dtype == "auto" else dtype,

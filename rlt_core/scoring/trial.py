@@ -55,7 +55,8 @@ def try_model(
         raise UserError(f"{name}: {type(model).__name__} has no linear output embedding")
     if getattr(model.config.get_text_config(), "max_position_embeddings", None) is None:
         raise UserError(f"{name}: its config names no max_position_embeddings, so no limit applies")
-    rows = min(model.get_input_embeddings().weight.shape[0], head.out_features)
+    embedding: Any = model.get_input_embeddings()
+    rows: int = min(embedding.weight.shape[0], head.out_features)
     check_rows(rows, tokenizer, chats, name)
     ids = torch.arange(TOKENS)[None] % rows
     with torch.no_grad(), _probed(decoder, head) as seen:
