@@ -39,6 +39,8 @@ def same(a: Answer, b: Answer) -> bool:
             return _same_regions(one.parts, pieces)
         if one.kind == "list" and other.kind == "tuple":
             return _in_order(_values(one), _values(other))
+        if one.kind == "matrix" and other.kind == "tuple" and _is_vector(one.parts[0]):
+            return _in_order(one.parts[1:], _values(other))
         if one.kind == "list" and other.kind == "set":
             return _unordered(one.parts, other.parts)
         if one.kind == "base" and other.kind == "scalar":
@@ -69,6 +71,11 @@ def _same_kind(a: Answer, b: Answer) -> bool:
     if a.kind == "relation":
         return a.parts[0] == b.parts[0] and _proportional(a, b)
     return a.parts == b.parts
+
+
+def _is_vector(shape: tuple[Any, ...]) -> bool:
+    """Whether a matrix has one column or one row, as pairs and triples are written, too."""
+    return shape[0] == "" and (len(shape) == 2 or set(shape[1:]) == {1})
 
 
 def _tight(answer: Answer) -> str:
@@ -174,7 +181,7 @@ def _equal(x: Fraction | str, p: Fraction, y: Fraction | str, q: Fraction) -> bo
 def expression(value: Fraction | str) -> Any:
     """A number or LaTeX as SymPy sees it, decimals exact; None for what math-verify cannot read."""
     from math_verify import LatexExtractionConfig, parse
-    from sympy import Basic, Float, Rational
+    from sympy import Basic, Float, I, Rational
 
     if isinstance(value, Fraction):
         return Rational(value.numerator, value.denominator)
@@ -190,6 +197,7 @@ def expression(value: Fraction | str) -> Any:
         return None
     found = parsed[0]
     if isinstance(found, Basic):
+        found = found.subs({each: I for each in found.free_symbols if each.name == "i"})
         return found.xreplace({each: Rational(str(each)) for each in found.atoms(Float)})
     return found
 
