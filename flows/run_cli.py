@@ -62,14 +62,7 @@ def run(
     request = request.model_copy(update={"budget_gpu_hours": budget_gpu_hours})
     planned = request.plan()
     show_estimators(planned)
-    status = 0
-    if all(item.hit for item in planned):
-        name_nodes(Store(request.store), profile, [item.node for item in planned])
-    else:
-        _require_computable_here(request, planned)
-        require_writable(Store(request.store))
-        request.require_room_here(planned)
-        status = supervise(request, quiet=as_json)
+    status = compute(request, planned, quiet=as_json)
     if as_json:
         store_ = Store(request.store)
         there = {p.node.key: store_.manifest(p.node.ref.kind, p.node.key) for p in planned}
@@ -77,9 +70,22 @@ def run(
         print(json.dumps({"status": status, "nodes": nodes}, indent=1))
     elif status == 0:
         _summary(Store(request.store), planned)
-    elif status == 130:
-        print("stopped; the same command goes on from here", file=sys.stderr)
     raise typer.Exit(status)
+
+
+def compute(request: Request, planned: list[Planned], quiet: bool) -> int:
+    """Compute what the store lacks, and name the nodes; returns the exit status."""
+    store = Store(request.store)
+    if all(item.hit for item in planned):
+        name_nodes(store, request.profile, [item.node for item in planned])
+        return 0
+    _require_computable_here(request, planned)
+    require_writable(store)
+    request.require_room_here(planned)
+    status = supervise(request, quiet)
+    if status == 130 and not quiet:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+    return status
 
 
 def _require_computable_here(request: Request, planned: list[Planned]) -> None:

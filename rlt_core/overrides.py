@@ -16,7 +16,8 @@ from rlt_core.profiles import PROFILES
 from rlt_core.stages import STAGES
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A hint for an unknown name: the nearest of the known ones, or all of them."""
     names = sorted(names)
     close = get_close_matches(name, names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
@@ -49,7 +50,7 @@ def _assign(tree: dict[str, Any], path: str, value: Any) -> None:
         if not isinstance(inner, dict):
             if name in tree:
                 raise UserError(f"--set {path}: {'.'.join(parents[: index + 1])} has no fields")
-            raise UserError(f"--set {path}: unknown field {name!r}; {_nearest(name, tree)}")
+            raise UserError(f"--set {path}: unknown field {name!r}; {nearest(name, tree)}")
         tree = inner
     if leaf == "kind":
         tree.clear()
@@ -82,7 +83,7 @@ def _message(error: ErrorDetails) -> str:
     if error["type"] == "extra_forbidden":
         *parents, name = error["loc"]
         fields = _fields_at(parents)
-        return f"unknown field {path!r}" + (f"; {_nearest(str(name), fields)}" if fields else "")
+        return f"unknown field {path!r}" + (f"; {nearest(str(name), fields)}" if fields else "")
     given = error.get("input")
     shown = f" (given: {given!r})" if not isinstance(given, dict) else ""
     problem = error["msg"].removeprefix("Value error, ")
@@ -100,7 +101,7 @@ def load_config(profile: str, assignments: Iterable[str] = ()) -> Config:
     Raises UserError for an unknown profile or field (with the nearest name) or a wrong type.
     """
     if profile not in PROFILES:
-        raise UserError(f"unknown profile {profile!r}; {_nearest(profile, PROFILES)}")
+        raise UserError(f"unknown profile {profile!r}; {nearest(profile, PROFILES)}")
     tree = PROFILES[profile]().model_dump(mode="json")
     for assignment in assignments:
         path, value = parse_set(assignment)
@@ -116,5 +117,5 @@ def load_config(profile: str, assignments: Iterable[str] = ()) -> Config:
     for name in config.resources.stages:
         stage = name.partition(":")[0]
         if stage not in STAGES:
-            raise UserError(f"resources.stages.{name}: unknown stage; {_nearest(stage, STAGES)}")
+            raise UserError(f"resources.stages.{name}: unknown stage; {nearest(stage, STAGES)}")
     return config

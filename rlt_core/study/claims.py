@@ -1,4 +1,4 @@
-"""A study file: which claims, on which seeds, tested how (TOML).
+"""A study file (TOML): claims, the training seeds that test them, and how they are tested.
 
 All sizes are fractions of 1, as in tables: a margin of 0.05 is five points.
 """
@@ -7,44 +7,61 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from rlt_core.config import Config, Fraction, Frozen, RankedSet
+from rlt_core.config import Fraction, Frozen, RankedSet
 from rlt_core.errors import UserError
 from rlt_core.experiments import EXPERIMENTS
-from rlt_core.overrides import load_config, parse_set
+from rlt_core.overrides import nearest, parse_set
 
 Text = Annotated[str, Field(min_length=1)]
+CLAIM_SEEDS = 10
+"""Fewest seeds of a study that is no pilot."""
 
 
 class _Claim(Frozen):
     name: Text
     """Short and unique."""
     statement: Text
-    """What is claimed, in words."""
+    """The claim in words."""
     experiment: Text
-    """Whose graph is run for it."""
+    """Experiment that is run for it."""
     task: Text
-    """Which evaluation task decides."""
+    """Evaluation task that decides."""
     primary: bool = False
     """Whether this is the one claim that is tested on its own, outside Holm's family."""
+
+    @property
+    def models(self) -> list[tuple[str, str]]:
+        """(field, variant of an evaluation) of each model that the claim names."""
+        given = {field: getattr(self, field, ()) for field in ("ours", "theirs", "base")}
+        return [
+            (field, variant)
+            for field, value in given.items()
+            for variant in ((value,) if isinstance(value, str) else value)
+        ]
 
     @field_validator("experiment")
     @classmethod
     def _known(cls, value: str) -> str:
         if value not in EXPERIMENTS:
-            raise ValueError(f"there is no experiment {value!r}; {_nearest(value, EXPERIMENTS)}")
+            raise ValueError(f"there is no experiment {value!r}; {nearest(value, EXPERIMENTS)}")
         return value
+
+    @model_validator(mode="after")
+    def _different(self) -> _Claim:
+        fields = " and ".join(dict.fromkeys(field for field, _ in self.models))
+        if len({variant for _, variant in self.models}) != len(self.models):
+            raise ValueError(f"{fields} are all different variants")
+        return self
 
 
 class DifferenceClaim(_Claim):
-    """ours - theirs > margin; against several, ours beats every one."""
+    """ours - theirs > margin; with several baselines, ours beats every one."""
 
     kind: Literal["difference"]
     ours: Text
@@ -59,12 +76,6 @@ class DifferenceClaim(_Claim):
     def _several(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
-    @model_validator(mode="after")
-    def _different(self) -> DifferenceClaim:
-        if len({self.ours, *self.theirs}) != 1 + len(self.theirs):
-            raise ValueError("ours and theirs are all different variants")
-        return self
-
 
 class RatioClaim(_Claim):
     """(ours - base) / (theirs - base) is more than the threshold."""
@@ -76,19 +87,13 @@ class RatioClaim(_Claim):
     threshold: float = Field(gt=0)
     """Share of theirs' gain that ours recovers."""
 
-    @model_validator(mode="after")
-    def _different(self) -> RatioClaim:
-        if len({self.ours, self.theirs, self.base}) != 3:
-            raise ValueError("ours, theirs and base are three different variants")
-        return self
-
 
 class CorrelationClaim(_Claim):
-    """The better a trace's rank, the better its student: Pearson of the set is more than 0."""
+    """The better a trace's rank, the better its student: Pearson's r over the set's ranks > 0."""
 
     kind: Literal["correlation"]
     set: RankedSet
-    """What the traces of a question were ranked by."""
+    """Ranked set: how the traces of a question were ranked."""
 
 
 class EquivalenceClaim(_Claim):
@@ -104,16 +109,12 @@ class EquivalenceClaim(_Claim):
 
     @model_validator(mode="after")
     def _tested_elsewhere(self) -> EquivalenceClaim:
-        if self.ours == self.theirs:
-            raise ValueError("ours and theirs are two different variants")
         if self.primary:
             raise ValueError("a negative control is not the primary claim")
         return self
 
 
 Claim = DifferenceClaim | RatioClaim | CorrelationClaim | EquivalenceClaim
-CLAIM_SEEDS = 10
-"""Seeds that a claim takes; a study of fewer is a pilot."""
 KINDS: dict[str, type[_Claim]] = {
     "difference": DifferenceClaim,
     "ratio": RatioClaim,
@@ -123,7 +124,7 @@ KINDS: dict[str, type[_Claim]] = {
 
 
 class Regime(Frozen):
-    """Something that was tried on development seeds."""
+    """A setting that was tried on development seeds."""
 
     what: Text
     seeds: tuple[int, ...]
@@ -131,7 +132,7 @@ class Regime(Frozen):
 
 
 class Study(Frozen):
-    """Claims, and the seeds on which they stand or fall."""
+    """Claims, and the seeds that decide them."""
 
     name: Text
     profile: Text
@@ -140,21 +141,19 @@ class Study(Frozen):
     set: tuple[Text, ...] = ()
     """`--set` lines."""
     level: Fraction = Field(default=0.05, gt=0, lt=1)
-    """Of the whole family of claims."""
+    """Significance level of the whole family of claims."""
     regimes: tuple[Regime, ...] = ()
-    """What was tried before, on other seeds."""
+    """Settings that were tried before, on other seeds."""
     claims: tuple[Annotated[Claim, Field(discriminator="kind")], ...] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds: they are all different")
-        seen = sorted(set(self.seeds) & {seed for one in self.regimes for seed in one.seeds})
-        if seen:
+        if seen := sorted(set(self.seeds) & {seed for one in self.regimes for seed in one.seeds}):
             raise ValueError(f"seeds: {seen} were used in regimes; claims need untouched ones")
         names = [claim.name for claim in self.claims]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
+        if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"claims: two are called {twice[0]!r}")
         if sum(claim.primary for claim in self.claims) > 1:
             raise ValueError("claims: more than one is primary")
@@ -175,89 +174,42 @@ class Study(Frozen):
 
     @property
     def experiments(self) -> list[str]:
-        """Those that the claims name, each once, in their order."""
+        """The experiments that the claims name, each once, in their order."""
         return list(dict.fromkeys(claim.experiment for claim in self.claims))
 
-    def config(self) -> Config:
-        """The whole config. Raises UserError."""
-        return load_config(self.profile, self.overrides)
 
-
-# ---------------------------------------------------------------- reading
 def load_study(path: Path) -> Study:
-    """A study file. Raises UserError naming the file, the claim and the field."""
+    """Read a study file. Raises UserError naming the file, the claim and the field."""
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
+        return Study.model_validate(given)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
+    except ValidationError as error:
+        # A list with a wrong entry is reported as too short as well.
+        errors = [one for one in error.errors() if one["type"] != "too_short"] or error.errors()
+        messages = dict.fromkeys(_message(given, one) for one in errors)
+        raise UserError(f"{path}: {'; '.join(messages)}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not TOML: {error}") from None
-    try:
-        return Study.model_validate(given)
-    except ValidationError as error:
-        messages = (_message(given, one) for one in _causes(error.errors()))
-        raise UserError(f"{path}: {'; '.join(dict.fromkeys(messages))}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def _causes(errors: list[ErrorDetails]) -> list[ErrorDetails]:
-    """Without lists that are too short because an entry of theirs is wrong."""
-    return [
-        one
-        for one in errors
-        if one["type"] != "too_short"
-        or not any(
-            other is not one and other["loc"][: len(one["loc"])] == one["loc"] for other in errors
-        )
-    ]
-
-
 def _message(given: dict[str, Any], error: ErrorDetails) -> str:
-    where, known = _where(given, error["loc"])
+    """`claim 'rlt-beats-dataset': theirs: Field required`."""
+    location, where = list(error["loc"]), ""
+    shape: type[BaseModel] = Regime if location[:1] == ["regimes"] else Study
+    if location[:1] == ["claims"] and len(location) > 1:
+        number, *kind = location[1:]
+        claim = given["claims"][number]
+        name = claim.get("name") if isinstance(claim, dict) else None
+        where = f"claim {name!r}: " if name else f"claim number {int(number) + 1}: "
+        location, shape = kind[1:], KINDS.get(str(kind[0]), _Claim) if kind else _Claim
+    where += ".".join(map(str, location)) + ": " if location else ""
     what = error["msg"].removeprefix("Value error, ")
-    match error["type"]:
-        case "too_short":
-            what = f"it needs {error['ctx']['min_length']} or more entries"
-        case "union_tag_not_found":
-            what = f"kind: it is missing; one of {', '.join(KINDS)}"
-        case "union_tag_invalid":
-            what = f"kind: it is one of {', '.join(KINDS)}"
-        case "missing":
-            what = "it is missing"
-        case "extra_forbidden":
-            what = f"there is no such field; {_nearest(str(error['loc'][-1]), known)}"
-    return f"{where}: {what}" if where else what
-
-
-def _where(given: dict[str, Any], location: tuple[int | str, ...]) -> tuple[str, list[str]]:
-    """`claim 'rlt-beats-dataset': theirs`, and the fields that are known there."""
-    if location[:1] != ("claims",) or len(location) < 2:
-        known = Regime if location[:1] == ("regimes",) and len(location) > 1 else Study
-        return ".".join(map(str, location)), list(known.model_fields)
-    number, rest = int(location[1]), list(location[2:])
-    claim = given["claims"][number]
-    name = claim.get("name") if isinstance(claim, dict) else None
-    title = f"claim {name!r}" if isinstance(name, str) and name else f"claim number {number + 1}"
-    kind = str(rest.pop(0)) if rest else ""
-    fields = list(KINDS[kind].model_fields) if kind in KINDS else []
-    return ": ".join([title, ".".join(map(str, rest))] if rest else [title]), fields
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
-
-
-def variants(claim: Claim) -> Iterator[tuple[str, str]]:
-    """(field, variant of an evaluation) of each that a claim names, beside the students of every
-    rank of its set."""
-    match claim:
-        case DifferenceClaim():
-            yield "ours", claim.ours
-            yield from (("theirs", name) for name in claim.theirs)
-        case RatioClaim():
-            yield from (("ours", claim.ours), ("theirs", claim.theirs), ("base", claim.base))
-        case EquivalenceClaim():
-            yield from (("ours", claim.ours), ("theirs", claim.theirs))
+    if error["type"].startswith("union_tag"):
+        what = f"kind: it is one of {', '.join(KINDS)}"
+    elif error["type"] == "extra_forbidden":
+        what = f"there is no such field; {nearest(str(location[-1]), shape.model_fields)}"
+    return where + what

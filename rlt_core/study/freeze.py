@@ -1,20 +1,19 @@
 """A study is frozen before its seeds run: its file, its config and the keys of its graph.
 
-The digests stand in a file beside the study's, to be committed with it. The graph's reports are
-left out: no verdict rests on them.
+The digests are in a file beside the study's, to be committed with it. The graph's reports are left
+out: no verdict rests on them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from rlt_core import __version__
 from rlt_core.checkout import git_commit
@@ -22,11 +21,12 @@ from rlt_core.config import Config, Frozen
 from rlt_core.errors import UserError
 from rlt_core.experiments import targets
 from rlt_core.graph import Node, upstream
+from rlt_core.overrides import load_config
 from rlt_core.stages import EvaluationStageConfig
 from rlt_core.store import Store
 from rlt_core.store.files import sha256_of
-from rlt_core.study.claims import Claim, RatioClaim, Study, load_study
-from rlt_core.study.evidence import Catalogue, NodeEntry, entry_of
+from rlt_core.study.claims import RatioClaim, Study, load_study
+from rlt_core.study.evidence import Catalogue, NodeEntry
 
 PACKAGE = Path(__file__).parent.parent
 RULES = (
@@ -35,62 +35,43 @@ RULES = (
 )  # fmt: skip
 """Sources of the rules by which tables become verdicts."""
 NAMES_SHOWN = 3
+Shape = TypeVar("Shape")
 
 
 class Freeze(Frozen):
-    """What was fixed."""
+    """The content of a `.frozen.json`."""
 
     study: str
-    """Its name."""
+    """Name of the study."""
     study_sha256: str
-    """Of the study's file."""
+    """Digest of the study's file."""
     config_sha256: str
-    """Of the resolved config, without what is never hashed."""
+    """Digest of the resolved config, without what is never hashed."""
     nodes: dict[str, str]
     """Key -> name of every node."""
     rules_sha256: str
-    """Of the sources of the statistics and verdicts."""
+    """Digest of the sources of statistics and verdicts."""
     version: str
-    """Of this package."""
+    """Version of this package."""
     git_commit: str | None
-    """Of the source tree; `-dirty` where files differed from it."""
+    """Commit of the source tree; `-dirty` where files differed from it."""
     frozen_at: datetime
-
-    def fixed(self) -> tuple[object, ...]:
-        """What a study must not change afterwards."""
-        return self.study_sha256, self.config_sha256, self.nodes
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A study with all that follows from it here and now."""
+    """A study with its config and graph, as this version and its data give them."""
 
     path: Path
     study: Study
     config: Config
     nodes: list[Node]
     """The union of the experiments' graphs, inputs first; no reports."""
-
-    @cached_property
-    def catalogue(self) -> Catalogue:
-        """The nodes by what claims call them."""
-        return Catalogue(entry_of(node) for node in self.nodes)
-
-    @cached_property
-    def needed(self) -> list[NodeEntry]:
-        """What the verdicts read."""
-        return self.catalogue.needed(self.study.claims)
-
-    def of_seeds(self) -> list[Node]:
-        """The nodes that depend on a seed of the study."""
-        found: dict[str, Node] = {}
-        for node in self.nodes:
-            if node.seed is not None or any(one.key in found for one in node.inputs.values()):
-                found[node.key] = node
-        return list(found.values())
+    needed: list[NodeEntry]
+    """The nodes that verdicts read."""
 
     def digest(self) -> Freeze:
-        """What would be frozen now."""
+        """The freeze that would be written now."""
         config = self.config.model_dump(mode="json", exclude={"resources"})
         canonical = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return Freeze(
@@ -106,61 +87,50 @@ class Resolved:
 
 
 def resolve(path: Path) -> Resolved:
-    """A study file with its config and graph; every claim can be decided by what the graph
-    evaluates. Raises UserError."""
+    """Read a study file and plan its graph. Raises UserError, also for a claim that cannot be
+    decided by the evaluations of the graph."""
     study = load_study(path)
-    config = study.config()
+    config = load_config(study.profile, study.overrides)
     reports = [node for name in study.experiments for node in targets(name, config)]
     nodes = [node for node in upstream(reports) if node.stage.name != "report"]
-    resolved = Resolved(path, study, config, nodes)
     by_key = {node.key: node for node in nodes}
+    catalogue = Catalogue(
+        NodeEntry.parse(node.key, node.name, {name: one.key for name, one in node.inputs.items()})
+        for node in nodes
+    )
     for claim in study.claims:
-        needed = resolved.catalogue.needed([claim])
-        evaluated = [one for one in needed if one.stage == "evaluation"]
-        _require_task(claim, (by_key[one.key] for one in evaluated))
-        _require_seeds(claim, evaluated)
-    return resolved
-
-
-def _require_task(claim: Claim, evaluations: Iterable[Node]) -> None:
-    for node in evaluations:
-        assert isinstance(node.config, EvaluationStageConfig)
-        tasks = node.config.evaluation.tasks
-        if claim.task not in tasks:
-            raise UserError(
-                f"claim {claim.name!r}: task: {node.variant!r} is not tested on {claim.task!r} "
-                f"but on {', '.join(tasks)}"
-            )
-
-
-def _require_seeds(claim: Claim, evaluations: list[NodeEntry]) -> None:
-    """`gain_ratio` takes checkpoints as they are where a model has no seeds."""
-    if not isinstance(claim, RatioClaim):
-        return
-    for one in evaluations:
-        if one.seed is None and one.variant != claim.base:
-            raise UserError(
-                f"claim {claim.name!r}: {one.variant!r} has no training seeds; a ratio needs them "
-                "of ours and theirs"
-            )
+        for variant, entries in catalogue.models(claim).items():
+            stage = by_key[entries[0].key].config
+            assert isinstance(stage, EvaluationStageConfig)
+            if claim.task not in (tasks := stage.evaluation.tasks):
+                raise UserError(
+                    f"claim {claim.name!r}: task: {variant!r} is not tested on {claim.task!r} "
+                    f"but on {', '.join(tasks)}"
+                )
+            if isinstance(claim, RatioClaim) and variant != claim.base and entries[0].seed is None:
+                raise UserError(  # `gain_ratio` would take the models' seeds as they are
+                    f"claim {claim.name!r}: {variant!r} has no training seeds; a ratio needs them "
+                    "of ours and theirs"
+                )
+    return Resolved(path, study, config, nodes, catalogue.needed(study.claims))
 
 
 def rules_sha256() -> str:
-    """Of the sources that turn tables into verdicts."""
+    """Digest of the sources that turn tables into verdicts."""
     digests = "\n".join(f"{sha256_of(PACKAGE / name)} {name}" for name in RULES)
     return hashlib.sha256(digests.encode()).hexdigest()
 
 
 # ---------------------------------------------------------------- the file
 def frozen_path(path: Path) -> Path:
-    """Where a study's freeze lies: `paper.frozen.json` beside `paper.toml`."""
+    """The freeze of a study: `paper.frozen.json` beside `paper.toml`."""
     return path.with_suffix(".frozen.json")
 
 
-def read_freeze(path: Path) -> Freeze:
-    """A freeze from its file. Raises UserError."""
+def read_json(path: Path, shape: type[Shape]) -> Shape:
+    """A JSON file of this shape. Raises UserError naming the file and the field."""
     try:
-        return Freeze.model_validate_json(path.read_bytes())
+        return TypeAdapter(shape).validate_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
     except ValidationError as error:
@@ -173,46 +143,39 @@ def freeze(path: Path, store: Store) -> tuple[Freeze, bool]:
     """Write a study's freeze; returns it, and whether it is new.
 
     Raises UserError if it was frozen with another content, or if one of its seeds has run in the
-    store: then what is claimed could have been chosen by what came out.
+    store: its claims could then have been chosen by the results.
     """
     resolved = resolve(path)
     digest, file = resolved.digest(), frozen_path(path)
     if file.exists():
-        before = read_freeze(file)
-        if before.fixed() == digest.fixed():
-            return before, False
+        before = read_json(file, Freeze)
+        if found := changes(before, digest):
+            raise UserError(
+                f"{file} is the freeze of something else ({'; '.join(found)}). A changed study "
+                "needs seeds that nothing was seen of: give it some and another file name, or "
+                "delete the freeze knowingly"
+            )
+        return before, False
+    # Nodes of this study, and whatever its profile made from the seeds with other settings.
+    study = resolved.study
+    ran = [
+        (one.seed, f"{one.label}@{one.seed}")
+        for one in store.manifests()
+        if one.seed in study.seeds and (one.profile == study.profile or one.ref.key in digest.nodes)
+    ]
+    if ran:
+        seeds = ", ".join(str(seed) for seed in study.seeds if seed in dict(ran))
         raise UserError(
-            f"{file} is the freeze of something else ({'; '.join(changes(before, digest))}). A "
-            "changed study needs seeds that nothing was seen of: give it some and another file "
-            "name, or delete the freeze knowingly"
-        )
-    if ran := _ran(resolved, store):
-        seeds = ", ".join(str(seed) for seed in sorted({seed for seed, _ in ran}))
-        names = [name for _, name in ran]
-        raise UserError(
-            f"{path}: seeds {seeds} were run already in {store} ({_some(names)}); a study is "
-            "frozen before its seeds run: choose others"
+            f"{path}: seeds {seeds} were run already in {store} "
+            f"({_some([name for _, name in ran])}); a study is frozen before its seeds run: "
+            "choose others"
         )
     file.write_text(digest.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return digest, True
 
 
-def _ran(resolved: Resolved, store: Store) -> list[tuple[int, str]]:
-    """(seed, name) of what the store has of the study's seeds: its own nodes, and whatever its
-    profile made from them with other settings."""
-    study = resolved.study
-    own = store.manifests_of(node.ref for node in resolved.of_seeds())
-    return [
-        (one.seed, f"{one.label}@{one.seed}")
-        for one in store.manifests()
-        if one.seed is not None
-        and one.seed in study.seeds
-        and (one.profile == study.profile or one.ref.key in own)
-    ]
-
-
 def changes(before: Freeze, now: Freeze) -> list[str]:
-    """What differs from the freeze: the file, the config, the code; none if nothing does."""
+    """What differs from the freeze: the file, the config, the code; empty if nothing does."""
     found = []
     if before.study_sha256 != now.study_sha256:
         found.append("the study's file was changed")
@@ -234,12 +197,12 @@ def _some(names: list[str]) -> str:
 
 
 def require_frozen(path: Path) -> tuple[Resolved, Freeze]:
-    """A study that is what was frozen. Raises UserError naming what is not."""
+    """A study that is as it was frozen. Raises UserError naming the differences."""
     resolved = resolve(path)
     file = frozen_path(path)
     if not file.exists():
         raise UserError(f"{path} is not frozen; `rlt study freeze {path}` comes before it runs")
-    before = read_freeze(file)
+    before = read_json(file, Freeze)
     if found := changes(before, resolved.digest()):
         raise UserError(
             f"{path} is not what was frozen on {before.frozen_at:%Y-%m-%d}: {'; '.join(found)}. "

@@ -1,8 +1,8 @@
-"""Verdicts as people read them: cells of a table, and Markdown."""
+"""Verdicts for people: cells of a table, and Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rlt_core.study.claims import CLAIM_SEEDS, Study
 from rlt_core.study.freeze import Freeze
@@ -16,71 +16,35 @@ POINTS = ("difference", "equivalence")
 def cells(verdict: Verdict) -> tuple[str, ...]:
     """One row of `COLUMNS`."""
     unit = 100.0 if verdict.kind in POINTS else 1.0
-    adjusted = "control" if verdict.adjusted_p is None else p_value(verdict.adjusted_p)
     return (
         f"{verdict.claim} (primary)" if verdict.primary else verdict.claim,
         verdict.statement,
-        f"{number(verdict.estimate, unit, signed=unit > 1)} {_intervals(verdict.intervals, unit)}",
-        p_value(verdict.p),
-        adjusted,
+        f"{_number(verdict.estimate, unit, signed=unit > 1)} {_sets(verdict.intervals, unit)}",
+        _p_value(verdict.p),
+        "control" if verdict.adjusted_p is None else _p_value(verdict.adjusted_p),
         f"{verdict.verdict} (pilot)" if verdict.pilot else verdict.verdict,
-        number(verdict.detectable, unit),
+        _number(verdict.detectable, unit),
     )
 
 
-def number(value: float | None, unit: float = 1.0, signed: bool = False) -> str:
+def _number(value: float | None, unit: float = 1.0, signed: bool = False) -> str:
     """Points with one digit, ratios and correlations with two; `·` where there is none."""
     if value is None:
         return "·"
     digits = 1 if unit > 1 else 2
     value = round(value * unit, digits) + 0.0  # no -0.0
-    return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    return f"{value:{'+' if signed else ''}.{digits}f}"
 
 
-def p_value(value: float) -> str:
-    """Three digits; smaller ones as a bound."""
+def _p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _intervals(intervals: Intervals, unit: float) -> str:
-    ends = (
-        f"[{'-∞' if low is None else number(low, unit)}, "
-        f"{'∞' if high is None else number(high, unit)}]"
+def _sets(intervals: Intervals, unit: float) -> str:
+    return " and ".join(
+        f"[{'-∞' if low is None else _number(low, unit)}, "
+        f"{'∞' if high is None else _number(high, unit)}]"
         for low, high in intervals
-    )
-    return " and ".join(ends)
-
-
-def markdown(
-    study: Study, freeze: Freeze, verdicts: Sequence[Verdict], rules_as_frozen: bool
-) -> str:
-    """The verdicts with what they rest on."""
-    seeds = ", ".join(map(str, study.seeds))
-    frozen = f"{freeze.frozen_at:%Y-%m-%d %H:%M} UTC"
-    if freeze.git_commit:
-        frozen += f" at commit {freeze.git_commit}"
-    rules = (
-        "The rules are those of the freeze."
-        if rules_as_frozen
-        else "**The code of the rules was changed after the freeze.**"
-    )
-    return "\n".join(
-        [
-            f"# Verdicts of the study {study.name}",
-            "",
-            f"Profile {study.profile}, seeds {seeds}, level {study.level:g} of the whole family "
-            f"(Holm; the primary claim and controls apart). Frozen {frozen}, study sha256 "
-            f"{freeze.study_sha256}. {rules}",
-            "",
-            *([f"**{note}**", ""] if (note := pilot_note(study)) else []),
-            "Differences, with what was detectable of them, are in points; ratios and correlations "
-            "are plain. Intervals and tests let training seeds and questions vary.",
-            "",
-            *_table(COLUMNS, map(cells, verdicts)),
-            "",
-            *(line for verdict in verdicts for line in _details(verdict)),
-            *_regimes(study),
-        ]
     )
 
 
@@ -91,50 +55,71 @@ def pilot_note(study: Study) -> str:
     return f"A pilot: it has {len(study.seeds)} seeds, and a claim takes {CLAIM_SEEDS} or more."
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [_row(columns), f"|{' --- |' * len(columns)}"]
-    return lines + [_row(row) for row in rows]
+# ---------------------------------------------------------------- Markdown
+def markdown(study: Study, freeze: Freeze, verdicts: Sequence[Verdict], rules_sha256: str) -> str:
+    """The text of `verdicts.md`; `rules_sha256`: the rules by which the study was judged."""
+    return "\n".join(_lines(study, freeze, verdicts, rules_sha256 == freeze.rules_sha256))
 
 
-def _row(cells: Sequence[str]) -> str:
-    escaped = (cell.replace("|", "\\|").replace("\n", " ") for cell in cells)
-    return f"| {' | '.join(escaped)} |"
+def _lines(
+    study: Study, freeze: Freeze, verdicts: Sequence[Verdict], rules_as_frozen: bool
+) -> Iterator[str]:
+    commit = f" at commit {freeze.git_commit}" if freeze.git_commit else ""
+    yield f"# Verdicts of the study {study.name}\n"
+    yield (
+        f"Profile {study.profile}, seeds {', '.join(map(str, study.seeds))}, level "
+        f"{study.level:g} of the whole family (Holm; the primary claim and controls apart). Frozen "
+        f"{freeze.frozen_at:%Y-%m-%d %H:%M} UTC{commit}, study sha256 {freeze.study_sha256}. "
+    ) + (
+        "The rules are those of the freeze.\n"
+        if rules_as_frozen
+        else "**The code of the rules was changed after the freeze.**\n"
+    )
+    if note := pilot_note(study):
+        yield f"**{note}**\n"
+    yield (
+        "Differences, with what was detectable of them, are in points; ratios and correlations "
+        "are plain. Intervals and tests let training seeds and questions vary.\n"
+    )
+    yield _table(COLUMNS, map(cells, verdicts))
+    for verdict in verdicts:
+        yield from _details(verdict)
+    if study.regimes:
+        yield "## Tried before, on other seeds\n"
+        rows = ((one.what, ", ".join(map(str, one.seeds)), one.result) for one in study.regimes)
+        yield _table(("what", "seeds", "result"), rows)
 
 
-def _details(verdict: Verdict) -> list[str]:
-    lines = [f"## {verdict.claim}", "", f"{verdict.statement} **{verdict.verdict}**", ""]
+def _details(verdict: Verdict) -> Iterator[str]:
+    yield f"## {verdict.claim}\n\n{verdict.statement} **{verdict.verdict}**\n"
     null = " of no difference" if verdict.kind == "equivalence" else ""
-    lines += [f"- {_contrast(one, null)}" for one in verdict.contrasts]
+    yield from (_contrast(line, null) for line in verdict.contrasts)
     if test := verdict.rank_test:
         f = "∞" if test.f is None else f"{test.f:.2f}"
-        lines.append(
+        yield (
             f"- all students of the set {test.set}, rank x seed: F({test.degrees[0]}, "
-            f"{test.degrees[1]}) = {f}, p {p_value(test.p)}"
+            f"{test.degrees[1]}) = {f}, p {_p_value(test.p)}"
         )
-    lines += [f"- {verdict.questions} questions that all were graded on", ""]
+    yield f"- {verdict.questions} questions that all were graded on\n"
     if verdict.points:
         rows = (
-            (str(one.rank), number(one.score, 100.0), number(one.mean_reward))
+            (str(one.rank), _number(one.score, 100.0), _number(one.mean_reward))
             for one in verdict.points
         )
-        lines += [*_table(("rank", "score", "mean reward"), rows), ""]
-    return lines
+        yield _table(("rank", "score", "mean reward"), rows)
 
 
 def _contrast(line: Line, null: str) -> str:
-    ends = _intervals(((line.low, line.high),), 100.0)
-    alone = f" (over seeds alone {p_value(line.seeds_p)})" if line.seeds_p is not None else ""
-    found = f"{number(line.estimate, 100.0, True)} {ends} points, p{null} {p_value(line.p)}"
-    return f"{line.what}: {found}{alone}"
+    alone = f" (over seeds alone {_p_value(line.seeds_p)})" if line.seeds_p is not None else ""
+    estimate = f"{_number(line.estimate, 100.0, True)} {_sets(((line.low, line.high),), 100.0)}"
+    return f"- {line.what}: {estimate} points, p{null} {_p_value(line.p)}{alone}"
 
 
-def _regimes(study: Study) -> list[str]:
-    if not study.regimes:
-        return []
-    rows = ((one.what, ", ".join(map(str, one.seeds)), one.result) for one in study.regimes)
-    return [
-        "## Tried before, on other seeds",
-        "",
-        *_table(("what", "seeds", "result"), rows),
-        "",
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table and an empty line."""
+    lines = [
+        " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row)
+        for row in (columns, *rows)
     ]
+    lines.insert(1, " | ".join("---" for _ in columns))
+    return "".join(f"| {line} |\n" for line in lines)

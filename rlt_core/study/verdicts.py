@@ -35,17 +35,18 @@ here, at the level, unadjusted (Bloom, Evaluation Review 19, 1995).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import AfterValidator
 from scipy.special import ndtr
 
 from rlt_core.config import Frozen
 from rlt_core.errors import UserError
 from rlt_core.evaluation.comparisons import POWER, gain_ratio, holm
-from rlt_core.evaluation.crossed import Contrast, crossed_means, shared_questions
+from rlt_core.evaluation.crossed import Contrast, Floats, crossed_means, shared_questions
 from rlt_core.ranking import LARGEST_Z, Z_95, rank_seed_test, rank_statistics
 from rlt_core.study.claims import (
     Claim,
@@ -58,9 +59,14 @@ from rlt_core.study.claims import (
 from rlt_core.study.evidence import Evidence, Model
 
 RESAMPLES = 2000
-"""Of seeds and questions, for the interval of a correlation."""
+"""Resamples of seeds and questions, for the interval of a correlation."""
 Decision = Literal["holds", "refuted", "undecided"]
-Intervals = tuple[tuple[float | None, float | None], ...]
+Bound = Annotated[
+    float | None,
+    AfterValidator(lambda value: value if value is not None and math.isfinite(value) else None),
+]
+"""None: unbounded."""
+Intervals = tuple[tuple[Bound, Bound], ...]
 
 
 class Line(Frozen):
@@ -68,9 +74,8 @@ class Line(Frozen):
 
     what: str
     estimate: float
-    low: float | None
-    """None: unbounded."""
-    high: float | None
+    low: Bound
+    high: Bound
     p: float
     seeds_p: float | None = None
     """p-value of the t test over the seeds' means alone; None where it was not called for."""
@@ -82,14 +87,14 @@ class Point(Frozen):
     rank: int
     score: float
     mean_reward: float | None
-    """Of the traces of this rank by reward, where the set is ranked by it."""
+    """Mean reward of this rank's traces, where the set is ranked by it."""
 
 
 class RankTest(Frozen):
     """F test of rank x seed over the students of all ranks of a set."""
 
     set: str
-    f: float | None
+    f: Bound
     """None: infinite, as the seeds agree exactly."""
     degrees: tuple[int, int]
     p: float
@@ -106,10 +111,10 @@ class Verdict(Frozen):
     estimate: float | None
     """A difference as a fraction of 1, a ratio, or Pearson's r; None where it is not defined."""
     intervals: Intervals
-    """The 95% set: one interval, or two rays for a ratio; None: unbounded."""
+    """The 95% set: one interval, or two rays for a ratio."""
     p: float
     adjusted_p: float | None
-    """None: a negative control, which stands outside the family."""
+    """None: a negative control, which is outside the family."""
     detectable: float | None
     """In the unit of the estimate; None where it is not known."""
     questions: int
@@ -121,83 +126,50 @@ class Verdict(Frozen):
     """Whether the study has fewer seeds than a claim takes."""
 
 
-@dataclass(frozen=True)
-class _Finding:
-    """A verdict before the family is known."""
-
-    estimate: float | None
-    intervals: Intervals
-    p: float
-    right: bool
-    """Whether the estimate is on the claim's side."""
-    detectable: float | None
-    questions: int
-    contrasts: tuple[Line, ...] = ()
-    points: tuple[Point, ...] = ()
-    rank_test: RankTest | None = None
-    outside: float = 1.0
-    """p-value of a control's difference being no larger than the margin."""
-
-
 def judge(study: Study, evidence: Evidence) -> list[Verdict]:
     """The verdict on each claim. Raises UserError where the tables do not allow one."""
-    findings = {claim.name: _finding(claim, evidence, study.level) for claim in study.claims}
-    tested = [claim for claim in study.claims if not isinstance(claim, EquivalenceClaim)]
+    found = {claim.name: _unadjusted(claim, evidence, study.level) for claim in study.claims}
+    tested = [claim for claim in study.claims if claim.kind != "equivalence"]
     primary = next((claim.name for claim in tested if claim.primary), None)
-    adjusted = holm({claim.name: findings[claim.name].p for claim in tested}, primary)
-    return [
-        _verdict(claim, findings[claim.name], adjusted.get(claim.name), study)
-        for claim in study.claims
-    ]
+    adjusted = holm({claim.name: found[claim.name].p for claim in tested}, primary)
+    verdicts = []
+    for name, verdict in found.items():
+        p = adjusted.get(name)
+        decided = verdict.verdict if p is None or p < study.level else "undecided"
+        update = {"verdict": decided, "adjusted_p": p, "pilot": study.pilot}
+        verdicts.append(verdict.model_copy(update=update))
+    return verdicts
 
 
-def _finding(claim: Claim, evidence: Evidence, level: float) -> _Finding:
+def _unadjusted(claim: Claim, evidence: Evidence, level: float) -> Verdict:
+    """A control's verdict; for other claims the one that holds if its p-value, once adjusted for
+    the family, is below the level."""
     try:
+        models = evidence.models(claim)
+        ranks = evidence.ranks(claim, models)
         match claim:
             case CorrelationClaim():
-                return _correlation(evidence.ranks(claim), evidence.rewards(claim), claim.set)
+                return _correlation(claim, ranks, evidence.rewards(claim))
             case RatioClaim():
-                return _ratio(claim, evidence.models(claim), level)
+                return _ratio(claim, models, level)
             case EquivalenceClaim():
-                ranks = evidence.ranks(claim)
-                return _equivalence(claim, evidence.models(claim), ranks, level)
+                return _equivalence(claim, models, ranks, level)
             case DifferenceClaim():
-                return _difference(claim, evidence.models(claim), level)
+                return _difference(claim, models, level)
     except ValueError as error:
         raise UserError(f"claim {claim.name!r}: {error}") from None
 
 
-def _verdict(claim: Claim, found: _Finding, adjusted: float | None, study: Study) -> Verdict:
-    decision: Decision = "undecided"
-    if isinstance(claim, EquivalenceClaim):
-        if found.p < study.level:
-            decision = "holds"
-        elif found.outside < study.level:
-            decision = "refuted"
-    elif adjusted is not None and adjusted < study.level:
-        decision = "holds" if found.right else "refuted"
+def _verdict(claim: Claim, verdict: Decision, **found: Any) -> Verdict:
     return Verdict(
-        claim=claim.name,
-        kind=claim.kind,
-        statement=claim.statement,
-        primary=claim.primary,
-        verdict=decision,
-        estimate=found.estimate,
-        intervals=found.intervals,
-        p=found.p,
-        adjusted_p=adjusted,
-        detectable=found.detectable,
-        questions=found.questions,
-        contrasts=found.contrasts,
-        points=found.points,
-        rank_test=found.rank_test,
-        pilot=study.pilot,
-    )
+        claim=claim.name, kind=claim.kind, statement=claim.statement, primary=claim.primary,
+        verdict=verdict, adjusted_p=None, **found,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- differences
 def paired_contrast(ours: Model, theirs: Model) -> Contrast:
-    """ours - theirs where training seeds vary; those that both have are paired. Raises ValueError
+    """ours - theirs with random training seeds; seeds that both have are paired. Raises ValueError
     if no question is shared."""
     one_SQ, other_SQ = shared_questions(ours.values_SQ, theirs.values_SQ)
     if ours.trained and ours.seeds == theirs.seeds:
@@ -213,69 +185,9 @@ def detectable(contrast: Contrast, level: float) -> float | None:
     return contrast.half_width(1 - level / 2, POWER) or None
 
 
-def _difference(claim: DifferenceClaim, models: dict[str, Model], level: float) -> _Finding:
-    baselines, margin = claim.theirs, claim.margin
-    ours = models[claim.ours]
-    contrasts = {name: paired_contrast(ours, models[name]) for name in baselines}
-    p = {name: one.p_value(margin) for name, one in contrasts.items()}
-    wrong = [name for name, one in contrasts.items() if one.value <= margin]
-    if wrong:
-        decisive = min(wrong, key=lambda name: p[name])
-        value = min(1.0, p[decisive] * len(baselines))
-    else:
-        decisive = max(baselines, key=lambda name: p[name])
-        value = p[decisive]
-    shown = contrasts[decisive]
-    return _Finding(
-        estimate=shown.value,
-        intervals=(_ends(shown),),
-        p=value,
-        right=not wrong,
-        detectable=detectable(shown, level),
-        questions=shown.questions,
-        contrasts=tuple(
-            _line(f"{claim.ours} - {name}", one, margin) for name, one in contrasts.items()
-        ),
-    )
-
-
-def _equivalence(
-    claim: EquivalenceClaim, models: dict[str, Model], ranks: dict[int, Model], level: float
-) -> _Finding:
-    contrast = paired_contrast(models[claim.ours], models[claim.theirs])
-    nearer = float(np.copysign(claim.margin, contrast.value))
-    p = contrast.p_value(nearer)  # the larger of the one-sided ones is that at the nearer end
-    inside = abs(contrast.value) < claim.margin
-    return _Finding(
-        estimate=contrast.value,
-        intervals=(_ends(contrast),),
-        p=p / 2 if inside else 1 - p / 2,
-        right=inside,
-        outside=1.0 if inside else p,
-        detectable=detectable(contrast, level),
-        questions=contrast.questions,
-        contrasts=(_line(f"{claim.ours} - {claim.theirs}", contrast),),
-        rank_test=_rank_test(claim, ranks),
-    )
-
-
-def _rank_test(claim: EquivalenceClaim, ranks: dict[int, Model]) -> RankTest | None:
-    if claim.set is None:
-        return None
-    shared = np.stack(shared_questions(*(model.values_SQ for model in ranks.values())), axis=1)
-    found = rank_seed_test(shared)
-    if found is None:
-        return None
-    return RankTest(set=claim.set, f=_finite(found.f), degrees=found.degrees, p=found.p)
-
-
-def _ends(contrast: Contrast) -> tuple[float | None, float | None]:
-    found = contrast.interval()
-    return _finite(found.low), _finite(found.high)
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+def _ends(contrast: Contrast) -> tuple[float, float]:
+    interval = contrast.interval()
+    return interval.low, interval.high
 
 
 def _line(what: str, contrast: Contrast, null: float = 0.0) -> Line:
@@ -287,9 +199,54 @@ def _line(what: str, contrast: Contrast, null: float = 0.0) -> Line:
     )  # fmt: skip
 
 
+def _difference(claim: DifferenceClaim, models: Mapping[str, Model], level: float) -> Verdict:
+    ours, margin = models[claim.ours], claim.margin
+    contrasts = {name: paired_contrast(ours, models[name]) for name in claim.theirs}
+    p = {name: one.p_value(margin) for name, one in contrasts.items()}
+    if wrong := [name for name, one in contrasts.items() if one.value <= margin]:
+        decisive = min(wrong, key=p.__getitem__)
+        value = min(1.0, p[decisive] * len(p))
+    else:
+        decisive = max(p, key=p.__getitem__)
+        value = p[decisive]
+    shown = contrasts[decisive]
+    lines = [_line(f"{claim.ours} - {name}", one, margin) for name, one in contrasts.items()]
+    return _verdict(
+        claim, "refuted" if wrong else "holds",
+        estimate=shown.value, intervals=[_ends(shown)], p=value,
+        detectable=detectable(shown, level), questions=shown.questions, contrasts=lines,
+    )  # fmt: skip
+
+
+def _equivalence(
+    claim: EquivalenceClaim, models: Mapping[str, Model], ranks: Mapping[int, Model], level: float
+) -> Verdict:
+    contrast = paired_contrast(models[claim.ours], models[claim.theirs])
+    nearer = float(np.copysign(claim.margin, contrast.value))
+    # The larger p-value of the two one-sided tests is that at the nearer end of the margin.
+    two_sided = contrast.p_value(nearer)
+    inside = abs(contrast.value) < claim.margin
+    p = two_sided / 2 if inside else 1 - two_sided / 2
+    outside = not inside and two_sided < level
+    return _verdict(
+        claim, "holds" if p < level else "refuted" if outside else "undecided",
+        estimate=contrast.value, intervals=[_ends(contrast)], p=p,
+        detectable=detectable(contrast, level), questions=contrast.questions,
+        contrasts=[_line(f"{claim.ours} - {claim.theirs}", contrast)],
+        rank_test=_rank_test(claim.set, ranks),
+    )  # fmt: skip
+
+
+def _rank_test(name: str | None, ranks: Mapping[int, Model]) -> RankTest | None:
+    if name is None:
+        return None
+    found = rank_seed_test(_shared(ranks.values()))
+    return RankTest(set=name, f=found.f, degrees=found.degrees, p=found.p) if found else None
+
+
 # ---------------------------------------------------------------- ratios
-def _ratio(claim: RatioClaim, models: dict[str, Model], level: float) -> _Finding:
-    """`gain_ratio` and its test of one ratio."""
+def _ratio(claim: RatioClaim, models: Mapping[str, Model], level: float) -> Verdict:
+    """`gain_ratio` and the test of one ratio."""
     values = [models[name].values_SQ for name in (claim.ours, claim.theirs, claim.base)]
     ratio = gain_ratio(*values)
     means = crossed_means(shared_questions(*values))
@@ -298,48 +255,41 @@ def _ratio(claim: RatioClaim, models: dict[str, Model], level: float) -> _Findin
     excess = means.contrast([1, -claim.threshold, claim.threshold - 1], fewest=gains_K)
     gains = theirs.value > 0
     detected = detectable(excess, level)
-    return _Finding(
-        estimate=ratio.value,
-        intervals=tuple((_finite(low), _finite(high)) for low, high in ratio.intervals),
+    return _verdict(
+        claim, "holds" if excess.value > 0 else "refuted",
+        estimate=ratio.value, intervals=ratio.intervals,
         p=max(excess.p_value(), theirs.p_value()) if gains else 1.0,
-        right=excess.value > 0,
         detectable=detected / theirs.value if detected is not None and gains else None,
         questions=means.questions,
-        contrasts=(
+        contrasts=[
             _line(f"{claim.ours} - {claim.base}", ours),
             _line(f"{claim.theirs} - {claim.base}", theirs),
-        ),
-    )
+        ],
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- correlations
-def _correlation(models: dict[int, Model], rewards: dict[int, float], of_set: str) -> _Finding:
+def _correlation(
+    claim: CorrelationClaim, models: Mapping[int, Model], rewards: Mapping[int, float]
+) -> Verdict:
     ranks_R = np.array(list(models), dtype=np.float64)
     marks_SRQ = np.stack([model.values_SQ for model in models.values()], axis=1)
     found = rank_statistics(ranks_R, marks_SRQ, RESAMPLES)
     slope = rank_slope(ranks_R, list(models.values()))
-    points = tuple(
-        Point(
-            rank=rank,
-            score=float(np.nanmean(model.values_SQ)),
-            mean_reward=rewards.get(rank) if of_set == "reward" else None,
-        )
-        for rank, model in models.items()
-    )
-    line = _line("score a rank up", slope)
-    if "pearson" not in found:
-        return _Finding(None, ((None, None),), 1.0, False, None, slope.questions, (line,), points)
-    value, low, high = (found[f"pearson{end}"] for end in ("", "_low", "_high"))
-    return _Finding(
-        estimate=value,
-        intervals=((low, high),),
-        p=max(slope.p_value(), correlation_p(value, low, high)),
-        right=value > 0,
-        detectable=None,
-        questions=slope.questions,
-        contrasts=(line,),
-        points=points,
-    )
+    value, low, high = (found.get(f"pearson{end}") for end in ("", "_low", "_high"))
+    scores = {rank: float(np.nanmean(model.values_SQ)) for rank, model in models.items()}
+    p = 1.0
+    if value is not None and low is not None and high is not None:
+        p = max(slope.p_value(), correlation_p(value, low, high))
+    return _verdict(
+        claim, "holds" if (value or 0) > 0 else "refuted",
+        estimate=value, intervals=[(low, high)], p=p, detectable=None,
+        questions=slope.questions, contrasts=[_line("score a rank up", slope)],
+        points=[
+            Point(rank=rank, score=score, mean_reward=rewards.get(rank))
+            for rank, score in scores.items()
+        ],
+    )  # fmt: skip
 
 
 def rank_slope(ranks_R: np.ndarray, models: Sequence[Model]) -> Contrast:
@@ -347,8 +297,12 @@ def rank_slope(ranks_R: np.ndarray, models: Sequence[Model]) -> Contrast:
     one seed belong together. Its sign is that of Pearson's r."""
     centred_R = ranks_R.mean() - ranks_R
     weights_R = centred_R / (centred_R @ centred_R)
-    shared = np.stack(shared_questions(*(model.values_SQ for model in models)), axis=1)
-    return crossed_means([np.einsum("r,srq->sq", weights_R, shared)]).contrast([1.0])
+    return crossed_means([np.einsum("r,srq->sq", weights_R, _shared(models))]).contrast([1.0])
+
+
+def _shared(models: Iterable[Model]) -> Floats:
+    """(S, R, Q) values of the students of each rank on the questions that all have."""
+    return np.stack(shared_questions(*(model.values_SQ for model in models)), axis=1)
 
 
 def correlation_p(value: float, low: float, high: float) -> float:
