@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from rlt_core.evaluation.crossed import Floats
-from rlt_core.report import gather, render_report
-from rlt_core.report.data import ReportData
 from rlt_core.report.experiment import Line
+from rlt_core.report.gather import ReportData, gather
+from rlt_core.report.render import render_report
 from rlt_core.stages import ReportConfig, TableRow
 from rlt_core.store import Manifest, Store
 

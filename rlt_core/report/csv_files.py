@@ -9,7 +9,7 @@ from typing import Any
 
 from rlt_core.evaluation.intervals import Estimate
 from rlt_core.report import paper
-from rlt_core.report.data import ReportData
+from rlt_core.report.gather import ReportData
 from rlt_core.report.experiment import Against, Experiment, Line, Tested
 from rlt_core.report.overlaps import OverlapLine
 from rlt_core.report.ranks import RankAblation

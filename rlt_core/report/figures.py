@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rlt_core.report.data import ReportData
+from rlt_core.report.gather import ReportData
 from rlt_core.report.ranks import NOISE, RankAblation
 from rlt_core.report.scores import BASE, ScoreLine
 from rlt_core.report.training import Curve

@@ -10,9 +10,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rlt_core.printable import printable
-from rlt_core.report import views
+from rlt_core.report import tables as views
 from rlt_core.report.csv_files import write_csv_files
-from rlt_core.report.data import ReportData
+from rlt_core.report.gather import ReportData
 from rlt_core.report.figures import draw
 from rlt_core.report.texts import (
     cell,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rlt_core.report import gather, render_report
+from rlt_core.report.gather import gather
+from rlt_core.report.render import render_report
 from rlt_core.stages import ReportConfig
 from tasks.job import Job
 

@@ -11,7 +11,7 @@ from rlt_core.errors import UserError
 from rlt_core.evaluation.overlap import overlap
 from rlt_core.experiments import PAPER, targets
 from rlt_core.overrides import load_config
-from rlt_core.report import render_report
+from rlt_core.report.render import render_report
 from rlt_core.report.scores import RANKED
 from rlt_core.stages import TableRow
 from rlt_core.store import Store

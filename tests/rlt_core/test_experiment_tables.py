@@ -11,10 +11,11 @@ from rlt_core.evaluation.crossed import crossed_means, method_score, question_me
 from rlt_core.evaluation.intervals import Estimate, clustered_mean
 from rlt_core.experiments import targets
 from rlt_core.overrides import load_config
-from rlt_core.report import paper, render_report
+from rlt_core.report import paper
 from rlt_core.report.means import mean_contrast, mean_estimate
+from rlt_core.report.render import render_report
+from rlt_core.report.tables import share
 from rlt_core.report.terminal import summary_table
-from rlt_core.report.views import share
 from rlt_core.stages import TableRow
 from rlt_core.store import Store
 from tests.sample_report import Tables, answers, lines_of, report_of, written

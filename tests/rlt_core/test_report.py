@@ -13,7 +13,8 @@ from markdown_it import MarkdownIt
 from scipy import stats
 
 from rlt_core.printable import printable
-from rlt_core.report import gather, render_report
+from rlt_core.report.gather import gather
+from rlt_core.report.render import render_report
 from rlt_core.report.statistics import crossed_mean, fraction, paired_difference
 from rlt_core.report.terminal import scores_table
 from rlt_core.report.texts import cell, fenced
