@@ -1,183 +1,162 @@
-"""The report's tables as CSV: every number, unrounded; a value that there is not is empty."""
+"""The report's tables as CSV: every number, unrounded; a value that does not exist is empty."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from rlt_core.evaluation.intervals import Estimate
 from rlt_core.report import paper
+from rlt_core.report.experiment import Experiment, Line, Tested
 from rlt_core.report.gather import ReportData
-from rlt_core.report.experiment import Against, Experiment, Line, Tested
 from rlt_core.report.overlaps import OverlapLine
 from rlt_core.report.ranks import RankAblation
-from rlt_core.report.scores import write_csv
-from rlt_core.report.traces import write_traces_csv
+from rlt_core.report.scores import ALL, ScoreLine
+from rlt_core.report.traces import TraceSet
 
-TABLE = (
-    "row", "model", "task", "missing", "paper_row", "paper_percent", "paper_mean_percent",
-    "paper_from_others", "value", "low", "high", "method_low", "method_high", "by_seed",
-    "questions", "samples", "seeds", "ungraded", "grader_failed", "baseline", "primary",
-    "difference", "difference_low", "difference_high", "p", "p_holm", "mcnemar_p",
-    "method_difference",
-    "method_difference_low", "method_difference_high", "method_p", "method_p_holm", "detectable",
-    "share", "share_set", "share_seeds_random", "model_keys", "evaluation_keys",
+SCORES = (
+    "task", "model", "metric", "seed", "value", "low", "high", "questions", "samples", "ungraded",
+    "grader_failed", "difference", "difference_low", "difference_high",
 )  # fmt: skip
-"""Columns of `table.csv`, a line a row and task. Ours are fractions, the paper's percent; lists
-are separated by semicolons."""
-OVERLAPS = (
-    "first", "second", "task", "first_seed", "second_seed", "questions", "solved_by_first",
-    "solved_by_second", "solved_by_both", "measure", "value", "low", "high", "chance",
-    "chance_low", "chance_high", "p", "ceiling_first", "ceiling_second", "paper",
-)  # fmt: skip
+TRACES = tuple(field.name for field in fields(TraceSet))
 RANKS = (
     "ranked_by", "task", "quantity", "rank", "seed", "value", "low", "high", "mean_reward",
     "traces",
 )  # fmt: skip
-"""Columns of `ranks.csv`. `quantity`: `score` of the students of a rank, `spread` of a set's, or a
-statistic over its ranks; without a seed, over all of them."""
+"""`quantity`: `score` of the students of a rank, `spread` of a set's, or a statistic over its
+ranks; without a seed, over all seeds."""
+Row = Mapping[str, Any]
+File = tuple[Sequence[str], list[Row]]
+"""Columns and rows."""
 
 
-def write_csv_files(data: ReportData, out: Path) -> None:
-    """Those that have content; `scores.csv` and `traces.csv` always."""
-    write_csv(data.scores, out / "scores.csv")
-    write_traces_csv(data.traces, out / "traces.csv")
+def csv_files(data: ReportData) -> dict[str, File]:
+    """The CSV files that have content; `scores.csv` and `traces.csv` always."""
+    files: dict[str, File] = {
+        "scores.csv": (SCORES, [_score(line) for line in data.scores]),
+        "traces.csv": (TRACES, [vars(line) for line in data.traces]),
+    }
     if data.experiment:
-        write(out / "table.csv", TABLE, _table(data.experiment))
-    if data.overlaps:
-        write(out / "overlaps.csv", OVERLAPS, _overlaps(data.overlaps))
+        rows = list(_table(data.experiment))
+        files["table.csv"] = (list(rows[0]), rows)
+    if rows := [row for line in data.overlaps for row in _overlap(line)]:
+        files["overlaps.csv"] = (list(rows[0]), rows)
     if data.compared:
-        rows = data.compared.by_question
-        write(out / "compared.csv", list(rows[0]), rows)
+        files["compared.csv"] = (list(data.compared.by_question[0]), [*data.compared.by_question])
     if data.rank_sets:
-        write(out / "ranks.csv", RANKS, _ranks(data.rank_sets))
+        files["ranks.csv"] = (RANKS, [row for one in data.rank_sets for row in _ranks(one)])
+    return files
 
 
-def write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Rows may lack columns. Raises ValueError for a column that there is not."""
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
+    """Rows may lack columns; other values of a row are left out."""
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
-def _ends(name: str, estimate: Estimate | None) -> dict[str, float]:
-    if estimate is None:
-        return {}
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+def _interval(name: str, estimate: Any, prefix: str | None = None) -> dict[str, float | None]:
+    """Value, low and high under `name`, `{prefix}low` and `{prefix}high`."""
+    prefix = f"{name}_" if prefix is None else prefix
+    value, low, high = (getattr(estimate, end, None) for end in ("value", "low", "high"))
+    return {name: value, f"{prefix}low": low, f"{prefix}high": high}
 
 
-# ---------------------------------------------------------------- table.csv
-def _table(experiment: Experiment) -> Iterator[dict[str, Any]]:
-    primary = experiment.primary.model if experiment.primary else None
+def _score(line: ScoreLine) -> Row:
+    seed = ALL if line.seed is None else line.seed
+    return vars(line) | {"seed": seed, **_interval("difference", line.difference)}
+
+
+def _table(experiment: Experiment) -> Iterator[Row]:
+    """A row per row of the experiment and task. Ours are fractions, the paper's percent; lists are
+    separated by semicolons."""
     for table in experiment.tables:
         for line in table.lines:
-            yield {
-                "row": line.row.name,
-                "model": line.row.model,
-                "task": table.task,
-                "missing": line.row.missing,
-                "paper_row": line.row.paper,
-                "paper_percent": line.quote.percent if line.quote else None,
-                "paper_mean_percent": paper.NUMBERS.get(line.row.paper or "", {}).get(paper.MEAN),
-                "paper_from_others": line.row.paper in paper.FROM_OTHERS if line.row.paper else "",
-                "baseline": line.row.baseline,
-                "primary": line.row.model == primary,
-                "model_keys": ";".join(line.models),
-                "evaluation_keys": ";".join(line.evaluations),
-                **_score(line),
-                **(_against(line.against) if line.against else {}),
-                **_share(line),
-            }
+            yield _table_row(line, table.task, line.row == experiment.primary)
 
 
-def _score(line: Line) -> dict[str, Any]:
-    score = line.score
-    if score is None:
-        return {}
-    found = {
-        "value": score.checkpoint.value,
-        "low": score.checkpoint.low,
-        "high": score.checkpoint.high,
+def _table_row(line: Line, task: str, is_primary: bool) -> Row:
+    row, score, against = line.row, line.score, line.against
+    by_seed = score.by_seed if score else {}
+    method = score.method if score else None
+    gain = line.share if line.share and line.share.denominator.value >= 0 else None
+    return {
+        "row": row.name,
+        "model": row.model,
+        "task": task,
+        "missing": row.missing,
+        "paper_row": row.paper,
+        "paper_percent": line.quote.percent if line.quote else None,
+        "paper_mean_percent": paper.NUMBERS.get(row.paper or "", {}).get(paper.MEAN),
+        "paper_from_others": row.paper in paper.FROM_OTHERS if row.paper else None,
+        **_interval("value", score.checkpoint if score else None, prefix=""),
+        "method_low": method.low if method else None,
+        "method_high": method.high if method else None,
         "by_seed": ";".join(
-            f"{'' if seed is None else seed}:{value}" for seed, value in score.by_seed.items()
+            f"{'' if seed is None else seed}:{value}" for seed, value in by_seed.items()
         ),
-        "questions": score.questions,
-        "samples": score.samples,
-        "seeds": len(score.by_seed),
-        "ungraded": score.ungraded,
-        "grader_failed": score.grader_failed,
+        "questions": score.questions if score else None,
+        "samples": score.samples if score else None,
+        "seeds": len(by_seed) or None,
+        "ungraded": score.ungraded if score else None,
+        "grader_failed": score.grader_failed if score else None,
+        "baseline": row.baseline,
+        "primary": is_primary,
+        **_tested("", against.checkpoint if against else None),
+        "mcnemar_p": against.mcnemar if against else None,
+        **_tested("method_", against.method if against else None),
+        "detectable": against.detectable if against else None,
+        "share": gain.value if gain else None,
+        "share_set": ";".join(f"{low}:{high}" for low, high in gain.intervals) if gain else None,
+        "share_seeds_random": gain.seeds_random if gain else None,
+        "model_keys": ";".join(line.models),
+        "evaluation_keys": ";".join(line.evaluations),
     }
-    if score.method:
-        found |= {"method_low": score.method.low, "method_high": score.method.high}
-    return found
 
 
-def _against(against: Against) -> dict[str, Any]:
-    def tested(prefix: str, one: Tested) -> dict[str, Any]:
-        tests = {f"{prefix}p": one.p, f"{prefix}p_holm": one.holm}
-        return _ends(f"{prefix}difference", one.difference) | tests
-
+def _tested(prefix: str, tested: Tested | None) -> dict[str, float | None]:
     return {
-        **tested("", against.checkpoint),
-        **(tested("method_", against.method) if against.method else {}),
-        "mcnemar_p": against.mcnemar,
-        "detectable": against.detectable,
+        **_interval(f"{prefix}difference", tested and tested.difference),
+        f"{prefix}p": tested.p if tested else None,
+        f"{prefix}p_holm": tested.holm if tested else None,
     }
 
 
-def _share(line: Line) -> dict[str, Any]:
-    if line.share is None or line.share.denominator.value < 0:  # no gain, no share
-        return {}
-    return {
-        "share": line.share.value,
-        "share_set": ";".join(f"{low}:{high}" for low, high in line.share.intervals),
-        "share_seeds_random": line.share.seeds_random,
-    }
+def _overlap(line: OverlapLine) -> Iterator[Row]:
+    for name, measure in line.overlap.measures.items():
+        yield {
+            "first": line.ours,
+            "second": line.theirs,
+            "task": line.task,
+            "first_seed": line.ours_seed,
+            "second_seed": line.theirs_seed,
+            "questions": line.overlap.questions,
+            "solved_by_first": line.overlap.ours,
+            "solved_by_second": line.overlap.theirs,
+            "solved_by_both": line.overlap.both,
+            "measure": name,
+            **_interval("value", measure, prefix=""),
+            "chance": measure.chance,
+            "chance_low": measure.chance_low,
+            "chance_high": measure.chance_high,
+            "p": measure.p,
+            "ceiling_first": measure.ceiling_ours,
+            "ceiling_second": measure.ceiling_theirs,
+            "paper": line.quoted,
+        }
 
 
-# ---------------------------------------------------------------- the others
-def _overlaps(lines: Sequence[OverlapLine]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        found = line.overlap
-        for name, measure in found.measures.items():
-            values = dict(vars(measure))
-            ceilings = {
-                "ceiling_first": values.pop("ceiling_ours"),
-                "ceiling_second": values.pop("ceiling_theirs"),
-            }
-            yield {
-                "first": line.ours,
-                "second": line.theirs,
-                "task": line.task,
-                "first_seed": line.ours_seed,
-                "second_seed": line.theirs_seed,
-                "questions": found.questions,
-                "solved_by_first": found.ours,
-                "solved_by_second": found.theirs,
-                "solved_by_both": found.both,
-                "measure": name,
-                "paper": line.quoted,
-                **values,
-                **ceilings,
-            }
-
-
-def _ranks(sets: Sequence[RankAblation]) -> Iterator[dict[str, Any]]:
-    for one in sets:
-        of_set = {"ranked_by": one.ranked_by, "task": one.task}
-        for line in one.lines:
-            of_rank = of_set | {"quantity": "score", "rank": line.rank}
-            ends = {"value": line.value, "low": line.low, "high": line.high}
-            yield of_rank | ends | {"mean_reward": line.mean_reward, "traces": line.traces}
-            for seed, value in line.by_seed.items():
-                yield of_rank | {"seed": seed, "value": value}
-        for statistic in one.statistics:
-            of_statistic = of_set | {"quantity": statistic.name}
-            ends = {name: getattr(statistic, name) for name in ("value", "low", "high")}
-            yield of_statistic | ends
-            for seed, value in statistic.by_seed.items():
-                yield of_statistic | {"seed": seed, "value": value}
-        yield of_set | {"quantity": "spread", "value": one.spread}
+def _ranks(ranks: RankAblation) -> Iterator[Row]:
+    of_set = {"ranked_by": ranks.ranked_by, "task": ranks.task}
+    for line in ranks.lines:
+        of_rank = of_set | {"quantity": "score", "rank": line.rank}
+        yield of_rank | vars(line)
+        yield from (of_rank | {"seed": s, "value": value} for s, value in line.by_seed.items())
+    for statistic in ranks.statistics:
+        of_one = of_set | {"quantity": statistic.name}
+        yield of_one | vars(statistic)
+        yield from (of_one | {"seed": s, "value": value} for s, value in statistic.by_seed.items())
+    yield of_set | {"quantity": "spread", "value": ranks.spread}

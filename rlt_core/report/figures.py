@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Plot
 from matplotlib.ticker import MaxNLocator
 
 from rlt_core.report.gather import ReportData
@@ -23,43 +25,56 @@ PANELS_A_ROW = 2
 DPI = 130
 
 
-def draw(data: ReportData, out: Path) -> dict[str, str]:
-    """Write the figures that the data has something for; returns file name -> what it shows."""
-    shown = {}
-    for name, caption, figure in _figures(data):
-        figure.savefig(out / name, dpi=DPI, metadata={"Software": None})
-        shown[name] = caption
-    return shown
+@dataclass(frozen=True)
+class Figure:
+    """One picture."""
+
+    file: str
+    caption: str
+    png: bytes
 
 
-def _figures(data: ReportData) -> Iterator[tuple[str, str, Figure]]:
-    tasks = list(dict.fromkeys(line.task for line in data.totals))
-    if tasks:
-        caption = "Scores of the models over all seeds, with 95% intervals."
-        yield "scores.png", caption, _scores(data.totals, tasks)
-    for quantity, name in (("reward", "reward.png"), ("loss", "loss.png")):
+def draw(data: ReportData) -> dict[str, Figure]:
+    """File name -> figure, of what the data has something for."""
+    return {file: Figure(file, caption, _png(plot)) for file, caption, plot in _plots(data)}
+
+
+def _png(plot: Plot) -> bytes:
+    buffer = io.BytesIO()
+    plot.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _plots(data: ReportData) -> Iterator[tuple[str, str, Plot]]:
+    if data.totals:
+        yield (
+            "scores.png",
+            "Scores of the models over all seeds, with 95% intervals.",
+            _scores(data.totals),
+        )
+    captions = {
+        "reward": f"Mean reward of each GRPO step (thin) and a mean of {SMOOTH_STEPS} (thick).",
+        "loss": f"Loss of supervised training, step by step (thin) and a mean of {SMOOTH_STEPS} "
+        "(thick).",
+    }
+    for quantity, caption in captions.items():
         chosen = [curve for curve in data.curves if curve.quantity == quantity]
         if chosen:
-            caption = {
-                "reward": "Mean reward of each GRPO step: thin the step, thick a mean of "
-                f"{SMOOTH_STEPS}.",
-                "loss": f"Loss of supervised training, a mean of {SMOOTH_STEPS} steps thick.",
-            }[quantity]
-            yield name, caption, _curves(chosen, quantity)
+            yield f"{quantity}.png", caption, _curves(chosen, quantity)
     if data.ranks and data.ranks.lines:
         base = next((x for x in data.totals if (x.model, x.task) == (BASE, data.ranks.task)), None)
-        caption = "What students learn from traces of each reward rank, with 95% intervals."
+        caption = "What students learn from traces of each rank, with 95% intervals."
         yield "ranks.png", caption, _ranks(data.ranks, base)
     sets = [one for one in data.rank_sets if one.lines]
     if len(sets) > 1:
-        caption = "Student score over rank, a line a score by which the traces were ranked."
+        caption = "Student score over rank, a line for each score by which traces were ranked."
         yield "rank_sets.png", caption, _rank_sets(sets)
 
 
-def _axes(panels: int, height: float = 3.2) -> tuple[Figure, list[Axes]]:
+def _axes(panels: int, height: float = 3.2) -> tuple[Plot, list[Axes]]:
     columns = min(panels, PANELS_A_ROW)
     rows = -(-panels // columns)
-    figure = Figure(figsize=(5.2 * columns, height * rows), layout="constrained")
+    figure = Plot(figsize=(5.2 * columns, height * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for axes in grid[panels:]:
         axes.set_axis_off()
@@ -69,7 +84,8 @@ def _axes(panels: int, height: float = 3.2) -> tuple[Figure, list[Axes]]:
     return figure, grid[:panels]
 
 
-def _scores(lines: Sequence[ScoreLine], tasks: Sequence[str]) -> Figure:
+def _scores(lines: Sequence[ScoreLine]) -> Plot:
+    tasks = list(dict.fromkeys(line.task for line in lines))
     models = list(dict.fromkeys(line.model for line in lines))
     figure, panels = _axes(len(tasks), height=1.2 + 0.35 * len(models))
     for task, axes in zip(tasks, panels, strict=True):
@@ -87,12 +103,12 @@ def _scores(lines: Sequence[ScoreLine], tasks: Sequence[str]) -> Figure:
     return figure
 
 
-def _curves(curves: Sequence[Curve], quantity: str) -> Figure:
+def _curves(curves: Sequence[Curve], quantity: str) -> Plot:
     labels = list(dict.fromkeys(curve.label for curve in curves))
     figure, panels = _axes(len(labels))
     for label, axes in zip(labels, panels, strict=True):
         chosen = [curve for curve in curves if curve.label == label]
-        for curve, color in zip(chosen, _cycle(len(chosen)), strict=True):
+        for curve, color in zip(chosen, itertools.cycle(COLORS)):
             name = None if curve.seed is None else f"seed {curve.seed}"
             smooth, steps = _smooth(curve.values), curve.steps[: len(curve.values)]
             axes.plot(steps, curve.values, color=color, linewidth=0.8, alpha=0.4)
@@ -106,17 +122,13 @@ def _curves(curves: Sequence[Curve], quantity: str) -> Figure:
     return figure
 
 
-def _cycle(count: int) -> list[str]:
-    return [COLORS[number % len(COLORS)] for number in range(count)]
-
-
 def _smooth(values: Sequence[float]) -> list[float]:
     """Mean over the last `SMOOTH_STEPS` steps, from where there are so many."""
     window = min(SMOOTH_STEPS, len(values))
     return np.convolve(values, np.ones(window) / window, mode="valid").tolist()
 
 
-def _ranks(ablation: RankAblation, base: ScoreLine | None) -> Figure:
+def _ranks(ablation: RankAblation, base: ScoreLine | None) -> Plot:
     figure, (axes,) = _axes(1, height=3.6)
     ranks = np.array([line.rank for line in ablation.lines], dtype=np.float64)
     values = 100 * np.array([line.value for line in ablation.lines])
@@ -144,7 +156,7 @@ def _ranks(ablation: RankAblation, base: ScoreLine | None) -> Figure:
     return figure
 
 
-def _rank_sets(sets: Sequence[RankAblation]) -> Figure:
+def _rank_sets(sets: Sequence[RankAblation]) -> Plot:
     figure, (axes,) = _axes(1, height=4.2)
     figure.set_figwidth(7.2)
     for number, one in enumerate(sets):

@@ -98,6 +98,15 @@ class ReportData:
         return next(by_reward, self.rank_sets[0] if self.rank_sets else None)
 
     @property
+    def total_cost(self) -> CostLine:
+        """Work of all stages."""
+        total = {
+            name: sum(getattr(line, name) for line in self.costs)
+            for name in ("nodes", "seconds", "gpu_seconds", "bytes")
+        }
+        return CostLine("all", longest=max(line.longest for line in self.costs), **total)
+
+    @property
     def totals(self) -> list[ScoreLine]:
         """Scores over all seeds of each model."""
         return [line for line in self.scores if line.seed is None]

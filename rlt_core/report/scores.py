@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from rlt_core.config import RankedSet
@@ -22,10 +20,6 @@ BASE = "base"
 """Variant of the evaluation that the others are compared with."""
 RANKED = re.compile(rf"(?:(?:{'|'.join(get_args(RankedSet))})-)?rank-\d+")
 """Students of the rank ablation: they have their own table."""
-COLUMNS = (
-    "task", "model", "metric", "seed", "value", "low", "high", "questions", "samples", "ungraded",
-    "grader_failed", "difference", "difference_low", "difference_high",
-)  # fmt: skip
 _MEASURED = ("value", "low", "high", "questions", "ungraded", "grader_failed")
 ALL = "all"
 """In `scores.csv`: the line over all seeds of a model."""
@@ -263,19 +257,3 @@ def pair_lines(evaluations: Evaluations) -> list[PairLine]:
         for theirs, ours in itertools.combinations(evaluations.students, 2)
         if {(ours, task, metric), (theirs, task, metric)} <= measured
     ]
-
-
-# ---------------------------------------------------------------- scores.csv
-def write_csv(lines: Sequence[ScoreLine], path: Path) -> None:
-    """The lines with `COLUMNS`; fractions, unrounded."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        for line in lines:
-            row = vars(line) | {"seed": ALL if line.seed is None else line.seed}
-            row["difference"] = ""
-            if line.difference:
-                row["difference"] = line.difference.value
-                row["difference_low"] = line.difference.low
-                row["difference_high"] = line.difference.high
-            writer.writerow(row)

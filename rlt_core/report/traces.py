@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 
 from rlt_core.guards import (
     CLIPPED_ALARM,
@@ -90,12 +88,3 @@ def guard_lines(
             f"{name}: {100 * clipped:.0f}% of {what} are cut at the token limit (alarm above "
             f"{100 * CLIPPED_ALARM:g}%)"
         )
-
-
-def write_traces_csv(lines: Sequence[TraceSet], path: Path) -> None:
-    """The lines, unrounded; empty where there is no value."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        names = [field.name for field in fields(TraceSet)]
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(vars(line) for line in lines)

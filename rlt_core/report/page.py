@@ -1,0 +1,303 @@
+"""The text of a report, section by section, as Markdown: what a run did not do is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from rich.filesize import decimal
+
+from rlt_core.report import tables
+from rlt_core.report.figures import Figure
+from rlt_core.report.gather import ReportData
+from rlt_core.report.ranks import REWARD, RankAblation
+from rlt_core.report.scores import ScoreLine
+from rlt_core.report.texts import (
+    NOTHING,
+    Markdown,
+    Number,
+    cell,
+    code,
+    duration,
+    fenced,
+    joined,
+    number,
+    percent,
+    points,
+    table,
+)
+from rlt_core.report.traces import NOTE
+from rlt_core.report.training import WINDOW_STEPS
+
+Block = str | tuple[str, str] | Figure
+"""Markdown; two pieces of it that a wide page shows side by side; or a figure."""
+Figures = Mapping[str, Figure]
+TOY = "> This is a positive control of the pipeline at toy scale, not evidence for the paper."
+
+
+def title(data: ReportData) -> str:
+    """Title of the page."""
+    return f"{data.title}, profile {data.profile}"
+
+
+def page(data: ReportData, figures: Figures) -> list[Block]:
+    """The whole report."""
+
+    def figure(*files: str) -> Iterator[Figure]:
+        yield from (figures[file] for file in files if file in figures)
+
+    blocks: list[Block] = [f"# {cell(title(data))}"]
+    if data.is_toy:
+        blocks.append(TOY)
+    blocks.append(_about(data))
+    if data.alarms:
+        blocks += ["## Alarms", "\n".join(f"- {cell(alarm)}" for alarm in data.alarms)]
+    if data.experiment:
+        overview, *details = tables.experiment_section(data.experiment)
+        blocks += [overview, *figure("scores.png"), *details]
+    elif data.totals:
+        overview, *details = _scores(data)
+        blocks += [overview, *figure("scores.png"), *details]
+    if data.overlaps:
+        blocks += tables.overlap_section(data.overlaps)
+    if data.compared:
+        blocks += tables.compared_section(data.compared)
+    if data.rewards.lines:
+        blocks += _rewards(data)
+    if data.traces:
+        blocks += _traces(data)
+    if data.curves:
+        blocks += [*_training(data), *figure("reward.png", "loss.png")]
+    if data.ranks:
+        blocks += [*_ranks(data.ranks), *figure("ranks.png")]
+        if data.experiment or len(data.rank_sets) > 1:
+            blocks += [*tables.rank_sets_section(data.rank_sets), *figure("rank_sets.png")]
+    if data.examples:
+        blocks += _examples(data)
+    if data.data:
+        blocks += _data(data)
+    return [block for block in (*blocks, *_cost(data), *_lineage(data)) if block]
+
+
+def _about(data: ReportData) -> str:
+    seeds = ", ".join(map(str, data.seeds))
+    trained = f"training seeds {seeds}" if data.seeds else "no training seed"
+    commits = f", code at {', '.join(map(cell, data.git_commits))}" if data.git_commits else ""
+    return (
+        f"{len(data.nodes)} artifacts, {trained}{commits}. Report {code(data.key)}. "
+        "Every interval is 95%."
+    )
+
+
+# ---------------------------------------------------------------- results
+def _scores(data: ReportData) -> Iterator[str]:
+    several = bool(data.single_seeds)
+    about = (
+        f"Percent correct{', over all seeds' if several else ''}. Intervals are clustered by "
+        f"question{' and hold for other seeds too' if several else ''}; differences against the "
+        "base model are paired on the same questions. Ungraded completions are in no score; an "
+        "answer on which the grader hung or died counts as wrong."
+    )
+
+    def row(line: ScoreLine) -> dict[str, object]:
+        return {
+            "task": code(line.task),
+            "model": code(line.model),
+            "seed": NOTHING if line.seed is None else line.seed,
+            "metric": line.metric,
+            "score": percent(line),
+            "against base": points(line.difference),
+            "questions": line.questions,
+            "completions a question": line.samples,
+            "ungraded": line.ungraded,
+            "grader failed": line.grader_failed,
+        }
+
+    yield f"## Scores\n\n{about}\n\n{table([row(line) for line in data.totals])}"
+    if data.pairs:
+        yield "### Model against model, on the same questions\n\nIn percentage points."
+        yield table(
+            [
+                {
+                    "task": code(pair.task),
+                    "model": code(pair.model),
+                    "against": code(pair.other),
+                    "difference": points(pair.difference),
+                }
+                for pair in data.pairs
+            ]
+        )
+    if several:
+        yield f"### By seed\n\n{table([row(line) for line in data.single_seeds])}"
+
+
+def _rewards(data: ReportData) -> Iterator[str]:
+    yield "## The teacher's reward\n\nMean reward of scored traces, clustered by question."
+    yield table(
+        [
+            {
+                "traces of": line.name,
+                "reward": number(line.reward),
+                "by seed": joined(map(number, line.by_seed.values())),
+                "r_SS": number(line.r_ss),
+                "r_KL": number(line.r_kl),
+                "unclosed": Number(f"{percent(line.unclosed)}%"),
+                "tokens": number(line.think_tokens),
+                "traces": line.traces,
+            }
+            for line in data.rewards.lines
+        ]
+    )
+    if data.rewards.difference:
+        difference = number(data.rewards.difference)
+        yield f"After RL minus before, on the same held-out questions: **{difference}**."
+
+
+def _traces(data: ReportData) -> Iterator[str]:
+    yield f"## The traces\n\n{NOTE}"
+    yield table(
+        [
+            {
+                "traces": code(line.name),
+                "number": line.traces,
+                "copied": percent(line.copied),
+                "compression": number(line.compression),
+                "doubt": number(line.doubt),
+                "cut": percent(line.clipped),
+                "tokens": number(line.think_tokens),
+                "log-prob": number(line.think_mean),
+                "rank-surprisal": number(line.rank_surprisal),
+            }
+            for line in data.traces
+        ]
+    )
+
+
+def _training(data: ReportData) -> Iterator[str]:
+    yield f"## Training\n\nMeans of the first and of the last {WINDOW_STEPS} steps."
+    yield table(
+        [
+            {
+                "run": code(curve.name),
+                "quantity": curve.quantity,
+                "steps": curve.steps[-1],
+                f"first {WINDOW_STEPS}": number(curve.first),
+                f"last {WINDOW_STEPS}": number(curve.last),
+                "KL to reference": number(curve.last_row["reference_kl"]),
+                "gradient norm": number(curve.last_row["grad_norm"]),
+                "groups without spread": number(curve.last_row["zero_std_groups"]),
+                "unclosed": number(curve.last_row["unclosed"]),
+                "tokens/s": number(curve.last_row["tokens_per_s"]),
+                "time": duration(curve.seconds),
+            }
+            for curve in data.curves
+        ]
+    )
+
+
+def _ranks(ranks: RankAblation) -> Iterator[str]:
+    by = "Reward rank" if ranks.ranked_by == REWARD else f"Rank by {tables.set_name(ranks)}"
+    yield (
+        f"## {cell(by)} and student score\n\nOne student per rank, trained on the traces of that "
+        f"rank (1 is best) by the teacher before RL; {code(ranks.task)}, percent correct."
+    )
+    yield table(
+        [
+            {
+                "rank": line.rank,
+                "score": percent(line),
+                "mean reward": number(line.mean_reward),
+                "traces": line.traces,
+                "by seed": joined(map(percent, line.by_seed.values())),
+            }
+            for line in ranks.lines
+        ]
+    )
+    yield (
+        "A positive value means: the better the rank, the better the student. Intervals come from "
+        "resampling seeds and test questions."
+    )
+    names = {"slope_points": "percentage points a rank"}
+    undefined = "not defined: all students have the same score"
+    yield table(
+        [
+            {
+                "statistic": names.get(one.name, one.name),
+                "value": undefined if one.value is None else number(one),
+            }
+            for one in ranks.statistics
+        ]
+    )
+    if ranks.undefined_resamples:
+        yield (
+            f"In {percent(ranks.undefined_resamples)}% of the resamples all students had the same "
+            "score; the intervals of the correlations leave these out."
+        )
+
+
+def _examples(data: ReportData) -> Iterator[str]:
+    yield "## Texts\n\nThe first question by id, not picked."
+    for example in data.examples:
+        yield f"### {cell(example.title)}\n\nQuestion:\n\n{fenced(example.question)}"
+        if example.solution is not None:
+            yield f"Solution:\n\n{fenced(example.solution)}"
+        for text in example.texts:
+            facts = ", ".join(f"{cell(name)} {cell(value)}" for name, value in text.facts.items())
+            about = f" ({facts})" if facts else ""
+            yield f"**{cell(text.title)}**{about}\n\n{fenced(text.text)}"
+
+
+# ---------------------------------------------------------------- where it comes from
+def _data(data: ReportData) -> Iterator[str]:
+    def counts(named: Mapping[str, int]) -> str:
+        return ", ".join(f"{count} {name}" for name, count in named.items()) or "none"
+
+    yield "## Data"
+    yield table(
+        [
+            {
+                "data set": code(line.name),
+                "questions": counts(line.splits),
+                "dropped": counts(line.dropped),
+            }
+            for line in data.data
+        ]
+    )
+
+
+def _cost(data: ReportData) -> Iterator[str]:
+    yield "## Cost\n\nWhat it took to compute every artifact once, in this run or an earlier one."
+    yield table(
+        [
+            {
+                "stage": line.stage,
+                "artifacts": line.nodes,
+                "total time": duration(line.seconds),
+                "longest": duration(line.longest),
+                "GPU time": duration(line.gpu_seconds),
+                "size": Number(decimal(line.bytes)),
+            }
+            for line in (*data.costs, data.total_cost)
+        ]
+    )
+
+
+def _lineage(data: ReportData) -> Iterator[str]:
+    yield "## Lineage"
+    yield table(
+        [
+            {
+                "artifact": code(node.name),
+                "key": code(node.key),
+                "made from": Markdown(
+                    ", ".join(f"{cell(name)} {code(key)}" for name, key in node.inputs.items())
+                )
+                or NOTHING,
+                "prompt format": node.format,
+                "device": node.device,
+                "time": duration(node.seconds),
+            }
+            for node in data.nodes
+        ]
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in data.packages.items())
+    yield f"Computed with {cell(versions)}."
