@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 from rlt_core.report import paper
 from rlt_core.report.experiment import Experiment, Line, Tested
 from rlt_core.report.gather import ReportData
+from rlt_core.report.inputs import Row
 from rlt_core.report.overlaps import OverlapLine
 from rlt_core.report.ranks import RankAblation
-from rlt_core.report.scores import ALL, ScoreLine
+from rlt_core.report.scores import ScoreLine
+from rlt_core.report.terminal import ALL
 from rlt_core.report.traces import TraceSet
 
 SCORES = (
@@ -27,7 +29,6 @@ RANKS = (
 )  # fmt: skip
 """`quantity`: `score` of the students of a rank, `spread` of a set's, or a statistic over its
 ranks; without a seed, over all seeds."""
-Row = Mapping[str, Any]
 File = tuple[Sequence[str], list[Row]]
 """Columns and rows."""
 
@@ -44,7 +45,8 @@ def csv_files(data: ReportData) -> dict[str, File]:
     if rows := [row for line in data.overlaps for row in _overlap(line)]:
         files["overlaps.csv"] = (list(rows[0]), rows)
     if data.compared:
-        files["compared.csv"] = (list(data.compared.by_question[0]), [*data.compared.by_question])
+        rows = data.compared.by_question
+        files["compared.csv"] = (list(rows[0]), rows)
     if data.rank_sets:
         files["ranks.csv"] = (RANKS, [row for one in data.rank_sets for row in _ranks(one)])
     return files
@@ -84,10 +86,7 @@ def _table_row(line: Line, task: str, is_primary: bool) -> Row:
     method = score.method if score else None
     gain = line.share if line.share and line.share.denominator.value >= 0 else None
     return {
-        "row": row.name,
-        "model": row.model,
-        "task": task,
-        "missing": row.missing,
+        "row": row.name, "model": row.model, "task": task, "missing": row.missing,
         "paper_row": row.paper,
         "paper_percent": line.quote.percent if line.quote else None,
         "paper_mean_percent": paper.NUMBERS.get(row.paper or "", {}).get(paper.MEAN),
@@ -95,16 +94,13 @@ def _table_row(line: Line, task: str, is_primary: bool) -> Row:
         **_interval("value", score.checkpoint if score else None, prefix=""),
         "method_low": method.low if method else None,
         "method_high": method.high if method else None,
-        "by_seed": ";".join(
-            f"{'' if seed is None else seed}:{value}" for seed, value in by_seed.items()
-        ),
+        "by_seed": ";".join(f"{'' if s is None else s}:{value}" for s, value in by_seed.items()),
         "questions": score.questions if score else None,
         "samples": score.samples if score else None,
         "seeds": len(by_seed) or None,
         "ungraded": score.ungraded if score else None,
         "grader_failed": score.grader_failed if score else None,
-        "baseline": row.baseline,
-        "primary": is_primary,
+        "baseline": row.baseline, "primary": is_primary,
         **_tested("", against.checkpoint if against else None),
         "mcnemar_p": against.mcnemar if against else None,
         **_tested("method_", against.method if against else None),
@@ -112,9 +108,8 @@ def _table_row(line: Line, task: str, is_primary: bool) -> Row:
         "share": gain.value if gain else None,
         "share_set": ";".join(f"{low}:{high}" for low, high in gain.intervals) if gain else None,
         "share_seeds_random": gain.seeds_random if gain else None,
-        "model_keys": ";".join(line.models),
-        "evaluation_keys": ";".join(line.evaluations),
-    }
+        "model_keys": ";".join(line.models), "evaluation_keys": ";".join(line.evaluations),
+    }  # fmt: skip
 
 
 def _tested(prefix: str, tested: Tested | None) -> dict[str, float | None]:
@@ -128,25 +123,18 @@ def _tested(prefix: str, tested: Tested | None) -> dict[str, float | None]:
 def _overlap(line: OverlapLine) -> Iterator[Row]:
     for name, measure in line.overlap.measures.items():
         yield {
-            "first": line.ours,
-            "second": line.theirs,
-            "task": line.task,
-            "first_seed": line.ours_seed,
-            "second_seed": line.theirs_seed,
+            "first": line.ours, "second": line.theirs, "task": line.task,
+            "first_seed": line.ours_seed, "second_seed": line.theirs_seed,
             "questions": line.overlap.questions,
-            "solved_by_first": line.overlap.ours,
-            "solved_by_second": line.overlap.theirs,
+            "solved_by_first": line.overlap.ours, "solved_by_second": line.overlap.theirs,
             "solved_by_both": line.overlap.both,
-            "measure": name,
-            **_interval("value", measure, prefix=""),
+            "measure": name, **_interval("value", measure, prefix=""),
             "chance": measure.chance,
-            "chance_low": measure.chance_low,
-            "chance_high": measure.chance_high,
+            "chance_low": measure.chance_low, "chance_high": measure.chance_high,
             "p": measure.p,
-            "ceiling_first": measure.ceiling_ours,
-            "ceiling_second": measure.ceiling_theirs,
+            "ceiling_first": measure.ceiling_ours, "ceiling_second": measure.ceiling_theirs,
             "paper": line.quoted,
-        }
+        }  # fmt: skip
 
 
 def _ranks(ranks: RankAblation) -> Iterator[Row]:

@@ -1,28 +1,33 @@
-"""An experiment's table: what its rows score, and how they differ from their baselines.
+"""An experiment's table: the scores of its rows, and their differences from their baselines.
 
 Shapes: S, T training seeds of two models, Q questions, N samples a question. A score has two
-intervals (`rlt_core.evaluation.crossed`): of these checkpoints, and of the method.
+intervals (`rlt_core.evaluation.crossed`): for these checkpoints, and for the method.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 
 from rlt_core.evaluation.comparisons import Ratio, difference, gain_ratio, holm, mcnemar_p
-from rlt_core.evaluation.crossed import Floats, method_score, question_means, shared_questions
+from rlt_core.evaluation.crossed import (
+    Contrast,
+    Floats,
+    method_score,
+    question_means,
+    shared_questions,
+)
 from rlt_core.evaluation.intervals import Estimate, clustered_mean
 from rlt_core.report import paper
-from rlt_core.report.means import mean_contrast, mean_estimate
 from rlt_core.report.scores import Evaluations
+from rlt_core.report.statistics import mean_contrast, mean_estimate
 from rlt_core.stages import ReportConfig, TableRow
 
 DATASET, BASE = "dataset", "base"
-"""Variants of the students whose gain is the measure of others', of any size and amount of data:
-`dataset-large-subset` over `base-large`."""
+"""Prefixes of the variants whose gain is the reference for others: a student of the data set and
+its base, of any size and amount of data (`dataset-large-subset` over `base-large`)."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +42,16 @@ class Quote:
 
 @dataclass(frozen=True)
 class Score:
-    """Of one row on one task, as fractions."""
+    """One row on one task, as fractions."""
 
     checkpoint: Estimate
-    """The seeds as they are."""
+    """For these seeds."""
     method: Estimate | None
-    """Training seeds random; None where there are not several."""
+    """With random training seeds; None for a single seed."""
     by_seed: dict[int | None, float]
     questions: int
     samples: int | None
-    """Completions a question; None of a mean over tasks that differ in it."""
+    """Completions per question; None for a mean over tasks that differ in it."""
     ungraded: int
     """Completions, over all seeds, that are in no score."""
     grader_failed: int
@@ -69,9 +74,9 @@ class Against:
     baseline: TableRow
     checkpoint: Tested
     method: Tested | None
-    mcnemar: float | None
-    """Where both have one binary answer a question."""
-    detectable: float | None
+    mcnemar: float | None = None
+    """Where both have one binary answer per question."""
+    detectable: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,14 +84,14 @@ class Line:
     """A row of the table of one task; None: it did not run, or nothing could be graded."""
 
     row: TableRow
-    quote: Quote | None
-    score: Score | None
-    against: Against | None
-    share: Ratio | None
-    """Of the data-set student's gain."""
-    models: tuple[str, ...]
-    """Keys, one a seed."""
-    evaluations: tuple[str, ...]
+    quote: Quote | None = None
+    score: Score | None = None
+    against: Against | None = None
+    share: Ratio | None = None
+    """Share of the data-set student's gain."""
+    models: tuple[str, ...] = ()
+    """Keys, one per seed."""
+    evaluations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,17 +106,13 @@ class TaskTable:
 class Experiment:
     """The tables of its tasks and, where there are several, of their mean."""
 
+    rows: tuple[TableRow, ...]
     tables: list[TaskTable]
     primary: TableRow | None
     """Row whose contrast was named before the run."""
 
-    @property
-    def rows(self) -> list[TableRow]:
-        """In the table's order."""
-        return [line.row for line in self.tables[0].lines]
-
     def row(self, model: str | None) -> TableRow | None:
-        """By its model."""
+        """The row of a model."""
         return next((row for row in self.rows if row.model == model), None)
 
 
@@ -125,17 +126,14 @@ def experiment(config: ReportConfig, evaluations: Evaluations) -> Experiment | N
             raise ValueError(f"row {row.name!r}: no evaluation[{row.model}] to read")
     tasks = evaluations.tasks([row.model for row in config.rows])
     answers = [_TaskAnswers(config, evaluations, task) for task in tasks]
-    tables = [
-        TaskTable(one.task, _adjusted([one.line(row) for row in config.rows], config.primary))
-        for one in answers
-    ]
-    if len(tables) > 1:
-        tables.append(TaskTable(paper.MEAN, _mean_lines(config, tables, answers)))
+    lines = {one.task: [one.line(row) for row in config.rows] for one in answers}
+    if len(tasks) > 1:
+        lines[paper.MEAN] = [_mean_line(row, lines, answers) for row in config.rows]
+    tables = [TaskTable(task, _adjusted(each, config.primary)) for task, each in lines.items()]
     if not tables:
-        nothing = [Line(row, None, None, None, None, (), ()) for row in config.rows]
-        tables = [TaskTable("", nothing)]
+        tables = [TaskTable("", [Line(row) for row in config.rows])]
     rows = {row.model: row for row in config.rows}
-    return Experiment(tables, rows.get(config.primary) if config.primary else None)
+    return Experiment(config.rows, tables, rows.get(config.primary or ""))
 
 
 def quote(row: TableRow, task: str) -> Quote | None:
@@ -148,14 +146,13 @@ def quote(row: TableRow, task: str) -> Quote | None:
 
 # ---------------------------------------------------------------- one task
 class _TaskAnswers:
-    """What all rows answered to the questions of one task."""
+    """The answers of all rows to the questions of one task."""
 
     def __init__(self, config: ReportConfig, evaluations: Evaluations, task: str) -> None:
         self.task = task
         self.rows = {row.model: row for row in config.rows}
+        self.evaluations = evaluations
         self.parts = {model: evaluations.asked(model, task) for model in self.rows}
-        self.ungraded = {model: evaluations.ungraded(model, task) for model in self.rows}
-        self.grader_failed = {model: evaluations.grader_failed(model, task) for model in self.rows}
         self.correct = {
             model: evaluations.correct(model, task) for model, parts in self.parts.items() if parts
         }
@@ -177,7 +174,7 @@ class _TaskAnswers:
         )
 
     def _score(self, row: TableRow) -> Score | None:
-        """On the questions that every seed was graded on."""
+        """On the questions that were graded for every seed."""
         correct_SQN, values_SQ = self.correct[row.model], self.values[row.model]
         graded_Q = ~np.isnan(values_SQ).any(axis=0)
         completions = int((~np.isnan(correct_SQN[:, graded_Q])).sum())
@@ -191,8 +188,8 @@ class _TaskAnswers:
             by_seed=dict(zip(self.seeds(row.model), means, strict=True)),
             questions=checkpoint.questions,
             samples=correct_SQN.shape[-1],
-            ungraded=self.ungraded[row.model],
-            grader_failed=self.grader_failed[row.model],
+            ungraded=self.evaluations.ungraded(row.model, self.task),
+            grader_failed=self.evaluations.grader_failed(row.model, self.task),
         )
 
     def shared(self, *models: str) -> list[Floats] | None:
@@ -220,21 +217,14 @@ class _TaskAnswers:
         method = None
         if row.trained and found.method and found.method_p is not None:
             method = Tested(found.method, found.method_p, found.method_p)
+        answers = [self.correct[model].shape[::2] for model in (row.model, baseline.model)]  # S, N
         return Against(
             baseline=baseline,
             checkpoint=Tested(found.checkpoint, found.checkpoint_p, found.checkpoint_p),
             method=method,
-            mcnemar=self._mcnemar(ours, theirs, row, baseline),
+            mcnemar=mcnemar_p(ours[0], theirs[0]) if answers == [(1, 1)] * 2 else None,
             detectable=found.detectable,
         )
-
-    def _mcnemar(
-        self, ours: Floats, theirs: Floats, row: TableRow, baseline: TableRow
-    ) -> float | None:
-        one_answer = all(
-            self.correct[model].shape[::2] == (1, 1) for model in (row.model, baseline.model)
-        )
-        return mcnemar_p(ours[0], theirs[0]) if one_answer else None
 
     def _share(self, row: TableRow) -> Ratio | None:
         reference = self.rows.get(row.baseline or "")
@@ -252,59 +242,46 @@ def _measures_gain(reference: str, base: str) -> bool:
 
 
 # ---------------------------------------------------------------- families of tests
-def _adjusted(lines: Sequence[Line], primary: str | None) -> list[Line]:
-    """Holm's p-values over the rows of a task: those of checkpoints are one family, those of
+def _adjusted(lines: list[Line], primary: str | None) -> list[Line]:
+    """Holm's p-values over the rows of a task: the tests of checkpoints are one family, those of
     methods another. The primary contrast is in neither."""
-    differing = {line.row.model: line.against for line in lines if line.against}
-    checkpoints = _holm({model: each.checkpoint for model, each in differing.items()}, primary)
-    methods = _holm(
-        {model: each.method for model, each in differing.items() if each.method}, primary
-    )
-    return [
-        replace(
-            line,
-            against=replace(
-                line.against,
-                checkpoint=checkpoints[line.row.model],
-                method=methods.get(line.row.model),
-            ),
-        )
-        if line.against
-        else line
-        for line in lines
-    ]
-
-
-def _holm(family: dict[str, Tested], primary: str | None) -> dict[str, Tested]:
-    adjusted = holm(
-        {model: each.p for model, each in family.items()}, primary if primary in family else None
-    )
-    return {model: replace(each, holm=adjusted[model]) for model, each in family.items()}
+    for family in ("checkpoint", "method"):
+        tested = {
+            line.row.model: found
+            for line in lines
+            if line.against and (found := getattr(line.against, family))
+        }
+        p_values = {model: found.p for model, found in tested.items()}
+        adjusted = holm(p_values, primary if primary in tested else None)
+        changed = {
+            model: {family: replace(found, holm=adjusted[model])} for model, found in tested.items()
+        }
+        lines = [
+            replace(line, against=replace(line.against, **changed[line.row.model]))
+            if line.against and line.row.model in changed
+            else line
+            for line in lines
+        ]
+    return lines
 
 
 # ---------------------------------------------------------------- the mean over tasks
-def _mean_lines(
-    config: ReportConfig, tables: Sequence[TaskTable], answers: Sequence[_TaskAnswers]
-) -> list[Line]:
-    """Of the rows that have every task."""
-    the_paper_s = {table.task for table in tables} == set(paper.TASKS)
-    lines = []
-    for number, row in enumerate(config.rows):
-        each = [table.lines[number] for table in tables]
-        scores = [line.score for line in each if line.score]
-        complete = len(scores) == len(tables)
-        lines.append(
-            Line(
-                row=row,
-                quote=quote(row, paper.MEAN) if the_paper_s else None,
-                score=_mean_score(row, scores, answers) if complete else None,
-                against=_mean_against(row, answers) if complete else None,
-                share=None,
-                models=each[0].models,
-                evaluations=each[0].evaluations,
-            )
-        )
-    return _adjusted(lines, config.primary)
+def _mean_line(
+    row: TableRow, lines: dict[str, list[Line]], answers: Sequence[_TaskAnswers]
+) -> Line:
+    """The mean of a row that has every task."""
+    each = [line for one in answers for line in lines[one.task] if line.row is row]
+    scores = [line.score for line in each if line.score]
+    complete = len(scores) == len(answers)
+    has_paper_tasks = {one.task for one in answers} == set(paper.TASKS)
+    return Line(
+        row=row,
+        quote=quote(row, paper.MEAN) if has_paper_tasks else None,
+        score=_mean_score(row, scores, answers) if complete else None,
+        against=_mean_against(row, answers) if complete else None,
+        models=each[0].models,
+        evaluations=each[0].evaluations,
+    )
 
 
 def _mean_score(
@@ -340,30 +317,22 @@ def _mean_against(row: TableRow, answers: Sequence[_TaskAnswers]) -> Against | N
     if baseline is None:
         return None
     pairs = [shared for one in answers if (shared := one.shared(row.model, baseline.model))]
-    same = all(
-        one.seeds(baseline.model) == two.seeds(baseline.model) for one, two in pairwise(answers)
-    )
-    if len(pairs) < len(answers) or not same:
+    if len(pairs) < len(answers) or any(
+        one.seeds(baseline.model) != answers[0].seeds(baseline.model) for one in answers
+    ):
         return None
-    as_they_are = [[each.mean(axis=0, keepdims=True) for each in pair] for pair in pairs]
-    checkpoint = mean_contrast(as_they_are, [1.0, -1.0])
+    questions = sum(ours_SQ.shape[1] for ours_SQ, _ in pairs)
+
+    def tested(contrast: Contrast) -> Tested:
+        interval = replace(contrast.interval(), questions=questions)
+        return Tested(interval, contrast.p_value(), contrast.p_value())
+
+    seed_means = [[each.mean(axis=0, keepdims=True) for each in pair] for pair in pairs]
     ours, theirs = (len(each) for each in pairs[0])
     method = None
     if row.trained and ours > 1 and (theirs > 1 or not baseline.trained):
         if answers[0].paired(row, baseline):
-            method = mean_contrast([[one - other] for one, other in pairs], [1.0])
+            method = tested(mean_contrast([[one - other] for one, other in pairs], [1.0]))
         else:
-            method = mean_contrast(pairs, [1.0, -1.0])
-    questions = sum(pair[0].shape[1] for pair in pairs)
-    tested = [
-        Tested(replace(each.interval(), questions=questions), each.p_value(), each.p_value())
-        for each in (checkpoint, method)
-        if each
-    ]
-    return Against(
-        baseline=baseline,
-        checkpoint=tested[0],
-        method=tested[1] if method else None,
-        mcnemar=None,
-        detectable=None,
-    )
+            method = tested(mean_contrast(pairs, [1.0, -1.0]))
+    return Against(baseline, tested(mean_contrast(seed_means, [1.0, -1.0])), method)

@@ -1,8 +1,8 @@
-"""From a run's artifacts to what its report says."""
+"""Read a run's artifacts and compute everything that its report shows."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from rlt_core.report.examples import Example, examples
 from rlt_core.report.experiment import Experiment, experiment
 from rlt_core.report.inputs import Parts
 from rlt_core.report.overlaps import OverlapLine, overlap_lines
-from rlt_core.report.ranks import REWARD, RankAblation, rank_sets
+from rlt_core.report.ranks import RankAblation, rank_sets
 from rlt_core.report.scores import Evaluations, PairLine, ScoreLine, pair_lines, score_lines
 from rlt_core.report.texts import NOTHING
 from rlt_core.report.traces import TraceSet, trace_sets
@@ -22,7 +22,7 @@ from rlt_core.stages import ReportConfig
 from rlt_core.store import Manifest
 
 TOY_PROFILES = ("smoke", "tiny", "tiny-science")
-"""Profiles whose results say something about the pipeline only."""
+"""Profiles whose results only show that the pipeline works."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class NodeLine:
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that a report says."""
+    """Everything that a report shows."""
 
     title: str
     profile: str
@@ -88,14 +88,13 @@ class ReportData:
 
     @property
     def is_toy(self) -> bool:
-        """Whether the results are a control of the pipeline only."""
+        """Whether the results only show that the pipeline works."""
         return self.profile in TOY_PROFILES
 
     @property
     def ranks(self) -> RankAblation | None:
-        """The set by reward, or the first where there is none."""
-        by_reward = (one for one in self.rank_sets if one.ranked_by == REWARD)
-        return next(by_reward, self.rank_sets[0] if self.rank_sets else None)
+        """The set by reward, or the first where there is none: `rank_sets` begins with it."""
+        return self.rank_sets[0] if self.rank_sets else None
 
     @property
     def total_cost(self) -> CostLine:
@@ -122,9 +121,8 @@ def gather(
 ) -> ReportData:
     """Read the artifacts (name in the graph -> manifest and local folder) and compute.
 
-    `key`: of the report itself. What a run did not do is left out. Rank statistics need the
-    evaluations that they were made from among the inputs. An experiment's rows stand for the pairs
-    of all models.
+    `key`: key of the report itself. Rank statistics need the evaluations that they were made from
+    among the inputs. An experiment's rows replace the pairs of all models.
     """
     parts = Parts(inputs)
     evaluations = Evaluations(parts)
@@ -141,13 +139,13 @@ def gather(
         traces=traces,
         curves=trained,
         experiment=experiment(config, evaluations),
-        overlaps=overlap_lines(config.overlaps, evaluations),
+        overlaps=list(overlap_lines(config.overlaps, evaluations)),
         compared=compared(config.compared, parts) if config.compared else None,
         rank_sets=rank_sets(parts, evaluations),
         examples=examples(parts, evaluations.students),
         data=_data(parts),
         costs=_costs(manifests),
-        alarms=alarms(parts, trained, scored, traces),
+        alarms=list(alarms(parts, trained, scored, traces)),
         nodes=[
             NodeLine(
                 name=part.name,
@@ -176,9 +174,9 @@ def _data(parts: Parts) -> list[DataLine]:
 
 
 def _costs(manifests: Sequence[Manifest]) -> list[CostLine]:
-    stages: dict[str, list[Manifest]] = {}
+    stages: dict[str, list[Manifest]] = defaultdict(list)
     for manifest in manifests:
-        stages.setdefault(manifest.stage, []).append(manifest)
+        stages[manifest.stage].append(manifest)
     return [
         CostLine(
             stage=stage,

@@ -1,14 +1,16 @@
-"""The artifacts that a report reads, found by what made them."""
+"""The artifacts that a report reads, found by the stage that made them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlt_core.rows import read_rows, table_files
 from rlt_core.store import Manifest
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -22,18 +24,12 @@ class Part:
 
     @property
     def stage(self) -> str:
-        """The stage that made it."""
         return self.manifest.stage
-
-    @property
-    def label(self) -> str:
-        """`stage[variant]`."""
-        return self.manifest.label
 
     @property
     def variant(self) -> str:
         """What tells it from others of its stage: `rlt` of `student-sft[rlt]`."""
-        return self.label.removeprefix(self.stage).strip("[]")
+        return self.manifest.label.removeprefix(self.stage).strip("[]")
 
     @property
     def seed(self) -> int | None:
@@ -44,7 +40,7 @@ class Part:
         """Whether the artifact holds a table."""
         return bool(table_files(self.folder, table))
 
-    def rows(self, table: str, *columns: str) -> list[dict[str, Any]]:
+    def rows(self, table: str, *columns: str) -> list[Row]:
         """Rows of a table."""
         return read_rows(self.folder, table, list(columns) or None)
 
@@ -55,17 +51,19 @@ class Parts:
     def __init__(self, inputs: Mapping[str, tuple[Manifest, Path]]) -> None:
         self.all = [Part(name, manifest, folder) for name, (manifest, folder) in inputs.items()]
 
-    def of(self, *stages: str) -> list[Part]:
-        """Those of some stages."""
-        return [part for part in self.all if part.stage in stages]
+    def of(self, stage: str) -> list[Part]:
+        """All artifacts of a stage."""
+        return [part for part in self.all if part.stage == stage]
 
-    def by_variant(self, *stages: str) -> dict[str, list[Part]]:
-        """Those of some stages, the seeds of one variant together."""
-        return _grouped(self.of(*stages))
+    def by_variant(self, stage: str) -> dict[str, list[Part]]:
+        """All artifacts of a stage, the seeds of one variant together."""
+        found: dict[str, list[Part]] = {}
+        for part in self.of(stage):
+            found.setdefault(part.variant, []).append(part)
+        return found
 
-
-def _grouped(parts: Iterable[Part]) -> dict[str, list[Part]]:
-    found: dict[str, list[Part]] = {}
-    for part in parts:
-        found.setdefault(part.variant, []).append(part)
-    return found
+    def input_rows(self, part: Part, name: str, table: str) -> list[Row]:
+        """Rows of the artifact that `part` read under a name; none if the report lacks it."""
+        ref = part.manifest.inputs.get(name)
+        made = (one for one in self.all if ref and one.manifest.ref.key == ref.key)
+        return next((one.rows(table) for one in made), [])

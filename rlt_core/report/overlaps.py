@@ -1,18 +1,14 @@
-"""Do two models solve the same problems? Lines of an experiment's pairs of models."""
+"""Overlap of the problems that two models solve, for the pairs of an experiment."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rlt_core.evaluation.overlap import MEASURES, Overlap, overlap
+from rlt_core.evaluation.overlap import Overlap, overlap
 from rlt_core.report import paper
 from rlt_core.report.scores import Evaluations
-
-MEASURE_NAMES = dict(
-    zip(MEASURES, ("first's also solved by second", "second's also solved by first", "Jaccard"),
-        strict=True)
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,37 +22,27 @@ class OverlapLine:
     theirs_seed: int | None
     overlap: Overlap
     quoted: str | None
-    """What the paper says of this pair."""
+    """The paper's number for this pair."""
 
 
-def overlap_lines(pairs: Sequence[tuple[str, str]], evaluations: Evaluations) -> list[OverlapLine]:
-    """A line a pair, task and seed: of two trained models seed s meets seed s, a model without
-    seeds meets each. Seeds are not pooled: the ceiling is that of one model with itself. A pair
-    of which nothing was graded has no line."""
-    return [
-        line
-        for pair in pairs
-        for task in evaluations.tasks(pair)
-        for line in _lines(pair, task, evaluations)
-    ]
-
-
-def _lines(pair: tuple[str, str], task: str, evaluations: Evaluations) -> Iterator[OverlapLine]:
-    ours, theirs = (
-        {
-            part.seed: correct_QN
-            for part, correct_QN in zip(
-                evaluations.asked(model, task), evaluations.correct(model, task), strict=True
+def overlap_lines(
+    pairs: Sequence[tuple[str, str]], evaluations: Evaluations
+) -> Iterator[OverlapLine]:
+    """One per pair, task and seed: two trained models are compared seed by seed, a model without
+    seeds with every seed. Seeds are not pooled: the ceiling is that of one model with itself. A
+    pair without graded answers has no line."""
+    for pair in pairs:
+        quoted = paper.OVERLAP[1] if pair == paper.OVERLAP[0] else None
+        for task in evaluations.tasks(pair):
+            ours, theirs = (
+                zip(evaluations.asked(model, task), evaluations.correct(model, task), strict=True)
+                for model in pair
             )
-        }
-        for model in pair
-    )
-    quoted = paper.OVERLAP[1] if pair == paper.OVERLAP[0] else None
-    for one, other in ((one, other) for one in ours for other in theirs):
-        if one != other and one is not None and other is not None:
-            continue
-        try:
-            found = overlap(ours[one], theirs[other])
-        except ValueError:  # no question in common
-            continue
-        yield OverlapLine(*pair, task, one, other, found, quoted)
+            for (one, ours_QN), (other, theirs_QN) in itertools.product(ours, theirs):
+                if one.seed != other.seed and None not in (one.seed, other.seed):
+                    continue
+                try:
+                    found = overlap(ours_QN, theirs_QN)
+                except ValueError:  # no question in common
+                    continue
+                yield OverlapLine(*pair, task, one.seed, other.seed, found, quoted)

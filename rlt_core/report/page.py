@@ -31,6 +31,14 @@ from rlt_core.report.training import WINDOW_STEPS
 Block = str | tuple[str, str] | Figure
 """Markdown; two pieces of it that a wide page shows side by side; or a figure."""
 Figures = Mapping[str, Figure]
+LAST_STEPS = {
+    "KL to reference": "reference_kl",
+    "gradient norm": "grad_norm",
+    "groups without spread": "zero_std_groups",
+    "unclosed": "unclosed",
+    "tokens/s": "tokens_per_s",
+}
+"""Column of the training table -> column of `train_steps`."""
 TOY = "> This is a positive control of the pipeline at toy scale, not evidence for the paper."
 
 
@@ -64,9 +72,9 @@ def page(data: ReportData, figures: Figures) -> list[Block]:
     if data.rewards.lines:
         blocks += _rewards(data)
     if data.traces:
-        blocks += _traces(data)
+        blocks.append(_traces(data))
     if data.curves:
-        blocks += [*_training(data), *figure("reward.png", "loss.png")]
+        blocks += [_training(data), *figure("reward.png", "loss.png")]
     if data.ranks:
         blocks += [*_ranks(data.ranks), *figure("ranks.png")]
         if data.experiment or len(data.rank_sets) > 1:
@@ -74,8 +82,8 @@ def page(data: ReportData, figures: Figures) -> list[Block]:
     if data.examples:
         blocks += _examples(data)
     if data.data:
-        blocks += _data(data)
-    return [block for block in (*blocks, *_cost(data), *_lineage(data)) if block]
+        blocks.append(_data(data))
+    return [block for block in (*blocks, _cost(data), _lineage(data)) if block]
 
 
 def _about(data: ReportData) -> str:
@@ -100,118 +108,88 @@ def _scores(data: ReportData) -> Iterator[str]:
 
     def row(line: ScoreLine) -> dict[str, object]:
         return {
-            "task": code(line.task),
-            "model": code(line.model),
+            "task": code(line.task), "model": code(line.model),
             "seed": NOTHING if line.seed is None else line.seed,
-            "metric": line.metric,
-            "score": percent(line),
-            "against base": points(line.difference),
-            "questions": line.questions,
-            "completions a question": line.samples,
-            "ungraded": line.ungraded,
-            "grader failed": line.grader_failed,
-        }
+            "metric": line.metric, "score": percent(line), "against base": points(line.difference),
+            "questions": line.questions, "completions a question": line.samples,
+            "ungraded": line.ungraded, "grader failed": line.grader_failed,
+        }  # fmt: skip
 
     yield f"## Scores\n\n{about}\n\n{table([row(line) for line in data.totals])}"
     if data.pairs:
-        yield "### Model against model, on the same questions\n\nIn percentage points."
-        yield table(
-            [
-                {
-                    "task": code(pair.task),
-                    "model": code(pair.model),
-                    "against": code(pair.other),
-                    "difference": points(pair.difference),
-                }
-                for pair in data.pairs
-            ]
-        )
+        rows = [
+            {
+                "task": code(pair.task), "model": code(pair.model), "against": code(pair.other),
+                "difference": points(pair.difference),
+            }
+            for pair in data.pairs
+        ]  # fmt: skip
+        about = "In percentage points."
+        yield f"### Model against model, on the same questions\n\n{about}\n\n{table(rows)}"
     if several:
         yield f"### By seed\n\n{table([row(line) for line in data.single_seeds])}"
 
 
 def _rewards(data: ReportData) -> Iterator[str]:
-    yield "## The teacher's reward\n\nMean reward of scored traces, clustered by question."
-    yield table(
-        [
-            {
-                "traces of": line.name,
-                "reward": number(line.reward),
-                "by seed": joined(map(number, line.by_seed.values())),
-                "r_SS": number(line.r_ss),
-                "r_KL": number(line.r_kl),
-                "unclosed": Number(f"{percent(line.unclosed)}%"),
-                "tokens": number(line.think_tokens),
-                "traces": line.traces,
-            }
-            for line in data.rewards.lines
-        ]
-    )
+    rows = [
+        {
+            "traces of": line.name, "reward": number(line.reward),
+            "by seed": joined(map(number, line.by_seed.values())),
+            "r_SS": number(line.r_ss), "r_KL": number(line.r_kl),
+            "unclosed": Number(f"{percent(line.unclosed)}%"), "tokens": number(line.think_tokens),
+            "traces": line.traces,
+        }
+        for line in data.rewards.lines
+    ]  # fmt: skip
+    about = "Mean reward of scored traces, clustered by question."
+    yield f"## The teacher's reward\n\n{about}\n\n{table(rows)}"
     if data.rewards.difference:
         difference = number(data.rewards.difference)
         yield f"After RL minus before, on the same held-out questions: **{difference}**."
 
 
-def _traces(data: ReportData) -> Iterator[str]:
-    yield f"## The traces\n\n{NOTE}"
-    yield table(
-        [
-            {
-                "traces": code(line.name),
-                "number": line.traces,
-                "copied": percent(line.copied),
-                "compression": number(line.compression),
-                "doubt": number(line.doubt),
-                "cut": percent(line.clipped),
-                "tokens": number(line.think_tokens),
-                "log-prob": number(line.think_mean),
-                "rank-surprisal": number(line.rank_surprisal),
-            }
-            for line in data.traces
-        ]
-    )
+def _traces(data: ReportData) -> str:
+    rows = [
+        {
+            "traces": code(line.name), "number": line.traces, "copied": percent(line.copied),
+            "compression": number(line.compression), "doubt": number(line.doubt),
+            "cut": percent(line.clipped), "tokens": number(line.think_tokens),
+            "log-prob": number(line.think_mean), "rank-surprisal": number(line.rank_surprisal),
+        }
+        for line in data.traces
+    ]  # fmt: skip
+    return f"## The traces\n\n{NOTE}\n\n{table(rows)}"
 
 
-def _training(data: ReportData) -> Iterator[str]:
-    yield f"## Training\n\nMeans of the first and of the last {WINDOW_STEPS} steps."
-    yield table(
-        [
-            {
-                "run": code(curve.name),
-                "quantity": curve.quantity,
-                "steps": curve.steps[-1],
-                f"first {WINDOW_STEPS}": number(curve.first),
-                f"last {WINDOW_STEPS}": number(curve.last),
-                "KL to reference": number(curve.last_row["reference_kl"]),
-                "gradient norm": number(curve.last_row["grad_norm"]),
-                "groups without spread": number(curve.last_row["zero_std_groups"]),
-                "unclosed": number(curve.last_row["unclosed"]),
-                "tokens/s": number(curve.last_row["tokens_per_s"]),
-                "time": duration(curve.seconds),
-            }
-            for curve in data.curves
-        ]
-    )
+def _training(data: ReportData) -> str:
+    rows = [
+        {
+            "run": code(curve.name), "quantity": curve.quantity, "steps": curve.steps[-1],
+            f"first {WINDOW_STEPS}": number(curve.first),
+            f"last {WINDOW_STEPS}": number(curve.last),
+            **{name: number(curve.last_row[column]) for name, column in LAST_STEPS.items()},
+            "time": duration(curve.seconds),
+        }
+        for curve in data.curves
+    ]  # fmt: skip
+    about = f"Means of the first and of the last {WINDOW_STEPS} steps."
+    return f"## Training\n\n{about}\n\n{table(rows)}"
 
 
 def _ranks(ranks: RankAblation) -> Iterator[str]:
     by = "Reward rank" if ranks.ranked_by == REWARD else f"Rank by {tables.set_name(ranks)}"
+    rows = [
+        {
+            "rank": line.rank, "score": percent(line), "mean reward": number(line.mean_reward),
+            "traces": line.traces, "by seed": joined(map(percent, line.by_seed.values())),
+        }
+        for line in ranks.lines
+    ]  # fmt: skip
     yield (
         f"## {cell(by)} and student score\n\nOne student per rank, trained on the traces of that "
         f"rank (1 is best) by the teacher before RL; {code(ranks.task)}, percent correct."
     )
-    yield table(
-        [
-            {
-                "rank": line.rank,
-                "score": percent(line),
-                "mean reward": number(line.mean_reward),
-                "traces": line.traces,
-                "by seed": joined(map(percent, line.by_seed.values())),
-            }
-            for line in ranks.lines
-        ]
-    )
+    yield table(rows)
     yield (
         "A positive value means: the better the rank, the better the student. Intervals come from "
         "resampling seeds and test questions."
@@ -247,57 +225,43 @@ def _examples(data: ReportData) -> Iterator[str]:
 
 
 # ---------------------------------------------------------------- where it comes from
-def _data(data: ReportData) -> Iterator[str]:
+def _data(data: ReportData) -> str:
     def counts(named: Mapping[str, int]) -> str:
         return ", ".join(f"{count} {name}" for name, count in named.items()) or "none"
 
-    yield "## Data"
-    yield table(
-        [
-            {
-                "data set": code(line.name),
-                "questions": counts(line.splits),
-                "dropped": counts(line.dropped),
-            }
-            for line in data.data
-        ]
-    )
+    rows = [
+        {
+            "data set": code(line.name), "questions": counts(line.splits),
+            "dropped": counts(line.dropped),
+        }
+        for line in data.data
+    ]  # fmt: skip
+    return f"## Data\n\n{table(rows)}"
 
 
-def _cost(data: ReportData) -> Iterator[str]:
-    yield "## Cost\n\nWhat it took to compute every artifact once, in this run or an earlier one."
-    yield table(
-        [
-            {
-                "stage": line.stage,
-                "artifacts": line.nodes,
-                "total time": duration(line.seconds),
-                "longest": duration(line.longest),
-                "GPU time": duration(line.gpu_seconds),
-                "size": Number(decimal(line.bytes)),
-            }
-            for line in (*data.costs, data.total_cost)
-        ]
-    )
+def _cost(data: ReportData) -> str:
+    rows = [
+        {
+            "stage": line.stage, "artifacts": line.nodes, "total time": duration(line.seconds),
+            "longest": duration(line.longest), "GPU time": duration(line.gpu_seconds),
+            "size": Number(decimal(line.bytes)),
+        }
+        for line in (*data.costs, data.total_cost)
+    ]  # fmt: skip
+    about = "What it took to compute every artifact once, in this run or an earlier one."
+    return f"## Cost\n\n{about}\n\n{table(rows)}"
 
 
-def _lineage(data: ReportData) -> Iterator[str]:
-    yield "## Lineage"
-    yield table(
-        [
-            {
-                "artifact": code(node.name),
-                "key": code(node.key),
-                "made from": Markdown(
-                    ", ".join(f"{cell(name)} {code(key)}" for name, key in node.inputs.items())
-                )
-                or NOTHING,
-                "prompt format": node.format,
-                "device": node.device,
-                "time": duration(node.seconds),
-            }
-            for node in data.nodes
-        ]
-    )
+def _lineage(data: ReportData) -> str:
+    def inputs(named: Mapping[str, str]) -> Markdown:
+        return Markdown(", ".join(f"{cell(name)} {code(key)}" for name, key in named.items()))
+
+    rows = [
+        {
+            "artifact": code(node.name), "key": code(node.key), "made from": inputs(node.inputs),
+            "prompt format": node.format, "device": node.device, "time": duration(node.seconds),
+        }
+        for node in data.nodes
+    ]  # fmt: skip
     versions = ", ".join(f"{name} {version}" for name, version in data.packages.items())
-    yield f"Computed with {cell(versions)}."
+    return f"## Lineage\n\n{table(rows)}\n\nComputed with {cell(versions)}."

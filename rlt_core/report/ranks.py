@@ -1,15 +1,16 @@
-"""Students of one rank each: what a set of them scores, and whether its ranks predict it."""
+"""Students of one rank each: their scores, and whether the ranks predict them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
 
+from rlt_core.evaluation.crossed import fraction
 from rlt_core.ranking import STATISTICS
-from rlt_core.report.inputs import Part, Parts
+from rlt_core.report.inputs import Part, Parts, Row
 from rlt_core.report.scores import Evaluations
-from rlt_core.report.statistics import fraction, matrix
+from rlt_core.report.statistics import matrix
+from rlt_core.report.traces import known_mean
 
 REWARD, NOISE = "reward", "random"
 """Sets: the paper's, and the one that shows what chance alone makes."""
@@ -69,44 +70,46 @@ def rank_sets(parts: Parts, evaluations: Evaluations) -> list[RankAblation]:
 def _rank_set(part: Part, parts: Parts, evaluations: Evaluations) -> RankAblation:
     rows = [row for row in part.rows("rank_scores") if row["value"] is not None]
     metrics = part.manifest.metrics
-    seeds = sorted({row["seed"] for row in rows})
-    ranks = sorted({row["rank"] for row in rows})
     students = {one.manifest.ref.key: one.variant for one in parts.of("evaluation")}
     named = {name.partition("@")[0]: ref.key for name, ref in part.manifest.inputs.items()}
+    by_rank: dict[int, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_rank[row["rank"]].append(row)
+    seeds = sorted({row["seed"] for row in rows})
     return RankAblation(
         ranked_by=next((row["ranked_by"] for row in rows if row["ranked_by"]), REWARD),
         task=rows[0]["task"] if rows else "",
         lines=[
-            _rank_line(rank, rows, students[named[f"rank-{rank}"]], evaluations) for rank in ranks
+            _rank_line(rank, by_rank[rank], students[named[f"rank-{rank}"]], evaluations)
+            for rank in sorted(by_rank)
         ],
-        statistics=[_statistic(name, metrics, seeds) for name in STATISTICS],
+        statistics=[
+            Statistic(
+                name=name,
+                value=metrics.get(name),
+                low=metrics.get(f"{name}_low"),
+                high=metrics.get(f"{name}_high"),
+                by_seed={s: metrics[f"{name}@{s}"] for s in seeds if f"{name}@{s}" in metrics},
+            )
+            for name in STATISTICS
+        ],
         undefined_resamples=metrics.get("undefined_resamples", 0.0),
     )
 
 
-def _statistic(name: str, metrics: Mapping[str, float], seeds: Sequence[int]) -> Statistic:
-    by_seed = {seed: metrics[f"{name}@{seed}"] for seed in seeds if f"{name}@{seed}" in metrics}
-    value, low, high = (metrics.get(f"{name}{end}") for end in ("", "_low", "_high"))
-    return Statistic(name, value, low, high, by_seed)
-
-
-def _rank_line(
-    rank: int, all_rows: Sequence[dict[str, Any]], student: str, evaluations: Evaluations
-) -> RankLine:
-    """With one seed the interval that the ablation recorded, else one that knows of the seeds."""
-    rows = [row for row in all_rows if row["rank"] == rank]
+def _rank_line(rank: int, rows: list[Row], student: str, evaluations: Evaluations) -> RankLine:
+    """With one seed the interval that the ablation recorded, else one that includes the seeds."""
     low, high = rows[0]["low"], rows[0]["high"]
     if len(rows) > 1:
         values = evaluations.by_question(student, rows[0]["task"], "avg")
         estimate = fraction(matrix(values), sum(map(len, values)))
         low, high = estimate.low, estimate.high
-    rewards = [row["mean_reward"] for row in rows if row["mean_reward"] is not None]
     return RankLine(
         rank=rank,
         value=sum(row["value"] for row in rows) / len(rows),
         low=low,
         high=high,
-        mean_reward=sum(rewards) / len(rewards) if rewards else None,
+        mean_reward=known_mean([row["mean_reward"] for row in rows]),
         traces=sum(row["traces"] for row in rows),
         by_seed={row["seed"]: row["value"] for row in rows},
     )

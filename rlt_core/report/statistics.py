@@ -1,16 +1,31 @@
-"""The report's answers by question as arrays, and paired differences of them.
+"""Statistics of a report: differences on the same questions, and means over several tasks.
 
-Shapes: S seeds, Q questions. Every seed answers the same questions: the two are crossed.
+Shapes: T tasks, K models, S training seeds, Q questions of a task. Every seed answers the same
+questions: the two are crossed.
+
+Every task counts the same, however many questions it has: mean = 1/T sum_t x_t. The questions of
+two tasks have nothing in common, so their contributions are independent; a training seed is the
+same on every task, so its contributions are not:
+
+    variance = 1/T^2 sum_t v_t + among,   v_t that of task t over its questions,
+    among    = the seeds' variance component of their means over the tasks, over S.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from rlt_core.evaluation.crossed import Floats, crossed_mean, fraction
+from rlt_core.evaluation.crossed import (
+    Contrast,
+    Floats,
+    Means,
+    crossed_mean,
+    crossed_means,
+    with_seeds,
+)
 from rlt_core.evaluation.intervals import Estimate
-
-__all__ = ["crossed_mean", "fraction", "matrix", "paired_difference"]
 
 
 def matrix(by_seed: list[dict[str, float]]) -> Floats:
@@ -29,9 +44,47 @@ def paired_difference(ours: list[dict[str, float]], theirs: list[dict[str, float
     if not common:
         raise ValueError("no question in common")
     ours_SQ, theirs_SQ = (
-        np.array([[values[question] for question in common] for values in side])
+        matrix([{question: values[question] for question in common} for values in side])
         for side in (ours, theirs)
     )
     if len(ours) != len(theirs) and 1 not in (len(ours), len(theirs)):
         ours_SQ, theirs_SQ = (each.mean(axis=0, keepdims=True) for each in (ours_SQ, theirs_SQ))
     return crossed_mean(ours_SQ - theirs_SQ)
+
+
+def mean_contrast(tasks: Sequence[Sequence[Floats]], weights_K: Sequence[float]) -> Contrast:
+    """Weighted sum of K models' means over tasks, from `tasks[t][k]`: (S, Q) values without NaN.
+
+    A model with one seed is taken as it is. For one task it is the contrast of `crossed_means`.
+    A task of a single question leaves no interval: it is infinite.
+    """
+    T, K = len(tasks), len(weights_K)
+    value_K = np.mean([[values.mean() for values in models] for models in tasks], axis=0)
+    fewest = min(models[0].shape[1] for models in tasks)
+    if fewest == 1:
+        return Means(value_K, (), (), np.zeros(K, dtype=bool), 1).contrast(weights_K)
+    of_questions = tuple(
+        (part_KK / T**2, degrees)
+        for models in tasks
+        for part_KK, degrees in crossed_means(
+            [values.mean(axis=0, keepdims=True) for values in models]
+        ).two_way
+    )
+    by_model = [[models[k] for models in tasks] for k in range(K)]
+    return with_seeds(value_K, of_questions, by_model, fewest).contrast(weights_K)
+
+
+def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
+    """Mean of independent estimates from their intervals [l_t, u_t] alone:
+
+        low = mean - 1/T sqrt(sum_t (x_t - l_t)^2),   high = mean + 1/T sqrt(sum_t (u_t - x_t)^2)
+
+    (Zou & Donner 2008, Statistics in Medicine 27, p. 1693). Unlike a sum of variances it keeps the
+    width of a task whose questions all agree.
+    """
+    T = len(estimates)
+    value = sum(one.value for one in estimates) / T
+    below = np.sqrt(sum((one.value - one.low) ** 2 for one in estimates)) / T
+    above = np.sqrt(sum((one.high - one.value) ** 2 for one in estimates)) / T
+    questions = sum(one.questions for one in estimates)
+    return Estimate(value, float(value - below), float(value + above), questions)

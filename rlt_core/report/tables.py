@@ -205,15 +205,13 @@ def overlap_section(lines: Sequence[OverlapLine]) -> Iterator[str]:
             chance = f"[{percent(found.chance_low)}, {percent(found.chance_high)}]"
             rows.append(
                 {
-                    "first": line.ours,
-                    "second": line.theirs,
+                    "first": line.ours, "second": line.theirs,
                     "task": line.task if several_tasks else NOTHING,
                     "seeds": ", ".join(sorted(seeds)) or NOTHING,
                     "solved by first; second; both; questions": joined(
                         [*map(number, sizes), Number(line.overlap.questions)]
                     ),
-                    "share": MEASURE_NAMES[name],
-                    "%": percent(found),
+                    "share": MEASURE_NAMES[name], "%": percent(found),
                     "by chance": Number(f"{percent(found.chance)} {chance}"),
                     "p": p_value(found.p),
                     "ceiling: two samples of first; of second": joined(
@@ -221,7 +219,7 @@ def overlap_section(lines: Sequence[OverlapLine]) -> Iterator[str]:
                     ),
                     "the paper": f"{line.quoted} (quoted)" if line.quoted else NOTHING,
                 }
-            )
+            )  # fmt: skip
     yield f"## Do they solve the same problems?\n\n{ABOUT_OVERLAPS}\n\n{table(rows)}"
 
 
@@ -240,18 +238,15 @@ def compared_section(compared: Compared) -> Iterator[str | tuple[str, str]]:
         f"permutation test of the questions. Below: the first {len(compared.texts)} questions by "
         "id, not picked."
     )
-    yield table(
-        [
-            {
-                "part": line.part,
-                **dict(zip(compared.names, map(number, line.means), strict=True)),
-                "difference, these seeds": number(line.checkpoint),
-                "difference, the method": number(line.method),
-                "p": p_value(line.p),
-            }
-            for line in compared.lines
-        ]
-    )
+    rows = [
+        {
+            "part": line.part, **dict(zip(compared.names, map(number, line.means), strict=True)),
+            "difference, these seeds": number(line.checkpoint),
+            "difference, the method": number(line.method), "p": p_value(line.p),
+        }
+        for line in compared.lines
+    ]  # fmt: skip
+    yield table(rows)
     for each in compared.texts:
         yield f"### Question {cell(each.question_id)}\n\n{fenced(each.question)}"
         yield f"Solution:\n\n{fenced(each.solution)}"
@@ -284,20 +279,17 @@ def rank_sets_section(sets: Sequence[RankAblation]) -> Iterator[str]:
     rows = []
     for one in sets:
         by_seed = one.statistic("pearson").by_seed.values()
+        quoted_pearson = f"{paper.PEARSON} (quoted)" if one.ranked_by == REWARD else NOTHING
         rows.append(
             {
-                "ranked by": set_name(one),
-                "Pearson": _statistic(one, "pearson"),
+                "ranked by": set_name(one), "Pearson": _statistic(one, "pearson"),
                 "Pearson by seed": joined(map(number, by_seed)) if len(by_seed) > 1 else NOTHING,
-                "Spearman": _statistic(one, "spearman"),
-                "Kendall": _statistic(one, "kendall"),
+                "Spearman": _statistic(one, "spearman"), "Kendall": _statistic(one, "kendall"),
                 "points a rank": _statistic(one, "slope_points"),
                 "spread of the students": percent(one.spread),
-                "Pearson, the paper": f"{paper.PEARSON} (quoted)"
-                if one.ranked_by == REWARD
-                else NOTHING,
+                "Pearson, the paper": quoted_pearson,
             }
-        )
+        )  # fmt: skip
     yield f"### Which score predicts what students learn\n\n{ABOUT_RANKS}\n\n{table(rows)}"
 
 

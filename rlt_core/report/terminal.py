@@ -6,21 +6,21 @@ import csv
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlt_core.report.scores import ALL
-
 if TYPE_CHECKING:
     from rich.table import Table
 
 Row = dict[str, str]
+ALL = "all"
+"""Seed in `scores.csv` of the line over all seeds of a model."""
 
 
 def summary_table(folder: Path) -> Table:
-    """The overview of an experiment's rows, or of the traces that it compares; of a report with
-    neither the scores of all models."""
+    """The overview of an experiment's rows, or of the traces that it compares; for a report with
+    neither, the scores of all models."""
     if (folder / "table.csv").exists():
-        return overview_table(folder)
+        return overview_table(_read(folder / "table.csv"))
     if (folder / "compared.csv").exists():
-        return compared_table(folder)
+        return compared_table(_read(folder / "compared.csv"))
     return scores_table(folder)
 
 
@@ -29,68 +29,62 @@ def _read(file: Path) -> list[Row]:
         return list(csv.DictReader(opened))
 
 
-def _table(title: str) -> Table:
+def _table(title: str, left: list[str], right: list[str]) -> Table:
     from rich.table import Table
 
-    return Table(box=None, header_style="bold", pad_edge=False, title=title, title_justify="left")
+    table = Table(box=None, header_style="bold", pad_edge=False, title=title, title_justify="left")
+    for name in left:
+        table.add_column(name, no_wrap=True)
+    for name in right:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
 
 
-# ---------------------------------------------------------------- an experiment
-def overview_table(folder: Path) -> Table:
+def _interval(row: Row, value: str, prefix: str, form: str, between: str = " ") -> str:
+    """`84.0 [79.1, 88.2]` in percent; empty without a value."""
+    if not row[value]:
+        return ""
+    names = (value, f"{prefix}low", f"{prefix}high")
+    number, low, high = (f"{100 * float(row[name]):{form}}" for name in names)
+    return f"{number}{between}\\[{low}, {high}]"  # the backslash: not rich's markup
+
+
+def overview_table(lines: list[Row]) -> Table:
     """Rows by tasks in percent: ours with its interval, below it the paper's; and the difference
     from the baseline in the last task or in the mean of all."""
     from rich.markup import escape
 
-    lines = _read(folder / "table.csv")
     tasks = list(dict.fromkeys(line["task"] for line in lines))
-    models = list(dict.fromkeys(line["model"] for line in lines))
     cells = {(line["model"], line["task"]): line for line in lines}
-    table = _table("Percent correct, with 95% intervals; the paper's numbers are quoted")
-    table.add_column("row")
-    for task in tasks:
-        table.add_column(task or "score", justify="right", no_wrap=True)
+    title = "Percent correct, with 95% intervals; the paper's numbers are quoted"
     against = f"against, {tasks[-1]}" if tasks[-1] else "against"
-    table.add_column(against, justify="right", overflow="fold")
-    for model in models:
+    table = _table(title, ["row"], [*(task or "score" for task in tasks), against])
+    for column in (table.columns[0], table.columns[-1]):
+        column.no_wrap, column.overflow = False, "fold"
+    for model in dict.fromkeys(line["model"] for line in lines):
         row = [cells[model, task] for task in tasks]
-        name = escape(row[0]["row"])
+        name, last = escape(row[0]["row"]), row[-1]
         if row[0]["missing"]:
             name += "\n[dim]did not run[/]"
-        table.add_row(name, *map(_score, row), _difference(row[-1]))
+        prefix = "method_difference" if last["method_difference"] else "difference"
+        difference = _interval(last, prefix, f"{prefix}_", "+.1f", "\n")
+        baseline = f"\n[dim]{escape(last['baseline'])}[/]" if difference else ""
+        table.add_row(name, *map(_score, row), difference + baseline)
     return table
 
 
 def _score(line: Row) -> str:
-    """The method's interval where there is one."""
-    shown = []
-    if line["value"]:
-        prefix = "method_" if line["method_low"] else ""
-        low, high = line[f"{prefix}low"], line[f"{prefix}high"]
-        shown.append(_percent(line["value"], low, high, ".1f", "\n"))
-    if line["paper_percent"]:
-        shown.append(f"[dim]paper {line['paper_percent']}[/]")
-    return "\n".join(shown)
+    """The method's interval where there is one; the paper's number below."""
+    ours = _interval(line, "value", "method_" if line["method_low"] else "", ".1f", "\n")
+    paper = f"[dim]paper {line['paper_percent']}[/]" if line["paper_percent"] else ""
+    return "\n".join(filter(None, (ours, paper)))
 
 
-def _difference(line: Row) -> str:
-    from rich.markup import escape
-
-    if not line["difference"]:
-        return ""
-    prefix = "method_" if line["method_difference"] else ""
-    names = [f"{prefix}difference{end}" for end in ("", "_low", "_high")]
-    value, low, high = (line[name] for name in names)
-    return f"{_percent(value, low, high, '+.1f', chr(10))}\n[dim]{escape(line['baseline'])}[/]"
-
-
-# ---------------------------------------------------------------- traces side by side
-def compared_table(folder: Path) -> Table:
+def compared_table(lines: list[Row]) -> Table:
     """Mean reward of two sets of traces on the same questions, and which has the better one."""
-    lines = _read(folder / "compared.csv")
+    title = f"Reward of the traces of {len(lines)} questions"
+    table = _table(title, ["traces"], ["mean reward", "better on"])
     names = [name[7:-1] for name in lines[0] if name.startswith("reward[")]
-    table = _table(f"Reward of the traces of {len(lines)} questions")
-    for column in ("traces", "mean reward", "better on"):
-        table.add_column(column, justify="left" if column == "traces" else "right")
     differences = [float(line["reward_difference"]) for line in lines]
     better = (sum(each < 0 for each in differences), sum(each > 0 for each in differences))
     for name, count in zip(names, better, strict=True):
@@ -99,35 +93,19 @@ def compared_table(folder: Path) -> Table:
     return table
 
 
-# ---------------------------------------------------------------- all models
 def scores_table(folder: Path) -> Table:
-    """The scores of a report's folder, over all seeds, in percent."""
+    """The scores of all models, over all seeds, in percent."""
     from rich.markup import escape
 
-    table = _table("Scores in percent, with 95% intervals")
-    for column in ("task", "model", "metric"):
-        table.add_column(column, no_wrap=True)
-    for column in ("score", "against base", "questions"):
-        table.add_column(column, justify="right", no_wrap=True)
+    title = "Scores in percent, with 95% intervals"
+    table = _table(title, ["task", "model", "metric"], ["score", "against base", "questions"])
     for row in _read(folder / "scores.csv"):
         if row["seed"] != ALL:
             continue
-        score = _percent(row["value"], row["low"], row["high"], ".1f")
-        table.add_row(
-            escape(row["task"]), escape(row["model"]), row["metric"], score, _gain(row),
-            row["questions"],
-        )  # fmt: skip
+        gain = _interval(row, "difference", "difference_", "+.1f")
+        if gain and float(row["difference_low"]) == float(row["difference_high"]) == 0:
+            gain = "equal on every question"
+        score = _interval(row, "value", "", ".1f")
+        names = (escape(row["task"]), escape(row["model"]), row["metric"])
+        table.add_row(*names, score, gain, row["questions"])
     return table
-
-
-def _gain(row: Row) -> str:
-    value, low, high = (row[f"difference{end}"] for end in ("", "_low", "_high"))
-    if not value:
-        return ""
-    alike = float(low) == float(high) == 0
-    return "alike on every question" if alike else _percent(value, low, high, "+.1f")
-
-
-def _percent(value: str, low: str, high: str, form: str, between: str = " ") -> str:
-    value, low, high = (f"{100 * float(each):{form}}" for each in (value, low, high))
-    return f"{value}{between}\\[{low}, {high}]"  # the backslash: not rich's markup

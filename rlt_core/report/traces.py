@@ -1,4 +1,4 @@
-"""What a scored trace set looks like beside its reward: rivals of the reward, and the guards."""
+"""Scored trace sets: the baselines of the reward and the diagnostics beside it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from rlt_core.guards import (
     SHORTEST_BYTES,
     guard_alarms,
 )
-from rlt_core.report.inputs import Part, Parts
+from rlt_core.report.inputs import Parts
 
 MEANS = (
     "copied", "compression", "doubt", "clipped", "think_tokens", "think_mean", "rank_surprisal",
 )  # fmt: skip
-"""Columns of `scores` of which a line has the mean."""
+"""Columns of `scores` whose means a trace set has."""
 NOTE = (
     "Means over the traces that have a value. Copied: percent of the solution's runs of "
-    f"{NGRAM_TOKENS} tokens that stand in the explanation (a shorter solution has none). "
-    f"Compression: bytes a compressed byte, of texts of {SHORTEST_BYTES} bytes and more. Doubt: "
+    f"{NGRAM_TOKENS} tokens that are also in the explanation (a shorter solution has none). "
+    f"Compression: bytes per compressed byte, of texts of {SHORTEST_BYTES} bytes or more. Doubt: "
     "words of doubt per 1,000 tokens (arXiv 2603.24472). Cut: percent that reached the token "
     "limit. Log-prob: the student's mean log-prob of the explanation's tokens. Rank-surprisal: "
-    "the ratio of arXiv 2601.14249, lower is better. There is an alarm above "
+    "the ratio of arXiv 2601.14249, lower is better. An alarm is raised above "
     f"{100 * COPIED_ALARM:g}% copied, {COMPRESSION_ALARM:g} times compressed, "
     f"{100 * CLIPPED_ALARM:g}% cut."
 )
@@ -47,44 +47,43 @@ class TraceSet:
 
 
 def trace_sets(parts: Parts) -> list[TraceSet]:
-    """A line an artifact, in the order of the graph."""
-    return [_trace_set(part) for part in parts.of("trace-scoring")]
-
-
-def _trace_set(part: Part) -> TraceSet:
-    rows = part.rows("scores", *MEANS)
-    means = {name: known_mean([row[name] for row in rows]) for name in MEANS}
-    return TraceSet(name=part.name, traces=len(rows), **means)
+    """One per artifact, in the order of the graph."""
+    found = []
+    for part in parts.of("trace-scoring"):
+        rows = part.rows("scores", *MEANS)
+        means = {name: known_mean([row[name] for row in rows]) for name in MEANS}
+        found.append(TraceSet(part.name, len(rows), **means))
+    return found
 
 
 def known_mean(values: Sequence[float | None]) -> float | None:
-    """Mean of the values that there are."""
+    """Mean of the values that are not None."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
 
-def guard_lines(
+def diagnostic_alarms(
     name: str,
-    what: str,
+    texts: str,
     *,
     copied: float | None,
     compression: float | None,
     clipped: float | None,
 ) -> Iterator[str]:
-    """The guards' alarms in words: of an artifact, about `what` of it."""
+    """The alarms of the diagnostics in words: for an artifact, about these texts of it."""
     alarms = guard_alarms(copied, compression, clipped)
     if alarms["alarm_copied"] and copied is not None:
         yield (
-            f"{name}: {100 * copied:.0f}% of the solutions' runs of {NGRAM_TOKENS} tokens stand in "
-            f"{what} (alarm above {100 * COPIED_ALARM:g}%)"
+            f"{name}: {100 * copied:.0f}% of the solutions' runs of {NGRAM_TOKENS} tokens are also "
+            f"in {texts} (alarm above {100 * COPIED_ALARM:g}%)"
         )
     if alarms["alarm_repetition"] and compression is not None:
         yield (
-            f"{name}: {what} compress {compression:.1f} times, as repetition does (alarm above "
+            f"{name}: {texts} compress {compression:.1f} times, as repetition does (alarm above "
             f"{COMPRESSION_ALARM:g})"
         )
     if alarms["alarm_over_length"] and clipped is not None:
         yield (
-            f"{name}: {100 * clipped:.0f}% of {what} are cut at the token limit (alarm above "
+            f"{name}: {100 * clipped:.0f}% of {texts} are cut at the token limit (alarm above "
             f"{100 * CLIPPED_ALARM:g}%)"
         )

@@ -12,8 +12,8 @@ from rlt_core.evaluation.intervals import Estimate, clustered_mean
 from rlt_core.experiments import targets
 from rlt_core.overrides import load_config
 from rlt_core.report import paper
-from rlt_core.report.means import mean_contrast, mean_estimate
 from rlt_core.report.render import render_report
+from rlt_core.report.statistics import mean_contrast, mean_estimate
 from rlt_core.report.tables import share
 from rlt_core.report.terminal import summary_table
 from rlt_core.stages import TableRow

@@ -12,10 +12,11 @@ import pytest
 from markdown_it import MarkdownIt
 from scipy import stats
 
+from rlt_core.evaluation.crossed import crossed_mean, fraction
 from rlt_core.printable import printable
 from rlt_core.report.gather import gather
 from rlt_core.report.render import render_report
-from rlt_core.report.statistics import crossed_mean, fraction, paired_difference
+from rlt_core.report.statistics import paired_difference
 from rlt_core.report.terminal import scores_table
 from rlt_core.report.texts import cell, fenced
 from rlt_core.stages import ReportConfig
@@ -273,8 +274,8 @@ def test_trace_sets_are_in_both_reports_and_in_csv(watched, tmp_path):
 
 def test_guards_raise_alarms_with_their_thresholds(watched, tmp_path):
     assert watched.alarms == [
-        "trace-scoring[rlt]@0: 75% of the solutions' runs of 8 tokens stand in the traces (alarm "
-        "above 50%)",
+        "trace-scoring[rlt]@0: 75% of the solutions' runs of 8 tokens are also in the traces "
+        "(alarm above 50%)",
         "trace-scoring[rlt]@0: 33% of the traces are cut at the token limit (alarm above 10%)",
     ]
     store = Store(str(tmp_path))
