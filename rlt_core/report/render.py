@@ -28,7 +28,7 @@ h1 {{ margin-top: 0; }}
 h2 {{ border-bottom: 1px solid var(--line); padding-bottom: .2em; }}
 .wide {{ overflow-x: auto; }}
 table {{ width: max-content; border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ max-width: 22em; text-align: left; padding: .25em .8em .25em 0; border-bottom: 1px solid var(--line); vertical-align: top; }}
+th, td {{ max-width: 16em; text-align: left; padding: .25em .8em .25em 0; border-bottom: 1px solid var(--line); vertical-align: top; }}
 th {{ font-weight: 600; max-width: 11em; }}
 td[style] {{ white-space: nowrap; }}
 code, pre {{ font: 13px/1.45 ui-monospace, monospace; }}
