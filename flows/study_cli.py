@@ -106,7 +106,7 @@ def verify(
         print(printable(problem))
     frozen = found.freeze
     print(
-        f"{found.study.name}: frozen {frozen.frozen_at:%Y-%m-%d %H:%M} UTC at commit "
+        f"{frozen.study}: frozen {frozen.frozen_at:%Y-%m-%d %H:%M} UTC at commit "
         f"{frozen.git_commit or 'unknown'}, study sha256 {frozen.study_sha256}"
     )
     print(found.rules)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from pydantic_core import to_json
 
 from rlt_core import __version__
 from rlt_core.config import Frozen
@@ -47,13 +48,6 @@ class Judgement(Frozen):
     verdicts: tuple[Verdict, ...]
 
 
-class Files(Frozen):
-    """The content of `bundle.json`."""
-
-    files: dict[str, str]
-    """Path in the bundle -> sha256."""
-
-
 # ---------------------------------------------------------------- writing
 def require_place(folder: Path, frozen: Path) -> None:
     """Raises UserError, before the work, for a folder that is not this study's to replace."""
@@ -82,25 +76,26 @@ def write_bundle(resolved: Resolved, store: Store, folder: Path) -> list[Verdict
 
 
 def _write(resolved: Resolved, store: Store, folder: Path) -> list[Verdict]:
-    def write(name: str, text: str) -> None:
-        (folder / name).write_text(text + "\n" * name.endswith(".json"), encoding="utf-8")
-
     study, refs = resolved.study, {node.key: node.ref for node in resolved.nodes}
     shutil.copyfile(resolved.path, folder / "study.toml")
     shutil.copyfile(frozen_path(resolved.path), folder / "frozen.json")
     for entry in resolved.needed:
         if entry.stage in TABLE_OF:
             _copy_table(store, refs[entry.key], entry, folder)
-    write("nodes.json", json.dumps([entry.model_dump() for entry in resolved.needed], indent=1))
+    _write_json(folder / "nodes.json", resolved.needed)
     verdicts = judge(study, Evidence(folder, Catalogue(resolved.needed), study))
     rules = rules_sha256()
     judgement = Judgement(rules_sha256=rules, version=__version__, verdicts=tuple(verdicts))
-    write("verdicts.json", judgement.model_dump_json(indent=1))
-    frozen = read_json(folder / "frozen.json", Freeze)
-    write("verdicts.md", markdown(study, frozen, verdicts, rules))
+    _write_json(folder / "verdicts.json", judgement)
+    text = markdown(study, read_json(folder / "frozen.json", Freeze), verdicts, rules)
+    (folder / "verdicts.md").write_text(text, encoding="utf-8")
     files = {str(path.relative_to(folder)): sha256_of(path) for path in local_tree(folder)}
-    write(INDEX, Files(files=files).model_dump_json(indent=1))
+    _write_json(folder / INDEX, {"files": files})
     return verdicts
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_bytes(to_json(content, indent=1, inf_nan_mode="null") + b"\n")
 
 
 def _copy_table(store: Store, ref: Ref, entry: NodeEntry, folder: Path) -> None:
@@ -119,7 +114,6 @@ def _copy_table(store: Store, ref: Ref, entry: NodeEntry, folder: Path) -> None:
 class Verified(Frozen):
     """The result of a check."""
 
-    study: Study
     freeze: Freeze
     verdicts: tuple[Verdict, ...]
     """Recomputed; empty if the files are not those of the bundle."""
@@ -152,7 +146,7 @@ def verify(folder: Path) -> Verified:
         if same_rules and text != markdown(study, frozen, stored.verdicts, stored.rules_sha256):
             problems.append("verdicts.md does not say what verdicts.json says")
     return Verified(
-        study=study, freeze=frozen, verdicts=verdicts, problems=tuple(problems),
+        freeze=frozen, verdicts=verdicts, problems=tuple(problems),
         rules=_rules(stored, frozen, same_rules), same_rules=same_rules,
     )  # fmt: skip
 
@@ -173,7 +167,7 @@ def _rules(stored: Judgement, frozen: Freeze, same_rules: bool) -> str:
 
 
 def _file_problems(folder: Path) -> Iterator[str]:
-    files = read_json(folder / INDEX, Files).files
+    files = read_json(folder / INDEX, dict[str, dict[str, str]]).get("files", {})
     found = {str(path.relative_to(folder)) for path in local_tree(folder)} - {INDEX}
     for name, sha256 in files.items():
         if name not in found:

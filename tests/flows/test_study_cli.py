@@ -89,7 +89,9 @@ def test_from_the_file_to_a_verified_bundle(file: Path, tmp_path: Path) -> None:
     for node in [*resolved.nodes, *targets("full-pipeline", resolved.config)]:
         commit(Store(str(place)), node)
     said = rlt("run", file, "--store", place)
-    assert "beats (primary)" in said and "RLT traces are better." in said
+    assert (
+        "beats (primary)" in said and "holds (pilot)" in said and "RLT traces are better." in said
+    )
     bundle = tmp_path / "made-up.bundle"
     assert str(bundle) in said
     verified = rlt("verify", bundle)
