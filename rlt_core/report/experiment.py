@@ -1,6 +1,6 @@
 """An experiment's table: the scores of its rows, and their differences from their baselines.
 
-Shapes: S, T training seeds of two models, Q questions, N samples a question. A score has two
+Shapes: S, T training seeds of two models, Q questions, N samples per question. A score has two
 intervals (`rlt_core.evaluation.crossed`): for these checkpoints, and for the method.
 """
 
@@ -243,8 +243,8 @@ def _measures_gain(reference: str, base: str) -> bool:
 
 # ---------------------------------------------------------------- families of tests
 def _adjusted(lines: list[Line], primary: str | None) -> list[Line]:
-    """Holm's p-values over the rows of a task: the tests of checkpoints are one family, those of
-    methods another. The primary contrast is in neither."""
+    """Holm's p-values over the rows of a task: the tests of checkpoints are one family, the
+    tests of methods another. The primary contrast is in neither."""
     for family in ("checkpoint", "method"):
         tested = {
             line.row.model: found

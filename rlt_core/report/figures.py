@@ -1,4 +1,4 @@
-"""The report's pictures, as PNG."""
+"""The figures of a report, as PNG."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DPI = 130
 
 @dataclass(frozen=True)
 class Figure:
-    """One picture."""
+    """A plot with its caption."""
 
     file: str
     caption: str

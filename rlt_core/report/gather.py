@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlt_core.formats import label_of
 from rlt_core.report.compared import Compared, compared
 from rlt_core.report.examples import Example, examples
 from rlt_core.report.experiment import Experiment, experiment
-from rlt_core.report.inputs import Parts
+from rlt_core.report.inputs import Part, Parts
 from rlt_core.report.overlaps import OverlapLine, overlap_lines
 from rlt_core.report.ranks import RankAblation, rank_sets
 from rlt_core.report.scores import Evaluations, PairLine, ScoreLine, pair_lines, score_lines
-from rlt_core.report.texts import NOTHING
 from rlt_core.report.traces import TraceSet, trace_sets
 from rlt_core.report.training import Curve, Rewards, alarms, curves, rewards
 from rlt_core.stages import ReportConfig
@@ -33,32 +31,6 @@ class DataLine:
     splits: dict[str, int]
     dropped: dict[str, int]
     """Reason -> rows."""
-
-
-@dataclass(frozen=True)
-class CostLine:
-    """Work of one stage."""
-
-    stage: str
-    nodes: int
-    seconds: float
-    gpu_seconds: float
-    longest: float
-    bytes: int
-
-
-@dataclass(frozen=True)
-class NodeLine:
-    """One artifact and what it was made from."""
-
-    name: str
-    key: str
-    inputs: dict[str, str]
-    """Name of the input -> its key."""
-    device: str
-    format: str
-    """Prompt format that its model ran with."""
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -80,9 +52,8 @@ class ReportData:
     rank_sets: list[RankAblation]
     examples: list[Example]
     data: list[DataLine]
-    costs: list[CostLine]
     alarms: list[str]
-    nodes: list[NodeLine]
+    nodes: list[Part]
     packages: dict[str, str]
     git_commits: list[str]
 
@@ -95,15 +66,6 @@ class ReportData:
     def ranks(self) -> RankAblation | None:
         """The set by reward, or the first where there is none: `rank_sets` begins with it."""
         return self.rank_sets[0] if self.rank_sets else None
-
-    @property
-    def total_cost(self) -> CostLine:
-        """Work of all stages."""
-        total = {
-            name: sum(getattr(line, name) for line in self.costs)
-            for name in ("nodes", "seconds", "gpu_seconds", "bytes")
-        }
-        return CostLine("all", longest=max(line.longest for line in self.costs), **total)
 
     @property
     def totals(self) -> list[ScoreLine]:
@@ -144,19 +106,8 @@ def gather(
         rank_sets=rank_sets(parts, evaluations),
         examples=examples(parts, evaluations.students),
         data=_data(parts),
-        costs=_costs(manifests),
         alarms=list(alarms(parts, trained, scored, traces)),
-        nodes=[
-            NodeLine(
-                name=part.name,
-                key=part.manifest.ref.key,
-                inputs={name: ref.key for name, ref in part.manifest.inputs.items()},
-                device=part.manifest.device,
-                format=label_of(part.manifest.config) or NOTHING,
-                seconds=part.manifest.seconds,
-            )
-            for part in parts.all
-        ],
+        nodes=parts.all,
         packages={name: version for one in manifests for name, version in one.packages.items()},
         git_commits=sorted({one.git_commit for one in manifests if one.git_commit}),
     )
@@ -170,21 +121,4 @@ def _data(parts: Parts) -> list[DataLine]:
             dropped=dict(Counter(row["reason"] for row in part.rows("dropped", "reason"))),
         )
         for part in parts.of("dataset-prep")
-    ]
-
-
-def _costs(manifests: Sequence[Manifest]) -> list[CostLine]:
-    stages: dict[str, list[Manifest]] = defaultdict(list)
-    for manifest in manifests:
-        stages[manifest.stage].append(manifest)
-    return [
-        CostLine(
-            stage=stage,
-            nodes=len(made),
-            seconds=sum(one.seconds for one in made),
-            gpu_seconds=sum(one.gpu_seconds for one in made),
-            longest=max(one.seconds for one in made),
-            bytes=sum(one.bytes for one in made),
-        )
-        for stage, made in stages.items()
     ]

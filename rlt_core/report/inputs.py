@@ -28,7 +28,7 @@ class Part:
 
     @property
     def variant(self) -> str:
-        """What tells it from others of its stage: `rlt` of `student-sft[rlt]`."""
+        """Name among the artifacts of its stage: `rlt` for `student-sft[rlt]`."""
         return self.manifest.label.removeprefix(self.stage).strip("[]")
 
     @property

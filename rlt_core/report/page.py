@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 from rich.filesize import decimal
 
+from rlt_core.formats import label_of
 from rlt_core.report import tables
 from rlt_core.report.figures import Figure
 from rlt_core.report.gather import ReportData
@@ -27,6 +29,7 @@ from rlt_core.report.texts import (
 )
 from rlt_core.report.traces import NOTE
 from rlt_core.report.training import WINDOW_STEPS
+from rlt_core.store import Manifest, Ref
 
 Block = str | tuple[str, str] | Figure
 """Markdown; two pieces of it that a wide page shows side by side; or a figure."""
@@ -240,28 +243,35 @@ def _data(data: ReportData) -> str:
 
 
 def _cost(data: ReportData) -> str:
-    rows = [
-        {
-            "stage": line.stage, "artifacts": line.nodes, "total time": duration(line.seconds),
-            "longest": duration(line.longest), "GPU time": duration(line.gpu_seconds),
-            "size": Number(decimal(line.bytes)),
-        }
-        for line in (*data.costs, data.total_cost)
-    ]  # fmt: skip
+    def row(stage: str, manifests: list[Manifest]) -> dict[str, object]:
+        seconds = [one.seconds for one in manifests]
+        return {
+            "stage": stage, "artifacts": len(manifests), "total time": duration(sum(seconds)),
+            "longest": duration(max(seconds)),
+            "GPU time": duration(sum(one.gpu_seconds for one in manifests)),
+            "size": Number(decimal(sum(one.bytes for one in manifests))),
+        }  # fmt: skip
+
+    stages: dict[str, list[Manifest]] = defaultdict(list)
+    for part in data.nodes:
+        stages[part.stage].append(part.manifest)
+    stages["all"] = [part.manifest for part in data.nodes]
     about = "What it took to compute every artifact once, in this run or an earlier one."
-    return f"## Cost\n\n{about}\n\n{table(rows)}"
+    return f"## Cost\n\n{about}\n\n{table([row(*each) for each in stages.items()])}"
 
 
 def _lineage(data: ReportData) -> str:
-    def inputs(named: Mapping[str, str]) -> Markdown:
-        return Markdown(", ".join(f"{cell(name)} {code(key)}" for name, key in named.items()))
+    def inputs(named: Mapping[str, Ref]) -> Markdown:
+        return Markdown(", ".join(f"{cell(name)} {code(ref.key)}" for name, ref in named.items()))
 
     rows = [
         {
-            "artifact": code(node.name), "key": code(node.key), "made from": inputs(node.inputs),
-            "prompt format": node.format, "device": node.device, "time": duration(node.seconds),
+            "artifact": code(part.name), "key": code(made.ref.key),
+            "made from": inputs(made.inputs), "prompt format": label_of(made.config) or NOTHING,
+            "device": made.device, "time": duration(made.seconds),
         }
-        for node in data.nodes
+        for part in data.nodes
+        for made in [part.manifest]
     ]  # fmt: skip
     versions = ", ".join(f"{name} {version}" for name, version in data.packages.items())
     return f"## Lineage\n\n{table(rows)}\n\nComputed with {cell(versions)}."

@@ -1,11 +1,11 @@
-"""What the paper says (arXiv 2506.08388), in percent. It is only ever quoted beside ours: its
-answers are not known, question by question, so that no test can compare with them."""
+"""Numbers of the paper (arXiv 2506.08388), in percent. They are only quoted beside ours: its
+answers to each question are not known, so no test can compare with them."""
 
 from __future__ import annotations
 
 TASKS = ("aime24", "math_500", "gpqa_diamond")
 MEAN = "mean"
-"""Of `TASKS`, each counting the same."""
+"""Mean over `TASKS`, each counting the same."""
 
 _ROWS: dict[str, tuple[float, float, float, float]] = {
     "QwQ-32B": (50.0, 90.6, 54.5, 65.03),
@@ -52,7 +52,7 @@ S1 = "s1-32B + budget forcing"
 
 TEACHER = "Qwen/Qwen2.5-7B-Instruct"
 STUDENTS = {"Qwen/Qwen2.5-7B-Instruct": "7B", "Qwen/Qwen2.5-32B-Instruct": "32B"}
-"""What its students start from -> their size in the rows' names."""
+"""Model that its students start from -> its size in the rows' names."""
 DATA = "hub:bespokelabs/Bespoke-Stratos-17k"
 SKY_T1 = "hub:NovaSky-AI/Sky-T1_data_17k"
 S1K = "hub:simplescaling/s1K"
@@ -60,9 +60,9 @@ SUBSET = 1000
 """Questions of its `-1K` rows."""
 
 OVERLAP = (("countdown-base+rl", "countdown-dataset"), "> 98.5%")
-"""Of the problems solved by direct RL and by the data set's student; which measure of overlap, the
-paper does not say."""
+"""Overlap of the problems solved by direct RL and by the data set's student; the paper does not say
+by which measure."""
 PEARSON = "> 0.89"
-"""Between reward rank and student score."""
+"""Correlation of reward rank and student score."""
 RANK_1_SHARE = "90%"
-"""Of the R1 pipeline's gain, by students of rank 1 alone."""
+"""Share of the R1 pipeline's gain that students of rank 1 alone reach."""

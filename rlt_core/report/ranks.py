@@ -13,7 +13,7 @@ from rlt_core.report.statistics import matrix
 from rlt_core.report.traces import known_mean
 
 REWARD, NOISE = "reward", "random"
-"""Sets: the paper's, and the one that shows what chance alone makes."""
+"""Sets: the paper's, and the noise floor."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Statistic:
     low: float | None
     high: float | None
     by_seed: dict[int, float]
-    """Of each seed on its own, where it is defined."""
+    """The statistic of each seed alone, where it is defined."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class RankAblation:
 
 
 def rank_sets(parts: Parts, evaluations: Evaluations) -> list[RankAblation]:
-    """A set an artifact, the reward's first and the noise floor last."""
+    """One set per artifact; the reward's first, the noise floor last."""
     sets = [_rank_set(part, parts, evaluations) for part in parts.of("rank-statistics")]
     return sorted(sets, key=lambda one: (one.ranked_by != REWARD, one.ranked_by == NOISE))
 

@@ -7,7 +7,7 @@ Every task counts the same, however many questions it has: mean = 1/T sum_t x_t.
 two tasks have nothing in common, so their contributions are independent; a training seed is the
 same on every task, so its contributions are not:
 
-    variance = 1/T^2 sum_t v_t + among,   v_t that of task t over its questions,
+    variance = 1/T^2 sum_t v_t + among,   v_t the variance of task t over its questions,
     among    = the seeds' variance component of their means over the tasks, over S.
 """
 

@@ -41,11 +41,13 @@ def points(value: Estimate | None) -> Number:
 
 
 def number(value: Any) -> Number:
-    """Four digits; with an interval where there is one."""
+    """Four digits, or all before the point; with an interval where there is one."""
     if value is None:
         return NOTHING
     if isinstance(value, float | int):
-        return Number("not finite" if not math.isfinite(value) else f"{value:.4g}")
+        if not math.isfinite(value):
+            return Number("not finite")
+        return Number(f"{value:.0f}" if abs(value) >= 10_000 else f"{value:.4g}")
     if value.value is None:
         return NOTHING
     return Number(f"{value.value:.4g} [{value.low:.4g}, {value.high:.4g}]")

@@ -42,7 +42,6 @@ ALARMS = {
 class RewardLine:
     """Scored traces of one teacher over all seeds."""
 
-    variant: str
     name: str
     reward: Estimate
     by_seed: dict[int | None, float]
@@ -104,7 +103,6 @@ def _reward_line(
         return float(sum(row[column] for row in scored) / len(scored))
 
     return RewardLine(
-        variant=variant,
         name=NAMES.get(variant, variant),
         reward=crossed_mean(matrix(list(by_seed.values()))),
         by_seed={seed: sum(values.values()) / len(values) for seed, values in by_seed.items()},
@@ -138,8 +136,7 @@ class Curve:
 
 
 OTHERS = (
-    "reference_kl", "grad_norm", "zero_std_groups", "unclosed", "clipped", "correct",
-    "completion_tokens", "tokens_per_s", "copied", "compression",
+    "reference_kl", "grad_norm", "zero_std_groups", "unclosed", "tokens_per_s", *DIAGNOSTICS,
 )  # fmt: skip
 
 

@@ -165,14 +165,18 @@ def test_the_rank_ablation_is_that_of_its_artifact(data, run):
     assert data.ranks.lines[0].value > data.ranks.lines[-1].value
 
 
-def test_data_costs_and_lineage(data, run):
+def test_data_costs_and_lineage(data, run, folder):
     made, _ = run
     assert data.data[0].splits == {"validation": 4, "train": 6}
     assert data.data[0].dropped == {"duplicate": 1, "prompt_too_long": 1}
-    assert sum(line.nodes for line in data.costs) == len(made) == len(data.nodes)
-    assert sum(line.seconds for line in data.costs) == pytest.approx(2.0 * len(made))
+    assert len(data.nodes) == len(made)
     keys = {manifest.ref.key for manifest in made.values()}
-    assert {key for node in data.nodes for key in node.inputs.values()} <= keys
+    assert {ref.key for node in data.nodes for ref in node.manifest.inputs.values()} <= keys
+    text = (folder / "report.md").read_text()
+    (total,) = [line for line in text.splitlines() if line.startswith("| all |")]
+    assert f"| all | {len(made)} | {2.0 * len(made):.1f} s | 2.0 s |" in total
+    evaluations = sum(node.stage == "evaluation" for node in data.nodes)
+    assert f"| evaluation | {evaluations} | {2.0 * evaluations:.1f} s | 2.0 s |" in text
 
 
 def test_alarms_are_raised_and_only_where_something_is_wrong(data, tmp_path):
