@@ -60,11 +60,15 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
         writer.writerows(rows)
 
 
-def _interval(name: str, estimate: Any, prefix: str | None = None) -> dict[str, float | None]:
-    """Value, low and high under `name`, `{prefix}low` and `{prefix}high`."""
-    prefix = f"{name}_" if prefix is None else prefix
-    value, low, high = (getattr(estimate, end, None) for end in ("value", "low", "high"))
-    return {name: value, f"{prefix}low": low, f"{prefix}high": high}
+def _pick(value: Any, *names: str, prefix: str = "") -> Row:
+    """Some attributes as columns `{prefix}{name}`; all None for None."""
+    return {f"{prefix}{name}": getattr(value, name, None) for name in names}
+
+
+def _interval(name: str, estimate: Any) -> Row:
+    """Columns `{name}`, `{name}_low` and `{name}_high`."""
+    ends = _pick(estimate, "low", "high", prefix=f"{name}_")
+    return {name: getattr(estimate, "value", None), **ends}
 
 
 def _score(line: ScoreLine) -> Row:
@@ -83,7 +87,6 @@ def _table(experiment: Experiment) -> Iterator[Row]:
 def _table_row(line: Line, task: str, is_primary: bool) -> Row:
     row, score, against = line.row, line.score, line.against
     by_seed = score.by_seed if score else {}
-    method = score.method if score else None
     gain = line.share if line.share and line.share.denominator.value >= 0 else None
     return {
         "row": row.name, "model": row.model, "task": task, "missing": row.missing,
@@ -91,20 +94,17 @@ def _table_row(line: Line, task: str, is_primary: bool) -> Row:
         "paper_percent": line.quote.percent if line.quote else None,
         "paper_mean_percent": paper.NUMBERS.get(row.paper or "", {}).get(paper.MEAN),
         "paper_from_others": row.paper in paper.FROM_OTHERS if row.paper else None,
-        **_interval("value", score.checkpoint if score else None, prefix=""),
-        "method_low": method.low if method else None,
-        "method_high": method.high if method else None,
+        **_pick(score and score.checkpoint, "value", "low", "high"),
+        **_pick(score and score.method, "low", "high", prefix="method_"),
         "by_seed": ";".join(f"{'' if s is None else s}:{value}" for s, value in by_seed.items()),
-        "questions": score.questions if score else None,
-        "samples": score.samples if score else None,
+        **_pick(score, "questions", "samples"),
         "seeds": len(by_seed) or None,
-        "ungraded": score.ungraded if score else None,
-        "grader_failed": score.grader_failed if score else None,
+        **_pick(score, "ungraded", "grader_failed"),
         "baseline": row.baseline, "primary": is_primary,
         **_tested("", against.checkpoint if against else None),
         "mcnemar_p": against.mcnemar if against else None,
         **_tested("method_", against.method if against else None),
-        "detectable": against.detectable if against else None,
+        **_pick(against, "detectable"),
         "share": gain.value if gain else None,
         "share_set": ";".join(f"{low}:{high}" for low, high in gain.intervals) if gain else None,
         "share_seeds_random": gain.seeds_random if gain else None,
@@ -112,9 +112,9 @@ def _table_row(line: Line, task: str, is_primary: bool) -> Row:
     }  # fmt: skip
 
 
-def _tested(prefix: str, tested: Tested | None) -> dict[str, float | None]:
+def _tested(prefix: str, tested: Tested | None) -> Row:
     return {
-        **_interval(f"{prefix}difference", tested and tested.difference),
+        **_interval(f"{prefix}difference", tested.difference if tested else None),
         f"{prefix}p": tested.p if tested else None,
         f"{prefix}p_holm": tested.holm if tested else None,
     }
@@ -128,10 +128,8 @@ def _overlap(line: OverlapLine) -> Iterator[Row]:
             "questions": line.overlap.questions,
             "solved_by_first": line.overlap.ours, "solved_by_second": line.overlap.theirs,
             "solved_by_both": line.overlap.both,
-            "measure": name, **_interval("value", measure, prefix=""),
-            "chance": measure.chance,
-            "chance_low": measure.chance_low, "chance_high": measure.chance_high,
-            "p": measure.p,
+            "measure": name,
+            **_pick(measure, "value", "low", "high", "chance", "chance_low", "chance_high", "p"),
             "ceiling_first": measure.ceiling_ours, "ceiling_second": measure.ceiling_theirs,
             "paper": line.quoted,
         }  # fmt: skip

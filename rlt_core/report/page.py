@@ -80,8 +80,7 @@ def page(data: ReportData, figures: Figures) -> list[Block]:
         blocks += [_training(data), *figure("reward.png", "loss.png")]
     if data.ranks:
         blocks += [*_ranks(data.ranks), *figure("ranks.png")]
-        if data.experiment or len(data.rank_sets) > 1:
-            blocks += [*tables.rank_sets_section(data.rank_sets), *figure("rank_sets.png")]
+        blocks += [*tables.rank_sets_section(data.rank_sets), *figure("rank_sets.png")]
     if data.examples:
         blocks += _examples(data)
     if data.data:
@@ -193,21 +192,6 @@ def _ranks(ranks: RankAblation) -> Iterator[str]:
         f"rank (1 is best) by the teacher before RL; {code(ranks.task)}, percent correct."
     )
     yield table(rows)
-    yield (
-        "A positive value means: the better the rank, the better the student. Intervals come from "
-        "resampling seeds and test questions."
-    )
-    names = {"slope_points": "percentage points a rank"}
-    undefined = "not defined: all students have the same score"
-    yield table(
-        [
-            {
-                "statistic": names.get(one.name, one.name),
-                "value": undefined if one.value is None else number(one),
-            }
-            for one in ranks.statistics
-        ]
-    )
     if ranks.undefined_resamples:
         yield (
             f"In {percent(ranks.undefined_resamples)}% of the resamples all students had the same "

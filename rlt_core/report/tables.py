@@ -266,11 +266,12 @@ def compared_section(compared: Compared) -> Iterator[str | tuple[str, str]]:
 
 # ---------------------------------------------------------------- ranks
 ABOUT_RANKS = (
-    "A positive value means: the better the rank, the better the student. There is one set of "
-    "students for each score by which a question's traces are ranked; random is the noise floor: "
-    "the differences that chance alone makes between students. Spread: the best student's score "
-    "minus the worst's, in points. The paper's Pearson, by reward, is quoted; so is the share of "
-    f"the R1 pipeline's gain that its students of rank 1 reach, {paper.RANK_1_SHARE} (quoted)."
+    "A positive value means: the better the rank, the better the student. Intervals come from "
+    "resampling seeds and test questions. There is one set of students for each score by which a "
+    "question's traces are ranked; random is the noise floor: the differences that chance alone "
+    "makes between students. Spread: the best student's score minus the worst's, in points. The "
+    "paper's Pearson, by reward, is quoted; so is the share of the R1 pipeline's gain that its "
+    f"students of rank 1 reach, {paper.RANK_1_SHARE} (quoted)."
 )
 
 
@@ -301,5 +302,5 @@ def set_name(ranks: RankAblation) -> str:
 def _statistic(ranks: RankAblation, name: str) -> str:
     found = ranks.statistic(name)
     if found.value is None or not math.isfinite(found.value):
-        return "not defined"
+        return "not defined: all students have the same score"
     return number(found)
