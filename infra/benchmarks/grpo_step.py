@@ -1,19 +1,17 @@
-"""Seconds of a step of the teacher's GRPO: `python -m infra.benchmarks.grpo_step`.
+"""Compare a step of teacher GRPO with one whose reward is a plain loop.
 
-The `tiny` profile's numbers (questions and completions of a step, tokens, micro-batches) and a base
-model of its shape, trained for BASE_STEPS steps so that its explanations are sums and mostly have
-an end. Three trainings in one process, of the same seeds: scored in one call a model (`exact`), the
-same with the log-probs that the engine recorded in place of the teacher's pass (`rollout`), and the
-plain way: one completion at a time, both chats written as text and encoded anew, the whole model
-on one sequence, logits of every position in float32, log-softmaxed, of which the tokens' own are
-gathered. The plain way scores the ids of the rollout after all (text need not come back as the same
-ids), so that the same policy must earn the same rewards: exit 1 if one of the first step differs by
-1e-3. Later the ways part: a rounding in the sixth digit moves the weights by 1e-6, until one token
-of some ten thousand falls the other way and its completion goes on from there.
+    python -m infra.benchmarks.grpo_step [STEPS]
 
-REPEATS rounds over the three ways; of each the round with the least time, means of the steps after
-the first. `scoring` is the reward's part in a step; the rest (generation, reference, backward pass)
-is the same code.
+The `tiny` profile's questions, completions, tokens and micro-batches, and a base model of its shape
+that was trained for BASE_STEPS steps, so that its explanations are sums and mostly have an end.
+Three trainings with the same seeds: `exact` scores with one call per model, `rollout` replaces the
+teacher's pass by the log-probs that the engine recorded, `plain` scores one completion at a time
+with the logits of every position and encodes both chats again. Means of the steps after the first,
+best of REPEATS rounds; `scoring` is the reward's part of a step, the rest is the same code.
+
+The plain way scores the token ids of the rollout, so the first step's rewards must agree: exit
+status 1 if one differs by 1e-3. Later steps differ, since rounding moves the weights by 1e-6 until
+a sampled token changes.
 """
 
 from __future__ import annotations
@@ -21,9 +19,9 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -31,13 +29,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlt_core.config import Config, RewardSpec, ScratchModel, TeacherGRPOConfig
+from infra.benchmarks.reward import all_logprobs
+from rlt_core.config import Config, RewardSpec, ScratchModel, StageResources, TeacherGRPOConfig
 from rlt_core.control import Control
 from rlt_core.data.arithmetic import arithmetic_rows
 from rlt_core.formats import load_format
 from rlt_core.models import load_model, load_tokenizer
 from rlt_core.profiles import tiny
-from rlt_core.prompts import Prompter, Span
+from rlt_core.prompts import Prompter
 from rlt_core.reward import reward_parts
 from rlt_core.rows import read_rows
 from rlt_core.scoring import eval_mode
@@ -49,14 +48,12 @@ from rlt_core.training.rewards import Prompt, RewardFunction, Rewards, RLTReward
 from rlt_core.training.rollouts import LOGPROBS
 
 BASE_STEPS = 300
-STEPS = 5
 REPEATS = 2
 TOLERANCE = 1e-3
 
 
-# ---------------------------------------------------------------- the plain way
 class PlainReward:
-    """The RLT reward, a completion at a time."""
+    """The RLT reward, one completion at a time."""
 
     reads_policy = True
 
@@ -66,62 +63,36 @@ class PlainReward:
         self._student = load_model(student)
 
     def check(self, prompts: Sequence[Prompt], max_completion_tokens: int) -> None:
-        """All fits."""
+        """Accept every prompt."""
 
     def __call__(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Sequence[int]],
-        sampled: Sequence[LOGPROBS],
-        policy: nn.Module,
-    ) -> Rewards:
-        """See `RewardFunction`."""
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]],
+        sampled: Sequence[LOGPROBS], policy: nn.Module,
+    ) -> Rewards:  # fmt: skip
+        """Return a reward per completion."""
         with torch.no_grad(), eval_mode(policy):
-            return Rewards(
-                [
-                    self._reward(prompt, ids, policy)
-                    for prompt, ids in zip(prompts, completions, strict=True)
-                ],
-                {},
-            )
+            pairs = zip(prompts, completions, strict=True)
+            return Rewards([self._reward(prompt, ids, policy) for prompt, ids in pairs], {})
 
     def _reward(self, prompt: Prompt, ids: Sequence[int], policy: nn.Module) -> float:
         think = self._prompter.split_completion(ids)
         question, solution = prompt.row["question"], prompt.row["solution"]
         student = self._prompter.student_context(question, think.ids, solution)
         teacher = self._prompter.teacher_context(question, solution, think.ids)
-        for context in (student, teacher):
-            self._encoded_anew(context.ids)
-        assert student.solution is not None
-        student_T = self._all_logprobs(self._student, student.ids)
-        teacher_T = self._all_logprobs(policy, teacher.ids)
-        return reward_parts(
-            _of(student_T, student.solution),
-            _of(student_T, student.think),
-            _of(teacher_T, teacher.think),
-            closed=think.closed,
-            spec=self._spec,
-        ).reward
-
-    def _encoded_anew(self, ids: Sequence[int]) -> list[int]:
         tokenizer = self._prompter.tokenizer
-        return tokenizer(tokenizer.decode(list(ids)), add_special_tokens=False)["input_ids"]
-
-    def _all_logprobs(self, model: nn.Module, ids: Sequence[int]) -> torch.Tensor:
-        """log p of each token but the first under those before it, (T - 1,)."""
-        ids_T = torch.tensor(ids)
-        logits_TV = model(input_ids=ids_T[None], use_cache=False).logits[0].float()
-        logprobs_TV = torch.log_softmax(logits_TV / self._spec.temperature, dim=-1)
-        return logprobs_TV[:-1].gather(1, ids_T[1:, None])[:, 0]
-
-
-def _of(logprobs: torch.Tensor, span: Span) -> Any:
-    return logprobs[span.start - 1 : span.end - 1].numpy() if span.end > span.start else []
+        for context in (student, teacher):
+            tokenizer(tokenizer.decode(context.ids), add_special_tokens=False)
+        assert student.solution is not None
+        student_T = all_logprobs(self._student, student.ids, self._spec.temperature)
+        teacher_T = all_logprobs(policy, teacher.ids, self._spec.temperature)
+        return reward_parts(
+            student_T[slice(*student.solution)], student_T[slice(*student.think)],
+            teacher_T[slice(*teacher.think)], closed=think.closed, spec=self._spec,
+        ).reward  # fmt: skip
 
 
-# ---------------------------------------------------------------- what is measured
 class Timed:
-    """A reward function that counts its seconds and keeps the first step's rewards."""
+    """A reward function that records its seconds and the first step's rewards."""
 
     def __init__(self, reward: RewardFunction) -> None:
         self.stop_ids, self.check = reward.stop_ids, reward.check
@@ -130,16 +101,10 @@ class Timed:
         self.seconds: list[float] = []
         self.first: list[float] = []
 
-    def __call__(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Sequence[int]],
-        sampled: Sequence[LOGPROBS],
-        policy: nn.Module,
-    ) -> Rewards:
-        """See `RewardFunction`."""
+    def __call__(self, *arguments: Any) -> Rewards:
+        """Return the function's rewards."""
         started = time.perf_counter()
-        result = self._reward(prompts, completions, sampled, policy)
+        result = self._reward(*arguments)
         self.seconds.append(time.perf_counter() - started)
         self.first = self.first or result.rewards
         return result
@@ -147,7 +112,7 @@ class Timed:
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one training."""
+    """One training: its rows of `train_steps` and mean seconds of the steps after the first."""
 
     steps: list[dict[str, Any]]
     first_rewards: list[float]
@@ -156,35 +121,34 @@ class Measured:
 
 
 def base_model(config: Config, folder: Path) -> Path:
-    """A model of the profile's shape that has seen sums."""
+    """Train a model of the profile's shape on sums and return its folder."""
     assert isinstance(config.base_model, ScratchModel)
     with redirect_stdout(StringIO()):
         train_base(
-            config.base_model.model_copy(update={"steps": BASE_STEPS}),
-            (),
-            load_format(config.prompt_format),
-            out=folder,
+            config.base_model.model_copy(update={"steps": BASE_STEPS}), (),
+            load_format(config.prompt_format), out=folder,
             work=Workspace(Files(str(folder / "work")), "base"),
-            resources=config.resources.of("base-model"),
-            control=Control(),
-        )
+            resources=config.resources.of("base-model"), control=Control(),
+        )  # fmt: skip
     return folder / "model"
 
 
 def measure(
-    model: Path, prompter: Prompter, reward: RewardFunction, grpo: TeacherGRPOConfig, config: Config
-) -> Measured:
-    """Train STEPS steps."""
+    model: Path, prompter: Prompter, reward: RewardFunction, grpo: TeacherGRPOConfig,
+    resources: StageResources,
+) -> Measured:  # fmt: skip
+    """Train `grpo.steps` steps on generated sums."""
+    assert grpo.steps is not None
     prompts = [
-        Prompt(row.question, prompter.teacher_prompt(row.question, row.solution), vars(row))
-        for row in arithmetic_rows(STEPS * grpo.questions_per_step, seed=0)
+        Prompt(row.question, prompter.teacher_prompt(row.question, row.solution), asdict(row))
+        for row in arithmetic_rows(grpo.steps * grpo.questions_per_step, seed=0)
     ]
     timed = Timed(reward)
     with tempfile.TemporaryDirectory() as name, redirect_stdout(StringIO()):
         train_grpo(
             model, prompts, timed, grpo, seed=0, key="benchmark", stage="teacher-grpo",
-            out=Path(name), work=Workspace(Files(f"{name}/store"), "grpo"),
-            resources=config.resources.of("teacher-grpo"), control=Control(),
+            out=Path(name), work=Workspace(Files(f"{name}/store"), "grpo"), resources=resources,
+            control=Control(),
         )  # fmt: skip
         steps = read_rows(Path(name), "train_steps")
     count = len(steps) - 1
@@ -196,65 +160,42 @@ def measure(
     )
 
 
-def tiny_on_cpu() -> Config:
-    """The `tiny` profile where its threads are counted, whatever GPUs there are."""
-    config = tiny()
-    resources = config.resources.model_copy(update={"device": "cpu"})
-    return config.model_copy(update={"resources": resources})
-
-
 def main() -> int:
-    """Measure the three ways, and compare their rewards."""
-    config = tiny_on_cpu()
-    torch.set_num_threads(config.resources.threads)
-    grpo = config.teacher_grpo.model_copy(update={"steps": STEPS, "epochs": None})
+    """Measure the three ways, print a line per way and return the exit status."""
+    config = tiny()
+    resources = config.resources.of("teacher-grpo").model_copy(update={"device": "cpu"})
+    torch.set_num_threads(resources.threads)
+    steps = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    grpo = config.teacher_grpo.model_copy(update={"steps": steps, "epochs": None})
     rollout = grpo.model_copy(update={"teacher_logprobs": "rollout"})
     with tempfile.TemporaryDirectory() as name:
         model = base_model(config, Path(name))
         prompter = Prompter(load_format(config.prompt_format), load_tokenizer(model))
 
-        def fast(of: TeacherGRPOConfig) -> RewardFunction:
-            resources = config.resources.of("teacher-grpo")
-            return RLTReward(prompter, model, config.reward, of, resources=resources)
+        def run(way: str) -> Measured:
+            recipe = rollout if way == "rollout" else grpo
+            reward: RewardFunction = PlainReward(prompter, model, config.reward)
+            if way != "plain":
+                reward = RLTReward(prompter, model, config.reward, recipe, resources=resources)
+            return measure(model, prompter, reward, recipe, resources)
 
-        ways: dict[str, Callable[[], Measured]] = {
-            "exact": lambda: measure(model, prompter, fast(grpo), grpo, config),
-            "rollout": lambda: measure(model, prompter, fast(rollout), rollout, config),
-            "plain": lambda: measure(
-                model, prompter, PlainReward(prompter, model, config.reward), grpo, config
-            ),
-        }
-        rounds = [{way: run() for way, run in ways.items()} for _ in range(REPEATS)]
-    best = {way: min((each[way] for each in rounds), key=lambda m: m.step_s) for way in ways}
-    return report(best, grpo)
-
-
-def report(measured: dict[str, Measured], grpo: TeacherGRPOConfig) -> int:
-    """Print a line a way; 1 if their rewards differ."""
-    plain = measured["plain"]
-    tokens = sum(step["completion_tokens"] for step in plain.steps[1:]) / (len(plain.steps) - 1)
+        rounds = [{way: run(way) for way in ("plain", "exact", "rollout")} for _ in range(REPEATS)]
+    best = {way: min((each[way] for each in rounds), key=lambda m: m.step_s) for way in rounds[0]}
+    plain = best["plain"]
     print(
-        f"{grpo.questions_per_step} questions x {grpo.group_size} completions of {tokens:.0f} "
-        f"tokens, {torch.get_num_threads()} thread(s), {STEPS - 1} steps, best of {REPEATS}"
+        f"{grpo.questions_per_step} questions x {grpo.group_size} completions, "
+        f"{torch.get_num_threads()} thread(s), {steps - 1} steps, best of {REPEATS}"
     )
-    print(f"{'':<10}{'s a step':>10}{'scoring s':>11}{'share':>8}{'step x':>8}{'scoring x':>11}")
-    for way, each in measured.items():
+    print(f"{'':<10}{'s a step':>10}{'scoring s':>11}{'step x':>8}{'scoring x':>11}{'rewards':>10}")
+    gaps = []
+    for way, each in best.items():
+        pairs = zip(each.first_rewards, plain.first_rewards, strict=True)
+        gaps.append(max(abs(ours - theirs) for ours, theirs in pairs))
         print(
-            f"{way:<10}{each.step_s:10.3f}{each.scoring_s:11.3f}"
-            f"{100 * each.scoring_s / each.step_s:7.1f}%{plain.step_s / each.step_s:8.2f}"
-            f"{plain.scoring_s / each.scoring_s:11.1f}"
+            f"{way:<10}{each.step_s:10.3f}{each.scoring_s:11.3f}{plain.step_s / each.step_s:8.2f}"
+            f"{plain.scoring_s / each.scoring_s:11.1f}{gaps[-1]:10.0e}"
         )
-    gaps = {
-        way: max(abs(a - b) for a, b in zip(each.first_rewards, plain.first_rewards, strict=True))
-        for way, each in measured.items()
-    }
-    recorded = max(step["rollout_gap_max"] for step in measured["rollout"].steps)
-    print(
-        f"first step's rewards: |exact - plain| {gaps['exact']:.1e}, |rollout - plain| "
-        f"{gaps['rollout']:.1e} at most; "
-        f"|recorded - recomputed| a token at most {recorded:.1e}"
-    )
-    return int(max(gaps.values()) > TOLERANCE)
+    return int(max(gaps) > TOLERANCE)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Steps of the teacher's GRPO at a published model's shape, with random weights.
+"""Measure steps of teacher GRPO at a published model's shape, with random weights.
 
-`python -m infra.benchmarks.paper_step [MODEL] [--engine vllm]`: needs a GPU for anything large.
-MODEL is one that `rlt_core/estimate/published.json` describes, as Qwen/Qwen2.5-7B-Instruct. The
-paper's numbers but for fewer questions and completions, shorter texts, and adapters, since AdamW's
-states of 7B do not fit on one card; the reward's student has the same shape. Random weights never
-end a text, so every completion has the full length. Prints seconds and tokens a second of a step
-and the card's peak memory.
+    python -m infra.benchmarks.paper_step [MODEL] [--engine vllm]
+
+MODEL is described in `rlt_core/estimate/published.json`; a large one needs a GPU. The settings are
+the paper's but for fewer questions and completions, shorter texts, and adapters, since the AdamW
+states of 7B parameters do not fit on one GPU. The reward's student has the same shape. Random
+weights never end a completion, so every completion has the full length. Prints seconds and
+completion tokens per second of the steps after the first, and the GPU's peak memory beside the
+estimate that `rlt plan` prints.
 """
 
 from __future__ import annotations
@@ -13,119 +15,115 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Config
 
+from infra.benchmarks.grpo_step import Measured, measure
+from infra.benchmarks.reward import random_model
 from rlt_core import processes
-from rlt_core.config import LoRA, StageResources, TeacherGRPOConfig
-from rlt_core.control import Control
-from rlt_core.data.arithmetic import arithmetic_rows
+from rlt_core.config import Config
+from rlt_core.estimate import estimates
 from rlt_core.estimate.shapes import PUBLISHED
+from rlt_core.experiments import targets
 from rlt_core.formats import load_format
-from rlt_core.models import load_tokenizer, pick_device, save_model, tiny_tokenizer
-from rlt_core.profiles.paper import paper_7b
+from rlt_core.graph import upstream
+from rlt_core.models import load_tokenizer
+from rlt_core.overrides import load_config
 from rlt_core.prompts import Prompter
-from rlt_core.rows import read_rows
-from rlt_core.store import Workspace
-from rlt_core.store.files import Files
-from rlt_core.training.grpo import train_grpo
-from rlt_core.training.rewards import Prompt, RLTReward
+from rlt_core.training.rewards import RLTReward
 
-STEPS = 3
-RANK = 16
+MODEL = "Qwen/Qwen2.5-7B-Instruct"
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Of one training."""
+class PaperStep(NamedTuple):
+    """One training, the model's parameters, and bytes of the GPU's peak (None without a GPU)."""
 
-    steps: list[dict[str, Any]]
+    training: Measured
     parameters: int
     peak_bytes: int | None
-    """Of the GPU; None without one."""
 
 
-def random_model(config: dict[str, Any], folder: Path) -> int:
-    """Write a model of a published shape; returns its parameters."""
-    names = set(Qwen2Config().to_dict())
-    shape = {name: value for name, value in config.items() if name in names - {"model_type"}}
-    tokenizer = tiny_tokenizer(load_format("tiny"), config["max_position_embeddings"])
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    torch.manual_seed(0)
-    with torch.device(pick_device("auto")):
-        model = AutoModelForCausalLM.from_config(Qwen2Config(**shape, **ends), dtype=torch.bfloat16)
-    save_model(model, tokenizer, folder)
-    return int(model.num_parameters())
+def settings(
+    questions: int, completions: int, tokens: int, *, device: str, engine: str = "transformers"
+) -> Config:
+    """Return the paper's settings for one process, smaller."""
+    recipe = {
+        "questions_per_step": questions, "group_size": completions, "steps": 3, "epochs": "null",
+        "max_prompt_tokens": 256, "max_completion_tokens": tokens, "lora.rank": 16,
+        "reference_sync": "null",
+    }  # fmt: skip
+    resources = {
+        "processes": 1, "sharding": "none", "engine": engine, "offload": "true", "device": device
+    }  # fmt: skip
+    return load_config(
+        "paper-7b",
+        [f"teacher_grpo.{name}={value}" for name, value in recipe.items()]
+        + [f"resources.stages.teacher-grpo.{name}={value}" for name, value in resources.items()],
+    )
 
 
-def measure(config: dict[str, Any], grpo: TeacherGRPOConfig, resources: StageResources) -> Measured:
-    """Train STEPS steps."""
+def measure_step(shape: dict[str, Any], config: Config) -> PaperStep:
+    """Train a random model of a shape in the format of published.json."""
+    resources = config.resources.of("teacher-grpo")
     with tempfile.TemporaryDirectory() as name:
         model = Path(name) / "model"
-        parameters = random_model(config, model)
+        parameters = random_model(shape, model)
         prompter = Prompter(load_format("tiny"), load_tokenizer(model))
-        prompts = [
-            Prompt(row.question, prompter.teacher_prompt(row.question, row.solution), vars(row))
-            for row in arithmetic_rows(STEPS * grpo.questions_per_step, seed=0)
-        ]
-        on_gpu = pick_device(resources.device) == "cuda"
+        on_gpu = resources.device == "cuda"
         if on_gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        reward = RLTReward(prompter, model, paper_7b().reward, grpo, resources=resources)
-        train_grpo(
-            model, prompts, reward, grpo, seed=0, key="benchmark", stage="teacher-grpo",
-            out=Path(name) / "out", work=Workspace(Files(f"{name}/store"), "grpo"),
-            resources=resources, control=Control(),
-        )  # fmt: skip
+        grpo = config.teacher_grpo
+        reward = RLTReward(prompter, model, config.reward, grpo, resources=resources)
+        training = measure(model, prompter, reward, grpo, resources)
         peak = torch.cuda.max_memory_allocated() if on_gpu else None
-        return Measured(read_rows(Path(name) / "out", "train_steps"), parameters, peak)
+        return PaperStep(training, parameters, peak)
 
 
-def recipe(questions: int, completions: int, tokens: int) -> TeacherGRPOConfig:
-    """The paper's, smaller."""
-    smaller = {
-        "questions_per_step": questions, "group_size": completions, "steps": STEPS, "epochs": None,
-        "max_completion_tokens": tokens, "lora": LoRA(rank=RANK), "reference_sync": None,
-    }  # fmt: skip
-    return paper_7b().teacher_grpo.model_copy(update=smaller)
+def estimated_bytes(model: str, config: Config) -> int | None:
+    """Return the peak that `rlt plan` prints for the step; None for a model of unknown shape."""
+    base = config.base_model.model_copy(update={"repo": model})
+    config = config.model_copy(update={"base_model": base})
+    nodes = upstream(targets("teacher-grpo", config))
+    node = next(node for node in nodes if node.stage.name == "teacher-grpo")
+    return estimates(config, nodes)[node.key].peak_bytes
+
+
+def describe(config: Config, step: PaperStep) -> str:
+    """Return seconds and tokens per second of the steps after the first."""
+    grpo, later = config.teacher_grpo, step.training.steps[1:]
+    tokens = sum(row["completion_tokens"] for row in later) / len(later)
+    seconds = step.training.step_s
+    rate = grpo.questions_per_step * grpo.group_size * tokens / seconds
+    return (
+        f"{grpo.questions_per_step} questions x {grpo.group_size} completions of {tokens:.0f} "
+        f"tokens: {seconds:.1f} s a step, {step.training.scoring_s:.1f} s of it the reward, "
+        f"{rate:,.0f} completion tokens/s"
+    )
 
 
 def main() -> None:
-    """Measure, and print a line."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", nargs="?", default="Qwen/Qwen2.5-7B-Instruct")
+    parser.add_argument("model", nargs="?", default=MODEL)
     parser.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")
     parser.add_argument("--questions", type=int, default=4)
     parser.add_argument("--completions", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--tokens", type=int, default=1024, help="tokens of a completion")
     given = parser.parse_args()
-    config = json.loads(PUBLISHED.read_text())[given.model]
-    grpo = recipe(given.questions, given.completions, given.tokens)
-    resources = paper_7b().resources.of("teacher-grpo").model_copy(
-        update={"processes": 1, "sharding": "none", "engine": given.engine, "offload": True}
-    )  # fmt: skip
-    processes.take_gpus(resources, 1)
-    print(report(given.model, grpo, measure(config, grpo, resources)))
-
-
-def report(model: str, grpo: TeacherGRPOConfig, measured: Measured) -> str:
-    """A line: the steps after the first."""
-    later = measured.steps[1:]
-    seconds = sum(step["seconds"] for step in later) / len(later)
-    tokens = sum(step["completion_tokens"] for step in later) / len(later)
-    drawn = grpo.questions_per_step * grpo.group_size * tokens
-    card = torch.cuda.get_device_name() if measured.peak_bytes else "CPU"
-    peak = "" if measured.peak_bytes is None else f", peak {measured.peak_bytes / 2**30:.1f} GiB"
-    return (
-        f"{model} ({measured.parameters / 1e9:.2f} G, adapters of rank {RANK}) on {card}: "
-        f"{grpo.questions_per_step} questions x {grpo.group_size} completions of {tokens:.0f} "
-        f"tokens, {seconds:.1f} s a step, {drawn / seconds:,.0f} completion tokens/s{peak}"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = settings(
+        given.questions, given.completions, given.tokens, device=device, engine=given.engine
     )
+    processes.take_gpus(config.resources.of("teacher-grpo"), 1)
+    step = measure_step(json.loads(PUBLISHED.read_text())[given.model], config)
+    print(f"{given.model}, {step.parameters / 1e9:.2f} G parameters, {device}")
+    print(describe(config, step))
+    if step.peak_bytes is not None:
+        estimate = (estimated_bytes(given.model, config) or 0) / 2**30
+        print(f"peak memory {step.peak_bytes / 2**30:.1f} GiB, `rlt plan` {estimate:.1f} GiB")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""What a server costs: `rlt run` against `rlt/full-pipeline` on `rlt up`, the same graph.
+"""Compare `rlt run` with the same graph on a local server, each from an empty store.
 
-    python -m infra.benchmarks.server_overhead [profile]
+    python -m infra.benchmarks.server_overhead [PROFILE]
 
-Both start with an empty store. The server is up before the clock starts; its launcher may still be
-importing, as after every `rlt up`.
+The server is up before the clock starts.
 """
 
 from __future__ import annotations
@@ -19,53 +18,46 @@ from flows.local.s3 import free_port
 from rlt_core.store import Store
 
 PYTHON = [sys.executable, "-m"]
+RLT = [*PYTHON, "flows.cli"]
 
 
-def _timed(command: list[str], environment: dict[str, str]) -> float:
+def timed(command: list[str], environment: dict[str, str]) -> float:
+    """Return the seconds of a command. Raises SystemExit if it fails."""
     started = time.monotonic()
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    seconds = time.monotonic() - started
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
-    return seconds
-
-
-def measure(profile: str, folder: Path) -> tuple[float, float, int]:
-    """(seconds of the direct run, seconds on the server, nodes)."""
-    stores = {name: str(folder / name) for name in ("direct", "server")}
-    environment = {
-        **os.environ,
-        "RLT_HOME": str(folder / "home"),
-        "PREFECT_HOME": str(folder / "prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-    }
-    rlt = [*PYTHON, "flows.cli"]
-    run = [*rlt, "run", "full-pipeline", "--profile", profile, "--store", stores["direct"]]
-    direct = _timed(run, environment)
-    port = str(free_port())
-    try:
-        _timed([*rlt, "up", "--port", port, "--store", stores["server"]], environment)
-        deployed = [*PYTHON, "prefect", "deployment", "run", "rlt/full-pipeline", "--watch"]
-        server = _timed([*deployed, "--param", f"profile={profile}"], environment)
-    finally:
-        _timed([*rlt, "down"], environment)
-    keys = {
-        name: {manifest.ref.key for manifest in Store(store).manifests()}
-        for name, store in stores.items()
-    }
-    if keys["direct"] != keys["server"]:
-        raise SystemExit("the two runs left different artifacts")
-    return direct, server, len(keys["direct"])
+    return time.monotonic() - started
 
 
 def main() -> None:
     """Measure and print."""
     profile = sys.argv[1] if len(sys.argv) > 1 else "smoke"
     with tempfile.TemporaryDirectory() as folder:
-        direct, server, nodes = measure(profile, Path(folder))
-    print(f"{profile}, {nodes} nodes: direct {direct:.1f} s, on a server {server:.1f} s")
-    print(f"ratio {server / direct:.2f}, {(server - direct) / nodes:.2f} s a node more")
+        stores = {name: str(Path(folder) / name) for name in ("direct", "server")}
+        environment = {
+            **os.environ,
+            "RLT_HOME": f"{folder}/home",
+            "PREFECT_HOME": f"{folder}/prefect",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+        }
+        run = [*RLT, "run", "full-pipeline", "--profile", profile, "--store", stores["direct"]]
+        direct = timed(run, environment)
+        try:
+            up = [*RLT, "up", "--port", str(free_port()), "--store", stores["server"]]
+            timed(up, environment)
+            deployed = [*PYTHON, "prefect", "deployment", "run", "rlt/full-pipeline", "--watch"]
+            server = timed([*deployed, "--param", f"profile={profile}"], environment)
+        finally:
+            timed([*RLT, "down"], environment)
+        one, other = ({m.ref.key for m in Store(root).manifests()} for root in stores.values())
+    if one != other:
+        raise SystemExit("the two runs left different artifacts")
+    print(
+        f"{profile}, {len(one)} nodes: direct {direct:.1f} s, on a server {server:.1f} s, ratio "
+        f"{server / direct:.2f}, {(server - direct) / len(one):.2f} s more per node"
+    )
 
 
 if __name__ == "__main__":

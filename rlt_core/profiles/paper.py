@@ -145,8 +145,8 @@ def recipe(profile: str, student: HubModel) -> Config:
 
 def resources(student: HubModel) -> Resources:
     """Nodes of 8 GPUs of 80 GiB, as `rlt_core.estimate` finds that they suffice; training of a 32B
-    student takes two. The size of shards is `infra.benchmarks.cluster.makespan`'s: large enough for
-    an engine's batch, small enough to be shared."""
+    student takes two. Shards are large enough for an engine's batch and small enough to be
+    shared."""
     of_32b = "" if student is QWEN_32B else ":*large*"
     cold_start: dict[str, Any] = {"vllm_memory": 0.4}
     if student is QWEN_32B:

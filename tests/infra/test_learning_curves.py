@@ -15,17 +15,14 @@ STEPS = 12
 
 
 @pytest.mark.slow
-def test_the_fast_path_learns_as_the_plain_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(grpo_step, "STEPS", STEPS)
+def test_the_fast_path_learns_as_the_plain_one(tmp_path: Path) -> None:
     config = tiny()
-    grpo = config.teacher_grpo.model_copy(update={"steps": STEPS})
+    grpo = config.teacher_grpo.model_copy(update={"steps": STEPS, "epochs": None})
     model = grpo_step.base_model(config, tmp_path)
     prompter = Prompter(load_format(config.prompt_format), load_tokenizer(model))
     resources = config.resources.of("teacher-grpo")
     fast, plain = (
-        grpo_step.measure(model, prompter, reward, grpo, config).steps
+        grpo_step.measure(model, prompter, reward, grpo, resources).steps
         for reward in (
             RLTReward(prompter, model, config.reward, grpo, resources=resources),
             grpo_step.PlainReward(prompter, model, config.reward),
@@ -35,8 +32,8 @@ def test_the_fast_path_learns_as_the_plain_one(
     assert fast[0]["reward"] == pytest.approx(plain[0]["reward"], abs=1e-4)
     completions = grpo.questions_per_step * grpo.group_size
     for ours, theirs in zip(fast, plain, strict=True):
-        # From the second step on rounding may turn a sampled token: then completions differ as
-        # two draws of the same questions do. Four standard errors of such a difference.
+        # From the second step on rounding may change a sampled token: then completions differ as
+        # two samples for the same questions do. Four standard errors of such a difference.
         error = (2 * theirs["reward_std"] ** 2 / completions) ** 0.5
         assert ours["reward"] == pytest.approx(theirs["reward"], abs=4 * error)
     assert fast[-1]["reward"] > fast[0]["reward"]
