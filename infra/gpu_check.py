@@ -157,7 +157,9 @@ def check(name: str, packages: str) -> None:
 def run(archive: Path) -> int:
     """Run every check, print the table and return the exit status."""
     lines = []
-    with tempfile.TemporaryDirectory() as packages:
+    with tempfile.TemporaryDirectory() as folder:
+        # dill, which datasets uses, pickles modules outside of a folder of this name by value.
+        packages = f"{folder}/site-packages"
         with zipfile.ZipFile(archive) as wheels:
             wheels.extractall(packages)
         offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 from infra.benchmarks import paper_step
-
-TINY = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 300, "max_position_embeddings": 512,
-    "tie_word_embeddings": False,
-}  # fmt: skip
+from infra.gpu_check import TINY
 
 
 def test_a_step_of_a_small_shape() -> None:

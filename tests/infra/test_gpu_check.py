@@ -1,0 +1,36 @@
+"""The check for a machine with a GPU runs on a CPU with tiny shapes, and a failure is a line."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from infra import gpu_check
+
+
+@pytest.mark.slow
+def test_every_check_is_a_line_of_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive = tmp_path / "packages.zip"
+    zipfile.ZipFile(archive, "w").close()  # the packages of this environment are used
+    assert gpu_check.run(archive) == 0
+    table = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [" ".join(line) for line in table] == [
+        "GPU tests",
+        "GRPO step",
+        "memory ok",
+        "reward ok",
+    ]
+
+
+def test_a_check_that_fails_is_a_line_and_the_exit_status(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "packages.zip"
+    zipfile.ZipFile(archive, "w").close()
+    monkeypatch.setattr(gpu_check, "CHECKS", {"unknown": gpu_check.reward})
+    assert gpu_check.run(archive) == 1
+    assert "unknown     FAILED" in capsys.readouterr().out
