@@ -101,10 +101,10 @@ class Timed:
         self.seconds: list[float] = []
         self.first: list[float] = []
 
-    def __call__(self, *arguments: Any) -> Rewards:
+    def __call__(self, *arguments: Any, **named: Any) -> Rewards:
         """Return the function's rewards."""
         started = time.perf_counter()
-        result = self._reward(*arguments)
+        result = self._reward(*arguments, **named)
         self.seconds.append(time.perf_counter() - started)
         self.first = self.first or result.rewards
         return result
