@@ -92,12 +92,13 @@ class PlainReward:
 
 
 class Timed:
-    """A reward function that records its seconds and the first step's rewards."""
+    """A reward function that records the seconds and the first rewards of whole batches; before the
+    first step, training calls it with one made-up completion to see whether memory suffices."""
 
-    def __init__(self, reward: RewardFunction) -> None:
+    def __init__(self, reward: RewardFunction, batch_size: int) -> None:
         self.stop_ids, self.check = reward.stop_ids, reward.check
         self.reads_policy = reward.reads_policy
-        self._reward = reward
+        self._reward, self._batch_size = reward, batch_size
         self.seconds: list[float] = []
         self.first: list[float] = []
 
@@ -105,8 +106,9 @@ class Timed:
         """Return the function's rewards."""
         started = time.perf_counter()
         result = self._reward(*arguments, **named)
-        self.seconds.append(time.perf_counter() - started)
-        self.first = self.first or result.rewards
+        if len(result.rewards) == self._batch_size:
+            self.seconds.append(time.perf_counter() - started)
+            self.first = self.first or result.rewards
         return result
 
 
@@ -143,7 +145,7 @@ def measure(
         Prompt(row.question, prompter.teacher_prompt(row.question, row.solution), asdict(row))
         for row in arithmetic_rows(grpo.steps * grpo.questions_per_step, seed=0)
     ]
-    timed = Timed(reward)
+    timed = Timed(reward, grpo.questions_per_step * grpo.group_size)
     with tempfile.TemporaryDirectory() as name, redirect_stdout(StringIO()):
         train_grpo(
             model, prompts, timed, grpo, seed=0, key="benchmark", stage="teacher-grpo",

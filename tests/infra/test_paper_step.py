@@ -11,6 +11,7 @@ def test_a_step_of_a_small_shape() -> None:
     step = paper_step.measure_step(TINY, config)
     assert [row["step"] for row in step.training.steps] == [1, 2, 3]
     assert all(row["loss"] is not None and row["seconds"] > 0 for row in step.training.steps)
+    assert len(step.training.first_rewards) == 8 and step.training.scoring_s > 0
     assert step.peak_bytes is None
     said = paper_step.describe(config, step)
     assert "2 questions x 4 completions of 16 tokens" in said and "tokens/s" in said
