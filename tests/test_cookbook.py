@@ -120,6 +120,7 @@ def test_every_query_says_the_same_on_s3(s3_access, filled, tmp_path, monkeypatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     remote = Store(f"s3://{s3_server.BUCKET}/cookbook")
     fill(remote)
+    assert QUERIES
     with connect(filled[0]) as local, connect(remote) as s3:
         for title, sql in QUERIES.items():
             here, there = local.sql(sql).fetchall(), s3.sql(sql).fetchall()

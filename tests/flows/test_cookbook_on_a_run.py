@@ -17,6 +17,7 @@ MAY_BE_EMPTY = {
 
 
 def test_every_query_answers_on_a_finished_run(smoke_store: Path) -> None:
+    assert queries("smoke")
     with connect(Store(str(smoke_store))) as connection:
         for title, sql in queries("smoke").items():
             rows = connection.sql(sql).fetchall()

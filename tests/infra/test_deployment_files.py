@@ -84,6 +84,7 @@ def compose() -> dict[str, Any]:
 def test_compose_is_valid_and_every_service_is_watched() -> None:
     check(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", "infra/compose.yaml")
     services = compose()["services"]
+    assert services
     for name, service in services.items():
         image = service["image"]
         own = image.startswith("rlt-pipeline:")
@@ -97,6 +98,9 @@ def test_compose_is_valid_and_every_service_is_watched() -> None:
 
 
 def test_what_workers_of_containers_run_has_its_time_to_checkpoint() -> None:
+    workers = [name for name in compose()["services"] if name.startswith("worker-")]
+    kinds = {document["kind"] for document in documents("process-workers.yaml")}
+    assert workers and kinds & {"Job", "Deployment"}
     for name, service in compose()["services"].items():
         if name.startswith("worker-"):
             assert service["command"].startswith("rlt worker ")

@@ -168,6 +168,7 @@ def test_nodes_that_read_the_datas_system_prompt_depend_on_the_data(tmp_path: Pa
     data.write_text("{}")
     own = (f"data.source={data}", "imports.models.x.format=r1", "imports.models.x=hub:a/b")
     plain, of_data = nodes(*own), nodes(*own, "data.fields.system=system")
+    assert {"dataset-prep", "evaluation[x]", "teacher-sft@0"} <= of_data.keys()
     for name, node in of_data.items():
         format = getattr(node.config, "format", None)
         if format is None or node.stage.name == "dataset-prep":

@@ -84,6 +84,7 @@ def test_macros_are_the_reward_of_the_reference(connection, spec, examples):
           {arguments(spec, sql_macros.REWARD)})
         """,
     )
+    assert found
     for row, parts in zip(rows, found, strict=True):
         expected = reward_parts(
             row["solution"], row["student"], row["teacher"], row["closed"], spec, row["think_kl"]

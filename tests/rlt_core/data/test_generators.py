@@ -39,7 +39,9 @@ def test_a_right_trace_ends_at_the_sum_and_errors_are_off_by_one() -> None:
         operands = tuple(rng.randint(10, 99) for _ in range(3))
         right = arithmetic.trace_of(operands, 0.0, rng)
         assert wrong_steps(right) == 0 and right.split(";")[-1] == str(sum(operands))
-        for a, b, c in STEP.findall(arithmetic.trace_of(operands, 0.5, rng)):
+        steps = STEP.findall(arithmetic.trace_of(operands, 0.5, rng))
+        assert steps
+        for a, b, c in steps:
             assert abs(int(a) + int(b) - int(c)) <= 1
 
 

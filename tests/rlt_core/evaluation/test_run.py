@@ -276,6 +276,7 @@ def test_a_prompt_without_room_in_the_context_is_counted(model: Path, tmp_path: 
         metrics = evaluate(model, [EvalTask("test", long)], tmp_path / name, config)
         rows = read_rows(tmp_path / name / "out", "eval_samples")
         assert metrics["test/too_long"] == 3 and metrics["test/ungraded"] == 0
+        assert {row["question_id"] for row in rows} == {"q0", "q1", "q2"}
         for row in rows:
             if row["question_id"] == "q0":
                 assert (row["finish_reason"], row["completion_tokens"]) == ("too_long", 0)

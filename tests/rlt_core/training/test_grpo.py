@@ -164,7 +164,9 @@ def test_what_samples_is_compared_with_what_learns(
 ) -> None:
     """Over all tokens of the step, however it is cut."""
     config = CONFIG.model_copy(update={"steps": 2})
-    for row in steps(train("same", config=config)[0]):
+    rows = steps(train("same", config=config)[0])
+    assert len(rows) == 2
+    for row in rows:
         assert 0 < row["rollout_gap_mean"] <= row["rollout_gap_max"] < 1e-4
         assert row["rollout_ratio"] == pytest.approx(1, abs=1e-5)
     drawn = TransformersEngine.generate
@@ -299,7 +301,9 @@ def test_parts_without_a_value_are_left_out_of_the_mean(train: Run, prompter: Pr
             )
 
     out, _ = train("run", reward=Patchy(prompter), config=CONFIG.model_copy(update={"steps": 2}))
-    for row in steps(out):
+    rows = steps(out)
+    assert len(rows) == 2
+    for row in rows:
         assert (row["copied"], row["compression"], row["doubt"]) == (0.5, None, None)
 
 

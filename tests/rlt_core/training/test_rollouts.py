@@ -203,6 +203,7 @@ def curve(
 
 def test_training_on_recorded_log_probs_takes_the_same_course(curve: Callable) -> None:
     exact, rollout = curve("exact", TEACHER), curve("rollout", ROLLOUT)
+    assert rollout
     for ours, theirs in zip(rollout, exact, strict=True):
         for name in ("reward", "reward_std", "r_kl", "grad_norm"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3), name
