@@ -30,20 +30,24 @@ OFF_POLICY = "they come from a file"
 MEANS = ("reward", "r_ss", "r_kl", "think_mean", "rank_surprisal")
 
 
+InputOption = Annotated[
+    Path,
+    typer.Option(
+        "--input",
+        "-i",
+        help="JSONL, JSON, CSV or Parquet with question, solution, explanation and, if some were "
+        "not, closed.",
+    ),
+]
+
+
 def score(
     teacher: Annotated[Path, typer.Option(help="Model folder of the teacher.")],
     student: Annotated[Path, typer.Option(help="Model folder of the student.")],
-    input_: Annotated[
-        Path,
-        typer.Option(
-            "--input",
-            "-i",
-            help="JSONL, JSON, CSV or Parquet with question, solution, explanation and, if some "
-            "were not, closed.",
-        ),
-    ],
+    input_: InputOption,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Parquet file for the scores, a row a row.")
+        Path,
+        typer.Option("--output", "-o", help="Parquet file for the scores, one row per input row."),
     ],
     prompt_format: Annotated[
         str, typer.Option(help=f"A format file (JSON), or one of {', '.join(shipped())}.")
@@ -68,9 +72,9 @@ def score(
     ] = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Score explanations: reward, parts, rivals, guards and per-token log-probs of every row.
+    """Score explanations: reward, parts, baselines, diagnostics and log-probs of every row.
 
-    Stopped by Ctrl-C, the same command goes on where it was.
+    After Ctrl-C the same command continues where it stopped.
     """
     given = {"alpha": alpha, "kl_weight": kl_weight, "kl": kl, "temperature": temperature}
     spec = _spec(preset, {name: value for name, value in given.items() if value is not None})
@@ -78,19 +82,18 @@ def score(
     format = load_format(prompt_format)
     note = off_policy_note(kl, OFF_POLICY)
     print(note, file=sys.stderr)
+    files = (teacher, student, input_, output)
+    resources = StageResources(device=device)
     with _control(quiet=as_json) as control:
         from rlt_core.models import use_threads
         from tasks.score_file import Scoring, score_file
 
         use_threads(len(os.sched_getaffinity(0)))
-        resources = StageResources(device=device)
-        scoring = Scoring(
-            teacher, student, input_, output, format, spec, dtype, resources, allow_other_format
-        )
         try:
+            scoring = Scoring(*files, format, spec, dtype, resources, allow_other_format)
             table = score_file(scoring, control)
         except Stopped:
-            print("stopped; the same command goes on from here", file=sys.stderr)
+            print("stopped; the same command continues from here", file=sys.stderr)
             raise typer.Exit(130) from None
     _show(table, output, {"kl": kl, "kl_note": note}, as_json)
 

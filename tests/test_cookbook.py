@@ -131,7 +131,9 @@ def test_every_query_says_the_same_on_s3(s3_access, filled, tmp_path, monkeypatc
 @pytest.mark.parametrize("name", ["tiny", "rlt"])
 def test_the_distillation_data_are_the_chats_that_the_student_is_trained_on(filled, table, name):
     format = load_format(name)
-    assert filled[1]["trace-generation[rlt]@0"].config["format"] == load_format("tiny").model_dump()
+    assert filled[1]["trace-generation[rlt]@0"].config["format"] == load_format("tiny").model_dump(
+        mode="json"
+    )
     sql = QUERIES["Distillation data"].replace(
         "select config->'format' as f", f"select '{format.model_dump_json()}'::json as f"
     )

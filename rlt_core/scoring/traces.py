@@ -135,15 +135,16 @@ def _arrivals(
     grader: Grader,
     control: Control,
 ) -> list[bool | None]:
-    """Whether each explanation, read as a solution, gives the question's answer; not where the
-    grader failed; None where it cannot be graded."""
+    """Whether each explanation, read as a solution, gives the question's answer; None where it
+    cannot be graded or the grader failed."""
     items = [_item(trace["text"], questions[trace["question_id"]]) for trace in traces]
     outcomes: list[str] = []
     while len(outcomes) < len(items):
         control.check()
         batch = items[len(outcomes) : len(outcomes) + GRADES_A_CHECK]
         outcomes += [grade.outcome for grade in grader.grade_many(batch)]
-    return [None if each in UNGRADED else each == "correct" for each in outcomes]
+    unknown = (*UNGRADED, "grader_failed")
+    return [None if each in unknown else each == "correct" for each in outcomes]
 
 
 def _item(text: str, question: Mapping[str, Any]) -> GradeItem:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,14 +75,14 @@ def test_a_run_needs_no_home_and_meets_no_proxy_on_loopback(tmp_path: Path) -> N
 
 # ---------------------------------------------------------------- full disks
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small disk of its own."""
-    place = tmp_path / "disk"
-    place.mkdir()
+def disk() -> Iterator[Path]:
+    """A small disk of its own; sockets below TMPDIR need a short path."""
+    place = Path(tempfile.mkdtemp())
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(place)]).returncode:
         pytest.skip("mounting a small disk needs root")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
+    place.rmdir()
 
 
 def fill(disk: Path, left: int) -> Path:
@@ -97,7 +98,9 @@ def test_a_full_disk_is_named_and_the_same_command_goes_on(
     rlt: Rlt, served: Served, disk: Path, tmp_path: Path, place: str
 ) -> None:
     store = (disk if place == "store" else tmp_path) / "store"
-    command = ["run", "teacher-sft", "-p", "smoke", "--store", str(store)]
+    # The disk is said to be large: what is tested is a disk that fills up after the plan.
+    large = ["--set", "resources.disk_gb=1"]
+    command = ["run", "teacher-sft", "-p", "smoke", "--store", str(store), *large]
     made = rlt("run", "base-model", *command[2:])
     assert made.returncode == 0, made.stdout + made.stderr
     filler = fill(disk, left=48 << 10)

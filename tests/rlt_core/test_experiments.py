@@ -204,9 +204,11 @@ def test_students_of_solutions_alone_read_no_trace() -> None:
 
 def test_imported_models_are_rows_and_take_the_paper_s_place() -> None:
     changes = "imports.models.theirs=hub:Qwen/QwQ-32B"
-    rows = {row.model: row for row in shown("table-1", "smoke", changes).rows}
+    rows = {row.model: row for row in shown("table-1", "paper-7b", changes).rows}
     assert rows["theirs"].paper == "QwQ-32B" and not rows["theirs"].trained
     assert "qwq-32b" not in rows and rows["deepseek-r1"].missing
+    rows = {row.model: row for row in shown("table-1", "smoke", changes).rows}
+    assert rows["theirs"].paper is None, "smoke does not ask the paper's questions"
 
 
 def test_refined_traces_are_those_of_the_solver() -> None:

@@ -50,8 +50,11 @@ def spec(tmp_path: Path, n: int = 6, **changes: Any) -> NodeSpec:
     store, file = Store(str(tmp_path / "store")), tmp_path / "traces.csv"
     lines = [f"{max(i, 1)}+1,{max(i, 1) + 1},old {i}\n" for i in range(n)]
     file.write_text("question,solution,trace\n" + "".join(lines))
-    traces = commit(store, "trace-import", Ref(kind="traces", key="1" * 16),
-                    lambda out: import_traces(file, "raw", PROMPTER, out))  # fmt: skip
+    traces = Ref(kind="traces", key="1" * 16)
+    commit(
+        store, "trace-import", traces,
+        lambda out: import_traces(file, "raw", PROMPTER, out, 0.0, Control()),
+    )  # fmt: skip
     model = commit(store, "base-model", Ref(kind="model", key="2" * 16),
                    lambda out: PROMPTER.tokenizer.save_pretrained(out / "model"))  # fmt: skip
     inputs = {"traces": traces, "questions": traces, "tokenizer": model}
