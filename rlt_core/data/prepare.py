@@ -49,8 +49,7 @@ def prepare_questions(
     """
     parts = [control.part(part, 6) for part in range(6)]
     source = read_source(data, len(tested), prompter.format, parts[0])
-    if data.fields.system:
-        _require_one_system(source.rows, data)
+    _require_one_system(source.rows, data)
     if source.found:
         print(f"{data.source}: {source.found}")
     dropped, rows = source.dropped, len(source.rows) + len(source.dropped)
@@ -104,6 +103,9 @@ def _counts(dropped: list[Row], overlaps: list[Row]) -> dict[str, float]:
 
 
 def _require_one_system(rows: list[RawRow], data: DataConfig) -> None:
+    """Raise UserError unless all rows have the same system prompt, where it is to be used."""
+    if not data.fields.system:
+        return
     first: dict[str | None, int] = {}
     for row in rows:
         first.setdefault(row.system or None, row.row)
