@@ -14,7 +14,7 @@ from rlt_core import processes
 from rlt_core.config import Frozen, StageResources
 from rlt_core.control import Control
 from rlt_core.errors import UserError
-from rlt_core.estimate import smaller_layouts
+from rlt_core.estimate import hint
 from rlt_core.formats import RECORD, PromptFormat, Role, record_format, require_format
 from rlt_core.rows import read_rows
 from rlt_core.stages import STAGES, Stage, parse_config
@@ -163,6 +163,6 @@ def _require_memory(job: Job, error: RuntimeError) -> None:
         tried = re.search(r"[Tt]ried to allocate [\d.]+ \w+", str(error))
         said = f" ({tried[0][0].lower()}{tried[0][1:]})" if tried else ""
         raise UserError(
-            f"{job.spec.name} ran out of memory{said}; less is taken with "
-            f"{smaller_layouts(job.stage, job.resources)}"
+            f"{job.spec.name} ran out of memory{said}; it takes less with "
+            f"{hint(job.stage, job.resources)}"
         ) from error

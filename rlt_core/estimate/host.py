@@ -1,4 +1,4 @@
-"""Bytes of a machine's main memory and disk that a node takes, beside those on its GPUs.
+"""Main memory and disk of a machine that a node needs, and those that a machine has.
 
 Counted from `rlt_core.training.checkpoints` and `rlt_core.training.sharding`; P parameters.
 """
@@ -32,9 +32,9 @@ class Trainings:
 
     checkpoint: int = 0
     """Bytes of one checkpoint: float32 weights, AdamW's two moments, and the reference model where
-    it is synced; of adapters alone under LoRA."""
+    it is synced; under LoRA of adapters alone."""
     count: int = 0
-    """Checkpoints on disk at once: those that are kept, and the one in the making."""
+    """Checkpoints on disk at once: those that are kept, and the one that is being written."""
     model: int = 0
     """Bytes of the trained model as it is saved."""
     gathered: int = 0
@@ -56,19 +56,15 @@ def training(
     weights again beside the model to save. Not sharded, on a GPU, it copies weights to main memory
     to save them, moments one by one.
     """
-    number = 2 if config.dtype == "bfloat16" else 4
     trained = shape.lora(config.lora.rank) if config.lora else shape.parameters
     synced = isinstance(config, GRPOConfig) and config.reference_sync and config.beta > 0
-    model = number * shape.parameters
-    if resources.sharding != "none":
-        gathered = max(8 * trained, 4 * trained + model)
-    else:
-        gathered = max(4 * trained, model)
+    model = (2 if config.dtype == "bfloat16" else 4) * shape.parameters
+    sharded = max(8 * trained, 4 * trained + model)
     return Trainings(
         checkpoint=12 * trained + (4 * shape.parameters if synced else 0),
         count=min(steps // resources.checkpoint_every_steps, KEPT_CHECKPOINTS + 1),
         model=model,
-        gathered=gathered,
+        gathered=max(4 * trained, model) if resources.sharding == "none" else sharded,
     )
 
 
@@ -81,7 +77,7 @@ def beside_gpus(
     size: int,
     on_gpu: bool,
 ) -> dict[str, int]:
-    """Fields of an estimate; `parts`: what a process holds at most, `size`: of the artifact.
+    """Fields of an estimate; `parts`: what a process holds at most, `size`: bytes of the artifact.
 
     The model files that a node reads are in main memory once: all processes of a machine map them,
     and a change of number format happens where the model computes (`rlt_core.models.load_model`).
@@ -90,20 +86,19 @@ def beside_gpus(
     around = processes * PROCESS
     read = {each.key: saved(each, shapes) for each in node.inputs.values() if each.stage.model}
     models = sum(read.values())
+    certain = processes * sum(size for name, size in parts.items() if name in CERTAIN)
     return {
         "checkpoint_bytes": training.checkpoint,
         "disk_bytes": training.disk or size * (2 if node.stage.shared == "shards" else 1),
         "staged_bytes": models + max(training.checkpoint, size),
         "loading_bytes": models + around if on_gpu else processes * sum(parts.values()),
         "gathering_bytes": training.gathered + around if on_gpu else 0,
-        "certain_bytes": training.gathered
-        if on_gpu
-        else processes * sum(size for name, size in parts.items() if name in CERTAIN),
+        "certain_bytes": training.gathered if on_gpu else certain,
     }
 
 
 def saved(node: Node, shapes: Shapes) -> int:
-    """Bytes of the files of a node's model; 0 of one of unknown shape."""
+    """Bytes of the files of a node's model; 0 for one of unknown shape."""
     shape, config = shapes.of(node), node.config
     if shape is None:
         return 0
@@ -116,7 +111,7 @@ def saved(node: Node, shapes: Shapes) -> int:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a machine has; None: nobody knows."""
+    """Bytes that a machine has; None: unknown."""
 
     memory: int | None = None
     disk: int | None = None
@@ -124,33 +119,26 @@ class Machine:
 
     @classmethod
     def described(cls, resources: StageResources) -> Machine:
-        """As `resources` say."""
+        """The machine that `resources` describe."""
         memory, disk = resources.host_gib, resources.disk_gb
-        return cls(
-            None if memory is None else int(memory * GIB), None if disk is None else int(disk * 1e9)
-        )
+        return cls(memory and int(memory * GIB), disk and int(disk * 1e9))
 
     def or_else(self, other: Machine) -> Machine:
-        """What this one leaves open as the other has it."""
+        """This machine, with what is unknown taken from another one."""
         return Machine(self.memory or other.memory, self.disk or other.disk)
 
     @classmethod
     def here(cls, folder: Path, unfinished: Collection[Path]) -> Machine:
-        """This machine. What unfinished nodes have on the disk of `folder` already, in folders of
-        theirs, is theirs to use."""
+        """This machine. What the folders of unfinished nodes hold already on the disk of `folder`
+        counts as free."""
         while not folder.exists():
             folder = folder.parent
-        there = sum(
-            os.path.getsize(file)
-            for each in unfinished
-            for file in each.rglob("*")
-            if file.is_file()
-        )
-        return cls(_memory(), shutil.disk_usage(folder).free + there)
+        files = (file for each in unfinished for file in each.rglob("*") if file.is_file())
+        return cls(_memory(), shutil.disk_usage(folder).free + sum(map(os.path.getsize, files)))
 
 
 def _memory() -> int:
-    """Of this machine, or of the container that it is."""
+    """Of this machine, or the limit of the container."""
     limit = Path("/sys/fs/cgroup/memory.max")
     total: int = psutil.virtual_memory().total
     said = limit.read_text().strip() if limit.is_file() else "max"

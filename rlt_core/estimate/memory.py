@@ -2,8 +2,8 @@
 
 Letters: P parameters, D width, Q width of all heads, K width of all key heads, I width of the MLP,
 V vocabulary, L layers. What autograd keeps is counted tensor by tensor from the forward pass of
-transformers' Llama and Qwen2 under SDPA (a test compares with what it really saves); what a moment
-briefly works with, from the code named at each formula.
+transformers' Llama and Qwen2 under SDPA (tests compare with what it saves); temporary tensors, from
+the code named at each formula.
 """
 
 from __future__ import annotations
@@ -19,14 +19,11 @@ USABLE = 0.93
 """Share of a GPU's memory that tensors may take: the CUDA context, NCCL's buffers and gaps between
 blocks take the rest. An assumption."""
 TILE_TOKENS, TILE_WORDS = 4096, 32768
-"""TRL 1.16 computes log-probs in tiles of so many logits (`trl/kernels/chunked_logprob.py`,
-`trl/trainer/utils.py`)."""
+"""TRL 1.16 computes log-probs in tiles of at most so many tokens and words
+(`trl/kernels/chunked_logprob.py`, `trl/trainer/utils.py`)."""
 BLOCK_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 26}
 CPU_TOKENS = 2048
-"""Of scoring (`rlt_core.scoring.head`, `rlt_core.scoring.passes`)."""
-VLLM_TOKENS, VLLM_SEQUENCES = 16384, 1024
-"""Tokens and sequences of a step for which vLLM keeps room, by default on a GPU of 70 GiB and more
-(`vllm/engine/arg_utils.py`, `get_batch_defaults`); on a smaller one a half and a quarter of it."""
+"""Limits of scoring (`rlt_core.scoring.head`, `rlt_core.scoring.passes`)."""
 
 Parts = Mapping[str, int]
 Moments = Mapping[str, Parts]
@@ -48,12 +45,12 @@ class Memory:
 
     @property
     def fits(self) -> bool:
-        """Whether a GPU has room for it."""
+        """Whether the peak is within the limit."""
         return self.peak <= self.limit
 
 
 def fullest(moments: Moments, resources: StageResources) -> Memory:
-    """The moment of a stage that needs most, in the memory of a GPU."""
+    """The moment of a stage that needs most, on a GPU as `resources` describe it."""
     parts = max(moments.values(), key=lambda each: sum(each.values()))
     held = {name: size for name, size in parts.items() if size}
     return Memory(held, int(resources.gpu_gib * GIB * USABLE))
@@ -65,7 +62,7 @@ class Trained:
 
     shape: Shape
     half: bool
-    """Computes in bfloat16 under autocast; weights that are trained are float32 all the same."""
+    """Computes in bfloat16 under autocast; trained weights are float32 in any case."""
     lora: LoRA | None
     resources: StageResources
     world: int
@@ -78,36 +75,42 @@ class Trained:
 
     @property
     def sharded(self) -> bool:
-        """Whether no process has it whole (FSDP2)."""
+        """Whether the model is sharded (FSDP2)."""
         return self.resources.sharding != "none"
 
     @property
-    def _compute(self) -> int:
+    def compute(self) -> int:
         """Bytes of a number in matrix products."""
         return 2 if self.half else 4
 
     @property
-    def _stored(self) -> int:
-        """Bytes of a weight of the model itself."""
-        return self._compute if self.lora else 4
-
-    @property
-    def stream(self) -> int:
-        """Bytes of a number of the residual stream, which has the embeddings' format."""
-        return self._stored
+    def stored(self) -> int:
+        """Bytes of a weight of the model itself, and of a number of the residual stream, which has
+        the embeddings' format."""
+        return self.compute if self.lora else 4
 
     @property
     def trainable(self) -> int:
         """Parameters that are trained."""
         return self.shape.lora(self.lora.rank) if self.lora else self.shape.parameters
 
+    @property
+    def layer_trainable(self) -> int:
+        """Trained parameters of a layer's linear maps."""
+        return self.trainable // self.shape.layers if self.lora else self.shape.layer_linear
+
+    @property
+    def head_trainable(self) -> int:
+        """Trained parameters of the output embedding."""
+        return 0 if self.lora else self.shape.vocabulary * self.shape.width
+
     def states(self) -> dict[str, int]:
-        """Held from the first step to the last: weights, AdamW's two float32 moments, and the
-        buckets in which DDP sends gradients."""
+        """Held throughout: weights, AdamW's two float32 moments, and the buckets in which DDP sends
+        gradients."""
         adapters = 4 * self.trainable if self.lora else 0
         buckets = 4 * self.trainable if self.world > 1 and not self.sharded else 0
         return {
-            "weights": self._stored * self.shape.parameters // self.shards,
+            "weights": self.stored * self.shape.parameters // self.shards,
             "adapters": adapters // self.shards,
             "optimizer": 8 * self.trainable // self.shards,
             "gradient buckets": buckets,
@@ -121,147 +124,105 @@ class Trained:
         """Weights of so many layers and of the embeddings, whole on this process: under FSDP in
         their own format, linear maps in that of the products; else the bfloat16 copies that
         autocast keeps of trained float32 weights."""
-        shape = self.shape
-        adapters = self.trainable // shape.layers if self.lora else 0
         if self.sharded:
-            linear = self._compute * (shape.layer_linear + adapters)
-            return layers * linear + self._stored * shape.embeddings
-        if not self.half:
-            return 0
-        return layers * 2 * (adapters if self.lora else shape.layer_linear)
+            adapters = self.layer_trainable if self.lora else 0
+            linear = self.compute * (self.shape.layer_linear + adapters)
+            return layers * linear + self.stored * self.shape.embeddings
+        return layers * 2 * self.layer_trainable if self.half else 0
 
-    def copied_head(self) -> int:
-        """Autocast's copy of the output embedding, where it is called as a module."""
-        copied = self.half and not self.lora and not self.sharded
-        return 2 * self.shape.vocabulary * self.shape.width if copied else 0
-
-    # ------------------------------------------------------------ activations
+    # ------------------------------------------------------------ a step
     def layer_activations(self, tokens: int) -> int:
-        """What autograd saves of one layer."""
-        return tokens * layer_activations(self.shape, self.half, self.lora)
+        """What autograd saves of one layer: float32 x and its normed form at both norms, what q/k/v
+        and gate/up read (6 D), queries and attention's output (2 Q), keys and values (2 K), gate,
+        its SiLU, up and their product (4 I), and the log-sum-exp of each head. In bfloat16 each
+        linear map keeps a cast of its own (q, k, v, gate, up: 5 D). Frozen maps need no input, but
+        their adapters do, at rank r.
+        """
+        shape = self.shape
+        d, q, k, i = shape.width, shape.query, shape.key, shape.intermediate
+        if self.lora:
+            saved = 18 * d + 6 * q + 4 * k + 8 * i + 14 * self.lora.rank
+            if not self.half:
+                saved = 16 * d + 8 * q + 8 * k + 16 * i + 28 * self.lora.rank
+        else:
+            saved = 26 * d + 4 * q + 4 * k + 8 * i
+            if not self.half:
+                saved = 24 * d + 8 * q + 8 * k + 16 * i
+        return tokens * (saved + 4 * shape.heads + 8)
 
     def activations(self, tokens: int) -> int:
         """What autograd saves of a whole pass: with checkpointing, what enters each layer. The last
         norm and the head keep three vectors (their inputs and outputs)."""
         shape = self.shape
-        kept = shape.layers * tokens * self.stream * shape.width
-        if not self.resources.gradient_checkpointing:
+        if self.resources.gradient_checkpointing:
+            kept = shape.layers * tokens * self.stored * shape.width
+        else:
             kept = shape.layers * self.layer_activations(tokens)
-        last = (4 if self.lora else 8) + self.stream
-        return kept + tokens * last * shape.width
+        return kept + tokens * ((4 if self.lora else 8) + self.stored) * shape.width
 
     def step(self, tokens: int, accumulated: bool) -> Moments:
         """Moments of an optimiser step whose micro-batches have so many tokens, padding included.
 
         `accumulated`: gradients of an earlier micro-batch are there from the beginning. Else they
-        come while activations go, layer by layer: most is held at either end.
+        grow while activations are freed, layer by layer: most is held at either end.
         """
-        shape, recomputes = self.shape, self.resources.gradient_checkpointing
+        shape, compute, recomputes = self.shape, self.compute, self.resources.gradient_checkpointing
         states, gradients = self.states(), self.gradients()
-        held = {**states, "gradients": gradients if accumulated else 0}
-        all_held = {**states, "gradients": gradients}
-        saved, layer = self.activations(tokens), self.layer_activations(tokens)
-        working = self._layer_gradients(tokens) + (layer if recomputes else 0)
-        around = 2 if self.sharded else 1
-        copies = around if self.sharded or recomputes else shape.layers
+        saved = self.activations(tokens)
+        forward = {
+            **states, "gradients": gradients if accumulated else 0, "activations": saved
+        }  # fmt: skip
+        backward = {**states, "gradients": gradients}
+        # The tile: logits and the weights of its words. Gradients: of hidden states and the head.
+        rows, words = min(tokens, TILE_TOKENS), min(shape.vocabulary, TILE_WORDS)
+        logits = compute * (rows * TILE_WORDS + words * shape.width)
+        logits += 4 * (tokens * shape.width + self.head_trainable)
+        # The widest place of a layer's backward pass is its MLP: three gradients of the inner
+        # width, two of the residual stream.
+        working = tokens * (3 * compute * shape.intermediate + 2 * self.stored * shape.width)
+        working += self.layer_activations(tokens) if recomputes else 0
+        around = 2 if self.sharded else 1 if recomputes else shape.layers
+        # FSDP: gradients of a layer before and while they are summed over processes, in the
+        # products' format and in float32; the head's, which wait for the last layer; at the end
+        # embeddings, their gradients and the buffer in which these are summed.
+        reduced = (compute + 4) * self.layer_trainable + 4 * self.head_trainable
+        embeddings = (self.stored if self.lora else 12) * shape.embeddings
         return {
-            "forward": {
-                **held,
-                "activations": saved,
-                "gathered weights": self.gathered(2 if self.sharded else shape.layers),
-                "logits": self._tile(tokens),
-            },
             "backward of the head": {
-                **held,
-                "activations": saved,
-                "gathered weights": self.gathered(0 if recomputes else copies),
-                "logits": self._tile(tokens) + self._head_gradients(tokens),
+                **forward,
+                "gathered weights": self.gathered(0 if recomputes else around),
+                "logits": logits,
             },
             "backward of the last layer": {
-                **held,
+                **forward,
                 "activations": saved + working,
-                "gathered weights": self.gathered(copies) + self._reduced(),
-            },
-            "backward of the first layer": {
-                **all_held,
-                "activations": layer + self._layer_gradients(tokens),
-                "gathered weights": self.gathered(around) + self._reduced(),
+                "gathered weights": self.gathered(around) + self.sharded * reduced,
             },
             "end of the backward pass": {
-                **all_held,
-                "gathered weights": self._reduced_embeddings(),
+                **backward, "gathered weights": self.sharded * embeddings
             },
-            "update": {**all_held, "update": 4 * self.trainable // self.shards},
-        }
-
-    def _tile(self, tokens: int) -> int:
-        """A tile of logits and its words' weights, in the products' format."""
-        rows, words = min(tokens, TILE_TOKENS), min(self.shape.vocabulary, TILE_WORDS)
-        return self._compute * (rows * TILE_WORDS + words * self.shape.width)
-
-    def _head_gradients(self, tokens: int) -> int:
-        """Float32 gradients of the hidden states and, if it is trained, of the head."""
-        head = 0 if self.lora else self.shape.vocabulary * self.shape.width
-        return 4 * (tokens * self.shape.width + head)
-
-    def _layer_gradients(self, tokens: int) -> int:
-        """What the backward pass of an MLP, the widest place, works with: three gradients of its
-        inner width, two of the residual stream."""
-        shape = self.shape
-        return tokens * (3 * self._compute * shape.intermediate + 2 * self.stream * shape.width)
-
-    def _reduced(self) -> int:
-        """FSDP: gradients of a layer before and while they are summed over processes, in the
-        products' format and in float32; and the head's, which waits for the last layer."""
-        if not self.sharded:
-            return 0
-        shape = self.shape
-        layer = self.trainable // shape.layers if self.lora else shape.layer_linear
-        head = 0 if self.lora else shape.vocabulary * shape.width
-        return (self._compute + 4) * layer + 4 * head
-
-    def _reduced_embeddings(self) -> int:
-        """FSDP: embeddings, their gradients, and the buffer in which these are summed."""
-        if not self.sharded:
-            return 0
-        return (self._stored if self.lora else 12) * self.shape.embeddings
+            "update": {**backward, "update": 4 * self.trainable // self.shards},
+        }  # fmt: skip
 
     # ------------------------------------------------------------ without gradients
     def reading(self, tokens: int) -> dict[str, int]:
-        """The policy read without gradients, between two steps: rollouts and scoring."""
+        """The policy read without gradients, between two steps: rollouts and scoring. Autocast
+        copies the output embedding, which is called as a module here."""
+        copied = 2 * self.head_trainable if self.half and not self.sharded else 0
         return {
             **self.states(),
-            "gathered weights": self.gathered(self.shape.layers) + self.copied_head(),
-            "activations": pass_activations(self.shape, self._compute, self.stream, tokens),
+            "gathered weights": self.gathered(self.shape.layers) + copied,
+            "activations": pass_activations(self.shape, self.compute, self.stored, tokens),
         }
 
     def kv_bytes(self, tokens: int) -> int:
         """A cache of the policy: rotary embeddings of a float32 stream make float32 keys."""
-        return self.shape.kv_bytes(tokens, key_bytes=self.stream, value_bytes=self._compute)
-
-
-def layer_activations(shape: Shape, half: bool, lora: LoRA | None) -> int:
-    """Bytes a token that autograd saves of one layer.
-
-    Float32: x and its normed form at both norms, what q/k/v and gate/up read (6 D), queries and
-    attention's output (2 Q), keys and values (2 K), gate, its SiLU, up and their product (4 I), and
-    the log-sum-exp a head. In bfloat16 each linear map keeps a cast of its own (q, k, v, gate, up:
-    5 D). Frozen maps need no input, but their adapters do, at rank r.
-    """
-    d, q, k, i = shape.width, shape.query, shape.key, shape.intermediate
-    norms = 4 * shape.heads + 8
-    if lora is None:
-        if half:
-            return 26 * d + 4 * q + 4 * k + 8 * i + norms
-        return 4 * (6 * d + 2 * q + 2 * k + 4 * i) + norms
-    if half:
-        return 18 * d + 6 * q + 4 * k + 8 * i + 14 * lora.rank + norms
-    return 16 * d + 8 * q + 8 * k + 16 * i + 28 * lora.rank + norms
+        return self.shape.kv_bytes(tokens, key_bytes=self.stored, value_bytes=self.compute)
 
 
 def pass_activations(shape: Shape, compute: int, stream: int, tokens: int) -> int:
     """A forward pass that keeps nothing: an MLP's three inner tensors, the residual stream before
-    and after it, and its normed form."""
+    and after it, and its normed form; `compute` and `stream`: bytes of their numbers."""
     return tokens * (3 * compute * shape.intermediate + (2 * stream + 4) * shape.width)
 
 
@@ -308,15 +269,81 @@ def engine(
 
 
 def vllm(shape: Shape, resources: StageResources, compute: int, longest: int) -> Memory:
-    """A vLLM engine takes its share of a GPU whatever the model: weights and room for a step first,
-    keys and values in the rest, of which the longest sequence needs so much."""
+    """A vLLM engine takes its share of a GPU whatever the model: weights and the tensors of a step
+    of its default tokens and sequences (`vllm/engine/arg_utils.py`, `get_batch_defaults`) first,
+    keys and values in the rest, which has to hold the longest sequence's."""
     limit = int(resources.vllm_memory * resources.gpu_gib * GIB)
     split = resources.tensor_parallel
     weights = compute * shape.parameters // split
-    small = resources.gpu_gib < 70
-    tokens, sequences = (VLLM_TOKENS, VLLM_SEQUENCES) if not small else (8192, 256)
+    tokens, sequences = (16384, 1024) if resources.gpu_gib >= 70 else (8192, 256)
     working = pass_activations(shape, compute, compute, tokens) // split
     working += sequences * shape.vocabulary * 8
     needed = shape.kv_bytes(longest, compute, compute) // split
     cache = max(needed, limit - weights - working)
     return Memory({"weights": weights, "working memory": working, "KV cache": cache}, limit)
+
+
+# ---------------------------------------------------------------- GRPO
+@dataclass(frozen=True)
+class Rollouts:
+    """Completions of a GRPO step."""
+
+    batch: int
+    """Completions of a step, `group` of each question."""
+    group: int
+    longest: int
+    """Tokens of the longest prompt and completion together."""
+    micro_tokens: int
+    accumulated: bool
+    """As for `Trained.step`."""
+
+
+def grpo(
+    policy: Trained,
+    student: Shape | None,
+    rollouts: Rollouts,
+    *,
+    reference: bool,
+    full_kl: bool,
+    device: str,
+) -> Memory:
+    """Rollouts, scoring by policy and `student` (the teacher's reward) and the update of a step;
+    the reference model and the student stay loaded. Where the trainer fits but a vLLM engine on the
+    same GPU does not, the engine's memory."""
+    resources, shape, number = policy.resources, policy.shape, policy.compute
+    beside: dict[str, int] = {}
+    if reference:
+        beside["reference"] = 4 * shape.parameters // policy.shards
+    if student is not None and not resources.offload:
+        beside["reward student"] = number * student.parameters
+    moments = dict(policy.step(rollouts.micro_tokens, rollouts.accumulated))
+    engine = None
+    if resources.engine == "transformers":
+        most = -(-rollouts.batch // policy.world)
+        sequences = min(max(1, resources.tokens_per_batch // rollouts.longest), most)
+        prompts = min(sequences, -(-sequences // rollouts.group))
+        tokens = sequences * rollouts.longest
+        moments["prefill"] = policy.reading(prompts * rollouts.longest)
+        moments["rollouts"] = {
+            **policy.reading(sequences),
+            "KV cache": policy.kv_bytes(tokens),
+            "logits": drawing(shape, number, sequences),
+        }
+    elif not resources.vllm_server:
+        engine = vllm(shape, resources, number, rollouts.longest)
+        moments["rollouts"] = {**policy.states(), "vLLM engine": engine.peak}
+    if student is not None:
+        reads = scored_tokens(resources, rollouts.longest, device)
+        moments["scoring by the teacher"] = {
+            **policy.reading(reads),
+            "logits": head_block(number, device, full_kl=full_kl),
+        }
+        moments["scoring by the student"] = {
+            **policy.states(),
+            "reward student": number * student.parameters,
+            "gathered weights": policy.gathered(shape.layers) if policy.sharded else 0,
+            "activations": pass_activations(student, number, number, reads),
+            "logits": head_block(number, device),
+        }
+    trainer = fullest({name: beside | dict(parts) for name, parts in moments.items()}, resources)
+    return engine if engine and trainer.fits and not engine.fits else trainer

@@ -61,6 +61,11 @@ class Layout:
         return gpu_of(self.resources)
 
     @property
+    def number_bytes(self) -> int:
+        """Bytes of a number in matrix products."""
+        return 2 if self.half else 4
+
+    @property
     def flops(self) -> float:
         """Peak of all processes."""
         return self.world * (self.gpu.bf16 if self.half else self.gpu.fp32)
@@ -97,7 +102,7 @@ def decode_s(
     completion's token with the weights.
     """
     resources, gpu = layout.resources, layout.gpu
-    number = 2 if layout.half else 4
+    number = layout.number_bytes
     weights = number * shape.parameters
     cache = shape.kv_bytes(prompt + tokens / 2, number, number)
     share = completions / layout.world

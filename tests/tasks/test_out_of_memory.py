@@ -11,7 +11,7 @@ import torch
 from rlt_core.config import StageResources
 from rlt_core.control import Control
 from rlt_core.errors import UserError
-from rlt_core.estimate import smaller_layouts
+from rlt_core.estimate import hint
 from rlt_core.stages import STAGES
 from rlt_core.store import Store
 from tasks.job import Job, run_body
@@ -65,12 +65,12 @@ def test_main_memory_counts_too_and_other_faults_stay_what_they_are(tmp_path, mo
         run_body(job("teacher-sft", tmp_path))
 
 
-def test_hints_are_the_next_smaller_of_each_kind():
-    said = smaller_layouts(STAGES["teacher-grpo"], StageResources(micro_batch_size=4))
-    assert "micro_batch_size=2" in said and "gradient_checkpointing=true" in said
+def test_the_hint_is_the_change_that_costs_least_time():
+    said = hint(STAGES["teacher-grpo"], StageResources(micro_batch_size=4))
+    assert said == "--set resources.stages.teacher-grpo.micro_batch_size=2"
     resources = StageResources(micro_batch_size=1, gradient_checkpointing=True)
-    said = smaller_layouts(STAGES["student-sft"], resources)
+    said = hint(STAGES["student-sft"], resources)
     assert said.startswith("--set resources.stages.student-sft.sharding=fsdp")
     assert "processes=2" in said
     least = StageResources(engine="transformers", tokens_per_batch=8192)
-    assert "a machine with more" in smaller_layouts(STAGES["evaluation"], least)
+    assert "a larger machine" in hint(STAGES["evaluation"], least)

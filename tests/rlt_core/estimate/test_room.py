@@ -104,24 +104,30 @@ def test_what_resources_leave_open_is_not_checked():
         room(profile)
 
 
-def test_hints_about_the_disk_fit():
+def test_the_hint_about_the_disk_fits():
     for gigabytes in (400, 300, 200):
         (line,) = refusal("paper-7b", small := f"resources.disk_gb={gigabytes}")
         assert "20 nodes need 458 GB" in line and f"{gigabytes} GB are free" in line
-        room("paper-7b", small, *re.findall(r"--set (\S+\d)", line))
+        (hint,) = re.findall(r"--set (\S+\d)", line)
+        room("paper-7b", small, hint)
     (line,) = refusal("paper-7b", "resources.disk_gb=50")  # not even for the artifacts
     assert "--set" not in line and "--store name a larger disk" in line
 
 
-def test_hints_about_main_memory_fit():
-    lines = refusal("paper-7b", small := "resources.stages.teacher-sft.host_gib=40")
-    (line,) = lines
+def test_the_hint_about_main_memory_reduces_what_is_needed():
+    (line,) = refusal("paper-7b", "resources.stages.teacher-sft.host_gib=40")
     assert "teacher-sft@0 needs 72.7 GiB" in line and "gathers" in line
-    room("paper-7b", small, *re.findall(r"--set (\S+\d)", line))
-    lines = refusal("tiny", small := "resources.host_gib=0.69", "base_model.steps=1")
-    changes = [change for line in lines for change in re.findall(r"--set (\S+\d)", line)]
-    assert len(changes) >= 4
-    room("tiny", small, "base_model.steps=0", *changes)
+    assert "--set" not in line and "take a machine with more" in line
+    small = ["resources.host_gib=0.69", "base_model.steps=0"]
+    config, nodes = planned("tiny", *small)
+    before = estimates(config, nodes)
+    lines = refusal("tiny", *small)
+    assert len(lines) >= 3
+    for line in lines:
+        node = next(node for node in nodes if node.name == line.split()[0])
+        hint = re.findall(r"--set (\S+)", line)
+        after = estimates(*planned("tiny", *small, *hint))[node.key]
+        assert after.host_bytes < before[node.key].host_bytes
 
 
 def test_a_store_elsewhere_needs_room_for_one_checkpoint_on_its_way(s3_store):
