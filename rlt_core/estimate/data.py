@@ -1,5 +1,4 @@
-"""How many questions, traces and tokens a node will meet: counted where the store or a file knows,
-else assumed."""
+"""Questions, traces and tokens of a node: counted where the store or a file knows, else assumed."""
 
 from __future__ import annotations
 
@@ -42,14 +41,14 @@ class Lengths:
     question: float = 150
     solution: float = 400
     trace: float = 4500
-    """Of a data set's own trace: long thoughts of R1 and the like."""
+    """A data set's own trace: long thoughts of R1 and the like."""
     completion: float = 3000
-    """Of what a model writes, unless half of its limit is less."""
+    """A model's completion, unless half of its limit is less."""
 
 
 ASSUMED = Lengths()
 GENERATED = Lengths(question=30, solution=10, trace=50, completion=50)
-"""Of generated problems, a token a character."""
+"""Texts of generated problems, one token per character."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,6 @@ class Questions:
     with_trace: int
     longest: float
     """Tokens of the longest question and solution together."""
-    counted: bool
-    """Whether these are facts of a committed data set."""
 
     @property
     def student_prompt(self) -> float:
@@ -89,11 +86,11 @@ class Traces:
     count: int
     questions: int
     tokens: float
-    """Of one trace."""
+    """Mean of one trace."""
 
 
 class Facts:
-    """What is known or assumed of the data of a graph."""
+    """What is known or assumed about the data of a graph."""
 
     def __init__(self, store: Store | None, nodes: list[Node]) -> None:
         refs = [node.ref for node in nodes]
@@ -101,12 +98,12 @@ class Facts:
         self._questions: dict[str, Questions] = {}
 
     def manifest(self, node: Node) -> Manifest | None:
-        """Of a committed node."""
+        """The manifest of a node, if it is committed."""
         return self._manifests.get(node.key)
 
     # ------------------------------------------------------------ questions
     def questions(self, node: Node) -> Questions:
-        """Of `dataset-prep`, or of a file of traces that brings its own questions."""
+        """Questions of `dataset-prep`, or of a file of traces that brings its own."""
         if node.key not in self._questions:
             self._questions[node.key] = self._questions_of(node)
         return self._questions[node.key]
@@ -114,32 +111,26 @@ class Facts:
     def _questions_of(self, node: Node) -> Questions:
         manifest = self.manifest(node)
         if not isinstance(node.config, DatasetPrepConfig):
-            rows = self.traces(node).count
-            return Questions(
-                rows, 0, 0, ASSUMED.question, ASSUMED.solution, ASSUMED.trace, rows, LONGEST, False
-            )
-        data = node.config.data
+            rows, given = self.traces(node).count, ASSUMED
+            lengths = (given.question, given.solution, given.trace)
+            return Questions(rows, 0, 0, *lengths, with_trace=rows, longest=LONGEST)
         if manifest is None:
-            return _expected(data, node.paths.get("source"))
+            return _expected(node.config.data, node.paths.get("source"))
         found = manifest.metrics
-        lengths = {
-            name: found.get(f"{name}_tokens_p50", 0.0) for name in ("question", "solution", "trace")
-        }
-        train, validation, test = (int(found[name]) for name in ("train", "validation", "test"))
-        longest = sum(found.get(f"{name}_tokens_p100", 0.0) for name in ("question", "solution"))
-        return Questions(
-            train, validation, test, **lengths, with_trace=int(found["with_trace"]),
-            longest=longest, counted=True,
-        )  # fmt: skip
+        texts = ("question", "solution", "trace")
+        medians = {name: found.get(f"{name}_tokens_p50", 0.0) for name in texts}
+        longest = sum(found.get(f"{name}_tokens_p100", 0.0) for name in texts[:2])
+        counts = (int(found[name]) for name in ("train", "validation", "test"))
+        return Questions(*counts, **medians, with_trace=int(found["with_trace"]), longest=longest)
 
     def completion(self, limit: int, questions: Questions) -> float:
-        """Tokens that a model writes."""
+        """Tokens of a completion with at most `limit`."""
         usual = GENERATED.completion if questions.question < 60 else ASSUMED.completion
         return min(usual, limit / 2)
 
     # ------------------------------------------------------------ traces
     def traces(self, node: Node) -> Traces:
-        """Of a node of kind `traces`."""
+        """Traces of a node of that kind."""
         manifest = self.manifest(node)
         config = node.config
         if manifest and "traces" in manifest.metrics and "mean_tokens" in manifest.metrics:
@@ -161,7 +152,7 @@ class Facts:
         return Traces(rows, rows, ASSUMED.trace)
 
     def to_learn_from(self, node: Node) -> Traces:
-        """The rows of a student's SFT, and the tokens of their thoughts."""
+        """Rows of a student's SFT, with the tokens of their traces."""
         config = node.config
         assert isinstance(config, StudentSFTStageConfig)
         questions = self.questions(node.inputs["questions"])
@@ -193,7 +184,7 @@ class Facts:
 
 
 def _expected(data: DataConfig, path: str | None) -> Questions:
-    """Before a data set is there."""
+    """Questions of a data set that is not prepared yet."""
     lengths = ASSUMED if path or data.source.startswith("hub:") else GENERATED
     rows = count_rows(Path(path)) if path else ROWS.get(data.source, UNKNOWN_ROWS)
     left = max(1, rows - data.n_validation - data.n_test)
@@ -207,5 +198,5 @@ def _expected(data: DataConfig, path: str | None) -> Questions:
     return Questions(
         train, data.n_validation, data.n_test,
         min(lengths.question, half), min(lengths.solution, half), lengths.trace,
-        with_trace=train if traced else 0, longest=LONGEST, counted=False,
+        with_trace=train if traced else 0, longest=LONGEST,
     )  # fmt: skip

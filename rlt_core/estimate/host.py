@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -76,7 +77,7 @@ def beside_gpus(
     parts: Parts,
     size: int,
     on_gpu: bool,
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Fields of an estimate; `parts`: what a process holds at most, `size`: bytes of the artifact.
 
     The model files that a node reads are in main memory once: all processes of a machine map them,
@@ -121,7 +122,9 @@ class Machine:
     def described(cls, resources: StageResources) -> Machine:
         """The machine that `resources` describe."""
         memory, disk = resources.host_gib, resources.disk_gb
-        return cls(memory and int(memory * GIB), disk and int(disk * 1e9))
+        return cls(
+            None if memory is None else int(memory * GIB), None if disk is None else int(disk * 1e9)
+        )
 
     def or_else(self, other: Machine) -> Machine:
         """This machine, with what is unknown taken from another one."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from rlt_core.config import (
     Config,
+    EvaluationConfig,
+    GenerationConfig,
     GRPOConfig,
-    Sampling,
     SFTConfig,
     StageResources,
     TeacherGRPOConfig,
@@ -322,8 +323,9 @@ class Estimator:
         return replace(need, artifact_bytes=_tokens(asked) * TEXT_BYTES)
 
     def _sampled(
-        self, node: Node, sampling: Sampling, asked: Sequence[tuple[int, float, float]],
-        longest_prompt: float, resources: StageResources, world: int,
+        self, node: Node, sampling: GenerationConfig | EvaluationConfig,
+        asked: Sequence[tuple[int, float, float]], longest_prompt: float,
+        resources: StageResources, world: int,
     ) -> _Need:  # fmt: skip
         """`asked`: completions, tokens of their prompts, tokens of themselves."""
         shape = self.drawn_from(node)
