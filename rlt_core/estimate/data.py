@@ -120,8 +120,11 @@ class Facts:
         texts = ("question", "solution", "trace")
         medians = {name: found.get(f"{name}_tokens_p50", 0.0) for name in texts}
         longest = sum(found.get(f"{name}_tokens_p100", 0.0) for name in texts[:2])
-        counts = (int(found[name]) for name in ("train", "validation", "test"))
-        return Questions(*counts, **medians, with_trace=int(found["with_trace"]), longest=longest)
+        train, validation, test = (int(found[name]) for name in ("train", "validation", "test"))
+        return Questions(
+            train, validation, test, **medians, with_trace=int(found["with_trace"]),
+            longest=longest,
+        )  # fmt: skip
 
     def completion(self, limit: int, questions: Questions) -> float:
         """Tokens of a completion with at most `limit`."""
