@@ -173,36 +173,45 @@ class Trained:
             **states, "gradients": gradients if accumulated else 0, "activations": saved
         }  # fmt: skip
         backward = {**states, "gradients": gradients}
-        # The tile: logits and the weights of its words. Gradients: of hidden states and the head.
+        # A tile: logits and the weights of its words. Gradients: of hidden states and the head.
         rows, words = min(tokens, TILE_TOKENS), min(shape.vocabulary, TILE_WORDS)
-        logits = compute * (rows * TILE_WORDS + words * shape.width)
-        logits += 4 * (tokens * shape.width + self.head_trainable)
+        tile = compute * (rows * TILE_WORDS + words * shape.width)
+        head = 4 * (tokens * shape.width + self.head_trainable)
         # The widest place of a layer's backward pass is its MLP: three gradients of the inner
         # width, two of the residual stream.
+        layer = self.layer_activations(tokens)
         working = tokens * (3 * compute * shape.intermediate + 2 * self.stored * shape.width)
-        working += self.layer_activations(tokens) if recomputes else 0
-        around = 2 if self.sharded else 1 if recomputes else shape.layers
+        around = 2 if self.sharded else 1
+        copies = around if self.sharded or recomputes else shape.layers
         # FSDP: gradients of a layer before and while they are summed over processes, in the
         # products' format and in float32; the head's, which wait for the last layer; at the end
         # embeddings, their gradients and the buffer in which these are summed.
-        reduced = (compute + 4) * self.layer_trainable + 4 * self.head_trainable
-        embeddings = (self.stored if self.lora else 12) * shape.embeddings
+        reduced = self.sharded * ((compute + 4) * self.layer_trainable + 4 * self.head_trainable)
+        embeddings = self.sharded * (self.stored if self.lora else 12) * shape.embeddings
         return {
+            "forward": {
+                **forward,
+                "gathered weights": self.gathered(2 if self.sharded else shape.layers),
+                "logits": tile,
+            },
             "backward of the head": {
                 **forward,
-                "gathered weights": self.gathered(0 if recomputes else around),
-                "logits": logits,
+                "gathered weights": self.gathered(0 if recomputes else copies),
+                "logits": tile + head,
             },
             "backward of the last layer": {
                 **forward,
-                "activations": saved + working,
-                "gathered weights": self.gathered(around) + self.sharded * reduced,
+                "activations": saved + working + recomputes * layer,
+                "gathered weights": self.gathered(copies) + reduced,
             },
-            "end of the backward pass": {
-                **backward, "gathered weights": self.sharded * embeddings
+            "backward of the first layer": {
+                **backward,
+                "activations": layer + working,
+                "gathered weights": self.gathered(around) + reduced,
             },
+            "end of the backward pass": {**backward, "gathered weights": embeddings},
             "update": {**backward, "update": 4 * self.trainable // self.shards},
-        }  # fmt: skip
+        }
 
     # ------------------------------------------------------------ without gradients
     def reading(self, tokens: int) -> dict[str, int]:
