@@ -1,4 +1,4 @@
-"""`rlt plan`: every node, whether it is there already, and what the others will take."""
+"""`rlt plan`: every node, whether it is in the store already, and what the others need."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ COLUMNS = (
 )  # fmt: skip
 
 HELD = ("host_bytes", "disk_bytes")
-"""Columns `host` and `disk`: at most while a node is computed."""
+"""Columns `host` and `disk`: the most that one node needs while it is computed."""
 
 Estimates = Mapping[str, Estimate]
 """Node key -> estimate."""
@@ -97,7 +97,7 @@ def show_estimators(planned: Sequence[Planned]) -> None:
 
 
 def row(item: Planned) -> dict[str, Any]:
-    """A node of a plan, for programs."""
+    """A node of a plan as printed by `--json`."""
     return {
         "name": item.node.name,
         "stage": item.node.stage.name,
@@ -120,7 +120,7 @@ def _layouts(planned: Sequence[Planned]) -> Iterator[str]:
 
 
 def _formats(planned: Sequence[Planned]) -> list[str]:
-    """Which prompt format is whose: the nodes of each but the most common one."""
+    """One line for each prompt format with its nodes, the most common one last."""
     nodes: dict[str, list[str]] = {}
     for item in planned:
         label = label_of(item.node.config.model_dump())
@@ -148,7 +148,7 @@ def _nodes(planned: Sequence[Planned]) -> Table:
 def _show_estimates(
     console: Console, request: Request, planned: Sequence[Planned], found: Estimates
 ) -> None:
-    """Of what is to be computed: a line a node, a line a stage, the sum, and what was assumed."""
+    """Print what missing nodes need: one line per node, one per stage, the sum, assumptions."""
     missing = [item.node for item in planned if not item.hit]
     if not missing:
         return
@@ -187,7 +187,7 @@ def _table(first: str) -> Table:
 
 
 def _cells(own: Sequence[Estimate]) -> list[str]:
-    """Of one node, or of several: the most of what they take at once, the sum of the rest."""
+    """Cells for one node or several: the largest of what is held at once, the sum of the rest."""
     parameters = [each.parameters for each in own if each.parameters is not None]
     peaks = [each.peak_bytes for each in own if each.peak_bytes is not None]
     hours = [each for each in own if each.gpu_hours is not None]

@@ -1,4 +1,4 @@
-"""What an estimate rests on, in words."""
+"""The assumptions of estimates, in words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlt_core.graph import Node
 def assumptions(
     config: Config, nodes: Sequence[Node], found: Mapping[str, Estimate]
 ) -> Iterator[str]:
-    """Lines for people: lengths, throughput, memory, and models of unknown shape."""
+    """Yield lines about lengths, throughput, memory, and models of unknown shape."""
     lengths = data.ASSUMED
     yield (
         f"Assumed until data and traces are in the store: questions of {lengths.question:g} "

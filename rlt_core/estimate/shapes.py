@@ -1,4 +1,4 @@
-"""The shape of a model that nobody has loaded: from its config, its file's header, or published."""
+"""Shapes of models without loading them: from a config.json, a GGUF header, or as published."""
 
 from __future__ import annotations
 
@@ -21,12 +21,9 @@ PUBLISHED = Path(__file__).parent / "published.json"
 """config.json of the models that profiles name, each with its address."""
 BYTES = 256
 SPECIAL = ("<pad>", "<|im_start|>", "<|im_end|>", "system\n", "user\n", "assistant\n")
-"""What a scratch model's tokenizer knows beside bytes and tags (`rlt_core.models`)."""
+"""Tokens of a scratch model beside bytes and tags (`rlt_core.models`)."""
 KV_HEADS = {"qwen2": 32, "qwen3": 32, "mistral": 8}
 """`num_key_value_heads` where a config.json leaves it out; elsewhere every head has its own."""
-HEAD_DIM = {"qwen3": 128}
-QKV_BIAS = ("qwen2",)
-QK_NORM = ("qwen3",)
 NEEDED = {
     "num_attention_heads", "hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size",
     "max_position_embeddings",
@@ -103,8 +100,7 @@ class Shape:
 
 
 def of_config(config: Mapping[str, Any]) -> Shape | None:
-    """The shape that a config.json describes; None for families whose parameters nobody counts
-    here, and where it leaves out what counts."""
+    """The shape that a config.json describes; None for other families and for missing fields."""
     kind = str(config.get("model_type"))
     if kind not in FAMILIES or not config.keys() >= NEEDED:
         return None
@@ -115,20 +111,20 @@ def of_config(config: Mapping[str, Any]) -> Shape | None:
         width=width,
         heads=heads,
         kv_heads=config.get("num_key_value_heads") or KV_HEADS.get(kind, heads),
-        head_dim=config.get("head_dim") or HEAD_DIM.get(kind, width // heads),
+        head_dim=config.get("head_dim") or (128 if kind == "qwen3" else width // heads),
         intermediate=config["intermediate_size"],
         vocabulary=config["vocab_size"],
         positions=config["max_position_embeddings"],
         tied=bool(config.get("tie_word_embeddings", False)),
-        qkv_bias=bias or kind in QKV_BIAS,
-        o_bias=bias and kind not in QKV_BIAS,
+        qkv_bias=bias or kind == "qwen2",
+        o_bias=bias and kind != "qwen2",
         mlp_bias=bool(config.get("mlp_bias", False)),
-        qk_norm=kind in QK_NORM,
+        qk_norm=kind == "qwen3",
     )
 
 
 def of_scratch(model: ScratchModel, format: PromptFormat) -> Shape:
-    """As `rlt_core.models.new_model` builds it."""
+    """The shape of what `rlt_core.models.new_model` builds."""
     return Shape(
         layers=model.layers,
         width=model.width,
@@ -157,13 +153,11 @@ class Shapes:
         self._known: dict[str, Shape | None] = {}
 
     def of(self, node: Node) -> Shape | None:
-        """The shape of the model that a node leaves; None where only a download would tell."""
+        """The shape of a node's model; None where only a download would tell."""
+        while node.stage.name != "base-model":
+            node = node.inputs["model"]
         if node.key not in self._known:
-            self._known[node.key] = (
-                self._of_base(node)
-                if node.stage.name == "base-model"
-                else self.of(node.inputs["model"])
-            )
+            self._known[node.key] = self._of_base(node)
         return self._known[node.key]
 
     def _of_base(self, node: Node) -> Shape | None:
@@ -178,9 +172,7 @@ class Shapes:
         if kind == "hub":
             repo, _, commit = identity.rpartition("@")
             cached = cache_folder() / f"models--{repo.replace('/', '--')}" / "snapshots" / commit
-            found = _of_file(cached / "config.json")
-            if found is None and repo in published():
-                found = of_config(published()[repo])
+            found = _of_file(cached / "config.json") or of_config(published().get(repo, {}))
             return found or self._committed(node)
         return self._committed(node) or _of_gguf(package_gguf(node.paths["source"]))
 

@@ -9,18 +9,18 @@ from rlt_core.estimate.memory import GIB
 from rlt_core.estimate.shapes import Shape
 
 TRAINING, READING, DECODING = 0.40, 0.50, 0.60
-"""Shares of a GPU's peak that are reached: of its matrix products in training and in passes that
-only read, of its memory's bandwidth in decoding. Assumptions."""
+"""Shares of a GPU's peak that are reached: matrix products in training and in passes without
+gradients, memory bandwidth in decoding. Assumptions."""
 LAUNCH_S = 0.025
-"""A step of the transformers engine at the least: its kernels are launched one by one. An
+"""The shortest step of the transformers engine: its kernels are launched one by one. An
 assumption."""
 SEQUENCES = 256
-"""Completions that a vLLM engine draws side by side at most. An assumption."""
+"""Completions that a vLLM engine samples side by side at most. An assumption."""
 
 
 @dataclass(frozen=True)
 class GPU:
-    """A card that stands for all of its memory's size."""
+    """A card, as the representative of its memory size."""
 
     name: str
     gib: float
@@ -48,13 +48,13 @@ def gpu_of(resources: StageResources) -> GPU:
 
 @dataclass(frozen=True)
 class Layout:
-    """What computes a node."""
+    """The processes that compute a node."""
 
     resources: StageResources
     world: int
     """Processes on all machines."""
     half: bool
-    """Products are in bfloat16."""
+    """Matrix products are in bfloat16."""
 
     @property
     def gpu(self) -> GPU:
@@ -67,7 +67,7 @@ class Layout:
 
     @property
     def flops(self) -> float:
-        """Peak of all processes."""
+        """Peak FLOP/s of all processes."""
         return self.world * (self.gpu.bf16 if self.half else self.gpu.fp32)
 
     def training_s(self, flops: float) -> float:
@@ -78,8 +78,8 @@ class Layout:
 
 
 def read_flops(shape: Shape, sequences: float, length: float) -> float:
-    """Forward pass: 2 a weight and token, and 4 a query, key and width of attention, half of which
-    the causal mask leaves (arXiv 2203.15556, appendix F)."""
+    """FLOPs of a forward pass: 2 for each weight and token, and 4 for each query, key and width of
+    attention, half of which the causal mask leaves (arXiv 2203.15556, appendix F)."""
     weights = shape.layers * shape.layer + shape.vocabulary * shape.width
     return sequences * length * (2 * weights + 2 * shape.layers * shape.query * length)
 
@@ -87,8 +87,8 @@ def read_flops(shape: Shape, sequences: float, length: float) -> float:
 def train_flops(
     shape: Shape, sequences: float, length: float, config: SFTConfig | GRPOConfig, again: bool
 ) -> float:
-    """The backward pass takes twice the forward pass; with LoRA once, since frozen weights need no
-    gradient; `again`: activations are computed twice (gradient checkpointing)."""
+    """FLOPs of training: the backward pass takes twice the forward pass; with LoRA once, since
+    frozen weights need no gradient; `again`: activations are computed twice (checkpointing)."""
     passes = (2 if config.lora else 3) + again
     return passes * read_flops(shape, sequences, length)
 
@@ -96,7 +96,7 @@ def train_flops(
 def decode_s(
     shape: Shape, layout: Layout, completions: float, prompt: float, tokens: float, limit: int
 ) -> float:
-    """Seconds to draw completions of so many tokens on average, `limit` at most.
+    """Seconds to sample completions of so many tokens on average, `limit` at most.
 
     A step reads all weights and the caches of the completions under way, and multiplies each
     completion's token with the weights.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from functools import partial
 from typing import Any
 
@@ -113,6 +114,7 @@ def test_a_layer_computed_again_saves_what_is_estimated(half, lora):
 # ---------------------------------------------------------------- a whole step
 def peak_of_a_step(run: Any) -> int:
     """Most bytes of tensors on the CPU while it runs, beside those from before."""
+    gc.collect()  # trainers are cycles: an earlier test's would be freed while this one runs
     with torch.profiler.profile(profile_memory=True) as profile:
         run()
     events = profile.profiler.kineto_results.events()
