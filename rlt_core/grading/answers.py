@@ -1,56 +1,22 @@
 r"""Typed answers: numbers, sets, tuples, regions, matrices, equations, times, words.
 
-`parse` tells what an answer is; `compare.same` compares two by what they are. Expressions stay
-LaTeX here: math-verify reads them only when a comparison needs it.
+`parse` tells what an answer is; `compare.same` compares two by what they are.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 from rlt_core.grading.normalize import normalized, unwrapped
 from rlt_core.grading.text import MAX_ANSWER_CHARS
-from rlt_core.grading.units import Unit, read_unit
+from rlt_core.grading.values import MONTH, PROSE, SPOKEN, THOUSANDS, Answer, scalar, words
 
-Kind = Literal["scalar", "words", "set", "list", "tuple", "region", "matrix", "time", "base",
-               "assignment", "relation"]  # fmt: skip
 _MAX_DEPTH = 12
 
 
-@dataclass(frozen=True)
-class Answer:
-    """An answer by its type."""
-
-    kind: Kind
-    text: str
-    """Its one spelling."""
-    parts: tuple[Any, ...] = ()
-    """scalar: a Fraction or LaTeX, whether in percent, the unit; words: the words; set (in braces),
-    list (unordered), tuple, and matrix (its shape first): answers; region: pieces (low, closed,
-    high, closed); time: hour, minute, second, half of the day; base: digits, base; assignment:
-    name, value; relation: operator, left, right."""
-
-
-_NUMBER = re.compile(r"(?P<sign>[-+]?) ?(?:"
-    r"(?P<whole>\d+) ?(?:\\frac\{(?P<mixed>\d+)\}\{(?P<into>\d+)\})|"
-    r"\\frac\{(?P<top>-?[\d.]+)\}\{(?P<bottom>-?[\d.]+)\}|"
-    r"(?P<integer>\d*)\.(?P<fixed>\d*)(?:\\(?:overline|bar|dot)\{?|\()(?P<repeated>\d+)[)}]?|"
-    r"(?P<decimal>\d+\.?\d*|\.\d+)(?:/(?P<over>\d+\.?\d*)|[eE](?P<e>[-+]?\d{1,3})|"
-    r"(?:\\times|\\cdot|\*) ?10\^\{?(?P<exponent>[-+]?\d{1,3})\}?)?)")  # fmt: skip
-_THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
-_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
-           "trillion": 10**12}  # fmt: skip
-_SPOKEN = {word: n for n, word in enumerate((
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
-    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
-    "twenty"))}  # fmt: skip
-_CURRENCY = re.compile(r"\\(dollar|euro|pounds|yen|rupee)(?![A-Za-z]) ?")
-_UNIT = re.compile(r"(.*?[^\s{(])\s*((?:\\text\{[^{}]*\}|\^\\circ ?[CF]?(?![A-Za-z]))[^\\=+*]*)")
-_PLAIN_UNIT = re.compile(r"([-+]?(?:[\d.,/eE+-]*[\d.]|\S*\}))( ?)([A-Za-z][A-Za-z .²^/\d-]*)")
 _TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))? ?(?:(?:\\text\{)? ?([ap])\.? ?m\.? ?\}?)?",
                    re.I)  # fmt: skip
 _BASE = re.compile(r"[({]?([0-9A-Fa-f]+)[)}]?_\{?(?:\\text\{)?([0-9]+|[a-z]+)\}*")
@@ -61,10 +27,7 @@ _SEPARATOR = re.compile(r"[,;]|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
 _CONDITION = re.compile(r"[a-z](?:,[a-z])* ?\\in ?\\mathbb\{?[ZNRQ]\}?(?:\^\+)?|"
                         r"(?:\\text\{)?(?:where|for).*")  # fmt: skip
 _NO_NAME = re.compile(r"-.*|\\(?:pi|infty)|[ei]")
-_MONTH = re.compile(r"\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\b", re.I)
 _VARIABLE = re.compile(r"(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w+\}?)?")
-_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}|[A-Za-z]{2,} [A-Za-z]{2,}")
-_SHORT_WORDS = ("no", "yes", "odd", "all", "any")
 _INFINITY = r"\infty"
 
 
@@ -88,11 +51,11 @@ def _parse(text: str, depth: int) -> Answer:
     if inner and inner[1].strip():
         return _inside_text(inner[1].strip(), depth)
     if (match := _BASE.fullmatch(text)) and re.search(r"\d", match[1]):
-        base = str(_SPOKEN.get(match[2], match[2]))
+        base = str(SPOKEN.get(match[2], match[2]))
         return Answer("base", text, (match[1].upper().lstrip("0"), base))
     if (match := _MATRIX.fullmatch(text)) and match[2].count(r"\begin") == 0:
         return _matrix(text, match[1], match[2], depth)
-    if _MONTH.search(text) and re.search(r"\d", text) and "\\" not in text.replace("\\text", ""):
+    if MONTH.search(text) and re.search(r"\d", text) and "\\" not in text.replace("\\text", ""):
         return words(text)
     return (
         _several(text, depth)
@@ -110,16 +73,6 @@ def _inside_text(inner: str, depth: int) -> Answer:
         found.kind == "scalar" and isinstance(found.parts[0], Fraction)
     )
     return found if exact else words(inner)
-
-
-def words(text: str) -> Answer:
-    """A text as words: no letter case, no brackets around it, no article."""
-    plain = re.sub(r"\\text|[{}$]", " ", text).replace("\\ ", " ").casefold()
-    plain = re.sub(r"(?<=\d)(?:st|nd|rd|th)\b", "", " ".join(plain.split()).strip(" .()"))
-    plain = re.sub(r"^(?:the|an|a) (?=\w{2})", "", plain)
-    if _MONTH.search(plain) and re.search(r"\d", plain):
-        plain = " ".join(sorted(re.findall(r"\w+", plain)))
-    return Answer("words", text, (re.sub(r"\s*([^\w\s])\s*", r"\1", plain),))
 
 
 def _split(text: str, pattern: re.Pattern[str]) -> tuple[list[str], list[str]]:
@@ -149,14 +102,14 @@ def _items(text: str, bracketed: bool) -> tuple[list[str], list[str]]:
     """What commas, semicolons, `and` and `or` separate; not the commas of thousands, which in
     brackets are those beside commas with a space."""
     if not bracketed or ", " in text or "; " in text:
-        text = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
+        text = THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
     parts, separators = _split(text, _SEPARATOR)
     kept = [part for part in parts if part]
     return kept, [each for each in separators if each not in ",;"]
 
 
 def _several(text: str, depth: int) -> Answer | None:
-    if _PROSE.search(re.sub(r"\\[A-Za-z]+|(?<![A-Za-z])(?:and|or)(?![A-Za-z])", "1", text)) and (
+    if PROSE.search(re.sub(r"\\[A-Za-z]+|(?<![A-Za-z])(?:and|or)(?![A-Za-z])", "1", text)) and (
         not re.search(r",|\band\b|\bor\b", text) or len(text.split()) > 12
     ):
         return None
@@ -354,78 +307,3 @@ def _matrix(text: str, environment: str, body: str, depth: int) -> Answer:
     cells = [[_parse(cell.strip(), depth + 1) for cell in row.split("&")] for row in rows]
     shape = ("|" if environment in ("vmatrix", "Vmatrix") else "", *map(len, cells))
     return Answer("matrix", text, (shape, *(cell for row in cells for cell in row)))
-
-
-def number(text: str) -> Fraction | None:
-    """The text as one exact number: `-7`, `3/4`, `3\\frac{1}{2}`, `1.2\\times 10^5`, `0.\\bar3`."""
-    match = _NUMBER.fullmatch(_THOUSANDS.sub(lambda found: found[0].replace(",", ""), text).strip())
-    if match is None or text.count(".") > 2:
-        return None
-    try:
-        if match["into"]:
-            value = int(match["whole"]) + Fraction(int(match["mixed"]), int(match["into"]))
-        elif match["bottom"]:
-            value = Fraction(match["top"]) / Fraction(match["bottom"])
-        elif match["repeated"]:
-            fixed, repeated = match["fixed"], match["repeated"]
-            whole = Fraction(int(match["integer"] + fixed or 0), 10 ** len(fixed))
-            value = whole + Fraction(int(repeated), (10 ** len(repeated) - 1) * 10 ** len(fixed))
-        else:
-            value = Fraction(match["decimal"].removesuffix(".")) / Fraction(match["over"] or 1)
-            value *= Fraction(10) ** int(match["e"] or match["exponent"] or 0)
-    except (ValueError, ZeroDivisionError):
-        return None
-    return -value if match["sign"] == "-" else value
-
-
-def scalar(text: str) -> Answer:
-    """A number or an expression, with its unit; words if it is neither."""
-    exact = number(text)
-    if exact is not None:
-        return Answer("scalar", text, (exact, False, None))
-    body, percent, unit = _measured(text)
-    spoken = _SPOKEN.get(body.casefold())
-    exact = number(body) if spoken is None else Fraction(spoken)
-    scale = re.fullmatch(r"(.*\d) (hundred|thousand|million|billion|trillion)", body, re.I)
-    if scale and (times := number(scale[1])) is not None:
-        exact = times * _SCALES[scale[2].lower()]
-    if exact is not None:
-        return Answer("scalar", text, (exact, percent, unit))
-    letters = re.sub(r"\\(?:text\{[^{}]*\}|[A-Za-z]+)", " ", body)
-    odd = r"\text" in body or re.fullmatch(r"[\d ]+ [\d ]+", body)
-    if odd or _PROSE.search(letters) or body.lower() in _SHORT_WORDS:
-        return words(text)
-    return Answer("scalar", text, (body, percent, unit))
-
-
-def _measured(text: str) -> tuple[str, bool, Unit | None]:
-    """A quantity without its unit; whether that is percent; the unit, if it is a known one."""
-    body = re.sub(r"^(?:\\approx|approximately|about|roughly|exactly) ?", "", text)
-    body = body.split(r"\approx")[0].strip() or body
-    unit: Unit | None = None
-    if (match := _CURRENCY.search(body)) and re.search(r"\d", body):
-        unit, body = (match[1], Fraction(1)), _CURRENCY.sub("", body).strip()
-    percent = re.fullmatch(r"(.*?) ?(?:\\?%|\\text\{ ?percent ?\}|percent)", body)
-    if percent:
-        return percent[1], True, None
-    quantity = re.search(r"\d|\\pi|\\sqrt", body) is not None
-    if quantity and r"\sin" not in body and r"\cos" not in body and r"\tan" not in body:
-        match = _UNIT.fullmatch(body)
-        if match and re.search(r"\d|\\pi|\\sqrt", match[1]):
-            return _measured_by(match[1], match[2], unit)
-        match = _PLAIN_UNIT.fullmatch(body)
-        if match and number(match[1]) is not None:
-            first = match[3].split()[0]
-            known = first.lower() in _SCALES or read_unit(match[3]) is not None
-            long = match[2] == " " and re.search(r"[A-Za-z]{3}", match[3]) is not None
-            if long or (known and (match[2] or len(match[3]) > 1)):
-                return _measured_by(match[1], match[3], unit)
-    return body, False, unit
-
-
-def _measured_by(body: str, text: str, unit: Unit | None) -> tuple[str, bool, Unit | None]:
-    text = re.sub(r"\\text|[{}]", " ", text).strip()
-    first, _, rest = text.partition(" ")
-    if first.lower() in _SCALES:
-        body, text = f"{body} {first}", rest
-    return body.strip(), False, unit or read_unit(text)

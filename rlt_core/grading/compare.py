@@ -4,12 +4,14 @@ the grading worker."""
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from random import Random
 from typing import Any
 
-from rlt_core.grading.answers import Answer, as_region, scalar, words
+from rlt_core.grading.answers import as_region
+from rlt_core.grading.values import Answer, scalar, words
 
 _NEVER_S = 10**6
 """math-verify's own alarms turn a hang into `wrong`; they are set so late that the worker is killed
@@ -36,15 +38,15 @@ def same(a: Answer, b: Answer) -> bool:
         if other.kind in ("set", "list") and len(other.parts) == 1:
             return same(one, other.parts[0])
         if one.kind == "region" and (pieces := as_region(other)) is not None:
-            return _same_regions(one.parts, pieces)
+            return _paired(one.parts, pieces, _same_piece)
         if one.kind == "list" and other.kind == "tuple":
             return _in_order(_values(one), _values(other))
         if one.kind == "matrix" and other.kind == "tuple" and _is_vector(one.parts[0]):
             return _in_order(one.parts[1:], _values(other))
         if one.kind == "list" and other.kind == "set":
-            return _unordered(one.parts, other.parts)
+            return _paired(one.parts, other.parts, same)
         if one.kind == "base" and other.kind == "scalar":
-            return _tight(other).upper().lstrip("0") == one.parts[0]
+            return other.text.replace(" ", "").upper().lstrip("0") == one.parts[0]
         if one.kind == "time" and other.kind == "scalar" and one.parts[1] > 9:
             ratio = scalar(rf"\frac{{{one.parts[0]}}}{{{one.parts[1]}}}")
             return one.parts[2:] == (0, "") and _same_kind(ratio, other)
@@ -59,11 +61,11 @@ def _same_kind(a: Answer, b: Answer) -> bool:
             any(same(x, y) for x in a.parts) for y in b.parts
         )
     if a.kind == "list":
-        return _unordered(a.parts, b.parts)
+        return _paired(a.parts, b.parts, same)
     if a.kind == "tuple":
         return _in_order(a.parts, b.parts)
     if a.kind == "region":
-        return _same_regions(a.parts, b.parts)
+        return _paired(a.parts, b.parts, _same_piece)
     if a.kind == "matrix":
         return a.parts[0] == b.parts[0] and _in_order(a.parts[1:], b.parts[1:])
     if a.kind == "time":
@@ -78,10 +80,6 @@ def _is_vector(shape: tuple[Any, ...]) -> bool:
     return shape[0] == "" and (len(shape) == 2 or set(shape[1:]) == {1})
 
 
-def _tight(answer: Answer) -> str:
-    return answer.text.replace(" ", "")
-
-
 def _values(answer: Answer) -> tuple[Answer, ...]:
     return tuple(each.parts[1] if each.kind == "assignment" else each for each in answer.parts)
 
@@ -90,16 +88,22 @@ def _in_order(a: tuple[Answer, ...], b: tuple[Answer, ...]) -> bool:
     return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
 
 
-def _unordered(a: tuple[Answer, ...], b: tuple[Answer, ...]) -> bool:
+def _paired(a: Sequence[Any], b: Sequence[Any], equal: Callable[[Any, Any], bool]) -> bool:
+    """Whether each of `a` has an equal of its own in `b`, in any order."""
     if len(a) != len(b):
         return False
     left = list(b)
     for each in a:
-        found = next((other for other in left if same(each, other)), None)
+        found = next((other for other in left if equal(each, other)), None)
         if found is None:
             return False
         left.remove(found)
     return True
+
+
+def _same_piece(a: Any, b: Any) -> bool:
+    """Whether two intervals (low, closed, high, closed) are equal."""
+    return a[1] == b[1] and a[3] == b[3] and same(a[0], b[0]) and same(a[2], b[2])
 
 
 def _same_assignment(a: Answer, b: Answer) -> bool:
@@ -132,34 +136,17 @@ def _same_times(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
     return bool(a[0] == b[0])
 
 
-def _same_regions(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
-    def closed(piece: Any, other: Any) -> bool:
-        return piece[1] == other[1] and piece[3] == other[3]
-
-    left = list(b)
-    for piece in a:
-        found = next(
-            (o for o in left if closed(piece, o) and same(piece[0], o[0]) and same(piece[2], o[2])),
-            None,
-        )
-        if found is None:
-            return False
-        left.remove(found)
-    return not left
-
-
 def _same_scalars(a: Answer, b: Answer) -> bool:
     (x, x_percent, x_unit), (y, y_percent, y_unit) = a.parts, b.parts
     if x_unit and y_unit:
         if x_unit[0] != y_unit[0]:
             return False
         factors = [(x_unit[1], y_unit[1])]
-    elif x_percent != y_percent:  # 50% may be written as 50, and as 0.5
-        share = Fraction(1, 100)
-        factors = [(Fraction(1), Fraction(1)), (share if x_percent else Fraction(1),
-                                                share if y_percent else Fraction(1))]  # fmt: skip
     else:
-        factors = [(Fraction(1), Fraction(1))]
+        one, share = Fraction(1), Fraction(1, 100)
+        factors = [(one, one)]
+        if x_percent != y_percent:  # 50% may be written as 50, and as 0.5
+            factors.append((share, one) if x_percent else (one, share))
     return any(_equal(x, p, y, q) for p, q in factors)
 
 

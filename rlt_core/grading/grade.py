@@ -7,7 +7,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from rlt_core.grading import countdown
-from rlt_core.grading.answers import Answer, parse
+from rlt_core.grading.answers import parse
 from rlt_core.grading.choice import choice_letter
 from rlt_core.grading.compare import same
 from rlt_core.grading.normalize import normalized
@@ -19,12 +19,12 @@ from rlt_core.grading.text import (
     mathematics,
     read_answer,
 )
-from rlt_core.grading.types import OUTCOMES, Grade, GradeItem, Outcome
+from rlt_core.grading.types import OUTCOMES, Grade, GradeItem
+from rlt_core.grading.values import Answer
 
 
 def _verdict(right: bool, extracted: str) -> Grade:
-    outcome: Outcome = "correct" if right else "wrong"
-    return Grade(outcome, extracted[:MAX_ANSWER_CHARS])
+    return Grade("correct" if right else "wrong", extracted[:MAX_ANSWER_CHARS])
 
 
 def _parse_gold(answer: str) -> Answer | None:

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlt_core.grading import OUTCOMES, GradeItem, answer_of, extract_answer
-from rlt_core.grading.answers import number
 from rlt_core.grading.grade import grade
 from rlt_core.grading.text import last_number, marked_answer
+from rlt_core.grading.values import number
 
 
 def outcome(solution: str | None, answer: str | None, grader: str, **task: object) -> str:

@@ -1,0 +1,136 @@
+"""Values in answers: numbers, quantities with units, expressions, words.
+
+Expressions stay LaTeX here: math-verify reads them only when a comparison needs it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+from rlt_core.grading.units import Unit, read_unit
+
+Kind = Literal["scalar", "words", "set", "list", "tuple", "region", "matrix", "time", "base",
+               "assignment", "relation"]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer by its type."""
+
+    kind: Kind
+    text: str
+    """Its one spelling."""
+    parts: tuple[Any, ...] = ()
+    """scalar: a Fraction or LaTeX, whether in percent, the unit; words: the words; set (in braces),
+    list (unordered), tuple, and matrix (its shape first): answers; region: pieces (low, closed,
+    high, closed); time: hour, minute, second, half of the day; base: digits, base; assignment:
+    name, value; relation: operator, left, right."""
+
+
+_NUMBER = re.compile(r"(?P<sign>[-+]?) ?(?:"
+    r"(?P<whole>\d+) ?(?:\\frac\{(?P<mixed>\d+)\}\{(?P<into>\d+)\})|"
+    r"\\frac\{(?P<top>-?[\d.]+)\}\{(?P<bottom>-?[\d.]+)\}|"
+    r"(?P<integer>\d*)\.(?P<fixed>\d*)(?:\\(?:overline|bar|dot)\{?|\()(?P<repeated>\d+)[)}]?|"
+    r"(?P<decimal>\d+\.?\d*|\.\d+)(?:/(?P<over>\d+\.?\d*)|[eE](?P<e>[-+]?\d{1,3})|"
+    r"(?:\\times|\\cdot|\*) ?10\^\{?(?P<exponent>[-+]?\d{1,3})\}?)?)")  # fmt: skip
+THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
+_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
+           "trillion": 10**12}  # fmt: skip
+SPOKEN = {word: n for n, word in enumerate((
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+    "twenty"))}  # fmt: skip
+_CURRENCY = re.compile(r"\\(dollar|euro|pounds|yen|rupee)(?![A-Za-z]) ?")
+_UNIT = re.compile(r"(.*?[^\s{(])\s*((?:\\text\{[^{}]*\}|\^\\circ ?[CF]?(?![A-Za-z]))[^\\=+*]*)")
+_PLAIN_UNIT = re.compile(r"([-+]?(?:[\d.,/eE+-]*[\d.]|\S*\}))( ?)([A-Za-z][A-Za-z .²^/\d-]*)")
+MONTH = re.compile(r"\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\b", re.I)
+PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}|[A-Za-z]{2,} [A-Za-z]{2,}")
+_SHORT_WORDS = ("no", "yes", "odd", "all", "any")
+
+
+def words(text: str) -> Answer:
+    """A text as words: no letter case, no brackets around it, no article."""
+    plain = re.sub(r"\\text|[{}$]", " ", text).replace("\\ ", " ").casefold()
+    plain = re.sub(r"(?<=\d)(?:st|nd|rd|th)\b", "", " ".join(plain.split()).strip(" .()"))
+    plain = re.sub(r"^(?:the|an|a) (?=\w{2})", "", plain)
+    if MONTH.search(plain) and re.search(r"\d", plain):
+        plain = " ".join(sorted(re.findall(r"\w+", plain)))
+    return Answer("words", text, (re.sub(r"\s*([^\w\s])\s*", r"\1", plain),))
+
+
+def number(text: str) -> Fraction | None:
+    """The text as one exact number: `-7`, `3/4`, `3\\frac{1}{2}`, `1.2\\times 10^5`, `0.\\bar3`."""
+    match = _NUMBER.fullmatch(THOUSANDS.sub(lambda found: found[0].replace(",", ""), text).strip())
+    if match is None or text.count(".") > 2:
+        return None
+    try:
+        if match["into"]:
+            value = int(match["whole"]) + Fraction(int(match["mixed"]), int(match["into"]))
+        elif match["bottom"]:
+            value = Fraction(match["top"]) / Fraction(match["bottom"])
+        elif match["repeated"]:
+            fixed, repeated = match["fixed"], match["repeated"]
+            whole = Fraction(int(match["integer"] + fixed or 0), 10 ** len(fixed))
+            value = whole + Fraction(int(repeated), (10 ** len(repeated) - 1) * 10 ** len(fixed))
+        else:
+            value = Fraction(match["decimal"].removesuffix(".")) / Fraction(match["over"] or 1)
+            value *= Fraction(10) ** int(match["e"] or match["exponent"] or 0)
+    except (ValueError, ZeroDivisionError):
+        return None
+    return -value if match["sign"] == "-" else value
+
+
+def scalar(text: str) -> Answer:
+    """A number or an expression, with its unit; words if it is neither."""
+    exact = number(text)
+    if exact is not None:
+        return Answer("scalar", text, (exact, False, None))
+    body, percent, unit = _measured(text)
+    spoken = SPOKEN.get(body.casefold())
+    exact = number(body) if spoken is None else Fraction(spoken)
+    scale = re.fullmatch(r"(.*\d) (hundred|thousand|million|billion|trillion)", body, re.I)
+    if scale and (times := number(scale[1])) is not None:
+        exact = times * _SCALES[scale[2].lower()]
+    if exact is not None:
+        return Answer("scalar", text, (exact, percent, unit))
+    letters = re.sub(r"\\(?:text\{[^{}]*\}|[A-Za-z]+)", " ", body)
+    odd = r"\text" in body or re.fullmatch(r"[\d ]+ [\d ]+", body)
+    if odd or PROSE.search(letters) or body.lower() in _SHORT_WORDS:
+        return words(text)
+    return Answer("scalar", text, (body, percent, unit))
+
+
+def _measured(text: str) -> tuple[str, bool, Unit | None]:
+    """A quantity without its unit; whether that is percent; the unit, if it is a known one."""
+    body = re.sub(r"^(?:\\approx|approximately|about|roughly|exactly) ?", "", text)
+    body = body.split(r"\approx")[0].strip() or body
+    unit: Unit | None = None
+    if (match := _CURRENCY.search(body)) and re.search(r"\d", body):
+        unit, body = (match[1], Fraction(1)), _CURRENCY.sub("", body).strip()
+    percent = re.fullmatch(r"(.*?) ?(?:\\?%|\\text\{ ?percent ?\}|percent)", body)
+    if percent:
+        return percent[1], True, None
+    quantity = re.search(r"\d|\\pi|\\sqrt", body) is not None
+    if quantity and r"\sin" not in body and r"\cos" not in body and r"\tan" not in body:
+        match = _UNIT.fullmatch(body)
+        if match and re.search(r"\d|\\pi|\\sqrt", match[1]):
+            return _measured_by(match[1], match[2], unit)
+        match = _PLAIN_UNIT.fullmatch(body)
+        if match and number(match[1]) is not None:
+            first = match[3].split()[0]
+            known = first.lower() in _SCALES or read_unit(match[3]) is not None
+            long = match[2] == " " and re.search(r"[A-Za-z]{3}", match[3]) is not None
+            if long or (known and (match[2] or len(match[3]) > 1)):
+                return _measured_by(match[1], match[3], unit)
+    return body, False, unit
+
+
+def _measured_by(body: str, text: str, unit: Unit | None) -> tuple[str, bool, Unit | None]:
+    text = re.sub(r"\\text|[{}]", " ", text).strip()
+    first, _, rest = text.partition(" ")
+    if first.lower() in _SCALES:
+        body, text = f"{body} {first}", rest
+    return body.strip(), False, unit or read_unit(text)
