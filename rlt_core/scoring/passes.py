@@ -33,8 +33,7 @@ MASK_FLOPS = 2.0
 """What a query behind a shared prefix costs more in attention, which needs a mask there and loses
 its fastest path: FLOPs a layer, times attention's width and the squared length of what follows."""
 SHARING_FLOPS = 3.5e7
-"""What the further passes of a group cost, in FLOPs a layer. Both fitted on two CPU cores
-(`infra/benchmarks/reward/prefixes.py`)."""
+"""What the further passes of a group cost, in FLOPs a layer. Both fitted on two CPU cores."""
 
 
 @dataclass(frozen=True)
