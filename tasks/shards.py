@@ -95,6 +95,7 @@ def in_shards(
             sleep(POLL_S)
     if job.machine:
         raise NoShardLeft
+    job.control.progress(len(starts), len(starts), {})  # others may have computed all of it
     processes.wait_for_all()
     if processes.rank() == 0:
         _collect(job, table, list(starts))
