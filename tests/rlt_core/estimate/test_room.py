@@ -47,7 +47,7 @@ def test_checkpoints_have_the_bytes_and_the_number_that_are_estimated(tmp_path, 
 
     def watched(work: Workspace, group: str, name: str, **metrics: Any) -> None:
         commit(work, group, name, **metrics)
-        folder = tmp_path / "store/work/key"
+        folder = tmp_path / "store" / "work" / "key"
         found = [each.stat().st_size for each in folder.rglob("*") if each.is_file()]
         sizes.append(sum(found))
 
