@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 from flows.cores import Cores
 from rlt_core import gpus
-from rlt_core.control import Metrics
+from rlt_core.progress import Metrics
 from rlt_core.environment import in_one_line
 from rlt_core.errors import Stopped, UserError
 from rlt_core.launch import ChildFailed, Launches

@@ -12,7 +12,7 @@ from prefect.states import Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows import pages
+from flows import prefect_artifacts
 from flows.alone import node_alone
 from flows.batches import by_stage
 from flows.credentials import use_block
@@ -87,9 +87,9 @@ def experiment_flow(name: str) -> Flow[..., State[Any]]:
 
 def _dispatched(request: Request, planned: list[Planned]) -> State[Any]:
     """Send what is missing to the pools; then show the reports."""
-    pages.show_plan(planned)
+    prefect_artifacts.show_plan(planned)
     missing = [item.node for item in planned if not item.hit]
-    page = pages.RunPage(len(planned), len(planned) - len(missing))
+    page = prefect_artifacts.RunPage(len(planned), len(planned) - len(missing))
     resources = request.config().resources
 
     def size_of(node: Node) -> int:
@@ -103,7 +103,7 @@ def _dispatched(request: Request, planned: list[Planned]) -> State[Any]:
         node = item.node
         report = node.stage.name == "report" and opened.manifest(node.ref.kind, node.key)
         if report:
-            pages.show_report(opened, report)
+            prefect_artifacts.show_report(opened, report)
     return state
 
 

@@ -89,7 +89,7 @@ class Dispatch:
         except ObjectNotFound:
             raise UserError(
                 f"no deployment rlt/{specs[0].stage} on this server; "
-                "`rlt up` or `rlt furnish` makes it"
+                "`rlt up` or `rlt setup-server` makes it"
             ) from None
         except Stopped as error:
             return {spec.key: Outcome("stopped", str(error)) for spec in specs}

@@ -72,7 +72,7 @@ def _require_api() -> None:
 def _run(request: Request) -> int:
     from flows.carrier import Here
     from flows.cores import Cores
-    from flows.display import Display
+    from flows.cli.progress import Display
     from flows.local.up import launcher_file
     from rlt_core import warm
 

@@ -12,10 +12,10 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, State
 from pydantic import BaseModel
 
-from flows import pages
+from flows import prefect_artifacts
 from flows.carrier import Here, Outcome
 from flows.cores import Cores
-from flows.options import store_place
+from flows.cli.options import store_place
 from flows.pipeline import state_of, wait_or_stop
 from rlt_core.errors import UserError
 from rlt_core.stages import STAGES
@@ -69,7 +69,7 @@ def compute(stage: str, specs: list[NodeSpec]) -> State[Any]:
     if missing:
         launcher.warm()
     # One at a time here; the limit of the pool's workers says how many runs share a machine.
-    carrier = Here(launcher, pages.NodePage(), Cores(1))
+    carrier = Here(launcher, prefect_artifacts.NodePage(), Cores(1))
     outcomes = {spec.name: Outcome("hit") for spec in specs if found[spec.key]}
 
     @task(name="node", task_run_name="{name}", cache_policy=NO_CACHE)
@@ -84,6 +84,6 @@ def compute(stage: str, specs: list[NodeSpec]) -> State[Any]:
         return state_of(outcomes)
     for manifest in found.values():
         assert manifest
-        pages.show_node(manifest)
+        prefect_artifacts.show_node(manifest)
     keys = ", ".join(spec.key for spec in specs)
     return Completed(name="Cached", message=f"{keys} was in the store")

@@ -18,10 +18,10 @@ from tokenizers import Tokenizer
 
 from rlt_core.config import RewardSpec
 from rlt_core.errors import UserError
-from rlt_core.replay import own_spec
-from rlt_core.reward import token_kl
+from rlt_core.reward.replay import own_spec
+from rlt_core.reward.formula import token_kl
 from rlt_core.store import Manifest, Store
-from rlt_core.tables import dataset
+from rlt_core.sql.views import dataset
 
 Row = dict[str, Any]
 Ids = Sequence[int | None]

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.errors import UserError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"

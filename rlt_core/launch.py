@@ -24,7 +24,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlt_core.control import Control, Metrics
+from rlt_core.progress import Control, Metrics
 from rlt_core.environment import in_one_line
 from rlt_core.errors import Stopped, UserError
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 WAIT = timedelta(days=1)
 """For each other: while the first one stores a checkpoint, or one draws a long completion. Torch's
-own limit on GPUs is ten minutes. A lost process is noticed elsewhere (`tasks.torchrun`)."""
+own limit on GPUs is ten minutes. A lost process is noticed elsewhere (`tasks.distributed`)."""
 
 
 def rank() -> int:

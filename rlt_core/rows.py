@@ -1,4 +1,4 @@
-"""Rows in and out of an artifact's Parquet tables (columns: `rlt_core.schemas`)."""
+"""Rows in and out of an artifact's Parquet tables (columns: `rlt_core.sql.schemas`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlt_core.environment import room
-from rlt_core.schemas import LOGPROBS, TABLES
+from rlt_core.sql.schemas import LOGPROBS, TABLES
 
 ROWS_AT_A_TIME = 2000
 

@@ -29,7 +29,7 @@ from rlt_core.config import (
 )
 from rlt_core.config.refinement import RefinementConfig
 from rlt_core.config.reward import off_policy_note
-from rlt_core.formats import PromptFormat
+from rlt_core.prompts.format import PromptFormat
 
 Kind = Literal["dataset", "model", "traces", "scores", "evaluation", "ranking", "report"]
 

@@ -21,7 +21,7 @@ from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any
 
-from rlt_core.control import Control, Metrics
+from rlt_core.progress import Control, Metrics
 from rlt_core.errors import Stopped, UserError
 from rlt_core.launch import ENVIRONMENT, ChildFailed, Launcher, Launches
 from rlt_core.stages import STAGES

@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 from rlt_core import gpus, processes
 from rlt_core.checkout import git_commit
 from rlt_core.config import StageResources
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.errors import UserError
 from rlt_core.graph import key_of
 from rlt_core.rows import table_files
-from rlt_core.schemas import TABLES
+from rlt_core.sql.schemas import TABLES
 from rlt_core.stages import STAGES, Stage, parse_config
 from rlt_core.store import Attempt, Lease, Manifest, Ref, Store
-from tasks import torchrun
+from tasks import distributed
 from tasks.job import Job, job_of, run_body
 from tasks.shards import seconds_elsewhere
 from tasks.spec import NodeSpec, require_one_machine
@@ -120,7 +120,7 @@ def _body(job: Job, what: str) -> dict[str, float]:
         f"{what} on {_device(job.stage, job.resources)}, machine {job.machine + 1} of "
         f"{job.machines}, processes: {count}, threads of each: {job.resources.threads}"
     )
-    return torchrun.run(job) if together else run_body(job)
+    return distributed.run(job) if together else run_body(job)
 
 
 def _compute_and_commit(spec: NodeSpec, stage: Stage, store: Store, control: Control) -> Manifest:

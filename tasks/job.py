@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rlt_core import processes
 from rlt_core.config import Frozen, StageResources
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.errors import UserError
 from rlt_core.estimate import hint
-from rlt_core.formats import RECORD, PromptFormat, Role, record_format, require_format
+from rlt_core.prompts.format import RECORD, PromptFormat, Role, record_format, require_format
 from rlt_core.rows import read_rows
 from rlt_core.stages import STAGES, Stage, parse_config
 from rlt_core.store import Manifest, Store, Workspace
@@ -23,7 +23,7 @@ from tasks.shards import NoShardLeft
 from tasks.spec import NodeSpec
 
 if TYPE_CHECKING:
-    from rlt_core.prompts import Prompter
+    from rlt_core.prompts.renderer import Prompter
 
 Config = TypeVar("Config", bound=Frozen)
 
@@ -113,7 +113,7 @@ class Job:
     def prompter(self, name: str, role: Role | None = None) -> Prompter:
         """Contexts for the tokenizer of an input's model, which is checked for the role."""
         from rlt_core.models import load_tokenizer
-        from rlt_core.prompts import Prompter
+        from rlt_core.prompts.renderer import Prompter
 
         if role:
             self.require_format(name, role)

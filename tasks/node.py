@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rlt_core.control import Metrics
+from rlt_core.progress import Metrics
 from rlt_core.errors import UserError
 from rlt_core.launch import Launches
 from rlt_core.stages import STAGES

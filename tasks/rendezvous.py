@@ -12,7 +12,7 @@ import time
 
 from pydantic import BaseModel
 
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.errors import UserError
 from rlt_core.store import Lease, Store
 from tasks.spec import NodeSpec

@@ -17,14 +17,14 @@ from transformers.utils import logging
 
 from rlt_core.config import RewardSpec, StageResources
 from rlt_core.config.base import DType
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.data.explanations import Explanation, read_explanations
-from rlt_core.formats import RECORD, PromptFormat, Role, require_format
+from rlt_core.prompts.format import RECORD, PromptFormat, Role, require_format
 from rlt_core.model_sources import folder_digest
 from rlt_core.models import on_device, require_same_vocabulary, try_folder, try_loading
-from rlt_core.prompts import Prompter
+from rlt_core.prompts.renderer import Prompter
 from rlt_core.rows import table_files
-from rlt_core.schemas import SCORES
+from rlt_core.sql.schemas import SCORES
 from rlt_core.scoring import Contexts, assign_ranks, score_contexts
 from rlt_core.stages import STAGES
 from rlt_core.store import Workspace

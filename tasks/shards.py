@@ -9,7 +9,7 @@ from time import monotonic, sleep
 from typing import Any, Protocol, TypeVar
 
 from rlt_core import processes
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.rows import write_rows
 from rlt_core.store import Workspace
 

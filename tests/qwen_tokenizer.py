@@ -7,7 +7,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from rlt_core.formats import load_format, shipped
+from rlt_core.prompts.format import load_format, shipped
 from rlt_core.models import CHATML
 
 SENTENCES = (

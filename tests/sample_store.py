@@ -11,11 +11,11 @@ import numpy as np
 
 from rlt_core.config import RewardSpec
 from rlt_core.evaluation.scores import score_rows
-from rlt_core.formats import load_format
+from rlt_core.prompts.format import load_format
 from rlt_core.ranking import rank_ablation
-from rlt_core.reward import rank_rewards, reward_parts
+from rlt_core.reward.formula import rank_rewards, reward_parts
 from rlt_core.rows import read_rows, write_rows
-from rlt_core.schemas import TABLES
+from rlt_core.sql.schemas import TABLES
 from rlt_core.store import Manifest, Ref, Store
 
 KINDS = {

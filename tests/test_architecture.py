@@ -61,7 +61,7 @@ def test_light_commands_import_neither_prefect_nor_torch(
     command: list[str], tmp_path: Path
 ) -> None:
     program = (
-        "import sys; from flows.cli import app; "
+        "import sys; from flows.cli.app import app; "
         "app(sys.argv[1:], standalone_mode=False); "
         "heavy = {'torch', 'prefect', 'transformers'} & set(sys.modules); "
         "assert not heavy, heavy"

@@ -11,13 +11,13 @@ from statistics import correlation, mean
 import pytest
 
 from rlt_core.config import RewardSpec
-from rlt_core.formats import load_format
+from rlt_core.prompts.format import load_format
 from rlt_core.models import tiny_tokenizer
-from rlt_core.prompts import Prompter
-from rlt_core.reward import reward_parts
+from rlt_core.prompts.renderer import Prompter
+from rlt_core.reward.formula import reward_parts
 from rlt_core.rows import read_rows
 from rlt_core.store import Store
-from rlt_core.tables import VIEWS, connect
+from rlt_core.sql.views import VIEWS, connect
 from tests.cookbook import documented_columns, queries
 from tests.sample_store import commit, sample_run, score_row, scored_training_traces
 

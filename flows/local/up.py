@@ -107,7 +107,7 @@ def bring_up(wanted: Up, limit: int, say: Say) -> None:
     (home() / "up.json").write_text(json.dumps(asdict(wanted)))
     if wanted.s3_port is not None:
         _bring_up_s3(processes, wanted.s3_port, say)
-    from flows import furnish
+    from flows import setup_server
     from flows.local import server
 
     environment = wanted.environment()
@@ -118,14 +118,14 @@ def bring_up(wanted: Up, limit: int, say: Say) -> None:
         processes.start("server", command, environment)
         server.wait_healthy(wanted.api, lambda: processes.alive("server"), processes.log("server"))
         say(f"server    started: {wanted.dashboard}")
-    furnish.furnish(wanted.api)
+    setup_server.set_up(wanted.api)
     say(
-        f"pools     {' and '.join(furnish.POOLS)}, queues {', '.join(furnish.QUEUES)}, zombie watch"
+        f"pools     {' and '.join(setup_server.POOLS)}, queues {', '.join(setup_server.QUEUES)}, zombie watch"
     )
-    started = {pool: _start_worker(processes, wanted, pool, limit) for pool in furnish.POOLS}
+    started = {pool: _start_worker(processes, wanted, pool, limit) for pool in setup_server.POOLS}
     _bring_up_launcher(processes, wanted)
     record = home() / "deployed.json"
-    deployed = furnish.deploy_what_changed(wanted.api, environment, record)  # while they import
+    deployed = setup_server.deploy_what_changed(wanted.api, environment, record)  # while they import
     what = "all of prefect.yaml" if deployed else "already, and nothing has changed"
     say(f"deployed  {what}: rlt/<experiment> and rlt/<stage>")
     for pool, anew in started.items():

@@ -31,13 +31,13 @@ from torch import nn
 
 from infra.benchmarks.reward import all_logprobs
 from rlt_core.config import Config, RewardSpec, ScratchModel, StageResources, TeacherGRPOConfig
-from rlt_core.control import Control
-from rlt_core.data.arithmetic import arithmetic_rows
-from rlt_core.formats import load_format
+from rlt_core.progress import Control
+from rlt_core.data.generators.arithmetic import arithmetic_rows
+from rlt_core.prompts.format import load_format
 from rlt_core.models import load_model, load_tokenizer
 from rlt_core.profiles import tiny
-from rlt_core.prompts import Prompter
-from rlt_core.reward import reward_parts
+from rlt_core.prompts.renderer import Prompter
+from rlt_core.reward.formula import reward_parts
 from rlt_core.rows import read_rows
 from rlt_core.scoring import eval_mode
 from rlt_core.store import Workspace

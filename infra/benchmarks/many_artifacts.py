@@ -80,7 +80,7 @@ def fill(store: Store, artifacts: int) -> None:
 def timed(arguments: list[str], root: str) -> float:
     """Return the seconds of one command in a process of its own."""
     started = time.perf_counter()
-    command = [sys.executable, "-m", "flows.cli", *arguments, "--store", root]
+    command = [sys.executable, "-m", "flows.cli.app", *arguments, "--store", root]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
 

@@ -27,11 +27,11 @@ from rlt_core.config import Config
 from rlt_core.estimate import estimates
 from rlt_core.estimate.shapes import PUBLISHED
 from rlt_core.experiments import targets
-from rlt_core.formats import load_format
+from rlt_core.prompts.format import load_format
 from rlt_core.graph import upstream
 from rlt_core.models import load_tokenizer
 from rlt_core.overrides import load_config
-from rlt_core.prompts import Prompter
+from rlt_core.prompts.renderer import Prompter
 from rlt_core.training.rewards import RLTReward
 
 MODEL = "Qwen/Qwen2.5-7B-Instruct"

@@ -39,9 +39,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
 from rlt_core.config import PackageModel, RewardSpec, ScratchModel
-from rlt_core.data.arithmetic import DATA_ERROR_RATE, arithmetic_rows, graded_trace, operands_of
+from rlt_core.data.generators.arithmetic import DATA_ERROR_RATE, arithmetic_rows, graded_trace, operands_of
 from rlt_core.estimate.shapes import PUBLISHED
-from rlt_core.formats import load_format
+from rlt_core.prompts.format import load_format
 from rlt_core.models import (
     import_model,
     load_model,
@@ -51,8 +51,8 @@ from rlt_core.models import (
     save_model,
     tiny_tokenizer,
 )
-from rlt_core.prompts import Prompter
-from rlt_core.reward import reward_parts
+from rlt_core.prompts.renderer import Prompter
+from rlt_core.reward.formula import reward_parts
 from rlt_core.scoring import Contexts, token_scores
 
 TOLERANCE = 1e-3

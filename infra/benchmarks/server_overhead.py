@@ -18,7 +18,7 @@ from flows.local.s3 import free_port
 from rlt_core.store import Store
 
 PYTHON = [sys.executable, "-m"]
-RLT = [*PYTHON, "flows.cli"]
+RLT = [*PYTHON, "flows.cli.app"]
 
 
 def timed(command: list[str], environment: dict[str, str]) -> float:

@@ -35,11 +35,11 @@ import s3fs
 
 from flows.local import s3
 from rlt_core.config import RewardSpec
-from rlt_core.reward import reward_parts
+from rlt_core.reward.formula import reward_parts
 from rlt_core.rows import read_rows
-from rlt_core.schemas import SCORES
+from rlt_core.sql.schemas import SCORES
 from rlt_core.store import FileEntry, Manifest, Ref, Store
-from rlt_core.tables import connect
+from rlt_core.sql.views import connect
 
 REPEATS = 3
 SOLUTION_TOKENS = 3
@@ -180,7 +180,7 @@ def compare_sql(name: str, store: Store, manifests: list[Manifest]) -> None:
 def compare_replay(store: Store, manifests: list[Manifest], folder: Path) -> None:
     """Print the seconds of the command and of the loop per trace."""
     output = folder / "replayed.parquet"
-    line = [sys.executable, "-m", "flows.cli", "reward", "replay", "--alpha", "0.1", "--lambda",
+    line = [sys.executable, "-m", "flows.cli.app", "reward", "replay", "--alpha", "0.1", "--lambda",
             "1", "--json", "--store", str(store), "--output", str(output)]  # fmt: skip
     started = time.perf_counter()
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL)

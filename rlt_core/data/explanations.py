@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rlt_core.data.files import BadRow, Number, Record, read_all, value_of
 from rlt_core.data.rawrow import RawRow, question_id, require_text, require_written
-from rlt_core.formats import PromptFormat
+from rlt_core.prompts.format import PromptFormat
 
 REQUIRED = ("question", "solution", "explanation")
 

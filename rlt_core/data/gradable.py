@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.data.rawrow import RawRow, dropped_row
 from rlt_core.grading import Grader
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from rlt_core.control import Control
-from rlt_core.data.arithmetic import operands_of
+from rlt_core.progress import Control
+from rlt_core.data.generators.arithmetic import operands_of
 from rlt_core.data.rawrow import RawRow, question_id
 from rlt_core.data.shingles import (
     BLOCK,

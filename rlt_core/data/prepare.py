@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from rlt_core.config import DataConfig
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.data.gradable import check_answers
 from rlt_core.data.overlap import find_overlaps, require_disjoint
 from rlt_core.data.rawrow import RawRow, dropped_row, question_id
 from rlt_core.data.shingles import LONG, near_duplicates
 from rlt_core.data.sources import PROGRESS_ROWS, read_source
 from rlt_core.errors import UserError
-from rlt_core.prompts import Prompter
+from rlt_core.prompts.renderer import Prompter
 from rlt_core.rows import write_rows
 
 Row = dict[str, Any]

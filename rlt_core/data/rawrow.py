@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlt_core.data.files import BadRow, surrogates
-from rlt_core.formats import PromptFormat
+from rlt_core.prompts.format import PromptFormat
 
 _STATUS = (
     "bad request|unauthori[sz]ed|forbidden|not found|request time-?out|too many requests|"

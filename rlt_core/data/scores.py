@@ -11,9 +11,9 @@ from typing import Any
 from rlt_core.data.files import BadRow, Record, read_all, value_of
 from rlt_core.data.rawrow import require_text
 from rlt_core.errors import UserError
-from rlt_core.reward import rank_rewards
+from rlt_core.reward.formula import rank_rewards
 from rlt_core.rows import write_rows
-from rlt_core.schemas import SCORES
+from rlt_core.sql.schemas import SCORES
 
 Row = dict[str, Any]
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.data.rawrow import RawRow, normalised
 
 Words = tuple[str, ...]

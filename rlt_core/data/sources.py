@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlt_core.config import DataConfig, FieldMapping
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.data.files import (
     SUFFIXES,
     BadRow,
@@ -25,7 +25,7 @@ from rlt_core.data.files import (
 from rlt_core.data.layouts import layout_of, row_of
 from rlt_core.data.rawrow import RawRow, dropped_row, require_written
 from rlt_core.errors import UserError
-from rlt_core.formats import PromptFormat
+from rlt_core.prompts.format import PromptFormat
 from rlt_core.hub import UNPINNED, pinned
 from rlt_core.snapshots import snapshot
 from rlt_core.store.files import sha256_of
@@ -196,8 +196,8 @@ def fetch_dataset(repo: str, revision: str) -> Path:
 def _generate(data: DataConfig, spare: int) -> list[RawRow]:
     if data.n_train is None:
         raise UserError(f"data.source={data.source!r} is generated: say how many in data.n_train")
-    from rlt_core.data.arithmetic import arithmetic_rows
-    from rlt_core.data.countdown import (
+    from rlt_core.data.generators.arithmetic import arithmetic_rows
+    from rlt_core.data.generators.countdown import (
         EVALUATION_QUESTIONS,
         countdown_rows,
         small_countdown_rows,

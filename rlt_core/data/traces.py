@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.data.rawrow import RawRow, dropped_row, question_id
 from rlt_core.data.sources import PROGRESS_ROWS, read_trace_file, require_few
 from rlt_core.errors import UserError
-from rlt_core.prompts import Prompter
+from rlt_core.prompts.renderer import Prompter
 from rlt_core.rows import write_rows
 
 Row = dict[str, Any]

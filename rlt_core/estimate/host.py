@@ -1,6 +1,6 @@
 """Main memory and disk of a machine that a node needs, and those that a machine has.
 
-Counted from `rlt_core.training.checkpoints` and `rlt_core.training.sharding`; P parameters.
+Counted from `rlt_core.training.checkpoint` and `rlt_core.training.sharding`; P parameters.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ TILE_TOKENS, TILE_WORDS = 4096, 32768
 (`trl/kernels/chunked_logprob.py`, `trl/trainer/utils.py`)."""
 BLOCK_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 26}
 CPU_TOKENS = 2048
-"""Limits of scoring (`rlt_core.scoring.head`, `rlt_core.scoring.passes`)."""
+"""Limits of scoring (`rlt_core.scoring.lm_head`, `rlt_core.scoring.passes`)."""
 
 Parts = Mapping[str, int]
 Moments = Mapping[str, Parts]
@@ -242,7 +242,7 @@ def scored_tokens(resources: StageResources, longest: int, device: str) -> int:
 
 
 def head_block(compute: int, device: str, *, ranks: bool = False, full_kl: bool = False) -> int:
-    """A block of logits of scoring (`rlt_core.scoring.head`): in float32, and as they come; for
+    """A block of logits of scoring (`rlt_core.scoring.lm_head`): in float32, and as they come; for
     ranks also compared, and that counted; for KL over the vocabulary also the student's, their
     difference and a copy."""
     each = 16 if full_kl else 9 if ranks else 4 if compute == 4 else 4 + compute
@@ -251,7 +251,7 @@ def head_block(compute: int, device: str, *, ranks: bool = False, full_kl: bool 
 
 def drawing(shape: Shape, compute: int, sequences: int) -> int:
     """Logits of a step of decoding: as they come, float32, log-probs, probabilities, and their sums
-    in float64 (`rlt_core.generation.transformers_engine.draw`)."""
+    in float64 (`rlt_core.generation.hf.draw`)."""
     return sequences * shape.vocabulary * (compute + 4 + 4 + 4 + 8)
 
 

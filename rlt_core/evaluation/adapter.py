@@ -37,7 +37,7 @@ from lighteval.models.model_output import ModelResponse
 from lighteval.tasks.lighteval_task import LightevalTask, LightevalTaskConfig
 from lighteval.tasks.requests import Doc, SamplingMethod
 
-from rlt_core.evaluation.tasks import EvalTask
+from rlt_core.evaluation.benchmarks import EvalTask
 
 METRIC = "graded"
 SPLIT = "test"
@@ -141,7 +141,7 @@ class _Model(LightevalModel):
 
     @property
     def tokenizer(self) -> Any:
-        raise NotImplementedError("prompts are built as token ids by rlt_core.prompts")
+        raise NotImplementedError("prompts are built as token ids by rlt_core.prompts.renderer")
 
     @property
     def add_special_tokens(self) -> bool:

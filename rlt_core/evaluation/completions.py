@@ -8,13 +8,13 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from rlt_core.config import EvaluationConfig
-from rlt_core.control import Control, Metrics
-from rlt_core.evaluation.budget import Draft, Forcer
-from rlt_core.evaluation.tasks import EvalTask
+from rlt_core.progress import Control, Metrics
+from rlt_core.evaluation.budget_forcing import Draft, Forcer
+from rlt_core.evaluation.benchmarks import EvalTask
 
 if TYPE_CHECKING:
     from rlt_core.generation import Engine
-    from rlt_core.prompts import Prompter
+    from rlt_core.prompts.renderer import Prompter
 
 TOO_LONG = "too_long"
 """Finish reason where the prompt leaves no room in the model's context: nothing was asked."""

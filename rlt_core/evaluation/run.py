@@ -11,19 +11,19 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from rlt_core.config import EvaluationConfig, StageResources
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.errors import UserError
-from rlt_core.evaluation.budget import Forcer
+from rlt_core.evaluation.budget_forcing import Forcer
 from rlt_core.evaluation.completions import TOO_LONG, Completer, Request, Written, requests_of
 from rlt_core.evaluation.scores import score_rows
-from rlt_core.evaluation.tasks import EvalTask
-from rlt_core.formats import PromptFormat
+from rlt_core.evaluation.benchmarks import EvalTask
+from rlt_core.prompts.format import PromptFormat
 from rlt_core.grading import GradeItem, Grader
 from rlt_core.rows import write_rows
 
 if TYPE_CHECKING:
     from rlt_core.generation import Engine
-    from rlt_core.prompts import Prompter
+    from rlt_core.prompts.renderer import Prompter
 
 Row = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Examination:
         if not names or len(set(names)) != len(names):
             raise UserError("evaluation.tasks must be a non-empty list of different names")
         from rlt_core.models import load_tokenizer
-        from rlt_core.prompts import Prompter
+        from rlt_core.prompts.renderer import Prompter
 
         self._model, self._config, self._resources = model, config, resources
         self._tasks = [

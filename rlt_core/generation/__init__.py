@@ -16,10 +16,10 @@ def open_engine(model_folder: Path, dtype: DType, resources: StageResources) -> 
     Raises UserError if the engine is not installed.
     """
     if resources.engine == "vllm":
-        from rlt_core.generation.vllm_engine import VLLMEngine
+        from rlt_core.generation.vllm import VLLMEngine
 
         return VLLMEngine(model_folder, dtype, resources)
-    from rlt_core.generation.transformers_engine import TransformersEngine
+    from rlt_core.generation.hf import TransformersEngine
     from rlt_core.models import load_model
 
     model = load_model(model_folder, dtype, resources.device)

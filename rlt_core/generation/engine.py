@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlt_core.config import Sampling
-from rlt_core.control import Control
+from rlt_core.progress import Control
 
 FinishReason = Literal["stop", "length"]
 

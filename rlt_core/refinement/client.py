@@ -18,7 +18,7 @@ from openai.types.chat import ChatCompletion
 from pydantic import BaseModel, ConfigDict
 
 from rlt_core.config.refinement import Endpoint
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.errors import UserError
 
 KEY = "RLT_REFINE_KEY"

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rlt_core.config.refinement import Endpoint, RefinementConfig
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.errors import UserError
-from rlt_core.formats import PromptFormat
-from rlt_core.prompts import Prompter
+from rlt_core.prompts.format import PromptFormat
+from rlt_core.prompts.renderer import Prompter
 from rlt_core.refinement.client import Answer, Request, ask_all, request_hash
 from rlt_core.rows import write_rows
 from rlt_core.store import Workspace

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from rich.filesize import decimal
 
-from rlt_core.formats import label_of
+from rlt_core.prompts.format import label_of
 from rlt_core.report import tables
 from rlt_core.report.figures import Figure
 from rlt_core.report.gather import ReportData

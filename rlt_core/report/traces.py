@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rlt_core.guards import (
+from rlt_core.reward.diagnostics import (
     CLIPPED_ALARM,
     COMPRESSION_ALARM,
     COPIED_ALARM,

@@ -3,7 +3,7 @@
 from rlt_core.scoring.logprobs import selected_logprobs
 from rlt_core.scoring.passes import eval_mode
 from rlt_core.scoring.tokens import Contexts, TokenScores, token_scores
-from rlt_core.scoring.traces import assign_ranks, score_contexts, score_traces
+from rlt_core.scoring.score_traces import assign_ranks, score_contexts, score_traces
 
 __all__ = [
     "Contexts",

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rlt_core.control import Control
-from rlt_core.scoring.head import FLOATS, HeadScores, LogitTransform, head_kl, head_logprobs
+from rlt_core.progress import Control
+from rlt_core.scoring.lm_head import FLOATS, HeadScores, LogitTransform, head_kl, head_logprobs
 from rlt_core.scoring.passes import decoder_and_head, eval_mode, hidden_states, logit_transform
 
 

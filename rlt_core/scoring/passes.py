@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from rlt_core.control import Control
-from rlt_core.scoring.head import LogitTransform
+from rlt_core.progress import Control
+from rlt_core.scoring.lm_head import LogitTransform
 
 INDICES = NDArray[np.int64]
 

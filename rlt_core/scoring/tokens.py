@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rlt_core.config import RewardSpec
-from rlt_core.control import Control
-from rlt_core.prompts import Context, Span
-from rlt_core.scoring.head import FLOATS
+from rlt_core.progress import Control
+from rlt_core.prompts.renderer import Context, Span
+from rlt_core.scoring.lm_head import FLOATS
 from rlt_core.scoring.logprobs import Selected, cut, select
 
 Loader = Callable[[], AbstractContextManager[nn.Module]]

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rlt_core.chat_templates import SYSTEM_SLOT, BadTemplate, Chats, try_template
 from rlt_core.errors import UserError
-from rlt_core.formats import PromptFormat
+from rlt_core.prompts.format import PromptFormat
 from rlt_core.scoring.passes import decoder_and_head, logit_transform
 
 TOKENS = 8

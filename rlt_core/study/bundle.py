@@ -23,7 +23,7 @@ from rlt_core import __version__
 from rlt_core.config import Frozen
 from rlt_core.errors import UserError
 from rlt_core.rows import table_files, write_table
-from rlt_core.schemas import TABLES
+from rlt_core.sql.schemas import TABLES
 from rlt_core.store import Ref, Store
 from rlt_core.store.files import local_tree, sha256_of
 from rlt_core.study.claims import Study, load_study

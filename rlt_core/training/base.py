@@ -7,11 +7,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 from rlt_core.config import ScratchModel, SFTConfig, StageResources
-from rlt_core.control import Control
-from rlt_core.data.arithmetic import base_documents
-from rlt_core.formats import PromptFormat
+from rlt_core.progress import Control
+from rlt_core.data.generators.arithmetic import base_documents
+from rlt_core.prompts.format import PromptFormat
 from rlt_core.models import new_model, save_model, tiny_tokenizer
-from rlt_core.prompts import Prompter
+from rlt_core.prompts.renderer import Prompter
 from rlt_core.store import Workspace
 from rlt_core.training.sft import train_sft
 

@@ -18,7 +18,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 
 from rlt_core.config import DType, StageResources
 from rlt_core.generation.engine import Completion
-from rlt_core.generation.vllm_engine import BARE, FITTING, VLLMEngine, require_vllm
+from rlt_core.generation.vllm import BARE, FITTING, VLLMEngine, require_vllm
 
 LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun says to its processes."""

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from trl import GRPOConfig as TRLConfig
 
 from rlt_core.config import GRPOConfig, StageResources
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.errors import UserError
 from rlt_core.models import load_tokenizer
 from rlt_core.processes import join
@@ -28,7 +28,7 @@ from rlt_core.training.grpo_trainer import PolicyTrainer
 from rlt_core.training.plan import MicroBatches, data_order, micro_batches, total_steps
 from rlt_core.training.policy import adapters, load_policy, trainer_arguments
 from rlt_core.training.rewards import Prompt, RewardFunction
-from rlt_core.training.steps import StepRecorder, alarms, mean_of
+from rlt_core.training.metrics import StepRecorder, alarms, mean_of
 
 
 def train_grpo(

@@ -16,10 +16,10 @@ from torch import nn
 from rlt_core.config import CorrectnessReward, RewardSpec, StageResources, TeacherGRPOConfig
 from rlt_core.errors import UserError
 from rlt_core.grading import Grade, GradeItem, Grader
-from rlt_core.guards import watch
+from rlt_core.reward.diagnostics import watch
 from rlt_core.models import load_model, load_tokenizer, on_device, require_same_vocabulary
-from rlt_core.prompts import Explanation, Prompter
-from rlt_core.reward import RewardParts, reward_parts
+from rlt_core.prompts.renderer import Explanation, Prompter
+from rlt_core.reward.formula import RewardParts, reward_parts
 from rlt_core.scoring import Contexts, selected_logprobs, token_scores
 from rlt_core.training.rollouts import LOGPROBS, Rollout, recorded_logprobs
 
@@ -84,7 +84,7 @@ class RewardFunction(Protocol):
 
 class RLTReward:
     """How well a frozen student predicts the solution from the explanation, and how natural the
-    explanation is to it (arXiv 2506.08388, eq. 3-5; `rlt_core.reward`).
+    explanation is to it (arXiv 2506.08388, eq. 3-5; `rlt_core.reward.formula`).
 
     The teacher's log-probs are those of the policy as it is now: computed from it, or recorded when
     it sampled (`rlt_core.training.rollouts`).

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from rlt_core import processes
 from rlt_core.config import DType, Sampling, StageResources
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.errors import UserError
 from rlt_core.generation.engine import ClosesItself, Completion, Engine, check_requests
-from rlt_core.generation.transformers_engine import TransformersEngine
+from rlt_core.generation.hf import TransformersEngine
 from rlt_core.models import load_model, pick_device
 from rlt_core.training import sharding
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rlt_core.prompts import Context, Span
+from rlt_core.prompts.renderer import Context, Span
 
 LOGPROBS = NDArray[np.float32]
 Score = Callable[[Sequence[Sequence[int]], Sequence[Span]], list[LOGPROBS]]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlt_core.data.countdown import EVALUATION_QUESTIONS, EVALUATION_SEED, countdown_questions
+from rlt_core.data.generators.countdown import EVALUATION_QUESTIONS, EVALUATION_SEED, countdown_questions
 from rlt_core.data.prepare import prepare_questions
 from rlt_core.errors import UserError
-from rlt_core.evaluation.tasks import benchmark_task
+from rlt_core.evaluation.benchmarks import benchmark_task
 from rlt_core.hub import UNPINNED
 from rlt_core.models import load_tokenizer, tiny_tokenizer
-from rlt_core.prompts import Prompter
+from rlt_core.prompts.renderer import Prompter
 from rlt_core.rows import read_rows
 from rlt_core.stages import DatasetPrepConfig
 from tasks.job import Job

@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 from rlt_core import processes
-from rlt_core.data.countdown import EVALUATION_QUESTIONS, EVALUATION_SEED, countdown_questions
+from rlt_core.data.generators.countdown import EVALUATION_QUESTIONS, EVALUATION_SEED, countdown_questions
 from rlt_core.errors import UserError
 from rlt_core.evaluation.completions import Request
 from rlt_core.evaluation.run import Examination
-from rlt_core.evaluation.tasks import EvalTask, benchmark_task
+from rlt_core.evaluation.benchmarks import EvalTask, benchmark_task
 from rlt_core.hub import UNPINNED
 from rlt_core.rows import read_rows
 from rlt_core.stages import EvaluationStageConfig

@@ -16,11 +16,11 @@ from rlt_core.config import SFTConfig
 from rlt_core.data.subsets import choose
 from rlt_core.errors import UserError
 from rlt_core.models import load_tokenizer, vocabulary_digest
-from rlt_core.prompts import Prompter
-from rlt_core.prompts import Row as TrainingRow
+from rlt_core.prompts.renderer import Prompter
+from rlt_core.prompts.renderer import Row as TrainingRow
 from rlt_core.rows import read_rows, table_files
-from rlt_core.schemas import TRACES
-from rlt_core.selection import best_fitting, columns, match_tokens, rank_traces
+from rlt_core.sql.schemas import TRACES
+from rlt_core.data.trace_selection import best_fitting, columns, match_tokens, rank_traces
 from rlt_core.stages import StudentSFTStageConfig
 from rlt_core.training.sft import train_sft
 from tasks.job import Job

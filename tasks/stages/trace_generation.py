@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.data.subsets import choose
 from rlt_core.generation import open_engine, sample_seed
 from rlt_core.generation.engine import Completion
-from rlt_core.prompts import Explanation, Prompter
+from rlt_core.prompts.renderer import Explanation, Prompter
 from rlt_core.rows import read_rows
 from rlt_core.stages import TraceGenerationConfig
 from tasks.job import Job

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.grading import Grader
 from rlt_core.models import load_model, on_device, require_same_vocabulary
 from rlt_core.rows import read_rows

@@ -17,7 +17,7 @@ from flows.local.server import wait_healthy
 from rlt_core import warm
 
 Rlt = Callable[..., subprocess.CompletedProcess[str]]
-COMMAND = [sys.executable, "-m", "flows.cli"]
+COMMAND = [sys.executable, "-m", "flows.cli.app"]
 
 
 def environment(home: Path) -> dict[str, str]:

@@ -5,8 +5,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from flows import artifacts_cli
-from flows.artifacts_cli import app
+from flows.cli import artifacts
+from flows.cli.artifacts import app
 from rlt_core.errors import UserError
 from rlt_core.store import Ref, Store
 from tests.sample_store import commit, sample_run, score_row
@@ -38,7 +38,7 @@ def test_list_names_every_artifact(store):
 
 def test_a_long_table_is_cut_and_counts_all(store, monkeypatch):
     made = [commit(store, f"evaluation[{n}]", {}) for n in range(4)]
-    monkeypatch.setattr(artifacts_cli, "TABLE_ROWS", 2)
+    monkeypatch.setattr(artifacts, "TABLE_ROWS", 2)
     shown = run(store, "list")
     assert sum(one.ref.key in shown for one in made) == 2
     assert "2 older ones" in shown and "4 artifacts" in shown

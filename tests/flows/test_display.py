@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.display import Display, print_whole
-from flows.run_cli import _summary
+from flows.cli.progress import Display, print_whole
+from flows.cli.run import _summary
 from flows.runner import QUIET_PREFECT
 from rlt_core.store import Store
 from tests.sample_store import commit

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from rlt_core.evaluation.tasks import BENCHMARKS
+from rlt_core.evaluation.benchmarks import BENCHMARKS
 from tests.flows.conftest import Rlt
 from tests.rlt_core.evaluation.conftest import ROWS, write_hub
 
@@ -95,7 +95,7 @@ def run(endpoint: str, home: Path, *arguments: str) -> subprocess.CompletedProce
 
 
 def rlt(endpoint: str, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return run(endpoint, home, "-m", "flows.cli", *arguments)
+    return run(endpoint, home, "-m", "flows.cli.app", *arguments)
 
 
 def test_what_is_fetched_is_pinned_and_no_pickle_comes_along(hub: str, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_machine_that_fetched_nothing_downloads_the_benchmark_of_its_node(
     monkeypatch.setattr(_Hub, "kind", "datasets")
     _Hub.files = {file.name: file.read_bytes() for file in files}
     ask = (
-        "from rlt_core.evaluation.tasks import benchmark_task\n"
+        "from rlt_core.evaluation.benchmarks import benchmark_task\n"
         f"print(benchmark_task('math_500', revision={COMMIT!r}).questions[0]['answer'])"
     )
     done = run(hub, tmp_path / "here", "-c", ask)

@@ -10,11 +10,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from flows.reward_cli import _tokens_table, app
+from flows.cli.reward import _tokens_table, app
 from rlt_core.config import RewardSpec
 from rlt_core.errors import UserError
 from rlt_core.explain import Token
-from rlt_core.reward import reward_parts
+from rlt_core.reward.formula import reward_parts
 from rlt_core.rows import read_rows
 from rlt_core.store import Store
 from tests.sample_store import commit, sample_run, score_row, scored_training_traces
@@ -142,7 +142,7 @@ def test_a_model_s_escape_sequences_and_markup_do_not_reach_the_terminal():
 )
 def test_the_commands_need_neither_torch_nor_prefect_nor_pandas(store, command):
     program = (
-        "import sys; from flows.cli import app; app(sys.argv[1:], standalone_mode=False); "
+        "import sys; from flows.cli.app import app; app(sys.argv[1:], standalone_mode=False); "
         "print({'torch', 'prefect', 'transformers', 'pandas', 'scipy'} & set(sys.modules))"
     )
     place = [] if "--help" in command else ["--store", str(store)]
@@ -155,7 +155,7 @@ def test_the_commands_need_neither_torch_nor_prefect_nor_pandas(store, command):
 
 def test_a_mistake_exits_with_2_and_one_line(store):
     done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "reward", "explain", "zz", "--store", str(store)],
+        [sys.executable, "-m", "flows.cli.app", "reward", "explain", "zz", "--store", str(store)],
         capture_output=True,
         text=True,
     )

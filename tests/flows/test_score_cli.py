@@ -10,14 +10,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.cli.app import app
 from rlt_core.config import RewardSpec, ScratchModel, StageResources
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.errors import Stopped, UserError
-from rlt_core.formats import FOLDER, RECORD, load_format, record_format
+from rlt_core.prompts.format import FOLDER, RECORD, load_format, record_format
 from rlt_core.models import load_model, load_tokenizer, new_model, save_model, tiny_tokenizer
-from rlt_core.reward import reward_parts
-from rlt_core.schemas import SCORES
+from rlt_core.reward.formula import reward_parts
+from rlt_core.sql.schemas import SCORES
 from tasks.score_file import Scoring, score_file
 
 ROWS = [

@@ -134,7 +134,7 @@ def running_shares() -> list[psutil.Process]:
 
 def is_share(process: psutil.Process) -> bool:
     line = process.info["cmdline"] or []
-    return "tasks.torchrun" in line and "torch.distributed.run" not in line
+    return "tasks.distributed" in line and "torch.distributed.run" not in line
 
 
 def assert_gone(processes: Iterable[psutil.Process]) -> None:

@@ -15,11 +15,11 @@ from prompt_toolkit.output import DummyOutput
 from typer.testing import CliRunner
 
 from flows.local.s3 import S3Access, free_port
-from flows.sql_cli import ask, sql
-from flows.sql_shell import SqlCompleter, command, shell, unfinished
+from flows.cli.sql import ask, sql
+from flows.cli.sql_shell import SqlCompleter, command, shell, unfinished
 from rlt_core.errors import UserError
 from rlt_core.store import Store
-from rlt_core.tables import connect, refresh
+from rlt_core.sql.views import connect, refresh
 from tests.sample_store import commit, sample_run, score_row
 
 LISTS = "select question_id, student_solution_logprobs as l, 'nan'::double as x from scores limit 2"
@@ -158,7 +158,7 @@ def test_every_format_on_both_stores(store_root, tmp_path):
 
 def test_the_command_needs_neither_torch_nor_prefect_nor_pandas(store_root):
     code = (
-        "import sys; from flows.sql_cli import sql; "
+        "import sys; from flows.cli.sql import sql; "
         f"sql('select count(*) from scores', store={store_root!r}); "
         "print({'torch', 'prefect', 'pandas', 'scipy'} & set(sys.modules))"
     )

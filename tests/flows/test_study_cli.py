@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flows.study_cli import app
+from flows.cli.study import app
 from rlt_core.errors import UserError
 from rlt_core.experiments import targets
 from rlt_core.graph import Node
@@ -122,7 +122,7 @@ def test_mistakes_come_before_the_work(file: Path, tmp_path: Path) -> None:
 
 def test_verify_imports_neither_prefect_nor_torch(tmp_path: Path) -> None:
     program = (
-        "import sys; from flows.cli import app; "
+        "import sys; from flows.cli.app import app; "
         "from rlt_core.errors import UserError\n"
         "try: app(['study', 'verify', sys.argv[1]], standalone_mode=False)\n"
         "except UserError as error: assert 'no whole bundle' in str(error)\n"

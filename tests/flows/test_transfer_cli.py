@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flows.artifacts_cli import app
+from flows.cli.artifacts import app
 from rlt_core.errors import UserError
 from rlt_core.store import Store
 from tests.sample_store import commit, sample_run, score_row

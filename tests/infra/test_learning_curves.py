@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from infra.benchmarks import grpo_step
-from rlt_core.formats import load_format
+from rlt_core.prompts.format import load_format
 from rlt_core.models import load_tokenizer
 from rlt_core.profiles import tiny
-from rlt_core.prompts import Prompter
+from rlt_core.prompts.renderer import Prompter
 from rlt_core.training.rewards import RLTReward
 
 STEPS = 12

@@ -5,8 +5,8 @@ import pytest
 from markdown_it import MarkdownIt
 from scipy import stats
 
-from flows import pages
-from flows.run_cli import _latest_report
+from flows import prefect_artifacts
+from flows.cli.run import _latest_report
 from rlt_core.errors import UserError
 from rlt_core.evaluation.overlap import overlap
 from rlt_core.experiments import PAPER, targets
@@ -239,7 +239,7 @@ def test_every_report_of_a_profile_has_artifacts_of_its_own(monkeypatch, traces,
 
     store = Reports(str(tmp_path / "store"))
     for label in ("report", "report[table-1]", "report[table-2]"):
-        pages.show_report(store, commit(store, label, {}))
+        prefect_artifacts.show_report(store, commit(store, label, {}))
     keys = [each["key"] for each in shown]
     assert len(set(keys)) == len(keys)
     assert {"tiny-report", "tiny-scores", "tiny-table-1-report", "tiny-table-2-compared"} <= set(

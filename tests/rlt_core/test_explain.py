@@ -8,10 +8,10 @@ import pytest
 from rlt_core.config import RewardSpec
 from rlt_core.errors import UserError
 from rlt_core.explain import AROUND, WORST, explain
-from rlt_core.formats import load_format
+from rlt_core.prompts.format import load_format
 from rlt_core.models import tiny_tokenizer
-from rlt_core.prompts import Prompter
-from rlt_core.reward import reward_parts
+from rlt_core.prompts.renderer import Prompter
+from rlt_core.reward.formula import reward_parts
 from rlt_core.scoring import assign_ranks
 from rlt_core.store import Ref, Store
 from tests.sample_store import commit, row, score_row

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from rlt_core.config import FolderModel
-from rlt_core.formats import load_format
+from rlt_core.prompts.format import load_format
 from rlt_core.models import import_model, load_model, load_tokenizer, save_model
-from rlt_core.prompts import Prompter
+from rlt_core.prompts.renderer import Prompter
 from rlt_core.scoring import selected_logprobs
 from tests.rlt_core.families import FAMILIES, Family, write_family
 

@@ -20,11 +20,11 @@ from transformers import (
 )
 
 from rlt_core.config import Sampling, ScratchModel, StageResources
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.errors import Stopped, UserError
-from rlt_core.formats import load_format
+from rlt_core.prompts.format import load_format
 from rlt_core.generation import Completion, open_engine, sample_seed
-from rlt_core.generation.transformers_engine import TransformersEngine, draw, uniforms
+from rlt_core.generation.hf import TransformersEngine, draw, uniforms
 from rlt_core.models import new_model, save_model, tiny_tokenizer
 from rlt_core.scoring import selected_logprobs
 

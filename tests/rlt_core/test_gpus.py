@@ -13,7 +13,7 @@ import gpu_driver
 import pytest
 
 from rlt_core import gpus
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.errors import Stopped, UserError
 
 spawn = multiprocessing.get_context("spawn")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlt_core.guards import (
+from rlt_core.reward.diagnostics import (
     CLIPPED_ALARM,
     COMPRESSION_ALARM,
     COPIED_ALARM,

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.errors import Stopped, UserError
 from rlt_core.launch import ChildFailed, Launcher
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlt_core.config import ScratchModel, StageResources
-from rlt_core.formats import load_format
+from rlt_core.prompts.format import load_format
 from rlt_core.models import (
     load_model,
     new_model,

@@ -14,7 +14,7 @@ from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 from rlt_core.chat_templates import BadTemplate, chats, try_template
 from rlt_core.config import FolderModel
 from rlt_core.errors import UserError
-from rlt_core.formats import load_format
+from rlt_core.prompts.format import load_format
 from rlt_core.models import import_model, load_model
 from tests.rlt_core.families import FAMILIES, tokenizer_of, write_family
 

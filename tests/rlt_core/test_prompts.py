@@ -13,9 +13,9 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from rlt_core.errors import UserError
-from rlt_core.formats import PromptFormat, load_format, shipped
+from rlt_core.prompts.format import PromptFormat, load_format, shipped
 from rlt_core.models import CHATML, load_tokenizer, tiny_tokenizer
-from rlt_core.prompts import IGNORED, Prompter
+from rlt_core.prompts.renderer import IGNORED, Prompter
 from tests.qwen_tokenizer import qwen_tokenizer
 
 TINY = load_format("tiny")

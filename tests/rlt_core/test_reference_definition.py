@@ -17,9 +17,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rlt_core.config import REWARD_PRESETS, RewardSpec, ScratchModel
-from rlt_core.formats import PromptFormat, load_format
+from rlt_core.prompts.format import PromptFormat, load_format
 from rlt_core.models import CHATML, new_model, tiny_tokenizer
-from rlt_core.prompts import Prompter
+from rlt_core.prompts.renderer import Prompter
 from rlt_core.scoring import Contexts, score_contexts
 from tests.qwen_tokenizer import qwen_tokenizer
 

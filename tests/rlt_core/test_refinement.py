@@ -14,9 +14,9 @@ import pytest
 
 from rlt_core.config import ScratchModel
 from rlt_core.config.refinement import Endpoint, RefinementConfig
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.errors import Stopped, UserError
-from rlt_core.formats import load_format
+from rlt_core.prompts.format import load_format
 from rlt_core.models import new_model, save_model, tiny_tokenizer
 from rlt_core.refinement.client import KEY, Answer, ask_all
 from rlt_core.refinement.refine import fault_of, request_of

@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from rlt_core import sql_macros
+from rlt_core.sql import macros
 from rlt_core.config import REWARD_PRESETS, RewardSpec
 from rlt_core.errors import UserError
-from rlt_core.replay import Changes, chosen, replayed, summaries
-from rlt_core.reward import reward_parts
+from rlt_core.reward.replay import Changes, chosen, replayed, summaries
+from rlt_core.reward.formula import reward_parts
 from rlt_core.rows import read_rows
 from rlt_core.scoring import assign_ranks
-from rlt_core.sql_macros import arguments, literal
+from rlt_core.sql.macros import arguments, literal
 from rlt_core.store import Store
-from rlt_core.tables import connect
+from rlt_core.sql.views import connect
 from tests.sample_store import commit, sample_run, score_row, scored_training_traces
 
 # ---------------------------------------------------------------- macros
@@ -59,7 +59,7 @@ def as_row(example):
 @pytest.fixture(scope="module")
 def connection():
     with duckdb.connect() as connection:
-        sql_macros.create(connection)
+        macros.create(connection)
         yield connection
 
 
@@ -77,11 +77,11 @@ def test_macros_are_the_reward_of_the_reference(connection, spec, examples):
         connection,
         rows,
         f"""
-        rlt_r_ss(solution, {alpha}, {arguments(spec, sql_macros.SOLUTION)}),
-        rlt_r_kl(student, teacher, {alpha}, think_kl, {arguments(spec, sql_macros.THINK)}),
-        rlt_penalty(closed, {arguments(spec, sql_macros.PENALTY)}),
+        rlt_r_ss(solution, {alpha}, {arguments(spec, macros.SOLUTION)}),
+        rlt_r_kl(student, teacher, {alpha}, think_kl, {arguments(spec, macros.THINK)}),
+        rlt_penalty(closed, {arguments(spec, macros.PENALTY)}),
         rlt_reward(solution, student, teacher, {alpha}, {kl_weight}, closed, think_kl,
-          {arguments(spec, sql_macros.REWARD)})
+          {arguments(spec, macros.REWARD)})
         """,
     )
     assert found

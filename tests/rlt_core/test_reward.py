@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlt_core.config import RewardSpec
-from rlt_core.reward import REDUCTIONS, rank_rewards, reward_parts
+from rlt_core.reward.formula import REDUCTIONS, rank_rewards, reward_parts
 
 logprob = st.floats(min_value=-50, max_value=0)
 SPEC = RewardSpec()

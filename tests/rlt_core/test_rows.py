@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlt_core.rows import read_rows, write_rows, write_table
-from rlt_core.schemas import SCORES, TABLES
+from rlt_core.sql.schemas import SCORES, TABLES
 from tests.sample_store import row, score_row
 
 logprobs = st.none() | st.lists(st.floats(width=32, allow_nan=False), max_size=5)

@@ -13,18 +13,18 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from rlt_core.config import RewardSpec, ScratchModel
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.errors import Stopped
-from rlt_core.formats import load_format
+from rlt_core.prompts.format import load_format
 from rlt_core.grading import Grader
 from rlt_core.models import new_model, tiny_tokenizer
-from rlt_core.prompts import Prompter
-from rlt_core.reward import reward_parts
+from rlt_core.prompts.renderer import Prompter
+from rlt_core.reward.formula import reward_parts
 from rlt_core.rows import read_rows, write_rows
 from rlt_core.scoring import assign_ranks, passes, score_traces, selected_logprobs
-from rlt_core.scoring import head as head_module
-from rlt_core.scoring import traces as traces_module
-from rlt_core.scoring.head import LogitTransform, head_kl, head_logprobs
+from rlt_core.scoring import lm_head_module
+from rlt_core.scoring import score_traces_module
+from rlt_core.scoring.lm_head import LogitTransform, head_kl, head_logprobs
 from rlt_core.scoring.passes import length_batches
 
 VOCABULARY = 23

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlt_core.config import RankedSet, TraceOrder
-from rlt_core.schemas import SCORES
+from rlt_core.sql.schemas import SCORES
 from rlt_core.scoring import assign_ranks
-from rlt_core.selection import (
+from rlt_core.data.trace_selection import (
     best_fitting,
     columns,
     columns_of_set,

@@ -28,7 +28,7 @@ from flows.local.processes import MARK
 from flows.local.s3 import free_port
 from rlt_core.store import Store
 
-RLT = [sys.executable, "-m", "flows.cli"]
+RLT = [sys.executable, "-m", "flows.cli.app"]
 ROOT = Path(__file__).parents[2]
 PERMANENT = ("server", "worker", "launcher", "weed")
 

@@ -16,9 +16,9 @@ from rlt_core.config import (
     SFTConfig,
     StageResources,
 )
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.errors import UserError
-from rlt_core.formats import RECORD, PromptFormat, load_format, record_format
+from rlt_core.prompts.format import RECORD, PromptFormat, load_format, record_format
 from rlt_core.graph import key_of
 from rlt_core.model_sources import folder_digest
 from rlt_core.models import new_model, save_model, tiny_tokenizer

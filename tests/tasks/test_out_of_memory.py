@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rlt_core.config import StageResources
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.errors import UserError
 from rlt_core.estimate import hint
 from rlt_core.stages import STAGES

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.errors import Stopped
 from rlt_core.rows import read_rows, write_rows
 from rlt_core.store import Store, Workspace

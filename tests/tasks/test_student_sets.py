@@ -18,14 +18,14 @@ from rlt_core.config import (
     SFTConfig,
     StageResources,
 )
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.data.subsets import choose
 from rlt_core.errors import UserError
-from rlt_core.formats import load_format
+from rlt_core.prompts.format import load_format
 from rlt_core.generation import open_engine, sample_seed
 from rlt_core.graph import key_of
 from rlt_core.models import new_model, save_model, tiny_tokenizer
-from rlt_core.prompts import Prompter, Row
+from rlt_core.prompts.renderer import Prompter, Row
 from rlt_core.rows import read_rows, write_rows
 from rlt_core.scoring import assign_ranks
 from rlt_core.stages import (

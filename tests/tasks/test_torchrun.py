@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rlt_core.control import Control
-from tasks import torchrun
+from rlt_core.progress import Control
+from tasks import distributed
 
 WORKER = """
 import subprocess, sys, threading
@@ -19,7 +19,7 @@ from multiprocessing import connection
 from tasks import torchrun
 
 print(subprocess.Popen(["sleep", "600"]).pid, flush=True)
-torchrun._listen(connection.Client(sys.argv[1], "AF_UNIX"), threading.Event())
+distributed._listen(connection.Client(sys.argv[1], "AF_UNIX"), threading.Event())
 """
 
 
@@ -44,7 +44,7 @@ def told(tmp_path: Path, *words: tuple[str, str] | None) -> BaseException:
     """What is raised where each of the processes ends with such a word, or without one (None)."""
     address = str(tmp_path / "owner")
     with connection.Listener(address, "AF_UNIX") as listener:
-        owner = torchrun._Owner(listener, Control())
+        owner = distributed._Owner(listener, Control())
         for pipe, word in [(connection.Client(address, "AF_UNIX"), word) for word in words]:
             if word:
                 pipe.send(word)
@@ -60,15 +60,15 @@ def told(tmp_path: Path, *words: tuple[str, str] | None) -> BaseException:
 def test_who_died_is_told_rather_than_who_lost_it(tmp_path: Path, killed_first: bool) -> None:
     """Gloo fails in the others when one of them was killed."""
     words = [None, ("cut_off", "Connection closed by peer")]
-    assert isinstance(told(tmp_path, *words[:: 1 if killed_first else -1]), torchrun.Died)
+    assert isinstance(told(tmp_path, *words[:: 1 if killed_first else -1]), distributed.Died)
 
 
 def test_who_lost_another_machines_process_says_so(tmp_path: Path) -> None:
     error = told(tmp_path, ("cut_off", "Connection closed by peer"))
-    assert "closed by peer" in str(error) and not isinstance(error, torchrun.Died)
+    assert "closed by peer" in str(error) and not isinstance(error, distributed.Died)
 
 
 def test_what_failed_is_told_rather_than_who_died_of_it(tmp_path: Path) -> None:
     """NCCL ends the others when one of them has run out of memory."""
     error = told(tmp_path, None, ("failed", "CUDA out of memory"))
-    assert "CUDA out of memory" in str(error) and not isinstance(error, torchrun.Died)
+    assert "CUDA out of memory" in str(error) and not isinstance(error, distributed.Died)

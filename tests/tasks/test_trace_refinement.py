@@ -10,13 +10,13 @@ import pytest
 
 from rlt_core.config import StageResources
 from rlt_core.config.refinement import RefinementConfig
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.data.traces import import_traces
 from rlt_core.errors import UserError
-from rlt_core.formats import load_format
+from rlt_core.prompts.format import load_format
 from rlt_core.graph import key_of
 from rlt_core.models import tiny_tokenizer
-from rlt_core.prompts import Prompter
+from rlt_core.prompts.renderer import Prompter
 from rlt_core.refinement.client import KEY
 from rlt_core.rows import read_rows
 from rlt_core.stages import STAGES, TraceRefinementConfig

@@ -8,13 +8,13 @@ from random import Random
 
 import pytest
 
-from rlt_core.data import arithmetic
-from rlt_core.data.countdown import countdown_questions
-from rlt_core.formats import load_format
+from rlt_core.data.generators import arithmetic
+from rlt_core.data.generators.countdown import countdown_questions
+from rlt_core.prompts.format import load_format
 from rlt_core.grading import GradeItem
 from rlt_core.grading.grade import grade
 from rlt_core.models import tiny_tokenizer
-from rlt_core.prompts import IGNORED, Prompter
+from rlt_core.prompts.renderer import IGNORED, Prompter
 
 FORMAT = load_format("tiny")
 PROMPTER = Prompter(FORMAT, tiny_tokenizer(FORMAT))

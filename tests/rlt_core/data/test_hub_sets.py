@@ -17,7 +17,7 @@ import pytest
 from rlt_core.config import DataConfig, FieldMapping
 from rlt_core.data.sources import read_source
 from rlt_core.errors import UserError
-from rlt_core.evaluation.tasks import BENCHMARKS
+from rlt_core.evaluation.benchmarks import BENCHMARKS
 from rlt_core.experiments import targets
 from rlt_core.graph import upstream
 from rlt_core.hub import UNPINNED

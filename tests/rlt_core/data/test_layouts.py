@@ -17,7 +17,7 @@ from rlt_core.config import DataConfig, FieldMapping
 from rlt_core.data.rawrow import PROVIDER_ERROR, RawRow
 from rlt_core.data.sources import Source, found_layout, read_source
 from rlt_core.errors import UserError
-from rlt_core.formats import load_format
+from rlt_core.prompts.format import load_format
 
 REPLY = (
     "<|begin_of_thought|>\n\nhm\n\n<|end_of_thought|>\n\n"

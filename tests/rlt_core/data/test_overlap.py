@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlt_core.config import DataConfig
-from rlt_core.control import Control
-from rlt_core.data.arithmetic import base_documents, operands_of
-from rlt_core.data.countdown import (
+from rlt_core.progress import Control
+from rlt_core.data.generators.arithmetic import base_documents, operands_of
+from rlt_core.data.generators.countdown import (
     EVALUATION_QUESTIONS,
     EVALUATION_SEED,
     countdown_questions,
@@ -26,9 +26,9 @@ from rlt_core.data.prepare import prepare_questions
 from rlt_core.data.rawrow import RawRow, question_id
 from rlt_core.data.shingles import near_duplicates
 from rlt_core.errors import UserError
-from rlt_core.formats import load_format
+from rlt_core.prompts.format import load_format
 from rlt_core.models import tiny_tokenizer
-from rlt_core.prompts import Prompter
+from rlt_core.prompts.renderer import Prompter
 from rlt_core.rows import read_rows
 
 FORMAT = load_format("tiny")

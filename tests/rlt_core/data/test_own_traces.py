@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from rlt_core.config import DataConfig
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.data.prepare import prepare_questions
 from rlt_core.data.traces import own_traces
 from rlt_core.errors import UserError
-from rlt_core.formats import load_format
+from rlt_core.prompts.format import load_format
 from rlt_core.models import tiny_tokenizer
-from rlt_core.prompts import Prompter
+from rlt_core.prompts.renderer import Prompter
 from rlt_core.rows import read_rows
 
 FORMAT = load_format("tiny")

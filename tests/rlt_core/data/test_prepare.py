@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlt_core.config import DataConfig
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.data.overlap import find_overlaps
 from rlt_core.data.prepare import prepare_questions
 from rlt_core.data.rawrow import normalised, question_id
@@ -23,9 +23,9 @@ from rlt_core.data.shingles import near_duplicates
 from rlt_core.data.sources import read_source
 from rlt_core.data.subsets import choose
 from rlt_core.errors import Stopped, UserError
-from rlt_core.formats import load_format
+from rlt_core.prompts.format import load_format
 from rlt_core.models import tiny_tokenizer
-from rlt_core.prompts import Prompter
+from rlt_core.prompts.renderer import Prompter
 from rlt_core.rows import read_rows
 
 FORMAT = load_format("tiny")

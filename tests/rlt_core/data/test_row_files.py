@@ -12,7 +12,7 @@ import pytest
 from rlt_core.data.explanations import read_explanations
 from rlt_core.data.scores import import_scores
 from rlt_core.errors import UserError
-from rlt_core.formats import load_format
+from rlt_core.prompts.format import load_format
 from rlt_core.rows import read_rows
 
 GOOD = {"question": "q", "solution": "s", "explanation": "e"}

@@ -11,11 +11,11 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from rlt_core.config import SFTConfig, StageResources
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.estimate.shapes import Shape, of_config
-from rlt_core.formats import load_format
+from rlt_core.prompts.format import load_format
 from rlt_core.models import save_model, tiny_tokenizer
-from rlt_core.prompts import Row
+from rlt_core.prompts.renderer import Row
 from rlt_core.store import Workspace
 from rlt_core.store.files import Files
 from rlt_core.training.sft import train_sft

@@ -16,8 +16,8 @@ from trl.trainer.utils import add_fused_lm_head
 from rlt_core.config import LoRA, SFTConfig, StageResources
 from rlt_core.estimate import memory
 from rlt_core.estimate.memory import Trained
-from rlt_core.generation.transformers_engine import GrowingLayer
-from rlt_core.scoring.head import head_kl, head_logprobs
+from rlt_core.generation.hf import GrowingLayer
+from rlt_core.scoring.lm_head import head_kl, head_logprobs
 from rlt_core.training.policy import adapters
 
 LORA = LoRA(rank=16)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlt_core.evaluation.tasks import BENCHMARKS
+from rlt_core.evaluation.benchmarks import BENCHMARKS
 
 COMMIT = "0" * 40
 ROWS: dict[str, list[dict[str, Any]]] = {

@@ -5,9 +5,9 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from rlt_core.formats import load_format
+from rlt_core.prompts.format import load_format
 from rlt_core.models import CHATML, tiny_tokenizer
-from rlt_core.prompts import Prompter
+from rlt_core.prompts.renderer import Prompter
 
 TINY, RLT, R1 = load_format("tiny"), load_format("rlt"), load_format("r1")
 # Over the edges of tags: what stands before them, inside them, and the line's end behind them.

@@ -15,7 +15,7 @@ from rlt_core.config import PromptPreset
 from rlt_core.errors import Stopped, UserError
 from rlt_core.evaluation.adapter import Question, Results, run_tasks
 from rlt_core.evaluation.scores import score_rows
-from rlt_core.evaluation.tasks import BENCHMARKS, CHOICES_SEED, EvalTask, benchmark_task
+from rlt_core.evaluation.benchmarks import BENCHMARKS, CHOICES_SEED, EvalTask, benchmark_task
 from tests.rlt_core.evaluation.conftest import COMMIT, ROWS
 
 Row = dict[str, Any]
@@ -206,7 +206,7 @@ def test_importing_lighteval_leaves_gradients_as_they_were() -> None:
 
 def test_benchmarks_are_read_without_lighteval(hub: Path) -> None:
     code = (
-        "import sys; from rlt_core.evaluation.tasks import benchmark_task; "
+        "import sys; from rlt_core.evaluation.benchmarks import benchmark_task; "
         "benchmark_task('gpqa_diamond'); assert 'lighteval' not in sys.modules; "
         "assert 'torch' not in sys.modules"
     )

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from rlt_core.config import BudgetForcing, EvaluationConfig, Sampling, ScratchModel, StageResources
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.errors import Stopped
-from rlt_core.evaluation.budget import Forcer
+from rlt_core.evaluation.budget_forcing import Forcer
 from rlt_core.evaluation.completions import Completer, Request, Written
 from rlt_core.evaluation.run import Examination
-from rlt_core.evaluation.tasks import EvalTask
+from rlt_core.evaluation.benchmarks import EvalTask
 from rlt_core.generation import Completion, open_engine, sample_seed
 from rlt_core.generation.engine import ClosesItself, FinishReason
 from rlt_core.models import new_model, save_model, tiny_tokenizer
-from rlt_core.prompts import Prompter
+from rlt_core.prompts.renderer import Prompter
 from tests.rlt_core.evaluation.prompters import (
     CHARACTERS,
     PROMPTERS,

@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlt_core.config import BudgetForcing
-from rlt_core.evaluation.budget import Draft, Forcer
-from rlt_core.prompts import Prompter
+from rlt_core.evaluation.budget_forcing import Draft, Forcer
+from rlt_core.prompts.renderer import Prompter
 from tests.rlt_core.evaluation.prompters import CHARACTERS, MERGING, PROMPTERS, RLT, spelled
 
 quick = settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)

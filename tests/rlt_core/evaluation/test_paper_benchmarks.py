@@ -6,10 +6,10 @@ from typing import Any, get_args
 import pytest
 
 from rlt_core.config import EvaluationConfig, PromptPreset, ScratchModel, StageResources
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.evaluation.run import Examination
-from rlt_core.evaluation.tasks import BENCHMARKS, benchmark_task
-from rlt_core.formats import load_format
+from rlt_core.evaluation.benchmarks import BENCHMARKS, benchmark_task
+from rlt_core.prompts.format import load_format
 from rlt_core.models import new_model, save_model, tiny_tokenizer
 from rlt_core.profiles.paper import EVALUATION
 from rlt_core.rows import read_rows

@@ -17,16 +17,16 @@ from rlt_core.config import (
     ScratchModel,
     StageResources,
 )
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.errors import Stopped, UserError
 from rlt_core.evaluation.run import Examination, given_solution
-from rlt_core.evaluation.tasks import EvalTask
-from rlt_core.formats import load_format
+from rlt_core.evaluation.benchmarks import EvalTask
+from rlt_core.prompts.format import load_format
 from rlt_core.generation import open_engine, sample_seed
 from rlt_core.grading.grade import grade
 from rlt_core.grading.types import UNGRADED, GradeItem
 from rlt_core.models import load_tokenizer, new_model, save_model, tiny_tokenizer
-from rlt_core.prompts import Prompter
+from rlt_core.prompts.renderer import Prompter
 from rlt_core.rows import read_rows
 from rlt_core.store import Store, Workspace
 from tasks.stages.evaluation import examine

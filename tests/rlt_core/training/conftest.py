@@ -8,7 +8,7 @@ from training_runs import FORMAT, scratch_folder
 
 from rlt_core.config import StageResources
 from rlt_core.models import load_tokenizer
-from rlt_core.prompts import Prompter
+from rlt_core.prompts.renderer import Prompter
 from rlt_core.store import Workspace
 from rlt_core.store.files import Files
 

@@ -12,10 +12,10 @@ import torch
 from training_runs import TEACHER, steps
 
 from rlt_core.config import FolderModel, RewardSpec, SFTConfig, StageResources
-from rlt_core.control import Control
-from rlt_core.formats import load_format
+from rlt_core.progress import Control
+from rlt_core.prompts.format import load_format
 from rlt_core.models import import_model, load_model, load_tokenizer
-from rlt_core.prompts import Prompter
+from rlt_core.prompts.renderer import Prompter
 from rlt_core.store import Workspace
 from rlt_core.training.grpo import train_grpo
 from rlt_core.training.rewards import Prompt, RLTReward

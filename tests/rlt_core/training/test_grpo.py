@@ -21,16 +21,16 @@ from training_runs import (
 )
 
 from rlt_core.config import LoRA, ReferenceSync, RewardSpec, Sampling, StageResources
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.errors import Stopped, UserError
 from rlt_core.generation import Completion, sample_seed
-from rlt_core.generation.transformers_engine import TransformersEngine
+from rlt_core.generation.hf import TransformersEngine
 from rlt_core.models import load_model
-from rlt_core.prompts import Prompter
+from rlt_core.prompts.renderer import Prompter
 from rlt_core.store import Workspace
 from rlt_core.training.grpo import train_grpo
 from rlt_core.training.rewards import Prompt, Rewards, RLTReward
-from rlt_core.training.steps import StepRecorder
+from rlt_core.training.metrics import StepRecorder
 
 CONFIG = TEACHER.model_copy(update={"reference_sync": ReferenceSync(every_steps=2)})
 Run = Callable[..., tuple[Path, dict[str, float]]]

@@ -14,11 +14,11 @@ from training_runs import weights as weights_of
 from transformers import LlamaModel
 
 from rlt_core.config import LoRA, ReferenceSync, RewardSpec, SFTConfig, StageResources
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.errors import Stopped
-from rlt_core.prompts import Prompter, Row
+from rlt_core.prompts.renderer import Prompter, Row
 from rlt_core.store import Workspace
-from rlt_core.training import checkpoints
+from rlt_core.training import checkpoint
 from rlt_core.training.grpo import train_grpo
 from rlt_core.training.rewards import Prompt, RLTReward
 from rlt_core.training.sft import train_sft
@@ -141,7 +141,7 @@ def test_results_are_the_same_without_it(
     train: Run, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     probed = train("probed", **options)
-    monkeypatch.setattr(checkpoints, "LongestFirst", Nothing)
+    monkeypatch.setattr(checkpoint, "LongestFirst", Nothing)
     plain = train("plain", **options)
     assert weights_of(probed) == weights_of(plain)
     assert steps_of(probed) == steps_of(plain)
@@ -160,8 +160,8 @@ def test_what_does_not_fit_fails_before_the_first_step(
     def too_large(*_: Any) -> Any:
         return torch.empty(1 << 60)
 
-    for trainer in checkpoints.ResumableTrainer.__subclasses__():
+    for trainer in checkpoint.ResumableTrainer.__subclasses__():
         monkeypatch.setattr(trainer, "longest_loss", too_large)
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         train("run", control=kill_at(1))
-    assert not workspace("run").parts(checkpoints.GROUP)
+    assert not workspace("run").parts(checkpoint.GROUP)

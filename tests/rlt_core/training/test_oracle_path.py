@@ -10,10 +10,10 @@ from torch import nn
 from training_runs import FORMAT, TEACHER, scratch_folder, steps
 
 from rlt_core.config import RewardSpec, StageResources
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.models import load_model, load_tokenizer
-from rlt_core.prompts import Prompter, Span
-from rlt_core.reward import reward_parts
+from rlt_core.prompts.renderer import Prompter, Span
+from rlt_core.reward.formula import reward_parts
 from rlt_core.store import Workspace
 from rlt_core.training.grpo import train_grpo
 from rlt_core.training.rewards import Prompt, RewardFunction, Rewards, RLTReward

@@ -10,10 +10,10 @@ from training_runs import FORMAT, TEACHER, scratch_folder
 
 from rlt_core.config import CorrectnessReward, RewardSpec, ScratchModel, StageResources
 from rlt_core.errors import UserError
-from rlt_core.formats import load_format
+from rlt_core.prompts.format import load_format
 from rlt_core.grading import Grade, GradeItem, Grader
 from rlt_core.models import load_model, new_model, save_model, tiny_tokenizer
-from rlt_core.prompts import Prompter
+from rlt_core.prompts.renderer import Prompter
 from rlt_core.training.rewards import AnswerReward, NoReward, Prompt, RLTReward
 
 SPEC = RewardSpec(temperature=0.7)

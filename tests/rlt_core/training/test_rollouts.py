@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from training_runs import FORMAT, TEACHER, scratch_folder, steps
 
 from rlt_core.config import RewardSpec, Sampling, StageResources, TeacherGRPOConfig
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.errors import UserError
-from rlt_core.formats import PromptFormat
-from rlt_core.generation.transformers_engine import TransformersEngine
+from rlt_core.prompts.format import PromptFormat
+from rlt_core.generation.hf import TransformersEngine
 from rlt_core.models import load_model, load_tokenizer
-from rlt_core.prompts import Context, Prompter, Span
+from rlt_core.prompts.renderer import Context, Prompter, Span
 from rlt_core.scoring import selected_logprobs
 from rlt_core.stages import TeacherGRPOStageConfig
 from rlt_core.store import Workspace

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from training_runs import Killed, kill_at, steps, stop_after, weights
 
 from rlt_core.config import LoRA, SFTConfig, StageResources
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.errors import Stopped, UserError
 from rlt_core.models import load_model, load_tokenizer, vocabulary_digest
-from rlt_core.prompts import IGNORED, Prompter, Row
+from rlt_core.prompts.renderer import IGNORED, Prompter, Row
 from rlt_core.store import Workspace
 from rlt_core.training.sft import train_sft
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from training_runs import FORMAT, TEACHER, scratch_folder, steps, weights
 
 from rlt_core.config import ScratchModel, SFTConfig, StageResources
-from rlt_core.control import Control
+from rlt_core.progress import Control
 from rlt_core.errors import UserError
 from rlt_core.store import Workspace
 from rlt_core.store.files import Files
@@ -69,10 +69,10 @@ result = {
 (folder / f"result-{rank()}.json").write_text(json.dumps(result))
 """
 SFT = """
-from rlt_core.control import Control
-from rlt_core.formats import load_format
+from rlt_core.progress import Control
+from rlt_core.prompts.format import load_format
 from rlt_core.models import load_tokenizer
-from rlt_core.prompts import Prompter
+from rlt_core.prompts.renderer import Prompter
 from rlt_core.store import Workspace
 from rlt_core.store.files import Files
 from rlt_core.training.sft import train_sft

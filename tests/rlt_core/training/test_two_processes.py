@@ -19,10 +19,10 @@ SCRIPT = """
 import os, sys
 from pathlib import Path
 from rlt_core.config import LoRA, ReferenceSync, RewardSpec, StageResources, TeacherGRPOConfig
-from rlt_core.control import Control
-from rlt_core.formats import load_format
+from rlt_core.progress import Control
+from rlt_core.prompts.format import load_format
 from rlt_core.models import load_tokenizer
-from rlt_core.prompts import Prompter
+from rlt_core.prompts.renderer import Prompter
 from rlt_core.store import Workspace
 from rlt_core.store.files import Files
 from rlt_core.training.grpo import train_grpo

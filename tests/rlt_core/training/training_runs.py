@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from rlt_core.config import ScratchModel, TeacherGRPOConfig
-from rlt_core.control import Control
-from rlt_core.formats import PromptFormat, load_format
+from rlt_core.progress import Control
+from rlt_core.prompts.format import PromptFormat, load_format
 from rlt_core.models import new_model, save_model, tiny_tokenizer
 from rlt_core.rows import read_rows
 

@@ -1,0 +1,77 @@
+"""The `rlt` command. Exit status: 0 done, 1 failed, 2 the user's mistake, 130 stopped."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import typer
+
+from flows.cli import artifacts, plan, reward, run, server, sql, study
+from flows.cli.fetch import fetch
+from flows.local.up import current
+from flows.worker import worker
+from rlt_core import __version__
+from rlt_core.environment import ends_in_one_line, require_surroundings
+
+app = typer.Typer(
+    name="rlt",
+    help="Reinforcement-Learned Teachers: the whole paper as a pipeline.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(run.run)
+app.command()(plan.plan)
+app.command()(run.status)
+app.command()(run.report)
+app.command()(sql.sql)
+app.command()(fetch)
+app.command()(server.up)
+app.command()(server.down)
+app.command()(server.setup_server)
+app.command("furnish", hidden=True)(server.setup_server)
+app.command()(worker)
+app.add_typer(artifacts.app, name="artifacts")
+app.add_typer(reward.app, name="reward")
+app.add_typer(study.app, name="study")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True),
+) -> None:
+    pass
+
+
+def _use_store_of_up() -> None:
+    """Where nothing names a store, commands read and write that of a running `rlt up`."""
+    named = "RLT_STORE" in os.environ or any(word.startswith("--store") for word in sys.argv)
+    if named or {"up", "down"} & set(sys.argv[1:2]):
+        return
+    running = current()
+    if running:
+        os.environ["RLT_STORE"] = running.store
+        os.environ.update(running.access())
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    with ends_in_one_line(Path(".")):
+        require_surroundings()
+        _use_store_of_up()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""`rlt fetch`: download ahead what a profile needs from the hub, and pin it here."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from flows.cli.options import ProfileOption, SetOption, TargetArgument
+from rlt_core import hub
+from rlt_core.config import Config, HubModel
+from rlt_core.errors import UserError
+from rlt_core.evaluation.benchmarks import BENCHMARKS
+from rlt_core.experiments import ALL, require_target
+from rlt_core.overrides import load_config
+
+GIB = 1 << 30
+SPARE = 1.1
+"""Free disk that is asked for, over the bytes to download."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A repository of the hub."""
+
+    repo: str
+    revision: str | None
+    kind: hub.RepoType
+
+
+def _wanted(config: Config, target: str) -> Iterator[Wanted]:
+    """What an experiment reads; the larger student and other trace sources are table 1's."""
+    sources = [config.base_model, config.reward_student, config.student]
+    sources += [model.source for model in config.imports.models.values()]
+    data_sets = [config.data, config.rl_data]
+    if target in ("table-1", ALL):
+        sources += [config.larger_student.model] if config.larger_student else []
+        data_sets += [source.data for source in config.trace_sources.values()]
+    for source in sources:
+        if isinstance(source, HubModel):
+            yield Wanted(source.repo, source.revision, "model")
+    for data in data_sets:
+        if data and data.source.startswith("hub:"):
+            yield Wanted(data.source.removeprefix("hub:"), data.revision, "dataset")
+    for name in config.evaluation.tasks:
+        if name in BENCHMARKS:
+            yield Wanted(BENCHMARKS[name].repo, config.evaluation.revisions.get(name), "dataset")
+
+
+def fetch(
+    target: TargetArgument = "full-pipeline",
+    profile: ProfileOption = "tiny",
+    set_: SetOption = None,
+) -> None:
+    """Download the models and data sets of a run, so that everything later is offline."""
+    require_target(target)
+    wanted = list(dict.fromkeys(_wanted(load_config(profile, set_ or []), target)))
+    console = Console()
+    if not wanted:
+        console.print(f"{target} of profile {profile} needs nothing from the hub")
+        return
+    sizes = {item: hub.download_size(item.repo, item.revision, item.kind) for item in wanted}
+    folder = hub.cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    needed, free = sum(sizes.values()), shutil.disk_usage(folder).free
+    if needed * SPARE > free:
+        raise UserError(
+            f"{profile} needs {needed / GIB:.1f} GiB of the hub, and {folder} has {free / GIB:.1f} "
+            "GiB free; make room, or set HF_HOME to a larger disk"
+        )
+    for item in wanted:
+        console.print(f"{item.repo}: {sizes[item] / GIB:.2f} GiB to download", highlight=False)
+        commit = hub.download(item.repo, item.revision, item.kind)
+        console.print(f"{item.repo}@{commit}", highlight=False)

@@ -1,0 +1,208 @@
+"""`rlt plan`: every node, whether it is in the store already, and what the others need."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flows.cli.progress import table_console
+from flows.cli.options import (
+    DEFAULT_STORE,
+    JsonOption,
+    ProfileOption,
+    SetOption,
+    StoreOption,
+    TargetArgument,
+    open_store,
+    store_place,
+)
+from flows.request import Request
+from rlt_core.data.sources import found_layout
+from rlt_core.estimate import Estimate, Machine, assumptions, disk_needed, said_of_disk, short
+from rlt_core.prompts.format import label_of
+from rlt_core.graph import Node, Planned
+from rlt_core.stages import DatasetPrepConfig, TraceScoringConfig
+from rlt_core.store import Store
+
+CHANGES_SHOWN = 3
+GIB = 1 << 30
+COLUMNS = (
+    "params", "GiB/GPU", "GPUs", "tokens", "GPU-h", "hours", "host", "disk", "artifact",
+)  # fmt: skip
+
+HELD = ("host_bytes", "disk_bytes")
+"""Columns `host` and `disk`: the most that one node needs while it is computed."""
+
+Estimates = Mapping[str, Estimate]
+"""Node key -> estimate."""
+
+
+def plan(
+    target: TargetArgument = "full-pipeline",
+    profile: ProfileOption = "tiny",
+    set_: SetOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    estimates: Annotated[
+        bool | None,
+        typer.Option(
+            "--estimates/--no-estimates",
+            help="What nodes will take; else shown where they are computed on GPUs.",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show every node, in the store already or to be computed, for those what changed and what
+    they will take. Exit status 2 if that cannot fit."""
+    open_store(store)
+    request = Request(
+        target=target, profile=profile, overrides=tuple(set_ or ()), store=store_place(store)
+    )
+    planned = request.look_up()
+    found = request.estimates(planned)
+    show_estimators(planned)
+    if as_json:
+        rows = [{**row(item), "estimate": asdict(found[item.node.key])} for item in planned]
+        print(json.dumps(rows, indent=1))
+    else:
+        console = table_console()
+        console.print(_nodes(planned))
+        misses = sum(not item.hit for item in planned)
+        console.print(f"{len(planned)} nodes: {len(planned) - misses} hits, {misses} misses")
+        for line in _layouts(planned):
+            console.print(line, markup=False, soft_wrap=True)
+        for line in _formats(planned):
+            console.print(line, markup=False, highlight=False)
+        if estimates or (estimates is None and any(each.on_gpu for each in found.values())):
+            _show_estimates(console, request, planned, found)
+    request.require_fit(planned)
+
+
+def show_estimators(planned: Sequence[Planned]) -> None:
+    """One line on stderr for each trace-scoring of off-policy traces: its KL estimator, and why."""
+    notes = {
+        item.node.label: item.node.config.note
+        for item in planned
+        if isinstance(item.node.config, TraceScoringConfig) and item.node.config.note
+    }
+    for label, note in notes.items():
+        print(f"{label}: {note}", file=sys.stderr)
+
+
+def row(item: Planned) -> dict[str, Any]:
+    """A node of a plan as printed by `--json`."""
+    return {
+        "name": item.node.name,
+        "stage": item.node.stage.name,
+        "seed": item.node.seed,
+        "key": item.node.key,
+        "format": label_of(item.node.config.model_dump()),
+        "hit": item.hit,
+        "changes": list(item.changes),
+    }
+
+
+def _layouts(planned: Sequence[Planned]) -> Iterator[str]:
+    """How data files are read where that is not configured."""
+    for item in planned:
+        config, path = item.node.config, item.node.paths.get("source")
+        if not isinstance(config, DatasetPrepConfig) or path is None or item.hit:
+            continue
+        if found := found_layout(config.data.model_copy(update={"source": path})):
+            yield f"{item.node.name}: {found}"
+
+
+def _formats(planned: Sequence[Planned]) -> list[str]:
+    """One line for each prompt format with its nodes, the most common one last."""
+    nodes: dict[str, list[str]] = {}
+    for item in planned:
+        label = label_of(item.node.config.model_dump())
+        if label and item.node.stage.name != "dataset-prep":
+            nodes.setdefault(label, []).append(item.node.name)
+    *few, most = sorted(nodes, key=lambda label: len(nodes[label])) or [""]
+    lines = [f"prompt format {label}: {', '.join(nodes[label])}" for label in few]
+    return [*lines, f"prompt format {most}: all {'other nodes' if few else 'nodes'}"][: len(nodes)]
+
+
+def _nodes(planned: Sequence[Planned]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("node", "key", "", "what changed"):
+        table.add_column(column, no_wrap=column in ("node", "key", ""))
+    for item in planned:
+        shown = [*item.changes[:CHANGES_SHOWN]]
+        if len(item.changes) > CHANGES_SHOWN:
+            shown.append(f"and {len(item.changes) - CHANGES_SHOWN} more")
+        what = "[green]hit[/]" if item.hit else "[yellow]miss[/]"
+        table.add_row(escape(item.node.name), item.node.key, what, escape("\n".join(shown)))
+    return table
+
+
+# ---------------------------------------------------------------- estimates
+def _show_estimates(
+    console: Console, request: Request, planned: Sequence[Planned], found: Estimates
+) -> None:
+    """Print what missing nodes need: one line per node, one per stage, the sum, assumptions."""
+    missing = [item.node for item in planned if not item.hit]
+    if not missing:
+        return
+    stages: dict[str, list[Estimate]] = {}
+    table = _table("to be computed")
+    for node in missing:
+        stages.setdefault(node.stage.name, []).append(found[node.key])
+        table.add_row(escape(node.name), *_cells([found[node.key]]))
+    console.print()
+    console.print(table)
+    sums = _table("stage")
+    for stage, own in stages.items():
+        sums.add_row(f"{stage} ({len(own)})", *_cells(own))
+    sums.add_row("all", *_cells([found[node.key] for node in missing]), style="bold")
+    console.print()
+    console.print(sums)
+    console.print(_disk(Store(request.store), missing, found), markup=False)
+    for line in assumptions(request.config(), missing, found):
+        console.print(line, style="dim", markup=False, highlight=False)
+
+
+def _disk(store: Store, missing: Sequence[Node], found: Estimates) -> str:
+    needed, widest = disk_needed(missing, found)
+    at_most = said_of_disk(widest, found[widest.key])
+    said = f"disk where the store is, one node after the other: {short(needed)}B ({at_most})"
+    free = Machine.here(store.files.local(""), []).disk if store.files.is_local else None
+    return said if free is None else f"{said}; free there: {short(free)}B"
+
+
+def _table(first: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column(first, overflow="fold")  # names give way to figures
+    for column in COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _cells(own: Sequence[Estimate]) -> list[str]:
+    """Cells for one node or several: the largest of what is held at once, the sum of the rest."""
+    parameters = [each.parameters for each in own if each.parameters is not None]
+    peaks = [each.peak_bytes for each in own if each.peak_bytes is not None]
+    hours = [each for each in own if each.gpu_hours is not None]
+    unknown = any(each.gpus and each.peak_bytes is None for each in own)
+    tokens = sum(each.tokens for each in own)
+    size = sum(each.artifact_bytes for each in own)
+    host, disk = (max(getattr(each, name) or 0 for each in own) for name in HELD)
+    return [
+        "unknown" if unknown else short(max(parameters)) if parameters else "-",
+        "unknown" if unknown else f"{max(peaks) / GIB:.1f}" if peaks else "-",
+        str(max(each.gpus for each in own)) if any(each.on_gpu for each in own) else "-",
+        short(tokens) if tokens else "-",
+        f"{sum(each.gpu_hours or 0 for each in hours):.1f}" if hours else "-",
+        f"{sum(each.wall_hours or 0 for each in hours):.1f}" if hours else "-",
+        f"{host / GIB:.1f} GiB" if host else "-",
+        f"{short(disk)}B" if disk else "-",
+        f"{short(size)}B" if size else "-",
+    ]

@@ -1,0 +1,104 @@
+"""`rlt sql`: a question to the store's tables, or a shell."""
+
+from __future__ import annotations
+
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli.options import DEFAULT_STORE, StoreOption, open_store
+from rlt_core.errors import UserError
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+FORMATS = ("table", "csv", "json", "jsonl", "parquet")
+
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        "-f",
+        help="table, csv, json, jsonl or parquet; else by OUTPUT's suffix, or table.",
+    ),
+]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Write to this file, not to the terminal.")
+]
+
+
+def sql(
+    statement: Annotated[
+        str | None, typer.Argument(help='SQL, e.g. "select * from eval_scores"; none: a shell.')
+    ] = None,
+    format: FormatOption = None,
+    output: OutputOption = None,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Ask the tables with SQL (DuckDB): questions, traces, scores, eval_samples, eval_scores,
+    train_steps, rank_scores, dropped, eval_overlaps, artifacts, costs, lineage, refs."""
+    chosen = _format(format, output)
+    if statement is None and not sys.stdin.isatty():
+        statement = sys.stdin.read()
+    if output is not None and not (statement and statement.strip()):
+        raise UserError("--output needs the SQL as an argument or on standard input")
+    sys.meta_path.insert(0, NoPandas())
+    from rlt_core.sql.views import connect, refresh
+
+    opened = open_store(store)
+    with connect(opened, statement) as connection:
+        if statement is not None:
+            ask(connection, statement, chosen, output)
+        else:
+            from flows.cli.sql_shell import shell
+
+            shell(
+                connection,
+                ask=lambda text: ask(connection, text, chosen, None),
+                refresh=lambda: refresh(connection, opened),
+            )
+
+
+class NoPandas:
+    """Pandas is not needed here, but pyarrow imports it (1 s) where it is installed."""
+
+    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
+        if name == "pandas":
+            raise ImportError("not needed by rlt sql")
+        return None
+
+
+def _format(name: str | None, output: Path | None) -> str:
+    """The format asked for, or that of the file's suffix. Raises UserError for an unknown one."""
+    chosen = name or (output.suffix[1:] if output and output.suffix else "table")
+    if chosen not in FORMATS:
+        raise UserError(f"unknown format {chosen!r}; there are: {', '.join(FORMATS)}")
+    if chosen == "parquet" and output is None:
+        raise UserError("--format parquet needs --output FILE")
+    return chosen
+
+
+def ask(connection: DuckDBPyConnection, text: str, format: str, output: Path | None) -> None:
+    """Run the statements of a text in order and show each result.
+
+    Raises UserError for SQL that DuckDB refuses and for a file that cannot be written.
+    """
+    from flows.cli.sql_output import show, write
+    from rlt_core.sql.views import sql_errors
+
+    with sql_errors(text):
+        statements = [one.query for one in connection.extract_statements(text)]
+    if output is not None and len(statements) != 1:
+        raise UserError(f"--output takes one statement, not {len(statements)}")
+    for statement in statements:
+        with sql_errors(statement):
+            relation = connection.sql(statement)
+            if relation is None:
+                print("done", file=sys.stderr)
+            elif output is None:
+                show(relation, format)
+            else:
+                write(relation, format, output)

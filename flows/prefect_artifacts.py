@@ -1,0 +1,194 @@
+"""What a run shows on its page in the Prefect UI: logs, progress, tables, figures, the report."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import re
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect import get_run_logger
+from prefect.artifacts import (
+    create_image_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+from rlt_core.progress import Metrics
+from rlt_core.graph import Planned
+from rlt_core.store import Manifest, Store
+
+UPDATE_EVERY_S = 2.0
+"""Seconds between two updates of one progress bar."""
+SHOWN_METRICS = 6
+FIGURE = re.compile(r"!\[([^\]]*)\]\(([^)]+\.png)\)")
+
+
+def _slug(name: str) -> str:
+    """A name as an artifact key: lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _numbers(metrics: Metrics) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:SHOWN_METRICS])
+
+
+class NodePage:
+    """Reports the nodes that a run computes itself: a progress bar and a table each."""
+
+    def __init__(self) -> None:
+        self._bars: dict[str, UUID] = {}
+        self._updated: dict[str, float] = {}
+
+    def started(self, name: str) -> None:
+        """A node has begun: its bar appears."""
+        get_run_logger().info("%s: started", name)
+        self._bars[name] = _bar(name)
+        self._updated[name] = 0.0
+
+    def progress(self, name: str, done: int, total: int, metrics: Metrics) -> None:
+        """Move the bar, every other second at most."""
+        now = time.monotonic()
+        if now - self._updated[name] < UPDATE_EVERY_S:
+            return
+        self._updated[name] = now
+        if total:
+            text = f"{name}: {_numbers(metrics)}"
+        else:
+            text = f"{name}: waiting for another run, which works on the same key or holds the GPUs"
+        update_progress_artifact(
+            self._bars[name], progress=100 * done / total if total else 0.0, description=text
+        )
+
+    def line(self, name: str, text: str) -> None:
+        """A line of the process that computes the node, into this run's log."""
+        get_run_logger().info("%s | %s", name, text)
+
+    def finished(self, name: str, manifest: Manifest) -> None:
+        """Fill the bar and show what was committed."""
+        update_progress_artifact(
+            self._bars[name], progress=100.0, description=f"{name}: {_numbers(manifest.metrics)}"
+        )
+        get_run_logger().info(
+            "%s: committed %s after %.1f s  %s",
+            name, manifest.ref.key, manifest.seconds, _numbers(manifest.metrics),
+        )  # fmt: skip
+        show_node(manifest)
+
+    def failed(self, name: str, how: str, message: str) -> None:
+        """Say why."""
+        get_run_logger().error("%s: %s\n%s", name, how, message)
+
+
+class RunPage:
+    """Reports the nodes that a run sends to others: one bar over all."""
+
+    def __init__(self, total: int, hits: int) -> None:
+        self._total, self._done = total, hits
+        self._lock = threading.Lock()
+        self._bar = _bar("all nodes", self._share())
+
+    def _share(self) -> float:
+        return 100 * self._done / self._total if self._total else 100.0
+
+    def started(self, name: str) -> None:
+        """Its own page shows the rest."""
+
+    def progress(self, name: str, done: int, total: int, metrics: Metrics) -> None:
+        """Stands on the page of the run that computes the node."""
+
+    def line(self, name: str, text: str) -> None:
+        """Stands on the page of the run that computes the node."""
+
+    def finished(self, name: str, manifest: Manifest) -> None:
+        """One more."""
+        with self._lock:
+            self._done += 1
+            done = self._done
+        update_progress_artifact(
+            self._bar, progress=self._share(), description=f"{done} of {self._total} nodes"
+        )
+        get_run_logger().info(
+            "%d/%d  %s  %s  %.1f s  %s",
+            done, self._total, name, manifest.ref.key, manifest.seconds,
+            _numbers(manifest.metrics),
+        )  # fmt: skip
+
+    def failed(self, name: str, how: str, message: str) -> None:
+        """Say why."""
+        get_run_logger().error("%s: %s\n%s", name, how, message)
+
+
+def _bar(description: str, progress: float = 0.0) -> UUID:
+    made = create_progress_artifact(progress=progress, description=description)
+    assert isinstance(made, UUID)
+    return made
+
+
+# ---------------------------------------------------------------- tables, figures, the report
+def show_plan(planned: Sequence[Planned]) -> None:
+    """Every node: hit or miss, and for a miss what changed."""
+    rows = [
+        {
+            "node": item.node.name,
+            "key": item.node.key,
+            "pool": item.node.stage.pool,
+            "found": "hit" if item.hit else "miss",
+            "what changed": "; ".join(item.changes),
+        }
+        for item in planned
+    ]
+    create_table_artifact(table=rows, key="rlt-plan", description="What this run found")
+
+
+def show_node(manifest: Manifest) -> None:
+    """Key, inputs and metrics of an artifact."""
+    name = manifest.label if manifest.seed is None else f"{manifest.label}@{manifest.seed}"
+    facts: list[tuple[str, Any]] = [
+        ("key", manifest.ref.key),
+        ("seconds", f"{manifest.seconds:.1f}"),
+        ("rows", manifest.rows),
+        ("bytes", manifest.bytes),
+        *((f"input {input_}", ref.key) for input_, ref in manifest.inputs.items()),
+        *((metric, f"{value:.6g}") for metric, value in manifest.metrics.items()),
+    ]
+    create_table_artifact(
+        table=[{"what": name_, "value": str(value)} for name_, value in facts],
+        key=_slug(f"node-{manifest.profile}-{name}"),
+        description=f"{name} of profile {manifest.profile}",
+    )
+
+
+def show_report(store: Store, manifest: Manifest) -> None:
+    """The report with its figures, and its tables; those of an experiment under its name."""
+    folder = store.local(manifest)
+    title = manifest.label.removeprefix("report").strip("[]")
+    place = f"{manifest.profile}-{title}" if title else manifest.profile
+    text = FIGURE.sub(r"*\1* (see the image artifacts)", (folder / "report.md").read_text())
+    create_markdown_artifact(
+        markdown=text, key=_slug(f"{place}-report"), description=f"The report {title}".strip()
+    )
+    for table in sorted(folder.rglob("*.csv")):
+        with table.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        create_table_artifact(
+            table=rows, key=_slug(f"{place}-{table.stem}"), description=table.name
+        )
+    for picture in sorted(folder.rglob("*.png")):
+        _show_figure(picture, place)
+
+
+def _show_figure(picture: Path, place: str) -> None:
+    data = base64.b64encode(picture.read_bytes()).decode()
+    create_image_artifact(
+        image_url=f"data:image/png;base64,{data}",
+        key=_slug(f"{place}-{picture.stem}-figure"),
+        description=picture.name,
+    )

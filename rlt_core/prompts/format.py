@@ -1,0 +1,131 @@
+"""Prompt formats are data: system prompts, tags and separators as JSON files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rlt_core.errors import UserError
+
+RENAMED = {
+    "think_prefix": "renamed; write padding, which is inside all tags, on both sides",
+    "score_think_prefix": "renamed; write score_padding",
+}
+"""Fields of format files that were written for earlier versions, and what to write."""
+RECORD = "prompt_format.json"
+"""File of a model folder that holds the format which the model was trained with."""
+Role = Literal["teacher", "student"]
+"""What a model is used as: whose prompts it reads."""
+FOLDER = Path(__file__).parent / "formats"
+
+
+class PromptFormat(BaseModel):
+    """The words around question, solution and explanation, for teacher and student.
+
+    Teacher, assistant turn (prefilled up to T, which is generated); _ is the padding:
+    `solution_open _ S _ solution_close separator explanation_open _ T _ explanation_close`.
+    Student, assistant turn:
+    `thought_open _ T _ thought_close separator solution_open _ S _ solution_close`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: str
+    teacher_system: str
+    """System prompt of the teacher; empty: no system turn."""
+    student_system: str | None
+    """System prompt of the student; empty: no system turn; null: the data set's own, which a node
+    reads from the table `questions` of its input `system`."""
+    solution_open: str
+    solution_close: str
+    explanation_open: str
+    explanation_close: str
+    thought_open: str
+    thought_close: str
+    separator: str = "\n\n"
+    padding: str = "\n\n"
+    """Stands inside every pair of tags, behind the opening and in front of the closing one; encoded
+    together with them."""
+    score_padding: bool = False
+    """Whether padding counts as part of the explanation and the solution where it has tokens of its
+    own, as in the reference code. Off: only their own tokens are scored (paper, eq. 3-4)."""
+    template_date: date = date(2024, 7, 26)
+    """What chat templates that ask for today's date are told (Llama 3.2's own default)."""
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Every tag; none may occur in a solution."""
+        return (
+            self.solution_open, self.solution_close, self.explanation_open,
+            self.explanation_close, self.thought_open, self.thought_close,
+        )  # fmt: skip
+
+
+def record_format(model: Path, format: PromptFormat) -> None:
+    """Write the format that a model was trained with beside its weights."""
+    (model / RECORD).write_text(format.model_dump_json(indent=1) + "\n")
+
+
+def require_format(model: Path, format: PromptFormat, role: Role, name: str, fix: str) -> None:
+    """Raise UserError if a model folder records another format than the one it is to be used with.
+
+    Folders of other makers record none. The other role's system prompt and the format's name do not
+    count. `name`: of the model, and `fix`: what to set, in the message.
+    """
+    if not (model / RECORD).is_file():
+        return
+    recorded = _parsed((model / RECORD).read_text(), f"in {model / RECORD}")
+    ignored = {"name", "student_system" if role == "teacher" else "teacher_system"}
+    fields = [field for field in PromptFormat.model_fields if field not in ignored]
+    other = [field for field in fields if getattr(recorded, field) != getattr(format, field)]
+    if other:
+        raise UserError(
+            f"{name} was trained with prompt format {recorded.name} and is to be used with "
+            f"{format.name}, which differs in {', '.join(other)}: {fix}"
+        )
+
+
+def label_of(config: Mapping[str, Any]) -> str | None:
+    """Name of the prompt format in a stage's config, if it has one; says whether the student's
+    system prompt is the data's."""
+    format = config.get("format")
+    if format is None:
+        return None
+    name = str(format["name"])
+    return f"{name} (system prompt of the data)" if format["student_system"] is None else name
+
+
+def shipped() -> list[str]:
+    """Names of the formats that come with the package."""
+    return sorted(file.stem for file in FOLDER.glob("*.json"))
+
+
+def load_format(name: str) -> PromptFormat:
+    """A shipped format by name, or a JSON file by path. Raises UserError."""
+    if name == "rlt-paper":
+        raise UserError("prompt format rlt-paper: `rlt` scores the same tokens now; write rlt")
+    if name in shipped():
+        text = (FOLDER / f"{name}.json").read_text()
+    elif Path(name).is_file():
+        text = Path(name).read_text()
+    else:
+        raise UserError(f"prompt_format={name!r}: neither a file nor one of {', '.join(shipped())}")
+    return _parsed(text, name)
+
+
+def _parsed(text: str, name: str) -> PromptFormat:
+    try:
+        return PromptFormat.model_validate(json.loads(text))
+    except ValidationError as error:
+        problems = (
+            f"{'.'.join(map(str, each['loc']))}: {RENAMED.get(str(each['loc'][-1]), each['msg'])}"
+            for each in error.errors()
+        )
+        raise UserError(f"prompt format {name}: {'; '.join(problems)}") from None
+    except ValueError as error:
+        raise UserError(f"prompt format {name} is not JSON: {error}") from None

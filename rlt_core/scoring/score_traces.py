@@ -1,0 +1,210 @@
+"""Rows of the table `scores`: rewards of traces, their parts, rivals and guards."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlt_core.config import RewardSpec
+from rlt_core.progress import Control
+from rlt_core.grading import UNGRADED, GradeItem, Grader
+from rlt_core.reward.diagnostics import watch
+from rlt_core.prompts.renderer import Prompter
+from rlt_core.reward.formula import RewardParts, rank_rewards, reward_parts
+from rlt_core.reward.baselines import mean_likelihood, rank_surprisal_ratio
+from rlt_core.scoring.tokens import Contexts, Loader, TokenScores, token_scores
+
+Row = dict[str, Any]
+GRADES_A_CHECK = 256
+"""Explanations graded between two looks at whether the work should stop."""
+
+
+def score_traces(
+    traces: Sequence[Mapping[str, Any]],
+    questions: Mapping[str, Mapping[str, Any]],
+    *,
+    student: str,
+    load_student: Loader,
+    load_teacher: Loader,
+    student_prompter: Prompter,
+    teacher_prompter: Prompter,
+    spec: RewardSpec,
+    max_tokens: int,
+    tokens_per_batch: int,
+    grader: Grader | None = None,
+    control: Control | None = None,
+) -> list[Row]:
+    """Rows of `scores`, one a trace in input order, `rank` still empty (see `assign_ranks`).
+
+    `traces` are rows of the table `traces`, `questions` rows of `questions` by id; `student` is
+    the key of the reward student. First the student scores everything, then the teacher: each
+    is asked of its loader once. A trace with a context of more than `max_tokens` is not scored: its
+    status is `too_long`. Without a `grader`, `correct` is empty. Raises RuntimeError naming the
+    trace whose reward is no number.
+    """
+    contexts = [_contexts(trace, questions, student_prompter, teacher_prompter) for trace in traces]
+    correct = None if grader is None else _arrivals(traces, questions, grader, control or Control())
+    return score_contexts(
+        traces,
+        contexts,
+        student=student,
+        load_student=load_student,
+        load_teacher=load_teacher,
+        spec=spec,
+        max_tokens=max_tokens,
+        tokens_per_batch=tokens_per_batch,
+        words=student_prompter.words,
+        correct=correct,
+        control=control,
+    )
+
+
+def score_contexts(
+    traces: Sequence[Mapping[str, Any]],
+    contexts: Sequence[Contexts],
+    *,
+    student: str,
+    load_student: Loader,
+    load_teacher: Loader,
+    spec: RewardSpec,
+    max_tokens: int,
+    tokens_per_batch: int,
+    words: int | None = None,
+    correct: Sequence[bool | None] | None = None,
+    control: Control | None = None,
+) -> list[Row]:
+    """As `score_traces`, of traces whose contexts are already built. `correct`: of each trace,
+    whether it arrives at the solution; empty where no answer is known."""
+    kept = [i for i, each in enumerate(contexts) if each.longest <= max_tokens]
+    scored = token_scores(
+        [contexts[i] for i in kept],
+        load_student,
+        load_teacher,
+        spec,
+        tokens_per_batch,
+        ranks=True,
+        words=words,
+        control=control,
+    )
+    by_trace = dict(zip(kept, scored, strict=True))
+    arrived = [None] * len(traces) if correct is None else correct
+    return [
+        {**_row(trace, each, student, spec, by_trace.get(i)), "correct": right}
+        for i, (trace, each, right) in enumerate(zip(traces, contexts, arrived, strict=True))
+    ]
+
+
+def assign_ranks(rows: Sequence[Row]) -> list[Row]:
+    """The rows with `rank` filled: 1 is the best reward among a question's scored completions.
+
+    Completions compete if question, seed, teacher and student are the same; of equal rewards the
+    lower sample ranks better. A row without a reward has no rank.
+    """
+    ranked = [{**row, "rank": None} for row in rows]
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in ranked:
+        if row["reward"] is not None:
+            key = tuple(row[name] for name in ("question_id", "seed", "teacher", "student"))
+            groups[key].append(row)
+    for group in groups.values():
+        group.sort(key=lambda row: row["sample"])
+        for row, rank in zip(group, rank_rewards([row["reward"] for row in group]), strict=True):
+            row["rank"] = rank
+    return ranked
+
+
+def _contexts(
+    trace: Mapping[str, Any],
+    questions: Mapping[str, Mapping[str, Any]],
+    student_prompter: Prompter,
+    teacher_prompter: Prompter,
+) -> Contexts:
+    row = questions[trace["question_id"]]
+    question, solution, think_ids = row["question"], row["solution"], trace["token_ids"]
+    return Contexts(
+        student_prompter.student_context(question, think_ids, solution),
+        teacher_prompter.teacher_context(question, solution, think_ids),
+    )
+
+
+def _arrivals(
+    traces: Sequence[Mapping[str, Any]],
+    questions: Mapping[str, Mapping[str, Any]],
+    grader: Grader,
+    control: Control,
+) -> list[bool | None]:
+    """Whether each explanation, read as a solution, gives the question's answer; None where it
+    cannot be graded or the grader failed."""
+    items = [_item(trace["text"], questions[trace["question_id"]]) for trace in traces]
+    outcomes: list[str] = []
+    while len(outcomes) < len(items):
+        control.check()
+        batch = items[len(outcomes) : len(outcomes) + GRADES_A_CHECK]
+        outcomes += [grade.outcome for grade in grader.grade_many(batch)]
+    unknown = (*UNGRADED, "grader_failed")
+    return [None if each in unknown else each == "correct" for each in outcomes]
+
+
+def _item(text: str, question: Mapping[str, Any]) -> GradeItem:
+    return GradeItem(text, question["answer"], question["grader"], question["metadata"])
+
+
+def _row(
+    trace: Mapping[str, Any],
+    contexts: Contexts,
+    student: str,
+    spec: RewardSpec,
+    scores: TokenScores | None,
+) -> Row:
+    solution_ids = contexts.student.ids[slice(*contexts.solution)]
+    row: Row = {
+        **{name: trace[name] for name in ("trace_id", "question_id", "seed", "teacher", "sample")},
+        "student": student,
+        "status": "too_long",
+        "rank": None,
+        "closed": trace["closed"],
+        "think_tokens": len(trace["token_ids"]),
+        "solution_tokens": len(solution_ids),
+        "temperature": spec.temperature,
+        "think_mean": None,
+        "rank_surprisal": None,
+        **dataclasses.asdict(watch(trace["text"], trace["token_ids"], solution_ids)),
+        "clipped": trace["finish_reason"] and trace["finish_reason"] == "length",
+        **dict.fromkeys(field.name for field in dataclasses.fields(RewardParts)),
+        "student_solution_logprobs": None,
+        "student_think_logprobs": None,
+        "teacher_think_logprobs": None,
+        "think_kl": None,
+    }
+    if scores is None:
+        return row
+    logprobs = {
+        "student_solution_logprobs": scores.student_solution,
+        "student_think_logprobs": scores.student_think,
+        "teacher_think_logprobs": scores.teacher_think,
+        "think_kl": scores.think_kl,
+    }
+    assert scores.think_ranks is not None and scores.think_surprisal is not None
+    try:
+        parts = reward_parts(
+            scores.student_solution,
+            scores.student_think,
+            scores.teacher_think,
+            trace["closed"],
+            spec,
+            scores.think_kl,
+        )
+    except ValueError as error:
+        raise RuntimeError(f"trace {trace['trace_id']}: {error}") from error
+    return (
+        row
+        | dataclasses.asdict(parts)
+        | logprobs
+        | {
+            "status": "scored",
+            "think_mean": mean_likelihood(scores.student_think),
+            "rank_surprisal": rank_surprisal_ratio(scores.think_ranks, scores.think_surprisal),
+        }
+    )

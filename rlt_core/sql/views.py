@@ -1,0 +1,273 @@
+"""Every table of a store as SQL views, in a locked in-memory DuckDB.
+
+    >>> connection = connect(Store("rlt-store"))
+    >>> connection.sql("select rank, avg(reward) from scores group by rank order by rank")
+
+The views are built from committed manifests, never from globs, and read the Parquet files where
+they lie, local or S3. `run` is the key of the artifact that wrote a row and joins everything. The
+reward's formula is there as macros (`rlt_core.sql.macros`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as ds
+from pyarrow.fs import FileSystem
+
+from rlt_core.sql import macros
+from rlt_core.errors import UserError
+from rlt_core.sql.schemas import TABLES
+from rlt_core.store import Manifest, Store
+
+RUN = pa.field("run", pa.string())
+LABEL = pa.field("label", pa.string())
+
+ARTIFACTS = pa.schema(
+    {
+        "run": pa.string(),
+        "kind": pa.string(),
+        "stage": pa.string(),
+        "stage_version": pa.int32(),
+        "label": pa.string(),
+        "profile": pa.string(),
+        "seed": pa.int32(),
+        "created": pa.timestamp("ms"),  # UTC
+        "seconds": pa.float64(),
+        "gpu_seconds": pa.float64(),
+        "device": pa.string(),
+        "bytes": pa.int64(),
+        "rows": pa.int64(),
+        "metrics": pa.string(),  # JSON: metrics->>'reward'
+        "config": pa.string(),  # JSON
+    }
+)
+"""One row a committed artifact."""
+
+COSTS = pa.schema(
+    {
+        "run": pa.string(),
+        "stage": pa.string(),
+        "label": pa.string(),
+        "profile": pa.string(),
+        "seed": pa.int32(),
+        "started": pa.timestamp("ms"),  # UTC
+        "created": pa.timestamp("ms"),  # UTC
+        "seconds": pa.float64(),
+        "gpu_seconds": pa.float64(),
+        "thread_seconds": pa.float64(),  # seconds times threads: at most these CPU-seconds
+        "threads": pa.int32(),
+        "device": pa.string(),
+        "bytes": pa.int64(),
+    }
+)
+"""What each artifact took to make, one row an artifact."""
+
+LINEAGE = pa.schema(
+    {
+        "run": pa.string(),
+        "stage": pa.string(),
+        "input": pa.string(),  # the name under which it is read
+        "input_run": pa.string(),
+        "input_stage": pa.string(),  # null when the input is no longer in the store
+    }
+)
+"""One row an artifact and an artifact that it read."""
+
+REFS = pa.schema({"name": pa.string(), "run": pa.string()})
+"""What a human name, e.g. `tiny/teacher-grpo@0`, stands for now."""
+
+
+BUILT: dict[str, pa.Schema] = {
+    "artifacts": ARTIFACTS,
+    "costs": COSTS,
+    "lineage": LINEAGE,
+    "refs": REFS,
+}
+"""Views made from manifests and names; the others are made from files."""
+
+
+def view_schema(table: str) -> pa.Schema:
+    """The columns of the view of a table: `run`, `label` if the table lacks it, its own."""
+    schema = TABLES[table]
+    return pa.schema([RUN, *([] if "label" in schema.names else [LABEL]), *schema])
+
+
+VIEWS: dict[str, pa.Schema] = {name: view_schema(name) for name in TABLES} | BUILT
+"""View name -> columns: all that SQL can name."""
+
+
+def connect(store: Store, sql: str | None = None) -> duckdb.DuckDBPyConnection:
+    """Views of every table over what is committed now, typed and empty where nothing is; macros.
+
+    `sql`: all that the connection will be asked; the views that it does not name stay empty. The
+    connection holds nothing that could be written back: it is in memory, and files, network,
+    extensions and Python variables are out of reach of its SQL.
+    """
+    spill = Path(tempfile.gettempdir()) / f"rlt-duckdb-{os.getuid()}"
+    connection = duckdb.connect(config={"temp_directory": str(spill)})
+    macros.create(connection)
+    refresh(connection, store, sql)
+    connection.execute("set enable_external_access = false")
+    connection.execute("set python_enable_replacements = false")
+    connection.execute("set lock_configuration = true")
+    return connection
+
+
+def refresh(connection: duckdb.DuckDBPyConnection, store: Store, sql: str | None = None) -> int:
+    """Point the views of `connect` at what is committed now; returns the number of artifacts.
+
+    What SQL itself has made on the connection stays.
+    """
+    named = _named(sql)
+    manifests = store.manifests()
+    for table in TABLES:
+        having = (one for one in manifests if table in named and table in one.tables)
+        connection.register(table, dataset(store, table, having))
+    refs = store.refs() if "refs" in named else {}
+    built = {
+        "artifacts": _table(ARTIFACTS, map(_facts, manifests) if "artifacts" in named else ()),
+        "costs": _table(COSTS, map(_facts, manifests) if "costs" in named else ()),
+        "lineage": _table(LINEAGE, _lineage(manifests) if "lineage" in named else ()),
+        "refs": _table(REFS, ({"name": name, "run": ref.key} for name, ref in refs.items())),
+    }
+    for view, made in built.items():
+        connection.register(view, made)
+    for macro, query in LOOK_UPS.items():
+        name = macro.partition("(")[0]
+        if name in named:
+            entries = f"select map_from_entries(list({{'k': k, 'v': v}})) from ({query}) as t(k, v)"
+            connection.execute(f"set variable {name} = ({entries})")
+            connection.execute(f"create or replace temp macro {macro}")
+    return len(manifests)
+
+
+def _named(sql: str | None) -> set[str]:
+    """The views and look-ups that a text can reach; all if it may put names together itself."""
+    look_ups = {"run_of": "refs", "input_of": "lineage"}
+    every = {*VIEWS, *look_ups}
+    words = every if sql is None else set(re.findall(r"\w+", sql.lower()))
+    if words & {"query", "query_table"}:
+        words = every
+    return (words & every) | {view for macro, view in look_ups.items() if macro in words}
+
+
+LOOK_UPS = {
+    "run_of(name) as getvariable('run_of')[name]": "select name, run from refs",
+    "input_of(run, input) as getvariable('input_of')[run || ' ' || input]": (
+        "select run || ' ' || input, input_run from lineage"
+    ),
+}
+"""Look-ups in `refs` and `lineage` that DuckDB works out before it reads, so that the files of
+other artifacts stay shut; a join with those views would open them all."""
+
+
+# ---------------------------------------------------------------- building the views
+def dataset(store: Store, table: str, manifests: Iterable[Manifest]) -> ds.FileSystemDataset:
+    """The files of a table in these artifacts as one dataset, read only when it is queried.
+
+    `run` and `label` are in each fragment's partition expression: the scanner fills them in, and
+    skips the files of other artifacts when a query filters on them.
+    """
+    file_format, file_system = ds.ParquetFileFormat(), _file_system(store)
+    run, label = ds.field("run"), ds.field("label")
+    fragments = []
+    for one in manifests:
+        constants = run == one.ref.key
+        if "label" not in TABLES[table].names:
+            constants &= label == one.label
+        fragments += [
+            file_format.make_fragment(
+                f"{store.data_path(one)}/{name}", file_system, partition_expression=constants
+            )
+            for name in one.tables.get(table, [])
+        ]
+    return ds.FileSystemDataset(fragments, VIEWS[table], file_format, file_system)
+
+
+def _file_system(store: Store) -> FileSystem:
+    """pyarrow's own file system: several times as fast as DuckDB or pyarrow through fsspec."""
+    file_system: FileSystem = store.files.arrow()
+    return file_system
+
+
+def _facts(one: Manifest) -> dict[str, Any]:
+    """A row of `artifacts` and of `costs`."""
+    return {
+        "run": one.ref.key, "kind": one.ref.kind, "stage": one.stage,
+        "stage_version": one.stage_version, "label": one.label, "profile": one.profile,
+        "seed": one.seed, "started": one.started_at, "created": one.finished_at,
+        "seconds": one.seconds, "gpu_seconds": one.gpu_seconds,
+        "thread_seconds": one.seconds * one.threads, "threads": one.threads,
+        "device": one.device, "bytes": one.bytes, "rows": one.rows,
+        "metrics": json.dumps(one.metrics), "config": json.dumps(one.config),
+    }  # fmt: skip
+
+
+def _lineage(manifests: Sequence[Manifest]) -> Iterator[dict[str, Any]]:
+    stages = {one.ref.key: one.stage for one in manifests}
+    for one in manifests:
+        for name, ref in one.inputs.items():
+            yield {
+                "run": one.ref.key, "stage": one.stage, "input": name, "input_run": ref.key,
+                "input_stage": stages.get(ref.key),
+            }  # fmt: skip
+
+
+def _table(schema: pa.Schema, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    found = list(rows)
+    return pa.table([pa.array([row[f.name] for row in found], f.type) for f in schema], schema)
+
+
+# ---------------------------------------------------------------- asking
+@contextmanager
+def sql_errors(sql: str) -> Iterator[None]:
+    """Turn DuckDB's errors into UserError: its message and the nearest table or column."""
+    try:
+        yield
+    except duckdb.Error as error:
+        raise UserError(_explain(sql, str(error).strip())) from None
+
+
+_NO_TABLE = re.compile(r"Table with name (\S+) does not exist")
+_NO_COLUMN = re.compile(r'Referenced column "(.+?)" not found|not have a column named "(.+?)"')
+_GUESS = re.compile(r"\n(Did you mean|Candidate (bindings|tables)).*")
+_UNREADABLE = re.compile(
+    r".*reading the stream registered as '(\w+)' failed: (?:\w+: )?", re.DOTALL
+)
+
+
+def _explain(sql: str, message: str) -> str:
+    """DuckDB's message, with what the views offer in place of DuckDB's own guesses."""
+    if match := _NO_TABLE.search(message):
+        hint = _nearest("table", match[1], list(VIEWS))
+    elif match := _NO_COLUMN.search(message):
+        mentioned = [name for name in VIEWS if re.search(rf"\b{name}\b", sql, re.IGNORECASE)]
+        columns = {column for name in mentioned for column in VIEWS[name].names}
+        hint = _nearest("column", match[1] or match[2], sorted(columns))
+    elif match := _UNREADABLE.match(message):
+        cause = message[match.end() :].partition(". Detail: Python exception")[0]
+        hint = (
+            "S3 did not give the file: does its server run, do endpoint and credentials fit?"
+            if "AWS Error" in cause
+            else "`rlt artifacts verify` lists what is damaged"
+        )
+        return f"{match[1]} cannot be read: {cause}\n{hint}"
+    else:
+        return message
+    return f"{_GUESS.sub('', message)}\n{hint}"
+
+
+def _nearest(what: str, name: str, known: list[str]) -> str:
+    close = get_close_matches(name, known, n=1)
+    return f"nearest {what}: {close[0]}" if close else f"{what}s: {', '.join(known)}"
