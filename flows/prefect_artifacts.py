@@ -21,8 +21,8 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from rlt_core.progress import Metrics
 from rlt_core.graph import Planned
+from rlt_core.progress import Metrics
 from rlt_core.store import Manifest, Store
 
 UPDATE_EVERY_S = 2.0

@@ -71,8 +71,8 @@ def _require_api() -> None:
 
 def _run(request: Request) -> int:
     from flows.carrier import Here
-    from flows.cores import Cores
     from flows.cli.progress import Display
+    from flows.cores import Cores
     from flows.local.up import launcher_file
     from rlt_core import warm
 

@@ -14,8 +14,8 @@ from pydantic import BaseModel
 
 from flows import prefect_artifacts
 from flows.carrier import Here, Outcome
-from flows.cores import Cores
 from flows.cli.options import store_place
+from flows.cores import Cores
 from flows.pipeline import state_of, wait_or_stop
 from rlt_core.errors import UserError
 from rlt_core.stages import STAGES

@@ -1,8 +1,8 @@
 """Chat templates: code of a model's makers, rendered the same on every day and machine.
 
 Only four chats are ever rendered, with slots for their texts: ids of real texts are put in later
-(`rlt_core.prompts.renderer`). So a template that renders these once, within the limits of a process of its
-own, will never hang or explode. Imports no torch, so that this process starts fast.
+(`rlt_core.prompts.renderer`). So a template that renders these once, within the limits of a process
+of its own, will never hang or explode. Imports no torch, so that this process starts fast.
 """
 
 from __future__ import annotations

@@ -18,10 +18,10 @@ from tokenizers import Tokenizer
 
 from rlt_core.config import RewardSpec
 from rlt_core.errors import UserError
-from rlt_core.reward.replay import own_spec
 from rlt_core.reward.formula import token_kl
-from rlt_core.store import Manifest, Store
+from rlt_core.reward.replay import own_spec
 from rlt_core.sql.views import dataset
+from rlt_core.store import Manifest, Store
 
 Row = dict[str, Any]
 Ids = Sequence[int | None]
@@ -222,10 +222,10 @@ def _texts(store: Store, manifest: Manifest, row: Row) -> tuple[Tokenizer | None
     if tokenizer is not None and "questions" in inputs:
         questions = dataset(store, "questions", [inputs["questions"]])
         asked = _rows(questions, {"question_id": row["question_id"]}, ["solution"])
-        tokenizer.encode_special_tokens = True  # as Prompter.encode: a user's text stays text
+        tokenizer.encode_special_tokens = True  # as Renderer.encode: a user's text stays text
         text = asked[0]["solution"] if asked else ""
         padding = manifest.config.get("format", {}).get("padding", "")
-        # Tokens of the padding alone are at the end, as Prompter.encode_block leaves them out.
+        # Tokens of the padding alone are at the end, as Renderer.encode_block leaves them out.
         solution = tokenizer.encode(text + padding, add_special_tokens=False).ids[:n_solution]
     return tokenizer, _fitting(think, n_think), _fitting(solution, n_solution)
 

@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import IO
 
-from rlt_core.progress import Control
 from rlt_core.errors import UserError
+from rlt_core.progress import Progress
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 POLL_S = 0.5
@@ -41,7 +41,7 @@ def here() -> dict[str, str]:
     return {name: known.get(name) or name for name in names}
 
 
-def hold(count: int, control: Control, patience_s: float | None = None) -> None:
+def hold(count: int, progress: Progress, patience_s: float | None = None) -> None:
     """Take so many of the GPUs that no other node holds (all, where there are fewer) and let this
     process see no others; waits until they are free, and then keeps them until it ends.
 
@@ -58,8 +58,8 @@ def hold(count: int, control: Control, patience_s: float | None = None) -> None:
                 f"the GPUs of this machine were not free within {patience_s:.0f} s, while other "
                 "machines wait with theirs; let its worker take one run at a time (--limit 1)"
             )
-        control.progress(0, 0, {})
-        control.check()
+        progress.report(0, 0, {})
+        progress.check()
         time.sleep(POLL_S)
 
     while not (turn := _lock("turn")):  # else many small nodes would keep out a large one

@@ -24,9 +24,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlt_core.progress import Control, Metrics
 from rlt_core.environment import in_one_line
 from rlt_core.errors import Stopped, UserError
+from rlt_core.progress import Metrics, Progress
 
 GRACE_S = 30.0
 EXIT_S = 5.0
@@ -228,14 +228,14 @@ def _child(target: str, argument: Any, pipe: connection.Connection, log: str) ->
         with lock, contextlib.suppress(BrokenPipeError):
             pipe.send(message)
 
-    control = Control(
-        progress=lambda done, total, metrics: send((done, total, dict(metrics))),
+    progress = Progress(
+        report=lambda done, total, metrics: send((done, total, dict(metrics))),
         should_stop=lambda: wish.deadline is not None,
     )
     try:
         module, _, function = target.partition(":")
         outcome = _Outcome(
-            "result", getattr(importlib.import_module(module), function)(argument, control)
+            "result", getattr(importlib.import_module(module), function)(argument, progress)
         )
     except UserError as error:
         outcome = _Outcome("user_error", str(error))

@@ -1,4 +1,4 @@
-"""What long work says to, and hears from, whoever started it."""
+"""Callbacks for long-running work: report progress, check for cancellation."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ PART = 1000
 
 
 def _silent(done: int, total: int, metrics: Metrics) -> None:
-    """Report to nobody."""
+    pass
 
 
 @dataclass(frozen=True)
-class Control:
-    """Progress out, the wish to stop in. The default is silent and never stops."""
+class Progress:
+    """The callbacks of one piece of work. The defaults report nothing and never stop it."""
 
-    progress: Callable[[int, int, Metrics], None] = _silent
+    report: Callable[[int, int, Metrics], None] = _silent
     """Called with (units done, units in all, current metrics)."""
     should_stop: Callable[[], bool] = lambda: False
-    """True once somebody wants the work to checkpoint and end."""
+    """True once the work was asked to checkpoint and end."""
 
     def check(self) -> None:
-        """Raise `Stopped` if the work should end; call it where nothing would be lost."""
+        """Raise `Stopped` if a stop was requested; call it where nothing would be lost."""
         if self.should_stop():
             raise Stopped("stopped on request")
 
-    def part(self, index: int, parts: int) -> Control:
-        """For one of several equal parts of the work: its progress counts as that share."""
+    def part(self, index: int, parts: int) -> Progress:
+        """The callbacks of one of several equal parts of the work."""
 
-        def progress(done: int, total: int, metrics: Metrics) -> None:
+        def report(done: int, total: int, metrics: Metrics) -> None:
             share = PART * done // total if total else 0
-            self.progress(index * PART + share, parts * PART, metrics)
+            self.report(index * PART + share, parts * PART, metrics)
 
-        return Control(progress, self.should_stop)
+        return Progress(report, self.should_stop)

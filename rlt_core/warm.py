@@ -21,9 +21,9 @@ from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any
 
-from rlt_core.progress import Control, Metrics
 from rlt_core.errors import Stopped, UserError
 from rlt_core.launch import ENVIRONMENT, ChildFailed, Launcher, Launches
+from rlt_core.progress import Metrics, Progress
 from rlt_core.stages import STAGES
 
 VARIABLE = "RLT_LAUNCHER"
@@ -110,13 +110,13 @@ class WarmLauncher:
 
 
 # ---------------------------------------------------------------- the process that stays
-def in_environment(argument: Any, control: Control) -> Any:
+def in_environment(argument: Any, progress: Progress) -> Any:
     """Inside the child: take the environment of the run that wanted it, then do its work."""
     target, inner, environment = argument
     os.environ.clear()
     os.environ.update(ENVIRONMENT | environment)
     module, _, function = target.partition(":")
-    return getattr(importlib.import_module(module), function)(inner, control)
+    return getattr(importlib.import_module(module), function)(inner, progress)
 
 
 def _serve_one(pipe: Connection) -> None:

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from rlt_core import gpus, processes
 from rlt_core.checkout import git_commit
 from rlt_core.config import StageResources
-from rlt_core.progress import Control
 from rlt_core.errors import UserError
 from rlt_core.graph import key_of
+from rlt_core.progress import Progress
 from rlt_core.rows import table_files
 from rlt_core.sql.schemas import TABLES
 from rlt_core.stages import STAGES, Stage, parse_config
@@ -36,7 +36,7 @@ ENGINES = (
 """Packages whose versions can change what a stage computes."""
 
 
-def compute(argument: dict[str, Any], control: Control) -> str:
+def compute(argument: dict[str, Any], progress: Progress) -> str:
     """Compute and commit a node, or find it committed by another; returns its manifest as JSON.
 
     Raises UserError when the key differs from the expected one, an input is not committed or
@@ -46,16 +46,16 @@ def compute(argument: dict[str, Any], control: Control) -> str:
     stage, store = STAGES[spec.stage], Store(spec.store)
 
     def waiting(_: dict[str, object]) -> None:
-        control.progress(0, 0, {})
-        control.check()
+        progress.report(0, 0, {})
+        progress.check()
 
     with Lease(store.files, spec.key, spec.name, waiting):
         standing = store.manifest(stage.kind, spec.key)
         if standing is None:
             store.files.write(f"work/{spec.key}/node.txt", spec.name.encode())
             with alone_on_server(spec, store, waiting):
-                _hold_gpus(spec, stage, control)
-                standing = _compute_and_commit(spec, stage, store, control)
+                _hold_gpus(spec, stage, progress)
+                standing = _compute_and_commit(spec, stage, store, progress)
     return standing.model_dump_json()
 
 
@@ -71,7 +71,7 @@ def alone_on_server(
     return Lease(store.files, f"vllm-{key}", f"{server} ({spec.name})", waiting)
 
 
-def assist(argument: dict[str, Any], control: Control) -> None:
+def assist(argument: dict[str, Any], progress: Progress) -> None:
     """Share the work on a node that another run computes and commits; raises what `compute` does.
 
     Returns once there is nothing left to share.
@@ -79,8 +79,8 @@ def assist(argument: dict[str, Any], control: Control) -> None:
     spec = _checked(argument)
     store = Store(spec.store)
     with tempfile.TemporaryDirectory(prefix="rlt-") as folder:
-        _hold_gpus(spec, STAGES[spec.stage], control)
-        job = job_of(spec, store, Path(folder), control)
+        _hold_gpus(spec, STAGES[spec.stage], progress)
+        job = job_of(spec, store, Path(folder), progress)
         if not job.is_committed():
             _body(job, f"{spec.key}: its work is shared")
 
@@ -101,11 +101,11 @@ def _checked(argument: dict[str, Any]) -> NodeSpec:
     return spec
 
 
-def _hold_gpus(spec: NodeSpec, stage: Stage, control: Control) -> None:
+def _hold_gpus(spec: NodeSpec, stage: Stage, progress: Progress) -> None:
     """Wait for GPUs of its own; for long only where no other machine waits with its own."""
     if spec.on_gpu:
         together = stage.shared == "steps" and stage.machines(spec.resources) > 1
-        gpus.hold(stage.gpus(spec.resources), control, gpus.SHARED_WAIT_S if together else None)
+        gpus.hold(stage.gpus(spec.resources), progress, gpus.SHARED_WAIT_S if together else None)
 
 
 def _body(job: Job, what: str) -> dict[str, float]:
@@ -123,11 +123,11 @@ def _body(job: Job, what: str) -> dict[str, float]:
     return distributed.run(job) if together else run_body(job)
 
 
-def _compute_and_commit(spec: NodeSpec, stage: Stage, store: Store, control: Control) -> Manifest:
+def _compute_and_commit(spec: NodeSpec, stage: Stage, store: Store, progress: Progress) -> Manifest:
     attempt = store.begin(Ref(kind=stage.kind, key=spec.key))
     started = datetime.now(UTC)
     try:
-        job = job_of(spec, store, attempt.out, control)
+        job = job_of(spec, store, attempt.out, progress)
         metrics = _body(job, f"{spec.key}: attempt {attempt.id}")
         _validate(stage, attempt)
         return store.commit(_manifest(job, stage, attempt, metrics, started))

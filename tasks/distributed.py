@@ -30,8 +30,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from rlt_core import processes
-from rlt_core.progress import Control
 from rlt_core.errors import Stopped, UserError
+from rlt_core.progress import Progress
 from rlt_core.stages import STAGES
 from rlt_core.store import Store
 from tasks import rendezvous
@@ -70,7 +70,7 @@ def run(job: Job) -> dict[str, float]:
         file = Path(folder) / "share.json"
         file.write_text(share.model_dump_json())
         with connection.Listener(share.address, "AF_UNIX") as listener:
-            owner = _Owner(listener, job.control)
+            owner = _Owner(listener, job.progress)
             command = [sys.executable, "-m", "torch.distributed.run", *_meeting(job),
                        f"--nproc-per-node={job.stage.processes(job.resources)}",
                        f"--log-dir={folder}", "-m", "tasks.distributed", str(file)]  # fmt: skip
@@ -105,7 +105,7 @@ def _meeting(job: Job) -> list[str]:
         return ["--standalone"]
     first = job.machine == 0
     spec, store = job.spec, job.store
-    place = rendezvous.publish(spec, store) if first else rendezvous.find(spec, store, job.control)
+    place = rendezvous.publish(spec, store) if first else rendezvous.find(spec, store, job.progress)
     return [f"--nnodes={job.machines}", f"--node-rank={job.machine}",
             f"--master-addr={place.host}", f"--master-port={place.port}",
             f"--rdzv-conf=timeout={processes.WAIT.total_seconds():.0f}"]  # fmt: skip
@@ -114,8 +114,8 @@ def _meeting(job: Job) -> list[str]:
 class _Owner:
     """The owner's end of the connections."""
 
-    def __init__(self, listener: connection.Listener, control: Control) -> None:
-        self._control = control
+    def __init__(self, listener: connection.Listener, progress: Progress) -> None:
+        self._progress = progress
         self._open: list[connection.Connection[Any, Any]] = []
         self._told: set[connection.Connection[Any, Any]] = set()
         self._ended: set[connection.Connection[Any, Any]] = set()
@@ -137,7 +137,7 @@ class _Owner:
             for ready in connection.wait(list(self._open), POLL_S):
                 assert isinstance(ready, connection.Connection)
                 self._hear(ready)
-            if self._control.should_stop():
+            if self._progress.should_stop():
                 self._tell()
             if time.monotonic() > self._deadline:
                 return  # torchrun would still wait for those of lost machines
@@ -151,7 +151,7 @@ class _Owner:
                 return
             kind, value = "died", "one of the processes that shared the work died; the log says why"
         if kind == "progress":
-            self._control.progress(*value)
+            self._progress.report(*value)
             return
         self._ended.add(pipe)
         self._words.append((kind, value))
@@ -203,16 +203,16 @@ def main(file: Path) -> None:
         with lock, contextlib.suppress(OSError):
             pipe.send((kind, value))
 
-    def progress(done: int, total: int, metrics: Any) -> None:
+    def report(done: int, total: int, metrics: Any) -> None:
         if processes.rank() == 0:
             send("progress", (done, total, dict(metrics)))
 
-    control = Control(progress, stop.is_set)
+    progress = Progress(report, stop.is_set)
     try:
         resources = share.spec.resources
         processes.take_gpus(resources, STAGES[share.spec.stage].gpus_of_each(resources))
         processes.join(resources)
-        job = job_of(share.spec, Store(share.spec.store), share.out, control)
+        job = job_of(share.spec, Store(share.spec.store), share.out, progress)
         metrics = run_body(job)
     except UserError as error:
         send("user_error", str(error))

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rlt_core import processes
 from rlt_core.config import Frozen, StageResources
-from rlt_core.progress import Control
 from rlt_core.errors import UserError
 from rlt_core.estimate import hint
+from rlt_core.progress import Progress
 from rlt_core.prompts.format import RECORD, PromptFormat, Role, record_format, require_format
 from rlt_core.rows import read_rows
 from rlt_core.stages import STAGES, Stage, parse_config
@@ -23,7 +23,7 @@ from tasks.shards import NoShardLeft
 from tasks.spec import NodeSpec
 
 if TYPE_CHECKING:
-    from rlt_core.prompts.renderer import Prompter
+    from rlt_core.prompts.renderer import Renderer
 
 Config = TypeVar("Config", bound=Frozen)
 
@@ -40,7 +40,7 @@ class Job:
     out: Path
     """Where the artifact's files go."""
     work: Workspace
-    control: Control
+    progress: Progress
 
     @property
     def stage(self) -> Stage:
@@ -110,21 +110,21 @@ class Job:
             f"(its {RECORD} is a format file), or resources.allow_other_format=true to use it",
         )  # fmt: skip
 
-    def prompter(self, name: str, role: Role | None = None) -> Prompter:
+    def renderer(self, name: str, role: Role | None = None) -> Renderer:
         """Contexts for the tokenizer of an input's model, which is checked for the role."""
         from rlt_core.models import load_tokenizer
-        from rlt_core.prompts.renderer import Prompter
+        from rlt_core.prompts.renderer import Renderer
 
         if role:
             self.require_format(name, role)
-        return Prompter(self.format, load_tokenizer(self.model(name)))
+        return Renderer(self.format, load_tokenizer(self.model(name)))
 
     def key(self, name: str) -> str:
         """Key of an input."""
         return self.manifests[name].ref.key
 
 
-def job_of(spec: NodeSpec, store: Store, out: Path, control: Control) -> Job:
+def job_of(spec: NodeSpec, store: Store, out: Path, progress: Progress) -> Job:
     """A node with its inputs. Raises UserError for one that is not in the store."""
     manifests = {}
     for name, ref in spec.inputs.items():
@@ -133,7 +133,7 @@ def job_of(spec: NodeSpec, store: Store, out: Path, control: Control) -> Job:
             raise UserError(f"{spec.name}: its input {name} ({ref.key}) is not in {store}")
         manifests[name] = manifest
     config = parse_config(spec.stage, spec.config)
-    return Job(spec, config, manifests, store, out, store.workspace(spec.key), control)
+    return Job(spec, config, manifests, store, out, store.workspace(spec.key), progress)
 
 
 def run_body(job: Job) -> dict[str, float]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rlt_core.progress import Metrics
 from rlt_core.errors import UserError
 from rlt_core.launch import Launches
+from rlt_core.progress import Metrics
 from rlt_core.stages import STAGES
 from rlt_core.store import Manifest, Store
 from tasks.spec import NodeSpec

@@ -12,8 +12,8 @@ import time
 
 from pydantic import BaseModel
 
-from rlt_core.progress import Control
 from rlt_core.errors import UserError
+from rlt_core.progress import Progress
 from rlt_core.store import Lease, Store
 from tasks.spec import NodeSpec
 
@@ -42,15 +42,15 @@ def publish(spec: NodeSpec, store: Store) -> Rendezvous:
     return here
 
 
-def find(spec: NodeSpec, store: Store, control: Control) -> Rendezvous:
+def find(spec: NodeSpec, store: Store, progress: Progress) -> Rendezvous:
     """Wait until the first machine has said where it is.
 
     Raises Stopped on request, UserError when nobody has worked on the node for ALONE_S.
     """
     seen = time.monotonic()
     while (data := store.files.read(_file(spec))) is None:
-        control.progress(0, 0, {})
-        control.check()
+        progress.report(0, 0, {})
+        progress.check()
         if Lease.holder(store.files, spec.key):
             seen = time.monotonic()
         if time.monotonic() - seen > ALONE_S:

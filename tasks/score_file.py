@@ -17,15 +17,15 @@ from transformers.utils import logging
 
 from rlt_core.config import RewardSpec, StageResources
 from rlt_core.config.base import DType
-from rlt_core.progress import Control
 from rlt_core.data.explanations import Explanation, read_explanations
-from rlt_core.prompts.format import RECORD, PromptFormat, Role, require_format
 from rlt_core.model_sources import folder_digest
 from rlt_core.models import on_device, require_same_vocabulary, try_folder, try_loading
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.progress import Progress
+from rlt_core.prompts.format import RECORD, PromptFormat, Role, require_format
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.rows import table_files
-from rlt_core.sql.schemas import SCORES
 from rlt_core.scoring import Contexts, assign_ranks, score_contexts
+from rlt_core.sql.schemas import SCORES
 from rlt_core.stages import STAGES
 from rlt_core.store import Workspace
 from rlt_core.store.files import Files, sha256_of
@@ -65,7 +65,7 @@ class Scoring:
 class _Work:
     out: Path
     work: Workspace
-    control: Control
+    progress: Progress
     machine: int = 0
     machines: int = 1
 
@@ -74,7 +74,7 @@ class _Work:
         return False
 
 
-def score_file(scoring: Scoring, control: Control) -> pa.Table:
+def score_file(scoring: Scoring, progress: Progress) -> pa.Table:
     """Score every row of the input; row i of the output is row i of the input.
 
     Returns the table that was written, without its per-token lists. Shards commit beside the
@@ -92,7 +92,7 @@ def score_file(scoring: Scoring, control: Control) -> pa.Table:
     workspace = Workspace(Files(str(waiting.absolute())), scoring.key())
     groups = list(by_question.values())
     with TemporaryDirectory() as folder:
-        work = _Work(Path(folder), workspace, control)
+        work = _Work(Path(folder), workspace, progress)
         compute = _Scorer(scoring)
         in_shards(work, "scores", groups, scoring.resources.shard_questions, compute, _length)
         tables = [pq.read_table(file) for file in table_files(work.out, "scores")]
@@ -126,11 +126,11 @@ class _Scorer:
         tried = [try_folder(*each) for each in zip(folders, names, strict=True)]
         tokenizers = [tokenizer for tokenizer, _ in tried]
         require_same_vocabulary(tokenizers[1], tokenizers[0], (names[1], names[0]))
-        self._student, self._teacher = (Prompter(scoring.format, each) for each in tokenizers)
+        self._student, self._teacher = (Renderer(scoring.format, each) for each in tokenizers)
         self._trials = list(zip(folders, tried, names, strict=True))
         self._models: list[Any] = []
 
-    def __call__(self, shard: Sequence[list[Numbered]], control: Control) -> list[dict[str, Any]]:
+    def __call__(self, shard: Sequence[list[Numbered]], progress: Progress) -> list[dict[str, Any]]:
         scoring = self._scoring
         if not self._models:
             self._models = [
@@ -155,7 +155,7 @@ class _Scorer:
             max_tokens=min(_positions(student), _positions(teacher)),
             tokens_per_batch=scoring.resources.tokens_per_batch,
             words=self._student.words,
-            control=control,
+            progress=progress,
         )
         return assign_ranks(scored)
 

@@ -9,7 +9,7 @@ from time import monotonic, sleep
 from typing import Any, Protocol, TypeVar
 
 from rlt_core import processes
-from rlt_core.progress import Control
+from rlt_core.progress import Progress
 from rlt_core.rows import write_rows
 from rlt_core.store import Workspace
 
@@ -39,7 +39,7 @@ class LongWork(Protocol):
         """Where shards wait for it."""
 
     @property
-    def control(self) -> Control:
+    def progress(self) -> Progress:
         """Progress out, the wish to stop in."""
 
     @property
@@ -59,7 +59,7 @@ def in_shards(
     table: str,
     items: Sequence[Item],
     size: int,
-    compute: Callable[[Sequence[Item], Control], list[dict[str, Any]]],
+    compute: Callable[[Sequence[Item], Progress], list[dict[str, Any]]],
     length: Callable[[Item], int] = lambda _: 0,
 ) -> None:
     """Compute a table shard by shard, `size` items each, into `{out}/{table}/*.parquet`.
@@ -82,12 +82,12 @@ def in_shards(
         missing = _in_own_order(job, sorted(left, key=lambda name: (-longest[name], name)))
         taken = 0
         for name in missing:
-            job.control.check()
+            job.progress.check()
             if job.machine and job.is_committed():
                 raise NoShardLeft
             with suppress(_Taken), _taken(job, name):
                 start, done, began = starts[name], len(starts) - len(missing) + taken, monotonic()
-                rows = compute(items[start : start + size], job.control.part(done, len(starts)))
+                rows = compute(items[start : start + size], job.progress.part(done, len(starts)))
                 write_rows(job.work.begin(GROUP, name) / f"{table}.parquet", table, rows)
                 job.work.commit(GROUP, name, machine=job.machine, seconds=monotonic() - began)
                 taken += 1
@@ -95,7 +95,7 @@ def in_shards(
             sleep(POLL_S)
     if job.machine:
         raise NoShardLeft
-    job.control.progress(len(starts), len(starts), {})  # others may have computed all of it
+    job.progress.report(len(starts), len(starts), {})  # others may have computed all of it
     processes.wait_for_all()
     if processes.rank() == 0:
         _collect(job, table, list(starts))

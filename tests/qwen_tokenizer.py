@@ -7,8 +7,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from rlt_core.prompts.format import load_format, shipped
 from rlt_core.models import CHATML
+from rlt_core.prompts.format import load_format, shipped
 
 SENTENCES = (
     "Let us add the two numbers. First 12 and 30 make 42; then 42 and 8 make 50.\n\n"

@@ -11,13 +11,13 @@ from statistics import correlation, mean
 import pytest
 
 from rlt_core.config import RewardSpec
-from rlt_core.prompts.format import load_format
 from rlt_core.models import tiny_tokenizer
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.prompts.format import load_format
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.reward.formula import reward_parts
 from rlt_core.rows import read_rows
-from rlt_core.store import Store
 from rlt_core.sql.views import VIEWS, connect
+from rlt_core.store import Store
 from tests.cookbook import documented_columns, queries
 from tests.sample_store import commit, sample_run, score_row, scored_training_traces
 
@@ -146,15 +146,15 @@ def test_the_distillation_data_are_the_chats_that_the_student_is_trained_on(fill
     right = rows_of(filled[0], sql.replace("-- and s.correct", "and s.correct"))
     assert 0 < len(right) < len(rows) and right == [row for row in rows if row["correct"]]
     tokenizer = tiny_tokenizer(format)
-    prompter = Prompter(format, tokenizer)
+    renderer = Renderer(format, tokenizer)
     for row in rows:
         trace = traces[row["trace_id"]]
         question = questions[trace["question_id"]]
         assert row["reward"] == rewards[row["trace_id"]]
         assert row["correct"] is (numbers(trace["text"])[-1:] == [question["answer"]])
         assert (row["question"], row["explanation"]) == (question["question"], trace["text"])
-        trained = prompter.student_sft_row(
-            question["question"], prompter.encode(trace["text"]), question["solution"]
+        trained = renderer.student_sft_row(
+            question["question"], renderer.encode(trace["text"]), question["solution"]
         )
         chat = tokenizer.apply_chat_template(row["messages"], tokenize=False)
         assert chat == tokenizer.decode(trained.input_ids) + "\n"  # after the end of the turn

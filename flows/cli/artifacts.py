@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from flows.cli.progress import print_whole, table_console
 from flows.cli.options import DEFAULT_STORE, JsonOption, StoreOption, existing_store, open_store
+from flows.cli.progress import print_whole, table_console
 from flows.cli.transfer import pull, push
 from rlt_core.stages import Kind
 from rlt_core.store import Manifest, Store

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.cli.progress import table_console
 from flows.cli.options import (
     DEFAULT_STORE,
     JsonOption,
@@ -24,11 +23,12 @@ from flows.cli.options import (
     open_store,
     store_place,
 )
+from flows.cli.progress import table_console
 from flows.request import Request
 from rlt_core.data.sources import found_layout
 from rlt_core.estimate import Estimate, Machine, assumptions, disk_needed, said_of_disk, short
-from rlt_core.prompts.format import label_of
 from rlt_core.graph import Node, Planned
+from rlt_core.prompts.format import label_of
 from rlt_core.stages import DatasetPrepConfig, TraceScoringConfig
 from rlt_core.store import Store
 

@@ -17,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from flows.cli.progress import print_whole, table_console
 from flows.cli.options import DEFAULT_STORE, JsonOption, StoreOption, check_parquet, open_store
+from flows.cli.progress import print_whole, table_console
 from flows.cli.reward_score import score
 from flows.cli.sql import NoPandas
 from rlt_core.config import KLEstimator, Reduction

@@ -15,12 +15,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from flows.cli.progress import Display
 from flows.cli.options import JsonOption, check_parquet
+from flows.cli.progress import Display
 from rlt_core.config import REWARD_PRESETS, DType, KLEstimator, RewardSpec, StageResources
 from rlt_core.config.reward import off_policy_note
-from rlt_core.progress import Control
 from rlt_core.errors import Stopped, UserError
+from rlt_core.progress import Progress
 from rlt_core.prompts.format import load_format, shipped
 
 if TYPE_CHECKING:
@@ -84,14 +84,14 @@ def score(
     print(note, file=sys.stderr)
     files = (teacher, student, input_, output)
     resources = StageResources(device=device)
-    with _control(quiet=as_json) as control:
+    with _progress(quiet=as_json) as progress:
         from rlt_core.models import use_threads
         from tasks.score_file import Scoring, score_file
 
         use_threads(len(os.sched_getaffinity(0)))
         try:
             scoring = Scoring(*files, format, spec, dtype, resources, allow_other_format)
-            table = score_file(scoring, control)
+            table = score_file(scoring, progress)
         except Stopped:
             print("stopped; the same command continues from here", file=sys.stderr)
             raise typer.Exit(130) from None
@@ -108,7 +108,7 @@ def _spec(preset: str, changes: dict[str, Any]) -> RewardSpec:
 
 
 @contextmanager
-def _control(quiet: bool) -> Iterator[Control]:
+def _progress(quiet: bool) -> Iterator[Progress]:
     """Progress on the terminal; Ctrl-C and SIGTERM ask the work to end at the next pass."""
     asked: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -118,14 +118,12 @@ def _control(quiet: bool) -> Iterator[Control]:
     display = Display(total=1, hits=0, console=console)
     try:
         if quiet:
-            yield Control(should_stop=lambda: bool(asked))
+            yield Progress(should_stop=lambda: bool(asked))
             return
         with display:
             display.started("score")
-            yield Control(
-                progress=lambda done, total, metrics: display.progress(
-                    "score", done, total, metrics
-                ),
+            yield Progress(
+                report=lambda done, total, metrics: display.progress("score", done, total, metrics),
                 should_stop=lambda: bool(asked),
             )
     finally:

@@ -13,8 +13,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from flows.cli.progress import table_console
-from flows.local.up import current
 from flows.cli.options import (
     DEFAULT_STORE,
     BudgetOption,
@@ -27,6 +25,8 @@ from flows.cli.options import (
     store_place,
 )
 from flows.cli.plan import row, show_estimators
+from flows.cli.progress import table_console
+from flows.local.up import current
 from flows.request import Request, name_nodes
 from rlt_core.config.refinement import Endpoint
 from rlt_core.errors import UserError

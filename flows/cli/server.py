@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from flows.local import up as local
 from flows.cli.options import DEFAULT_STORE, StoreOption, store_place
+from flows.local import up as local
 from rlt_core.errors import UserError
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.cli.progress import table_console
 from flows.cli.options import DEFAULT_STORE, StoreOption, open_store, store_place
-from flows.request import Request
+from flows.cli.progress import table_console
 from flows.cli.run import compute
+from flows.request import Request
 from rlt_core.errors import UserError
 from rlt_core.printable import printable
 from rlt_core.store import Store

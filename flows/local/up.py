@@ -119,13 +119,14 @@ def bring_up(wanted: Up, limit: int, say: Say) -> None:
         server.wait_healthy(wanted.api, lambda: processes.alive("server"), processes.log("server"))
         say(f"server    started: {wanted.dashboard}")
     setup_server.set_up(wanted.api)
-    say(
-        f"pools     {' and '.join(setup_server.POOLS)}, queues {', '.join(setup_server.QUEUES)}, zombie watch"
-    )
+    pools, queues = " and ".join(setup_server.POOLS), ", ".join(setup_server.QUEUES)
+    say(f"pools     {pools}, queues {queues}, zombie watch")
     started = {pool: _start_worker(processes, wanted, pool, limit) for pool in setup_server.POOLS}
     _bring_up_launcher(processes, wanted)
     record = home() / "deployed.json"
-    deployed = setup_server.deploy_what_changed(wanted.api, environment, record)  # while they import
+    deployed = setup_server.deploy_what_changed(
+        wanted.api, environment, record
+    )  # while they import
     what = "all of prefect.yaml" if deployed else "already, and nothing has changed"
     say(f"deployed  {what}: rlt/<experiment> and rlt/<stage>")
     for pool, anew in started.items():

@@ -31,12 +31,12 @@ from torch import nn
 
 from infra.benchmarks.reward import all_logprobs
 from rlt_core.config import Config, RewardSpec, ScratchModel, StageResources, TeacherGRPOConfig
-from rlt_core.progress import Control
 from rlt_core.data.generators.arithmetic import arithmetic_rows
-from rlt_core.prompts.format import load_format
 from rlt_core.models import load_model, load_tokenizer
 from rlt_core.profiles import tiny
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.progress import Progress
+from rlt_core.prompts.format import load_format
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.reward.formula import reward_parts
 from rlt_core.rows import read_rows
 from rlt_core.scoring import eval_mode
@@ -57,9 +57,9 @@ class PlainReward:
 
     reads_policy = True
 
-    def __init__(self, prompter: Prompter, student: Path, spec: RewardSpec) -> None:
-        self.stop_ids = prompter.stop_ids
-        self._prompter, self._spec = prompter, spec
+    def __init__(self, renderer: Renderer, student: Path, spec: RewardSpec) -> None:
+        self.stop_ids = renderer.stop_ids
+        self._renderer, self._spec = renderer, spec
         self._student = load_model(student)
 
     def check(self, prompts: Sequence[Prompt], max_completion_tokens: int) -> None:
@@ -75,11 +75,11 @@ class PlainReward:
             return Rewards([self._reward(prompt, ids, policy) for prompt, ids in pairs], {})
 
     def _reward(self, prompt: Prompt, ids: Sequence[int], policy: nn.Module) -> float:
-        think = self._prompter.split_completion(ids)
+        think = self._renderer.split_completion(ids)
         question, solution = prompt.row["question"], prompt.row["solution"]
-        student = self._prompter.student_context(question, think.ids, solution)
-        teacher = self._prompter.teacher_context(question, solution, think.ids)
-        tokenizer = self._prompter.tokenizer
+        student = self._renderer.student_context(question, think.ids, solution)
+        teacher = self._renderer.teacher_context(question, solution, think.ids)
+        tokenizer = self._renderer.tokenizer
         for context in (student, teacher):
             tokenizer(tokenizer.decode(context.ids), add_special_tokens=False)
         assert student.solution is not None
@@ -130,19 +130,19 @@ def base_model(config: Config, folder: Path) -> Path:
             config.base_model.model_copy(update={"steps": BASE_STEPS}), (),
             load_format(config.prompt_format), out=folder,
             work=Workspace(Files(str(folder / "work")), "base"),
-            resources=config.resources.of("base-model"), control=Control(),
+            resources=config.resources.of("base-model"), progress=Progress(),
         )  # fmt: skip
     return folder / "model"
 
 
 def measure(
-    model: Path, prompter: Prompter, reward: RewardFunction, grpo: TeacherGRPOConfig,
+    model: Path, renderer: Renderer, reward: RewardFunction, grpo: TeacherGRPOConfig,
     resources: StageResources,
 ) -> Measured:  # fmt: skip
     """Train `grpo.steps` steps on generated sums."""
     assert grpo.steps is not None
     prompts = [
-        Prompt(row.question, prompter.teacher_prompt(row.question, row.solution), asdict(row))
+        Prompt(row.question, renderer.teacher_prompt(row.question, row.solution), asdict(row))
         for row in arithmetic_rows(grpo.steps * grpo.questions_per_step, seed=0)
     ]
     timed = Timed(reward, grpo.questions_per_step * grpo.group_size)
@@ -150,7 +150,7 @@ def measure(
         train_grpo(
             model, prompts, timed, grpo, seed=0, key="benchmark", stage="teacher-grpo",
             out=Path(name), work=Workspace(Files(f"{name}/store"), "grpo"), resources=resources,
-            control=Control(),
+            progress=Progress(),
         )  # fmt: skip
         steps = read_rows(Path(name), "train_steps")
     count = len(steps) - 1
@@ -172,14 +172,14 @@ def main() -> int:
     rollout = grpo.model_copy(update={"teacher_logprobs": "rollout"})
     with tempfile.TemporaryDirectory() as name:
         model = base_model(config, Path(name))
-        prompter = Prompter(load_format(config.prompt_format), load_tokenizer(model))
+        renderer = Renderer(load_format(config.prompt_format), load_tokenizer(model))
 
         def run(way: str) -> Measured:
             recipe = rollout if way == "rollout" else grpo
-            reward: RewardFunction = PlainReward(prompter, model, config.reward)
+            reward: RewardFunction = PlainReward(renderer, model, config.reward)
             if way != "plain":
-                reward = RLTReward(prompter, model, config.reward, recipe, resources=resources)
-            return measure(model, prompter, reward, recipe, resources)
+                reward = RLTReward(renderer, model, config.reward, recipe, resources=resources)
+            return measure(model, renderer, reward, recipe, resources)
 
         rounds = [{way: run(way) for way in ("plain", "exact", "rollout")} for _ in range(REPEATS)]
     best = {way: min((each[way] for each in rounds), key=lambda m: m.step_s) for way in rounds[0]}

@@ -27,11 +27,11 @@ from rlt_core.config import Config
 from rlt_core.estimate import estimates
 from rlt_core.estimate.shapes import PUBLISHED
 from rlt_core.experiments import targets
-from rlt_core.prompts.format import load_format
 from rlt_core.graph import upstream
 from rlt_core.models import load_tokenizer
 from rlt_core.overrides import load_config
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.prompts.format import load_format
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.training.rewards import RLTReward
 
 MODEL = "Qwen/Qwen2.5-7B-Instruct"
@@ -70,14 +70,14 @@ def measure_step(shape: dict[str, Any], config: Config) -> PaperStep:
     with tempfile.TemporaryDirectory() as name:
         model = Path(name) / "model"
         parameters = random_model(shape, model)
-        prompter = Prompter(load_format("tiny"), load_tokenizer(model))
+        renderer = Renderer(load_format("tiny"), load_tokenizer(model))
         on_gpu = resources.device == "cuda"
         if on_gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         grpo = config.teacher_grpo
-        reward = RLTReward(prompter, model, config.reward, grpo, resources=resources)
-        training = measure(model, prompter, reward, grpo, resources)
+        reward = RLTReward(renderer, model, config.reward, grpo, resources=resources)
+        training = measure(model, renderer, reward, grpo, resources)
         peak = torch.cuda.max_memory_allocated() if on_gpu else None
         return PaperStep(training, parameters, peak)
 

@@ -39,9 +39,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
 from rlt_core.config import PackageModel, RewardSpec, ScratchModel
-from rlt_core.data.generators.arithmetic import DATA_ERROR_RATE, arithmetic_rows, graded_trace, operands_of
+from rlt_core.data.generators.arithmetic import (
+    DATA_ERROR_RATE,
+    arithmetic_rows,
+    graded_trace,
+    operands_of,
+)
 from rlt_core.estimate.shapes import PUBLISHED
-from rlt_core.prompts.format import load_format
 from rlt_core.models import (
     import_model,
     load_model,
@@ -51,7 +55,8 @@ from rlt_core.models import (
     save_model,
     tiny_tokenizer,
 )
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.prompts.format import load_format
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.reward.formula import reward_parts
 from rlt_core.scoring import Contexts, token_scores
 
@@ -86,7 +91,7 @@ class Case:
 
     student: PreTrainedModel
     teacher: PreTrainedModel
-    prompter: Prompter
+    renderer: Renderer
     items: list[Item]
     temperature: float
     tokens_per_batch: int
@@ -105,8 +110,8 @@ def tiny_case(questions: int, group: int) -> Case:
         for operands in [operands_of(row.question)] * group
     ]
     student, teacher = (new_model(ScratchModel(seed=seed), tokenizer) for seed in (0, 1))
-    prompter = Prompter(load_format("tiny"), tokenizer)
-    return Case(student, teacher, prompter, items, temperature=1.0, tokens_per_batch=65536)
+    renderer = Renderer(load_format("tiny"), tokenizer)
+    return Case(student, teacher, renderer, items, temperature=1.0, tokens_per_batch=65536)
 
 
 def model_case(folder: Path, group: int, think_tokens: int) -> Case:
@@ -117,19 +122,19 @@ def model_case(folder: Path, group: int, think_tokens: int) -> Case:
     ids of a whole text would differ from those of its pieces.
     """
     format = load_format("rlt").model_copy(update={"separator": "\n", "padding": "\n"})
-    prompter = Prompter(format, load_tokenizer(folder))
+    renderer = Renderer(format, load_tokenizer(folder))
     rng = Random("reward-benchmark")
-    items = [Item(QUESTION, SOLUTION, _prose(prompter, think_tokens, rng)) for _ in range(group)]
+    items = [Item(QUESTION, SOLUTION, _prose(renderer, think_tokens, rng)) for _ in range(group)]
     device = pick_device("auto")
     model = load_model(folder, "bfloat16" if device == "cuda" else "float32", device)
-    return Case(model, model, prompter, items, temperature=0.7, tokens_per_batch=8192)
+    return Case(model, model, renderer, items, temperature=0.7, tokens_per_batch=8192)
 
 
-def _prose(prompter: Prompter, tokens: int, rng: Random) -> str:
+def _prose(renderer: Renderer, tokens: int, rng: Random) -> str:
     """Return sentences of about that many tokens. They end in a letter, since a full stop and the
     `<` of a tag would become one token."""
     sentences = [rng.choice(SENTENCES)]
-    while len(prompter.encode(". ".join(sentences))) < tokens:
+    while len(renderer.encode(". ".join(sentences))) < tokens:
         sentences.append(rng.choice(SENTENCES))
     return ". ".join(sentences)
 
@@ -150,12 +155,12 @@ def random_model(config: dict[str, Any], folder: Path) -> int:
 # ---------------------------------------------------------------- two ways
 def our_rewards(case: Case) -> list[float]:
     """Return the rewards as the pipeline computes them: one call per model."""
-    prompter, spec = case.prompter, RewardSpec(temperature=case.temperature)
+    renderer, spec = case.renderer, RewardSpec(temperature=case.temperature)
     contexts = []
     for item in case.items:
-        think_ids = prompter.encode_block(item.think)
-        student = prompter.student_context(item.question, think_ids, item.solution)
-        teacher = prompter.teacher_context(item.question, item.solution, think_ids)
+        think_ids = renderer.encode_block(item.think)
+        student = renderer.student_context(item.question, think_ids, item.solution)
+        teacher = renderer.teacher_context(item.question, item.solution, think_ids)
         contexts.append(Contexts(student, teacher))
     scores = token_scores(
         contexts, lambda: nullcontext(case.student), lambda: nullcontext(case.teacher), spec,
@@ -169,7 +174,7 @@ def our_rewards(case: Case) -> list[float]:
 
 def plain_reward(case: Case, item: Item) -> float:
     """Return the reward of one explanation as the plain loop computes it."""
-    tokenizer, format = case.prompter.tokenizer, case.prompter.format
+    tokenizer, format = case.renderer.tokenizer, case.renderer.format
 
     def encode(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -38,8 +38,8 @@ from rlt_core.config import RewardSpec
 from rlt_core.reward.formula import reward_parts
 from rlt_core.rows import read_rows
 from rlt_core.sql.schemas import SCORES
-from rlt_core.store import FileEntry, Manifest, Ref, Store
 from rlt_core.sql.views import connect
+from rlt_core.store import FileEntry, Manifest, Ref, Store
 
 REPEATS = 3
 SOLUTION_TOKENS = 3

@@ -6,24 +6,24 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from rlt_core.progress import Control
 from rlt_core.data.rawrow import RawRow, dropped_row
 from rlt_core.grading import Grader
+from rlt_core.progress import Progress
 
 log = logging.getLogger(__name__)
 _BATCH = 500
 _SHOWN = 60
 
 
-def check_answers(rows: list[RawRow], source: str, control: Control) -> list[dict[str, Any]]:
+def check_answers(rows: list[RawRow], source: str, progress: Progress) -> list[dict[str, Any]]:
     """Give rows whose right answer is not graded correct against itself the grader `none`, in
     place, and return them as rows of the table `dropped` with the reason `ungradable`. They stay:
     training on solutions or explanations needs no grader. Raises Stopped."""
     listed = []
     with Grader() as grader:
         for start in range(0, len(rows), _BATCH):
-            control.check()
-            control.progress(start, len(rows), {})
+            progress.check()
+            progress.report(start, len(rows), {})
             batch = [
                 {"answer": row.answer, "grader": row.grader or "math", "metadata": row.metadata}
                 for row in rows[start : start + _BATCH]

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from rlt_core.progress import Control
 from rlt_core.data.generators.arithmetic import operands_of
 from rlt_core.data.rawrow import RawRow, question_id
 from rlt_core.data.shingles import (
@@ -22,6 +21,7 @@ from rlt_core.data.shingles import (
     ngram_hashes,
     tokens_of,
 )
+from rlt_core.progress import Progress
 
 Row = Mapping[str, Any]
 
@@ -67,7 +67,7 @@ def require_disjoint(questions: Iterable[Row], evaluated: Mapping[str, Sequence[
 
 
 def find_overlaps(
-    training: Sequence[RawRow], evaluated: Mapping[str, Sequence[Row]], control: Control = SILENT
+    training: Sequence[RawRow], evaluated: Mapping[str, Sequence[Row]], progress: Progress = SILENT
 ) -> Iterator[dict[str, Any]]:
     """Rows of the table `eval_overlaps`: a training question and a question of an evaluation set
     that share 13 words in a row, or else 8.
@@ -87,8 +87,8 @@ def find_overlaps(
 
     index = _Index(((question, tokens) for _, question, tokens in asked()), len(training))
     for start in range(0, len(training), BLOCK):
-        control.check()
-        control.progress(start, len(training), {})
+        progress.check()
+        progress.report(start, len(training), {})
         index.add(start, training[start : start + BLOCK])
     for task, question, tokens in asked():
         for place, (n, shared) in index.matches(question, tokens).items():

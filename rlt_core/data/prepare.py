@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from rlt_core.config import DataConfig
-from rlt_core.progress import Control
 from rlt_core.data.gradable import check_answers
 from rlt_core.data.overlap import find_overlaps, require_disjoint
 from rlt_core.data.rawrow import RawRow, dropped_row, question_id
 from rlt_core.data.shingles import LONG, near_duplicates
 from rlt_core.data.sources import PROGRESS_ROWS, read_source
 from rlt_core.errors import UserError
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.progress import Progress
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.rows import write_rows
 
 Row = dict[str, Any]
@@ -30,9 +30,9 @@ REASONS = ("duplicate", "near_duplicate", "prompt_too_long", "overlap")
 
 def prepare_questions(
     data: DataConfig,
-    prompter: Prompter,
+    renderer: Renderer,
     out: Path,
-    control: Control,
+    progress: Progress,
     evaluated: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     tested: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, float]:
@@ -47,15 +47,15 @@ def prepare_questions(
     are kept without a grader. Raises UserError for too many bad rows, or when too few questions are
     left; RuntimeError if a generated problem is in two splits.
     """
-    parts = [control.part(part, 6) for part in range(6)]
-    source = read_source(data, len(tested), prompter.format, parts[0])
+    parts = [progress.part(part, 6) for part in range(6)]
+    source = read_source(data, len(tested), renderer.format, parts[0])
     _require_one_system(source.rows, data)
     if source.found:
         print(f"{data.source}: {source.found}")
     dropped, rows = source.dropped, len(source.rows) + len(source.dropped)
     unique = _merge(source.rows, data.near_duplicate, dropped, parts[1])
     del source
-    kept = _fitting(unique, data, prompter, dropped, parts[2])
+    kept = _fitting(unique, data, renderer, dropped, parts[2])
     del unique
     ungradable = check_answers(kept, data.source, parts[3])
     train, validation, test = _split(kept, data, rows, len(dropped))
@@ -74,7 +74,7 @@ def prepare_questions(
         return (_question(row, data, split) for split, part in splits.items() for row in part)
 
     problems = require_disjoint(questions(), sets if data.overlap == "drop" else {})
-    measured = _Measured(prompter, parts[5], sum(map(len, splits.values())))
+    measured = _Measured(renderer, parts[5], sum(map(len, splits.values())))
     write_rows(out / "questions.parquet", "questions", measured(questions()))
     listed = sorted([*dropped, *ungradable], key=lambda row: row["row"])
     write_rows(out / "dropped.parquet", "dropped", listed)
@@ -120,7 +120,7 @@ def _require_one_system(rows: list[RawRow], data: DataConfig) -> None:
 
 
 def _merge(
-    rows: list[RawRow], threshold: float | None, dropped: list[Row], control: Control
+    rows: list[RawRow], threshold: float | None, dropped: list[Row], progress: Progress
 ) -> list[RawRow]:
     """First rows of each question; the others are added to `dropped`."""
     ids = np.fromiter((int(question_id(row.question), 16) for row in rows), np.uint64, len(rows))
@@ -133,7 +133,7 @@ def _merge(
     unique = [rows[place] for place in np.sort(first).tolist()]
     if threshold is None:
         return unique
-    near = near_duplicates(unique, threshold, control)
+    near = near_duplicates(unique, threshold, progress)
     for place, (kept, similarity) in near.items():
         detail = f"like row {kept.row}: Jaccard index {similarity:.2f}"
         row = unique[place]
@@ -142,7 +142,7 @@ def _merge(
 
 
 def _fitting(
-    rows: list[RawRow], data: DataConfig, prompter: Prompter, dropped: list[Row], control: Control
+    rows: list[RawRow], data: DataConfig, renderer: Renderer, dropped: list[Row], progress: Progress
 ) -> list[RawRow]:
     """Rows whose prompt is not too long, with an answer and their prompt's tokens; the others are
     added to `dropped`. Empties `rows`, so that nothing is in memory twice."""
@@ -154,9 +154,9 @@ def _fitting(
     for done in range(total):
         row = rows.pop()
         if done % PROGRESS_ROWS == 0:
-            control.check()
-            control.progress(done, total, {})
-        tokens = len(prompter.teacher_prompt(row.question, row.solution))
+            progress.check()
+            progress.report(done, total, {})
+        tokens = len(renderer.teacher_prompt(row.question, row.solution))
         if tokens > data.max_prompt_tokens:
             detail = f"{tokens} tokens, data.max_prompt_tokens is {data.max_prompt_tokens}"
             dropped.append(dropped_row(row.row, "prompt_too_long", detail, row.question))
@@ -235,20 +235,20 @@ def _chosen(train: list[RawRow], data: DataConfig, overlaps: list[Row]) -> list[
 class _Measured:
     """Counts questions and the tokens of their texts while they pass."""
 
-    def __init__(self, prompter: Prompter, control: Control, total: int) -> None:
-        self._prompter, self._control, self._total = prompter, control, total
+    def __init__(self, renderer: Renderer, progress: Progress, total: int) -> None:
+        self._renderer, self._progress, self._total = renderer, progress, total
         self.lengths = {field: array("l") for field in ("question", "solution", "trace")}
         self.ungradable = 0
 
     def __call__(self, questions: Iterable[Row]) -> Iterator[Row]:
         for done, question in enumerate(questions):
             if done % PROGRESS_ROWS == 0:
-                self._control.check()
-                self._control.progress(done, self._total, {})
+                self._progress.check()
+                self._progress.report(done, self._total, {})
             self.ungradable += question["grader"] == "none"
             for field, lengths in self.lengths.items():
                 if question[field] is not None:
-                    lengths.append(len(self._prompter.encode(question[field])))
+                    lengths.append(len(self._renderer.encode(question[field])))
             yield question
 
     def percentiles(self) -> dict[str, float]:

@@ -11,8 +11,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from rlt_core.progress import Control
 from rlt_core.data.rawrow import RawRow, normalised
+from rlt_core.progress import Progress
 
 Words = tuple[str, ...]
 Hashes = npt.NDArray[np.uint64]
@@ -26,7 +26,7 @@ BLOCK = 1000
 COUNTERS = 64
 """Counters per question, 2 bytes each: most shingles of usual questions have one alone."""
 FACTORS = np.array([pow(0x9E3779B97F4A7C15, i, 1 << 64) for i in range(LONG)], np.uint64)
-SILENT = Control()
+SILENT = Progress()
 
 
 def tokens_of(question: str) -> Words:
@@ -52,7 +52,7 @@ def ngram_hashes(texts: Sequence[Sequence[str]], n: int) -> tuple[Hashes, Places
 
 
 def near_duplicates(
-    rows: Sequence[RawRow], threshold: float, control: Control = SILENT
+    rows: Sequence[RawRow], threshold: float, progress: Progress = SILENT
 ) -> dict[int, tuple[RawRow, float]]:
     """Place of a row -> the earlier kept row that it resembles, and how much.
 
@@ -64,13 +64,13 @@ def near_duplicates(
     """
     counters = np.zeros(COUNTERS * len(rows) + 1, np.uint16)
     sizes = np.zeros(len(rows), np.int64)
-    for start, hashes, owner in _blocks(rows, control.part(0, 3)):
+    for start, hashes, owner in _blocks(rows, progress.part(0, 3)):
         sizes[start : start + BLOCK] = np.bincount(owner, minlength=len(rows[start:][:BLOCK]))
         slots, counts = np.unique(hashes % len(counters), return_counts=True)
         counters[slots] = np.minimum(counters[slots] + counts, np.iinfo(np.uint16).max)
     prefix = sizes - np.ceil(threshold * sizes).astype(np.int64) + 1
     shared, owners = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
-    for start, hashes, owner in _blocks(rows, control.part(1, 3)):
+    for start, hashes, owner in _blocks(rows, progress.part(1, 3)):
         often = counters[hashes % len(counters)]
         order = np.lexsort((hashes, often, owner))
         rank = np.arange(len(owner)) - np.searchsorted(owner, owner)
@@ -80,7 +80,7 @@ def near_duplicates(
     _, group, size = np.unique(np.concatenate(shared), return_inverse=True, return_counts=True)
     several = size[group] > 1
     return _alike(
-        rows, threshold, sizes, group[several], np.concatenate(owners)[several], control.part(2, 3)
+        rows, threshold, sizes, group[several], np.concatenate(owners)[several], progress.part(2, 3)
     )
 
 
@@ -90,7 +90,7 @@ def _alike(
     sizes: Places,
     groups: Places,
     owners: Places,
-    control: Control,
+    progress: Progress,
 ) -> dict[int, tuple[RawRow, float]]:
     """Of rows that share a rare shingle (its number in `groups`), those that are alike."""
 
@@ -105,8 +105,8 @@ def _alike(
     for done, (place, (start, end)) in enumerate(zip(places.tolist(), bounds, strict=True)):
         own = groups[start:end].tolist()
         if done % BLOCK == 0:
-            control.check()
-            control.progress(done, len(places), {})
+            progress.check()
+            progress.report(done, len(places), {})
         for other in sorted({other for group in own for other in kept_with[group]}):
             if min(sizes[place], sizes[other]) < threshold * max(sizes[place], sizes[other]):
                 continue
@@ -121,10 +121,10 @@ def _alike(
     return found
 
 
-def _blocks(rows: Sequence[RawRow], control: Control) -> Iterator[tuple[int, Hashes, Places]]:
+def _blocks(rows: Sequence[RawRow], progress: Progress) -> Iterator[tuple[int, Hashes, Places]]:
     for start in range(0, len(rows), BLOCK):
-        control.check()
-        control.progress(start, len(rows), {})
+        progress.check()
+        progress.report(start, len(rows), {})
         yield start, *_shingles(rows[start : start + BLOCK])
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from rlt_core.config import DataConfig, FieldMapping
-from rlt_core.progress import Control
 from rlt_core.data.files import (
     SUFFIXES,
     BadRow,
@@ -25,8 +24,9 @@ from rlt_core.data.files import (
 from rlt_core.data.layouts import layout_of, row_of
 from rlt_core.data.rawrow import RawRow, dropped_row, require_written
 from rlt_core.errors import UserError
-from rlt_core.prompts.format import PromptFormat
 from rlt_core.hub import UNPINNED, pinned
+from rlt_core.progress import Progress
+from rlt_core.prompts.format import PromptFormat
 from rlt_core.snapshots import snapshot
 from rlt_core.store.files import sha256_of
 
@@ -41,7 +41,7 @@ TRACE_FIELDS = FieldMapping(trace="trace")
 HEADS = 100
 """Rows from which a layout is found."""
 PROGRESS_ROWS = 500
-SILENT = Control()
+SILENT = Progress()
 Numbered = tuple[int, Read]
 Row = dict[str, Any]
 
@@ -80,7 +80,7 @@ def read_source(
     data: DataConfig,
     spare: int = 0,
     format: PromptFormat | None = None,
-    control: Control = SILENT,
+    progress: Progress = SILENT,
 ) -> Source:
     """All rows of a source; of a generated one so many more than are asked for.
 
@@ -102,10 +102,18 @@ def read_source(
             (number, partial(dict, row)) for number, row in enumerate(rows, start=1)
         )
         return _collect(
-            records, data, data.source, rows.__len__, format, control, licence=_card_licence(folder)
+            records,
+            data,
+            data.source,
+            rows.__len__,
+            format,
+            progress,
+            licence=_card_licence(folder),
         )
     path = Path(data.source)
-    return _collect(read_records(path), data, str(path), partial(count_rows, path), format, control)
+    return _collect(
+        read_records(path), data, str(path), partial(count_rows, path), format, progress
+    )
 
 
 def found_layout(data: DataConfig) -> str | None:
@@ -118,13 +126,19 @@ def found_layout(data: DataConfig) -> str | None:
 
 
 def read_trace_file(
-    path: Path, format: PromptFormat, max_dropped: float, control: Control = SILENT
+    path: Path, format: PromptFormat, max_dropped: float, progress: Progress = SILENT
 ) -> Source:
     """All rows of a file of traces, whose fields have the names of `TRACE_FIELDS` or a known
     layout. Raises UserError, also if too many rows cannot be used."""
     data = DataConfig(fields=TRACE_FIELDS, max_dropped=max_dropped)
     return _collect(
-        read_records(path), data, str(path), partial(count_rows, path), format, control, traces=True
+        read_records(path),
+        data,
+        str(path),
+        partial(count_rows, path),
+        format,
+        progress,
+        traces=True,
     )
 
 
@@ -144,7 +158,7 @@ def _collect(
     source: str,
     count: Callable[[], int],
     format: PromptFormat | None,
-    control: Control,
+    progress: Progress,
     licence: str | None = None,
     traces: bool = False,
 ) -> Source:
@@ -171,8 +185,8 @@ def _collect(
         except BadRow as fault:
             dropped.append(dropped_row(number, fault.reason, str(fault)))
         if done % PROGRESS_ROWS == 0:
-            control.check()
-            control.progress(done, max(done, expected), {})
+            progress.check()
+            progress.report(done, max(done, expected), {})
     if not rows and not dropped:
         raise UserError(f"{source}: there is no row in it")
     require_few(source, dropped, len(rows) + len(dropped), data.max_dropped)

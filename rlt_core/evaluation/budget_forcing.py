@@ -16,7 +16,7 @@ from rlt_core.config import BudgetForcing
 
 if TYPE_CHECKING:
     from rlt_core.generation.engine import FinishReason
-    from rlt_core.prompts.renderer import Prompter
+    from rlt_core.prompts.renderer import Renderer
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Draft:
 class Forcer:
     """What becomes of a completion after each phase."""
 
-    prompter: Prompter
+    renderer: Renderer
     budget: BudgetForcing
     max_tokens: int
     """Of a whole completion, forced tokens included."""
@@ -47,7 +47,7 @@ class Forcer:
     def first(self) -> Draft:
         """Nothing written. If thinking has a limit, the first phase leaves off a little behind
         it, for a model that opens its thought at once."""
-        format = self.prompter.format
+        format = self.renderer.format
         opening = len((format.thought_open + format.padding).encode())
         return self._more(Draft([]), self._limit(opening))
 
@@ -59,7 +59,7 @@ class Forcer:
         full = finish_reason == "length" and len(sampled) < draft.room
         ended = full or finish_reason == "stop"
         draft = replace(draft, ids=[*draft.ids, *sampled[: draft.room]])
-        thinking = None if draft.answering else self.prompter.thinking_of(draft.ids)
+        thinking = None if draft.answering else self.renderer.thinking_of(draft.ids)
         if thinking is None:
             return _finished(draft, finish_reason) if ended else self._more(draft)
         limit, length = self._limit(thinking.start), len(thinking.ids)
@@ -68,12 +68,12 @@ class Forcer:
             if full:
                 return _finished(replace(draft, ids=kept), finish_reason)
             return self._more(
-                replace(draft, ids=[*kept, *self.prompter.to_solution(kept)], answering=True)
+                replace(draft, ids=[*kept, *self.renderer.to_solution(kept)], answering=True)
             )
         if draft.continuations < self.budget.continuations and (
             thinking.closed or finish_reason == "stop"
         ):
-            longer = [*thinking.ids, *self.prompter.encode(self.budget.continuation)]
+            longer = [*thinking.ids, *self.renderer.encode(self.budget.continuation)]
             if len(longer) < limit:  # else there is no room to think on, and the end stands
                 continuations = draft.continuations + 1
                 return self._more(replace(draft, ids=longer, continuations=continuations), limit)
@@ -96,9 +96,9 @@ class Forcer:
             return _finished(replace(draft, ids=draft.ids[: self.max_tokens]), "length")
         if limit is None:
             return replace(draft, room=rest)
-        format = self.prompter.format
+        format = self.renderer.format
         closing = len((format.padding + format.thought_close).encode())
-        margin = max(closing, len(self.prompter.to_solution([])) + 1)
+        margin = max(closing, len(self.renderer.to_solution([])) + 1)
         return replace(draft, room=min(rest, limit + margin - len(draft.ids)))
 
 

@@ -8,13 +8,13 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from rlt_core.config import EvaluationConfig
-from rlt_core.progress import Control, Metrics
-from rlt_core.evaluation.budget_forcing import Draft, Forcer
 from rlt_core.evaluation.benchmarks import EvalTask
+from rlt_core.evaluation.budget_forcing import Draft, Forcer
+from rlt_core.progress import Metrics, Progress
 
 if TYPE_CHECKING:
     from rlt_core.generation import Engine
-    from rlt_core.prompts.renderer import Prompter
+    from rlt_core.prompts.renderer import Renderer
 
 TOO_LONG = "too_long"
 """Finish reason where the prompt leaves no room in the model's context: nothing was asked."""
@@ -41,7 +41,7 @@ class Written:
 
 
 def requests_of(
-    tasks: Sequence[EvalTask], config: EvaluationConfig, prompter: Prompter
+    tasks: Sequence[EvalTask], config: EvaluationConfig, renderer: Renderer
 ) -> list[Request]:
     """All that is asked, in the tasks' order. No request has more than `config.n` completions, so
     that requests are alike where a task has more of them, and any of them can share the work."""
@@ -49,7 +49,7 @@ def requests_of(
         Request(task.name, question, prompt_ids, samples)
         for task in tasks
         for question in task.questions
-        for prompt_ids in [prompter.student_prompt(question["question"])]
+        for prompt_ids in [renderer.student_prompt(question["question"])]
         for samples in _pieces(config.samples_of(task.name), config.n)
     ]
 
@@ -71,11 +71,11 @@ class Completer:
     forcer: Forcer | None = None
     """Forces the length of thinking; empty: completions are left as they are drawn."""
 
-    def complete(self, requests: Sequence[Request], control: Control) -> list[list[Written]]:
+    def complete(self, requests: Sequence[Request], progress: Progress) -> list[list[Written]]:
         """The completions of each request. Progress counts completions. Raises Stopped."""
         fitting = [one for one in requests if len(one.prompt_ids) < self.engine.context]
         write = self._force if self.forcer else self._draw
-        written = iter(write(fitting, control) if fitting else [])
+        written = iter(write(fitting, progress) if fitting else [])
         nothing = Written([], TOO_LONG)
         return [
             next(written)
@@ -84,19 +84,19 @@ class Completer:
             for one in requests
         ]
 
-    def _draw(self, requests: Sequence[Request], control: Control) -> list[list[Written]]:
+    def _draw(self, requests: Sequence[Request], progress: Progress) -> list[list[Written]]:
         completions = self.engine.generate(
             [request.prompt_ids for request in requests],
             self.config,
             [[self._seed(request, sample) for sample in request.samples] for request in requests],
             self.stop_ids,
-            control,
+            progress,
         )
         return [
             [Written(list(one.ids), one.finish_reason) for one in group] for group in completions
         ]
 
-    def _force(self, requests: Sequence[Request], control: Control) -> list[list[Written]]:
+    def _force(self, requests: Sequence[Request], progress: Progress) -> list[list[Written]]:
         """Draws in phases; a phase holds all completions that are not finished."""
         assert self.forcer is not None
         samples = [(request, sample) for request in requests for sample in request.samples]
@@ -119,7 +119,7 @@ class Completer:
                 self.config.model_copy(update={"max_tokens": room}),
                 [[self._seed(*samples[i], phase) for i in group] for group in prompts.values()],
                 self.stop_ids,
-                _standing(control, len(drafts) - len(pending), len(drafts)),
+                _standing(progress, len(drafts) - len(pending), len(drafts)),
             )
             for group, drawn in zip(prompts.values(), completions, strict=True):
                 for i, one in zip(group, drawn, strict=True):
@@ -142,10 +142,10 @@ class Completer:
         return sample_seed(key, request.question["question_id"], sample)
 
 
-def _standing(control: Control, finished: int, total: int) -> Control:
+def _standing(progress: Progress, finished: int, total: int) -> Progress:
     """Progress stands while a phase draws: how many phases will follow is not known."""
 
-    def progress(_done: int, _total: int, metrics: Metrics) -> None:
-        control.progress(finished, total, metrics)
+    def report(_done: int, _total: int, metrics: Metrics) -> None:
+        progress.report(finished, total, metrics)
 
-    return replace(control, progress=progress)
+    return replace(progress, report=report)

@@ -11,19 +11,19 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from rlt_core.config import EvaluationConfig, StageResources
-from rlt_core.progress import Control
 from rlt_core.errors import UserError
+from rlt_core.evaluation.benchmarks import EvalTask
 from rlt_core.evaluation.budget_forcing import Forcer
 from rlt_core.evaluation.completions import TOO_LONG, Completer, Request, Written, requests_of
 from rlt_core.evaluation.scores import score_rows
-from rlt_core.evaluation.benchmarks import EvalTask
-from rlt_core.prompts.format import PromptFormat
 from rlt_core.grading import GradeItem, Grader
+from rlt_core.progress import Progress
+from rlt_core.prompts.format import PromptFormat
 from rlt_core.rows import write_rows
 
 if TYPE_CHECKING:
     from rlt_core.generation import Engine
-    from rlt_core.prompts.renderer import Prompter
+    from rlt_core.prompts.renderer import Renderer
 
 Row = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -56,17 +56,17 @@ class Examination:
         if not names or len(set(names)) != len(names):
             raise UserError("evaluation.tasks must be a non-empty list of different names")
         from rlt_core.models import load_tokenizer
-        from rlt_core.prompts.renderer import Prompter
+        from rlt_core.prompts.renderer import Renderer
 
         self._model, self._config, self._resources = model, config, resources
         self._tasks = [
             EvalTask(task.name, task.questions[: config.max_questions]) for task in tasks
         ]
-        self._prompter = Prompter(format, load_tokenizer(model))
+        self._renderer = Renderer(format, load_tokenizer(model))
         self._key, self._label = key, label or model_key
         self._constant = {"seed": seed, "model": model_key}
         self._grader = Grader(config.grading_timeout_s)
-        self.requests = requests_of(self._tasks, config, self._prompter)
+        self.requests = requests_of(self._tasks, config, self._renderer)
 
     @cached_property
     def _engine(self) -> Engine:
@@ -74,15 +74,15 @@ class Examination:
 
         return open_engine(self._model, self._config.dtype, self._resources)
 
-    def complete(self, requests: Sequence[Request], control: Control) -> list[Row]:
+    def complete(self, requests: Sequence[Request], progress: Progress) -> list[Row]:
         """Rows of eval_samples without grades, in the requests' order. Raises Stopped."""
-        config, prompter = self._config, self._prompter
-        forcer = Forcer(prompter, config.budget, config.max_tokens) if config.budget else None
-        completer = Completer(self._engine, config, prompter.stop_ids, self._key, forcer)
+        config, renderer = self._config, self._renderer
+        forcer = Forcer(renderer, config.budget, config.max_tokens) if config.budget else None
+        completer = Completer(self._engine, config, renderer.stop_ids, self._key, forcer)
         return [
             self._row(request, sample, one)
             for request, written in zip(
-                requests, completer.complete(requests, control), strict=True
+                requests, completer.complete(requests, progress), strict=True
             )
             for sample, one in zip(request.samples, written, strict=True)
         ]
@@ -94,7 +94,7 @@ class Examination:
             "question_id": request.question["question_id"],
             "sample": sample,
             "question": request.question["question"],
-            "completion": self._prompter.decode(one.ids),
+            "completion": self._renderer.decode(one.ids),
             "extracted": None,
             "answer": request.question["answer"],
             "outcome": None,
@@ -103,7 +103,7 @@ class Examination:
         }
 
     def run(
-        self, answer: Callable[[], Sequence[Row]], out: Path, control: Control
+        self, answer: Callable[[], Sequence[Row]], out: Path, progress: Progress
     ) -> dict[str, float]:
         """Evaluate the model with lighteval and write both tables to `out`.
 
@@ -116,7 +116,7 @@ class Examination:
         from rlt_core.evaluation.adapter import run_tasks
 
         def grade(question: Mapping[str, Any], texts: Sequence[str]) -> list[Row]:
-            control.check()
+            progress.check()
             return self._grades(question, texts)
 
         def score(samples: Sequence[Row]) -> list[Row]:
@@ -159,7 +159,7 @@ class Examination:
     def _grades(self, question: Mapping[str, Any], texts: Sequence[str]) -> list[Row]:
         items = [
             GradeItem(
-                solution=given_solution(self._prompter, text),
+                solution=given_solution(self._renderer, text),
                 answer=question["answer"],
                 grader=question["grader"],
                 metadata=question["metadata"],
@@ -183,13 +183,13 @@ class Examination:
             self._engine.close()
 
 
-def given_solution(prompter: Prompter, text: str) -> str | None:
+def given_solution(renderer: Renderer, text: str) -> str | None:
     """What a completion gives as its solution: the solution block; all of it if it uses no tag of
     the format (a model that never saw it); None if it began with the format and did not end."""
-    solution = prompter.split_answer(text).solution
+    solution = renderer.split_answer(text).solution
     if solution is not None:
         return solution
-    tags = (prompter.format.thought_open, prompter.format.solution_open)
+    tags = (renderer.format.thought_open, renderer.format.solution_open)
     return None if any(tag in text for tag in tags) else text
 
 

@@ -27,9 +27,9 @@ from rlt_core.config import (
 from rlt_core.data.sources import GENERATED, data_digest
 from rlt_core.errors import UserError
 from rlt_core.evaluation.benchmarks import BENCHMARKS, require_known
-from rlt_core.prompts.format import PromptFormat, load_format
 from rlt_core.graph import Node
 from rlt_core.model_sources import source_digest
+from rlt_core.prompts.format import PromptFormat, load_format
 from rlt_core.stages import (
     STAGES,
     BaseModelConfig,
@@ -331,16 +331,16 @@ class Nodes:
         base: Node | None = None,
         recipe: StudentSFTConfig | None = None,
         questions: Node | None = None,
-        thoughtless: bool = False,
+        empty_thought: bool = False,
         **choice: Any,
     ) -> Node:
         """A student of the data set's own traces (no `traces`), of generated or imported ones, or
-        `thoughtless`: of the solutions alone. `base`, `recipe` and `questions` stand for the
+        `empty_thought`: of the solutions alone. `base`, `recipe` and `questions` stand for the
         config's; `choice` (rank, order, fits, token_matched) picks traces by `scores`."""
         recipe = recipe or self.config.student_sft
         config = StudentSFTStageConfig(
             sft=_only(SFTConfig, recipe),
-            traces="none" if thoughtless else "traces" if traces else "dataset",
+            traces="none" if empty_thought else "traces" if traces else "dataset",
             n_questions=recipe.n_questions,
             format=self.format,
             seed=seed,

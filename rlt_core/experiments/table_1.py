@@ -138,7 +138,7 @@ def _solution_row(table: Table, students: _Students) -> None:
 
     def student(seed: int) -> Node:
         return nodes.student_sft(
-            variant, seed, base=students.base, recipe=students.recipe, thoughtless=True
+            variant, seed, base=students.base, recipe=students.recipe, empty_thought=True
         )
 
     table.trained(

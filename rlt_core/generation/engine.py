@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlt_core.config import Sampling
-from rlt_core.progress import Control
+from rlt_core.progress import Progress
 
 FinishReason = Literal["stop", "length"]
 
@@ -44,7 +44,7 @@ class Engine(Protocol):
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
         stop_ids: Iterable[int],
-        control: Control | None = None,
+        progress: Progress | None = None,
     ) -> list[list[Completion]]:
         """One completion for every seed of every prompt, in their order.
 

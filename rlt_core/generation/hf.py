@@ -18,8 +18,8 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from rlt_core.config import Sampling
-from rlt_core.progress import Control
 from rlt_core.generation.engine import ClosesItself, Completion, check_requests
+from rlt_core.progress import Progress
 from rlt_core.scoring import eval_mode
 
 COMPACT_BELOW = 0.75
@@ -65,11 +65,11 @@ class TransformersEngine(ClosesItself):
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
         stop_ids: Iterable[int],
-        control: Control | None = None,
+        progress: Progress | None = None,
     ) -> list[list[Completion]]:
         """See `Engine.generate`."""
         check_requests(prompts, seeds, self.context)
-        control = control or Control()
+        progress = progress or Progress()
         stop = torch.tensor(sorted(stop_ids), dtype=torch.long, device=self.model.device)
         requests = [
             _Request(i, j, seed) for i, each in enumerate(seeds) for j, seed in enumerate(each)
@@ -78,12 +78,12 @@ class TransformersEngine(ClosesItself):
         tokens, start = 0, time.perf_counter()
         with torch.no_grad(), eval_mode(self.model):
             for batch in self._batches(requests, prompts, sampling.max_tokens):
-                completions = self._batch(prompts, batch, sampling, stop, control)
+                completions = self._batch(prompts, batch, sampling, stop, progress)
                 for request, completion in zip(batch, completions, strict=True):
                     found[request.prompt, request.sample] = completion
                     tokens += len(completion.ids)
                 rate = tokens / (time.perf_counter() - start)
-                control.progress(len(found), len(requests), {"tokens_per_s": rate})
+                progress.report(len(found), len(requests), {"tokens_per_s": rate})
         return [[found[i, j] for j in range(len(each))] for i, each in enumerate(seeds)]
 
     def _batches(
@@ -103,7 +103,7 @@ class TransformersEngine(ClosesItself):
         batch: list[_Request],
         sampling: Sampling,
         stop: Tensor,
-        control: Control,
+        progress: Progress,
     ) -> list[Completion]:
         """Prefill each prompt once, then decode all requests step by step."""
         device = self.model.device
@@ -122,7 +122,7 @@ class TransformersEngine(ClosesItself):
         row_R = torch.arange(len(batch), device=device)  # of each sequence still in the batch
         for step in range(steps):
             if step % CHECK_STEPS == 0:
-                control.check()
+                progress.check()
             token_R, logprob_R = draw(
                 logits_RV, uniforms_RN[row_R, step], sampling.temperature, sampling.top_p
             )

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from rlt_core.config import DType, Sampling, StageResources
-from rlt_core.progress import Control
 from rlt_core.errors import UserError
 from rlt_core.generation.engine import (
     ClosesItself,
@@ -19,6 +18,7 @@ from rlt_core.generation.engine import (
     FinishReason,
     check_requests,
 )
+from rlt_core.progress import Progress
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -86,19 +86,19 @@ class VLLMEngine(ClosesItself):
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
         stop_ids: Iterable[int],
-        control: Control | None = None,
+        progress: Progress | None = None,
     ) -> list[list[Completion]]:
         """See `Engine.generate`. Samples of a prompt share its prefill through the prefix cache."""
         from vllm import TokensPrompt
 
         check_requests(prompts, seeds, self.context)
-        control = control or Control()
+        progress = progress or Progress()
         stop = sorted(stop_ids)
         requests = [(list(prompts[i]), seed) for i, each in enumerate(seeds) for seed in each]
         drawn: list[Completion] = []
         tokens, start = 0, time.perf_counter()
         for first in range(0, len(requests), REQUESTS_AT_ONCE):
-            control.check()
+            progress.check()
             part = requests[first : first + REQUESTS_AT_ONCE]
             outputs = self._llm.generate(
                 [TokensPrompt(prompt_token_ids=prompt) for prompt, _ in part],
@@ -108,7 +108,7 @@ class VLLMEngine(ClosesItself):
             drawn += map(_completion, outputs)
             tokens += sum(len(completion.ids) for completion in drawn[first:])
             rate = tokens / (time.perf_counter() - start)
-            control.progress(len(drawn), len(requests), {"tokens_per_s": rate})
+            progress.report(len(drawn), len(requests), {"tokens_per_s": rate})
         in_order = iter(drawn)
         return [[next(in_order) for _ in each] for each in seeds]
 

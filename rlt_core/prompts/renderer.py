@@ -124,7 +124,7 @@ class _Found(NamedTuple):
     """Their text behind the tag."""
 
 
-class Prompter:
+class Renderer:
     """Builds and reads contexts of one prompt format for one tokenizer.
 
     Raises UserError when the tokenizer's chat template cannot carry the format.
@@ -298,11 +298,11 @@ class Prompter:
         return self._scored(self.format.padding, *opened, end=True), closed[0][:last]
 
     def text_contexts(
-        self, question: str, explanation: str, solution: str, teacher: Prompter | None = None
+        self, question: str, explanation: str, solution: str, teacher: Renderer | None = None
     ) -> tuple[Context, Context]:
         """Student's and teacher's context of an explanation of which only the text is known.
 
-        `teacher`: its own prompter, of the same vocabulary; this one when empty.
+        `teacher`: its own renderer, of the same vocabulary; this one when empty.
         """
         think_ids = self.encode_block(explanation)
         return (

@@ -18,8 +18,8 @@ from openai.types.chat import ChatCompletion
 from pydantic import BaseModel, ConfigDict
 
 from rlt_core.config.refinement import Endpoint
-from rlt_core.progress import Control
 from rlt_core.errors import UserError
+from rlt_core.progress import Progress
 
 KEY = "RLT_REFINE_KEY"
 """Environment variable with the endpoint's key; unset for a server that wants none."""
@@ -60,14 +60,14 @@ def ask_all(
     requests: Sequence[Request],
     endpoint: Endpoint,
     keep: Callable[[list[Answer]], None],
-    control: Control,
+    progress: Progress,
 ) -> None:
     """Ask all; `keep` hears of the answers that came since it was last called.
 
     Raises UserError for an endpoint that cannot be reached, refuses the key or does not know the
     model, or keeps failing; whatever `keep` raises; Stopped. All answers so far were kept.
     """
-    asyncio.run(_Asking(endpoint, keep, control).run(requests))
+    asyncio.run(_Asking(endpoint, keep, progress).run(requests))
 
 
 def _key() -> str:
@@ -81,9 +81,9 @@ class _Asking:
     """One call of `ask_all`."""
 
     def __init__(
-        self, endpoint: Endpoint, keep: Callable[[list[Answer]], None], control: Control
+        self, endpoint: Endpoint, keep: Callable[[list[Answer]], None], progress: Progress
     ) -> None:
-        self.endpoint, self.keep, self.control = endpoint, keep, control
+        self.endpoint, self.keep, self.progress = endpoint, keep, progress
         self.key = _key()
         self.next_slot = 0.0
         """Monotonic seconds before which nothing is sent."""
@@ -99,7 +99,7 @@ class _Asking:
         ) as client:
             try:
                 while True:
-                    self.control.check()
+                    self.progress.check()
                     while len(tasks) < self.endpoint.concurrency:
                         request = next(waiting, None)
                         if request is None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rlt_core.config.refinement import Endpoint, RefinementConfig
-from rlt_core.progress import Control
 from rlt_core.errors import UserError
+from rlt_core.progress import Progress
 from rlt_core.prompts.format import PromptFormat
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.refinement.client import Answer, Request, ask_all, request_hash
 from rlt_core.rows import write_rows
 from rlt_core.store import Workspace
@@ -80,7 +80,7 @@ class Refinement:
     def __init__(
         self,
         config: RefinementConfig,
-        prompter: Prompter,
+        renderer: Renderer,
         traces: Sequence[Row],
         questions: Iterable[Row],
     ) -> None:
@@ -89,13 +89,13 @@ class Refinement:
         if lacking or not traces:
             what = f"trace {lacking[0]} has no question" if lacking else "there is no trace"
             raise UserError(f"trace-refinement: {what}; give the traces' own questions as input")
-        self.config, self.prompter, self.traces, self.questions = config, prompter, traces, by_id
+        self.config, self.renderer, self.traces, self.questions = config, renderer, traces, by_id
         requests = [request_of(config, by_id[row["question_id"]], row) for row in traces]
         self.hashes = [request_hash(request) for request in requests]
         self.requests = dict(zip(self.hashes, requests, strict=True))
 
     def answers(
-        self, work: Workspace, endpoint: Endpoint, control: Control
+        self, work: Workspace, endpoint: Endpoint, progress: Progress
     ) -> tuple[dict[str, Answer], int]:
         """An answer to each request, by its hash, and how many were asked for now.
 
@@ -107,12 +107,12 @@ class Refinement:
         def keep(answers: list[Answer]) -> None:
             save(work, answers)
             found.update({answer.request: answer for answer in answers})
-            control.progress(len(found), len(self.requests), {})
+            progress.report(len(found), len(self.requests), {})
             self.check(found)
 
         self.check(found)
         if asked:
-            ask_all([self.requests[hash] for hash in asked], endpoint, keep, control)
+            ask_all([self.requests[hash] for hash in asked], endpoint, keep, progress)
         return found, len(asked)
 
     def dropped(self, answers: Mapping[str, Answer]) -> list[Row]:
@@ -120,7 +120,7 @@ class Refinement:
         rows = []
         for number, (trace, hash) in enumerate(zip(self.traces, self.hashes, strict=True), 1):
             answer = answers.get(hash)
-            fault = answer and fault_of(answer, self.prompter.format)
+            fault = answer and fault_of(answer, self.renderer.format)
             if fault:
                 detail = f"{trace['trace_id']}: {fault[1]}"
                 rows.append({"row": number, "question_id": trace["question_id"],
@@ -153,13 +153,13 @@ class Refinement:
 
     def _refined(self, trace: Row, text: str) -> Row:
         question = self.questions[trace["question_id"]]
-        target = self.prompter.teacher_sft_row(question["question"], question["solution"], text)
-        prompt = len(self.prompter.teacher_prompt(question["question"], question["solution"]))
+        target = self.renderer.teacher_sft_row(question["question"], question["solution"], text)
+        prompt = len(self.renderer.teacher_prompt(question["question"], question["solution"]))
         completion_ids = target.input_ids[prompt:]
         return trace | {
             "teacher": self.config.name,
             "text": text,
-            "token_ids": self.prompter.encode_block(text),
+            "token_ids": self.renderer.encode_block(text),
             "completion_ids": completion_ids,
             "closed": True,
             "finish_reason": "stop",

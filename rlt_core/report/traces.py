@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from rlt_core.report.inputs import Parts
 from rlt_core.reward.diagnostics import (
     CLIPPED_ALARM,
     COMPRESSION_ALARM,
@@ -13,7 +14,6 @@ from rlt_core.reward.diagnostics import (
     SHORTEST_BYTES,
     guard_alarms,
 )
-from rlt_core.report.inputs import Parts
 
 MEANS = (
     "copied", "compression", "doubt", "clipped", "think_tokens", "think_mean", "rank_surprisal",

@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from pydantic import ValidationError
 
-from rlt_core.sql import macros
 from rlt_core.config import KLEstimator, Reduction, RewardSpec
 from rlt_core.errors import UserError
+from rlt_core.sql import macros
 from rlt_core.sql.macros import arguments, literal
-from rlt_core.store import Manifest, Store
 from rlt_core.sql.views import dataset, sql_errors
+from rlt_core.store import Manifest, Store
 
 MEMORY = "1500MB"
 """DuckDB's own; what is read ahead of it comes on top."""

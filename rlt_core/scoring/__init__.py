@@ -2,8 +2,8 @@
 
 from rlt_core.scoring.logprobs import selected_logprobs
 from rlt_core.scoring.passes import eval_mode
+from rlt_core.scoring.score_traces import assign_ranks, score_contexts
 from rlt_core.scoring.tokens import Contexts, TokenScores, token_scores
-from rlt_core.scoring.score_traces import assign_ranks, score_contexts, score_traces
 
 __all__ = [
     "Contexts",
@@ -11,7 +11,6 @@ __all__ = [
     "assign_ranks",
     "eval_mode",
     "score_contexts",
-    "score_traces",
     "selected_logprobs",
     "token_scores",
 ]

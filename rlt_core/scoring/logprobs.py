@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rlt_core.progress import Control
+from rlt_core.progress import Progress
 from rlt_core.scoring.lm_head import FLOATS, HeadScores, LogitTransform, head_kl, head_logprobs
 from rlt_core.scoring.passes import decoder_and_head, eval_mode, hidden_states, logit_transform
 
@@ -53,7 +53,7 @@ def selected_logprobs(
     *,
     share_prefixes: bool | None = None,
     block_logits: int | None = None,
-    control: Control | None = None,
+    progress: Progress | None = None,
 ) -> list[list[FLOATS]]:
     """log p(ids[start:end] | ids before each) for every span of every context, in input order.
 
@@ -72,7 +72,7 @@ def selected_logprobs(
         tokens_per_batch,
         share_prefixes=share_prefixes,
         block_logits=block_logits,
-        control=control,
+        progress=progress,
     )
     return [
         cut(values, [end - start for start, end in each]) if each else []
@@ -93,7 +93,7 @@ def select(
     kl_to: States | None = None,
     share_prefixes: bool | None = None,
     block_logits: int | None = None,
-    control: Control | None = None,
+    progress: Progress | None = None,
 ) -> Selected:
     """Log-probs of the tokens at `targets` (positions > 0); see `selected_logprobs`.
 
@@ -112,7 +112,7 @@ def select(
         [where - 1 for where in targets],
         tokens_per_batch,
         share_prefixes=share_prefixes,
-        control=control,
+        progress=progress,
     )
     with torch.no_grad(), eval_mode(model):
         for indices, hidden_ND in passes:

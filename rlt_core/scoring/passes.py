@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from rlt_core.progress import Control
+from rlt_core.progress import Progress
 from rlt_core.scoring.lm_head import LogitTransform
 
 INDICES = NDArray[np.int64]
@@ -61,7 +61,7 @@ def hidden_states(
     tokens_per_batch: int,
     *,
     share_prefixes: bool | None = None,
-    control: Control | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Last hidden states at the wanted positions, pass by pass.
 
@@ -71,7 +71,7 @@ def hidden_states(
     sequences have in common before their first position is computed once if `share_prefixes`, and
     where it pays if that is None. `model`: in eval mode. Progress counts tokens.
     """
-    control = control or Control()
+    progress = progress or Progress()
     decoder = decoder_and_head(model)[0]
     if next(decoder.parameters()).device.type == "cpu":
         tokens_per_batch = min(tokens_per_batch, CPU_TOKENS)
@@ -82,10 +82,10 @@ def hidden_states(
     ]
     groups, alone = _prefix_groups(requests, share_prefixes, decoder)
     done, total = 0, sum(request.end for request in requests)
-    for batch, hidden_ND in _all_passes(decoder, groups, alone, tokens_per_batch, control):
+    for batch, hidden_ND in _all_passes(decoder, groups, alone, tokens_per_batch, progress):
         yield [request.index for request in batch], hidden_ND
         done += sum(request.end for request in batch)
-        control.progress(done, total, {})
+        progress.report(done, total, {})
 
 
 def _all_passes(
@@ -93,19 +93,19 @@ def _all_passes(
     groups: Sequence[list[_Request]],
     alone: Sequence[_Request],
     budget: int,
-    control: Control,
+    progress: Progress,
 ) -> Iterator[tuple[list[_Request], Tensor]]:
     for numbers in length_batches([request.end for request in alone], budget):
-        control.check()
+        progress.check()
         batch = [alone[i] for i in numbers]
         yield batch, _wanted(_forward(decoder, [r.ids[: r.end] for r in batch]), batch)
     for numbers in length_batches([group[0].first for group in groups], budget):
-        control.check()
+        progress.check()
         some = [groups[i] for i in numbers]
         caches = _prefix_caches(decoder, [group[0].ids[: group[0].first] for group in some])
         for group, cache in zip(some, caches, strict=True):
             for rows in length_batches([r.end - r.first for r in group], budget):
-                control.check()
+                progress.check()
                 batch = [group[i] for i in rows]
                 hidden_BTD = _forward(decoder, [r.ids[r.first : r.end] for r in batch], cache)
                 yield batch, _wanted(hidden_BTD, batch, offset=batch[0].first)

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlt_core.config import RewardSpec
-from rlt_core.progress import Control
 from rlt_core.grading import UNGRADED, GradeItem, Grader
-from rlt_core.reward.diagnostics import watch
-from rlt_core.prompts.renderer import Prompter
-from rlt_core.reward.formula import RewardParts, rank_rewards, reward_parts
+from rlt_core.progress import Progress
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.reward.baselines import mean_likelihood, rank_surprisal_ratio
+from rlt_core.reward.diagnostics import watch
+from rlt_core.reward.formula import RewardParts, rank_rewards, reward_parts
 from rlt_core.scoring.tokens import Contexts, Loader, TokenScores, token_scores
 
 Row = dict[str, Any]
@@ -28,13 +28,13 @@ def score_traces(
     student: str,
     load_student: Loader,
     load_teacher: Loader,
-    student_prompter: Prompter,
-    teacher_prompter: Prompter,
+    student_prompter: Renderer,
+    teacher_prompter: Renderer,
     spec: RewardSpec,
     max_tokens: int,
     tokens_per_batch: int,
     grader: Grader | None = None,
-    control: Control | None = None,
+    progress: Progress | None = None,
 ) -> list[Row]:
     """Rows of `scores`, one a trace in input order, `rank` still empty (see `assign_ranks`).
 
@@ -45,7 +45,9 @@ def score_traces(
     trace whose reward is no number.
     """
     contexts = [_contexts(trace, questions, student_prompter, teacher_prompter) for trace in traces]
-    correct = None if grader is None else _arrivals(traces, questions, grader, control or Control())
+    correct = (
+        None if grader is None else _arrivals(traces, questions, grader, progress or Progress())
+    )
     return score_contexts(
         traces,
         contexts,
@@ -57,7 +59,7 @@ def score_traces(
         tokens_per_batch=tokens_per_batch,
         words=student_prompter.words,
         correct=correct,
-        control=control,
+        progress=progress,
     )
 
 
@@ -73,7 +75,7 @@ def score_contexts(
     tokens_per_batch: int,
     words: int | None = None,
     correct: Sequence[bool | None] | None = None,
-    control: Control | None = None,
+    progress: Progress | None = None,
 ) -> list[Row]:
     """As `score_traces`, of traces whose contexts are already built. `correct`: of each trace,
     whether it arrives at the solution; empty where no answer is known."""
@@ -86,7 +88,7 @@ def score_contexts(
         tokens_per_batch,
         ranks=True,
         words=words,
-        control=control,
+        progress=progress,
     )
     by_trace = dict(zip(kept, scored, strict=True))
     arrived = [None] * len(traces) if correct is None else correct
@@ -118,8 +120,8 @@ def assign_ranks(rows: Sequence[Row]) -> list[Row]:
 def _contexts(
     trace: Mapping[str, Any],
     questions: Mapping[str, Mapping[str, Any]],
-    student_prompter: Prompter,
-    teacher_prompter: Prompter,
+    student_prompter: Renderer,
+    teacher_prompter: Renderer,
 ) -> Contexts:
     row = questions[trace["question_id"]]
     question, solution, think_ids = row["question"], row["solution"], trace["token_ids"]
@@ -133,14 +135,14 @@ def _arrivals(
     traces: Sequence[Mapping[str, Any]],
     questions: Mapping[str, Mapping[str, Any]],
     grader: Grader,
-    control: Control,
+    progress: Progress,
 ) -> list[bool | None]:
     """Whether each explanation, read as a solution, gives the question's answer; None where it
     cannot be graded or the grader failed."""
     items = [_item(trace["text"], questions[trace["question_id"]]) for trace in traces]
     outcomes: list[str] = []
     while len(outcomes) < len(items):
-        control.check()
+        progress.check()
         batch = items[len(outcomes) : len(outcomes) + GRADES_A_CHECK]
         outcomes += [grade.outcome for grade in grader.grade_many(batch)]
     unknown = (*UNGRADED, "grader_failed")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rlt_core.config import RewardSpec
-from rlt_core.progress import Control
+from rlt_core.progress import Progress
 from rlt_core.prompts.renderer import Context, Span
 from rlt_core.scoring.lm_head import FLOATS
 from rlt_core.scoring.logprobs import Selected, cut, select
@@ -64,13 +64,13 @@ def token_scores(
     *,
     ranks: bool,
     words: int | None = None,
-    control: Control | None = None,
+    progress: Progress | None = None,
 ) -> list[TokenScores]:
     """Scores of every explanation, in order. First the student scores all, then the teacher.
 
     `words`: of the tokenizer, over which KL is taken where the spec's `kl` is full.
     """
-    control = control or Control()
+    progress = progress or Progress()
     if not contexts:
         return []
     full = spec.kl == "full"
@@ -85,7 +85,7 @@ def token_scores(
             ranks=ranks,
             keep_states=full,
             words=words,
-            control=control.part(0, 2),
+            progress=progress.part(0, 2),
         )  # fmt: skip
     if student.states is not None:
         for i, each in enumerate(contexts):
@@ -98,7 +98,7 @@ def token_scores(
             spec.temperature,
             tokens_per_batch,
             kl_to=student.states,
-            control=control.part(1, 2),
+            progress=progress.part(1, 2),
         )
     return [_scores(i, each, student, teacher) for i, each in enumerate(contexts)]
 

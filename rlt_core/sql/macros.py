@@ -3,9 +3,9 @@
     rlt_reward(solution_logprobs, student_think_logprobs, teacher_think_logprobs, alpha, kl_weight)
 
 and what it is made of: `rlt_token_kl`, `rlt_r_ss`, `rlt_r_kl`, `rlt_penalty`, `rlt_total`. Further
-parameters are the fields of `RewardSpec` by name, with its defaults. `rlt_core.reward.formula` is the
-reference; a test ties the macros to it. NULL log-probs (a trace that was too long) give NULL, and
-so does an empty solution. Think log-probs of unequal length are an error, as in Python.
+parameters are the fields of `RewardSpec` by name, with its defaults. `rlt_core.reward.formula` is
+the reference; a test ties the macros to it. NULL log-probs (a trace that was too long) give NULL,
+and so does an empty solution. Think log-probs of unequal length are an error, as in Python.
 """
 
 from __future__ import annotations

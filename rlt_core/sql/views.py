@@ -25,8 +25,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from pyarrow.fs import FileSystem
 
-from rlt_core.sql import macros
 from rlt_core.errors import UserError
+from rlt_core.sql import macros
 from rlt_core.sql.schemas import TABLES
 from rlt_core.store import Manifest, Store
 

@@ -7,11 +7,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 from rlt_core.config import ScratchModel, SFTConfig, StageResources
-from rlt_core.progress import Control
 from rlt_core.data.generators.arithmetic import base_documents
-from rlt_core.prompts.format import PromptFormat
 from rlt_core.models import new_model, save_model, tiny_tokenizer
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.progress import Progress
+from rlt_core.prompts.format import PromptFormat
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.store import Workspace
 from rlt_core.training.sft import train_sft
 
@@ -27,7 +27,7 @@ def train_base(
     out: Path,
     work: Workspace,
     resources: StageResources,
-    control: Control,
+    progress: Progress,
 ) -> dict[str, float]:
     """Write `out/model/`: a tiny Llama that knows arithmetic a little, and the format's shape.
 
@@ -41,7 +41,7 @@ def train_base(
         save_model(model, tokenizer, out / "model")
         return {"parameters": parameters}
     count = min(DISTINCT_DOCUMENTS, config.steps * config.batch_size)
-    documents = list(base_documents(count, config.seed, Prompter(format, tokenizer), held_out))
+    documents = list(base_documents(count, config.seed, Renderer(format, tokenizer), held_out))
     sft = SFTConfig(
         steps=config.steps,
         batch_size=config.batch_size,
@@ -61,6 +61,6 @@ def train_base(
             out=out,
             work=work,
             resources=resources.model_copy(update={"sharding": "none"}),  # one process trains it
-            control=control,
+            progress=progress,
         )
     return {**metrics, "parameters": parameters}

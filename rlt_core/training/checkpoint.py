@@ -38,9 +38,9 @@ from rlt_core.sql.schemas import TRAIN_STEPS
 from rlt_core.store import Workspace
 from rlt_core.training import sharding
 from rlt_core.training.longest_first import LongestFirst
+from rlt_core.training.metrics import StepRecorder
 from rlt_core.training.plan import KEPT_CHECKPOINTS
 from rlt_core.training.policy import save_policy, unsharded
-from rlt_core.training.metrics import StepRecorder
 
 GROUP = "checkpoints"
 ROWS = "train_steps.json"

@@ -19,16 +19,16 @@ from transformers import PreTrainedModel
 from trl import GRPOConfig as TRLConfig
 
 from rlt_core.config import GRPOConfig, StageResources
-from rlt_core.progress import Control
 from rlt_core.errors import UserError
 from rlt_core.models import load_tokenizer
 from rlt_core.processes import join
+from rlt_core.progress import Progress
 from rlt_core.store import Workspace
 from rlt_core.training.grpo_trainer import PolicyTrainer
+from rlt_core.training.metrics import StepRecorder, alarms, mean_of
 from rlt_core.training.plan import MicroBatches, data_order, micro_batches, total_steps
 from rlt_core.training.policy import adapters, load_policy, trainer_arguments
 from rlt_core.training.rewards import Prompt, RewardFunction
-from rlt_core.training.metrics import StepRecorder, alarms, mean_of
 
 
 def train_grpo(
@@ -43,7 +43,7 @@ def train_grpo(
     out: Path,
     work: Workspace,
     resources: StageResources,
-    control: Control,
+    progress: Progress,
 ) -> dict[str, float]:
     """Train a model folder on its own completions; writes `out/model/`, `out/train_steps.parquet`.
 
@@ -72,7 +72,7 @@ def train_grpo(
         steps,
         config.questions_per_step / len(kept),
         resources.checkpoint_every_steps,
-        control,
+        progress,
     )
     with tempfile.TemporaryDirectory() as scratch:
         trainer = PolicyTrainer(

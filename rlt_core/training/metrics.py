@@ -10,7 +10,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rlt_core.progress import Control
+from rlt_core.progress import Progress
 from rlt_core.reward.diagnostics import guard_alarms
 from rlt_core.sql.schemas import TRAIN_STEPS
 
@@ -27,7 +27,8 @@ def alarms(rows: Sequence[Row]) -> dict[str, float]:
     `alarm_zero_variance`: for 3 steps on end, no group had two different rewards, so nothing is
     learned. `alarm_reward_falling`: the mean reward of the last 10 steps is below that of the
     first 10 by more than the spread inside a group was then. `alarm_copied`, `alarm_repetition`,
-    `alarm_over_length`: the guards' (`rlt_core.reward.diagnostics`) means over the last 10 steps are too high.
+    `alarm_over_length`: the means of the diagnostics (`rlt_core.reward.diagnostics`) over the last
+    10 steps are too high.
     """
     last = [row["zero_std_groups"] for row in rows[-ZERO_VARIANCE_STEPS:]]
     flat = len(last) == ZERO_VARIANCE_STEPS and all(share == 1.0 for share in last)
@@ -64,7 +65,7 @@ class StepRecorder(TrainerCallback):
         total: int,
         epochs_per_step: float,
         checkpoint_every: int,
-        control: Control,
+        progress: Progress,
     ) -> None:
         self.rows: list[Row] = []
         self.parts: dict[str, float | None] = {}
@@ -73,7 +74,7 @@ class StepRecorder(TrainerCallback):
         """Training ended early because somebody asked for it."""
         self._ids = {"stage": stage, "seed": seed}
         self._total, self._epochs_per_step = total, epochs_per_step
-        self._checkpoint_every, self._control = checkpoint_every, control
+        self._checkpoint_every, self._progress = checkpoint_every, progress
         self._tokens_seen = 0
         self._started = 0.0
 
@@ -90,7 +91,7 @@ class StepRecorder(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if state.global_step < self._total and _everywhere(self._control.should_stop()):
+        if state.global_step < self._total and _everywhere(self._progress.should_stop()):
             self.stopped = control.should_training_stop = True
         due = state.global_step % self._checkpoint_every == 0
         control.should_save = due or self.stopped
@@ -112,7 +113,7 @@ class StepRecorder(TrainerCallback):
                     f"{row['stage']}: {column} is {row[column]} at step {row['step']}"
                 )
         self.rows.append(row)
-        self._control.progress(row["step"], self._total, self._progress(row))
+        self._progress.report(row["step"], self._total, self._shown(row))
 
     def _row(self, step: int, logs: dict[str, float]) -> Row:
         seconds = time.perf_counter() - self._started
@@ -132,7 +133,7 @@ class StepRecorder(TrainerCallback):
             "tokens_per_s": tokens / seconds,
         }
 
-    def _progress(self, row: Row) -> dict[str, float]:
+    def _shown(self, row: Row) -> dict[str, float]:
         metrics = {"loss": row["loss"], "tokens_per_s": row["tokens_per_s"]}
         if row["reward"] is not None:
             metrics |= {"reward": row["reward"]} | alarms(self.rows)

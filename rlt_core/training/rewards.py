@@ -16,9 +16,9 @@ from torch import nn
 from rlt_core.config import CorrectnessReward, RewardSpec, StageResources, TeacherGRPOConfig
 from rlt_core.errors import UserError
 from rlt_core.grading import Grade, GradeItem, Grader
-from rlt_core.reward.diagnostics import watch
 from rlt_core.models import load_model, load_tokenizer, on_device, require_same_vocabulary
-from rlt_core.prompts.renderer import Explanation, Prompter
+from rlt_core.prompts.renderer import Explanation, Renderer
+from rlt_core.reward.diagnostics import watch
 from rlt_core.reward.formula import RewardParts, reward_parts
 from rlt_core.scoring import Contexts, selected_logprobs, token_scores
 from rlt_core.training.rollouts import LOGPROBS, Rollout, recorded_logprobs
@@ -94,7 +94,7 @@ class RLTReward:
 
     def __init__(
         self,
-        prompter: Prompter,
+        renderer: Renderer,
         student: Path,
         spec: RewardSpec,
         config: TeacherGRPOConfig,
@@ -102,13 +102,13 @@ class RLTReward:
         resources: StageResources,
     ) -> None:
         """`student`: its model folder; `config`: of the training. Raises UserError unless teacher
-        (whose tokenizer the prompter holds) and student have one vocabulary, and if the log-probs
+        (whose tokenizer the renderer holds) and student have one vocabulary, and if the log-probs
         of this training's rollouts are not those of the reward."""
         config.check_against(spec)
         names = ("the teacher", "the reward student")
-        require_same_vocabulary(prompter.tokenizer, load_tokenizer(student), names)
-        self.stop_ids = prompter.stop_ids
-        self._prompter, self._spec, self._resources = prompter, spec, resources
+        require_same_vocabulary(renderer.tokenizer, load_tokenizer(student), names)
+        self.stop_ids = renderer.stop_ids
+        self._renderer, self._spec, self._resources = renderer, spec, resources
         self._recorded = config.teacher_logprobs == "rollout"
         self._student = load_model(student, config.dtype).requires_grad_(False)
 
@@ -133,7 +133,7 @@ class RLTReward:
         sampled: Sequence[LOGPROBS],
         policy: nn.Module,
     ) -> Rewards:
-        thinks = [self._prompter.split_completion(ids) for ids in completions]
+        thinks = [self._renderer.split_completion(ids) for ids in completions]
         contexts = [self._contexts(p, think.ids) for p, think in zip(prompts, thinks, strict=True)]
         if self._recorded:
             rollouts = [
@@ -161,8 +161,8 @@ class RLTReward:
     def _contexts(self, prompt: Prompt, think_ids: Sequence[int]) -> Contexts:
         question, solution = prompt.row["question"], prompt.row["solution"]
         return Contexts(
-            student=self._prompter.student_context(question, think_ids, solution),
-            teacher=self._prompter.teacher_context(question, solution, think_ids),
+            student=self._renderer.student_context(question, think_ids, solution),
+            teacher=self._renderer.teacher_context(question, solution, think_ids),
         )
 
     def _computed(self, contexts: Sequence[Contexts], policy: nn.Module) -> list[dict[str, Any]]:
@@ -174,7 +174,7 @@ class RLTReward:
             self._spec,
             self._resources.tokens_per_batch,
             ranks=False,
-            words=self._prompter.words,
+            words=self._renderer.words,
         )
         return [
             {
@@ -245,9 +245,9 @@ class AnswerReward:
 
     reads_policy = False
 
-    def __init__(self, prompter: Prompter, spec: CorrectnessReward, grader: Grader) -> None:
-        self.stop_ids = prompter.stop_ids
-        self._prompter, self._spec, self._grader = prompter, spec, grader
+    def __init__(self, renderer: Renderer, spec: CorrectnessReward, grader: Grader) -> None:
+        self.stop_ids = renderer.stop_ids
+        self._renderer, self._spec, self._grader = renderer, spec, grader
 
     def check(self, prompts: Sequence[Prompt], max_completion_tokens: int) -> None:
         """Every question needs an answer to compare with (countdown: its numbers)."""
@@ -271,7 +271,7 @@ class AnswerReward:
         sampled: Sequence[LOGPROBS],
         policy: nn.Module,
     ) -> Rewards:
-        answers = [self._prompter.split_answer(self._prompter.decode(ids)) for ids in completions]
+        answers = [self._renderer.split_answer(self._renderer.decode(ids)) for ids in completions]
         formatted = [i for i, answer in enumerate(answers) if answer.formatted]
         items = [
             GradeItem(

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from rlt_core import processes
 from rlt_core.config import DType, Sampling, StageResources
-from rlt_core.progress import Control
 from rlt_core.errors import UserError
 from rlt_core.generation.engine import ClosesItself, Completion, Engine, check_requests
 from rlt_core.generation.hf import TransformersEngine
 from rlt_core.models import load_model, pick_device
+from rlt_core.progress import Progress
 from rlt_core.training import sharding
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ class _Server(ClosesItself):
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
         stop_ids: Iterable[int],
-        control: Control | None = None,
+        progress: Progress | None = None,
     ) -> list[list[Completion]]:
         """See `Engine.generate`; from the weights as they are now."""
         self.renew()

@@ -15,16 +15,16 @@ from trl import SFTConfig as TRLConfig
 from trl import SFTTrainer
 
 from rlt_core.config import SFTConfig, StageResources
-from rlt_core.progress import Control
 from rlt_core.errors import UserError
 from rlt_core.models import load_tokenizer
 from rlt_core.processes import join
+from rlt_core.progress import Progress
 from rlt_core.prompts.renderer import IGNORED, Row
 from rlt_core.store import Workspace
 from rlt_core.training.checkpoint import ResumableTrainer
+from rlt_core.training.metrics import StepRecorder, mean_of
 from rlt_core.training.plan import data_order, longest_first, micro_batches, total_steps
 from rlt_core.training.policy import adapters, load_policy, trainer_arguments
-from rlt_core.training.metrics import StepRecorder, mean_of
 
 
 class _Trainer(ResumableTrainer, SFTTrainer):
@@ -50,7 +50,7 @@ def train_sft(
     out: Path,
     work: Workspace,
     resources: StageResources,
-    control: Control,
+    progress: Progress,
 ) -> dict[str, float]:
     """Train a model folder on rows; writes `out/model/` and `out/train_steps.parquet`.
 
@@ -69,7 +69,12 @@ def train_sft(
         config.batch_size, resources.micro_batch_size, join(resources).num_processes
     )
     recorder = StepRecorder(
-        stage, seed, steps, config.batch_size / len(kept), resources.checkpoint_every_steps, control
+        stage,
+        seed,
+        steps,
+        config.batch_size / len(kept),
+        resources.checkpoint_every_steps,
+        progress,
     )
     with tempfile.TemporaryDirectory() as scratch:
         trainer = _Trainer(

@@ -29,7 +29,7 @@ def run(job: Job) -> dict[str, float]:
         out=job.out,
         work=job.work,
         resources=job.resources,
-        control=job.control,
+        progress=job.progress,
     )
 
 

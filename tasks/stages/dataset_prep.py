@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlt_core.data.generators.countdown import EVALUATION_QUESTIONS, EVALUATION_SEED, countdown_questions
+from rlt_core.data.generators.countdown import (
+    EVALUATION_QUESTIONS,
+    EVALUATION_SEED,
+    countdown_questions,
+)
 from rlt_core.data.prepare import prepare_questions
 from rlt_core.errors import UserError
 from rlt_core.evaluation.benchmarks import benchmark_task
 from rlt_core.hub import UNPINNED
 from rlt_core.models import load_tokenizer, tiny_tokenizer
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.rows import read_rows
 from rlt_core.stages import DatasetPrepConfig
 from tasks.job import Job
@@ -29,13 +33,13 @@ def run(job: Job) -> dict[str, float]:
     )
     # The teacher's prompts alone are measured; a system prompt of the data's own is the student's.
     format = config.format.model_copy(update={"student_system": ""})
-    prompter = Prompter(format, tokenizer)
+    renderer = Renderer(format, tokenizer)
     evaluated = {name: _evaluated(name, commit) for name, commit in config.evaluated.items()}
     tested = []
     if "tested" in job.manifests:
         rows = read_rows(job.tables("tested"), "questions")
         tested = [row for row in rows if row["split"] == "test"]
-    return prepare_questions(data, prompter, job.out, job.control, evaluated, tested)
+    return prepare_questions(data, renderer, job.out, job.progress, evaluated, tested)
 
 
 def _evaluated(name: str, commit: str) -> Sequence[Mapping[str, Any]]:

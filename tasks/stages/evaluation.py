@@ -7,11 +7,15 @@ from functools import partial
 from typing import Any
 
 from rlt_core import processes
-from rlt_core.data.generators.countdown import EVALUATION_QUESTIONS, EVALUATION_SEED, countdown_questions
+from rlt_core.data.generators.countdown import (
+    EVALUATION_QUESTIONS,
+    EVALUATION_SEED,
+    countdown_questions,
+)
 from rlt_core.errors import UserError
+from rlt_core.evaluation.benchmarks import EvalTask, benchmark_task
 from rlt_core.evaluation.completions import Request
 from rlt_core.evaluation.run import Examination
-from rlt_core.evaluation.benchmarks import EvalTask, benchmark_task
 from rlt_core.hub import UNPINNED
 from rlt_core.rows import read_rows
 from rlt_core.stages import EvaluationStageConfig
@@ -60,7 +64,7 @@ def examine(work: LongWork, examination: Examination, shard_questions: int) -> d
         if processes.rank() or work.machine:
             sample()
             return {}
-        return examination.run(answer, work.out, work.control)
+        return examination.run(answer, work.out, work.progress)
 
 
 def _length(request: Request) -> int:

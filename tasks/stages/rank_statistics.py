@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from rlt_core.data.trace_selection import columns_of_set, ranks_of_set
 from rlt_core.ranking import rank_ablation
 from rlt_core.rows import read_rows, write_rows
-from rlt_core.data.trace_selection import columns_of_set, ranks_of_set
 from rlt_core.stages import RankStatisticsConfig
 from tasks.job import Job
 

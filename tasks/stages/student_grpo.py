@@ -15,7 +15,7 @@ def run(job: Job) -> dict[str, float]:
     """Trains on the training questions whose answers can be graded; the others are counted."""
     config = job.config_as(StudentGRPOStageConfig)
     model = job.model("model")
-    prompter = job.prompter("model", "student")
+    renderer = job.renderer("model", "student")
     rows = [r for r in read_rows(job.tables("questions"), "questions") if r["split"] == "train"]
     gradable = [row for row in rows if row["grader"] != "none"]
     if not gradable:
@@ -24,14 +24,14 @@ def run(job: Job) -> dict[str, float]:
             "data.fields.answer, or go without (student_grpo=null)"
         )
     prompts = [
-        Prompt(row["question_id"], prompter.student_prompt(row["question"]), row)
+        Prompt(row["question_id"], renderer.student_prompt(row["question"]), row)
         for row in gradable
     ]
     with Grader() as grader:
         metrics = train_grpo(
             model,
             prompts,
-            AnswerReward(prompter, config.grpo.reward, grader),
+            AnswerReward(renderer, config.grpo.reward, grader),
             config.grpo,
             seed=config.seed,
             key=job.spec.key,
@@ -39,6 +39,6 @@ def run(job: Job) -> dict[str, float]:
             out=job.out,
             work=job.work,
             resources=job.resources,
-            control=job.control,
+            progress=job.progress,
         )
     return {**metrics, "ungradable_questions": len(rows) - len(gradable)}

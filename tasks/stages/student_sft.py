@@ -14,13 +14,13 @@ from transformers import AutoConfig
 
 from rlt_core.config import SFTConfig
 from rlt_core.data.subsets import choose
+from rlt_core.data.trace_selection import best_fitting, columns, match_tokens, rank_traces
 from rlt_core.errors import UserError
 from rlt_core.models import load_tokenizer, vocabulary_digest
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.prompts.renderer import Row as TrainingRow
 from rlt_core.rows import read_rows, table_files
 from rlt_core.sql.schemas import TRACES
-from rlt_core.data.trace_selection import best_fitting, columns, match_tokens, rank_traces
 from rlt_core.stages import StudentSFTStageConfig
 from rlt_core.training.sft import train_sft
 from tasks.job import Job
@@ -42,7 +42,7 @@ class _Chosen:
 class _Student:
     """How the student reads questions and traces."""
 
-    prompter: Prompter
+    renderer: Renderer
     questions: dict[str, Row]
     """The training questions by id."""
     same_vocabulary: bool
@@ -57,9 +57,9 @@ class _Student:
         for trace in traces:
             question = self.questions[trace["question_id"]]
             same = self.same_vocabulary
-            think_ids = trace["token_ids"] if same else self.prompter.encode_block(trace["text"])
+            think_ids = trace["token_ids"] if same else self.renderer.encode_block(trace["text"])
             rows.append(
-                self.prompter.student_sft_row(question["question"], think_ids, question["solution"])
+                self.renderer.student_sft_row(question["question"], think_ids, question["solution"])
             )
             if len(rows[-1].input_ids) <= self.max_tokens:
                 tokens += len(think_ids)
@@ -74,7 +74,7 @@ class _Student:
             lengths = (
                 pc.list_value_length(table[column]).to_pylist()
                 if self.same_vocabulary
-                else [len(self.prompter.encode_block(text)) for text in table[column].to_pylist()]
+                else [len(self.renderer.encode_block(text)) for text in table[column].to_pylist()]
             )
             for trace, length in zip(table["trace_id"].to_pylist(), lengths, strict=True):
                 if around[question_of[trace]] + length <= self.max_tokens:
@@ -84,7 +84,7 @@ class _Student:
     def _around(self, name: str) -> int:
         """Tokens of a question's row beside the explanation's."""
         row = self.questions[name]
-        return len(self.prompter.student_sft_row(row["question"], [], row["solution"]).input_ids)
+        return len(self.renderer.student_sft_row(row["question"], [], row["solution"]).input_ids)
 
 
 def run(job: Job) -> dict[str, float]:
@@ -99,7 +99,7 @@ def run(job: Job) -> dict[str, float]:
     }
     same = config.traces == "traces" and _same_vocabulary(job, vocabulary_digest(tokenizer))
     limit = min(config.sft.max_tokens, _positions(model))
-    student = _Student(job.prompter("model", "student"), questions, same, limit)
+    student = _Student(job.renderer("model", "student"), questions, same, limit)
     chosen = _chosen(job, config, student)
     keep = set(
         choose(
@@ -121,7 +121,7 @@ def run(job: Job) -> dict[str, float]:
         out=job.out,
         work=job.work,
         resources=job.resources,
-        control=job.control,
+        progress=job.progress,
     )
     return {
         **metrics,

@@ -13,15 +13,15 @@ def run(job: Job) -> dict[str, float]:
     """Trains on every training question with its solution."""
     config = job.config_as(TeacherGRPOStageConfig)
     model = job.model("model")
-    prompter = job.prompter("model", "teacher")
+    renderer = job.renderer("model", "teacher")
     prompts = [
-        Prompt(row["question_id"], prompter.teacher_prompt(row["question"], row["solution"]), row)
+        Prompt(row["question_id"], renderer.teacher_prompt(row["question"], row["solution"]), row)
         for row in read_rows(job.tables("questions"), "questions")
         if row["split"] == "train"
     ]
     job.require_format("student", "student")
     reward = RLTReward(
-        prompter,
+        renderer,
         job.model("student"),
         config.reward,
         config.grpo,
@@ -38,5 +38,5 @@ def run(job: Job) -> dict[str, float]:
         out=job.out,
         work=job.work,
         resources=job.resources,
-        control=job.control,
+        progress=job.progress,
     )

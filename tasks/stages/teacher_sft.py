@@ -13,9 +13,9 @@ def run(job: Job) -> dict[str, float]:
     """Trains on every training question that has a trace; the solution is never used as one."""
     config = job.config_as(TeacherSFTStageConfig)
     model = job.model("model")
-    prompter = job.prompter("model", "teacher")
+    renderer = job.renderer("model", "teacher")
     rows = [
-        prompter.teacher_sft_row(row["question"], row["solution"], row["trace"])
+        renderer.teacher_sft_row(row["question"], row["solution"], row["trace"])
         for row in read_rows(job.tables("questions"), "questions")
         if row["split"] == "train" and row["trace"]
     ]
@@ -34,5 +34,5 @@ def run(job: Job) -> dict[str, float]:
         out=job.out,
         work=job.work,
         resources=job.resources,
-        control=job.control,
+        progress=job.progress,
     )

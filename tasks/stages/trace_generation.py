@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rlt_core.progress import Control
 from rlt_core.data.subsets import choose
 from rlt_core.generation import open_engine, sample_seed
 from rlt_core.generation.engine import Completion
-from rlt_core.prompts.renderer import Explanation, Prompter
+from rlt_core.progress import Progress
+from rlt_core.prompts.renderer import Explanation, Renderer
 from rlt_core.rows import read_rows
 from rlt_core.stages import TraceGenerationConfig
 from tasks.job import Job
@@ -23,27 +23,27 @@ Row = dict[str, Any]
 class _Writer:
     """What the model that writes traces sees, and where in its completion the trace is."""
 
-    prompter: Prompter
+    renderer: Renderer
     context: Literal["teacher", "student"]
 
     def prompt(self, question: Row) -> list[int]:
         """All before the completion."""
         if self.context == "student":
-            return self.prompter.student_prompt(question["question"])
-        return self.prompter.teacher_prompt(question["question"], question["solution"])
+            return self.renderer.student_prompt(question["question"])
+        return self.renderer.teacher_prompt(question["question"], question["solution"])
 
     def explanation(self, completion_ids: Sequence[int]) -> Explanation:
         """The explanation; of a solver, the thought of its answer."""
         if self.context == "student":
-            return self.prompter.thought_of(completion_ids)
-        return self.prompter.split_completion(completion_ids)
+            return self.renderer.thought_of(completion_ids)
+        return self.renderer.split_completion(completion_ids)
 
 
 def run(job: Job) -> dict[str, float]:
     """A completion's seed follows from (key, question, sample), not from its place in a batch."""
     config = job.config_as(TraceGenerationConfig)
     model, sampling = job.model("teacher"), config.sampling
-    writer = _Writer(job.prompter("teacher", config.context), config.context)
+    writer = _Writer(job.renderer("teacher", config.context), config.context)
     questions = [
         row
         for row in read_rows(job.tables("questions"), "questions")
@@ -52,7 +52,7 @@ def run(job: Job) -> dict[str, float]:
     questions = choose(questions, sampling.n_questions, config.seed)
     with open_engine(model, sampling.dtype, job.resources) as engine:
 
-        def compute(shard: Sequence[Row], control: Control) -> list[Row]:
+        def compute(shard: Sequence[Row], progress: Progress) -> list[Row]:
             completions = engine.generate(
                 [writer.prompt(row) for row in shard],
                 sampling,
@@ -60,8 +60,8 @@ def run(job: Job) -> dict[str, float]:
                     [sample_seed(job.spec.key, row["question_id"], i) for i in range(sampling.n)]
                     for row in shard
                 ],
-                writer.prompter.stop_ids,
-                control=control,
+                writer.renderer.stop_ids,
+                progress=progress,
             )
             return [
                 _row(job, writer, row, sample, completion)

@@ -13,9 +13,9 @@ from tasks.job import Job
 def run(job: Job) -> dict[str, float]:
     """Their text becomes ids of the base model's tokenizer."""
     config = job.config_as(TraceImportConfig)
-    prompter = job.prompter("tokenizer")
+    renderer = job.renderer("tokenizer")
     if config.digest is None:
         questions = read_rows(job.tables("questions"), "questions")
-        return own_traces(questions, config.name, prompter, job.out)
+        return own_traces(questions, config.name, renderer, job.out)
     path = Path(job.spec.paths["source"])
-    return import_traces(path, config.name, prompter, job.out, config.max_dropped, job.control)
+    return import_traces(path, config.name, renderer, job.out, config.max_dropped, job.progress)

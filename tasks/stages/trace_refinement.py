@@ -15,9 +15,9 @@ def run(job: Job) -> dict[str, float]:
     endpoint = Endpoint.of_environment()
     traces = read_rows(job.tables("traces"), "traces")
     questions = read_rows(job.tables("questions"), "questions")
-    prompter = job.prompter("tokenizer")
-    refinement = Refinement(config.refinement, prompter, traces, questions)
-    answers, asked = refinement.answers(job.work, endpoint, job.control)
+    renderer = job.renderer("tokenizer")
+    refinement = Refinement(config.refinement, renderer, traces, questions)
+    answers, asked = refinement.answers(job.work, endpoint, job.progress)
     dropped = [row["reason"] for row in refinement.write(answers, job.out)]
     return {
         "traces": len(traces) - len(dropped),

@@ -9,11 +9,12 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from rlt_core.progress import Control
 from rlt_core.grading import Grader
 from rlt_core.models import load_model, on_device, require_same_vocabulary
+from rlt_core.progress import Progress
 from rlt_core.rows import read_rows
-from rlt_core.scoring import assign_ranks, score_traces
+from rlt_core.scoring import assign_ranks
+from rlt_core.scoring.score_traces import score_traces
 from rlt_core.stages import TraceScoringConfig
 from tasks.job import Job
 from tasks.shards import in_shards
@@ -27,8 +28,8 @@ def run(job: Job) -> dict[str, float]:
     if config.note:
         print(config.note)
     teacher, student = job.model("teacher"), job.model("student")
-    teacher_prompter = job.prompter("teacher", "teacher")
-    student_prompter = job.prompter("student", "student")
+    teacher_prompter = job.renderer("teacher", "teacher")
+    student_prompter = job.renderer("student", "student")
     tokenizers = teacher_prompter.tokenizer, student_prompter.tokenizer
     require_same_vocabulary(*tokenizers, ("the teacher", "the reward student"))
     questions = {row["question_id"]: row for row in read_rows(job.tables("questions"), "questions")}
@@ -37,7 +38,7 @@ def run(job: Job) -> dict[str, float]:
     def loaded(folder: Path) -> PreTrainedModel:
         return load_model(folder, config.scoring.dtype)
 
-    def compute(shard: Sequence[list[Row]], control: Control) -> list[Row]:
+    def compute(shard: Sequence[list[Row]], progress: Progress) -> list[Row]:
         traces = [trace for group in shard for trace in group]
         rows = score_traces(
             traces,
@@ -51,7 +52,7 @@ def run(job: Job) -> dict[str, float]:
             max_tokens=config.scoring.max_tokens,
             tokens_per_batch=job.resources.tokens_per_batch,
             grader=grader,
-            control=control,
+            progress=progress,
         )
         return assign_ranks(rows)
 

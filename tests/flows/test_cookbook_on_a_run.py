@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rlt_core.store import Store
 from rlt_core.sql.views import connect
+from rlt_core.store import Store
 from tests.cookbook import queries
 
 MAY_BE_EMPTY = {

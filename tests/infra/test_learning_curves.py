@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from infra.benchmarks import grpo_step
-from rlt_core.prompts.format import load_format
 from rlt_core.models import load_tokenizer
 from rlt_core.profiles import tiny
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.prompts.format import load_format
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.training.rewards import RLTReward
 
 STEPS = 12
@@ -19,13 +19,13 @@ def test_the_fast_path_learns_as_the_plain_one(tmp_path: Path) -> None:
     config = tiny()
     grpo = config.teacher_grpo.model_copy(update={"steps": STEPS, "epochs": None})
     model = grpo_step.base_model(config, tmp_path)
-    prompter = Prompter(load_format(config.prompt_format), load_tokenizer(model))
+    renderer = Renderer(load_format(config.prompt_format), load_tokenizer(model))
     resources = config.resources.of("teacher-grpo")
     fast, plain = (
-        grpo_step.measure(model, prompter, reward, grpo, resources).steps
+        grpo_step.measure(model, renderer, reward, grpo, resources).steps
         for reward in (
-            RLTReward(prompter, model, config.reward, grpo, resources=resources),
-            grpo_step.PlainReward(prompter, model, config.reward),
+            RLTReward(renderer, model, config.reward, grpo, resources=resources),
+            grpo_step.PlainReward(renderer, model, config.reward),
         )
     )
     assert len(fast) == len(plain) == STEPS

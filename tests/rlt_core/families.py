@@ -138,7 +138,7 @@ class Family:
     changes: dict[str, Any] = field(default_factory=dict)
     size: dict[str, Any] = field(default_factory=lambda: SIZE)
     unnamed: tuple[str, ...] = ()
-    """Control tokens that are special in added_tokens_decoder only."""
+    """Progress tokens that are special in added_tokens_decoder only."""
     eos: tuple[str, ...] = ("<eos>",)
     """Of the generation config."""
     settings: dict[str, Any] = field(default_factory=dict)

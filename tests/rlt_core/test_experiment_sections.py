@@ -230,7 +230,9 @@ def test_reports_are_found_by_experiment_and_profile(tmp_path):
 def test_every_report_of_a_profile_has_artifacts_of_its_own(monkeypatch, traces, tmp_path):
     shown = []
     for kind in ("markdown", "table", "image"):
-        monkeypatch.setattr(pages, f"create_{kind}_artifact", lambda **given: shown.append(given))
+        monkeypatch.setattr(
+            prefect_artifacts, f"create_{kind}_artifact", lambda **given: shown.append(given)
+        )
     render_report(traces, tmp_path / "files")
 
     class Reports(Store):

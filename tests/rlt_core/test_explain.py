@@ -8,9 +8,9 @@ import pytest
 from rlt_core.config import RewardSpec
 from rlt_core.errors import UserError
 from rlt_core.explain import AROUND, WORST, explain
-from rlt_core.prompts.format import load_format
 from rlt_core.models import tiny_tokenizer
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.prompts.format import load_format
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.reward.formula import reward_parts
 from rlt_core.scoring import assign_ranks
 from rlt_core.store import Ref, Store
@@ -23,21 +23,21 @@ TRACE = "q001-1"
 
 
 def with_tokenizer(store):
-    """A model artifact that holds a tokenizer of single bytes, and the prompter of it."""
+    """A model artifact that holds a tokenizer of single bytes, and the renderer of it."""
     tokenizer = tiny_tokenizer(FORMAT)
     template = commit(store, "base-model", {})
     attempt = store.begin(Ref(kind="model", key="f" * 16))
     tokenizer.save_pretrained(attempt.out / "model")
     update = {"ref": attempt.ref, "attempt": attempt.id, "files": store.describe(attempt)}
-    return store.commit(template.model_copy(update=update)), Prompter(FORMAT, tokenizer)
+    return store.commit(template.model_copy(update=update)), Renderer(FORMAT, tokenizer)
 
 
 def scored(store, spec=None, label="trace-scoring[a]", without=()):
     """Four traces of one question, scored with log-probs at random; `without`: lost inputs."""
     spec = spec or RewardSpec()
-    model, prompter = with_tokenizer(store)
-    ids = prompter.encode(TEXT)
-    solution = prompter.encode(SOLUTION)
+    model, renderer = with_tokenizer(store)
+    ids = renderer.encode(TEXT)
+    solution = renderer.encode(SOLUTION)
     traces, scores, draw = [], [], np.random.default_rng(1)
     for sample in range(4):
         name, think_ids = f"q001-{sample}", [] if sample == 3 else ids

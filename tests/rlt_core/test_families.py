@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from rlt_core.config import FolderModel
-from rlt_core.prompts.format import load_format
 from rlt_core.models import import_model, load_model, load_tokenizer, save_model
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.prompts.format import load_format
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.scoring import selected_logprobs
 from tests.rlt_core.families import FAMILIES, Family, write_family
 
@@ -27,18 +27,18 @@ def test_a_family_is_imported_scored_and_prompted(family: Family, tmp_path: Path
     own = AutoModelForCausalLM.from_pretrained(tmp_path / "published", dtype=torch.float32).eval()
     own.config.output_router_logits = False
 
-    prompter = Prompter(load_format(family.format), tokenizer)
+    renderer = Renderer(load_format(family.format), tokenizer)
     token = tokenizer.convert_tokens_to_ids
-    assert prompter.end_of_turn == token(family.end)
-    assert set(prompter.stop_ids) == {token(family.end), token("<eos>"), *map(token, family.eos)}
-    row = prompter.student_sft_row("1+2", prompter.encode("a thought"), "3")
+    assert renderer.end_of_turn == token(family.end)
+    assert set(renderer.stop_ids) == {token(family.end), token("<eos>"), *map(token, family.eos)}
+    row = renderer.student_sft_row("1+2", renderer.encode("a thought"), "3")
     text = tokenizer.decode(row.input_ids)
-    assert text.count(prompter.format.thought_open) == 1 + prompter.format.student_system.count(
-        prompter.format.thought_open
+    assert text.count(renderer.format.thought_open) == 1 + renderer.format.student_system.count(
+        renderer.format.thought_open
     )
-    assert prompter.format.student_system in text
+    assert renderer.format.student_system in text
 
-    rows = [prompter.student_context("1+2", prompter.encode(t), "3") for t in ("long one", "b")]
+    rows = [renderer.student_context("1+2", renderer.encode(t), "3") for t in ("long one", "b")]
     ids, spans = [each.ids for each in rows], [[(2, len(each.ids))] for each in rows]
     for share in (False, True):
         got = selected_logprobs(model, ids, spans, 0.7, 10_000, share_prefixes=share)

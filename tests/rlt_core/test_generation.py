@@ -20,12 +20,12 @@ from transformers import (
 )
 
 from rlt_core.config import Sampling, ScratchModel, StageResources
-from rlt_core.progress import Control
 from rlt_core.errors import Stopped, UserError
-from rlt_core.prompts.format import load_format
 from rlt_core.generation import Completion, open_engine, sample_seed
 from rlt_core.generation.hf import TransformersEngine, draw, uniforms
 from rlt_core.models import new_model, save_model, tiny_tokenizer
+from rlt_core.progress import Progress
+from rlt_core.prompts.format import load_format
 from rlt_core.scoring import selected_logprobs
 
 VOCABULARY = 19
@@ -53,11 +53,11 @@ def generate(
     budget: int = 10_000,
     model: PreTrainedModel = MODEL,
     stop: tuple[int, ...] = (STOP,),
-    control: Control | None = None,
+    progress: Progress | None = None,
     **sampling: float,
 ) -> list[list[Completion]]:
     settings = Sampling.model_validate({"max_tokens": 30, "temperature": 1.0, **sampling})
-    return TransformersEngine(model, budget).generate(prompts, settings, seeds, stop, control)
+    return TransformersEngine(model, budget).generate(prompts, settings, seeds, stop, progress)
 
 
 def same(first: Completion, second: Completion) -> bool:
@@ -260,10 +260,10 @@ def test_a_policy_in_training_keeps_its_mode_and_its_gradients() -> None:
 
 def test_progress_counts_completions_and_a_wish_to_stop_is_heard() -> None:
     seen: list[tuple[int, int]] = []
-    generate(budget=80, control=Control(progress=lambda done, total, _: seen.append((done, total))))
+    generate(budget=80, progress=Progress(report=lambda done, total, _: seen.append((done, total))))
     assert seen[-1] == (20, 20) and all(a < b for a, b in pairwise(seen)) and len(seen) > 5
     with pytest.raises(Stopped):
-        generate(control=Control(should_stop=lambda: True))
+        generate(progress=Progress(should_stop=lambda: True))
 
 
 def test_bad_requests_are_refused() -> None:

@@ -13,8 +13,8 @@ import gpu_driver
 import pytest
 
 from rlt_core import gpus
-from rlt_core.progress import Control
 from rlt_core.errors import Stopped, UserError
+from rlt_core.progress import Progress
 
 spawn = multiprocessing.get_context("spawn")
 
@@ -27,7 +27,7 @@ def four_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _hold(count: int, taken: Any, leave: Any) -> None:
     gpus.POLL_S = 0.01
-    gpus.hold(count, Control())
+    gpus.hold(count, Progress())
     taken.put(os.environ["CUDA_VISIBLE_DEVICES"])
     leave.wait(60)
     os._exit(0)  # as a killed process: nothing is released by hand
@@ -95,7 +95,7 @@ def test_a_machine_without_a_driver_has_none(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert gpus.here() == {}
-    gpus.hold(1, Control())
+    gpus.hold(1, Progress())
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
@@ -104,10 +104,10 @@ def test_who_waits_can_be_stopped_and_may_lose_patience(monkeypatch: pytest.Monk
     other = Holder(4)
     other.seen()
     heard = []
-    asked = Control(lambda *said: heard.append(said), lambda: len(heard) > 3)
+    asked = Progress(lambda *said: heard.append(said), lambda: len(heard) > 3)
     with pytest.raises(Stopped):
         gpus.hold(1, asked)
     assert heard[0] == (0, 0, {}), "shown as waiting"
     with pytest.raises(UserError, match="--limit 1"):
-        gpus.hold(1, Control(), patience_s=0.1)
+        gpus.hold(1, Progress(), patience_s=0.1)
     other.leave()

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from rlt_core.progress import Control
 from rlt_core.errors import Stopped, UserError
 from rlt_core.launch import ChildFailed, Launcher
+from rlt_core.progress import Progress
 
 HERE = "tests.rlt_core.test_launch"
 
 
-def work(argument: Any, control: Control) -> Any:
+def work(argument: Any, progress: Progress) -> Any:
     """What the children of these tests do."""
     if argument == "mistake":
         raise UserError("row 3 is empty")
@@ -32,18 +32,18 @@ def work(argument: Any, control: Control) -> Any:
         print("last words", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     if argument == "wait":
-        while not control.should_stop():
-            control.progress(1, 2, {"pid": os.getpid()})
+        while not progress.should_stop():
+            progress.report(1, 2, {"pid": os.getpid()})
             time.sleep(0.05)
         raise Stopped("checkpointed")
     if isinstance(argument, str) and argument.startswith("checkpoint "):
-        while not control.should_stop():
-            control.progress(1, 2, {"pid": os.getpid()})
+        while not progress.should_stop():
+            progress.report(1, 2, {"pid": os.getpid()})
             time.sleep(0.05)
         time.sleep(1)
         Path(argument.removeprefix("checkpoint ")).touch()
         raise Stopped("checkpointed")
-    control.progress(1, 2, {"x": 1.0})
+    progress.report(1, 2, {"x": 1.0})
     return argument * 2
 
 

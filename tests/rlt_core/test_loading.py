@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlt_core.config import ScratchModel, StageResources
-from rlt_core.prompts.format import load_format
 from rlt_core.models import (
     load_model,
     new_model,
@@ -19,6 +18,7 @@ from rlt_core.models import (
     saved_dtype,
     tiny_tokenizer,
 )
+from rlt_core.prompts.format import load_format
 
 FORMAT = load_format("tiny")
 

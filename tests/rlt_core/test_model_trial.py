@@ -14,8 +14,8 @@ from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 from rlt_core.chat_templates import BadTemplate, chats, try_template
 from rlt_core.config import FolderModel
 from rlt_core.errors import UserError
-from rlt_core.prompts.format import load_format
 from rlt_core.models import import_model, load_model
+from rlt_core.prompts.format import load_format
 from tests.rlt_core.families import FAMILIES, tokenizer_of, write_family
 
 BY_NAME = {family.name: family for family in FAMILIES}

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from rlt_core.config import FolderModel, HubModel, PackageModel, ScratchModel
 from rlt_core.errors import UserError
-from rlt_core.prompts.format import load_format
 from rlt_core.model_sources import folder_digest, package_gguf, source_digest
 from rlt_core.models import (
     import_model,
@@ -24,6 +23,7 @@ from rlt_core.models import (
     tiny_tokenizer,
     vocabulary_digest,
 )
+from rlt_core.prompts.format import load_format
 
 FORMAT = load_format("tiny")
 TOKENIZER = tiny_tokenizer(FORMAT)

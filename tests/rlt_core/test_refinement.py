@@ -14,10 +14,10 @@ import pytest
 
 from rlt_core.config import ScratchModel
 from rlt_core.config.refinement import Endpoint, RefinementConfig
-from rlt_core.progress import Control
 from rlt_core.errors import Stopped, UserError
-from rlt_core.prompts.format import load_format
 from rlt_core.models import new_model, save_model, tiny_tokenizer
+from rlt_core.progress import Progress
+from rlt_core.prompts.format import load_format
 from rlt_core.refinement.client import KEY, Answer, ask_all
 from rlt_core.refinement.refine import fault_of, request_of
 from tests.chat_server import KEY as SECRET
@@ -38,10 +38,10 @@ def requests(n: int) -> list[dict[str, Any]]:
     ]
 
 
-def ask(url: str, n: int = 1, control: Control | None = None, **settings: Any) -> list[Answer]:
+def ask(url: str, n: int = 1, progress: Progress | None = None, **settings: Any) -> list[Answer]:
     kept: list[Answer] = []
     endpoint = Endpoint(base_url=url, **settings)
-    ask_all(requests(n), endpoint, kept.extend, control or Control())
+    ask_all(requests(n), endpoint, kept.extend, progress or Progress())
     return kept
 
 
@@ -120,7 +120,7 @@ def test_a_stop_keeps_what_was_answered() -> None:
     with serve(lambda n, body: completion("better")) as server:
         endpoint = Endpoint(base_url=server.url, concurrency=2)
         with pytest.raises(Stopped):
-            ask_all(requests(50), endpoint, kept.extend, Control(should_stop=lambda: bool(kept)))
+            ask_all(requests(50), endpoint, kept.extend, Progress(should_stop=lambda: bool(kept)))
         assert len({answer.request for answer in kept}) == len(server.seen) < 50
 
 
@@ -186,7 +186,7 @@ def test_transformers_serve_answers(tmp_path: Path) -> None:
         request = request_of(asked, question, {"text": "1+1"})
         kept: list[Answer] = []
         endpoint = Endpoint(base_url=f"http://127.0.0.1:{port}/v1", retries=0)
-        ask_all([request], endpoint, kept.extend, Control())
+        ask_all([request], endpoint, kept.extend, Progress())
     finally:
         process.terminate()
         process.wait(20)

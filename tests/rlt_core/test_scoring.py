@@ -12,20 +12,20 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+import rlt_core.scoring.score_traces as scoring_module
 from rlt_core.config import RewardSpec, ScratchModel
-from rlt_core.progress import Control
 from rlt_core.errors import Stopped
-from rlt_core.prompts.format import load_format
 from rlt_core.grading import Grader
 from rlt_core.models import new_model, tiny_tokenizer
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.progress import Progress
+from rlt_core.prompts.format import load_format
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.reward.formula import reward_parts
 from rlt_core.rows import read_rows, write_rows
-from rlt_core.scoring import assign_ranks, passes, score_traces, selected_logprobs
-from rlt_core.scoring import lm_head_module
-from rlt_core.scoring import score_traces_module
+from rlt_core.scoring import assign_ranks, lm_head, passes, selected_logprobs
 from rlt_core.scoring.lm_head import LogitTransform, head_kl, head_logprobs
 from rlt_core.scoring.passes import length_batches
+from rlt_core.scoring.score_traces import score_traces
 
 VOCABULARY = 23
 
@@ -160,8 +160,8 @@ def test_no_logits_beyond_a_block_ever_exist(monkeypatch: pytest.MonkeyPatch) ->
         blocks.append(tuple(logits.shape))
         return logits
 
-    monkeypatch.setattr(head_module, "linear", linear)
-    monkeypatch.setitem(head_module.BLOCK_WORDS, "cpu", 10)
+    monkeypatch.setattr(lm_head, "linear", linear)
+    monkeypatch.setitem(lm_head.BLOCK_WORDS, "cpu", 10)
     ids = [[i % VOCABULARY for i in range(50)] for _ in range(6)]
     spans = [[(10, 14), (40, 50)]] * 6
     selected_logprobs(model, ids, spans, 1.0, 1000, block_logits=80)
@@ -185,7 +185,7 @@ def test_ranks_surprisal_and_full_kl_equal_the_oracle(
     hidden_p, hidden_q = torch.randn(positions, 6) * 3, torch.randn(positions, 4) * 3
     targets = torch.randint(words, (positions,))
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setitem(head_module.BLOCK_WORDS, "cpu", 7)
+        patch.setitem(lm_head.BLOCK_WORDS, "cpu", 7)
         got = head_logprobs(
             p, hidden_p, targets, temperature, ranks=True, block_logits=block_logits
         )
@@ -255,7 +255,7 @@ def test_transforms_of_logits_and_padded_heads_equal_the_oracle(
     targets = torch.randint(23, (9,))
     transforms = tuple(LogitTransform(*each) for each in zip(scales, softcaps, strict=True))
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setitem(head_module.BLOCK_WORDS, "cpu", 7)
+        patch.setitem(lm_head.BLOCK_WORDS, "cpu", 7)
         got = head_logprobs(
             heads[0], hidden[0], targets, temperature, transform=transforms[0], ranks=True
         )
@@ -286,7 +286,7 @@ def test_batches_keep_the_budget_and_lose_nothing(lengths: list[int], budget: in
 # ---------------------------------------------------------------- traces
 FORMAT = load_format("r1")
 TOKENIZER = tiny_tokenizer(FORMAT)
-PROMPTER = Prompter(FORMAT, TOKENIZER)
+PROMPTER = Renderer(FORMAT, TOKENIZER)
 QUESTIONS = {
     "q1": {"question": "1+1?", "solution": "2"},
     "q2": {"question": "how many?", "solution": "twenty-three"},
@@ -397,13 +397,13 @@ def test_one_model_at_a_time_and_none_without_work() -> None:
 
 def test_scoring_reports_progress_and_stops_on_request() -> None:
     seen: list[float] = []
-    control = Control(progress=lambda done, total, metrics: seen.append(done / total))
-    score(TRACES, control=control, tokens_per_batch=1)
+    progress = Progress(report=lambda done, total, metrics: seen.append(done / total))
+    score(TRACES, progress=progress, tokens_per_batch=1)
     # Four contexts of the student, three of the teacher: one has nothing to score.
     assert len(seen) == 7 and seen == sorted(seen)
     assert seen[3] == 0.5 and seen[-1] == 1.0
     with pytest.raises(Stopped):
-        score(TRACES, control=Control(should_stop=lambda: True))
+        score(TRACES, progress=Progress(should_stop=lambda: True))
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 2)), max_size=12))
@@ -472,13 +472,13 @@ def test_a_failure_of_the_grader_is_no_verdict_and_nobody_asked_is_none() -> Non
 
 
 def test_grading_stops_on_request_between_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traces_module, "GRADES_A_CHECK", 2)
+    monkeypatch.setattr(scoring_module, "GRADES_A_CHECK", 2)
     asked: list[int] = []
     with Grader() as grader, pytest.raises(Stopped):
         grade_many = grader.grade_many
         monkeypatch.setattr(
             grader, "grade_many", lambda items: asked.append(len(items)) or grade_many(items)
         )
-        control = Control(should_stop=lambda: len(asked) == 2)
-        score([trace("sum", i, "225") for i in range(9)], GRADED, grader=grader, control=control)
+        progress = Progress(should_stop=lambda: len(asked) == 2)
+        score([trace("sum", i, "225") for i in range(9)], GRADED, grader=grader, progress=progress)
     assert asked == [2, 2]

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from rlt_core.config import Sampling, ScratchModel, StageResources
 from rlt_core.errors import UserError
-from rlt_core.prompts.format import load_format
 from rlt_core.generation import Completion, Engine, open_engine, sample_seed
 from rlt_core.models import load_model, new_model, save_model, tiny_tokenizer
+from rlt_core.prompts.format import load_format
 from rlt_core.scoring import selected_logprobs
 from rlt_core.training import rollout_engines
 from rlt_core.training.rollout_engines import open_rollouts

@@ -76,7 +76,7 @@ def test_stop_reaches_the_child(launcher: Launches, tmp_path: Path) -> None:
         run(launcher, 1, tmp_path)
 
 
-def environment_of_child(argument: str, control: Any) -> str | None:
+def environment_of_child(argument: str, progress: Any) -> str | None:
     return os.environ.get(argument)
 
 

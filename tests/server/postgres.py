@@ -48,14 +48,14 @@ def serve(folder: Path) -> Iterator[str]:
         folder.parent.chmod(0o755)
     _run([str(there / "initdb"), "-D", str(data), "-A", "trust", "-U", "prefect", "-E", "UTF8"])
     options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c max_connections=200"
-    control = [str(there / "pg_ctl"), "-D", str(data), "-w"]
-    _run([*control, "-l", str(log), "-o", options, "start"])
+    progress = [str(there / "pg_ctl"), "-D", str(data), "-w"]
+    _run([*progress, "-l", str(log), "-o", options, "start"])
     try:
         _run([str(there / "createdb"), "-h", "127.0.0.1", "-p", str(port), "-U", "prefect",
               "prefect"])  # fmt: skip
         yield f"prefect@127.0.0.1:{port}/prefect"
     finally:
-        _run([*control, "-m", "immediate", "stop"])
+        _run([*progress, "-m", "immediate", "stop"])
 
 
 def query(address: str, sql: str) -> str:

@@ -16,12 +16,12 @@ from rlt_core.config import (
     SFTConfig,
     StageResources,
 )
-from rlt_core.progress import Control
 from rlt_core.errors import UserError
-from rlt_core.prompts.format import RECORD, PromptFormat, load_format, record_format
 from rlt_core.graph import key_of
 from rlt_core.model_sources import folder_digest
 from rlt_core.models import new_model, save_model, tiny_tokenizer
+from rlt_core.progress import Progress
+from rlt_core.prompts.format import RECORD, PromptFormat, load_format, record_format
 from rlt_core.stages import (
     STAGES,
     EvaluationStageConfig,
@@ -82,7 +82,7 @@ def spec(store: Store, stage: str, config: Frozen, inputs: dict[str, Ref], **mor
 
 def run(*args: Any, **more: Any) -> Manifest:
     return Manifest.model_validate_json(
-        compute(spec(*args, **more).model_dump(mode="json"), Control())
+        compute(spec(*args, **more).model_dump(mode="json"), Progress())
     )
 
 
@@ -107,7 +107,9 @@ def generation(
         sampling=GenerationConfig(n=1), split="train", context=context, format=format, seed=0
     )
     inputs = {"teacher": writer, "questions": questions}
-    return job_of(spec(store, "trace-generation", config, inputs, **more), store, Path(), Control())
+    return job_of(
+        spec(store, "trace-generation", config, inputs, **more), store, Path(), Progress()
+    )
 
 
 def test_a_students_system_prompt_is_the_datas_to_the_letter(
@@ -120,9 +122,9 @@ def test_a_students_system_prompt_is_the_datas_to_the_letter(
         sft=SFT, traces="dataset", rank=None, n_questions=None, format=OF_DATA, seed=0
     )
     inputs = {"model": made.ref, "questions": questions, "system": questions}
-    job = job_of(spec(store, "student-sft", config, inputs), store, Path(), Control())
-    prompter = job.prompter("model", "student")
-    text = prompter.tokenizer.decode(prompter.student_prompt("1+1"))
+    job = job_of(spec(store, "student-sft", config, inputs), store, Path(), Progress())
+    renderer = job.renderer("model", "student")
+    text = renderer.tokenizer.decode(renderer.student_prompt("1+1"))
     assert text.startswith(f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n1+1")
 
 
@@ -131,14 +133,14 @@ def test_a_model_is_refused_with_another_format_unless_that_is_asked_for(
 ) -> None:
     made = teacher(store, model, questions).ref
     other = FORMAT.model_copy(update={"name": "other", "thought_open": "<thought>"})
-    generation(store, made, questions, FORMAT, "teacher").prompter("teacher", "teacher")
+    generation(store, made, questions, FORMAT, "teacher").renderer("teacher", "teacher")
     wrong = generation(store, made, questions, other, "teacher")
     with pytest.raises(UserError, match=r"with prompt format tiny .* with other, .*thought_open: "):
-        wrong.prompter("teacher", "teacher")
+        wrong.renderer("teacher", "teacher")
     asked = generation(store, made, questions, other, "teacher", allow_other_format=True)
-    asked.prompter("teacher", "teacher")
-    wrong.prompter("teacher")  # a tokenizer alone
-    assert generation(store, model, questions, other, "teacher").prompter("teacher", "teacher")
+    asked.renderer("teacher", "teacher")
+    wrong.renderer("teacher")  # a tokenizer alone
+    assert generation(store, model, questions, other, "teacher").renderer("teacher", "teacher")
 
 
 def test_only_the_system_prompt_of_the_models_role_counts(
@@ -176,7 +178,7 @@ def test_every_stage_that_uses_a_model_checks_it(store: Store, questions: Ref) -
         with pytest.raises(UserError, match="differs in separator"):
             run(store, stage, config, inputs)
     named = evaluation.model_copy(update={"format_named": True})
-    job = job_of(spec(store, "evaluation", named, inputs), store, Path(), Control())
+    job = job_of(spec(store, "evaluation", named, inputs), store, Path(), Progress())
     job.require_format("model", "student")
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from rlt_core.config import StageResources
-from rlt_core.progress import Control
 from rlt_core.errors import UserError
 from rlt_core.estimate import hint
+from rlt_core.progress import Progress
 from rlt_core.stages import STAGES
 from rlt_core.store import Store
 from tasks.job import Job, run_body
@@ -27,7 +27,7 @@ def job(stage: str, folder: Path, **resources: Any) -> Job:
     )  # fmt: skip
     store = Store(str(folder))
     config = StageResources()
-    return Job(spec, config, {}, store, folder, store.workspace(spec.key), Control())
+    return Job(spec, config, {}, store, folder, store.workspace(spec.key), Progress())
 
 
 def fail_with(error: Exception) -> Any:

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from rlt_core.progress import Control
 from rlt_core.errors import Stopped
+from rlt_core.progress import Progress
 from rlt_core.rows import read_rows, write_rows
 from rlt_core.store import Store, Workspace
 from tasks.shards import GROUP, NoShardLeft, in_shards, seconds_elsewhere
@@ -35,17 +35,17 @@ class Work:
     out: Path
     machine: int = 0
     machines: int = 2
-    control: Control = field(default_factory=Control)
+    progress: Progress = field(default_factory=Progress)
     committed: bool = False
     mine: list[str] = field(default_factory=list)
 
     def is_committed(self) -> bool:
         return self.committed
 
-    def compute(self, items: Sequence[str], control: Control) -> list[dict[str, Any]]:
+    def compute(self, items: Sequence[str], progress: Progress) -> list[dict[str, Any]]:
         time.sleep(0.01)
         self.mine += items
-        control.progress(1, 1, {})
+        progress.report(1, 1, {})
         return [dropped(item) for item in items]
 
     def run(self) -> None:
@@ -138,7 +138,7 @@ def test_a_shard_that_another_is_at_is_waited_for(machine: Callable[..., Work]) 
 
 def test_while_it_waits_the_wish_to_stop_is_heard(machine: Callable[..., Work]) -> None:
     stop = threading.Event()
-    first = machine(0, control=Control(should_stop=stop.is_set))
+    first = machine(0, progress=Progress(should_stop=stop.is_set))
     with first.work.lease(GROUP, "2-000003", lambda _: None):
         threading.Timer(1.0, stop.set).start()
         with pytest.raises(Stopped):

@@ -18,14 +18,14 @@ from rlt_core.config import (
     SFTConfig,
     StageResources,
 )
-from rlt_core.progress import Control
 from rlt_core.data.subsets import choose
 from rlt_core.errors import UserError
-from rlt_core.prompts.format import load_format
 from rlt_core.generation import open_engine, sample_seed
 from rlt_core.graph import key_of
 from rlt_core.models import new_model, save_model, tiny_tokenizer
-from rlt_core.prompts.renderer import Prompter, Row
+from rlt_core.progress import Progress
+from rlt_core.prompts.format import load_format
+from rlt_core.prompts.renderer import Renderer, Row
 from rlt_core.rows import read_rows, write_rows
 from rlt_core.scoring import assign_ranks
 from rlt_core.stages import (
@@ -43,7 +43,7 @@ from tasks.stages import student_sft
 from tests.sample_store import eval_row, row
 
 FORMAT = load_format("tiny")
-PROMPTER = Prompter(FORMAT, tiny_tokenizer(FORMAT))
+PROMPTER = Renderer(FORMAT, tiny_tokenizer(FORMAT))
 QUESTIONS, SAMPLES = 6, 3
 TEXTS = {  # of each question's traces; the reward falls with the sample
     (question, sample): "".join("0123456789;"[(question + sample + i) % 11] for i in range(length))
@@ -142,7 +142,7 @@ def run(store: Store, stage: str, config: Frozen, inputs: Mapping[str, Ref]) -> 
         stage=stage, config=config.model_dump(mode="json"), inputs=dict(inputs), label=stage,
         seed=0, profile="smoke", paths={}, resources=StageResources(device="cpu"),
     )  # fmt: skip
-    return Manifest.model_validate_json(compute(node.model_dump(mode="json"), Control()))
+    return Manifest.model_validate_json(compute(node.model_dump(mode="json"), Progress()))
 
 
 Taught = tuple[Manifest, list[Row], SFTConfig]
@@ -286,14 +286,14 @@ def test_a_student_of_another_vocabulary_learns_the_text(
         store, Ref(kind="model", key="5" * 16),
         lambda out: save_model(tiny, tokenizer, out / "model"),
     )  # fmt: skip
-    prompter = Prompter(format, tokenizer)
+    renderer = Renderer(format, tokenizer)
     config = StudentSFTStageConfig(
         sft=SFT.model_copy(update={"max_tokens": 400}), traces="traces", rank=None, fits=True,
         n_questions=None, format=format, seed=0,
     )  # fmt: skip
     manifest = run(store, "student-sft", config, refs | {"model": other})
     texts = [TEXTS[q, 0 if q < 5 else 1] for q in range(QUESTIONS)]
-    tokens = sum(len(prompter.encode(text)) for text in texts)
+    tokens = sum(len(renderer.encode(text)) for text in texts)
     assert manifest.metrics["explanation_tokens"] == tokens
     assert manifest.metrics["rows"] == QUESTIONS
 

@@ -10,13 +10,13 @@ import pytest
 
 from rlt_core.config import StageResources
 from rlt_core.config.refinement import RefinementConfig
-from rlt_core.progress import Control
 from rlt_core.data.traces import import_traces
 from rlt_core.errors import UserError
-from rlt_core.prompts.format import load_format
 from rlt_core.graph import key_of
 from rlt_core.models import tiny_tokenizer
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.progress import Progress
+from rlt_core.prompts.format import load_format
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.refinement.client import KEY
 from rlt_core.rows import read_rows
 from rlt_core.stages import STAGES, TraceRefinementConfig
@@ -27,7 +27,7 @@ from tests.chat_server import KEY as SECRET
 from tests.chat_server import Reply, completion, error, serve
 
 FORMAT = load_format("tiny")
-PROMPTER = Prompter(FORMAT, tiny_tokenizer(FORMAT))
+PROMPTER = Renderer(FORMAT, tiny_tokenizer(FORMAT))
 
 
 def commit(store: Store, stage: str, ref: Ref, fill: Any) -> Ref:
@@ -53,7 +53,7 @@ def spec(tmp_path: Path, n: int = 6, **changes: Any) -> NodeSpec:
     traces = Ref(kind="traces", key="1" * 16)
     commit(
         store, "trace-import", traces,
-        lambda out: import_traces(file, "raw", PROMPTER, out, 0.0, Control()),
+        lambda out: import_traces(file, "raw", PROMPTER, out, 0.0, Progress()),
     )  # fmt: skip
     model = commit(store, "base-model", Ref(kind="model", key="2" * 16),
                    lambda out: PROMPTER.tokenizer.save_pretrained(out / "model"))  # fmt: skip
@@ -70,7 +70,7 @@ def spec(tmp_path: Path, n: int = 6, **changes: Any) -> NodeSpec:
 
 
 def run(node: NodeSpec) -> Manifest:
-    return Manifest.model_validate_json(compute(node.model_dump(mode="json"), Control()))
+    return Manifest.model_validate_json(compute(node.model_dump(mode="json"), Progress()))
 
 
 def refine(n: int, body: dict[str, Any]) -> Reply:

@@ -24,7 +24,7 @@ from random import Random
 from typing import Literal
 
 from rlt_core.data.rawrow import RawRow
-from rlt_core.prompts.renderer import Prompter, Row
+from rlt_core.prompts.renderer import Renderer, Row
 
 Operands = tuple[int, ...]
 Manner = Literal["graded", "s1", "sky-t1"]
@@ -130,7 +130,7 @@ def arithmetic_rows(n: int, seed: int, manner: Manner = "graded") -> list[RawRow
 
 
 def base_documents(
-    n: int, seed: int, prompter: Prompter, held_out: Collection[str]
+    n: int, seed: int, renderer: Renderer, held_out: Collection[str]
 ) -> Iterator[Row]:
     """`n` documents to pre-train the base model on; every token counts.
 
@@ -143,11 +143,11 @@ def base_documents(
         kind = rng.random()
         if kind < DIGIT_SUM_SHARE:
             facts = " ".join(_digit_sum(rng) for _ in range(FACTS_PER_DOCUMENT))
-            ids = [*prompter.encode(facts), prompter.end_of_turn]
+            ids = [*renderer.encode(facts), renderer.end_of_turn]
         elif kind < DIGIT_SUM_SHARE + TWO_NUMBER_SHARE:
-            ids = _two_number_document(rng, prompter)
+            ids = _two_number_document(rng, renderer)
         else:
-            ids = _student_document(rng, prompter, forbidden)
+            ids = _student_document(rng, renderer, forbidden)
         yield Row(input_ids=ids, labels=list(ids))
 
 
@@ -156,19 +156,19 @@ def _digit_sum(rng: Random) -> str:
     return f"{running:02}+{digit}={running + digit:02}"
 
 
-def _two_number_document(rng: Random, prompter: Prompter) -> list[int]:
+def _two_number_document(rng: Random, renderer: Renderer) -> list[int]:
     """A right column addition of two numbers, as a student would write it."""
     operands = _operands(rng)[:2]
-    think_ids = prompter.encode_block(trace_of(operands, 0.0, rng))
-    return prompter.student_sft_row(question_of(operands), think_ids, str(sum(operands))).input_ids
+    think_ids = renderer.encode_block(trace_of(operands, 0.0, rng))
+    return renderer.student_sft_row(question_of(operands), think_ids, str(sum(operands))).input_ids
 
 
 def _student_document(
-    rng: Random, prompter: Prompter, forbidden: Collection[Operands]
+    rng: Random, renderer: Renderer, forbidden: Collection[Operands]
 ) -> list[int]:
     operands = _operands(rng)
     while tuple(sorted(operands)) in forbidden:
         operands = _operands(rng)
-    think_ids = prompter.encode_block(graded_trace(operands, BASE_ERROR_RATE, rng))
-    row = prompter.student_sft_row(question_of(operands), think_ids, str(sum(operands)))
+    think_ids = renderer.encode_block(graded_trace(operands, BASE_ERROR_RATE, rng))
+    row = renderer.student_sft_row(question_of(operands), think_ids, str(sum(operands)))
     return row.input_ids

@@ -11,21 +11,21 @@ from typing import Any
 import pytest
 
 from rlt_core.config import DataConfig
-from rlt_core.progress import Control
 from rlt_core.data.generators import arithmetic
 from rlt_core.data.generators.countdown import countdown_rows, small_countdown_rows
 from rlt_core.data.overlap import require_disjoint
 from rlt_core.data.prepare import prepare_questions
 from rlt_core.data.rawrow import RawRow
 from rlt_core.errors import UserError
-from rlt_core.prompts.format import load_format
 from rlt_core.grading import GradeItem
 from rlt_core.grading.grade import grade
 from rlt_core.models import tiny_tokenizer
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.progress import Progress
+from rlt_core.prompts.format import load_format
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.rows import read_rows
 
-PROMPTER = Prompter(load_format("tiny"), tiny_tokenizer(load_format("tiny")))
+PROMPTER = Renderer(load_format("tiny"), tiny_tokenizer(load_format("tiny")))
 Row = dict[str, Any]
 
 
@@ -39,7 +39,7 @@ def outcome(row: RawRow) -> str:
 
 def prepared(data: DataConfig, out: Path, tested: list[Row] | None = None) -> tuple[list[Row], Row]:
     out.mkdir()
-    metrics = prepare_questions(data, PROMPTER, out, Control(), {}, tested or [])
+    metrics = prepare_questions(data, PROMPTER, out, Progress(), {}, tested or [])
     return read_rows(out, "questions"), metrics
 
 

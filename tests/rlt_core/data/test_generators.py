@@ -10,14 +10,14 @@ import pytest
 
 from rlt_core.data.generators import arithmetic
 from rlt_core.data.generators.countdown import countdown_questions
-from rlt_core.prompts.format import load_format
 from rlt_core.grading import GradeItem
 from rlt_core.grading.grade import grade
 from rlt_core.models import tiny_tokenizer
-from rlt_core.prompts.renderer import IGNORED, Prompter
+from rlt_core.prompts.format import load_format
+from rlt_core.prompts.renderer import IGNORED, Renderer
 
 FORMAT = load_format("tiny")
-PROMPTER = Prompter(FORMAT, tiny_tokenizer(FORMAT))
+PROMPTER = Renderer(FORMAT, tiny_tokenizer(FORMAT))
 STEP = re.compile(r"(\d+)\+(\d)=(\d+)")
 
 

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlt_core.config import DataConfig
-from rlt_core.progress import Control
 from rlt_core.data.generators.arithmetic import base_documents, operands_of
 from rlt_core.data.generators.countdown import (
     EVALUATION_QUESTIONS,
@@ -26,13 +25,14 @@ from rlt_core.data.prepare import prepare_questions
 from rlt_core.data.rawrow import RawRow, question_id
 from rlt_core.data.shingles import near_duplicates
 from rlt_core.errors import UserError
-from rlt_core.prompts.format import load_format
 from rlt_core.models import tiny_tokenizer
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.progress import Progress
+from rlt_core.prompts.format import load_format
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.rows import read_rows
 
 FORMAT = load_format("tiny")
-PROMPTER = Prompter(FORMAT, tiny_tokenizer(FORMAT))
+PROMPTER = Renderer(FORMAT, tiny_tokenizer(FORMAT))
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -162,7 +162,7 @@ def prepare(
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     data = DataConfig(**{"source": str(path), "n_validation": 0, "n_test": 0} | config)
-    return prepare_questions(data, PROMPTER, tmp_path / "out", Control(), evaluated)
+    return prepare_questions(data, PROMPTER, tmp_path / "out", Progress(), evaluated)
 
 
 def written(n: int) -> list[dict[str, str]]:
@@ -227,7 +227,7 @@ def test_countdown_for_training_has_nothing_of_the_evaluation_set(tmp_path: Path
     tested = countdown_questions(EVALUATION_QUESTIONS, EVALUATION_SEED)
     data = DataConfig(source="countdown", n_train=40, n_validation=0, n_test=5)
     leaked = DataConfig(**{**data.model_dump(), "seed": EVALUATION_SEED})
-    metrics = prepare_questions(leaked, PROMPTER, tmp_path, Control(), {"countdown": tested})
+    metrics = prepare_questions(leaked, PROMPTER, tmp_path, Progress(), {"countdown": tested})
     assert metrics["train"] == 40 and metrics["overlapping"] > 40
 
     def problems(rows: list[dict[str, Any]]) -> set[str | None]:
@@ -240,7 +240,7 @@ def test_countdown_for_training_has_nothing_of_the_evaluation_set(tmp_path: Path
 # ---------------------------------------------------------------- the base model of `tiny`
 def test_the_base_model_never_sees_a_held_out_problem_in_any_order(tmp_path: Path) -> None:
     data = DataConfig(source="arithmetic", n_train=1200, n_validation=96, n_test=200)
-    prepare_questions(data, PROMPTER, tmp_path, Control())
+    prepare_questions(data, PROMPTER, tmp_path, Progress())
     rows = read_rows(tmp_path, "questions")
     held_out = [row["question"] for row in rows if row["split"] != "train"]
     problems = {operands_of(question) for question in held_out}

@@ -7,22 +7,22 @@ from pathlib import Path
 import pytest
 
 from rlt_core.config import DataConfig
-from rlt_core.progress import Control
 from rlt_core.data.prepare import prepare_questions
 from rlt_core.data.traces import own_traces
 from rlt_core.errors import UserError
-from rlt_core.prompts.format import load_format
 from rlt_core.models import tiny_tokenizer
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.progress import Progress
+from rlt_core.prompts.format import load_format
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.rows import read_rows
 
 FORMAT = load_format("tiny")
-PROMPTER = Prompter(FORMAT, tiny_tokenizer(FORMAT))
+PROMPTER = Renderer(FORMAT, tiny_tokenizer(FORMAT))
 
 
 def test_questions_stay_as_they_are_and_traces_are_like_imported_ones(tmp_path: Path) -> None:
     data = DataConfig(source="arithmetic", n_train=8, n_validation=3, n_test=3)
-    prepare_questions(data, PROMPTER, tmp_path / "data", Control())
+    prepare_questions(data, PROMPTER, tmp_path / "data", Progress())
     questions = read_rows(tmp_path / "data", "questions")
     own_traces(questions, "dataset", PROMPTER, tmp_path / "out")
     train = [row for row in questions if row["split"] == "train"]
@@ -44,7 +44,7 @@ def test_questions_stay_as_they_are_and_traces_are_like_imported_ones(tmp_path: 
 
 def test_a_data_set_without_traces_is_refused(tmp_path: Path) -> None:
     data = DataConfig(source="arithmetic", n_train=4, n_validation=2, n_test=2)
-    prepare_questions(data, PROMPTER, tmp_path / "data", Control())
+    prepare_questions(data, PROMPTER, tmp_path / "data", Progress())
     questions = [
         row | ({"trace": None} if row["split"] == "train" else {})
         for row in read_rows(tmp_path / "data", "questions")

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from rlt_core.progress import Control
 from rlt_core.data.traces import import_traces
 from rlt_core.errors import UserError
-from rlt_core.prompts.format import load_format
 from rlt_core.models import tiny_tokenizer
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.progress import Progress
+from rlt_core.prompts.format import load_format
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.rows import read_rows
 
 FORMAT = load_format("tiny")
-PROMPTER = Prompter(FORMAT, tiny_tokenizer(FORMAT))
+PROMPTER = Renderer(FORMAT, tiny_tokenizer(FORMAT))
 
 
 def write(tmp_path: Path, *records: tuple[str, str, str]) -> Path:
@@ -27,7 +27,7 @@ def write(tmp_path: Path, *records: tuple[str, str, str]) -> Path:
 
 
 def imported(path: Path, tmp_path: Path) -> dict[str, float]:
-    return import_traces(path, "theirs", PROMPTER, tmp_path / "out", 0.05, Control())
+    return import_traces(path, "theirs", PROMPTER, tmp_path / "out", 0.05, Progress())
 
 
 def test_traces_come_in_as_the_ids_of_their_text(tmp_path: Path) -> None:

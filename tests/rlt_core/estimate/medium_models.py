@@ -11,10 +11,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from rlt_core.config import SFTConfig, StageResources
-from rlt_core.progress import Control
 from rlt_core.estimate.shapes import Shape, of_config
-from rlt_core.prompts.format import load_format
 from rlt_core.models import save_model, tiny_tokenizer
+from rlt_core.progress import Progress
+from rlt_core.prompts.format import load_format
 from rlt_core.prompts.renderer import Row
 from rlt_core.store import Workspace
 from rlt_core.store.files import Files
@@ -57,7 +57,7 @@ def train(folder: Path, place: Path, tokens: int, config: SFTConfig, **resources
         out=place / "out",
         work=Workspace(Files(str(place / "store")), "key"),
         resources=StageResources(**resources),
-        control=Control(),
+        progress=Progress(),
     )
 
 

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 
 from rlt_core.config import ScratchModel
 from rlt_core.estimate.shapes import of_config, of_scratch, published
-from rlt_core.prompts.format import load_format, shipped
 from rlt_core.models import new_model, tiny_tokenizer
+from rlt_core.prompts.format import load_format, shipped
 
 FAMILIES = (LlamaConfig, Qwen2Config, Qwen3Config, MistralConfig)
 

@@ -14,8 +14,8 @@ import rlt_core
 from rlt_core.config import PromptPreset
 from rlt_core.errors import Stopped, UserError
 from rlt_core.evaluation.adapter import Question, Results, run_tasks
-from rlt_core.evaluation.scores import score_rows
 from rlt_core.evaluation.benchmarks import BENCHMARKS, CHOICES_SEED, EvalTask, benchmark_task
+from rlt_core.evaluation.scores import score_rows
 from tests.rlt_core.evaluation.conftest import COMMIT, ROWS
 
 Row = dict[str, Any]

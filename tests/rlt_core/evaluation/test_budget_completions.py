@@ -6,24 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from rlt_core.config import BudgetForcing, EvaluationConfig, Sampling, ScratchModel, StageResources
-from rlt_core.progress import Control
-from rlt_core.errors import Stopped
-from rlt_core.evaluation.budget_forcing import Forcer
-from rlt_core.evaluation.completions import Completer, Request, Written
-from rlt_core.evaluation.run import Examination
-from rlt_core.evaluation.benchmarks import EvalTask
-from rlt_core.generation import Completion, open_engine, sample_seed
-from rlt_core.generation.engine import ClosesItself, FinishReason
-from rlt_core.models import new_model, save_model, tiny_tokenizer
-from rlt_core.prompts.renderer import Prompter
-from tests.rlt_core.evaluation.prompters import (
+from tests.rlt_core.evaluation.renderers import (
     CHARACTERS,
     PROMPTERS,
     TINY,
     spelled,
 )
+
+from rlt_core.config import BudgetForcing, EvaluationConfig, Sampling, ScratchModel, StageResources
+from rlt_core.errors import Stopped
+from rlt_core.evaluation.benchmarks import EvalTask
+from rlt_core.evaluation.budget_forcing import Forcer
+from rlt_core.evaluation.completions import Completer, Request, Written
+from rlt_core.evaluation.run import Examination
+from rlt_core.generation import Completion, open_engine, sample_seed
+from rlt_core.generation.engine import ClosesItself, FinishReason
+from rlt_core.models import new_model, save_model, tiny_tokenizer
+from rlt_core.progress import Progress
+from rlt_core.prompts.renderer import Renderer
 
 KEY = "0123456789abcdef"
 
@@ -36,8 +36,8 @@ Reply = Callable[[str, np.random.Generator], str]
 class ScriptedEngine(ClosesItself):
     """Writes what a function says: a completion depends on its prompt and its seed."""
 
-    def __init__(self, prompter: Prompter, reply: Reply) -> None:
-        self.prompter, self.reply = prompter, reply
+    def __init__(self, renderer: Renderer, reply: Reply) -> None:
+        self.renderer, self.reply = renderer, reply
         self.seeds: list[list[int]] = []
         """Of each call."""
         self.max_tokens: list[int] = []
@@ -52,26 +52,26 @@ class ScriptedEngine(ClosesItself):
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
         stop_ids: Iterable[int],
-        control: Control | None = None,
+        progress: Progress | None = None,
     ) -> list[list[Completion]]:
-        control = control or Control()
-        control.check()
+        progress = progress or Progress()
+        progress.check()
         self.seeds.append([seed for each in seeds for seed in each])
         self.max_tokens.append(sampling.max_tokens)
         drawn = [
             [self._completion(prompt, seed, sampling.max_tokens) for seed in each]
             for prompt, each in zip(prompts, seeds, strict=True)
         ]
-        control.progress(len(self.seeds[-1]), len(self.seeds[-1]), {})
+        progress.report(len(self.seeds[-1]), len(self.seeds[-1]), {})
         return drawn
 
     def _completion(self, prompt: Sequence[int], seed: int, max_tokens: int) -> Completion:
-        turn = self.prompter.tokenizer.decode(list(prompt)).rpartition("assistant\n")[2]
+        turn = self.renderer.tokenizer.decode(list(prompt)).rpartition("assistant\n")[2]
         text = self.reply(turn, np.random.default_rng(seed))
         assert len(prompt) < self.context
         room = min(max_tokens, self.context - len(prompt))
-        ids = [*spelled(self.prompter, text), self.prompter.end_of_turn][:room]
-        reason: FinishReason = "stop" if ids[-1] == self.prompter.end_of_turn else "length"
+        ids = [*spelled(self.renderer, text), self.renderer.end_of_turn][:room]
+        reason: FinishReason = "stop" if ids[-1] == self.renderer.end_of_turn else "length"
         return Completion(ids, reason, None)
 
 
@@ -99,9 +99,9 @@ def any_thinker(turn: str, rng: np.random.Generator) -> str:
     return kinds[rng.integers(len(kinds))](turn, rng)
 
 
-def named(prompter: Prompter, reply: Reply) -> Reply:
+def named(renderer: Renderer, reply: Reply) -> Reply:
     """The reply of a model that reads tags by name."""
-    thought, solution = prompter.format.thought_open, prompter.format.solution_open
+    thought, solution = renderer.format.thought_open, renderer.format.solution_open
     return lambda turn, rng: reply(
         turn.replace(thought, "{open}").replace(solution, "{answer}"), rng
     )
@@ -115,34 +115,34 @@ def complete(
     budget: BudgetForcing | None,
     asked: Sequence[Request],
     max_tokens: int = 200,
-    control: Control | None = None,
+    progress: Progress | None = None,
 ) -> Completed:
     config = EvaluationConfig(n=3, max_tokens=max_tokens)
-    forcer = Forcer(engine.prompter, budget, max_tokens) if budget else None
-    completer = Completer(engine, config, engine.prompter.stop_ids, KEY, forcer)
-    return completer.complete(asked, control or Control())
+    forcer = Forcer(engine.renderer, budget, max_tokens) if budget else None
+    completer = Completer(engine, config, engine.renderer.stop_ids, KEY, forcer)
+    return completer.complete(asked, progress or Progress())
 
 
-def requests(prompter: Prompter, count: int = 5) -> list[Request]:
+def requests(renderer: Renderer, count: int = 5) -> list[Request]:
     return [
-        Request("test", {"question_id": f"q{i}"}, prompter.student_prompt(f"{i}+{i}?"), range(3))
+        Request("test", {"question_id": f"q{i}"}, renderer.student_prompt(f"{i}+{i}?"), range(3))
         for i in range(count)
     ]
 
 
-def texts(prompter: Prompter, completed: Completed) -> list[str]:
-    return [prompter.decode(one.ids) for group in completed for one in group]
+def texts(renderer: Renderer, completed: Completed) -> list[str]:
+    return [renderer.decode(one.ids) for group in completed for one in group]
 
 
 @PROMPTERS
 def test_a_model_that_closes_at_once_thinks_on_as_often_as_it_is_told(
-    prompter: Prompter,
+    renderer: Renderer,
 ) -> None:
-    engine = ScriptedEngine(prompter, named(prompter, quick_thinker))
+    engine = ScriptedEngine(renderer, named(renderer, quick_thinker))
     budget = BudgetForcing(continuations=4, continuation="Wait")
-    completed = complete(engine, budget, requests(prompter))
-    for text in texts(prompter, completed):
-        answer = prompter.split_answer(text)
+    completed = complete(engine, budget, requests(renderer))
+    for text in texts(renderer, completed):
+        answer = renderer.split_answer(text)
         assert answer.formatted and answer.thought and answer.solution
         numbers = answer.thought.split("Wait")
         assert len(numbers) == 5 and all(number.isdigit() for number in numbers)
@@ -154,45 +154,45 @@ def test_a_model_that_closes_at_once_thinks_on_as_often_as_it_is_told(
 
 
 @PROMPTERS
-def test_a_model_that_does_not_close_is_cut_and_answers(prompter: Prompter) -> None:
-    engine = ScriptedEngine(prompter, named(prompter, slow_thinker))
+def test_a_model_that_does_not_close_is_cut_and_answers(renderer: Renderer) -> None:
+    engine = ScriptedEngine(renderer, named(renderer, slow_thinker))
     budget = BudgetForcing(max_thinking_tokens=20, continuations=2)
-    completed = complete(engine, budget, requests(prompter))
+    completed = complete(engine, budget, requests(renderer))
     for one in [one for group in completed for one in group]:
-        answer = prompter.split_answer(prompter.decode(one.ids))
+        answer = renderer.split_answer(renderer.decode(one.ids))
         assert answer.formatted and answer.solution and one.finish_reason == "stop"
         assert answer.thought and len(answer.thought) == 20  # digits are a token each
-        assert len(prompter.thought_of(one.ids).ids) == 20
+        assert len(renderer.thought_of(one.ids).ids) == 20
     assert len(engine.max_tokens) == 2 and engine.max_tokens[0] < 100
 
 
 @PROMPTERS
-def test_two_runs_end_the_same_whatever_is_asked_beside(prompter: Prompter) -> None:
+def test_two_runs_end_the_same_whatever_is_asked_beside(renderer: Renderer) -> None:
     budget = BudgetForcing(max_thinking_tokens=20, continuations=2)
-    asked = requests(prompter)
-    reply = named(prompter, any_thinker)
-    engine = ScriptedEngine(prompter, reply)
+    asked = requests(renderer)
+    reply = named(renderer, any_thinker)
+    engine = ScriptedEngine(renderer, reply)
     whole = complete(engine, budget, asked)
     assert len(engine.seeds) > 2
-    assert complete(ScriptedEngine(prompter, reply), budget, asked) == whole
+    assert complete(ScriptedEngine(renderer, reply), budget, asked) == whole
     pieces = [replace(one, samples=range(i, i + 1)) for one in asked for i in range(3)]
     for shard in (pieces[1:2], pieces[4:9], pieces):
-        drawn = complete(ScriptedEngine(prompter, reply), budget, shard)
+        drawn = complete(ScriptedEngine(renderer, reply), budget, shard)
         flat = [one for group in whole for one in group]
         assert [group[0] for group in drawn] == [flat[pieces.index(one)] for one in shard]
     for enough in range(len(engine.seeds)):
-        engine = ScriptedEngine(prompter, reply)
-        control = Control(should_stop=lambda e=engine, n=enough: len(e.seeds) >= n)  # type: ignore[misc]
+        engine = ScriptedEngine(renderer, reply)
+        progress = Progress(should_stop=lambda e=engine, n=enough: len(e.seeds) >= n)  # type: ignore[misc]
         with pytest.raises(Stopped):
-            complete(engine, budget, asked, control=control)
+            complete(engine, budget, asked, progress=progress)
 
 
 def test_progress_counts_what_is_finished() -> None:
     seen: list[tuple[int, int]] = []
-    control = Control(lambda done, total, _: seen.append((done, total)))
+    progress = Progress(lambda done, total, _: seen.append((done, total)))
     engine = ScriptedEngine(CHARACTERS, named(CHARACTERS, any_thinker))
     budget = BudgetForcing(max_thinking_tokens=20, continuations=2)
-    complete(engine, budget, requests(CHARACTERS), control=control)
+    complete(engine, budget, requests(CHARACTERS), progress=progress)
     assert seen == sorted(seen) and seen[0] == (0, 15) and 0 < seen[-1][0] < 15
 
 
@@ -225,15 +225,15 @@ def test_the_context_bounds_the_whole_completion_with_what_is_forced(room: int) 
 
 
 @PROMPTERS
-def test_without_a_budget_the_engine_is_asked_as_ever(prompter: Prompter) -> None:
-    engine = ScriptedEngine(prompter, named(prompter, any_thinker))
-    asked = requests(prompter)
+def test_without_a_budget_the_engine_is_asked_as_ever(renderer: Renderer) -> None:
+    engine = ScriptedEngine(renderer, named(renderer, any_thinker))
+    asked = requests(renderer)
     completed = complete(engine, None, asked)
     assert engine.max_tokens == [200]
     seeds = [[sample_seed(KEY, f"q{q}", i) for i in range(3)] for q in range(5)]
     assert [seed for call in engine.seeds for seed in call] == [s for each in seeds for s in each]
     drawn = engine.generate(
-        [r.prompt_ids for r in asked], Sampling(max_tokens=200), seeds, prompter.stop_ids
+        [r.prompt_ids for r in asked], Sampling(max_tokens=200), seeds, renderer.stop_ids
     )
     assert [[(w.ids, w.finish_reason) for w in group] for group in completed] == [
         [(one.ids, one.finish_reason) for one in group] for group in drawn
@@ -261,14 +261,14 @@ def test_a_models_evaluation_is_forced(tmp_path: Path) -> None:
             model_key="feedfacefeedface", resources=resources,
         )  # fmt: skip
         with examination:
-            return examination.complete(examination.requests, Control()), examination.requests
+            return examination.complete(examination.requests, Progress()), examination.requests
 
     free, _ = evaluate(config)
     rows, asked = evaluate(config.model_copy(update={"budget": budget}))
     with open_engine(tmp_path / "model", "float32", resources) as engine:
         forcer = Forcer(CHARACTERS, budget, config.max_tokens)
         completer = Completer(engine, config, CHARACTERS.stop_ids, KEY, forcer)
-        ids = [one.ids for group in completer.complete(asked, Control()) for one in group]
+        ids = [one.ids for group in completer.complete(asked, Progress()) for one in group]
     [opening], [closing] = spelled(CHARACTERS, "{open}"), spelled(CHARACTERS, "{close}")
     cut = 0
     for row, unforced, tokens in zip(rows, free, ids, strict=True):

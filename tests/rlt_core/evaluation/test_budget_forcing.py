@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.rlt_core.evaluation.renderers import CHARACTERS, MERGING, PROMPTERS, RLT, spelled
 
 from rlt_core.config import BudgetForcing
 from rlt_core.evaluation.budget_forcing import Draft, Forcer
-from rlt_core.prompts.renderer import Prompter
-from tests.rlt_core.evaluation.prompters import CHARACTERS, MERGING, PROMPTERS, RLT, spelled
+from rlt_core.prompts.renderer import Renderer
 
 quick = settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)
 
@@ -36,7 +36,7 @@ def forced(
     `length`."""
     seen: list[Draft] = []
     draft, left = forcer.first(), iter(writes)
-    end, space = forcer.prompter.end_of_turn, forcer.prompter.encode(" ")
+    end, space = forcer.renderer.end_of_turn, forcer.renderer.encode(" ")
     while draft.room:
         assert len(seen) < 20
         tokens, ends = next(left, ([], True))
@@ -49,11 +49,11 @@ def forced(
 
 def undisturbed(forcer: Forcer, ids: Sequence[int]) -> Draft:
     """The draft of a model that writes these ids, whatever was forced on it; then spaces."""
-    draft, space = forcer.first(), forcer.prompter.encode(" ")
+    draft, space = forcer.first(), forcer.renderer.encode(" ")
     while draft.room:
         left = ids[len(draft.ids) :] or space * draft.room
         sampled = left[: draft.room]
-        stopped = sampled[-1] == forcer.prompter.end_of_turn
+        stopped = sampled[-1] == forcer.renderer.end_of_turn
         draft = forcer.after(draft, sampled, "stop" if stopped else "length")
     return draft
 
@@ -66,24 +66,24 @@ def undisturbed(forcer: Forcer, ids: Sequence[int]) -> Draft:
     max_tokens=st.integers(1, 120), context=st.integers(10, 200),
 )  # fmt: skip
 def test_no_limit_is_exceeded_whatever_is_written(
-    prompter: Prompter, opening: str, phases: list[tuple[str, bool]], budget: BudgetForcing,
+    renderer: Renderer, opening: str, phases: list[tuple[str, bool]], budget: BudgetForcing,
     max_tokens: int, context: int,
 ) -> None:  # fmt: skip
     (first, ended), *rest = phases
     texts = [(opening + first, ended), *rest]
-    writes = [(spelled(prompter, text), ends) for text, ends in texts]
-    draft, _ = forced(Forcer(prompter, budget, max_tokens), writes, context)
+    writes = [(spelled(renderer, text), ends) for text, ends in texts]
+    draft, _ = forced(Forcer(renderer, budget, max_tokens), writes, context)
     assert 0 < len(draft.ids) <= max_tokens
     assert draft.continuations <= budget.continuations
-    stopped = draft.ids[-1] == prompter.end_of_turn
+    stopped = draft.ids[-1] == renderer.end_of_turn
     assert draft.finish_reason == ("stop" if stopped else "length")
-    assert all(token not in prompter.stop_ids for token in draft.ids[:-1])
-    thinking = prompter.thinking_of(draft.ids)
+    assert all(token not in renderer.stop_ids for token in draft.ids[:-1])
+    thinking = renderer.thinking_of(draft.ids)
     if thinking and budget.max_thinking_tokens:
         over = len(thinking.ids) - thinking.start - budget.max_thinking_tokens
         # At most a forced closing tag that `max_tokens` broke off.
         broken = thinking.ids[len(thinking.ids) - over :] if over > 0 else []
-        forced_end = prompter.to_solution(thinking.ids[: len(thinking.ids) - over])
+        forced_end = renderer.to_solution(thinking.ids[: len(thinking.ids) - over])
         assert broken == forced_end[: len(broken)]
         assert not broken or len(draft.ids) == max_tokens
 
@@ -92,22 +92,22 @@ def test_no_limit_is_exceeded_whatever_is_written(
 @quick
 @given(texts=st.lists(st.text(max_size=20), min_size=4, max_size=4), ends=st.booleans())
 def test_each_end_of_thinking_is_taken_back_until_none_is_left(
-    prompter: Prompter, texts: list[str], ends: bool
+    renderer: Renderer, texts: list[str], ends: bool
 ) -> None:
-    f = prompter.format
+    f = renderer.format
     if any(tag in text for tag in f.tags for text in texts):
         return
     if any(text.endswith("\n") for text in texts):  # may be the padding of the end taken back
         return
-    forcer = Forcer(prompter, BudgetForcing(continuations=3, continuation="Wait"), 10_000)
+    forcer = Forcer(renderer, BudgetForcing(continuations=3, continuation="Wait"), 10_000)
     closing = "" if ends else "{close}{answer}4{end}"  # the turn may end without the tag
-    writes = [(spelled(prompter, text + closing), True) for text in texts[:3]]
-    writes[0] = (spelled(prompter, "{open}" + texts[0] + closing), True)
-    writes.append((spelled(prompter, texts[3] + "{close}{answer}4{end}"), True))
+    writes = [(spelled(renderer, text + closing), True) for text in texts[:3]]
+    writes[0] = (spelled(renderer, "{open}" + texts[0] + closing), True)
+    writes.append((spelled(renderer, texts[3] + "{close}{answer}4{end}"), True))
     draft, seen = forced(forcer, writes)
     assert [each.continuations for each in seen] == [1, 2, 3, 3]
     answer = f"{f.thought_close}{f.solution_open}4{f.solution_close}"
-    assert prompter.decode(draft.ids) == f.thought_open + "Wait".join(texts) + answer
+    assert renderer.decode(draft.ids) == f.thought_open + "Wait".join(texts) + answer
     assert draft.finish_reason == "stop"
 
 
@@ -131,18 +131,18 @@ def test_a_token_that_holds_the_opening_tags_end_counts_as_thinking() -> None:
 @PROMPTERS
 @pytest.mark.parametrize("limit", [1, 2, 7, 30])
 @pytest.mark.parametrize("before", ["", "Sure: "])
-def test_long_thinking_is_cut_and_answered(prompter: Prompter, limit: int, before: str) -> None:
-    f = prompter.format
+def test_long_thinking_is_cut_and_answered(renderer: Renderer, limit: int, before: str) -> None:
+    f = renderer.format
     budget = BudgetForcing(max_thinking_tokens=limit, continuations=2)
-    writes = spelled(prompter, before + "{open}" + f.padding + "abcd" * 40)
-    forcer = Forcer(prompter, budget, 1000)
+    writes = spelled(renderer, before + "{open}" + f.padding + "abcd" * 40)
+    forcer = Forcer(renderer, budget, 1000)
     assert forcer.first().room < len(writes)  # no need to draw all of it
-    answer = (prompter.encode("42" + f.solution_close), True)
+    answer = (renderer.encode("42" + f.solution_close), True)
     draft, _ = forced(forcer, [(writes, False), answer])
-    thinking = prompter.thinking_of(draft.ids)
+    thinking = renderer.thinking_of(draft.ids)
     assert thinking and thinking.closed
     assert thinking.ids == writes[: thinking.start + limit]
-    read = prompter.split_answer(prompter.decode(draft.ids))
+    read = renderer.split_answer(renderer.decode(draft.ids))
     assert (read.solution, read.formatted) == ("42", not before)
     assert draft.finish_reason == "stop" and draft.continuations == 0
 
@@ -151,25 +151,25 @@ def test_long_thinking_is_cut_and_answered(prompter: Prompter, limit: int, befor
 @pytest.mark.parametrize("written", [9, 10, 11])
 @pytest.mark.parametrize("closes", [True, False])
 def test_the_limit_is_the_last_length_that_is_left_alone(
-    prompter: Prompter, written: int, closes: bool
+    renderer: Renderer, written: int, closes: bool
 ) -> None:
-    tag = prompter.encode(prompter.format.thought_open)
-    end = spelled(prompter, "{close}{answer}4{end}") if closes else []
-    ids = [*tag, *prompter.encode("a" * written), *end, prompter.end_of_turn]
-    draft = undisturbed(Forcer(prompter, BudgetForcing(max_thinking_tokens=10), 100), ids)
+    tag = renderer.encode(renderer.format.thought_open)
+    end = spelled(renderer, "{close}{answer}4{end}") if closes else []
+    ids = [*tag, *renderer.encode("a" * written), *end, renderer.end_of_turn]
+    draft = undisturbed(Forcer(renderer, BudgetForcing(max_thinking_tokens=10), 100), ids)
     if written < 10 or (written == 10 and closes):
         assert (draft.ids, draft.finish_reason) == (ids, "stop")
     else:
-        cut = [*ids[: len(tag) + 10], *prompter.to_solution(ids[: len(tag) + 10])]
+        cut = [*ids[: len(tag) + 10], *renderer.to_solution(ids[: len(tag) + 10])]
         assert draft.ids[: len(cut)] == cut and draft.answering
 
 
 @PROMPTERS
-def test_an_end_stands_if_the_limits_leave_no_room_to_think_on(prompter: Prompter) -> None:
-    thought = prompter.encode("a" * 10)
-    tag = prompter.encode(prompter.format.thought_open)
-    more = prompter.encode("Wait, ") * 10  # longer than what it replaces
-    ids = [*tag, *thought, *spelled(prompter, "{close}{answer}4{end}")]
+def test_an_end_stands_if_the_limits_leave_no_room_to_think_on(renderer: Renderer) -> None:
+    thought = renderer.encode("a" * 10)
+    tag = renderer.encode(renderer.format.thought_open)
+    more = renderer.encode("Wait, ") * 10  # longer than what it replaces
+    ids = [*tag, *thought, *spelled(renderer, "{close}{answer}4{end}")]
     for limit, max_tokens, continued in (
         (10 + len(more), 1000, 0), (11 + len(more), 1000, 1),
         (None, len(tag) + 10 + len(more) + 1, 1), (None, len(tag) + 10 + len(more), 0),
@@ -177,7 +177,7 @@ def test_an_end_stands_if_the_limits_leave_no_room_to_think_on(prompter: Prompte
         budget = BudgetForcing(
             max_thinking_tokens=limit, continuations=5, continuation="Wait, " * 10
         )
-        _, seen = forced(Forcer(prompter, budget, max_tokens), [(ids, True), ([], True)])
+        _, seen = forced(Forcer(renderer, budget, max_tokens), [(ids, True), ([], True)])
         assert seen[0].continuations == continued
 
 
@@ -185,13 +185,13 @@ def test_an_end_stands_if_the_limits_leave_no_room_to_think_on(prompter: Prompte
 @quick
 @given(text=st.text(max_size=200), ends=st.booleans(), budget=budgets)
 def test_without_a_thought_nothing_is_forced(
-    prompter: Prompter, text: str, ends: bool, budget: BudgetForcing
+    renderer: Renderer, text: str, ends: bool, budget: BudgetForcing
 ) -> None:
-    if prompter.format.thought_open in text:
+    if renderer.format.thought_open in text:
         return
-    ids = prompter.encode(text)
-    written = [*ids, *([prompter.end_of_turn] if ends else prompter.encode(" ") * 300)]
-    assert undisturbed(Forcer(prompter, budget, 300), written).ids == written[:300]
+    ids = renderer.encode(text)
+    written = [*ids, *([renderer.end_of_turn] if ends else renderer.encode(" ") * 300)]
+    assert undisturbed(Forcer(renderer, budget, 300), written).ids == written[:300]
 
 
 def test_more_than_the_room_is_as_if_the_engine_had_left_off_there() -> None:

@@ -6,12 +6,12 @@ from typing import Any, get_args
 import pytest
 
 from rlt_core.config import EvaluationConfig, PromptPreset, ScratchModel, StageResources
-from rlt_core.progress import Control
-from rlt_core.evaluation.run import Examination
 from rlt_core.evaluation.benchmarks import BENCHMARKS, benchmark_task
-from rlt_core.prompts.format import load_format
+from rlt_core.evaluation.run import Examination
 from rlt_core.models import new_model, save_model, tiny_tokenizer
 from rlt_core.profiles.paper import EVALUATION
+from rlt_core.progress import Progress
+from rlt_core.prompts.format import load_format
 from rlt_core.rows import read_rows
 from rlt_core.stages import EvaluationStageConfig
 from tasks.stages import evaluation
@@ -37,8 +37,8 @@ def evaluate(model: Path, out: Path, config: EvaluationConfig) -> list[dict[str,
         model, tasks, config, format=FORMAT, key="0123456789abcdef", seed=0, model_key="m",
         resources=StageResources(tokens_per_batch=65536),
     ) as examination:  # fmt: skip
-        control = Control()
-        examination.run(lambda: examination.complete(examination.requests, control), out, control)
+        progress = Progress()
+        examination.run(lambda: examination.complete(examination.requests, progress), out, progress)
     return read_rows(out, "eval_samples")
 
 

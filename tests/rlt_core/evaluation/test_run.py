@@ -17,16 +17,16 @@ from rlt_core.config import (
     ScratchModel,
     StageResources,
 )
-from rlt_core.progress import Control
 from rlt_core.errors import Stopped, UserError
-from rlt_core.evaluation.run import Examination, given_solution
 from rlt_core.evaluation.benchmarks import EvalTask
-from rlt_core.prompts.format import load_format
+from rlt_core.evaluation.run import Examination, given_solution
 from rlt_core.generation import open_engine, sample_seed
 from rlt_core.grading.grade import grade
 from rlt_core.grading.types import UNGRADED, GradeItem
 from rlt_core.models import load_tokenizer, new_model, save_model, tiny_tokenizer
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.progress import Progress
+from rlt_core.prompts.format import load_format
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.rows import read_rows
 from rlt_core.store import Store, Workspace
 from tasks.stages.evaluation import examine
@@ -65,7 +65,7 @@ class Work:
 
     out: Path
     work: Workspace
-    control: Control
+    progress: Progress
     machine: int = 0
     machines: int = 1
 
@@ -94,10 +94,10 @@ def evaluate(
     tasks: Sequence[EvalTask],
     folder: Path,
     config: EvaluationConfig = CONFIG,
-    control: Control | None = None,
+    progress: Progress | None = None,
     shard_questions: int = 4,
 ) -> dict[str, float]:
-    work = Work(folder / "out", workspace(folder), control or Control())
+    work = Work(folder / "out", workspace(folder), progress or Progress())
     return examine(work, examination(model, tasks, config), shard_questions)
 
 
@@ -119,19 +119,19 @@ def test_rows_say_what_the_model_wrote_and_what_it_is_worth(model: Path, tmp_pat
         for q in task.questions
         for sample in range(3)
     ]
-    prompter = Prompter(FORMAT, load_tokenizer(model))
+    renderer = Renderer(FORMAT, load_tokenizer(model))
     with open_engine(model, "float32", RESOURCES) as engine:
         for row in rows:
             [[alone]] = engine.generate(
-                [prompter.student_prompt(row["question"])],
+                [renderer.student_prompt(row["question"])],
                 Sampling(temperature=1.0, max_tokens=24),
                 [[sample_seed(KEY, row["question_id"], row["sample"])]],
-                prompter.stop_ids,
+                renderer.stop_ids,
             )
-            assert row["completion"] == prompter.decode(alone.ids)
+            assert row["completion"] == renderer.decode(alone.ids)
             assert row["finish_reason"] == alone.finish_reason
             assert row["completion_tokens"] == len(alone.ids)
-            solution = given_solution(prompter, row["completion"])
+            solution = given_solution(renderer, row["completion"])
             verdict = grade(GradeItem(solution, row["answer"], "arithmetic"))
             assert (row["outcome"], row["extracted"]) == (verdict.outcome, verdict.extracted)
             assert (row["seed"], row["model"]) == (7, "feedfacefeedface")
@@ -186,7 +186,7 @@ def test_a_stopped_evaluation_goes_on_and_ends_the_same(model: Path, tmp_path: P
             return len(workspace(broken).parts("shards")) >= enough
 
         with pytest.raises(Stopped):
-            evaluate(model, tasks, tmp_path / "broken", control=Control(should_stop=stop))
+            evaluate(model, tasks, tmp_path / "broken", progress=Progress(should_stop=stop))
         assert not (tmp_path / "broken" / "out").exists()
     before = workspace(tmp_path / "broken").parts("shards")
     evaluate(model, tasks, tmp_path / "broken")
@@ -208,9 +208,9 @@ def test_what_was_answered_is_not_again(
 
     monkeypatch.setattr(Examination, "_engine", property(never))
     looks = iter([False] * 4)
-    stopping = Control(should_stop=lambda: next(looks, True))
+    stopping = Progress(should_stop=lambda: next(looks, True))
     with pytest.raises(Stopped):
-        evaluate(model, tasks, tmp_path, control=stopping)
+        evaluate(model, tasks, tmp_path, progress=stopping)
     assert next(looks, None) is None and tables(tmp_path) == {}
     evaluate(model, tasks, tmp_path)
     assert tables(tmp_path) == whole
@@ -223,10 +223,10 @@ def test_a_completion_that_hangs_the_grader_costs_itself_alone(model: Path, tmp_
         texts = [r"It is \boxed{4}.", r"\boxed{9^{9^{9^{9}}}}", r"\boxed{5}, no, \boxed{4}"]
 
         def answer() -> list[dict[str, Any]]:
-            completed = one.complete(one.requests, Control())
+            completed = one.complete(one.requests, Progress())
             return [row | {"completion": text} for row, text in zip(completed, texts, strict=True)]
 
-        one.run(answer, tmp_path, Control())
+        one.run(answer, tmp_path, Progress())
     samples = read_rows(tmp_path, "eval_samples")
     assert [row["completion"] for row in samples] == texts
     assert [row["outcome"] == "correct" for row in samples] == [True, False, True]
@@ -282,7 +282,7 @@ def test_a_prompt_without_room_in_the_context_is_counted(model: Path, tmp_path: 
                 assert (row["finish_reason"], row["completion_tokens"]) == ("too_long", 0)
                 assert (row["completion"], row["outcome"]) == ("", "unparsable")
             elif row["question_id"] == "q1":
-                prompt = Prompter(FORMAT, load_tokenizer(model)).student_prompt(row["question"])
+                prompt = Renderer(FORMAT, load_tokenizer(model)).student_prompt(row["question"])
                 assert 0 < row["completion_tokens"] <= 512 - len(prompt) < 60
                 assert row["finish_reason"] in ("stop", "length")
         scores = read_rows(tmp_path / name / "out", "eval_scores")
@@ -297,8 +297,8 @@ def test_two_runs_write_the_same_bytes(model: Path, tmp_path: Path) -> None:
 
 def test_progress_counts_shards(model: Path, tmp_path: Path) -> None:
     seen: list[float] = []
-    control = Control(lambda done, total, _: seen.append(done / total))
-    evaluate(model, [EvalTask("test", questions(6))], tmp_path, control=control)
+    progress = Progress(lambda done, total, _: seen.append(done / total))
+    evaluate(model, [EvalTask("test", questions(6))], tmp_path, progress=progress)
     assert seen == sorted(seen) and len(seen) > 1 and seen[-1] == 1
 
 
@@ -317,13 +317,13 @@ def test_what_cannot_be_scored_is_refused(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_completion_without_the_formats_tags_is_its_own_solution() -> None:
-    prompter = Prompter(FORMAT, tiny_tokenizer(FORMAT))
+    renderer = Renderer(FORMAT, tiny_tokenizer(FORMAT))
     thought = f"{FORMAT.thought_open}2+2{FORMAT.thought_close}"
     solution = f"{FORMAT.solution_open}4{FORMAT.solution_close}"
-    assert given_solution(prompter, thought + solution) == "4"
-    assert given_solution(prompter, "It is 4.") == "It is 4."
-    assert given_solution(prompter, f"{FORMAT.thought_open}2+2 is 4, no, 5") is None
-    assert given_solution(prompter, f"{thought}{FORMAT.solution_open}4") is None
+    assert given_solution(renderer, thought + solution) == "4"
+    assert given_solution(renderer, "It is 4.") == "It is 4."
+    assert given_solution(renderer, f"{FORMAT.thought_open}2+2 is 4, no, 5") is None
+    assert given_solution(renderer, f"{thought}{FORMAT.solution_open}4") is None
 
 
 def test_countdown_needs_only_its_metadata(model: Path, tmp_path: Path) -> None:

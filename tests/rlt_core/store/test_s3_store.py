@@ -18,9 +18,9 @@ import s3_server
 
 from flows.local.s3 import S3Access
 from rlt_core.errors import UserError
+from rlt_core.sql.views import connect
 from rlt_core.store import Lease, Ref, Store, s3_files
 from rlt_core.store import lease as leases
-from rlt_core.sql.views import connect
 from tests.rlt_core.store.attempts import attempt_with, manifest_of
 from tests.sample_store import commit, score_row
 

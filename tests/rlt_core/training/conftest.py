@@ -1,4 +1,4 @@
-"""A random model of a few thousand parameters, its prompter, and workspaces on disk."""
+"""A random model of a few thousand parameters, its renderer, and workspaces on disk."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ from training_runs import FORMAT, scratch_folder
 
 from rlt_core.config import StageResources
 from rlt_core.models import load_tokenizer
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.store import Workspace
 from rlt_core.store.files import Files
 
@@ -19,8 +19,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def prompter(model: Path) -> Prompter:
-    return Prompter(FORMAT, load_tokenizer(model))
+def renderer(model: Path) -> Renderer:
+    return Renderer(FORMAT, load_tokenizer(model))
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import torch
 from training_runs import TEACHER, steps
 
 from rlt_core.config import FolderModel, RewardSpec, SFTConfig, StageResources
-from rlt_core.progress import Control
-from rlt_core.prompts.format import load_format
 from rlt_core.models import import_model, load_model, load_tokenizer
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.progress import Progress
+from rlt_core.prompts.format import load_format
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.store import Workspace
 from rlt_core.training.grpo import train_grpo
 from rlt_core.training.rewards import Prompt, RLTReward
@@ -33,9 +33,9 @@ def test_grpo_goes_on_from_sft(
 ) -> None:
     write_family(BY_NAME[name], tmp_path / "published")
     import_model(FolderModel(path=str(tmp_path / "published")), tmp_path / "base")
-    prompter = Prompter(FORMAT, load_tokenizer(tmp_path / "base"))
-    common: dict[str, Any] = {"seed": 0, "resources": resources, "control": Control()}
-    rows = [prompter.teacher_sft_row(q, s, t) for q, s, t in ROWS]
+    renderer = Renderer(FORMAT, load_tokenizer(tmp_path / "base"))
+    common: dict[str, Any] = {"seed": 0, "resources": resources, "control": Progress()}
+    rows = [renderer.teacher_sft_row(q, s, t) for q, s, t in ROWS]
     train_sft(
         tmp_path / "base", rows, SFTConfig(steps=1, batch_size=3, lora=None), stage="teacher-sft",
         out=tmp_path / "sft", work=workspace("sft"), **common,
@@ -47,9 +47,9 @@ def test_grpo_goes_on_from_sft(
 
     config = TEACHER.model_copy(update={"steps": 1, "max_prompt_tokens": 300})
     spec = RewardSpec(kl="full") if "kl" in RewardSpec.model_fields else RewardSpec()
-    reward = RLTReward(prompter, tmp_path / "base", spec, config, resources=resources)
+    reward = RLTReward(renderer, tmp_path / "base", spec, config, resources=resources)
     prompts = [
-        Prompt(q, prompter.teacher_prompt(q, s), {"question": q, "solution": s}) for q, s, _ in ROWS
+        Prompt(q, renderer.teacher_prompt(q, s), {"question": q, "solution": s}) for q, s, _ in ROWS
     ]
     train_grpo(
         tmp_path / "sft" / "model", prompts, reward, config, key="k", stage="teacher-grpo",
@@ -58,8 +58,8 @@ def test_grpo_goes_on_from_sft(
     [step] = steps(tmp_path / "grpo")
     assert step["rollout_gap_max"] < 1e-3  # TRL's log-probs are those of the sampler
     assert step["reference_kl"] == pytest.approx(0, abs=1e-4)
-    stops = Prompter(FORMAT, load_tokenizer(tmp_path / "grpo" / "model")).stop_ids
-    assert stops == prompter.stop_ids
+    stops = Renderer(FORMAT, load_tokenizer(tmp_path / "grpo" / "model")).stop_ids
+    assert stops == renderer.stop_ids
     load_model(tmp_path / "grpo" / "model")
 
 

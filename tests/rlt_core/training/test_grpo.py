@@ -21,16 +21,16 @@ from training_runs import (
 )
 
 from rlt_core.config import LoRA, ReferenceSync, RewardSpec, Sampling, StageResources
-from rlt_core.progress import Control
 from rlt_core.errors import Stopped, UserError
 from rlt_core.generation import Completion, sample_seed
 from rlt_core.generation.hf import TransformersEngine
 from rlt_core.models import load_model
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.progress import Progress
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.store import Workspace
 from rlt_core.training.grpo import train_grpo
-from rlt_core.training.rewards import Prompt, Rewards, RLTReward
 from rlt_core.training.metrics import StepRecorder
+from rlt_core.training.rewards import Prompt, Rewards, RLTReward
 
 CONFIG = TEACHER.model_copy(update={"reference_sync": ReferenceSync(every_steps=2)})
 Run = Callable[..., tuple[Path, dict[str, float]]]
@@ -41,9 +41,9 @@ class Digits:
 
     reads_policy = False
 
-    def __init__(self, prompter: Prompter) -> None:
-        self.stop_ids = prompter.stop_ids
-        self._digits = set(prompter.encode("0123456789"))
+    def __init__(self, renderer: Renderer) -> None:
+        self.stop_ids = renderer.stop_ids
+        self._digits = set(renderer.encode("0123456789"))
         self.batches: list[tuple[list[Prompt], list[list[int]], list[float]]] = []
 
     def check(self, prompts: Sequence[Prompt], max_completion_tokens: int) -> None:
@@ -58,10 +58,10 @@ class Digits:
 
 
 @pytest.fixture
-def prompts(prompter: Prompter) -> list[Prompt]:
+def prompts(renderer: Renderer) -> list[Prompt]:
     questions = [(f"{a}+{a}{'?' * (a % 3)}", str(2 * a)) for a in range(3, 11)]
     return [
-        Prompt(f"id{q}", prompter.teacher_prompt(q, s), {"question": q, "solution": s})
+        Prompt(f"id{q}", renderer.teacher_prompt(q, s), {"question": q, "solution": s})
         for q, s in questions
     ]
 
@@ -70,7 +70,7 @@ def prompts(prompter: Prompter) -> list[Prompt]:
 def train(
     model: Path,
     prompts: list[Prompt],
-    prompter: Prompter,
+    renderer: Renderer,
     tmp_path: Path,
     workspace: Callable[[str], Workspace],
     resources: StageResources,
@@ -78,9 +78,9 @@ def train(
     def run(name: str, **changes: object) -> tuple[Path, dict[str, float]]:
         out = tmp_path / name
         arguments = {
-            "model": model, "prompts": prompts, "reward": Digits(prompter), "config": CONFIG,
+            "model": model, "prompts": prompts, "reward": Digits(renderer), "config": CONFIG,
             "seed": 0, "key": "node", "work": workspace(name), "resources": resources,
-            "control": Control(),
+            "control": Progress(),
         } | changes  # fmt: skip
         return out, train_grpo(stage="teacher-grpo", out=out, **arguments)
 
@@ -117,8 +117,8 @@ def step_by_hand(
     return norm, torch.cat(kls).mean().item()
 
 
-def test_the_gradient_is_the_papers(train: Run, model: Path, prompter: Prompter, resources) -> None:
-    reward = Digits(prompter)
+def test_the_gradient_is_the_papers(train: Run, model: Path, renderer: Renderer, resources) -> None:
+    reward = Digits(renderer)
     whole = resources.model_copy(update={"micro_batch_size": 12})
     far = CONFIG.model_copy(update={"learning_rate": 3e-2})  # so that the KL term weighs
     out, _ = train(
@@ -134,8 +134,8 @@ def test_the_gradient_is_the_papers(train: Run, model: Path, prompter: Prompter,
     assert second["reference_kl"] == pytest.approx(kl, rel=1e-2) and kl > 1e-5
 
 
-def test_reward_rises_and_every_step_is_recorded(train: Run, prompter: Prompter) -> None:
-    reward = Digits(prompter)
+def test_reward_rises_and_every_step_is_recorded(train: Run, renderer: Renderer) -> None:
+    reward = Digits(renderer)
     config = CONFIG.model_copy(update={"steps": 25, "learning_rate": 1e-2, "beta": 0.01})
     out, metrics = train("run", config=config, reward=reward)
     rows = steps(out)
@@ -160,7 +160,7 @@ def test_same_seed_same_bytes(train: Run) -> None:
 
 
 def test_what_samples_is_compared_with_what_learns(
-    train: Run, prompter: Prompter, monkeypatch: pytest.MonkeyPatch, resources
+    train: Run, renderer: Renderer, monkeypatch: pytest.MonkeyPatch, resources
 ) -> None:
     """Over all tokens of the step, however it is cut."""
     config = CONFIG.model_copy(update={"steps": 2})
@@ -179,7 +179,7 @@ def test_what_samples_is_compared_with_what_learns(
     monkeypatch.setattr(TransformersEngine, "generate", stale)
     for size in (12, 5):
         cut = resources.model_copy(update={"micro_batch_size": size})
-        reward = Digits(prompter)
+        reward = Digits(renderer)
         out, _ = train(f"stale{size}", config=config, resources=cut, reward=reward)
         lengths = [len(ids) for ids in reward.batches[0][1]]
         share = sum(lengths[4:]) / sum(lengths)
@@ -208,11 +208,11 @@ def test_micro_batches_change_nothing_but_rounding(train: Run, resources) -> Non
         (kill_at(5), {"lora": LoRA(rank=2, alpha=4), "reference_sync": None}),
     ],
 )
-def test_an_interrupted_run_ends_bit_equal(train: Run, interrupt: Control, changes: dict) -> None:
+def test_an_interrupted_run_ends_bit_equal(train: Run, interrupt: Progress, changes: dict) -> None:
     config = CONFIG.model_copy(update=changes)
     whole, _ = train("whole", config=config)
     with pytest.raises((Stopped, Killed)):
-        train("broken", config=config, control=interrupt)
+        train("broken", config=config, progress=interrupt)
     broken, _ = train("broken", config=config)
     assert weights(broken) == weights(whole)
     assert steps(broken) == steps(whole)
@@ -228,7 +228,7 @@ def test_a_checkpoint_from_before_a_column_can_be_gone_on_from(
             "_row",
             lambda self, *step: {k: v for k, v in row(self, *step).items() if k != "rollout_ratio"},
         )
-        train("broken", control=stop_after(3))
+        train("broken", progress=stop_after(3))
     ratios = [row["rollout_ratio"] for row in steps(train("broken")[0])]
     assert ratios[:3] == [None] * 3 and None not in ratios[3:]
 
@@ -242,9 +242,9 @@ def test_the_reference_follows_the_policy(train: Run) -> None:
     assert steps(followed)[2]["reference_kl"] < steps(still)[2]["reference_kl"] / 2
 
 
-def test_the_rlt_reward_trains(train: Run, prompter: Prompter, tmp_path: Path, resources) -> None:
+def test_the_rlt_reward_trains(train: Run, renderer: Renderer, tmp_path: Path, resources) -> None:
     student = scratch_folder(tmp_path / "student", seed=1)
-    reward = RLTReward(prompter, student, RewardSpec(), CONFIG, resources=resources)
+    reward = RLTReward(renderer, student, RewardSpec(), CONFIG, resources=resources)
     out, _ = train("run", reward=reward, config=CONFIG.model_copy(update={"steps": 2}))
     row = steps(out)[1]
     assert row["reward"] == pytest.approx(row["r_ss"] - 3 * row["r_kl"] - row["unclosed"], rel=1e-4)
@@ -262,14 +262,14 @@ def test_lora_gives_a_plain_model(train: Run, model: Path) -> None:
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e39"])  # the last in float32
 def test_a_reward_that_is_no_number_ends_the_run(
-    train: Run, prompter: Prompter, value: str, tmp_path: Path
+    train: Run, renderer: Renderer, value: str, tmp_path: Path
 ) -> None:
     class Broken(Digits):
         def __call__(self, *batch: Any) -> Rewards:
             rewards = super().__call__(*batch).rewards
             return Rewards([*rewards[:6], float(value), *rewards[7:]], {})
 
-    reward = Broken(prompter)
+    reward = Broken(renderer)
     with pytest.raises(RuntimeError, match=r"^trace ") as caught:
         train("run", reward=reward)
     question = reward.batches[0][0][6].question_id
@@ -278,19 +278,19 @@ def test_a_reward_that_is_no_number_ends_the_run(
 
 
 def test_a_student_with_broken_weights_ends_the_run(
-    train: Run, prompter: Prompter, tmp_path: Path, resources
+    train: Run, renderer: Renderer, tmp_path: Path, resources
 ) -> None:
     student = scratch_folder(tmp_path / "student", seed=1)
     tensors = load_file(student / "model.safetensors")
     tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = float("nan")
     save_file(tensors, student / "model.safetensors", {"format": "pt"})
-    reward = RLTReward(prompter, student, RewardSpec(), CONFIG, resources=resources)
+    reward = RLTReward(renderer, student, RewardSpec(), CONFIG, resources=resources)
     message = r"^trace id\d+\+\d+\?*-0: student_solution_logprobs: token 0 is not finite$"
     with pytest.raises(RuntimeError, match=message):
         train("run", reward=reward)
 
 
-def test_parts_without_a_value_are_left_out_of_the_mean(train: Run, prompter: Prompter) -> None:
+def test_parts_without_a_value_are_left_out_of_the_mean(train: Run, renderer: Renderer) -> None:
     class Patchy(Digits):
         def __call__(self, prompts: Sequence[Prompt], *rest: Any) -> Rewards:
             rewards = super().__call__(prompts, *rest).rewards
@@ -300,22 +300,22 @@ def test_parts_without_a_value_are_left_out_of_the_mean(train: Run, prompter: Pr
                 {"copied": [*none, 0.25, 0.5, 0.75], "compression": [*none, None, None, None]},
             )
 
-    out, _ = train("run", reward=Patchy(prompter), config=CONFIG.model_copy(update={"steps": 2}))
+    out, _ = train("run", reward=Patchy(renderer), config=CONFIG.model_copy(update={"steps": 2}))
     rows = steps(out)
     assert len(rows) == 2
     for row in rows:
         assert (row["copied"], row["compression"], row["doubt"]) == (0.5, None, None)
 
 
-def test_what_guards_see_is_recorded_and_told(train: Run, prompter: Prompter) -> None:
+def test_what_guards_see_is_recorded_and_told(train: Run, renderer: Renderer) -> None:
     class Copies(Digits):
         def __call__(self, prompts: Sequence[Prompt], *rest: Any) -> Rewards:
             rewards = super().__call__(prompts, *rest).rewards
             return Rewards(rewards, {"copied": [0.9] * len(rewards)})
 
     told: list[Mapping[str, float]] = []
-    control = Control(progress=lambda step, total, metrics: told.append(metrics))
-    out, metrics = train("run", reward=Copies(prompter), control=control)
+    progress = Progress(report=lambda step, total, metrics: told.append(metrics))
+    out, metrics = train("run", reward=Copies(renderer), progress=progress)
     assert all(each["alarm_copied"] == 1 and each["alarm_repetition"] == 0 for each in told)
     assert metrics["alarm_copied"] == 1
     # ten tokens at most, of a model that knows no end: nearly all are cut
@@ -323,14 +323,14 @@ def test_what_guards_see_is_recorded_and_told(train: Run, prompter: Prompter) ->
     assert all(row["clipped"] > 0.5 for row in steps(out))
 
 
-def test_zero_variance_is_told(train: Run, prompter: Prompter) -> None:
+def test_zero_variance_is_told(train: Run, renderer: Renderer) -> None:
     class Flat(Digits):
         def __call__(self, prompts: Sequence[Prompt], *rest: object) -> Rewards:
             return Rewards([0.5] * len(prompts), {})
 
     told: list[float] = []
-    control = Control(progress=lambda step, total, m: told.append(m["alarm_zero_variance"]))
-    out, metrics = train("run", reward=Flat(prompter), control=control)
+    progress = Progress(report=lambda step, total, m: told.append(m["alarm_zero_variance"]))
+    out, metrics = train("run", reward=Flat(renderer), progress=progress)
     assert told == [0, 0, 1, 1, 1] and metrics["alarm_zero_variance"] == 1
     assert [row["zero_std_groups"] for row in steps(out)] == [1] * 5
 
@@ -350,9 +350,9 @@ AHEAD = CONFIG.model_copy(update={"rollouts_ahead": True, "steps": 6})
 
 
 def test_the_first_step_is_on_policy_and_every_later_one_an_update_behind(
-    train: Run, prompter: Prompter
+    train: Run, renderer: Renderer
 ) -> None:
-    seen, usual = Digits(prompter), Digits(prompter)
+    seen, usual = Digits(renderer), Digits(renderer)
     out, _ = train("ahead", config=AHEAD, reward=seen)
     train("usual", config=CONFIG.model_copy(update={"steps": 6}), reward=usual)
     assert seen.batches[0] == usual.batches[0]
@@ -363,9 +363,9 @@ def test_the_first_step_is_on_policy_and_every_later_one_an_update_behind(
 
 
 def test_the_second_step_draws_from_the_policy_before_the_first_update(
-    train: Run, prompter: Prompter, model: Path
+    train: Run, renderer: Renderer, model: Path
 ) -> None:
-    seen = Digits(prompter)
+    seen = Digits(renderer)
     train("ahead", config=AHEAD.model_copy(update={"learning_rate": 0.01}), reward=seen)
     prompts, completions, _ = seen.batches[1]
     engine = TransformersEngine(load_model(model), 10_000)
@@ -381,7 +381,7 @@ def test_what_was_drawn_ahead_outlives_an_interruption(
 ) -> None:
     whole, _ = train("whole", config=AHEAD)
     with pytest.raises(Stopped):
-        train("broken", config=AHEAD, control=stop_after(3))
+        train("broken", config=AHEAD, progress=stop_after(3))
     broken, _ = train("broken", config=AHEAD)
     assert weights(broken) == weights(whole)
     columns = ("reward", "rollout_gap_max", "rollout_ratio", "loss")

@@ -14,9 +14,9 @@ from training_runs import weights as weights_of
 from transformers import LlamaModel
 
 from rlt_core.config import LoRA, ReferenceSync, RewardSpec, SFTConfig, StageResources
-from rlt_core.progress import Control
 from rlt_core.errors import Stopped
-from rlt_core.prompts.renderer import Prompter, Row
+from rlt_core.progress import Progress
+from rlt_core.prompts.renderer import Renderer, Row
 from rlt_core.store import Workspace
 from rlt_core.training import checkpoint
 from rlt_core.training.grpo import train_grpo
@@ -64,7 +64,7 @@ def sft(
         )  # fmt: skip
         train_sft(
             model, rows, config, seed=3, stage="teacher-sft", out=tmp_path / name,
-            work=workspace(name), resources=resources, control=changes.get("control", Control()),
+            work=workspace(name), resources=resources, progress=changes.get("control", Progress()),
         )  # fmt: skip
         return tmp_path / name
 
@@ -74,14 +74,14 @@ def sft(
 @pytest.fixture
 def grpo(
     model: Path,
-    prompter: Prompter,
+    renderer: Renderer,
     tmp_path: Path,
     workspace: Callable[[str], Workspace],
     resources: StageResources,
 ) -> Run:
     asked = [(f"{a}+{a}{'?' * (a % 4)}", str(2 * a)) for a in range(3, 9)]
     prompts = [
-        Prompt(f"id{q}", prompter.teacher_prompt(q, s), {"question": q, "solution": s})
+        Prompt(f"id{q}", renderer.teacher_prompt(q, s), {"question": q, "solution": s})
         for q, s in asked
     ]
 
@@ -93,11 +93,11 @@ def grpo(
                 "dtype": changes.get("dtype", "float32"), "steps": 3,
             }
         )  # fmt: skip
-        reward = RLTReward(prompter, model, RewardSpec(), config, resources=resources)
+        reward = RLTReward(renderer, model, RewardSpec(), config, resources=resources)
         train_grpo(
             model, prompts, reward, config, seed=3, key="node", stage="teacher-grpo",
             out=tmp_path / name, work=workspace(name), resources=resources,
-            control=changes.get("control", Control()),
+            progress=changes.get("control", Progress()),
         )  # fmt: skip
         return tmp_path / name
 
@@ -122,10 +122,10 @@ def test_the_first_pass_of_sft_is_a_micro_batch_of_the_longest_row(sft: Run, sha
 
 
 def test_the_first_pass_of_grpo_is_as_long_as_any_may_be(
-    grpo: Run, shapes: Any, prompter: Prompter
+    grpo: Run, shapes: Any, renderer: Renderer
 ) -> None:
     grpo("run")
-    longest = len(prompter.teacher_prompt("7+7???", "14")) + TEACHER.max_completion_tokens
+    longest = len(renderer.teacher_prompt("7+7???", "14")) + TEACHER.max_completion_tokens
     first, *others = with_gradients(shapes)
     assert first == (MICRO, longest)
     assert shapes.index((False, (MICRO, longest))) < shapes.index((True, first))  # the reference
@@ -150,7 +150,7 @@ def test_results_are_the_same_without_it(
 def test_a_resumed_run_is_probed_again_and_ends_the_same(train: Run) -> None:
     whole = train("whole")
     with pytest.raises(Stopped):
-        train("broken", control=stop_after(2))
+        train("broken", progress=stop_after(2))
     assert weights_of(train("broken")) == weights_of(whole)
 
 
@@ -163,5 +163,5 @@ def test_what_does_not_fit_fails_before_the_first_step(
     for trainer in checkpoint.ResumableTrainer.__subclasses__():
         monkeypatch.setattr(trainer, "longest_loss", too_large)
     with pytest.raises(RuntimeError, match="can't allocate memory"):
-        train("run", control=kill_at(1))
+        train("run", progress=kill_at(1))
     assert not workspace("run").parts(checkpoint.GROUP)

@@ -10,9 +10,9 @@ from torch import nn
 from training_runs import FORMAT, TEACHER, scratch_folder, steps
 
 from rlt_core.config import RewardSpec, StageResources
-from rlt_core.progress import Control
 from rlt_core.models import load_model, load_tokenizer
-from rlt_core.prompts.renderer import Prompter, Span
+from rlt_core.progress import Progress
+from rlt_core.prompts.renderer import Renderer, Span
 from rlt_core.reward.formula import reward_parts
 from rlt_core.store import Workspace
 from rlt_core.training.grpo import train_grpo
@@ -27,9 +27,9 @@ class Oracle:
 
     reads_policy = True
 
-    def __init__(self, prompter: Prompter, student: Path) -> None:
-        self.stop_ids = prompter.stop_ids
-        self._prompter, self._student = prompter, load_model(student).double()
+    def __init__(self, renderer: Renderer, student: Path) -> None:
+        self.stop_ids = renderer.stop_ids
+        self._renderer, self._student = renderer, load_model(student).double()
 
     def check(self, prompts: Sequence[Prompt], max_completion_tokens: int) -> None:
         """All fits."""
@@ -44,10 +44,10 @@ class Oracle:
         teacher = deepcopy(policy).double().eval()
         rewards = []
         for prompt, ids in zip(prompts, completions, strict=True):
-            think = self._prompter.split_completion(ids)
+            think = self._renderer.split_completion(ids)
             question, solution = prompt.row["question"], prompt.row["solution"]
-            s = self._prompter.student_context(question, think.ids, solution)
-            t = self._prompter.teacher_context(question, solution, think.ids)
+            s = self._renderer.student_context(question, think.ids, solution)
+            t = self._renderer.teacher_context(question, solution, think.ids)
             lists = (
                 logprobs(self._student, s.ids, s.solution),
                 logprobs(self._student, s.ids, s.think),
@@ -73,19 +73,19 @@ def test_the_learning_curve_is_that_of_the_oracle(
         scratch_folder(tmp_path / name, seed, format)
         for seed, name in enumerate(("teacher", "student"))
     )
-    prompter = Prompter(format, load_tokenizer(teacher))
+    renderer = Renderer(format, load_tokenizer(teacher))
     rows = [{"question": f"{a}+{a}{'?' * (a % 3)}", "solution": str(2 * a)} for a in range(3, 11)]
-    prompts = [Prompt(row["question"], prompter.teacher_prompt(**row), row) for row in rows]
+    prompts = [Prompt(row["question"], renderer.teacher_prompt(**row), row) for row in rows]
 
     def curve(name: str, reward: RewardFunction) -> list[dict[str, float]]:
         train_grpo(
             teacher, prompts, reward, CONFIG, seed=0, key="node", stage="teacher-grpo",
-            out=tmp_path / name, work=workspace(name), resources=resources, control=Control(),
+            out=tmp_path / name, work=workspace(name), resources=resources, progress=Progress(),
         )  # fmt: skip
         return steps(tmp_path / name)
 
-    fast = curve("fast", RLTReward(prompter, student, SPEC, CONFIG, resources=resources))
-    oracle = curve("oracle", Oracle(prompter, student))
+    fast = curve("fast", RLTReward(renderer, student, SPEC, CONFIG, resources=resources))
+    oracle = curve("oracle", Oracle(renderer, student))
     assert len(fast) == len(oracle) == 8
     for ours, theirs in zip(fast, oracle, strict=True):
         for name in ("reward", "reward_std", "reference_kl", "completion_tokens"):

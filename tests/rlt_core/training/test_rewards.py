@@ -10,10 +10,10 @@ from training_runs import FORMAT, TEACHER, scratch_folder
 
 from rlt_core.config import CorrectnessReward, RewardSpec, ScratchModel, StageResources
 from rlt_core.errors import UserError
-from rlt_core.prompts.format import load_format
 from rlt_core.grading import Grade, GradeItem, Grader
 from rlt_core.models import load_model, new_model, save_model, tiny_tokenizer
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.prompts.format import load_format
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.training.rewards import AnswerReward, NoReward, Prompt, RLTReward
 
 SPEC = RewardSpec(temperature=0.7)
@@ -25,12 +25,12 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def reward(prompter: Prompter, student: Path, resources: StageResources) -> RLTReward:
-    return RLTReward(prompter, student, SPEC, TEACHER, resources=resources)
+def reward(renderer: Renderer, student: Path, resources: StageResources) -> RLTReward:
+    return RLTReward(renderer, student, SPEC, TEACHER, resources=resources)
 
 
-def prompt_of(prompter: Prompter, question: str, solution: str) -> Prompt:
-    ids = prompter.teacher_prompt(question, solution)
+def prompt_of(renderer: Renderer, question: str, solution: str) -> Prompt:
+    ids = renderer.teacher_prompt(question, solution)
     return Prompt(question, ids, {"question": question, "solution": solution})
 
 
@@ -47,20 +47,20 @@ def nothing(completions: list[list[int]]) -> list[np.ndarray]:
     return [np.full(len(ids), np.nan, np.float32) for ids in completions]
 
 
-def test_rewards_equal_the_oracle(reward, prompter, model: Path, student: Path) -> None:
-    encode = prompter.encode
-    close = encode("") + prompter._encode_fixed(FORMAT.explanation_close) + [prompter.end_of_turn]
+def test_rewards_equal_the_oracle(reward, renderer, model: Path, student: Path) -> None:
+    encode = renderer.encode
+    close = encode("") + renderer._encode_fixed(FORMAT.explanation_close) + [renderer.end_of_turn]
     cases = [
         ("1+2=?", "3", encode("one and two"), True),
         ("20+30=?", "50", encode("twenty"), False),
         ("7+1=?", "8", [], True),
     ]
-    prompts = [prompt_of(prompter, question, solution) for question, solution, *_ in cases]
+    prompts = [prompt_of(renderer, question, solution) for question, solution, *_ in cases]
     completions = [think + (close if closed else []) for *_, think, closed in cases]
     result = reward(prompts, completions, nothing(completions), load_model(model))
     for i, (question, solution, think, closed) in enumerate(cases):
-        chat = prompter.student_prompt(question) + prompter._encode_fixed("<think>")
-        after = chat + think + prompter._encode_fixed("</think><solution>")
+        chat = renderer.student_prompt(question) + renderer._encode_fixed("<think>")
+        after = chat + think + renderer._encode_fixed("</think><solution>")
         s = slow_logprobs(student, after, encode(solution))
         r_ss = s.mean() + 0.01 * s.min()
         if think:
@@ -74,11 +74,11 @@ def test_rewards_equal_the_oracle(reward, prompter, model: Path, student: Path) 
         assert result.parts["unclosed"][i] == float(not closed)
 
 
-def test_the_full_kl_trains_too(reward, prompter, model: Path, student: Path, resources) -> None:
+def test_the_full_kl_trains_too(reward, renderer, model: Path, student: Path, resources) -> None:
     full = SPEC.model_copy(update={"kl": "full"})
-    prompts = [prompt_of(prompter, "1+2=?", "3")]
-    completions = [prompter.encode("one and two")]
-    exact = RLTReward(prompter, student, full, TEACHER, resources=resources)
+    prompts = [prompt_of(renderer, "1+2=?", "3")]
+    completions = [renderer.encode("one and two")]
+    exact = RLTReward(renderer, student, full, TEACHER, resources=resources)
     found = exact(prompts, completions, nothing(completions), load_model(model))
     k1 = reward(prompts, completions, nothing(completions), load_model(model))
     assert found.parts["solution_mean"] == k1.parts["solution_mean"]
@@ -86,14 +86,14 @@ def test_the_full_kl_trains_too(reward, prompter, model: Path, student: Path, re
     assert found.parts["kl_mean"][0] > 0
 
 
-def test_guards_are_recorded_with_the_parts(reward, prompter, model: Path) -> None:
+def test_guards_are_recorded_with_the_parts(reward, renderer, model: Path) -> None:
     cases = [
         ("1+2=?", "3", "wait, one and two"),
         ("count", "one, two, three", "so one, two, three then"),
         ("loop", "forty-two", "wait, wait. " * 20),
     ]
-    prompts = [prompt_of(prompter, question, solution) for question, solution, _ in cases]
-    completions = [prompter.encode(text) for *_, text in cases]
+    prompts = [prompt_of(renderer, question, solution) for question, solution, _ in cases]
+    completions = [renderer.encode(text) for *_, text in cases]
     parts = reward(prompts, completions, nothing(completions), load_model(model)).parts
     assert parts["copied"] == [None, 1.0, 0.0]
     assert parts["compression"][:2] == [None, None] and parts["compression"][2] > 6
@@ -102,32 +102,32 @@ def test_guards_are_recorded_with_the_parts(reward, prompter, model: Path) -> No
 
 @pytest.mark.parametrize("who", ["student", "policy"])
 def test_what_is_not_finite_names_the_completion(
-    reward, prompter, model: Path, who: str, student: Path
+    reward, renderer, model: Path, who: str, student: Path
 ) -> None:
     """An embedding that is read in one of three contexts alone is no number."""
-    prompts = [prompt_of(prompter, f"{a}+2=?", "3") for a in (1, 9, 4)]
-    completions = [prompter.encode("one and two")] * 3
+    prompts = [prompt_of(renderer, f"{a}+2=?", "3") for a in (1, 9, 4)]
+    completions = [renderer.encode("one and two")] * 3
     policy = load_model(model)
     broken = reward._student if who == "student" else policy
     untied = torch.nn.Parameter(broken.get_output_embeddings().weight.detach().clone())
     broken.get_output_embeddings().weight = untied
     with torch.no_grad():
-        broken.get_input_embeddings().weight[prompter.encode("9")[0]] = float("nan")
+        broken.get_input_embeddings().weight[renderer.encode("9")[0]] = float("nan")
     with pytest.raises(NoReward, match="token 0 is not finite") as caught:
         reward(prompts, completions, nothing(completions), policy)
     assert caught.value.place == 1
 
 
-def test_another_vocabulary_is_refused(prompter, tmp_path: Path, resources) -> None:
+def test_another_vocabulary_is_refused(renderer, tmp_path: Path, resources) -> None:
     tokenizer = tiny_tokenizer(load_format("r1"))
     config = ScratchModel(layers=1, width=16, heads=2)
     save_model(new_model(config, tokenizer), tokenizer, tmp_path)
     with pytest.raises(UserError, match="different vocabularies"):
-        RLTReward(prompter, tmp_path, SPEC, TEACHER, resources=resources)
+        RLTReward(renderer, tmp_path, SPEC, TEACHER, resources=resources)
 
 
-def test_a_completion_that_might_not_fit_is_refused(reward, prompter) -> None:
-    prompt = prompt_of(prompter, "1+2=?", "3")
+def test_a_completion_that_might_not_fit_is_refused(reward, renderer) -> None:
+    prompt = prompt_of(renderer, "1+2=?", "3")
     reward.check([prompt], 50)
     with pytest.raises(UserError, match=r"question 1\+2=\?.*lower max_completion_tokens by"):
         reward.check([prompt], 160)
@@ -139,17 +139,17 @@ def grader() -> Iterator[Grader]:
         yield grader
 
 
-def answer_prompt(prompter: Prompter, answer: str | None, grader: str = "arithmetic") -> Prompt:
+def answer_prompt(renderer: Renderer, answer: str | None, grader: str = "arithmetic") -> Prompt:
     row = {"question": "1+2=?", "answer": answer, "grader": grader, "metadata": None}
-    return Prompt("q1", prompter.student_prompt("1+2=?"), row)
+    return Prompt("q1", renderer.student_prompt("1+2=?"), row)
 
 
-def test_correctness(prompter: Prompter, grader: Grader) -> None:
-    reward = AnswerReward(prompter, CorrectnessReward(), grader)
+def test_correctness(renderer: Renderer, grader: Grader) -> None:
+    reward = AnswerReward(renderer, CorrectnessReward(), grader)
     texts = ["<think>x</think><solution>3</solution>", "<think>x</think><solution>4</solution>",
              "<think>x</think>3"]  # fmt: skip
-    completions = [[*prompter._encode_fixed(text), prompter.end_of_turn] for text in texts]
-    prompts = [answer_prompt(prompter, "3")] * 3
+    completions = [[*renderer._encode_fixed(text), renderer.end_of_turn] for text in texts]
+    prompts = [answer_prompt(renderer, "3")] * 3
     result = reward(prompts, completions, nothing(completions), torch.nn.Identity())
     assert result.rewards == [1.0, -0.5, -1.0]
     assert result.parts == {
@@ -157,19 +157,19 @@ def test_correctness(prompter: Prompter, grader: Grader) -> None:
     }  # fmt: skip
 
 
-def test_a_question_without_answer_is_refused(prompter: Prompter, grader: Grader) -> None:
-    reward = AnswerReward(prompter, CorrectnessReward(), grader)
+def test_a_question_without_answer_is_refused(renderer: Renderer, grader: Grader) -> None:
+    reward = AnswerReward(renderer, CorrectnessReward(), grader)
     with pytest.raises(UserError, match="1 of 2 questions have no answer"):
-        reward.check([answer_prompt(prompter, "3"), answer_prompt(prompter, None)], 10)
+        reward.check([answer_prompt(renderer, "3"), answer_prompt(renderer, None)], 10)
 
 
-def test_a_broken_grader_stops_the_run(prompter: Prompter) -> None:
+def test_a_broken_grader_stops_the_run(renderer: Renderer) -> None:
     class Hanging(Grader):
         def grade_many(self, items: Sequence[GradeItem]) -> list[Grade]:
             return [Grade("grader_failed") for _ in items]
 
     text = "<think>x</think><solution>3</solution>"
-    completion = [*prompter._encode_fixed(text), prompter.end_of_turn]
-    reward = AnswerReward(prompter, CorrectnessReward(), Hanging())
+    completion = [*renderer._encode_fixed(text), renderer.end_of_turn]
+    reward = AnswerReward(renderer, CorrectnessReward(), Hanging())
     with pytest.raises(RuntimeError, match="the grader failed on 1 of 1"):
-        reward([answer_prompt(prompter, "3")], [completion], [], torch.nn.Identity())
+        reward([answer_prompt(renderer, "3")], [completion], [], torch.nn.Identity())

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from training_runs import FORMAT, TEACHER, scratch_folder, steps
 
 from rlt_core.config import RewardSpec, Sampling, StageResources, TeacherGRPOConfig
-from rlt_core.progress import Control
 from rlt_core.errors import UserError
-from rlt_core.prompts.format import PromptFormat
 from rlt_core.generation.hf import TransformersEngine
 from rlt_core.models import load_model, load_tokenizer
-from rlt_core.prompts.renderer import Context, Prompter, Span
+from rlt_core.progress import Progress
+from rlt_core.prompts.format import PromptFormat
+from rlt_core.prompts.renderer import Context, Renderer, Span
 from rlt_core.scoring import selected_logprobs
 from rlt_core.stages import TeacherGRPOStageConfig
 from rlt_core.store import Workspace
@@ -94,25 +94,25 @@ class Setting:
     def __init__(self, folder: Path, format: PromptFormat) -> None:
         teacher = scratch_folder(folder / "teacher", 0, format)
         self.student = scratch_folder(folder / "student", 1, format)
-        self.prompter = Prompter(format, load_tokenizer(teacher))
+        self.renderer = Renderer(format, load_tokenizer(teacher))
         self.policy = load_model(teacher)
         rows = [{"question": f"{a}+{a}{'?' * a}", "solution": str(2 * a)} for a in range(3, 6)]
         prompts = [
-            Prompt(row["question"], self.prompter.teacher_prompt(**row), row) for row in rows
+            Prompt(row["question"], self.renderer.teacher_prompt(**row), row) for row in rows
         ]
         engine = TransformersEngine(self.policy, 10_000)
         drawn = engine.generate(
             [prompt.ids for prompt in prompts],
             Sampling(temperature=SPEC.temperature, max_tokens=12),
             [[10 * q + sample for sample in range(4)] for q in range(3)],
-            self.prompter.stop_ids,
+            self.renderer.stop_ids,
         )
         close = [
-            *self.prompter._encode_fixed(format.explanation_close), self.prompter.end_of_turn
+            *self.renderer._encode_fixed(format.explanation_close), self.renderer.end_of_turn
         ]  # fmt: skip
         self.prompts, self.completions, self.sampled = [], [], []
         for prompt, group in zip(prompts, drawn, strict=True):
-            by_hand = [close, [*self.prompter.encode("add them"), *close]]
+            by_hand = [close, [*self.renderer.encode("add them"), *close]]
             ids = [*(completion.ids for completion in group), *by_hand]
             self.prompts += [prompt] * len(ids)
             self.completions += ids
@@ -128,7 +128,7 @@ class Setting:
 
     def reward(self, config: TeacherGRPOConfig) -> RLTReward:
         resources = StageResources(device="cpu")
-        return RLTReward(self.prompter, self.student, SPEC, config, resources=resources)
+        return RLTReward(self.renderer, self.student, SPEC, config, resources=resources)
 
 
 @pytest.fixture(scope="module", params=[FORMAT, PREFIXED], ids=lambda format: format.name)
@@ -139,7 +139,7 @@ def setting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_rewards_are_those_of_recomputed_log_probs(setting: Setting) -> None:
     batch = (setting.prompts, setting.completions, setting.sampled, setting.policy)
     exact, rollout = setting.reward(TEACHER)(*batch), setting.reward(ROLLOUT)(*batch)
-    thinks = [setting.prompter.split_completion(ids) for ids in setting.completions]
+    thinks = [setting.renderer.split_completion(ids) for ids in setting.completions]
     kinds = {(think.closed, bool(think.ids)) for think in thinks}
     assert kinds >= {(True, True), (False, True), (True, False)}
     np.testing.assert_allclose(rollout.rewards, exact.rewards, atol=1e-4)
@@ -154,8 +154,8 @@ def test_recorded_log_probs_are_what_is_used(setting: Setting) -> None:
     good = reward(setting.prompts, setting.completions, setting.sampled, setting.policy)
     stale = reward(setting.prompts, setting.completions, sampled, setting.policy)
     for i, (prompt, ids) in enumerate(zip(setting.prompts, setting.completions, strict=True)):
-        think = setting.prompter.split_completion(ids).ids
-        context = setting.prompter.teacher_context(**prompt.row, think_ids=think)
+        think = setting.renderer.split_completion(ids).ids
+        context = setting.renderer.teacher_context(**prompt.row, think_ids=think)
         start, end = context.think
         # Padding behind the explanation that was not sampled is computed, and so is all before it.
         written = context.ids[len(prompt.ids) :]
@@ -176,8 +176,8 @@ def test_the_policy_computes_prefixes_and_what_was_encoded_anew(setting: Setting
         counts.append(sum(read))
     hook.remove()
     exact, rollout = counts
-    assert (rollout > 0) == setting.prompter.format.score_padding
-    assert rollout < (1.01 if setting.prompter.format.score_padding else 0.2) * exact
+    assert (rollout > 0) == setting.renderer.format.score_padding
+    assert rollout < (1.01 if setting.renderer.format.score_padding else 0.2) * exact
 
 
 # ---------------------------------------------------------------- training
@@ -186,15 +186,15 @@ def curve(
     tmp_path: Path, workspace: Callable[[str], Workspace], resources: StageResources
 ) -> Callable[..., list[dict[str, float]]]:
     teacher, student = (scratch_folder(tmp_path / name, seed) for seed, name in enumerate("ts"))
-    prompter = Prompter(FORMAT, load_tokenizer(teacher))
+    renderer = Renderer(FORMAT, load_tokenizer(teacher))
     rows = [{"question": f"{a}+{a}?", "solution": str(2 * a)} for a in range(3, 11)]
-    prompts = [Prompt(row["question"], prompter.teacher_prompt(**row), row) for row in rows]
+    prompts = [Prompt(row["question"], renderer.teacher_prompt(**row), row) for row in rows]
 
     def run(name: str, config: TeacherGRPOConfig) -> list[dict[str, float]]:
         train_grpo(
-            teacher, prompts, RLTReward(prompter, student, SPEC, config, resources=resources),
+            teacher, prompts, RLTReward(renderer, student, SPEC, config, resources=resources),
             config, seed=0, key="node", stage="teacher-grpo", out=tmp_path / name,
-            work=workspace(name), resources=resources, control=Control(),
+            work=workspace(name), resources=resources, progress=Progress(),
         )  # fmt: skip
         return steps(tmp_path / name)
 
@@ -222,11 +222,11 @@ def test_training_on_recorded_log_probs_takes_the_same_course(curve: Callable) -
     ],
 )
 def test_recorded_log_probs_that_are_not_the_rewards_are_refused(
-    config: dict, reward: dict, message: str, prompter: Prompter, model: Path, resources
+    config: dict, reward: dict, message: str, renderer: Renderer, model: Path, resources
 ) -> None:
     grpo, spec = ROLLOUT.model_copy(update=config), SPEC.model_copy(update=reward)
     with pytest.raises(UserError, match=message):
-        RLTReward(prompter, model, spec, grpo, resources=resources)
+        RLTReward(renderer, model, spec, grpo, resources=resources)
     with pytest.raises(UserError, match=message):
         TeacherGRPOStageConfig(grpo=grpo, reward=spec, format=FORMAT, seed=0)
     exact = grpo.model_copy(update={"teacher_logprobs": "exact"})

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from training_runs import Killed, kill_at, steps, stop_after, weights
 
 from rlt_core.config import LoRA, SFTConfig, StageResources
-from rlt_core.progress import Control
 from rlt_core.errors import Stopped, UserError
 from rlt_core.models import load_model, load_tokenizer, vocabulary_digest
-from rlt_core.prompts.renderer import IGNORED, Prompter, Row
+from rlt_core.progress import Progress
+from rlt_core.prompts.renderer import IGNORED, Renderer, Row
 from rlt_core.store import Workspace
 from rlt_core.training.sft import train_sft
 
@@ -23,10 +23,10 @@ Spaces = Callable[[str], Workspace]
 
 
 @pytest.fixture
-def rows(prompter: Prompter) -> list[Row]:
+def rows(renderer: Renderer) -> list[Row]:
     traces = [(f"{a}+{b}=?", str(a + b), f"{a} and {b}" + " make" * (a % 3)) for a in range(4)
               for b in range(3)]  # fmt: skip
-    return [prompter.teacher_sft_row(*trace) for trace in traces]
+    return [renderer.teacher_sft_row(*trace) for trace in traces]
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def train(
         out = tmp_path / name
         arguments = {
             "rows": rows, "config": CONFIG, "seed": 0, "work": workspace(name),
-            "resources": resources, "control": Control(),
+            "resources": resources, "control": Progress(),
         } | changes  # fmt: skip
         return out, train_sft(model, stage="teacher-sft", out=out, **arguments)
 
@@ -107,11 +107,11 @@ def test_same_seed_same_bytes(train) -> None:
     ("interrupt", "lora"),
     [(stop_after(3), None), (kill_at(4), None), (kill_at(7), LoRA(rank=2, alpha=4, dropout=0.3))],
 )
-def test_an_interrupted_run_ends_bit_equal(train, interrupt: Control, lora: LoRA | None) -> None:
+def test_an_interrupted_run_ends_bit_equal(train, interrupt: Progress, lora: LoRA | None) -> None:
     config = CONFIG.model_copy(update={"lora": lora})
     whole, _ = train("whole", config=config)
     with pytest.raises((Stopped, Killed)):
-        train("broken", config=config, control=interrupt)
+        train("broken", config=config, progress=interrupt)
     broken, _ = train("broken", config=config)
     assert weights(broken) == weights(whole)
     assert steps(broken) == steps(whole)

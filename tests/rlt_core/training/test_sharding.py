@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from training_runs import FORMAT, TEACHER, scratch_folder, steps, weights
 
 from rlt_core.config import ScratchModel, SFTConfig, StageResources
-from rlt_core.progress import Control
 from rlt_core.errors import UserError
+from rlt_core.progress import Progress
 from rlt_core.store import Workspace
 from rlt_core.store.files import Files
 from rlt_core.training.base import train_base
@@ -69,17 +69,17 @@ result = {
 (folder / f"result-{rank()}.json").write_text(json.dumps(result))
 """
 SFT = """
-from rlt_core.progress import Control
+from rlt_core.progress import Progress
 from rlt_core.prompts.format import load_format
 from rlt_core.models import load_tokenizer
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.store import Workspace
 from rlt_core.store.files import Files
 from rlt_core.training.sft import train_sft
 
-prompter = Prompter(load_format("tiny"), load_tokenizer(model))
+renderer = Renderer(load_format("tiny"), load_tokenizer(model))
 rows = [
-    prompter.teacher_sft_row(f"{a}+{b}=?", str(a + b), f"{a} and {b}" + " make" * (a % 3))
+    renderer.teacher_sft_row(f"{a}+{b}=?", str(a + b), f"{a} and {b}" + " make" * (a % 3))
     for a in range(4) for b in range(3)
 ]
 config = SFTConfig(
@@ -91,7 +91,7 @@ resources = StageResources(
     sharding=options.get("sharding", "none"), gradient_checkpointing=options.get("again", False),
 )
 done = [0]
-control = Control(
+control = Progress(
     progress=lambda step, total, metrics: done.__setitem__(0, step),
     should_stop=lambda: done[0] + 1 == options.get("stop"),
 )
@@ -237,6 +237,6 @@ def test_the_base_model_is_trained_by_one_process_whatever_is_shared_out(tmp_pat
     metrics = train_base(
         ScratchModel(layers=1, width=16, heads=2, steps=1, batch_size=4), [], FORMAT,
         out=tmp_path / "out", work=Workspace(Files(str(tmp_path / "store")), "key"),
-        resources=StageResources(device="cpu", processes=2, sharding="fsdp"), control=Control(),
+        resources=StageResources(device="cpu", processes=2, sharding="fsdp"), progress=Progress(),
     )  # fmt: skip
     assert metrics["steps"] == 1 and weights(tmp_path / "out")

@@ -19,10 +19,10 @@ SCRIPT = """
 import os, sys
 from pathlib import Path
 from rlt_core.config import LoRA, ReferenceSync, RewardSpec, StageResources, TeacherGRPOConfig
-from rlt_core.progress import Control
+from rlt_core.progress import Progress
 from rlt_core.prompts.format import load_format
 from rlt_core.models import load_tokenizer
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.store import Workspace
 from rlt_core.store.files import Files
 from rlt_core.training.grpo import train_grpo
@@ -32,9 +32,9 @@ model, folder = Path(sys.argv[1]), Path(sys.argv[2])
 stop_at, teacher_logprobs, fault = int(sys.argv[3]), sys.argv[4], sys.argv[5]
 sharding, lora = sys.argv[6], LoRA(rank=4) if sys.argv[7] else None
 ahead = bool(sys.argv[8])
-prompter = Prompter(load_format("tiny"), load_tokenizer(model))
+renderer = Renderer(load_format("tiny"), load_tokenizer(model))
 rows = [{"question": f"{a}+{a}=?", "solution": str(2 * a) * (a % 2 * 8 + 1)} for a in range(2, 8)]
-prompts = [Prompt(r["question"], prompter.teacher_prompt(**r), r) for r in rows]
+prompts = [Prompt(r["question"], renderer.teacher_prompt(**r), r) for r in rows]
 config = TeacherGRPOConfig(
     steps=4, questions_per_step=3, group_size=4, learning_rate=1e-3, max_prompt_tokens=60,
     max_completion_tokens=8, reference_sync=None if lora else ReferenceSync(every_steps=2),
@@ -45,7 +45,7 @@ resources = StageResources(
 )
 asked = os.environ.get("RANK", "0") == "0"
 done = [0]
-control = Control(
+control = Progress(
     progress=lambda step, total, metrics: done.__setitem__(0, step),
     should_stop=lambda: asked and done[0] + 1 == stop_at,
 )
@@ -59,7 +59,7 @@ class Broken(RLTReward):
             result.rewards[1] = float("inf")
         return result
 
-reward = Broken(prompter, model, RewardSpec(), config, resources=resources)
+reward = Broken(renderer, model, RewardSpec(), config, resources=resources)
 try:
     train_grpo(
         model, prompts, reward, config, seed=0, key="node", stage="teacher-grpo",

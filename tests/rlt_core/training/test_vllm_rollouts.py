@@ -29,20 +29,20 @@ SCRIPT = """
 import json, os, sys
 from pathlib import Path
 from rlt_core.config import LoRA, ReferenceSync, RewardSpec, StageResources, TeacherGRPOConfig
-from rlt_core.progress import Control
+from rlt_core.progress import Progress
 from rlt_core.errors import Stopped
 from rlt_core.prompts.format import load_format
 from rlt_core.models import load_tokenizer
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.store import Workspace
 from rlt_core.store.files import Files
 from rlt_core.training.grpo import train_grpo
 from rlt_core.training.rewards import Prompt, RLTReward
 
 model, folder, asked = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-prompter = Prompter(load_format("tiny"), load_tokenizer(model))
+renderer = Renderer(load_format("tiny"), load_tokenizer(model))
 rows = [{"question": f"{a}+{a}=?", "solution": str(2 * a)} for a in range(2, 8)]
-prompts = [Prompt(r["question"], prompter.teacher_prompt(**r), r) for r in rows]
+prompts = [Prompt(r["question"], renderer.teacher_prompt(**r), r) for r in rows]
 config = TeacherGRPOConfig(
     steps=3, questions_per_step=2, group_size=4, learning_rate=3e-3, schedule="constant",
     max_prompt_tokens=60, max_completion_tokens=12, temperature=0.7,
@@ -55,11 +55,11 @@ resources = StageResources(
     sharding=asked.get("sharding", "none"),
 )
 done = [0]
-control = Control(
+control = Progress(
     progress=lambda step, total, metrics: done.__setitem__(0, step),
     should_stop=lambda: done[0] + 1 == asked.get("stop_at"),
 )
-reward = RLTReward(prompter, model, RewardSpec(temperature=0.7), config, resources=resources)
+reward = RLTReward(renderer, model, RewardSpec(temperature=0.7), config, resources=resources)
 try:
     train_grpo(
         model, prompts, reward, config, seed=0, key="node", stage="teacher-grpo",

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from rlt_core.config import ScratchModel, TeacherGRPOConfig
-from rlt_core.progress import Control
-from rlt_core.prompts.format import PromptFormat, load_format
 from rlt_core.models import new_model, save_model, tiny_tokenizer
+from rlt_core.progress import Progress
+from rlt_core.prompts.format import PromptFormat, load_format
 from rlt_core.rows import read_rows
 
 FORMAT = load_format("tiny")
@@ -35,25 +35,25 @@ def steps(out: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
 
-def stop_after(step: int) -> Control:
+def stop_after(step: int) -> Progress:
     """Asks the training to stop once `step` has been reported."""
     seen = [0]
 
     def progress(done: int, total: int, metrics: Mapping[str, float]) -> None:
         seen[0] = done
 
-    return Control(progress=progress, should_stop=lambda: seen[0] >= step - 1)
+    return Progress(report=progress, should_stop=lambda: seen[0] >= step - 1)
 
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing after it runs that a checkpoint could lean on."""
 
 
-def kill_at(step: int) -> Control:
+def kill_at(step: int) -> Progress:
     """Dies inside the given step's report, before anything of it is checkpointed."""
 
     def progress(done: int, total: int, metrics: Mapping[str, float]) -> None:
         if done == step:
             raise Killed
 
-    return Control(progress=progress)
+    return Progress(report=progress)

@@ -1,13 +1,13 @@
-"""Prompters whose tokenizers cut text into characters, or merge over the edges of tags."""
+"""Renderers whose tokenizers cut text into characters, or merge over the edges of tags."""
 
 import pytest
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from rlt_core.prompts.format import load_format
 from rlt_core.models import CHATML, tiny_tokenizer
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.prompts.format import load_format
+from rlt_core.prompts.renderer import Renderer
 
 TINY, RLT, R1 = load_format("tiny"), load_format("rlt"), load_format("r1")
 # Over the edges of tags: what stands before them, inside them, and the line's end behind them.
@@ -31,17 +31,17 @@ def merging_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-CHARACTERS = Prompter(TINY, tiny_tokenizer(TINY))
-MERGING = Prompter(RLT, merging_tokenizer())
-MERGING_R1 = Prompter(R1, merging_tokenizer())
-PROMPTERS = pytest.mark.parametrize("prompter", [CHARACTERS, MERGING, MERGING_R1])
+CHARACTERS = Renderer(TINY, tiny_tokenizer(TINY))
+MERGING = Renderer(RLT, merging_tokenizer())
+MERGING_R1 = Renderer(R1, merging_tokenizer())
+PROMPTERS = pytest.mark.parametrize("renderer", [CHARACTERS, MERGING, MERGING_R1])
 
 
-def spelled(prompter: Prompter, text: str) -> list[int]:
+def spelled(renderer: Renderer, text: str) -> list[int]:
     """A text with names of tags, tokenised as one string: merges may cross the tags' edges."""
-    f = prompter.format
+    f = renderer.format
     names = {"open": f.thought_open, "close": f.thought_close, "end": f.solution_close,
              "answer": f.solution_open}  # fmt: skip
     for name, tag in names.items():
         text = text.replace(f"{{{name}}}", tag)
-    return prompter.encode(text)
+    return renderer.encode(text)

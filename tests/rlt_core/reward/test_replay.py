@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from rlt_core.sql import macros
 from rlt_core.config import REWARD_PRESETS, RewardSpec
 from rlt_core.errors import UserError
-from rlt_core.reward.replay import Changes, chosen, replayed, summaries
 from rlt_core.reward.formula import reward_parts
+from rlt_core.reward.replay import Changes, chosen, replayed, summaries
 from rlt_core.rows import read_rows
 from rlt_core.scoring import assign_ranks
+from rlt_core.sql import macros
 from rlt_core.sql.macros import arguments, literal
-from rlt_core.store import Store
 from rlt_core.sql.views import connect
+from rlt_core.store import Store
 from tests.sample_store import commit, sample_run, score_row, scored_training_traces
 
 # ---------------------------------------------------------------- macros

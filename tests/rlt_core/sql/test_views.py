@@ -13,8 +13,8 @@ import pytest
 from rlt_core.errors import UserError
 from rlt_core.rows import read_rows, write_rows
 from rlt_core.sql.schemas import TABLES
-from rlt_core.store import Store
 from rlt_core.sql.views import VIEWS, connect, refresh, sql_errors
+from rlt_core.store import Store
 from tests.sample_store import commit, sample_run, score_row
 
 

@@ -10,8 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlt_core.config import RankedSet, TraceOrder
-from rlt_core.sql.schemas import SCORES
-from rlt_core.scoring import assign_ranks
 from rlt_core.data.trace_selection import (
     best_fitting,
     columns,
@@ -20,6 +18,8 @@ from rlt_core.data.trace_selection import (
     rank_traces,
     ranks_of_set,
 )
+from rlt_core.scoring import assign_ranks
+from rlt_core.sql.schemas import SCORES
 
 ORDERS: tuple[TraceOrder, ...] = get_args(TraceOrder)
 SETS: tuple[RankedSet, ...] = get_args(RankedSet)

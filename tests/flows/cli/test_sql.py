@@ -14,12 +14,12 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from typer.testing import CliRunner
 
-from flows.local.s3 import S3Access, free_port
 from flows.cli.sql import ask, sql
 from flows.cli.sql_shell import SqlCompleter, command, shell, unfinished
+from flows.local.s3 import S3Access, free_port
 from rlt_core.errors import UserError
-from rlt_core.store import Store
 from rlt_core.sql.views import connect, refresh
+from rlt_core.store import Store
 from tests.sample_store import commit, sample_run, score_row
 
 LISTS = "select question_id, student_solution_logprobs as l, 'nan'::double as x from scores limit 2"

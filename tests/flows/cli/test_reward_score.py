@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from flows.cli.app import app
 from rlt_core.config import RewardSpec, ScratchModel, StageResources
-from rlt_core.progress import Control
 from rlt_core.errors import Stopped, UserError
-from rlt_core.prompts.format import FOLDER, RECORD, load_format, record_format
 from rlt_core.models import load_model, load_tokenizer, new_model, save_model, tiny_tokenizer
+from rlt_core.progress import Progress
+from rlt_core.prompts.format import FOLDER, RECORD, load_format, record_format
 from rlt_core.reward.formula import reward_parts
 from rlt_core.sql.schemas import SCORES
 from tasks.score_file import Scoring, score_file
@@ -160,19 +160,19 @@ def test_a_format_is_a_file(models: tuple[Path, Path], tmp_path: Path) -> None:
 
 def test_a_stopped_call_goes_on_where_it_was(models: tuple[Path, Path], tmp_path: Path) -> None:
     source = written(tmp_path / "rows.jsonl", ROWS)
-    whole = score_file(scoring(models, source, tmp_path / "whole.parquet"), Control())
+    whole = score_file(scoring(models, source, tmp_path / "whole.parquet"), Progress())
     output = tmp_path / "broken.parquet"
     seen: list[int] = []
 
     def progress(done: int, total: int, metrics: Any) -> None:
         seen.append(done)
 
-    stop = Control(progress, should_stop=lambda: len(seen) >= 5)
+    stop = Progress(progress, should_stop=lambda: len(seen) >= 5)
     with pytest.raises(Stopped):
         score_file(scoring(models, source, output, size=1), stop)
     assert not output.exists() and (tmp_path / "broken.parquet.work").is_dir()
     before = len(seen)
-    table = score_file(scoring(models, source, output, size=1), Control(progress))
+    table = score_file(scoring(models, source, output, size=1), Progress(progress))
     assert table.drop_columns(["rank"]).num_rows == whole.num_rows
     for one, other in zip(table.to_pylist(), whole.to_pylist(), strict=True):
         assert one["reward"] == pytest.approx(other["reward"], abs=1e-4)

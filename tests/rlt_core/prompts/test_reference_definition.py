@@ -17,9 +17,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rlt_core.config import REWARD_PRESETS, RewardSpec, ScratchModel
-from rlt_core.prompts.format import PromptFormat, load_format
 from rlt_core.models import CHATML, new_model, tiny_tokenizer
-from rlt_core.prompts.renderer import Prompter
+from rlt_core.prompts.format import PromptFormat, load_format
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.scoring import Contexts, score_contexts
 from tests.qwen_tokenizer import qwen_tokenizer
 
@@ -150,11 +150,11 @@ def our_reward(
     explanation: str, closed: bool, spec: RewardSpec = SPEC,
 ) -> float:  # fmt: skip
     student, teacher = two_models(tokenizer)
-    prompter = Prompter(format, tokenizer)
-    contexts = Contexts(*prompter.text_contexts(question, explanation, solution))
+    renderer = Renderer(format, tokenizer)
+    contexts = Contexts(*renderer.text_contexts(question, explanation, solution))
     trace = {
         "trace_id": "t", "question_id": "q", "seed": 0, "teacher": "t", "sample": 0,
-        "text": explanation, "token_ids": prompter.encode_block(explanation), "closed": closed,
+        "text": explanation, "token_ids": renderer.encode_block(explanation), "closed": closed,
         "finish_reason": None,
     }  # fmt: skip
     (row,) = score_contexts(

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rlt_core.progress import Control
+from rlt_core.progress import Progress
 from tasks import distributed
 
 WORKER = """
@@ -44,7 +44,7 @@ def told(tmp_path: Path, *words: tuple[str, str] | None) -> BaseException:
     """What is raised where each of the processes ends with such a word, or without one (None)."""
     address = str(tmp_path / "owner")
     with connection.Listener(address, "AF_UNIX") as listener:
-        owner = distributed._Owner(listener, Control())
+        owner = distributed._Owner(listener, Progress())
         for pipe, word in [(connection.Client(address, "AF_UNIX"), word) for word in words]:
             if word:
                 pipe.send(word)
