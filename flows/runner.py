@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 
 from flows.request import Request
-from rlt_core.environment import ends_in_one_line
+from rlt_core.environment import exit_in_one_line
 from rlt_core.errors import UserError
 
 QUIET_PREFECT = {
@@ -32,7 +32,7 @@ def main() -> int:
     """Run the request; returns the exit status."""
     request = Request.model_validate_json(sys.stdin.readline())
     store = Path(request.store) if "://" not in request.store else Path(".")
-    with ends_in_one_line(store), TemporaryDirectory(prefix="rlt-prefect-") as spare:
+    with exit_in_one_line(store), TemporaryDirectory(prefix="rlt-prefect-") as spare:
         for name, value in QUIET_PREFECT.items():
             os.environ.setdefault(name, value)
         _use_writable_prefect_home(spare)
@@ -73,7 +73,7 @@ def _run(request: Request) -> int:
     from flows.carrier import Here
     from flows.cli.progress import Display
     from flows.cores import Cores
-    from flows.local.up import launcher_file
+    from flows.server.local import launcher_file
     from rlt_core import warm
 
     _require_api()

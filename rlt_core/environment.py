@@ -44,7 +44,7 @@ def bypass_proxies_on_loopback() -> None:
 
 # ---------------------------------------------------------------- full disks
 @contextmanager
-def room(folder: Path, needed: int = 0) -> Iterator[None]:
+def disk_space(folder: Path, needed: int = 0) -> Iterator[None]:
     """Write below a folder, about `needed` bytes where that is known. Raises DiskFull."""
     free = free_bytes(folder)
     try:
@@ -104,7 +104,7 @@ def in_one_line(error: BaseException, folder: Path) -> str | None:
 
 
 @contextmanager
-def ends_in_one_line(folder: Path) -> Iterator[None]:
+def exit_in_one_line(folder: Path) -> Iterator[None]:
     """The process's main function: exit with one line and status 2 for the user's mistake, 1 for an
     error of the environment. `folder`: see `in_one_line`."""
     try:
@@ -140,7 +140,7 @@ def _unwritable_output(error: Exception) -> str | None:
     return None
 
 
-def require_surroundings() -> None:
+def require_environment() -> None:
     """Raises UserError for a working directory that was deleted, OSError for a closed output."""
     if sys.stdout is None:
         raise OSError("standard output is closed; send it somewhere, as with `> /dev/null`")

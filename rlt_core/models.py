@@ -35,7 +35,7 @@ from rlt_core.config import (
     ScratchModel,
     StageResources,
 )
-from rlt_core.environment import room
+from rlt_core.environment import disk_space
 from rlt_core.errors import UserError
 from rlt_core.model_sources import MODEL_FILES, check_weights, model_files, package_gguf
 from rlt_core.prompts.format import PromptFormat
@@ -206,7 +206,7 @@ def on_device(model: PreTrainedModel, resources: StageResources) -> Iterator[Pre
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write config.json, safetensors and tokenizer files."""
-    with room(folder, sum(each.numel() * each.element_size() for each in model.parameters())):
+    with disk_space(folder, sum(each.numel() * each.element_size() for each in model.parameters())):
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlt_core.environment import room
+from rlt_core.environment import disk_space
 from rlt_core.sql.schemas import LOGPROBS, TABLES
 
 ROWS_AT_A_TIME = 2000
@@ -25,7 +25,7 @@ def write_rows(path: Path, table: str, rows: Iterable[Mapping[str, Any]]) -> int
     schema, left, count = TABLES[table], iter(rows), 0
     names = set(schema.names)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with room(path.parent), pq.ParquetWriter(path, schema, **_options(schema)) as writer:
+    with disk_space(path.parent), pq.ParquetWriter(path, schema, **_options(schema)) as writer:
         while part := list(islice(left, ROWS_AT_A_TIME)):
             for row in part:
                 if set(row) != names:
@@ -39,7 +39,7 @@ def write_rows(path: Path, table: str, rows: Iterable[Mapping[str, Any]]) -> int
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write one zstd Parquet file."""
-    with room(path.parent, table.nbytes):
+    with disk_space(path.parent, table.nbytes):
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, path, **_options(table.schema))
 

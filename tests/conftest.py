@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.local.s3 import S3Access
+from flows.server.seaweedfs import S3Access
 
 os.environ.update(
     HF_HUB_OFFLINE="1",

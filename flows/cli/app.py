@@ -10,10 +10,10 @@ import typer
 
 from flows.cli import artifacts, plan, reward, run, server, sql, study
 from flows.cli.fetch import fetch
-from flows.local.up import current
-from flows.worker import worker
+from flows.server.local import current
+from flows.server.worker import worker
 from rlt_core import __version__
-from rlt_core.environment import ends_in_one_line, require_surroundings
+from rlt_core.environment import exit_in_one_line, require_environment
 
 app = typer.Typer(
     name="rlt",
@@ -64,8 +64,8 @@ def _use_store_of_up() -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    with ends_in_one_line(Path(".")):
-        require_surroundings()
+    with exit_in_one_line(Path(".")):
+        require_environment()
         _use_store_of_up()
         try:
             app()

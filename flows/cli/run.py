@@ -26,8 +26,8 @@ from flows.cli.options import (
 )
 from flows.cli.plan import row, show_estimators
 from flows.cli.progress import table_console
-from flows.local.up import current
 from flows.request import Request, name_nodes
+from flows.server.local import current
 from rlt_core.config.refinement import Endpoint
 from rlt_core.errors import UserError
 from rlt_core.graph import Planned

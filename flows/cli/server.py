@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from flows.cli.options import DEFAULT_STORE, StoreOption, store_place
-from flows.local import up as local
+from flows.server import local
 from rlt_core.errors import UserError
 
 if TYPE_CHECKING:
-    from flows.setup_server import PoolType
+    from flows.server.setup import PoolType
 
 POOL_TYPES = ("process", "kubernetes")
 
@@ -71,7 +71,7 @@ def setup_server(
         )
     import httpx
 
-    from flows import setup_server as steps
+    from flows.server import setup as steps
 
     try:
         steps.set_up(api, cast("PoolType", pools))

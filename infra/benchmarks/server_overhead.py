@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from flows.local.s3 import free_port
+from flows.server.processes import free_port
 from rlt_core.store import Store
 
 PYTHON = [sys.executable, "-m"]

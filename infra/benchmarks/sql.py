@@ -33,7 +33,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import s3fs
 
-from flows.local import s3
+from flows.server import seaweedfs
+from flows.server.processes import free_port
 from rlt_core.config import RewardSpec
 from rlt_core.reward.formula import reward_parts
 from rlt_core.rows import read_rows
@@ -118,14 +119,14 @@ def fill(store: Store, source: Path, artifacts: int) -> list[Manifest]:
 def s3_server(folder: Path) -> Iterator[None]:
     """Run a server on loopback; the environment holds its endpoint and keys."""
     folder.mkdir()
-    port = s3.free_port()
-    command, opened = s3.command(folder, port), s3.access(folder, port)
+    port = free_port()
+    command, opened = seaweedfs.command(folder, port), seaweedfs.access(folder, port)
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder
     )
     try:
-        s3.wait_ready(opened, lambda: process.poll() is None)
-        s3.make_bucket(opened, BUCKET)
+        seaweedfs.wait_ready(opened, lambda: process.poll() is None)
+        seaweedfs.make_bucket(opened, BUCKET)
         os.environ.update(opened.environment())
         yield
     finally:

@@ -31,7 +31,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rlt_core import processes
 from rlt_core.config import StageResources
-from rlt_core.environment import room
+from rlt_core.environment import disk_space
 from rlt_core.errors import Stopped
 from rlt_core.rows import write_rows
 from rlt_core.sql.schemas import TRAIN_STEPS
@@ -188,7 +188,7 @@ class ResumableTrainer(ShardedTrainer):
         step = self.state.global_step
         self._part = self._begin(f"{step:08d}")
         folder = self._part / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-        with room(self._part, self._checkpoint_bytes()):
+        with disk_space(self._part, self._checkpoint_bytes()):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             self.save_extra(folder)

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.local.processes import Processes
-from flows.local.s3 import free_port
-from flows.local.server import wait_healthy
+from flows.server.local import wait_healthy
+from flows.server.processes import Processes, free_port
 from rlt_core import warm
 
 Rlt = Callable[..., subprocess.CompletedProcess[str]]

@@ -17,7 +17,7 @@ import pytest
 import s3_server
 import yaml
 
-from flows.local.s3 import S3Access
+from flows.server.seaweedfs import S3Access
 from rlt_core.launch import GRACE_S
 
 ROOT = Path(__file__).parents[2]

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from rlt_core.environment import (
     DiskFull,
     bypass_proxies_on_loopback,
+    disk_space,
     in_one_line,
-    room,
 )
 from rlt_core.errors import UserError
 from rlt_core.store.files import Files
@@ -131,7 +131,7 @@ def test_every_writer_of_ours_says_which_disk_is_full_and_how_much_is_missing(
     tiny_disk: Path, write: object
 ) -> None:
     assert callable(write)
-    with pytest.raises(DiskFull) as caught, room(tiny_disk / "new", 4 * MIB):
+    with pytest.raises(DiskFull) as caught, disk_space(tiny_disk / "new", 4 * MIB):
         write(tiny_disk)
     line = str(caught.value)
     del caught  # torch's writer, which keeps its file open
@@ -140,7 +140,7 @@ def test_every_writer_of_ours_says_which_disk_is_full_and_how_much_is_missing(
     assert "\n" not in line
     for file in tiny_disk.iterdir():
         file.unlink()
-    with room(tiny_disk, 4):
+    with disk_space(tiny_disk, 4):
         (tiny_disk / "x").write_bytes(b"made")  # there is room again
 
 
@@ -164,12 +164,12 @@ def test_without_a_size_the_fullest_disk_is_named(
 def test_what_is_no_error_of_the_environment_keeps_its_traceback(tmp_path: Path) -> None:
     for error in (ValueError("x"), RuntimeError("shape mismatch"), KeyError("x")):
         assert in_one_line(error, tmp_path) is None
-        with pytest.raises(type(error)), room(tmp_path, 1 << 60):
+        with pytest.raises(type(error)), disk_space(tmp_path, 1 << 60):
             raise error
     assert in_one_line(PermissionError(errno.EACCES, "denied", "/x"), tmp_path) == (
         "[Errno 13] denied: '/x'"
     )
     quota = OSError(errno.EDQUOT, "Disk quota exceeded")
-    with pytest.raises(DiskFull, match="quota"), room(tmp_path, 1):
+    with pytest.raises(DiskFull, match="quota"), disk_space(tmp_path, 1):
         raise quota
     assert not isinstance(DiskFull(), UserError)

@@ -24,8 +24,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.local.processes import MARK
-from flows.local.s3 import free_port
+from flows.server.processes import MARK, free_port
 from rlt_core.store import Store
 
 RLT = [sys.executable, "-m", "flows.cli.app"]

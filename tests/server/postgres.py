@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.local.s3 import free_port
+from flows.server.processes import free_port
 
 USER = "postgres"
 PACKAGED = Path("/usr/lib/postgresql")

@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus
 
-from flows.local.processes import MARK, Processes
+from flows.server.processes import MARK, Processes
 from rlt_core.graph import Node
 from rlt_core.store import Lease
 from tests.server import slurm

@@ -13,7 +13,7 @@ from prefect_aws import AwsCredentials
 from prefect_aws.client_parameters import AwsClientParameters
 from pydantic import SecretStr
 
-from flows.local.s3 import S3Access
+from flows.server.seaweedfs import S3Access
 from rlt_core.store import Store
 from tests.server.conftest import new_server
 

@@ -15,7 +15,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.utilities.asyncutils import run_coro_as_sync
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
-from flows.setup_server import POOLS
+from flows.server.setup import POOLS
 from tests.server.conftest import ROOT, Server, new_server
 
 KUBERNETES = "1.37"

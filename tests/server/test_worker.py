@@ -10,8 +10,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from flows.local.processes import MARK, Processes
-from flows.local.s3 import free_port
+from flows.server.processes import MARK, Processes, free_port
 from tests.server.conftest import RLT, Server
 from tests.server.test_faults import (  # noqa: F401  own_server is a fixture
     LONG,

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from flows.cli.sql import ask, sql
 from flows.cli.sql_shell import SqlCompleter, command, shell, unfinished
-from flows.local.s3 import S3Access, free_port
+from flows.server.processes import free_port
+from flows.server.seaweedfs import S3Access
 from rlt_core.errors import UserError
 from rlt_core.sql.views import connect, refresh
 from rlt_core.store import Store

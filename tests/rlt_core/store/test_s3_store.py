@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import s3_server
 
-from flows.local.s3 import S3Access
+from flows.server.seaweedfs import S3Access
 from rlt_core.errors import UserError
 from rlt_core.sql.views import connect
 from rlt_core.store import Lease, Ref, Store, s3_files

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -88,6 +89,13 @@ class Processes:
                 if process.environ().get(MARK) == str(self.home) and process.pid != os.getpid():
                     found.append(process)
         return [process for process in found if _runs(process)]
+
+
+def free_port() -> int:
+    """A port of the loopback interface on which nothing listens now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _runs(process: psutil.Process) -> bool:

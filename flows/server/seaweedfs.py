@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import sys
 import time
 import urllib.error
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from flows.server.processes import free_port
 from rlt_core.errors import UserError
 
 READY_S = 60.0
@@ -42,13 +42,6 @@ class S3Access:
             "AWS_REGION": "us-east-1",
             "AWS_DEFAULT_REGION": "us-east-1",
         }
-
-
-def free_port() -> int:
-    """A port of the loopback interface on which nothing listens now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def access(folder: Path, port: int) -> S3Access:

@@ -22,7 +22,7 @@ from prefect.workers.process import ProcessWorker
 from rlt_core import warm
 from rlt_core.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 """The source tree, which holds `prefect.yaml` and `infra/`."""
 POOLS = ("cpu", "gpu")
 PoolType = Literal["process", "kubernetes"]

@@ -6,13 +6,15 @@ import json
 import os
 import socket
 import sys
+import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from flows.local import s3
-from flows.local.processes import Processes
+from flows.server import seaweedfs
+from flows.server.processes import Processes, free_port
 from rlt_core import gpus, warm
 from rlt_core.errors import UserError
 
@@ -28,6 +30,9 @@ WORKER_STOP_S = 5.0
 STOP_S = 40.0
 """Seconds in which what runs may checkpoint."""
 PREFECT = [sys.executable, "-m", "prefect"]
+
+READY_S = 120.0
+"""Seconds in which a server answers and a worker is online."""
 
 Say = Callable[[str], None]
 
@@ -83,7 +88,7 @@ class Up:
         """What opens the store."""
         if self.s3_port is None:
             return {}
-        return s3.access(home() / "s3", self.s3_port).environment()
+        return seaweedfs.access(home() / "s3", self.s3_port).environment()
 
 
 def current() -> Up | None:
@@ -107,8 +112,7 @@ def bring_up(wanted: Up, limit: int, say: Say) -> None:
     (home() / "up.json").write_text(json.dumps(asdict(wanted)))
     if wanted.s3_port is not None:
         _bring_up_s3(processes, wanted.s3_port, say)
-    from flows import setup_server
-    from flows.local import server
+    from flows.server import setup as setup_server
 
     environment = wanted.environment()
     if processes.alive("server"):
@@ -116,7 +120,7 @@ def bring_up(wanted: Up, limit: int, say: Say) -> None:
     else:
         command = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(wanted.port)]
         processes.start("server", command, environment)
-        server.wait_healthy(wanted.api, lambda: processes.alive("server"), processes.log("server"))
+        wait_healthy(wanted.api, lambda: processes.alive("server"), processes.log("server"))
         say(f"server    started: {wanted.dashboard}")
     setup_server.set_up(wanted.api)
     pools, queues = " and ".join(setup_server.POOLS), ", ".join(setup_server.QUEUES)
@@ -132,11 +136,43 @@ def bring_up(wanted: Up, limit: int, say: Say) -> None:
     for pool, anew in started.items():
         name = _worker(pool)
         alive, log = partial(processes.alive, name), processes.log(name)
-        server.wait_for_worker(wanted.api, pool, alive, log)
+        wait_for_worker(wanted.api, pool, alive, log)
         at_once = f", {limit} runs at once" if anew and pool == "gpu" else ""
         say(f"worker    of pool {pool} {'started' if anew else 'is up'}{at_once}")
     _use_profile(wanted.api)
     say(f"store     {wanted.store}")
+
+
+def wait_healthy(api: str, alive: Callable[[], bool], log: Path) -> None:
+    """Return once the server answers. Raises UserError when it ends or never does."""
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        if not alive():
+            raise UserError(f"the Prefect server ended at its start; {log} says why")
+        try:
+            with urllib.request.urlopen(f"{api}/health", timeout=2):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise UserError(f"the Prefect server did not answer within {READY_S:.0f} s; see {log}")
+
+
+def wait_for_worker(api: str, pool: str, alive: Callable[[], bool], log: Path) -> None:
+    """Return once a worker of the pool is online."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    online = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
+    deadline = time.monotonic() + READY_S
+    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+        while time.monotonic() < deadline:
+            if not alive():
+                raise UserError(f"the worker of pool {pool} ended at its start; {log} says why")
+            if client.read_workers_for_work_pool(pool, worker_filter=online):
+                return
+            time.sleep(0.3)
+    raise UserError(f"the worker of pool {pool} is not online after {READY_S:.0f} s; see {log}")
 
 
 def _require_no_other_server(wanted: Up) -> None:
@@ -164,18 +200,18 @@ def _answers(port: int) -> bool:
 
 def s3_port() -> int:
     """A port for the S3 server: the usual one if it is free."""
-    return s3.free_port() if _answers(S3_PORT) else S3_PORT
+    return free_port() if _answers(S3_PORT) else S3_PORT
 
 
 def _bring_up_s3(processes: Processes, port: int, say: Say) -> None:
     folder = home() / "s3"
-    access = s3.access(folder, port)
+    access = seaweedfs.access(folder, port)
     if processes.alive("s3"):
         say(f"s3        is up: {access.endpoint}")
         return
-    processes.start("s3", s3.command(folder, port), dict(os.environ))
-    s3.wait_ready(access, lambda: processes.alive("s3"))
-    s3.make_bucket(access, BUCKET)
+    processes.start("s3", seaweedfs.command(folder, port), dict(os.environ))
+    seaweedfs.wait_ready(access, lambda: processes.alive("s3"))
+    seaweedfs.make_bucket(access, BUCKET)
     say(f"s3        started: {access.endpoint}, keys in {folder / 'access.json'}")
 
 
