@@ -19,8 +19,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run as this_run
 from prefect.states import Cancelling
 
-from flows.carrier import Outcome, Reporter, Status
 from flows.cores import Cores
+from flows.executors import Outcome, Reporter, Status
 from rlt_core.errors import Stopped, UserError
 from rlt_core.stages import STAGES
 from rlt_core.store import Lease, Store
@@ -40,7 +40,7 @@ PICKED_UP_S = 60.0
 """Seconds after which it is worth a warning that no worker has taken a run."""
 
 
-class Dispatch:
+class PoolExecutor:
     """Sends nodes to the worker pool of their stage and follows them there."""
 
     def __init__(self, reporter: Reporter) -> None:
@@ -52,7 +52,7 @@ class Dispatch:
         """Cancel the runs that were sent, and send no more."""
         self._stop.set()
 
-    def carry_out(self, specs: Sequence[NodeSpec], priority: float = 0.0) -> list[Outcome]:
+    def execute(self, specs: Sequence[NodeSpec], priority: float = 0.0) -> list[Outcome]:
         """One run for all. The store says what became of each node, the run says why.
 
         A pool takes runs as they were sent, and they are sent one after the other.

@@ -16,7 +16,7 @@ from prefect.states import Cancelled, Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.batches import Batch, one_by_one
-from flows.carrier import Carrier, Outcome, Reporter
+from flows.executors import Executor, Outcome, Reporter
 from flows.request import Request, name_nodes
 from flows.schedule import Schedule
 from rlt_core.errors import UserError
@@ -37,7 +37,7 @@ class Run:
 
     request: Request
     planned: list[Planned]
-    carrier: Carrier
+    executor: Executor
     reporter: Reporter
     schedule: Schedule
     outcomes: dict[str, Outcome] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Run:
         spec = NodeSpec.of(node, self.request.store, self.request.profile, resources)
         return spec.model_copy(update={"flow_run_id": flow_run.id or None})
 
-    def carry_out(self, nodes: Sequence[Node]) -> State[Any]:
+    def execute(self, nodes: Sequence[Node]) -> State[Any]:
         """Compute nodes of one stage whose inputs were tried."""
         ready = []
         for node in nodes:
@@ -70,7 +70,7 @@ class Run:
             specs = [self.spec(node) for node in ready]
             priority = max(self.schedule.ways[node.key] for node in ready)
             try:
-                outcomes = self.carrier.carry_out(specs, priority)
+                outcomes = self.executor.execute(specs, priority)
             except UserError as error:
                 outcomes = [Outcome("mistake", str(error))] * len(ready)
             self.outcomes |= {n.key: outcome for n, outcome in zip(ready, outcomes, strict=True)}
@@ -125,20 +125,20 @@ def run_batches(run: Run, batches: Sequence[Batch]) -> State[Any]:
     run.outcomes |= {item.node.key: Outcome("hit") for item in run.planned if item.hit}
 
     @task(name="node", task_run_name="{name}", cache_policy=NO_CACHE)
-    def carry_out(name: str, keys: list[str]) -> State[Any]:
-        return run.carry_out([nodes[key] for key in keys])
+    def execute(name: str, keys: list[str]) -> State[Any]:
+        return run.execute([nodes[key] for key in keys])
 
     futures: dict[str, PrefectFuture[Any]] = {}
     for batch in batches:
         read = {parent.key for node in batch.nodes for parent in node.inputs.values()}
         waiting: list[Any] = [allow_failure(futures[key]) for key in read if key in futures]
-        future = carry_out.submit(batch.name, batch.keys, return_state=False, wait_for=waiting)
+        future = execute.submit(batch.name, batch.keys, return_state=False, wait_for=waiting)
         futures |= dict.fromkeys(batch.keys, future)
-    wait_or_stop(list(futures.values()), run.carrier)
+    wait_or_stop(list(futures.values()), run.executor)
     return run.close()
 
 
-def wait_or_stop(futures: Sequence[PrefectFuture[Any]], carrier: Carrier) -> None:
+def wait_or_stop(futures: Sequence[PrefectFuture[Any]], executor: Executor) -> None:
     """Wait for all; when this process is asked to end, stop what runs and raise that wish. Asked
     again meanwhile, as Slurm and a worker may both do, it goes on waiting."""
     asked: TerminationSignal | None = None
@@ -150,7 +150,7 @@ def wait_or_stop(futures: Sequence[PrefectFuture[Any]], carrier: Carrier) -> Non
             ended = True
         except TerminationSignal as wish:
             asked = wish
-            carrier.stop()
+            executor.stop()
     if asked:
         raise asked
 

@@ -70,9 +70,9 @@ def _require_api() -> None:
 
 
 def _run(request: Request) -> int:
-    from flows.carrier import Here
     from flows.cli.progress import Display
     from flows.cores import Cores
+    from flows.executors import LocalExecutor
     from flows.server.local import launcher_file
     from rlt_core import warm
 
@@ -94,7 +94,11 @@ def _run(request: Request) -> int:
     cores = Cores(request.config().resources.cores)
     with Display(len(planned), len(planned) - len(missing)) as display:
         run = Run(
-            request, planned, Here(launcher, display, cores), display, Schedule.of(request, planned)
+            request,
+            planned,
+            LocalExecutor(launcher, display, cores),
+            display,
+            Schedule.of(request, planned),
         )
         complete = execute(run)
     if complete:

@@ -13,9 +13,9 @@ from prefect.states import Completed, State
 from pydantic import BaseModel
 
 from flows import prefect_artifacts
-from flows.carrier import Here, Outcome
 from flows.cli.options import store_place
 from flows.cores import Cores
+from flows.executors import LocalExecutor, Outcome
 from flows.pipeline import state_of, wait_or_stop
 from rlt_core.errors import UserError
 from rlt_core.stages import STAGES
@@ -69,17 +69,17 @@ def compute(stage: str, specs: list[NodeSpec]) -> State[Any]:
     if missing:
         launcher.warm()
     # One at a time here; the limit of the pool's workers says how many runs share a machine.
-    carrier = Here(launcher, prefect_artifacts.NodePage(), Cores(1))
+    executor = LocalExecutor(launcher, prefect_artifacts.NodePage(), Cores(1))
     outcomes = {spec.name: Outcome("hit") for spec in specs if found[spec.key]}
 
     @task(name="node", task_run_name="{name}", cache_policy=NO_CACHE)
-    def carry_out(name: str, spec: NodeSpec) -> State[Any]:
+    def execute(name: str, spec: NodeSpec) -> State[Any]:
         spec = spec.model_copy(update={"flow_run_id": flow_run.id})
-        [outcomes[name]] = carrier.carry_out([spec])
+        [outcomes[name]] = executor.execute([spec])
         return state_of({name: outcomes[name]})
 
-    futures = [carry_out.submit(spec.name, spec, return_state=False) for spec in missing]
-    wait_or_stop(futures, carrier)
+    futures = [execute.submit(spec.name, spec, return_state=False) for spec in missing]
+    wait_or_stop(futures, executor)
     if missing:
         return state_of(outcomes)
     for manifest in found.values():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.deployed import full_pipeline
+from flows.deployments import full_pipeline
 from flows.request import Request
 from rlt_core.errors import UserError
 from rlt_core.estimate import estimates
@@ -130,7 +130,7 @@ def test_estimates_of_a_finished_run(smoke_store):
 
 
 def test_an_experiment_on_a_server_refuses_the_same_way(tmp_path, monkeypatch):
-    monkeypatch.setattr("flows.deployed.use_block", lambda: None)
+    monkeypatch.setattr("flows.deployments.use_block", lambda: None)
     state = full_pipeline.fn("paper-7b", [MISFIT[1]], str(tmp_path / "store"))
     assert state.is_failed()
     assert "teacher-sft@0 needs" in state.message

@@ -37,7 +37,7 @@ class Outcome:
 
 
 class Reporter(Protocol):
-    """Who shows what happens; called from the threads that carry nodes out."""
+    """Shows what happens; called from the threads that execute nodes."""
 
     def started(self, name: str) -> None:
         """A node has begun."""
@@ -56,10 +56,10 @@ class Reporter(Protocol):
         """A node failed, was stopped or could not start."""
 
 
-class Carrier(Protocol):
-    """Carries nodes out."""
+class Executor(Protocol):
+    """Executes nodes."""
 
-    def carry_out(self, specs: Sequence[NodeSpec], priority: float = 0.0) -> list[Outcome]:
+    def execute(self, specs: Sequence[NodeSpec], priority: float = 0.0) -> list[Outcome]:
         """Compute nodes of one stage whose inputs are committed; one outcome each. Of those that
         wait the highest priority goes first. Never raises for what a node does."""
 
@@ -67,7 +67,7 @@ class Carrier(Protocol):
         """Ask what runs to checkpoint and end, and start no more."""
 
 
-class Here:
+class LocalExecutor:
     """Computes nodes in children of this process."""
 
     def __init__(self, launcher: Launches, reporter: Reporter, cores: Cores) -> None:
@@ -77,7 +77,7 @@ class Here:
         here = gpus.here()
         self._gpus = Cores(len(here)) if here else None
 
-    def carry_out(self, specs: Sequence[NodeSpec], priority: float = 0.0) -> list[Outcome]:
+    def execute(self, specs: Sequence[NodeSpec], priority: float = 0.0) -> list[Outcome]:
         """One after the other."""
         return [self._one(spec, priority) for spec in specs]
 

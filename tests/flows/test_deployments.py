@@ -35,4 +35,4 @@ def test_every_entrypoint_is_the_flow_of_its_target(name: str) -> None:
 
 def test_an_unknown_entrypoint_is_refused() -> None:
     with pytest.raises(MissingFlowError, match="teacher_dpo"):
-        load_flow_from_entrypoint("flows.deployed.teacher_dpo")
+        load_flow_from_entrypoint("flows.deployments.teacher_dpo")

@@ -16,7 +16,7 @@ from flows import prefect_artifacts
 from flows.alone import node_alone
 from flows.batches import by_stage
 from flows.credentials import use_block
-from flows.dispatch import Dispatch
+from flows.dispatch import PoolExecutor
 from flows.forms import (
     DEFAULT_VARIANT,
     ProfileName,
@@ -96,7 +96,7 @@ def _dispatched(request: Request, planned: list[Planned]) -> State[Any]:
         own = resources.of(node.stage.name, node.variant)
         return own.nodes_per_run if node.stage.machines(own) == 1 else 1
 
-    run = Run(request, planned, Dispatch(page), page, Schedule.of(request, planned))
+    run = Run(request, planned, PoolExecutor(page), page, Schedule.of(request, planned))
     state = run_batches(run, by_stage(missing, size_of))
     opened = Store(request.store)
     for item in planned:
@@ -180,7 +180,7 @@ def stage_flow(stage: str) -> Flow[..., State[Any]]:
 # ---------------------------------------------------------------- by name
 @cache
 def __getattr__(name: str) -> Flow[..., State[Any]]:
-    """The flow of an entrypoint, e.g. `flows.deployed.teacher_grpo`.
+    """The flow of an entrypoint, e.g. `flows.deployments.teacher_grpo`.
 
     Made when it is asked for: with its form it takes a twentieth of a second, and the process of a
     run needs one of them.
