@@ -44,7 +44,8 @@ from rlt_core.store import Workspace
 from rlt_core.store.files import Files
 from rlt_core.training.base import train_base
 from rlt_core.training.grpo import train_grpo
-from rlt_core.training.rewards import Prompt, RewardFunction, Rewards, RLTReward
+from rlt_core.training.reward_function import Prompt, RewardFunction, Rewards
+from rlt_core.training.rlt_reward import RLTReward
 from rlt_core.training.rollouts import LOGPROBS
 
 BASE_STEPS = 300

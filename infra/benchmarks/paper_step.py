@@ -32,7 +32,7 @@ from rlt_core.models import load_tokenizer
 from rlt_core.overrides import load_config
 from rlt_core.prompts.format import load_format
 from rlt_core.prompts.renderer import Renderer
-from rlt_core.training.rewards import RLTReward
+from rlt_core.training.rlt_reward import RLTReward
 
 MODEL = "Qwen/Qwen2.5-7B-Instruct"
 

@@ -22,7 +22,7 @@ from rlt_core.estimate.nodes import (
 from rlt_core.graph import Node
 from rlt_core.stages import STAGES, Stage
 from rlt_core.store import Store
-from rlt_core.training.plan import micro_batches
+from rlt_core.training.data_order import micro_batches
 
 Change = Mapping[str, Any]
 """Fields of a stage's resources."""

@@ -19,7 +19,7 @@ from rlt_core.estimate.memory import GIB, Parts
 from rlt_core.estimate.shapes import Shape, Shapes
 from rlt_core.graph import Node
 from rlt_core.stages import BaseModelConfig
-from rlt_core.training.plan import KEPT_CHECKPOINTS
+from rlt_core.training.data_order import KEPT_CHECKPOINTS
 
 PROCESS = 2 * GIB
 """Main memory of a process with torch, CUDA and the libraries, beside tensors. An assumption."""

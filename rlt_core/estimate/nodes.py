@@ -34,7 +34,7 @@ from rlt_core.stages import (
     TraceScoringConfig,
 )
 from rlt_core.store import Store
-from rlt_core.training.plan import micro_batches, total_steps
+from rlt_core.training.data_order import micro_batches, total_steps
 
 TRACE_BYTES, SCORE_BYTES, TEXT_BYTES = 4.4, 3.4, 1.4
 """Bytes in a Parquet file of a token of `traces` (text, and ids twice), of a log-prob of `scores`,

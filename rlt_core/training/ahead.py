@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from rlt_core.config import Sampling
 from rlt_core.generation import Completion
 from rlt_core.generation.engine import ClosesItself
-from rlt_core.training.rollout_engines import LiveEngine
+from rlt_core.training.rollout import LiveEngine
 
 FILE = "rollouts.safetensors"
 

@@ -37,9 +37,9 @@ from rlt_core.rows import write_rows
 from rlt_core.sql.schemas import TRAIN_STEPS
 from rlt_core.store import Workspace
 from rlt_core.training import sharding
-from rlt_core.training.longest_first import LongestFirst
+from rlt_core.training.data_order import KEPT_CHECKPOINTS
+from rlt_core.training.memory_probe import LongestFirst
 from rlt_core.training.metrics import StepRecorder
-from rlt_core.training.plan import KEPT_CHECKPOINTS
 from rlt_core.training.policy import save_policy, unsharded
 
 GROUP = "checkpoints"

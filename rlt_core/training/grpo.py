@@ -24,11 +24,11 @@ from rlt_core.models import load_tokenizer
 from rlt_core.processes import join
 from rlt_core.progress import Progress
 from rlt_core.store import Workspace
+from rlt_core.training.data_order import MicroBatches, data_order, micro_batches, total_steps
 from rlt_core.training.grpo_trainer import PolicyTrainer
 from rlt_core.training.metrics import StepRecorder, alarms, mean_of
-from rlt_core.training.plan import MicroBatches, data_order, micro_batches, total_steps
 from rlt_core.training.policy import adapters, load_policy, trainer_arguments
-from rlt_core.training.rewards import Prompt, RewardFunction
+from rlt_core.training.reward_function import Prompt, RewardFunction
 
 
 def train_grpo(
@@ -122,7 +122,7 @@ def _arguments(
         top_k=0,
         min_p=None,
         repetition_penalty=1.0,
-        use_vllm=False,  # our engines draw: rollout_engines
+        use_vllm=False,  # our engines draw: rollout
         vllm_importance_sampling_correction=False,
         beta=config.beta,
         use_bias_correction_kl=False,

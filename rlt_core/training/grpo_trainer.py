@@ -29,8 +29,8 @@ from rlt_core.training import ahead, sharding
 from rlt_core.training.ahead import Ahead, Requests
 from rlt_core.training.checkpoint import ResumableTrainer
 from rlt_core.training.metrics import StepRecorder
-from rlt_core.training.rewards import NoReward, Prompt, RewardFunction, Rewards
-from rlt_core.training.rollout_engines import open_ahead, open_rollouts
+from rlt_core.training.reward_function import NoReward, Prompt, RewardFunction, Rewards
+from rlt_core.training.rollout import open_ahead, open_rollouts
 
 REFERENCE = "reference.safetensors"
 

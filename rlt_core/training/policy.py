@@ -16,7 +16,7 @@ from rlt_core import processes
 from rlt_core.config import GRPOConfig, LoRA, SFTConfig, StageResources
 from rlt_core.errors import UserError
 from rlt_core.models import load_model, load_tokenizer, pick_device, save_model
-from rlt_core.training.plan import MicroBatches
+from rlt_core.training.data_order import MicroBatches
 
 CHECKPOINTING = (
     "activation_checkpointing"

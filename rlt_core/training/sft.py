@@ -22,8 +22,8 @@ from rlt_core.progress import Progress
 from rlt_core.prompts.renderer import IGNORED, Row
 from rlt_core.store import Workspace
 from rlt_core.training.checkpoint import ResumableTrainer
+from rlt_core.training.data_order import data_order, longest_first, micro_batches, total_steps
 from rlt_core.training.metrics import StepRecorder, mean_of
-from rlt_core.training.plan import data_order, longest_first, micro_batches, total_steps
 from rlt_core.training.policy import adapters, load_policy, trainer_arguments
 
 

@@ -6,8 +6,9 @@ from rlt_core.errors import UserError
 from rlt_core.grading import Grader
 from rlt_core.rows import read_rows
 from rlt_core.stages import StudentGRPOStageConfig
+from rlt_core.training.answer_reward import AnswerReward
 from rlt_core.training.grpo import train_grpo
-from rlt_core.training.rewards import AnswerReward, Prompt
+from rlt_core.training.reward_function import Prompt
 from tasks.job import Job
 
 

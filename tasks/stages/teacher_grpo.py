@@ -5,7 +5,8 @@ from __future__ import annotations
 from rlt_core.rows import read_rows
 from rlt_core.stages import TeacherGRPOStageConfig
 from rlt_core.training.grpo import train_grpo
-from rlt_core.training.rewards import Prompt, RLTReward
+from rlt_core.training.reward_function import Prompt
+from rlt_core.training.rlt_reward import RLTReward
 from tasks.job import Job
 
 

@@ -9,7 +9,7 @@ from rlt_core.models import load_tokenizer
 from rlt_core.profiles import tiny
 from rlt_core.prompts.format import load_format
 from rlt_core.prompts.renderer import Renderer
-from rlt_core.training.rewards import RLTReward
+from rlt_core.training.rlt_reward import RLTReward
 
 STEPS = 12
 

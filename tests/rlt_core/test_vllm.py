@@ -18,8 +18,8 @@ from rlt_core.generation import Completion, Engine, open_engine, sample_seed
 from rlt_core.models import load_model, new_model, save_model, tiny_tokenizer
 from rlt_core.prompts.format import load_format
 from rlt_core.scoring import selected_logprobs
-from rlt_core.training import rollout_engines
-from rlt_core.training.rollout_engines import open_rollouts
+from rlt_core.training import rollout
+from rlt_core.training.rollout import open_rollouts
 
 PROMPTS = [list(range(10, 10 + n)) for n in (3, 20, 7)]
 STOP = tuple(range(10))
@@ -158,7 +158,7 @@ def test_trls_own_way_of_giving_weights_is_given_ours(
     seeds = [[sample_seed("key", str(i), j) for j in range(4)] for i in range(3)]
     with colocated.ColocatedVLLM(
         policy, Accelerator(cpu=True), "bfloat16", resources,
-        lambda: rollout_engines.whole_weights(first, "bfloat16"),
+        lambda: rollout.whole_weights(first, "bfloat16"),
     ) as engine:  # fmt: skip
         if 0 in engine._llm.apply_model(lambda model: min(p.numel() for p in model.parameters())):
             pytest.skip("this CPU packs weights of 16 bits")
@@ -183,7 +183,7 @@ def test_weights_leave_from_the_policys_own_device(monkeypatch: pytest.MonkeyPat
         raise NotImplementedError(f"needs a CUDA device, got {device!r}")
 
     client = SimpleNamespace(base_url="http://host:8000", init_communicator=refuse)
-    monkeypatch.setattr(rollout_engines, "connect", lambda url: client)
+    monkeypatch.setattr(rollout, "connect", lambda url: client)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     resources = StageResources(engine="vllm", device="cpu", vllm_server=client.base_url)
     with pytest.raises(UserError, match="got 'cpu'; start it with"):

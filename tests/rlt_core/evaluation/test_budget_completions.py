@@ -6,12 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.rlt_core.evaluation.renderers import (
-    CHARACTERS,
-    PROMPTERS,
-    TINY,
-    spelled,
-)
 
 from rlt_core.config import BudgetForcing, EvaluationConfig, Sampling, ScratchModel, StageResources
 from rlt_core.errors import Stopped
@@ -24,6 +18,12 @@ from rlt_core.generation.engine import ClosesItself, FinishReason
 from rlt_core.models import new_model, save_model, tiny_tokenizer
 from rlt_core.progress import Progress
 from rlt_core.prompts.renderer import Renderer
+from tests.rlt_core.evaluation.renderers import (
+    CHARACTERS,
+    PROMPTERS,
+    TINY,
+    spelled,
+)
 
 KEY = "0123456789abcdef"
 

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.rlt_core.evaluation.renderers import CHARACTERS, MERGING, PROMPTERS, RLT, spelled
 
 from rlt_core.config import BudgetForcing
 from rlt_core.evaluation.budget_forcing import Draft, Forcer
 from rlt_core.prompts.renderer import Renderer
+from tests.rlt_core.evaluation.renderers import CHARACTERS, MERGING, PROMPTERS, RLT, spelled
 
 quick = settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)
 

@@ -18,7 +18,8 @@ from rlt_core.prompts.format import load_format
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.store import Workspace
 from rlt_core.training.grpo import train_grpo
-from rlt_core.training.rewards import Prompt, RLTReward
+from rlt_core.training.reward_function import Prompt
+from rlt_core.training.rlt_reward import RLTReward
 from rlt_core.training.sft import train_sft
 from tests.rlt_core.families import FAMILIES, write_family
 
@@ -34,7 +35,7 @@ def test_grpo_goes_on_from_sft(
     write_family(BY_NAME[name], tmp_path / "published")
     import_model(FolderModel(path=str(tmp_path / "published")), tmp_path / "base")
     renderer = Renderer(FORMAT, load_tokenizer(tmp_path / "base"))
-    common: dict[str, Any] = {"seed": 0, "resources": resources, "control": Progress()}
+    common: dict[str, Any] = {"seed": 0, "resources": resources, "progress": Progress()}
     rows = [renderer.teacher_sft_row(q, s, t) for q, s, t in ROWS]
     train_sft(
         tmp_path / "base", rows, SFTConfig(steps=1, batch_size=3, lora=None), stage="teacher-sft",

@@ -30,7 +30,8 @@ from rlt_core.prompts.renderer import Renderer
 from rlt_core.store import Workspace
 from rlt_core.training.grpo import train_grpo
 from rlt_core.training.metrics import StepRecorder
-from rlt_core.training.rewards import Prompt, Rewards, RLTReward
+from rlt_core.training.reward_function import Prompt, Rewards
+from rlt_core.training.rlt_reward import RLTReward
 
 CONFIG = TEACHER.model_copy(update={"reference_sync": ReferenceSync(every_steps=2)})
 Run = Callable[..., tuple[Path, dict[str, float]]]
@@ -80,7 +81,7 @@ def train(
         arguments = {
             "model": model, "prompts": prompts, "reward": Digits(renderer), "config": CONFIG,
             "seed": 0, "key": "node", "work": workspace(name), "resources": resources,
-            "control": Progress(),
+            "progress": Progress(),
         } | changes  # fmt: skip
         return out, train_grpo(stage="teacher-grpo", out=out, **arguments)
 

@@ -16,7 +16,8 @@ from rlt_core.prompts.renderer import Renderer, Span
 from rlt_core.reward.formula import reward_parts
 from rlt_core.store import Workspace
 from rlt_core.training.grpo import train_grpo
-from rlt_core.training.rewards import Prompt, RewardFunction, Rewards, RLTReward
+from rlt_core.training.reward_function import Prompt, RewardFunction, Rewards
+from rlt_core.training.rlt_reward import RLTReward
 
 CONFIG = TEACHER.model_copy(update={"steps": 8, "learning_rate": 1e-2, "max_completion_tokens": 16})
 SPEC = RewardSpec()

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from rlt_core.config import SFTConfig
 from rlt_core.errors import UserError
 from rlt_core.reward.diagnostics import CLIPPED_ALARM, COMPRESSION_ALARM, COPIED_ALARM
+from rlt_core.training.data_order import data_order, longest_first, micro_batches, total_steps
 from rlt_core.training.metrics import alarms
-from rlt_core.training.plan import data_order, longest_first, micro_batches, total_steps
 
 SMALL = st.integers(1, 40)
 

@@ -14,7 +14,9 @@ from rlt_core.grading import Grade, GradeItem, Grader
 from rlt_core.models import load_model, new_model, save_model, tiny_tokenizer
 from rlt_core.prompts.format import load_format
 from rlt_core.prompts.renderer import Renderer
-from rlt_core.training.rewards import AnswerReward, NoReward, Prompt, RLTReward
+from rlt_core.training.answer_reward import AnswerReward
+from rlt_core.training.reward_function import NoReward, Prompt
+from rlt_core.training.rlt_reward import RLTReward
 
 SPEC = RewardSpec(temperature=0.7)
 

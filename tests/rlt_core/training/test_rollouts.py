@@ -20,7 +20,8 @@ from rlt_core.scoring import selected_logprobs
 from rlt_core.stages import TeacherGRPOStageConfig
 from rlt_core.store import Workspace
 from rlt_core.training.grpo import train_grpo
-from rlt_core.training.rewards import Prompt, RLTReward
+from rlt_core.training.reward_function import Prompt
+from rlt_core.training.rlt_reward import RLTReward
 from rlt_core.training.rollouts import LOGPROBS, Rollout, recorded_logprobs
 
 ROLLOUT = TEACHER.model_copy(update={"teacher_logprobs": "rollout"})

@@ -37,7 +37,7 @@ def train(
         out = tmp_path / name
         arguments = {
             "rows": rows, "config": CONFIG, "seed": 0, "work": workspace(name),
-            "resources": resources, "control": Progress(),
+            "resources": resources, "progress": Progress(),
         } | changes  # fmt: skip
         return out, train_sft(model, stage="teacher-sft", out=out, **arguments)
 

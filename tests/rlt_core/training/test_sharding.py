@@ -91,13 +91,13 @@ resources = StageResources(
     sharding=options.get("sharding", "none"), gradient_checkpointing=options.get("again", False),
 )
 done = [0]
-control = Progress(
-    progress=lambda step, total, metrics: done.__setitem__(0, step),
+progress = Progress(
+    report=lambda step, total, metrics: done.__setitem__(0, step),
     should_stop=lambda: done[0] + 1 == options.get("stop"),
 )
 train_sft(
     model, rows, config, seed=0, stage="teacher-sft", out=folder / "out",
-    work=Workspace(Files(str(folder / "store")), "key"), resources=resources, control=control,
+    work=Workspace(Files(str(folder / "store")), "key"), resources=resources, progress=progress,
 )
 """
 REFERENCE = """

@@ -26,7 +26,8 @@ from rlt_core.prompts.renderer import Renderer
 from rlt_core.store import Workspace
 from rlt_core.store.files import Files
 from rlt_core.training.grpo import train_grpo
-from rlt_core.training.rewards import NoReward, Prompt, RLTReward
+from rlt_core.training.reward_function import NoReward, Prompt
+from rlt_core.training.rlt_reward import RLTReward
 
 model, folder = Path(sys.argv[1]), Path(sys.argv[2])
 stop_at, teacher_logprobs, fault = int(sys.argv[3]), sys.argv[4], sys.argv[5]
@@ -45,8 +46,8 @@ resources = StageResources(
 )
 asked = os.environ.get("RANK", "0") == "0"
 done = [0]
-control = Progress(
-    progress=lambda step, total, metrics: done.__setitem__(0, step),
+progress = Progress(
+    report=lambda step, total, metrics: done.__setitem__(0, step),
     should_stop=lambda: asked and done[0] + 1 == stop_at,
 )
 
@@ -64,7 +65,7 @@ try:
     train_grpo(
         model, prompts, reward, config, seed=0, key="node", stage="teacher-grpo",
         out=folder / "out", work=Workspace(Files(str(folder / "store")), "key"),
-        resources=resources, control=control,
+        resources=resources, progress=progress,
     )
 except RuntimeError as error:
     (folder / f"error-{os.environ['RANK']}").write_text(f"{prompts[0].question_id} {error}")

@@ -21,7 +21,7 @@ from rlt_core.config import Sampling, ScratchModel, StageResources
 from rlt_core.errors import UserError
 from rlt_core.models import load_model, new_model, save_model, tiny_tokenizer
 from rlt_core.scoring import selected_logprobs
-from rlt_core.training.rollout_engines import connect, draw_from_server, open_rollouts
+from rlt_core.training.rollout import connect, draw_from_server, open_rollouts
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 
@@ -37,7 +37,8 @@ from rlt_core.prompts.renderer import Renderer
 from rlt_core.store import Workspace
 from rlt_core.store.files import Files
 from rlt_core.training.grpo import train_grpo
-from rlt_core.training.rewards import Prompt, RLTReward
+from rlt_core.training.reward_function import Prompt
+from rlt_core.training.rlt_reward import RLTReward
 
 model, folder, asked = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 renderer = Renderer(load_format("tiny"), load_tokenizer(model))
@@ -55,8 +56,8 @@ resources = StageResources(
     sharding=asked.get("sharding", "none"),
 )
 done = [0]
-control = Progress(
-    progress=lambda step, total, metrics: done.__setitem__(0, step),
+progress = Progress(
+    report=lambda step, total, metrics: done.__setitem__(0, step),
     should_stop=lambda: done[0] + 1 == asked.get("stop_at"),
 )
 reward = RLTReward(renderer, model, RewardSpec(temperature=0.7), config, resources=resources)
@@ -64,7 +65,7 @@ try:
     train_grpo(
         model, prompts, reward, config, seed=0, key="node", stage="teacher-grpo",
         out=folder / "out", work=Workspace(Files(str(folder / "store")), "key"),
-        resources=resources, control=control,
+        resources=resources, progress=progress,
     )
 except Stopped:
     sys.exit(3)

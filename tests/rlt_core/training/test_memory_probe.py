@@ -20,7 +20,8 @@ from rlt_core.prompts.renderer import Renderer, Row
 from rlt_core.store import Workspace
 from rlt_core.training import checkpoint
 from rlt_core.training.grpo import train_grpo
-from rlt_core.training.rewards import Prompt, RLTReward
+from rlt_core.training.reward_function import Prompt
+from rlt_core.training.rlt_reward import RLTReward
 from rlt_core.training.sft import train_sft
 
 Run = Callable[..., Path]
@@ -64,7 +65,7 @@ def sft(
         )  # fmt: skip
         train_sft(
             model, rows, config, seed=3, stage="teacher-sft", out=tmp_path / name,
-            work=workspace(name), resources=resources, progress=changes.get("control", Progress()),
+            work=workspace(name), resources=resources, progress=changes.get("progress", Progress()),
         )  # fmt: skip
         return tmp_path / name
 
@@ -97,7 +98,7 @@ def grpo(
         train_grpo(
             model, prompts, reward, config, seed=3, key="node", stage="teacher-grpo",
             out=tmp_path / name, work=workspace(name), resources=resources,
-            progress=changes.get("control", Progress()),
+            progress=changes.get("progress", Progress()),
         )  # fmt: skip
         return tmp_path / name
 
