@@ -17,13 +17,7 @@ from flows.alone import node_alone
 from flows.batches import by_stage
 from flows.credentials import use_block
 from flows.dispatch import PoolExecutor
-from flows.forms import (
-    DEFAULT_VARIANT,
-    ProfileName,
-    assignments,
-    inputs_form,
-    overrides_form,
-)
+from flows.forms import ProfileName, assignments, inputs_form, overrides_form
 from flows.pipeline import Run, run_batches
 from flows.request import Request
 from flows.schedule import Schedule
@@ -124,7 +118,7 @@ def _name_of_run() -> str:
 def stage_flow(stage: str) -> Flow[..., State[Any]]:
     """The flow of `rlt/<stage>`: with its own form, or for the nodes that a parent run sends."""
     inputs_type, overrides_type = inputs_form(stage), overrides_form(stage)
-    usual_variant = DEFAULT_VARIANT.get(stage, "")
+    usual_variant = STAGES[stage].default_variant
     no_inputs, no_overrides = inputs_type(), overrides_type()
 
     def run(

@@ -24,79 +24,9 @@ from pydantic.fields import FieldInfo
 
 from rlt_core.config import Config, ScratchModel, StageResources
 from rlt_core.profiles import PROFILES
+from rlt_core.stages import STAGES
 
 ProfileName = Literal[tuple(PROFILES)]  # type: ignore[valid-type]
-
-SECTIONS: dict[str, tuple[str, ...]] = {
-    "dataset-prep": ("data", "rl_data", "countdown"),
-    "base-model": ("base_model",),
-    "teacher-sft": ("teacher_sft",),
-    "teacher-grpo": ("teacher_grpo", "reward"),
-    "trace-generation": ("trace_generation",),
-    "trace-import": ("imports",),
-    "trace-refinement": ("trace_refinement",),
-    "trace-scoring": ("trace_scoring", "reward"),
-    "score-import": ("imports",),
-    "student-sft": ("student_sft", "student_sft_subset", "countdown"),
-    "student-grpo": ("student_grpo",),
-    "evaluation": ("evaluation",),
-    "rank-statistics": ("rank_ablation",),
-    "report": (),
-}
-"""Stage -> the sections of the config that it reads."""
-
-INPUTS: dict[str, dict[str, str]] = {
-    "dataset-prep": {
-        "tokenizer": "the imported base model whose tokenizer measures lengths",
-        "tested": "a data set whose test questions may not be trained on",
-    },
-    "base-model": {"questions": "the questions that a model from scratch grows up with"},
-    "teacher-sft": {"model": "the base model", "questions": "questions with traces"},
-    "teacher-grpo": {
-        "model": "the teacher to start from",
-        "student": "the frozen student whose log-probs are the reward",
-        "questions": "the training questions",
-    },
-    "trace-generation": {"teacher": "who writes", "questions": "what about"},
-    "trace-import": {
-        "tokenizer": "the base model whose tokenizer reads the traces",
-        "questions": "the data set whose own traces are meant",
-    },
-    "trace-refinement": {
-        "traces": "what is refined",
-        "questions": "the questions of the traces",
-        "tokenizer": "the base model whose tokenizer reads the traces",
-    },
-    "trace-scoring": {
-        "traces": "what is scored",
-        "questions": "the questions of the traces",
-        "teacher": "whose context sees the solution",
-        "student": "whose log-probs are the reward",
-    },
-    "score-import": {},
-    "student-sft": {
-        "model": "what the student starts from",
-        "questions": "the questions",
-        "traces": "the traces to learn from",
-        "scores": "ranks of the traces",
-    },
-    "student-grpo": {"model": "the student to start from", "questions": "the training questions"},
-    "evaluation": {
-        "model": "who is tested",
-        "questions": "the held-out questions",
-        "countdown": "the data set of the task countdown",
-    },
-}
-"""Stage -> the artifacts that it reads; rank-statistics and report read as many as there are."""
-
-DEFAULT_VARIANT = {
-    "trace-generation": "rlt",
-    "trace-scoring": "rlt",
-    "student-sft": "rlt",
-    "student-grpo": "rlt",
-    "evaluation": "rlt",
-}
-"""Of a stage with several nodes, the one that is meant when none is named."""
 
 
 class Form(BaseModel):
@@ -179,7 +109,7 @@ def _section(name: str) -> tuple[Any, Any]:
 @cache
 def overrides_form(stage: str) -> type[Form]:
     """What of a profile can be changed for one stage."""
-    fields = {name: _section(name) for name in SECTIONS[stage]}
+    fields = {name: _section(name) for name in STAGES[stage].sections}
     resources = partial(StageResources)
     fields["resources"] = (
         resources,
@@ -193,11 +123,12 @@ def overrides_form(stage: str) -> type[Form]:
 @cache
 def inputs_form(stage: str) -> type[Form]:
     """The artifacts that one stage reads, each by key, unique beginning of a key, or name."""
+    inputs = STAGES[stage].inputs
     fields = {
-        name: (str | None, _help(name, f"{what}; empty: the latest run's", default=None))
-        for name, what in INPUTS.get(stage, {}).items()
+        name: (str | None, _help(name, f"{text}; empty: the latest run's.", default=None))
+        for name, text in (inputs or {}).items()
     }
-    base = Form if stage in INPUTS else OpenForm
+    base = OpenForm if inputs is None else Form
     made: type[Form] = create_model(f"{_camel(stage)}Inputs", __base__=base, **fields)  # type: ignore[call-overload]
     return made
 

@@ -65,7 +65,7 @@ def alone_on_server(
     """One training at a time has a `vllm serve`, which has one model's weights and sends no one
     away: a second would draw from the first one's policy, or wait for its NCCL for ever."""
     server = spec.resources.vllm_server
-    if server is None or spec.resources.engine != "vllm" or not STAGES[spec.stage].rolls:
+    if server is None or spec.resources.engine != "vllm" or not STAGES[spec.stage].rollouts:
         return nullcontext()
     key = hashlib.sha256(server.encode()).hexdigest()[:16]
     return Lease(store.files, f"vllm-{key}", f"{server} ({spec.name})", waiting)

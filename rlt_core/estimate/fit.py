@@ -113,7 +113,7 @@ def contradiction(
                 f"{stage.name}: sharding={resources.sharding} shares a model out among processes, "
                 f"and there is one; set {at}.processes (a GPU each), or {at}.sharding=none"
             )
-        if stage.rolls and split > 1:
+        if stage.rollouts and split > 1:
             return (
                 f"{stage.name}: tensor_parallel={split} splits an engine over GPUs, and a "
                 "trainer's own engine samples on the trainer's GPU; set "
@@ -121,7 +121,7 @@ def contradiction(
                 f"server: {at}.vllm_server={SERVER}"
             )
         ahead = any(getattr(_grpo_of(node), "rollouts_ahead", False) for node in nodes)
-        if stage.rolls and vllm and ahead and not resources.vllm_server:
+        if stage.rollouts and vllm and ahead and not resources.vllm_server:
             return (
                 f"{stage.name}: rollouts_ahead samples while the trainer computes, which a vLLM "
                 "engine on the trainer's own GPU cannot; name a server: "
@@ -132,7 +132,7 @@ def contradiction(
                 micro_batches(sequences_per_step(node), resources.micro_batch_size, world)
             except UserError as error:
                 return f"{node.name}: {error}"
-    elif stage.splits and split > 1:
+    elif stage.tensor_parallel and split > 1:
         if not vllm:
             return (
                 f"{stage.name}: tensor_parallel={split} is of the engine vllm; set "
@@ -159,7 +159,7 @@ def unreachable_servers(config: Config, nodes: Sequence[Node]) -> list[str]:
     for group in groups_of(config, nodes):
         stage, resources = group[0].stage, resources_of(config, group[0])
         server, machines = resources.vllm_server, stage.machines(resources)
-        samples = stage.rolls and resources.engine == "vllm" and server and machines > 1
+        samples = stage.rollouts and resources.engine == "vllm" and server and machines > 1
         if samples and urlsplit(server).hostname in LOOPBACK:
             found.append(
                 f"{stage.name}: vllm_server={server} is another place on each of {machines} "
@@ -337,7 +337,7 @@ def _changes(stage: Stage, resources: StageResources) -> Iterator[Change]:
         for n in (65536, 32768, 16384, 8192)
         if n < resources.tokens_per_batch
     )
-    if stage.splits:
+    if stage.tensor_parallel:
         split = ({"tensor_parallel": n} for n in (2, 4, 8) if n > resources.tensor_parallel)
         yield from split if resources.engine == "vllm" else tokens
         return
@@ -349,9 +349,9 @@ def _changes(stage: Stage, resources: StageResources) -> Iterator[Change]:
             yield {"gradient_checkpointing": True}
     if scores and not resources.offload:
         yield {"offload": True}
-    if scores or stage.rolls:
+    if scores or stage.rollouts:
         yield from tokens
-    if stage.rolls and resources.engine == "vllm":
+    if stage.rollouts and resources.engine == "vllm":
         yield from ({"vllm_memory": n} for n in (0.5, 0.4, 0.3) if n < resources.vllm_memory)
     if steps:
         processes = resources.processes
@@ -361,7 +361,7 @@ def _changes(stage: Stage, resources: StageResources) -> Iterator[Change]:
             {"sharding": "fsdp", "processes": n} for n in (2, 4, MOST_PROCESSES) if n > processes
         )
         yield {"sharding": "fsdp", "machines": 2 * resources.machines}
-    if stage.rolls and not resources.vllm_server:
+    if stage.rollouts and not resources.vllm_server:
         yield {"engine": "vllm", "vllm_server": SERVER}
 
 

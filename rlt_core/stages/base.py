@@ -1,0 +1,62 @@
+"""The declaration of a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rlt_core.config import Frozen, StageResources
+
+Kind = Literal["dataset", "model", "traces", "scores", "evaluation", "ranking", "report"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A kind of work: everything that the rest of the code knows about it."""
+
+    name: str
+    version: int
+    kind: Kind
+    """Kind of its artifacts."""
+    config: type[Frozen]
+    tables: tuple[str, ...] = ()
+    """Tables that every artifact of the stage has."""
+    model: bool = False
+    """Whether its artifact holds a `model/` folder."""
+    inputs: Mapping[str, str] | None = field(default_factory=dict)
+    """Artifacts that it reads: name -> help text; None: any number, of any name."""
+    sections: tuple[str, ...] = ()
+    """Sections of `Config` that it reads: the fields of its form."""
+    default_variant: str = ""
+    """Variant that is meant where a form names none."""
+    pool: Literal["cpu", "gpu"] = "cpu"
+    """Work pool that its nodes go to."""
+    shared: Literal["steps", "shards"] | None = None
+    """What several processes can share: the batch of every step, or whole shards; None: nothing."""
+    tensor_parallel: bool = False
+    """Whether its vLLM engine may span several GPUs; a trainer's cannot."""
+    rollouts: bool = False
+    """Whether it samples from the model that it trains."""
+
+    def processes(self, resources: StageResources) -> int:
+        """Return the number of processes per machine that compute one of its nodes."""
+        return resources.processes if self.shared else 1
+
+    def machines(self, resources: StageResources) -> int:
+        """Return the number of worker-pool runs that share one of its nodes."""
+        return resources.machines if self.shared else 1
+
+    def gpus(self, resources: StageResources) -> int:
+        """Return the number of GPUs per machine that compute one of its nodes."""
+        return self.processes(resources) * self.gpus_of_each(resources)
+
+    def gpus_of_each(self, resources: StageResources) -> int:
+        """Return the number of GPUs per process."""
+        spans = self.tensor_parallel and resources.engine == "vllm"
+        return resources.tensor_parallel if spans else 1
+
+    @property
+    def module(self) -> str:
+        """Module of the stage's body, a function `run`: `tasks.stages.<name>`."""
+        return f"tasks.stages.{self.name.replace('-', '_')}"

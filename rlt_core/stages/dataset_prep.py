@@ -1,0 +1,33 @@
+"""Questions to learn from and to be tested on: read, checked, deduplicated and split."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from rlt_core.config import DataConfig, Frozen
+from rlt_core.prompts.format import PromptFormat
+from rlt_core.stages.base import Stage
+
+
+class DatasetPrepConfig(Frozen):
+    """The source stands here by its content, not by its path."""
+
+    data: DataConfig
+    format: PromptFormat
+    evaluated: dict[str, str] = Field(default={})
+    """Evaluation set -> commit of its data set on the hub (a generated one has none): what
+    training questions are compared with, beside the data's own held-out test."""
+
+
+STAGE = Stage(
+    "dataset-prep",
+    version=3,
+    kind="dataset",
+    config=DatasetPrepConfig,
+    tables=("questions", "dropped", "eval_overlaps"),
+    sections=("data", "rl_data", "countdown"),
+    inputs={
+        "tokenizer": "The imported base model whose tokenizer measures lengths",
+        "tested": "A data set whose test questions may not be trained on",
+    },
+)

@@ -1,0 +1,42 @@
+"""Reinforcement learning of the teacher."""
+
+from __future__ import annotations
+
+from pydantic import model_validator
+
+from rlt_core.config import Frozen, RewardSpec, TeacherGRPOConfig
+from rlt_core.prompts.format import PromptFormat
+from rlt_core.stages.base import Stage
+
+
+class TeacherGRPOStageConfig(Frozen):
+    """RL of the teacher with the RLT reward."""
+
+    grpo: TeacherGRPOConfig
+    reward: RewardSpec
+    format: PromptFormat
+    seed: int
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TeacherGRPOStageConfig:
+        self.grpo.check_against(self.reward)
+        return self
+
+
+STAGE = Stage(
+    "teacher-grpo",
+    version=3,
+    kind="model",
+    config=TeacherGRPOStageConfig,
+    tables=("train_steps",),
+    model=True,
+    pool="gpu",
+    shared="steps",
+    rollouts=True,
+    sections=("teacher_grpo", "reward"),
+    inputs={
+        "model": "The teacher to start from",
+        "student": "The frozen student whose log-probs are the reward",
+        "questions": "The training questions",
+    },
+)

@@ -1,0 +1,39 @@
+"""Traces sampled from a model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from rlt_core.config import Frozen, GenerationConfig
+from rlt_core.prompts.format import PromptFormat
+from rlt_core.stages.base import Stage
+
+
+class TraceGenerationConfig(Frozen):
+    """Explanations of the questions of one split."""
+
+    sampling: GenerationConfig
+    split: Literal["train", "validation"]
+    context: Literal["teacher", "student"] = "teacher"
+    """What the writer sees: question and solution, or the question alone; the trace is then the
+    thought of its answer."""
+    format: PromptFormat
+    seed: int
+
+
+STAGE = Stage(
+    "trace-generation",
+    version=2,
+    kind="traces",
+    config=TraceGenerationConfig,
+    tables=("traces",),
+    pool="gpu",
+    shared="shards",
+    tensor_parallel=True,
+    sections=("trace_generation",),
+    inputs={
+        "teacher": "The model that writes the traces",
+        "questions": "The questions to write traces for",
+    },
+    default_variant="rlt",
+)
