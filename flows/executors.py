@@ -12,11 +12,11 @@ from flows.cores import Cores
 from rlt_core import gpus
 from rlt_core.environment import in_one_line
 from rlt_core.errors import Stopped, UserError
-from rlt_core.launch import ChildFailed, Launches
 from rlt_core.progress import Metrics
 from rlt_core.stages import STAGES
 from rlt_core.store import Manifest
 from tasks import node as node_task
+from tasks.child_process import ChildFailed, Launches
 from tasks.spec import NodeSpec
 
 Status = Literal["hit", "done", "failed", "mistake", "stopped", "over budget", "not run"]

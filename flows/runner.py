@@ -74,7 +74,7 @@ def _run(request: Request) -> int:
     from flows.cores import Cores
     from flows.executors import LocalExecutor
     from flows.server.local import launcher_file
-    from rlt_core import warm
+    from tasks import warm
 
     _require_api()
     planned = request.plan()

@@ -20,9 +20,9 @@ from flows.pipeline import state_of, wait_or_stop
 from rlt_core.errors import UserError
 from rlt_core.stages import STAGES
 from rlt_core.store import Ref, Store
-from rlt_core.warm import launcher_for
 from tasks import node as node_task
 from tasks.spec import NodeSpec
+from tasks.warm import launcher_for
 
 
 def store_url(given: str) -> str:

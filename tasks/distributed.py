@@ -3,7 +3,7 @@
 Where several machines share the steps of a training, each has an owner and a torchrun, and these
 meet (`tasks.rendezvous`). Where they share shards, the machines need not know of each other.
 
-Every process runs the stage's body (`tasks.job.run_body`) on the same node; which share is its own
+Every process runs the stage's body (`tasks.stage.run_body`) on the same node; which share is its own
 it learns from torchrun's environment. Each is connected with its owner: progress and the last word
 come back, the wish to stop goes out, and whoever finds the connection closed ends, since torchrun
 puts its processes into sessions of their own.
@@ -35,7 +35,7 @@ from rlt_core.progress import Progress
 from rlt_core.stages import STAGES
 from rlt_core.store import Store
 from tasks import rendezvous
-from tasks.job import Job, job_of, run_body
+from tasks.stage import StageContext, context_of, run_body
 from tasks.spec import NodeSpec
 
 STOP = "stop"
@@ -58,7 +58,7 @@ class _Share(BaseModel):
 
 
 # ---------------------------------------------------------------- the owner
-def run(job: Job) -> dict[str, float]:
+def run(ctx: StageContext) -> dict[str, float]:
     """Run a node's body in the processes of this machine; returns the metrics that the first of all
     has, none on another machine.
 
@@ -66,15 +66,15 @@ def run(job: Job) -> dict[str, float]:
     when one died. None of them is left.
     """
     with tempfile.TemporaryDirectory(prefix="rlt-") as folder:
-        share = _Share(spec=job.spec, out=job.out, address=f"{folder}/owner")
+        share = _Share(spec=ctx.spec, out=ctx.out, address=f"{folder}/owner")
         file = Path(folder) / "share.json"
         file.write_text(share.model_dump_json())
         with connection.Listener(share.address, "AF_UNIX") as listener:
-            owner = _Owner(listener, job.progress)
-            command = [sys.executable, "-m", "torch.distributed.run", *_meeting(job),
-                       f"--nproc-per-node={job.stage.processes(job.resources)}",
+            owner = _Owner(listener, ctx.progress)
+            command = [sys.executable, "-m", "torch.distributed.run", *_meeting(ctx),
+                       f"--nproc-per-node={ctx.stage.processes(ctx.resources)}",
                        f"--log-dir={folder}", "-m", "tasks.distributed", str(file)]  # fmt: skip
-            threads = {"OMP_NUM_THREADS": str(job.resources.threads)}
+            threads = {"OMP_NUM_THREADS": str(ctx.resources.threads)}
             with _without_sigterm():
                 agent = subprocess.Popen(command, env={**os.environ, **threads})
             try:
@@ -90,7 +90,7 @@ def run(job: Job) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _without_sigterm() -> Iterator[None]:
-    """What is started meanwhile never gets a SIGTERM. Slurm sends one to every process of a job,
+    """What is started meanwhile never gets a SIGTERM. Slurm sends one to every process of a ctx,
     and torchrun would end its own before they have heard the owner's wish and checkpointed."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
@@ -99,14 +99,14 @@ def _without_sigterm() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
-def _meeting(job: Job) -> list[str]:
+def _meeting(ctx: StageContext) -> list[str]:
     """How torchrun is to find those of the other machines."""
-    if job.stage.shared != "steps" or job.machines == 1:
+    if ctx.stage.shared != "steps" or ctx.machines == 1:
         return ["--standalone"]
-    first = job.machine == 0
-    spec, store = job.spec, job.store
-    place = rendezvous.publish(spec, store) if first else rendezvous.find(spec, store, job.progress)
-    return [f"--nnodes={job.machines}", f"--node-rank={job.machine}",
+    first = ctx.machine == 0
+    spec, store = ctx.spec, ctx.store
+    place = rendezvous.publish(spec, store) if first else rendezvous.find(spec, store, ctx.progress)
+    return [f"--nnodes={ctx.machines}", f"--node-rank={ctx.machine}",
             f"--master-addr={place.host}", f"--master-port={place.port}",
             f"--rdzv-conf=timeout={processes.WAIT.total_seconds():.0f}"]  # fmt: skip
 
@@ -212,8 +212,8 @@ def main(file: Path) -> None:
         resources = share.spec.resources
         processes.take_gpus(resources, STAGES[share.spec.stage].gpus_of_each(resources))
         processes.join(resources)
-        job = job_of(share.spec, Store(share.spec.store), share.out, progress)
-        metrics = run_body(job)
+        ctx = context_of(share.spec, Store(share.spec.store), share.out, progress)
+        metrics = run_body(ctx)
     except UserError as error:
         send("user_error", str(error))
     except Stopped as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rlt_core.errors import UserError
-from rlt_core.launch import Launches
+from tasks.child_process import Launches
 from rlt_core.progress import Metrics
 from rlt_core.stages import STAGES
 from rlt_core.store import Manifest, Store
@@ -31,7 +31,7 @@ def run(
     store = Store(spec.store)
     try:
         manifest = launcher.run(
-            "tasks.compute:compute",
+            "tasks.execute:compute",
             spec.model_dump(mode="json"),
             log=store.files.local(f"work/{spec.key}/log.txt"),
             progress=progress,
@@ -51,7 +51,7 @@ def assist(
 ) -> None:
     """Share the work on a node that another run commits, in a child; see `run`."""
     launcher.run(
-        "tasks.compute:assist",
+        "tasks.execute:assist",
         spec.model_dump(mode="json"),
         log=Store(spec.store).files.local(f"work/{spec.key}/log-{spec.machine}.txt"),
         progress=progress,

@@ -28,7 +28,7 @@ class _Taken(Exception):
 
 
 class LongWork(Protocol):
-    """A job, or what else is worth shards."""
+    """A ctx, or what else is worth shards."""
 
     @property
     def out(self) -> Path:
@@ -55,7 +55,7 @@ class LongWork(Protocol):
 
 
 def in_shards(
-    job: LongWork,
+    ctx: LongWork,
     table: str,
     items: Sequence[Item],
     size: int,
@@ -78,65 +78,65 @@ def in_shards(
         name: max(length(item) for item in items[start : start + size])
         for name, start in starts.items()
     }
-    while left := starts.keys() - set(job.work.parts(GROUP)):
-        missing = _in_own_order(job, sorted(left, key=lambda name: (-longest[name], name)))
+    while left := starts.keys() - set(ctx.work.parts(GROUP)):
+        missing = _in_own_order(ctx, sorted(left, key=lambda name: (-longest[name], name)))
         taken = 0
         for name in missing:
-            job.progress.check()
-            if job.machine and job.is_committed():
+            ctx.progress.check()
+            if ctx.machine and ctx.is_committed():
                 raise NoShardLeft
-            with suppress(_Taken), _taken(job, name):
+            with suppress(_Taken), _taken(ctx, name):
                 start, done, began = starts[name], len(starts) - len(missing) + taken, monotonic()
-                rows = compute(items[start : start + size], job.progress.part(done, len(starts)))
-                write_rows(job.work.begin(GROUP, name) / f"{table}.parquet", table, rows)
-                job.work.commit(GROUP, name, machine=job.machine, seconds=monotonic() - began)
+                rows = compute(items[start : start + size], ctx.progress.part(done, len(starts)))
+                write_rows(ctx.work.begin(GROUP, name) / f"{table}.parquet", table, rows)
+                ctx.work.commit(GROUP, name, machine=ctx.machine, seconds=monotonic() - began)
                 taken += 1
         if not taken:
             sleep(POLL_S)
-    if job.machine:
+    if ctx.machine:
         raise NoShardLeft
-    job.progress.report(len(starts), len(starts), {})  # others may have computed all of it
+    ctx.progress.report(len(starts), len(starts), {})  # others may have computed all of it
     processes.wait_for_all()
     if processes.rank() == 0:
-        _collect(job, table, list(starts))
+        _collect(ctx, table, list(starts))
     processes.wait_for_all()
 
 
-def seconds_elsewhere(job: LongWork) -> float:
+def seconds_elsewhere(ctx: LongWork) -> float:
     """What the shards took that other machines computed."""
-    shards = [job.work.manifest(GROUP, name) for name in job.work.parts(GROUP)]
+    shards = [ctx.work.manifest(GROUP, name) for name in ctx.work.parts(GROUP)]
     return sum((shard["seconds"] for shard in shards if shard.get("machine")), 0.0)
 
 
-def _sharers(job: LongWork) -> int:
-    return job.machines * processes.count()
+def _sharers(ctx: LongWork) -> int:
+    return ctx.machines * processes.count()
 
 
-def _in_own_order(job: LongWork, ordered: Sequence[str]) -> list[str]:
+def _in_own_order(ctx: LongWork, ordered: Sequence[str]) -> list[str]:
     """Each begins elsewhere, so that they seldom meet; the first at the beginning."""
-    place = job.machine * processes.count() + processes.rank()
-    first = len(ordered) * place // _sharers(job)
+    place = ctx.machine * processes.count() + processes.rank()
+    first = len(ordered) * place // _sharers(ctx)
     return [*ordered[first:], *ordered[:first]]
 
 
 @contextmanager
-def _taken(job: LongWork, name: str) -> Iterator[None]:
+def _taken(ctx: LongWork, name: str) -> Iterator[None]:
     """Nobody else computes the shard meanwhile. Raises _Taken if another does or has done it."""
-    if _sharers(job) == 1:
+    if _sharers(ctx) == 1:
         yield
         return
 
     def waiting(_: object) -> None:
         raise _Taken
 
-    with job.work.lease(GROUP, name, waiting):
-        if job.work.has(GROUP, name):
+    with ctx.work.lease(GROUP, name, waiting):
+        if ctx.work.has(GROUP, name):
             raise _Taken
         yield
 
 
-def _collect(job: LongWork, table: str, names: Sequence[str]) -> None:
+def _collect(ctx: LongWork, table: str, names: Sequence[str]) -> None:
     for index, name in enumerate(names):
-        target = job.out / table / f"{index:06d}.parquet"
+        target = ctx.out / table / f"{index:06d}.parquet"
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes((job.work.path(GROUP, name) / f"{table}.parquet").read_bytes())
+        target.write_bytes((ctx.work.path(GROUP, name) / f"{table}.parquet").read_bytes())

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from flows.server import seaweedfs
 from flows.server.processes import Processes, free_port
-from rlt_core import gpus, warm
+from rlt_core import gpus
 from rlt_core.errors import UserError
+from tasks import warm
 
 BUCKET = "rlt"
 PORT = 4200
@@ -223,7 +224,7 @@ def _bring_up_launcher(processes: Processes, wanted: Up) -> None:
             return
         processes.stop(("launcher",), STOP_S)
     file.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "rlt_core.warm", str(file)]
+    command = [sys.executable, "-m", "tasks.warm", str(file)]
     processes.start("launcher", command, wanted.environment())
 
 

@@ -19,8 +19,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.workers.process import ProcessWorker
 
-from rlt_core import warm
 from rlt_core.errors import UserError
+from tasks import warm
 
 ROOT = Path(__file__).parents[2]
 """The source tree, which holds `prefect.yaml` and `infra/`."""

@@ -10,30 +10,30 @@ from rlt_core.models import import_model
 from rlt_core.rows import read_rows
 from rlt_core.stages import BaseModelConfig
 from rlt_core.training.base import train_base
-from tasks.job import Job
+from tasks.stage import StageContext
 
 
-def run(job: Job) -> dict[str, float]:
+def run(ctx: StageContext) -> dict[str, float]:
     """The questions held out for tests stay out of a scratch model's training."""
-    config = job.config_as(BaseModelConfig)
+    config = ctx.config_as(BaseModelConfig)
     if config.scratch is None:
         assert config.imported is not None
-        return import_model(_source(config.imported, job), job.out / "model")
+        return import_model(_source(config.imported, ctx), ctx.out / "model")
     assert config.format is not None
-    questions = read_rows(job.tables("questions"), "questions")
+    questions = read_rows(ctx.tables("questions"), "questions")
     held_out = [row["question"] for row in questions if row["split"] != "train"]
     return train_base(
         config.scratch,
         held_out,
-        job.format,
-        out=job.out,
-        work=job.work,
-        resources=job.resources,
-        progress=job.progress,
+        ctx.format,
+        out=ctx.out,
+        work=ctx.work,
+        resources=ctx.resources,
+        progress=ctx.progress,
     )
 
 
-def _source(imported: str, job: Job) -> ModelSource:
+def _source(imported: str, ctx: StageContext) -> ModelSource:
     """Where the content that the config names lies. Raises UserError if it changed meanwhile."""
     from rlt_core.model_sources import source_digest
 
@@ -47,7 +47,7 @@ def _source(imported: str, job: Job) -> ModelSource:
                 "name one: hub:org/name@commit"
             )
         return HubModel(repo=repo, revision=revision)
-    path = job.spec.paths["source"]
+    path = ctx.spec.paths["source"]
     source = FolderModel(path=str(Path(path))) if kind == "folder" else PackageModel(package=path)
     if source_digest(source) != identity:
         raise UserError(f"{path} changed since the run was planned; run the command again")

@@ -18,28 +18,28 @@ from rlt_core.models import load_tokenizer, tiny_tokenizer
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.rows import read_rows
 from rlt_core.stages import DatasetPrepConfig
-from tasks.job import Job
+from tasks.stage import StageContext
 
 
-def run(job: Job) -> dict[str, float]:
+def run(ctx: StageContext) -> dict[str, float]:
     """A scratch model's tokenizer follows from the format; another's comes with the model."""
-    config = job.config_as(DatasetPrepConfig)
-    if "tokenizer" in job.manifests:
-        tokenizer = load_tokenizer(job.model("tokenizer"))
+    config = ctx.config_as(DatasetPrepConfig)
+    if "tokenizer" in ctx.manifests:
+        tokenizer = load_tokenizer(ctx.model("tokenizer"))
     else:
         tokenizer = tiny_tokenizer(config.format)
     data = config.data.model_copy(
-        update={"source": job.spec.paths.get("source", config.data.source)}
+        update={"source": ctx.spec.paths.get("source", config.data.source)}
     )
     # The teacher's prompts alone are measured; a system prompt of the data's own is the student's.
     format = config.format.model_copy(update={"student_system": ""})
     renderer = Renderer(format, tokenizer)
     evaluated = {name: _evaluated(name, commit) for name, commit in config.evaluated.items()}
     tested = []
-    if "tested" in job.manifests:
-        rows = read_rows(job.tables("tested"), "questions")
+    if "tested" in ctx.manifests:
+        rows = read_rows(ctx.tables("tested"), "questions")
         tested = [row for row in rows if row["split"] == "test"]
-    return prepare_questions(data, renderer, job.out, job.progress, evaluated, tested)
+    return prepare_questions(data, renderer, ctx.out, ctx.progress, evaluated, tested)
 
 
 def _evaluated(name: str, commit: str) -> Sequence[Mapping[str, Any]]:

@@ -19,29 +19,29 @@ from rlt_core.evaluation.run import Examination
 from rlt_core.hub import UNPINNED
 from rlt_core.rows import read_rows
 from rlt_core.stages import EvaluationStageConfig
-from tasks.job import Job
+from tasks.stage import StageContext
 from tasks.shards import LongWork, in_shards
 
 if processes.rank() == 0:
     import rlt_core.evaluation.adapter  # noqa: F401 (slow to import: preloaded where it runs)
 
 
-def run(job: Job) -> dict[str, float]:
+def run(ctx: StageContext) -> dict[str, float]:
     """`test` are the data's held-out questions; the rest are benchmarks by name."""
-    config = job.config_as(EvaluationStageConfig)
-    job.require_format("model", "student")
+    config = ctx.config_as(EvaluationStageConfig)
+    ctx.require_format("model", "student")
     examination = Examination(
-        job.model("model"),
-        [_task(job, name, config) for name in config.evaluation.tasks],
+        ctx.model("model"),
+        [_task(ctx, name, config) for name in config.evaluation.tasks],
         config.evaluation,
-        format=job.format,
-        key=job.spec.key,
-        seed=job.seed,
-        model_key=job.key("model"),
-        label=job.spec.label.removeprefix("evaluation[").removesuffix("]"),
-        resources=job.resources,
+        format=ctx.format,
+        key=ctx.spec.key,
+        seed=ctx.seed,
+        model_key=ctx.key("model"),
+        label=ctx.spec.label.removeprefix("evaluation[").removesuffix("]"),
+        resources=ctx.resources,
     )
-    return examine(job, examination, job.resources.shard_questions)
+    return examine(ctx, examination, ctx.resources.shard_questions)
 
 
 def examine(work: LongWork, examination: Examination, shard_questions: int) -> dict[str, float]:
@@ -71,9 +71,9 @@ def _length(request: Request) -> int:
     return len(request.prompt_ids)
 
 
-def _task(job: Job, name: str, config: EvaluationStageConfig) -> EvalTask:
-    if name == "countdown" and "countdown" in job.manifests:
-        return EvalTask(name, _held_out(job, "countdown", "countdown.data.n_test"))
+def _task(ctx: StageContext, name: str, config: EvaluationStageConfig) -> EvalTask:
+    if name == "countdown" and "countdown" in ctx.manifests:
+        return EvalTask(name, _held_out(ctx, "countdown", "countdown.data.n_test"))
     if name == "countdown":
         return EvalTask(name, countdown_questions(EVALUATION_QUESTIONS, EVALUATION_SEED))
     if name != "test":
@@ -85,16 +85,16 @@ def _task(job: Job, name: str, config: EvaluationStageConfig) -> EvalTask:
             )
         evaluation = config.evaluation
         return benchmark_task(name, evaluation.max_questions, commit, evaluation.prompts)
-    return EvalTask(name, _held_out(job, "questions", "data.n_test"))
+    return EvalTask(name, _held_out(ctx, "questions", "data.n_test"))
 
 
-def _held_out(job: Job, data_set: str, field: str) -> list[dict[str, Any]]:
+def _held_out(ctx: StageContext, data_set: str, field: str) -> list[dict[str, Any]]:
     """The test questions of a data set. Raises UserError where it has none."""
-    questions = read_rows(job.tables(data_set), "questions")
+    questions = read_rows(ctx.tables(data_set), "questions")
     held_out = [row for row in questions if row["split"] == "test"]
     if not held_out:
         raise UserError(
-            f"{job.spec.name} asks held-out questions of {data_set}, and there are none; raise "
+            f"{ctx.spec.name} asks held-out questions of {data_set}, and there are none; raise "
             f"{field}"
         )
     return held_out

@@ -8,35 +8,35 @@ from rlt_core.data.trace_selection import columns_of_set, ranks_of_set
 from rlt_core.ranking import rank_ablation
 from rlt_core.rows import read_rows, write_rows
 from rlt_core.stages import RankStatisticsConfig
-from tasks.job import Job
+from tasks.stage import StageContext
 
 Row = dict[str, Any]
 
 
-def run(job: Job) -> dict[str, float]:
+def run(ctx: StageContext) -> dict[str, float]:
     """Statistics over the students' answers, question by question."""
-    config = job.config_as(RankStatisticsConfig)
+    config = ctx.config_as(RankStatisticsConfig)
     samples = {
-        (seed, rank): _answers(job, f"rank-{rank}@{seed}", config.task)
+        (seed, rank): _answers(ctx, f"rank-{rank}@{seed}", config.task)
         for seed in config.seeds
         for rank in range(1, config.ranks + 1)
     }
-    ranked = {seed: _ranked(job, config, seed) for seed in config.seeds}
+    ranked = {seed: _ranked(ctx, config, seed) for seed in config.seeds}
     rows, metrics = rank_ablation(samples, ranked, config.task, config.resamples, config.ranked_by)
-    write_rows(job.out / "rank_scores.parquet", "rank_scores", rows)
+    write_rows(ctx.out / "rank_scores.parquet", "rank_scores", rows)
     return metrics
 
 
-def _answers(job: Job, name: str, task: str) -> list[Row]:
-    rows = read_rows(job.tables(name), "eval_samples", ["task", "question_id", "outcome"])
+def _answers(ctx: StageContext, name: str, task: str) -> list[Row]:
+    rows = read_rows(ctx.tables(name), "eval_samples", ["task", "question_id", "outcome"])
     return [row for row in rows if row["task"] == task]
 
 
-def _ranked(job: Job, config: RankStatisticsConfig, seed: int) -> list[Row]:
+def _ranked(ctx: StageContext, config: RankStatisticsConfig, seed: int) -> list[Row]:
     """Rewards of the traces that the set holds and their ranks in it, as the students of a seed had
     them before `n_questions` chose and too long rows fell out."""
     columns = [*columns_of_set(config.ranked_by), "reward"]
-    scores = read_rows(job.tables(f"scores@{seed}"), "scores", columns)
+    scores = read_rows(ctx.tables(f"scores@{seed}"), "scores", columns)
     ranks = ranks_of_set(scores, config.ranked_by, seed)
     return [
         {"rank": ranks[row["trace_id"]], "reward": row["reward"]}

@@ -5,13 +5,13 @@ from __future__ import annotations
 from rlt_core.report.gather import gather
 from rlt_core.report.render import render_report
 from rlt_core.stages import ReportConfig
-from tasks.job import Job
+from tasks.stage import StageContext
 
 
-def run(job: Job) -> dict[str, float]:
+def run(ctx: StageContext) -> dict[str, float]:
     """Reads every input's tables."""
-    config = job.config_as(ReportConfig)
-    inputs = {name: (manifest, job.tables(name)) for name, manifest in job.manifests.items()}
-    data = gather(inputs, config, job.spec.key)
-    render_report(data, job.out)
+    config = ctx.config_as(ReportConfig)
+    inputs = {name: (manifest, ctx.tables(name)) for name, manifest in ctx.manifests.items()}
+    data = gather(inputs, config, ctx.spec.key)
+    render_report(data, ctx.out)
     return {"nodes": len(inputs)}

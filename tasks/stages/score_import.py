@@ -6,10 +6,10 @@ from pathlib import Path
 
 from rlt_core.data.scores import import_scores
 from rlt_core.stages import ScoreImportConfig
-from tasks.job import Job
+from tasks.stage import StageContext
 
 
-def run(job: Job) -> dict[str, float]:
+def run(ctx: StageContext) -> dict[str, float]:
     """Rewards and ranks; no log-probs."""
-    config = job.config_as(ScoreImportConfig)
-    return import_scores(Path(job.spec.paths["source"]), config.name, job.out)
+    config = ctx.config_as(ScoreImportConfig)
+    return import_scores(Path(ctx.spec.paths["source"]), config.name, ctx.out)

@@ -9,15 +9,15 @@ from rlt_core.stages import StudentGRPOStageConfig
 from rlt_core.training.answer_reward import AnswerReward
 from rlt_core.training.grpo import train_grpo
 from rlt_core.training.reward_function import Prompt
-from tasks.job import Job
+from tasks.stage import StageContext
 
 
-def run(job: Job) -> dict[str, float]:
+def run(ctx: StageContext) -> dict[str, float]:
     """Trains on the training questions whose answers can be graded; the others are counted."""
-    config = job.config_as(StudentGRPOStageConfig)
-    model = job.model("model")
-    renderer = job.renderer("model", "student")
-    rows = [r for r in read_rows(job.tables("questions"), "questions") if r["split"] == "train"]
+    config = ctx.config_as(StudentGRPOStageConfig)
+    model = ctx.model("model")
+    renderer = ctx.renderer("model", "student")
+    rows = [r for r in read_rows(ctx.tables("questions"), "questions") if r["split"] == "train"]
     gradable = [row for row in rows if row["grader"] != "none"]
     if not gradable:
         raise UserError(
@@ -35,11 +35,11 @@ def run(job: Job) -> dict[str, float]:
             AnswerReward(renderer, config.grpo.reward, grader),
             config.grpo,
             seed=config.seed,
-            key=job.spec.key,
-            stage=job.spec.stage,
-            out=job.out,
-            work=job.work,
-            resources=job.resources,
-            progress=job.progress,
+            key=ctx.spec.key,
+            stage=ctx.spec.stage,
+            out=ctx.out,
+            work=ctx.work,
+            resources=ctx.resources,
+            progress=ctx.progress,
         )
     return {**metrics, "ungradable_questions": len(rows) - len(gradable)}

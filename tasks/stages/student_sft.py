@@ -23,7 +23,7 @@ from rlt_core.rows import read_rows, table_files
 from rlt_core.sql.schemas import TRACES
 from rlt_core.stages import StudentSFTStageConfig
 from rlt_core.training.sft import train_sft
-from tasks.job import Job
+from tasks.stage import StageContext
 
 Row = dict[str, Any]
 
@@ -87,41 +87,41 @@ class _Student:
         return len(self.renderer.student_sft_row(row["question"], [], row["solution"]).input_ids)
 
 
-def run(job: Job) -> dict[str, float]:
+def run(ctx: StageContext) -> dict[str, float]:
     """Trains on the ids that were scored; a student of another vocabulary, on the text."""
-    config = job.config_as(StudentSFTStageConfig)
-    model = job.model("model")
+    config = ctx.config_as(StudentSFTStageConfig)
+    model = ctx.model("model")
     tokenizer = load_tokenizer(model)
     questions = {
         row["question_id"]: row
-        for row in read_rows(job.tables("questions"), "questions")
+        for row in read_rows(ctx.tables("questions"), "questions")
         if row["split"] == "train"
     }
-    same = config.traces == "traces" and _same_vocabulary(job, vocabulary_digest(tokenizer))
+    same = config.traces == "traces" and _same_vocabulary(ctx, vocabulary_digest(tokenizer))
     limit = min(config.sft.max_tokens, _positions(model))
-    student = _Student(job.renderer("model", "student"), questions, same, limit)
-    chosen = _chosen(job, config, student)
+    student = _Student(ctx.renderer("model", "student"), questions, same, limit)
+    chosen = _chosen(ctx, config, student)
     keep = set(
         choose(
             sorted({trace["question_id"] for trace in chosen.traces}),
             config.n_questions,
-            job.seed,
+            ctx.seed,
         )
     )
     traces = [trace for trace in chosen.traces if trace["question_id"] in keep]
     if not traces:
-        raise UserError(f"{job.spec.name}: there is no trace to train on")
+        raise UserError(f"{ctx.spec.name}: there is no trace to train on")
     rows, explanation_tokens = student.rows(traces)
     metrics = train_sft(
         model,
         rows,
         _scaled(config.sft, chosen.share),
         seed=config.seed,
-        stage=job.spec.stage,
-        out=job.out,
-        work=job.work,
-        resources=job.resources,
-        progress=job.progress,
+        stage=ctx.spec.stage,
+        out=ctx.out,
+        work=ctx.work,
+        resources=ctx.resources,
+        progress=ctx.progress,
     )
     return {
         **metrics,
@@ -132,31 +132,31 @@ def run(job: Job) -> dict[str, float]:
     }
 
 
-def _chosen(job: Job, config: StudentSFTStageConfig, student: _Student) -> _Chosen:
+def _chosen(ctx: StageContext, config: StudentSFTStageConfig, student: _Student) -> _Chosen:
     """The traces that were asked for."""
     if config.traces == "none":
         return _Chosen([{"question_id": name, "text": ""} for name in student.questions])
     if config.traces == "dataset":
         return _Chosen(_dataset_traces(student.questions))
-    traces = job.tables("traces")
+    traces = ctx.tables("traces")
     if config.fits:
-        return _fitting(job, config, student)
+        return _fitting(ctx, config, student)
     if config.token_matched:
-        return _token_matched(job, config, student)
+        return _token_matched(ctx, config, student)
     if config.rank is None:
         return _Chosen(_traces(traces))
-    ranks = rank_traces(_scores(job, config), config.order, config.seed)
+    ranks = rank_traces(_scores(ctx, config), config.order, config.seed)
     return _Chosen(_traces(traces, {name for name, rank in ranks.items() if rank == config.rank}))
 
 
-def _fitting(job: Job, config: StudentSFTStageConfig, student: _Student) -> _Chosen:
+def _fitting(ctx: StageContext, config: StudentSFTStageConfig, student: _Student) -> _Chosen:
     """The best trace that fits, of each of the questions that `n_questions` chooses."""
-    scores, traces = _of_chosen(_scores(job, config), config, job.seed), job.tables("traces")
+    scores, traces = _of_chosen(_scores(ctx, config), config, ctx.seed), ctx.tables("traces")
     ranks = rank_traces(scores, config.order, config.seed)
     fitting = best_fitting(scores, ranks, student.fitting(traces, _questions_of(scores)))
     if not fitting.traces:
         raise UserError(
-            f"{job.spec.name}: no scored trace of {fitting.no_trace_fits} questions makes a row of "
+            f"{ctx.spec.name}: no scored trace of {fitting.no_trace_fits} questions makes a row of "
             f"at most {student.max_tokens} tokens; raise max_tokens of the student's recipe"
         )
     metrics = {
@@ -166,9 +166,9 @@ def _fitting(job: Job, config: StudentSFTStageConfig, student: _Student) -> _Cho
     return _Chosen(_traces(traces, fitting.traces), metrics)
 
 
-def _token_matched(job: Job, config: StudentSFTStageConfig, student: _Student) -> _Chosen:
+def _token_matched(ctx: StageContext, config: StudentSFTStageConfig, student: _Student) -> _Chosen:
     """The set of a rank, cut to the explanation tokens of the smallest set of all ranks."""
-    scores, traces = _of_chosen(_scores(job, config), config, job.seed), job.tables("traces")
+    scores, traces = _of_chosen(_scores(ctx, config), config, ctx.seed), ctx.tables("traces")
     ranks = rank_traces(scores, config.order, config.seed)
     tokens = student.fitting(traces, _questions_of(scores))
     matched = match_tokens(scores, ranks, tokens, config.seed)
@@ -198,8 +198,8 @@ def _scaled(sft: SFTConfig, share: float) -> SFTConfig:
     return sft.model_copy(update={"steps": max(1, round(sft.steps * share))})
 
 
-def _scores(job: Job, config: StudentSFTStageConfig) -> list[Row]:
-    return read_rows(job.tables("scores"), "scores", columns(config.order))
+def _scores(ctx: StageContext, config: StudentSFTStageConfig) -> list[Row]:
+    return read_rows(ctx.tables("scores"), "scores", columns(config.order))
 
 
 def _positions(model: Path) -> int:
@@ -233,11 +233,11 @@ def _trace_tables(
         yield table
 
 
-def _same_vocabulary(job: Job, digest: str) -> bool:
+def _same_vocabulary(ctx: StageContext, digest: str) -> bool:
     """Whether the traces' ids are ids of the student: those of whose tokenizer wrote them."""
-    inputs = job.manifests["traces"].inputs
+    inputs = ctx.manifests["traces"].inputs
     ref = inputs.get("teacher") or inputs["tokenizer"]
-    writer = job.store.manifest(ref.kind, ref.key)
+    writer = ctx.store.manifest(ref.kind, ref.key)
     if writer is None:
-        raise UserError(f"{job.spec.name}: the traces' writer ({ref.key}) is not in the store")
-    return vocabulary_digest(load_tokenizer(job.store.local(writer) / "model")) == digest
+        raise UserError(f"{ctx.spec.name}: the traces' writer ({ref.key}) is not in the store")
+    return vocabulary_digest(load_tokenizer(ctx.store.local(writer) / "model")) == digest

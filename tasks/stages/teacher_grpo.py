@@ -7,26 +7,26 @@ from rlt_core.stages import TeacherGRPOStageConfig
 from rlt_core.training.grpo import train_grpo
 from rlt_core.training.reward_function import Prompt
 from rlt_core.training.rlt_reward import RLTReward
-from tasks.job import Job
+from tasks.stage import StageContext
 
 
-def run(job: Job) -> dict[str, float]:
+def run(ctx: StageContext) -> dict[str, float]:
     """Trains on every training question with its solution."""
-    config = job.config_as(TeacherGRPOStageConfig)
-    model = job.model("model")
-    renderer = job.renderer("model", "teacher")
+    config = ctx.config_as(TeacherGRPOStageConfig)
+    model = ctx.model("model")
+    renderer = ctx.renderer("model", "teacher")
     prompts = [
         Prompt(row["question_id"], renderer.teacher_prompt(row["question"], row["solution"]), row)
-        for row in read_rows(job.tables("questions"), "questions")
+        for row in read_rows(ctx.tables("questions"), "questions")
         if row["split"] == "train"
     ]
-    job.require_format("student", "student")
+    ctx.require_format("student", "student")
     reward = RLTReward(
         renderer,
-        job.model("student"),
+        ctx.model("student"),
         config.reward,
         config.grpo,
-        resources=job.resources,
+        resources=ctx.resources,
     )
     return train_grpo(
         model,
@@ -34,10 +34,10 @@ def run(job: Job) -> dict[str, float]:
         reward,
         config.grpo,
         seed=config.seed,
-        key=job.spec.key,
-        stage=job.spec.stage,
-        out=job.out,
-        work=job.work,
-        resources=job.resources,
-        progress=job.progress,
+        key=ctx.spec.key,
+        stage=ctx.spec.stage,
+        out=ctx.out,
+        work=ctx.work,
+        resources=ctx.resources,
+        progress=ctx.progress,
     )

@@ -6,17 +6,17 @@ from rlt_core.errors import UserError
 from rlt_core.rows import read_rows
 from rlt_core.stages import TeacherSFTStageConfig
 from rlt_core.training.sft import train_sft
-from tasks.job import Job
+from tasks.stage import StageContext
 
 
-def run(job: Job) -> dict[str, float]:
+def run(ctx: StageContext) -> dict[str, float]:
     """Trains on every training question that has a trace; the solution is never used as one."""
-    config = job.config_as(TeacherSFTStageConfig)
-    model = job.model("model")
-    renderer = job.renderer("model", "teacher")
+    config = ctx.config_as(TeacherSFTStageConfig)
+    model = ctx.model("model")
+    renderer = ctx.renderer("model", "teacher")
     rows = [
         renderer.teacher_sft_row(row["question"], row["solution"], row["trace"])
-        for row in read_rows(job.tables("questions"), "questions")
+        for row in read_rows(ctx.tables("questions"), "questions")
         if row["split"] == "train" and row["trace"]
     ]
     if not rows:
@@ -30,9 +30,9 @@ def run(job: Job) -> dict[str, float]:
         rows,
         config.sft,
         seed=config.seed,
-        stage=job.spec.stage,
-        out=job.out,
-        work=job.work,
-        resources=job.resources,
-        progress=job.progress,
+        stage=ctx.spec.stage,
+        out=ctx.out,
+        work=ctx.work,
+        resources=ctx.resources,
+        progress=ctx.progress,
     )

@@ -13,7 +13,7 @@ from rlt_core.progress import Progress
 from rlt_core.prompts.renderer import Explanation, Renderer
 from rlt_core.rows import read_rows
 from rlt_core.stages import TraceGenerationConfig
-from tasks.job import Job
+from tasks.stage import StageContext
 from tasks.shards import in_shards
 
 Row = dict[str, Any]
@@ -39,39 +39,39 @@ class _Writer:
         return self.renderer.split_completion(completion_ids)
 
 
-def run(job: Job) -> dict[str, float]:
+def run(ctx: StageContext) -> dict[str, float]:
     """A completion's seed follows from (key, question, sample), not from its place in a batch."""
-    config = job.config_as(TraceGenerationConfig)
-    model, sampling = job.model("teacher"), config.sampling
-    writer = _Writer(job.renderer("teacher", config.context), config.context)
+    config = ctx.config_as(TraceGenerationConfig)
+    model, sampling = ctx.model("teacher"), config.sampling
+    writer = _Writer(ctx.renderer("teacher", config.context), config.context)
     questions = [
         row
-        for row in read_rows(job.tables("questions"), "questions")
+        for row in read_rows(ctx.tables("questions"), "questions")
         if row["split"] == config.split
     ]
     questions = choose(questions, sampling.n_questions, config.seed)
-    with open_engine(model, sampling.dtype, job.resources) as engine:
+    with open_engine(model, sampling.dtype, ctx.resources) as engine:
 
         def compute(shard: Sequence[Row], progress: Progress) -> list[Row]:
             completions = engine.generate(
                 [writer.prompt(row) for row in shard],
                 sampling,
                 [
-                    [sample_seed(job.spec.key, row["question_id"], i) for i in range(sampling.n)]
+                    [sample_seed(ctx.spec.key, row["question_id"], i) for i in range(sampling.n)]
                     for row in shard
                 ],
                 writer.renderer.stop_ids,
                 progress=progress,
             )
             return [
-                _row(job, writer, row, sample, completion)
+                _row(ctx, writer, row, sample, completion)
                 for row, group in zip(shard, completions, strict=True)
                 for sample, completion in enumerate(group)
             ]
 
-        size = job.resources.shard_questions
-        in_shards(job, "traces", questions, size, compute, _length)
-    traces = read_rows(job.out, "traces", ["closed", "finish_reason", "completion_tokens"])
+        size = ctx.resources.shard_questions
+        in_shards(ctx, "traces", questions, size, compute, _length)
+    traces = read_rows(ctx.out, "traces", ["closed", "finish_reason", "completion_tokens"])
     return {
         "questions": len(questions),
         "traces": len(traces),
@@ -86,13 +86,13 @@ def _length(question: Row) -> int:
     return len(question["question"]) + len(question["solution"])
 
 
-def _row(job: Job, writer: _Writer, question: Row, sample: int, completion: Completion) -> Row:
+def _row(ctx: StageContext, writer: _Writer, question: Row, sample: int, completion: Completion) -> Row:
     explanation = writer.explanation(completion.ids)
     return {
         "trace_id": f"{question['question_id']}-{sample}",
         "question_id": question["question_id"],
-        "seed": job.seed,
-        "teacher": job.key("teacher"),
+        "seed": ctx.seed,
+        "teacher": ctx.key("teacher"),
         "sample": sample,
         "text": explanation.text,
         "token_ids": explanation.ids,

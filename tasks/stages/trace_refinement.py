@@ -6,19 +6,19 @@ from rlt_core.config.refinement import Endpoint
 from rlt_core.refinement.refine import REASONS, Refinement, usage
 from rlt_core.rows import read_rows
 from rlt_core.stages import TraceRefinementConfig
-from tasks.job import Job
+from tasks.stage import StageContext
 
 
-def run(job: Job) -> dict[str, float]:
+def run(ctx: StageContext) -> dict[str, float]:
     """A trace without a usable answer is dropped and listed; its old text never stands in."""
-    config = job.config_as(TraceRefinementConfig)
+    config = ctx.config_as(TraceRefinementConfig)
     endpoint = Endpoint.of_environment()
-    traces = read_rows(job.tables("traces"), "traces")
-    questions = read_rows(job.tables("questions"), "questions")
-    renderer = job.renderer("tokenizer")
+    traces = read_rows(ctx.tables("traces"), "traces")
+    questions = read_rows(ctx.tables("questions"), "questions")
+    renderer = ctx.renderer("tokenizer")
     refinement = Refinement(config.refinement, renderer, traces, questions)
-    answers, asked = refinement.answers(job.work, endpoint, job.progress)
-    dropped = [row["reason"] for row in refinement.write(answers, job.out)]
+    answers, asked = refinement.answers(ctx.work, endpoint, ctx.progress)
+    dropped = [row["reason"] for row in refinement.write(answers, ctx.out)]
     return {
         "traces": len(traces) - len(dropped),
         "dropped": len(dropped),

@@ -16,23 +16,23 @@ from rlt_core.rows import read_rows
 from rlt_core.scoring import assign_ranks
 from rlt_core.scoring.score_traces import score_traces
 from rlt_core.stages import TraceScoringConfig
-from tasks.job import Job
+from tasks.stage import StageContext
 from tasks.shards import in_shards
 
 Row = dict[str, Any]
 
 
-def run(job: Job) -> dict[str, float]:
+def run(ctx: StageContext) -> dict[str, float]:
     """A question's traces stay in one shard, so that a shard can rank them."""
-    config = job.config_as(TraceScoringConfig)
+    config = ctx.config_as(TraceScoringConfig)
     if config.note:
         print(config.note)
-    teacher, student = job.model("teacher"), job.model("student")
-    teacher_prompter = job.renderer("teacher", "teacher")
-    student_prompter = job.renderer("student", "student")
+    teacher, student = ctx.model("teacher"), ctx.model("student")
+    teacher_prompter = ctx.renderer("teacher", "teacher")
+    student_prompter = ctx.renderer("student", "student")
     tokenizers = teacher_prompter.tokenizer, student_prompter.tokenizer
     require_same_vocabulary(*tokenizers, ("the teacher", "the reward student"))
-    questions = {row["question_id"]: row for row in read_rows(job.tables("questions"), "questions")}
+    questions = {row["question_id"]: row for row in read_rows(ctx.tables("questions"), "questions")}
 
     @cache
     def loaded(folder: Path) -> PreTrainedModel:
@@ -43,26 +43,26 @@ def run(job: Job) -> dict[str, float]:
         rows = score_traces(
             traces,
             questions,
-            student=job.key("student"),
-            load_student=lambda: on_device(loaded(student), job.resources),
-            load_teacher=lambda: on_device(loaded(teacher), job.resources),
+            student=ctx.key("student"),
+            load_student=lambda: on_device(loaded(student), ctx.resources),
+            load_teacher=lambda: on_device(loaded(teacher), ctx.resources),
             student_prompter=student_prompter,
             teacher_prompter=teacher_prompter,
             spec=config.reward,
             max_tokens=config.scoring.max_tokens,
-            tokens_per_batch=job.resources.tokens_per_batch,
+            tokens_per_batch=ctx.resources.tokens_per_batch,
             grader=grader,
             progress=progress,
         )
         return assign_ranks(rows)
 
     by_question: dict[str, list[Row]] = {}
-    for trace in read_rows(job.tables("traces"), "traces"):
+    for trace in read_rows(ctx.tables("traces"), "traces"):
         by_question.setdefault(trace["question_id"], []).append(trace)
     groups = list(by_question.values())
     with Grader() as grader:
-        in_shards(job, "scores", groups, job.resources.shard_questions, compute, _length)
-    scores = read_rows(job.out, "scores", ["status", "reward", "r_ss", "r_kl", "correct"])
+        in_shards(ctx, "scores", groups, ctx.resources.shard_questions, compute, _length)
+    scores = read_rows(ctx.out, "scores", ["status", "reward", "r_ss", "r_kl", "correct"])
     return _metrics(scores)
 
 

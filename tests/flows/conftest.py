@@ -13,7 +13,7 @@ import pytest
 
 from flows.server.local import wait_healthy
 from flows.server.processes import Processes, free_port
-from rlt_core import warm
+from tasks import warm
 
 Rlt = Callable[..., subprocess.CompletedProcess[str]]
 COMMAND = [sys.executable, "-m", "flows.cli.app"]
@@ -60,7 +60,7 @@ class Served:
         found, port, file = environment(self._home), free_port(), self._home / "launcher.json"
         server = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
         self._processes.start("server", server, found)
-        self._processes.start("launcher", [sys.executable, "-m", "rlt_core.warm", str(file)], found)
+        self._processes.start("launcher", [sys.executable, "-m", "tasks.warm", str(file)], found)
         api = f"http://127.0.0.1:{port}/api"
         wait_healthy(api, lambda: self._processes.alive("server"), self._processes.log("server"))
         while not file.exists():

@@ -14,10 +14,10 @@ import pytest
 
 from rlt_core.experiments import targets
 from rlt_core.graph import upstream
-from rlt_core.launch import ChildFailed, Launcher
 from rlt_core.overrides import load_config
 from rlt_core.store import Manifest, Store
 from tasks import node
+from tasks.child_process import ChildFailed, Launcher
 from tasks.spec import NodeSpec
 from tests.flows.test_shared_work import assert_gone, forget, rows, running_shares
 

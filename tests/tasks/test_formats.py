@@ -30,9 +30,9 @@ from rlt_core.stages import (
     TraceGenerationConfig,
 )
 from rlt_core.store import Manifest, Ref, Store
-from tasks.compute import compute
-from tasks.job import Job, job_of
+from tasks.execute import compute
 from tasks.spec import NodeSpec
+from tasks.stage import StageContext, context_of
 from tests.sample_store import row
 from tests.tasks.test_student_sets import committed, table
 
@@ -101,13 +101,13 @@ def teacher(store: Store, model: Ref, questions: Ref) -> Manifest:
 
 def generation(
     store: Store, writer: Ref, questions: Ref, format: PromptFormat, context: Any, **more: Any
-) -> Job:
+) -> StageContext:
     """A node of trace-generation, not run."""
     config = TraceGenerationConfig(
         sampling=GenerationConfig(n=1), split="train", context=context, format=format, seed=0
     )
     inputs = {"teacher": writer, "questions": questions}
-    return job_of(
+    return context_of(
         spec(store, "trace-generation", config, inputs, **more), store, Path(), Progress()
     )
 
@@ -122,8 +122,8 @@ def test_a_students_system_prompt_is_the_datas_to_the_letter(
         sft=SFT, traces="dataset", rank=None, n_questions=None, format=OF_DATA, seed=0
     )
     inputs = {"model": made.ref, "questions": questions, "system": questions}
-    job = job_of(spec(store, "student-sft", config, inputs), store, Path(), Progress())
-    renderer = job.renderer("model", "student")
+    ctx = context_of(spec(store, "student-sft", config, inputs), store, Path(), Progress())
+    renderer = ctx.renderer("model", "student")
     text = renderer.tokenizer.decode(renderer.student_prompt("1+1"))
     assert text.startswith(f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n1+1")
 
@@ -152,10 +152,10 @@ def test_only_the_system_prompt_of_the_models_role_counts(
     for format, role, refused in (
         (as_student, "student", "teacher"), (as_teacher, "teacher", "student"),
     ):  # fmt: skip
-        job = generation(store, made, questions, format, role)
-        job.require_format("teacher", role)
+        ctx = generation(store, made, questions, format, role)
+        ctx.require_format("teacher", role)
         with pytest.raises(UserError, match=f"differs in {refused}_system: "):
-            job.require_format("teacher", refused)
+            ctx.require_format("teacher", refused)
 
 
 def test_every_stage_that_uses_a_model_checks_it(store: Store, questions: Ref) -> None:
@@ -178,8 +178,8 @@ def test_every_stage_that_uses_a_model_checks_it(store: Store, questions: Ref) -
         with pytest.raises(UserError, match="differs in separator"):
             run(store, stage, config, inputs)
     named = evaluation.model_copy(update={"format_named": True})
-    job = job_of(spec(store, "evaluation", named, inputs), store, Path(), Progress())
-    job.require_format("model", "student")
+    ctx = context_of(spec(store, "evaluation", named, inputs), store, Path(), Progress())
+    ctx.require_format("model", "student")
 
 
 def test_the_record_is_part_of_a_folders_content(tmp_path: Path) -> None:

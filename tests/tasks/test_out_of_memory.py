@@ -14,24 +14,24 @@ from rlt_core.estimate import hint
 from rlt_core.progress import Progress
 from rlt_core.stages import STAGES
 from rlt_core.store import Store
-from tasks.job import Job, run_body
 from tasks.spec import NodeSpec
+from tasks.stage import StageContext, run_body
 
 GPU_STAGES = [stage.name for stage in STAGES.values() if stage.pool == "gpu"]
 
 
-def job(stage: str, folder: Path, **resources: Any) -> Job:
+def ctx(stage: str, folder: Path, **resources: Any) -> StageContext:
     spec = NodeSpec(
         store=str(folder), key="0123456789abcdef", stage=stage, config={}, inputs={}, label=stage,
         seed=0, profile="tiny", paths={}, resources=StageResources(**resources),
     )  # fmt: skip
     store = Store(str(folder))
     config = StageResources()
-    return Job(spec, config, {}, store, folder, store.workspace(spec.key), Progress())
+    return StageContext(spec, config, {}, store, folder, store.workspace(spec.key), Progress())
 
 
 def fail_with(error: Exception) -> Any:
-    def run(_: Job) -> dict[str, float]:
+    def run(_: StageContext) -> dict[str, float]:
         raise error
 
     return run
@@ -42,7 +42,7 @@ def test_every_stage_says_it_in_one_line(stage, tmp_path, monkeypatch):
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.0 GiB. GPU 0 has\nmore")
     monkeypatch.setattr(f"{STAGES[stage].module}.run", fail_with(error))
     with pytest.raises(UserError) as refused:
-        run_body(job(stage, tmp_path, device="cuda", engine="transformers"))
+        run_body(ctx(stage, tmp_path, device="cuda", engine="transformers"))
     said = str(refused.value)
     assert said.startswith(f"{stage}@0 ran out of memory (tried to allocate 2.0 GiB); ")
     assert "\n" not in said
@@ -51,7 +51,7 @@ def test_every_stage_says_it_in_one_line(stage, tmp_path, monkeypatch):
 
 
 def test_main_memory_counts_too_and_other_faults_stay_what_they_are(tmp_path, monkeypatch):
-    def too_large(_: Job) -> dict[str, float]:
+    def too_large(_: StageContext) -> dict[str, float]:
         torch.empty(1 << 60)
         return {}
 
@@ -59,10 +59,10 @@ def test_main_memory_counts_too_and_other_faults_stay_what_they_are(tmp_path, mo
     with pytest.raises(
         UserError, match=r"^teacher-sft@0 ran out of memory \(tried to allocate \d+ bytes\); "
     ):
-        run_body(job("teacher-sft", tmp_path))
+        run_body(ctx("teacher-sft", tmp_path))
     monkeypatch.setattr("tasks.stages.teacher_sft.run", fail_with(RuntimeError("else")))
     with pytest.raises(RuntimeError, match=r"^else$"):
-        run_body(job("teacher-sft", tmp_path))
+        run_body(ctx("teacher-sft", tmp_path))
 
 
 def test_the_hint_is_the_change_that_costs_least_time():

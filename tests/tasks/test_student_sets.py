@@ -37,7 +37,7 @@ from rlt_core.stages import (
     TraceScoringConfig,
 )
 from rlt_core.store import Manifest, Ref, Store
-from tasks.compute import compute
+from tasks.execute import compute
 from tasks.spec import NodeSpec
 from tasks.stages import student_sft
 from tests.sample_store import eval_row, row

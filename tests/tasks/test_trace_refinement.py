@@ -21,7 +21,7 @@ from rlt_core.refinement.client import KEY
 from rlt_core.rows import read_rows
 from rlt_core.stages import STAGES, TraceRefinementConfig
 from rlt_core.store import Manifest, Ref, Store
-from tasks.compute import compute
+from tasks.execute import compute
 from tasks.spec import NodeSpec
 from tests.chat_server import KEY as SECRET
 from tests.chat_server import Reply, completion, error, serve

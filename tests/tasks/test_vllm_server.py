@@ -8,7 +8,7 @@ import pytest
 
 from rlt_core.config import StageResources
 from rlt_core.store import Store
-from tasks.compute import alone_on_server
+from tasks.execute import alone_on_server
 from tasks.spec import NodeSpec
 
 SERVER = "http://host:8000"

@@ -29,7 +29,7 @@ Config = TypeVar("Config", bound=Frozen)
 
 
 @dataclass(frozen=True)
-class Job:
+class StageContext:
     """A node under way, in each of the processes that share its work."""
 
     spec: NodeSpec
@@ -124,7 +124,7 @@ class Job:
         return self.manifests[name].ref.key
 
 
-def job_of(spec: NodeSpec, store: Store, out: Path, progress: Progress) -> Job:
+def context_of(spec: NodeSpec, store: Store, out: Path, progress: Progress) -> StageContext:
     """A node with its inputs. Raises UserError for one that is not in the store."""
     manifests = {}
     for name, ref in spec.inputs.items():
@@ -133,29 +133,29 @@ def job_of(spec: NodeSpec, store: Store, out: Path, progress: Progress) -> Job:
             raise UserError(f"{spec.name}: its input {name} ({ref.key}) is not in {store}")
         manifests[name] = manifest
     config = parse_config(spec.stage, spec.config)
-    return Job(spec, config, manifests, store, out, store.workspace(spec.key), progress)
+    return StageContext(spec, config, manifests, store, out, store.workspace(spec.key), progress)
 
 
-def run_body(job: Job) -> dict[str, float]:
+def run_body(ctx: StageContext) -> dict[str, float]:
     """What the stage does, in this process; returns the artifact's metrics."""
-    if job.stage.pool == "gpu":
+    if ctx.stage.pool == "gpu":
         from rlt_core.models import use_threads
 
-        use_threads(job.resources.threads)
+        use_threads(ctx.resources.threads)
     try:
-        metrics: dict[str, float] = importlib.import_module(job.stage.module).run(job)
+        metrics: dict[str, float] = importlib.import_module(ctx.stage.module).run(ctx)
     except NoShardLeft:
         return {}
     except RuntimeError as error:
-        if job.stage.pool == "gpu":
-            _require_memory(job, error)
+        if ctx.stage.pool == "gpu":
+            _require_memory(ctx, error)
         raise
-    if job.stage.model and getattr(job.config, "format", None) and processes.rank() == 0:
-        record_format(job.out / "model", job.format)
+    if ctx.stage.model and getattr(ctx.config, "format", None) and processes.rank() == 0:
+        record_format(ctx.out / "model", ctx.format)
     return metrics
 
 
-def _require_memory(job: Job, error: RuntimeError) -> None:
+def _require_memory(ctx: StageContext, error: RuntimeError) -> None:
     """Raises UserError with a hint if it was for lack of memory that torch failed."""
     from rlt_core.models import is_out_of_memory
 
@@ -163,6 +163,6 @@ def _require_memory(job: Job, error: RuntimeError) -> None:
         tried = re.search(r"[Tt]ried to allocate [\d.]+ \w+", str(error))
         said = f" ({tried[0][0].lower()}{tried[0][1:]})" if tried else ""
         raise UserError(
-            f"{job.spec.name} ran out of memory{said}; it takes less with "
-            f"{hint(job.stage, job.resources)}"
+            f"{ctx.spec.name} ran out of memory{said}; it takes less with "
+            f"{hint(ctx.stage, ctx.resources)}"
         ) from error

@@ -1,7 +1,7 @@
 """A launcher that stays: one process a machine that has the imports done, for all runs on it.
 
 Importing torch, TRL and lighteval takes longer than many a node. A worker's machine may keep one
-process of `python -m rlt_core.warm FILE`; runs that find it through RLT_LAUNCHER=FILE fork their
+process of `python -m tasks.warm FILE`; runs that find it through RLT_LAUNCHER=FILE fork their
 children from there. All else is as with `Launcher`: a child is asked to stop when the run that
 wanted it asks, ends or dies.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rlt_core.errors import Stopped, UserError
-from rlt_core.launch import ENVIRONMENT, ChildFailed, Launcher, Launches
+from tasks.child_process import ENVIRONMENT, ChildFailed, Launcher, Launches
 from rlt_core.progress import Metrics, Progress
 from rlt_core.stages import STAGES
 
@@ -137,7 +137,7 @@ def _serve_one(pipe: Connection) -> None:
         threading.Thread(target=watch, daemon=True).start()
         try:
             result = launcher.run(
-                "rlt_core.warm:in_environment",
+                "tasks.warm:in_environment",
                 (target, argument, environment),
                 log=Path(log),
                 progress=lambda done, total, metrics: send("progress", (done, total, metrics)),

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from rlt_core.errors import Stopped, UserError
-from rlt_core.launch import ChildFailed, Launcher
 from rlt_core.progress import Progress
+from tasks.child_process import ChildFailed, Launcher
 
-HERE = "tests.rlt_core.test_launch"
+HERE = "tests.tasks.test_child_process"
 
 
 def work(argument: Any, progress: Progress) -> Any:
@@ -100,7 +100,7 @@ def _alive(pid: int) -> bool:
 def _orphan(argument: str, tmp_path: Path, asked: bool) -> int:
     """A child of a killed parent; `asked`: it was asked to stop just before."""
     program = (
-        "import sys; from pathlib import Path; from rlt_core.launch import Launcher\n"
+        "import sys; from pathlib import Path; from tasks.child_process import Launcher\n"
         f"Launcher([]).run('{HERE}:work', '{argument}', log=Path(sys.argv[1]), "
         "progress=lambda d, t, m: print(m['pid'], flush=True), say=print)"
     )

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from rlt_core import warm
 from rlt_core.errors import Stopped, UserError
-from rlt_core.launch import ChildFailed, Launcher, Launches
+from tasks import warm
+from tasks.child_process import ChildFailed, Launcher, Launches
 
-WORK = "tests.rlt_core.test_launch:work"
+WORK = "tests.tasks.test_child_process:work"
 ROOT = Path(__file__).parents[2]
-SERVE = "import sys; from pathlib import Path; from rlt_core import warm; warm.STAGES = {}; "
+SERVE = "import sys; from pathlib import Path; from tasks import warm; warm.STAGES = {}; "
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_a_child_has_the_environment_of_the_run_that_wants_it(
     launcher: Launches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ONLY_HERE", "yes")
-    target = "tests.rlt_core.test_warm:environment_of_child"
+    target = "tests.tasks.test_warm:environment_of_child"
     found = launcher.run(
         target, "ONLY_HERE", log=tmp_path / "log.txt", progress=lambda *_: None, say=print
     )
@@ -93,7 +93,7 @@ def test_a_child_has_the_environment_of_the_run_that_wants_it(
 
 def test_a_child_ends_when_the_run_that_wanted_it_is_killed(access: Path, tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from rlt_core import warm\n"
+        "import sys; from pathlib import Path; from tasks import warm\n"
         f"warm.launcher_for([]).run('{WORK}', 'wait', log=Path(sys.argv[1]), say=print, "
         "progress=lambda d, t, m: print(m['pid'], flush=True))"
     )

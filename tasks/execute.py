@@ -25,7 +25,7 @@ from rlt_core.sql.schemas import TABLES
 from rlt_core.stages import STAGES, Stage, parse_config
 from rlt_core.store import Attempt, Lease, Manifest, Ref, Store
 from tasks import distributed
-from tasks.job import Job, job_of, run_body
+from tasks.stage import StageContext, context_of, run_body
 from tasks.shards import seconds_elsewhere
 from tasks.spec import NodeSpec, require_one_machine
 
@@ -80,9 +80,9 @@ def assist(argument: dict[str, Any], progress: Progress) -> None:
     store = Store(spec.store)
     with tempfile.TemporaryDirectory(prefix="rlt-") as folder:
         _hold_gpus(spec, STAGES[spec.stage], progress)
-        job = job_of(spec, store, Path(folder), progress)
-        if not job.is_committed():
-            _body(job, f"{spec.key}: its work is shared")
+        ctx = context_of(spec, store, Path(folder), progress)
+        if not ctx.is_committed():
+            _body(ctx, f"{spec.key}: its work is shared")
 
 
 def _checked(argument: dict[str, Any]) -> NodeSpec:
@@ -108,29 +108,29 @@ def _hold_gpus(spec: NodeSpec, stage: Stage, progress: Progress) -> None:
         gpus.hold(stage.gpus(spec.resources), progress, gpus.SHARED_WAIT_S if together else None)
 
 
-def _body(job: Job, what: str) -> dict[str, float]:
+def _body(ctx: StageContext, what: str) -> dict[str, float]:
     """The stage's body, in the processes of this machine."""
-    count = job.stage.processes(job.resources)
-    together = count > 1 or (job.stage.shared == "steps" and job.machines > 1)
-    if job.stage.pool == "gpu":
-        processes.require_gpus(job.resources, job.stage.gpus(job.resources))
+    count = ctx.stage.processes(ctx.resources)
+    together = count > 1 or (ctx.stage.shared == "steps" and ctx.machines > 1)
+    if ctx.stage.pool == "gpu":
+        processes.require_gpus(ctx.resources, ctx.stage.gpus(ctx.resources))
         if not together:
-            processes.take_gpus(job.resources, job.stage.gpus_of_each(job.resources))
+            processes.take_gpus(ctx.resources, ctx.stage.gpus_of_each(ctx.resources))
     print(
-        f"{what} on {_device(job.stage, job.resources)}, machine {job.machine + 1} of "
-        f"{job.machines}, processes: {count}, threads of each: {job.resources.threads}"
+        f"{what} on {_device(ctx.stage, ctx.resources)}, machine {ctx.machine + 1} of "
+        f"{ctx.machines}, processes: {count}, threads of each: {ctx.resources.threads}"
     )
-    return distributed.run(job) if together else run_body(job)
+    return distributed.run(ctx) if together else run_body(ctx)
 
 
 def _compute_and_commit(spec: NodeSpec, stage: Stage, store: Store, progress: Progress) -> Manifest:
     attempt = store.begin(Ref(kind=stage.kind, key=spec.key))
     started = datetime.now(UTC)
     try:
-        job = job_of(spec, store, attempt.out, progress)
-        metrics = _body(job, f"{spec.key}: attempt {attempt.id}")
+        ctx = context_of(spec, store, attempt.out, progress)
+        metrics = _body(ctx, f"{spec.key}: attempt {attempt.id}")
         _validate(stage, attempt)
-        return store.commit(_manifest(job, stage, attempt, metrics, started))
+        return store.commit(_manifest(ctx, stage, attempt, metrics, started))
     except BaseException:
         if store.manifest(stage.kind, spec.key) is None:
             store.abandon(attempt)
@@ -151,43 +151,43 @@ def _validate(stage: Stage, attempt: Attempt) -> None:
 
 
 def _manifest(
-    job: Job, stage: Stage, attempt: Attempt, metrics: Mapping[str, float], started: datetime
+    ctx: StageContext, stage: Stage, attempt: Attempt, metrics: Mapping[str, float], started: datetime
 ) -> Manifest:
     finished = datetime.now(UTC)
     seconds = (finished - started).total_seconds()
-    device = _device(stage, job.resources)
+    device = _device(stage, ctx.resources)
     return Manifest(
         ref=attempt.ref,
         attempt=attempt.id,
         stage=stage.name,
         stage_version=stage.version,
-        label=job.spec.label,
-        profile=job.spec.profile,
-        seed=job.spec.seed,
-        config=job.config.model_dump(mode="json"),
-        inputs=job.spec.inputs,
-        files=job.store.describe(attempt),
+        label=ctx.spec.label,
+        profile=ctx.spec.profile,
+        seed=ctx.spec.seed,
+        config=ctx.config.model_dump(mode="json"),
+        inputs=ctx.spec.inputs,
+        files=ctx.store.describe(attempt),
         metrics={name: float(value) for name, value in metrics.items()},
         packages=_packages(),
         git_commit=git_commit(),
-        flow_run_id=job.spec.flow_run_id,
+        flow_run_id=ctx.spec.flow_run_id,
         started_at=started,
         finished_at=finished,
         seconds=seconds,
-        gpu_seconds=0.0 if device == "cpu" else _gpu_seconds(job, seconds),
+        gpu_seconds=0.0 if device == "cpu" else _gpu_seconds(ctx, seconds),
         device=device,
-        threads=job.resources.threads * stage.processes(job.resources),
+        threads=ctx.resources.threads * stage.processes(ctx.resources),
     )
 
 
-def _gpu_seconds(job: Job, seconds: float) -> float:
+def _gpu_seconds(ctx: StageContext, seconds: float) -> float:
     """Of all GPUs of all machines; of those that shared shards, the time that their shards took."""
-    gpus = job.stage.gpus(job.resources)
-    if job.machines == 1:
+    gpus = ctx.stage.gpus(ctx.resources)
+    if ctx.machines == 1:
         return seconds * gpus
-    if job.stage.shared == "steps":
-        return seconds * gpus * job.machines
-    return seconds * gpus + seconds_elsewhere(job) * gpus / job.stage.processes(job.resources)
+    if ctx.stage.shared == "steps":
+        return seconds * gpus * ctx.machines
+    return seconds * gpus + seconds_elsewhere(ctx) * gpus / ctx.stage.processes(ctx.resources)
 
 
 def _packages() -> dict[str, str]:
