@@ -14,7 +14,7 @@ from rlt_core.experiments.nodes import off_policy, with_estimator
 from rlt_core.graph import Node, key_of, upstream
 from rlt_core.stages import TraceScoringConfig
 from rlt_core.store import Ref, Store
-from tasks.spec import NodeSpec
+from tasks.stage import NodeSpec
 
 
 def node_alone(

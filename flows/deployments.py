@@ -28,7 +28,7 @@ from rlt_core.graph import Node, Planned
 from rlt_core.overrides import load_config
 from rlt_core.stages import STAGES
 from rlt_core.store import Store
-from tasks.spec import NodeSpec
+from tasks.stage import NodeSpec
 
 STORE_HELP = "A folder or s3://bucket/prefix; empty: RLT_STORE of the worker."
 SET_HELP = "Lines FIELD=VALUE as for `rlt run --set`, e.g. data.n_train=100."

@@ -24,8 +24,7 @@ from flows.executors import Outcome, Reporter, Status
 from rlt_core.errors import Stopped, UserError
 from rlt_core.stages import STAGES
 from rlt_core.store import Lease, Store
-from tasks import node as node_task
-from tasks.spec import NodeSpec
+from tasks.stage import NodeSpec
 
 States = list[State | None]
 """None while it is not known."""
@@ -79,7 +78,7 @@ class PoolExecutor:
             get_run_logger().info("%s: %s is working on it", spec.name, lease["host"])
         while _holder(spec) and not self._stop.is_set():
             self._stop.wait(OTHERS_POLL_S)
-        return self._stop.is_set() or node_task.find(spec) is not None
+        return self._stop.is_set() or spec.manifest() is not None
 
     def _send_and_follow(self, specs: Sequence[NodeSpec], priority: float) -> dict[str, Outcome]:
         """What became of each node, by key."""
@@ -197,7 +196,7 @@ class PoolExecutor:
                     client.set_flow_run_state(run.id, Cancelling())
 
     def _outcome(self, spec: NodeSpec, child: FlowRun | None, state: State | None) -> Outcome:
-        manifest = node_task.find(spec)
+        manifest = spec.manifest()
         if manifest is not None:
             self._reporter.finished(spec.name, manifest)
             return Outcome("done", f"{spec.key} committed")

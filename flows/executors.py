@@ -15,9 +15,9 @@ from rlt_core.errors import Stopped, UserError
 from rlt_core.progress import Metrics
 from rlt_core.stages import STAGES
 from rlt_core.store import Manifest
-from tasks import node as node_task
-from tasks.child_process import ChildFailed, Launches
-from tasks.spec import NodeSpec
+from tasks.child_process import ChildFailed, ChildProcesses
+from tasks.execute import execute_node
+from tasks.stage import NodeSpec
 
 Status = Literal["hit", "done", "failed", "mistake", "stopped", "over budget", "not run"]
 THERE: tuple[Status, ...] = ("hit", "done")
@@ -70,7 +70,7 @@ class Executor(Protocol):
 class LocalExecutor:
     """Computes nodes in children of this process."""
 
-    def __init__(self, launcher: Launches, reporter: Reporter, cores: Cores) -> None:
+    def __init__(self, launcher: ChildProcesses, reporter: Reporter, cores: Cores) -> None:
         self._launcher = launcher
         self._reporter = reporter
         self._cores = cores
@@ -123,7 +123,4 @@ class LocalExecutor:
         def say(text: str) -> None:
             self._reporter.line(spec.name, text)
 
-        if spec.machine == 0:
-            return node_task.run(spec, self._launcher, progress, say)
-        node_task.assist(spec, self._launcher, progress, say)
-        return None
+        return execute_node(spec, self._launcher, progress, say)

@@ -22,8 +22,7 @@ from flows.schedule import Schedule
 from rlt_core.errors import UserError
 from rlt_core.graph import Node, Planned
 from rlt_core.store import Store
-from tasks import node as node_task
-from tasks.spec import NodeSpec
+from tasks.stage import NodeSpec
 
 CAUSES = ("failed", "mistake", "over budget")
 """What a run failed of; the rest was only not tried, or stopped on request."""
@@ -76,7 +75,7 @@ class Run:
             self.outcomes |= {n.key: outcome for n, outcome in zip(ready, outcomes, strict=True)}
             if self.schedule.budget:
                 for spec in specs:
-                    made = node_task.find(spec)
+                    made = spec.manifest()
                     self.schedule.budget.settle(spec.key, made.gpu_seconds if made else None)
         return state_of({node.name: self.outcomes[node.key] for node in nodes})
 

@@ -87,7 +87,7 @@ def _run(request: Request) -> int:
         launcher.stop()
 
     threading.Thread(target=watch_stdin, daemon=True).start()
-    threading.Thread(target=launcher.warm).start()
+    threading.Thread(target=launcher.start).start()
     from flows.pipeline import Run, execute
     from flows.schedule import Schedule
 

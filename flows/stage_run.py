@@ -20,8 +20,7 @@ from flows.pipeline import state_of, wait_or_stop
 from rlt_core.errors import UserError
 from rlt_core.stages import STAGES
 from rlt_core.store import Ref, Store
-from tasks import node as node_task
-from tasks.spec import NodeSpec
+from tasks.stage import NodeSpec
 from tasks.warm import launcher_for
 
 
@@ -63,11 +62,11 @@ def _record_inputs(keys: dict[str, str]) -> None:
 
 def compute(stage: str, specs: list[NodeSpec]) -> State[Any]:
     """Compute nodes of one stage on this worker, one after the other."""
-    found = {spec.key: node_task.find(spec) for spec in specs}
+    found = {spec.key: spec.manifest() for spec in specs}
     missing = [spec for spec in specs if found[spec.key] is None]
     launcher = launcher_for([STAGES[stage].module])
     if missing:
-        launcher.warm()
+        launcher.start()
     # One at a time here; the limit of the pool's workers says how many runs share a machine.
     executor = LocalExecutor(launcher, prefect_artifacts.NodePage(), Cores(1))
     outcomes = {spec.name: Outcome("hit") for spec in specs if found[spec.key]}

@@ -2,7 +2,7 @@
 
 A child dies with its parent: the pipe between them closes, the child is asked to stop, has
 `GRACE_S` to checkpoint, and is then killed with its whole process group. The same order holds when
-the parent asks (`Launcher.stop`) or the child gets a SIGTERM.
+the parent asks (`ChildProcesses.stop`) or the child gets a SIGTERM.
 """
 
 from __future__ import annotations
@@ -54,32 +54,32 @@ class _Outcome:
     value: Any
 
 
-class Launches(Protocol):
+class ChildProcesses(Protocol):
     """Starts children and ends them."""
 
     @property
     def stopping(self) -> bool:
         """Whether children were asked to stop."""
 
-    def warm(self) -> None:
+    def start(self) -> None:
         """Import while something else happens."""
 
     def stop(self) -> None:
         """Ask every child to checkpoint and end, and start no more."""
 
-    def run(
+    def execute(
         self,
         target: str,
         argument: Any,
         *,
         log: Path,
-        progress: Callable[[int, int, Metrics], None],
-        say: Callable[[str], None],
+        on_progress: Callable[[int, int, Metrics], None],
+        on_line: Callable[[str], None],
     ) -> Any:
-        """Call `module:function(argument, control)` in a child and return what it returns."""
+        """Call `module:function(argument, progress)` in a child and return what it returns."""
 
 
-class Launcher:
+class LocalChildren:
     """Starts children and ends them. One a process; its methods may be called from threads."""
 
     def __init__(self, preload: Iterable[str]) -> None:
@@ -95,7 +95,7 @@ class Launcher:
         """Whether children were asked to stop."""
         return self._stop.is_set()
 
-    def warm(self) -> None:
+    def start(self) -> None:
         """Start the server, so that it imports while something else happens."""
         from multiprocessing.forkserver import ensure_running
 
@@ -105,18 +105,18 @@ class Launcher:
         """Ask every child to checkpoint and end, and start no more."""
         self._stop.set()
 
-    def run(
+    def execute(
         self,
         target: str,
         argument: Any,
         *,
         log: Path,
-        progress: Callable[[int, int, Metrics], None],
-        say: Callable[[str], None],
+        on_progress: Callable[[int, int, Metrics], None],
+        on_line: Callable[[str], None],
     ) -> Any:
-        """Call `module:function(argument, control)` in a child and return what it returns.
+        """Call `module:function(argument, progress)` in a child and return what it returns.
 
-        The child's standard output and error go to the file `log`, and line by line to `say`.
+        The child's standard output and error go to the file `log`, and line by line to `on_line`.
         Raises UserError and Stopped as the child did, and ChildFailed with the child's traceback or
         the end of its log.
         """
@@ -129,20 +129,20 @@ class Launcher:
         child.start()
         theirs.close()
         try:
-            outcome = self._follow(child, ours, progress, lambda: lines.pass_on(say))
+            outcome = self._follow(child, ours, on_progress, lambda: lines.pass_on(on_line))
             child.join(EXIT_S)
         finally:
             _kill_group(child)
             child.join()
             ours.close()
-            lines.pass_on(say, to_the_end=True)
+            lines.pass_on(on_line, to_the_end=True)
         return _unpack(outcome, child, log)
 
     def _follow(
         self,
         child: BaseProcess,
         pipe: connection.Connection,
-        progress: Callable[[int, int, Metrics], None],
+        on_progress: Callable[[int, int, Metrics], None],
         pass_on_lines: Callable[[], None],
     ) -> _Outcome | None:
         """Read messages until the child ends; None if it died without a last word."""
@@ -157,7 +157,7 @@ class Launcher:
                     return None
                 if isinstance(message, _Outcome):
                     return message
-                progress(*message)
+                on_progress(*message)
             if self.stopping and deadline is None:
                 deadline = time.monotonic() + GRACE_S
                 # Not child.terminate(), which does nothing once the server has died.
@@ -174,7 +174,7 @@ class _NewLines:
         self._log = log
         self._offset = log.stat().st_size if log.exists() else 0
 
-    def pass_on(self, say: Callable[[str], None], to_the_end: bool = False) -> None:
+    def pass_on(self, on_line: Callable[[str], None], to_the_end: bool = False) -> None:
         """Say every new line; the last one may be unfinished, then it waits for its end."""
         if not self._log.exists():
             return
@@ -187,7 +187,7 @@ class _NewLines:
         for line in new.decode(errors="replace").split("\n"):
             # A progress bar rewrites its line: what stands there at last is said.
             if shown := line.rpartition("\r")[2].rstrip():
-                say(shown)
+                on_line(shown)
 
 
 def _unpack(outcome: _Outcome | None, child: BaseProcess, log: Path) -> Any:

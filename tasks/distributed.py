@@ -3,10 +3,10 @@
 Where several machines share the steps of a training, each has an owner and a torchrun, and these
 meet (`tasks.rendezvous`). Where they share shards, the machines need not know of each other.
 
-Every process runs the stage's body (`tasks.stage.run_body`) on the same node; which share is its own
-it learns from torchrun's environment. Each is connected with its owner: progress and the last word
-come back, the wish to stop goes out, and whoever finds the connection closed ends, since torchrun
-puts its processes into sessions of their own.
+Every process runs the stage's body (`tasks.stage.run_body`) on the same node and learns its rank
+from torchrun's environment. A pipe connects each with its owner: progress and the result come back,
+the stop request goes out. A process whose pipe is closed ends, since torchrun puts its processes
+into sessions of their own.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ from rlt_core.progress import Progress
 from rlt_core.stages import STAGES
 from rlt_core.store import Store
 from tasks import rendezvous
-from tasks.stage import StageContext, context_of, run_body
-from tasks.spec import NodeSpec
+from tasks.stage import NodeSpec, StageContext, context_of, run_body
 
 STOP = "stop"
 POLL_S = 0.2

@@ -1,4 +1,7 @@
-"""One stage run, inside the process that computes: check → compute → validate → commit."""
+"""One stage run: a child process takes the lease, computes, validates and commits.
+
+`execute_node` is the caller's side; `execute` runs in the child.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +22,15 @@ from rlt_core.checkout import git_commit
 from rlt_core.config import StageResources
 from rlt_core.errors import UserError
 from rlt_core.graph import key_of
-from rlt_core.progress import Progress
+from rlt_core.progress import Metrics, Progress
 from rlt_core.rows import table_files
 from rlt_core.sql.schemas import TABLES
 from rlt_core.stages import STAGES, Stage, parse_config
 from rlt_core.store import Attempt, Lease, Manifest, Ref, Store
 from tasks import distributed
-from tasks.stage import StageContext, context_of, run_body
+from tasks.child_process import ChildProcesses
 from tasks.shards import seconds_elsewhere
-from tasks.spec import NodeSpec, require_one_machine
+from tasks.stage import NodeSpec, StageContext, context_of, require_one_machine, run_body
 
 ENGINES = (
     "torch", "transformers", "tokenizers", "trl", "accelerate", "peft", "vllm", "lighteval",
@@ -36,13 +39,52 @@ ENGINES = (
 """Packages whose versions can change what a stage computes."""
 
 
-def compute(argument: dict[str, Any], progress: Progress) -> str:
-    """Compute and commit a node, or find it committed by another; returns its manifest as JSON.
+def execute_node(
+    spec: NodeSpec,
+    children: ChildProcesses,
+    on_progress: Callable[[int, int, Metrics], None],
+    on_line: Callable[[str], None],
+) -> Manifest | None:
+    """Compute a node in a child process and return the committed manifest; None for a run that
+    shares the node with the run that commits it.
 
-    Raises UserError when the key differs from the expected one, an input is not committed or
-    damaged, and whatever the stage raises; Stopped leaves checkpoints behind.
+    `on_progress` receives (units done, total units, metrics), `on_line` each line that the child
+    prints. Raises UserError, Stopped or ChildFailed; finished work stays in the key's workspace.
+    """
+    store = Store(spec.store)
+    log = "log.txt" if spec.machine == 0 else f"log-{spec.machine}.txt"
+    try:
+        manifest = children.execute(
+            "tasks.execute:execute",
+            spec.model_dump(mode="json"),
+            log=store.files.local(f"work/{spec.key}/{log}"),
+            on_progress=on_progress,
+            on_line=on_line,
+        )
+    except UserError:
+        if spec.machine == 0:
+            store.forget(spec.key)
+        raise
+    return Manifest.model_validate_json(manifest) if manifest else None
+
+
+# ---------------------------------------------------------------- in the child process
+def execute(argument: dict[str, Any], progress: Progress) -> str | None:
+    """Compute and commit a node, or share the work on one that another run commits.
+
+    Returns the manifest as JSON, None for a shared node. Raises UserError when the key differs from
+    the expected one or an input is not committed or damaged, and whatever the stage raises; Stopped
+    leaves checkpoints behind.
     """
     spec = _checked(argument)
+    if spec.machine == 0:
+        return compute(spec, progress).model_dump_json()
+    share_work(spec, progress)
+    return None
+
+
+def compute(spec: NodeSpec, progress: Progress) -> Manifest:
+    """Compute and commit a node, or return the manifest that another run committed meanwhile."""
     stage, store = STAGES[spec.stage], Store(spec.store)
 
     def waiting(_: dict[str, object]) -> None:
@@ -56,7 +98,7 @@ def compute(argument: dict[str, Any], progress: Progress) -> str:
             with alone_on_server(spec, store, waiting):
                 _hold_gpus(spec, stage, progress)
                 standing = _compute_and_commit(spec, stage, store, progress)
-    return standing.model_dump_json()
+    return standing
 
 
 def alone_on_server(
@@ -71,12 +113,8 @@ def alone_on_server(
     return Lease(store.files, f"vllm-{key}", f"{server} ({spec.name})", waiting)
 
 
-def assist(argument: dict[str, Any], progress: Progress) -> None:
-    """Share the work on a node that another run computes and commits; raises what `compute` does.
-
-    Returns once there is nothing left to share.
-    """
-    spec = _checked(argument)
+def share_work(spec: NodeSpec, progress: Progress) -> None:
+    """Share the work on a node that another run commits, until nothing is left to share."""
     store = Store(spec.store)
     with tempfile.TemporaryDirectory(prefix="rlt-") as folder:
         _hold_gpus(spec, STAGES[spec.stage], progress)
@@ -151,7 +189,11 @@ def _validate(stage: Stage, attempt: Attempt) -> None:
 
 
 def _manifest(
-    ctx: StageContext, stage: Stage, attempt: Attempt, metrics: Mapping[str, float], started: datetime
+    ctx: StageContext,
+    stage: Stage,
+    attempt: Attempt,
+    metrics: Mapping[str, float],
+    started: datetime,
 ) -> Manifest:
     finished = datetime.now(UTC)
     seconds = (finished - started).total_seconds()

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from rlt_core.errors import UserError
 from rlt_core.progress import Progress
 from rlt_core.store import Lease, Store
-from tasks.spec import NodeSpec
+from tasks.stage import NodeSpec
 
 POLL_S = 0.5
 ALONE_S = 600.0

@@ -2,7 +2,7 @@
 
 Importing torch, TRL and lighteval takes longer than many a node. A worker's machine may keep one
 process of `python -m tasks.warm FILE`; runs that find it through RLT_LAUNCHER=FILE fork their
-children from there. All else is as with `Launcher`: a child is asked to stop when the run that
+children from there. All else is as with `LocalChildren`: a child is asked to stop when the run that
 wanted it asks, ends or dies.
 """
 
@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from rlt_core.errors import Stopped, UserError
-from tasks.child_process import ENVIRONMENT, ChildFailed, Launcher, Launches
 from rlt_core.progress import Metrics, Progress
 from rlt_core.stages import STAGES
+from tasks.child_process import ENVIRONMENT, ChildFailed, ChildProcesses, LocalChildren
 
 VARIABLE = "RLT_LAUNCHER"
 ROOMS = ("rlt_core", "tasks")
@@ -41,7 +41,7 @@ def sources_stamp(rooms: Iterable[str] = ROOMS) -> float:
     return max(file.stat().st_mtime for file in files if file.suffix != ".pyc")
 
 
-def launcher_for(modules: Iterable[str]) -> Launches:
+def launcher_for(modules: Iterable[str]) -> ChildProcesses:
     """The machine's warm launcher if there is one with today's code, else one of our own."""
     file = os.environ.get(VARIABLE)
     if file and Path(file).is_file():
@@ -52,7 +52,7 @@ def launcher_for(modules: Iterable[str]) -> Launches:
             with contextlib.suppress(OSError, EOFError, AuthenticationError):
                 Client(address, authkey=key).close()
                 return WarmLauncher(address, key)
-    return Launcher(modules)
+    return LocalChildren(modules)
 
 
 class WarmLauncher:
@@ -67,23 +67,23 @@ class WarmLauncher:
         """Whether children were asked to stop."""
         return self._stop.is_set()
 
-    def warm(self) -> None:
+    def start(self) -> None:
         """It is."""
 
     def stop(self) -> None:
         """Ask every child to checkpoint and end, and start no more."""
         self._stop.set()
 
-    def run(
+    def execute(
         self,
         target: str,
         argument: Any,
         *,
         log: Path,
-        progress: Callable[[int, int, Metrics], None],
-        say: Callable[[str], None],
+        on_progress: Callable[[int, int, Metrics], None],
+        on_line: Callable[[str], None],
     ) -> Any:
-        """As `Launcher.run`; the child has this process's environment."""
+        """As `LocalChildren.execute`; the child has this process's environment."""
         if self.stopping:
             raise Stopped("stopped on request")
         told = False
@@ -100,9 +100,9 @@ class WarmLauncher:
                 except (EOFError, OSError):
                     raise ChildFailed("the launcher of this machine died") from None
                 if kind == "progress":
-                    progress(*value)
+                    on_progress(*value)
                 elif kind == "line":
-                    say(value)
+                    on_line(value)
                 elif kind == "result":
                     return value
                 else:
@@ -123,7 +123,7 @@ def _serve_one(pipe: Connection) -> None:
     """One child for one connection; the end of the connection is the wish to stop."""
     with contextlib.suppress(EOFError, OSError), pipe:
         target, argument, log, environment = pipe.recv()
-        launcher = Launcher(())  # children come from the server that this process has already
+        launcher = LocalChildren(())  # children come from the server that this process has already
 
         def watch() -> None:
             with contextlib.suppress(EOFError, OSError):
@@ -136,12 +136,12 @@ def _serve_one(pipe: Connection) -> None:
 
         threading.Thread(target=watch, daemon=True).start()
         try:
-            result = launcher.run(
+            result = launcher.execute(
                 "tasks.warm:in_environment",
                 (target, argument, environment),
                 log=Path(log),
-                progress=lambda done, total, metrics: send("progress", (done, total, metrics)),
-                say=lambda line: send("line", line),
+                on_progress=lambda done, total, metrics: send("progress", (done, total, metrics)),
+                on_line=lambda line: send("line", line),
             )
         except (UserError, Stopped, ChildFailed) as error:
             kind = next(name for name, known in ERRORS.items() if isinstance(error, known))
@@ -152,9 +152,9 @@ def _serve_one(pipe: Connection) -> None:
 
 def serve(file: Path) -> None:
     """Serve until killed; `file` (private) says where and with which key."""
-    launcher = Launcher(sorted(stage.module for stage in STAGES.values()))
+    launcher = LocalChildren(sorted(stage.module for stage in STAGES.values()))
     access = {"key": secrets.token_hex(16), "sources": sources_stamp()}
-    launcher.warm()
+    launcher.start()
     with Listener(("127.0.0.1", 0), authkey=bytes.fromhex(str(access["key"]))) as listener:
         written = file.with_suffix(".new")
         descriptor = os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

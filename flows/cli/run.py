@@ -32,7 +32,7 @@ from rlt_core.config.refinement import Endpoint
 from rlt_core.errors import UserError
 from rlt_core.graph import Planned
 from rlt_core.store import Manifest, Store
-from tasks.spec import require_one_machine
+from tasks.stage import require_one_machine
 
 CURVE_POINTS = 8
 """Means that stand for a training's reward curve in the terminal."""

@@ -19,8 +19,8 @@ from rlt_core.evaluation.run import Examination
 from rlt_core.hub import UNPINNED
 from rlt_core.rows import read_rows
 from rlt_core.stages import EvaluationStageConfig
-from tasks.stage import StageContext
 from tasks.shards import LongWork, in_shards
+from tasks.stage import StageContext
 
 if processes.rank() == 0:
     import rlt_core.evaluation.adapter  # noqa: F401 (slow to import: preloaded where it runs)

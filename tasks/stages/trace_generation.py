@@ -13,8 +13,8 @@ from rlt_core.progress import Progress
 from rlt_core.prompts.renderer import Explanation, Renderer
 from rlt_core.rows import read_rows
 from rlt_core.stages import TraceGenerationConfig
-from tasks.stage import StageContext
 from tasks.shards import in_shards
+from tasks.stage import StageContext
 
 Row = dict[str, Any]
 
@@ -86,7 +86,9 @@ def _length(question: Row) -> int:
     return len(question["question"]) + len(question["solution"])
 
 
-def _row(ctx: StageContext, writer: _Writer, question: Row, sample: int, completion: Completion) -> Row:
+def _row(
+    ctx: StageContext, writer: _Writer, question: Row, sample: int, completion: Completion
+) -> Row:
     explanation = writer.explanation(completion.ids)
     return {
         "trace_id": f"{question['question_id']}-{sample}",

@@ -16,8 +16,8 @@ from rlt_core.rows import read_rows
 from rlt_core.scoring import assign_ranks
 from rlt_core.scoring.score_traces import score_traces
 from rlt_core.stages import TraceScoringConfig
-from tasks.stage import StageContext
 from tasks.shards import in_shards
+from tasks.stage import StageContext
 
 Row = dict[str, Any]
 

@@ -7,7 +7,7 @@ import pytest
 from flows.alone import node_alone
 from rlt_core.overrides import load_config
 from rlt_core.store import Manifest, Store
-from tasks.spec import NodeSpec
+from tasks.stage import NodeSpec
 from tests.sample_store import commit, sample_run, scored_training_traces
 
 

@@ -17,9 +17,9 @@ from rlt_core.experiments import targets
 from rlt_core.graph import upstream
 from rlt_core.overrides import load_config
 from rlt_core.store import Manifest, Store
-from tasks import node
-from tasks.child_process import ChildFailed, Launcher
-from tasks.spec import NodeSpec
+from tasks.child_process import ChildFailed, LocalChildren
+from tasks.execute import execute_node
+from tasks.stage import NodeSpec
 from tests.flows.conftest import Rlt
 from tests.flows.test_shared_work import assert_same, forget, rows, running_shares
 
@@ -47,13 +47,16 @@ class Machines:
     """Two runs, each with a launcher of its own."""
 
     def __init__(self, pool: ThreadPoolExecutor, parts: list[NodeSpec]) -> None:
-        self.launchers = [Launcher([]), Launcher([])]
+        self.launchers = [LocalChildren([]), LocalChildren([])]
         self._pool, self._parts = pool, parts
 
     def start(self, machine: int) -> Future[Manifest | None]:
-        work = node.run if machine == 0 else node.assist
         return self._pool.submit(
-            work, self._parts[machine], self.launchers[machine], lambda *_: None, lambda _: None
+            execute_node,
+            self._parts[machine],
+            self.launchers[machine],
+            lambda *_: None,
+            lambda _: None,
         )
 
 

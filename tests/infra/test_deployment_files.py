@@ -18,7 +18,7 @@ import s3_server
 import yaml
 
 from flows.server.seaweedfs import S3Access
-from rlt_core.launch import GRACE_S
+from tasks.child_process import GRACE_S
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"

@@ -15,7 +15,7 @@ import pytest
 
 from rlt_core.errors import Stopped, UserError
 from rlt_core.progress import Progress
-from tasks.child_process import ChildFailed, Launcher
+from tasks.child_process import ChildFailed, LocalChildren
 
 HERE = "tests.tasks.test_child_process"
 
@@ -51,13 +51,13 @@ def _silent(done: int, total: int, metrics: Any) -> None:
     pass
 
 
-def run(launcher: Launcher, argument: Any, tmp_path: Path, progress: Any = _silent) -> Any:
+def run(launcher: LocalChildren, argument: Any, tmp_path: Path, progress: Any = _silent) -> Any:
     log = tmp_path / "log.txt"
-    return launcher.run(f"{HERE}:work", argument, log=log, progress=progress, say=print)
+    return launcher.execute(f"{HERE}:work", argument, log=log, on_progress=progress, on_line=print)
 
 
 def test_results_errors_and_deaths(tmp_path: Path) -> None:
-    launcher = Launcher([])
+    launcher = LocalChildren([])
     seen: list[Any] = []
     assert run(launcher, 21, tmp_path, lambda *message: seen.append(message)) == 42
     assert seen == [(1, 2, {"x": 1.0})]
@@ -71,19 +71,19 @@ def test_results_errors_and_deaths(tmp_path: Path) -> None:
 
 def test_asking_for_gpus_while_importing_takes_them_from_no_child(tmp_path: Path) -> None:
     """What a library may do at import, in the server: torch then has to ask NVML, not CUDA."""
-    environment = run(Launcher([]), "environment", tmp_path)
+    environment = run(LocalChildren([]), "environment", tmp_path)
     assert environment["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
 
 
 def test_what_children_use_is_reported_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a worker, too, whose environment says nothing of it."""
     monkeypatch.delenv("DO_NOT_TRACK", raising=False)
-    Launcher([])
+    LocalChildren([])
     assert os.environ["DO_NOT_TRACK"] == "1"
 
 
 def test_stop_reaches_the_child_and_no_other_is_started(tmp_path: Path) -> None:
-    launcher = Launcher([])
+    launcher = LocalChildren([])
     with pytest.raises(Stopped, match="checkpointed"):
         run(launcher, "wait", tmp_path, lambda *_: launcher.stop())
     with pytest.raises(Stopped):
@@ -100,9 +100,9 @@ def _alive(pid: int) -> bool:
 def _orphan(argument: str, tmp_path: Path, asked: bool) -> int:
     """A child of a killed parent; `asked`: it was asked to stop just before."""
     program = (
-        "import sys; from pathlib import Path; from tasks.child_process import Launcher\n"
-        f"Launcher([]).run('{HERE}:work', '{argument}', log=Path(sys.argv[1]), "
-        "progress=lambda d, t, m: print(m['pid'], flush=True), say=print)"
+        "import sys; from pathlib import Path; from tasks.child_process import LocalChildren\n"
+        f"LocalChildren([]).execute('{HERE}:work', '{argument}', log=Path(sys.argv[1]), "
+        "on_progress=lambda d, t, m: print(m['pid'], flush=True), on_line=print)"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path / "log.txt")],
@@ -143,7 +143,7 @@ def test_an_orphan_checkpoints_though_it_was_asked_to_stop_before(
 
 
 def test_children_run_side_by_side(tmp_path: Path) -> None:
-    launcher = Launcher([])
+    launcher = LocalChildren([])
     running: set[int] = set()
 
     def progress(done: int, total: int, metrics: Any) -> None:

@@ -16,7 +16,7 @@ from tasks import distributed
 WORKER = """
 import subprocess, sys, threading
 from multiprocessing import connection
-from tasks import torchrun
+from tasks import distributed
 
 print(subprocess.Popen(["sleep", "600"]).pid, flush=True)
 distributed._listen(connection.Client(sys.argv[1], "AF_UNIX"), threading.Event())

@@ -30,9 +30,8 @@ from rlt_core.stages import (
     TraceGenerationConfig,
 )
 from rlt_core.store import Manifest, Ref, Store
-from tasks.execute import compute
-from tasks.spec import NodeSpec
-from tasks.stage import StageContext, context_of
+from tasks.execute import execute
+from tasks.stage import NodeSpec, StageContext, context_of
 from tests.sample_store import row
 from tests.tasks.test_student_sets import committed, table
 
@@ -82,7 +81,7 @@ def spec(store: Store, stage: str, config: Frozen, inputs: dict[str, Ref], **mor
 
 def run(*args: Any, **more: Any) -> Manifest:
     return Manifest.model_validate_json(
-        compute(spec(*args, **more).model_dump(mode="json"), Progress())
+        execute(spec(*args, **more).model_dump(mode="json"), Progress())
     )
 
 

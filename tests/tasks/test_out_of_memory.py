@@ -14,8 +14,7 @@ from rlt_core.estimate import hint
 from rlt_core.progress import Progress
 from rlt_core.stages import STAGES
 from rlt_core.store import Store
-from tasks.spec import NodeSpec
-from tasks.stage import StageContext, run_body
+from tasks.stage import NodeSpec, StageContext, run_body
 
 GPU_STAGES = [stage.name for stage in STAGES.values() if stage.pool == "gpu"]
 

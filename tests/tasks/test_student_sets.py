@@ -37,8 +37,8 @@ from rlt_core.stages import (
     TraceScoringConfig,
 )
 from rlt_core.store import Manifest, Ref, Store
-from tasks.execute import compute
-from tasks.spec import NodeSpec
+from tasks.execute import execute
+from tasks.stage import NodeSpec
 from tasks.stages import student_sft
 from tests.sample_store import eval_row, row
 
@@ -142,7 +142,7 @@ def run(store: Store, stage: str, config: Frozen, inputs: Mapping[str, Ref]) -> 
         stage=stage, config=config.model_dump(mode="json"), inputs=dict(inputs), label=stage,
         seed=0, profile="smoke", paths={}, resources=StageResources(device="cpu"),
     )  # fmt: skip
-    return Manifest.model_validate_json(compute(node.model_dump(mode="json"), Progress()))
+    return Manifest.model_validate_json(execute(node.model_dump(mode="json"), Progress()) or "")
 
 
 Taught = tuple[Manifest, list[Row], SFTConfig]

@@ -21,8 +21,8 @@ from rlt_core.refinement.client import KEY
 from rlt_core.rows import read_rows
 from rlt_core.stages import STAGES, TraceRefinementConfig
 from rlt_core.store import Manifest, Ref, Store
-from tasks.execute import compute
-from tasks.spec import NodeSpec
+from tasks.execute import execute
+from tasks.stage import NodeSpec
 from tests.chat_server import KEY as SECRET
 from tests.chat_server import Reply, completion, error, serve
 
@@ -70,7 +70,7 @@ def spec(tmp_path: Path, n: int = 6, **changes: Any) -> NodeSpec:
 
 
 def run(node: NodeSpec) -> Manifest:
-    return Manifest.model_validate_json(compute(node.model_dump(mode="json"), Progress()))
+    return Manifest.model_validate_json(execute(node.model_dump(mode="json"), Progress()) or "")
 
 
 def refine(n: int, body: dict[str, Any]) -> Reply:

@@ -9,7 +9,7 @@ import pytest
 from rlt_core.config import StageResources
 from rlt_core.store import Store
 from tasks.execute import alone_on_server
-from tasks.spec import NodeSpec
+from tasks.stage import NodeSpec
 
 SERVER = "http://host:8000"
 
