@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict
 from rlt_core.config import Config
 from rlt_core.errors import UserError
 from rlt_core.estimate import (
-    Estimate,
     Machine,
+    NodeEstimate,
     estimates,
     require_fit,
     require_room,
@@ -56,7 +56,7 @@ class Request(BaseModel):
         """The same, however much it takes."""
         return plan(targets(self.target, self.config()), Store(self.store))
 
-    def estimates(self, planned: Sequence[Planned]) -> dict[str, Estimate]:
+    def estimates(self, planned: Sequence[Planned]) -> dict[str, NodeEstimate]:
         """Node key -> what it takes."""
         nodes = [item.node for item in planned]
         return estimates(self.config(), nodes, Store(self.store))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from flows.request import Request
 from rlt_core.config import StageResources
-from rlt_core.estimate import Estimate, estimates, on_gpu
+from rlt_core.estimate import NodeEstimate, estimates, on_gpu
 from rlt_core.graph import Node, Planned
 from rlt_core.store import Store
 
@@ -17,7 +17,7 @@ CPU_FLOPS = 1e11
 """Of a node that runs on no GPU; only the order of nodes hangs on it."""
 
 
-def hours(estimate: Estimate) -> float:
+def hours(estimate: NodeEstimate) -> float:
     """How long a node takes, well enough to compare it with others."""
     if estimate.wall_hours is not None:
         return estimate.wall_hours
@@ -44,7 +44,7 @@ class Budget:
     """GPU-hours of one run: what nodes have taken, and for those under way what they may take."""
 
     def __init__(
-        self, gpu_hours: float, estimates: Mapping[str, Estimate], gpus: Mapping[str, int]
+        self, gpu_hours: float, estimates: Mapping[str, NodeEstimate], gpus: Mapping[str, int]
     ) -> None:
         """`gpus`: those that each node holds, 0 of one that runs on none."""
         self._limit, self._estimates, self._gpus = gpu_hours, estimates, gpus

@@ -26,7 +26,7 @@ from flows.cli.options import (
 from flows.cli.progress import table_console
 from flows.request import Request
 from rlt_core.data.sources import found_layout
-from rlt_core.estimate import Estimate, Machine, assumptions, disk_needed, said_of_disk, short
+from rlt_core.estimate import Machine, NodeEstimate, assumptions, disk_needed, said_of_disk, short
 from rlt_core.graph import Node, Planned
 from rlt_core.prompts.format import label_of
 from rlt_core.stages import DatasetPrepConfig, TraceScoringConfig
@@ -41,7 +41,7 @@ COLUMNS = (
 HELD = ("host_bytes", "disk_bytes")
 """Columns `host` and `disk`: the most that one node needs while it is computed."""
 
-Estimates = Mapping[str, Estimate]
+Estimates = Mapping[str, NodeEstimate]
 """Node key -> estimate."""
 
 
@@ -152,7 +152,7 @@ def _show_estimates(
     missing = [item.node for item in planned if not item.hit]
     if not missing:
         return
-    stages: dict[str, list[Estimate]] = {}
+    stages: dict[str, list[NodeEstimate]] = {}
     table = _table("to be computed")
     for node in missing:
         stages.setdefault(node.stage.name, []).append(found[node.key])
@@ -186,7 +186,7 @@ def _table(first: str) -> Table:
     return table
 
 
-def _cells(own: Sequence[Estimate]) -> list[str]:
+def _cells(own: Sequence[NodeEstimate]) -> list[str]:
     """Cells for one node or several: the largest of what is held at once, the sum of the rest."""
     parameters = [each.parameters for each in own if each.parameters is not None]
     peaks = [each.peak_bytes for each in own if each.peak_bytes is not None]

@@ -15,9 +15,20 @@ from rlt_core.estimate.fit import (
     short,
 )
 from rlt_core.estimate.host import Machine
-from rlt_core.estimate.nodes import Estimate, Estimator, estimates, on_gpu
+from rlt_core.estimate.nodes import Estimator, NodeEstimate, estimates, on_gpu
 
 __all__ = [
-    "Estimate", "Estimator", "Machine", "assumptions", "disk_needed", "estimates", "hint", "on_gpu",
-    "require_fit", "require_room", "require_servers", "said_of_disk", "short",
+    "Estimator",
+    "Machine",
+    "NodeEstimate",
+    "assumptions",
+    "disk_needed",
+    "estimates",
+    "hint",
+    "on_gpu",
+    "require_fit",
+    "require_room",
+    "require_servers",
+    "said_of_disk",
+    "short",
 ]  # fmt: skip

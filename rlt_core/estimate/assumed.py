@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from rlt_core.config import Config
 from rlt_core.estimate import data, host, memory, work
 from rlt_core.estimate.fit import unreachable_servers
-from rlt_core.estimate.nodes import Estimate, on_gpu, resources_of
+from rlt_core.estimate.nodes import NodeEstimate, on_gpu, resources_of
 from rlt_core.graph import Node
 
 
 def assumptions(
-    config: Config, nodes: Sequence[Node], found: Mapping[str, Estimate]
+    config: Config, nodes: Sequence[Node], found: Mapping[str, NodeEstimate]
 ) -> Iterator[str]:
     """Yield lines about lengths, throughput, memory, and models of unknown shape."""
     lengths = data.ASSUMED

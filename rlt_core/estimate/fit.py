@@ -12,8 +12,8 @@ from rlt_core.errors import UserError
 from rlt_core.estimate.host import Machine
 from rlt_core.estimate.memory import GIB
 from rlt_core.estimate.nodes import (
-    Estimate,
     Estimator,
+    NodeEstimate,
     estimates,
     on_gpu,
     resources_of,
@@ -26,7 +26,7 @@ from rlt_core.training.data_order import micro_batches
 
 Change = Mapping[str, Any]
 """Fields of a stage's resources."""
-Size = Callable[[Estimate], int]
+Size = Callable[[NodeEstimate], int]
 """Bytes that a node needs of something."""
 SERVER = "http://HOST:8000"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -36,7 +36,7 @@ MOST_PROCESSES = 8
 
 def require_fit(
     config: Config, nodes: Sequence[Node], store: Store | None = None
-) -> dict[str, Estimate]:
+) -> dict[str, NodeEstimate]:
     """Return estimates of nodes that are to be computed, by key.
 
     Raises UserError, one line per stage, if resources contradict each other or a node needs more
@@ -56,7 +56,7 @@ def require_fit(
 def require_room(
     config: Config,
     nodes: Sequence[Node],
-    found: Mapping[str, Estimate],
+    found: Mapping[str, NodeEstimate],
     store: Store | None = None,
     here: Machine | None = None,
 ) -> None:
@@ -171,7 +171,7 @@ def unreachable_servers(config: Config, nodes: Sequence[Node]) -> list[str]:
 
 # ---------------------------------------------------------------- shortages
 def _gpu_shortage(
-    config: Config, estimator: Estimator, nodes: Sequence[Node], found: Mapping[str, Estimate]
+    config: Config, estimator: Estimator, nodes: Sequence[Node], found: Mapping[str, NodeEstimate]
 ) -> str | None:
     """What the largest node of a group needs of a GPU, with a hint; None if all nodes fit."""
     worst = max(nodes, key=lambda node: _excess(found[node.key]))
@@ -190,7 +190,7 @@ def _gpu_shortage(
     )
 
 
-def _excess(estimate: Estimate) -> int:
+def _excess(estimate: NodeEstimate) -> int:
     return (estimate.peak_bytes or 0) - (estimate.limit_bytes or 0)
 
 
@@ -198,14 +198,14 @@ def _memory_shortage(
     config: Config,
     estimator: Estimator,
     nodes: Sequence[Node],
-    found: Mapping[str, Estimate],
+    found: Mapping[str, NodeEstimate],
     here: Machine,
 ) -> str | None:
     resources = resources_of(config, nodes[0])
     described = Machine.described(resources).memory
     limit = described or here.memory
 
-    def needed(estimate: Estimate) -> int:
+    def needed(estimate: NodeEstimate) -> int:
         return (estimate.host_bytes or 0) if described else estimate.certain_bytes
 
     worst = max(nodes, key=lambda node: needed(found[node.key]))
@@ -229,7 +229,7 @@ def _memory_shortage(
 
 
 def _staging_shortage(
-    config: Config, nodes: Sequence[Node], found: Mapping[str, Estimate], here: Machine
+    config: Config, nodes: Sequence[Node], found: Mapping[str, NodeEstimate], here: Machine
 ) -> str | None:
     """The disk of a machine that computes for a store elsewhere."""
     limit = Machine.described(resources_of(config, nodes[0])).or_else(here).disk
@@ -247,7 +247,7 @@ def _staging_shortage(
 def _disk_shortage(
     config: Config,
     nodes: Sequence[Node],
-    found: Mapping[str, Estimate],
+    found: Mapping[str, NodeEstimate],
     store: Store | None,
     limit: int,
 ) -> str | None:
@@ -275,7 +275,7 @@ def _rarer_checkpoints(
     return None
 
 
-def disk_needed(nodes: Sequence[Node], found: Mapping[str, Estimate]) -> tuple[int, Node]:
+def disk_needed(nodes: Sequence[Node], found: Mapping[str, NodeEstimate]) -> tuple[int, Node]:
     """Bytes in the store when nodes are computed one after the other: all artifacts, and what the
     node with the most temporary files needs for them; and that node."""
     kept = sum(found[node.key].artifact_bytes for node in nodes)
@@ -283,7 +283,7 @@ def disk_needed(nodes: Sequence[Node], found: Mapping[str, Estimate]) -> tuple[i
     return kept + found[widest.key].temporary_bytes, widest
 
 
-def said_of_disk(node: Node, estimate: Estimate) -> str:
+def said_of_disk(node: Node, estimate: NodeEstimate) -> str:
     """A node's bytes on disk while it is computed, in words."""
     if not estimate.checkpoint_bytes:
         return f"{node.name} {short(estimate.disk_bytes)}B while it is computed"

@@ -43,7 +43,7 @@ vocabulary, traces of 2,000 tokens, with random log-probs."""
 
 
 @dataclass(frozen=True)
-class Estimate:
+class NodeEstimate:
     """What one node needs."""
 
     parameters: int | None = None
@@ -132,7 +132,7 @@ def sequences_per_step(node: Node) -> int:
 
 def estimates(
     config: Config, nodes: Sequence[Node], store: Store | None = None
-) -> dict[str, Estimate]:
+) -> dict[str, NodeEstimate]:
     """Node key -> estimate, for all nodes; what `store` holds is counted, not assumed."""
     estimator = Estimator(config, nodes, store)
     return {node.key: estimator.estimate(node) for node in nodes}
@@ -146,7 +146,7 @@ class Estimator:
         self._shapes = Shapes(store)
         self._facts = Facts(store, list(nodes))
 
-    def estimate(self, node: Node, resources: StageResources | None = None) -> Estimate:
+    def estimate(self, node: Node, resources: StageResources | None = None) -> NodeEstimate:
         """Return the estimate of one node with its stage's resources, or with others."""
         resources = resources or resources_of(self._config, node)
         stage, machines = node.stage, node.stage.machines(resources)
@@ -156,7 +156,7 @@ class Estimator:
         need = self._need(node, resources, stage.processes(resources) * machines)
         manifest = self._facts.manifest(node)
         size = manifest.bytes if manifest else round(need.artifact_bytes)
-        known = Estimate(
+        known = NodeEstimate(
             parameters=need.parameters, tokens=round(need.tokens), gpus=gpus, on_gpu=there,
             artifact_bytes=size, disk_bytes=size, staged_bytes=size,
         )  # fmt: skip

@@ -16,7 +16,7 @@ from rlt_core.evaluation.comparisons import cluster_bootstrap, permutation_p
 from rlt_core.evaluation.crossed import Floats, crossed_mean
 from rlt_core.evaluation.intervals import Estimate
 from rlt_core.report.inputs import Part, Parts, Row
-from rlt_core.report.traces import known_mean
+from rlt_core.report.trace_sets import known_mean
 
 PARTS = (
     "reward", "r_ss", "r_kl", "solution_mean", "solution_min", "kl_mean", "kl_max", "penalty",

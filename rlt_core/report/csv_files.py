@@ -16,7 +16,7 @@ from rlt_core.report.overlaps import OverlapLine
 from rlt_core.report.ranks import RankAblation
 from rlt_core.report.scores import ScoreLine
 from rlt_core.report.terminal import ALL
-from rlt_core.report.traces import TraceSet
+from rlt_core.report.trace_sets import TraceSet
 
 SCORES = (
     "task", "model", "metric", "seed", "value", "low", "high", "questions", "samples", "ungraded",

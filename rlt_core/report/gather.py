@@ -14,7 +14,7 @@ from rlt_core.report.inputs import Part, Parts
 from rlt_core.report.overlaps import OverlapLine, overlap_lines
 from rlt_core.report.ranks import RankAblation, rank_sets
 from rlt_core.report.scores import Evaluations, PairLine, ScoreLine, pair_lines, score_lines
-from rlt_core.report.traces import TraceSet, trace_sets
+from rlt_core.report.trace_sets import TraceSet, trace_sets
 from rlt_core.report.training import Curve, Rewards, alarms, curves, rewards
 from rlt_core.stages import ReportConfig
 from rlt_core.store import Manifest

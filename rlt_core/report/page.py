@@ -27,7 +27,7 @@ from rlt_core.report.texts import (
     points,
     table,
 )
-from rlt_core.report.traces import NOTE
+from rlt_core.report.trace_sets import NOTE
 from rlt_core.report.training import WINDOW_STEPS
 from rlt_core.store import Manifest, Ref
 

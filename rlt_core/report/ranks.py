@@ -10,7 +10,7 @@ from rlt_core.ranking import STATISTICS
 from rlt_core.report.inputs import Part, Parts, Row
 from rlt_core.report.scores import Evaluations
 from rlt_core.report.statistics import matrix
-from rlt_core.report.traces import known_mean
+from rlt_core.report.trace_sets import known_mean
 
 REWARD, NOISE = "reward", "random"
 """Sets: the paper's, and the noise floor."""

@@ -12,7 +12,7 @@ from rlt_core.evaluation.intervals import Estimate
 from rlt_core.report.inputs import Parts, Row
 from rlt_core.report.scores import RANKED
 from rlt_core.report.statistics import matrix, paired_difference
-from rlt_core.report.traces import TraceSet, diagnostic_alarms, known_mean
+from rlt_core.report.trace_sets import TraceSet, diagnostic_alarms, known_mean
 
 WINDOW_STEPS = 10
 """Steps at either end of training that a curve's table takes the mean of."""

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from flows.cores import Cores
 from flows.schedule import Budget, hours, longest_ways
-from rlt_core.estimate import Estimate, estimates
+from rlt_core.estimate import NodeEstimate, estimates
 from rlt_core.experiments import targets
 from rlt_core.graph import upstream
 from rlt_core.overrides import load_config
@@ -58,7 +58,7 @@ def test_cores_go_to_the_highest_priority_that_waits() -> None:
 
 
 def budget_of(limit: float, needs: dict[str, float | None], gpus: int = 8) -> Budget:
-    found = {key: Estimate(gpu_hours=need) for key, need in needs.items()}
+    found = {key: NodeEstimate(gpu_hours=need) for key, need in needs.items()}
     return Budget(limit, found, {key: 0 if key == "cpu" else gpus for key in needs})
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rlt_core.config import Config, HubModel
 from rlt_core.errors import UserError
 from rlt_core.estimate import (
-    Estimate,
+    NodeEstimate,
     estimates,
     require_fit,
     require_room,
@@ -151,7 +151,7 @@ def test_a_model_of_unknown_shape_is_planned(questions):
 
 
 # ---------------------------------------------------------------- what more of something does
-def of_stage(stage: str, config: Config, nodes: list[Node]) -> Estimate:
+def of_stage(stage: str, config: Config, nodes: list[Node]) -> NodeEstimate:
     return estimates(config, nodes)[next(n.key for n in nodes if n.stage.name == stage)]
 
 
