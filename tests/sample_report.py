@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from rlt_core.evaluation.crossed import Floats
-from rlt_core.report.experiment import Line
 from rlt_core.report.gather import ReportData, gather
 from rlt_core.report.render import render_report
 from rlt_core.stages import ReportConfig, TableRow
@@ -47,11 +46,10 @@ def written(data: ReportData, folder: Path) -> tuple[str, str, dict[str, list[di
     return (folder / "report.md").read_text(), (folder / "report.html").read_text(), tables
 
 
-def lines_of(data: ReportData, task: str) -> dict[str, Line]:
-    """Lines of the table of a task by their model."""
+def lines_of(data: ReportData, task: str) -> dict[str, dict[str, Any]]:
+    """Rows of the table of a task by their model."""
     assert data.experiment
-    (table,) = [table for table in data.experiment.tables if table.task == task]
-    return {line.row.model: line for line in table.lines}
+    return {row["model"]: row for row in data.experiment.tables[task]}
 
 
 class Tables(HTMLParser):

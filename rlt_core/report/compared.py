@@ -14,7 +14,6 @@ from scipy import stats
 
 from rlt_core.evaluation.comparisons import cluster_bootstrap, permutation_p
 from rlt_core.evaluation.crossed import Floats, crossed_mean
-from rlt_core.evaluation.intervals import Estimate
 from rlt_core.report.inputs import Part, Parts, Row
 from rlt_core.report.trace_sets import known_mean
 
@@ -28,38 +27,6 @@ SHOWN = 3
 
 
 @dataclass(frozen=True)
-class PartLine:
-    """One part of the reward in both sets, on the questions where both have it."""
-
-    part: str
-    means: tuple[float, float]
-    checkpoint: Estimate
-    """Second minus first, for these seeds: other questions could have come."""
-    method: Estimate | None
-    """With random training seeds too; None for one seed."""
-    p: float
-    """Paired permutation test of the questions."""
-
-
-@dataclass(frozen=True)
-class Side:
-    """A question's trace in one set."""
-
-    text: str
-    parts: dict[str, float | None]
-
-
-@dataclass(frozen=True)
-class SideBySide:
-    """One question with the trace of each set."""
-
-    question_id: str
-    question: str
-    solution: str
-    sides: tuple[Side, Side]
-
-
-@dataclass(frozen=True)
 class Compared:
     """The comparison of two sets."""
 
@@ -68,7 +35,10 @@ class Compared:
     """KL estimator of each set's rewards, with its reason where the traces are off-policy."""
     questions: list[str]
     """Questions for which both have a scored trace under every seed."""
-    lines: list[PartLine]
+    lines: list[Row]
+    """One row per part of the reward, on the questions where both sets have it: `means` of both,
+    and second minus first for these seeds (`checkpoint`), with random training seeds too (`method`,
+    None for one seed), and by a paired permutation test of the questions (`p`)."""
     wins: int
     """Questions on which the second set has the better reward."""
     ties: int
@@ -77,7 +47,8 @@ class Compared:
     """Sign test of wins against losses, two-sided."""
     by_question: list[Row]
     """Rows of `compared.csv`."""
-    texts: list[SideBySide]
+    texts: list[Row]
+    """Questions with the first trace of each set: `sides`, its text and parts of the reward."""
 
 
 def compared(names: tuple[str, str], parts: Parts) -> Compared:
@@ -147,45 +118,40 @@ def _means(part: Part) -> dict[str, dict[str, float | None]]:
     }
 
 
-def _part_line(part: str, first_SQ: Floats, second_SQ: Floats) -> PartLine | None:
+def _part_line(part: str, first_SQ: Floats, second_SQ: Floats) -> Row | None:
     """None where no question has the part in both sets."""
     known_Q = ~(np.isnan(first_SQ) | np.isnan(second_SQ)).any(axis=0)
     if not known_Q.any():
         return None
     first, second = first_SQ[:, known_Q], second_SQ[:, known_Q]
     gain_Q = (second - first).mean(axis=0)
-    return PartLine(
-        part=part,
-        means=(float(first.mean()), float(second.mean())),
-        checkpoint=cluster_bootstrap(gain_Q),
-        method=crossed_mean(second - first) if len(first) > 1 else None,
-        p=permutation_p(gain_Q),
-    )
+    return {
+        "part": part,
+        "means": (float(first.mean()), float(second.mean())),
+        "checkpoint": cluster_bootstrap(gain_Q),
+        "method": crossed_mean(second - first) if len(first) > 1 else None,
+        "p": permutation_p(gain_Q),
+    }
 
 
-def _texts(parts: Parts, first: Part, second: Part, questions: Sequence[str]) -> list[SideBySide]:
+def _texts(parts: Parts, first: Part, second: Part, questions: Sequence[str]) -> list[Row]:
     """The first scored trace of each question, of the first seed."""
     asked = {row["question_id"]: row for row in parts.input_rows(first, "questions", "questions")}
-    one, other = (_sides(parts, part) for part in (first, second))
+    one, other = (_first_traces(parts, part) for part in (first, second))
     return [
-        SideBySide(
-            question_id=question,
-            question=asked[question]["question"],
-            solution=asked[question]["solution"],
-            sides=(one[question], other[question]),
-        )
+        asked[question] | {"sides": (one[question], other[question])}
         for question in questions
         if question in asked and question in one and question in other
     ]
 
 
-def _sides(parts: Parts, scoring: Part) -> dict[str, Side]:
-    """Question -> its first scored trace."""
+def _first_traces(parts: Parts, scoring: Part) -> dict[str, Row]:
+    """Question -> its first scored trace, with its text."""
     texts = {row["trace_id"]: row["text"] for row in parts.input_rows(scoring, "traces", "traces")}
     rows = scoring.rows("scores", "trace_id", "question_id", "sample", "status", *PARTS)
     rows.sort(key=lambda row: -row["sample"])
     return {
-        row["question_id"]: Side(texts[row["trace_id"]], {name: row[name] for name in PARTS})
+        row["question_id"]: {"text": texts[row["trace_id"]]} | {name: row[name] for name in PARTS}
         for row in rows
         if row["status"] == "scored" and row["trace_id"] in texts
     }

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 from rlt_core.report.inputs import Part, Parts, Row
+from rlt_core.report.texts import cell, fenced
 from rlt_core.report.training import AFTER, BEFORE
 
 PARTS_OF_REWARD = ("reward", "r_ss", "r_kl", "penalty", "rank")
@@ -14,32 +14,25 @@ ANSWER_COLUMNS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Text:
-    """A text that a model or the data set wrote."""
-
-    title: str
-    text: str
-    facts: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Example:
-    """A question and what was written about it."""
-
-    title: str
-    question: str
-    solution: str | None
-    texts: list[Text]
-
-
-def examples(parts: Parts, students: Sequence[str]) -> list[Example]:
+def examples(parts: Parts, students: Sequence[str]) -> list[str]:
     """The first held-out question with the teachers' explanations, the first test question with
-    the students' answers: the first by id, not picked."""
+    the students' answers, as Markdown: the first by id, not picked."""
     return [*_explanations(parts), *_answers(parts, students)]
 
 
-def _explanations(parts: Parts) -> Iterator[Example]:
+def _question(title: str, question: str, solution: str | None) -> Iterator[str]:
+    yield f"### {cell(title)}\n\nQuestion:\n\n{fenced(question)}"
+    if solution is not None:
+        yield f"Solution:\n\n{fenced(solution)}"
+
+
+def _text(title: str, text: str, **facts: str) -> str:
+    """A text that a model or the data set wrote."""
+    known = ", ".join(f"{cell(name)} {cell(value)}" for name, value in facts.items())
+    return f"**{cell(title)}**{f' ({known})' if known else ''}\n\n{fenced(text)}"
+
+
+def _explanations(parts: Parts) -> Iterator[str]:
     generated, scored = (parts.by_variant(f"trace-{what}") for what in ("generation", "scoring"))
     titles = {BEFORE: "The teacher before RL", AFTER: "The teacher after RL"}
     teachers = {variant: generated[variant][0] for variant in titles if variant in generated}
@@ -52,14 +45,14 @@ def _explanations(parts: Parts) -> Iterator[Example]:
     if chosen is None:
         return
     question = asked[chosen]
-    texts = [Text("The data set's own trace", question["trace"])] if question["trace"] else []
+    title = f"Explanations of held-out question {chosen}"
+    yield from _question(title, question["question"], question["solution"])
+    if question["trace"]:
+        yield _text("The data set's own trace", question["trace"])
     for variant in teachers:
         trace = traces[variant][chosen]
         facts = _reward(scored[variant][0], trace["trace_id"]) if variant in scored else {}
-        facts["closed"] = str(trace["closed"]).lower()
-        texts.append(Text(titles[variant], trace["text"], facts))
-    title = f"Explanations of held-out question {chosen}"
-    yield Example(title, question["question"], question["solution"], texts)
+        yield _text(titles[variant], trace["text"], **facts, closed=str(trace["closed"]).lower())
 
 
 def _first_traces(part: Part) -> dict[str, Row]:
@@ -77,7 +70,7 @@ def _reward(scores: Part, trace_id: str) -> dict[str, str]:
     return {name: f"{row[name]:.4g}" for name in PARTS_OF_REWARD if row[name] is not None}
 
 
-def _answers(parts: Parts, students: Sequence[str]) -> Iterator[Example]:
+def _answers(parts: Parts, students: Sequence[str]) -> Iterator[str]:
     evaluations = parts.by_variant("evaluation")
     answers: dict[str, dict[tuple[str, str], Row]] = {}
     for student in students:
@@ -92,17 +85,9 @@ def _answers(parts: Parts, students: Sequence[str]) -> Iterator[Example]:
         return
     first_task = next(iter(first))[0]
     task, question = chosen = min(common, key=lambda name: (name[0] != first_task, name))
-    texts = [
-        Text(
-            f"Answer of {student}",
-            rows_by_name[chosen]["completion"],
-            {
-                "outcome": rows_by_name[chosen]["outcome"],
-                "read as": rows_by_name[chosen]["extracted"] or "nothing",
-            },
-        )
-        for student, rows_by_name in answers.items()
-    ]
-    shown = first[chosen]
     title = f"Answers to question {question} of {task}"
-    yield Example(title, shown["question"], shown["answer"], texts)
+    yield from _question(title, first[chosen]["question"], first[chosen]["answer"])
+    for student, rows_by_name in answers.items():
+        row = rows_by_name[chosen]
+        facts = {"outcome": row["outcome"], "read as": row["extracted"] or "nothing"}
+        yield _text(f"Answer of {student}", row["completion"], **facts)

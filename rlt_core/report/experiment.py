@@ -1,4 +1,4 @@
-"""An experiment's table: the scores of its rows, and their differences from their baselines.
+"""An experiment's table: one row per model and task, with its difference from its baseline.
 
 Shapes: S, T training seeds of two models, Q questions, N samples per question. A score has two
 intervals (`rlt_core.evaluation.crossed`): for these checkpoints, and for the method.
@@ -6,12 +6,12 @@ intervals (`rlt_core.evaluation.crossed`): for these checkpoints, and for the me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rlt_core.evaluation.comparisons import Ratio, difference, gain_ratio, holm, mcnemar_p
+from rlt_core.evaluation.comparisons import difference, gain_ratio, holm, mcnemar_p
 from rlt_core.evaluation.crossed import (
     Contrast,
     Floats,
@@ -19,8 +19,9 @@ from rlt_core.evaluation.crossed import (
     question_means,
     shared_questions,
 )
-from rlt_core.evaluation.intervals import Estimate, clustered_mean
+from rlt_core.evaluation.intervals import clustered_mean
 from rlt_core.report import paper
+from rlt_core.report.inputs import Row
 from rlt_core.report.scores import Evaluations
 from rlt_core.report.statistics import mean_contrast, mean_estimate
 from rlt_core.stages import ReportConfig, TableRow
@@ -28,92 +29,40 @@ from rlt_core.stages import ReportConfig, TableRow
 DATASET, BASE = "dataset", "base"
 """Prefixes of the variants whose gain is the reference for others: a student of the data set and
 its base, of any size and amount of data (`dataset-large-subset` over `base-large`)."""
+COLUMNS = (
+    "row", "model", "task", "missing", "paper_row", "paper_percent", "paper_mean_percent",
+    "paper_from_others", "value", "low", "high", "method_low", "method_high", "by_seed",
+    "questions", "samples", "seeds", "ungraded", "grader_failed", "baseline", "primary",
+    "difference", "difference_low", "difference_high", "p", "p_holm", "mcnemar_p",
+    "method_difference", "method_difference_low", "method_difference_high", "method_p",
+    "method_p_holm", "detectable", "share", "share_set", "share_seeds_random", "model_keys",
+    "evaluation_keys",
+)  # fmt: skip
+"""Columns of `table.csv`. Our numbers are fractions, the paper's percent.
 
-
-@dataclass(frozen=True)
-class Quote:
-    """A number of the paper."""
-
-    percent: float
-    is_mean: bool
-    from_others: bool
-    """Whether the paper quotes it, too."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """One row on one task, as fractions."""
-
-    checkpoint: Estimate
-    """For these seeds."""
-    method: Estimate | None
-    """With random training seeds; None for a single seed."""
-    by_seed: dict[int | None, float]
-    questions: int
-    samples: int | None
-    """Completions per question; None for a mean over tasks that differ in it."""
-    ungraded: int
-    """Completions, over all seeds, that are in no score."""
-    grader_failed: int
-    """Completions, over all seeds, counted as wrong because the grader hung or died on them."""
-
-
-@dataclass(frozen=True)
-class Tested:
-    """A difference of fractions with its interval, its p-value, and Holm's over the rows."""
-
-    difference: Estimate
-    p: float
-    holm: float
-
-
-@dataclass(frozen=True)
-class Against:
-    """A row minus its baseline, on the same questions."""
-
-    baseline: TableRow
-    checkpoint: Tested
-    method: Tested | None
-    mcnemar: float | None = None
-    """Where both have one binary answer per question."""
-    detectable: float | None = None
-
-
-@dataclass(frozen=True)
-class Line:
-    """A row of the table of one task; None: it did not run, or nothing could be graded."""
-
-    row: TableRow
-    quote: Quote | None = None
-    score: Score | None = None
-    against: Against | None = None
-    share: Ratio | None = None
-    """Share of the data-set student's gain."""
-    models: tuple[str, ...] = ()
-    """Keys, one per seed."""
-    evaluations: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class TaskTable:
-    """All rows on one task, or on the mean of all."""
-
-    task: str
-    lines: list[Line]
+In a row, `value`, `method`, `difference` and `method_difference` are Estimates, `gain` is the share
+of the data-set student's gain with its words, and `against` is the baseline's name; None where
+something did not run or could not be graded. The paper quotes numbers `from_others`, too.
+`samples` is None for a mean over tasks that differ in it; `ungraded` counts completions, over all
+seeds, that are in no score, `grader_failed` those that count as wrong because the grader hung or
+died; `mcnemar_p` is known where both models have one binary answer per question."""
+OTHERS = ("method", "gain", "against")
 
 
 @dataclass(frozen=True)
 class Experiment:
     """The tables of its tasks and, where there are several, of their mean."""
 
-    rows: tuple[TableRow, ...]
-    tables: list[TaskTable]
+    models: tuple[TableRow, ...]
+    tables: Mapping[str, list[Row]]
+    """Task, or `mean` -> one row per model."""
     primary: TableRow | None
-    """Row whose contrast was named before the run."""
+    """Model whose contrast was named before the run."""
 
-    def row(self, model: str | None) -> TableRow | None:
-        """The row of a model."""
-        return next((row for row in self.rows if row.model == model), None)
+    @property
+    def rows(self) -> list[Row]:
+        """The rows of all tables."""
+        return [row for rows in self.tables.values() for row in rows]
 
 
 def experiment(config: ReportConfig, evaluations: Evaluations) -> Experiment | None:
@@ -121,38 +70,49 @@ def experiment(config: ReportConfig, evaluations: Evaluations) -> Experiment | N
     evaluation among the report's inputs and has none."""
     if not config.rows:
         return None
-    for row in config.rows:
-        if not row.missing and row.model not in evaluations.parts:
-            raise ValueError(f"row {row.name!r}: no evaluation[{row.model}] to read")
-    tasks = evaluations.tasks([row.model for row in config.rows])
+    for one in config.rows:
+        if not one.missing and one.model not in evaluations.parts:
+            raise ValueError(f"row {one.name!r}: no evaluation[{one.model}] to read")
+    tasks = evaluations.tasks([one.model for one in config.rows])
     answers = [_TaskAnswers(config, evaluations, task) for task in tasks]
-    lines = {one.task: [one.line(row) for row in config.rows] for one in answers}
+    tables = {each.task: [each.row(one) for one in config.rows] for each in answers}
     if len(tasks) > 1:
-        lines[paper.MEAN] = [_mean_line(row, lines, answers) for row in config.rows]
-    tables = [TaskTable(task, _adjusted(each, config.primary)) for task, each in lines.items()]
-    if not tables:
-        tables = [TaskTable("", [Line(row) for row in config.rows])]
-    rows = {row.model: row for row in config.rows}
-    return Experiment(config.rows, tables, rows.get(config.primary or ""))
+        tables[paper.MEAN] = [_mean_row(one, tables, answers) for one in config.rows]
+    for rows in tables.values():
+        _adjust(rows, config.primary)
+    models = {one.model: one for one in config.rows}
+    primary = models.get(config.primary or "")
+    found = tables or {"": [_row(one, "") for one in config.rows]}
+    for row in (row for rows in found.values() for row in rows):
+        row["primary"] = primary is not None and row["model"] == primary.model
+    return Experiment(config.rows, found, primary)
 
 
-def quote(row: TableRow, task: str) -> Quote | None:
+def paper_percent(model: TableRow, task: str) -> float | None:
     """The paper's number of a row, if the task is one of the paper's or the mean of all."""
-    percent = paper.NUMBERS.get(row.paper or "", {}).get(task)
-    if percent is None:
-        return None
-    return Quote(percent, task == paper.MEAN, row.paper in paper.FROM_OTHERS)
+    return paper.NUMBERS.get(model.paper or "", {}).get(task)
+
+
+def _row(model: TableRow, task: str) -> Row:
+    """What is known of a row before anything ran."""
+    return dict.fromkeys((*COLUMNS, *OTHERS)) | {
+        "row": model.name, "model": model.model, "task": task, "missing": model.missing,
+        "paper_row": model.paper, "paper_percent": paper_percent(model, task),
+        "paper_mean_percent": paper_percent(model, paper.MEAN),
+        "paper_from_others": model.paper in paper.FROM_OTHERS if model.paper else None,
+        "baseline": model.baseline,
+    }  # fmt: skip
 
 
 # ---------------------------------------------------------------- one task
 class _TaskAnswers:
-    """The answers of all rows to the questions of one task."""
+    """The answers of all models to the questions of one task."""
 
     def __init__(self, config: ReportConfig, evaluations: Evaluations, task: str) -> None:
         self.task = task
-        self.rows = {row.model: row for row in config.rows}
+        self.models = {one.model: one for one in config.rows}
         self.evaluations = evaluations
-        self.parts = {model: evaluations.asked(model, task) for model in self.rows}
+        self.parts = {model: evaluations.asked(model, task) for model in self.models}
         self.correct = {
             model: evaluations.correct(model, task) for model, parts in self.parts.items() if parts
         }
@@ -161,36 +121,34 @@ class _TaskAnswers:
     def seeds(self, model: str) -> list[int | None]:
         return [part.seed for part in self.parts[model]]
 
-    def line(self, row: TableRow) -> Line:
-        parts = self.parts[row.model]
-        return Line(
-            row=row,
-            quote=quote(row, self.task),
-            score=self._score(row) if parts else None,
-            against=self._against(row),
-            share=self._share(row),
-            models=tuple(part.manifest.inputs["model"].key for part in parts),
-            evaluations=tuple(part.manifest.ref.key for part in parts),
-        )
+    def row(self, model: TableRow) -> Row:
+        parts = self.parts[model.model]
+        keys = {
+            "model_keys": [part.manifest.inputs["model"].key for part in parts],
+            "evaluation_keys": [part.manifest.ref.key for part in parts],
+        }
+        score = self._score(model) if parts else {}
+        return _row(model, self.task) | score | self._against(model) | self._share(model) | keys
 
-    def _score(self, row: TableRow) -> Score | None:
+    def _score(self, model: TableRow) -> Row:
         """On the questions that were graded for every seed."""
-        correct_SQN, values_SQ = self.correct[row.model], self.values[row.model]
+        correct_SQN, values_SQ = self.correct[model.model], self.values[model.model]
         graded_Q = ~np.isnan(values_SQ).any(axis=0)
         completions = int((~np.isnan(correct_SQN[:, graded_Q])).sum())
         checkpoint = clustered_mean(values_SQ[:, graded_Q].mean(axis=0).tolist(), completions)
         if checkpoint is None:
-            return None
+            return {}
         means = values_SQ[:, graded_Q].mean(axis=1).tolist()
-        return Score(
-            checkpoint=checkpoint,
-            method=method_score(correct_SQN) if row.trained else None,
-            by_seed=dict(zip(self.seeds(row.model), means, strict=True)),
-            questions=checkpoint.questions,
-            samples=correct_SQN.shape[-1],
-            ungraded=self.evaluations.ungraded(row.model, self.task),
-            grader_failed=self.evaluations.grader_failed(row.model, self.task),
-        )
+        return {
+            "value": checkpoint,
+            "method": method_score(correct_SQN) if model.trained else None,
+            "by_seed": dict(zip(self.seeds(model.model), means, strict=True)),
+            "seeds": len(means),
+            "questions": checkpoint.questions,
+            "samples": correct_SQN.shape[-1],
+            "ungraded": self.evaluations.ungraded(model.model, self.task),
+            "grader_failed": self.evaluations.grader_failed(model.model, self.task),
+        }
 
     def shared(self, *models: str) -> list[Floats] | None:
         """(S, Q) values of models on the questions that all were graded on; None without any."""
@@ -200,39 +158,51 @@ class _TaskAnswers:
         graded_Q = np.all([~np.isnan(each).any(axis=0) for each in values], axis=0)
         return shared_questions(*values) if graded_Q.any() else None
 
-    def paired(self, row: TableRow, baseline: TableRow) -> bool:
+    def paired(self, model: TableRow, baseline: TableRow) -> bool:
         """Whether seed s of both shares a teacher and the order of the data."""
-        both = row.trained and baseline.trained
-        return both and self.seeds(row.model) == self.seeds(baseline.model)
+        both = model.trained and baseline.trained
+        return both and self.seeds(model.model) == self.seeds(baseline.model)
 
-    def _against(self, row: TableRow) -> Against | None:
-        baseline = self.rows.get(row.baseline or "")
-        shared = self.shared(row.model, baseline.model) if baseline else None
+    def _against(self, model: TableRow) -> Row:
+        """The model minus its baseline, on the same questions."""
+        baseline = self.models.get(model.baseline or "")
+        shared = self.shared(model.model, baseline.model) if baseline else None
         if baseline is None or shared is None:
-            return None
+            return {}
         ours, theirs = shared
         found = difference(
-            ours, theirs, self.paired(row, baseline), theirs_trained=baseline.trained
+            ours, theirs, self.paired(model, baseline), theirs_trained=baseline.trained
         )
-        method = None
-        if row.trained and found.method and found.method_p is not None:
-            method = Tested(found.method, found.method_p, found.method_p)
-        answers = [self.correct[model].shape[::2] for model in (row.model, baseline.model)]  # S, N
-        return Against(
-            baseline=baseline,
-            checkpoint=Tested(found.checkpoint, found.checkpoint_p, found.checkpoint_p),
-            method=method,
-            mcnemar=mcnemar_p(ours[0], theirs[0]) if answers == [(1, 1)] * 2 else None,
-            detectable=found.detectable,
-        )
+        method = model.trained and found.method_p is not None
+        answers = [self.correct[one.model].shape[::2] for one in (model, baseline)]  # S, N
+        return {
+            "against": baseline.name,
+            "difference": found.checkpoint,
+            "p": found.checkpoint_p,
+            "method_difference": found.method if method else None,
+            "method_p": found.method_p if method else None,
+            "mcnemar_p": mcnemar_p(ours[0], theirs[0]) if answers == [(1, 1)] * 2 else None,
+            "detectable": found.detectable,
+        }
 
-    def _share(self, row: TableRow) -> Ratio | None:
-        reference = self.rows.get(row.baseline or "")
-        base = self.rows.get((reference and reference.baseline) or "")
+    def _share(self, model: TableRow) -> Row:
+        """Its share of the gain of the data-set student."""
+        reference = self.models.get(model.baseline or "")
+        base = self.models.get((reference and reference.baseline) or "")
         if reference is None or base is None or not _measures_gain(reference.model, base.model):
-            return None
-        shared = self.shared(row.model, reference.model, base.model)
-        return gain_ratio(*shared) if shared else None
+            return {}
+        shared = self.shared(model.model, reference.model, base.model)
+        if shared is None:
+            return {}
+        gain = gain_ratio(*shared)
+        if gain.denominator.value < 0:
+            return {"gain": gain}
+        return {
+            "gain": gain,
+            "share": gain.value,
+            "share_set": [f"{low}:{high}" for low, high in gain.intervals],
+            "share_seeds_random": gain.seeds_random,
+        }
 
 
 def _measures_gain(reference: str, base: str) -> bool:
@@ -241,98 +211,81 @@ def _measures_gain(reference: str, base: str) -> bool:
     return reference.startswith(DATASET) and base.startswith(BASE) and not after_rl
 
 
-# ---------------------------------------------------------------- families of tests
-def _adjusted(lines: list[Line], primary: str | None) -> list[Line]:
-    """Holm's p-values over the rows of a task: the tests of checkpoints are one family, the
+def _adjust(rows: Sequence[Row], primary: str | None) -> None:
+    """Add Holm's p-values over the rows of a task: the tests of checkpoints are one family, the
     tests of methods another. The primary contrast is in neither."""
-    for family in ("checkpoint", "method"):
-        tested = {
-            line.row.model: found
-            for line in lines
-            if line.against and (found := getattr(line.against, family))
-        }
-        p_values = {model: found.p for model, found in tested.items()}
-        adjusted = holm(p_values, primary if primary in tested else None)
-        changed = {
-            model: {family: replace(found, holm=adjusted[model])} for model, found in tested.items()
-        }
-        lines = [
-            replace(line, against=replace(line.against, **changed[line.row.model]))
-            if line.against and line.row.model in changed
-            else line
-            for line in lines
-        ]
-    return lines
+    for p in ("p", "method_p"):
+        p_values = {row["model"]: row[p] for row in rows if row[p] is not None}
+        adjusted = holm(p_values, primary if primary in p_values else None)
+        for row in rows:
+            row[f"{p}_holm"] = adjusted.get(row["model"])
 
 
 # ---------------------------------------------------------------- the mean over tasks
-def _mean_line(
-    row: TableRow, lines: dict[str, list[Line]], answers: Sequence[_TaskAnswers]
-) -> Line:
-    """The mean of a row that has every task."""
-    each = [line for one in answers for line in lines[one.task] if line.row is row]
-    scores = [line.score for line in each if line.score]
-    complete = len(scores) == len(answers)
-    has_paper_tasks = {one.task for one in answers} == set(paper.TASKS)
-    return Line(
-        row=row,
-        quote=quote(row, paper.MEAN) if has_paper_tasks else None,
-        score=_mean_score(row, scores, answers) if complete else None,
-        against=_mean_against(row, answers) if complete else None,
-        models=each[0].models,
-        evaluations=each[0].evaluations,
-    )
+def _mean_row(
+    model: TableRow, tables: Mapping[str, list[Row]], answers: Sequence[_TaskAnswers]
+) -> Row:
+    """The mean of a model that has every task."""
+    each = [row for one in answers for row in tables[one.task] if row["model"] == model.model]
+    row = _row(model, paper.MEAN) | {
+        name: each[0][name] for name in ("model_keys", "evaluation_keys")
+    }
+    if {one.task for one in answers} != set(paper.TASKS):
+        row["paper_percent"] = None
+    if any(one["value"] is None for one in each):
+        return row
+    return row | _mean_score(model, each, answers) | _mean_against(model, answers)
 
 
-def _mean_score(
-    row: TableRow, scores: Sequence[Score], answers: Sequence[_TaskAnswers]
-) -> Score | None:
+def _mean_score(model: TableRow, scores: Sequence[Row], answers: Sequence[_TaskAnswers]) -> Row:
     """The method's interval is never narrower than that of these checkpoints."""
-    seeds = list(scores[0].by_seed)
-    if any(list(score.by_seed) != seeds for score in scores):
-        return None
-    checkpoint = mean_estimate([score.checkpoint for score in scores])
+    seeds = list(scores[0]["by_seed"])
+    if any(list(score["by_seed"]) != seeds for score in scores):
+        return {}
+    checkpoint = mean_estimate([score["value"] for score in scores])
     method = None
-    if len(seeds) > 1 and row.trained:
-        values = [shared for one in answers if (shared := one.shared(row.model))]
+    if len(seeds) > 1 and model.trained:
+        values = [shared for one in answers if (shared := one.shared(model.model))]
         random = mean_contrast(values, [1.0]).interval()
         low, high = min(random.low, checkpoint.low), max(random.high, checkpoint.high)
         method = replace(checkpoint, low=max(0.0, low), high=min(1.0, high))
-    return Score(
-        checkpoint=checkpoint,
-        method=method,
-        by_seed={
-            seed: sum(score.by_seed[seed] for score in scores) / len(scores) for seed in seeds
+    return {
+        "value": checkpoint,
+        "method": method,
+        "by_seed": {
+            seed: sum(score["by_seed"][seed] for score in scores) / len(scores) for seed in seeds
         },
-        questions=checkpoint.questions,
-        samples=scores[0].samples if len({score.samples for score in scores}) == 1 else None,
-        ungraded=sum(score.ungraded for score in scores),
-        grader_failed=sum(score.grader_failed for score in scores),
-    )
+        "seeds": len(seeds),
+        "questions": checkpoint.questions,
+        "samples": scores[0]["samples"] if len({one["samples"] for one in scores}) == 1 else None,
+        "ungraded": sum(score["ungraded"] for score in scores),
+        "grader_failed": sum(score["grader_failed"] for score in scores),
+    }
 
 
-def _mean_against(row: TableRow, answers: Sequence[_TaskAnswers]) -> Against | None:
+def _mean_against(model: TableRow, answers: Sequence[_TaskAnswers]) -> Row:
     """With t intervals and t tests of `mean_contrast`: tasks cannot be resampled as one."""
-    baseline = answers[0].rows.get(row.baseline or "")
+    baseline = answers[0].models.get(model.baseline or "")
     if baseline is None:
-        return None
-    pairs = [shared for one in answers if (shared := one.shared(row.model, baseline.model))]
+        return {}
+    pairs = [shared for one in answers if (shared := one.shared(model.model, baseline.model))]
     if len(pairs) < len(answers) or any(
         one.seeds(baseline.model) != answers[0].seeds(baseline.model) for one in answers
     ):
-        return None
+        return {}
     questions = sum(ours_SQ.shape[1] for ours_SQ, _ in pairs)
 
-    def tested(contrast: Contrast) -> Tested:
+    def tested(contrast: Contrast, prefix: str = "") -> Row:
         interval = replace(contrast.interval(), questions=questions)
-        return Tested(interval, contrast.p_value(), contrast.p_value())
+        return {f"{prefix}difference": interval, f"{prefix}p": contrast.p_value()}
 
     seed_means = [[each.mean(axis=0, keepdims=True) for each in pair] for pair in pairs]
+    found = {"against": baseline.name, **tested(mean_contrast(seed_means, [1.0, -1.0]))}
     ours, theirs = (len(each) for each in pairs[0])
-    method = None
-    if row.trained and ours > 1 and (theirs > 1 or not baseline.trained):
-        if answers[0].paired(row, baseline):
-            method = tested(mean_contrast([[one - other] for one, other in pairs], [1.0]))
+    if model.trained and ours > 1 and (theirs > 1 or not baseline.trained):
+        if answers[0].paired(model, baseline):
+            contrast = mean_contrast([[one - other] for one, other in pairs], [1.0])
         else:
-            method = tested(mean_contrast(pairs, [1.0, -1.0]))
-    return Against(baseline, tested(mean_contrast(seed_means, [1.0, -1.0])), method)
+            contrast = mean_contrast(pairs, [1.0, -1.0])
+        found |= tested(contrast, "method_")
+    return found

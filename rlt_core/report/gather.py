@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlt_core.report.compared import Compared, compared
-from rlt_core.report.examples import Example, examples
+from rlt_core.report.examples import examples
 from rlt_core.report.experiment import Experiment, experiment
-from rlt_core.report.inputs import Part, Parts
-from rlt_core.report.overlaps import OverlapLine, overlap_lines
+from rlt_core.report.inputs import Part, Parts, Row
+from rlt_core.report.overlaps import overlap_rows
 from rlt_core.report.ranks import RankAblation, rank_sets
 from rlt_core.report.scores import Evaluations, PairLine, ScoreLine, pair_lines, score_lines
 from rlt_core.report.trace_sets import TraceSet, trace_sets
@@ -47,10 +47,11 @@ class ReportData:
     traces: list[TraceSet]
     curves: list[Curve]
     experiment: Experiment | None
-    overlaps: list[OverlapLine]
+    overlaps: list[Row]
     compared: Compared | None
     rank_sets: list[RankAblation]
-    examples: list[Example]
+    examples: list[str]
+    """Markdown."""
     data: list[DataLine]
     alarms: list[str]
     nodes: list[Part]
@@ -101,7 +102,7 @@ def gather(
         traces=traces,
         curves=trained,
         experiment=experiment(config, evaluations),
-        overlaps=list(overlap_lines(config.overlaps, evaluations)),
+        overlaps=list(overlap_rows(config.overlaps, evaluations)),
         compared=compared(config.compared, parts) if config.compared else None,
         rank_sets=rank_sets(parts, evaluations),
         examples=examples(parts, evaluations.students),

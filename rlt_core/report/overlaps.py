@@ -4,45 +4,46 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-from rlt_core.evaluation.overlap import Overlap, overlap
+from rlt_core.evaluation.overlap import overlap
 from rlt_core.report import paper
+from rlt_core.report.inputs import Row
 from rlt_core.report.scores import Evaluations
 
-
-@dataclass(frozen=True)
-class OverlapLine:
-    """Two models with the same seed on one task."""
-
-    ours: str
-    theirs: str
-    task: str
-    ours_seed: int | None
-    theirs_seed: int | None
-    overlap: Overlap
-    quoted: str | None
-    """The paper's number for this pair."""
+COLUMNS = (
+    "first", "second", "task", "first_seed", "second_seed", "questions", "solved_by_first",
+    "solved_by_second", "solved_by_both", "measure", "value", "low", "high", "chance", "chance_low",
+    "chance_high", "p", "ceiling_first", "ceiling_second", "paper",
+)  # fmt: skip
+"""Columns of `overlaps.csv`; `paper` is the paper's number for the pair. A row has the Measure as
+`measured`, too."""
 
 
-def overlap_lines(
-    pairs: Sequence[tuple[str, str]], evaluations: Evaluations
-) -> Iterator[OverlapLine]:
-    """One per pair, task and seed: two trained models are compared seed by seed, a model without
-    seeds with every seed. Seeds are not pooled: the ceiling is that of one model with itself. A
-    pair without graded answers has no line."""
+def overlap_rows(pairs: Sequence[tuple[str, str]], evaluations: Evaluations) -> Iterator[Row]:
+    """One row per pair, task, seed and measure: two trained models are compared seed by seed, a
+    model without seeds with every seed. Seeds are not pooled: the ceiling is that of one model with
+    itself. A pair without graded answers has no row."""
     for pair in pairs:
         quoted = paper.OVERLAP[1] if pair == paper.OVERLAP[0] else None
         for task in evaluations.tasks(pair):
-            ours, theirs = (
+            first, second = (
                 zip(evaluations.asked(model, task), evaluations.correct(model, task), strict=True)
                 for model in pair
             )
-            for (one, ours_QN), (other, theirs_QN) in itertools.product(ours, theirs):
+            for (one, one_QN), (other, other_QN) in itertools.product(first, second):
                 if one.seed != other.seed and None not in (one.seed, other.seed):
                     continue
                 try:
-                    found = overlap(ours_QN, theirs_QN)
+                    found = overlap(one_QN, other_QN)
                 except ValueError:  # no question in common
                     continue
-                yield OverlapLine(*pair, task, one.seed, other.seed, found, quoted)
+                for name, measure in found.measures.items():
+                    yield vars(measure) | {
+                        "first": pair[0], "second": pair[1], "task": task,
+                        "first_seed": one.seed, "second_seed": other.seed,
+                        "questions": found.questions, "solved_by_first": found.ours,
+                        "solved_by_second": found.theirs, "solved_by_both": found.both,
+                        "measure": name, "measured": measure, "paper": quoted,
+                        "ceiling_first": measure.ceiling_ours,
+                        "ceiling_second": measure.ceiling_theirs,
+                    }  # fmt: skip

@@ -20,7 +20,6 @@ from rlt_core.report.texts import (
     cell,
     code,
     duration,
-    fenced,
     joined,
     number,
     percent,
@@ -69,7 +68,7 @@ def page(data: ReportData, figures: Figures) -> list[Block]:
         overview, *details = _scores(data)
         blocks += [overview, *figure("scores.png"), *details]
     if data.overlaps:
-        blocks += tables.overlap_section(data.overlaps)
+        blocks.append(tables.overlap_section(data.overlaps))
     if data.compared:
         blocks += tables.compared_section(data.compared)
     if data.rewards.lines:
@@ -82,7 +81,7 @@ def page(data: ReportData, figures: Figures) -> list[Block]:
         blocks += [*_ranks(data.ranks), *figure("ranks.png")]
         blocks += [*tables.rank_sets_section(data.rank_sets), *figure("rank_sets.png")]
     if data.examples:
-        blocks += _examples(data)
+        blocks += ["## Texts\n\nThe first question by id, not picked.", *data.examples]
     if data.data:
         blocks.append(_data(data))
     return [block for block in (*blocks, _cost(data), _lineage(data)) if block]
@@ -197,18 +196,6 @@ def _ranks(ranks: RankAblation) -> Iterator[str]:
             f"In {percent(ranks.undefined_resamples)}% of the resamples all students had the same "
             "score; the intervals of the correlations leave these out."
         )
-
-
-def _examples(data: ReportData) -> Iterator[str]:
-    yield "## Texts\n\nThe first question by id, not picked."
-    for example in data.examples:
-        yield f"### {cell(example.title)}\n\nQuestion:\n\n{fenced(example.question)}"
-        if example.solution is not None:
-            yield f"Solution:\n\n{fenced(example.solution)}"
-        for text in example.texts:
-            facts = ", ".join(f"{cell(name)} {cell(value)}" for name, value in text.facts.items())
-            about = f" ({facts})" if facts else ""
-            yield f"**{cell(text.title)}**{about}\n\n{fenced(text.text)}"
 
 
 # ---------------------------------------------------------------- where it comes from

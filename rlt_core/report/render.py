@@ -8,7 +8,7 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
-from rlt_core.report.csv_files import csv_files, write_csv
+from rlt_core.report.csv_files import write_csv_files
 from rlt_core.report.figures import Figure, draw
 from rlt_core.report.gather import ReportData
 from rlt_core.report.page import Block, page, title
@@ -53,8 +53,7 @@ def render_report(data: ReportData, out: Path) -> None:
     blocks = page(data, figures)
     for figure in figures.values():
         (out / figure.file).write_bytes(figure.png)
-    for name, (columns, rows) in csv_files(data).items():
-        write_csv(out / name, columns, rows)
+    write_csv_files(data, out)
     text = "\n\n".join(map(_markdown, blocks)) + "\n"
     (out / "report.md").write_text(text, encoding="utf-8")
     html = HEAD.format(title=escape(title(data))) + "\n".join(map(_html, blocks))

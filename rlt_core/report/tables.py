@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from rlt_core.evaluation.comparisons import Ratio
+from rlt_core.evaluation.intervals import Estimate
 from rlt_core.report import paper
-from rlt_core.report.compared import Compared
-from rlt_core.report.experiment import Experiment, Line, Quote, TaskTable, Tested, quote
-from rlt_core.report.overlaps import OverlapLine
+from rlt_core.report.compared import PARTS, Compared
+from rlt_core.report.experiment import Experiment
+from rlt_core.report.inputs import Row
 from rlt_core.report.ranks import NOISE, REWARD, RankAblation
 from rlt_core.report.texts import (
     NOTHING,
@@ -28,7 +28,6 @@ from rlt_core.report.texts import (
 )
 
 UNGRADED = "no graded answer"
-Row = dict[str, Any]
 
 
 # ---------------------------------------------------------------- an experiment
@@ -60,17 +59,15 @@ def experiment_section(experiment: Experiment) -> Iterator[str]:
     """First the overview of all tasks, then a table per task and how to read them."""
     contrast = ""
     if experiment.primary:
-        baseline = experiment.row(experiment.primary.baseline)
-        against = f" against {baseline.name}" if baseline else ""
+        names = {one.model: one.name for one in experiment.models}
+        baseline = names.get(experiment.primary.baseline or "")
+        against = f" against {baseline}" if baseline else ""
         name = cell(f"{experiment.primary.name}{against}")
         contrast = f"**Primary contrast, named before the run: {name}.**\n\n"
     yield f"## The experiment\n\n{contrast}{ABOUT_OVERVIEW}\n\n{table(_overview(experiment))}"
-    primary = experiment.primary.model if experiment.primary else None
-    for one in experiment.tables:
-        if one.task:
-            rows = [_task_row(line, line.row.model == primary) for line in one.lines]
-            _drop_equal_columns(one, rows)
-            yield f"### {cell(task_name(one.task))}\n\n{table(rows)}"
+    for task, rows in experiment.tables.items():
+        if task:
+            yield f"### {cell(task_name(task))}\n\n{table(_task_table(rows))}"
     yield "\n\n".join(ABOUT_TABLES)
 
 
@@ -79,12 +76,14 @@ def task_name(task: str) -> str:
     return "mean over tasks" if task == paper.MEAN else task
 
 
-def quoted(value: Quote | None) -> str:
+def quoted(row: Row, column: str = "paper_percent") -> str:
     """`23.3 (quoted)`, as the paper prints it; says which numbers the paper itself quotes."""
-    if value is None:
+    percent = row[column]
+    if percent is None:
         return NOTHING
-    source = "quoted; the paper quotes it, too" if value.from_others else "quoted"
-    return f"{value.percent:.{2 if value.is_mean else 1}f} ({source})"
+    is_mean = column == "paper_mean_percent" or row["task"] == paper.MEAN
+    source = "quoted; the paper quotes it, too" if row["paper_from_others"] else "quoted"
+    return f"{percent:.{2 if is_mean else 1}f} ({source})"
 
 
 def share(ratio: Ratio | None) -> str:
@@ -106,78 +105,73 @@ def share(ratio: Ratio | None) -> str:
 
 
 def _overview(experiment: Experiment) -> list[Row]:
-    """Rows by tasks: the paper's number where the task is one of the paper's, and ours."""
-    rows = []
-    for place, row in enumerate(experiment.rows):
-        shown: Row = {"row": row.name}
-        for one in experiment.tables:
-            line = one.lines[place]
-            if one.task != paper.MEAN:
-                shown[f"{one.task}, the paper"] = quoted(line.quote)
-            if one.task:
-                score = line.score and (line.score.method or line.score.checkpoint)
-                ours = percent(score) if score else _no_score(line)
-                shown[f"{task_name(one.task)}, ours"] = ours
-        shown["mean of its three benchmarks, the paper"] = quoted(quote(row, paper.MEAN))
-        shown["the paper's row"] = row.paper or NOTHING
-        shown["did not run"] = row.missing or NOTHING
-        rows.append(shown)
-    return rows
+    """Models by tasks: the paper's number where the task is one of the paper's, and ours."""
+    shown = []
+    for rows in zip(*experiment.tables.values(), strict=True):
+        line: Row = {"row": rows[0]["row"]}
+        for row in rows:
+            task = row["task"]
+            if task != paper.MEAN:
+                line[f"{task}, the paper"] = quoted(row)
+            if task:
+                line[f"{task_name(task)}, ours"] = _ours(row, row["method"] or row["value"])
+        line["mean of its three benchmarks, the paper"] = quoted(rows[0], "paper_mean_percent")
+        line["the paper's row"] = rows[0]["paper_row"] or NOTHING
+        line["did not run"] = rows[0]["missing"] or NOTHING
+        shown.append(line)
+    return shown
 
 
-def _no_score(line: Line) -> str:
-    return UNGRADED if line.evaluations else NOTHING
+def _ours(row: Row, score: Estimate | None) -> str:
+    return UNGRADED if score is None and row["evaluation_keys"] else percent(score)
 
 
-def _task_row(line: Line, is_primary: bool) -> Row:
-    """All that is known of a row on one task."""
-    score, against = line.score, line.against
-    checkpoint = against.checkpoint if against else None
-    method = against.method if against else None
-    ours = percent(score.checkpoint) if score else _no_score(line)
-    by_seed = score.by_seed.values() if score and len(score.by_seed) > 1 else ()
-    samples = "several" if score and score.samples is None else score and score.samples
+def _task_table(rows: Sequence[Row]) -> list[Row]:
+    """All that is known of each model on one task, without counts that are all 0 and method
+    intervals that are those of the checkpoints."""
+    equal = [
+        name
+        for name, is_equal in {
+            "ungraded": not any(row["ungraded"] for row in rows),
+            "grader failed (wrong)": not any(row["grader_failed"] for row in rows),
+            "ours, this method": all(row["method"] in (None, row["value"]) for row in rows),
+        }.items()
+        if is_equal
+    ]
+    return [_task_row(row) | dict.fromkeys(equal, NOTHING) for row in rows]
+
+
+def _task_row(row: Row) -> Row:
+    by_seed, scored = row["by_seed"] or {}, row["value"] is not None
+    samples = "several" if row["samples"] is None else row["samples"]
+    sizes = Number(f"{row['questions']} × {samples} × {row['seeds']}")  # noqa: RUF001
+    missing = f"did not run: {row['missing']}"
     return {
-        "row": line.row.name,
-        "the paper": quoted(line.quote),
-        "ours, this checkpoint": f"did not run: {line.row.missing}" if line.row.missing else ours,
-        "ours, this method": percent(score and score.method),
-        "by seed": joined(map(percent, by_seed)),
-        "questions × samples × seeds": Number(  # noqa: RUF001
-            f"{score.questions} × {samples} × {len(score.by_seed)}"  # noqa: RUF001
-        )
-        if score
-        else NOTHING,
-        "ungraded": score.ungraded if score else NOTHING,
-        "grader failed (wrong)": score.grader_failed if score else NOTHING,
-        "against": against.baseline.name if against else NOTHING,
-        "difference, these checkpoints": points(checkpoint.difference if checkpoint else None),
-        "p; Holm": _p(checkpoint, is_primary),
-        "difference, the method": points(method.difference if method else None),
-        "p; Holm, the method": _p(method, is_primary),
-        "detectable": percent(against.detectable if against else None),
-        "share of the data-set student's gain": share(line.share),
-        "model": codes(line.models),
-        "evaluation": codes(line.evaluations),
+        "row": row["row"],
+        "the paper": quoted(row),
+        "ours, this checkpoint": missing if row["missing"] else _ours(row, row["value"]),
+        "ours, this method": percent(row["method"]),
+        "by seed": joined(map(percent, by_seed.values() if len(by_seed) > 1 else ())),
+        "questions × samples × seeds": sizes if scored else NOTHING,  # noqa: RUF001
+        "ungraded": row["ungraded"] if scored else NOTHING,
+        "grader failed (wrong)": row["grader_failed"] if scored else NOTHING,
+        "against": row["against"] or NOTHING,
+        "difference, these checkpoints": points(row["difference"]),
+        "p; Holm": _p(row, "p"),
+        "difference, the method": points(row["method_difference"]),
+        "p; Holm, the method": _p(row, "method_p"),
+        "detectable": percent(row["detectable"]),
+        "share of the data-set student's gain": share(row["gain"]),
+        "model": codes(row["model_keys"] or ()),
+        "evaluation": codes(row["evaluation_keys"] or ()),
     }
 
 
-def _p(tested: Tested | None, is_primary: bool) -> Number:
-    if tested is None:
+def _p(row: Row, p: str) -> Number:
+    if row[p] is None:
         return NOTHING
-    return joined([p_value(tested.p), Number("primary") if is_primary else p_value(tested.holm)])
-
-
-def _drop_equal_columns(one: TaskTable, rows: list[Row]) -> None:
-    """Counts that are all 0, and method intervals that are those of the checkpoints."""
-    scores = [line.score for line in one.lines if line.score]
-    dropped = {
-        "ungraded": not any(score.ungraded for score in scores),
-        "grader failed (wrong)": not any(score.grader_failed for score in scores),
-        "ours, this method": all(score.method in (None, score.checkpoint) for score in scores),
-    }
-    for row in rows:
-        row.update({name: NOTHING for name, is_dropped in dropped.items() if is_dropped})
+    adjusted = Number("primary") if row["primary"] else p_value(row[f"{p}_holm"])
+    return joined([p_value(row[p]), adjusted])
 
 
 # ---------------------------------------------------------------- overlaps
@@ -194,33 +188,32 @@ MEASURE_NAMES = {
 }
 
 
-def overlap_section(lines: Sequence[OverlapLine]) -> Iterator[str]:
-    """A row per pair, seed and measure."""
-    several_tasks = len({line.task for line in lines}) > 1
-    rows = []
-    for line in lines:
-        sizes = (line.overlap.ours, line.overlap.theirs, line.overlap.both)
-        seeds = {str(seed) for seed in (line.ours_seed, line.theirs_seed) if seed is not None}
-        for name, found in line.overlap.measures.items():
-            chance = f"[{percent(found.chance_low)}, {percent(found.chance_high)}]"
-            rows.append(
-                {
-                    "first": line.ours, "second": line.theirs,
-                    "task": line.task if several_tasks else NOTHING,
-                    "seeds": ", ".join(sorted(seeds)) or NOTHING,
-                    "solved by first; second; both; questions": joined(
-                        [*map(number, sizes), Number(line.overlap.questions)]
-                    ),
-                    "share": MEASURE_NAMES[name], "%": percent(found),
-                    "by chance": Number(f"{percent(found.chance)} {chance}"),
-                    "p": p_value(found.p),
-                    "ceiling: two samples of first; of second": joined(
-                        map(percent, (found.ceiling_ours, found.ceiling_theirs))
-                    ),
-                    "the paper": f"{line.quoted} (quoted)" if line.quoted else NOTHING,
-                }
-            )  # fmt: skip
-    yield f"## Do they solve the same problems?\n\n{ABOUT_OVERLAPS}\n\n{table(rows)}"
+def overlap_section(found: Sequence[Row]) -> str:
+    """One row per pair, seed and measure."""
+    several_tasks = len({row["task"] for row in found}) > 1
+
+    def shown(row: Row) -> Row:
+        sizes = (row[f"solved_by_{which}"] for which in ("first", "second", "both"))
+        seeds = {str(s) for s in (row["first_seed"], row["second_seed"]) if s is not None}
+        chance = f"[{percent(row['chance_low'])}, {percent(row['chance_high'])}]"
+        return {
+            "first": row["first"], "second": row["second"],
+            "task": row["task"] if several_tasks else NOTHING,
+            "seeds": ", ".join(sorted(seeds)) or NOTHING,
+            "solved by first; second; both; questions": joined(
+                [*map(number, sizes), Number(row["questions"])]
+            ),
+            "share": MEASURE_NAMES[row["measure"]], "%": percent(row["measured"]),
+            "by chance": Number(f"{percent(row['chance'])} {chance}"),
+            "p": p_value(row["p"]),
+            "ceiling: two samples of first; of second": joined(
+                map(percent, (row["ceiling_first"], row["ceiling_second"]))
+            ),
+            "the paper": f"{row['paper']} (quoted)" if row["paper"] else NOTHING,
+        }  # fmt: skip
+
+    rows = table([shown(row) for row in found])
+    return f"## Do they solve the same problems?\n\n{ABOUT_OVERLAPS}\n\n{rows}"
 
 
 # ---------------------------------------------------------------- two trace sets
@@ -240,26 +233,27 @@ def compared_section(compared: Compared) -> Iterator[str | tuple[str, str]]:
     )
     rows = [
         {
-            "part": line.part, **dict(zip(compared.names, map(number, line.means), strict=True)),
-            "difference, these seeds": number(line.checkpoint),
-            "difference, the method": number(line.method), "p": p_value(line.p),
+            "part": line["part"],
+            **dict(zip(compared.names, map(number, line["means"]), strict=True)),
+            "difference, these seeds": number(line["checkpoint"]),
+            "difference, the method": number(line["method"]), "p": p_value(line["p"]),
         }
         for line in compared.lines
     ]  # fmt: skip
     yield table(rows)
     for each in compared.texts:
-        yield f"### Question {cell(each.question_id)}\n\n{fenced(each.question)}"
-        yield f"Solution:\n\n{fenced(each.solution)}"
-        one, other = each.sides
+        yield f"### Question {cell(each['question_id'])}\n\n{fenced(each['question'])}"
+        yield f"Solution:\n\n{fenced(each['solution'])}"
+        one, other = each["sides"]
         parts = [
-            {"part": part, first: number(one.parts[part]), second: number(other.parts[part])}
-            for part in one.parts
-            if one.parts[part] is not None or other.parts[part] is not None
+            {"part": part, first: number(one[part]), second: number(other[part])}
+            for part in PARTS
+            if one[part] is not None or other[part] is not None
         ]
         yield table(parts)
         left, right = (
-            f"**{cell(name)}**\n\n{fenced(side.text)}"
-            for name, side in zip(compared.names, each.sides, strict=True)
+            f"**{cell(name)}**\n\n{fenced(side['text'])}"
+            for name, side in zip(compared.names, each["sides"], strict=True)
         )
         yield left, right
 

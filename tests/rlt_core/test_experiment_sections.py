@@ -35,12 +35,13 @@ def test_overlaps_are_of_the_same_seed_and_the_paper_s_is_quoted(tmp_path):
             )
     pairs = (("countdown-base+rl", "countdown-dataset"), ("given", "countdown-dataset"))
     data = report_of(store, made, title="countdown", overlaps=pairs)
-    assert [(line.ours, line.ours_seed, line.theirs_seed) for line in data.overlaps] == [
+    names = ("first", "first_seed", "second_seed")
+    assert [tuple(row[name] for name in names) for row in data.overlaps[::3]] == [
         ("countdown-base+rl", 0, 0), ("countdown-base+rl", 1, 1), ("given", None, 0),
         ("given", None, 1),
     ]  # fmt: skip
     by_hand = overlap(given["countdown-base+rl"][1], given["countdown-dataset"][1])
-    assert data.overlaps[1].overlap == by_hand
+    assert [row["measured"] for row in data.overlaps[3:6]] == list(by_hand.measures.values())
     rates = [given[name][1].mean(axis=1) for name in pairs[0]]
     contained = (rates[0] * rates[1]).sum() / rates[0].sum()
     assert by_hand.measures["ours_in_theirs"].value == pytest.approx(contained)
@@ -100,12 +101,12 @@ def test_two_trace_sets_are_compared_question_by_question(traces, tmp_path):
     assert found.questions == ["q000", "q001", "q002", "q004", "q005"]
     gains = np.array([2.0, 0.0, -1.0, 4.0, 1.0]) + 0.25
     reward = found.lines[0]
-    assert reward.part == "reward" and reward.means[0] == pytest.approx(-13 / 5)
-    assert reward.checkpoint.value == pytest.approx(gains.mean()) and reward.method is None
+    assert reward["part"] == "reward" and reward["means"][0] == pytest.approx(-13 / 5)
+    assert reward["checkpoint"].value == pytest.approx(gains.mean()) and reward["method"] is None
     assert (found.wins, found.ties, found.losses) == (4, 0, 1)
     assert found.sign_p == pytest.approx(stats.binomtest(4, 5).pvalue)
-    doubt = next(line for line in found.lines if line.part == "doubt")
-    assert doubt.checkpoint.questions == 4
+    doubt = next(line for line in found.lines if line["part"] == "doubt")
+    assert doubt["checkpoint"].questions == 4
     _, html, tables = written(traces, tmp_path)
     rows = tables["compared.csv"]
     assert [each["question_id"] for each in rows] == found.questions
@@ -118,9 +119,9 @@ def test_two_trace_sets_are_compared_question_by_question(traces, tmp_path):
 
 def test_the_first_questions_stand_side_by_side_and_inert(traces, tmp_path):
     shown = traces.compared.texts
-    assert [each.question_id for each in shown] == ["q000", "q001", "q002"]
-    assert shown[0].sides[1].text == "rlt says <script>0-0</script> ```"
-    assert shown[0].sides[1].parts["reward"] == -1.0
+    assert [each["question_id"] for each in shown] == ["q000", "q001", "q002"]
+    assert shown[0]["sides"][1]["text"] == "rlt says <script>0-0</script> ```"
+    assert shown[0]["sides"][1]["reward"] == -1.0
     text, html, _ = written(traces, tmp_path)
     assert "script" not in Tables(html).tags
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
@@ -164,7 +165,7 @@ def test_sets_of_ranks_stand_in_one_table_and_one_figure(tmp_path):
     assert pearson.by_seed == {seed: metrics[f"pearson@{seed}"] for seed in (0, 1)}
     values = [line.value for line in data.ranks.lines]
     assert data.ranks.spread == pytest.approx(values[0] - values[-1])
-    assert lines_of(data, "test")["rank-1"].score.checkpoint.value == pytest.approx(values[0])
+    assert lines_of(data, "test")["rank-1"]["value"].value == pytest.approx(values[0])
     text, html, tables = written(data, tmp_path / "report")
     for page in (text, html):
         assert "random (the noise floor)" in page.replace("\\", "")
@@ -194,7 +195,7 @@ def test_every_experiment_s_rows_are_filled_and_render(name, tmp_path):
     given = vars(report.config)
     data = report_of(store, made, **given)
     assert data.is_toy
-    assert {line.row.model for table in data.experiment.tables for line in table.lines} == {
+    assert {row["model"] for row in data.experiment.rows} == {
         row.model for row in report.config.rows
     }
     text, _, tables = written(data, tmp_path / "report")
@@ -204,7 +205,7 @@ def test_every_experiment_s_rows_are_filled_and_render(name, tmp_path):
         assert bool(scored[0]["difference"]) is (row_.baseline is not None)
         assert bool(scored[0]["method_p"]) is (row_.baseline is not None and row_.trained)
     assert ("Primary contrast" in text) is (report.config.primary is not None)
-    assert len(data.overlaps) == 2 * len(report.config.overlaps)
+    assert len(data.overlaps) == 3 * 2 * len(report.config.overlaps)
 
 
 # ---------------------------------------------------------------- where it is found

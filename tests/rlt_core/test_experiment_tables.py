@@ -12,7 +12,6 @@ from rlt_core.evaluation.intervals import Estimate, clustered_mean
 from rlt_core.experiments import targets
 from rlt_core.overrides import load_config
 from rlt_core.report import paper
-from rlt_core.report.render import render_report
 from rlt_core.report.statistics import mean_contrast, mean_estimate
 from rlt_core.report.tables import share
 from rlt_core.report.terminal import summary_table
@@ -75,57 +74,38 @@ def one_seed(tmp_path_factory):
 
 def test_one_seed_is_scored_and_tested_as_by_hand(one_seed):
     _, made, given, data = one_seed
-    assert [table.task for table in data.experiment.tables] == ["aime24", "test", "mean"]
+    assert list(data.experiment.tables) == ["aime24", "test", "mean"]
     for task in ("aime24", "test"):
         lines = lines_of(data, task)
         assert list(lines) == [row.model for row in ROWS]
         ours, theirs = given["rlt"][task][:, 0], given["dataset"][task][:, 0]
         line = lines["rlt"]
-        assert line.score.checkpoint == clustered_mean(ours.tolist(), len(ours))
-        assert line.score.method is None and line.against.method is None
-        assert line.score.by_seed == {0: pytest.approx(ours.mean())}
-        assert (line.score.questions, line.score.samples) == (len(ours), 1)
-        assert line.against.checkpoint.difference.value == pytest.approx((ours - theirs).mean())
+        assert line["value"] == clustered_mean(ours.tolist(), len(ours))
+        assert line["method"] is None and line["method_difference"] is None
+        assert line["by_seed"] == {0: pytest.approx(ours.mean())}
+        assert (line["questions"], line["samples"]) == (len(ours), 1)
+        assert line["difference"].value == pytest.approx((ours - theirs).mean())
         alone = int((ours > theirs).sum()), int((theirs > ours).sum())
         exact = stats.binomtest(alone[0], sum(alone)).pvalue
-        assert line.against.mcnemar == pytest.approx(exact)
-        assert line.against.checkpoint.p == pytest.approx(exact, abs=0.02)
+        assert line["mcnemar_p"] == pytest.approx(exact)
+        assert line["p"] == pytest.approx(exact, abs=0.02)
         spread = (ours - theirs).std(ddof=1) / np.sqrt(len(ours))
         t = stats.t(len(ours) - 1)
-        assert line.against.detectable == pytest.approx((t.ppf(0.975) + t.ppf(0.8)) * spread)
-        assert line.models == (made["student-sft[rlt]@0"].ref.key,)
-        assert line.evaluations == (made["evaluation[rlt]@0"].ref.key,)
+        assert line["detectable"] == pytest.approx((t.ppf(0.975) + t.ppf(0.8)) * spread)
+        assert line["model_keys"] == [made["student-sft[rlt]@0"].ref.key]
+        assert line["evaluation_keys"] == [made["evaluation[rlt]@0"].ref.key]
 
 
 def test_holm_is_over_the_rows_of_a_task_without_the_primary(one_seed):
     *_, data = one_seed
     for task in ("aime24", "test", "mean"):
-        tested = {
-            model: line.against.checkpoint
-            for model, line in lines_of(data, task).items()
-            if line.against
-        }
+        tested = {name: row for name, row in lines_of(data, task).items() if row["difference"]}
         assert set(tested) == {"dataset", "solution-only", "rlt"}
-        assert tested["rlt"].holm == tested["rlt"].p
-        small, large = sorted((tested["dataset"], tested["solution-only"]), key=lambda one: one.p)
-        assert small.holm == pytest.approx(min(1, 2 * small.p))
-        assert large.holm == pytest.approx(min(1, max(large.p, 2 * small.p)))
-
-
-def test_a_row_that_did_not_run_has_the_quote_and_the_reason_only(one_seed, tmp_path):
-    *_, data = one_seed
-    line = lines_of(data, "aime24")["qwq"]
-    assert (line.score, line.against, line.models) == (None, None, ())
-    assert line.quote.percent == 50.0 and line.quote.from_others
-    assert lines_of(data, "aime24")["other"].against is None, "its baseline did not run"
-    text, html, tables = written(data, tmp_path)
-    for page in (text, html):
-        assert "did not run: not imported" in page
-        assert "50.0 (quoted; the paper quotes it, too)" in page
-    (found,) = [each for each in tables["table.csv"] if each["model"] == "qwq" and
-                each["task"] == "aime24"]  # fmt: skip
-    assert found["missing"] == "not imported" and found["value"] == found["evaluation_keys"] == ""
-    assert (found["paper_percent"], found["paper_from_others"]) == ("50.0", "True")
+        assert tested["rlt"]["p_holm"] == tested["rlt"]["p"]
+        both = sorted((row["p"], row["p_holm"]) for name, row in tested.items() if name != "rlt")
+        (small, small_holm), (large, large_holm) = both
+        assert small_holm == pytest.approx(min(1, 2 * small))
+        assert large_holm == pytest.approx(min(1, max(large, 2 * small)))
 
 
 def test_both_pages_show_the_same_tables_and_no_name_acts(one_seed, tmp_path):
@@ -134,14 +114,16 @@ def test_both_pages_show_the_same_tables_and_no_name_acts(one_seed, tmp_path):
     page = Tables(html)
     markdown = Tables(MarkdownIt("commonmark").enable("table").render(text))
     assert "script" not in page.tags and "script" not in markdown.tags
-    ours = [[[" ".join(cell.split()) for cell in line] for line in t] for t in page.tables]
-    theirs = [[[" ".join(cell.split()) for cell in line] for line in t] for t in markdown.tables]
+    ours, theirs = (
+        [[[" ".join(cell.split()) for cell in line] for line in table] for table in each.tables]
+        for each in (page, markdown)
+    )
     assert ours == theirs
     assert any(NASTY in line[0] for line in ours[0])
     assert all(len({len(line) for line in table}) == 1 for table in ours)
 
 
-def test_quotes_stand_beside_their_benchmark_only_and_are_marked(one_seed, tmp_path):
+def test_quotes_are_beside_their_benchmark_only_and_are_marked(one_seed, tmp_path):
     *_, data = one_seed
     text, html, tables = written(data, tmp_path)
     overview, aime, test, mean = Tables(html).tables[:4]
@@ -160,7 +142,21 @@ def test_quotes_stand_beside_their_benchmark_only_and_are_marked(one_seed, tmp_p
     assert "Primary contrast, named before the run" in text and "; primary" in text
 
 
-def test_the_csv_has_every_row_and_number_unrounded(one_seed, tmp_path):
+def test_a_row_that_did_not_run_has_the_quote_and_the_reason_only(one_seed, tmp_path):
+    store, made, _, data = one_seed
+    line = lines_of(data, "aime24")["qwq"]
+    assert line["value"] is line["difference"] is None and line["model_keys"] == []
+    assert (line["paper_percent"], line["paper_from_others"]) == (50.0, True)
+    assert lines_of(data, "aime24")["other"]["against"] is None, "its baseline did not run"
+    for page in written(data, tmp_path)[:2]:
+        assert "did not run: not imported" in page
+        assert "50.0 (quoted; the paper quotes it, too)" in page
+    forgotten = (*ROWS, TableRow(name="Forgotten", model="forgotten"))
+    with pytest.raises(ValueError, match="forgotten"):
+        report_of(store, made, forgotten)
+
+
+def test_the_csv_and_the_terminal_have_every_row(one_seed, tmp_path):
     *_, data = one_seed
     _, _, tables = written(data, tmp_path)
     assert set(tables) == {"scores.csv", "traces.csv", "table.csv"}
@@ -168,38 +164,27 @@ def test_the_csv_has_every_row_and_number_unrounded(one_seed, tmp_path):
     assert len(rows) == 3 * len(ROWS)
     for found in rows:
         line = lines_of(data, found["task"])[found["model"]]
-        assert found["row"] == line.row.name
-        if line.score:
-            assert float(found["value"]) == line.score.checkpoint.value
-            assert float(found["low"]) == line.score.checkpoint.low
-            assert found["by_seed"].endswith(f":{next(iter(line.score.by_seed.values()))}")
-            assert found["evaluation_keys"] == line.evaluations[0]
-        if line.against:
-            tested = line.against.checkpoint
-            assert float(found["difference_low"]) == tested.difference.low
-            assert (float(found["p"]), float(found["p_holm"])) == (tested.p, tested.holm)
-        assert found["method_p"] == found["method_low"] == ""
+        assert (found["row"], found["missing"]) == (line["row"], line["missing"] or "")
         assert found["primary"] == str(found["model"] == "rlt")
-
-
-def test_the_terminal_shows_rows_by_tasks_with_the_paper_s_below(one_seed, tmp_path):
-    *_, data = one_seed
-    render_report(data, tmp_path)
+        assert found["method_p"] == found["method_low"] == ""
+        if line["value"] is None:
+            assert found["value"] == found["low"] == found["evaluation_keys"] == ""
+            continue
+        assert float(found["value"]) == line["value"].value
+        assert float(found["low"]) == line["value"].low
+        assert found["by_seed"].endswith(f":{next(iter(line['by_seed'].values()))}")
+        assert found["evaluation_keys"] == line["evaluation_keys"][0]
+        if line["difference"]:
+            assert float(found["difference_low"]) == line["difference"].low
+            assert (float(found["p"]), float(found["p_holm"])) == (line["p"], line["p_holm"])
     table = summary_table(tmp_path)
     assert table.row_count == len(ROWS)
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(table)
     shown = console.export_text()
-    line = lines_of(data, "aime24")["rlt"].score.checkpoint
-    assert f"[{100 * line.low:.1f}, {100 * line.high:.1f}]" in shown
+    ours = lines_of(data, "aime24")["rlt"]["value"]
+    assert f"[{100 * ours.low:.1f}, {100 * ours.high:.1f}]" in shown
     assert "paper 23.3" in shown and "did not run" in shown and "quoted" in shown
-
-
-def test_a_row_without_its_evaluation_is_refused(one_seed):
-    store, made, *_ = one_seed
-    rows = (*ROWS, TableRow(name="Forgotten", model="forgotten"))
-    with pytest.raises(ValueError, match="forgotten"):
-        report_of(store, made, rows)
 
 
 # ---------------------------------------------------------------- several seeds
@@ -230,27 +215,23 @@ def test_several_seeds_have_two_intervals_and_paired_differences(three_seeds):
     *_, given, data = three_seeds
     lines = lines_of(data, "test")
     values = {model: question_means(each) for model, each in given.items()}
-    score = lines["rlt"].score
+    rlt = lines["rlt"]
     graded_Q = ~np.isnan(values["rlt"]).any(axis=0)
-    assert graded_Q.sum() == 23 == score.questions and score.ungraded == 4
-    assert score.checkpoint.value == pytest.approx(values["rlt"][:, graded_Q].mean())
-    assert score.method == method_score(given["rlt"])
-    assert score.method.value == pytest.approx(score.checkpoint.value)
-    assert score.method.high - score.method.low > score.checkpoint.high - score.checkpoint.low
-    assert score.by_seed[1] == pytest.approx(values["rlt"][1, graded_Q].mean())
-    against = lines["rlt"].against
+    assert graded_Q.sum() == 23 == rlt["questions"] and rlt["ungraded"] == 4
+    assert rlt["value"].value == pytest.approx(values["rlt"][:, graded_Q].mean())
+    assert rlt["method"] == method_score(given["rlt"])
+    assert rlt["method"].value == pytest.approx(rlt["value"].value)
+    assert rlt["method"].high - rlt["method"].low > rlt["value"].high - rlt["value"].low
+    assert rlt["by_seed"][1] == pytest.approx(values["rlt"][1, graded_Q].mean())
     both = values["rlt"][:, graded_Q], values["dataset"][:, graded_Q]
-    assert against.checkpoint.difference.value == pytest.approx((both[0] - both[1]).mean())
+    assert rlt["difference"].value == pytest.approx((both[0] - both[1]).mean())
     paired = difference(*both, paired_seeds=True)
-    assert against.method.difference == paired.method and against.method.p == paired.method_p
+    assert (rlt["method_difference"], rlt["method_p"]) == (paired.method, paired.method_p)
     assert paired.method != difference(*both).method, "pairing must matter here"
-    assert against.mcnemar is None
-    base = lines["dataset"].against
-    assert (
-        base.method.difference
-        == difference(values["dataset"], values["base"], theirs_trained=False).method
-    )
-    assert lines["base"].score.method is None
+    assert rlt["mcnemar_p"] is None
+    alone = difference(values["dataset"], values["base"], theirs_trained=False)
+    assert lines["dataset"]["method_difference"] == alone.method
+    assert lines["base"]["method"] is None
 
 
 def test_the_share_of_a_gain_is_that_of_the_data_set_s_student(three_seeds, tmp_path):
@@ -258,34 +239,38 @@ def test_the_share_of_a_gain_is_that_of_the_data_set_s_student(three_seeds, tmp_
     lines = lines_of(data, "test")
     values = [question_means(given[model]) for model in ("rlt", "dataset", "base")]
     graded_Q = ~np.isnan(values[0]).any(axis=0)
-    assert lines["rlt"].share == gain_ratio(*values)
+    assert lines["rlt"]["gain"] == gain_ratio(*values)
     ours, theirs, base = (each[:, graded_Q].mean() for each in values)
-    assert lines["rlt"].share.value == pytest.approx((ours - base) / (theirs - base))
-    assert lines["dataset"].share is None and lines["base"].share is None
+    assert lines["rlt"]["gain"].value == pytest.approx((ours - base) / (theirs - base))
+    assert lines["dataset"]["gain"] is None and lines["base"]["gain"] is None
     text, _, tables = written(data, tmp_path)
     assert "share of the data-set student's gain" in text
     (found,) = [each for each in tables["table.csv"] if each["model"] == "rlt"]
-    assert float(found["share"]) == lines["rlt"].share.value
+    assert float(found["share"]) == lines["rlt"]["gain"].value
     assert found["method_p_holm"] and found["by_seed"].count(";") == 2 and found["seeds"] == "3"
     assert found["mcnemar_p"] == ""
     assert "positive control of the pipeline at toy scale" in text
 
 
-def test_a_share_without_an_end_is_said_in_words():
-    nothing = Estimate(0.0, -0.1, 0.1, 9)
-    inf = float("inf")
-    bounded = Ratio(0.9, ((0.75, 1.1),), nothing, False)
-    rays = Ratio(0.9, ((-inf, -2.0), (0.5, inf)), nothing, False)
-    everything = Ratio(None, ((-inf, inf),), nothing, False)
-    assert share(bounded) == "90% [75%, 110%]"
-    assert "all but -200% to 50% is possible" in share(rays) and "may be nothing" in share(rays)
-    assert share(everything).startswith("not defined; any share is possible")
+INF = float("inf")
+NO_GAIN, LOSS = Estimate(0.0, -0.1, 0.1, 9), Estimate(-0.072, -0.13, -0.012, 200)
 
 
-def test_of_a_loss_there_is_no_share():
-    """Worse still than a student who lost would read as several times its gain."""
-    loss = Ratio(4.3, ((2.5, 25.0),), Estimate(-0.072, -0.13, -0.012, 200), False)
-    assert share(loss) == "none: the data-set student is 7.2 points below its base"
+@pytest.mark.parametrize(
+    ("ratio", "said"),
+    [
+        (Ratio(0.9, ((0.75, 1.1),), NO_GAIN, False), "90% [75%, 110%]"),
+        (Ratio(0.9, ((-INF, -2.0), (0.5, INF)), NO_GAIN, False),
+         "90%; all but -200% to 50% is possible: the data-set student's gain may be nothing"),
+        (Ratio(None, ((-INF, INF),), NO_GAIN, False),
+         "not defined; any share is possible: the data-set student's gain may be nothing"),
+        # A model still worse than a student that lost would read as several times its gain.
+        (Ratio(4.3, ((2.5, 25.0),), LOSS, False),
+         "none: the data-set student is 7.2 points below its base"),
+    ],
+)  # fmt: skip
+def test_a_share_is_a_number_only_where_there_was_a_gain(ratio, said):
+    assert share(ratio) == said
 
 
 def test_what_could_not_be_graded_is_no_score_and_no_zero(tmp_path):
@@ -301,7 +286,7 @@ def test_what_could_not_be_graded_is_no_score_and_no_zero(tmp_path):
     )
     data = report_of(store, made, rows, primary="rlt")
     line = lines_of(data, "test")["rlt"]
-    assert (line.score, line.against) == (None, None)
+    assert line["value"] is line["difference"] is None
     text, _, tables = written(data, tmp_path / "report")
     assert "no graded answer" in text
     assert tables["table.csv"][1]["value"] == ""
@@ -320,12 +305,12 @@ def test_an_experiment_of_which_nothing_ran_has_a_table_too(tmp_path):
 def test_the_mean_counts_every_task_the_same(one_seed):
     *_, given, data = one_seed
     line = lines_of(data, "mean")["rlt"]
-    each = [lines_of(data, task)["rlt"].score.checkpoint for task in ("aime24", "test")]
-    assert line.score.checkpoint.value == pytest.approx((each[0].value + each[1].value) / 2)
+    each = [lines_of(data, task)["rlt"]["value"] for task in ("aime24", "test")]
+    assert line["value"].value == pytest.approx((each[0].value + each[1].value) / 2)
     below = np.sqrt((each[0].value - each[0].low) ** 2 + (each[1].value - each[1].low) ** 2) / 2
-    assert line.score.checkpoint.low == pytest.approx(line.score.checkpoint.value - below)
-    assert (line.score.questions, line.score.samples) == (70, 1)
-    found = line.against.checkpoint.difference
+    assert line["value"].low == pytest.approx(line["value"].value - below)
+    assert (line["questions"], line["samples"]) == (70, 1)
+    found = line["difference"]
     gains = [given["rlt"][task] - given["dataset"][task] for task in ("aime24", "test")]
     assert found.value == pytest.approx(np.mean([gain.mean() for gain in gains]))
     variances = [gain.var(ddof=1) / len(gain) / 4 for gain in gains]
@@ -348,12 +333,12 @@ def test_tasks_may_differ_in_their_completions_a_question(tmp_path):
     data = report_of(store, made, ROWS, primary="rlt")
     for task, n in (("aime24", 64), ("math_500", 4)):
         line = lines_of(data, task)["rlt"]
-        assert line.score.samples == n
-        assert line.score.checkpoint.value == pytest.approx(given["rlt"][task].mean())
+        assert line["samples"] == n
+        assert line["value"].value == pytest.approx(given["rlt"][task].mean())
         gain = given["rlt"][task].mean() - given["dataset"][task].mean()
-        assert line.against.checkpoint.difference.value == pytest.approx(gain)
-    both = lines_of(data, "mean")["rlt"].score
-    assert (both.questions, both.samples) == (80, None)
+        assert line["difference"].value == pytest.approx(gain)
+    both = lines_of(data, "mean")["rlt"]
+    assert (both["questions"], both["samples"]) == (80, None)
     text, _, tables = written(data, tmp_path / "report")
     assert "30 × 64 × 1" in text and "50 × 4 × 1" in text and "80 × several × 1" in text  # noqa: RUF001
     assert {row["samples"] for row in tables["table.csv"] if row["value"]} == {"64", "4", ""}
