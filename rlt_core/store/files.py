@@ -13,6 +13,7 @@ import os
 import shutil
 import stat
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,11 +35,19 @@ Result = TypeVar("Result")
 
 
 class Entry(NamedTuple):
-    """What a listing tells of a file. Another mark: it was written anew."""
+    """A file or folder in a listing."""
 
-    mark: str
-    changed_s: float
-    """Since 1970."""
+    path: str
+    """Relative to the folder that was listed."""
+    bytes: int | None
+    """None for a folder."""
+    changed_ns: int
+    """Nanoseconds since 1970."""
+
+    @property
+    def hidden(self) -> bool:
+        """Whether a part of its path begins with a dot: a file that is being written."""
+        return f"/{self.path}".find("/.") >= 0
 
 
 class Damaged(UserError):
@@ -63,23 +72,19 @@ def local_tree(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def usage_below(folder: Path, depth: int) -> dict[str, int]:
-    """Bytes of what lies so deep below a local folder, hidden names left out, sorted."""
-    found = {}
-    for path in sorted(folder.glob("/".join("*" * depth))):
-        parts = path.relative_to(folder).parts
-        if not any(part.startswith(".") for part in parts):
-            found["/".join(parts)] = sum(map(_bytes_of, [path, *path.rglob("*")]))
+def listed_below(folder: Path, deep: bool, parent: str = "") -> list[Entry]:
+    """What is directly below a local folder, or with `deep` all of it; none if there is none. What
+    disappears meanwhile is left out."""
+    found = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for each in os.scandir(folder):
+            with contextlib.suppress(FileNotFoundError):
+                status, path = each.stat(), f"{parent}{each.name}"
+                size = status.st_size if stat.S_ISREG(status.st_mode) else None
+                found.append(Entry(path, size, status.st_mtime_ns))
+                if deep and size is None and not each.is_symlink():
+                    found += listed_below(Path(each.path), deep, f"{path}/")
     return found
-
-
-def _bytes_of(path: Path) -> int:
-    """Of a file; 0 of a folder, and of what has just gone."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return 0
-    return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
 def parallel(
@@ -224,30 +229,19 @@ class Files:
             os.close(descriptor)
 
     # ------------------------------------------------------------ folders
+    def listed(self, path: str, deep: bool = False) -> list[Entry]:
+        """What is directly below a folder of the store, or with `deep` all files below it; none if
+        there is none."""
+        return listed_below(Path(self.full(path)), deep)
+
+    def unsent(self, path: str, deep: bool = False) -> list[Entry]:
+        """What this machine has below a folder and the store does not have yet."""
+        return []
+
     def names(self, path: str) -> list[str]:
         """Names directly below a folder, sorted, hidden ones left out; none if there is none."""
-        try:
-            entries = [entry.name for entry in os.scandir(self.full(path))]
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted(name for name in entries if not name.startswith("."))
-
-    def entries(self, paths: Sequence[str]) -> list[dict[str, Entry | None]]:
-        """What is directly below each folder, hidden names left out; None for a folder."""
-        return [self._entries(path) for path in paths]  # threads hold each other up in Python
-
-    def _entries(self, path: str) -> dict[str, Entry | None]:
-        found: dict[str, Entry | None] = {}
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            for entry in os.scandir(self.full(path)):
-                name = entry.name
-                if name.startswith("."):
-                    continue
-                try:
-                    found[name] = None if entry.is_dir() else _entry_of(entry.stat())
-                except FileNotFoundError:  # it has just gone
-                    continue
-        return found
+        found = {each.path for each in (*self.listed(path), *self.unsent(path)) if not each.hidden}
+        return sorted(found)
 
     def expand(self, pattern: str) -> list[str]:
         """Paths that fit a pattern such as `work/*/lease.json`, sorted.
@@ -270,24 +264,22 @@ class Files:
 
     def sizes(self, path: str) -> dict[str, int]:
         """Bytes of every file below a folder, by its path relative to the folder, sorted."""
-        base = Path(self.full(path))
-        return {str(file.relative_to(base)): file.stat().st_size for file in local_tree(base)}
-
-    def usage(self, path: str, depth: int) -> dict[str, int]:
-        """Bytes of each file or folder that lies so deep below a folder, by its path relative to
-        the folder, sorted; empty folders and what is in the making are among them."""
-        return usage_below(Path(self.full(path)), depth)
+        found = self.listed(path, deep=True)
+        return {each.path: each.bytes for each in sorted(found) if each.bytes is not None}
 
     def walk(self, path: str) -> list[str]:
         """Every file below a folder, relative to it, sorted."""
         return list(self.sizes(path))
 
-    def size(self, path: str) -> int | None:
-        """Bytes of a file, or of all files below a folder; None if there is neither."""
-        target = Path(self.full(path))
-        if not target.exists():
-            return None
-        return target.stat().st_size if target.is_file() else sum(self.sizes(path).values())
+    def usage(self, path: str, depth: int) -> dict[str, int]:
+        """Bytes of each file or folder that is so deep below a folder, by its path relative to the
+        folder, sorted, hidden ones left out. Empty folders and `unsent` are among them."""
+        found: Counter[str] = Counter()
+        for each in (*self.listed(path, deep=True), *self.unsent(path, deep=True)):
+            parts = each.path.split("/")[:depth]
+            if len(parts) == depth and not any(part.startswith(".") for part in parts):
+                found["/".join(parts)] += each.bytes or 0
+        return dict(sorted(found.items()))
 
     def remove(self, path: str) -> None:
         """Delete a file or a folder with all that is in it; nothing there is fine."""
@@ -325,8 +317,3 @@ class Files:
 
     def drop_copies(self, path: str, names: Iterable[str]) -> None:
         """Forget local copies of remote files, which `download` then fetches again."""
-
-
-def _entry_of(status: os.stat_result) -> Entry:
-    mark = f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
-    return Entry(mark, status.st_mtime)

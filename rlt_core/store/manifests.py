@@ -12,7 +12,7 @@ import uuid
 from pathlib import Path
 
 from rlt_core.errors import UserError
-from rlt_core.store.files import Entry, Files
+from rlt_core.store.files import Entry, Files, parallel
 from rlt_core.store.manifest import Manifest
 
 SETTLED_S = 10.0
@@ -28,12 +28,15 @@ def list_manifests(files: Files, kind: str | None = None) -> dict[str, Entry | N
     """
     bases = [f"artifacts/{one}" for one in files.names("artifacts") if kind in (None, one)]
     found: dict[str, Entry | None] = {}
-    for base, names in zip(bases, files.entries(bases), strict=True):
-        for name, entry in names.items():
-            if entry is not None and name.endswith(".json"):
-                found[f"{base}/{name}"] = entry
-            elif entry is None and f"{name}.json" not in names:
-                found[f"{base}/{name}/manifest.json"] = None
+    for base, entries in zip(bases, parallel(files.listed, bases, files.threads), strict=True):
+        manifests = {each.path: each for each in entries if each.path.endswith(".json")}
+        found |= {f"{base}/{name}": each for name, each in manifests.items() if not each.hidden}
+        folders = (each.path for each in entries if each.bytes is None and not each.hidden)
+        found |= {
+            f"{base}/{name}/manifest.json": None
+            for name in folders
+            if f"{name}.json" not in manifests
+        }
     return dict(sorted(found.items()))
 
 
@@ -66,7 +69,7 @@ class _Copies:
 
     @staticmethod
     def _name(path: str, entry: Entry) -> str:
-        return f"{path.replace('/', '_')}.{entry.mark.replace(' ', '-')}"
+        return f"{path.replace('/', '_')}.{entry.bytes}-{entry.changed_ns}"
 
     def read(self, listed: dict[str, Entry | None]) -> dict[str, Manifest]:
         """Those of which there is an intact copy; copies of what is gone are deleted."""
@@ -90,7 +93,7 @@ class _Copies:
         """Copy what was read, each atomically."""
         for path, data in documents.items():
             entry = listed[path]
-            if entry is None or entry.changed_s > time.time() - SETTLED_S:
+            if entry is None or entry.changed_ns / 1e9 > time.time() - SETTLED_S:
                 continue
             temporary = self._folder / f".{uuid.uuid4().hex}"
             temporary.write_bytes(data)

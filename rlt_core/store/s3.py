@@ -38,16 +38,28 @@ _UNREACHABLE = (
 )  # fmt: skip
 _TRANSLATED = (boto.BotoCoreError, boto.ClientError, OSError, ValueError, ResponseParserError)
 _BUSY = {"ServiceUnavailable", "SlowDown", "InternalError", "RequestTimeout", "500", "502", "503"}
-_WRONG_KEYS = {
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "InvalidToken",
-    "InvalidClientTokenId",
-}
-_EXPIRED = {"ExpiredToken", "TokenRefreshRequired", "RequestExpired"}
-_FORBIDDEN = {"AccessDenied", "AllAccessDisabled", "AccountProblem", "403", "Forbidden"}
-_ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed", "301", "307"}
 _REFUSED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+_ANSWERS = {
+    ("NoSuchBucket",): "{server} has no bucket '{bucket}'. Make it there, or name another",
+    ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "InvalidClientTokenId"): (
+        "{server} does not know these credentials ({code}). Check AWS_ACCESS_KEY_ID, "
+        "AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or the profile that AWS_PROFILE names"
+    ),
+    ("ExpiredToken", "TokenRefreshRequired", "RequestExpired"): (
+        "the credentials for {server} have expired ({code}); log in again"
+    ),
+    ("AccessDenied", "AllAccessDisabled", "AccountProblem", "403", "Forbidden"): (
+        "{server} refuses this to these credentials ({code}). They need s3:ListBucket, "
+        "s3:GetObject, s3:PutObject and s3:DeleteObject on bucket '{bucket}'"
+    ),
+    ("PermanentRedirect", "AuthorizationHeaderMalformed", "301", "307"): (
+        "bucket '{bucket}' is in another region ({code}); set AWS_DEFAULT_REGION to it"
+    ),
+    ("RequestTimeTooSkewed",): (
+        "the clocks of this machine and of {server} differ too much; set this one's"
+    ),
+}
+"""Error codes of a server -> what is wrong and how to fix it."""
 
 
 class Refused(Exception):
@@ -151,9 +163,9 @@ def _endpoint(fs: s3fs.S3FileSystem) -> str:
 
 @contextmanager
 def s3_errors(fs: s3fs.S3FileSystem, url: str) -> Iterator[None]:
-    """Turn what goes wrong on S3 into one UserError that names the store, the cause, the mend.
+    """Turn an error of S3 into one UserError that names the store, the cause and the fix.
 
-    Left as they are: FileNotFoundError for a missing file, and errors of the local disk.
+    Not turned: FileNotFoundError for a missing file, and errors of the local disk.
     """
     try:
         yield
@@ -171,9 +183,12 @@ def s3_errors(fs: s3fs.S3FileSystem, url: str) -> Iterator[None]:
             raise Unreachable(f"store {url}: {_unreachable(error, code, server)}") from None
         if not code and isinstance(error, OSError):
             raise
-        bucket = url.removeprefix("s3://").split("/")[0]
-        why = _answer(code, said, bucket, server) if code else _before_asking(error, server)
-        raise UserError(f"store {url}: {why}") from None
+        answer = f"{server} answered {code}: {said.get('Message', '')}"
+        for codes, known in _ANSWERS.items():
+            if code in codes:
+                bucket = url.removeprefix("s3://").split("/")[0]
+                answer = known.format(server=server, code=code, bucket=bucket)
+        raise UserError(f"store {url}: {answer if code else _unsent(error, server)}") from None
 
 
 def _unreachable(error: BaseException, code: str, server: str) -> str:
@@ -184,29 +199,8 @@ def _unreachable(error: BaseException, code: str, server: str) -> str:
     return f"no answer from {server}. Does it run, and is AWS_ENDPOINT_URL (or the profile) right?"
 
 
-def _answer(code: str, said: dict[str, Any], bucket: str, server: str) -> str:
-    if code == "NoSuchBucket":
-        return f"{server} has no bucket {bucket!r}. Make it there, or name another"
-    if code in _WRONG_KEYS:
-        return (
-            f"{server} does not know these credentials ({code}). Check AWS_ACCESS_KEY_ID, "
-            "AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or the profile that AWS_PROFILE names"
-        )
-    if code in _EXPIRED:
-        return f"the credentials for {server} have expired ({code}); log in again"
-    if code in _FORBIDDEN:
-        return (
-            f"{server} refuses this to these credentials ({code}). They need s3:ListBucket, "
-            f"s3:GetObject, s3:PutObject and s3:DeleteObject on bucket {bucket!r}"
-        )
-    if code in _ELSEWHERE:
-        return f"bucket {bucket!r} is in another region ({code}); set AWS_DEFAULT_REGION to it"
-    if code == "RequestTimeTooSkewed":
-        return f"the clocks of this machine and of {server} differ too much; set this one's"
-    return f"{server} answered {code}: {said.get('Message', '')}"
-
-
-def _before_asking(error: BaseException, server: str) -> str:
+def _unsent(error: BaseException, server: str) -> str:
+    """Why a request was not sent, or its answer not understood."""
     if isinstance(error, boto.NoCredentialsError):
         return (
             "no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to "

@@ -10,14 +10,14 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from fsspec.asyn import sync
 from fsspec.callbacks import Callback
+from pyarrow.fs import FileSelector
 
 from rlt_core.errors import UserError
 from rlt_core.store import s3
@@ -28,11 +28,11 @@ from rlt_core.store.files import (
     Entry,
     Files,
     Result,
+    listed_below,
     local_tree,
     parallel,
     sha256_of,
     silent,
-    usage_below,
 )
 
 FILES_AT_ONCE = 16
@@ -110,29 +110,6 @@ class S3Files(Files):
         with self._errors():
             answer: dict[str, Any] = self.fs.call_s3(method, Bucket=self._bucket, **arguments)
             return answer
-
-    def _list(self, path: str, delimiter: str = "") -> Iterator[dict[str, Any]]:
-        """Pages of what the folder holds: all files, or one level of files and folders."""
-        arguments = {"Prefix": f"{self._key(path)}/", "Delimiter": delimiter}
-        while True:
-            try:
-                page = self._ask("list_objects_v2", **arguments)
-            except FileNotFoundError:
-                raise UserError(f"store {self.url}: its server is not one of S3") from None
-            yield page
-            if not page.get("IsTruncated"):
-                return
-            arguments["ContinuationToken"] = page["NextContinuationToken"]
-
-    def _remote_sizes(self, path: str) -> dict[str, int]:
-        start = len(self._key(path)) + 1
-        pages = self._list(path)
-        return {
-            entry["Key"][start:]: entry["Size"]
-            for page in pages
-            for entry in page.get("Contents", [])
-            if not entry["Key"].endswith("/")
-        }
 
     # ------------------------------------------------------------ single files
     def read(self, path: str) -> bytes | None:
@@ -227,66 +204,38 @@ class S3Files(Files):
             return sha256_of(copy)
 
     # ------------------------------------------------------------ folders
-    def names(self, path: str) -> list[str]:
-        """Names directly below a folder, on S3 and in what this machine is making, sorted.
+    def listed(self, path: str, deep: bool = False) -> list[Entry]:
+        """What is directly below a folder on S3, or with `deep` all files below it; none if there
+        is none.
 
-        Some servers (SeaweedFS) go on naming a folder for a while after its last file has gone.
+        pyarrow reads a page in a tenth of botocore's time, and takes a missing bucket for an empty
+        folder: where it finds nothing, botocore asks again. Some servers (SeaweedFS) go on naming
+        a folder for a while after its last file has gone.
         """
-        found = set(_names_below(self._staging / path))
-        for page in self._list(path, "/"):
-            found |= {entry["Prefix"].rstrip("/") for entry in page.get("CommonPrefixes", [])}
-            found |= {entry["Key"] for entry in page.get("Contents", [])}
-        names = {name.rsplit("/", 1)[-1] for name in found}
-        return sorted(name for name in names if name and not name.startswith("."))
-
-    def _listed(self, path: str, *, deep: bool) -> list[Any]:
-        """pyarrow's FileInfo of what is below a folder on S3; it reads a page in a tenth of
-        botocore's time."""
-        from pyarrow.fs import FileSelector
-
         selector = FileSelector(self.full(path), allow_not_found=True, recursive=deep)
-        file_system = self.arrow()
-        with self._errors():
-            return list(file_system.get_file_info(selector))
+        found = []
+        with suppress(OSError):
+            found = self.arrow().get_file_info(selector)
+        if not found:
+            self._require_listing(path)
+            found = self.arrow().get_file_info(selector)
+        start = len(selector.base_dir) + 1
+        return [
+            Entry(each.path[start:], each.size, each.mtime_ns or 0)
+            for each in found
+            if each.is_file or not deep
+        ]
 
-    def entries(self, paths: Sequence[str]) -> list[dict[str, Entry | None]]:
-        """What is directly below each folder on S3, hidden names left out; None for a folder."""
+    def _require_listing(self, path: str) -> None:
+        """Raises UserError if the server does not list a folder."""
+        try:
+            self._ask("list_objects_v2", Prefix=f"{self._key(path)}/", MaxKeys=1)
+        except FileNotFoundError:
+            raise UserError(f"store {self.url}: its server is not one of S3") from None
 
-        def entries(path: str) -> dict[str, Entry | None]:
-            return {
-                one.base_name: Entry(f"{one.size} {one.mtime_ns}", one.mtime_ns / 1e9)
-                if one.is_file
-                else None
-                for one in self._listed(path, deep=False)
-                if not one.base_name.startswith(".")
-            }
-
-        return parallel(entries, paths, self.threads)
-
-    def sizes(self, path: str) -> dict[str, int]:
-        """Bytes of every file below a folder, by its path relative to the folder, sorted."""
-        return dict(sorted(self._remote_sizes(path).items()))
-
-    def usage(self, path: str, depth: int) -> dict[str, int]:
-        """Bytes of each file or folder that lies so deep below a folder, by its path relative to
-        the folder, sorted; what this machine is making is among them. One listing of it all."""
-        found = Counter(usage_below(self._staging / path, depth))
-        start = len(self.full(path)) + 1
-        for one in self._listed(path, deep=True):
-            parts = one.path[start:].split("/")
-            if one.is_file and len(parts) >= depth:
-                found["/".join(parts[:depth])] += one.size
-        return dict(sorted(found.items()))
-
-    def size(self, path: str) -> int | None:
-        """Bytes of a file, or of all files below a folder, staged ones included; None if none."""
-        staged = self._staging / path
-        below = self._remote_sizes(path)
-        if below or staged.is_dir():
-            here = sum(file.stat().st_size for file in local_tree(staged))
-            return here + sum(below.values())
-        data = self.read(path)
-        return None if data is None else len(data)
+    def unsent(self, path: str, deep: bool = False) -> list[Entry]:
+        """What this machine has below a folder and the store does not have yet."""
+        return listed_below(self._staging / path, deep)
 
     def remove(self, path: str) -> None:
         """Delete a file or a folder with all that is in it; nothing there is fine."""
@@ -297,7 +246,7 @@ class S3Files(Files):
                 place.unlink(missing_ok=True)
         keys = [
             self._key(path),
-            *(self._key(f"{path}/{name}") for name in self._remote_sizes(path)),
+            *(self._key(f"{path}/{name}") for name in self.sizes(path)),
         ]
         for start in range(0, len(keys), DELETED_AT_ONCE):
             objects = [{"Key": key} for key in keys[start : start + DELETED_AT_ONCE]]
@@ -315,14 +264,14 @@ class S3Files(Files):
         """
         folder = self.local(path)
         here = {str(file.relative_to(folder)): file.stat().st_size for file in local_tree(folder)}
-        there = self._remote_sizes(path)
+        there = self.sizes(path)
         missing = [name for name, size in here.items() if there.get(name) != size]
 
         def put(name: str) -> None:
             self.put(folder / name, f"{path}/{name}", advance)
 
         parallel(put, missing, FILES_AT_ONCE)
-        if missing and (there := self._remote_sizes(path)) != here:
+        if missing and (there := self.sizes(path)) != here:
             lost = next(name for name, size in here.items() if there.get(name) != size)
             raise UserError(f"store {self.url}: {path}/{lost} did not arrive whole")
         with self._disk():
@@ -378,10 +327,6 @@ class S3Files(Files):
     def _made(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
-
-
-def _names_below(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
 
 
 def _touched(copy: Path, size: int) -> bool:
