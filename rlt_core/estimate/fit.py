@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,8 +27,8 @@ from rlt_core.training.data_order import micro_batches
 
 Change = Mapping[str, Any]
 """Fields of a stage's resources."""
-Size = Callable[[NodeEstimate], int]
-"""Bytes that a node needs of something."""
+Found = Mapping[str, NodeEstimate]
+"""Node key -> estimate."""
 SERVER = "http://HOST:8000"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 MOST_PROCESSES = 8
@@ -44,11 +45,11 @@ def require_fit(
     """
     estimator = Estimator(config, nodes, store)
     found = {node.key: estimator.estimate(node) for node in nodes}
-    problems = []
-    for group in groups_of(config, nodes):
-        if group[0].stage.pool == "gpu":
-            problem = contradiction(config, estimator, group, resources_of(config, group[0]))
-            problems.append(problem or _gpu_shortage(config, estimator, group, found))
+    problems = [
+        contradiction(group, estimator) or _gpu_shortage(group, estimator, found)
+        for group in groups_of(config, nodes)
+        if group.stage.pool == "gpu"
+    ]
     _refuse("this layout cannot run", problems)
     return found
 
@@ -56,7 +57,7 @@ def require_fit(
 def require_room(
     config: Config,
     nodes: Sequence[Node],
-    found: Mapping[str, NodeEstimate],
+    found: Found,
     store: Store | None = None,
     here: Machine | None = None,
 ) -> None:
@@ -64,11 +65,10 @@ def require_room(
     disk for nodes that are to be computed. What `resources` leave open is not checked, or is read
     from `here`; then a run is refused only for what it certainly needs."""
     here = here or Machine()
-    estimator = Estimator(config, nodes, store)
-    groups = groups_of(config, nodes)
-    problems = [_memory_shortage(config, estimator, group, found, here) for group in groups]
+    estimator, groups = Estimator(config, nodes, store), groups_of(config, nodes)
+    problems = [_memory_shortage(group, estimator, found, here) for group in groups]
     if store and not store.files.is_local:
-        problems += [_staging_shortage(config, group, found, here) for group in groups]
+        problems += [_staging_shortage(group, found, here) for group in groups]
     elif disk := Machine.described(config.resources).or_else(here).disk:
         problems.append(_disk_shortage(config, nodes, found, store, disk))
     _refuse("there is no room for this", problems)
@@ -85,25 +85,43 @@ def _refuse(title: str, problems: Iterable[str | None]) -> None:
         raise UserError(f"{title}:\n" + "\n".join(f"  {each}" for each in lines))
 
 
-def groups_of(config: Config, nodes: Sequence[Node]) -> list[list[Node]]:
+@dataclass(frozen=True)
+class Group:
+    """Nodes of one stage that share resources."""
+
+    name: str
+    """In `resources.stages`."""
+    nodes: list[Node]
+    resources: StageResources
+
+    @property
+    def stage(self) -> Stage:
+        return self.nodes[0].stage
+
+    def largest(self, size: Callable[[Node], int]) -> Node:
+        return max(self.nodes, key=size)
+
+    def options(self, change: Change) -> str:
+        """A change as command-line options."""
+        return _options(self.name, change)
+
+
+def groups_of(config: Config, nodes: Sequence[Node]) -> list[Group]:
     """Nodes grouped by the name of their resources, in the order of stages."""
-    found: dict[str, list[Node]] = {}
+    found: dict[str, Group] = {}
     for node in sorted(nodes, key=lambda node: list(STAGES).index(node.stage.name)):
-        found.setdefault(_name_of(config, node), []).append(node)
+        name = config.resources.name_of(node.stage.name, node.variant)
+        found.setdefault(name, Group(name, [], resources_of(config, node))).nodes.append(node)
     return list(found.values())
-
-
-def _name_of(config: Config, node: Node) -> str:
-    """The name of a node's resources in `resources.stages`."""
-    return config.resources.name_of(node.stage.name, node.variant)
 
 
 # ---------------------------------------------------------------- contradictions
 def contradiction(
-    config: Config, estimator: Estimator, nodes: Sequence[Node], resources: StageResources
+    group: Group, estimator: Estimator, resources: StageResources | None = None
 ) -> str | None:
-    """Why nodes of one group cannot run with these resources, whatever the memory."""
-    stage, at = nodes[0].stage, f"resources.stages.{_name_of(config, nodes[0])}"
+    """Why a group cannot run with its resources, or with others, whatever the memory."""
+    stage, at = group.stage, f"resources.stages.{group.name}"
+    resources = resources or group.resources
     split, vllm = resources.tensor_parallel, resources.engine == "vllm"
     if stage.shared == "steps":
         world = stage.processes(resources) * stage.machines(resources)
@@ -120,14 +138,15 @@ def contradiction(
                 f"{at}.tensor_parallel=1, and where one GPU is too small for the engine name a "
                 f"server: {at}.vllm_server={SERVER}"
             )
-        ahead = any(getattr(_grpo_of(node), "rollouts_ahead", False) for node in nodes)
+        grpo = [getattr(node.config, "grpo", None) for node in group.nodes]
+        ahead = any(getattr(each, "rollouts_ahead", False) for each in grpo)
         if stage.rollouts and vllm and ahead and not resources.vllm_server:
             return (
                 f"{stage.name}: rollouts_ahead samples while the trainer computes, which a vLLM "
                 "engine on the trainer's own GPU cannot; name a server: "
                 f"{at}.vllm_server={SERVER}, or set rollouts_ahead=false"
             )
-        for node in nodes:
+        for node in group.nodes:
             try:
                 micro_batches(sequences_per_step(node), resources.micro_batch_size, world)
             except UserError as error:
@@ -138,8 +157,8 @@ def contradiction(
                 f"{stage.name}: tensor_parallel={split} is of the engine vllm; set "
                 f"{at}.engine=vllm, or {at}.tensor_parallel=1"
             )
-        for node in nodes:
-            shape = estimator.drawn_from(node)
+        for node in group.nodes:
+            shape = estimator.sampled_model(node)
             if shape and shape.heads % split:
                 return (
                     f"{stage.name}: {shape.heads} attention heads of {node.name} cannot be split "
@@ -148,45 +167,38 @@ def contradiction(
     return None
 
 
-def _grpo_of(node: Node) -> Any:
-    return getattr(node.config, "grpo", None)
-
-
 def unreachable_servers(config: Config, nodes: Sequence[Node]) -> list[str]:
     """One line for each stage whose vLLM server is named by a loopback address although several
     machines sample from it. A plan needs no host name, a run does."""
     found = []
     for group in groups_of(config, nodes):
-        stage, resources = group[0].stage, resources_of(config, group[0])
+        stage, resources = group.stage, group.resources
         server, machines = resources.vllm_server, stage.machines(resources)
         samples = stage.rollouts and resources.engine == "vllm" and server and machines > 1
         if samples and urlsplit(server).hostname in LOOPBACK:
             found.append(
                 f"{stage.name}: vllm_server={server} is another place on each of {machines} "
                 "machines; name the host that all of them reach: "
-                + _assignments(_name_of(config, group[0]), {"vllm_server": SERVER})
+                + group.options({"vllm_server": SERVER})
             )
     return found
 
 
 # ---------------------------------------------------------------- shortages
-def _gpu_shortage(
-    config: Config, estimator: Estimator, nodes: Sequence[Node], found: Mapping[str, NodeEstimate]
-) -> str | None:
+def _gpu_shortage(group: Group, estimator: Estimator, found: Found) -> str | None:
     """What the largest node of a group needs of a GPU, with a hint; None if all nodes fit."""
-    worst = max(nodes, key=lambda node: _excess(found[node.key]))
-    estimate, resources = found[worst.key], resources_of(config, worst)
+    worst = group.largest(lambda node: _excess(found[node.key]))
+    estimate = found[worst.key]
     if estimate.fits:
         return None
     assert estimate.peak_bytes is not None and estimate.limit_bytes is not None
     parts = sorted(estimate.parts.items(), key=lambda part: -part[1])
     said = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts)
-    count = "" if len(nodes) == 1 else f" (and {len(nodes) - 1} more nodes)"
-    change = _best(config, estimator, nodes, _changes(worst.stage, resources), _excess, 0)
+    count = "" if len(group.nodes) == 1 else f" (and {len(group.nodes) - 1} more nodes)"
     return (
         f"{worst.name}{count} needs {estimate.peak_bytes / GIB:.1f} GiB of a GPU ({said}), and may "
-        f"take {estimate.limit_bytes / GIB:.1f} of its {resources.gpu_gib:g}; "
-        + (f"it takes less with {change}" if change else "take a GPU with more memory")
+        f"take {estimate.limit_bytes / GIB:.1f} of its {group.resources.gpu_gib:g}; "
+        + (_best(group, estimator, _excess, 0) or "take a GPU with more memory")
     )
 
 
@@ -194,46 +206,35 @@ def _excess(estimate: NodeEstimate) -> int:
     return (estimate.peak_bytes or 0) - (estimate.limit_bytes or 0)
 
 
-def _memory_shortage(
-    config: Config,
-    estimator: Estimator,
-    nodes: Sequence[Node],
-    found: Mapping[str, NodeEstimate],
-    here: Machine,
-) -> str | None:
-    resources = resources_of(config, nodes[0])
-    described = Machine.described(resources).memory
+def _memory_shortage(group: Group, estimator: Estimator, found: Found, here: Machine) -> str | None:
+    described = Machine.described(group.resources).memory
     limit = described or here.memory
 
     def needed(estimate: NodeEstimate) -> int:
         return (estimate.host_bytes or 0) if described else estimate.certain_bytes
 
-    worst = max(nodes, key=lambda node: needed(found[node.key]))
+    worst = group.largest(lambda node: needed(found[node.key]))
     estimate = found[worst.key]
     if limit is None or needed(estimate) <= limit:
         return None
-    if on_gpu(resources):
+    hint = None
+    if on_gpu(group.resources):
         gathers = estimate.gathering_bytes > (estimate.loading_bytes or 0)
         when = f"while {'the first process gathers what is saved' if gathers else 'models load'}"
-        change = None
     else:
-        count = worst.stage.processes(resources)
+        count = group.stage.processes(group.resources)
         when = "in one process" if count == 1 else f"in {count} processes"
-        changes = _changes(worst.stage, resources)
-        change = _best(config, estimator, nodes, changes, needed, limit)
+        hint = _best(group, estimator, needed, limit)
     return (
         f"{worst.name} needs {needed(estimate) / GIB:.1f} GiB of a machine's main memory {when}, "
-        f"and there are {limit / GIB:.1f}; "
-        + (f"it takes less with {change}" if change else "take a machine with more")
+        f"and there are {limit / GIB:.1f}; {hint or 'take a machine with more'}"
     )
 
 
-def _staging_shortage(
-    config: Config, nodes: Sequence[Node], found: Mapping[str, NodeEstimate], here: Machine
-) -> str | None:
+def _staging_shortage(group: Group, found: Found, here: Machine) -> str | None:
     """The disk of a machine that computes for a store elsewhere."""
-    limit = Machine.described(resources_of(config, nodes[0])).or_else(here).disk
-    worst = max(nodes, key=lambda node: found[node.key].staged_bytes)
+    limit = Machine.described(group.resources).or_else(here).disk
+    worst = group.largest(lambda node: found[node.key].staged_bytes)
     needed = found[worst.key].staged_bytes
     if limit is None or needed <= limit:
         return None
@@ -245,20 +246,18 @@ def _staging_shortage(
 
 
 def _disk_shortage(
-    config: Config,
-    nodes: Sequence[Node],
-    found: Mapping[str, NodeEstimate],
-    store: Store | None,
-    limit: int,
+    config: Config, nodes: Sequence[Node], found: Found, store: Store | None, limit: int
 ) -> str | None:
     needed, widest = disk_needed(nodes, found)
     if needed <= limit:
         return None
-    change = _rarer_checkpoints(config, nodes, store, limit)
     return (
         f"{len(nodes)} nodes need {short(needed)}B of disk where the store is "
         f"({said_of_disk(widest, found[widest.key])}), and {short(limit)}B are free; "
-        + (change or "let --store name a larger disk or s3://bucket/prefix")
+        + (
+            _rarer_checkpoints(config, nodes, store, limit)
+            or "let --store name a larger disk or s3://bucket/prefix"
+        )
     )
 
 
@@ -275,7 +274,7 @@ def _rarer_checkpoints(
     return None
 
 
-def disk_needed(nodes: Sequence[Node], found: Mapping[str, NodeEstimate]) -> tuple[int, Node]:
+def disk_needed(nodes: Sequence[Node], found: Found) -> tuple[int, Node]:
     """Bytes in the store when nodes are computed one after the other: all artifacts, and what the
     node with the most temporary files needs for them; and that node."""
     kept = sum(found[node.key].artifact_bytes for node in nodes)
@@ -303,31 +302,25 @@ def short(number: float) -> str:
 def hint(stage: Stage, resources: StageResources) -> str:
     """The first change to try where a stage has run out of memory."""
     change = next(_changes(stage, resources), None)
-    return _assignments(stage.name, change) if change else "a smaller model or a larger machine"
+    return _options(stage.name, change) if change else "a smaller model or a larger machine"
 
 
 def _best(
-    config: Config,
-    estimator: Estimator,
-    nodes: Sequence[Node],
-    changes: Iterable[Change],
-    size: Size,
-    limit: int,
+    group: Group, estimator: Estimator, size: Callable[[NodeEstimate], int], limit: int
 ) -> str | None:
     """The first change with which the largest size is within the limit, else the one that reduces
-    it most; None if none does."""
-    resources = resources_of(config, nodes[0])
-    best, least = None, max(size(estimator.estimate(node)) for node in nodes)
-    for change in changes:
-        changed = resources.model_copy(update=change)
-        if contradiction(config, estimator, nodes, changed):
+    it most, in words; None if none does."""
+    best, least = None, max(size(estimator.estimate(node)) for node in group.nodes)
+    for change in _changes(group.stage, group.resources):
+        changed = group.resources.model_copy(update=change)
+        if contradiction(group, estimator, changed):
             continue
-        needed = max(size(estimator.estimate(node, changed)) for node in nodes)
+        needed = max(size(estimator.estimate(node, changed)) for node in group.nodes)
         if needed < least:
             best, least = change, needed
         if needed <= limit:
             break
-    return _assignments(_name_of(config, nodes[0]), best) if best else None
+    return f"it takes less with {group.options(best)}" if best else None
 
 
 def _changes(stage: Stage, resources: StageResources) -> Iterator[Change]:
@@ -365,8 +358,8 @@ def _changes(stage: Stage, resources: StageResources) -> Iterator[Change]:
         yield {"engine": "vllm", "vllm_server": SERVER}
 
 
-def _assignments(name: str, change: Change) -> str:
-    """A change as command-line options; `name`: of the resources."""
+def _options(name: str, change: Change) -> str:
+    """A change of the resources of this name as command-line options."""
     return " ".join(
         f"--set resources.stages.{name}.{field}="
         + (value if isinstance(value, str) else json.dumps(value))

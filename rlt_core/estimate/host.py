@@ -28,7 +28,7 @@ CERTAIN = ("weights", "adapters", "optimizer", "gradients", "reference", "reward
 
 
 @dataclass(frozen=True)
-class Trainings:
+class TrainingFiles:
     """What a training leaves on disk and gathers in main memory."""
 
     checkpoint: int = 0
@@ -48,9 +48,9 @@ class Trainings:
         return max(self.count * self.checkpoint, kept * self.checkpoint + self.model)
 
 
-def training(
+def training_files(
     shape: Shape, config: SFTConfig | GRPOConfig, steps: int, resources: StageResources
-) -> Trainings:
+) -> TrainingFiles:
     """What a training of so many steps leaves.
 
     Sharded, the first process gathers weights (4 P), then both moments (8 P); at the end the
@@ -61,7 +61,7 @@ def training(
     synced = isinstance(config, GRPOConfig) and config.reference_sync and config.beta > 0
     model = (2 if config.dtype == "bfloat16" else 4) * shape.parameters
     sharded = max(8 * trained, 4 * trained + model)
-    return Trainings(
+    return TrainingFiles(
         checkpoint=12 * trained + (4 * shape.parameters if synced else 0),
         count=min(steps // resources.checkpoint_every_steps, KEPT_CHECKPOINTS + 1),
         model=model,
@@ -73,7 +73,7 @@ def beside_gpus(
     node: Node,
     resources: StageResources,
     shapes: Shapes,
-    training: Trainings,
+    files: TrainingFiles,
     parts: Parts,
     size: int,
     on_gpu: bool,
@@ -89,12 +89,12 @@ def beside_gpus(
     models = sum(read.values())
     certain = processes * sum(size for name, size in parts.items() if name in CERTAIN)
     return {
-        "checkpoint_bytes": training.checkpoint,
-        "disk_bytes": training.disk or size * (2 if node.stage.shared == "shards" else 1),
-        "staged_bytes": models + max(training.checkpoint, size),
+        "checkpoint_bytes": files.checkpoint,
+        "disk_bytes": files.disk or size * (2 if node.stage.shared == "shards" else 1),
+        "staged_bytes": models + max(files.checkpoint, size),
         "loading_bytes": models + around if on_gpu else processes * sum(parts.values()),
-        "gathering_bytes": training.gathered + around if on_gpu else 0,
-        "certain_bytes": training.gathered if on_gpu else certain,
+        "gathering_bytes": files.gathered + around if on_gpu else 0,
+        "certain_bytes": files.gathered if on_gpu else certain,
     }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rlt_core.config import LoRA, StageResources
+from rlt_core.config import GRPOConfig, LoRA, SFTConfig, StageResources
 from rlt_core.estimate.shapes import Shape
 
 GIB = 1 << 30
@@ -61,11 +61,19 @@ class Trained:
     """A model in training, as one process of `world` holds it."""
 
     shape: Shape
-    half: bool
-    """Computes in bfloat16 under autocast; trained weights are float32 in any case."""
-    lora: LoRA | None
+    recipe: SFTConfig | GRPOConfig
     resources: StageResources
     world: int
+
+    @property
+    def half(self) -> bool:
+        """Whether it computes in bfloat16 under autocast; trained weights are float32 in any
+        case."""
+        return self.recipe.dtype == "bfloat16"
+
+    @property
+    def lora(self) -> LoRA | None:
+        return self.recipe.lora
 
     @property
     def shards(self) -> int:

@@ -16,8 +16,8 @@ from rlt_core.config import (
     TeacherGRPOConfig,
 )
 from rlt_core.estimate import host, memory, work
-from rlt_core.estimate.data import Facts
-from rlt_core.estimate.host import Trainings
+from rlt_core.estimate.data import Facts, Questions
+from rlt_core.estimate.host import TrainingFiles
 from rlt_core.estimate.memory import Memory, Rollouts, Trained
 from rlt_core.estimate.shapes import Shape, Shapes
 from rlt_core.estimate.work import Layout
@@ -47,7 +47,8 @@ class NodeEstimate:
     """What one node needs."""
 
     parameters: int | None = None
-    """Of the model that computes or is trained; None: no model, or one of unknown shape."""
+    """Parameters of the model that computes or is trained; None: no model, or its shape is
+    unknown."""
     peak_bytes: int | None = None
     """On one GPU, or in a process's memory where there is none; None: as `parameters`."""
     parts: Mapping[str, int] = field(default_factory=dict)
@@ -100,14 +101,14 @@ class NodeEstimate:
 
 @dataclass(frozen=True)
 class _Need:
-    """What a stage's body needs; the rest follows from the layout."""
+    """What a stage's body needs; the rest of an estimate follows from the layout."""
 
     parameters: int | None = None
     memory: Memory | None = None
     tokens: float = 0
     seconds: float = 0
     artifact_bytes: float = 0
-    training: Trainings = field(default_factory=Trainings)
+    files: TrainingFiles = field(default_factory=TrainingFiles)
 
 
 def resources_of(config: Config, node: Node) -> StageResources:
@@ -153,7 +154,7 @@ class Estimator:
         copies = isinstance(node.config, BaseModelConfig) and node.config.scratch is None
         gpus = machines * stage.gpus(resources) if stage.pool == "gpu" and not copies else 0
         there = gpus > 0 and on_gpu(resources)
-        need = self._need(node, resources, stage.processes(resources) * machines)
+        need = _Body(node, resources, self._shapes, self._facts).need()
         manifest = self._facts.manifest(node)
         size = manifest.bytes if manifest else round(need.artifact_bytes)
         known = NodeEstimate(
@@ -171,174 +172,175 @@ class Estimator:
             gpu_hours=None if hours is None else hours * gpus,
             wall_hours=hours,
             **host.beside_gpus(
-                node, resources, self._shapes, need.training, need.memory.parts, size, there
+                node, resources, self._shapes, need.files, need.memory.parts, size, there
             ),
         )
 
-    def drawn_from(self, node: Node) -> Shape | None:
+    def sampled_model(self, node: Node) -> Shape | None:
         """The shape of the model that writes a node's completions."""
-        return self._shapes.of(node.inputs["teacher" if "teacher" in node.inputs else "model"])
+        return sampled_model(node, self._shapes)
 
-    def _need(self, node: Node, resources: StageResources, world: int) -> _Need:
-        match node.config:
+
+def sampled_model(node: Node, shapes: Shapes) -> Shape | None:
+    """The shape of the model that writes a node's completions."""
+    return shapes.of(node.inputs["teacher" if "teacher" in node.inputs else "model"])
+
+
+class _Body:
+    """What the body of one node does with some resources."""
+
+    def __init__(self, node: Node, resources: StageResources, shapes: Shapes, facts: Facts) -> None:
+        self.node, self.resources, self.shapes, self.facts = node, resources, shapes, facts
+        self.world = node.stage.processes(resources) * node.stage.machines(resources)
+        self.device = "cuda" if on_gpu(resources) else "cpu"
+
+    def need(self) -> _Need:
+        facts = self.facts
+        match self.node.config:
             case DatasetPrepConfig():
-                found = self._facts.questions(node)
+                found = facts.questions(self.node)
                 rows = found.train + found.validation + found.test
                 tokens = rows * (found.question + found.solution) + found.with_trace * found.trace
                 return _Need(artifact_bytes=tokens * TEXT_BYTES)
-            case BaseModelConfig() as config:
-                return self._base(node, config, resources, world)
-            case TeacherSFTStageConfig() as config:
-                questions = self._facts.questions(node.inputs["questions"])
-                row = questions.teacher_prompt + questions.trace
-                return self._sft(node, config.sft, questions.with_trace, row, resources, world)
-            case StudentSFTStageConfig() as config:
-                questions = self._facts.questions(node.inputs["questions"])
-                traces = self._facts.to_learn_from(node)
-                row = questions.teacher_prompt + traces.tokens
-                return self._sft(node, config.sft, traces.count, row, resources, world)
-            case TeacherGRPOStageConfig() as config:
-                return self._grpo(node, config.grpo, resources, world, config.reward.kl == "full")
-            case StudentGRPOStageConfig() as config:
-                return self._grpo(node, config.grpo, resources, world)
+            case BaseModelConfig(scratch=scratch):
+                if scratch and scratch.steps:
+                    most = scratch.max_positions
+                    sft = SFTConfig(
+                        steps=scratch.steps, batch_size=scratch.batch_size, max_tokens=most
+                    )
+                    return self._sft(sft, 1, most / 2)
+                shape = self.shapes.of(self.node)
+                known = shape.parameters if shape else None
+                return _Need(known, artifact_bytes=(4 if scratch else 2) * (known or 0))
+            case TeacherSFTStageConfig(sft=sft):
+                row = self.questions.teacher_prompt + self.questions.trace
+                return self._sft(sft, self.questions.with_trace, row)
+            case StudentSFTStageConfig(sft=sft):
+                traces = facts.to_learn_from(self.node)
+                return self._sft(sft, traces.count, self.questions.teacher_prompt + traces.tokens)
+            case TeacherGRPOStageConfig(grpo=grpo, reward=reward):
+                return self._grpo(grpo, full_kl=reward.kl == "full")
+            case StudentGRPOStageConfig(grpo=grpo):
+                return self._grpo(grpo)
             case TraceGenerationConfig() as config:
-                return self._generation(node, config, resources, world)
-            case EvaluationStageConfig() as config:
-                return self._evaluation(node, config, resources, world)
+                traces = facts.traces(self.node)
+                student = config.context == "student"
+                prompt = self.questions.student_prompt if student else self.questions.teacher_prompt
+                need = self._sampled(config.sampling, [(traces.count, prompt, traces.tokens)])
+                return replace(need, artifact_bytes=traces.count * traces.tokens * TRACE_BYTES)
+            case EvaluationStageConfig(evaluation=sampling):
+                completion = facts.completion(sampling.max_tokens, self.questions)
+                asked = [
+                    (count * sampling.samples_of(task), prompt, completion)
+                    for task, (count, prompt) in zip(
+                        sampling.tasks, facts.tested(self.node), strict=True
+                    )
+                ]
+                return replace(
+                    self._sampled(sampling, asked), artifact_bytes=_tokens(asked) * TEXT_BYTES
+                )
             case TraceScoringConfig() as config:
-                return self._scoring(node, config, resources, world)
-        if node.stage.kind == "traces":
-            traces = self._facts.traces(node)
+                return self._scoring(config)
+        if self.node.stage.kind == "traces":
+            traces = facts.traces(self.node)
             return _Need(artifact_bytes=traces.count * traces.tokens * TRACE_BYTES)
         return _Need()
 
-    # ------------------------------------------------------------ training
-    def _base(
-        self, node: Node, config: BaseModelConfig, resources: StageResources, world: int
-    ) -> _Need:
-        shape, scratch = self._shapes.of(node), config.scratch
-        if shape is None or scratch is None or not scratch.steps:
-            known = shape.parameters if shape else None
-            return _Need(known, artifact_bytes=(4 if scratch else 2) * (known or 0))
-        sft = SFTConfig(
-            steps=scratch.steps, batch_size=scratch.batch_size, max_tokens=scratch.max_positions
-        )
-        return self._sft(node, sft, 1, scratch.max_positions / 2, resources, world)
+    @property
+    def questions(self) -> Questions:
+        return self.facts.questions(self.node.inputs["questions"])
 
-    def _sft(
-        self, node: Node, config: SFTConfig, rows: int, row: float,
-        resources: StageResources, world: int,
+    def _layout(self, dtype: str) -> Layout:
+        return Layout(self.resources, self.world, dtype == "bfloat16")
+
+    def _micro(self, batch: int, longest: int) -> tuple[int, bool]:
+        """Tokens of a micro-batch, and whether a step has several; for a batch that cannot be
+        shared, the most that they would be."""
+        limit = self.resources.micro_batch_size
+        share, rest = divmod(batch, self.world)
+        size = min(limit, share + 1) if rest else micro_batches(batch, limit, self.world).size
+        return size * longest, size < share
+
+    def _trained(
+        self, shape: Shape, config: SFTConfig | GRPOConfig, held: Memory, steps: int,
+        sequences: int, length: float, other_s: float = 0,
     ) -> _Need:  # fmt: skip
+        """A training on sequences of this many tokens on average; `other_s`: seconds beside it."""
+        layout = self._layout(config.dtype)
+        again = self.resources.gradient_checkpointing
+        flops = work.train_flops(shape, sequences, length, config, again)
+        return _Need(
+            shape.parameters,
+            held,
+            sequences * length,
+            other_s + layout.training_s(flops),
+            layout.number_bytes * shape.parameters,
+            host.training_files(shape, config, steps, self.resources),
+        )
+
+    def _sft(self, config: SFTConfig, rows: int, row: float) -> _Need:
         """`row`: tokens of a row, `rows` of them."""
-        shape = self._shapes.of(node)
+        shape = self.shapes.of(self.node)
         row = min(row, config.max_tokens)
         steps = total_steps(config, max(rows, 1), config.batch_size)
         sequences = steps * config.batch_size
         if shape is None:
             return _Need(tokens=sequences * row)
-        layout = Layout(resources, world, config.dtype == "bfloat16")
-        trained = Trained(shape, layout.half, config.lora, resources, world)
+        trained = Trained(shape, config, self.resources, self.world)
         longest = min(config.max_tokens, shape.positions)
-        moments = trained.step(*_micro(config.batch_size, longest, layout))
-        flops = work.train_flops(shape, sequences, row, config, resources.gradient_checkpointing)
-        return _Need(
-            shape.parameters,
-            memory.fullest(moments, resources),
-            sequences * row,
-            layout.training_s(flops),
-            layout.number_bytes * shape.parameters,
-            host.training(shape, config, steps, resources),
-        )
+        moments = trained.step(*self._micro(config.batch_size, longest))
+        held = memory.fullest(moments, self.resources)
+        return self._trained(shape, config, held, steps, sequences, row)
 
-    def _grpo(
-        self, node: Node, config: GRPOConfig, resources: StageResources, world: int,
-        full_kl: bool = False,
-    ) -> _Need:  # fmt: skip
-        shape = self._shapes.of(node)
-        questions = self._facts.questions(node.inputs["questions"])
+    def _grpo(self, config: GRPOConfig, full_kl: bool = False) -> _Need:
+        shape, questions = self.shapes.of(self.node), self.questions
         teacher = isinstance(config, TeacherGRPOConfig)
         prompt = questions.teacher_prompt if teacher else questions.student_prompt
         prompt = min(prompt, config.max_prompt_tokens)
         limit = config.max_completion_tokens
-        completion = self._facts.completion(limit, questions)
+        completion = self.facts.completion(limit, questions)
         steps = total_steps(config, max(questions.train, 1), config.questions_per_step)
         batch = config.questions_per_step * config.group_size
         rollouts, length = steps * batch, prompt + completion
-        student = self._shapes.of(node.inputs["student"]) if teacher else None
+        student = self.shapes.of(self.node.inputs["student"]) if teacher else None
         if shape is None or (teacher and student is None):
             return _Need(shape.parameters if shape else None, tokens=rollouts * length)
-        layout = Layout(resources, world, config.dtype == "bfloat16")
+        layout = self._layout(config.dtype)
         most = min(math.ceil(questions.longest_prompt), config.max_prompt_tokens)
         longest = min(most + limit, shape.positions)
         held = memory.grpo(
-            Trained(shape, layout.half, config.lora, resources, world),
+            Trained(shape, config, self.resources, self.world),
             student,
-            Rollouts(batch, config.group_size, longest, *_micro(batch, longest, layout)),
+            Rollouts(batch, config.group_size, longest, *self._micro(batch, longest)),
             reference=config.beta > 0 and config.lora is None,
             full_kl=full_kl,
-            device=_device(resources),
+            device=self.device,
         )
         read = work.read_flops(shape, rollouts, length)
         reading = read * (config.beta > 0)
         if student is not None:
             reading += read + work.read_flops(student, rollouts, length)
-        again = resources.gradient_checkpointing
-        training = work.train_flops(shape, rollouts, length, config, again)
-        return _Need(
-            shape.parameters,
-            held,
-            rollouts * length,
-            steps * work.decode_s(shape, layout, rollouts / steps, prompt, completion, limit)
-            + layout.reading_s(reading)
-            + layout.training_s(training),
-            layout.number_bytes * shape.parameters,
-            host.training(shape, config, steps, resources),
-        )
-
-    # ------------------------------------------------------------ inference
-    def _generation(
-        self, node: Node, config: TraceGenerationConfig, resources: StageResources, world: int
-    ) -> _Need:
-        questions = self._facts.questions(node.inputs["questions"])
-        traces = self._facts.traces(node)
-        prompt = questions.teacher_prompt
-        if config.context == "student":
-            prompt = questions.student_prompt
-        asked = [(traces.count, prompt, traces.tokens)]
-        longest = questions.longest_prompt
-        need = self._sampled(node, config.sampling, asked, longest, resources, world)
-        return replace(need, artifact_bytes=traces.count * traces.tokens * TRACE_BYTES)
-
-    def _evaluation(
-        self, node: Node, config: EvaluationStageConfig, resources: StageResources, world: int
-    ) -> _Need:
-        sampling = config.evaluation
-        questions = self._facts.questions(node.inputs["questions"])
-        completion = self._facts.completion(sampling.max_tokens, questions)
-        asked = [
-            (count * sampling.samples_of(task), prompt, completion)
-            for task, (count, prompt) in zip(sampling.tasks, self._facts.tested(node), strict=True)
-        ]
-        need = self._sampled(node, sampling, asked, questions.longest_prompt, resources, world)
-        return replace(need, artifact_bytes=_tokens(asked) * TEXT_BYTES)
+        sampling = steps * work.decode_s(shape, layout, rollouts / steps, prompt, completion, limit)
+        other_s = sampling + layout.reading_s(reading)
+        return self._trained(shape, config, held, steps, rollouts, length, other_s)
 
     def _sampled(
-        self, node: Node, sampling: GenerationConfig | EvaluationConfig,
-        asked: Sequence[tuple[int, float, float]], longest_prompt: float,
-        resources: StageResources, world: int,
+        self, sampling: GenerationConfig | EvaluationConfig,
+        asked: Sequence[tuple[int, float, float]],
     ) -> _Need:  # fmt: skip
         """`asked`: completions, tokens of their prompts, tokens of themselves."""
-        shape = self.drawn_from(node)
+        shape = sampled_model(self.node, self.shapes)
         tokens = _tokens(asked)
         if shape is None:
             return _Need(tokens=tokens)
-        layout = Layout(resources, world, sampling.dtype == "bfloat16")
-        longest = min(math.ceil(longest_prompt) + sampling.max_tokens, shape.positions)
-        if resources.engine == "vllm":
-            held = memory.vllm(shape, resources, layout.number_bytes, longest)
+        layout = self._layout(sampling.dtype)
+        longest = math.ceil(self.questions.longest_prompt) + sampling.max_tokens
+        longest = min(longest, shape.positions)
+        if self.resources.engine == "vllm":
+            held = memory.vllm(shape, self.resources, layout.number_bytes, longest)
         else:
-            moments = memory.engine(shape, resources, layout.number_bytes, longest, sampling.n)
-            held = memory.fullest(moments, resources)
+            moments = memory.engine(shape, self.resources, layout.number_bytes, longest, sampling.n)
+            held = memory.fullest(moments, self.resources)
         seconds = sum(
             work.decode_s(shape, layout, count, prompt, completion, sampling.max_tokens)
             for count, prompt, completion in asked
@@ -346,52 +348,35 @@ class Estimator:
         )
         return _Need(shape.parameters, held, tokens, seconds)
 
-    def _scoring(
-        self, node: Node, config: TraceScoringConfig, resources: StageResources, world: int
-    ) -> _Need:
-        teacher = self._shapes.of(node.inputs["teacher"])
-        student = self._shapes.of(node.inputs["student"])
-        questions = self._facts.questions(node.inputs["questions"])
-        traces = self._facts.traces(node.inputs["traces"])
-        length = min(questions.teacher_prompt + traces.tokens, config.scoring.max_tokens)
+    def _scoring(self, config: TraceScoringConfig) -> _Need:
+        teacher, student = (self.shapes.of(self.node.inputs[n]) for n in ("teacher", "student"))
+        traces, most = self.facts.traces(self.node.inputs["traces"]), config.scoring.max_tokens
+        length = min(self.questions.teacher_prompt + traces.tokens, most)
         tokens = 2 * traces.count * length
-        size = traces.count * (2 * traces.tokens + questions.solution) * SCORE_BYTES
+        size = traces.count * (2 * traces.tokens + self.questions.solution) * SCORE_BYTES
         if teacher is None or student is None:
             return _Need(tokens=tokens, artifact_bytes=size)
-        layout = Layout(resources, world, config.scoring.dtype == "bfloat16")
-        number, device = layout.number_bytes, _device(resources)
-        longest = min(config.scoring.max_tokens, teacher.positions, student.positions)
-        reads = memory.scored_tokens(resources, longest, device)
+        layout = self._layout(config.scoring.dtype)
+        number = layout.number_bytes
+        longest = min(most, teacher.positions, student.positions)
+        reads = memory.scored_tokens(self.resources, longest, self.device)
         full_kl = config.reward.kl == "full"
         both = teacher.parameters + student.parameters
         moments = {
             name: {
-                "weights": number * (shape.parameters if resources.offload else both),
+                "weights": number * (shape.parameters if self.resources.offload else both),
                 "activations": memory.pass_activations(shape, number, number, reads),
                 "logits": block,
             }
             for name, shape, block in (
-                ("student", student, memory.head_block(number, device, ranks=True)),
-                ("teacher", teacher, memory.head_block(number, device, full_kl=full_kl)),
+                ("student", student, memory.head_block(number, self.device, ranks=True)),
+                ("teacher", teacher, memory.head_block(number, self.device, full_kl=full_kl)),
             )
         }
         flops = sum(work.read_flops(shape, traces.count, length) for shape in (student, teacher))
-        held = memory.fullest(moments, resources)
+        held = memory.fullest(moments, self.resources)
         return _Need(teacher.parameters, held, tokens, layout.reading_s(flops), size)
 
 
 def _tokens(asked: Sequence[tuple[int, float, float]]) -> float:
     return sum(count * (prompt + completion) for count, prompt, completion in asked)
-
-
-def _device(resources: StageResources) -> str:
-    return "cuda" if on_gpu(resources) else "cpu"
-
-
-def _micro(batch: int, longest: int, layout: Layout) -> tuple[int, bool]:
-    """Tokens of a micro-batch, and whether a step has several; for a batch that cannot be shared,
-    the most that they would be."""
-    limit = layout.resources.micro_batch_size
-    share, rest = divmod(batch, layout.world)
-    size = min(limit, share + 1) if rest else micro_batches(batch, limit, layout.world).size
-    return size * longest, size < share

@@ -26,7 +26,8 @@ BATCH, TOKENS = 2, 300
 
 def trained(config: Any, half: bool, lora: LoRA | None, checkpointing: bool = False) -> Trained:
     resources = StageResources(device="cpu", gradient_checkpointing=checkpointing)
-    return Trained(shape_of(config), half, lora, resources, world=1)
+    recipe = SFTConfig(steps=1, dtype="bfloat16" if half else "float32", lora=lora)
+    return Trained(shape_of(config), recipe, resources, world=1)
 
 
 # ---------------------------------------------------------------- states
@@ -174,22 +175,15 @@ def test_scoring_holds_a_block_of_logits_and_what_is_made_of_it(dtype):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_the_cache_is_that_of_a_forward_pass(family):
+@pytest.mark.parametrize("policy", [False, True])
+def test_the_cache_is_that_of_a_forward_pass(family, policy):
+    """A policy's, under autocast, has keys in the format of its stream."""
     config = medium(family)
-    model = AutoModelForCausalLM.from_config(config)
-    cache = DynamicCache(config=config)
-    with torch.no_grad():
-        model(input_ids=torch.ones((3, 40), dtype=torch.long), past_key_values=cache)
-    tensors = [each for layer in cache.layers for each in (layer.keys, layer.values)]
-    found = sum(each.nbytes for each in tensors)
-    assert shape_of(config).kv_bytes(3 * 40, 4, 4) == found
-
-
-def test_the_cache_of_a_policy_has_keys_of_its_stream():
-    config = medium("llama")
     model, cache = AutoModelForCausalLM.from_config(config), DynamicCache(config=config)
-    cache.layers = [GrowingLayer() for _ in cache.layers]
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        model(input_ids=torch.ones((2, 30), dtype=torch.long), past_key_values=cache)
-    tensors = [each for layer in cache.layers for each in (layer.keys, layer.values)]
-    assert trained(config, True, None).kv_bytes(60) == sum(each.nbytes for each in tensors)
+    if policy:
+        cache.layers = [GrowingLayer() for _ in cache.layers]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=policy):
+        model(input_ids=torch.ones((3, 40), dtype=torch.long), past_key_values=cache)
+    found = sum(each.nbytes for layer in cache.layers for each in (layer.keys, layer.values))
+    estimate = trained(config, True, None)
+    assert found == (estimate.kv_bytes(120) if policy else estimate.shape.kv_bytes(120, 4, 4))

@@ -38,6 +38,6 @@ def test_the_peak_of_a_training_step_is_within_a_fifth(tmp_path, lora, checkpoin
     torch.cuda.reset_peak_memory_stats()
     train(folder, tmp_path, 4096, sft, **resources)
     found = torch.cuda.max_memory_allocated() - before
-    trained = Trained(shape_of(config), True, lora, StageResources(**resources), world=1)
+    trained = Trained(shape_of(config), sft, StageResources(**resources), world=1)
     moments = trained.step(micro * 4096, accumulated=micro == 1)
     assert max(sum(parts.values()) for parts in moments.values()) == pytest.approx(found, rel=0.2)
