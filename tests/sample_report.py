@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rlt_core.evaluation.crossed import Floats
-from rlt_core.report.gather import ReportData, gather
+from rlt_core.report.gather import ReportData
 from rlt_core.report.render import render_report
 from rlt_core.stages import ReportConfig, TableRow
 from rlt_core.store import Manifest, Store
@@ -33,7 +33,7 @@ def report_of(
     """What a report of these artifacts says; `config`: fields of its config."""
     inputs = {name: (manifest, store.local(manifest)) for name, manifest in made.items()}
     shown = ReportConfig(**{"profile": "smol", "title": "table-1", "rows": tuple(rows)} | config)
-    return gather(inputs, shown, "0123456789abcdef")
+    return ReportData(inputs, shown, "0123456789abcdef")
 
 
 def written(data: ReportData, folder: Path) -> tuple[str, str, dict[str, list[dict[str, str]]]]:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from rlt_core.evaluation.intervals import Estimate
-from rlt_core.report import experiment, overlaps
+from rlt_core.report import experiment, overlaps, trace_sets
 from rlt_core.report.gather import ReportData
 from rlt_core.report.inputs import Row
 from rlt_core.report.ranks import RankAblation
 from rlt_core.report.terminal import ALL
-from rlt_core.report.trace_sets import TraceSet
 
 SCORES = (
     "task", "model", "metric", "seed", "value", "low", "high", "questions", "samples", "ungraded",
     "grader_failed", "difference", "difference_low", "difference_high",
 )  # fmt: skip
-TRACES = tuple(field.name for field in fields(TraceSet))
 RANKS = (
     "ranked_by", "task", "quantity", "rank", "seed", "value", "low", "high", "mean_reward",
     "traces",
@@ -33,7 +30,7 @@ def write_csv_files(data: ReportData, folder: Path) -> None:
     """Write the CSV files that have content; `scores.csv` and `traces.csv` always."""
     scores = [vars(line) | {"seed": _seed(line.seed)} for line in data.scores]
     _write(folder / "scores.csv", SCORES, scores)
-    _write(folder / "traces.csv", TRACES, [vars(line) for line in data.traces])
+    _write(folder / "traces.csv", trace_sets.COLUMNS, data.traces)
     if data.experiment:
         _write(folder / "table.csv", experiment.COLUMNS, data.experiment.rows)
     if data.overlaps:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from rlt_core.report.compared import Compared, compared
+from rlt_core.report.compared import compared
 from rlt_core.report.examples import examples
-from rlt_core.report.experiment import Experiment, experiment
-from rlt_core.report.inputs import Part, Parts, Row
+from rlt_core.report.experiment import experiment
+from rlt_core.report.inputs import Parts
 from rlt_core.report.overlaps import overlap_rows
 from rlt_core.report.ranks import RankAblation, rank_sets
-from rlt_core.report.scores import Evaluations, PairLine, ScoreLine, pair_lines, score_lines
-from rlt_core.report.trace_sets import TraceSet, trace_sets
-from rlt_core.report.training import Curve, Rewards, alarms, curves, rewards
+from rlt_core.report.scores import Evaluations, ScoreLine, pair_lines, score_lines
+from rlt_core.report.trace_sets import trace_sets
+from rlt_core.report.training import alarms, curves, rewards
 from rlt_core.stages import ReportConfig
 from rlt_core.store import Manifest
 
@@ -23,45 +21,35 @@ TOY_PROFILES = ("smoke", "tiny", "tiny-science")
 """Profiles whose results only show that the pipeline works."""
 
 
-@dataclass(frozen=True)
-class DataLine:
-    """Questions of one data set."""
-
-    name: str
-    splits: dict[str, int]
-    dropped: dict[str, int]
-    """Reason -> rows."""
-
-
-@dataclass(frozen=True)
 class ReportData:
-    """Everything that a report shows."""
+    """Everything that a report shows, read and computed from a run's artifacts."""
 
-    title: str
-    profile: str
-    key: str
-    seeds: list[int]
-    scores: list[ScoreLine]
-    pairs: list[PairLine]
-    rewards: Rewards
-    traces: list[TraceSet]
-    curves: list[Curve]
-    experiment: Experiment | None
-    overlaps: list[Row]
-    compared: Compared | None
-    rank_sets: list[RankAblation]
-    examples: list[str]
-    """Markdown."""
-    data: list[DataLine]
-    alarms: list[str]
-    nodes: list[Part]
-    packages: dict[str, str]
-    git_commits: list[str]
+    def __init__(
+        self, inputs: Mapping[str, tuple[Manifest, Path]], config: ReportConfig, key: str
+    ) -> None:
+        """`inputs`: name in the graph -> manifest and local folder; `key`: key of the report.
 
-    @property
-    def is_toy(self) -> bool:
-        """Whether the results only show that the pipeline works."""
-        return self.profile in TOY_PROFILES
+        Rank statistics need the evaluations that they were made from among the inputs. An
+        experiment's rows replace the pairs of all models.
+        """
+        parts = Parts(inputs)
+        evaluations = Evaluations(parts)
+        manifests = [part.manifest for part in parts.all]
+        self.title, self.profile, self.key = config.title, config.profile, key
+        self.is_toy = config.profile in TOY_PROFILES
+        self.nodes = parts.all
+        self.seeds = sorted({part.seed for part in parts.all if part.seed is not None})
+        self.git_commits = sorted({one.git_commit for one in manifests if one.git_commit})
+        self.packages = {name: one for each in manifests for name, one in each.packages.items()}
+        self.scores = score_lines(evaluations)
+        self.pairs = [] if config.rows else pair_lines(evaluations)
+        self.experiment = experiment(config, evaluations)
+        self.overlaps = list(overlap_rows(config.overlaps, evaluations))
+        self.compared = compared(config.compared, parts) if config.compared else None
+        self.rank_sets = rank_sets(parts, evaluations)
+        self.examples = examples(parts, evaluations.students)
+        self.rewards, self.curves, self.traces = rewards(parts), curves(parts), trace_sets(parts)
+        self.alarms = list(alarms(parts, self.curves, self.rewards, self.traces))
 
     @property
     def ranks(self) -> RankAblation | None:
@@ -77,49 +65,3 @@ class ReportData:
     def single_seeds(self) -> list[ScoreLine]:
         """Scores of each seed of the models that have several."""
         return [line for line in self.scores if line.seed is not None]
-
-
-def gather(
-    inputs: Mapping[str, tuple[Manifest, Path]], config: ReportConfig, key: str
-) -> ReportData:
-    """Read the artifacts (name in the graph -> manifest and local folder) and compute.
-
-    `key`: key of the report itself. Rank statistics need the evaluations that they were made from
-    among the inputs. An experiment's rows replace the pairs of all models.
-    """
-    parts = Parts(inputs)
-    evaluations = Evaluations(parts)
-    scored, trained, traces = rewards(parts), curves(parts), trace_sets(parts)
-    manifests = [part.manifest for part in parts.all]
-    return ReportData(
-        title=config.title,
-        profile=config.profile,
-        key=key,
-        seeds=sorted({part.seed for part in parts.all if part.seed is not None}),
-        scores=score_lines(evaluations),
-        pairs=[] if config.rows else pair_lines(evaluations),
-        rewards=scored,
-        traces=traces,
-        curves=trained,
-        experiment=experiment(config, evaluations),
-        overlaps=list(overlap_rows(config.overlaps, evaluations)),
-        compared=compared(config.compared, parts) if config.compared else None,
-        rank_sets=rank_sets(parts, evaluations),
-        examples=examples(parts, evaluations.students),
-        data=_data(parts),
-        alarms=list(alarms(parts, trained, scored, traces)),
-        nodes=parts.all,
-        packages={name: version for one in manifests for name, version in one.packages.items()},
-        git_commits=sorted({one.git_commit for one in manifests if one.git_commit}),
-    )
-
-
-def _data(parts: Parts) -> list[DataLine]:
-    return [
-        DataLine(
-            name=part.name,
-            splits=dict(Counter(row["split"] for row in part.rows("questions", "split"))),
-            dropped=dict(Counter(row["reason"] for row in part.rows("dropped", "reason"))),
-        )
-        for part in parts.of("dataset-prep")
-    ]

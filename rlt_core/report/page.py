@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 
 from rich.filesize import decimal
@@ -11,6 +11,7 @@ from rlt_core.prompts.format import label_of
 from rlt_core.report import tables
 from rlt_core.report.figures import Figure
 from rlt_core.report.gather import ReportData
+from rlt_core.report.inputs import Part
 from rlt_core.report.ranks import REWARD, RankAblation
 from rlt_core.report.scores import ScoreLine
 from rlt_core.report.texts import (
@@ -82,9 +83,7 @@ def page(data: ReportData, figures: Figures) -> list[Block]:
         blocks += [*tables.rank_sets_section(data.rank_sets), *figure("rank_sets.png")]
     if data.examples:
         blocks += ["## Texts\n\nThe first question by id, not picked.", *data.examples]
-    if data.data:
-        blocks.append(_data(data))
-    return [block for block in (*blocks, _cost(data), _lineage(data)) if block]
+    return [block for block in (*blocks, _data(data), _cost(data), _lineage(data)) if block]
 
 
 def _about(data: ReportData) -> str:
@@ -134,11 +133,11 @@ def _scores(data: ReportData) -> Iterator[str]:
 def _rewards(data: ReportData) -> Iterator[str]:
     rows = [
         {
-            "traces of": line.name, "reward": number(line.reward),
-            "by seed": joined(map(number, line.by_seed.values())),
-            "r_SS": number(line.r_ss), "r_KL": number(line.r_kl),
-            "unclosed": Number(f"{percent(line.unclosed)}%"), "tokens": number(line.think_tokens),
-            "traces": line.traces,
+            "traces of": line["name"], "reward": number(line["reward"]),
+            "by seed": joined(map(number, line["by_seed"].values())),
+            "r_SS": number(line["r_ss"]), "r_KL": number(line["r_kl"]),
+            "unclosed": Number(f"{percent(line['unclosed'])}%"),
+            "tokens": number(line["think_tokens"]), "traces": line["traces"],
         }
         for line in data.rewards.lines
     ]  # fmt: skip
@@ -152,12 +151,12 @@ def _rewards(data: ReportData) -> Iterator[str]:
 def _traces(data: ReportData) -> str:
     rows = [
         {
-            "traces": code(line.name), "number": line.traces, "copied": percent(line.copied),
-            "compression": number(line.compression), "doubt": number(line.doubt),
-            "cut": percent(line.clipped), "tokens": number(line.think_tokens),
-            "log-prob": number(line.think_mean), "rank-surprisal": number(line.rank_surprisal),
+            "traces": code(row["name"]), "number": row["traces"], "copied": percent(row["copied"]),
+            "compression": number(row["compression"]), "doubt": number(row["doubt"]),
+            "cut": percent(row["clipped"]), "tokens": number(row["think_tokens"]),
+            "log-prob": number(row["think_mean"]), "rank-surprisal": number(row["rank_surprisal"]),
         }
-        for line in data.traces
+        for row in data.traces
     ]  # fmt: skip
     return f"## The traces\n\n{NOTE}\n\n{table(rows)}"
 
@@ -200,17 +199,19 @@ def _ranks(ranks: RankAblation) -> Iterator[str]:
 
 # ---------------------------------------------------------------- where it comes from
 def _data(data: ReportData) -> str:
-    def counts(named: Mapping[str, int]) -> str:
-        return ", ".join(f"{count} {name}" for name, count in named.items()) or "none"
+    def counts(part: Part, table: str, column: str) -> str:
+        found = Counter(row[column] for row in part.rows(table, column))
+        return ", ".join(f"{count} {name}" for name, count in found.items()) or "none"
 
     rows = [
         {
-            "data set": code(line.name), "questions": counts(line.splits),
-            "dropped": counts(line.dropped),
+            "data set": code(part.name), "questions": counts(part, "questions", "split"),
+            "dropped": counts(part, "dropped", "reason"),
         }
-        for line in data.data
+        for part in data.nodes
+        if part.stage == "dataset-prep"
     ]  # fmt: skip
-    return f"## Data\n\n{table(rows)}"
+    return f"## Data\n\n{table(rows)}" if rows else ""
 
 
 def _cost(data: ReportData) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-from rlt_core.report.inputs import Parts
+from rlt_core.report.inputs import Parts, Row
 from rlt_core.reward.diagnostics import (
     CLIPPED_ALARM,
     COMPRESSION_ALARM,
@@ -31,28 +30,18 @@ NOTE = (
 )
 
 
-@dataclass(frozen=True)
-class TraceSet:
-    """One artifact of trace-scoring; None where no trace has the value."""
-
-    name: str
-    traces: int
-    copied: float | None
-    compression: float | None
-    doubt: float | None
-    clipped: float | None
-    think_tokens: float | None
-    think_mean: float | None
-    rank_surprisal: float | None
+COLUMNS = ("name", "traces", *MEANS)
+"""Columns of `traces.csv`."""
 
 
-def trace_sets(parts: Parts) -> list[TraceSet]:
-    """One per artifact, in the order of the graph."""
+def trace_sets(parts: Parts) -> list[Row]:
+    """One row per artifact of trace-scoring, in the order of the graph; None where no trace has the
+    value."""
     found = []
     for part in parts.of("trace-scoring"):
         rows = part.rows("scores", *MEANS)
         means = {name: known_mean([row[name] for row in rows]) for name in MEANS}
-        found.append(TraceSet(part.name, len(rows), **means))
+        found.append({"name": part.name, "traces": len(rows), **means})
     return found
 
 

@@ -12,7 +12,7 @@ from rlt_core.evaluation.intervals import Estimate
 from rlt_core.report.inputs import Parts, Row
 from rlt_core.report.scores import RANKED
 from rlt_core.report.statistics import matrix, paired_difference
-from rlt_core.report.trace_sets import TraceSet, diagnostic_alarms, known_mean
+from rlt_core.report.trace_sets import diagnostic_alarms, known_mean
 
 WINDOW_STEPS = 10
 """Steps at either end of training that a curve's table takes the mean of."""
@@ -39,25 +39,11 @@ ALARMS = {
 
 # ---------------------------------------------------------------- rewards
 @dataclass(frozen=True)
-class RewardLine:
-    """Scored traces of one teacher over all seeds."""
-
-    name: str
-    reward: Estimate
-    by_seed: dict[int | None, float]
-    r_ss: float
-    r_kl: float
-    unclosed: float
-    think_tokens: float
-    traces: int
-    too_long: int
-
-
-@dataclass(frozen=True)
 class Rewards:
     """The rewards of each teacher's traces."""
 
-    lines: list[RewardLine]
+    lines: list[Row]
+    """One row per teacher over all seeds."""
     difference: Estimate | None
     """After RL minus before, on the same held-out questions."""
 
@@ -95,24 +81,24 @@ def _reward_line(
     variant: str,
     rows_by_seed: dict[int | None, list[Row]],
     by_seed: dict[int | None, dict[str, float]],
-) -> RewardLine:
+) -> Row:
     rows = [row for rows in rows_by_seed.values() for row in rows]
     scored = [row for row in rows if row["status"] == "scored"]
 
     def mean(column: str) -> float:
         return float(sum(row[column] for row in scored) / len(scored))
 
-    return RewardLine(
-        name=NAMES.get(variant, variant),
-        reward=crossed_mean(matrix(list(by_seed.values()))),
-        by_seed={seed: sum(values.values()) / len(values) for seed, values in by_seed.items()},
-        r_ss=mean("r_ss"),
-        r_kl=mean("r_kl"),
-        unclosed=1 - mean("closed"),
-        think_tokens=mean("think_tokens"),
-        traces=len(rows),
-        too_long=len(rows) - len(scored),
-    )
+    return {
+        "name": NAMES.get(variant, variant),
+        "reward": crossed_mean(matrix(list(by_seed.values()))),
+        "by_seed": {seed: sum(values.values()) / len(values) for seed, values in by_seed.items()},
+        "r_ss": mean("r_ss"),
+        "r_kl": mean("r_kl"),
+        "unclosed": 1 - mean("closed"),
+        "think_tokens": mean("think_tokens"),
+        "traces": len(rows),
+        "too_long": len(rows) - len(scored),
+    }
 
 
 # ---------------------------------------------------------------- curves
@@ -173,7 +159,7 @@ def curves(parts: Parts) -> list[Curve]:
 
 # ---------------------------------------------------------------- alarms
 def alarms(
-    parts: Parts, trained: Sequence[Curve], scored: Rewards, traces: Sequence[TraceSet]
+    parts: Parts, trained: Sequence[Curve], scored: Rewards, traces: Sequence[Row]
 ) -> Iterator[str]:
     """One line for each problem that somebody should look at before believing the numbers."""
     for part in parts.all:
@@ -196,10 +182,11 @@ def alarms(
         if share is not None and share > MANY:
             yield f"{curve.name}: {100 * share:.0f}% of {last} have no end"
     for line in scored.lines:
-        if line.too_long:
-            yield f"{line.name}: {line.too_long} of {line.traces} traces were too long to score"
-        if line.unclosed > MANY:
-            yield f"{line.name}: {100 * line.unclosed:.0f}% of the traces have no end"
+        name, too_long, unclosed = line["name"], line["too_long"], line["unclosed"]
+        if too_long:
+            yield f"{name}: {too_long} of {line['traces']} traces were too long to score"
+        if unclosed > MANY:
+            yield f"{name}: {100 * unclosed:.0f}% of the traces have no end"
     for made in traces:
-        means = {name: getattr(made, name) for name in DIAGNOSTICS}
-        yield from diagnostic_alarms(made.name, "the traces", **means)
+        means = {name: made[name] for name in DIAGNOSTICS}
+        yield from diagnostic_alarms(made["name"], "the traces", **means)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlt_core.report.gather import gather
+from rlt_core.report.gather import ReportData
 from rlt_core.report.render import render_report
 from rlt_core.stages import ReportConfig
 from tasks.stage import StageContext
@@ -12,6 +12,5 @@ def run(ctx: StageContext) -> dict[str, float]:
     """Reads every input's tables."""
     config = ctx.config_as(ReportConfig)
     inputs = {name: (manifest, ctx.tables(name)) for name, manifest in ctx.manifests.items()}
-    data = gather(inputs, config, ctx.spec.key)
-    render_report(data, ctx.out)
+    render_report(ReportData(inputs, config, ctx.spec.key), ctx.out)
     return {"nodes": len(inputs)}

@@ -14,7 +14,7 @@ from scipy import stats
 
 from rlt_core.evaluation.crossed import crossed_mean, fraction
 from rlt_core.printable import printable
-from rlt_core.report.gather import gather
+from rlt_core.report.gather import ReportData
 from rlt_core.report.render import render_report
 from rlt_core.report.statistics import paired_difference
 from rlt_core.report.terminal import scores_table
@@ -29,7 +29,7 @@ TOY = "positive control of the pipeline at toy scale, not evidence for the paper
 def report_of(made, store, profile="tiny"):
     inputs = {name: (manifest, store.local(manifest)) for name, manifest in made.items()}
     config = ReportConfig(profile=profile, title="full-pipeline")
-    return gather(inputs, config, "0123456789abcdef")
+    return ReportData(inputs, config, "0123456789abcdef")
 
 
 @pytest.fixture(scope="module")
@@ -136,11 +136,11 @@ def test_ungraded_completions_and_pass_at_k_as_the_evaluation_has_them(tmp_path)
 
 def test_rewards_before_and_after_on_the_same_questions(data):
     before, after = data.rewards.lines
-    assert "before RL" in before.name and "after RL" in after.name
-    assert after.reward.value - before.reward.value == pytest.approx(2.0)
+    assert "before RL" in before["name"] and "after RL" in after["name"]
+    assert after["reward"].value - before["reward"].value == pytest.approx(2.0)
     assert data.rewards.difference.value == pytest.approx(2.0)
-    assert before.by_seed == pytest.approx({0: before.reward.value, 1: before.reward.value})
-    assert before.traces == 16
+    assert before["by_seed"] == pytest.approx(dict.fromkeys((0, 1), before["reward"].value))
+    assert before["traces"] == 16
 
 
 def test_curves_are_of_rewards_and_losses_but_not_of_rank_students(data):
@@ -167,12 +167,11 @@ def test_the_rank_ablation_is_that_of_its_artifact(data, run):
 
 def test_data_costs_and_lineage(data, run, folder):
     made, _ = run
-    assert data.data[0].splits == {"validation": 4, "train": 6}
-    assert data.data[0].dropped == {"duplicate": 1, "prompt_too_long": 1}
     assert len(data.nodes) == len(made)
     keys = {manifest.ref.key for manifest in made.values()}
     assert {ref.key for node in data.nodes for ref in node.manifest.inputs.values()} <= keys
     text = (folder / "report.md").read_text()
+    assert "| `dataset-prep` | 4 validation, 6 train | 1 duplicate, 1 prompt\\_too\\_long |" in text
     (total,) = [line for line in text.splitlines() if line.startswith("| all |")]
     assert f"| all | {len(made)} | {2.0 * len(made):.1f} s | 2.0 s |" in total
     evaluations = sum(node.stage == "evaluation" for node in data.nodes)
@@ -232,12 +231,13 @@ def watched(tmp_path_factory):
 
 def test_trace_sets_have_means_over_what_has_a_value(watched):
     new, old = watched.traces
-    assert (new.name, new.traces, new.copied) == ("trace-scoring[rlt]@0", 3, 0.75)
-    assert (new.compression, new.doubt, new.think_mean) == (5.0, 6.0, -1.0)
-    assert new.clipped == pytest.approx(1 / 3)
-    assert new.think_tokens == pytest.approx((40 + 20 + 20) / 3) and new.rank_surprisal == 3.5
-    assert (old.traces, old.think_tokens) == (1, 20)
-    assert {getattr(old, name) for name in WATCHED if name != "think_tokens"} == {None}
+    assert new == {
+        "name": "trace-scoring[rlt]@0", "traces": 3, "copied": 0.75, "compression": 5.0,
+        "doubt": 6.0, "clipped": pytest.approx(1 / 3), "think_tokens": pytest.approx(80 / 3),
+        "think_mean": -1.0, "rank_surprisal": 3.5,
+    }  # fmt: skip
+    known = {"name": "trace-scoring[old]@0", "traces": 1, "think_tokens": 20}
+    assert old == dict.fromkeys(WATCHED) | known
 
 
 def test_columns_that_an_older_artifact_lacks_are_no_values(tmp_path):
@@ -251,8 +251,8 @@ def test_columns_that_an_older_artifact_lacks_are_no_values(tmp_path):
         folder / "scores.parquet",
     )
     config = ReportConfig(profile="smol", title="report")
-    data = gather({"old": (made, folder)}, config, "0" * 16)
-    assert (data.traces[0].clipped, data.traces[0].think_tokens) == (None, 20)
+    data = ReportData({"old": (made, folder)}, config, "0" * 16)
+    assert (data.traces[0]["clipped"], data.traces[0]["think_tokens"]) == (None, 20)
     assert data.alarms == []
 
 
@@ -272,7 +272,7 @@ def test_trace_sets_are_in_both_reports_and_in_csv(watched, tmp_path):
     assert cells[1][1:] == ["1", *"\u2013" * 4, "20", *"\u2013" * 2]
     with (tmp_path / "traces.csv").open(newline="") as file:
         new, old = csv.DictReader(file)
-    assert float(new["clipped"]) == watched.traces[0].clipped and old["copied"] == ""
+    assert float(new["clipped"]) == watched.traces[0]["clipped"] and old["copied"] == ""
     assert list(new) == ["name", "traces", *WATCHED]
 
 

@@ -48,9 +48,9 @@ def test_an_interrupted_copy_goes_on_and_is_nothing_before_its_end(
     for name in "abc":
         (attempt.out / name).write_text(name)
     manifest = source.commit(manifest_of(source, attempt))
-    door = target.files if source.files.is_local else source.files
+    copier = target.files if source.files.is_local else source.files
     name = "put" if source.files.is_local else "fetch"
-    move, paths = getattr(door, name), []
+    move, paths = getattr(copier, name), []
 
     def failing(*arguments: object) -> None:
         path = next(one for one in arguments if isinstance(one, str))
@@ -59,7 +59,7 @@ def test_an_interrupted_copy_goes_on_and_is_nothing_before_its_end(
             raise UserError("interrupted")
         move(*arguments)
 
-    monkeypatch.setattr(door, name, failing)
+    monkeypatch.setattr(copier, name, failing)
     with pytest.raises(UserError, match="interrupted"):
         copy_artifact(source, target, manifest)
     assert target.manifests() == []
