@@ -1,13 +1,13 @@
 """Local copies of files that never change, bounded in size, for all remote stores of a user.
 
 {home}/{store}/files/...      the copies
-{home}/{store}/staging/...    what is being made here: no cache, never evicted
+{home}/{store}/staging/...    files that are not uploaded yet: never evicted
 {home}/in-use/{id}            the folders that one process uses; the process holds a lock on it
-{home}/making/{number}        held while one of the copies with this number is fetched
-{home}/lock                   held while the cache is changed in a way that others could notice
+{home}/making/{number}        locked while a copy with this number is fetched
+{home}/lock                   locked while files are evicted or moved, or a process enters `in-use`
 
-The rule: whole files are evicted, those that were used longest ago first, and never one in a
-folder that a running process has asked for. What running processes use may exceed the bound.
+Whole files are evicted, least recently used first, and never one in a folder that a running process
+has asked for; these may exceed the bound.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LOCKS = 256
 
 
 def bound_bytes() -> int:
-    """The most that the cache holds, from RLT_CACHE_GB. Raises UserError."""
+    """Return the largest size of the cache, from RLT_CACHE_GB. Raises UserError."""
     given = os.environ.get("RLT_CACHE_GB", str(DEFAULT_GB))
     try:
         gigabytes = float(given)
@@ -44,13 +44,13 @@ def bound_bytes() -> int:
 
 
 def default_home() -> Path:
-    """Where copies live unless told otherwise."""
+    """The default folder of copies."""
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "rlt"
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What the cache holds."""
+    """Files and bytes in the cache."""
 
     files: int
     bytes: int
@@ -90,7 +90,7 @@ class Cache:
             yield
 
     def use(self, folder: Path) -> None:
-        """Keep the files of a folder, which is made if need be, until this process ends."""
+        """Keep the files of a folder, created if missing, until this process ends."""
         with _in_use_guard:
             mine = _in_use.get((os.getpid(), self.home))
             if mine and str(folder) in mine.folders:
@@ -103,7 +103,7 @@ class Cache:
 
     @contextlib.contextmanager
     def making(self, copy: Path) -> Iterator[None]:
-        """Nobody else on this machine makes this copy meanwhile."""
+        """Lock this copy: no other process on this machine fetches it meanwhile."""
         number = int(hashlib.sha256(str(copy).encode()).hexdigest(), 16) % LOCKS
         locks = self.home / "making"
         locks.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ class Cache:
             yield
 
     def adopt(self, staged: Path, folder: Path) -> None:
-        """Let a folder that was made here become a copy; nothing staged is fine."""
+        """Turn a staged folder into a copy; does nothing if there is none."""
         with self._locked():
             folder.parent.mkdir(parents=True, exist_ok=True)
             if staged.exists() and not folder.exists():
@@ -120,7 +120,7 @@ class Cache:
             shutil.rmtree(staged, ignore_errors=True)
 
     def usage(self) -> Usage:
-        """How much is cached now."""
+        """Return how much is cached now."""
         found = list(self._files())
         return Usage(len(found), sum(size for _, size, _ in found))
 
@@ -135,7 +135,7 @@ class Cache:
                         yield status.st_mtime, status.st_size, path
 
     def _used(self) -> set[str]:
-        """Folders that some running process uses; forgets processes that have ended."""
+        """Return folders that a running process uses; forget processes that have ended."""
         found: set[str] = set()
         for path in (self.home / "in-use").glob("*"):
             with path.open() as file:
@@ -148,7 +148,7 @@ class Cache:
         return found
 
     def trim(self, bound: int | None = None) -> Usage:
-        """Evict until at most `bound` bytes (by default RLT_CACHE_GB) are left, if that can be.
+        """Evict until at most `bound` bytes (by default RLT_CACHE_GB) are left, if possible.
 
         Returns what was evicted.
         """

@@ -1,7 +1,7 @@
-"""Files under one root: `Files` on a local folder, `S3Files` (s3_files.py) on S3.
+"""Files below one root: `Files` in a local folder, `S3Files` (s3_files.py) on S3.
 
-Paths are relative to the root, with `/`. What file systems lack is added: a write that creates
-or swaps a file atomically, and only if nobody was quicker.
+Paths are relative to the root, with `/`. Every write is atomic: it creates a file that must not
+exist yet, replaces one, or swaps one whose content is as expected.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from rlt_core.errors import UserError
 CHUNK_BYTES = 1 << 20
 
 Advance = Callable[[int], None]
-"""Hears how many more bytes have moved; called from several threads."""
+"""Callback for progress, with the bytes that have moved since its last call; called from several
+threads."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -55,7 +56,7 @@ class Damaged(UserError):
 
 
 def silent(_: int) -> None:
-    """Progress that nobody watches."""
+    """Ignore progress."""
 
 
 def sha256_of(path: Path) -> str:
@@ -90,7 +91,8 @@ def listed_below(folder: Path, deep: bool, parent: str = "") -> list[Entry]:
 def parallel(
     function: Callable[[Item], Result], items: Sequence[Item], threads: int
 ) -> list[Result]:
-    """The results in order, from some threads; the first error stops what has not begun."""
+    """Return the results in order, computed in threads; the first error stops what has not
+    begun."""
     if len(items) < 2:
         return [function(item) for item in items]
     with ThreadPoolExecutor(min(threads, len(items))) as pool:
@@ -116,17 +118,17 @@ class Files:
         return f"{self.root}/{path}"
 
     def local(self, path: str) -> Path:
-        """Where this machine writes the file, e.g. that of a folder in the making."""
+        """Where this machine writes a file of a folder that is not uploaded yet."""
         return Path(self.full(path))
 
     def arrow(self) -> Any:
-        """The file system of the root as pyarrow's own."""
+        """Return pyarrow's file system for the root."""
         from pyarrow.fs import LocalFileSystem
 
         return LocalFileSystem()
 
     def patiently(self, call: Callable[[], Result]) -> Result:
-        """The result of a call that ends long work: a server that is away is waited for."""
+        """Return the result of a call at the end of long work; wait for a server that is away."""
         return call()
 
     # ------------------------------------------------------------ single files
@@ -163,7 +165,8 @@ class Files:
     def swap(self, path: str, expected: Callable[[bytes], bool], new: bytes | None) -> bool:
         """Replace a file (None: delete it) if its content is as expected, as one atomic step.
 
-        False if it is not, or not there. Holds among swaps, which is all that leases need.
+        False if it is not, or if there is no file. Atomic among swaps, which is all that leases
+        need.
         """
         if not os.path.isdir(self.root):
             return False
@@ -193,11 +196,12 @@ class Files:
             os.replace(temporary, target)
 
     def fetch(self, path: str, size: int, target: Path, advance: Advance = silent) -> None:
-        """Copy a file of this size to a local place; `put` of the other store does it here."""
+        """Copy a file of this size to a local path; S3 alone: for a folder, `put` of the other
+        store copies it."""
         raise NotImplementedError
 
     def sha256(self, path: str, size: int) -> str:
-        """Hex sha256 of the bytes in the store, which are so many."""
+        """Hex sha256 of a file of this size in the store."""
         return sha256_of(Path(self.full(path)))
 
     def _temporary(self, path: str, data: bytes) -> str:
@@ -291,7 +295,7 @@ class Files:
                 target.unlink(missing_ok=True)
 
     def prune(self, path: str) -> None:
-        """Remove a folder of this machine if it is empty."""
+        """Remove a local folder if it is empty."""
         with contextlib.suppress(OSError):
             os.rmdir(self.local(path))
 
@@ -303,7 +307,7 @@ class Files:
         return folder
 
     def upload(self, path: str, advance: Advance = silent) -> None:
-        """Make what `new_folder(path)` was filled with durable, all of it."""
+        """Make all files in `new_folder(path)` durable."""
         for file in local_tree(self.local(path)):
             descriptor = os.open(file, os.O_RDONLY)
             try:
@@ -312,7 +316,7 @@ class Files:
                 os.close(descriptor)
 
     def download(self, path: str, sizes: Mapping[str, int], advance: Advance = silent) -> Path:
-        """Local folder with these files of a committed folder, of these bytes each."""
+        """Return a local folder with these files (name -> bytes) of a committed folder."""
         return Path(self.full(path))
 
     def drop_copies(self, path: str, names: Iterable[str]) -> None:

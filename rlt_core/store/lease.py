@@ -1,12 +1,12 @@
-"""Who works on a key right now: a small file that its holder renews.
+"""Leases: a small file says which process works on a key now; its holder renews it.
 
 A lease keeps two attempts from doing the same work at the same time and keeps `gc` away from a
 running attempt. It is not what makes commits safe: those are create-only by themselves.
 
-It is taken by an atomic create, and from a holder that is gone by an atomic swap: of many who
-wait, one gets it. Two can hold it only if the first was still at work but could not renew for
-EXPIRES_S (paused, or cut off from the store); it then finds the lease lost, says so, and leaves
-the other's alone.
+It is taken by an atomic create, and from a holder that is gone by an atomic swap: one of the
+waiting processes gets it. Two can hold it only if the first was still at work but could not renew
+for EXPIRES_S (paused, or cut off from the store); it then finds that the lease is lost, logs a
+warning and leaves the new one alone.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _exists(pid: int) -> bool:
 
 
 def is_live(lease: dict[str, object], now: float) -> bool:
-    """Whether the holder still works: renewed lately and, on this machine, still a process."""
+    """Whether the holder still works: it renewed lately and, on this machine, still exists."""
     if now - float(str(lease["renewed_at"])) > EXPIRES_S:
         return False
     if lease["host"] != socket.gethostname():
@@ -71,8 +71,8 @@ class Lease:
         name: str = "",
         waiting: Callable[[dict[str, object]], None] = lambda _: None,
     ) -> None:
-        """`name` tells people what is worked on. `waiting(lease)` is called about once a second
-        while another holder works; it may raise to give up."""
+        """`name`: the work, in messages. `waiting(lease)` is called about once a second while
+        another holder works; it may raise to give up."""
         self._files = files
         self._path = f"work/{key}/lease.json"
         self._name = name
@@ -132,7 +132,7 @@ class Lease:
                     return
             except (UserError, OSError) as error:
                 log.warning(
-                    "the lease %s is not renewed, which is tried again: %s", self._path, error
+                    "the lease %s was not renewed and will be tried again: %s", self._path, error
                 )
 
     def __exit__(

@@ -1,4 +1,4 @@
-"""What a committed artifact says of itself."""
+"""The manifest of a committed artifact, and the hashes of its files."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rlt_core.errors import UserError
 from rlt_core.store.files import Damaged, Files, local_tree, parallel, sha256_of
 
 HASHED_AT_ONCE = 4
-"""Files; hashing leaves Python's lock."""
+"""Files; hashing releases Python's global lock."""
 SCHEMA_VERSION = 1
-"""Raised when manifests change so that an older rlt cannot read them."""
+"""Version of the format; to be raised when an older rlt could not read a manifest."""
 
 
 class Ref(BaseModel):
@@ -59,7 +59,7 @@ class Manifest(BaseModel):
     files: list[FileEntry]
     metrics: dict[str, float]
     packages: dict[str, str]
-    """Versions of what computed it."""
+    """Versions of the packages that computed it."""
     git_commit: str | None
     flow_run_id: str | None
     started_at: datetime
@@ -71,7 +71,8 @@ class Manifest(BaseModel):
 
     @classmethod
     def parse(cls, data: bytes, where: str) -> Manifest:
-        """Raises UserError that says whether the file is damaged or of a newer version."""
+        """Parse a manifest. Raises UserError that says whether it is damaged or of a newer
+        version."""
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
@@ -85,7 +86,7 @@ class Manifest(BaseModel):
             ) from None
 
     def only(self, suffix: str) -> Manifest:
-        """The manifest with the files of this suffix alone."""
+        """Return the manifest with only the files of this suffix."""
         files = [file for file in self.files if file.path.endswith(suffix)]
         return self.model_copy(update={"files": files})
 
@@ -139,9 +140,9 @@ def problems_of(
     sizes: Mapping[str, int],
     sha256: Callable[[FileEntry], str],
 ) -> dict[str, str]:
-    """What is wrong with files as they are now: path -> a line, if missing, resized or altered.
+    """Return path -> what is wrong, for files that are missing, resized or altered.
 
-    `sizes`: bytes of those that are there; `sha256` reads one; `where`: their folder, for people.
+    `sizes`: bytes of the files that exist; `sha256` reads one; `where`: their folder, in messages.
     """
 
     def problem(entry: FileEntry) -> str | None:
@@ -158,7 +159,7 @@ def problems_of(
 
 
 def problems_in_store(files: Files, path: str, entries: Sequence[FileEntry]) -> list[str]:
-    """One line a damaged file of a folder, as it lies in the store."""
+    """Return one line per damaged file of a folder in the store."""
     found = problems_of(
         entries, files.full(path), files.sizes(path),
         lambda entry: files.sha256(f"{path}/{entry.path}", entry.bytes),
@@ -166,12 +167,11 @@ def problems_in_store(files: Files, path: str, entries: Sequence[FileEntry]) -> 
     return list(found.values())
 
 
-def intact_copy(
-    files: Files, path: str, entries: Sequence[FileEntry], what: str, mend: str
-) -> Path:
-    """Local folder with files of a folder of the store, all hashed; damaged copies fetched anew.
+def intact_copy(files: Files, path: str, entries: Sequence[FileEntry], what: str, fix: str) -> Path:
+    """Return a local folder with files of a folder of the store, all hashed; damaged copies are
+    fetched again.
 
-    Raises UserError naming `what` and the first file that is damaged in the store.
+    Raises UserError that names `what`, the first file that is damaged in the store, and `fix`.
     """
     wanted = {entry.path: entry.bytes for entry in entries}
 
@@ -190,5 +190,5 @@ def intact_copy(
     except Damaged as error:
         found = {"": str(error)}
     if found:
-        raise UserError(f"{what} is damaged: {next(iter(found.values()))}. {mend}")
+        raise UserError(f"{what} is damaged: {next(iter(found.values()))}. {fix}")
     return folder

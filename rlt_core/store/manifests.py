@@ -1,7 +1,7 @@
 """All manifests of a store: a listing of each kind and, on S3, a local copy of each manifest.
 
-A manifest never changes once it is committed, so a copy with the listed size and time is as good
-as the file in the store. Copies may be deleted at any time.
+A committed manifest never changes, so a copy with the listed size and time equals the file in the
+store. Copies may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def list_manifests(files: Files, kind: str | None = None) -> dict[str, Entry | N
 def read_manifests(
     files: Files, kind: str | None = None
 ) -> tuple[dict[str, Manifest], dict[str, str]]:
-    """The committed artifacts (of a kind) by path of the manifest, and for each manifest that
-    cannot be read a line that says why."""
+    """Return the committed artifacts (of a kind) by path of the manifest, and for each manifest
+    that cannot be read a line that says why."""
     listed = list_manifests(files, kind)
     copies = _Copies(files.manifest_copies) if files.manifest_copies else None
     manifests = copies.read(listed) if copies else {}
@@ -72,7 +72,7 @@ class _Copies:
         return f"{path.replace('/', '_')}.{entry.bytes}-{entry.changed_ns}"
 
     def read(self, listed: dict[str, Entry | None]) -> dict[str, Manifest]:
-        """Those of which there is an intact copy; copies of what is gone are deleted."""
+        """Return the manifests that have an intact copy; delete copies of removed manifests."""
         there = set(os.listdir(self._folder))
         names = {self._name(path, entry) for path, entry in listed.items() if entry}
         kinds = tuple({f"{path.rpartition('/')[0].replace('/', '_')}_" for path in listed})
@@ -90,7 +90,7 @@ class _Copies:
         return found
 
     def keep(self, listed: dict[str, Entry | None], documents: dict[str, bytes]) -> None:
-        """Copy what was read, each atomically."""
+        """Copy manifests that were read, each atomically."""
         for path, data in documents.items():
             entry = listed[path]
             if entry is None or entry.changed_ns / 1e9 > time.time() - SETTLED_S:

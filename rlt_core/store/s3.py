@@ -1,8 +1,8 @@
-"""The connection to S3: where credentials come from, how long to wait, what its errors mean.
+"""The connection to S3: credentials, time-outs, and errors in words.
 
 Credentials, endpoint and region are found by botocore: AWS_* variables, the profile that
 AWS_PROFILE names, a container's or machine's role. They stay inside the client: no root, path,
-manifest, message or cache ever holds one.
+manifest, message or cache ever contains one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rlt_core.errors import UserError
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 20
 ATTEMPTS = 4
-"""Of one request, with growing pauses: a server that does not listen is given up after 5 s."""
+"""Attempts at one request, with growing pauses: about 5 s for a server that does not listen."""
 CONNECTIONS = 64
 
 _UNREACHABLE = (
@@ -63,11 +63,11 @@ _ANSWERS = {
 
 
 class Refused(Exception):
-    """A conditional write or delete whose condition does not hold (any more)."""
+    """The condition of a conditional write or delete does not hold."""
 
 
 class Unsupported(Exception):
-    """The server does not know this kind of request."""
+    """The server does not support this kind of request."""
 
 
 class Unreachable(UserError):
@@ -77,14 +77,14 @@ class Unreachable(UserError):
 def bucket_and_prefix(root: str) -> tuple[str, str]:
     """The two parts of `s3://bucket/prefix`.
 
-    Raises UserError, without a word of what may be a secret, if the root holds anything more.
+    Raises UserError if the root contains anything else, which may be a secret and is not shown.
     """
     if not root.startswith("s3://"):
         raise UserError(f"a store is a folder or s3://bucket/prefix, not {root.split('://')[0]}://")
     place = root.removeprefix("s3://").rstrip("/")
     if re.search(r"[@?#]", place) or ":" in place.split("/")[0]:
         raise UserError(
-            "the store's address may hold a bucket and a prefix only (s3://bucket/prefix). "
+            "a store's address is a bucket and a prefix only (s3://bucket/prefix). "
             "Credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or from the "
             "profile that AWS_PROFILE names, the server from AWS_ENDPOINT_URL"
         )
@@ -97,7 +97,7 @@ def bucket_and_prefix(root: str) -> tuple[str, str]:
 
 
 def connect() -> s3fs.S3FileSystem:
-    """The client that the environment describes; stores of one environment share it."""
+    """Return the client for the environment; stores of one environment share it."""
     names = sorted(name for name in os.environ if name.startswith("AWS_"))
     return _client(os.getpid(), tuple((name, os.environ[name]) for name in names))
 
@@ -119,9 +119,9 @@ def _client(_pid: int, _environment: tuple[tuple[str, str], ...]) -> s3fs.S3File
 
 
 def arrow(fs: s3fs.S3FileSystem) -> S3FileSystem:
-    """pyarrow's file system with the same credentials, server and region as this client.
+    """Return pyarrow's file system with the same credentials, server and region as this client.
 
-    Credentials that expire (a session's, a role's) are those of this moment.
+    Temporary credentials (a session's, a role's) are those of this moment.
     """
     meta = fs.s3.meta
     found = sync(fs.loop, fs.session.get_credentials)
@@ -145,7 +145,7 @@ def arrow(fs: s3fs.S3FileSystem) -> S3FileSystem:
 
 # ---------------------------------------------------------------- errors
 def _response(error: BaseException) -> dict[str, Any]:
-    """What the server said: `Code` and `Message`; empty if it did not answer."""
+    """The server's error, `Code` and `Message`; empty if it did not answer."""
     for one in (error, error.__cause__):
         response = getattr(one, "response", None)
         if response:
@@ -154,7 +154,7 @@ def _response(error: BaseException) -> dict[str, Any]:
 
 
 def _endpoint(fs: s3fs.S3FileSystem) -> str:
-    """Scheme, host and port of the server, without what else its URL may hold."""
+    """Scheme, host and port of the server, without credentials in its URL."""
     client = fs._s3
     url = client.meta.endpoint_url if client else os.environ.get("AWS_ENDPOINT_URL", "AWS")
     parts = urlsplit(url)

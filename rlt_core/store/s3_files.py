@@ -44,14 +44,14 @@ DELETED_AT_ONCE = 1000
 CONFLICTS = 5
 """How often a create is repeated when the file of a quicker writer has gone again."""
 PATIENCE_S = 300.0
-"""How long the end of long work waits for a server that does not answer."""
+"""Time that the end of long work waits for a server that does not answer."""
 PAUSE_S = 5.0
 
 log = logging.getLogger(__name__)
 
 
 class _Moved(Callback):
-    """Tells how many bytes of one file have moved."""
+    """Reports bytes of one file that have moved."""
 
     def __init__(self, advance: Advance) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class _Moved(Callback):
 
 
 class S3Files(Files):
-    """A prefix of a bucket. Every method raises UserError when the server does not give it."""
+    """Files below a prefix of a bucket. Every method raises UserError if the server refuses."""
 
     is_local = False
     threads = 32
@@ -78,16 +78,16 @@ class S3Files(Files):
         self.manifest_copies = home / "manifests"
 
     def local(self, path: str) -> Path:
-        """Where this machine writes the file, e.g. that of a folder in the making."""
+        """Where this machine writes a file of a folder that is not uploaded yet."""
         return self._staging / path
 
     def arrow(self) -> Any:
-        """The bucket's file system as pyarrow's own, with the same credentials and server."""
+        """Return pyarrow's file system for the bucket, with the same credentials and server."""
         with self._errors():
             return s3.arrow(self.fs)
 
     def patiently(self, call: Callable[[], Result]) -> Result:
-        """The result of a call that ends long work: a server that is away is waited for."""
+        """Return the result of a call at the end of long work; wait for a server that is away."""
         give_up = time.monotonic() + PATIENCE_S
         while True:
             try:
@@ -149,8 +149,8 @@ class S3Files(Files):
     def swap(self, path: str, expected: Callable[[bytes], bool], new: bytes | None) -> bool:
         """Replace a file (None: delete it) if its content is as expected, as one atomic step.
 
-        A conditional put or delete (If-Match). On a server that does not know these, the step has
-        the length of two requests.
+        A conditional put or delete (If-Match). On a server that does not support these, it takes
+        two requests and is not atomic.
         """
         found = self._read_tagged(path)
         if found is None or not expected(found[0]):
@@ -176,7 +176,7 @@ class S3Files(Files):
             )  # fmt: skip
 
     def fetch(self, path: str, size: int, target: Path, advance: Advance = silent) -> None:
-        """Copy a file of this size to a local place, where it appears whole or not at all.
+        """Copy a file of this size to a local path, where it appears whole or not at all.
 
         Raises Damaged if it is missing or of another size.
         """
@@ -257,10 +257,10 @@ class S3Files(Files):
                 )
 
     def upload(self, path: str, advance: Advance = silent) -> None:
-        """Make what `new_folder(path)` was filled with durable, all of it.
+        """Make all files in `new_folder(path)` durable.
 
-        Called again after an error it goes on with what has not arrived. The local folder becomes
-        a copy that may be evicted: its files are no longer below `local(path)`.
+        Called again after an error, it sends what has not arrived. The local folder becomes a copy
+        that may be evicted: its files are no longer below `local(path)`.
         """
         folder = self.local(path)
         here = {str(file.relative_to(folder)): file.stat().st_size for file in local_tree(folder)}
@@ -279,10 +279,10 @@ class S3Files(Files):
             self.cache.trim()
 
     def download(self, path: str, sizes: Mapping[str, int], advance: Advance = silent) -> Path:
-        """Local folder with these files of a committed folder, of these bytes each.
+        """Return a local folder with these files (name -> bytes) of a committed folder.
 
-        Copies that are there are used, others fetched, several at once. All of them stay until
-        this process ends. Raises UserError if a file in the store is missing or of another size.
+        Missing copies are fetched, several at once. All of them stay until this process ends.
+        Raises UserError if a file in the store is missing or of another size.
         """
         folder = self._copies / path
         with self._disk():
@@ -314,7 +314,7 @@ class S3Files(Files):
             yield
         except OSError as error:
             raise UserError(
-                f"local copies of {self.url} cannot be kept: {error}. They lie in "
+                f"local copies of {self.url} cannot be kept: {error}. They are in "
                 f"{self.cache.home}; XDG_CACHE_HOME moves them, RLT_CACHE_GB bounds them"
             ) from None
 

@@ -1,4 +1,4 @@
-"""The store: find, begin, commit, verify, collect."""
+"""The store: find, begin, commit and verify artifacts, and delete what no manifest names."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at computing an artifact: a folder that is nothing until it is committed."""
+    """One attempt at computing an artifact: a folder that does not count until it is committed."""
 
     ref: Ref
     id: str
@@ -37,7 +37,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Orphan:
-    """Something that no manifest names."""
+    """Files that no manifest names."""
 
     path: str
     bytes: int
@@ -59,7 +59,7 @@ class Store:
 
     @classmethod
     def _paths(cls, ref: Ref) -> tuple[str, str]:
-        """Where the manifest is, and where stores of the first months have it."""
+        """Paths of the manifest: in a store of today and in one of the first version."""
         return f"{cls._base(ref)}.json", f"{cls._base(ref)}/manifest.json"
 
     def folder(self, manifest: Manifest) -> str:
@@ -71,7 +71,7 @@ class Store:
         return self.manifests_of([Ref(kind=kind, key=key)]).get(key)
 
     def manifests_of(self, refs: Iterable[Ref]) -> dict[str, Manifest]:
-        """The manifests of those that are committed, by key; read at the same time."""
+        """Return the manifests of committed artifacts, by key; read at the same time."""
         refs = list(refs)
         found: dict[str, Manifest] = {}
         for which in range(2):
@@ -114,59 +114,59 @@ class Store:
     def local(self, manifest: Manifest) -> Path:
         """Local folder with the artifact's files; remote ones are fetched once.
 
-        Raises UserError if one is missing in the store.
+        Raises UserError if a file is missing in the store.
         """
         sizes = {file.path: file.bytes for file in manifest.files}
         try:
             return self.files.download(self.folder(manifest), sizes)
         except Damaged as error:
-            what, mend = self._blame(manifest)
-            raise UserError(f"{what} is damaged: {error}. {mend}") from None
+            what, fix = self._name_and_fix(manifest)
+            raise UserError(f"{what} is damaged: {error}. {fix}") from None
 
     def verify(self, manifest: Manifest, suffix: str = "") -> list[str]:
-        """Re-hash every file (with this suffix) in the store; one line a damaged one."""
+        """Hash every file (with this suffix) in the store; return one line per damaged file."""
         return problems_in_store(self.files, self.folder(manifest), manifest.only(suffix).files)
 
     def intact(self, manifest: Manifest, suffix: str = "") -> Path:
-        """`local` of the files with this suffix, all of them hashed.
+        """Return `local` of the files with this suffix, all of them hashed.
 
-        Raises UserError naming a file that is damaged in the store and the mend.
+        Raises UserError that names a file that is damaged in the store, and the fix.
         """
         files = manifest.only(suffix).files
-        return intact_copy(self.files, self.folder(manifest), files, *self._blame(manifest))
+        return intact_copy(self.files, self.folder(manifest), files, *self._name_and_fix(manifest))
 
     @staticmethod
-    def _blame(manifest: Manifest) -> tuple[str, str]:
-        """What is damaged, and how to mend it."""
+    def _name_and_fix(manifest: Manifest) -> tuple[str, str]:
+        """The artifact in words, and how to replace it if it is damaged."""
         key = manifest.ref.key
-        mend = f"Remove it with `rlt artifacts remove {key}` and run again."
-        return f"artifact {manifest.label} ({key})", mend
+        fix = f"Remove it with `rlt artifacts remove {key}` and run again."
+        return f"artifact {manifest.label} ({key})", fix
 
     # ------------------------------------------------------------ writing
     def begin(self, ref: Ref) -> Attempt:
-        """A new attempt at an artifact."""
+        """Begin an attempt at an artifact."""
         attempt = uuid.uuid4().hex[:12]
         out = self.files.new_folder(f"{self._base(ref)}/{attempt}")
         return Attempt(ref=ref, id=attempt, out=out)
 
     def describe(self, attempt: Attempt) -> list[FileEntry]:
-        """The files of an attempt, hashed and counted, for its manifest."""
+        """Return the files of an attempt, hashed and counted, for its manifest."""
         return describe_files(attempt.out)
 
     def commit(self, manifest: Manifest) -> Manifest:
         """Make an attempt the artifact and drop the key's workspace.
 
-        Returns the manifest that stands: another attempt's if that one was first.
+        Returns the artifact's manifest: another attempt's, if that one was first.
         """
         self.files.patiently(lambda: self.files.upload(self.folder(manifest)))
         if not self.files.patiently(lambda: self.publish(manifest)):
             self.files.remove(self.folder(manifest))
-        standing = self.manifest(manifest.ref.kind, manifest.ref.key)
-        assert standing is not None
+        committed = self.manifest(manifest.ref.kind, manifest.ref.key)
+        assert committed is not None
         for group in self.files.names(f"work/{manifest.ref.key}"):
             if group != "lease.json":
                 self.files.remove(f"work/{manifest.ref.key}/{group}")
-        return standing
+        return committed
 
     def publish(self, manifest: Manifest) -> bool:
         """Create the manifest; False if another attempt's was first."""
@@ -186,7 +186,8 @@ class Store:
         self.files.remove(f"work/{ref.key}")
 
     def forget(self, key: str) -> None:
-        """Drop what a mistake left in a key's workspace; shards and checkpoints stay."""
+        """Delete the log and name that a mistake left in a key's workspace; shards and checkpoints
+        stay."""
         for name in ("node.txt", "log.txt"):
             self.files.remove(f"work/{key}/{name}")
         self.files.prune(f"work/{key}")
@@ -201,12 +202,12 @@ class Store:
         self.files.write(f"refs/{name}.json", ref.model_dump_json().encode())
 
     def ref(self, name: str) -> Ref | None:
-        """What a name stands for."""
+        """The artifact with this name, or None."""
         data = self.files.read(f"refs/{name}.json")
         return Ref.model_validate_json(data) if data else None
 
     def refs(self) -> dict[str, Ref]:
-        """All names."""
+        """All names and their artifacts."""
         paths = [f"refs/{path}" for path in self.files.walk("refs") if path.endswith(".json")]
         return {
             path.removeprefix("refs/")[:-5]: Ref.model_validate_json(data)
@@ -215,22 +216,22 @@ class Store:
 
     # ------------------------------------------------------------ garbage
     def working(self) -> dict[str, dict[str, object]]:
-        """Keys that somebody works on right now, with their leases."""
+        """Keys that are being computed now, with their leases."""
         return Lease.read_all(self.files)
 
     def unfinished(self) -> dict[str, str]:
-        """Keys with work that nobody goes on with right now, with their nodes' names."""
+        """Keys with unfinished work that is not being computed now, with their nodes' names."""
         working = self.working()
         found = self.files.read_many(self.files.expand("work/*/node.txt"))
         names = {path.split("/")[1]: data.decode() for path, data in found.items()}
         return {key: name for key, name in names.items() if key not in working}
 
     def orphans(self) -> list[Orphan]:
-        """Attempts that no manifest names and workspaces of committed keys, minding leases. What a
-        manifest that cannot be read may name is kept.
+        """Attempts that no manifest names, and workspaces of committed keys. Keys with a lease, and
+        keys whose manifest cannot be read, are left alone.
 
-        Looked at in this order: what an attempt has that is under way is listed before its lease
-        is read, and its lease before its manifest, so that it is never taken for an orphan.
+        The order matters: files are listed before leases are read, and leases before manifests, so
+        that an attempt under way is never taken for an orphan.
         """
         made = {
             (kind, *path.split("/")): size
@@ -240,18 +241,18 @@ class Store:
         workspaces = self.files.usage("work", 1)
         working = self.working()
         manifests, problems = read_manifests(self.files)
-        standing = {(one.ref.kind, one.ref.key): one.attempt for one in manifests.values()}
+        committed = {(one.ref.kind, one.ref.key): one.attempt for one in manifests.values()}
         kept = {*working, *(_ref_of(path).key for path in problems)}
         found = [
             Orphan(f"artifacts/{kind}/{key}/{name}", size)
             for (kind, key, name), size in made.items()
-            if key not in kept and name not in ("manifest.json", standing.get((kind, key)))
+            if key not in kept and name not in ("manifest.json", committed.get((kind, key)))
         ]
-        committed = {key for _, key in standing}
+        keys = {key for _, key in committed}
         return found + [
             Orphan(f"work/{key}", size)
             for key, size in workspaces.items()
-            if key in committed and key not in working
+            if key in keys and key not in working
         ]
 
     def gc(self) -> list[Orphan]:
@@ -263,13 +264,13 @@ class Store:
 
 
 def _ref_of(path: str) -> Ref:
-    """The artifact of a manifest's path."""
+    """The artifact whose manifest has this path."""
     _, kind, key, *_ = path.removesuffix(".json").split("/")
     return Ref(kind=kind, key=key)
 
 
 def open_files(root: str, cache: Path | None = None) -> Files:
-    """A folder's or, for `s3://bucket/prefix`, S3's. Raises UserError for any other root.
+    """Return the files of a folder or of `s3://bucket/prefix`. Raises UserError for another URL.
 
     `cache`: where copies of remote files live; by default below XDG_CACHE_HOME.
     """

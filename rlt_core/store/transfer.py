@@ -1,7 +1,7 @@
 """Copies of artifacts between two stores, each a folder or on S3.
 
-As in a run: files first, the manifest last and create-only. What an interrupted copy left is gone
-on with, and every file is hashed in its new place before the manifest says that it is there.
+As in a run, files come first and the manifest last, create-only. An interrupted copy continues
+where it stopped, and every file is hashed at the target before the manifest is written.
 """
 
 from __future__ import annotations
@@ -24,10 +24,8 @@ class CopyFailed(Exception):
 
 
 def with_inputs(store: Store, chosen: Iterable[Manifest]) -> tuple[list[Manifest], list[str]]:
-    """The artifacts and all that they were made from, inputs first, each once.
-
-    The second list has a line for every input that is no longer in the store.
-    """
+    """Return artifacts with all their inputs, inputs first, each once; and one line for every input
+    that is no longer in the store."""
     known = {manifest.ref.key: manifest for manifest in store.manifests()}
     ordered: dict[str, Manifest] = {}
     gone: dict[str, str] = {}
@@ -56,8 +54,8 @@ def copy_artifact(
 ) -> bool:
     """Copy an artifact; False if the target has it already.
 
-    `advance` hears of bytes that have arrived, `waiting(lease)` of somebody who works on the key
-    at the target. Raises CopyFailed if a file is damaged at the source or on its way.
+    `advance` is called with bytes that have arrived, `waiting(lease)` while another process works
+    on the key at the target. Raises CopyFailed if a file is damaged at the source or on its way.
     """
     ref = manifest.ref
     with Lease(target.files, ref.key, f"copy of {manifest.label}", waiting):

@@ -1,4 +1,4 @@
-"""What long work leaves for its next attempt: shards and checkpoints that commit on their own."""
+"""Shards and checkpoints of long work, each with its own commit, for the next attempt."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from rlt_core.store.manifest import FileEntry, describe_files, intact_copy
 class Workspace:
     """`work/{key}` of a store: groups ("shards", "checkpoints") of named parts.
 
-    A part exists once its own manifest does; what an interrupted attempt left half-written is
-    never seen. Zero-pad numbers in names, so that their order is the numeric one.
+    A part exists once its own manifest does; files of an interrupted attempt are never seen.
+    Zero-pad numbers in names, so that their order is the numeric one.
     """
 
     def __init__(self, files: Files, key: str) -> None:
@@ -40,7 +40,7 @@ class Workspace:
         return self._read(group, name) is not None
 
     def lease(self, group: str, name: str, waiting: Callable[[dict[str, object]], None]) -> Lease:
-        """For whoever computes a part that several may compute; see `Lease`."""
+        """Return the lease of a part that several processes may compute."""
         return Lease(self._files, f"{self._key}/{group}/{name}", waiting=waiting)
 
     def _read(self, group: str, name: str) -> dict[str, Any] | None:
@@ -54,13 +54,13 @@ class Workspace:
         return manifest
 
     def begin(self, group: str, name: str) -> Path:
-        """An empty local folder to fill, then `commit`."""
+        """Return an empty local folder to fill, then `commit`."""
         folder = f"{self._root}/{group}/{name}/{uuid.uuid4().hex[:12]}"
         self._open[group, name] = folder
         return self._files.new_folder(folder)
 
     def commit(self, group: str, name: str, **metrics: Any) -> None:
-        """Make the part exist, with its files' hashes and JSON-able metrics. The first wins."""
+        """Commit a part with its files' hashes and metrics (JSON values). The first commit wins."""
         folder = self._open.pop((group, name))
         entries = describe_files(self._files.local(folder))
         self._files.patiently(lambda: self._files.upload(folder))
@@ -73,12 +73,12 @@ class Workspace:
         self._files.patiently(lambda: self._files.create(path, data))
 
     def path(self, group: str, name: str) -> Path:
-        """Local folder of a committed part. Raises UserError if a file was damaged."""
+        """Return the local folder of a committed part. Raises UserError if a file is damaged."""
         manifest = self._require(group, name)
         entries = [FileEntry.model_validate(entry) for entry in manifest["files"]]
         where = f"{self._root}/{group}/{name}/{manifest['folder']}"
-        mend = f"Delete {self._files.full(f'{self._root}/{group}/{name}')} to redo this part."
-        return intact_copy(self._files, where, entries, f"{group}/{name}", mend)
+        fix = f"Delete {self._files.full(f'{self._root}/{group}/{name}')} to redo this part."
+        return intact_copy(self._files, where, entries, f"{group}/{name}", fix)
 
     def manifest(self, group: str, name: str) -> dict[str, Any]:
         """The metrics that a part was committed with."""
