@@ -36,7 +36,8 @@ PACKAGES = (
     "pyarrow", "requests", "urllib3", "charset-normalizer", "certifi", "pydantic", "pydantic-core",
     "annotated-types", "typing-inspection", "pytest", "pluggy", "iniconfig",
 )  # fmt: skip
-"""What the checks import beside torch, transformers, accelerate and what these require."""
+"""Packages that the checks import beside torch, transformers, accelerate and their own
+requirements."""
 UNUSED = ("/tests/", "/include/", "flight")
 """Parts of file names that nothing here imports; most are in pyarrow."""
 TINY = {

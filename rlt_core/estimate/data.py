@@ -90,7 +90,7 @@ class Traces:
 
 
 class Facts:
-    """What is known or assumed about the data of a graph."""
+    """Known or assumed sizes of the data of a graph."""
 
     def __init__(self, store: Store | None, nodes: list[Node]) -> None:
         refs = [node.ref for node in nodes]

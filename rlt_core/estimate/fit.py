@@ -186,7 +186,7 @@ def unreachable_servers(config: Config, nodes: Sequence[Node]) -> list[str]:
 
 # ---------------------------------------------------------------- shortages
 def _gpu_shortage(group: Group, estimator: Estimator, found: Found) -> str | None:
-    """What the largest node of a group needs of a GPU, with a hint; None if all nodes fit."""
+    """Say how much GPU memory the largest node of a group needs, with a hint; None if all fit."""
     worst = group.largest(lambda node: _excess(found[node.key]))
     estimate = found[worst.key]
     if estimate.fits:

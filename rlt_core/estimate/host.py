@@ -24,12 +24,12 @@ from rlt_core.training.data_order import KEPT_CHECKPOINTS
 PROCESS = 2 * GIB
 """Main memory of a process with torch, CUDA and the libraries, beside tensors. An assumption."""
 CERTAIN = ("weights", "adapters", "optimizer", "gradients", "reference", "reward student")
-"""What a process holds however short its sequences are."""
+"""Parts that a process holds however short its sequences are."""
 
 
 @dataclass(frozen=True)
 class TrainingFiles:
-    """What a training leaves on disk and gathers in main memory."""
+    """Bytes that a training keeps on disk and gathers in main memory."""
 
     checkpoint: int = 0
     """Bytes of one checkpoint: float32 weights, AdamW's two moments, and the reference model where
@@ -51,7 +51,7 @@ class TrainingFiles:
 def training_files(
     shape: Shape, config: SFTConfig | GRPOConfig, steps: int, resources: StageResources
 ) -> TrainingFiles:
-    """What a training of so many steps leaves.
+    """Return the files of a training of this many steps.
 
     Sharded, the first process gathers weights (4 P), then both moments (8 P); at the end the
     weights again beside the model to save. Not sharded, on a GPU, it copies weights to main memory
@@ -141,7 +141,7 @@ class Machine:
 
 
 def _memory() -> int:
-    """Of this machine, or the limit of the container."""
+    """Main memory of this machine, or the limit of the container."""
     limit = Path("/sys/fs/cgroup/memory.max")
     total: int = psutil.virtual_memory().total
     said = limit.read_text().strip() if limit.is_file() else "max"

@@ -140,11 +140,11 @@ class Trained:
 
     # ------------------------------------------------------------ a step
     def layer_activations(self, tokens: int) -> int:
-        """What autograd saves of one layer: float32 x and its normed form at both norms, what q/k/v
-        and gate/up read (6 D), queries and attention's output (2 Q), keys and values (2 K), gate,
-        its SiLU, up and their product (4 I), and the log-sum-exp of each head. In bfloat16 each
-        linear map keeps a cast of its own (q, k, v, gate, up: 5 D). Frozen maps need no input, but
-        their adapters do, at rank r.
+        """Bytes that autograd saves of one layer: float32 x and its normed form at both norms, what
+        q/k/v and gate/up read (6 D), queries and attention's output (2 Q), keys and values (2 K),
+        gate, its SiLU, up and their product (4 I), and the log-sum-exp of each head. In bfloat16
+        each linear map keeps a cast of its own (q, k, v, gate, up: 5 D). Frozen maps need no input,
+        but their adapters do, at rank r.
         """
         shape = self.shape
         d, q, k, i = shape.width, shape.query, shape.key, shape.intermediate
@@ -159,8 +159,8 @@ class Trained:
         return tokens * (saved + 4 * shape.heads + 8)
 
     def activations(self, tokens: int) -> int:
-        """What autograd saves of a whole pass: with checkpointing, what enters each layer. The last
-        norm and the head keep three vectors (their inputs and outputs)."""
+        """Bytes that autograd saves of a whole pass: with checkpointing, each layer's input. The
+        last norm and the head keep three vectors (their inputs and outputs)."""
         shape = self.shape
         if self.resources.gradient_checkpointing:
             kept = shape.layers * tokens * self.stored * shape.width
@@ -257,9 +257,9 @@ def head_block(compute: int, device: str, *, ranks: bool = False, full_kl: bool 
     return BLOCK_LOGITS[device] * each
 
 
-def drawing(shape: Shape, compute: int, sequences: int) -> int:
+def sampling_logits(shape: Shape, compute: int, sequences: int) -> int:
     """Logits of a step of decoding: as they come, float32, log-probs, probabilities, and their sums
-    in float64 (`rlt_core.generation.hf.draw`)."""
+    in float64 (`rlt_core.generation.hf`)."""
     return sequences * shape.vocabulary * (compute + 4 + 4 + 4 + 8)
 
 
@@ -280,7 +280,7 @@ def engine(
         "decoding": {
             "weights": weights,
             "KV cache": shape.kv_bytes(tokens, compute, compute),
-            "logits": drawing(shape, compute, sequences),
+            "logits": sampling_logits(shape, compute, sequences),
         },
     }
 
@@ -344,7 +344,7 @@ def grpo(
         moments["rollouts"] = {
             **policy.reading(sequences),
             "KV cache": policy.kv_bytes(tokens),
-            "logits": drawing(shape, number, sequences),
+            "logits": sampling_logits(shape, number, sequences),
         }
     elif not resources.vllm_server:
         engine = vllm(shape, resources, number, rollouts.longest)

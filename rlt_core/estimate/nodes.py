@@ -44,7 +44,7 @@ vocabulary, traces of 2,000 tokens, with random log-probs."""
 
 @dataclass(frozen=True)
 class NodeEstimate:
-    """What one node needs."""
+    """Memory, disk, time and tokens of one node."""
 
     parameters: int | None = None
     """Parameters of the model that computes or is trained; None: no model, or its shape is
@@ -101,7 +101,7 @@ class NodeEstimate:
 
 @dataclass(frozen=True)
 class _Need:
-    """What a stage's body needs; the rest of an estimate follows from the layout."""
+    """Needs of a stage's body; the rest of an estimate follows from the layout."""
 
     parameters: int | None = None
     memory: Memory | None = None
@@ -187,7 +187,7 @@ def sampled_model(node: Node, shapes: Shapes) -> Shape | None:
 
 
 class _Body:
-    """What the body of one node does with some resources."""
+    """The work of one node with some resources."""
 
     def __init__(self, node: Node, resources: StageResources, shapes: Shapes, facts: Facts) -> None:
         self.node, self.resources, self.shapes, self.facts = node, resources, shapes, facts

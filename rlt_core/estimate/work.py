@@ -111,8 +111,8 @@ def decode_s(
     prefill = layout.reading_s(read_flops(shape, completions, prompt))
     if resources.engine == "vllm":
         split = resources.tensor_parallel
-        room = split * resources.vllm_memory * resources.gpu_gib * GIB - weights
-        most = max(1.0, min(SEQUENCES, room / shape.kv_bytes(prompt + tokens, number, number)))
+        free = split * resources.vllm_memory * resources.gpu_gib * GIB - weights
+        most = max(1.0, min(SEQUENCES, free / shape.kv_bytes(prompt + tokens, number, number)))
         batch = min(most, share)
         bandwidth, peak = split * gpu.bandwidth, split * peak
         step = (weights + batch * cache) / (bandwidth * DECODING) + batch * flops / (peak * READING)

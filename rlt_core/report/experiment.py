@@ -66,8 +66,8 @@ class Experiment:
 
 
 def experiment(config: ReportConfig, evaluations: Evaluations) -> Experiment | None:
-    """The tables; None for a report without rows. Raises ValueError for a row that should have an
-    evaluation among the report's inputs and has none."""
+    """Return the tables; None for a report without rows. Raises ValueError for a row that should
+    have an evaluation among the report's inputs and has none."""
     if not config.rows:
         return None
     for one in config.rows:
@@ -94,7 +94,7 @@ def paper_percent(model: TableRow, task: str) -> float | None:
 
 
 def _row(model: TableRow, task: str) -> Row:
-    """What is known of a row before anything ran."""
+    """Return a row without results."""
     return dict.fromkeys((*COLUMNS, *OTHERS)) | {
         "row": model.name, "model": model.model, "task": task, "missing": model.missing,
         "paper_row": model.paper, "paper_percent": paper_percent(model, task),

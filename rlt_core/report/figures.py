@@ -34,8 +34,8 @@ class Figure:
     png: bytes
 
 
-def draw(data: ReportData) -> dict[str, Figure]:
-    """File name -> figure, of what the data has something for."""
+def plot_figures(data: ReportData) -> dict[str, Figure]:
+    """Return file name -> figure, for all parts of the report that have data."""
     return {file: Figure(file, caption, _png(plot)) for file, caption, plot in _plots(data)}
 
 

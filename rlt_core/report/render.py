@@ -9,7 +9,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 from rlt_core.report.csv_files import write_csv_files
-from rlt_core.report.figures import Figure, draw
+from rlt_core.report.figures import Figure, plot_figures
 from rlt_core.report.gather import ReportData
 from rlt_core.report.page import Block, page, title
 from rlt_core.report.texts import cell
@@ -49,7 +49,7 @@ ul {{ padding: .4em 1em .4em 2em; background: #c4622d1a; border-color: var(--ala
 def render_report(data: ReportData, out: Path) -> None:
     """Write the report's files into a folder."""
     out.mkdir(parents=True, exist_ok=True)
-    figures = draw(data)
+    figures = plot_figures(data)
     blocks = page(data, figures)
     for figure in figures.values():
         (out / figure.file).write_bytes(figure.png)

@@ -161,7 +161,7 @@ def curves(parts: Parts) -> list[Curve]:
 def alarms(
     parts: Parts, trained: Sequence[Curve], scored: Rewards, traces: Sequence[Row]
 ) -> Iterator[str]:
-    """One line for each problem that somebody should look at before believing the numbers."""
+    """Yield one line for each problem to look at before the numbers are believed."""
     for part in parts.all:
         for metric, value in part.manifest.metrics.items():
             if metric in ALARMS and value:

@@ -74,8 +74,8 @@ def local_tree(folder: Path) -> list[Path]:
 
 
 def listed_below(folder: Path, deep: bool, parent: str = "") -> list[Entry]:
-    """What is directly below a local folder, or with `deep` all of it; none if there is none. What
-    disappears meanwhile is left out."""
+    """Return files and folders directly below a local folder, or with `deep` all below it; nothing
+    if it does not exist. Entries that disappear meanwhile are left out."""
     found = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for each in os.scandir(folder):
@@ -234,12 +234,12 @@ class Files:
 
     # ------------------------------------------------------------ folders
     def listed(self, path: str, deep: bool = False) -> list[Entry]:
-        """What is directly below a folder of the store, or with `deep` all files below it; none if
-        there is none."""
+        """Return files and folders directly below a folder of the store, or with `deep` all files
+        below it; nothing if it does not exist."""
         return listed_below(Path(self.full(path)), deep)
 
     def unsent(self, path: str, deep: bool = False) -> list[Entry]:
-        """What this machine has below a folder and the store does not have yet."""
+        """Return entries below a folder that are on this machine and not in the store yet."""
         return []
 
     def names(self, path: str) -> list[str]:

@@ -62,7 +62,7 @@ def is_live(lease: dict[str, object], now: float) -> bool:
 
 
 class Lease:
-    """Context manager: waits until nobody else holds the key, then holds it and renews."""
+    """Context manager: waits until no other process holds the key, then holds and renews it."""
 
     def __init__(
         self,

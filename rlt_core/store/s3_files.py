@@ -205,8 +205,8 @@ class S3Files(Files):
 
     # ------------------------------------------------------------ folders
     def listed(self, path: str, deep: bool = False) -> list[Entry]:
-        """What is directly below a folder on S3, or with `deep` all files below it; none if there
-        is none.
+        """Return files and folders directly below a folder on S3, or with `deep` all files below
+        it; nothing if it does not exist.
 
         pyarrow reads a page in a tenth of botocore's time, and takes a missing bucket for an empty
         folder: where it finds nothing, botocore asks again. Some servers (SeaweedFS) go on naming
@@ -234,7 +234,7 @@ class S3Files(Files):
             raise UserError(f"store {self.url}: its server is not one of S3") from None
 
     def unsent(self, path: str, deep: bool = False) -> list[Entry]:
-        """What this machine has below a folder and the store does not have yet."""
+        """Return entries below a folder that are on this machine and not in the store yet."""
         return listed_below(self._staging / path, deep)
 
     def remove(self, path: str) -> None:

@@ -1,4 +1,4 @@
-"""What stands in an experiment's report beside its table, and where a report is found."""
+"""The sections of an experiment's report beside its table, and where a report is found."""
 
 import numpy as np
 import pytest

@@ -273,7 +273,7 @@ def test_a_share_is_a_number_only_where_there_was_a_gain(ratio, said):
     assert share(ratio) == said
 
 
-def test_what_could_not_be_graded_is_no_score_and_no_zero(tmp_path):
+def test_ungraded_answers_are_no_score_and_no_zero(tmp_path):
     store = Store(str(tmp_path / "store"))
     nothing = np.full((4, 2), np.nan)
     made = {

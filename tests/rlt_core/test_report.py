@@ -204,19 +204,19 @@ def test_alarms_are_raised_and_only_where_something_is_wrong(data, tmp_path):
     assert "100% of the traces have no end" in alarms
 
 
-WATCHED = {
+DIAGNOSTICS = {
     "copied": 0.75, "compression": 2.5, "doubt": 12.0, "clipped": True, "think_tokens": 40,
     "think_mean": -1.25, "rank_surprisal": 3.5,
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory):
-    """Two trace sets: one with all that can be watched, one as older versions wrote it."""
+def diagnosed(tmp_path_factory):
+    """Two trace sets: one with all diagnostics, one as an older version wrote it."""
     store = Store(str(tmp_path_factory.mktemp("store")))
     bare = {"copied": None, "compression": 7.5, "doubt": 0.0, "clipped": False, "think_mean": -0.75}
     scores = [
-        score_row(1, -1.0, **WATCHED),
+        score_row(1, -1.0, **DIAGNOSTICS),
         score_row(2, -1.0, **bare),
         score_row(3, -1.0, clipped=False),
     ]
@@ -229,15 +229,15 @@ def watched(tmp_path_factory):
     return report_of(made, store)
 
 
-def test_trace_sets_have_means_over_what_has_a_value(watched):
-    new, old = watched.traces
+def test_means_of_trace_sets_are_over_the_traces_that_have_a_value(diagnosed):
+    new, old = diagnosed.traces
     assert new == {
         "name": "trace-scoring[rlt]@0", "traces": 3, "copied": 0.75, "compression": 5.0,
         "doubt": 6.0, "clipped": pytest.approx(1 / 3), "think_tokens": pytest.approx(80 / 3),
         "think_mean": -1.0, "rank_surprisal": 3.5,
     }  # fmt: skip
     known = {"name": "trace-scoring[old]@0", "traces": 1, "think_tokens": 20}
-    assert old == dict.fromkeys(WATCHED) | known
+    assert old == dict.fromkeys(DIAGNOSTICS) | known
 
 
 def test_columns_that_an_older_artifact_lacks_are_no_values(tmp_path):
@@ -256,8 +256,8 @@ def test_columns_that_an_older_artifact_lacks_are_no_values(tmp_path):
     assert data.alarms == []
 
 
-def test_trace_sets_are_in_both_reports_and_in_csv(watched, tmp_path):
-    render_report(watched, tmp_path)
+def test_trace_sets_are_in_both_reports_and_in_csv(diagnosed, tmp_path):
+    render_report(diagnosed, tmp_path)
     html = "".join(Page((tmp_path / "report.html").read_text()).words)
     text = (tmp_path / "report.md").read_text()
     for page in (html, text):
@@ -272,12 +272,12 @@ def test_trace_sets_are_in_both_reports_and_in_csv(watched, tmp_path):
     assert cells[1][1:] == ["1", *"\u2013" * 4, "20", *"\u2013" * 2]
     with (tmp_path / "traces.csv").open(newline="") as file:
         new, old = csv.DictReader(file)
-    assert float(new["clipped"]) == watched.traces[0]["clipped"] and old["copied"] == ""
-    assert list(new) == ["name", "traces", *WATCHED]
+    assert float(new["clipped"]) == diagnosed.traces[0]["clipped"] and old["copied"] == ""
+    assert list(new) == ["name", "traces", *DIAGNOSTICS]
 
 
-def test_guards_raise_alarms_with_their_thresholds(watched, tmp_path):
-    assert watched.alarms == [
+def test_diagnostics_raise_alarms_with_their_thresholds(diagnosed, tmp_path):
+    assert diagnosed.alarms == [
         "trace-scoring[rlt]@0: 75% of the solutions' runs of 8 tokens are also in the traces "
         "(alarm above 50%)",
         "trace-scoring[rlt]@0: 33% of the traces are cut at the token limit (alarm above 10%)",

@@ -45,13 +45,13 @@ def test_checkpoints_have_the_bytes_and_the_number_that_are_estimated(tmp_path, 
     sizes: list[int] = []
     commit = Workspace.commit
 
-    def watched(work: Workspace, group: str, name: str, **metrics: Any) -> None:
+    def measured(work: Workspace, group: str, name: str, **metrics: Any) -> None:
         commit(work, group, name, **metrics)
         folder = tmp_path / "store" / "work" / "key"
         found = [each.stat().st_size for each in folder.rglob("*") if each.is_file()]
         sizes.append(sum(found))
 
-    monkeypatch.setattr(Workspace, "commit", watched)
+    monkeypatch.setattr(Workspace, "commit", measured)
     resources = {"device": "cpu", "checkpoint_every_steps": 1}
     train(saved(config, tmp_path / "start"), tmp_path, 32, sft, **resources)
     left = training_files(shape_of(config), sft, 4, StageResources(**resources))
@@ -156,7 +156,7 @@ def test_the_disk_is_the_store_s_and_what_is_there_of_unfinished_nodes_counts(tm
     assert resumed.disk - empty.disk == pytest.approx(10**12, rel=0.01)
 
 
-def test_what_resources_say_goes_before_what_this_machine_has():
+def test_resources_come_before_this_machine():
     described = Machine.described(StageResources(host_gib=2, disk_gb=3))
     assert described.or_else(Machine(1, 1)) == Machine(2 << 30, 3 * 10**9)
     assert Machine.described(StageResources()).or_else(Machine(1, 1)) == Machine(1, 1)

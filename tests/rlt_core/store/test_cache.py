@@ -1,4 +1,4 @@
-"""Local copies of what lies on S3: bounded, never wrong, never taken from under a process."""
+"""Local copies of files on S3: bounded, never wrong, never removed while a process uses them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def filled(home: Path, *ages: int) -> list[Path]:
     return files
 
 
-def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
+def test_the_least_recently_used_file_is_evicted_first(tmp_path: Path) -> None:
     old, new, oldest = filled(tmp_path, 20, 10, 30)
     cache = Cache(tmp_path)
     assert cache.trim(300).files == 0
@@ -46,7 +46,7 @@ def _use(home: str, folder: str, used: object, done: object) -> None:
     os._exit(1)  # without a word, as a killed process ends
 
 
-def test_what_a_running_process_uses_stays_until_it_has_ended(tmp_path: Path) -> None:
+def test_files_of_a_running_process_stay_until_it_has_ended(tmp_path: Path) -> None:
     mine, others, nobodys = filled(tmp_path, 30, 20, 10)
     context = multiprocessing.get_context("spawn")
     used, done = context.Event(), context.Event()
@@ -63,7 +63,7 @@ def test_what_a_running_process_uses_stays_until_it_has_ended(tmp_path: Path) ->
     assert len(list((tmp_path / "in-use").iterdir())) == 1
 
 
-def test_what_is_being_made_is_no_cache(tmp_path: Path) -> None:
+def test_staged_files_are_not_part_of_the_cache(tmp_path: Path) -> None:
     staged = tmp_path / "store" / "staging" / "artifacts" / "x"
     staged.parent.mkdir(parents=True)
     staged.write_bytes(b"x" * 100)

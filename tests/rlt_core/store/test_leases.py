@@ -29,12 +29,12 @@ def dead_lease(store: Store) -> bytes:
     return data
 
 
-def test_of_many_who_wait_for_an_expired_lease_one_gets_it(
+def test_one_of_many_waiting_threads_gets_an_expired_lease(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases.time, "sleep", lambda _: threading.Event().wait(0.05))
     holders, most, passed = 0, 0, 0
-    guard = threading.Lock()
+    lock = threading.Lock()
     dead_lease(store)
     start = threading.Barrier(WAITING)
 
@@ -42,11 +42,11 @@ def test_of_many_who_wait_for_an_expired_lease_one_gets_it(
         nonlocal holders, most, passed
         start.wait()
         with Lease(store.files, "key"):
-            with guard:
+            with lock:
                 holders += 1
                 most = max(most, holders)
             threading.Event().wait(0.02)
-            with guard:
+            with lock:
                 holders -= 1
                 passed += 1
 
@@ -106,7 +106,7 @@ def test_a_lease_that_cannot_be_renewed_is_tried_again(
     assert "the server is away" in caplog.text
 
 
-def test_who_lost_a_lease_says_so_and_leaves_the_other_alone(
+def test_a_lost_lease_is_logged_and_the_new_one_left_alone(
     store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(leases, "RENEW_S", 0.02)

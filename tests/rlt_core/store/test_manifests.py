@@ -52,7 +52,7 @@ def test_a_manifest_on_s3_is_read_once(store: Store, monkeypatch: pytest.MonkeyP
     assert len(list(store.files.manifest_copies.iterdir())) == 3
 
 
-def test_what_is_removed_disappears_and_what_is_made_again_is_read_again(store: Store) -> None:
+def test_a_removed_artifact_disappears_and_one_made_again_is_read_again(store: Store) -> None:
     for key in ("a1", "b2"):
         committed(store, "x", key)
     before = attempts(store)

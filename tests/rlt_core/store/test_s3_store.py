@@ -1,4 +1,4 @@
-"""What only S3 brings: credentials, a network, a server, other machines."""
+"""A store on S3: credentials, a network, a server, other machines."""
 
 from __future__ import annotations
 
@@ -323,7 +323,7 @@ def answering(status: int, body: str) -> Iterator[str]:
         (418, "Teapot", "answered Teapot: hm"),
     ],
 )
-def test_what_a_server_refuses(
+def test_an_error_of_the_server_is_said_in_words(
     store_root: str, status: int, code: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>hm</Message></Error>"
