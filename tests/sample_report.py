@@ -52,14 +52,15 @@ def lines_of(data: ReportData, task: str) -> dict[str, dict[str, Any]]:
     return {row["model"]: row for row in data.experiment.tables[task]}
 
 
-class Tables(HTMLParser):
-    """Rows of cells of every table of a page."""
+class Page(HTMLParser):
+    """Tags, text, and rows of cells of every table of a page."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.tables: list[list[list[str]]] = []
         self.tags: list[str] = []
-        self.open = False
+        self.text = ""
+        self.in_cell = False
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: object) -> None:
@@ -70,11 +71,12 @@ class Tables(HTMLParser):
             self.tables[-1].append([])
         elif tag in ("td", "th"):
             self.tables[-1][-1].append("")
-            self.open = True
+            self.in_cell = True
 
     def handle_endtag(self, tag: str) -> None:
-        self.open = self.open and tag not in ("td", "th")
+        self.in_cell = self.in_cell and tag not in ("td", "th")
 
     def handle_data(self, data: str) -> None:
-        if self.open:
+        self.text += data
+        if self.in_cell:
             self.tables[-1][-1][-1] += data

@@ -15,7 +15,7 @@ from rlt_core.report.render import render_report
 from rlt_core.report.scores import RANKED
 from rlt_core.stages import TableRow
 from rlt_core.store import Store
-from tests.sample_report import Tables, answers, lines_of, report_of, written
+from tests.sample_report import Page, answers, lines_of, report_of, written
 from tests.sample_store import commit, evaluated, rank_set, row, score_row
 
 
@@ -123,7 +123,7 @@ def test_the_first_questions_stand_side_by_side_and_inert(traces, tmp_path):
     assert shown[0]["sides"][1]["text"] == "rlt says <script>0-0</script> ```"
     assert shown[0]["sides"][1]["reward"] == -1.0
     text, html, _ = written(traces, tmp_path)
-    assert "script" not in Tables(html).tags
+    assert "script" not in Page(html).tags
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
     blocks = [token.content.strip() for token in tokens if token.type == "fence"]
     assert "dataset says <script>2-0</script> ```" in blocks and "`1`" in blocks

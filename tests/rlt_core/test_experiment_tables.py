@@ -17,7 +17,7 @@ from rlt_core.report.tables import share
 from rlt_core.report.terminal import summary_table
 from rlt_core.stages import TableRow
 from rlt_core.store import Store
-from tests.sample_report import Tables, answers, lines_of, report_of, written
+from tests.sample_report import Page, answers, lines_of, report_of, written
 from tests.sample_store import commit, evaluated
 
 NASTY = 'x | <script>alert(1)</script> **b** `c` "q"'
@@ -111,8 +111,8 @@ def test_holm_is_over_the_rows_of_a_task_without_the_primary(one_seed):
 def test_both_pages_show_the_same_tables_and_no_name_acts(one_seed, tmp_path):
     *_, data = one_seed
     text, html, _ = written(data, tmp_path)
-    page = Tables(html)
-    markdown = Tables(MarkdownIt("commonmark").enable("table").render(text))
+    page = Page(html)
+    markdown = Page(MarkdownIt("commonmark").enable("table").render(text))
     assert "script" not in page.tags and "script" not in markdown.tags
     ours, theirs = (
         [[[" ".join(cell.split()) for cell in line] for line in table] for table in each.tables]
@@ -126,7 +126,7 @@ def test_both_pages_show_the_same_tables_and_no_name_acts(one_seed, tmp_path):
 def test_quotes_are_beside_their_benchmark_only_and_are_marked(one_seed, tmp_path):
     *_, data = one_seed
     text, html, tables = written(data, tmp_path)
-    overview, aime, test, mean = Tables(html).tables[:4]
+    overview, aime, test, mean = Page(html).tables[:4]
     assert overview[0] == [
         "row", "aime24, the paper", "aime24, ours", "test, ours", "mean over tasks, ours",
         "mean of its three benchmarks, the paper", "the paper's row", "did not run",

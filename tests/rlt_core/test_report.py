@@ -1,10 +1,9 @@
 """The report says what the artifacts say, and no text of a model can act in it."""
 
-import csv
 import subprocess
 import sys
 import unicodedata
-from html.parser import HTMLParser
+from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,6 +12,7 @@ from markdown_it import MarkdownIt
 from scipy import stats
 
 from rlt_core.evaluation.crossed import crossed_mean, fraction
+from rlt_core.evaluation.scores import score_rows
 from rlt_core.printable import printable
 from rlt_core.report.gather import ReportData
 from rlt_core.report.render import render_report
@@ -21,21 +21,18 @@ from rlt_core.report.terminal import scores_table
 from rlt_core.report.texts import cell, fenced
 from rlt_core.stages import ReportConfig
 from rlt_core.store import Store
+from tests import sample_report
+from tests.sample_report import Page, written
 from tests.sample_store import commit, eval_row, row, sample_run, score_row, step_rows
 
 TOY = "positive control of the pipeline at toy scale, not evidence for the paper"
-
-
-def report_of(made, store, profile="tiny"):
-    inputs = {name: (manifest, store.local(manifest)) for name, manifest in made.items()}
-    config = ReportConfig(profile=profile, title="full-pipeline")
-    return ReportData(inputs, config, "0123456789abcdef")
+report_of = partial(sample_report.report_of, profile="tiny", title="full-pipeline")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     store = Store(str(tmp_path_factory.mktemp("store")))
-    return sample_run(store), store
+    return store, sample_run(store)
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +104,6 @@ def test_scores_are_over_seeds_and_against_the_base(data):
 
 
 def test_ungraded_completions_and_pass_at_k_as_the_evaluation_has_them(tmp_path):
-    from rlt_core.evaluation.scores import score_rows
-
     store = Store(str(tmp_path))
     rng = np.random.default_rng(0)
     made = {}
@@ -124,7 +119,7 @@ def test_ungraded_completions_and_pass_at_k_as_the_evaluation_has_them(tmp_path)
             name = f"evaluation[{variant}]"
             metrics = {"test/ungraded": 3.0}
             made[f"{name}@{seed}"] = commit(store, name, tables, seed=seed, metrics=metrics)
-    data = report_of(made, store)
+    data = report_of(store, made)
     assert {line.metric for line in data.totals} == {"avg@3", "pass@2"}
     for metric in ("avg@3", "pass@2"):
         total = next(line for line in data.totals if (line.model, line.metric) == ("rlt", metric))
@@ -156,7 +151,7 @@ def test_curves_are_of_rewards_and_losses_but_not_of_rank_students(data):
 
 
 def test_the_rank_ablation_is_that_of_its_artifact(data, run):
-    made, _ = run
+    _, made = run
     metrics = made["rank-statistics[reward]"].metrics
     assert [line.rank for line in data.ranks.lines] == [1, 2, 3, 4]
     by_name = {statistic.name: statistic for statistic in data.ranks.statistics}
@@ -166,7 +161,7 @@ def test_the_rank_ablation_is_that_of_its_artifact(data, run):
 
 
 def test_data_costs_and_lineage(data, run, folder):
-    made, _ = run
+    _, made = run
     assert len(data.nodes) == len(made)
     keys = {manifest.ref.key for manifest in made.values()}
     assert {ref.key for node in data.nodes for ref in node.manifest.inputs.values()} <= keys
@@ -197,7 +192,7 @@ def test_alarms_are_raised_and_only_where_something_is_wrong(data, tmp_path):
         ),
         "scores": commit(store, "trace-scoring[rlt]", {"scores": scores}, seed=0),
     }
-    alarms = "\n".join(report_of(made, store).alarms)
+    alarms = "\n".join(report_of(store, made).alarms)
     assert "no group had two different rewards" in alarms
     assert "90% of the completions of its last steps are cut" in alarms
     assert "1 of 3 traces were too long" in alarms
@@ -226,7 +221,7 @@ def diagnosed(tmp_path_factory):
             store, "trace-scoring[old]", {"scores": [score_row(1, -1.0)]}, seed=0
         ),
     }
-    return report_of(made, store)
+    return report_of(store, made)
 
 
 def test_means_of_trace_sets_are_over_the_traces_that_have_a_value(diagnosed):
@@ -257,21 +252,15 @@ def test_columns_that_an_older_artifact_lacks_are_no_values(tmp_path):
 
 
 def test_trace_sets_are_in_both_reports_and_in_csv(diagnosed, tmp_path):
-    render_report(diagnosed, tmp_path)
-    html = "".join(Page((tmp_path / "report.html").read_text()).words)
-    text = (tmp_path / "report.md").read_text()
-    for page in (html, text):
-        assert "words of doubt per 1,000 tokens" in page and "above 50% copied" in page
-        assert page.count("trace-scoring[old]@0") >= 2  # table and lineage
-    cells = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in text[text.index("## The traces") :].splitlines()
-        if line.startswith("| `trace-scoring[")
-    ]
+    text, html, tables = written(diagnosed, tmp_path)
+    page = Page(html)
+    for shown in (page.text, text):
+        assert "words of doubt per 1,000 tokens" in shown and "above 50% copied" in shown
+        assert shown.count("trace-scoring[old]@0") >= 2  # table and lineage
+    (cells,) = [table[1:] for table in page.tables if table[0][0] == "traces"]
     assert cells[0][1:] == ["3", "75.0", "5", "6", "33.3", "26.67", "-1", "3.5"]
     assert cells[1][1:] == ["1", *"\u2013" * 4, "20", *"\u2013" * 2]
-    with (tmp_path / "traces.csv").open(newline="") as file:
-        new, old = csv.DictReader(file)
+    new, old = tables["traces.csv"]
     assert float(new["clipped"]) == diagnosed.traces[0]["clipped"] and old["copied"] == ""
     assert list(new) == ["name", "traces", *DIAGNOSTICS]
 
@@ -285,7 +274,7 @@ def test_diagnostics_raise_alarms_with_their_thresholds(diagnosed, tmp_path):
     store = Store(str(tmp_path))
     steps = [step | {"compression": 8.25} for step in step_rows("teacher-grpo", [-1.0] * 12)]
     made = {"teacher-grpo@0": commit(store, "teacher-grpo", {"train_steps": steps}, seed=0)}
-    (alarm,) = report_of(made, store).alarms
+    (alarm,) = report_of(store, made).alarms
     assert alarm == (
         "teacher-grpo@0: the completions of its last steps compress 8.2 times, as repetition does "
         "(alarm above 6)"
@@ -293,28 +282,11 @@ def test_diagnostics_raise_alarms_with_their_thresholds(diagnosed, tmp_path):
 
 
 # ---------------------------------------------------------------- what is written
-class Page(HTMLParser):
-    """Text and tags of a page."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.words = [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-
 def test_texts_are_inert_and_whole_in_html(folder):
     page = Page((folder / "report.html").read_text())
     assert "script" not in page.tags and "b" not in page.tags
-    text = "".join(page.words)
-    assert "sft-held-out explains <script>alert(0)</script>" in text
-    assert "<b>question</b> 0" in text
-    assert "data set ```trace``` 0" in text
+    for text in ("<script>alert(0)</script>", "<b>question</b> 0", "data set ```trace``` 0"):
+        assert text in page.text
     assert page.tags.count("img") == 4
 
 
@@ -342,8 +314,7 @@ def test_a_cell_shows_text_as_it_is_on_one_line(text):
     table = f"| h |\n|---|\n| {cell(text)} |\n"
     html = MarkdownIt("commonmark").enable("table").render(table)
     assert html.count("<td>") == 1
-    page = Page(html[html.index("<td>") :])
-    assert "".join(page.words).strip() == " ".join(text.split())
+    assert Page(html).tables[0][1][0].strip() == " ".join(text.split())
 
 
 def test_no_control_character_of_a_text_reaches_the_report():
@@ -361,37 +332,33 @@ def test_both_reports_hold_every_number_of_the_tables(folder):
             assert number in text, (name, number)
 
 
-def test_csv_and_terminal_table_agree_with_the_data(folder, data):
-    with (folder / "scores.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+def test_csv_and_terminal_table_agree_with_the_data(data, tmp_path):
+    _, _, tables = written(data, tmp_path)
+    rows = tables["scores.csv"]
     assert [(r["model"], r["seed"]) for r in rows] == [
         (line.model, "all" if line.seed is None else str(line.seed)) for line in data.scores
     ]
     assert [float(r["value"]) for r in rows] == [line.value for line in data.scores]
-    table = scores_table(folder)
+    table = scores_table(tmp_path)
     assert table.row_count == len(data.totals)
     assert list(table.columns[1].cells) == ["base", "rlt", "dataset"]
 
 
-def test_the_toy_profiles_say_so_and_no_other(data, folder, run, tmp_path):
-    assert TOY in (folder / "report.md").read_text()
-    assert TOY in (folder / "report.html").read_text()
-    render_report(report_of(*run, profile="smol"), tmp_path)
-    assert TOY not in (tmp_path / "report.md").read_text()
-
-
-def test_the_same_artifacts_give_the_same_bytes(run, folder, tmp_path):
-    render_report(report_of(*run), tmp_path)
+def test_the_same_artifacts_give_the_same_bytes_and_toy_profiles_say_so(run, folder, tmp_path):
+    render_report(report_of(*run), tmp_path / "again")
     for file in folder.iterdir():
-        assert file.read_bytes() == (tmp_path / file.name).read_bytes(), file.name
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
+    render_report(report_of(*run, profile="smol"), tmp_path / "other")
+    for name in ("report.md", "report.html"):
+        assert TOY in (folder / name).read_text()
+        assert TOY not in (tmp_path / "other" / name).read_text()
 
 
 def test_a_run_with_little_in_it_has_a_report_too(tmp_path):
     store = Store(str(tmp_path / "store"))
     dropped = {"questions": [row("questions", question_id="q", split="train")], "dropped": []}
     made = {"dataset-prep": commit(store, "dataset-prep", dropped)}
-    render_report(report_of(made, store, profile="paper-7b"), tmp_path / "report")
-    text = (tmp_path / "report" / "report.md").read_text()
+    text, *_ = written(report_of(store, made, profile="paper-7b"), tmp_path / "report")
     assert "## Lineage" in text and "## Scores" not in text
     assert scores_table(tmp_path / "report").row_count == 0
 
@@ -403,8 +370,7 @@ def test_students_that_are_all_alike_are_said_to_be(tmp_path):
         for name, manifest in sample_run(store, seeds=(0,), ranks=1).items()
         if name != "student-sft[rank-1]@0"
     }
-    render_report(report_of(made, store), tmp_path / "report")
-    assert "not defined" in (tmp_path / "report" / "report.md").read_text()
+    assert "not defined" in written(report_of(store, made), tmp_path / "report")[0]
 
 
 def test_the_terminal_table_is_quick_to_import():
