@@ -109,20 +109,12 @@ def eval_row(question: int, correct: bool | None, **values: Any) -> dict[str, An
 
 def step_rows(stage: str, rewards: Iterable[float | None], seed: int = 0) -> list[dict[str, Any]]:
     """Training steps; a reward of None is a step of SFT."""
+    grpo = {"reward_std": 0.5, "zero_std_groups": 0.0}
     return [
-        row(
-            "train_steps",
-            stage=stage,
-            seed=seed,
-            step=step,
-            loss=1.0 / step,
-            reward=reward,
-            reward_std=None if reward is None else 0.5,
-            zero_std_groups=None if reward is None else 0.0,
-            seconds=1.0,
-        )
+        row("train_steps", stage=stage, seed=seed, step=step, loss=1.0 / step, reward=reward,
+            seconds=1.0, **({} if reward is None else grpo))
         for step, reward in enumerate(rewards, start=1)
-    ]
+    ]  # fmt: skip
 
 
 QUESTIONS = 12
@@ -147,13 +139,8 @@ def _evaluation(
         metric="avg@1", value=value, low=max(0.0, value - 0.2), high=min(1.0, value + 0.2),
         questions=QUESTIONS, samples=1, ungraded=0, grader_failed=0,
     )  # fmt: skip
-    return commit(
-        store,
-        f"evaluation[{variant}]",
-        {"eval_samples": samples, "eval_scores": [scores]},
-        seed=seed,
-        inputs={"model": model},
-    )
+    tables = {"eval_samples": samples, "eval_scores": [scores]}
+    return commit(store, f"evaluation[{variant}]", tables, seed=seed, inputs={"model": model})
 
 
 def evaluated(
@@ -190,72 +177,77 @@ def rank_set(
         for rank, rate in enumerate(rates, start=1):
             marks = [[(q * 7 + seed) % 20 < 20 * rate] for q in range(20)]
             made |= evaluated(store, f"{prefix}rank-{rank}", {"test": marks}, seed)
-    named = {
+    label = f"rank-statistics[{ranked_by}]"
+    made[label] = _rank_statistics(store, made, seeds, len(rates), ranked_by, 200)
+    return made
+
+
+def _rank_statistics(
+    store: Store, made: Mapping[str, Manifest], seeds: Sequence[int], ranks: int,
+    ranked_by: Any = "reward", resamples: int = 100,
+) -> Manifest:  # fmt: skip
+    prefix = "" if ranked_by == "reward" else f"{ranked_by}-"
+    inputs = {
         (seed, rank): made[f"evaluation[{prefix}rank-{rank}]@{seed}"]
         for seed in seeds
-        for rank in range(1, len(rates) + 1)
+        for rank in range(1, ranks + 1)
     }
-    samples = {at: read_rows(store.local(one), "eval_samples") for at, one in named.items()}
-    traces = [{"rank": rank, "reward": -float(rank)} for rank in range(1, len(rates) + 1)]
-    order: Any = ranked_by
-    rows, metrics = rank_ablation(samples, dict.fromkeys(seeds, traces), "test", 200, order)
+    samples = {at: read_rows(store.local(one), "eval_samples") for at, one in inputs.items()}
+    traces = [{"rank": rank, "reward": -float(rank)} for rank in range(1, ranks + 1)]
+    rows, metrics = rank_ablation(
+        samples, dict.fromkeys(seeds, traces), "test", resamples, ranked_by
+    )
+    named = {f"rank-{rank}@{seed}": one for (seed, rank), one in inputs.items()}
     label = f"rank-statistics[{ranked_by}]"
-    inputs = {f"rank-{rank}@{seed}": one for (seed, rank), one in named.items()}
-    made[label] = commit(store, label, {"rank_scores": rows}, inputs=inputs, metrics=metrics)
-    return made
+    return commit(store, label, {"rank_scores": rows}, inputs=named, metrics=metrics)
 
 
 def _questions() -> list[dict[str, Any]]:
     return [
         row(
-            "questions",
-            question_id=f"q{number:03}",
-            split="validation" if number < 4 else "train",
-            question=f"<b>question</b> {number}",
-            solution=str(number),
-            answer=str(number),
+            "questions", question_id=f"q{number:03}", split="validation" if number < 4 else "train",
+            question=f"<b>question</b> {number}", solution=str(number), answer=str(number),
             trace=f"data set ```trace``` {number}",
         )
         for number in range(10)
-    ]
+    ]  # fmt: skip
+
+
+def _traced(
+    store: Store, variant: str, rows: Sequence[Sequence[dict[str, Any]]], seed: int,
+    inputs: Mapping[str, Manifest], shards: Sequence[int] = (0, 0),
+    configs: Sequence[dict[str, Any]] = ({}, {}),
+) -> list[Manifest]:  # fmt: skip
+    """Commit traces and their scores."""
+    traces, scores = rows
+    generated = commit(
+        store, f"trace-generation[{variant}]", {"traces": traces}, seed=seed, inputs=inputs,
+        config=configs[0], shards=shards[0],
+    )  # fmt: skip
+    scored = commit(
+        store, f"trace-scoring[{variant}]", {"scores": scores}, seed=seed,
+        inputs={"traces": generated, **inputs}, config=configs[1], shards=shards[1],
+    )  # fmt: skip
+    return [generated, scored]
 
 
 def _held_out(
-    store: Store, variant: str, inputs: dict[str, Manifest], reward: float, seed: int
-) -> dict[str, Manifest]:
+    store: Store, variant: str, inputs: Mapping[str, Manifest], reward: float, seed: int
+) -> list[Manifest]:
+    asked = [(question, sample) for question in range(4) for sample in range(2)]
     traces = [
         row(
-            "traces",
-            trace_id=f"q{question:03}-{sample}",
-            question_id=f"q{question:03}",
-            sample=sample,
-            text=f"{variant} explains <script>alert({question})</script>",
+            "traces", trace_id=f"q{question:03}-{sample}", question_id=f"q{question:03}",
+            sample=sample, text=f"{variant} explains <script>alert({question})</script>",
             closed=True,
         )
-        for question in range(4)
-        for sample in range(2)
-    ]
+        for question, sample in asked
+    ]  # fmt: skip
     scores = [
         score_row(question, reward + 0.1 * question + 0.01 * sample, sample, seed=seed)
-        for question in range(4)
-        for sample in range(2)
+        for question, sample in asked
     ]
-    generated = commit(
-        store,
-        f"trace-generation[{variant}]",
-        {"traces": traces},
-        seed=seed,
-        inputs=inputs,
-        shards=2,
-    )
-    scored = commit(
-        store,
-        f"trace-scoring[{variant}]",
-        {"scores": scores},
-        seed=seed,
-        inputs={"traces": generated, **inputs},
-    )
-    return {generated.label: generated, scored.label: scored}
+    return _traced(store, variant, (traces, scores), seed, inputs, shards=(2, 0))
 
 
 SPEC = RewardSpec()
@@ -312,26 +304,11 @@ def scored_training_traces(
             score["rank"] = rank
     teacher = "teacher-sft" if variant == "sft" else "teacher-grpo"
     inputs = {"teacher": made[f"{teacher}@{seed}"], "questions": made["dataset-prep"]}
-    generated = commit(
-        store,
-        f"trace-generation[{variant}]",
-        {"traces": traces},
-        seed=seed,
-        inputs=inputs,
-        config={"format": load_format("tiny").model_dump()},
-    )
-    scored = commit(
-        store,
-        f"trace-scoring[{variant}]",
-        {"scores": scores},
-        seed=seed,
-        inputs={"traces": generated, **inputs},
-        config={"reward": SPEC.model_dump()},
-        shards=3,
-    )
-    for manifest in (generated, scored):
+    configs = {"format": load_format("tiny").model_dump()}, {"reward": SPEC.model_dump()}
+    both = _traced(store, variant, (traces, scores), seed, inputs, (0, 3), configs)
+    for manifest in both:
         store.set_ref(f"tiny/{manifest.label}@{seed}", manifest.ref)
-    return [generated, scored]
+    return both
 
 
 def _of_seed(
@@ -339,31 +316,26 @@ def _of_seed(
 ) -> dict[str, Manifest]:
     made: dict[str, Manifest] = {}
 
-    def keep(manifest: Manifest) -> Manifest:
-        made[f"{manifest.label}@{seed}"] = manifest
-        return manifest
+    def keep(label: str, steps: list[dict[str, Any]], **given: Any) -> Manifest:
+        made[f"{label}@{seed}"] = commit(store, label, {"train_steps": steps}, seed=seed, **given)
+        return made[f"{label}@{seed}"]
 
     given = {"questions": questions}
-    losses = {"train_steps": step_rows("teacher-sft", [None] * 12, seed)}
-    sft = keep(commit(store, "teacher-sft", losses, seed=seed, inputs={"model": base, **given}))
-    rising = {"train_steps": step_rows("teacher-grpo", np.linspace(-3, -1, 25), seed)}
+    losses = step_rows("teacher-sft", [None] * 12, seed)
+    sft = keep("teacher-sft", losses, inputs={"model": base, **given})
+    rising = step_rows("teacher-grpo", np.linspace(-3, -1, 25), seed)
     alarms = {"alarm_zero_variance": 0.0, "alarm_reward_falling": float(seed)}
-    rlt = keep(
-        commit(store, "teacher-grpo", rising, seed=seed, inputs={"model": sft}, metrics=alarms)
-    )
+    rlt = keep("teacher-grpo", rising, inputs={"model": sft}, metrics=alarms)
     for variant, teacher, reward in (("sft-held-out", sft, -3.0), ("rlt-held-out", rlt, -1.0)):
-        for manifest in _held_out(
-            store, variant, {"teacher": teacher, **given}, reward, seed
-        ).values():
-            keep(manifest)
+        for manifest in _held_out(store, variant, {"teacher": teacher, **given}, reward, seed):
+            made[f"{manifest.label}@{seed}"] = manifest
     rates = {"rlt": 0.9, "dataset": 0.7}
     rates |= {f"rank-{rank}": 1 - 0.15 * rank for rank in range(1, ranks + 1)}
     for variant, rate in rates.items():
-        losses = {"train_steps": step_rows("student-sft", [None] * 3, seed)}
-        student = keep(
-            commit(store, f"student-sft[{variant}]", losses, seed=seed, inputs={"model": base})
-        )
-        keep(_evaluation(store, variant, student, rate, seed))
+        losses = step_rows("student-sft", [None] * 3, seed)
+        student = keep(f"student-sft[{variant}]", losses, inputs={"model": base})
+        evaluation = _evaluation(store, variant, student, rate, seed)
+        made[f"{evaluation.label}@{seed}"] = evaluation
     return made
 
 
@@ -385,29 +357,7 @@ def sample_run(
     for seed in seeds:
         made |= _of_seed(store, seed, questions, base, ranks)
     if ranks:
-        made["rank-statistics[reward]"] = _rank_ablation(store, made, seeds, ranks)
+        made["rank-statistics[reward]"] = _rank_statistics(store, made, seeds, ranks)
     for name, manifest in made.items():
         store.set_ref(f"tiny/{name}", manifest.ref)
     return made
-
-
-def _rank_ablation(
-    store: Store, made: Mapping[str, Manifest], seeds: Sequence[int], ranks: int
-) -> Manifest:
-    inputs = {
-        (seed, rank): made[f"evaluation[rank-{rank}]@{seed}"]
-        for seed in seeds
-        for rank in range(1, ranks + 1)
-    }
-    samples = {
-        name: read_rows(store.local(manifest), "eval_samples") for name, manifest in inputs.items()
-    }
-    scores = {
-        seed: [{"rank": rank, "reward": -float(rank)} for rank in range(1, ranks + 1)]
-        for seed in seeds
-    }
-    rows, metrics = rank_ablation(samples, scores, "test", 100)
-    named = {f"rank-{rank}@{seed}": manifest for (seed, rank), manifest in inputs.items()}
-    return commit(
-        store, "rank-statistics[reward]", {"rank_scores": rows}, inputs=named, metrics=metrics
-    )

@@ -11,7 +11,7 @@ from rlt_core.evaluation.intervals import Estimate
 from rlt_core.report import experiment, overlaps, trace_sets
 from rlt_core.report.gather import ReportData
 from rlt_core.report.inputs import Row
-from rlt_core.report.ranks import RankAblation
+from rlt_core.report.ranks import RankAblation, RankLine, Statistic
 from rlt_core.report.terminal import ALL
 
 SCORES = (
@@ -70,13 +70,11 @@ def _seed(seed: int | None) -> Any:
 
 
 def _ranks(ranks: RankAblation) -> Iterator[Row]:
-    for line in (*ranks.lines, *ranks.statistics):
-        shown = vars(line)
-        quantity = {"ranked_by": ranks.ranked_by, "task": ranks.task}
-        quantity |= {"quantity": shown.get("name", "score"), "rank": shown.get("rank")}
-        yield quantity | shown
-        yield from (quantity | {"seed": s, "value": value} for s, value in line.by_seed.items())
-    yield {
-        "ranked_by": ranks.ranked_by, "task": ranks.task, "quantity": "spread",
-        "value": ranks.spread,
-    }  # fmt: skip
+    one_set = {"ranked_by": ranks.ranked_by, "task": ranks.task}
+    lines: list[RankLine | Statistic] = [*ranks.lines, *ranks.statistics]
+    for line in lines:
+        row = {"quantity": "score"} if isinstance(line, RankLine) else {"quantity": line.name}
+        by_rank = one_set | row | {"rank": getattr(line, "rank", "")}
+        yield by_rank | vars(line)
+        yield from (by_rank | {"seed": s, "value": value} for s, value in line.by_seed.items())
+    yield one_set | {"quantity": "spread", "value": ranks.spread}
