@@ -48,7 +48,7 @@ class Entry(NamedTuple):
     @property
     def hidden(self) -> bool:
         """Whether a part of its path begins with a dot: a file that is being written."""
-        return f"/{self.path}".find("/.") >= 0
+        return "/." in f"/{self.path}"
 
 
 class Damaged(UserError):

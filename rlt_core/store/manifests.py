@@ -29,14 +29,12 @@ def list_manifests(files: Files, kind: str | None = None) -> dict[str, Entry | N
     bases = [f"artifacts/{one}" for one in files.names("artifacts") if kind in (None, one)]
     found: dict[str, Entry | None] = {}
     for base, entries in zip(bases, parallel(files.listed, bases, files.threads), strict=True):
-        manifests = {each.path: each for each in entries if each.path.endswith(".json")}
-        found |= {f"{base}/{name}": each for name, each in manifests.items() if not each.hidden}
-        folders = (each.path for each in entries if each.bytes is None and not each.hidden)
-        found |= {
-            f"{base}/{name}/manifest.json": None
-            for name in folders
-            if f"{name}.json" not in manifests
-        }
+        shown = {each.path: each for each in entries if not each.hidden}
+        for name, entry in shown.items():
+            if entry.bytes is None and f"{name}.json" not in shown:
+                found[f"{base}/{name}/manifest.json"] = None
+            elif entry.bytes is not None and name.endswith(".json"):
+                found[f"{base}/{name}"] = entry
     return dict(sorted(found.items()))
 
 

@@ -78,7 +78,6 @@ class S3Files(Files):
         self.manifest_copies = home / "manifests"
 
     def local(self, path: str) -> Path:
-        """Where this machine writes a file of a folder that is not uploaded yet."""
         return self._staging / path
 
     def arrow(self) -> Any:
@@ -87,7 +86,6 @@ class S3Files(Files):
             return s3.arrow(self.fs)
 
     def patiently(self, call: Callable[[], Result]) -> Result:
-        """Return the result of a call at the end of long work; wait for a server that is away."""
         give_up = time.monotonic() + PATIENCE_S
         while True:
             try:
@@ -113,7 +111,6 @@ class S3Files(Files):
 
     # ------------------------------------------------------------ single files
     def read(self, path: str) -> bytes | None:
-        """The bytes, or None if there is no such file."""
         found = self._read_tagged(path)
         return found[0] if found else None
 
@@ -143,7 +140,6 @@ class S3Files(Files):
         raise UserError(f"store {self.url}: {path} comes and goes while it is to be created")
 
     def write(self, path: str, data: bytes) -> None:
-        """Write or replace a file atomically."""
         self._ask("put_object", Key=self._key(path), Body=data)
 
     def swap(self, path: str, expected: Callable[[bytes], bool], new: bytes | None) -> bool:
@@ -234,11 +230,9 @@ class S3Files(Files):
             raise UserError(f"store {self.url}: its server is not one of S3") from None
 
     def unsent(self, path: str, deep: bool = False) -> list[Entry]:
-        """Return entries below a folder that are on this machine and not in the store yet."""
         return listed_below(self._staging / path, deep)
 
     def remove(self, path: str) -> None:
-        """Delete a file or a folder with all that is in it; nothing there is fine."""
         for place in (self._copies / path, self._staging / path):
             if place.is_dir():
                 shutil.rmtree(place, ignore_errors=True)
@@ -302,7 +296,6 @@ class S3Files(Files):
         return folder
 
     def drop_copies(self, path: str, names: Iterable[str]) -> None:
-        """Forget local copies of remote files, which `download` then fetches again."""
         for name in names:
             (self._copies / path / name).unlink(missing_ok=True)
 
