@@ -5,19 +5,14 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rlt_core.evaluation.intervals import Estimate
-from rlt_core.report import experiment, overlaps, trace_sets
+from rlt_core.report import experiment, overlaps, scores, trace_sets
 from rlt_core.report.gather import ReportData
 from rlt_core.report.inputs import Row
 from rlt_core.report.ranks import RankAblation, RankLine, Statistic
 from rlt_core.report.terminal import ALL
 
-SCORES = (
-    "task", "model", "metric", "seed", "value", "low", "high", "questions", "samples", "ungraded",
-    "grader_failed", "difference", "difference_low", "difference_high",
-)  # fmt: skip
 RANKS = (
     "ranked_by", "task", "quantity", "rank", "seed", "value", "low", "high", "mean_reward",
     "traces",
@@ -28,8 +23,8 @@ ranks; without a seed, over all seeds."""
 
 def write_csv_files(data: ReportData, folder: Path) -> None:
     """Write the CSV files that have content; `scores.csv` and `traces.csv` always."""
-    scores = [vars(line) | {"seed": _seed(line.seed)} for line in data.scores]
-    _write(folder / "scores.csv", SCORES, scores)
+    rows = [row | {"seed": ALL if row["seed"] is None else row["seed"]} for row in data.scores]
+    _write(folder / "scores.csv", scores.COLUMNS, rows)
     _write(folder / "traces.csv", trace_sets.COLUMNS, data.traces)
     if data.experiment:
         _write(folder / "table.csv", experiment.COLUMNS, data.experiment.rows)
@@ -63,10 +58,6 @@ def _flat(row: Row) -> Row:
         else:
             flat.setdefault(name, ";".join(value) if isinstance(value, list) else value)
     return flat
-
-
-def _seed(seed: int | None) -> Any:
-    return ALL if seed is None else seed
 
 
 def _ranks(ranks: RankAblation) -> Iterator[Row]:

@@ -12,9 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Plot
 from matplotlib.ticker import MaxNLocator
 
+from rlt_core.evaluation.intervals import Estimate
 from rlt_core.report.gather import ReportData
+from rlt_core.report.inputs import Row
 from rlt_core.report.ranks import NOISE, RankAblation
-from rlt_core.report.scores import BASE, ScoreLine
+from rlt_core.report.scores import BASE
 from rlt_core.report.training import Curve
 
 COLORS = ("#2a5c8a", "#c4622d", "#4c8c4a", "#8a4f9e", "#8c6d31", "#7f7f7f")
@@ -62,7 +64,14 @@ def _plots(data: ReportData) -> Iterator[tuple[str, str, Plot]]:
         if chosen:
             yield f"{quantity}.png", caption, _curves(chosen, quantity)
     if data.ranks and data.ranks.lines:
-        base = next((x for x in data.totals if (x.model, x.task) == (BASE, data.ranks.task)), None)
+        base = next(
+            (
+                row["value"]
+                for row in data.totals
+                if (row["model"], row["task"]) == (BASE, data.ranks.task)
+            ),
+            None,
+        )
         caption = "What students learn from traces of each rank, with 95% intervals."
         yield "ranks.png", caption, _ranks(data.ranks, base)
     sets = [one for one in data.rank_sets if one.lines]
@@ -84,17 +93,18 @@ def _axes(panels: int, height: float = 3.2) -> tuple[Plot, list[Axes]]:
     return figure, grid[:panels]
 
 
-def _scores(lines: Sequence[ScoreLine]) -> Plot:
-    tasks = list(dict.fromkeys(line.task for line in lines))
-    models = list(dict.fromkeys(line.model for line in lines))
+def _scores(rows: Sequence[Row]) -> Plot:
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    models = list(dict.fromkeys(row["model"] for row in rows))
     figure, panels = _axes(len(tasks), height=1.2 + 0.35 * len(models))
     for task, axes in zip(tasks, panels, strict=True):
-        chosen = [line for line in lines if line.task == task and line.metric.startswith("avg@")]
-        for line in chosen:
-            y = models.index(line.model)
-            color = GREY if line.model == BASE else COLORS[0]
-            axes.plot([100 * line.low, 100 * line.high], [y, y], color=color, linewidth=2)
-            axes.plot(100 * line.value, y, "o", color=color)
+        for row in rows:
+            if row["task"] != task or not row["metric"].startswith("avg@"):
+                continue
+            y, score = models.index(row["model"]), row["value"]
+            color = GREY if row["model"] == BASE else COLORS[0]
+            axes.plot([100 * score.low, 100 * score.high], [y, y], color=color, linewidth=2)
+            axes.plot(100 * score.value, y, "o", color=color)
         axes.set_yticks(range(len(models)), models)
         axes.set_ylim(len(models) - 0.5, -0.5)
         axes.set_xlim(-2, 102)
@@ -128,7 +138,7 @@ def _smooth(values: Sequence[float]) -> list[float]:
     return np.convolve(values, np.ones(window) / window, mode="valid").tolist()
 
 
-def _ranks(ablation: RankAblation, base: ScoreLine | None) -> Plot:
+def _ranks(ablation: RankAblation, base: Estimate | None) -> Plot:
     figure, (axes,) = _axes(1, height=3.6)
     ranks = np.array([line.rank for line in ablation.lines], dtype=np.float64)
     values = 100 * np.array([line.value for line in ablation.lines])

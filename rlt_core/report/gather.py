@@ -8,10 +8,10 @@ from pathlib import Path
 from rlt_core.report.compared import compared
 from rlt_core.report.examples import examples
 from rlt_core.report.experiment import experiment
-from rlt_core.report.inputs import Parts
+from rlt_core.report.inputs import Parts, Row
 from rlt_core.report.overlaps import overlap_rows
 from rlt_core.report.ranks import RankAblation, rank_sets
-from rlt_core.report.scores import Evaluations, ScoreLine, pair_lines, score_lines
+from rlt_core.report.scores import Evaluations, pair_table, score_table
 from rlt_core.report.trace_sets import trace_sets
 from rlt_core.report.training import alarms, curves, rewards
 from rlt_core.stages import ReportConfig
@@ -41,8 +41,8 @@ class ReportData:
         self.seeds = sorted({part.seed for part in parts.all if part.seed is not None})
         self.git_commits = sorted({one.git_commit for one in manifests if one.git_commit})
         self.packages = {name: one for each in manifests for name, one in each.packages.items()}
-        self.scores = score_lines(evaluations)
-        self.pairs = [] if config.rows else pair_lines(evaluations)
+        self.scores = score_table(evaluations)
+        self.pairs = [] if config.rows else pair_table(evaluations)
         self.experiment = experiment(config, evaluations)
         self.overlaps = list(overlap_rows(config.overlaps, evaluations))
         self.compared = compared(config.compared, parts) if config.compared else None
@@ -57,11 +57,11 @@ class ReportData:
         return self.rank_sets[0] if self.rank_sets else None
 
     @property
-    def totals(self) -> list[ScoreLine]:
+    def totals(self) -> list[Row]:
         """Scores over all seeds of each model."""
-        return [line for line in self.scores if line.seed is None]
+        return [line for line in self.scores if line["seed"] is None]
 
     @property
-    def single_seeds(self) -> list[ScoreLine]:
+    def single_seeds(self) -> list[Row]:
         """Scores of each seed of the models that have several."""
-        return [line for line in self.scores if line.seed is not None]
+        return [line for line in self.scores if line["seed"] is not None]

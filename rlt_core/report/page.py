@@ -11,9 +11,8 @@ from rlt_core.prompts.format import label_of
 from rlt_core.report import tables
 from rlt_core.report.figures import Figure
 from rlt_core.report.gather import ReportData
-from rlt_core.report.inputs import Part
+from rlt_core.report.inputs import Part, Row
 from rlt_core.report.ranks import REWARD, RankAblation
-from rlt_core.report.scores import ScoreLine
 from rlt_core.report.texts import (
     NOTHING,
     Markdown,
@@ -106,28 +105,26 @@ def _scores(data: ReportData) -> Iterator[str]:
         "answer on which the grader hung or died counts as wrong."
     )
 
-    def row(line: ScoreLine) -> dict[str, object]:
+    def shown(row: Row) -> Row:
         return {
-            "task": code(line.task), "model": code(line.model),
-            "seed": NOTHING if line.seed is None else line.seed,
-            "metric": line.metric, "score": percent(line), "against base": points(line.difference),
-            "questions": line.questions, "completions a question": line.samples,
-            "ungraded": line.ungraded, "grader failed": line.grader_failed,
+            "task": code(row["task"]), "model": code(row["model"]),
+            "seed": NOTHING if row["seed"] is None else row["seed"], "metric": row["metric"],
+            "score": percent(row["value"]), "against base": points(row["difference"]),
+            "questions": row["questions"], "completions a question": row["samples"],
+            "ungraded": row["ungraded"], "grader failed": row["grader_failed"],
         }  # fmt: skip
 
-    yield f"## Scores\n\n{about}\n\n{table([row(line) for line in data.totals])}"
+    yield f"## Scores\n\n{about}\n\n{table([shown(row) for row in data.totals])}"
     if data.pairs:
         rows = [
-            {
-                "task": code(pair.task), "model": code(pair.model), "against": code(pair.other),
-                "difference": points(pair.difference),
-            }
+            {name: code(pair[name]) for name in ("task", "model", "against")}
+            | {"difference": points(pair["difference"])}
             for pair in data.pairs
-        ]  # fmt: skip
+        ]
         about = "In percentage points."
         yield f"### Model against model, on the same questions\n\n{about}\n\n{table(rows)}"
     if several:
-        yield f"### By seed\n\n{table([row(line) for line in data.single_seeds])}"
+        yield f"### By seed\n\n{table([shown(row) for row in data.single_seeds])}"
 
 
 def _rewards(data: ReportData) -> Iterator[str]:

@@ -6,7 +6,6 @@ import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -22,41 +21,16 @@ BASE = "base"
 """Variant of the evaluation that the others are compared with."""
 RANKED = re.compile(rf"(?:(?:{'|'.join(get_args(RankedSet))})-)?rank-\d+")
 """Students of the rank ablation: they have their own table."""
-_MEASURED = ("value", "low", "high", "questions", "ungraded", "grader_failed")
+COLUMNS = (
+    "task", "model", "metric", "seed", "value", "low", "high", "questions", "samples", "ungraded",
+    "grader_failed", "difference", "difference_low", "difference_high",
+)  # fmt: skip
+"""Columns of `scores.csv`: one metric of one model on one task. In a row, `value` and `difference`
+(against the base model on the same questions; None for the base model itself) are Estimates, and
+`seed` is None over all seeds. `grader_failed` counts completions that are wrong because the grader
+hung or died on them."""
 Marks = dict[str, dict[int, bool | None]]
 """Question -> sample -> whether it is correct; None where it was not graded."""
-
-
-@dataclass(frozen=True)
-class ScoreLine:
-    """One metric of one model on one task; `seed` None: over all its seeds."""
-
-    task: str
-    model: str
-    metric: str
-    seed: int | None
-    seeds: int
-    value: float
-    low: float
-    high: float
-    questions: int
-    samples: int
-    ungraded: int
-    grader_failed: int
-    """Completions counted as wrong because the grader hung or died on them."""
-    difference: Estimate | None
-    """Against the base model on the same questions; None for the base model itself."""
-
-
-@dataclass(frozen=True)
-class PairLine:
-    """One model against another on the same questions."""
-
-    task: str
-    metric: str
-    model: str
-    other: str
-    difference: Estimate
 
 
 class Evaluations:
@@ -158,54 +132,55 @@ def _value(metric: str, marks: list[bool]) -> float | None:
     return pass_at_k(sum(marks), len(marks), int(number)) if len(marks) >= int(number) else None
 
 
-# ---------------------------------------------------------------- lines
-def score_lines(evaluations: Evaluations) -> list[ScoreLine]:
+# ---------------------------------------------------------------- rows
+def score_table(evaluations: Evaluations) -> list[Row]:
     """Every model except the rank students: over its seeds, and each seed where it has several."""
-    lines = [
-        line
+    found = [
+        row
         for variant in evaluations.students
         for task, metric, rows in evaluations.metrics(variant)
-        for line in _lines(evaluations, variant, task, metric, rows)
+        for row in _score_rows(evaluations, variant, task, metric, rows)
     ]
-    tasks = list(dict.fromkeys(line.task for line in lines))
-    return sorted(lines, key=lambda line: tasks.index(line.task))
+    tasks = list(dict.fromkeys(row["task"] for row in found))
+    return sorted(found, key=lambda row: tasks.index(row["task"]))
 
 
-def _lines(
+def _score_rows(
     evaluations: Evaluations,
     variant: str,
     task: str,
     metric: str,
     rows: list[tuple[int | None, Row]],
-) -> Iterator[ScoreLine]:
+) -> Iterator[Row]:
     by_question = evaluations.by_question(variant, task, metric)
     base = evaluations.by_question(BASE, task, metric) if variant != BASE else []
-    samples = rows[0][1]["samples"]
+    counted = ("questions", "ungraded", "grader_failed")
 
-    def line(values: list[dict[str, float]], **measured: Any) -> ScoreLine:
-        difference = paired_difference(values, base) if base else None
-        return ScoreLine(
-            task, variant, metric, samples=samples, seeds=len(values), difference=difference,
-            **measured,
-        )  # fmt: skip
+    def found(values: list[dict[str, float]], estimate: Estimate, **others: Any) -> Row:
+        return {
+            "task": task, "model": variant, "metric": metric, "value": estimate,
+            "samples": rows[0][1]["samples"], "seeds": len(values),
+            "difference": paired_difference(values, base) if base else None, **others,
+        }  # fmt: skip
 
     by_seed = [
-        line([values], seed=seed, **{name: row[name] for name in _MEASURED})
+        found(
+            [values], Estimate(row["value"], row["low"], row["high"], row["questions"]), seed=seed,
+            **{name: row[name] for name in counted},
+        )
         for (seed, row), values in zip(rows, by_question, strict=True)
-    ]
+    ]  # fmt: skip
     if len(by_seed) == 1:
-        yield replace(by_seed[0], seed=None)
+        yield by_seed[0] | {"seed": None}
         return
-    completions = sum(each.questions * each.samples for each in by_seed)
-    failed = {
-        name: sum(getattr(each, name) for each in by_seed) for name in ("ungraded", "grader_failed")
-    }
-    overall = vars(fraction(matrix(by_question), completions))
-    yield line(by_question, seed=None, **overall, **failed)
+    completions = sum(each["questions"] * each["samples"] for each in by_seed)
+    failed = {name: sum(each[name] for each in by_seed) for name in counted[1:]}
+    overall = fraction(matrix(by_question), completions)
+    yield found(by_question, overall, seed=None, questions=overall.questions, **failed)
     yield from by_seed
 
 
-def pair_lines(evaluations: Evaluations) -> list[PairLine]:
+def pair_table(evaluations: Evaluations) -> list[Row]:
     """Every pair of models except the rank students, on the questions of each task (avg@n)."""
     values = {
         (task, metric, variant): evaluations.by_question(variant, task, metric)
@@ -215,7 +190,12 @@ def pair_lines(evaluations: Evaluations) -> list[PairLine]:
     }
     scores = dict.fromkeys((task, metric) for task, metric, _ in sorted(values))
     return [
-        PairLine(task, metric, ours, theirs, paired_difference(one, other))
+        {
+            "task": task,
+            "model": ours,
+            "against": theirs,
+            "difference": paired_difference(one, other),
+        }
         for task, metric in scores
         for theirs, ours in itertools.combinations(evaluations.students, 2)
         if (one := values.get((task, metric, ours)))

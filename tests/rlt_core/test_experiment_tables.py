@@ -342,7 +342,10 @@ def test_tasks_may_differ_in_their_completions_a_question(tmp_path):
     text, _, tables = written(data, tmp_path / "report")
     assert "30 × 64 × 1" in text and "50 × 4 × 1" in text and "80 × several × 1" in text  # noqa: RUF001
     assert {row["samples"] for row in tables["table.csv"] if row["value"]} == {"64", "4", ""}
-    assert {(line.metric, line.samples) for line in data.totals} == {("avg@64", 64), ("avg@4", 4)}
+    assert {(row["metric"], row["samples"]) for row in data.totals} == {
+        ("avg@64", 64),
+        ("avg@4", 4),
+    }
 
 
 def test_the_mean_of_one_task_is_the_task():

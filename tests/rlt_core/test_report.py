@@ -90,17 +90,21 @@ def test_a_difference_pairs_questions_and_only_common_ones_count():
 
 # ---------------------------------------------------------------- what is gathered
 def test_scores_are_over_seeds_and_against_the_base(data):
-    assert [line.model for line in data.totals] == ["base", "rlt", "dataset"]
+    assert [row["model"] for row in data.totals] == ["base", "rlt", "dataset"]
     base, rlt, _ = data.totals
-    assert (base.value, base.seeds, base.difference) == (pytest.approx(4 / 12), 1, None)
-    assert (rlt.value, rlt.seeds) == (pytest.approx(11 / 12), 2)
-    assert rlt.difference.value == pytest.approx(7 / 12)
-    assert rlt.low < rlt.value < rlt.high
-    assert {(line.model, line.seed) for line in data.single_seeds} == {
+    assert (base["value"].value, base["seeds"], base["difference"]) == (
+        pytest.approx(4 / 12),
+        1,
+        None,
+    )
+    assert (rlt["value"].value, rlt["seeds"]) == (pytest.approx(11 / 12), 2)
+    assert rlt["difference"].value == pytest.approx(7 / 12)
+    assert rlt["value"].low < rlt["value"].value < rlt["value"].high
+    assert {(row["model"], row["seed"]) for row in data.single_seeds} == {
         (model, seed) for model in ("rlt", "dataset") for seed in (0, 1)
     }
-    pair = next(pair for pair in data.pairs if (pair.model, pair.other) == ("dataset", "rlt"))
-    assert pair.difference.value == pytest.approx(-3 / 12)
+    pair = next(p for p in data.pairs if (p["model"], p["against"]) == ("dataset", "rlt"))
+    assert pair["difference"].value == pytest.approx(-3 / 12)
 
 
 def test_ungraded_completions_and_pass_at_k_as_the_evaluation_has_them(tmp_path):
@@ -120,12 +124,12 @@ def test_ungraded_completions_and_pass_at_k_as_the_evaluation_has_them(tmp_path)
             metrics = {"test/ungraded": 3.0}
             made[f"{name}@{seed}"] = commit(store, name, tables, seed=seed, metrics=metrics)
     data = report_of(store, made)
-    assert {line.metric for line in data.totals} == {"avg@3", "pass@2"}
+    assert {row["metric"] for row in data.totals} == {"avg@3", "pass@2"}
     for metric in ("avg@3", "pass@2"):
-        total = next(line for line in data.totals if (line.model, line.metric) == ("rlt", metric))
-        each = [line.value for line in data.single_seeds if line.metric == metric]
-        assert total.value == pytest.approx(np.mean(each))
-        assert (total.questions, total.ungraded) == (7, 6)
+        total = next(r for r in data.totals if (r["model"], r["metric"]) == ("rlt", metric))
+        each = [r["value"].value for r in data.single_seeds if r["metric"] == metric]
+        assert total["value"].value == pytest.approx(np.mean(each))
+        assert (total["questions"], total["ungraded"]) == (7, 6)
     assert any("3 completions of test could not be graded" in alarm for alarm in data.alarms)
 
 
@@ -336,9 +340,9 @@ def test_csv_and_terminal_table_agree_with_the_data(data, tmp_path):
     _, _, tables = written(data, tmp_path)
     rows = tables["scores.csv"]
     assert [(r["model"], r["seed"]) for r in rows] == [
-        (line.model, "all" if line.seed is None else str(line.seed)) for line in data.scores
+        (row["model"], "all" if row["seed"] is None else str(row["seed"])) for row in data.scores
     ]
-    assert [float(r["value"]) for r in rows] == [line.value for line in data.scores]
+    assert [float(r["value"]) for r in rows] == [row["value"].value for row in data.scores]
     table = scores_table(tmp_path)
     assert table.row_count == len(data.totals)
     assert list(table.columns[1].cells) == ["base", "rlt", "dataset"]
