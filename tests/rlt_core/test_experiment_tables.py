@@ -72,6 +72,13 @@ def one_seed(tmp_path_factory):
     return store, made, given, report_of(store, made, ROWS, primary="rlt")
 
 
+@pytest.fixture(scope="module")
+def pages(one_seed, tmp_path_factory):
+    """The report's folder, Markdown, HTML and rows of CSV files."""
+    folder = tmp_path_factory.mktemp("report")
+    return folder, *written(one_seed[-1], folder)
+
+
 def test_one_seed_is_scored_and_tested_as_by_hand(one_seed):
     _, made, given, data = one_seed
     assert list(data.experiment.tables) == ["aime24", "test", "mean"]
@@ -108,9 +115,8 @@ def test_holm_is_over_the_rows_of_a_task_without_the_primary(one_seed):
         assert large_holm == pytest.approx(min(1, max(large, 2 * small)))
 
 
-def test_both_pages_show_the_same_tables_and_no_name_acts(one_seed, tmp_path):
-    *_, data = one_seed
-    text, html, _ = written(data, tmp_path)
+def test_both_pages_show_the_same_tables_and_no_name_acts(pages):
+    _, text, html, _ = pages
     page = Page(html)
     markdown = Page(MarkdownIt("commonmark").enable("table").render(text))
     assert "script" not in page.tags and "script" not in markdown.tags
@@ -123,9 +129,8 @@ def test_both_pages_show_the_same_tables_and_no_name_acts(one_seed, tmp_path):
     assert all(len({len(line) for line in table}) == 1 for table in ours)
 
 
-def test_quotes_are_beside_their_benchmark_only_and_are_marked(one_seed, tmp_path):
-    *_, data = one_seed
-    text, html, tables = written(data, tmp_path)
+def test_quotes_are_beside_their_benchmark_only_and_are_marked(pages):
+    _, text, html, tables = pages
     overview, aime, test, mean = Page(html).tables[:4]
     assert overview[0] == [
         "row", "aime24, the paper", "aime24, ours", "test, ours", "mean over tasks, ours",
@@ -142,13 +147,13 @@ def test_quotes_are_beside_their_benchmark_only_and_are_marked(one_seed, tmp_pat
     assert "Primary contrast, named before the run" in text and "; primary" in text
 
 
-def test_a_row_that_did_not_run_has_the_quote_and_the_reason_only(one_seed, tmp_path):
+def test_a_row_that_did_not_run_has_the_quote_and_the_reason_only(one_seed, pages):
     store, made, _, data = one_seed
     line = lines_of(data, "aime24")["qwq"]
     assert line["value"] is line["difference"] is None and line["model_keys"] == []
     assert (line["paper_percent"], line["paper_from_others"]) == (50.0, True)
     assert lines_of(data, "aime24")["other"]["against"] is None, "its baseline did not run"
-    for page in written(data, tmp_path)[:2]:
+    for page in pages[1:3]:
         assert "did not run: not imported" in page
         assert "50.0 (quoted; the paper quotes it, too)" in page
     forgotten = (*ROWS, TableRow(name="Forgotten", model="forgotten"))
@@ -156,9 +161,9 @@ def test_a_row_that_did_not_run_has_the_quote_and_the_reason_only(one_seed, tmp_
         report_of(store, made, forgotten)
 
 
-def test_the_csv_and_the_terminal_have_every_row(one_seed, tmp_path):
+def test_the_csv_and_the_terminal_have_every_row(one_seed, pages):
     *_, data = one_seed
-    _, _, tables = written(data, tmp_path)
+    folder, _, _, tables = pages
     assert set(tables) == {"scores.csv", "traces.csv", "table.csv"}
     rows = tables["table.csv"]
     assert len(rows) == 3 * len(ROWS)
@@ -177,7 +182,7 @@ def test_the_csv_and_the_terminal_have_every_row(one_seed, tmp_path):
         if line["difference"]:
             assert float(found["difference_low"]) == line["difference"].low
             assert (float(found["p"]), float(found["p_holm"])) == (line["p"], line["p_holm"])
-    table = summary_table(tmp_path)
+    table = summary_table(folder)
     assert table.row_count == len(ROWS)
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(table)
