@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from rlt_core.errors import UserError
-from rlt_core.model_sources import MODEL_FILES
+from rlt_core.hf_hub import MODEL_FILES
 
 RepoType = Literal["model", "dataset"]
 UNPINNED = "unpinned"

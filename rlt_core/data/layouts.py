@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Literal
 
 from rlt_core.config import DataConfig, FieldMapping
-from rlt_core.data.files import BadRow, Number, Record, checked, value_of
+from rlt_core.data.row_files import BadRow, Number, Record, checked, value_of
 from rlt_core.data.rawrow import RawRow, require_no_error, require_text
 
 CHATS = ("conversations", "messages", "conversation")

@@ -8,7 +8,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
-from rlt_core.data.files import BadRow, surrogates
+from rlt_core.data.row_files import BadRow, surrogates
 from rlt_core.prompts.format import PromptFormat
 
 _STATUS = (

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlt_core.config import DataConfig, FieldMapping
-from rlt_core.data.files import (
+from rlt_core.data.row_files import (
     SUFFIXES,
     BadRow,
     Read,

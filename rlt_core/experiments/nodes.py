@@ -28,7 +28,7 @@ from rlt_core.data.sources import GENERATED, data_digest
 from rlt_core.errors import UserError
 from rlt_core.evaluation.benchmarks import BENCHMARKS, require_known
 from rlt_core.graph import Node
-from rlt_core.model_sources import source_digest
+from rlt_core.hf_hub import source_digest
 from rlt_core.prompts.format import PromptFormat, load_format
 from rlt_core.stages import (
     STAGES,

@@ -10,7 +10,7 @@ import pytest
 
 from rlt_core.config import StageResources
 from rlt_core.config.refinement import RefinementConfig
-from rlt_core.data.traces import import_traces
+from rlt_core.data.imports import import_traces
 from rlt_core.errors import UserError
 from rlt_core.graph import key_of
 from rlt_core.models import tiny_tokenizer

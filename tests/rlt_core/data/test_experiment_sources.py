@@ -13,7 +13,7 @@ import pytest
 from rlt_core.config import DataConfig
 from rlt_core.data.generators import arithmetic
 from rlt_core.data.generators.countdown import countdown_rows, small_countdown_rows
-from rlt_core.data.overlap import require_disjoint
+from rlt_core.data.dedup import require_disjoint
 from rlt_core.data.prepare import prepare_questions
 from rlt_core.data.rawrow import RawRow
 from rlt_core.errors import UserError

@@ -20,7 +20,7 @@ from rlt_core.data.generators.countdown import (
     countdown_questions,
     countdown_rows,
 )
-from rlt_core.data.overlap import COMMON_LEAST, find_overlaps, problem_of
+from rlt_core.data.dedup import COMMON_LEAST, find_overlaps, problem_of
 from rlt_core.data.prepare import prepare_questions
 from rlt_core.data.rawrow import RawRow, question_id
 from rlt_core.data.shingles import near_duplicates

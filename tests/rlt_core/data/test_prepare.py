@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlt_core.config import DataConfig
-from rlt_core.data.overlap import find_overlaps
+from rlt_core.data.dedup import find_overlaps
 from rlt_core.data.prepare import prepare_questions
 from rlt_core.data.rawrow import normalised, question_id
 from rlt_core.data.shingles import near_duplicates

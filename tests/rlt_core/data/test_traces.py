@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlt_core.data.traces import import_traces
+from rlt_core.data.imports import import_traces
 from rlt_core.errors import UserError
 from rlt_core.models import tiny_tokenizer
 from rlt_core.progress import Progress
