@@ -1,6 +1,8 @@
-"""Where models come from and what identifies their content; imports no torch.
+"""Models and data sets of the Hugging Face hub, of local folders and of Python packages.
 
-Only plain files ever leave a source: JSON, text, templates and safetensors. Pickles stay behind.
+Finds what is in this machine's cache and which commit is pinned, downloads, checks weights, and
+says what identifies a source's content. Only plain files are read: JSON, text, templates and
+safetensors, never pickles. Importing this imports no hub library and no torch, since keys need it.
 """
 
 from __future__ import annotations
@@ -8,25 +10,119 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rlt_core.config import FolderModel, HubModel, ModelSource, PackageModel, ScratchModel
 from rlt_core.errors import UserError
 from rlt_core.store.files import sha256_of
 
+RepoType = Literal["model", "dataset"]
+UNPINNED = "unpinned"
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-"""What is taken from a hub repository or a folder."""
+"""Files taken from a hub repository or a model folder."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 INDEX = "model.safetensors.index.json"
 FLOATS = {"F64", "F32", "F16", "BF16"}
 """Number formats of weights that are not quantised, as safetensors names them."""
 
 
-def model_files(folder: Path) -> list[Path]:
-    """The files of a model folder that are taken, sorted by name. Raises UserError.
+# ---------------------------------------------------------------- the hub
+def cache_folder() -> Path:
+    """Return the hub's cache on this machine (HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME), where its
+    library looks for it."""
+    caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("HF_HOME", f"{caches}/huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
 
-    A folder without safetensors is refused, with the mend if it has pickled weights.
+
+def pinned(repo: str, revision: str | None, kind: RepoType) -> str:
+    """Return the commit to use for a repository: the given one, else the fetched one, else
+    `unpinned`: a node with it can be planned but not run."""
+    if revision:
+        return revision
+    main = cache_folder() / f"{kind}s--{repo.replace('/', '--')}" / "refs" / "main"
+    return main.read_text().strip() if main.is_file() else UNPINNED
+
+
+def download_size(repo: str, revision: str | None, kind: RepoType) -> int:
+    """Return the size in bytes of the files that the cache lacks. Raises UserError."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.utils import filter_repo_objects
+
+    try:
+        api = HfApi()
+        about = api.model_info if kind == "model" else api.dataset_info
+        info = about(repo, revision=revision, files_metadata=True)
+    except Exception as error:  # the hub's client raises many kinds; all mean: unavailable
+        raise _unreachable(repo, error) from None
+    files = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    patterns = list(MODEL_FILES) if kind == "model" else None
+    return sum(
+        files[name]
+        for name in filter_repo_objects(files, allow_patterns=patterns)
+        if not isinstance(
+            try_to_load_from_cache(repo, name, revision=info.sha, repo_type=kind), str
+        )
+    )
+
+
+def download(repo: str, revision: str | None, kind: RepoType) -> str:
+    """Download a repository's files, pin its commit and return it. Raises UserError."""
+    from huggingface_hub import snapshot_download
+
+    patterns = list(MODEL_FILES) if kind == "model" else None
+    try:
+        folder = snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=patterns)
+    except Exception as error:
+        raise _unreachable(repo, error) from None
+    return Path(folder).name
+
+
+def snapshot(repo: str, revision: str, kind: RepoType, patterns: Sequence[str]) -> Path:
+    """Return the folder with a repository's files that match; download those the cache lacks.
+
+    Raises UserError if it is neither in the cache nor reachable, or if the hub refuses it.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    try:
+        folder = snapshot_download(
+            repo, repo_type=kind, revision=revision, allow_patterns=list(patterns),
+            cache_dir=cache_folder(),
+        )  # fmt: skip
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        raise UserError(
+            f"{repo}@{revision} is not in the hub cache and the hub cannot be reached: run "
+            "`rlt fetch` for this profile while online"
+        ) from None
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise UserError(f"{repo}@{revision}: {error}") from None
+    return Path(folder)
+
+
+def _unreachable(repo: str, error: Exception) -> UserError:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(
+        f"hub repository {repo} is unavailable: {first}; check its name, the network "
+        "(HF_HUB_OFFLINE=0), and HF_TOKEN where it is gated"
+    )
+
+
+# ---------------------------------------------------------------- model folders
+def model_files(folder: Path) -> list[Path]:
+    """Return the files taken from a model folder, sorted by name.
+
+    Raises UserError for a folder without safetensors; for pickled weights it says how to convert
+    them.
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: not a model folder: config.json is missing")
@@ -50,15 +146,15 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def check_weights(folder: Path) -> None:
-    """Raise UserError for weights that are missing, cut, quantised or no safetensors.
+    """Raise UserError for weights that are missing, truncated, quantised or not safetensors.
 
-    Reads the headers alone.
+    Reads only the headers.
     """
     for name in ("adapter_config.json", "hf_quant_config.json"):
         if (folder / name).is_file():
             raise UserError(
-                f"{folder / name}: only whole, unquantised models are read; merge the adapters, or "
-                "dequantise the model, and save it"
+                f"{folder / name}: only complete, unquantised models are supported; "
+                "merge the adapters or dequantise the model, and save it"
             )
     config = json.loads((folder / "config.json").read_text())
     for part in (config, config.get("text_config") or {}):
@@ -73,15 +169,17 @@ def check_weights(folder: Path) -> None:
         names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
     for name in sorted(names):
         if not name.endswith(".safetensors") or Path(name).name != name:
-            raise UserError(f"{folder / INDEX}: names {name!r}, which is no safetensors file of it")
+            raise UserError(
+                f"{folder / INDEX}: names {name!r}, which is not a safetensors file in this folder"
+            )
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: missing; copy or download the model again")
         _check_tensors(folder / name)
 
 
 def _check_tensors(file: Path) -> None:
-    """The format: 8 bytes of the header's length, the header in JSON, the tensors' bytes
-    (https://huggingface.co/docs/safetensors)."""
+    """Check one file. Its format is the header's length in 8 bytes, the header as JSON, and the
+    tensors (https://huggingface.co/docs/safetensors)."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -103,13 +201,13 @@ def _check_tensors(file: Path) -> None:
 
 
 def folder_digest(folder: Path) -> str:
-    """Hex sha256 over names and bytes of the files that are taken from a model folder."""
+    """Return the hex SHA-256 of the names and contents of a model folder's files."""
     lines = [f"{file.name} {sha256_of(file)}\n" for file in model_files(folder)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def package_gguf(package: str) -> Path:
-    """The one GGUF file that an installed Python package ships. Raises UserError."""
+    """Return the GGUF file that an installed Python package ships. Raises UserError."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise UserError(
@@ -123,7 +221,7 @@ def package_gguf(package: str) -> Path:
 
 
 def source_digest(source: ModelSource) -> str:
-    """What identifies a source's content, whatever the place it is read from. Raises UserError."""
+    """Return what identifies a source's content, wherever it is stored. Raises UserError."""
     match source:
         case ScratchModel():
             return "scratch"

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from rlt_core.data.row_files import BadRow, Number, Record, read_all, value_of
 from rlt_core.data.rawrow import RawRow, question_id, require_text, require_written
+from rlt_core.data.row_files import BadRow, Number, Record, read_all, value_of
 from rlt_core.prompts.format import PromptFormat
 
 REQUIRED = ("question", "solution", "explanation")

@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any, Literal
 
 from rlt_core.config import DataConfig, FieldMapping
-from rlt_core.data.row_files import BadRow, Number, Record, checked, value_of
 from rlt_core.data.rawrow import RawRow, require_no_error, require_text
+from rlt_core.data.row_files import BadRow, Number, Record, checked, value_of
 
 CHATS = ("conversations", "messages", "conversation")
 """Columns that hold a list of turns: ShareGPT's {from, value}, OpenAI's {role, content}."""

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from rlt_core.config import DataConfig
-from rlt_core.data.gradable import check_answers
 from rlt_core.data.dedup import find_overlaps, require_disjoint
+from rlt_core.data.gradable import check_answers
 from rlt_core.data.rawrow import RawRow, dropped_row, question_id
 from rlt_core.data.shingles import LONG, near_duplicates
 from rlt_core.data.sources import PROGRESS_ROWS, read_source

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlt_core.data.row_files import BadRow, Record, read_all, value_of
 from rlt_core.data.rawrow import require_text
+from rlt_core.data.row_files import BadRow, Record, read_all, value_of
 from rlt_core.errors import UserError
 from rlt_core.reward.formula import rank_rewards
 from rlt_core.rows import write_rows

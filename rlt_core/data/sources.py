@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rlt_core.config import DataConfig, FieldMapping
+from rlt_core.data.layouts import layout_of, row_of
+from rlt_core.data.rawrow import RawRow, dropped_row, require_written
 from rlt_core.data.row_files import (
     SUFFIXES,
     BadRow,
@@ -21,13 +23,10 @@ from rlt_core.data.row_files import (
     read_records,
     said,
 )
-from rlt_core.data.layouts import layout_of, row_of
-from rlt_core.data.rawrow import RawRow, dropped_row, require_written
 from rlt_core.errors import UserError
-from rlt_core.hub import UNPINNED, pinned
+from rlt_core.hf_hub import UNPINNED, pinned, snapshot
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import PromptFormat
-from rlt_core.snapshots import snapshot
 from rlt_core.store.files import sha256_of
 
 GENERATED = {

@@ -18,8 +18,7 @@ from typing import Any
 from rlt_core.config import PromptPreset
 from rlt_core.errors import UserError
 from rlt_core.grading import GRADERS
-from rlt_core.hub import cache_folder
-from rlt_core.snapshots import snapshot
+from rlt_core.hf_hub import cache_folder, snapshot
 
 
 @dataclass(frozen=True)

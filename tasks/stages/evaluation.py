@@ -16,7 +16,7 @@ from rlt_core.errors import UserError
 from rlt_core.evaluation.benchmarks import EvalTask, benchmark_task
 from rlt_core.evaluation.completions import Request
 from rlt_core.evaluation.run import Examination
-from rlt_core.hub import UNPINNED
+from rlt_core.hf_hub import UNPINNED
 from rlt_core.rows import read_rows
 from rlt_core.stages import EvaluationStageConfig
 from tasks.shards import LongWork, in_shards

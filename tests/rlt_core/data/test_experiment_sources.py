@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from rlt_core.config import DataConfig
+from rlt_core.data.dedup import require_disjoint
 from rlt_core.data.generators import arithmetic
 from rlt_core.data.generators.countdown import countdown_rows, small_countdown_rows
-from rlt_core.data.dedup import require_disjoint
 from rlt_core.data.prepare import prepare_questions
 from rlt_core.data.rawrow import RawRow
 from rlt_core.errors import UserError

@@ -20,7 +20,7 @@ from rlt_core.errors import UserError
 from rlt_core.evaluation.benchmarks import BENCHMARKS
 from rlt_core.experiments import targets
 from rlt_core.graph import upstream
-from rlt_core.hub import UNPINNED
+from rlt_core.hf_hub import UNPINNED
 from rlt_core.overrides import load_config
 from rlt_core.profiles import paper_7b
 from tasks.stages.dataset_prep import _evaluated

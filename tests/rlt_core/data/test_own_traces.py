@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from rlt_core.config import DataConfig
-from rlt_core.data.prepare import prepare_questions
 from rlt_core.data.imports import own_traces
+from rlt_core.data.prepare import prepare_questions
 from rlt_core.errors import UserError
 from rlt_core.models import tiny_tokenizer
 from rlt_core.progress import Progress
