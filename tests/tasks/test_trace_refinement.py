@@ -17,7 +17,7 @@ from rlt_core.models import tiny_tokenizer
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import load_format
 from rlt_core.prompts.renderer import Renderer
-from rlt_core.refinement.client import KEY
+from rlt_core.refinement import KEY
 from rlt_core.rows import read_rows
 from rlt_core.stages import STAGES, TraceRefinementConfig
 from rlt_core.store import Manifest, Ref, Store
