@@ -1,20 +1,31 @@
-"""Traces that others wrote: in a file of the user, or those that came with the questions."""
+"""What others made, read from a user's file: traces, scores, and explanations to be scored."""
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlt_core.data.rawrow import RawRow, dropped_row, question_id
+from rlt_core.data.rawrow import RawRow, dropped_row, question_id, require_text, require_written
+from rlt_core.data.row_files import BadRow, Number, Record, read_all, value_of
 from rlt_core.data.sources import PROGRESS_ROWS, read_trace_file, require_few
 from rlt_core.errors import UserError
+from rlt_core.grading import answer_of
 from rlt_core.progress import Progress
+from rlt_core.prompts.format import PromptFormat
 from rlt_core.prompts.renderer import Renderer
+from rlt_core.reward.formula import rank_rewards
 from rlt_core.rows import write_rows
+from rlt_core.sql.schemas import SCORES
 
 Row = dict[str, Any]
+
+
+# ---------------------------------------------------------------- traces
 
 
 def import_traces(
@@ -87,8 +98,6 @@ def own_traces(
 
 
 def _question(row: RawRow, key: str, name: str, renderer: Renderer) -> Row:
-    from rlt_core.grading import answer_of
-
     answer = row.answer or answer_of(row.solution)
     return {
         "question_id": key,
@@ -124,3 +133,128 @@ def _trace(question: Row, text: str, sample: int, name: str, renderer: Renderer)
         "prompt_tokens": prompt_tokens,
         "completion_tokens": len(completion_ids),
     }
+
+
+# ---------------------------------------------------------------- scores
+def import_scores(path: Path, name: str, out: Path) -> dict[str, float]:
+    """Write a score file as the table `scores`, ranked within each question.
+
+    `name` stands for teacher and student; what the file does not have is empty. Raises UserError
+    naming file, row, field and fix.
+    """
+    groups: dict[str, list[Row]] = defaultdict(list)
+    seen: dict[tuple[str, int], int] = {}
+    for number, row in read_all(path, partial(_score, name=name)):
+        first = seen.setdefault((row["question_id"], row["sample"]), number)
+        if first != number:
+            raise UserError(f"{path}: rows {first} and {number} score the same completion")
+        groups[row["question_id"]].append(row)
+    for group in groups.values():
+        for row, rank in zip(group, rank_rewards([row["reward"] for row in group]), strict=True):
+            row["rank"] = rank
+    rows = [row for group in groups.values() for row in group]
+    write_rows(out / "scores.parquet", "scores", rows)
+    return {"scored": len(rows), "mean_reward": sum(row["reward"] for row in rows) / len(rows)}
+
+
+def _score(number: int, record: Record, name: str) -> tuple[int, Row]:
+    missing = [field for field in ("question_id", "reward") if field not in record]
+    if missing:
+        has = ", ".join(map(str, record))
+        raise BadRow("missing", f"no field {missing[0]!r}; it has {has}")
+    question_id, reward = value_of(record, "question_id"), record["reward"]
+    sample = value_of(record, "sample") if "sample" in record else 0
+    if question_id is None:
+        raise BadRow("empty", "question_id is empty; fill it in or remove the row")
+    try:
+        reward, whole, sample = float(reward), int(sample), float(sample)
+    except (TypeError, ValueError):
+        raise BadRow("unreadable", "reward must be a number and sample an integer") from None
+    if not math.isfinite(reward):
+        raise BadRow("empty", f"reward is {reward}; leave out what could not be scored")
+    if whole != sample:
+        raise BadRow("unreadable", f"sample must be an integer, found {sample}")
+    question_id = require_text(str(question_id), "question_id")
+    return number, {
+        **dict.fromkeys(SCORES.names),
+        "trace_id": f"{question_id}-{whole}",
+        "question_id": question_id,
+        "seed": 0,
+        "teacher": name,
+        "student": name,
+        "sample": whole,
+        "status": "scored",
+        "reward": reward,
+    }
+
+
+# ---------------------------------------------------------------- explanations
+REQUIRED = ("question", "solution", "explanation")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One row of the file."""
+
+    question_id: str
+    sample: int
+    """Number among the explanations of its question, in order of the file."""
+    question: str
+    solution: str
+    text: str
+    """Empty if the teacher wrote none."""
+    closed: bool
+    """Whether the teacher wrote the closing tag."""
+
+
+def read_explanations(path: Path, format: PromptFormat) -> list[Explanation]:
+    """Every row, in order. `closed` is true where the file does not say.
+
+    Raises UserError naming file, row, field and fix: none is left out, as row i of the scores is
+    row i of the file.
+    """
+    samples: Counter[str] = Counter()
+    found = []
+    for row in read_all(path, partial(_explanation, format=format)):
+        found.append(replace(row, sample=samples[row.question_id]))
+        samples[row.question_id] += 1
+    return found
+
+
+def _explanation(number: int, record: Record, format: PromptFormat) -> Explanation:
+    question, solution, text = (_text(record, name) for name in REQUIRED)
+    require_written(RawRow(number, question, solution), format)
+    for tag in (format.explanation_open, format.explanation_close):
+        # It may contain any tag but those around it.
+        if tag in text:
+            raise BadRow(
+                "tags",
+                f"the explanation contains {tag}; give the text between the tags alone, and say in "
+                "`closed` whether the closing one was written",
+            )
+    # Rewards are ranked among explanations of one question with one solution.
+    key = question_id(f"{question}\n{solution}")
+    return Explanation(key, 0, question, solution, text, _closed(record))
+
+
+def _text(record: Record, name: str) -> str:
+    if name not in record:
+        raise BadRow("missing", f"no field {name!r}; it has {', '.join(map(str, record))}")
+    value = record[name] if name == "explanation" else value_of(record, name)
+    if value is None and name != "explanation":
+        raise BadRow("empty", f"empty {name}; it has no reward: leave the row out")
+    if not isinstance(value, str) or isinstance(value, Number):
+        kind = "a number" if isinstance(value, Number) else type(value).__name__
+        raise BadRow("unreadable", f"{name} must be text, found {kind}")
+    return require_text(value, name)
+
+
+def _closed(record: Record) -> bool:
+    value = value_of(record, "closed") if "closed" in record else None
+    if value is None:
+        return True
+    words = {"true": True, "false": False}
+    known = words.get(value.lower()) if isinstance(value, str) else value
+    if not isinstance(known, bool):
+        raise BadRow("unreadable", f"closed must be true or false, found {value!r}")
+    return known

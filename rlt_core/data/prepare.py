@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,17 +13,19 @@ from typing import Any
 import numpy as np
 
 from rlt_core.config import DataConfig
-from rlt_core.data.dedup import find_overlaps, require_disjoint
-from rlt_core.data.gradable import check_answers
+from rlt_core.data.dedup import LONG, find_overlaps, near_duplicates, require_disjoint
 from rlt_core.data.rawrow import RawRow, dropped_row, question_id
-from rlt_core.data.shingles import LONG, near_duplicates
 from rlt_core.data.sources import PROGRESS_ROWS, read_source
 from rlt_core.errors import UserError
+from rlt_core.grading import Grader, answer_of
 from rlt_core.progress import Progress
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.rows import write_rows
 
 Row = dict[str, Any]
+log = logging.getLogger(__name__)
+CHECK_BATCH = 500
+SHOWN_CHARS = 60
 PERCENTILES = (5, 50, 95, 100)
 REASONS = ("duplicate", "near_duplicate", "prompt_too_long", "overlap")
 """Why a row is dropped that could be used."""
@@ -57,7 +60,7 @@ def prepare_questions(
     del source
     kept = _fitting(unique, data, renderer, dropped, parts[2])
     del unique
-    ungradable = check_answers(kept, data.source, parts[3])
+    ungradable = _check_answers(kept, data.source, parts[3])
     train, validation, test = _split(kept, data, rows, len(dropped))
     of_test = [_question(row, data, "test") for row in test]
     sets = {"test": [*of_test, *tested], **(evaluated or {})}
@@ -146,8 +149,6 @@ def _fitting(
 ) -> list[RawRow]:
     """Rows whose prompt is not too long, with an answer and their prompt's tokens; the others are
     added to `dropped`. Empties `rows`, so that nothing is in memory twice."""
-    from rlt_core.grading import answer_of
-
     kept: list[RawRow] = []
     total = len(rows)
     rows.reverse()
@@ -166,6 +167,36 @@ def _fitting(
             answer = answer_of(row.solution)
         kept.append(replace(row, answer=answer, prompt_tokens=tokens))
     return kept
+
+
+def _check_answers(rows: list[RawRow], source: str, progress: Progress) -> list[dict[str, Any]]:
+    """Give rows whose right answer is not graded correct against itself the grader `none`, in
+    place, and return them as rows of the table `dropped` with the reason `ungradable`. They stay:
+    training on solutions or explanations needs no grader. Raises Stopped."""
+    listed = []
+    with Grader() as grader:
+        for start in range(0, len(rows), CHECK_BATCH):
+            progress.check()
+            progress.report(start, len(rows), {})
+            batch = [
+                {"answer": row.answer, "grader": row.grader or "math", "metadata": row.metadata}
+                for row in rows[start : start + CHECK_BATCH]
+            ]
+            for place in grader.self_check(batch):
+                row = rows[start + place]
+                rows[start + place] = replace(row, grader="none")
+                detail = (
+                    f"kept, but not graded: the answer {str(row.answer)[:SHOWN_CHARS]!r} is not "
+                    "graded correct against itself; write it as one answer"
+                )
+                listed.append(dropped_row(row.row, "ungradable", detail, row.question))
+    if listed:
+        log.warning(
+            "%s: %d right answers are not graded correct against themselves, so their questions "
+            "are used but not graded (table dropped, reason ungradable); row %d: %s",
+            source, len(listed), listed[0]["row"], listed[0]["detail"],
+        )  # fmt: skip
+    return listed
 
 
 def _drop(train: list[RawRow], overlaps: list[Row], dropped: list[Row]) -> list[RawRow]:

@@ -9,10 +9,13 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from rlt_core.config import RankedSet, TraceOrder
 
+Item = TypeVar("Item")
 Rows = Sequence[Mapping[str, Any]]
 
 VALUES: dict[TraceOrder, tuple[str, int]] = {
@@ -144,3 +147,11 @@ def columns_of_set(ranked_by: RankedSet) -> list[str]:
     """The columns of `scores` that `ranks_of_set` reads."""
     extra = ["think_tokens"] if ranked_by == "token-matched" else []
     return [*columns(order_of(ranked_by)), *extra]
+
+
+def choose(items: Sequence[Item], count: int | None, seed: int) -> list[Item]:
+    """`count` of the items, in their order; all if `count` is empty or not smaller."""
+    if count is None or count >= len(items):
+        return list(items)
+    places = np.random.default_rng(seed).permutation(len(items))[:count]
+    return [items[place] for place in sorted(places)]

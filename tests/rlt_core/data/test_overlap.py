@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlt_core.config import DataConfig
-from rlt_core.data.dedup import COMMON_LEAST, find_overlaps, problem_of
+from rlt_core.data.dedup import COMMON_LEAST, find_overlaps, near_duplicates, problem_of
 from rlt_core.data.generators.arithmetic import base_documents, operands_of
 from rlt_core.data.generators.countdown import (
     EVALUATION_QUESTIONS,
@@ -23,7 +23,6 @@ from rlt_core.data.generators.countdown import (
 )
 from rlt_core.data.prepare import prepare_questions
 from rlt_core.data.rawrow import RawRow, question_id
-from rlt_core.data.shingles import near_duplicates
 from rlt_core.errors import UserError
 from rlt_core.models import tiny_tokenizer
 from rlt_core.progress import Progress

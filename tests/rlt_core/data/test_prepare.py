@@ -15,12 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlt_core.config import DataConfig
-from rlt_core.data.dedup import find_overlaps
+from rlt_core.data.dedup import find_overlaps, near_duplicates
 from rlt_core.data.prepare import prepare_questions
 from rlt_core.data.rawrow import normalised, question_id
-from rlt_core.data.shingles import near_duplicates
 from rlt_core.data.sources import read_source
-from rlt_core.data.subsets import choose
+from rlt_core.data.trace_selection import choose
 from rlt_core.errors import Stopped, UserError
 from rlt_core.models import tiny_tokenizer
 from rlt_core.progress import Progress

@@ -9,8 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlt_core.data.explanations import read_explanations
-from rlt_core.data.scores import import_scores
+from rlt_core.data.imports import import_scores, read_explanations
 from rlt_core.errors import UserError
 from rlt_core.prompts.format import load_format
 from rlt_core.rows import read_rows

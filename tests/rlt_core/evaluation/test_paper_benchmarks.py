@@ -7,7 +7,7 @@ import pytest
 
 from rlt_core.config import EvaluationConfig, PromptPreset, ScratchModel, StageResources
 from rlt_core.evaluation.benchmarks import BENCHMARKS, benchmark_task
-from rlt_core.evaluation.run import Examination
+from rlt_core.evaluation.run import ModelEvaluation
 from rlt_core.models import new_model, save_model, tiny_tokenizer
 from rlt_core.profiles.paper import EVALUATION
 from rlt_core.progress import Progress
@@ -33,12 +33,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluate(model: Path, out: Path, config: EvaluationConfig) -> list[dict[str, Any]]:
     tasks = [benchmark_task(name, prompts=config.prompts) for name in config.tasks]
-    with Examination(
+    with ModelEvaluation(
         model, tasks, config, format=FORMAT, key="0123456789abcdef", seed=0, model_key="m",
         resources=StageResources(tokens_per_batch=65536),
-    ) as examination:  # fmt: skip
+    ) as evaluation:  # fmt: skip
         progress = Progress()
-        examination.run(lambda: examination.complete(examination.requests, progress), out, progress)
+        evaluation.run(lambda: evaluation.complete(evaluation.requests, progress), out, progress)
     return read_rows(out, "eval_samples")
 
 
