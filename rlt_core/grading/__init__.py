@@ -5,7 +5,7 @@ A verifier can hang or die on what a model wrote, so grading runs in a process t
 counts as wrong, and is counted beside the score.
 """
 
-from rlt_core.grading.client import Grader
+from rlt_core.grading.grader import Grader
 from rlt_core.grading.grade import answer_of, extract_answer
 from rlt_core.grading.types import GRADERS, OUTCOMES, UNGRADED, Grade, GradeItem, Outcome
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from rlt_core.grading.normalize import normalized, unwrapped
-from rlt_core.grading.text import MAX_ANSWER_CHARS
+from rlt_core.grading.markers import MAX_ANSWER_CHARS
 from rlt_core.grading.values import MONTH, PROSE, SPOKEN, THOUSANDS, Answer, scalar, words
 
 _MAX_DEPTH = 12

@@ -6,7 +6,7 @@ import json
 import re
 from string import ascii_uppercase
 
-from rlt_core.grading import text as reader
+from rlt_core.grading import markers as reader
 
 _DEFAULT_CHOICES = 4
 _MARKUP = re.compile(r"\\(?:text(?:bf|rm|it)?|mathrm|mathbf|mbox|rm|left|right)(?![A-Za-z])|\\.|"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from rlt_core.grading.text import after_thought, marked_answer
+from rlt_core.grading.markers import after_thought, marked_answer
 
 _MAX_EXPRESSION_CHARS = 300
 _MAX_LINES, _TAIL_CHARS = 200, 1 << 14

@@ -11,7 +11,7 @@ from rlt_core.grading.answers import parse
 from rlt_core.grading.choice import choice_letter
 from rlt_core.grading.compare import same
 from rlt_core.grading.normalize import normalized
-from rlt_core.grading.text import (
+from rlt_core.grading.markers import (
     MAX_ANSWER_CHARS,
     is_bare,
     last_number,

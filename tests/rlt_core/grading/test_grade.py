@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rlt_core.grading import OUTCOMES, GradeItem, answer_of, extract_answer
 from rlt_core.grading.grade import grade
-from rlt_core.grading.text import last_number, marked_answer
+from rlt_core.grading.markers import last_number, marked_answer
 from rlt_core.grading.values import number
 
 
