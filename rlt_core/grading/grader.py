@@ -1,109 +1,85 @@
-"""The side of grading that cannot hang: it owns a worker process and kills it when it must."""
+"""Grading in worker processes: a verifier can hang or die on what a model wrote, and a process can
+be killed. Nothing is graded in this process."""
 
 from __future__ import annotations
 
 import json
 import os
-import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from multiprocessing import Pipe
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rlt_core.grading.types import Grade, GradeItem
+from rlt_core.grading.grade import Grade, GradeItem
 
-_START_TIMEOUT_S = 120.0
-"""For starting Python and importing a grader's library; a busy machine is no hanging item."""
+START_TIMEOUT_S = 120.0
+"""Time to start Python and import a grader's library; a busy machine is not a hanging item."""
+HELD_UP_S = 0.5
+"""After so long at one item, another worker is started for the rest."""
+POLL_S = 0.1
 
 
-class _Failed(Exception):
-    """The worker hung, died or raised on one request."""
+def _nothing() -> None:
+    pass
 
 
 class _Worker:
-    """One `python -m rlt_core.grading.worker`, spoken to one request at a time."""
+    """A `python -m rlt_core.grading.worker`, which gets one request at a time."""
 
     def __init__(self) -> None:
-        self.owner = os.getpid()
-        command = [sys.executable, "-P", "-m", "rlt_core.grading.worker", str(self.owner)]
+        self.connection, theirs = Pipe()
+        fd = theirs.fileno()
         paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        )
-        assert self._process.stdin and self._process.stdout
-        self._stdin, self._stdout = self._process.stdin, self._process.stdout
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._stdout, selectors.EVENT_READ)
-        self._prepared: set[str] = set()
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "rlt_core.grading.worker", str(fd), str(os.getpid())],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            pass_fds=[fd], env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        )  # fmt: skip
+        theirs.close()
+        self.is_new, self.is_busy = True, False
+        self.place = 0
+        """Place of its request among all."""
+        self.begun: float | None = None
+        """When it began to grade; empty while it imports what the grader needs."""
+        self.deadline = 0.0
+
+    def send(self, place: int, request: Any) -> None:
+        self.place, self.is_busy, self.begun = place, True, None
+        self.deadline = time.monotonic() + START_TIMEOUT_S
+        with suppress(OSError):  # it is dead, which `wait` reports
+            self.connection.send_bytes(json.dumps(request).encode())
 
     @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
+    def is_held_up(self) -> bool:
+        return self.begun is not None and time.monotonic() > self.begun + HELD_UP_S
 
-    def prepare(self, grader: str) -> None:
-        """Import what a grader needs, outside any item's time."""
-        if grader in self._prepared:
-            return
-        try:
-            self.ask("prepare", grader, _START_TIMEOUT_S)
-        except _Failed as error:
-            raise RuntimeError(f"the grading worker did not start: {error}") from error
-        self._prepared.add(grader)
-
-    def ask(self, operation: str, value: Any, timeout_s: float) -> Any:
-        """Send one request and wait for its reply. Raises `_Failed`."""
-        try:
-            self._stdin.write(json.dumps([operation, value]).encode() + b"\n")
-            self._stdin.flush()
-            reply = json.loads(self._line(time.monotonic() + timeout_s))
-        except OSError as error:
-            raise _Failed(f"the worker died: {error}") from error
-        if "error" in reply:
-            raise _Failed(reply["error"])
-        return reply["value"]
-
-    def _line(self, deadline: float) -> bytes:
-        chunks: list[bytes] = []
-        while not chunks or not chunks[-1].endswith(b"\n"):
-            if not self._selector.select(max(0.0, deadline - time.monotonic())):
-                raise _Failed("timed out")
-            chunk = os.read(self._stdout.fileno(), 1 << 16)
-            if not chunk:
-                raise _Failed("the worker died")
-            chunks.append(chunk)
-        return b"".join(chunks)
-
-    def close(self) -> None:
-        """Kill the worker (only in the process that started it) and free its pipes."""
-        self._selector.close()
-        if self.owner == os.getpid():
-            self._process.kill()
-            self._process.wait()
-        for pipe in (self._stdin, self._stdout):
-            try:
-                pipe.close()
-            except BrokenPipeError:  # a request that the dead worker never read
-                continue
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.connection.close()
 
 
 class Grader:
-    """Grades in a worker process that lives across calls; use as a context manager or `close`.
+    """Grades in worker processes that live across calls; a context manager.
 
-    An item that takes longer than `timeout_s` costs the worker its life and is `grader_failed`; a
-    new worker goes on with the rest.
+    An item that takes longer than `timeout_s`, or on which the worker dies, is `grader_failed`.
+    There is one worker until an item holds it up, then more, at most `max_workers` (the machine's
+    cores).
     """
 
-    def __init__(self, timeout_s: float = 10.0) -> None:
+    def __init__(self, timeout_s: float = 10.0, max_workers: int | None = None) -> None:
         self._timeout_s = timeout_s
-        self._worker: _Worker | None = None
+        self._max_workers = max_workers or os.cpu_count() or 1
+        self._workers: list[_Worker] = []
+        self._owner = os.getpid()
 
     def __enter__(self) -> Grader:
         return self
@@ -117,49 +93,92 @@ class Grader:
         self.close()
 
     def close(self) -> None:
-        """End the worker. The grader may be used again."""
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None
+        """End the workers. The grader may be used again."""
+        if self._owner == os.getpid():  # a fork leaves its parent's workers alone
+            for worker in self._workers:
+                worker.end()
+        self._owner, self._workers = os.getpid(), []
 
-    def grade_many(self, items: Sequence[GradeItem]) -> list[Grade]:
-        """One grade an item, in order. Raises RuntimeError only if no worker can be started."""
-        return [self._grade(item) for item in items]
+    def grade_many(
+        self, items: Sequence[GradeItem], check: Callable[[], None] = _nothing
+    ) -> list[Grade]:
+        """Return one grade per item, in order. `check` is called between replies and may raise.
+
+        Raises RuntimeError only if no worker can be started.
+        """
+        replies = self._ask([("grade", asdict(item)) for item in items], check)
+        return [Grade("grader_failed") if reply is None else Grade(**reply) for reply in replies]
 
     def self_check(self, questions: Sequence[Mapping[str, Any]]) -> list[int]:
-        r"""Positions of the questions (rows with answer, grader and metadata) whose right answer is
-        not graded correct, as \boxed{…} or as `Answer: …`: nothing can be graded with it.
+        r"""Return the places of the questions (rows with answer, grader and metadata) whose right
+        answer is not graded correct, as \boxed{…} or as `Answer: …`: they cannot be graded.
 
         Questions without a grader, or without an answer where it needs one, are not among them.
         """
-        failing = []
-        for place, row in enumerate(questions):
-            grader = row["grader"]
-            if grader == "none" or (row["answer"] is None and grader != "countdown"):
-                continue
-            item = GradeItem(None, row["answer"], grader, row["metadata"])
-            passed, failed = self._ask(grader, "check", asdict(item))
-            if failed or not passed:
-                failing.append(place)
-        return failing
+        items = {
+            place: GradeItem(None, row["answer"], row["grader"], row["metadata"])
+            for place, row in enumerate(questions)
+            if row["grader"] == "countdown"
+            or (row["grader"] != "none" and row["answer"] is not None)
+        }
+        replies = self._ask([("check", asdict(item)) for item in items.values()])
+        return [place for place, passed in zip(items, replies, strict=True) if not passed]
 
-    def _grade(self, item: GradeItem) -> Grade:
-        value, failed = self._ask(item.grader, "grade", asdict(item))
-        return Grade("grader_failed") if failed else Grade(**value)
-
-    def _ask(self, grader: str, operation: str, value: Any) -> tuple[Any, bool]:
-        """The reply to a request, and whether there was none."""
-        worker = self._ready(grader)
+    def _ask(self, requests: Sequence[Any], check: Callable[[], None] = _nothing) -> list[Any]:
+        """Return the reply to each request, None where the worker hung, died or raised."""
+        if self._owner != os.getpid():
+            self.close()
+        replies: list[Any] = [None] * len(requests)
+        waiting = deque(range(len(requests)))
         try:
-            return worker.ask(operation, value, self._timeout_s), False
-        except _Failed:
+            while True:
+                check()
+                while waiting and (worker := self._free_worker()):
+                    place = waiting.popleft()
+                    worker.send(place, requests[place])
+                busy = {worker.connection: worker for worker in self._workers if worker.is_busy}
+                if not busy:
+                    return replies
+                ready = wait(busy, POLL_S)
+                for connection, worker in busy.items():
+                    if connection in ready:
+                        self._receive(worker, replies, waiting)
+                    elif time.monotonic() > worker.deadline:
+                        self._lose(worker, waiting)
+        except BaseException:
             self.close()
-            return None, True
+            raise
 
-    def _ready(self, grader: str) -> _Worker:
-        worker = self._worker
-        if worker is None or worker.owner != os.getpid() or not worker.alive:
-            self.close()
-            worker = self._worker = _Worker()
-        worker.prepare(grader)
-        return worker
+    def _free_worker(self) -> _Worker | None:
+        """Return an idle worker, a new one if all are held up and it may be started, else None."""
+        free = next((worker for worker in self._workers if not worker.is_busy), None)
+        may_grow = len(self._workers) < self._max_workers
+        if free is None and may_grow and all(worker.is_held_up for worker in self._workers):
+            free = _Worker()
+            self._workers.append(free)
+        return free
+
+    def _receive(self, worker: _Worker, replies: list[Any], waiting: deque[int]) -> None:
+        try:
+            message = json.loads(worker.connection.recv_bytes())
+        except (EOFError, OSError):
+            return self._lose(worker, waiting)
+        if message == "begun":
+            worker.begun = time.monotonic()
+            worker.deadline = worker.begun + self._timeout_s
+        elif worker.begun is None:
+            raise RuntimeError(f"the grading worker did not start: {message['error']}")
+        elif "error" in message:
+            self._lose(worker, waiting)
+        else:
+            replies[worker.place] = message["value"]
+            worker.is_busy, worker.is_new = False, False
+
+    def _lose(self, worker: _Worker, waiting: deque[int]) -> None:
+        """End a worker that hung, died or raised. If it had not begun, its request goes on."""
+        self._workers.remove(worker)
+        worker.end()
+        if worker.begun is None:
+            if worker.is_new:
+                raise RuntimeError("the grading worker did not start")
+            waiting.appendleft(worker.place)

@@ -46,7 +46,7 @@ def countdown_rows(n: int, seed: int) -> list[RawRow]:
             break
         problem = generator[i]
         numbers, target = problem["metadata"]["numbers"], problem["metadata"]["target"]
-        if not solves(problem["answer"], Task(tuple(numbers), target)):
+        if not solves(Task(tuple(numbers), target), problem["answer"]):
             continue
         question = (
             f"Use each of {', '.join(map(str, numbers))} exactly once, with + - * / and brackets, "

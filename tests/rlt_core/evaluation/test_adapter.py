@@ -1,4 +1,4 @@
-"""The contract with lighteval: it asks for completions, has them graded, and aggregates."""
+"""The contract with lighteval: it asks for completions and aggregates them."""
 
 import ast
 import random
@@ -12,16 +12,14 @@ import pytest
 
 import rlt_core
 from rlt_core.config import PromptPreset
-from rlt_core.errors import Stopped, UserError
-from rlt_core.evaluation.adapter import Question, Results, run_tasks
+from rlt_core.errors import UserError
+from rlt_core.evaluation.adapter import Results, Row, run_tasks
 from rlt_core.evaluation.benchmarks import BENCHMARKS, CHOICES_SEED, EvalTask, benchmark_task
 from rlt_core.evaluation.scores import score_rows
 from tests.rlt_core.evaluation.conftest import COMMIT, ROWS
 
-Row = dict[str, Any]
 
-
-def question(question_id: str, answer: str | None = "1") -> Question:
+def question(question_id: str, answer: str | None = "1") -> Row:
     return {
         "question_id": question_id,
         "question": f"What is {question_id}?",
@@ -41,29 +39,22 @@ def rows_of(task: EvalTask, texts: Sequence[str]) -> list[Row]:
     ]
 
 
-def graded(_: Question, texts: Sequence[str]) -> list[Row]:
-    """A completion says what becomes of it."""
-    return [{"outcome": text} for text in texts]
-
-
 def scored(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     return score_rows(rows, (1,), "base")
 
 
-def evaluate(
-    answers: Mapping[EvalTask, list[Row]], out: Path, grade: Any = graded, n: int = 0
-) -> Results:
+def evaluate(answers: Mapping[EvalTask, list[Row]], out: Path, n: int = 0) -> Results:
     tasks = list(answers)
     of_task = {task.name: n or len(rows) // len(task.questions) for task, rows in answers.items()}
-    rows = [row for rows in answers.values() for row in rows]
-    return run_tasks(tasks, of_task.__getitem__, lambda: rows, grade, scored, out)
+    rows = [row | {"outcome": row["completion"]} for rows in answers.values() for row in rows]
+    return run_tasks(tasks, of_task.__getitem__, lambda: rows, scored, out)
 
 
 class Task(EvalTask):
     __hash__ = object.__hash__
 
 
-def test_lighteval_asks_grades_and_aggregates(tmp_path: Path) -> None:
+def test_lighteval_asks_and_aggregates(tmp_path: Path) -> None:
     first, second, third = (
         Task(name, [question(f"q{i}") for i in range(count)])
         for name, count in (("one", 40), ("two", 3), ("three", 2))
@@ -99,15 +90,6 @@ def test_a_question_without_an_answer_is_not_passed_over(tmp_path: Path) -> None
         evaluate({task: rows[:3]}, tmp_path, n=2)
 
 
-def test_grading_can_be_stopped(tmp_path: Path) -> None:
-    def stop(*_: object) -> list[Row]:
-        raise Stopped("stopped on request")
-
-    task = Task("one", [question("a")])
-    with pytest.raises(Stopped):
-        evaluate({task: rows_of(task, ["correct"])}, tmp_path, stop)
-
-
 @pytest.mark.parametrize(
     ("name", "rows", "message"),
     [
@@ -117,7 +99,7 @@ def test_grading_can_be_stopped(tmp_path: Path) -> None:
         ("a", [dict(question("x"), grader="vibes")], "'vibes' is not one of"),
     ],
 )
-def test_a_bad_task_is_refused(name: str, rows: list[Question], message: str) -> None:
+def test_a_bad_task_is_refused(name: str, rows: list[Row], message: str) -> None:
     with pytest.raises(UserError, match=message):
         EvalTask(name, rows)
 

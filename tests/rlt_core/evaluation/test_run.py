@@ -21,8 +21,8 @@ from rlt_core.errors import Stopped, UserError
 from rlt_core.evaluation.benchmarks import EvalTask
 from rlt_core.evaluation.run import ModelEvaluation, given_solution
 from rlt_core.generation import open_engine, sample_seed
+from rlt_core.grading import UNGRADED, GradeItem
 from rlt_core.grading.grade import grade
-from rlt_core.grading.types import UNGRADED, GradeItem
 from rlt_core.models import load_tokenizer, new_model, save_model, tiny_tokenizer
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import load_format
