@@ -24,6 +24,7 @@ from openai.types.chat import ChatCompletion
 from pydantic import BaseModel, ConfigDict
 
 from rlt_core.config.refinement import Endpoint, RefinementConfig
+from rlt_core.data.imports import text_columns
 from rlt_core.errors import UserError
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import PromptFormat
@@ -202,19 +203,8 @@ class Refinement:
 
     def _refined(self, trace: Row, text: str) -> Row:
         question = self.questions[trace["question_id"]]
-        target = self.renderer.teacher_sft_row(question["question"], question["solution"], text)
-        prompt = len(self.renderer.teacher_prompt(question["question"], question["solution"]))
-        completion_ids = target.input_ids[prompt:]
-        return trace | {
-            "teacher": self.config.name,
-            "text": text,
-            "token_ids": self.renderer.encode_block(text),
-            "completion_ids": completion_ids,
-            "closed": True,
-            "finish_reason": "stop",
-            "prompt_tokens": prompt,
-            "completion_tokens": len(completion_ids),
-        }
+        columns = text_columns(question, text, self.renderer)
+        return trace | {"teacher": self.config.name, **columns}
 
 
 def usage(answers: Iterable[Answer], endpoint: Endpoint) -> dict[str, float]:

@@ -27,26 +27,26 @@ Hashes = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int64]
 
 SHORT, LONG = 8, 13
-"""Lengths of the n-grams, in words: those of s1 (arXiv 2501.19393) and of GPT-3 (2005.14165)."""
+"""Lengths of the n-grams in words, as in s1 (arXiv 2501.19393) and GPT-3 (2005.14165)."""
 TOKEN = re.compile(r'\w+|[^\w\s.,;:?"$\\]')
 BLOCK = 1000
-"""Questions whose words are in memory at a time."""
+"""Number of questions whose words are in memory at once."""
 COUNTERS = 64
-"""Counters per question, 2 bytes each: most shingles of usual questions have one alone."""
+"""Counters per question, 2 bytes each: most shingles of usual questions have their own."""
 FACTORS = np.array([pow(0x9E3779B97F4A7C15, i, 1 << 64) for i in range(LONG)], np.uint64)
 SILENT = Progress()
 
 
 def tokens_of(question: str) -> Words:
-    """Words and signs in normal form; punctuation is left out, what calculates is not."""
+    """Return words and signs in normal form, without punctuation but with operators."""
     return tuple(TOKEN.findall(normalised(question)))
 
 
 def ngram_hashes(texts: Sequence[Sequence[str]], n: int) -> tuple[Hashes, Places]:
-    """Hashes of all n-grams and the place of the text that each is in, in order.
+    """Return the hashes of all n-grams and the index of each one's text, in order.
 
-    A hash is a polynomial in the hashes of its words, the same within one process. Among the 3e7
-    n-grams of a million questions two that differ have one hash with a probability of 2e-5.
+    A hash is a polynomial in the hashes of its words, the same within one process. The probability
+    that two of the 3e7 n-grams of a million questions collide is 2e-5.
     """
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     words = np.fromiter((hash(word) for text in texts for word in text), np.int64, lengths.sum())
@@ -62,13 +62,13 @@ def ngram_hashes(texts: Sequence[Sequence[str]], n: int) -> tuple[Hashes, Places
 def near_duplicates(
     rows: Sequence[RawRow], threshold: float, progress: Progress = SILENT
 ) -> dict[int, tuple[RawRow, float]]:
-    """Place of a row -> the earlier kept row that it resembles, and how much.
+    """Map the index of a near-duplicate to the earlier kept row and their similarity.
 
-    Resemblance is the Jaccard index of the sets of 8-token shingles, exact; a question of fewer
+    Similarity is the exact Jaccard index of the sets of 8-token shingles; a question with fewer
     tokens is one shingle. Generated problems differ by construction and are not compared. Two sets
-    of index >= t share one of the rarest |A| - ceil(t |A|) + 1 shingles of each (prefix filter:
-    Chaudhuri et al., ICDE 2006), so that common wording costs nothing. Any order serves; a fixed
-    number of counters, which shingles share, tells which are rare.
+    with an index >= t share one of the rarest |A| - ceil(t |A|) + 1 shingles of each (prefix
+    filter: Chaudhuri et al., ICDE 2006), so that common wording costs nothing. Any order of
+    shingles is valid; counters, which several shingles may share, estimate how rare they are.
     """
     counters = np.zeros(COUNTERS * len(rows) + 1, np.uint16)
     sizes = np.zeros(len(rows), np.int64)
@@ -100,7 +100,7 @@ def _alike(
     owners: Places,
     progress: Progress,
 ) -> dict[int, tuple[RawRow, float]]:
-    """Of rows that share a rare shingle (its number in `groups`), those that are alike."""
+    """Compare rows that share a rare shingle; `groups` has its number, `owners` the row."""
 
     @lru_cache(maxsize=BLOCK)
     def shingles(place: int) -> frozenset[int]:
@@ -137,7 +137,7 @@ def _blocks(rows: Sequence[RawRow], progress: Progress) -> Iterator[tuple[int, H
 
 
 def _shingles(rows: Sequence[RawRow]) -> tuple[Hashes, Places]:
-    """Different shingles of each row, and the row's place, in order of the rows."""
+    """Return the distinct shingles of each row and the row's index, in order of the rows."""
     # Generated rows have a grader.
     tokens = [() if row.grader else tokens_of(row.question) for row in rows]
     hashes, owner = ngram_hashes(tokens, SHORT)
@@ -153,12 +153,12 @@ def _shingles(rows: Sequence[RawRow]) -> tuple[Hashes, Places]:
 
 # ---------------------------------------------------------------- evaluation sets
 COMMON_SHARE, COMMON_LEAST = 0.01, 10
-"""An n-gram in more than this share of the training questions, and in more than so many, is their
-wording ("find the sum of all positive integers"), not a sign of a copied question."""
+"""An n-gram in more than this fraction of the training questions, and in more than this number, is
+common wording ("find the sum of all positive integers"), not a sign of a copied question."""
 
 
 def problem_of(grader: str | None, question: str, metadata: str | None) -> str | None:
-    """What makes a generated problem the same, whatever its order; empty for a written question."""
+    """Return a generated problem without the order of its numbers; None for a written question."""
     if grader == "arithmetic":
         return "+".join(map(str, operands_of(question)))
     if grader == "countdown":
@@ -172,10 +172,10 @@ def _problem(row: Row) -> str | None:
 
 
 def require_disjoint(questions: Iterable[Row], evaluated: Mapping[str, Sequence[Row]]) -> int:
-    """The number of different generated problems, after a check that none is in two splits and
-    that no training problem is in an evaluation set, whatever the order of its numbers.
+    """Return the number of different generated problems.
 
-    Raises RuntimeError naming the problem.
+    Raises RuntimeError naming the problem if one is in two splits, or if a training problem is in
+    an evaluation set, whatever the order of its numbers.
     """
     split_of: dict[str, str] = {}
     for question in questions:
@@ -196,12 +196,12 @@ def require_disjoint(questions: Iterable[Row], evaluated: Mapping[str, Sequence[
 def find_overlaps(
     training: Sequence[RawRow], evaluated: Mapping[str, Sequence[Row]], progress: Progress = SILENT
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the table `eval_overlaps`: a training question and a question of an evaluation set
-    that share 13 words in a row, or else 8.
+    """Yield rows of the table `eval_overlaps`: a training question and a question of an evaluation
+    set that share 13 consecutive words, or else 8.
 
-    A question of fewer words is compared as a whole, a generated problem by what it asks for; `n`
-    is empty for both. Words that all questions of a set begin or end with (a benchmark's prompt)
-    are not part of its questions. `evaluated`: questions by task.
+    A question with fewer words is compared as a whole, a generated problem by `problem_of`; then
+    `n` is empty. Words with which all questions of a set begin or end (a benchmark's prompt) do not
+    count. `evaluated`: questions by task.
     """
     around = {task: _prompt_around(questions) for task, questions in evaluated.items()}
 
@@ -229,7 +229,7 @@ def find_overlaps(
 
 
 def _prompt_around(questions: Sequence[Row]) -> tuple[int, int]:
-    """How many first and last words all questions have in common."""
+    """Return how many first and last words all questions have in common."""
     if len(questions) < 2:
         return 0, 0
     start = _shared_start(tokens_of(row["question"]) for row in questions)
@@ -250,7 +250,7 @@ def _words(tokens: Sequence[str]) -> list[str]:
 
 
 class _Index:
-    """Places of training questions, by what they share with the questions of evaluation sets."""
+    """Training questions by what they share with evaluation sets: problems, n-grams, short ones."""
 
     def __init__(self, asked: Iterable[tuple[Row, Words]], count: int) -> None:
         self._problems: dict[str, list[int]] = {}
@@ -269,7 +269,7 @@ class _Index:
         self._ngrams = {n: _Shared(n, np.concatenate(known[n]), common) for n in known}
 
     def add(self, start: int, rows: Sequence[RawRow]) -> None:
-        """Take in the training questions from place `start` on."""
+        """Add training questions, the first of which has the index `start`."""
         texts: list[list[str]] = []
         for place, row in enumerate(rows, start):
             problem = problem_of(row.grader, row.question, row.metadata)
@@ -284,7 +284,7 @@ class _Index:
             ngrams.add(start, texts)
 
     def matches(self, question: Row, tokens: Words) -> dict[int, tuple[int | None, str]]:
-        """Place of a training question -> (n, what is shared), the longest n of each."""
+        """Map the index of a training question to (n, shared words), with the longest n."""
         problem = _problem(question)
         if problem is not None:
             return dict.fromkeys(self._problems[problem], (None, problem))
@@ -300,7 +300,7 @@ class _Index:
 
 
 class _Shared:
-    """Training questions that have an n-gram of an evaluation set, unless more than `common` do."""
+    """Training questions by their n-grams of evaluation sets, if at most `common` have it."""
 
     def __init__(self, n: int, hashes: Hashes, common: float) -> None:
         self._n, self._common = n, common
@@ -323,7 +323,7 @@ class _Shared:
             self._places[spot].append(start + place)
 
     def places_of(self, words: Sequence[str]) -> Iterator[tuple[int, list[int]]]:
-        """(where it starts, places of training questions) of each n-gram that is shared."""
+        """Yield start and training questions of each shared n-gram."""
         hashes, _ = ngram_hashes([words], self._n)
         for start, spot in enumerate(np.searchsorted(self._known, hashes).tolist()):
             if spot in self._places and self._counts[spot] <= self._common:

@@ -10,7 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlt_core.data.rawrow import RawRow, dropped_row, question_id, require_text, require_written
+from rlt_core.data.rawrow import (
+    RawRow,
+    dropped_row,
+    question_id,
+    question_row,
+    require_text,
+    require_written,
+)
 from rlt_core.data.row_files import BadRow, Number, Record, read_all, value_of
 from rlt_core.data.sources import PROGRESS_ROWS, read_trace_file, require_few
 from rlt_core.errors import UserError
@@ -31,11 +38,12 @@ Row = dict[str, Any]
 def import_traces(
     path: Path, name: str, renderer: Renderer, out: Path, max_dropped: float, progress: Progress
 ) -> dict[str, float]:
-    """Write a trace file as the tables `traces`, `questions` (all in the split `train`) and
-    `dropped`: rows that cannot be used, or that give a question another solution than its first.
+    """Convert a trace file to the tables `traces`, `questions` (all in the split `train`) and
+    `dropped` (unusable rows, and rows whose question has another solution in an earlier row).
 
-    The traces count as written by `name`, closed, with the ids of the renderer's tokenizer. Raises
-    UserError naming file, row, field and fix if more rows are dropped than `max_dropped` allows.
+    `name` is the teacher of the traces, which are closed and have the ids of the renderer's
+    tokenizer. Raises UserError naming file, row, field and fix if more rows are dropped than
+    `max_dropped` allows.
     """
     source = read_trace_file(path, renderer.format, max_dropped, progress.part(0, 2))
     if source.found:
@@ -50,7 +58,7 @@ def import_traces(
         detail = f"rows {one.row} and {row.row} give one question two solutions; keep one"
         dropped.append(dropped_row(row.row, "duplicate", detail, row.question))
     require_few(str(path), dropped, len(kept) + len(dropped), max_dropped)
-    questions = {key: _question(row, key, name, renderer) for key, row in first.items()}
+    questions = {key: _question(row, name, renderer) for key, row in first.items()}
     write_rows(out / "questions.parquet", "questions", questions.values())
     write_rows(
         out / "traces.parquet",
@@ -82,8 +90,8 @@ def _traces(
 def own_traces(
     questions: Iterable[Row], name: str, renderer: Renderer, out: Path
 ) -> dict[str, float]:
-    """Write the training questions that have a trace, as they are, and their traces as the tables
-    `questions` and `traces`; `dropped` is empty. Raises UserError if no question has one."""
+    """Write the training questions that have a trace to the table `questions`, and the traces to
+    `traces`; `dropped` is empty. Raises UserError if no question has a trace."""
     kept = [row for row in questions if row["split"] == "train" and row["trace"]]
     if not kept:
         raise UserError(
@@ -97,34 +105,31 @@ def own_traces(
     return {"questions": len(kept), "traces": len(kept), "dropped": 0}
 
 
-def _question(row: RawRow, key: str, name: str, renderer: Renderer) -> Row:
+def _question(row: RawRow, name: str, renderer: Renderer) -> Row:
     answer = row.answer or answer_of(row.solution)
-    return {
-        "question_id": key,
-        "split": "train",
-        "question": row.question,
-        "solution": row.solution,
-        "answer": answer,
-        "trace": row.trace,
-        "grader": "none" if answer is None else "math",
-        "metadata": row.metadata,
-        "source": name,
-        "system": None,
-        "licence": row.licence,
-        "prompt_tokens": len(renderer.teacher_prompt(row.question, row.solution)),
-    }
+    tokens = len(renderer.teacher_prompt(row.question, row.solution))
+    return question_row(
+        replace(row, answer=answer, system=None, prompt_tokens=tokens), "train", name
+    )
 
 
 def _trace(question: Row, text: str, sample: int, name: str, renderer: Renderer) -> Row:
-    target = renderer.teacher_sft_row(question["question"], question["solution"], text)
-    prompt_tokens = len(renderer.teacher_prompt(question["question"], question["solution"]))
-    completion_ids = target.input_ids[prompt_tokens:]
     return {
         "trace_id": f"{question['question_id']}-{sample}",
         "question_id": question["question_id"],
         "seed": 0,
         "teacher": name,
         "sample": sample,
+        **text_columns(question, text, renderer),
+    }
+
+
+def text_columns(question: Row, text: str, renderer: Renderer) -> Row:
+    """Return the columns of `traces` that hold a text, as if a teacher had completed it."""
+    target = renderer.teacher_sft_row(question["question"], question["solution"], text)
+    prompt_tokens = len(renderer.teacher_prompt(question["question"], question["solution"]))
+    completion_ids = target.input_ids[prompt_tokens:]
+    return {
         "text": text,
         "token_ids": renderer.encode_block(text),
         "completion_ids": completion_ids,
@@ -137,9 +142,9 @@ def _trace(question: Row, text: str, sample: int, name: str, renderer: Renderer)
 
 # ---------------------------------------------------------------- scores
 def import_scores(path: Path, name: str, out: Path) -> dict[str, float]:
-    """Write a score file as the table `scores`, ranked within each question.
+    """Convert a score file to the table `scores`, ranked within each question.
 
-    `name` stands for teacher and student; what the file does not have is empty. Raises UserError
+    `name` is both teacher and student; columns missing in the file are empty. Raises UserError
     naming file, row, field and fix.
     """
     groups: dict[str, list[Row]] = defaultdict(list)
@@ -194,24 +199,24 @@ REQUIRED = ("question", "solution", "explanation")
 
 @dataclass(frozen=True)
 class Explanation:
-    """One row of the file."""
+    """One row of a file of explanations."""
 
     question_id: str
     sample: int
-    """Number among the explanations of its question, in order of the file."""
+    """Index among the explanations of its question, in the file's order."""
     question: str
     solution: str
     text: str
-    """Empty if the teacher wrote none."""
+    """The explanation; it may be empty."""
     closed: bool
-    """Whether the teacher wrote the closing tag."""
+    """Whether the explanation was closed with a tag."""
 
 
 def read_explanations(path: Path, format: PromptFormat) -> list[Explanation]:
-    """Every row, in order. `closed` is true where the file does not say.
+    """Return every row, in order. `closed` is true by default.
 
-    Raises UserError naming file, row, field and fix: none is left out, as row i of the scores is
-    row i of the file.
+    Raises UserError naming file, row, field and fix for the first bad row: row i of the scores must
+    be row i of the file.
     """
     samples: Counter[str] = Counter()
     found = []
@@ -225,14 +230,14 @@ def _explanation(number: int, record: Record, format: PromptFormat) -> Explanati
     question, solution, text = (_text(record, name) for name in REQUIRED)
     require_written(RawRow(number, question, solution), format)
     for tag in (format.explanation_open, format.explanation_close):
-        # It may contain any tag but those around it.
+        # It may contain any other tag.
         if tag in text:
             raise BadRow(
                 "tags",
-                f"the explanation contains {tag}; give the text between the tags alone, and say in "
-                "`closed` whether the closing one was written",
+                f"the explanation contains {tag}; give only the text between the tags, and set "
+                "`closed` to whether the closing one was written",
             )
-    # Rewards are ranked among explanations of one question with one solution.
+    # Rewards are ranked among explanations of the same question with the same solution.
     key = question_id(f"{question}\n{solution}")
     return Explanation(key, 0, question, solution, text, _closed(record))
 

@@ -154,7 +154,7 @@ def test_settings_that_exclude_each_other(tmp_path: Path) -> None:
         read(path, conversations=True, split_at="####")
     with pytest.raises(UserError, match=r"data\.fields\.trace=null"):
         read(path, fields=FieldMapping(trace="trace"), split_at="####")
-    with pytest.raises(UserError, match=r"say how many in data\.n_train"):
+    with pytest.raises(UserError, match=r"set the number of questions in data\.n_train"):
         read_source(DataConfig(source="arithmetic"))
 
 
