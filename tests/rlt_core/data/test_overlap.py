@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from rlt_core.config import DataConfig
 from rlt_core.data.dedup import COMMON_LEAST, find_overlaps, near_duplicates, problem_of
-from rlt_core.data.generators.arithmetic import base_documents, operands_of
 from rlt_core.data.generators.countdown import (
     EVALUATION_QUESTIONS,
     EVALUATION_SEED,
@@ -234,22 +233,3 @@ def test_countdown_for_training_has_nothing_of_the_evaluation_set(tmp_path: Path
 
     train = [row for row in read_rows(tmp_path, "questions") if row["split"] == "train"]
     assert len(problems(train)) == 40 and not problems(train) & problems(tested)
-
-
-# ---------------------------------------------------------------- the base model of `tiny`
-def test_the_base_model_never_sees_a_held_out_problem_in_any_order(tmp_path: Path) -> None:
-    data = DataConfig(source="arithmetic", n_train=1200, n_validation=96, n_test=200)
-    prepare_questions(data, PROMPTER, tmp_path, Progress())
-    rows = read_rows(tmp_path, "questions")
-    held_out = [row["question"] for row in rows if row["split"] != "train"]
-    problems = {operands_of(question) for question in held_out}
-    assert len(problems) == 296
-
-    def seen(without: list[str]) -> set[tuple[int, ...]]:
-        documents = base_documents(12_000, 0, PROMPTER, without)
-        texts = [PROMPTER.tokenizer.decode(document.input_ids) for document in documents]
-        questions = [text.partition("user\n")[2].partition("<")[0] for text in texts]
-        return {operands_of(question) for question in questions if question.count("+") == 2}
-
-    assert seen([]) & problems, "chance alone brings some, so the next line can fail"
-    assert not seen(held_out) & problems
