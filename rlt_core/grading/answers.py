@@ -114,28 +114,25 @@ def _several(text: str, depth: int) -> Answer | None:
     ):
         return None
     items, joined = _items(text, bracketed=False)
-    stated = [item for item in items if not _CONDITION.fullmatch(item)]
-    if 0 < len(stated) < len(items):
-        items = stated
-        if len(items) == 1:
-            return _parse(items[0], depth + 1)
+    items = [item for item in items if not _CONDITION.fullmatch(item)] or items
     if len(items) < 2:
-        return None if items == [text] or not items else _parse(items[0], depth + 1)
+        return _parse(items[0], depth + 1) if items and items != [text] else None
     answers = [_parse(item, depth + 1) for item in items]
     named = [answer.kind == "assignment" for answer in answers]
-    first = answers[0]
-    if named[0] and not any(named[1:]) and first.parts[1].kind != "region":
-        value = _collected([first.parts[1], *answers[1:]], text)
-        return Answer("assignment", text, (first.parts[0], value))
-    if all(named) and len({answer.parts[0] for answer in answers}) == 1:
-        values = [answer.parts[1] for answer in answers]
-        regions = [value.parts for value in values if value.kind == "region"]
-        if len(regions) == len(values):
-            value = _joined_regions(regions, text, "and" in joined)
-        else:
-            value = _collected(values, text)
-        return Answer("assignment", text, (first.parts[0], value))
-    return _collected(answers, text)
+    if not named[0]:
+        return _collected(answers, text)
+    name, value = answers[0].parts
+    if not any(named[1:]) and value.kind != "region":  # x = 1, 2
+        return Answer("assignment", text, (name, _collected([value, *answers[1:]], text)))
+    if not all(named) or any(answer.parts[0] != name for answer in answers):
+        return _collected(answers, text)
+    values = [answer.parts[1] for answer in answers]  # x = 1, x = 2
+    if all(value.kind == "region" for value in values):
+        regions = [value.parts for value in values]
+        value = _joined_regions(regions, text, "and" in joined)
+    else:
+        value = _collected(values, text)
+    return Answer("assignment", text, (name, value))
 
 
 def _collected(answers: list[Answer], text: str) -> Answer:
