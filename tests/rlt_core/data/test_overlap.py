@@ -30,7 +30,7 @@ from rlt_core.prompts.renderer import Renderer
 from rlt_core.rows import read_rows
 
 FORMAT = load_format("tiny")
-PROMPTER = Renderer(FORMAT, tiny_tokenizer(FORMAT))
+RENDERER = Renderer(FORMAT, tiny_tokenizer(FORMAT))
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -160,7 +160,7 @@ def prepare(
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     data = DataConfig(**{"source": str(path), "n_validation": 0, "n_test": 0} | config)
-    return prepare_questions(data, PROMPTER, tmp_path / "out", Progress(), evaluated)
+    return prepare_questions(data, RENDERER, tmp_path / "out", Progress(), evaluated)
 
 
 def written(n: int) -> list[dict[str, str]]:
@@ -215,7 +215,7 @@ def test_too_few_questions_without_overlap_are_refused(tmp_path: Path) -> None:
 
 def test_lengths_are_in_tokens(tmp_path: Path) -> None:
     metrics = prepare(tmp_path, written(9))
-    lengths = sorted(len(PROMPTER.encode(prose(i, 20))) for i in range(9))
+    lengths = sorted(len(RENDERER.encode(prose(i, 20))) for i in range(9))
     assert metrics["question_tokens_p50"] == lengths[4]
     assert metrics["question_tokens_p100"] == lengths[-1]
     assert metrics["solution_tokens_p100"] == 1 and "trace_tokens_p50" not in metrics
@@ -225,7 +225,7 @@ def test_countdown_for_training_has_nothing_of_the_evaluation_set(tmp_path: Path
     tested = countdown_questions(EVALUATION_QUESTIONS, EVALUATION_SEED)
     data = DataConfig(source="countdown", n_train=40, n_validation=0, n_test=5)
     leaked = DataConfig(**{**data.model_dump(), "seed": EVALUATION_SEED})
-    metrics = prepare_questions(leaked, PROMPTER, tmp_path, Progress(), {"countdown": tested})
+    metrics = prepare_questions(leaked, RENDERER, tmp_path, Progress(), {"countdown": tested})
     assert metrics["train"] == 40 and metrics["overlapping"] > 40
 
     def problems(rows: list[dict[str, Any]]) -> set[str | None]:
