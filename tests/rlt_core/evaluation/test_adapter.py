@@ -1,22 +1,19 @@
 """The contract with lighteval: it asks for completions and aggregates them."""
 
 import ast
-import random
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 import rlt_core
-from rlt_core.config import PromptPreset
 from rlt_core.errors import UserError
 from rlt_core.evaluation.adapter import Results, Row, run_tasks
-from rlt_core.evaluation.benchmarks import BENCHMARKS, CHOICES_SEED, EvalTask, benchmark_task
+from rlt_core.evaluation.benchmarks import EvalTask
 from rlt_core.evaluation.scores import score_rows
-from tests.rlt_core.evaluation.conftest import COMMIT, ROWS
 
 
 def question(question_id: str, answer: str | None = "1") -> Row:
@@ -104,76 +101,6 @@ def test_a_bad_task_is_refused(name: str, rows: list[Row], message: str) -> None
         EvalTask(name, rows)
 
 
-# ---------------------------------------------------------------- benchmarks of the hub
-@pytest.mark.usefixtures("hub")
-def test_the_preset_lighteval_asks_as_lighteval_does() -> None:
-    from lighteval.tasks.tasks import aime, gpqa, math_500
-
-    theirs = {
-        "aime24": aime.aime24, "math_500": math_500.math_500,
-        "gpqa_diamond": gpqa.gpqa_diamond_instruct,
-    }  # fmt: skip
-    assert theirs.keys() == BENCHMARKS.keys()
-    for name, config in theirs.items():
-        benchmark = BENCHMARKS[name]
-        known = (config.hf_repo, config.hf_subset, config.evaluation_splits)
-        assert known == (benchmark.repo, benchmark.subset, (benchmark.split,))
-        random.seed(CHOICES_SEED)
-        docs = [config.prompt_function(row, name) for row in ROWS[name]]
-        questions = benchmark_task(name, prompts="lighteval").questions
-        assert [row["question"] for row in questions] == [doc.query for doc in docs]
-        if name != "math_500":  # whose gold is a whole solution there
-            assert [[row["answer"]] for row in questions] == [doc.get_golds() for doc in docs]
-
-
-@pytest.mark.usefixtures("hub")
-def test_the_preset_skythought_boxes_the_answer() -> None:
-    boxed = "Return your final response within \\boxed{}"
-    for name in ("aime24", "math_500"):
-        asked = [row["question"] for row in benchmark_task(name, prompts="skythought").questions]
-        assert asked == [f"{boxed}. {row['problem']}" for row in ROWS[name]]
-    first = benchmark_task("gpqa_diamond", prompts="skythought").questions[0]
-    letters = ["A", "B", "C", "D"]
-    wrong = iter(("w1", "w2", "w3"))
-    choices = [f"{x}) {'right' if x == first['answer'] else next(wrong)}" for x in letters]
-    assert first["question"] == (
-        f"{boxed} and only include the letter choice (A, B, C, or D) as your final response. "
-        f"Which, 0?\n{', '.join(choices)}"
-    )
-
-
-@pytest.mark.usefixtures("hub")
-def test_the_gold_of_a_math_benchmark_is_its_answer_column() -> None:
-    for prompts in get_args(PromptPreset):
-        assert [row["answer"] for row in benchmark_task("aime24", prompts=prompts).questions] == [
-            "42", "1",
-        ]  # fmt: skip
-        [half] = benchmark_task("math_500", max_questions=5, prompts=prompts).questions
-        assert (half["answer"], half["grader"]) == ("\\frac{1}{2}", "math")
-    assert len(benchmark_task("aime24", max_questions=1, revision=COMMIT).questions) == 1
-
-
-@pytest.mark.usefixtures("hub")
-@pytest.mark.parametrize("prompts", get_args(PromptPreset))
-def test_gpqas_choices_are_shuffled_once_and_for_all(prompts: PromptPreset) -> None:
-    first, second = (benchmark_task("gpqa_diamond", prompts=prompts) for _ in range(2))
-    assert first == second
-    assert {row["answer"] for row in first.questions} == set("ABCD")
-    for row in first.questions:
-        assert f"{row['answer']}) right" in row["question"]
-
-
-def test_a_benchmark_that_was_not_fetched_names_the_fix(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    for name in BENCHMARKS:
-        with pytest.raises(UserError, match=f"{name}.*rlt fetch"):
-            benchmark_task(name)
-    with pytest.raises(UserError, match="gsm9k"):
-        benchmark_task("gsm9k")
-
-
 # ---------------------------------------------------------------- the import
 def test_importing_lighteval_leaves_gradients_as_they_were() -> None:
     import torch
@@ -182,15 +109,6 @@ def test_importing_lighteval_leaves_gradients_as_they_were() -> None:
     code = (
         "import torch; torch.set_grad_enabled(False); import rlt_core.evaluation.adapter; "
         "assert not torch.is_grad_enabled()"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_benchmarks_are_read_without_lighteval(hub: Path) -> None:
-    code = (
-        "import sys; from rlt_core.evaluation.benchmarks import benchmark_task; "
-        "benchmark_task('gpqa_diamond'); assert 'lighteval' not in sys.modules; "
-        "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
