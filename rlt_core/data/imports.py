@@ -1,4 +1,4 @@
-"""What others made, read from a user's file: traces, scores, and explanations to be scored."""
+"""Import from a user's file: traces, scores, and explanations to be scored."""
 
 from __future__ import annotations
 

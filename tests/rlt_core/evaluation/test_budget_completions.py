@@ -197,17 +197,6 @@ def test_progress_counts_what_is_finished() -> None:
     assert seen == sorted(seen) and seen[0] == (0, 15) and 0 < seen[-1][0] < 15
 
 
-@pytest.mark.parametrize("max_tokens", [1, 10, 22, 23, 24, 40])
-def test_max_tokens_bounds_the_whole_completion(max_tokens: int) -> None:
-    budget = BudgetForcing(max_thinking_tokens=20, continuations=9)
-    for reply in (slow_thinker, quick_thinker):
-        engine = ScriptedEngine(CHARACTERS, named(CHARACTERS, reply))
-        for group in complete(engine, budget, requests(CHARACTERS), max_tokens):
-            for one in group:
-                assert len(one.ids) <= max_tokens
-                assert one.finish_reason == "stop" or len(one.ids) == max_tokens
-
-
 @pytest.mark.parametrize("room", [0, 1, 10, 21, 22, 23, 24, 26, 40])
 def test_the_context_bounds_the_whole_completion_with_what_is_forced(room: int) -> None:
     """An engine refuses a prompt that fills it."""
