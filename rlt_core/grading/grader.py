@@ -25,6 +25,8 @@ START_TIMEOUT_S = 120.0
 HELD_UP_S = 0.5
 """After so long at one item, another worker is started for the rest."""
 POLL_S = 0.1
+MAX_WORKERS = 8
+"""A worker takes about 200 MB."""
 
 
 def _nothing() -> None:
@@ -71,13 +73,13 @@ class Grader:
     """Grades in worker processes that live across calls; a context manager.
 
     An item that takes longer than `timeout_s`, or on which the worker dies, is `grader_failed`.
-    There is one worker until an item holds it up, then more, at most `max_workers` (the machine's
-    cores).
+    There is one worker until an item holds it up, then more, at most `max_workers` (by default the
+    machine's cores, but no more than MAX_WORKERS).
     """
 
     def __init__(self, timeout_s: float = 10.0, max_workers: int | None = None) -> None:
         self._timeout_s = timeout_s
-        self._max_workers = max_workers or os.cpu_count() or 1
+        self._max_workers = max_workers or min(os.cpu_count() or 1, MAX_WORKERS)
         self._workers: list[_Worker] = []
         self._owner = os.getpid()
 
