@@ -18,7 +18,7 @@ from typing import Any
 from rlt_core.config import PromptPreset
 from rlt_core.errors import UserError
 from rlt_core.grading import GRADERS
-from rlt_core.hf_hub import cache_folder, snapshot
+from rlt_core.hf_hub import UNPINNED, pinned, snapshot
 
 
 @dataclass(frozen=True)
@@ -190,20 +190,14 @@ def _rows(benchmark: Benchmark, folder: Path) -> list[dict[str, Any]]:
 
 
 def _folder(name: str, benchmark: Benchmark, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        if revision:
-            return snapshot(benchmark.repo, revision, "dataset", ["*"])
-        found = snapshot_download(
-            benchmark.repo, repo_type="dataset", cache_dir=cache_folder(), local_files_only=True
-        )
-        return Path(found)
-    except (LocalEntryNotFoundError, UserError) as error:
-        terms = " (gated: accept its terms on the hub and set HF_TOKEN)" if benchmark.gated else ""
-        why = f"; {error}" if revision else ""
-        raise UserError(
-            f"task {name}: data set {benchmark.repo} is not on this machine{terms}; "
-            f"run `rlt fetch` with this profile once, with network{why}"
-        ) from None
+    commit, why = pinned(benchmark.repo, revision, "dataset"), ""
+    if commit != UNPINNED:
+        try:
+            return snapshot(benchmark.repo, commit, "dataset", ["*"])
+        except UserError as error:
+            why = f"; {error}"
+    terms = " (gated: accept its terms on the hub and set HF_TOKEN)" if benchmark.gated else ""
+    raise UserError(
+        f"task {name}: data set {benchmark.repo} is not on this machine{terms}; run `rlt fetch` "
+        f"with this profile once, with network{why}"
+    )
