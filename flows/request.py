@@ -18,7 +18,7 @@ from rlt_core.estimate import (
 )
 from rlt_core.experiments import targets
 from rlt_core.graph import Node, Planned, plan
-from rlt_core.hub import UNPINNED
+from rlt_core.hf_hub import UNPINNED
 from rlt_core.overrides import load_config
 from rlt_core.store import Store
 

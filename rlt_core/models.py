@@ -37,10 +37,9 @@ from rlt_core.config import (
 )
 from rlt_core.environment import disk_space
 from rlt_core.errors import UserError
-from rlt_core.model_sources import MODEL_FILES, check_weights, model_files, package_gguf
+from rlt_core.hf_hub import MODEL_FILES, check_weights, model_files, package_gguf, snapshot
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.scoring.trial import check_rows, takes_system, try_model, try_tokenizer
-from rlt_core.snapshots import snapshot
 
 PAD, TURN_START, TURN_END = "<pad>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -1,4 +1,4 @@
-"""Rows in and out of an artifact's Parquet tables (columns: `rlt_core.sql.schemas`)."""
+"""Read and write an artifact's Parquet tables (columns: `rlt_core.sql.schemas`)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ ROWS_AT_A_TIME = 2000
 
 
 def write_rows(path: Path, table: str, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write rows of a declared table to one zstd Parquet file; returns their number. Few of them
-    are in memory at a time.
+    """Write rows of a declared table to a zstd Parquet file, a few at a time; return their number.
 
-    Raises ValueError for a column that the table does not have or a row that lacks one.
+    Raises ValueError for an unknown or missing column.
     """
     schema, left, count = TABLES[table], iter(rows), 0
     names = set(schema.names)
@@ -29,8 +28,7 @@ def write_rows(path: Path, table: str, rows: Iterable[Mapping[str, Any]]) -> int
         while part := list(islice(left, ROWS_AT_A_TIME)):
             for row in part:
                 if set(row) != names:
-                    odd = sorted(set(row) ^ names)
-                    columns = ", ".join(odd)
+                    columns = ", ".join(sorted(set(row) ^ names))
                     raise ValueError(f"row of {table}: columns missing or unknown: {columns}")
             writer.write_table(pa.Table.from_pylist(part, schema=schema))
             count += len(part)
@@ -45,8 +43,9 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def _options(schema: pa.Schema) -> dict[str, Any]:
-    """Log-probs hardly repeat, but their upper bytes do: split by byte, lists of floats take 3.1
-    bytes a float in place of the 4.5 of a dictionary (SmolLM2's), and are read a quarter faster."""
+    """Return Parquet options. Log-probs rarely repeat, but their upper bytes do: split by byte,
+    lists of floats take 3.1 bytes per float instead of 4.5 with a dictionary (SmolLM2's), and are
+    read a quarter faster."""
     floats = [field.name for field in schema if field.type == LOGPROBS]
     return {
         "compression": "zstd",
@@ -56,7 +55,7 @@ def _options(schema: pa.Schema) -> dict[str, Any]:
 
 
 def _leaves(schema: pa.Schema) -> list[str]:
-    """Columns as Parquet names them."""
+    """Return Parquet's names of the columns."""
     return [
         f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name
         for field in schema
@@ -64,13 +63,13 @@ def _leaves(schema: pa.Schema) -> list[str]:
 
 
 def table_files(folder: Path, table: str) -> list[Path]:
-    """The files of an artifact that hold a table: `{table}.parquet` or `{table}/*.parquet`."""
+    """Return an artifact's files of a table: `{table}.parquet` or `{table}/*.parquet`."""
     single = folder / f"{table}.parquet"
     return [single] if single.exists() else sorted((folder / table).glob("*.parquet"))
 
 
 def read_rows(folder: Path, table: str, columns: list[str] | None = None) -> list[dict[str, Any]]:
-    """All rows of a table in an artifact folder. Raises FileNotFoundError if it has none."""
+    """Return all rows of a table in an artifact folder. Raises FileNotFoundError."""
     files = table_files(folder, table)
     if not files:
         raise FileNotFoundError(f"{folder} has no table {table}")

@@ -17,8 +17,8 @@ from transformers.utils import logging
 
 from rlt_core.config import RewardSpec, StageResources
 from rlt_core.config.base import DType
-from rlt_core.data.explanations import Explanation, read_explanations
-from rlt_core.model_sources import folder_digest
+from rlt_core.data.imports import Explanation, read_explanations
+from rlt_core.hf_hub import folder_digest
 from rlt_core.models import on_device, require_same_vocabulary, try_folder, try_loading
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import RECORD, PromptFormat, Role, require_format

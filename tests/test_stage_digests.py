@@ -20,7 +20,7 @@ from rlt_core.stages import STAGES
 ROOT = Path(__file__).parent.parent
 FILE = Path(__file__).with_name("stage_digests.json")
 NOT_THE_METHOD = (
-    "rlt_core.config", "rlt_core.progress", "rlt_core.errors", "rlt_core.graph", "rlt_core.hub",
+    "rlt_core.config", "rlt_core.progress", "rlt_core.errors", "rlt_core.graph",
     "rlt_core.processes", "rlt_core.rows", "rlt_core.sql.schemas", "rlt_core.stages",
     "rlt_core.store", "tasks.stage",
 )  # fmt: skip

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from flows.cli.options import ProfileOption, SetOption, TargetArgument
-from rlt_core import hub
+from rlt_core import hf_hub
 from rlt_core.config import Config, HubModel
 from rlt_core.errors import UserError
 from rlt_core.evaluation.benchmarks import BENCHMARKS
@@ -27,7 +27,7 @@ class Wanted:
 
     repo: str
     revision: str | None
-    kind: hub.RepoType
+    kind: hf_hub.RepoType
 
 
 def _wanted(config: Config, target: str) -> Iterator[Wanted]:
@@ -61,8 +61,8 @@ def fetch(
     if not wanted:
         console.print(f"{target} of profile {profile} needs nothing from the hub")
         return
-    sizes = {item: hub.download_size(item.repo, item.revision, item.kind) for item in wanted}
-    folder = hub.cache_folder()
+    sizes = {item: hf_hub.download_size(item.repo, item.revision, item.kind) for item in wanted}
+    folder = hf_hub.cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     needed, free = sum(sizes.values()), shutil.disk_usage(folder).free
     if needed * SPARE > free:
@@ -72,5 +72,5 @@ def fetch(
         )
     for item in wanted:
         console.print(f"{item.repo}: {sizes[item] / GIB:.2f} GiB to download", highlight=False)
-        commit = hub.download(item.repo, item.revision, item.kind)
+        commit = hf_hub.download(item.repo, item.revision, item.kind)
         console.print(f"{item.repo}@{commit}", highlight=False)

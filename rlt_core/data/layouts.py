@@ -1,4 +1,4 @@
-"""Which columns of a data set hold what: as configured, or as one of the layouts in common use."""
+"""Which columns of a data set to read: as configured, or by one of the common layouts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from functools import partial
 from typing import Any, Literal
 
 from rlt_core.config import DataConfig, FieldMapping
-from rlt_core.data.files import BadRow, Number, Record, checked, value_of
 from rlt_core.data.rawrow import RawRow, require_no_error, require_text
+from rlt_core.data.row_files import BadRow, Number, Record, checked, value_of
 
 CHATS = ("conversations", "messages", "conversation")
-"""Columns that hold a list of turns: ShareGPT's {from, value}, OpenAI's {role, content}."""
+"""Columns with a list of turns: ShareGPT's {from, value}, OpenAI's {role, content}."""
 GROUND_TRUTH = "reward_model.ground_truth"
 ROLES = {
     "system": "system", "developer": "system", "user": "user", "human": "user",
@@ -24,7 +24,7 @@ ROLES = {
     "model": "assistant",
 }  # fmt: skip
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-"""Fields of an assistant's turn that hold its thought, as providers name them."""
+"""Providers' names for the field of an assistant's turn with its thought."""
 TAGGED = {
     ("<|begin_of_thought|>", "<|end_of_thought|>", "<|begin_of_solution|>", "<|end_of_solution|>"):
         r"\s*<\|begin_of_thought\|>(.*)<\|end_of_thought\|>"
@@ -38,15 +38,15 @@ Turns = Literal["one", "last"]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a row's question, solution, trace and answer are."""
+    """Where to find a row's question, solution, trace and answer."""
 
     fields: FieldMapping
     chat: str | None = None
-    """Column with the turns that hold question and solution."""
+    """Column with the conversation that has question and solution."""
     tagged: bool = False
     """Whether a reply has a thought and a solution."""
     found: str | None = None
-    """What was found without being configured, in words."""
+    """Description of a layout that was not configured but recognised."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class Exchange:
     question: str
     reply: str = ""
     thought: str | None = None
-    """Given apart from the reply."""
+    """A thought that is not part of the reply."""
     system: str | None = None
 
 
 def layout_of(data: DataConfig, heads: Sequence[Record]) -> Layout:
-    """The layout of rows that begin like `heads`. What is configured is taken as it is; columns
-    are looked for only where `data.fields` names none that are there."""
+    """Return the layout of a data set from its first rows. A configured layout is used as it is;
+    otherwise the columns tell, if those in `data.fields` are missing."""
     fields, names = data.fields, _names(heads)
     chat = next((name for name in CHATS if name in names), None)
     if data.conversations:
@@ -89,7 +89,7 @@ def layout_of(data: DataConfig, heads: Sequence[Record]) -> Layout:
 
 
 def _names(heads: Sequence[Record]) -> set[str]:
-    """Columns that most rows have."""
+    """Return the columns that most rows have."""
     every = [set(map(str, head)) for head in heads]
     return {
         name for name in set().union(*every) if 2 * sum(name in one for one in every) > len(every)
@@ -107,7 +107,7 @@ def _columns(
 
 
 def _are_tagged(heads: Sequence[Record], chat: str, turns: Turns) -> bool:
-    """Whether most rows have a thought beside their solution."""
+    """Return whether most rows have a thought beside their solution."""
     found = []
     for head in heads:
         try:
@@ -128,8 +128,8 @@ def row_of(
     licence: str | None = None,
     names_are_free: bool = True,
 ) -> RawRow:
-    """A row of a data set. `names_are_free`: the user may say in `data.fields` which field holds
-    what. Raises BadRow."""
+    """Return a row of a data set. `names_are_free`: the user may set names in `data.fields`. Raises
+    BadRow."""
     fields, trace = layout.fields, None
 
     def value(name: str, column: str) -> Any:
@@ -194,7 +194,7 @@ def _field(record: Record, name: str, column: str, names_are_free: bool) -> Any:
 
 
 def _question(value: Any, turns: Turns, column: str) -> Exchange:
-    """A text, or the turns of a prompt (verl)."""
+    """Read a text, or the turns of a prompt (verl)."""
     if isinstance(value, list):
         return exchange(value, turns, replied=False)
     if isinstance(value, Number) or not isinstance(value, str | None):
@@ -203,8 +203,8 @@ def _question(value: Any, turns: Turns, column: str) -> Exchange:
 
 
 def _texts(value: Any, name: str, column: str) -> list[str]:
-    """One text, or several of a list: accepted answers, steps of a trace. Numbers are texts, too,
-    and so is a list that was written as JSON."""
+    """Read one text, or the texts of a list: accepted answers, steps of a trace. A number counts as
+    text, and a list may be written as JSON."""
     if name == "answer" and isinstance(value, str) and value.startswith('["'):
         value = json.loads(value)
     if isinstance(value, list):
@@ -235,7 +235,7 @@ def _kind(value: Any) -> str:
 
 
 def _filled(text: str | None, name: str, column: str) -> str:
-    """The text without surrounding white space."""
+    """Return the text without surrounding white space. Raises BadRow if it is empty."""
     if text is None or not text.strip():
         raise BadRow(
             "empty", f"the {name} (field {column!r}) is empty; fill it in or remove the row"
@@ -244,7 +244,7 @@ def _filled(text: str | None, name: str, column: str) -> str:
 
 
 def _split(text: str, marker: str, column: str) -> tuple[str | None, list[str]]:
-    """(trace, solution) around the last marker; a solution without working has no trace."""
+    """Return trace and solution around the last marker; the trace may be missing."""
     trace, found, solution = text.rpartition(marker)
     if not found or not solution.strip():
         raise BadRow(
@@ -255,8 +255,8 @@ def _split(text: str, marker: str, column: str) -> tuple[str | None, list[str]]:
 
 # ---------------------------------------------------------------- conversations
 def exchange(value: Any, turns: Turns, replied: bool = True) -> Exchange:
-    """The question and, if `replied`, its reply in a list of turns; of several exchanges the last
-    one if `turns` says so. Raises BadRow."""
+    """Return the question of a conversation and, if `replied`, its reply; with `turns` = last those
+    of the last exchange. Raises BadRow."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = json.loads(value)  # a CSV file's cell
     if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):

@@ -1,7 +1,8 @@
-"""A source → the tables `questions`, `dropped`, `eval_overlaps`: merged, measured, split."""
+"""Prepare a data set: merge duplicates, measure, split, and find overlaps with evaluation sets."""
 
 from __future__ import annotations
 
+import logging
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,20 +13,22 @@ from typing import Any
 import numpy as np
 
 from rlt_core.config import DataConfig
-from rlt_core.data.gradable import check_answers
-from rlt_core.data.overlap import find_overlaps, require_disjoint
-from rlt_core.data.rawrow import RawRow, dropped_row, question_id
-from rlt_core.data.shingles import LONG, near_duplicates
+from rlt_core.data.dedup import LONG, find_overlaps, near_duplicates, require_disjoint
+from rlt_core.data.rawrow import RawRow, dropped_row, question_id, question_row
 from rlt_core.data.sources import PROGRESS_ROWS, read_source
 from rlt_core.errors import UserError
+from rlt_core.grading import Grader, answer_of
 from rlt_core.progress import Progress
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.rows import write_rows
 
 Row = dict[str, Any]
+log = logging.getLogger(__name__)
+CHECK_BATCH = 500
+SHOWN_CHARS = 60
 PERCENTILES = (5, 50, 95, 100)
 REASONS = ("duplicate", "near_duplicate", "prompt_too_long", "overlap")
-"""Why a row is dropped that could be used."""
+"""Reasons to drop a usable row."""
 
 
 def prepare_questions(
@@ -36,16 +39,16 @@ def prepare_questions(
     evaluated: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     tested: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, float]:
-    """Write the tables `questions`, `dropped`, `eval_overlaps`; returns counts and token lengths.
+    """Write the tables `questions`, `dropped`, `eval_overlaps`; return counts and token lengths.
 
-    Rows that cannot be used are dropped. Rows with the same question are merged into the first of
-    them, and so are near-duplicates; questions with too long a teacher prompt are dropped. Splits
-    are disjoint and chosen by the seed. Training questions that overlap with the held-out test,
-    with `tested` (that of another data set) or a set in `evaluated` (questions by task) are listed
-    in `eval_overlaps`, and dropped where `data.overlap` says so. All that is dropped is in
-    `dropped`, and so are questions whose right answer is not graded correct against itself: they
-    are kept without a grader. Raises UserError for too many bad rows, or when too few questions are
-    left; RuntimeError if a generated problem is in two splits.
+    The first of several rows with the same or nearly the same question is kept. Unusable rows and
+    questions whose teacher prompt is too long are dropped. The seed chooses disjoint splits.
+    Training questions that overlap with the test split, with `tested` (that of another data set) or
+    with a set in `evaluated` (questions by task) are listed in `eval_overlaps`, and dropped if
+    `data.overlap` is `drop`. `dropped` lists all dropped rows, and also the questions whose right
+    answer is not graded correct against itself: they are kept without a grader. Raises UserError
+    for too many bad rows or too few remaining questions; RuntimeError if a generated problem is in
+    two splits.
     """
     parts = [progress.part(part, 6) for part in range(6)]
     source = read_source(data, len(tested), renderer.format, parts[0])
@@ -57,9 +60,10 @@ def prepare_questions(
     del source
     kept = _fitting(unique, data, renderer, dropped, parts[2])
     del unique
-    ungradable = check_answers(kept, data.source, parts[3])
+    ungradable = _check_answers(kept, data.source, parts[3])
     train, validation, test = _split(kept, data, rows, len(dropped))
-    of_test = [_question(row, data, "test") for row in test]
+    name = data.source if "/" not in data.source else Path(data.source).name
+    of_test = [question_row(row, "test", name) for row in test]
     sets = {"test": [*of_test, *tested], **(evaluated or {})}
     overlaps = list(find_overlaps(train, sets, parts[4]))
     if data.overlap == "drop":
@@ -71,7 +75,7 @@ def prepare_questions(
     splits = {"train": train, "validation": validation, "test": test}
 
     def questions() -> Iterator[Row]:
-        return (_question(row, data, split) for split, part in splits.items() for row in part)
+        return (question_row(row, split, name) for split, part in splits.items() for row in part)
 
     problems = require_disjoint(questions(), sets if data.overlap == "drop" else {})
     measured = _Measured(renderer, parts[5], sum(map(len, splits.values())))
@@ -103,7 +107,7 @@ def _counts(dropped: list[Row], overlaps: list[Row]) -> dict[str, float]:
 
 
 def _require_one_system(rows: list[RawRow], data: DataConfig) -> None:
-    """Raise UserError unless all rows have the same system prompt, where it is to be used."""
+    """Raise UserError unless all rows have the same system prompt, if it is used."""
     if not data.fields.system:
         return
     first: dict[str | None, int] = {}
@@ -122,7 +126,7 @@ def _require_one_system(rows: list[RawRow], data: DataConfig) -> None:
 def _merge(
     rows: list[RawRow], threshold: float | None, dropped: list[Row], progress: Progress
 ) -> list[RawRow]:
-    """First rows of each question; the others are added to `dropped`."""
+    """Return the first row of each question and add the others to `dropped`."""
     ids = np.fromiter((int(question_id(row.question), 16) for row in rows), np.uint64, len(rows))
     _, first, group = np.unique(ids, return_index=True, return_inverse=True)
     for place in np.flatnonzero(first[group] != np.arange(len(rows))).tolist():
@@ -144,10 +148,8 @@ def _merge(
 def _fitting(
     rows: list[RawRow], data: DataConfig, renderer: Renderer, dropped: list[Row], progress: Progress
 ) -> list[RawRow]:
-    """Rows whose prompt is not too long, with an answer and their prompt's tokens; the others are
-    added to `dropped`. Empties `rows`, so that nothing is in memory twice."""
-    from rlt_core.grading import answer_of
-
+    """Return rows whose prompt fits, with answer and prompt length; add the others to `dropped`.
+    Empties `rows`, so that nothing is in memory twice."""
     kept: list[RawRow] = []
     total = len(rows)
     rows.reverse()
@@ -168,8 +170,38 @@ def _fitting(
     return kept
 
 
+def _check_answers(rows: list[RawRow], source: str, progress: Progress) -> list[dict[str, Any]]:
+    """Set the grader `none` for rows whose right answer is not graded correct against itself, and
+    return them as rows of the table `dropped` with the reason `ungradable`. They stay in `rows`:
+    training on solutions or explanations needs no grader. Raises Stopped."""
+    listed = []
+    with Grader() as grader:
+        for start in range(0, len(rows), CHECK_BATCH):
+            progress.check()
+            progress.report(start, len(rows), {})
+            batch = [
+                {"answer": row.answer, "grader": row.grader or "math", "metadata": row.metadata}
+                for row in rows[start : start + CHECK_BATCH]
+            ]
+            for place in grader.self_check(batch):
+                row = rows[start + place]
+                rows[start + place] = replace(row, grader="none")
+                detail = (
+                    f"kept, but not graded: the answer {str(row.answer)[:SHOWN_CHARS]!r} is not "
+                    "graded correct against itself; write it as one answer"
+                )
+                listed.append(dropped_row(row.row, "ungradable", detail, row.question))
+    if listed:
+        log.warning(
+            "%s: %d right answers are not graded correct against themselves, so their questions "
+            "are used but not graded (table dropped, reason ungradable); row %d: %s",
+            source, len(listed), listed[0]["row"], listed[0]["detail"],
+        )  # fmt: skip
+    return listed
+
+
 def _drop(train: list[RawRow], overlaps: list[Row], dropped: list[Row]) -> list[RawRow]:
-    """Training questions without overlap; the others are added to `dropped`."""
+    """Return the training questions without overlap and add the others to `dropped`."""
     first: dict[str, Row] = {}
     for overlap in overlaps:
         first.setdefault(overlap["question_id"], overlap)
@@ -187,41 +219,24 @@ def _drop(train: list[RawRow], overlaps: list[Row], dropped: list[Row]) -> list[
     return kept
 
 
-def _question(row: RawRow, data: DataConfig, split: str) -> Row:
-    return {
-        "question_id": question_id(row.question),
-        "split": split,
-        "question": row.question,
-        "solution": row.solution,
-        "answer": row.answer,
-        "trace": row.trace,
-        "grader": row.grader or ("none" if row.answer is None else "math"),
-        "metadata": row.metadata,
-        "source": data.source if "/" not in data.source else Path(data.source).name,
-        "system": row.system,
-        "licence": row.licence,
-        "prompt_tokens": row.prompt_tokens,
-    }
-
-
 def _split(
     kept: list[RawRow], data: DataConfig, rows: int, dropped: int
 ) -> tuple[list[RawRow], list[RawRow], list[RawRow]]:
-    """What training chooses from, validation and test, in an order that the seed gives."""
+    """Return training candidates, validation and test questions, in an order set by the seed."""
     held_out = data.n_validation + data.n_test
     needed = held_out + (data.n_train or 1)
     if len(kept) < needed:
         raise UserError(
             f"{data.source}: {len(kept)} questions are left of {rows} rows ({dropped} dropped), "
             f"but n_train={data.n_train or 'all'}, n_validation={data.n_validation} and "
-            f"n_test={data.n_test} need at least {needed}; lower them or bring more questions"
+            f"n_test={data.n_test} need at least {needed}; lower them or add questions"
         )
     order = [kept[int(i)] for i in np.random.default_rng(data.seed).permutation(len(kept))]
     return order[held_out:], order[data.n_test : held_out], order[: data.n_test]
 
 
 def _chosen(train: list[RawRow], data: DataConfig, overlaps: list[Row]) -> list[RawRow]:
-    """The training questions to keep. Raises UserError if overlaps left too few."""
+    """Return the training questions to keep. Raises UserError if overlaps leave too few."""
     if len(train) < (data.n_train or 1):
         tasks = ", ".join(sorted({overlap["task"] for overlap in overlaps}))
         raise UserError(
@@ -233,7 +248,7 @@ def _chosen(train: list[RawRow], data: DataConfig, overlaps: list[Row]) -> list[
 
 
 class _Measured:
-    """Counts questions and the tokens of their texts while they pass."""
+    """Counts questions and their tokens while they are written."""
 
     def __init__(self, renderer: Renderer, progress: Progress, total: int) -> None:
         self._renderer, self._progress, self._total = renderer, progress, total
@@ -252,7 +267,7 @@ class _Measured:
             yield question
 
     def percentiles(self) -> dict[str, float]:
-        """Of the lengths of what the questions have, in tokens."""
+        """Return percentiles of the lengths in tokens, by field."""
         return {
             f"{field}_tokens_p{percent}": float(np.percentile(lengths, percent))
             for field, lengths in self.lengths.items()

@@ -1,4 +1,4 @@
-"""One row of a source, validated where it enters."""
+"""One row of a data source, and the checks of its texts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
-from rlt_core.data.files import BadRow, surrogates
+from rlt_core.data.row_files import BadRow, surrogates
 from rlt_core.prompts.format import PromptFormat
 
 _STATUS = (
@@ -42,50 +42,68 @@ PROVIDER_ERROR = re.compile(
     )""",
     re.IGNORECASE | re.VERBOSE,
 )
-"""How a reply begins that is an HTTP client's or a provider's error in place of a model's text."""
+"""Beginning of a reply that is an HTTP client's or provider's error instead of a model's text."""
 ERROR_CHARS = 4000
-"""A longer text is a model's."""
+"""A longer text is not an error message."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """A question and what its source says about it."""
+    """A question with what its source provides."""
 
     row: int
-    """1-based row of the source (of a JSONL file: its line)."""
+    """1-based row of the source (in a JSONL file the line)."""
     question: str
     solution: str
     trace: str | None = None
     answer: str | None = None
     grader: str | None = None
-    """Set by generators; empty: mathematics if there is an answer."""
+    """Set by generators; None means mathematics if there is an answer."""
     metadata: str | None = None
-    """JSON that the grader needs."""
+    """JSON for the grader."""
     licence: str | None = None
     system: str | None = None
-    """System prompt that the data set gives its student."""
+    """System prompt that the data set has for its student."""
     prompt_tokens: int = 0
-    """Of the teacher's prompt, once it is measured."""
+    """Length of the teacher's prompt, once it is measured."""
 
 
 def normalised(question: str) -> str:
-    """What makes two questions the same: NFKC, case-folded, white space collapsed."""
+    """Return the normal form of a question: NFKC, case-folded, white space collapsed."""
     return " ".join(unicodedata.normalize("NFKC", question).casefold().split())
 
 
 def question_id(question: str) -> str:
-    """First 16 hex digits of sha256 of the normalised question."""
+    """Return the first 16 hex digits of the SHA-256 of the normalised question."""
     return hashlib.sha256(normalised(question).encode()).hexdigest()[:16]
 
 
+def question_row(row: RawRow, split: str, source: str) -> dict[str, Any]:
+    """Return a row of the table `questions`."""
+    return {
+        "question_id": question_id(row.question),
+        "split": split,
+        "question": row.question,
+        "solution": row.solution,
+        "answer": row.answer,
+        "trace": row.trace,
+        "grader": row.grader or ("none" if row.answer is None else "math"),
+        "metadata": row.metadata,
+        "source": source,
+        "system": row.system,
+        "licence": row.licence,
+        "prompt_tokens": row.prompt_tokens,
+    }
+
+
 def dropped_row(row: int, reason: str, detail: str, question: str | None = None) -> dict[str, Any]:
-    """A row of the table `dropped`."""
+    """Return a row of the table `dropped`."""
     key = None if question is None else question_id(question)
     return {"row": row, "question_id": key, "reason": reason, "detail": detail}
 
 
 def require_text(text: str, what: str) -> str:
-    """The text, if it can be written as UTF-8. Raises BadRow."""
+    """Return the text if it can be encoded as UTF-8. Raises BadRow."""
     for code in surrogates(text):
         if code >= 0xDC80 and code <= 0xDCFF:
             fault = f"byte 0x{code & 0xFF:02x}, which is not UTF-8; save the file as UTF-8"
@@ -96,8 +114,8 @@ def require_text(text: str, what: str) -> str:
 
 
 def require_written(row: RawRow, format: PromptFormat) -> None:
-    """Raise BadRow if a text contains one of the format's tags, or if a provider's error message
-    stands where a model's text should be."""
+    """Raise BadRow if a text contains one of the format's tags, or is a provider's error message
+    instead of a model's text."""
     for field in ("question", "solution", "trace"):
         text = getattr(row, field) or ""
         tag = next((tag for tag in format.tags if tag in text), None)

@@ -1,4 +1,4 @@
-"""Where questions come from: generators, local files, data sets of the hub."""
+"""Read questions from generators, local files and data sets of the hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from rlt_core.config import DataConfig, FieldMapping
-from rlt_core.data.files import (
+from rlt_core.data.layouts import layout_of, row_of
+from rlt_core.data.rawrow import RawRow, dropped_row, require_written
+from rlt_core.data.row_files import (
     SUFFIXES,
     BadRow,
     Read,
@@ -21,25 +23,22 @@ from rlt_core.data.files import (
     read_records,
     said,
 )
-from rlt_core.data.layouts import layout_of, row_of
-from rlt_core.data.rawrow import RawRow, dropped_row, require_written
 from rlt_core.errors import UserError
-from rlt_core.hub import UNPINNED, pinned
+from rlt_core.hf_hub import UNPINNED, pinned, snapshot
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import PromptFormat
-from rlt_core.snapshots import snapshot
 from rlt_core.store.files import sha256_of
 
 GENERATED = {
     "arithmetic": 1, "arithmetic-s1": 1, "arithmetic-sky-t1": 1, "countdown": 1,
     "countdown-small": 1,
 }  # fmt: skip
-"""Generated sources and their versions."""
+"""Generated sources with their versions."""
 HUB = "hub:"
 HUB_FILES = ("*.parquet", "*.jsonl", "*.json", "*.csv", "*.md")
 TRACE_FIELDS = FieldMapping(trace="trace")
 HEADS = 100
-"""Rows from which a layout is found."""
+"""Number of rows from which a layout is recognised."""
 PROGRESS_ROWS = 500
 SILENT = Progress()
 Numbered = tuple[int, Read]
@@ -47,8 +46,8 @@ Row = dict[str, Any]
 
 
 def data_digest(data: DataConfig) -> str:
-    """What identifies the content of a source: a file by its bytes and type, a hub data set by its
-    commit, a generator by its version. Raises UserError."""
+    """Return what identifies a source's content: bytes and type of a file, commit of a hub data
+    set, version of a generator. Raises UserError."""
     if data.source in GENERATED:
         return f"{data.source}:{GENERATED[data.source]}"
     if data.source.startswith(HUB):
@@ -67,13 +66,13 @@ def data_digest(data: DataConfig) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """What a source holds."""
+    """The content of a source."""
 
     rows: list[RawRow]
     dropped: list[Row] = field(default_factory=list)
     """Rows that cannot be used, as rows of the table `dropped`."""
     found: str | None = None
-    """The layout that was found without being configured, in words."""
+    """Description of the layout if it was recognised, not configured."""
 
 
 def read_source(
@@ -82,10 +81,10 @@ def read_source(
     format: PromptFormat | None = None,
     progress: Progress = SILENT,
 ) -> Source:
-    """All rows of a source; of a generated one so many more than are asked for.
+    """Return all rows of a source; `spare`: additional rows of a generated one.
 
-    Rows that cannot be used, or that contain tags of `format`, are left out. Raises UserError
-    naming source, row, field and fix if they are more than `data.max_dropped` allows.
+    Rows that cannot be used, or that contain tags of `format`, are left out. If there are more of
+    them than `data.max_dropped` allows, raises UserError naming source, row, field and fix.
     """
     if data.source in GENERATED:
         return Source(_generate(data, spare))
@@ -117,7 +116,7 @@ def read_source(
 
 
 def found_layout(data: DataConfig) -> str | None:
-    """How a local file is read where that is not configured; empty for any other source."""
+    """Describe the recognised layout of a local file; None for other sources or if configured."""
     path = Path(data.source)
     if data.source in GENERATED or not path.is_file() or path.suffix not in SUFFIXES:
         return None
@@ -128,8 +127,8 @@ def found_layout(data: DataConfig) -> str | None:
 def read_trace_file(
     path: Path, format: PromptFormat, max_dropped: float, progress: Progress = SILENT
 ) -> Source:
-    """All rows of a file of traces, whose fields have the names of `TRACE_FIELDS` or a known
-    layout. Raises UserError, also if too many rows cannot be used."""
+    """Return all rows of a trace file, with the field names of `TRACE_FIELDS` or a known layout.
+    Raises UserError, also if too many rows cannot be used."""
     data = DataConfig(fields=TRACE_FIELDS, max_dropped=max_dropped)
     return _collect(
         read_records(path),
@@ -143,7 +142,7 @@ def read_trace_file(
 
 
 def _heads(records: Iterator[Numbered]) -> tuple[list[Record], Iterator[Numbered]]:
-    """The first rows that can be read, and all rows."""
+    """Return the readable ones among the first rows, and all rows."""
     first = list(islice(records, HEADS))
     heads = []
     for _, read in first:
@@ -162,7 +161,7 @@ def _collect(
     licence: str | None = None,
     traces: bool = False,
 ) -> Source:
-    """The usable rows and the others. `traces`: a file of traces, each of which needs one."""
+    """Return usable and dropped rows. `traces`: a trace file, whose rows all need a trace."""
     heads, records = _heads(records)
     if traces and not any(data.fields.question in head for head in heads):
         untraced = data.fields.model_copy(update={"trace": None})
@@ -194,7 +193,7 @@ def _collect(
 
 
 def require_few(source: str, dropped: Sequence[Row], count: int, most: float) -> None:
-    """Raise UserError if more than the share `most` of `count` rows was dropped."""
+    """Raise UserError if more than the fraction `most` of `count` rows was dropped."""
     if len(dropped) > most * count:
         raise UserError(
             f"{source}, row {dropped[0]['row']}: {dropped[0]['detail']} ({len(dropped)} of {count} "
@@ -203,13 +202,15 @@ def require_few(source: str, dropped: Sequence[Row], count: int, most: float) ->
 
 
 def fetch_dataset(repo: str, revision: str) -> Path:
-    """The plain data files of a hub data set at a commit; downloads what the cache lacks."""
+    """Return the folder of a hub data set's files at a commit; download what the cache lacks."""
     return snapshot(repo, revision, "dataset", HUB_FILES)
 
 
 def _generate(data: DataConfig, spare: int) -> list[RawRow]:
     if data.n_train is None:
-        raise UserError(f"data.source={data.source!r} is generated: say how many in data.n_train")
+        raise UserError(
+            f"data.source={data.source!r} is generated: set the number of questions in data.n_train"
+        )
     from rlt_core.data.generators.arithmetic import arithmetic_rows
     from rlt_core.data.generators.countdown import (
         EVALUATION_QUESTIONS,
@@ -218,7 +219,7 @@ def _generate(data: DataConfig, spare: int) -> list[RawRow]:
     )
 
     n = data.n_train + data.n_validation + data.n_test + spare
-    # Problems differ, so at most so many are dropped because they are tested elsewhere.
+    # All problems differ, so at most these are dropped because an evaluation set has them.
     tested = EVALUATION_QUESTIONS
     match data.source:
         case "arithmetic":
@@ -244,7 +245,7 @@ def _hub_folder(data: DataConfig) -> Path:
 
 
 def _card_licence(folder: Path) -> str | None:
-    """What a data set's card says, if it has one that says it."""
+    """Return the licence in a data set's card, if there is one."""
     from huggingface_hub import metadata_load
 
     card = folder / "README.md"

@@ -1,6 +1,6 @@
-"""Which of a question's scored traces a student learns from: sets by rank, and their controls.
+"""Select a student's traces: sets by rank, and their controls.
 
-Nothing here depends on the order of rows: what is drawn, is drawn from the seed and an id.
+Nothing here depends on the order of rows: random numbers derive from the seed and an id.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from rlt_core.config import RankedSet, TraceOrder
 
+Item = TypeVar("Item")
 Rows = Sequence[Mapping[str, Any]]
 
 VALUES: dict[TraceOrder, tuple[str, int]] = {
@@ -23,24 +26,24 @@ VALUES: dict[TraceOrder, tuple[str, int]] = {
     "length": ("think_tokens", 1),
     "correct": ("correct", -1),
 }
-"""Column of `scores` that an order compares, and its sign: the least signed value is the best."""
-DRAWN: tuple[TraceOrder, ...] = ("correct", "random")
-"""Orders whose ties are broken by a draw; those of the others, by the lower sample."""
+"""Column of `scores` for each order, and its sign: the smallest signed value is the best."""
+RANDOM_TIES: tuple[TraceOrder, ...] = ("correct", "random")
+"""Orders whose ties are broken at random; the others prefer the lower sample."""
 
 
 @dataclass(frozen=True)
 class Fitting:
-    """The best trace that fits, of each question that has one."""
+    """The best fitting trace of each question that has one."""
 
     traces: frozenset[str]
     not_first_choice: int
-    """Questions whose best-ranked trace does not fit."""
+    """Number of questions whose best-ranked trace does not fit."""
     no_trace_fits: int
-    """Questions left out."""
+    """Number of questions without a fitting trace, which are left out."""
 
 
 def columns(order: TraceOrder) -> list[str]:
-    """The columns of `scores` that ranking by an order reads."""
+    """Return the columns of `scores` needed to rank by an order."""
     common = ["trace_id", "question_id", "sample", "status"]
     if order == "reward":
         return [*common, "rank"]
@@ -48,9 +51,9 @@ def columns(order: TraceOrder) -> list[str]:
 
 
 def rank_traces(scores: Rows, order: TraceOrder, seed: int) -> dict[str, int]:
-    """Rank of each scored trace within its question, 1 the best; `reward`: the stored one.
+    """Return the rank of each scored trace within its question, 1 being the best.
 
-    Traces without a value come last. A trace that was not scored has no rank.
+    Traces without a value come last. The order `reward` uses the stored ranks.
     """
     scored = [row for row in scores if row["status"] == "scored"]
     if order == "reward":
@@ -66,8 +69,8 @@ def rank_traces(scores: Rows, order: TraceOrder, seed: int) -> dict[str, int]:
 
 
 def _place(row: Mapping[str, Any], order: TraceOrder, seed: int) -> tuple[float, ...]:
-    """What a question's traces are sorted by."""
-    tie = draw(order, seed, row["trace_id"]) if order in DRAWN else row["sample"]
+    """Return the sort key of a trace within its question."""
+    tie = random_number(order, seed, row["trace_id"]) if order in RANDOM_TIES else row["sample"]
     if order not in VALUES:
         return (tie,)
     column, sign = VALUES[order]
@@ -75,14 +78,14 @@ def _place(row: Mapping[str, Any], order: TraceOrder, seed: int) -> tuple[float,
     return (1, 0, tie) if value is None else (0, sign * value, tie)
 
 
-def draw(purpose: str, seed: int, name: str) -> int:
-    """A number that a name draws for a purpose, below 2**64."""
+def random_number(purpose: str, seed: int, name: str) -> int:
+    """Return a random number below 2**64 that purpose, seed and name determine."""
     digest = hashlib.sha256(f"{purpose}:{seed}:{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big")
 
 
 def best_fitting(scores: Rows, ranks: Mapping[str, int], fit: Collection[str]) -> Fitting:
-    """Of each question in `scores` the best-ranked trace among those in `fit`."""
+    """Return the best-ranked trace in `fit` for each question in `scores`."""
     best: dict[str, tuple[int, str]] = {}
     first: dict[str, int] = {}
     for row in scores:
@@ -103,36 +106,36 @@ def best_fitting(scores: Rows, ranks: Mapping[str, int], fit: Collection[str]) -
 def match_tokens(
     scores: Rows, ranks: Mapping[str, int], tokens: Mapping[str, int], seed: int
 ) -> dict[str, int]:
-    """The ranks of the traces that stay when every rank's set is cut to the tokens of the smallest.
+    """Cut every rank's set to the tokens of the smallest; return the ranks of the remaining traces.
 
-    `tokens`: of each trace; one that is not named has none. Questions leave a set in an order that
-    the seed gives and that is the same for every rank, until the set has at most as many tokens as
-    the smallest has whole: the sets then differ by less than the last trace that left.
+    `tokens`: tokens of each trace, 0 if it is missing. Questions are removed in an order that
+    depends on the seed and not on the rank, until the set has at most as many tokens as the
+    smallest complete one: the sets then differ by less than the last removed trace.
     """
     totals: dict[int, int] = defaultdict(int)
     for trace, rank in ranks.items():
         totals[rank] += tokens.get(trace, 0)
     least = min(totals.values(), default=0)
     kept = dict(ranks)
-    for row in sorted(scores, key=lambda row: _leaving(row, seed)):
+
+    def removed_at(row: Mapping[str, Any]) -> tuple[int, str]:
+        return random_number("token-matched", seed, row["question_id"]), row["trace_id"]
+
+    for row in sorted(scores, key=removed_at):
         trace = row["trace_id"]
         if trace in kept and totals[kept[trace]] > least:
             totals[kept.pop(trace)] -= tokens.get(trace, 0)
     return kept
 
 
-def _leaving(row: Mapping[str, Any], seed: int) -> tuple[int, str]:
-    return draw("token-matched", seed, row["question_id"]), row["trace_id"]
-
-
 def order_of(ranked_by: RankedSet) -> TraceOrder:
-    """What the traces of a set are ranked by."""
+    """Return the order by which a set's traces are ranked."""
     return "reward" if ranked_by == "token-matched" else ranked_by
 
 
 def ranks_of_set(scores: Rows, ranked_by: RankedSet, seed: int) -> dict[str, int]:
-    """Rank of each trace in a set of the rank ablation, by the scores alone: tokens are those of
-    the tokenizer that scored."""
+    """Return the rank of each trace in a set of the rank ablation, from the scores alone: tokens
+    are those of the tokenizer that scored."""
     ranks = rank_traces(scores, order_of(ranked_by), seed)
     if ranked_by != "token-matched":
         return ranks
@@ -141,6 +144,14 @@ def ranks_of_set(scores: Rows, ranked_by: RankedSet, seed: int) -> dict[str, int
 
 
 def columns_of_set(ranked_by: RankedSet) -> list[str]:
-    """The columns of `scores` that `ranks_of_set` reads."""
+    """Return the columns of `scores` that `ranks_of_set` needs."""
     extra = ["think_tokens"] if ranked_by == "token-matched" else []
     return [*columns(order_of(ranked_by)), *extra]
+
+
+def choose(items: Sequence[Item], count: int | None, seed: int) -> list[Item]:
+    """Return `count` random items in their order; all if `count` is None or not smaller."""
+    if count is None or count >= len(items):
+        return list(items)
+    places = np.random.default_rng(seed).permutation(len(items))[:count]
+    return [items[place] for place in sorted(places)]

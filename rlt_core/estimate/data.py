@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlt_core.config import DataConfig
-from rlt_core.data.files import count_rows
 from rlt_core.data.generators.countdown import EVALUATION_QUESTIONS
+from rlt_core.data.row_files import count_rows
 from rlt_core.data.sources import found_layout
 from rlt_core.graph import Node
 from rlt_core.stages import (

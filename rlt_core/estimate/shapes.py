@@ -11,8 +11,7 @@ from typing import Any
 
 from rlt_core.config import ScratchModel
 from rlt_core.graph import Node
-from rlt_core.hub import cache_folder
-from rlt_core.model_sources import package_gguf
+from rlt_core.hf_hub import cache_folder, package_gguf
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.stages import BaseModelConfig
 from rlt_core.store import Store

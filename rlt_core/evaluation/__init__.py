@@ -1,1 +1,1 @@
-"""Benchmarks of a model: lighteval runs them, our engine answers, our killable grader judges."""
+"""Evaluation of a model on benchmarks: lighteval runs them with our engine and our grader."""

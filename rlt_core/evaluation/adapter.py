@@ -1,12 +1,11 @@
-"""Everything that knows lighteval (pinned to 0.13.0). Importing this file takes it ten seconds.
+"""All that knows lighteval (pinned to 0.13.0), which takes ten seconds to import.
 
-Its `Pipeline` asks our engine through `greedy_until`, has our metric grade what came back, and
-aggregates. What 0.13 needs for that, in the order in which it fails otherwise:
+lighteval's `Pipeline` asks `_Model` for completions through `greedy_until`, which come graded, and
+aggregates them with our metric. Version 0.13 needs some help:
 
-- `Registry` imports every built-in task, and `tasks/tiny_benchmarks.py` downloads a pickle while it
-  is imported (`requests.exceptions.ConnectionError` offline). Custom tasks come only on top, so
-  `_Pipeline` makes its tasks without a registry.
-- A task loads its data through `datasets` and the hub: ours have their rows beforehand.
+- Its `Registry` imports every built-in task, and `tasks/tiny_benchmarks.py` downloads a pickle on
+  import (`requests.exceptions.ConnectionError` offline). `_Pipeline` does without a registry.
+- A task loads its data through `datasets` and the hub; ours have their rows already.
 - A model needs a `_cache` with `_init_registry`.
 - Importing it turns gradients off in the whole process.
 """
@@ -26,7 +25,7 @@ os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # lighteval asks git for i
 
 import torch
 
-with torch.set_grad_enabled(torch.is_grad_enabled()):  # puts back what the import changes
+with torch.set_grad_enabled(torch.is_grad_enabled()):  # restores what the import changes
     from lighteval.pipeline import ParallelismManager, Pipeline, PipelineParameters
 from lighteval.logging.evaluation_tracker import EvaluationTracker
 from lighteval.metrics.metrics_corpus import CorpusLevelComputation
@@ -39,23 +38,18 @@ from lighteval.tasks.requests import Doc, SamplingMethod
 
 from rlt_core.evaluation.benchmarks import EvalTask
 
-METRIC = "graded"
-SPLIT = "test"
+METRIC, SPLIT = "graded", "test"
 
 Row = dict[str, Any]
-Question = Mapping[str, Any]
-"""A row of an `EvalTask`."""
 Answer = Callable[[], Sequence[Row]]
-"""Complete all questions: rows of `eval_samples` without grades."""
-Grade = Callable[[Question, Sequence[str]], list[Row]]
-"""Columns that grading fills, for each completion of a question."""
+"""Completes all questions; returns graded rows of `eval_samples`."""
 Score = Callable[[Sequence[Row]], list[Row]]
-"""Graded rows of one task to its rows of `eval_scores`."""
+"""Converts the rows of one task to its rows of `eval_scores`."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """What lighteval leaves."""
+    """What lighteval computed."""
 
     samples: list[Row]
     """Rows of `eval_samples`, in the order of tasks and questions."""
@@ -69,15 +63,17 @@ def run_tasks(
     tasks: Sequence[EvalTask],
     samples_of: Callable[[str], int],
     answer: Answer,
-    grade: Grade,
     score: Score,
     out: Path,
 ) -> Results:
-    """Generate, grade and score with lighteval's pipeline; `samples_of`: completions of each
-    question of a task. Nothing is written to `out`, which lighteval wants to be told. Raises what
-    the callbacks raise, KeyError for a question that was not answered."""
-    scored = {task.name: _Scored(score) for task in tasks}
-    made = [_task(task, _Graded(samples_of(task.name), grade), scored[task.name]) for task in tasks]
+    """Complete and score all tasks with lighteval's pipeline.
+
+    `samples_of`: completions per question of a task. lighteval requires the folder `out`, to which
+    nothing is written. Raises what the callbacks raise, KeyError for a question without completions
+    and RuntimeError for one with too few.
+    """
+    metrics = {task.name: _Score(score) for task in tasks}
+    made = [_task(task, samples_of(task.name), metrics[task.name]) for task in tasks]
     pipeline = _Pipeline(made, _Model(answer), out)
     pipeline.evaluate()
     details = pipeline.get_details()
@@ -89,7 +85,7 @@ def run_tasks(
             for detail in sorted(details[_full(task.name)], key=lambda one: int(one.doc.id))
             for row in detail.metric[METRIC]
         ],
-        scores=[row for one in scored.values() for row in one.rows],
+        scores=[row for metric in metrics.values() for row in metric.rows],
         metrics={
             f"{task.name}/{name}": value
             for task in tasks
@@ -115,7 +111,7 @@ class _Pipeline(Pipeline):
         )
 
     def _init_tasks_and_requests(self, tasks: str) -> None:
-        """Take the given tasks; lighteval's own method asks `Registry` (see the module's text)."""
+        """Use the given tasks; lighteval's method would ask `Registry`."""
         self.registry = None  # type: ignore[assignment]
         self.tasks_dict = {task.full_name: task for task in self._given}
         self.documents_dict = {name: task.get_docs() for name, task in self.tasks_dict.items()}
@@ -126,33 +122,25 @@ class _Pipeline(Pipeline):
 
 @dataclass
 class _Response(ModelResponse):
-    """The completions of one question with their rows of `eval_samples`."""
+    """The completions of one question, with their rows of `eval_samples`."""
 
     rows: list[Row] = field(default_factory=list)
 
 
 class _Model(LightevalModel):
-    """Our engine as lighteval's model."""
+    """Our engine as a lighteval model."""
+
+    add_special_tokens = False
+    max_length = None  # type: ignore[assignment]  # nothing is truncated
+    tokenizer = None  # type: ignore[assignment]  # the renderer builds prompts as token ids
 
     def __init__(self, answer: Answer) -> None:
         self.config = ModelConfig(model_name="rlt")
         self._cache = SimpleNamespace(_init_registry=lambda _: None)  # the workspace resumes
         self._answer = answer
 
-    @property
-    def tokenizer(self) -> Any:
-        raise NotImplementedError("prompts are built as token ids by rlt_core.prompts.renderer")
-
-    @property
-    def add_special_tokens(self) -> bool:
-        return False
-
-    @property
-    def max_length(self) -> int:
-        raise NotImplementedError("nothing is truncated")
-
     def greedy_until(self, docs: list[Doc]) -> list[ModelResponse]:
-        """Generate `num_samples` completions for each doc; lighteval has shuffled the docs."""
+        """Return `num_samples` completions for each doc; lighteval has shuffled the docs."""
         rows: dict[tuple[str, str], list[Row]] = {}
         for row in self._answer():
             rows.setdefault((row["task"], row["question_id"]), []).append(row)
@@ -168,55 +156,46 @@ class _Model(LightevalModel):
     def loglikelihood(self, docs: list[Doc]) -> list[ModelResponse]:
         raise NotImplementedError("our tasks are generative")
 
-    def loglikelihood_rolling(self, docs: list[Doc]) -> list[ModelResponse]:
-        raise NotImplementedError("our tasks are generative")
+    loglikelihood_rolling = loglikelihood
 
 
-# ---------------------------------------------------------------- the metric
 class _Graded(SamplingMetric, SampleLevelComputation):
-    """Grades the completions of a question."""
+    """The graded rows of a question; `num_samples` becomes `Doc.num_samples`."""
 
-    def __init__(self, samples: int, grade: Grade) -> None:
+    def __init__(self, samples: int) -> None:
         super().__init__()
-        self._samples, self._grade = samples, grade
+        self._samples = samples
 
     def compute(  # type: ignore[override]
         self, doc: Doc, model_response: _Response, **_: Any
     ) -> list[Row]:
-        """Rows of `eval_samples`."""
-        assert doc.specific is not None
-        grades = self._grade(doc.specific, model_response.final_text)
-        return [row | one for row, one in zip(model_response.rows, grades, strict=True)]
+        return model_response.rows
 
     def num_samples(self) -> int:
-        """Becomes `Doc.num_samples`."""
         return self._samples
 
 
-class _Scored(CorpusLevelComputation):
-    """Aggregates a task's graded completions; lighteval keeps the numbers, `rows` has their
-    intervals, too."""
+class _Score(CorpusLevelComputation):
+    """Aggregates a task. lighteval keeps the values, `rows` also has their intervals."""
 
     def __init__(self, score: Score) -> None:
         self._score = score
         self.rows: list[Row] = []
 
     def compute_corpus(self, items: list[list[Row]]) -> dict[str, float]:
-        """Metric -> value, NaN if nothing could be graded."""
         self.rows = self._score([row for item in items for row in item])
         return {
             row["metric"]: math.nan if row["value"] is None else row["value"] for row in self.rows
         }
 
 
-# ---------------------------------------------------------------- the tasks
-def _task(task: EvalTask, graded: _Graded, scored: _Scored) -> LightevalTask:
+def _task(task: EvalTask, samples: int, score: _Score) -> LightevalTask:
     metric = CorpusLevelMetric(
         metric_name=METRIC,
         higher_is_better=True,
         category=SamplingMethod.GENERATIVE,
-        sample_level_fn=graded,
-        corpus_level_fn=scored,
+        sample_level_fn=_Graded(samples),
+        corpus_level_fn=score,
     )
     config = LightevalTaskConfig(
         name=task.name,
@@ -234,12 +213,12 @@ def _task(task: EvalTask, graded: _Graded, scored: _Scored) -> LightevalTask:
 
 
 def _doc(line: dict[str, Any], task_name: str) -> Doc:
-    """A question as lighteval sees it. Our prompt was built from the question, not from this."""
+    """Convert a question for lighteval; the prompt is built from the question, not from this."""
     question = line["question"]
     gold = question["answer"] or ""
     return Doc(query=question["question"], choices=[gold], gold_index=0, specific=dict(question))
 
 
 def _full(name: str) -> str:
-    """lighteval's name of a task: with its number of few-shot examples."""
+    """lighteval's name of a task, which includes its number of few-shot examples."""
     return f"{name}|0"

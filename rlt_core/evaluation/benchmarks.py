@@ -1,4 +1,4 @@
-"""What a model can be evaluated on: questions of our own, and benchmarks of the hub by name.
+"""Evaluation tasks: questions of our own, and benchmarks of the hub by name.
 
 To add a benchmark, add a row to `BENCHMARKS`.
 """
@@ -18,13 +18,12 @@ from typing import Any
 from rlt_core.config import PromptPreset
 from rlt_core.errors import UserError
 from rlt_core.grading import GRADERS
-from rlt_core.hub import cache_folder
-from rlt_core.snapshots import snapshot
+from rlt_core.hf_hub import UNPINNED, pinned, snapshot
 
 
 @dataclass(frozen=True)
 class EvalTask:
-    """Questions under a name."""
+    """Questions with a name."""
 
     name: str
     questions: Sequence[Mapping[str, Any]]
@@ -53,11 +52,11 @@ class EvalTask:
 
 
 OWN = ("test", "countdown")
-"""Tasks whose questions the pipeline makes or holds out itself."""
+"""Tasks whose questions the pipeline generates or holds out itself."""
 
 # ---------------------------------------------------------------- benchmarks of the hub
 CHOICES_SEED = 0
-"""Seed of the place of the right answer among a question's choices."""
+"""Seed of the position of the right answer among a question's choices."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +71,13 @@ class Benchmark:
     subset: str = "default"
     split: str = "test"
     problem: str = "problem"
-    """Column that holds the problem."""
+    """Column with the problem."""
     answer: str = "answer"
-    """Column that holds the gold answer; for multiple choice, the text of the right choice."""
+    """Column with the right answer; for multiple choice, the text of the right choice."""
     wrong: tuple[str, ...] = ()
-    """Columns that hold the wrong choices; the gold answer is then a letter."""
+    """Columns with the wrong choices; the right answer is then a letter."""
     gated: bool = False
-    """The hub wants an account that has accepted the data set's terms."""
+    """Whether the hub requires an account that has accepted the data set's terms."""
 
 
 _SKYTHOUGHT_MATH = "Return your final response within \\boxed{{}}. {problem}"
@@ -130,7 +129,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def require_known(tasks: Sequence[str]) -> None:
-    """Raise UserError for a name in `evaluation.tasks` that is none, or where there is no name."""
+    """Raise UserError for an unknown name in `evaluation.tasks`, or if it is empty."""
     known = (*OWN, *BENCHMARKS)
     unknown = [name for name in tasks if name not in known]
     if unknown or not tasks:
@@ -144,10 +143,10 @@ def benchmark_task(
     revision: str | None = None,
     prompts: PromptPreset = "lighteval",
 ) -> EvalTask:
-    """Return a benchmark's questions in the data set's order, asked with a preset's prompts.
+    """Return a benchmark's questions in the data set's order, with a preset's prompts.
 
-    `revision`: commit of the data set, downloaded where this machine lacks it; the fetched one when
-    empty. Raises UserError for an unknown name or data that cannot be had.
+    `revision`: commit of the data set, downloaded if this machine lacks it; by default the fetched
+    one. Raises UserError for an unknown name or unavailable data.
     """
     if name not in BENCHMARKS:
         raise UserError(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
@@ -168,8 +167,8 @@ def benchmark_task(
 def _asked(
     benchmark: Benchmark, row: Mapping[str, Any], prompts: PromptPreset, places: random.Random
 ) -> dict[str, str]:
-    """The question with its instruction, and the gold answer. The right choice takes a random
-    place among the wrong ones, as lighteval does."""
+    """Return the question with its instruction, and the right answer. The right choice gets a
+    random position among the wrong ones, as in lighteval."""
     problem, answer = str(row[benchmark.problem]), str(row[benchmark.answer])
     choices: dict[str, str] = {}
     if benchmark.wrong:
@@ -191,20 +190,14 @@ def _rows(benchmark: Benchmark, folder: Path) -> list[dict[str, Any]]:
 
 
 def _folder(name: str, benchmark: Benchmark, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        if revision:
-            return snapshot(benchmark.repo, revision, "dataset", ["*"])
-        found = snapshot_download(
-            benchmark.repo, repo_type="dataset", cache_dir=cache_folder(), local_files_only=True
-        )
-        return Path(found)
-    except (LocalEntryNotFoundError, UserError) as error:
-        terms = " (gated: accept its terms on the hub and set HF_TOKEN)" if benchmark.gated else ""
-        why = f"; {error}" if revision else ""
-        raise UserError(
-            f"task {name}: data set {benchmark.repo} is not on this machine{terms}; "
-            f"run `rlt fetch` with this profile once, with network{why}"
-        ) from None
+    commit, why = pinned(benchmark.repo, revision, "dataset"), ""
+    if commit != UNPINNED:
+        try:
+            return snapshot(benchmark.repo, commit, "dataset", ["*"])
+        except UserError as error:
+            why = f"; {error}"
+    terms = " (gated: accept its terms on the hub and set HF_TOKEN)" if benchmark.gated else ""
+    raise UserError(
+        f"task {name}: data set {benchmark.repo} is not on this machine{terms}; run `rlt fetch` "
+        f"with this profile once, with network{why}"
+    )

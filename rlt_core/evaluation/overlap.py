@@ -1,9 +1,8 @@
-"""Do two models solve the same problems? (paper: the countdown experiment)
+"""Overlap of the problems that two models solve (paper: the countdown experiment).
 
-Shapes: Q questions, N samples of one model, B resamples. A solved set is what one sample a
-question solves; all samples are used, so that sizes and overlaps are those that one sample of each
-model has on average. With rates p and r of correct samples: |ours| = sum p, |theirs| = sum r,
-|both| = sum p r. With one sample a question these are the plain sizes of the sets.
+Shapes: Q questions, N samples of one model, B resamples. A solved set consists of the questions
+solved with one sample each; sizes and overlaps are averages over all samples. With rates p and r
+of correct samples: |ours| = sum p, |theirs| = sum r, |both| = sum p r.
 """
 
 from __future__ import annotations
@@ -22,43 +21,44 @@ TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 
 @dataclass(frozen=True)
 class Measure:
-    """A share of one solved set, with its 95% interval from resampling questions."""
+    """A fraction of a solved set, with its 95% interval from resampling questions."""
 
     value: float
     low: float
     high: float
     chance: float
-    """Its mean where the same solve rates fall on questions unrelated to the other model's."""
+    """Its mean if the same solve rates are assigned to random questions."""
     chance_low: float
     chance_high: float
-    """Where 95% of such permutations lie."""
+    """Range of 95% of such permutations."""
     p: float
-    """Of an overlap as large by chance, one-sided; the observed one is counted, so never 0."""
+    """One-sided p-value of such a permutation test; the observed value counts, so it is never 0."""
     ceiling_ours: float | None
     ceiling_theirs: float | None
-    """The same measure between two samples of one model; None with one sample a question."""
+    """The same measure between two samples of one model; None with one sample per question."""
 
 
 @dataclass(frozen=True)
 class Overlap:
+    """The solved sets of two models and their overlap."""
+
     questions: int
-    """Where both models have a graded sample."""
+    """Questions with a graded sample of both models."""
     ours: float
     theirs: float
     both: float
-    """Sizes of the solved sets of one sample and of what both solve, in questions."""
+    """Sizes of the solved sets and of their intersection, in questions."""
     measures: dict[str, Measure]
-    """By name of `MEASURES`; without those that are not defined, as shares of an empty set."""
+    """By name of `MEASURES`, without fractions of an empty set."""
 
 
 def overlap(ours_QN: Floats, theirs_QM: Floats, resamples: int = RESAMPLES) -> Overlap:
-    """Containment both ways and the Jaccard index of the solved sets of two models.
+    """Return containment both ways and the Jaccard index of the solved sets of two models.
 
-    Outcomes are 1, 0 or NaN for ungraded. Chance moves the solve rates of one model to other
-    questions and keeps both models' rates as they are (a permutation within the marginals). Given
-    the rates *and* their questions two models are independent by construction: their overlap is
-    then that of the difficulties, which is what is measured. Raises ValueError if no question has
-    a graded sample of both. Deterministic: 0 is the seed.
+    Outcomes are 1, 0 or NaN for ungraded. The null hypothesis permutes the solve rates of one model
+    over the questions. Given the rates of all questions, two models are independent by
+    construction, so this measures the overlap of their difficulties. Raises ValueError if no
+    question has a graded sample of both. Deterministic (seed 0).
     """
     if len(ours_QN) != len(theirs_QM):
         raise ValueError("the models answered different numbers of questions")
@@ -90,7 +90,7 @@ def overlap(ours_QN: Floats, theirs_QM: Floats, resamples: int = RESAMPLES) -> O
 def _measures(
     ours: Floats | float, theirs: Floats | float, both: Floats | float
 ) -> dict[str, Floats]:
-    """`MEASURES` from the sizes of two sets and of what they share; NaN as shares of nothing."""
+    """Return `MEASURES` from the sizes of two sets and their intersection; NaN if one is empty."""
     wholes = (ours, theirs, np.asarray(ours) + theirs - both)
     with np.errstate(invalid="ignore", divide="ignore"):
         return {
@@ -101,7 +101,7 @@ def _measures(
 def _measure(
     value: float, drawn_B: Floats, chance_B: Floats, ceilings: list[float | None]
 ) -> Measure:
-    """Resamples in which it is not defined are left out."""
+    """Summarise a measure; resamples in which it is undefined do not count."""
     low, high = np.quantile(drawn_B[~np.isnan(drawn_B)], TAILS)
     chance_low, chance_high = np.quantile(chance_B, TAILS)
     as_large = int((chance_B >= value - 1e-12).sum())
@@ -119,10 +119,10 @@ def _measure(
 
 
 def _ceiling(correct_QN: Floats) -> dict[str, float]:
-    """`MEASURES` between two different samples of one model, on the questions that have two.
+    """Return `MEASURES` between two different samples of one model, on questions that have two.
 
-    Of n samples of a question with c correct, two are both correct in c (c - 1) / n (n - 1) of the
-    pairs; the square of the rate would count a sample with itself.
+    If c of n samples are correct, both are correct in c (c - 1) / n (n - 1) of the pairs; the
+    square of the rate would pair samples with themselves.
     """
     graded_Q = (~np.isnan(correct_QN)).sum(axis=1)
     n, c = graded_Q[graded_Q > 1], np.nansum(correct_QN, axis=1)[graded_Q > 1]

@@ -1,11 +1,13 @@
-"""One model on some tasks: completions, grades, scores."""
+"""Evaluate a model on tasks: completions, grades, scores."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -13,11 +15,10 @@ from typing import TYPE_CHECKING, Any, Self
 from rlt_core.config import EvaluationConfig, StageResources
 from rlt_core.errors import UserError
 from rlt_core.evaluation.benchmarks import EvalTask
-from rlt_core.evaluation.budget_forcing import Forcer
-from rlt_core.evaluation.completions import TOO_LONG, Completer, Request, Written, requests_of
+from rlt_core.evaluation.budget_forcing import Draft, Forcer
 from rlt_core.evaluation.scores import score_rows
 from rlt_core.grading import GradeItem, Grader
-from rlt_core.progress import Progress
+from rlt_core.progress import Metrics, Progress
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.rows import write_rows
 
@@ -28,15 +29,54 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 log = logging.getLogger(__name__)
 
+TOO_LONG = "too_long"
+"""Finish reason if the prompt leaves no space in the model's context: nothing was generated."""
 
-class Examination:
-    """A model's evaluation: `run` has lighteval generate, grade and score.
 
-    Completions come from `complete`, which may be called with some of the `requests` at a time, in
-    several processes. `key`: of the evaluation; sampling seeds derive from it. `label`: the model's
-    name in eval_scores, its key when empty. The engine is opened when the first request is
-    completed; as a context manager it closes that and the grader. Raises UserError for no task, or
-    one named twice.
+@dataclass(frozen=True)
+class SampleRequest:
+    """Some samples of one question."""
+
+    task: str
+    question: Mapping[str, Any]
+    """A row of an `EvalTask`."""
+    prompt_ids: list[int]
+    samples: range
+    """Numbers of the samples among those of the question."""
+
+
+@dataclass(frozen=True)
+class EvalCompletion:
+    """One completion."""
+
+    ids: list[int]
+    finish_reason: str
+
+
+def requests_of(
+    tasks: Sequence[EvalTask], config: EvaluationConfig, renderer: Renderer
+) -> list[SampleRequest]:
+    """Return all requests, in the tasks' order. No request has more than `config.n` samples, so
+    that they are alike even if a task has more, and any of them can share the work."""
+    requests = []
+    for task in tasks:
+        samples = range(config.samples_of(task.name))
+        for question in task.questions:
+            prompt_ids = renderer.student_prompt(question["question"])
+            requests += [
+                SampleRequest(task.name, question, prompt_ids, samples[start : start + config.n])
+                for start in samples[:: config.n]
+            ]
+    return requests
+
+
+class ModelEvaluation:
+    """The evaluation of one model; as a context manager it closes engine and grader.
+
+    `complete` samples completions of some of the `requests` and may be called in several processes;
+    `run` grades all of them and has lighteval score them. Sampling seeds derive from `key`.
+    `label` is the model's name in eval_scores, by default its key. The engine is opened when the
+    first request is completed. Raises UserError for no task, or one named twice.
     """
 
     def __init__(
@@ -74,57 +114,51 @@ class Examination:
 
         return open_engine(self._model, self._config.dtype, self._resources)
 
-    def complete(self, requests: Sequence[Request], progress: Progress) -> list[Row]:
-        """Rows of eval_samples without grades, in the requests' order. Raises Stopped."""
+    def complete(self, requests: Sequence[SampleRequest], progress: Progress) -> list[Row]:
+        """Return rows of eval_samples without grades, in the requests' order. Raises Stopped."""
         config, renderer = self._config, self._renderer
         forcer = Forcer(renderer, config.budget, config.max_tokens) if config.budget else None
         completer = Completer(self._engine, config, renderer.stop_ids, self._key, forcer)
+        completed = completer.complete(requests, progress)
         return [
-            self._row(request, sample, one)
-            for request, written in zip(
-                requests, completer.complete(requests, progress), strict=True
-            )
-            for sample, one in zip(request.samples, written, strict=True)
+            {
+                "task": request.task,
+                **self._constant,
+                "question_id": request.question["question_id"],
+                "sample": sample,
+                "question": request.question["question"],
+                "completion": renderer.decode(one.ids),
+                "extracted": None,
+                "answer": request.question["answer"],
+                "outcome": None,
+                "finish_reason": one.finish_reason,
+                "completion_tokens": len(one.ids),
+            }
+            for request, completions in zip(requests, completed, strict=True)
+            for sample, one in zip(request.samples, completions, strict=True)
         ]
-
-    def _row(self, request: Request, sample: int, one: Written) -> Row:
-        return {
-            "task": request.task,
-            **self._constant,
-            "question_id": request.question["question_id"],
-            "sample": sample,
-            "question": request.question["question"],
-            "completion": self._renderer.decode(one.ids),
-            "extracted": None,
-            "answer": request.question["answer"],
-            "outcome": None,
-            "finish_reason": one.finish_reason,
-            "completion_tokens": len(one.ids),
-        }
 
     def run(
         self, answer: Callable[[], Sequence[Row]], out: Path, progress: Progress
     ) -> dict[str, float]:
-        """Evaluate the model with lighteval and write both tables to `out`.
+        """Grade and score the rows that `answer` returns for all requests; write both tables.
 
-        `answer`: rows of all requests, from `complete`. Returns `{task}/{metric}` -> fraction,
-        `{task}/ungraded` -> completions left out, `{task}/grader_failed` -> those counted as wrong
-        because the grader hung or died and, where there are any, `{task}/too_long` -> those whose
-        prompt leaves no room in the context, `{task}/ungradable` -> questions whose right answer
-        is not graded correct against itself: they are not graded. Raises Stopped.
+        Returns metrics: `{task}/{metric}`, a fraction; `{task}/ungraded`, completions left out;
+        `{task}/grader_failed`, completions counted as wrong because the grader hung or died; and if
+        there are any, `{task}/too_long`, completions whose prompt leaves no space in the context,
+        and `{task}/ungradable`, questions left out because their right answer is not graded correct
+        against itself. Raises Stopped.
         """
         from rlt_core.evaluation.adapter import run_tasks
-
-        def grade(question: Mapping[str, Any], texts: Sequence[str]) -> list[Row]:
-            progress.check()
-            return self._grades(question, texts)
 
         def score(samples: Sequence[Row]) -> list[Row]:
             return score_rows(samples, self._config.pass_at, self._label)
 
-        samples_of = self._config.samples_of
+        def graded() -> list[Row]:
+            return self._graded(tasks, answer(), progress)
+
         tasks, ungradable = self._checked()
-        results = run_tasks(tasks, samples_of, answer, grade, score, out)
+        results = run_tasks(tasks, self._config.samples_of, graded, score, out)
         write_rows(out / "eval_samples.parquet", "eval_samples", results.samples)
         write_rows(out / "eval_scores.parquet", "eval_scores", results.scores)
         known = {name: value for name, value in results.metrics.items() if value == value}
@@ -133,11 +167,16 @@ class Examination:
             for row in results.scores
             for name in ("ungraded", "grader_failed")
         }
-        return known | counts | ungradable | _too_long(results.samples)
+        too_long = Counter(
+            f"{row['task']}/{TOO_LONG}"
+            for row in results.samples
+            if row["finish_reason"] == TOO_LONG
+        )
+        return known | counts | ungradable | {name: float(n) for name, n in too_long.items()}
 
     def _checked(self) -> tuple[list[EvalTask], dict[str, float]]:
-        """The tasks, questions whose right answer is not graded correct against itself without
-        their grader, and the numbers of those as metrics."""
+        """Return the tasks, where questions whose right answer is not graded correct against itself
+        have no grader, and the numbers of such questions as metrics."""
         tasks, counts = [], {}
         for task in self._tasks:
             failing = self._grader.self_check(task.questions)
@@ -156,18 +195,26 @@ class Examination:
             tasks.append(EvalTask(task.name, questions))
         return tasks, counts
 
-    def _grades(self, question: Mapping[str, Any], texts: Sequence[str]) -> list[Row]:
+    def _graded(
+        self, tasks: Sequence[EvalTask], rows: Sequence[Row], progress: Progress
+    ) -> list[Row]:
+        questions = {
+            (task.name, question["question_id"]): question
+            for task in tasks
+            for question in task.questions
+        }
         items = [
             GradeItem(
-                solution=given_solution(self._renderer, text),
+                solution=given_solution(self._renderer, row["completion"]),
                 answer=question["answer"],
                 grader=question["grader"],
                 metadata=question["metadata"],
             )
-            for text in texts
+            for row in rows
+            for question in [questions[row["task"], row["question_id"]]]
         ]
-        grades = self._grader.grade_many(items)
-        return [{"extracted": grade.extracted, "outcome": grade.outcome} for grade in grades]
+        grades = self._grader.grade_many(items, progress.check)
+        return [row | vars(grade) for row, grade in zip(rows, grades, strict=True)]
 
     def __enter__(self) -> Self:
         return self
@@ -184,8 +231,8 @@ class Examination:
 
 
 def given_solution(renderer: Renderer, text: str) -> str | None:
-    """What a completion gives as its solution: the solution block; all of it if it uses no tag of
-    the format (a model that never saw it); None if it began with the format and did not end."""
+    """Return the part of a completion to be graded: its solution block; the whole text if it uses
+    none of the format's tags (a model that never saw the format); None if it is incomplete."""
     solution = renderer.split_answer(text).solution
     if solution is not None:
         return solution
@@ -193,6 +240,101 @@ def given_solution(renderer: Renderer, text: str) -> str | None:
     return None if any(tag in text for tag in tags) else text
 
 
-def _too_long(samples: Sequence[Row]) -> dict[str, float]:
-    counts = Counter(row["task"] for row in samples if row["finish_reason"] == TOO_LONG)
-    return {f"{task}/{TOO_LONG}": float(count) for task, count in counts.items()}
+# ---------------------------------------------------------------- completions
+@dataclass(frozen=True)
+class Completer:
+    """Completes requests."""
+
+    engine: Engine
+    config: EvaluationConfig
+    stop_ids: Sequence[int]
+    key: str
+    """Key of the evaluation; sampling seeds derive from it."""
+    forcer: Forcer | None = None
+    """Controls the length of thinking; None leaves completions as they are sampled."""
+
+    def complete(
+        self, requests: Sequence[SampleRequest], progress: Progress
+    ) -> list[list[EvalCompletion]]:
+        """Return the completions of each request. Progress counts completions. Raises Stopped."""
+        fitting = [one for one in requests if len(one.prompt_ids) < self.engine.context]
+        complete = self._force if self.forcer else self._sample
+        completed = iter(complete(fitting, progress) if fitting else [])
+        nothing = EvalCompletion([], TOO_LONG)
+        return [
+            next(completed)
+            if len(one.prompt_ids) < self.engine.context
+            else [nothing for _ in one.samples]
+            for one in requests
+        ]
+
+    def _sample(
+        self, requests: Sequence[SampleRequest], progress: Progress
+    ) -> list[list[EvalCompletion]]:
+        completions = self.engine.generate(
+            [request.prompt_ids for request in requests],
+            self.config,
+            [[self._seed(request, sample) for sample in request.samples] for request in requests],
+            self.stop_ids,
+            progress,
+        )
+        return [
+            [EvalCompletion(list(one.ids), one.finish_reason) for one in group]
+            for group in completions
+        ]
+
+    def _force(
+        self, requests: Sequence[SampleRequest], progress: Progress
+    ) -> list[list[EvalCompletion]]:
+        """Sample in phases; a phase has all completions that are not finished."""
+        assert self.forcer is not None
+        samples = [(request, sample) for request in requests for sample in request.samples]
+        drafts = [self.forcer.first() for _ in samples]
+        for phase in count():
+            drafts = [
+                self._within_context(request, draft)
+                for (request, _), draft in zip(samples, drafts, strict=True)
+            ]
+            pending = [i for i, draft in enumerate(drafts) if draft.max_new_tokens]
+            if not pending:
+                break
+            prompts: dict[tuple[int, ...], list[int]] = {}
+            for i in pending:
+                prompt = (*samples[i][0].prompt_ids, *drafts[i].ids)
+                prompts.setdefault(prompt, []).append(i)
+            max_tokens = max(drafts[i].max_new_tokens for i in pending)
+            completions = self.engine.generate(
+                list(prompts),
+                self.config.model_copy(update={"max_tokens": max_tokens}),
+                [[self._seed(*samples[i], phase) for i in group] for group in prompts.values()],
+                self.stop_ids,
+                _constant_progress(progress, len(drafts) - len(pending), len(drafts)),
+            )
+            for group, sampled in zip(prompts.values(), completions, strict=True):
+                for i, one in zip(group, sampled, strict=True):
+                    drafts[i] = self.forcer.after(drafts[i], one.ids, one.finish_reason)
+        completed = iter(EvalCompletion(draft.ids, draft.finish_reason) for draft in drafts)
+        return [[next(completed) for _ in request.samples] for request in requests]
+
+    def _within_context(self, request: SampleRequest, draft: Draft) -> Draft:
+        """End a draft that fills the model's context, forced tokens included."""
+        left = self.engine.context - len(request.prompt_ids)
+        if not draft.max_new_tokens or len(draft.ids) < left:
+            return draft
+        return replace(draft, ids=draft.ids[:left], max_new_tokens=0, finish_reason="length")
+
+    def _seed(self, request: SampleRequest, sample: int, phase: int = 0) -> int:
+        """Return a sample's seed; in the first phase the one without budget forcing."""
+        from rlt_core.generation import sample_seed
+
+        key = f"{self.key}/phase-{phase}" if phase else self.key
+        return sample_seed(key, request.question["question_id"], sample)
+
+
+def _constant_progress(progress: Progress, finished: int, total: int) -> Progress:
+    """Report a constant progress during a phase: how many will follow is not known."""
+
+    def report(_done: int, _total: int, metrics: Metrics) -> None:
+        progress.report(finished, total, metrics)
+
+    return replace(progress, report=report)

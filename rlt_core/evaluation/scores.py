@@ -1,4 +1,4 @@
-"""Rows of `eval_samples` to rows of `eval_scores`."""
+"""Scores of graded samples: avg@n and pass@k with their intervals."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rlt_core.grading import UNGRADED
 def score_rows(
     samples: Sequence[Mapping[str, Any]], pass_at: Iterable[int], label: str
 ) -> list[dict[str, Any]]:
-    """avg@n and pass@k of every task in rows of one model and seed, with 95% intervals; n is what
-    the task's questions have.
+    """Return avg@n and pass@k of every task in rows of one model and seed, with 95% intervals; n is
+    the number of samples per question.
 
-    `unparsable` and `grader_failed` count as wrong. A question without graded completions is left
-    out; for pass@k one with fewer than k. A score without any question is null.
+    `unparsable` and `grader_failed` count as wrong. Questions without graded samples are left out,
+    for pass@k those with fewer than k. A score without any question is null.
     """
     tasks: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for sample in samples:

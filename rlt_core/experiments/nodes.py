@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from rlt_core import hub
+from rlt_core import hf_hub
 from rlt_core.config import (
     Config,
     DataConfig,
@@ -28,7 +28,7 @@ from rlt_core.data.sources import GENERATED, data_digest
 from rlt_core.errors import UserError
 from rlt_core.evaluation.benchmarks import BENCHMARKS, require_known
 from rlt_core.graph import Node
-from rlt_core.model_sources import source_digest
+from rlt_core.hf_hub import source_digest
 from rlt_core.prompts.format import PromptFormat, load_format
 from rlt_core.stages import (
     STAGES,
@@ -131,7 +131,7 @@ class Nodes:
         questions of that one counts as overlap, too."""
         paths = {}
         if data.source.startswith("hub:"):
-            commit = hub.pinned(data.source.removeprefix("hub:"), data.revision, "dataset")
+            commit = hf_hub.pinned(data.source.removeprefix("hub:"), data.revision, "dataset")
             identified = data.model_copy(update={"revision": commit})
         elif data.source in GENERATED:
             identified = data
@@ -153,7 +153,7 @@ class Nodes:
     def _benchmark_commit(self, name: str) -> str:
         """What its data set on the hub is known by."""
         revision = self.config.evaluation.revisions.get(name)
-        return hub.pinned(BENCHMARKS[name].repo, revision, "dataset")
+        return hf_hub.pinned(BENCHMARKS[name].repo, revision, "dataset")
 
     @cached_property
     def questions(self) -> Node:
@@ -174,7 +174,8 @@ class Nodes:
                 config = BaseModelConfig(scratch=source, format=self.format)
                 return self._node("base-model", config, {"questions": self.questions}, variant)
             case HubModel():
-                imported = f"hub:{source.repo}@{hub.pinned(source.repo, source.revision, 'model')}"
+                commit = hf_hub.pinned(source.repo, source.revision, "model")
+                imported = f"hub:{source.repo}@{commit}"
             case FolderModel():
                 imported = f"folder:{source_digest(source)}"
                 paths["source"] = str(Path(source.path).absolute())

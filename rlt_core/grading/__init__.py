@@ -1,13 +1,20 @@
-"""Answers in, verdicts out: correct, wrong, unparsable, ungradable or grader_failed.
+"""Grade answers: correct, wrong, unparsable, ungradable or grader_failed.
 
-A verifier can hang or die on what a model wrote, so grading runs in a process that can be killed
-(`Grader`). Nothing here raises for what a model wrote. An answer on which the grader hangs or fails
+A verifier can hang or die on what a model wrote, so `Grader` grades in processes that can be
+killed. Nothing here raises because of a model's text. An answer on which the grader hangs or fails
 counts as wrong, and is counted beside the score.
 """
 
-from rlt_core.grading.client import Grader
-from rlt_core.grading.grade import answer_of, extract_answer
-from rlt_core.grading.types import GRADERS, OUTCOMES, UNGRADED, Grade, GradeItem, Outcome
+from rlt_core.grading.grade import (
+    GRADERS,
+    OUTCOMES,
+    UNGRADED,
+    Grade,
+    GradeItem,
+    Outcome,
+    answer_of,
+)
+from rlt_core.grading.grader import Grader
 
 __all__ = [
     "GRADERS",
@@ -18,5 +25,4 @@ __all__ = [
     "Grader",
     "Outcome",
     "answer_of",
-    "extract_answer",
 ]

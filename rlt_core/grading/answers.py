@@ -1,6 +1,6 @@
-r"""Typed answers: numbers, sets, tuples, regions, matrices, equations, times, words.
+r"""Typed answers: numbers, sets, tuples, intervals, matrices, equations, times, words.
 
-`parse` tells what an answer is; `compare.same` compares two by what they are.
+`parse` finds an answer's type; `compare.same` compares two answers by their types.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+from rlt_core.grading.markers import MAX_ANSWER_CHARS
 from rlt_core.grading.normalize import normalized, unwrapped
-from rlt_core.grading.text import MAX_ANSWER_CHARS
 from rlt_core.grading.values import MONTH, PROSE, SPOKEN, THOUSANDS, Answer, scalar, words
 
 _MAX_DEPTH = 12
@@ -32,7 +32,7 @@ _INFINITY = r"\infty"
 
 
 def parse(text: str) -> Answer | None:
-    """What an answer is; None for one that says nothing or is too long."""
+    """Return a typed answer; None if it is empty or too long."""
     if not text.strip() or len(text) > MAX_ANSWER_CHARS:
         return None
     clean = normalized(text)
@@ -76,7 +76,7 @@ def _inside_text(inner: str, depth: int) -> Answer:
 
 
 def _split(text: str, pattern: re.Pattern[str]) -> tuple[list[str], list[str]]:
-    """The parts of a text between what matches outside all brackets, and those matches."""
+    """Split a text at matches outside all brackets; return the parts and the matches."""
     parts, found, depth, start, i = [], [], 0, 0, 0
     while i < len(text):
         escaped = text.startswith(("\\{", "\\}"), i)
@@ -99,8 +99,8 @@ def _split(text: str, pattern: re.Pattern[str]) -> tuple[list[str], list[str]]:
 
 
 def _items(text: str, bracketed: bool) -> tuple[list[str], list[str]]:
-    """What commas, semicolons, `and` and `or` separate; not the commas of thousands, which in
-    brackets are those beside commas with a space."""
+    """Split a text at commas, semicolons, `and` and `or`; return the parts and those words. Commas
+    of thousands do not count; in brackets they are those beside commas with a space."""
     if not bracketed or ", " in text or "; " in text:
         text = THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
     parts, separators = _split(text, _SEPARATOR)
@@ -114,38 +114,35 @@ def _several(text: str, depth: int) -> Answer | None:
     ):
         return None
     items, joined = _items(text, bracketed=False)
-    stated = [item for item in items if not _CONDITION.fullmatch(item)]
-    if 0 < len(stated) < len(items):
-        items = stated
-        if len(items) == 1:
-            return _parse(items[0], depth + 1)
+    items = [item for item in items if not _CONDITION.fullmatch(item)] or items
     if len(items) < 2:
-        return None if items == [text] or not items else _parse(items[0], depth + 1)
+        return _parse(items[0], depth + 1) if items and items != [text] else None
     answers = [_parse(item, depth + 1) for item in items]
     named = [answer.kind == "assignment" for answer in answers]
-    first = answers[0]
-    if named[0] and not any(named[1:]) and first.parts[1].kind != "region":
-        value = _collected([first.parts[1], *answers[1:]], text)
-        return Answer("assignment", text, (first.parts[0], value))
-    if all(named) and len({answer.parts[0] for answer in answers}) == 1:
-        values = [answer.parts[1] for answer in answers]
-        regions = [value.parts for value in values if value.kind == "region"]
-        if len(regions) == len(values):
-            value = _joined_regions(regions, text, "and" in joined)
-        else:
-            value = _collected(values, text)
-        return Answer("assignment", text, (first.parts[0], value))
-    return _collected(answers, text)
+    if not named[0]:
+        return _collected(answers, text)
+    name, value = answers[0].parts
+    if not any(named[1:]) and value.kind != "region":  # x = 1, 2
+        return Answer("assignment", text, (name, _collected([value, *answers[1:]], text)))
+    if not all(named) or any(answer.parts[0] != name for answer in answers):
+        return _collected(answers, text)
+    values = [answer.parts[1] for answer in answers]  # x = 1, x = 2
+    if all(value.kind == "region" for value in values):
+        regions = [value.parts for value in values]
+        value = _joined_regions(regions, text, "and" in joined)
+    else:
+        value = _collected(values, text)
+    return Answer("assignment", text, (name, value))
 
 
 def _collected(answers: list[Answer], text: str) -> Answer:
-    """A list, with the elements of lists in it (`\\pm 1, 2`)."""
+    """Return a flat list (`\\pm 1, 2`)."""
     flat = [part for each in answers for part in (each.parts if each.kind == "list" else [each])]
     return Answer("list", text, tuple(flat))
 
 
 def _joined_regions(regions: list[tuple[Any, ...]], text: str, both: bool) -> Answer:
-    """The union; of two half-lines joined by `and` that overlap, the intersection."""
+    """Return the union; for two overlapping half-lines joined by `and`, the intersection."""
     pieces = [piece for region in regions for piece in region]
     if both and len(pieces) == 2:
         lower = [piece for piece in pieces if piece[2].text == _INFINITY]
@@ -156,7 +153,7 @@ def _joined_regions(regions: list[tuple[Any, ...]], text: str, both: bool) -> An
 
 
 def _is_name(text: str) -> bool:
-    """Whether a side of an equation is a name: `x`, `f(2)`, `a_1`, `P(A \\cap B)`, `a+b`."""
+    """Return whether a side of an equation is a name: `x`, `f(2)`, `P(A \\cap B)`, `a+b`."""
     bare = re.sub(r"_(?:\{[^{}]*\}|\w)|(?<=[A-Za-z'])\([^()]*\)", "", text)
     return (
         re.search(r"[A-Za-z]", re.sub(r"\\(?:frac|sqrt|cdot|times|pi)", "", bare)) is not None
@@ -187,7 +184,7 @@ _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
 
 
 def _inequality(text: str, sides: list[str], operators: list[str]) -> Answer | None:
-    """A region where a variable is bounded, else a relation by `<` or `\\le`."""
+    """Return the region that bounds a variable, else a relation with `<` or `\\le`."""
     if len(sides) > 3 or "=" in operators or r"\in" in operators:
         return None
     variables = [_is_variable(side) for side in sides]
@@ -257,7 +254,7 @@ def _bracketed(text: str, depth: int) -> Answer | None:
 
 
 def _encloses(text: str) -> bool:
-    """Whether the first bracket is closed by the last, of whatever kinds they are."""
+    """Return whether the last bracket closes the first, whatever their kinds."""
     depth = 0
     for i, character in enumerate(text):
         depth += (character in "([") - (character in ")]")
@@ -277,7 +274,7 @@ def _united(text: str, depth: int) -> Answer | None:
 
 
 def as_region(answer: Answer) -> tuple[Any, ...] | None:
-    """The pieces of a region, of an open interval read as a pair, or of a finite set."""
+    """Return the intervals of a region, a pair (an open interval) or a finite set."""
     if answer.kind == "region":
         return answer.parts
     if answer.kind == "tuple" and len(answer.parts) == 2:

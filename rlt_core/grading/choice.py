@@ -1,4 +1,4 @@
-"""Multiple choice: the one letter that a solution chooses."""
+"""Multiple choice: find the letter that a solution chooses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 from string import ascii_uppercase
 
-from rlt_core.grading import text as reader
+from rlt_core.grading import markers
 
 _DEFAULT_CHOICES = 4
 _MARKUP = re.compile(r"\\(?:text(?:bf|rm|it)?|mathrm|mathbf|mbox|rm|left|right)(?![A-Za-z])|\\.|"
@@ -26,7 +26,7 @@ _SAID = re.compile(
 
 
 def _letters(metadata: str | None) -> str:
-    """A-D, or as many letters as the metadata's `choices` says."""
+    """Return A-D, or as many letters as the metadata's `choices` says."""
     try:
         choices = json.loads(metadata or "{}").get("choices", _DEFAULT_CHOICES)
         return ascii_uppercase[: choices if isinstance(choices, int) else len(choices)]
@@ -39,7 +39,8 @@ def _plain(text: str) -> str:
 
 
 def _leading(text: str, letters: str) -> str | None:
-    """The letter at the start of `B`, `(b)`, `Option B`, `B) 3 m/s`; None where another follows."""
+    """Return the letter at the start of `B`, `(b)`, `Option B`, `B) 3 m/s`; None if another one
+    follows."""
     match = _LEAD.match(_plain(text))
     if match is None:
         return None
@@ -50,26 +51,26 @@ def _leading(text: str, letters: str) -> str | None:
 
 
 def _chosen(text: str, letters: str) -> str | None:
-    """The leading letter, else the only capital letter of a choice that stands alone."""
+    """Return the leading letter, else the only capital letter of a choice that is a word."""
     standing = {letter for letter in _STANDING.findall(_plain(text)) if letter in letters}
     return _leading(text, letters) or (standing.pop() if len(standing) == 1 else None)
 
 
 def choice_letter(text: str, metadata: str | None = None) -> str | None:
-    """The letter that a solution chooses: a box that is one letter, else the last line `Answer: …`,
-    else what it is or says (`the answer is C`, `option C`)."""
-    letters, text = _letters(metadata), reader.after_thought(text)
-    box = reader.last_box(text)
+    """Return the letter that a solution chooses: in a box, else in its last line `Answer: …`, else
+    at its start or in its text (`the answer is C`, `option C`)."""
+    letters, text = _letters(metadata), markers.after_thought(text)
+    box = markers.last_box(text)
     if box is not None and not box.content:
         return None
     if box is not None and (letter := _leading(box.content, letters)):
         return letter
-    line = reader.answer_line(text)
+    line = markers.answer_line(text)
     if line is not None:
         return _chosen(line[1], letters)
-    marked = reader.marked_answer(text) if box is None else None
+    marked = markers.marked_answer(text) if box is None else None
     letter = _chosen(marked, letters) if marked else None
-    if letter is None and len(text) < reader.MAX_ANSWER_CHARS:
+    if letter is None and len(text) < markers.MAX_ANSWER_CHARS:
         letter = _leading(text, letters)
     if letter is None:
         for said in _SAID.finditer(text):

@@ -1,5 +1,4 @@
-"""Whether two typed answers are equal. math-verify is slow to import and able to hang: call this in
-the grading worker."""
+"""Compare typed answers. math-verify is slow to import and can hang: call this in the worker."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from rlt_core.grading.answers import as_region
 from rlt_core.grading.values import Answer, scalar, words
 
 _NEVER_S = 10**6
-"""math-verify's own alarms turn a hang into `wrong`; they are set so late that the worker is killed
+"""math-verify's own timeouts turn a hang into `wrong`; they are so long that the worker is killed
 first, and the item is reported as grader_failed."""
 _POINTS, _TRIES = 3, 12
 _DIGITS = 30
@@ -23,7 +22,7 @@ _DIFFERENTIAL = re.compile(r"(?<![\\A-Za-z])([a-z]?)d(?=[a-z]{1,2}(?![A-Za-z]))"
 
 
 def same(a: Answer, b: Answer) -> bool:
-    """Whether a given answer is the right one. Symmetric."""
+    """Return whether two answers are equal. Symmetric."""
     if a.text == b.text:
         return True
     if "assignment" in (a.kind, b.kind):
@@ -76,7 +75,7 @@ def _same_kind(a: Answer, b: Answer) -> bool:
 
 
 def _is_vector(shape: tuple[Any, ...]) -> bool:
-    """Whether a matrix has one column or one row, as pairs and triples are written, too."""
+    """Return whether a matrix has one column or one row, as pairs and triples are written too."""
     return shape[0] == "" and (len(shape) == 2 or set(shape[1:]) == {1})
 
 
@@ -89,7 +88,7 @@ def _in_order(a: tuple[Answer, ...], b: tuple[Answer, ...]) -> bool:
 
 
 def _paired(a: Sequence[Any], b: Sequence[Any], equal: Callable[[Any, Any], bool]) -> bool:
-    """Whether each of `a` has an equal of its own in `b`, in any order."""
+    """Return whether `a` and `b` have equal elements, in any order."""
     if len(a) != len(b):
         return False
     left = list(b)
@@ -102,12 +101,12 @@ def _paired(a: Sequence[Any], b: Sequence[Any], equal: Callable[[Any, Any], bool
 
 
 def _same_piece(a: Any, b: Any) -> bool:
-    """Whether two intervals (low, closed, high, closed) are equal."""
+    """Return whether two intervals (low, closed, high, closed) are equal."""
     return a[1] == b[1] and a[3] == b[3] and same(a[0], b[0]) and same(a[2], b[2])
 
 
 def _same_assignment(a: Answer, b: Answer) -> bool:
-    """A name does not matter where the other answer has none; of two names, both sides count."""
+    """Compare values only if one answer has no name, else both sides."""
     if a.kind == b.kind:
         if a.parts[0] == b.parts[0]:
             return same(a.parts[1], b.parts[1])
@@ -124,7 +123,7 @@ def _as_relation(assignment: Answer) -> Answer:
 
 
 def _same_times(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
-    """Where one says `am` or `pm` and the other does not, that is no difference."""
+    """Compare times; a missing `am` or `pm` is not a difference."""
     if a[1:3] != b[1:3]:
         return False
     if a[3] and b[3]:
@@ -166,7 +165,8 @@ def _equal(x: Fraction | str, p: Fraction, y: Fraction | str, q: Fraction) -> bo
 
 @lru_cache(maxsize=512)
 def expression(value: Fraction | str) -> Any:
-    """A number or LaTeX as SymPy sees it, decimals exact; None for what math-verify cannot read."""
+    """Return a number or LaTeX as SymPy expression with exact decimals; None if math-verify cannot
+    read it."""
     from math_verify import LatexExtractionConfig, parse
     from sympy import Basic, Float, I, Rational
 
@@ -190,9 +190,9 @@ def expression(value: Fraction | str) -> Any:
 
 
 def equal_expressions(a: Any, b: Any) -> bool:
-    """By their values at a few points, to 15 digits and relative to their size, since math-verify
-    takes numbers below 1e-6 for equal; by math-verify where they have no values. Points outside the
-    domain of real functions are passed over."""
+    """Compare values at a few points to 15 digits, relative to their size, since math-verify treats
+    numbers below 1e-6 as equal; let math-verify decide if there are no values. Points outside the
+    domain of real functions are skipped."""
     from math_verify import verify
     from sympy import I
 
@@ -215,7 +215,7 @@ def equal_expressions(a: Any, b: Any) -> bool:
 
 
 def _close(x: Any, y: Any) -> bool:
-    """Whether two values are equal, relative to their size."""
+    """Return whether two values are equal, relative to their size."""
     from sympy import Rational
 
     if x.is_infinite or y.is_infinite or (x.is_Rational and y.is_Rational):
@@ -224,7 +224,7 @@ def _close(x: Any, y: Any) -> bool:
 
 
 def _value(expression: Any, point: int) -> Any:
-    """Its value where each symbol has a value of its own; None if it has none."""
+    """Evaluate an expression at a point with a value per symbol; None if it has no value."""
     from sympy import Basic, Float, Rational, nan, zoo
 
     if not isinstance(expression, Basic):
@@ -239,15 +239,15 @@ def _value(expression: Any, point: int) -> Any:
             found = found.evalf(_DIGITS)
         # evalf leaves a sum that is zero as a Float without a significant digit
         found = found.xreplace({each: 0 for each in found.atoms(Float) if each._prec == 1})
-    except Exception:  # SymPy raises what it likes; math-verify then decides
+    except Exception:  # SymPy may raise anything; math-verify then decides
         return None
     number = getattr(found, "is_number", False) and not found.has(zoo, nan)
     return found if number and (found.is_infinite or found.is_complex) else None
 
 
 def _proportional(a: Answer, b: Answer) -> bool:
-    """Whether two equations or inequalities (`<`, `<=`) say the same: the differences of their
-    sides have a constant ratio, positive for an inequality."""
+    """Return whether two equations or inequalities (`<`, `<=`) are equivalent: the differences of
+    their sides have a constant ratio, positive for an inequality."""
     differences = []
     for relation in (a, b):
         if any(side.kind != "scalar" for side in relation.parts[1:]):

@@ -1,7 +1,7 @@
 """Countdown: an arithmetic expression over given numbers that equals a target.
 
-The expression is read by Python's parser and walked over a handful of allowed nodes; it is never
-evaluated as code, and the arithmetic is exact.
+Python's parser reads the expression; a few kinds of nodes are allowed and computed exactly. It is
+never evaluated as code.
 """
 
 # ruff: noqa: RUF001
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from rlt_core.grading.text import after_thought, marked_answer
+from rlt_core.grading.markers import after_thought, marked_answer
 
 _MAX_EXPRESSION_CHARS = 300
 _MAX_LINES, _TAIL_CHARS = 200, 1 << 14
@@ -47,16 +47,16 @@ _OPERATOR = re.compile(r"[\d)] *[-+*/]")
 
 @dataclass(frozen=True)
 class Task:
-    """What an expression has to do."""
+    """A countdown problem."""
 
     numbers: tuple[int, ...]
     target: int
     use_all: bool = True
-    """Every number exactly once (reasoning-gym's rule); else at most once."""
+    """Use every number exactly once (reasoning-gym's rule), else at most once."""
 
 
 def parse_task(metadata: str | None) -> Task | None:
-    """Numbers, target and rule from the JSON metadata; None if they are not there."""
+    """Read a problem from the JSON metadata; None if there is none."""
     try:
         value: Any = json.loads(metadata or "")
         numbers = tuple(int(number) for number in value["numbers"])
@@ -66,7 +66,7 @@ def parse_task(metadata: str | None) -> Task | None:
 
 
 def _plain(text: str) -> str:
-    """LaTeX and typography as Python writes arithmetic."""
+    """Convert LaTeX and typography to Python's arithmetic."""
     for pattern, new in _RULES:
         for _ in range(4 if "frac" in pattern.pattern else 1):  # fractions of fractions
             text = pattern.sub(new, text)
@@ -74,14 +74,14 @@ def _plain(text: str) -> str:
 
 
 def _parse(text: str) -> ast.expr | None:
-    """The side of an equation that has an operator, or all of it."""
+    """Parse an expression; in an equation, the first side with an operator."""
     if len(text) > _MAX_EXPRESSION_CHARS:
         return None
     sides = [side.strip(" .\t") for side in text.split("=")]
     expression = next((side for side in sides if _OPERATOR.search(side)), sides[0])
     try:
         tree = ast.parse(expression, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # what the parser may raise
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # all that the parser may raise
         return None
     return tree if all(_allowed(node) for node in ast.walk(tree)) else None
 
@@ -97,7 +97,7 @@ def _allowed(node: ast.AST) -> bool:
 
 
 def _inside(text: str) -> str | None:
-    """The one arithmetic expression in a line; None if there is none, or two to choose from."""
+    """Return the arithmetic expression in a line; None if there is none, or several."""
     text = _plain(text).strip()
     if _parse(text) is not None:
         return text
@@ -110,9 +110,9 @@ def _inside(text: str) -> str | None:
 
 
 def read_expression(solution: str) -> str | None:
-    """The expression that a solution gives: marked as the answer, else its last line that is one,
-    else that in its last line that has one. None without an arithmetic expression over integers
-    with + - * / and brackets."""
+    """Return a solution's expression: the marked answer, else its last line that is an expression,
+    else the one in its last line that contains one. None without an arithmetic expression over
+    integers with + - * / and brackets."""
     marked = marked_answer(solution)
     if marked is not None:
         return _inside(marked)
@@ -140,9 +140,8 @@ def _value(node: ast.expr) -> Fraction:
     return _OPERATIONS[type(node.op)](_value(node.left), _value(node.right))
 
 
-def solves(expression: str, task: Task) -> bool:
-    """Whether an expression keeps the rule and equals the target. One that `read_expression` would
-    not return does not."""
+def solves(task: Task, expression: str) -> bool:
+    """Return whether an expression keeps the rule and equals the target."""
     tree = _parse(_plain(expression).strip())
     if tree is None:
         return False

@@ -1,17 +1,19 @@
-"""One item to one verdict, in this process. `Grader` does it where a hang can be killed."""
+"""Grade one solution in this process. `Grader` does it in a process that can be killed."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any, Literal, get_args
 
 from rlt_core.grading import countdown
-from rlt_core.grading.answers import parse
+from rlt_core.grading.answers import Answer, parse
 from rlt_core.grading.choice import choice_letter
 from rlt_core.grading.compare import same
-from rlt_core.grading.normalize import normalized
-from rlt_core.grading.text import (
+from rlt_core.grading.markers import (
     MAX_ANSWER_CHARS,
     is_bare,
     last_number,
@@ -19,23 +21,85 @@ from rlt_core.grading.text import (
     mathematics,
     read_answer,
 )
-from rlt_core.grading.types import OUTCOMES, Grade, GradeItem
-from rlt_core.grading.values import Answer
+
+Outcome = Literal["correct", "wrong", "unparsable", "ungradable", "grader_failed"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+"""`unparsable`: no answer could be read from the solution. `ungradable`: there is nothing to
+compare with. `grader_failed`: the grader hung, died or raised on the answer. All but `ungradable`
+and `correct` count as wrong: an answer that hangs the grader must not raise a score."""
+UNGRADED: tuple[Outcome, ...] = ("ungradable",)
+"""Outcomes that say nothing about the model: counted, but left out of every score."""
+
+GRADERS = ("math", "arithmetic", "countdown", "multiple_choice", "none")
 
 
-def _verdict(right: bool, extracted: str) -> Grade:
-    return Grade("correct" if right else "wrong", extracted[:MAX_ANSWER_CHARS])
+@dataclass(frozen=True)
+class GradeItem:
+    """A solution to grade."""
+
+    solution: str | None
+    """The model's solution; None if it gave none."""
+    answer: str | None
+    """The right answer; None makes the item ungradable (countdown needs none)."""
+    grader: str
+    """One of `GRADERS`."""
+    metadata: str | None = None
+    """JSON with what the grader needs beside the answer (countdown's numbers and target), or
+    `accepted`, a list of right answers."""
+
+    def __post_init__(self) -> None:
+        if self.grader not in GRADERS:
+            raise ValueError(f"grader {self.grader!r} is not one of {', '.join(GRADERS)}")
+
+
+@dataclass(frozen=True)
+class Grade:
+    """The verdict on one solution."""
+
+    outcome: Outcome
+    extracted: str | None = None
+    """The answer read from the solution, cut to `MAX_ANSWER_CHARS`."""
+
+
+def grade(item: GradeItem) -> Grade:
+    """Return the verdict on one item. May hang or raise inside math-verify: see `Grader`."""
+    if '"accepted"' in (item.metadata or "") and (
+        accepted := json.loads(item.metadata or "")["accepted"]
+    ):
+        grades = [grade(replace(item, answer=answer, metadata=None)) for answer in accepted]
+        return min(grades, key=lambda grade: OUTCOMES.index(grade.outcome))
+    solution, answer = item.solution or "", item.answer
+    gold: Any = None
+    given: Any = None
+    right: Callable[[Any, Any], bool] = operator.eq
+    if item.grader == "countdown":
+        gold, given = countdown.parse_task(item.metadata), countdown.read_expression(solution)
+        right = countdown.solves
+    elif item.grader == "none" or answer is None:
+        return Grade("ungradable")
+    elif item.grader == "multiple_choice":
+        gold, given = (choice_letter(text, item.metadata) for text in (answer, solution))
+    elif item.grader == "arithmetic":
+        parsed, given = _parse_gold(answer), _last_number(solution)
+        gold = parsed.parts[0] if parsed and parsed.kind == "scalar" else None
+        gold = gold if isinstance(gold, Fraction) else None
+    elif gold := _parse_gold(answer):
+        given, right = _parse_given(solution, gold), same
+    if gold is None or given is None:
+        return Grade("ungradable" if gold is None else "unparsable")
+    extracted = given.text if isinstance(given, Answer) else str(given)
+    return Grade("correct" if right(gold, given) else "wrong", extracted[:MAX_ANSWER_CHARS])
 
 
 def _parse_gold(answer: str) -> Answer | None:
-    """A gold answer; data sets leave `#### 12` and boxes in their answers, too."""
+    """Parse a right answer, which may itself be marked with `####` or a box."""
     return parse(marked_answer(answer) or answer)
 
 
-def _parse_given(solution: str | None, gold: Answer) -> Answer | None:
-    """The answer of a solution; where it is prose and the gold is not, the only mathematics in
-    it."""
-    read = read_answer(solution) if solution else None
+def _parse_given(solution: str, gold: Answer) -> Answer | None:
+    """Parse a solution's answer. If it is prose and the right one is not, its only formula or
+    number counts."""
+    read = read_answer(solution)
     given = parse(read) if read else None
     if read and given and given.kind == "words" and gold.kind != "words":
         found = mathematics(read)
@@ -43,69 +107,16 @@ def _parse_given(solution: str | None, gold: Answer) -> Answer | None:
     return given
 
 
-def _math(solution: str | None, answer: str) -> Grade:
-    gold = _parse_gold(answer)
-    if gold is None:
-        return Grade("ungradable")
-    given = _parse_given(solution, gold)
-    return Grade("unparsable") if given is None else _verdict(same(gold, given), given.text)
-
-
 def _last_number(solution: str) -> Fraction | None:
     marked = marked_answer(solution)
     return last_number(solution if marked is None else marked)
 
 
-def _arithmetic(solution: str | None, answer: str) -> Grade:
-    gold = _parse_gold(answer)
-    expected = gold.parts[0] if gold and gold.kind == "scalar" else None
-    if not isinstance(expected, Fraction):
-        return Grade("ungradable")
-    given = None if solution is None else _last_number(solution)
-    return Grade("unparsable") if given is None else _verdict(given == expected, str(given))
-
-
-def _countdown(solution: str | None, metadata: str | None) -> Grade:
-    task = countdown.parse_task(metadata)
-    if task is None:
-        return Grade("ungradable")
-    given = None if solution is None else countdown.read_expression(solution)
-    return Grade("unparsable") if given is None else _verdict(countdown.solves(given, task), given)
-
-
-def _multiple_choice(solution: str | None, answer: str, metadata: str | None) -> Grade:
-    expected = choice_letter(answer, metadata)
-    if expected is None:
-        return Grade("ungradable")
-    given = None if solution is None else choice_letter(solution, metadata)
-    return Grade("unparsable") if given is None else _verdict(given == expected, given)
-
-
-def accepted_answers(metadata: str | None) -> list[str]:
-    """The answers of which any is right, where a data set gives several."""
-    if metadata is None or '"accepted"' not in metadata:
-        return []
-    answers: list[str] = json.loads(metadata)["accepted"]
-    return answers
-
-
-def grade(item: GradeItem) -> Grade:
-    """The verdict on one item. May hang or raise inside math-verify: see `Grader`."""
-    if accepted := accepted_answers(item.metadata):
-        grades = [grade(replace(item, answer=answer, metadata=None)) for answer in accepted]
-        return min(grades, key=lambda grade: OUTCOMES.index(grade.outcome))
-    if item.grader == "countdown":
-        return _countdown(item.solution, item.metadata)
-    if item.grader == "none" or item.answer is None:
-        return Grade("ungradable")
-    if item.grader == "multiple_choice":
-        return _multiple_choice(item.solution, item.answer, item.metadata)
-    return (_arithmetic if item.grader == "arithmetic" else _math)(item.solution, item.answer)
-
-
 def grades_itself(item: GradeItem) -> bool:
-    r"""Whether an item's gold answer is correct by its own grader, as \boxed{…} and as
-    `Answer: …`. The item's solution is not read; countdown needs its numbers and target only."""
+    r"""Return whether an item's right answer is graded correct, as \boxed{…} and as `Answer: …`.
+
+    The item's solution is not read; for countdown, numbers and target must be there.
+    """
     if item.grader == "countdown":
         return grade(replace(item, solution="")).outcome != "ungradable"
     answer = marked_answer(item.answer or "") or item.answer
@@ -115,26 +126,11 @@ def grades_itself(item: GradeItem) -> bool:
     )
 
 
-def extract_answer(solution: str, grader: str) -> str | None:
-    """The answer that a grader reads from a solution; None if it reads none."""
-    if grader == "arithmetic":
-        number = _last_number(solution)
-        return None if number is None else str(number)
-    if grader == "countdown":
-        return countdown.read_expression(solution)
-    if grader == "multiple_choice":
-        return choice_letter(solution)
-    if grader == "math":
-        read = read_answer(solution)
-        return normalized(read)[:MAX_ANSWER_CHARS] if read else None
-    return None
-
-
 def answer_of(solution: str) -> str | None:
-    r"""The final answer in a data set's solution, for data without an answer column.
+    r"""Return the final answer in a data set's solution, for data without an answer column.
 
-    What the solution marks (the reader of markers is that of graded solutions), else all of it if
-    it is mathematics without words, else None: such a question is ungradable.
+    It is what the solution marks, else the whole text if it is mathematics without words, else
+    None: such a question is ungradable.
     """
     marked = marked_answer(solution)
     if marked is not None:

@@ -1,7 +1,7 @@
-r"""One spelling for what is written in many: LaTeX, Unicode and plain text to plain LaTeX.
+r"""Normalize the spelling of answers: LaTeX, Unicode and plain text become plain LaTeX.
 
 `½`, `\tfrac12` and `\frac{1}{2}` become one text, and so do `x²` and `x^2`, `12\,345` and `12345`,
-full-width and ASCII digits. What an answer means is for `answers.py`.
+full-width and ASCII digits. `answers.py` interprets the result.
 """
 
 # ruff: noqa: RUF001
@@ -27,36 +27,32 @@ _SCRIPTS = {"^": "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "_": "₀₁₂₃₄₅�
 _NAMES = r"pi|theta|alpha|beta|infty|sqrt|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln"
 _SPACES = r"(?:\\[,;: ]|~|\\thinspace(?![A-Za-z]))"
 
+_COMMANDS = {name: new for names, new in {
+    "langle lparen": "(", "rangle rparen": ")", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[",
+    "rbrack": "]", "dfrac tfrac cfrac": r"\frac", "varnothing O": r"\emptyset", "lt": "<",
+    "gt": ">", "leqslant leqq leq": r"\le ", "geqslant geqq geq": r"\ge ", "neq": r"\ne ",
+    "lor vee": " or ", "land wedge": " and ", "simeq thickapprox": r"\approx ", "quad qquad": " ",
+    "displaystyle textstyle limits notag negthinspace": "",
+}.items() for name in names.split()}  # fmt: skip
+"""LaTeX commands and their replacement."""
 # In this order; each once.
 _RULES = [(re.compile(pattern), new) for pattern, new in [
     (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\.?", ""),
-    (r"\\(?:displaystyle|textstyle|limits|notag|negthinspace)(?![A-Za-z])|\\!", ""),
-    (r"\{,\}", ","),
+    (r"\\!", ""), (r"\{,\}", ","),
     (r"(?<=[\d,])" + _SPACES + r"+(?=\d{3}(?!\d))", ""),
-    (r"(?<!\\)" + _SPACES + r"|\\(?:quad|qquad)(?![A-Za-z])", " "),
-    (r"\\(?:langle|lparen)(?![A-Za-z])", "("),
-    (r"\\(?:rangle|rparen)(?![A-Za-z])", ")"),
-    (r"\\lbrace(?![A-Za-z])", r"\\{"), (r"\\rbrace(?![A-Za-z])", r"\\}"),
-    (r"\\lbrack(?![A-Za-z])", "["), (r"\\rbrack(?![A-Za-z])", "]"),
+    (r"(?<!\\)" + _SPACES, " "),
     (r"\\(?:mathrm|operatorname|rm)\s*\{\s*([a-z])\s*\}", r"\1"),
     (r"\\(?:mathbf|boldsymbol|mathit|bm|vec)\s*\{([^{}]*)\}", r"\1"),
     (r"\\(?:text(?:bf|rm|it|normal|sf|tt)?|mathrm|mbox|operatorname\*?|hbox)\s*\{", r"\\text{"),
     (r"\\text\{\s*\}", " "),
     (r"\\text\{\s*,?\s*(and|or)\s*\}", r" \1 "),
     (r"\\text\{(,\s)\s*\}", r"\1"),
-    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
     (r"\\frac\s*([0-9a-z])\s*([0-9a-z])", r"\\frac{\1}{\2}"),
     (r"\\frac\s*([0-9a-z])\s*\{", r"\\frac{\1}{"),
     (r"\\frac\s*(\{[^{}]*\})\s*([0-9a-z])", r"\\frac\1{\2}"),
     (r"\\frac\s*(\{[^{}]*\})\s*\{", r"\\frac\1{"),
     (r"\^\s*\{?\s*(?:\\circ|\\degree|\\text\{\s*o\s*\})\s*\}?|\\degrees?(?![A-Za-z])", r"^\\circ "),
-    (r"\\(?:varnothing|O(?![A-Za-z]))", r"\\emptyset"),
-    (r"\\(?:leqslant|leqq|leq)(?![A-Za-z])|<=", r"\\le "),
-    (r"\\(?:geqslant|geqq|geq)(?![A-Za-z])|>=", r"\\ge "),
-    (r"\\lt(?![A-Za-z])", "<"), (r"\\gt(?![A-Za-z])", ">"),
-    (r"\\neq(?![A-Za-z])|!=", r"\\ne "),
-    (r"\\(?:lor|vee)(?![A-Za-z])", " or "), (r"\\(?:land|wedge)(?![A-Za-z])", " and "),
-    (r"\\simeq|\\thickapprox|~=", r"\\approx "),
+    ("<=", r"\\le "), (">=", r"\\ge "), ("!=", r"\\ne "), ("~=", r"\\approx "),
     (r"(?<![\\A-Za-z])(?:\+\s*infinity|\+?\binfinity|oo)(?![A-Za-z])", r"\\infty "),
     (r"(?<![\\A-Za-z])(" + _NAMES + r")(?![A-Za-z])", r"\\\1 "),
     (r"\+\s*\\infty", r"\\infty"),
@@ -79,8 +75,8 @@ _TIGHT = re.compile(r"(?<=\w) (?!\w)|(?<!\w) ")
 
 
 def closing(text: str, start: int, limit: int | None = None) -> int:
-    """Position of the bracket that closes the one at `start`, before `limit`, counting only its own
-    kind and not escaped ones; -1 if there is none."""
+    """Return the position of the bracket that closes the one at `start`, before `limit`; -1 if
+    there is none. Only brackets of its kind count, and no escaped ones."""
     opened, closed, depth, i = text[start], {"(": ")", "[": "]", "{": "}"}[text[start]], 0, start
     while i < (len(text) if limit is None else limit):
         if text[i] == "\\":
@@ -94,7 +90,8 @@ def closing(text: str, start: int, limit: int | None = None) -> int:
 
 
 def unwrapped(text: str) -> str:
-    """The text without the marks that enclose all of it: `$…$`, `**…**`, and a final full stop."""
+    """Return the text without the marks around all of it, such as `$…$` or `**…**`, and without a
+    final full stop."""
     while True:
         before = text
         text = text.strip().rstrip(",;").removesuffix(".").strip()
@@ -116,9 +113,8 @@ def unwrapped(text: str) -> str:
 
 def _ascii(text: str) -> str:
     for mark, digits in _SCRIPTS.items():
-        for run in sorted(set(re.findall(f"[{digits}]+", text)), key=len, reverse=True):
-            plain = run.translate(str.maketrans(digits, "0123456789+-"))
-            text = text.replace(run, f"{mark}{{{plain}}}")
+        plain = str.maketrans(digits, "0123456789+-")
+        text = re.sub(f"[{digits}]+", lambda run: f"{mark}{{{run[0].translate(plain)}}}", text)  # noqa: B023
     text = re.sub(r"[¼-¾⅐-⅞]", lambda one: _fraction(one[0]), text).translate(_SYMBOLS)
     return unicodedata.normalize("NFKC", text)
 
@@ -130,13 +126,14 @@ def _fraction(character: str) -> str:
 
 @lru_cache(maxsize=4096)
 def normalized(text: str) -> str:
-    r"""The text in its one spelling. Currency signs become commands (`\dollar`, `\euro`)."""
+    r"""Return the text in its one spelling. Currency signs become commands (`\dollar`)."""
     text = unwrapped(_ascii(text))
     if "matrix" not in text and "array" not in text and "cases" not in text:
         text = _DOUBLED.sub(r"\\", text)
     text = text.replace(r"\$", r"\dollar ")
     text = text.replace("$", "" if text.count("$") % 2 == 0 else r"\dollar ")
     text = re.sub(r"\*\*(.+?)\*\*", r"\1", text) if text.count("**") == 2 and " " in text else text
+    text = re.sub(r"\\([A-Za-z]+)", lambda command: _COMMANDS.get(command[1], command[0]), text)
     for pattern, new in _RULES:
         text = pattern.sub(new, text)
     text = unwrapped(text)

@@ -1,4 +1,4 @@
-"""Units of measurement: which are the same, and which are multiples of each other."""
+"""Units of measurement: which are equal, and which are multiples of each other."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 Unit = tuple[str, Fraction]
-"""What is measured in, and how many of it: `("m", 1/100)` for a centimetre."""
+"""Base unit and factor: `("m", 1/100)` for a centimetre."""
 
 _TABLE = """
 m: mm millimeter 1/1000; cm centimeter 1/100; m meter 1; km kilometer 1000
@@ -56,7 +56,7 @@ _UNITS = _read_table()
 
 @lru_cache(maxsize=1024)
 def read_unit(text: str) -> Unit | None:
-    """`cm`, `square inches`, `km/h`, `m^2`; None for what is no known unit."""
+    """Read `cm`, `square inches`, `km/h` or `m^2`; None if it is not a known unit."""
     text = re.sub(r"\\text|[{}\\]", " ", text).replace("^circ", "°").replace("^ circ", "°")
     top, *bottom = re.split(r"/|\bper\b", text.replace("mph", "mile/hour").strip(" ."))
     over = [_power(part) for part in bottom]

@@ -1,6 +1,6 @@
-"""Values in answers: numbers, quantities with units, expressions, words.
+"""Single values in answers: numbers, quantities with units, expressions, words.
 
-Expressions stay LaTeX here: math-verify reads them only when a comparison needs it.
+Expressions stay LaTeX: math-verify reads them only when a comparison needs it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ Kind = Literal["scalar", "words", "set", "list", "tuple", "region", "matrix", "t
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer by its type."""
+    """A typed answer."""
 
     kind: Kind
     text: str
-    """Its one spelling."""
+    """Its normalized spelling."""
     parts: tuple[Any, ...] = ()
-    """scalar: a Fraction or LaTeX, whether in percent, the unit; words: the words; set (in braces),
-    list (unordered), tuple, and matrix (its shape first): answers; region: pieces (low, closed,
-    high, closed); time: hour, minute, second, half of the day; base: digits, base; assignment:
-    name, value; relation: operator, left, right."""
+    """By kind: scalar: Fraction or LaTeX, whether it is in percent, unit; words: the words; set (in
+    braces), list (unordered) and tuple: answers; matrix: shape, then answers; region: intervals
+    (low, closed, high, closed); time: hour, minute, second, half of the day; base: digits, base;
+    assignment: name, value; relation: operator, left, right."""
 
 
 _NUMBER = re.compile(r"(?P<sign>[-+]?) ?(?:"
@@ -52,7 +52,7 @@ _SHORT_WORDS = ("no", "yes", "odd", "all", "any")
 
 
 def words(text: str) -> Answer:
-    """A text as words: no letter case, no brackets around it, no article."""
+    """Return a text as words, without letter case, enclosing brackets and article."""
     plain = re.sub(r"\\text|[{}$]", " ", text).replace("\\ ", " ").casefold()
     plain = re.sub(r"(?<=\d)(?:st|nd|rd|th)\b", "", " ".join(plain.split()).strip(" .()"))
     plain = re.sub(r"^(?:the|an|a) (?=\w{2})", "", plain)
@@ -62,7 +62,7 @@ def words(text: str) -> Answer:
 
 
 def number(text: str) -> Fraction | None:
-    """The text as one exact number: `-7`, `3/4`, `3\\frac{1}{2}`, `1.2\\times 10^5`, `0.\\bar3`."""
+    """Read one exact number: `-7`, `3/4`, `3\\frac{1}{2}`, `1.2\\times 10^5`, `0.\\bar3`."""
     match = _NUMBER.fullmatch(THOUSANDS.sub(lambda found: found[0].replace(",", ""), text).strip())
     if match is None or text.count(".") > 2:
         return None
@@ -84,7 +84,7 @@ def number(text: str) -> Fraction | None:
 
 
 def scalar(text: str) -> Answer:
-    """A number or an expression, with its unit; words if it is neither."""
+    """Return a number or an expression with its unit; words if it is neither."""
     exact = number(text)
     if exact is not None:
         return Answer("scalar", text, (exact, False, None))
@@ -104,7 +104,7 @@ def scalar(text: str) -> Answer:
 
 
 def _measured(text: str) -> tuple[str, bool, Unit | None]:
-    """A quantity without its unit; whether that is percent; the unit, if it is a known one."""
+    """Return a quantity without its unit, whether that is percent, and the unit if it is known."""
     body = re.sub(r"^(?:\\approx|approximately|about|roughly|exactly) ?", "", text)
     body = body.split(r"\approx")[0].strip() or body
     unit: Unit | None = None

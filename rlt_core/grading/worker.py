@@ -1,8 +1,8 @@
-"""The grading process: JSON lines in on stdin, JSON lines out on stdout, one at a time.
+"""The grading process: gets a request as JSON, says `"begun"`, and replies with JSON.
 
-Requests: `["prepare", grader]`, `["grade", item]`, `["check", item]`; the reply is what the
-function returned, or `{"error": …}`. It ends when stdin closes, and is killed with its parent even
-in the middle of a computation. Run as `python -m rlt_core.grading.worker PARENT_PID`.
+Requests are `["grade", item]` and `["check", item]`; a reply is `{"value": …}` or `{"error": …}`.
+The process ends when its connection closes, and is killed with its parent even in the middle of a
+computation. Run as `python -m rlt_core.grading.worker FILE_DESCRIPTOR PARENT_PID`.
 """
 
 from __future__ import annotations
@@ -14,47 +14,48 @@ import resource
 import signal
 import sys
 from dataclasses import asdict
+from multiprocessing.connection import Connection
 from typing import Any
 
-from rlt_core.grading.grade import grade, grades_itself
-from rlt_core.grading.types import GradeItem
+from rlt_core.grading.grade import GradeItem, grade, grades_itself
 
-_PR_SET_PDEATHSIG = 1
-_MAX_MEMORY_BYTES = 4 * 2**30
-"""Address space: a number with ten billion digits shall not take the machine down."""
+PR_SET_PDEATHSIG = 1
+MAX_MEMORY_BYTES = 4 * 2**30
+"""Limit of the address space: a number with ten billion digits must not exhaust the machine."""
 
 
 def _die_with(parent: int) -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before we asked
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the call
             os._exit(0)
 
 
-def _answer(request: list[Any]) -> Any:
-    operation, value = request
-    if operation == "prepare":
-        if value == "math":
-            import math_verify  # noqa: F401  (half a second, once)
-        return None
-    item = GradeItem(**value)
-    return grades_itself(item) if operation == "check" else asdict(grade(item))
+def _send(connection: Connection[Any, Any], message: Any) -> None:
+    connection.send_bytes(json.dumps(message).encode())
 
 
 def main() -> None:
-    """Serve until stdin closes."""
-    _die_with(int(sys.argv[1]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY_BYTES, _MAX_MEMORY_BYTES))
-    replies = os.fdopen(os.dup(1), "w", encoding="ascii")
-    os.dup2(2, 1)  # libraries may print; the replies keep their own channel
-    for line in sys.stdin:
+    """Serve until the connection closes."""
+    connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
+    _die_with(int(sys.argv[2]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+    while True:
         try:
-            reply = {"value": _answer(json.loads(line))}
-        except Exception as error:  # whatever a verifier raises is a reply, never the worker's end
+            operation, fields = json.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        try:
+            item = GradeItem(**fields)
+            if item.grader == "math":
+                import math_verify  # noqa: F401  (slow the first time)
+            _send(connection, "begun")
+            value = grades_itself(item) if operation == "check" else asdict(grade(item))
+            reply: dict[str, Any] = {"value": value}
+        except Exception as error:  # a verifier may raise anything; the worker goes on
             reply = {"error": f"{type(error).__name__}: {error}"[:200]}
-        replies.write(json.dumps(reply) + "\n")
-        replies.flush()
+        _send(connection, reply)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def run(ctx: StageContext) -> dict[str, float]:
 
 def _source(imported: str, ctx: StageContext) -> ModelSource:
     """Where the content that the config names lies. Raises UserError if it changed meanwhile."""
-    from rlt_core.model_sources import source_digest
+    from rlt_core.hf_hub import source_digest
 
     kind, _, identity = imported.partition(":")
     source: ModelSource

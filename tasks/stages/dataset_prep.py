@@ -13,7 +13,7 @@ from rlt_core.data.generators.countdown import (
 from rlt_core.data.prepare import prepare_questions
 from rlt_core.errors import UserError
 from rlt_core.evaluation.benchmarks import benchmark_task
-from rlt_core.hub import UNPINNED
+from rlt_core.hf_hub import UNPINNED
 from rlt_core.models import load_tokenizer, tiny_tokenizer
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.rows import read_rows

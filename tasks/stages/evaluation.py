@@ -14,9 +14,8 @@ from rlt_core.data.generators.countdown import (
 )
 from rlt_core.errors import UserError
 from rlt_core.evaluation.benchmarks import EvalTask, benchmark_task
-from rlt_core.evaluation.completions import Request
-from rlt_core.evaluation.run import Examination
-from rlt_core.hub import UNPINNED
+from rlt_core.evaluation.run import ModelEvaluation, SampleRequest
+from rlt_core.hf_hub import UNPINNED
 from rlt_core.rows import read_rows
 from rlt_core.stages import EvaluationStageConfig
 from tasks.shards import LongWork, in_shards
@@ -30,7 +29,7 @@ def run(ctx: StageContext) -> dict[str, float]:
     """`test` are the data's held-out questions; the rest are benchmarks by name."""
     config = ctx.config_as(EvaluationStageConfig)
     ctx.require_format("model", "student")
-    examination = Examination(
+    evaluation = ModelEvaluation(
         ctx.model("model"),
         [_task(ctx, name, config) for name in config.evaluation.tasks],
         config.evaluation,
@@ -41,17 +40,17 @@ def run(ctx: StageContext) -> dict[str, float]:
         label=ctx.spec.label.removeprefix("evaluation[").removesuffix("]"),
         resources=ctx.resources,
     )
-    return examine(ctx, examination, ctx.resources.shard_questions)
+    return examine(ctx, evaluation, ctx.resources.shard_questions)
 
 
-def examine(work: LongWork, examination: Examination, shard_questions: int) -> dict[str, float]:
+def examine(work: LongWork, evaluation: ModelEvaluation, shard_questions: int) -> dict[str, float]:
     """Completions are sampled in shards, which other processes and machines share; the first
-    process runs lighteval, which asks for them, grades and scores. Returns what `Examination.run`
-    does, nothing in other processes."""
+    process runs lighteval, which asks for them, grades and scores. Returns the metrics of
+    `ModelEvaluation.run`, nothing in other processes."""
 
     sample = partial(
-        in_shards, work, "eval_samples", examination.requests, shard_questions,
-        examination.complete, _length,
+        in_shards, work, "eval_samples", evaluation.requests, shard_questions,
+        evaluation.complete, _length,
     )  # fmt: skip
 
     def answer() -> list[dict[str, Any]]:
@@ -60,14 +59,14 @@ def examine(work: LongWork, examination: Examination, shard_questions: int) -> d
         shutil.rmtree(work.out / "eval_samples")  # one file, however it was shared
         return rows
 
-    with examination:
+    with evaluation:
         if processes.rank() or work.machine:
             sample()
             return {}
-        return examination.run(answer, work.out, work.progress)
+        return evaluation.run(answer, work.out, work.progress)
 
 
-def _length(request: Request) -> int:
+def _length(request: SampleRequest) -> int:
     return len(request.prompt_ids)
 
 

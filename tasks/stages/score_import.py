@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlt_core.data.scores import import_scores
+from rlt_core.data.imports import import_scores
 from rlt_core.stages import ScoreImportConfig
 from tasks.stage import StageContext
 

@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 from transformers import AutoConfig
 
 from rlt_core.config import SFTConfig
-from rlt_core.data.subsets import choose
-from rlt_core.data.trace_selection import best_fitting, columns, match_tokens, rank_traces
+from rlt_core.data.trace_selection import best_fitting, choose, columns, match_tokens, rank_traces
 from rlt_core.errors import UserError
 from rlt_core.models import load_tokenizer, vocabulary_digest
 from rlt_core.prompts.renderer import Renderer

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rlt_core.data.subsets import choose
+from rlt_core.data.trace_selection import choose
 from rlt_core.generation import open_engine, sample_seed
 from rlt_core.generation.engine import Completion
 from rlt_core.progress import Progress

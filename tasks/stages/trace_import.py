@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlt_core.data.traces import import_traces, own_traces
+from rlt_core.data.imports import import_traces, own_traces
 from rlt_core.rows import read_rows
 from rlt_core.stages import TraceImportConfig
 from tasks.stage import StageContext

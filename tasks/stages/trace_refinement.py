@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rlt_core.config.refinement import Endpoint
-from rlt_core.refinement.refine import REASONS, Refinement, usage
+from rlt_core.refinement import REASONS, Refinement, usage
 from rlt_core.rows import read_rows
 from rlt_core.stages import TraceRefinementConfig
 from tasks.stage import StageContext

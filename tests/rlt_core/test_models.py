@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rlt_core.config import FolderModel, HubModel, PackageModel, ScratchModel
 from rlt_core.errors import UserError
-from rlt_core.model_sources import folder_digest, package_gguf, source_digest
+from rlt_core.hf_hub import folder_digest, package_gguf, source_digest
 from rlt_core.models import (
     import_model,
     load_model,

@@ -18,8 +18,7 @@ from rlt_core.errors import Stopped, UserError
 from rlt_core.models import new_model, save_model, tiny_tokenizer
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import load_format
-from rlt_core.refinement.client import KEY, Answer, ask_all
-from rlt_core.refinement.refine import fault_of, request_of
+from rlt_core.refinement import KEY, Answer, ask_all, fault_of, request_of
 from tests.chat_server import KEY as SECRET
 from tests.chat_server import Reply, completion, error, serve
 

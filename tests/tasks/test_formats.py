@@ -18,7 +18,7 @@ from rlt_core.config import (
 )
 from rlt_core.errors import UserError
 from rlt_core.graph import key_of
-from rlt_core.model_sources import folder_digest
+from rlt_core.hf_hub import folder_digest
 from rlt_core.models import new_model, save_model, tiny_tokenizer
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import RECORD, PromptFormat, load_format, record_format

@@ -18,7 +18,7 @@ from rlt_core.config import (
     SFTConfig,
     StageResources,
 )
-from rlt_core.data.subsets import choose
+from rlt_core.data.trace_selection import choose
 from rlt_core.errors import UserError
 from rlt_core.generation import open_engine, sample_seed
 from rlt_core.graph import key_of

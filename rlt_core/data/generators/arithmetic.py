@@ -2,18 +2,18 @@
 matters, small enough for a model of a third of a million parameters.
 
 A trace adds column by column, units first; the second column starts with the carry. Results have
-two digits, so that what stands where is easy to learn:
+two digits, so that positions are easy to learn:
 
     47+82+96 -> 07+2=09 09+6=15;01+4=05 05+8=13 13+9=22;225
 
-A trace's quality is a probability between 0 and a half, drawn once: each written sum is off by
-one with it, and later steps go on from what was written. One trace in ten is terse (column sums
-alone) or shuffled (steps in random order) instead. A solution is always the true sum.
+A trace's quality is a random error rate between 0 and a half: each written sum is off by one with
+this probability, and later steps continue from what was written. One trace in ten is terse (only
+column sums) or shuffled (steps in random order). A solution is always the true sum.
 
-Two more sources have the manner of other data sets, for comparison:
+Two more sources imitate other data sets, for comparison:
 
-- `s1`: few, chosen and long: no step is wrong, and the column sums are checked once more in brief,
-- `sky-t1`: graded as above, but only traces that arrive at the sum are kept, all in one style.
+- `s1`: few, selected and long: no step is wrong, and the column sums are checked again in brief,
+- `sky-t1`: graded as above, but only traces with the right sum are kept, all in one style.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ SUM = re.compile(r"\d+(\+\d+)*")
 TERMS = 3
 MIN_VALUE, MAX_VALUE = 10, 99
 DATA_ERROR_RATE, BASE_ERROR_RATE = 0.4, 0.5
-"""Largest error rates of the traces of the data set, and of the base model's documents."""
+"""Highest error rates of the data set's traces and of the base model's documents."""
 ODD_STYLE_SHARE = 0.1
-"""Share of traces that are terse or shuffled."""
+"""Fraction of traces that are terse or shuffled."""
 DIGIT_SUM_SHARE, TWO_NUMBER_SHARE = 0.2, 0.3
-"""Shares of the base model's documents; the rest have three numbers and graded traces."""
+"""Fractions of the base model's documents; the rest have three numbers and graded traces."""
 FACTS_PER_DOCUMENT = 8
 
 
@@ -45,18 +45,18 @@ def _operands(rng: Random) -> Operands:
 
 
 def question_of(operands: Operands) -> str:
-    """The question as the model reads it."""
+    """Return the question as the model reads it."""
     return "+".join(map(str, operands))
 
 
 def operands_of(question: str) -> Operands:
-    """The operands in ascending order: questions that differ in order alone are the same."""
+    """Return the operands in ascending order: questions that differ only in order are the same."""
     return tuple(sorted(map(int, question.split("+"))))
 
 
 # ---------------------------------------------------------------- traces
 def _column(start: int, digits: Sequence[int], error_rate: float, rng: Random) -> list[str]:
-    """The steps that add digits to a start; the last one ends with what is written as the sum."""
+    """Return the steps that add digits to a start; the last one ends with the written sum."""
     steps, total = [], start
     for digit in digits:
         written = total + digit
@@ -68,7 +68,7 @@ def _column(start: int, digits: Sequence[int], error_rate: float, rng: Random) -
 
 
 def trace_of(operands: Operands, error_rate: float, rng: Random, style: str = "columns") -> str:
-    """The working of a sum of two-digit numbers. `style`: columns, terse or shuffled."""
+    """Return the steps of a sum of two-digit numbers. `style`: columns, terse or shuffled."""
     tens, units = zip(*(divmod(operand, 10) for operand in operands), strict=True)
     right = _column(units[0], units[1:], error_rate, rng)
     carry, unit = divmod(_result(right), 10)
@@ -88,13 +88,13 @@ def _result(steps: Sequence[str]) -> int:
 
 
 def graded_trace(operands: Operands, max_error_rate: float, rng: Random) -> str:
-    """A trace whose quality and style are drawn."""
+    """Return a trace of random quality and style."""
     style = rng.choice(("terse", "shuffled")) if rng.random() < ODD_STYLE_SHARE else "columns"
     return trace_of(operands, rng.uniform(0, max_error_rate), rng, style)
 
 
 def _trace_in(manner: Manner, operands: Operands, rng: Random) -> str | None:
-    """The trace of a data set of this manner; None where it rejects the one that was drawn."""
+    """Return a random trace in the manner of a data set; None if the data set rejects it."""
     if manner == "graded":
         return graded_trace(operands, DATA_ERROR_RATE, rng)
     if manner == "s1":
@@ -106,7 +106,7 @@ def _trace_in(manner: Manner, operands: Operands, rng: Random) -> str | None:
 
 # ---------------------------------------------------------------- data sets
 def arithmetic_rows(n: int, seed: int, manner: Manner = "graded") -> list[RawRow]:
-    """`n` questions with traces; no two have the same operands in any order."""
+    """Return `n` questions with traces; no two have the same operands in any order."""
     rng = Random(f"arithmetic-{seed}" if manner == "graded" else f"arithmetic-{manner}-{seed}")
     rows: dict[Operands, RawRow] = {}
     while len(rows) < n:
@@ -132,10 +132,10 @@ def arithmetic_rows(n: int, seed: int, manner: Manner = "graded") -> list[RawRow
 def base_documents(
     n: int, seed: int, renderer: Renderer, held_out: Collection[str]
 ) -> Iterator[Row]:
-    """`n` documents to pre-train the base model on; every token counts.
+    """Yield `n` documents to pre-train the base model on; every token counts.
 
-    Running sums of digits; student documents about two numbers, all right; and about three, with
-    graded traces. None is about a question in `held_out`, whatever its order.
+    They are running sums of digits, correct student documents about two numbers, and student
+    documents about three numbers with graded traces; none is about a question in `held_out`.
     """
     rng = Random(f"documents-{seed}")
     forbidden = {operands_of(question) for question in held_out if SUM.fullmatch(question)}
@@ -157,7 +157,7 @@ def _digit_sum(rng: Random) -> str:
 
 
 def _two_number_document(rng: Random, renderer: Renderer) -> list[int]:
-    """A right column addition of two numbers, as a student would write it."""
+    """Return a correct column addition of two numbers, as a student would write it."""
     operands = _operands(rng)[:2]
     think_ids = renderer.encode_block(trace_of(operands, 0.0, rng))
     return renderer.student_sft_row(question_of(operands), think_ids, str(sum(operands))).input_ids

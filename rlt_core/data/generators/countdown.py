@@ -17,17 +17,17 @@ from rlt_core.errors import UserError
 
 MIN_NUMBERS, MAX_NUMBERS = 3, 4
 SEED_STRIDE = 10_000_019
-"""The generator numbers problem i of seed s as s + i: seeds must lie further apart than that."""
+"""The generator numbers problem i of seed s as s + i, so seeds must be further apart than that."""
 
 SMALL_NUMBERS, SMALL_LARGEST = 3, 20
-"""How many numbers a small problem has, from 1 to which."""
+"""How many numbers a small problem has, and the largest number."""
 
 EVALUATION_QUESTIONS, EVALUATION_SEED = 100, 1_000_003
-"""The evaluation set `countdown`: its seed is unlike any training seed."""
+"""Size and seed of the evaluation set `countdown`; no training uses this seed."""
 
 
 def countdown_rows(n: int, seed: int) -> list[RawRow]:
-    """`n` problems, different in numbers (in any order) or target, one solution each, no traces.
+    """Return `n` problems that differ in numbers (in any order) or target, with one solution each.
 
     reasoning-gym rounds targets down; a problem whose own solution misses its target is skipped.
     """
@@ -46,7 +46,7 @@ def countdown_rows(n: int, seed: int) -> list[RawRow]:
             break
         problem = generator[i]
         numbers, target = problem["metadata"]["numbers"], problem["metadata"]["target"]
-        if not solves(problem["answer"], Task(tuple(numbers), target)):
+        if not solves(Task(tuple(numbers), target), problem["answer"]):
             continue
         question = (
             f"Use each of {', '.join(map(str, numbers))} exactly once, with + - * / and brackets, "
@@ -68,18 +68,18 @@ def countdown_rows(n: int, seed: int) -> list[RawRow]:
 
 
 def small_countdown_rows(n: int, seed: int) -> list[RawRow]:
-    """`n` small problems, different in numbers (in any order) or target, without traces:
-    `12,3,7>8`, solved by `12+3-7`.
+    """Return `n` small problems that differ in numbers (in any order) or target: `12,3,7>8`, solved
+    by `12+3-7`.
 
-    A problem's numbers stand in the order of its solution: of all orders and signs that reach the
-    target one is drawn. Raises UserError where there are not so many problems.
+    A problem's numbers have the order of its solution, a random one of all that reach the target.
+    Raises UserError if there are fewer than `n` problems.
     """
     rng = Random(f"countdown-small-{seed}")
     problems = _small_problems()
     if n > len(problems):
         raise UserError(
-            f"countdown-small has {len(problems)} problems, {n} are asked for: lower n_train, "
-            "n_validation or n_test, or take source=countdown"
+            f"countdown-small has {len(problems)} problems, but {n} are needed: lower n_train, "
+            "n_validation or n_test, or set source=countdown"
         )
     rows: list[RawRow] = []
     for (numbers, target), solutions in rng.sample(problems, n):
@@ -104,7 +104,7 @@ Solution = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def _small_problems() -> list[tuple[Problem, list[Solution]]]:
-    """Every problem (sorted numbers, target of 0 or more) with all its solutions."""
+    """Return every problem (sorted numbers, target >= 0) with all its solutions."""
     found: dict[Problem, list[Solution]] = {}
     numbers = range(1, SMALL_LARGEST + 1)
     for chosen in combinations_with_replacement(numbers, SMALL_NUMBERS):
@@ -130,7 +130,7 @@ def _expression(order: tuple[int, ...], signs: tuple[int, ...]) -> str:
 
 
 def countdown_questions(n: int, seed: int) -> list[dict[str, Any]]:
-    """`n` problems as questions to be tested on."""
+    """Return `n` problems as questions of an evaluation set."""
     return [
         {
             "question_id": question_id(row.question),

@@ -20,7 +20,7 @@ from rlt_core.errors import UserError
 from rlt_core.evaluation.benchmarks import BENCHMARKS
 from rlt_core.experiments import targets
 from rlt_core.graph import upstream
-from rlt_core.hub import UNPINNED
+from rlt_core.hf_hub import UNPINNED
 from rlt_core.overrides import load_config
 from rlt_core.profiles import paper_7b
 from tasks.stages.dataset_prep import _evaluated
@@ -112,6 +112,8 @@ def test_limr_is_read_by_the_papers_mapping(cache: Path) -> None:
     assert data is not None
     (row,) = read_source(data).rows
     assert (row.question, row.solution, row.answer) == ("What is 2+2?", "4", "4")
+    with pytest.raises(UserError, match=r"data\.hub_split='dev'"):
+        read_source(data.model_copy(update={"hub_split": "dev"}))
 
 
 def test_benchmarks_are_compared_as_evaluation_reads_them(cache: Path) -> None:
@@ -128,7 +130,7 @@ def test_benchmarks_are_compared_as_evaluation_reads_them(cache: Path) -> None:
     assert all(choice in question["question"] for choice in ("right", "w1", "w2", "w3"))
 
 
-def test_an_evaluation_set_that_was_not_fetched_names_the_mend(cache: Path) -> None:
+def test_an_evaluation_set_that_was_not_fetched_names_the_fix(cache: Path) -> None:
     with pytest.raises(UserError, match=r"math_500.*rlt fetch"):
         _evaluated("math_500", UNPINNED)
 

@@ -13,17 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlt_core.config import DataConfig
-from rlt_core.data.generators.arithmetic import base_documents, operands_of
+from rlt_core.data.dedup import COMMON_LEAST, find_overlaps, near_duplicates, problem_of
 from rlt_core.data.generators.countdown import (
     EVALUATION_QUESTIONS,
     EVALUATION_SEED,
     countdown_questions,
     countdown_rows,
 )
-from rlt_core.data.overlap import COMMON_LEAST, find_overlaps, problem_of
 from rlt_core.data.prepare import prepare_questions
 from rlt_core.data.rawrow import RawRow, question_id
-from rlt_core.data.shingles import near_duplicates
 from rlt_core.errors import UserError
 from rlt_core.models import tiny_tokenizer
 from rlt_core.progress import Progress
@@ -32,7 +30,7 @@ from rlt_core.prompts.renderer import Renderer
 from rlt_core.rows import read_rows
 
 FORMAT = load_format("tiny")
-PROMPTER = Renderer(FORMAT, tiny_tokenizer(FORMAT))
+RENDERER = Renderer(FORMAT, tiny_tokenizer(FORMAT))
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -162,7 +160,7 @@ def prepare(
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     data = DataConfig(**{"source": str(path), "n_validation": 0, "n_test": 0} | config)
-    return prepare_questions(data, PROMPTER, tmp_path / "out", Progress(), evaluated)
+    return prepare_questions(data, RENDERER, tmp_path / "out", Progress(), evaluated)
 
 
 def written(n: int) -> list[dict[str, str]]:
@@ -217,7 +215,7 @@ def test_too_few_questions_without_overlap_are_refused(tmp_path: Path) -> None:
 
 def test_lengths_are_in_tokens(tmp_path: Path) -> None:
     metrics = prepare(tmp_path, written(9))
-    lengths = sorted(len(PROMPTER.encode(prose(i, 20))) for i in range(9))
+    lengths = sorted(len(RENDERER.encode(prose(i, 20))) for i in range(9))
     assert metrics["question_tokens_p50"] == lengths[4]
     assert metrics["question_tokens_p100"] == lengths[-1]
     assert metrics["solution_tokens_p100"] == 1 and "trace_tokens_p50" not in metrics
@@ -227,7 +225,7 @@ def test_countdown_for_training_has_nothing_of_the_evaluation_set(tmp_path: Path
     tested = countdown_questions(EVALUATION_QUESTIONS, EVALUATION_SEED)
     data = DataConfig(source="countdown", n_train=40, n_validation=0, n_test=5)
     leaked = DataConfig(**{**data.model_dump(), "seed": EVALUATION_SEED})
-    metrics = prepare_questions(leaked, PROMPTER, tmp_path, Progress(), {"countdown": tested})
+    metrics = prepare_questions(leaked, RENDERER, tmp_path, Progress(), {"countdown": tested})
     assert metrics["train"] == 40 and metrics["overlapping"] > 40
 
     def problems(rows: list[dict[str, Any]]) -> set[str | None]:
@@ -235,22 +233,3 @@ def test_countdown_for_training_has_nothing_of_the_evaluation_set(tmp_path: Path
 
     train = [row for row in read_rows(tmp_path, "questions") if row["split"] == "train"]
     assert len(problems(train)) == 40 and not problems(train) & problems(tested)
-
-
-# ---------------------------------------------------------------- the base model of `tiny`
-def test_the_base_model_never_sees_a_held_out_problem_in_any_order(tmp_path: Path) -> None:
-    data = DataConfig(source="arithmetic", n_train=1200, n_validation=96, n_test=200)
-    prepare_questions(data, PROMPTER, tmp_path, Progress())
-    rows = read_rows(tmp_path, "questions")
-    held_out = [row["question"] for row in rows if row["split"] != "train"]
-    problems = {operands_of(question) for question in held_out}
-    assert len(problems) == 296
-
-    def seen(without: list[str]) -> set[tuple[int, ...]]:
-        documents = base_documents(12_000, 0, PROMPTER, without)
-        texts = [PROMPTER.tokenizer.decode(document.input_ids) for document in documents]
-        questions = [text.partition("user\n")[2].partition("<")[0] for text in texts]
-        return {operands_of(question) for question in questions if question.count("+") == 2}
-
-    assert seen([]) & problems, "chance alone brings some, so the next line can fail"
-    assert not seen(held_out) & problems

@@ -15,12 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlt_core.config import DataConfig
-from rlt_core.data.overlap import find_overlaps
+from rlt_core.data.dedup import find_overlaps, near_duplicates
 from rlt_core.data.prepare import prepare_questions
 from rlt_core.data.rawrow import normalised, question_id
-from rlt_core.data.shingles import near_duplicates
 from rlt_core.data.sources import read_source
-from rlt_core.data.subsets import choose
+from rlt_core.data.trace_selection import choose
 from rlt_core.errors import Stopped, UserError
 from rlt_core.models import tiny_tokenizer
 from rlt_core.progress import Progress
@@ -29,14 +28,14 @@ from rlt_core.prompts.renderer import Renderer
 from rlt_core.rows import read_rows
 
 FORMAT = load_format("tiny")
-PROMPTER = Renderer(FORMAT, tiny_tokenizer(FORMAT))
+RENDERER = Renderer(FORMAT, tiny_tokenizer(FORMAT))
 
 
 def prepare(tmp_path: Path, records: list[dict[str, str]], **config: Any) -> dict[str, float]:
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     data = DataConfig(**{"source": str(path), "n_validation": 2, "n_test": 3} | config)
-    return prepare_questions(data, PROMPTER, tmp_path / "out", Progress())
+    return prepare_questions(data, RENDERER, tmp_path / "out", Progress())
 
 
 def numbered(n: int) -> list[dict[str, str]]:
@@ -52,7 +51,7 @@ def test_splits_are_disjoint_and_complete(tmp_path: Path) -> None:
         (record["question"], record["solution"], "math") for record in numbered(20)
     }
     for row in rows:
-        prompt = PROMPTER.teacher_prompt(row["question"], row["solution"])
+        prompt = RENDERER.teacher_prompt(row["question"], row["solution"])
         assert row["prompt_tokens"] == len(prompt)
 
 
@@ -148,7 +147,7 @@ def test_every_step_reports_progress_and_can_be_stopped(tmp_path: Path) -> None:
     data = DataConfig(source=str(path), near_duplicate=0.8)
     seen: list[int] = []
     prepare_questions(
-        data, PROMPTER, tmp_path / "out", Progress(lambda done, total, _: seen.append(done))
+        data, RENDERER, tmp_path / "out", Progress(lambda done, total, _: seen.append(done))
     )
     assert seen == sorted(seen) and {done // 1000 for done in seen} == set(range(6))
     calls = 0
@@ -165,7 +164,7 @@ def test_every_step_reports_progress_and_can_be_stopped(tmp_path: Path) -> None:
         calls = 0
         with pytest.raises(Stopped):
             prepare_questions(
-                data, PROMPTER, tmp_path / "s", Progress(should_stop=stop_after(limit))
+                data, RENDERER, tmp_path / "s", Progress(should_stop=stop_after(limit))
             )
 
 

@@ -1,4 +1,4 @@
-"""Sources are read as written, and what is wrong in one is named with its mend."""
+"""Sources are read as written; an error names row and fix."""
 
 from __future__ import annotations
 
@@ -66,21 +66,6 @@ def test_a_marker_divides_working_and_solution(tmp_path: Path) -> None:
     path = write(tmp_path / "data.jsonl", records)
     rows = read(path, split_at="####")
     assert [(row.trace, row.solution) for row in rows] == [("2*3=6\nso", "6"), (None, "7")]
-
-
-def test_conversations_are_taken_apart(tmp_path: Path) -> None:
-    reply = (
-        "<|begin_of_thought|>\n\nhm\n\n<|end_of_thought|>\n\n"
-        "<|begin_of_solution|>\n\n\\boxed{4}\n\n<|end_of_solution|>"
-    )
-    turns = [{"from": "user", "value": "2+2?"}, {"from": "assistant", "value": reply}]
-    path = write(tmp_path / "data.parquet", [{"system": "think", "conversations": turns}])
-    (row,) = read(path, conversations=True)
-    assert (row.question, row.trace, row.solution) == ("2+2?", "hm", "\\boxed{4}")
-    assert row.system == "think"
-    turns[1]["value"] = "just four"
-    with pytest.raises(UserError, match="row 1: expected a question, and a reply of the form"):
-        read(write(tmp_path / "bad.parquet", [{"conversations": turns}]), conversations=True)
 
 
 def test_blank_lines_are_no_rows_but_count_as_lines(tmp_path: Path) -> None:
@@ -154,29 +139,15 @@ def test_settings_that_exclude_each_other(tmp_path: Path) -> None:
         read(path, conversations=True, split_at="####")
     with pytest.raises(UserError, match=r"data\.fields\.trace=null"):
         read(path, fields=FieldMapping(trace="trace"), split_at="####")
-    with pytest.raises(UserError, match=r"say how many in data\.n_train"):
+    with pytest.raises(UserError, match=r"set the number of questions in data\.n_train"):
         read_source(DataConfig(source="arithmetic"))
 
 
-def test_a_hub_data_set_that_is_not_here_names_the_mend() -> None:
+def test_a_hub_data_set_that_is_not_here_names_the_fix() -> None:
     with pytest.raises(UserError, match="rlt fetch"):
         read_source(DataConfig(source="hub:no/such"))
     with pytest.raises(UserError, match="rlt fetch"):
         read_source(DataConfig(source="hub:no/such", revision="0" * 40))
-
-
-def test_a_hub_data_set_is_read_from_the_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import huggingface_hub
-
-    write(tmp_path / "train.jsonl", RECORDS)
-    write(tmp_path / "test.jsonl", RECORDS[:1])
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
-    data = DataConfig(source="hub:org/name", revision="0" * 40, hub_split="train")
-    assert [row.solution for row in read_source(data).rows] == [r["solution"] for r in RECORDS]
-    with pytest.raises(UserError, match=r"data\.hub_split='dev'"):
-        read_source(data.model_copy(update={"hub_split": "dev"}))
 
 
 def test_a_file_is_identified_by_content_and_type(tmp_path: Path) -> None:

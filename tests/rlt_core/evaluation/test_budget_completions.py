@@ -11,8 +11,7 @@ from rlt_core.config import BudgetForcing, EvaluationConfig, Sampling, ScratchMo
 from rlt_core.errors import Stopped
 from rlt_core.evaluation.benchmarks import EvalTask
 from rlt_core.evaluation.budget_forcing import Forcer
-from rlt_core.evaluation.completions import Completer, Request, Written
-from rlt_core.evaluation.run import Examination
+from rlt_core.evaluation.run import Completer, EvalCompletion, ModelEvaluation, SampleRequest
 from rlt_core.generation import Completion, open_engine, sample_seed
 from rlt_core.generation.engine import ClosesItself, FinishReason
 from rlt_core.models import new_model, save_model, tiny_tokenizer
@@ -107,13 +106,13 @@ def named(renderer: Renderer, reply: Reply) -> Reply:
     )
 
 
-Completed = list[list[Written]]
+Completed = list[list[EvalCompletion]]
 
 
 def complete(
     engine: ScriptedEngine,
     budget: BudgetForcing | None,
-    asked: Sequence[Request],
+    asked: Sequence[SampleRequest],
     max_tokens: int = 200,
     progress: Progress | None = None,
 ) -> Completed:
@@ -123,9 +122,11 @@ def complete(
     return completer.complete(asked, progress or Progress())
 
 
-def requests(renderer: Renderer, count: int = 5) -> list[Request]:
+def requests(renderer: Renderer, count: int = 5) -> list[SampleRequest]:
     return [
-        Request("test", {"question_id": f"q{i}"}, renderer.student_prompt(f"{i}+{i}?"), range(3))
+        SampleRequest(
+            "test", {"question_id": f"q{i}"}, renderer.student_prompt(f"{i}+{i}?"), range(3)
+        )
         for i in range(count)
     ]
 
@@ -196,17 +197,6 @@ def test_progress_counts_what_is_finished() -> None:
     assert seen == sorted(seen) and seen[0] == (0, 15) and 0 < seen[-1][0] < 15
 
 
-@pytest.mark.parametrize("max_tokens", [1, 10, 22, 23, 24, 40])
-def test_max_tokens_bounds_the_whole_completion(max_tokens: int) -> None:
-    budget = BudgetForcing(max_thinking_tokens=20, continuations=9)
-    for reply in (slow_thinker, quick_thinker):
-        engine = ScriptedEngine(CHARACTERS, named(CHARACTERS, reply))
-        for group in complete(engine, budget, requests(CHARACTERS), max_tokens):
-            for one in group:
-                assert len(one.ids) <= max_tokens
-                assert one.finish_reason == "stop" or len(one.ids) == max_tokens
-
-
 @pytest.mark.parametrize("room", [0, 1, 10, 21, 22, 23, 24, 26, 40])
 def test_the_context_bounds_the_whole_completion_with_what_is_forced(room: int) -> None:
     """An engine refuses a prompt that fills it."""
@@ -221,7 +211,7 @@ def test_the_context_bounds_the_whole_completion_with_what_is_forced(room: int) 
             if room:
                 assert one.finish_reason == "stop" or len(one.ids) >= min(room, 21)
             else:
-                assert one == Written([], "too_long")
+                assert one == EvalCompletion([], "too_long")
 
 
 @PROMPTERS
@@ -255,13 +245,13 @@ def test_a_models_evaluation_is_forced(tmp_path: Path) -> None:
     config = EvaluationConfig(n=3, temperature=1.0, max_tokens=18)
     resources = StageResources(tokens_per_batch=8192)
 
-    def evaluate(config: EvaluationConfig) -> tuple[list[dict[str, str]], list[Request]]:
-        examination = Examination(
+    def evaluate(config: EvaluationConfig) -> tuple[list[dict[str, str]], list[SampleRequest]]:
+        evaluation = ModelEvaluation(
             tmp_path / "model", [EvalTask("test", questions)], config, format=TINY, key=KEY, seed=0,
             model_key="feedfacefeedface", resources=resources,
         )  # fmt: skip
-        with examination:
-            return examination.complete(examination.requests, Progress()), examination.requests
+        with evaluation:
+            return evaluation.complete(evaluation.requests, Progress()), evaluation.requests
 
     free, _ = evaluate(config)
     rows, asked = evaluate(config.model_copy(update={"budget": budget}))

@@ -37,11 +37,11 @@ def forced(
     seen: list[Draft] = []
     draft, left = forcer.first(), iter(writes)
     end, space = forcer.renderer.end_of_turn, forcer.renderer.encode(" ")
-    while draft.room:
+    while draft.max_new_tokens:
         assert len(seen) < 20
         tokens, ends = next(left, ([], True))
-        endless = [*tokens, end] if ends else [*tokens, *space * draft.room]
-        sampled = endless[: max(0, min(draft.room, context - len(draft.ids)))]
+        endless = [*tokens, end] if ends else [*tokens, *space * draft.max_new_tokens]
+        sampled = endless[: max(0, min(draft.max_new_tokens, context - len(draft.ids)))]
         draft = forcer.after(draft, sampled, "stop" if sampled[-1:] == [end] else "length")
         seen.append(draft)
     return draft, seen
@@ -50,9 +50,9 @@ def forced(
 def undisturbed(forcer: Forcer, ids: Sequence[int]) -> Draft:
     """The draft of a model that writes these ids, whatever was forced on it; then spaces."""
     draft, space = forcer.first(), forcer.renderer.encode(" ")
-    while draft.room:
-        left = ids[len(draft.ids) :] or space * draft.room
-        sampled = left[: draft.room]
+    while draft.max_new_tokens:
+        left = ids[len(draft.ids) :] or space * draft.max_new_tokens
+        sampled = left[: draft.max_new_tokens]
         stopped = sampled[-1] == forcer.renderer.end_of_turn
         draft = forcer.after(draft, sampled, "stop" if stopped else "length")
     return draft
@@ -136,7 +136,7 @@ def test_long_thinking_is_cut_and_answered(renderer: Renderer, limit: int, befor
     budget = BudgetForcing(max_thinking_tokens=limit, continuations=2)
     writes = spelled(renderer, before + "{open}" + f.padding + "abcd" * 40)
     forcer = Forcer(renderer, budget, 1000)
-    assert forcer.first().room < len(writes)  # no need to draw all of it
+    assert forcer.first().max_new_tokens < len(writes)  # no need to draw all of it
     answer = (renderer.encode("42" + f.solution_close), True)
     draft, _ = forced(forcer, [(writes, False), answer])
     thinking = renderer.thinking_of(draft.ids)
@@ -199,9 +199,9 @@ def test_more_than_the_room_is_as_if_the_engine_had_left_off_there() -> None:
     first = forcer.first()
     for text in ("{open}abcdefghi" * 9, "{open}abc{close}{answer}4{end}" + "a" * 50, "a" * 99):
         ids = spelled(CHARACTERS, text)
-        assert len(ids) > first.room
+        assert len(ids) > first.max_new_tokens
         whole = forcer.after(first, ids, "stop")
-        assert whole == forcer.after(first, ids[: first.room], "length")
+        assert whole == forcer.after(first, ids[: first.max_new_tokens], "length")
 
 
 def test_a_full_context_ends_the_completion() -> None:
@@ -210,4 +210,4 @@ def test_a_full_context_ends_the_completion() -> None:
     first = forcer.first()
     for text, kept in (("{open}ab", "{open}ab"), ("ab", "ab"), ("{open}abcdefg", "{open}abcde")):
         draft = forcer.after(first, spelled(CHARACTERS, text), "length")
-        assert draft == Draft(spelled(CHARACTERS, kept), room=0, finish_reason="length")
+        assert draft == Draft(spelled(CHARACTERS, kept), max_new_tokens=0, finish_reason="length")

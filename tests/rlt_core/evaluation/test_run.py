@@ -19,10 +19,10 @@ from rlt_core.config import (
 )
 from rlt_core.errors import Stopped, UserError
 from rlt_core.evaluation.benchmarks import EvalTask
-from rlt_core.evaluation.run import Examination, given_solution
+from rlt_core.evaluation.run import ModelEvaluation, given_solution
 from rlt_core.generation import open_engine, sample_seed
+from rlt_core.grading import UNGRADED, GradeItem
 from rlt_core.grading.grade import grade
-from rlt_core.grading.types import UNGRADED, GradeItem
 from rlt_core.models import load_tokenizer, new_model, save_model, tiny_tokenizer
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import load_format
@@ -73,10 +73,10 @@ class Work:
         return False
 
 
-def examination(
+def evaluation(
     model: Path, tasks: Sequence[EvalTask], config: EvaluationConfig = CONFIG
-) -> Examination:
-    return Examination(
+) -> ModelEvaluation:
+    return ModelEvaluation(
         model,
         tasks,
         config,
@@ -98,7 +98,7 @@ def evaluate(
     shard_questions: int = 4,
 ) -> dict[str, float]:
     work = Work(folder / "out", workspace(folder), progress or Progress())
-    return examine(work, examination(model, tasks, config), shard_questions)
+    return examine(work, evaluation(model, tasks, config), shard_questions)
 
 
 def workspace(folder: Path) -> Workspace:
@@ -206,7 +206,7 @@ def test_what_was_answered_is_not_again(
     def never(*_: object) -> None:
         raise AssertionError("a second time")
 
-    monkeypatch.setattr(Examination, "_engine", property(never))
+    monkeypatch.setattr(ModelEvaluation, "_engine", property(never))
     looks = iter([False] * 4)
     stopping = Progress(should_stop=lambda: next(looks, True))
     with pytest.raises(Stopped):
@@ -219,7 +219,7 @@ def test_what_was_answered_is_not_again(
 def test_a_completion_that_hangs_the_grader_costs_itself_alone(model: Path, tmp_path: Path) -> None:
     rows = [question | {"grader": "math"} for question in questions(3, {"q0": "4", "q1": "4"})]
     config = CONFIG.model_copy(update={"n": 1, "pass_at": (), "grading_timeout_s": 2.0})
-    with examination(model, [EvalTask("test", rows)], config) as one:
+    with evaluation(model, [EvalTask("test", rows)], config) as one:
         texts = [r"It is \boxed{4}.", r"\boxed{9^{9^{9^{9}}}}", r"\boxed{5}, no, \boxed{4}"]
 
         def answer() -> list[dict[str, Any]]:
@@ -256,7 +256,7 @@ def test_a_task_has_as_many_completions_as_its_samples_say(
     assert list(scores) == [(t, m) for t, n in counts.items() for m in (f"avg@{n}", "pass@2")]
     assert all(row["samples"] == counts[task] for (task, _), row in scores.items())
     assert {f"{task}/avg@{n}" for task, n in counts.items()} <= set(metrics)
-    requests = examination(model, tasks, config).requests
+    requests = evaluation(model, tasks, config).requests
     assert {len(request.samples) for request in requests} == {1, 2}
     shards = len(workspace(tmp_path).parts("shards"))
     assert shards == math.ceil(len(requests) / shard_questions)

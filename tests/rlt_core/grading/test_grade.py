@@ -1,4 +1,4 @@
-"""What each grader calls right, wrong, unparsable and ungradable."""
+"""Verdicts of each grader: right, wrong, unparsable, ungradable."""
 
 import json
 from fractions import Fraction
@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlt_core.grading import OUTCOMES, GradeItem, answer_of, extract_answer
+from rlt_core.grading import OUTCOMES, GradeItem, answer_of
 from rlt_core.grading.grade import grade
-from rlt_core.grading.text import last_number, marked_answer
+from rlt_core.grading.markers import last_number, marked_answer
 from rlt_core.grading.values import number
 
 
@@ -159,14 +159,30 @@ def test_any_text_gets_a_verdict(text: str, grader: str) -> None:
     verdict = grade(GradeItem(text, gold, grader, metadata))
     assert verdict.outcome in OUTCOMES
     assert (verdict.extracted is None) == (verdict.outcome == "unparsable")
-    assert verdict.extracted == extract_answer(text, grader)
 
 
-def test_extracted_is_what_was_read() -> None:
-    assert extract_answer("7 and 1,000.50", "arithmetic") == "2001/2"
-    assert extract_answer(r"\boxed{\frac12}", "math") == r"\frac{1}{2}"
-    assert extract_answer("1+2 = 3", "countdown") == "1+2 = 3"
-    assert extract_answer("anything", "none") is None
+@pytest.mark.parametrize(
+    ("solution", "grader", "extracted"),
+    [
+        ("7 and 1,000.50", "arithmetic", "2001/2"),
+        (r"\boxed{\frac12}", "math", r"\frac{1}{2}"),
+        ("1+2 = 3", "countdown", "1+2 = 3"),
+        ("I choose (c).", "multiple_choice", "C"),
+    ],
+)
+def test_the_extracted_answer_is_what_was_read(solution: str, grader: str, extracted: str) -> None:
+    answer = "C" if grader == "multiple_choice" else "3"
+    metadata = '{"numbers": [1, 2], "target": 3}'
+    assert grade(GradeItem(solution, answer, grader, metadata)).extracted == extracted
+
+
+@pytest.mark.parametrize(
+    ("solution", "verdict"),
+    [(r"\boxed{18}", "correct"), (r"\boxed{\frac12}", "correct"), (r"\boxed{7}", "wrong"),
+     ("", "unparsable")],
+)  # fmt: skip
+def test_any_accepted_answer_is_right(solution: str, verdict: str) -> None:
+    assert outcome(solution, "18", "math", accepted=["18", "0.5"]) == verdict
 
 
 def test_a_box_may_hold_braces_and_the_last_one_counts() -> None:

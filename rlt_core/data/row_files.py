@@ -1,4 +1,4 @@
-"""Tables of a user's file, row by row: JSONL, JSON, CSV, Parquet. What is wrong is named."""
+"""Read a user's file row by row: JSONL, JSON, CSV or Parquet. Errors name file, row and fix."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from rlt_core.errors import UserError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 BATCH_ROWS = 256
-"""Rows of a Parquet file that are decoded at a time."""
+"""Number of rows of a Parquet file that are decoded at once."""
 MISSING = frozenset({"", "nan", "-nan", "<na>", "null", "none", "inf", "-inf"})
-"""How pandas and Python write a missing value or a division by zero where all cells are text."""
+"""Spellings of a missing value or a division by zero by pandas and Python in text cells."""
 
 Record = Mapping[str, Any]
 Read = Callable[[], Record]
@@ -37,18 +37,18 @@ class BadRow(Exception):
 
 
 class Number(str):
-    """A number with its digits as the file has them."""
+    """A number with the digits of the file."""
 
 
 class Twice:
-    """The value of a field whose name the row has twice."""
+    """The value of a field whose name occurs twice in the row."""
 
 
 def read_records(path: Path) -> Iterator[tuple[int, Read]]:
-    """(1-based row, how to read its fields) of every row. The row of a JSONL file is its line.
+    """Yield (1-based number, function that reads the fields) for each row. In JSONL it is the line.
 
-    Reading a row may raise `BadRow` or whatever its content makes a parser raise: call it inside
-    `checked`. Raises UserError for what is wrong with the file as a whole.
+    Reading a row may raise `BadRow` or any parser's error: call it inside `checked`. Raises
+    UserError for a file that is unreadable as a whole.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file (paths start at {Path.cwd()})")
@@ -69,7 +69,7 @@ def read_records(path: Path) -> Iterator[tuple[int, Read]]:
 
 
 def checked(read: Callable[[], T]) -> T:
-    """What `read` makes of one row. Raises BadRow for whatever is wrong with the row."""
+    """Return the result of `read`, which reads one row. Raises BadRow for any fault in the row."""
     try:
         return read()
     except BadRow:
@@ -78,13 +78,13 @@ def checked(read: Callable[[], T]) -> T:
         detail = "its text is not UTF-8; save the file as UTF-8"
     except RecursionError:
         detail = "its brackets are nested too deeply to be read; remove the field that has them"
-    except Exception as error:  # what a parser raises for content that nobody foresaw
+    except Exception as error:  # a parser may raise anything
         detail = f"{said(error)}; fix the row or remove it"
     raise BadRow("unreadable", detail)
 
 
 def read_all(path: Path, convert: Callable[[int, Record], T]) -> Iterator[T]:
-    """Every row of a file, converted. Raises UserError for the first one that cannot be."""
+    """Yield every row of a file, converted. Raises UserError for the first bad row."""
     row = 0
     for row, read in read_records(path):
         try:
@@ -96,13 +96,13 @@ def read_all(path: Path, convert: Callable[[int, Record], T]) -> Iterator[T]:
 
 
 def said(error: Exception) -> str:
-    """The first line of an error's message, in characters that every terminal can show."""
+    """Return the first line of an error's message, in characters that every terminal can show."""
     text = str(error).strip().splitlines() or [type(error).__name__]
     return text[0].encode("utf-8", "backslashreplace").decode()
 
 
 def count_rows(path: Path) -> int:
-    """About as many rows as a user's file has, without reading what is in them."""
+    """Return the approximate number of rows in a file, without parsing them."""
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
@@ -117,8 +117,11 @@ def count_rows(path: Path) -> int:
 
 # ---------------------------------------------------------------- values
 def value_of(record: Record, name: str) -> Any:
-    """A field, or `a.b`: the field b of the field a (a list's by number). None for a missing value:
-    null, NaN, infinity, no text or the text of one. Raises KeyError if there is no such field."""
+    """Return a field, or for `a.b` the field b of the field a (in a list: the item number b).
+
+    None for a missing value: null, NaN, infinity, empty text or one of `MISSING`. Raises KeyError
+    if there is no such field.
+    """
     value: Any = record[name] if name in record else _nested(record, name)
     if isinstance(value, Twice):
         raise BadRow("unreadable", f"two fields are named {name!r}; rename or remove one of them")
@@ -195,7 +198,7 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Read]]:
 
 
 def _require_whole(path: Path, row: int, read: Read) -> None:
-    """A last line that ends nowhere and cannot be read is the end of a copy that was cut."""
+    """Raise UserError if the last line, which has no line break, is unreadable: the file is cut."""
     try:
         checked(read)
     except BadRow as error:
@@ -228,7 +231,7 @@ def _json(path: Path) -> Iterator[tuple[int, Read]]:
 
 
 def _items(text: str) -> Iterator[Any]:
-    """The items of the list that a text is, one at a time. Raises TypeError if it is no list."""
+    """Yield the items of a JSON list one at a time. Raises TypeError if the text is not a list."""
     space = json.decoder.WHITESPACE.match  # type: ignore[attr-defined]
     at = space(text, 0).end()
     if text[at : at + 1] != "[":
@@ -253,7 +256,7 @@ def _csv(path: Path) -> Iterator[tuple[int, Read]]:
     csv.field_size_limit(sys.maxsize)
     with path.open("rb") as binary:
         ends = _ends_in_line_break(binary)
-    # Bytes that are no UTF-8 become lone surrogates, which a field that is read may not have.
+    # Bytes that are not UTF-8 become lone surrogates, which `require_text` refuses.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         lines = csv.reader(file, strict=True)
         header = next(filter(None, lines), [])
@@ -283,7 +286,7 @@ def _cells(header: list[str], cells: list[str]) -> Record:
 
 
 def surrogates(text: str) -> list[int]:
-    """Code points of a text that UTF-8 cannot hold; 0xdc80 and more stand for bytes of a file."""
+    """Return the code points that UTF-8 cannot encode; those from 0xdc80 are bytes of a file."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -293,7 +296,7 @@ def surrogates(text: str) -> list[int]:
 
 # ---------------------------------------------------------------- Parquet
 class _ParquetRow(Mapping[str, Any]):
-    """The row of a batch; only the fields that are read are converted."""
+    """A row of a batch; only the fields that are read are converted."""
 
     def __init__(self, batch: Any, row: int) -> None:
         self._batch, self._row = batch, row

@@ -17,7 +17,7 @@ from tests.rlt_core.evaluation.conftest import COMMIT, ROWS, write_hub
 NAMES = ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "HUGGINGFACE_HUB_CACHE")
 BOTH = """
 from huggingface_hub.constants import HF_HUB_CACHE
-from rlt_core.hub import cache_folder
+from rlt_core.hf_hub import cache_folder
 print(HF_HUB_CACHE)
 print(cache_folder())
 """

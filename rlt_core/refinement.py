@@ -1,0 +1,393 @@
+"""Traces refined by an LLM behind an OpenAI-compatible endpoint: requests, answers, refined traces.
+
+Requests run with bounded concurrency, at a limited rate, and are retried after transient faults.
+Every answer is committed when it arrives, so a later attempt asks only for what is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+
+import openai
+from openai.types.chat import ChatCompletion
+from pydantic import BaseModel, ConfigDict
+
+from rlt_core.config.refinement import Endpoint, RefinementConfig
+from rlt_core.data.imports import text_columns
+from rlt_core.errors import UserError
+from rlt_core.progress import Progress
+from rlt_core.prompts.format import PromptFormat
+from rlt_core.prompts.renderer import Renderer
+from rlt_core.rows import write_rows
+from rlt_core.store import Workspace
+
+KEY = "RLT_REFINE_KEY"
+"""Environment variable with the endpoint's API key; unset for a server that needs none."""
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
+"""The wait between two tries doubles from the first to the second."""
+LONGEST_RETRY_AFTER_S = 600.0
+"""If the endpoint asks for a longer pause than this, the run ends and can be resumed later."""
+GRACE_S = 5.0
+"""Time that active requests have to finish when the work ends early; their answers are kept."""
+POLL_S = 0.2
+GROUP, FILE = "responses", "answers.jsonl"
+REASONS = ("refused", "empty", "cut", "tagged", "rejected")
+"""Why a trace has no usable answer."""
+
+Row = dict[str, Any]
+ChatRequest = dict[str, Any]
+"""Arguments of a chat completion."""
+
+
+class Answer(BaseModel):
+    """The endpoint's answer to one request."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    request: str
+    """Hash of the request."""
+    text: str = ""
+    finish_reason: str | None = None
+    refusal: str | None = None
+    rejected: str | None = None
+    """The endpoint's reason for refusing the request itself (400, 413, 422)."""
+    prompt_tokens: int | None = None
+    """None if the endpoint reports no usage."""
+    completion_tokens: int | None = None
+
+
+def request_of(config: RefinementConfig, question: Row, trace: Row) -> ChatRequest:
+    """Return the chat completion that refines one trace."""
+    texts = {"question": question["question"], "solution": question["solution"],
+             "trace": trace["text"]}  # fmt: skip
+    user = re.sub(r"\{(question|solution|trace)\}", lambda found: texts[found[1]], config.template)
+    messages = [{"role": "user", "content": user}]
+    if config.system:
+        messages.insert(0, {"role": "system", "content": config.system})
+    request: ChatRequest = {
+        "model": config.model,
+        "messages": messages,
+        "temperature": config.temperature,
+        "max_tokens": config.max_tokens,
+    }
+    return request if config.seed is None else request | {"seed": config.seed}
+
+
+def request_hash(request: ChatRequest) -> str:
+    """Return the hash of a request; equal requests have equal hashes."""
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+
+
+def fault_of(answer: Answer, format: PromptFormat) -> tuple[str, str] | None:
+    """Return why an answer cannot be used (one of REASONS) and a detail; None if it can be."""
+    if answer.rejected is not None:
+        return "rejected", answer.rejected
+    if answer.refusal or answer.finish_reason == "content_filter":
+        return "refused", answer.refusal or "content filter"
+    if answer.finish_reason == "length":
+        return "cut", "max_tokens reached"
+    if not answer.text.strip():
+        return "empty", f"finish reason {answer.finish_reason}"
+    found = [tag for tag in format.tags if tag in answer.text]
+    return ("tagged", f"it contains {found[0]}") if found else None
+
+
+def saved_answers(work: Workspace) -> dict[str, Answer]:
+    """Return the answers that earlier attempts got, by the hash of the request."""
+    found = {}
+    for name in work.parts(GROUP):
+        for line in (work.path(GROUP, name) / FILE).read_text().splitlines():
+            answer = Answer.model_validate_json(line)
+            found[answer.request] = answer
+    return found
+
+
+def save(work: Workspace, answers: Sequence[Answer]) -> None:
+    """Commit answers. Those to rejected requests are not saved: a later attempt asks again."""
+    lasting = [answer for answer in answers if answer.rejected is None]
+    if lasting:
+        # A request is answered once, so its hash names the part.
+        name = lasting[0].request[:16]
+        lines = "".join(answer.model_dump_json() + "\n" for answer in lasting)
+        (work.begin(GROUP, name) / FILE).write_text(lines)
+        work.commit(GROUP, name)
+
+
+class Refinement:
+    """The traces of one artifact and their refined versions."""
+
+    def __init__(
+        self,
+        config: RefinementConfig,
+        renderer: Renderer,
+        traces: Sequence[Row],
+        questions: Iterable[Row],
+    ) -> None:
+        by_id = {row["question_id"]: row for row in questions}
+        lacking = [row["trace_id"] for row in traces if row["question_id"] not in by_id]
+        if lacking or not traces:
+            what = f"trace {lacking[0]} has no question" if lacking else "there is no trace"
+            raise UserError(f"trace-refinement: {what}; give the traces' own questions as input")
+        self.config, self.renderer, self.traces, self.questions = config, renderer, traces, by_id
+        requests = [request_of(config, by_id[row["question_id"]], row) for row in traces]
+        self.hashes = [request_hash(request) for request in requests]
+        self.requests = dict(zip(self.hashes, requests, strict=True))
+
+    def answers(
+        self, work: Workspace, endpoint: Endpoint, progress: Progress
+    ) -> tuple[dict[str, Answer], int]:
+        """Return an answer to each request, by its hash, and how many requests were sent now.
+
+        Raises UserError as soon as more traces than `max_dropped` have no usable answer.
+        """
+        found = saved_answers(work)
+        asked = [hash for hash in self.requests if hash not in found]
+
+        def keep(answers: list[Answer]) -> None:
+            save(work, answers)
+            found.update({answer.request: answer for answer in answers})
+            progress.report(len(found), len(self.requests), {})
+            self.check(found)
+
+        self.check(found)
+        if asked:
+            ask_all([self.requests[hash] for hash in asked], endpoint, keep, progress)
+        return found, len(asked)
+
+    def dropped(self, answers: Mapping[str, Answer]) -> list[Row]:
+        """Return rows of the table `dropped`: traces whose answers cannot be used."""
+        rows = []
+        for number, (trace, hash) in enumerate(zip(self.traces, self.hashes, strict=True), 1):
+            answer = answers.get(hash)
+            fault = answer and fault_of(answer, self.renderer.format)
+            if fault:
+                detail = f"{trace['trace_id']}: {fault[1]}"
+                rows.append({"row": number, "question_id": trace["question_id"],
+                             "reason": fault[0], "detail": detail})  # fmt: skip
+        return rows
+
+    def check(self, answers: Mapping[str, Answer]) -> None:
+        """Raise UserError if too many traces are dropped."""
+        rows = self.dropped(answers)
+        if len(rows) > self.config.max_dropped * len(self.traces):
+            last = rows[-1]
+            raise UserError(
+                f"trace-refinement: {len(rows)} of {len(self.traces)} traces have no usable "
+                f"answer, more than max_dropped = {self.config.max_dropped:g}; the last: "
+                f"{last['reason']}, {last['detail']}"
+            )
+
+    def write(self, answers: Mapping[str, Answer], out: Path) -> list[Row]:
+        """Write the tables `traces` and `dropped`; return the rows of `dropped`."""
+        dropped = self.dropped(answers)
+        left_out = {row["row"] for row in dropped}
+        write_rows(out / "dropped.parquet", "dropped", dropped)
+        kept = [
+            self._refined(trace, answers[hash].text.strip())
+            for number, (trace, hash) in enumerate(zip(self.traces, self.hashes, strict=True), 1)
+            if number not in left_out
+        ]
+        write_rows(out / "traces.parquet", "traces", kept)
+        return dropped
+
+    def _refined(self, trace: Row, text: str) -> Row:
+        question = self.questions[trace["question_id"]]
+        columns = text_columns(question, text, self.renderer)
+        return trace | {"teacher": self.config.name, **columns}
+
+
+def usage(answers: Iterable[Answer], endpoint: Endpoint) -> dict[str, float]:
+    """Return the tokens that all answers took, and their cost if both prices are given."""
+    answered = [answer for answer in answers if answer.rejected is None]
+    prompt = sum(answer.prompt_tokens or 0 for answer in answered)
+    completion = sum(answer.completion_tokens or 0 for answer in answered)
+    found: dict[str, float] = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "without_usage": sum(answer.prompt_tokens is None for answer in answered),
+    }
+    if endpoint.prompt_price is not None and endpoint.completion_price is not None:
+        price = prompt * endpoint.prompt_price + completion * endpoint.completion_price
+        found["cost"] = price / 1e6
+    return found
+
+
+# ---------------------------------------------------------------- the endpoint
+
+
+def ask_all(
+    requests: Sequence[ChatRequest],
+    endpoint: Endpoint,
+    keep: Callable[[list[Answer]], None],
+    progress: Progress,
+) -> None:
+    """Send all requests and pass each batch of new answers to `keep`.
+
+    Raises UserError for an endpoint that is unreachable, refuses the key, does not know the model
+    or keeps failing; whatever `keep` raises; Stopped. `keep` has had all answers until then.
+    """
+    asyncio.run(_Client(endpoint, keep, progress).run(requests))
+
+
+def _key() -> str:
+    key = os.environ.get(KEY, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(f"{KEY}: contains characters that no API key has; set it again")
+    return key or "none"
+
+
+class _Client:
+    """The state of one call of `ask_all`."""
+
+    def __init__(
+        self, endpoint: Endpoint, keep: Callable[[list[Answer]], None], progress: Progress
+    ) -> None:
+        self.endpoint, self.keep, self.progress = endpoint, keep, progress
+        self.key = _key()
+        self.next_slot = 0.0
+        """Monotonic time in seconds before which nothing is sent."""
+
+    async def run(self, requests: Sequence[ChatRequest]) -> None:
+        waiting = iter(requests)
+        tasks: set[asyncio.Task[Answer]] = set()
+        async with openai.AsyncOpenAI(
+            api_key=self.key,
+            base_url=self.endpoint.base_url,
+            timeout=self.endpoint.timeout_s,
+            max_retries=0,
+        ) as client:
+            try:
+                while True:
+                    self.progress.check()
+                    while len(tasks) < self.endpoint.concurrency and (
+                        request := next(waiting, None)
+                    ):
+                        tasks.add(asyncio.create_task(self._ask(client, request)))
+                    if not tasks:
+                        return
+                    done, tasks = await asyncio.wait(
+                        tasks, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    self._keep(done)
+                    for task in done:
+                        task.result()  # raises the error of a failed request
+            finally:
+                if tasks:
+                    done, late = await asyncio.wait(tasks, timeout=GRACE_S)
+                    for task in late:
+                        task.cancel()
+                    await asyncio.gather(*late, return_exceptions=True)
+                    self._keep(done)
+
+    def _keep(self, done: set[asyncio.Task[Answer]]) -> None:
+        answers = [task.result() for task in done if not task.exception()]
+        if answers:
+            self.keep(answers)
+
+    async def _ask(self, client: openai.AsyncOpenAI, request: ChatRequest) -> Answer:
+        for tried in range(self.endpoint.retries + 1):
+            await self._slot()
+            try:
+                return _answer(request, await client.chat.completions.create(**request))
+            except (openai.APIConnectionError, openai.APIStatusError, ValueError) as error:
+                rejected = self._final(error, request)
+                if rejected:
+                    return rejected
+                if tried == self.endpoint.retries:
+                    raise UserError(
+                        f"{self.endpoint.base_url}: no answer in {tried + 1} tries; the last: "
+                        f"{self._said(error).rstrip('.')}. Answers so far are saved; run it again"
+                    ) from None
+                await self._wait(error, tried)
+        raise AssertionError("the last try returns or raises")
+
+    def _final(self, error: Exception, request: ChatRequest) -> Answer | None:
+        """Handle an error that another try cannot fix: raise UserError if it concerns the endpoint,
+        return the rejection if it concerns this request. None: try again."""
+        url, model = self.endpoint.base_url, request["model"]
+        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+            # The endpoint's own message may quote the key.
+            raise UserError(f"{url}: {error.status_code}, the key is refused; set {KEY}") from None
+        if isinstance(error, openai.NotFoundError):
+            raise UserError(
+                f"{url}: 404, the endpoint does not know the model {model!r} or the path; "
+                "check the model's name and RLT_REFINE_BASE_URL"
+            ) from None
+        if isinstance(error, openai.APIStatusError) and error.status_code in (400, 413, 422):
+            return Answer(request=request_hash(request), rejected=self._said(error))
+        if isinstance(error, openai.APIStatusError) and not _transient(error.status_code):
+            raise UserError(f"{url}: {self._said(error)}") from None
+        return None
+
+    async def _slot(self) -> None:
+        """Wait until the rate limit allows one more request."""
+        rate = self.endpoint.requests_per_minute
+        while (wait := self.next_slot - time.monotonic()) > 0:
+            await asyncio.sleep(wait)
+        if rate:
+            self.next_slot = time.monotonic() + 60 / rate
+
+    async def _wait(self, error: Exception, tried: int) -> None:
+        told = _retry_after(error)
+        if told is None:
+            wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**tried)
+            await asyncio.sleep(wait * random.uniform(0.75, 1.25))
+            return
+        if told > LONGEST_RETRY_AFTER_S:
+            raise UserError(
+                f"{self.endpoint.base_url}: it asks for a pause of {told:.0f} s; the answers so "
+                "far are saved: run it again then"
+            )
+        # The limit belongs to the key, so it holds for all requests.
+        self.next_slot = max(self.next_slot, time.monotonic() + told)
+
+    def _said(self, error: Exception) -> str:
+        """Return an error's message in one line, without the key."""
+        words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return " ".join(words.replace(self.key, "…").split())[:300]
+
+
+def _transient(status: int) -> bool:
+    return status in (408, 409, 429) or status >= 500
+
+
+def _retry_after(error: Exception) -> float | None:
+    """Return the seconds that the endpoint asks to wait; None if it does not say."""
+    if not isinstance(error, openai.APIStatusError):
+        return None
+    value = error.response.headers.get("retry-after", "")
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        when = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, (when.astimezone(UTC) - datetime.now(UTC)).total_seconds())
+
+
+def _answer(request: ChatRequest, said: object) -> Answer:
+    """Convert a reply. Raises ValueError if it is not a chat completion."""
+    if not isinstance(said, ChatCompletion) or not said.choices:
+        raise ValueError("the endpoint's reply is not a chat completion")
+    choice, usage = said.choices[0], said.usage
+    return Answer(
+        request=request_hash(request),
+        text=choice.message.content or "",
+        finish_reason=choice.finish_reason,
+        refusal=choice.message.refusal,
+        prompt_tokens=usage.prompt_tokens if usage else None,
+        completion_tokens=usage.completion_tokens if usage else None,
+    )

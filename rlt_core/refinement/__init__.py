@@ -1,1 +1,0 @@
-"""Traces refined by an LLM behind an OpenAI-compatible endpoint."""
