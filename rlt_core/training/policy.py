@@ -1,4 +1,4 @@
-"""The model in training: loaded with its master weights, and written as a plain model folder."""
+"""The model in training: how it is loaded, adapted and saved, and its optimiser's arguments."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ CHECKPOINTING = (
 def load_policy(
     folder: Path, config: SFTConfig | GRPOConfig, resources: StageResources
 ) -> PreTrainedModel:
-    """The model to train; one that the trainer is to shard stays on the CPU. Raises UserError if
-    there is nobody to share it with.
+    """Load the model to train; if the trainer will shard it, on the CPU.
 
     With `bfloat16` the forward pass runs in it (autocast) over float32 master weights, since an
-    update at a learning rate of 1e-6 is smaller than a bfloat16 weight can hold. Under LoRA the
-    frozen base needs no master weights.
+    update at a learning rate of 1e-6 is smaller than a bfloat16 weight can hold. With LoRA the
+    frozen base needs no master weights. Raises UserError if the model is to be sharded and there is
+    one process.
     """
     logging.disable_progress_bar()
     hybrid = resources.sharding == "hybrid"
@@ -50,7 +50,7 @@ def load_policy(
 
 
 def adapters(lora: LoRA | None) -> LoraConfig | None:
-    """Adapters on every linear layer but the head."""
+    """Return the config of adapters on every linear layer except the head."""
     if lora is None:
         return None
     return LoraConfig(
@@ -63,7 +63,7 @@ def adapters(lora: LoRA | None) -> LoraConfig | None:
 
 
 def unsharded(model: PreTrainedModel | PeftModel, start: Path, dtype: str) -> Any:
-    """A whole model on the CPU like a sharded one in training, as it was before."""
+    """Load the model that a sharded one in training started from, whole, on the CPU."""
     plain: Any = load_model(start, dtype)
     plain.config = model.config
     return (
@@ -72,9 +72,9 @@ def unsharded(model: PreTrainedModel | PeftModel, start: Path, dtype: str) -> An
 
 
 def save_policy(model: PreTrainedModel | PeftModel, start: Path, out: Path, dtype: str) -> None:
-    """Write the trained model, adapters merged in, with the tokenizer of the model it came from."""
+    """Write the trained model, adapters merged in, with the tokenizer of its start folder."""
     plain: Any = model.merge_and_unload() if isinstance(model, PeftModel) else model
-    plain.config.use_cache = True  # which Trainer turns off: whoever writes text with it wants it
+    plain.config.use_cache = True  # Trainer turns it off; generation needs it
     save_model(plain.to(getattr(torch, dtype)), load_tokenizer(start), out)
 
 
@@ -82,7 +82,7 @@ def trainer_arguments(
     config: SFTConfig | GRPOConfig, steps: int, micro: MicroBatches, seed: int,
     resources: StageResources,
 ) -> dict[str, Any]:  # fmt: skip
-    """What SFT and GRPO have in common, as keyword arguments of TRL's configs."""
+    """Return the keyword arguments that SFT and GRPO share in TRL's configs."""
     schedule = "constant_with_warmup" if config.schedule == "constant" else config.schedule
     return {
         "seed": seed,
