@@ -166,10 +166,8 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         Each completion has a seed of its own, so that a resumed run, or one with another number of
         processes, samples the same.
         """
-        first, key = (
-            self.accelerator.process_index * len(rows),
-            f"{self._key}:{self.state.global_step}",
-        )
+        first = self.accelerator.process_index * len(rows)
+        key = f"{self._key}:{self.state.global_step}"
         places = range(first, first + len(rows))
         ids, seeds = [], []
         for _, group in groupby(places, lambda place: place // self._group_size):
@@ -190,7 +188,7 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         """TRL's reward function: rewards of this process's completions (N).
 
         Raises RuntimeError in every process if one of them has a completion whose reward is not
-        finite: TRL would leave that completion out.
+        finite: TRL would drop a NaN without a word.
         """
         batch, result, fault = [self._prompts[row] for row in prompts], Rewards([], {}), None
         ids, logprobs = zip(*((each.ids, each.logprobs) for each in rollouts), strict=True)
