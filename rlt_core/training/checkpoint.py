@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, set_seed
 from huggingface_hub import save_torch_state_dict
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback
@@ -30,7 +31,7 @@ from rlt_core import processes
 from rlt_core.config import StageResources
 from rlt_core.environment import disk_space
 from rlt_core.errors import Stopped
-from rlt_core.models import saved_dtype
+from rlt_core.models import load_model, load_tokenizer, save_model, saved_dtype
 from rlt_core.rows import write_rows
 from rlt_core.sql.schemas import TRAIN_STEPS
 from rlt_core.store import Workspace
@@ -38,7 +39,6 @@ from rlt_core.training import sharding
 from rlt_core.training.data_order import KEPT_CHECKPOINTS
 from rlt_core.training.memory_probe import probe_memory
 from rlt_core.training.metrics import StepRecorder
-from rlt_core.training.policy import save_policy, unsharded
 
 GROUP = "checkpoints"
 ROWS = "train_steps.json"
@@ -86,15 +86,20 @@ class ResumableTrainer(Trainer):
             raise Stopped(f"stopped after step {self.state.global_step} of {self.state.max_steps}")
 
     def finish(self, start: Path, out: Path, dtype: str) -> None:
-        """Write `out/model/` and `out/train_steps.parquet`; `start`: the folder trained from."""
+        """Write `out/train_steps.parquet` and the model, adapters merged in, as `out/model/`, with
+        the tokenizer of `start`, the folder trained from."""
         model: Any = self.accelerator.unwrap_model(self.model)
-        sharded = sharding.is_sharded(model)
+        adapted, sharded = isinstance(model, PeftModel), sharding.is_sharded(model)
         weights = sharding.gathered(sharding.trained(model)) if sharded else {}
         if self.accelerator.is_main_process:
             if sharded:
-                model = unsharded(model, start, dtype)
+                whole: Any = load_model(start, dtype)
+                whole.config = model.config
+                model = get_peft_model(whole, model.active_peft_config) if adapted else whole
                 sharding.load_weights(sharding.trained(model), weights)
-            save_policy(model, start, out / "model", dtype)
+            plain = model.merge_and_unload() if adapted else model
+            plain.config.use_cache = True  # Trainer turns it off; generation needs it
+            save_model(plain.to(getattr(torch, dtype)), load_tokenizer(start), out / "model")
             write_rows(out / "train_steps.parquet", "train_steps", self._recorder.rows)
         self.accelerator.wait_for_everyone()
 

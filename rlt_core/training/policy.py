@@ -1,4 +1,4 @@
-"""The model in training: how it is loaded, adapted and saved, and its optimiser's arguments."""
+"""The model in training: how it is loaded and adapted, and the arguments of its trainer."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import logging
 
 from rlt_core import processes
 from rlt_core.config import GRPOConfig, LoRA, SFTConfig, StageResources
 from rlt_core.errors import UserError
-from rlt_core.models import load_model, load_tokenizer, pick_device, save_model
+from rlt_core.models import load_model, pick_device
 from rlt_core.training.data_order import MicroBatches
 
 CHECKPOINTING = (
@@ -62,22 +61,6 @@ def adapters(lora: LoRA | None) -> LoraConfig | None:
     )
 
 
-def unsharded(model: PreTrainedModel | PeftModel, start: Path, dtype: str) -> Any:
-    """Load the model that a sharded one in training started from, whole, on the CPU."""
-    plain: Any = load_model(start, dtype)
-    plain.config = model.config
-    return (
-        get_peft_model(plain, model.active_peft_config) if isinstance(model, PeftModel) else plain
-    )
-
-
-def save_policy(model: PreTrainedModel | PeftModel, start: Path, out: Path, dtype: str) -> None:
-    """Write the trained model, adapters merged in, with the tokenizer of its start folder."""
-    plain: Any = model.merge_and_unload() if isinstance(model, PeftModel) else model
-    plain.config.use_cache = True  # Trainer turns it off; generation needs it
-    save_model(plain.to(getattr(torch, dtype)), load_tokenizer(start), out)
-
-
 def trainer_arguments(
     config: SFTConfig | GRPOConfig, steps: int, micro: MicroBatches, seed: int,
     resources: StageResources,
@@ -85,29 +68,16 @@ def trainer_arguments(
     """Return the keyword arguments that SFT and GRPO share in TRL's configs."""
     schedule = "constant_with_warmup" if config.schedule == "constant" else config.schedule
     return {
-        "seed": seed,
-        "max_steps": steps,
-        "per_device_train_batch_size": micro.size,
-        "gradient_accumulation_steps": micro.accumulation,
-        "learning_rate": config.learning_rate,
-        "lr_scheduler_type": schedule,
-        "warmup_steps": math.ceil(config.warmup_ratio * steps),
-        "optim": "adamw_torch",
-        "adam_beta1": config.beta1,
-        "adam_beta2": config.beta2,
-        "weight_decay": config.weight_decay,
-        "max_grad_norm": config.max_grad_norm,
-        "bf16": config.dtype == "bfloat16",
-        "use_cpu": pick_device(resources.device) == "cpu",
+        "seed": seed, "max_steps": steps,
+        "per_device_train_batch_size": micro.size, "gradient_accumulation_steps": micro.accumulation,
+        "learning_rate": config.learning_rate, "lr_scheduler_type": schedule,
+        "warmup_steps": math.ceil(config.warmup_ratio * steps), "optim": "adamw_torch",
+        "adam_beta1": config.beta1, "adam_beta2": config.beta2,
+        "weight_decay": config.weight_decay, "max_grad_norm": config.max_grad_norm,
+        "bf16": config.dtype == "bfloat16", "use_cpu": pick_device(resources.device) == "cpu",
         CHECKPOINTING: resources.gradient_checkpointing,
-        "ddp_find_unused_parameters": False,
-        "dataloader_pin_memory": False,
-        "remove_unused_columns": False,
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "save_strategy": "no",
-        "eval_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
+        "ddp_find_unused_parameters": False, "dataloader_pin_memory": False,
+        "remove_unused_columns": False, "logging_steps": 1, "logging_nan_inf_filter": False,
+        "save_strategy": "no", "eval_strategy": "no", "report_to": "none", "disable_tqdm": True,
         "log_level": "error",
-    }
+    }  # fmt: skip
