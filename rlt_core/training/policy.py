@@ -68,8 +68,8 @@ def trainer_arguments(
     """Return the keyword arguments that SFT and GRPO share in TRL's configs."""
     schedule = "constant_with_warmup" if config.schedule == "constant" else config.schedule
     return {
-        "seed": seed, "max_steps": steps,
-        "per_device_train_batch_size": micro.size, "gradient_accumulation_steps": micro.accumulation,
+        "seed": seed, "max_steps": steps, "per_device_train_batch_size": micro.size,
+        "gradient_accumulation_steps": micro.accumulation,
         "learning_rate": config.learning_rate, "lr_scheduler_type": schedule,
         "warmup_steps": math.ceil(config.warmup_ratio * steps), "optim": "adamw_torch",
         "adam_beta1": config.beta1, "adam_beta2": config.beta2,
