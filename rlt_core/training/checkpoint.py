@@ -150,10 +150,12 @@ class ResumableTrainer(Trainer):
         """Write the whole weights, gathered where they are sharded, and the extra state."""
         weights = sharding.gathered(self._weights())
         extra = sharding.gathered(self.extra_state())
-        if self.args.should_save and output_dir is not None:
-            save_torch_state_dict(weights, output_dir)
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_torch_state_dict(weights, folder)
             if extra:
-                save_file(extra, Path(output_dir) / EXTRA)
+                save_file(extra, folder / EXTRA)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
