@@ -17,7 +17,7 @@ from rlt_core.experiments import targets
 from rlt_core.graph import upstream
 from rlt_core.overrides import load_config
 from rlt_core.store import Manifest, Store
-from tasks.child_process import ChildFailed, LocalChildren
+from tasks.child_process import ChildFailed, ChildProcesses
 from tasks.execute import execute_node
 from tasks.stage import NodeSpec
 from tests.flows.conftest import Rlt
@@ -47,7 +47,7 @@ class Machines:
     """Two runs, each with a launcher of its own."""
 
     def __init__(self, pool: ThreadPoolExecutor, parts: list[NodeSpec]) -> None:
-        self.launchers = [LocalChildren([]), LocalChildren([])]
+        self.launchers = [ChildProcesses([]), ChildProcesses([])]
         self._pool, self._parts = pool, parts
 
     def start(self, machine: int) -> Future[Manifest | None]:
