@@ -60,15 +60,15 @@ def told(tmp_path: Path, *words: tuple[str, str] | None) -> BaseException:
 def test_who_died_is_told_rather_than_who_lost_it(tmp_path: Path, killed_first: bool) -> None:
     """Gloo fails in the others when one of them was killed."""
     words = [None, ("cut_off", "Connection closed by peer")]
-    assert isinstance(told(tmp_path, *words[:: 1 if killed_first else -1]), distributed.Died)
+    assert isinstance(told(tmp_path, *words[:: 1 if killed_first else -1]), distributed.ProcessDied)
 
 
 def test_who_lost_another_machines_process_says_so(tmp_path: Path) -> None:
     error = told(tmp_path, ("cut_off", "Connection closed by peer"))
-    assert "closed by peer" in str(error) and not isinstance(error, distributed.Died)
+    assert "closed by peer" in str(error) and not isinstance(error, distributed.ProcessDied)
 
 
 def test_what_failed_is_told_rather_than_who_died_of_it(tmp_path: Path) -> None:
     """NCCL ends the others when one of them has run out of memory."""
     error = told(tmp_path, None, ("failed", "CUDA out of memory"))
-    assert "CUDA out of memory" in str(error) and not isinstance(error, distributed.Died)
+    assert "CUDA out of memory" in str(error) and not isinstance(error, distributed.ProcessDied)
