@@ -41,7 +41,7 @@ def here() -> dict[str, str]:
 
 
 def hold(count: int, progress: Progress, patience_s: float | None = None) -> None:
-    """Take `count` GPUs (all if there are fewer) for this process until it ends and hide the others.
+    """Take `count` GPUs (all if there are fewer) until this process ends and hide the others.
     Waits until enough are free.
 
     Raises Stopped on request, UserError after `patience_s`.

@@ -97,8 +97,8 @@ class NodeSpec(BaseModel):
 
 
 def require_one_machine(name: str, stage: Stage, resources: StageResources) -> None:
-    """Raise UserError if several machines are to share a node's steps, which takes as many runs that
-    were sent together. Shards can all be computed by one machine."""
+    """Raise UserError if several machines are to share a node's steps, which takes as many runs
+    sent together. Shards can all be computed by one machine."""
     if stage.shared == "steps" and stage.machines(resources) > 1:
         raise UserError(
             f"{name}: resources.machines={resources.machines} takes as many runs of a worker pool: "
@@ -166,7 +166,7 @@ class StageContext:
 
     @cached_property
     def format(self) -> PromptFormat:
-        """The config's prompt format; its student system prompt is the data's where it names none."""
+        """The config's prompt format, with the data's system prompt where it names none."""
         format: PromptFormat = self.config.format  # type: ignore[attr-defined]
         if format.student_system is not None:
             return format
