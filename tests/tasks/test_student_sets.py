@@ -363,7 +363,7 @@ def test_rank_statistics_know_what_each_set_holds(given: tuple[Store, dict[str, 
     assert len({tuple(found) for found in rewards.values()}) == 4
 
 
-def test_another_launchers_words_are_not_for_us(
+def test_the_rank_of_another_launcher_is_ignored(
     given: tuple[Store, dict[str, Ref]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As inside a training operator's pod, or a step of Slurm: all is computed, not a share."""
