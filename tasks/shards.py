@@ -28,7 +28,7 @@ class _Taken(Exception):
 
 
 class LongWork(Protocol):
-    """Work that is computed in shards: a StageContext, or an evaluation outside a run."""
+    """Work that is computed in shards: a StageContext, or the scoring of a file."""
 
     @property
     def out(self) -> Path:
