@@ -73,14 +73,12 @@ def _run(request: Request) -> int:
     from flows.cli.progress import Display
     from flows.cores import Cores
     from flows.executors import LocalExecutor
-    from flows.server.local import launcher_file
-    from tasks import warm
+    from tasks.child_process import ChildProcesses
 
     _require_api()
     planned = request.plan()
     missing = [item for item in planned if not item.hit]
-    os.environ.setdefault(warm.VARIABLE, str(launcher_file()))
-    launcher = warm.launcher_for(sorted({item.node.stage.module for item in missing}))
+    launcher = ChildProcesses(sorted({item.node.stage.module for item in missing}))
 
     def watch_stdin() -> None:
         sys.stdin.readline()

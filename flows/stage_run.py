@@ -20,8 +20,8 @@ from flows.pipeline import state_of, wait_or_stop
 from rlt_core.errors import UserError
 from rlt_core.stages import STAGES
 from rlt_core.store import Ref, Store
+from tasks.child_process import ChildProcesses
 from tasks.stage import NodeSpec
-from tasks.warm import launcher_for
 
 
 def store_url(given: str) -> str:
@@ -64,7 +64,7 @@ def compute(stage: str, specs: list[NodeSpec]) -> State[Any]:
     """Compute nodes of one stage on this worker, one after the other."""
     found = {spec.key: spec.manifest() for spec in specs}
     missing = [spec for spec in specs if found[spec.key] is None]
-    launcher = launcher_for([STAGES[stage].module])
+    launcher = ChildProcesses([STAGES[stage].module])
     if missing:
         launcher.start()
     # One at a time here; the limit of the pool's workers says how many runs share a machine.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -15,3 +16,10 @@ def git_commit() -> str | None:
     except FileNotFoundError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def sources_changed_at(packages: Iterable[str] = ("rlt_core", "tasks")) -> float:
+    """Newest change of a file of these packages (seconds since the epoch)."""
+    root = Path(__file__).parents[1]
+    files = (file for package in packages for file in (root / package).rglob("*.*"))
+    return max(file.stat().st_mtime for file in files if file.suffix != ".pyc")

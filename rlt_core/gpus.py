@@ -1,8 +1,7 @@
-"""The GPUs of this machine, each for one node at a time, whichever process computes it.
+"""The GPUs of this machine: each belongs to one node at a time, across all processes.
 
-A node is planned for the whole memory of the GPUs that it takes. The process that computes it holds
-a lock on each until it ends, so that runs of one worker, of several, and of `rlt run` share a
-machine without knowing of each other.
+A node is planned for the whole memory of its GPUs. The process that computes it holds a lock on
+each until it ends, so that runs of one worker, of several, and of `rlt run` share a machine.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from rlt_core.progress import Progress
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 POLL_S = 0.5
 SHARED_WAIT_S = 600.0
-"""How long one of several machines waits for its GPUs, while the others hold theirs."""
+"""Seconds one of several machines waits for its GPUs while the others hold theirs."""
 _GPU = re.compile(r"^GPU (\d+): .*?(?:\(UUID: (\S+)\))?$", re.MULTILINE)
 _HELD: list[IO[str]] = []
-"""Locks go with the process."""
+"""The locks of this process; they end with it."""
 
 
 def here() -> dict[str, str]:
-    """The GPUs that this process may use: as CUDA_VISIBLE_DEVICES names them -> what tells them
-    from all others. Asks the driver, since torch takes seconds to import."""
+    """Return the GPUs that this process may use: name in CUDA_VISIBLE_DEVICES -> UUID. Asks the
+    driver, since torch takes seconds to import."""
     visible = os.environ.get(VISIBLE)
     if visible == "" or not shutil.which("nvidia-smi"):
         return {}
@@ -42,10 +41,10 @@ def here() -> dict[str, str]:
 
 
 def hold(count: int, progress: Progress, patience_s: float | None = None) -> None:
-    """Take so many of the GPUs that no other node holds (all, where there are fewer) and let this
-    process see no others; waits until they are free, and then keeps them until it ends.
+    """Take `count` GPUs (all if there are fewer) until this process ends and hide the others.
+    Waits until enough are free.
 
-    Raises Stopped on request, UserError once its patience is over.
+    Raises Stopped on request, UserError after `patience_s`.
     """
     if not (mine := here()):
         return
@@ -62,7 +61,9 @@ def hold(count: int, progress: Progress, patience_s: float | None = None) -> Non
         progress.check()
         time.sleep(POLL_S)
 
-    while not (turn := _lock("turn")):  # else many small nodes would keep out a large one
+    while not (
+        turn := _lock("turn")
+    ):  # one waits at a time: else many small nodes would keep out a large one
         wait()
     with turn:
         while len(taken := _free(mine, count)) < count:
@@ -76,7 +77,7 @@ def hold(count: int, progress: Progress, patience_s: float | None = None) -> Non
 
 
 def _free(mine: dict[str, str], count: int) -> dict[str, IO[str]]:
-    """Locks on so many GPUs, or on as many as nobody holds."""
+    """Lock up to `count` GPUs that no process holds."""
     taken: dict[str, IO[str]] = {}
     for name, identity in mine.items():
         if len(taken) < count and (lock := _lock(identity)):
@@ -85,7 +86,7 @@ def _free(mine: dict[str, str], count: int) -> dict[str, IO[str]]:
 
 
 def _lock(name: str) -> IO[str] | None:
-    """A lock among the processes of this user on this machine; None if another has it."""
+    """Take a lock among this user's processes on this machine; None if another has it."""
     folder = Path(tempfile.gettempdir()) / f"rlt-gpus-{os.getuid()}"
     folder.mkdir(exist_ok=True)
     file = (folder / name.replace("/", "-")).open("w")

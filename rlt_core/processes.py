@@ -1,4 +1,4 @@
-"""The processes that share a node's work: this one alone, or those that torchrun started."""
+"""The processes that share a node's work: one alone, or the ones that torchrun started."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 WAIT = timedelta(days=1)
-"""For each other: while the first one stores a checkpoint, or one draws a long completion. Torch's
-own limit on GPUs is ten minutes. A lost process is noticed elsewhere (`tasks.distributed`)."""
+"""How long processes wait for each other, while the first one stores a checkpoint or one samples a
+long completion; torch's default on GPUs is ten minutes. `tasks.distributed` notices lost ones."""
 
 
 def rank() -> int:
-    """Place of this process; 0 is the one that writes what all have made."""
+    """Rank of this process; 0 writes the results of all."""
     return int(os.environ.get("RANK", "0"))
 
 
 def count() -> int:
-    """How many they are."""
+    """Number of processes on all machines."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def of_this_machine() -> int:
-    """How many of them this machine has."""
+    """Number of processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def be_alone() -> None:
-    """Forget what somebody else's launcher has said (a training operator, a Slurm step): this
-    process shares its work with nobody."""
+    """Drop the rank that another launcher set in the environment (a training operator, a Slurm
+    step): this process shares its work with none."""
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         os.environ.pop(name, None)
 
 
 def require_gpus(resources: StageResources, needed: int) -> None:
-    """Raises UserError if a machine with GPUs has fewer than needed."""
+    """Raise UserError if a machine with GPUs has fewer than needed."""
     from rlt_core.models import gpus, pick_device
 
     if pick_device(resources.device) == "cuda" and gpus() < needed:
@@ -52,9 +52,8 @@ def require_gpus(resources: StageResources, needed: int) -> None:
 
 
 def take_gpus(resources: StageResources, each: int) -> None:
-    """Hide all GPUs but its own, `each` of every process, from this process and what it starts (a
-    vLLM engine), before CUDA is used. Transformers' Trainer would put a batch on each that it
-    sees."""
+    """Let this process, and a vLLM engine that it starts, see only its own GPUs, `each` in number;
+    call it before CUDA is used. Transformers' Trainer would put a batch on every GPU it sees."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if resources.device == "cpu" or visible == "":
         return
@@ -66,7 +65,7 @@ def take_gpus(resources: StageResources, each: int) -> None:
 
 
 def join(resources: StageResources) -> PartialState:
-    """Meet the others."""
+    """Initialize torch.distributed with the other processes."""
     from accelerate import PartialState
 
     from rlt_core.models import pick_device
@@ -75,7 +74,7 @@ def join(resources: StageResources) -> PartialState:
 
 
 def wait_for_all() -> None:
-    """Return once every process is here; they have met (`join`)."""
+    """Barrier for all processes, which have called `join`."""
     if count() > 1:
         from accelerate import PartialState
 

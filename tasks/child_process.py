@@ -1,8 +1,13 @@
-"""Children that compute: forked from a preloaded server, owned, and ended with their parent.
+"""Child processes that compute: forked from a server with the imports done, and ended with their
+parent.
 
 A child dies with its parent: the pipe between them closes, the child is asked to stop, has
-`GRACE_S` to checkpoint, and is then killed with its whole process group. The same order holds when
-the parent asks (`ChildProcesses.stop`) or the child gets a SIGTERM.
+`GRACE_S` to checkpoint, and is then killed with its whole process group. The same happens when the
+parent asks (`ChildProcesses.stop`) and when the child receives a SIGTERM.
+
+Importing torch, TRL and lighteval takes longer than many a node, so children are forks of a
+multiprocessing fork server: one of this process, or the one that `rlt worker` shares with all its
+runs (`share_fork_server`), for as long as the code is the one that it imported.
 """
 
 from __future__ import annotations
@@ -17,20 +22,22 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+import types
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from rlt_core.checkout import sources_changed_at
 from rlt_core.environment import in_one_line
 from rlt_core.errors import Stopped, UserError
 from rlt_core.progress import Metrics, Progress
 
 GRACE_S = 30.0
 EXIT_S = 5.0
-"""What a child that has said its last word gets to exit."""
+"""Seconds a child has to exit after sending its result."""
 LOG_LINES = 15
 """Lines of a dead child's log that its error shows."""
 ENVIRONMENT = {
@@ -41,7 +48,12 @@ ENVIRONMENT = {
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     "DO_NOT_TRACK": "1",  # vLLM reports from every engine that it starts, unless told not to
 }
-"""Of the children, where it is not set otherwise."""
+"""Defaults for the environment of fork servers and children."""
+SHARED_SERVER = "RLT_FORK_SERVER"
+"""Environment variable that names a shared fork server: time of its sources and its socket."""
+
+_context = multiprocessing.get_context("forkserver")
+_starting = threading.Lock()
 
 
 class ChildFailed(Exception):
@@ -54,40 +66,64 @@ class _Outcome:
     value: Any
 
 
-class ChildProcesses(Protocol):
-    """Starts children and ends them."""
+# ---------------------------------------------------------------- fork servers
+def share_fork_server(modules: Iterable[str]) -> None:
+    """Start a fork server with `modules` imported and name it in the environment, so that the
+    processes that this one starts fork their children from it.
 
-    @property
-    def stopping(self) -> bool:
-        """Whether children were asked to stop."""
-
-    def start(self) -> None:
-        """Import while something else happens."""
-
-    def stop(self) -> None:
-        """Ask every child to checkpoint and end, and start no more."""
-
-    def execute(
-        self,
-        target: str,
-        argument: Any,
-        *,
-        log: Path,
-        on_progress: Callable[[int, int, Metrics], None],
-        on_line: Callable[[str], None],
-    ) -> Any:
-        """Call `module:function(argument, progress)` in a child and return what it returns."""
+    It ends with this process. Its socket is in a private folder of multiprocessing's.
+    """
+    _start_server(modules)
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    os.environ[SHARED_SERVER] = f"{sources_changed_at()}:{server._forkserver_address}"
 
 
-class LocalChildren:
-    """Starts children and ends them. One a process; its methods may be called from threads."""
+def _start_server(modules: Iterable[str]) -> None:
+    """Start this process's own server, unless it has one, and return while it imports."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    _context.set_forkserver_preload(list(modules))
+    forkserver.ensure_running()
+
+
+def _use_shared_server() -> bool:
+    """Fork from the server that the environment names; False if none has today's code."""
+    changed_at, _, address = os.environ.get(SHARED_SERVER, "").partition(":")
+    if changed_at != str(sources_changed_at()) or not Path(address).exists():
+        return False
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    if server._forkserver_address is None:
+        server._forkserver_address = address
+        server._forkserver_alive_fd = os.pipe()[1]  # sent to children; this one keeps nobody alive
+        server.ensure_running = resource_tracker.ensure_running
+    return True
+
+
+def _leave_shared_server() -> None:
+    os.environ.pop(SHARED_SERVER, None)
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    server._forkserver_address = server._forkserver_alive_fd = None
+    del server.ensure_running
+
+
+@contextlib.contextmanager
+def _without_main_module() -> Iterator[None]:
+    """Keep a child from importing this process's main module, which may be Prefect's engine."""
+    with _starting:
+        main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+
+
+# ---------------------------------------------------------------- in the parent
+class ChildProcesses:
+    """Starts children and ends them. One per process; its methods may be called from threads."""
 
     def __init__(self, preload: Iterable[str]) -> None:
-        """`preload`: modules that the server imports once, for all children."""
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(list(preload))
+        """`preload`: modules that a server of this process's own imports once, for all children."""
+        self._preload = list(preload)
         self._stop = threading.Event()
 
     @property
@@ -96,10 +132,10 @@ class LocalChildren:
         return self._stop.is_set()
 
     def start(self) -> None:
-        """Start the server, so that it imports while something else happens."""
-        from multiprocessing.forkserver import ensure_running
-
-        ensure_running()
+        """Start the fork server, so that it imports while something else happens."""
+        with _starting:
+            if not _use_shared_server():
+                _start_server(self._preload)
 
     def stop(self) -> None:
         """Ask every child to checkpoint and end, and start no more."""
@@ -116,26 +152,34 @@ class LocalChildren:
     ) -> Any:
         """Call `module:function(argument, progress)` in a child and return what it returns.
 
-        The child's standard output and error go to the file `log`, and line by line to `on_line`.
-        Raises UserError and Stopped as the child did, and ChildFailed with the child's traceback or
-        the end of its log.
+        The child has this process's environment. Its standard output and error go to the file
+        `log`, and line by line to `on_line`. Raises UserError and Stopped as the child did, and
+        ChildFailed with the child's traceback or the end of its log.
         """
         if self.stopping:
             raise Stopped("stopped on request")
-        ours, theirs = self._context.Pipe(duplex=False)
+        self.start()
+        ours, theirs = _context.Pipe(duplex=False)
         log.parent.mkdir(parents=True, exist_ok=True)
-        lines = _NewLines(log)
-        child = self._context.Process(target=_child, args=(target, argument, theirs, str(log)))
-        child.start()
+        lines = _NewLines(log, on_line)
+        arguments = (target, argument, theirs, str(log), dict(os.environ))
+        child = _context.Process(target=_child, args=arguments)
+        with _without_main_module():
+            try:
+                child.start()
+            except ConnectionRefusedError:  # the shared server was killed
+                _leave_shared_server()
+                _start_server(self._preload)
+                child.start()
         theirs.close()
         try:
-            outcome = self._follow(child, ours, on_progress, lambda: lines.pass_on(on_line))
+            outcome = self._follow(child, ours, on_progress, lines)
             child.join(EXIT_S)
         finally:
             _kill_group(child)
             child.join()
             ours.close()
-            lines.pass_on(on_line, to_the_end=True)
+            lines.pass_on(to_the_end=True)
         return _unpack(outcome, child, log)
 
     def _follow(
@@ -143,12 +187,12 @@ class LocalChildren:
         child: BaseProcess,
         pipe: connection.Connection,
         on_progress: Callable[[int, int, Metrics], None],
-        pass_on_lines: Callable[[], None],
+        lines: _NewLines,
     ) -> _Outcome | None:
-        """Read messages until the child ends; None if it died without a last word."""
+        """Read messages until the child ends; None if it died without sending an outcome."""
         deadline = None
         while True:
-            pass_on_lines()
+            lines.pass_on()
             if pipe.poll(0.2):
                 try:
                     message = pipe.recv()
@@ -168,14 +212,14 @@ class LocalChildren:
 
 
 class _NewLines:
-    """What is appended to a log file from now on, in whole lines."""
+    """Passes on what is appended to a log file from now on, in whole lines."""
 
-    def __init__(self, log: Path) -> None:
-        self._log = log
+    def __init__(self, log: Path, on_line: Callable[[str], None]) -> None:
+        self._log, self._on_line = log, on_line
         self._offset = log.stat().st_size if log.exists() else 0
 
-    def pass_on(self, on_line: Callable[[str], None], to_the_end: bool = False) -> None:
-        """Say every new line; the last one may be unfinished, then it waits for its end."""
+    def pass_on(self, to_the_end: bool = False) -> None:
+        """Pass on every new line; an unfinished one waits for its end."""
         if not self._log.exists():
             return
         with self._log.open("rb") as file:
@@ -185,9 +229,9 @@ class _NewLines:
             new = new[: new.rfind(b"\n") + 1]
         self._offset += len(new)
         for line in new.decode(errors="replace").split("\n"):
-            # A progress bar rewrites its line: what stands there at last is said.
+            # A progress bar rewrites its line: only its last text is passed on.
             if shown := line.rpartition("\r")[2].rstrip():
-                on_line(shown)
+                self._on_line(shown)
 
 
 def _unpack(outcome: _Outcome | None, child: BaseProcess, log: Path) -> Any:
@@ -203,25 +247,29 @@ def _unpack(outcome: _Outcome | None, child: BaseProcess, log: Path) -> Any:
 
 
 def _kill_group(child: BaseProcess) -> None:
-    """End what a child left behind (it leads its own process group)."""
+    """Kill a child with the processes that it started (it leads its own process group)."""
     if child.pid is not None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
 
 
-# ---------------------------------------------------------------- inside the child
-def _child(target: str, argument: Any, pipe: connection.Connection, log: str) -> None:
+# ---------------------------------------------------------------- in the child
+def _child(
+    target: str, argument: Any, pipe: connection.Connection, log: str, environment: dict[str, str]
+) -> None:
     with contextlib.suppress(PermissionError):
         os.setpgid(0, 0)
+    os.environ.clear()
+    os.environ.update(ENVIRONMENT | environment)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(file, 1)
     os.dup2(file, 2)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
-    wish = _Wish()
+    stop = _StopRequest()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: wish.make())
-    threading.Thread(target=_die_with_parent, args=(wish,), daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: stop.make())
+    threading.Thread(target=_die_with_parent, args=(stop,), daemon=True).start()
     lock = threading.Lock()
 
     def send(message: object) -> None:
@@ -230,7 +278,7 @@ def _child(target: str, argument: Any, pipe: connection.Connection, log: str) ->
 
     progress = Progress(
         report=lambda done, total, metrics: send((done, total, dict(metrics))),
-        should_stop=lambda: wish.deadline is not None,
+        should_stop=lambda: stop.deadline is not None,
     )
     try:
         module, _, function = target.partition(":")
@@ -250,23 +298,23 @@ def _child(target: str, argument: Any, pipe: connection.Connection, log: str) ->
     send(outcome)
 
 
-class _Wish:
-    """That the child ends, and when it will be killed."""
+class _StopRequest:
+    """Whether the child was asked to stop, and when it will be killed."""
 
     deadline: float | None = None
-    """Of the monotonic clock; None: nobody wishes it to end."""
+    """On the monotonic clock; None without a request."""
 
     def make(self) -> None:
-        """The first wish counts."""
+        """The first request counts."""
         if self.deadline is None:
             self.deadline = time.monotonic() + GRACE_S
 
 
-def _die_with_parent(wish: _Wish) -> None:
+def _die_with_parent(stop: _StopRequest) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])
-    wish.make()
-    assert wish.deadline is not None
-    time.sleep(max(0.0, wish.deadline - time.monotonic()))
+    stop.make()
+    assert stop.deadline is not None
+    time.sleep(max(0.0, stop.deadline - time.monotonic()))
     os.killpg(0, signal.SIGKILL)

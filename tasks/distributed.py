@@ -1,21 +1,26 @@
-"""One node in several processes of this machine: torchrun starts them, this process owns them.
+"""One node in several processes of one machine or of several: torchrun starts them.
 
-Where several machines share the steps of a training, each has an owner and a torchrun, and these
-meet (`tasks.rendezvous`). Where they share shards, the machines need not know of each other.
+Each machine has one owner, the child process that computes the node there, and one torchrun. Every
+process runs the stage's body (`tasks.stage.run_body`) on the same node and learns its rank from
+torchrun's environment. A pipe connects it with its owner: progress and the outcome come back, the
+stop request goes out. A process whose pipe is closed ends, since torchrun puts its processes into
+sessions of their own.
 
-Every process runs the stage's body (`tasks.stage.run_body`) on the same node and learns its rank
-from torchrun's environment. A pipe connects each with its owner: progress and the result come back,
-the stop request goes out. A process whose pipe is closed ends, since torchrun puts its processes
-into sessions of their own.
+Machines that share the steps of a training meet at the first one's torchrun, which keeps the
+key-value store of the rendezvous (https://docs.pytorch.org/docs/stable/elastic/run.html) and whose
+address must be reachable from the others. It is static, not c10d's, since the first process has to
+be on the machine that commits. Machines that share shards need not know of each other.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -33,36 +38,37 @@ from rlt_core import processes
 from rlt_core.errors import Stopped, UserError
 from rlt_core.progress import Progress
 from rlt_core.stages import STAGES
-from rlt_core.store import Store
-from tasks import rendezvous
+from rlt_core.store import Lease, Store
 from tasks.stage import NodeSpec, StageContext, context_of, run_body
 
 STOP = "stop"
 POLL_S = 0.2
 EXIT_S = 10.0
-"""What processes get to end, once one of them has failed or all were let go."""
+"""Seconds processes have to end once one of them has failed or all pipes are closed."""
+FIRST_MACHINE_S = 600.0
+"""Seconds a machine waits for the first one while no machine works on the node."""
 
 
-class Died(RuntimeError):
-    """A process ended without a word."""
+class ProcessDied(RuntimeError):
+    """A process ended without sending an outcome."""
 
 
 class _Share(BaseModel):
-    """What each process is told."""
+    """What each process receives."""
 
     spec: NodeSpec
     out: Path
     address: str
-    """Of the owner's socket."""
+    """Socket of the owner."""
 
 
 # ---------------------------------------------------------------- the owner
 def run(ctx: StageContext) -> dict[str, float]:
-    """Run a node's body in the processes of this machine; returns the metrics that the first of all
-    has, none on another machine.
+    """Run a node's body in the processes of this machine and return the first process's metrics,
+    none on another machine.
 
-    Raises UserError and Stopped as they did, RuntimeError with the traceback of one that failed or
-    when one died. None of them is left.
+    Raises UserError and Stopped as the processes did, RuntimeError with the traceback of one that
+    failed or when one died. Leaves no process behind.
     """
     with tempfile.TemporaryDirectory(prefix="rlt-") as folder:
         share = _Share(spec=ctx.spec, out=ctx.out, address=f"{folder}/owner")
@@ -70,7 +76,7 @@ def run(ctx: StageContext) -> dict[str, float]:
         file.write_text(share.model_dump_json())
         with connection.Listener(share.address, "AF_UNIX") as listener:
             owner = _Owner(listener, ctx.progress)
-            command = [sys.executable, "-m", "torch.distributed.run", *_meeting(ctx),
+            command = [sys.executable, "-m", "torch.distributed.run", *_rendezvous(ctx),
                        f"--nproc-per-node={ctx.stage.processes(ctx.resources)}",
                        f"--log-dir={folder}", "-m", "tasks.distributed", str(file)]  # fmt: skip
             threads = {"OMP_NUM_THREADS": str(ctx.resources.threads)}
@@ -98,27 +104,61 @@ def _without_sigterm() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
-def _meeting(ctx: StageContext) -> list[str]:
-    """How torchrun is to find those of the other machines."""
+def _rendezvous(ctx: StageContext) -> list[str]:
+    """Options by which torchrun finds the processes of the other machines."""
     if ctx.stage.shared != "steps" or ctx.machines == 1:
         return ["--standalone"]
-    first = ctx.machine == 0
-    spec, store = ctx.spec, ctx.store
-    place = rendezvous.publish(spec, store) if first else rendezvous.find(spec, store, ctx.progress)
+    host, port = _publish_endpoint(ctx) if ctx.machine == 0 else _find_endpoint(ctx)
     return [f"--nnodes={ctx.machines}", f"--node-rank={ctx.machine}",
-            f"--master-addr={place.host}", f"--master-port={place.port}",
+            f"--master-addr={host}", f"--master-port={port}",
             f"--rdzv-conf=timeout={processes.WAIT.total_seconds():.0f}"]  # fmt: skip
 
 
+def _endpoint_file(ctx: StageContext) -> str:
+    return f"work/{ctx.spec.key}/rendezvous/{ctx.spec.sent}.json"
+
+
+def _publish_endpoint(ctx: StageContext) -> tuple[str, int]:
+    """Write this machine's address and a free port to the node's workspace."""
+    with socket.socket() as free, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        free.bind(("", 0))
+        host, port = "127.0.0.1", free.getsockname()[1]
+        with contextlib.suppress(OSError):  # no network
+            probe.connect(("192.0.2.1", 9))  # a documentation address (RFC 5737); nothing is sent
+            host = probe.getsockname()[0]
+    ctx.store.files.write(_endpoint_file(ctx), json.dumps([host, port]).encode())
+    return host, port
+
+
+def _find_endpoint(ctx: StageContext) -> tuple[str, int]:
+    """Wait for the first machine's endpoint.
+
+    Raises Stopped on request, UserError when no machine has worked on the node for FIRST_MACHINE_S.
+    """
+    seen = time.monotonic()
+    while (data := ctx.store.files.read(_endpoint_file(ctx))) is None:
+        ctx.progress.report(0, 0, {})
+        ctx.progress.check()
+        if Lease.holder(ctx.store.files, ctx.spec.key):
+            seen = time.monotonic()
+        if time.monotonic() - seen > FIRST_MACHINE_S:
+            raise UserError(
+                f"{ctx.spec.name}: the first of {ctx.machines} machines has not begun within "
+                f"{FIRST_MACHINE_S:.0f} s; run the pipeline again"
+            )
+        time.sleep(POLL_S)
+    host, port = json.loads(data)
+    return str(host), int(port)
+
+
 class _Owner:
-    """The owner's end of the connections."""
+    """The owner's end of the pipes."""
 
     def __init__(self, listener: connection.Listener, progress: Progress) -> None:
         self._progress = progress
         self._open: list[connection.Connection[Any, Any]] = []
-        self._told: set[connection.Connection[Any, Any]] = set()
-        self._ended: set[connection.Connection[Any, Any]] = set()
-        self._words: list[tuple[str, Any]] = []
+        self._asked: set[connection.Connection[Any, Any]] = set()
+        self._outcomes: dict[connection.Connection[Any, Any], tuple[str, Any]] = {}
         self._deadline = math.inf
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 
@@ -128,71 +168,66 @@ class _Owner:
                 self._open.append(listener.accept())
 
     def follow(self, agent: subprocess.Popen[bytes]) -> None:
-        """Pass on progress and the wish to stop until all have ended."""
+        """Pass on progress and the stop request until all processes have ended."""
         while agent.poll() is None or self._open:
             if not self._open:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     agent.wait(POLL_S)
             for ready in connection.wait(list(self._open), POLL_S):
                 assert isinstance(ready, connection.Connection)
-                self._hear(ready)
+                self._receive(ready)
             if self._progress.should_stop():
-                self._tell()
+                for pipe in set(self._open) - self._asked:
+                    self._asked.add(pipe)
+                    with contextlib.suppress(OSError):
+                        pipe.send(STOP)
             if time.monotonic() > self._deadline:
-                return  # torchrun would still wait for those of lost machines
+                return  # torchrun would still wait for the processes of lost machines
 
-    def _hear(self, pipe: connection.Connection[Any, Any]) -> None:
+    def _receive(self, pipe: connection.Connection[Any, Any]) -> None:
         try:
             kind, value = pipe.recv()
         except (EOFError, OSError):
             self._open.remove(pipe)
-            if pipe in self._ended:
+            if pipe in self._outcomes:
                 return
             kind, value = "died", "one of the processes that shared the work died; the log says why"
         if kind == "progress":
             self._progress.report(*value)
             return
-        self._ended.add(pipe)
-        self._words.append((kind, value))
-        if kind not in ("result", "stopped"):  # others may wait for this one for ever
+        self._outcomes[pipe] = kind, value
+        if kind not in ("result", "stopped"):  # other processes may wait for this one for ever
             self._deadline = min(self._deadline, time.monotonic() + EXIT_S)
 
-    def _tell(self) -> None:
-        for pipe in self._open:
-            if pipe not in self._told:
-                self._told.add(pipe)
-                with contextlib.suppress(OSError):
-                    pipe.send(STOP)
-
     def close(self) -> None:
-        """Whoever still runs ends."""
+        """Close all pipes, so that every process ends."""
         while self._open:
             self._open.pop().close()
 
     def result(self, status: int) -> dict[str, float]:
-        """What the processes said at last, the gravest first."""
-        gravest = {
+        """Return the metrics, or raise the error that caused the others."""
+        causes_first = {
             "user_error": UserError,
             "stopped": Stopped,
             "failed": RuntimeError,
-            "died": Died,  # often of another's failure, by NCCL
-            "cut_off": RuntimeError,  # often by another's death
+            "died": ProcessDied,  # often because another failed, by NCCL
+            "cut_off": RuntimeError,  # often because another died
         }
-        for kind, error in gravest.items():
-            for said, value in self._words:
-                if said == kind:
+        for kind, error in causes_first.items():
+            for sent, value in self._outcomes.values():
+                if sent == kind:
                     raise error(value)
-        results = [value for said, value in self._words if said == "result"]
+        results = [value for sent, value in self._outcomes.values() if sent == "result"]
         if status or not results:
-            raise Died(f"torchrun ended with exit status {status}; the log says why")
+            raise ProcessDied(f"torchrun ended with exit status {status}; the log says why")
         return next((metrics for metrics in results if metrics is not None), {})
 
 
 # ---------------------------------------------------------------- each process
 def main(file: Path) -> None:
-    """Run the body on this process's share, and say at last what became of it."""
+    """Run the body on this process's share and send the outcome."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # by which vLLM ends its own
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # vLLM ends its engines by it
     share = _Share.model_validate_json(file.read_text())
     pipe = connection.Client(share.address, "AF_UNIX")
     stop, lock = threading.Event(), threading.Lock()
@@ -226,14 +261,13 @@ def main(file: Path) -> None:
 
 
 def _is_cut_off(error: Exception) -> bool:
-    """Whether this process lost the others: NCCL and the rendezvous have errors for it (DistError),
-    gloo says so in a RuntimeError."""
+    """Whether this process lost the others: NCCL and the rendezvous raise a DistError for it, gloo
+    a RuntimeError that names its transport."""
     return type(error).__module__ == "torch.distributed" or "gloo/transport" in str(error)
 
 
 def _leave() -> None:
-    """End without the teardown of libraries: that of NCCL and vLLM may hang or crash after all is
-    done."""
+    """Exit without the teardown of NCCL and vLLM, which may hang or crash."""
     for child in multiprocessing.active_children():
         child.kill()
     sys.stdout.flush()
@@ -242,8 +276,8 @@ def _leave() -> None:
 
 
 def _listen(pipe: connection.Connection[Any, Any], stop: threading.Event) -> None:
-    """Hear the wish to stop; end, with all that this process started, when the owner is gone: an
-    engine of vLLM does not notice that its parent died, and would keep the GPU's memory."""
+    """Receive the stop request; when the owner is gone, kill this process with all that it started:
+    an engine of vLLM does not notice that its parent died and would keep the GPU's memory."""
     with contextlib.suppress(EOFError, OSError):
         while True:
             if pipe.recv() == STOP:

@@ -92,25 +92,22 @@ def compute(spec: NodeSpec, progress: Progress) -> Manifest:
         progress.check()
 
     with Lease(store.files, spec.key, spec.name, waiting):
-        standing = store.manifest(stage.kind, spec.key)
-        if standing is None:
-            store.files.write(f"work/{spec.key}/node.txt", spec.name.encode())
-            with alone_on_server(spec, store, waiting):
-                _hold_gpus(spec, stage, progress)
-                standing = _compute_and_commit(spec, stage, store, progress)
-    return standing
-
-
-def alone_on_server(
-    spec: NodeSpec, store: Store, waiting: Callable[[dict[str, object]], None]
-) -> AbstractContextManager[object]:
-    """One training at a time has a `vllm serve`, which has one model's weights and sends no one
-    away: a second would draw from the first one's policy, or wait for its NCCL for ever."""
-    server = spec.resources.vllm_server
-    if server is None or spec.resources.engine != "vllm" or not STAGES[spec.stage].rollouts:
-        return nullcontext()
-    key = hashlib.sha256(server.encode()).hexdigest()[:16]
-    return Lease(store.files, f"vllm-{key}", f"{server} ({spec.name})", waiting)
+        if (committed := store.manifest(stage.kind, spec.key)) is not None:
+            return committed
+        store.files.write(f"work/{spec.key}/node.txt", spec.name.encode())
+        with alone_on_server(spec, store, waiting):
+            _hold_gpus(spec, stage, progress)
+            attempt = store.begin(Ref(kind=stage.kind, key=spec.key))
+            started = datetime.now(UTC)
+            try:
+                ctx = context_of(spec, store, attempt.out, progress)
+                metrics = _body(ctx, f"{spec.key}: attempt {attempt.id}")
+                _validate(stage, attempt)
+                return store.commit(_manifest(ctx, attempt, metrics, started))
+            except BaseException:
+                if store.manifest(stage.kind, spec.key) is None:
+                    store.abandon(attempt)
+                raise
 
 
 def share_work(spec: NodeSpec, progress: Progress) -> None:
@@ -121,6 +118,19 @@ def share_work(spec: NodeSpec, progress: Progress) -> None:
         ctx = context_of(spec, store, Path(folder), progress)
         if not ctx.is_committed():
             _body(ctx, f"{spec.key}: its work is shared")
+
+
+def alone_on_server(
+    spec: NodeSpec, store: Store, waiting: Callable[[dict[str, object]], None]
+) -> AbstractContextManager[object]:
+    """Let one training at a time use a `vllm serve`, which holds the weights of one model and
+    accepts every client: a second training would sample from the first one's policy, or wait for
+    its NCCL for ever."""
+    server = spec.resources.vllm_server
+    if server is None or spec.resources.engine != "vllm" or not STAGES[spec.stage].rollouts:
+        return nullcontext()
+    key = hashlib.sha256(server.encode()).hexdigest()[:16]
+    return Lease(store.files, f"vllm-{key}", f"{server} ({spec.name})", waiting)
 
 
 def _checked(argument: dict[str, Any]) -> NodeSpec:
@@ -140,14 +150,15 @@ def _checked(argument: dict[str, Any]) -> NodeSpec:
 
 
 def _hold_gpus(spec: NodeSpec, stage: Stage, progress: Progress) -> None:
-    """Wait for GPUs of its own; for long only where no other machine waits with its own."""
+    """Take GPUs for the node once they are free; give up after SHARED_WAIT_S where the node's other
+    machines wait meanwhile and hold theirs."""
     if spec.on_gpu:
         together = stage.shared == "steps" and stage.machines(spec.resources) > 1
         gpus.hold(stage.gpus(spec.resources), progress, gpus.SHARED_WAIT_S if together else None)
 
 
 def _body(ctx: StageContext, what: str) -> dict[str, float]:
-    """The stage's body, in the processes of this machine."""
+    """Run the stage's body in the processes of this machine."""
     count = ctx.stage.processes(ctx.resources)
     together = count > 1 or (ctx.stage.shared == "steps" and ctx.machines > 1)
     if ctx.stage.pool == "gpu":
@@ -161,40 +172,23 @@ def _body(ctx: StageContext, what: str) -> dict[str, float]:
     return distributed.run(ctx) if together else run_body(ctx)
 
 
-def _compute_and_commit(spec: NodeSpec, stage: Stage, store: Store, progress: Progress) -> Manifest:
-    attempt = store.begin(Ref(kind=stage.kind, key=spec.key))
-    started = datetime.now(UTC)
-    try:
-        ctx = context_of(spec, store, attempt.out, progress)
-        metrics = _body(ctx, f"{spec.key}: attempt {attempt.id}")
-        _validate(stage, attempt)
-        return store.commit(_manifest(ctx, stage, attempt, metrics, started))
-    except BaseException:
-        if store.manifest(stage.kind, spec.key) is None:
-            store.abandon(attempt)
-        raise
-
-
 def _validate(stage: Stage, attempt: Attempt) -> None:
-    """The declared tables and model are there, with the declared columns."""
+    """Raise RuntimeError unless the declared tables and model are there, with their columns."""
     for table in stage.tables:
         files = table_files(attempt.out, table)
         if not files:
             raise RuntimeError(f"{stage.name} left no table {table}")
         for file in files:
             if not pq.read_schema(file).equals(TABLES[table]):
-                raise RuntimeError(f"{stage.name}: {file.name} has not the columns of {table}")
+                raise RuntimeError(f"{stage.name}: {file.name} lacks the columns of {table}")
     if stage.model and not (attempt.out / "model" / "config.json").is_file():
         raise RuntimeError(f"{stage.name} left no model")
 
 
 def _manifest(
-    ctx: StageContext,
-    stage: Stage,
-    attempt: Attempt,
-    metrics: Mapping[str, float],
-    started: datetime,
+    ctx: StageContext, attempt: Attempt, metrics: Mapping[str, float], started: datetime
 ) -> Manifest:
+    stage = ctx.stage
     finished = datetime.now(UTC)
     seconds = (finished - started).total_seconds()
     device = _device(stage, ctx.resources)
@@ -223,7 +217,7 @@ def _manifest(
 
 
 def _gpu_seconds(ctx: StageContext, seconds: float) -> float:
-    """Of all GPUs of all machines; of those that shared shards, the time that their shards took."""
+    """GPU-seconds of all machines; a machine that shared shards counts the time of its shards."""
     gpus = ctx.stage.gpus(ctx.resources)
     if ctx.machines == 1:
         return seconds * gpus

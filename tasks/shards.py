@@ -16,42 +16,42 @@ from rlt_core.store import Workspace
 Item = TypeVar("Item")
 GROUP = "shards"
 POLL_S = 1.0
-"""Between two looks at the shards that others compute."""
+"""Seconds between two looks at the shards of other processes."""
 
 
 class NoShardLeft(Exception):
-    """Raised in a run that shares the node of another: what it came for is done."""
+    """Raised in a run that shares another run's node once no shard is left to compute."""
 
 
 class _Taken(Exception):
-    """Somebody else computes the shard right now."""
+    """Another process computes the shard or has committed it."""
 
 
 class LongWork(Protocol):
-    """A ctx, or what else is worth shards."""
+    """Work that is computed in shards: a StageContext, or the scoring of a file."""
 
     @property
     def out(self) -> Path:
-        """Where the table goes."""
+        """Folder of the table."""
 
     @property
     def work(self) -> Workspace:
-        """Where shards wait for it."""
+        """Workspace of the shards."""
 
     @property
     def progress(self) -> Progress:
-        """Progress out, the wish to stop in."""
+        """Reports progress and receives the stop request."""
 
     @property
     def machine(self) -> int:
-        """Which of the runs that share the work this is; the first collects the table."""
+        """Index of this run among those that share the work; run 0 collects the table."""
 
     @property
     def machines(self) -> int:
-        """How many such runs there may be."""
+        """Number of such runs."""
 
     def is_committed(self) -> bool:
-        """Whether the table has left the workspace for the store."""
+        """Whether the table is in the store."""
 
 
 def in_shards(
@@ -64,13 +64,13 @@ def in_shards(
 ) -> None:
     """Compute a table shard by shard, `size` items each, into `{out}/{table}/*.parquet`.
 
-    The shard of the longest item comes first, so that what runs out of memory does so at once; the
-    table has the order of the items all the same.
+    The shard of the longest item comes first, so that work that runs out of memory does so at once;
+    the table keeps the order of the items.
 
-    Whoever shares the work, processes of this machine and runs on others, takes shards that nobody
-    else is at; what a lost one was at is taken by another. In the first run every process returns
-    once the table is there, the others raise NoShardLeft. Shards that an earlier attempt committed
-    are not computed again. Raises Stopped between two.
+    Processes of this machine and runs on others take shards by lease, so that another one takes the
+    shard of a lost process. In the first run every process returns once the table is there, the
+    other runs raise NoShardLeft. Shards that an earlier attempt committed are not computed again.
+    Raises Stopped between two shards.
     """
     # The size is part of the name: another size cuts elsewhere.
     starts = {f"{size}-{start // size:06d}": start for start in range(0, len(items), size)}
@@ -103,26 +103,22 @@ def in_shards(
 
 
 def seconds_elsewhere(ctx: LongWork) -> float:
-    """What the shards took that other machines computed."""
+    """Seconds that shards computed by other machines took."""
     shards = [ctx.work.manifest(GROUP, name) for name in ctx.work.parts(GROUP)]
     return sum((shard["seconds"] for shard in shards if shard.get("machine")), 0.0)
 
 
-def _sharers(ctx: LongWork) -> int:
-    return ctx.machines * processes.count()
-
-
 def _in_own_order(ctx: LongWork, ordered: Sequence[str]) -> list[str]:
-    """Each begins elsewhere, so that they seldom meet; the first at the beginning."""
+    """Rotate the order, so that processes seldom want the same shard."""
     place = ctx.machine * processes.count() + processes.rank()
-    first = len(ordered) * place // _sharers(ctx)
+    first = len(ordered) * place // (ctx.machines * processes.count())
     return [*ordered[first:], *ordered[:first]]
 
 
 @contextmanager
 def _taken(ctx: LongWork, name: str) -> Iterator[None]:
-    """Nobody else computes the shard meanwhile. Raises _Taken if another does or has done it."""
-    if _sharers(ctx) == 1:
+    """Lease a shard. Raises _Taken if another process computes it or has committed it."""
+    if ctx.machines * processes.count() == 1:
         yield
         return
 

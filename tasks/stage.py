@@ -38,7 +38,7 @@ class NodeSpec(BaseModel):
 
     store: str
     key: str
-    """The key that the sender expects; whoever computes refuses if its own differs."""
+    """Key that the sender expects; the child that computes refuses to if its own differs."""
     stage: str
     config: dict[str, Any]
     inputs: dict[str, Ref]
@@ -49,9 +49,9 @@ class NodeSpec(BaseModel):
     resources: StageResources
     flow_run_id: str | None = None
     machine: int = 0
-    """Which of the runs that share the node this is; the first, 0, commits it."""
+    """Index of this run among those that share the node; run 0 commits it."""
     sent: str = ""
-    """Those runs have this in common; empty: this one was not sent with others."""
+    """Identity shared by those runs; empty if this run was not sent with others."""
 
     @classmethod
     def of(cls, node: Node, store: str, profile: str, resources: StageResources) -> NodeSpec:
@@ -80,25 +80,25 @@ class NodeSpec(BaseModel):
 
     @property
     def title(self) -> str:
-        """The name, and which of the runs that share the node this is."""
+        """The name, and this run's index among those that share the node."""
         if not self.sent:
             return self.name
         return f"{self.name} machine {self.machine + 1} of {self.resources.machines}"
 
     @property
     def cores(self) -> int:
-        """CPU threads of all its processes."""
+        """CPU threads of all processes."""
         return STAGES[self.stage].processes(self.resources) * self.resources.threads
 
     @property
     def on_gpu(self) -> bool:
-        """Whether it is computed on GPUs, of a machine that has some."""
+        """Whether the node is computed on GPUs where a machine has some."""
         return STAGES[self.stage].pool == "gpu" and self.resources.device != "cpu"
 
 
 def require_one_machine(name: str, stage: Stage, resources: StageResources) -> None:
-    """Raises UserError if several machines are to share a node's steps, which takes as many runs
-    that were sent together; of shards one machine alone does all."""
+    """Raise UserError if several machines are to share a node's steps, which takes as many runs
+    sent together. Shards can all be computed by one machine."""
     if stage.shared == "steps" and stage.machines(resources) > 1:
         raise UserError(
             f"{name}: resources.machines={resources.machines} takes as many runs of a worker pool: "
@@ -109,40 +109,40 @@ def require_one_machine(name: str, stage: Stage, resources: StageResources) -> N
 
 @dataclass(frozen=True)
 class StageContext:
-    """A node under way, in each of the processes that share its work."""
+    """A node that is being computed, in each of the processes that share its work."""
 
     spec: NodeSpec
     config: Frozen
     manifests: Mapping[str, Manifest]
-    """The inputs, by name."""
+    """Inputs by name."""
     store: Store
     out: Path
-    """Where the artifact's files go."""
+    """Folder for the artifact's files."""
     work: Workspace
     progress: Progress
 
     @property
     def stage(self) -> Stage:
-        """What kind of work it is."""
+        """The stage's declaration."""
         return STAGES[self.spec.stage]
 
     @property
     def resources(self) -> StageResources:
-        """Where and how fast."""
+        """Where and how fast the node is computed."""
         return self.spec.resources
 
     @property
     def machine(self) -> int:
-        """Which of the runs that share the node this is."""
+        """Index of this run among those that share the node."""
         return self.spec.machine
 
     @property
     def machines(self) -> int:
-        """How many runs may share it."""
+        """Number of runs that may share the node."""
         return self.stage.machines(self.resources)
 
     def is_committed(self) -> bool:
-        """Whether the node is in the store by now."""
+        """Whether the node is in the store."""
         return self.store.manifest(self.stage.kind, self.spec.key) is not None
 
     @property
@@ -155,21 +155,18 @@ class StageContext:
         assert isinstance(self.config, kind)
         return self.config
 
-    def folder(self, name: str) -> Path:
-        """Local folder of an input, its hashes checked. Raises UserError for a damaged file."""
-        return self.store.intact(self.manifests[name])
-
     def tables(self, name: str) -> Path:
-        """Local folder with an input's Parquet files alone, their hashes checked."""
+        """Local folder with an input's Parquet files, their hashes checked. Raises UserError for a
+        damaged file."""
         return self.store.intact(self.manifests[name], ".parquet")
 
     def model(self, name: str) -> Path:
-        """Local model folder of an input."""
-        return self.folder(name) / "model"
+        """Local model folder of an input; see `tables`."""
+        return self.store.intact(self.manifests[name]) / "model"
 
     @cached_property
     def format(self) -> PromptFormat:
-        """The config's prompt format, with the data's system prompt where students have that."""
+        """The config's prompt format, with the data's system prompt where it names none."""
         format: PromptFormat = self.config.format  # type: ignore[attr-defined]
         if format.student_system is not None:
             return format
@@ -180,7 +177,7 @@ class StageContext:
 
     def require_format(self, name: str, role: Role) -> None:
         """Raise UserError if the model of an input was trained with another prompt format, unless
-        that was asked for. `role`: what it is used as."""
+        the config allows it. `role`: what the model is used as."""
         if self.resources.allow_other_format or getattr(self.config, "format_named", False):
             return
         require_format(
@@ -190,7 +187,7 @@ class StageContext:
         )  # fmt: skip
 
     def renderer(self, name: str, role: Role | None = None) -> Renderer:
-        """Contexts for the tokenizer of an input's model, which is checked for the role."""
+        """Renderer for the tokenizer of an input's model, whose format is checked for the role."""
         from rlt_core.models import load_tokenizer
         from rlt_core.prompts.renderer import Renderer
 
@@ -204,7 +201,7 @@ class StageContext:
 
 
 def context_of(spec: NodeSpec, store: Store, out: Path, progress: Progress) -> StageContext:
-    """A node with its inputs. Raises UserError for one that is not in the store."""
+    """Look up a node's inputs. Raises UserError for one that is not in the store."""
     manifests = {}
     for name, ref in spec.inputs.items():
         manifest = store.manifest(ref.kind, ref.key)
@@ -216,7 +213,7 @@ def context_of(spec: NodeSpec, store: Store, out: Path, progress: Progress) -> S
 
 
 def run_body(ctx: StageContext) -> dict[str, float]:
-    """What the stage does, in this process; returns the artifact's metrics."""
+    """Run the stage's body in this process and return the artifact's metrics."""
     if ctx.stage.pool == "gpu":
         from rlt_core.models import use_threads
 
@@ -235,7 +232,7 @@ def run_body(ctx: StageContext) -> dict[str, float]:
 
 
 def _require_memory(ctx: StageContext, error: RuntimeError) -> None:
-    """Raises UserError with a hint if it was for lack of memory that torch failed."""
+    """Raise UserError with a hint if torch ran out of memory."""
     from rlt_core.models import is_out_of_memory
 
     if is_out_of_memory(error):

@@ -17,7 +17,6 @@ from flows.server import seaweedfs
 from flows.server.processes import Processes, free_port
 from rlt_core import gpus
 from rlt_core.errors import UserError
-from tasks import warm
 
 BUCKET = "rlt"
 PORT = 4200
@@ -26,10 +25,9 @@ S3_PORT = 8333
 """Where the S3 server listens if nothing else does."""
 PROFILE = "rlt"
 """The Prefect profile that makes `prefect` commands talk to this server."""
-WORKER_STOP_S = 5.0
-"""Seconds for a worker; what it runs has `STOP_S` more."""
 STOP_S = 40.0
-"""Seconds in which what runs may checkpoint."""
+"""Seconds in which workers end; their runs may checkpoint meanwhile."""
+SERVER_STOP_S = 5.0
 PREFECT = [sys.executable, "-m", "prefect"]
 
 READY_S = 120.0
@@ -41,11 +39,6 @@ Say = Callable[[str], None]
 def home() -> Path:
     """Where logs, process ids and the S3 server's files are: RLT_HOME, else ~/.rlt."""
     return Path(os.environ.get("RLT_HOME", "~/.rlt")).expanduser().absolute()
-
-
-def launcher_file() -> Path:
-    """Where the launcher of `rlt up` says how to reach it."""
-    return home() / "launcher.json"
 
 
 @dataclass(frozen=True)
@@ -78,7 +71,6 @@ class Up:
             # `python` of a run is the one that runs this.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "RLT_STORE": self.store,
-            warm.VARIABLE: str(launcher_file()),
         }
         found.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "60")
         # SQLite has one writer: better to wait for it than to refuse.
@@ -127,7 +119,6 @@ def bring_up(wanted: Up, limit: int, say: Say) -> None:
     pools, queues = " and ".join(setup_server.POOLS), ", ".join(setup_server.QUEUES)
     say(f"pools     {pools}, queues {queues}, zombie watch")
     started = {pool: _start_worker(processes, wanted, pool, limit) for pool in setup_server.POOLS}
-    _bring_up_launcher(processes, wanted)
     record = home() / "deployed.json"
     deployed = setup_server.deploy_what_changed(
         wanted.api, environment, record
@@ -216,18 +207,6 @@ def _bring_up_s3(processes: Processes, port: int, say: Say) -> None:
     say(f"s3        started: {access.endpoint}, keys in {folder / 'access.json'}")
 
 
-def _bring_up_launcher(processes: Processes, wanted: Up) -> None:
-    """What runs fork their children from; one with older code is replaced."""
-    file = launcher_file()
-    if processes.alive("launcher"):
-        if file.exists() and json.loads(file.read_text())["sources"] == warm.sources_stamp():
-            return
-        processes.stop(("launcher",), STOP_S)
-    file.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "tasks.warm", str(file)]
-    processes.start("launcher", command, wanted.environment())
-
-
 def _worker(pool: str) -> str:
     return f"worker-{pool}"
 
@@ -237,7 +216,7 @@ def _start_worker(processes: Processes, wanted: Up, pool: str, limit: int) -> bo
     name = _worker(pool)
     if processes.alive(name):
         return False
-    command = [*PREFECT, "worker", "start", "--pool", pool, "--type", "process", "--name", name]
+    command = [sys.executable, "-m", "flows.cli.app", "worker", "--pool", pool, "--name", name]
     if pool == "gpu":
         command += ["--limit", str(limit)]
     processes.start(name, command, wanted.environment())
@@ -281,11 +260,9 @@ def take_down(say: Say) -> None:
     if not found:
         say("nothing is up")
     else:
-        processes.stop((_worker("cpu"), _worker("gpu")), WORKER_STOP_S)
-        processes.stop_others(STOP_S)  # runs; what they compute ends with them
-        processes.stop(("launcher",), WORKER_STOP_S)
-        processes.stop_others(STOP_S)  # what the launcher's children still had to say
-        processes.stop(("server", "s3"), WORKER_STOP_S)
+        processes.stop((_worker("cpu"), _worker("gpu")), STOP_S)  # with their runs
+        processes.stop_others(STOP_S)  # what a killed worker left
+        processes.stop(("server", "s3"), SERVER_STOP_S)
         processes.stop_others(0.0)
         say(f"stopped {len(found)} processes; `rlt up` goes on from the store")
     _leave_profile()

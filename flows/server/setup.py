@@ -19,15 +19,15 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.workers.process import ProcessWorker
 
+from rlt_core.checkout import sources_changed_at
 from rlt_core.errors import UserError
-from tasks import warm
 
 ROOT = Path(__file__).parents[2]
 """The source tree, which holds `prefect.yaml` and `infra/`."""
 POOLS = ("cpu", "gpu")
 PoolType = Literal["process", "kubernetes"]
 ENGINE = "python -m prefect.engine"
-ROOMS = ("flows", "tasks", "rlt_core")
+PACKAGES = ("flows", "tasks", "rlt_core")
 """What deployments, and the forms of their pages, are made from, with `prefect.yaml`."""
 QUEUES = {"high": 1, "default": 2}
 """Work queue -> priority; 1 goes first."""
@@ -98,7 +98,7 @@ def deploy_what_changed(api: str, environment: Mapping[str, str], record: Path) 
     """`deploy`, unless the server has all that was deployed last time and the sources are the same;
     `record` holds what that was. Returns whether it deployed."""
     declared = _of_the_tree("prefect.yaml").stat().st_mtime
-    sources = max(declared, warm.sources_stamp(ROOMS))
+    sources = max(declared, sources_changed_at(PACKAGES))
 
     def now() -> str:
         return json.dumps({"sources": sources, "deployments": _deployments(api)}, sort_keys=True)

@@ -19,6 +19,8 @@ import psutil
 import typer
 
 from rlt_core.errors import UserError
+from rlt_core.stages import STAGES
+from tasks.child_process import share_fork_server
 
 if TYPE_CHECKING:
     from prefect.workers.process import ProcessWorker
@@ -46,12 +48,14 @@ def worker(
     from prefect.workers.process import ProcessWorker
 
     setup_logging()
+    share_fork_server(sorted(stage.module for stage in STAGES.values() if stage.pool == pool))
     made = ProcessWorker(work_pool_name=pool, limit=limit, name=name)
     asyncio.run(_serve(made, limit or 0, with_healthcheck))
 
 
 async def _serve(worker: ProcessWorker, limit: int, with_healthcheck: bool) -> None:
     asked = asyncio.Event()
+    helpers = set(psutil.Process().children())  # the fork server and multiprocessing's own
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, asked.set)
     work = asyncio.create_task(worker.start(with_healthcheck=with_healthcheck))
@@ -60,7 +64,7 @@ async def _serve(worker: ProcessWorker, limit: int, with_healthcheck: bool) -> N
     if not work.done():
         print("asked to end; what runs may checkpoint", flush=True)
         if worker.is_setup:
-            await _finish(worker, limit)
+            await _finish(worker, limit, helpers)
         work.cancel()
     wish.cancel()
     await asyncio.wait((work,))
@@ -68,7 +72,7 @@ async def _serve(worker: ProcessWorker, limit: int, with_healthcheck: bool) -> N
         work.result()
 
 
-async def _finish(worker: ProcessWorker, limit: int) -> None:
+async def _finish(worker: ProcessWorker, limit: int, helpers: set[psutil.Process]) -> None:
     """Ask all that runs to end, and return when it has. A run holds one of `limit` tokens and gives
     it to who waits in line for it, so that no other run begins; where there is no limit (0), those
     that begin meanwhile are asked, too."""
@@ -76,7 +80,10 @@ async def _finish(worker: ProcessWorker, limit: int) -> None:
         asyncio.create_task(worker.limiter.acquire_on_behalf_of(object())) for _ in range(limit)
     ]
     told: set[psutil.Process] = set()
-    while (runs := set(psutil.Process().children())) or not all(each.done() for each in tokens):
+    while True:
+        runs = set(psutil.Process().children()) - helpers
+        if not runs and all(each.done() for each in tokens):
+            return
         for run in runs - told:
             with suppress(psutil.NoSuchProcess):
                 run.terminate()

@@ -1,6 +1,8 @@
-"""Compare `rlt run` with the same graph on a local server, each from an empty store.
+"""Compare `rlt run` with the same graph on a local server, each from an empty store; and a fresh
+process per node with a fork of a server that has the stages' imports.
 
     python -m infra.benchmarks.server_overhead [PROFILE]
+    python -m infra.benchmarks.server_overhead children
 
 The server is up before the clock starts.
 """
@@ -15,7 +17,9 @@ import time
 from pathlib import Path
 
 from flows.server.processes import free_port
+from rlt_core.stages import STAGES
 from rlt_core.store import Store
+from tasks.child_process import ChildProcesses
 
 PYTHON = [sys.executable, "-m"]
 RLT = [*PYTHON, "flows.cli.app"]
@@ -30,8 +34,28 @@ def timed(command: list[str], environment: dict[str, str]) -> float:
     return time.monotonic() - started
 
 
+def children() -> None:
+    """Print how long a child takes that does nothing but has a stage's imports."""
+    modules = sorted(stage.module for stage in STAGES.values())
+    for module in modules:
+        fresh = timed([sys.executable, "-c", f"import {module}, tasks.execute"], dict(os.environ))
+        print(f"{module}: a fresh process {fresh:.2f} s")
+    forking = ChildProcesses(modules)
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(6):
+            started = time.monotonic()
+            forking.execute(
+                "operator:is_", 0, log=Path(folder) / "log.txt",
+                on_progress=lambda *_: None, on_line=print,
+            )  # fmt: skip
+            what = "fork server with all imports, first child" if number == 0 else "another child"
+            print(f"{what}: {time.monotonic() - started:.2f} s")
+
+
 def main() -> None:
     """Measure and print."""
+    if sys.argv[1:] == ["children"]:
+        return children()
     profile = sys.argv[1] if len(sys.argv) > 1 else "smoke"
     with tempfile.TemporaryDirectory() as folder:
         stores = {name: str(Path(folder) / name) for name in ("direct", "server")}

@@ -14,7 +14,7 @@ from tasks.stage import StageContext
 
 
 def run(ctx: StageContext) -> dict[str, float]:
-    """The questions held out for tests stay out of a scratch model's training."""
+    """Train a scratch model without the test questions, or import a model."""
     config = ctx.config_as(BaseModelConfig)
     if config.scratch is None:
         assert config.imported is not None
@@ -34,7 +34,7 @@ def run(ctx: StageContext) -> dict[str, float]:
 
 
 def _source(imported: str, ctx: StageContext) -> ModelSource:
-    """Where the content that the config names lies. Raises UserError if it changed meanwhile."""
+    """Locate the content that the config names. Raises UserError if it changed meanwhile."""
     from rlt_core.hf_hub import source_digest
 
     kind, _, identity = imported.partition(":")

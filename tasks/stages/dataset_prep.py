@@ -22,7 +22,7 @@ from tasks.stage import StageContext
 
 
 def run(ctx: StageContext) -> dict[str, float]:
-    """A scratch model's tokenizer follows from the format; another's comes with the model."""
+    """Use the format's tokenizer for a scratch model, else the model's own."""
     config = ctx.config_as(DatasetPrepConfig)
     if "tokenizer" in ctx.manifests:
         tokenizer = load_tokenizer(ctx.model("tokenizer"))
@@ -43,7 +43,7 @@ def run(ctx: StageContext) -> dict[str, float]:
 
 
 def _evaluated(name: str, commit: str) -> Sequence[Mapping[str, Any]]:
-    """All questions of an evaluation set, as evaluation reads them."""
+    """Read all questions of an evaluation set, as evaluation does."""
     if name == "countdown":
         return countdown_questions(EVALUATION_QUESTIONS, EVALUATION_SEED)
     if commit == UNPINNED:

@@ -26,7 +26,7 @@ if processes.rank() == 0:
 
 
 def run(ctx: StageContext) -> dict[str, float]:
-    """`test` are the data's held-out questions; the rest are benchmarks by name."""
+    """Evaluate on the benchmarks named; `test` is the data's held-out questions."""
     config = ctx.config_as(EvaluationStageConfig)
     ctx.require_format("model", "student")
     evaluation = ModelEvaluation(
@@ -44,9 +44,8 @@ def run(ctx: StageContext) -> dict[str, float]:
 
 
 def examine(work: LongWork, evaluation: ModelEvaluation, shard_questions: int) -> dict[str, float]:
-    """Completions are sampled in shards, which other processes and machines share; the first
-    process runs lighteval, which asks for them, grades and scores. Returns the metrics of
-    `ModelEvaluation.run`, nothing in other processes."""
+    """Sample completions in shards, which other processes and machines share. The first process
+    runs lighteval, which grades and scores them, and returns the metrics."""
 
     sample = partial(
         in_shards, work, "eval_samples", evaluation.requests, shard_questions,
@@ -88,7 +87,7 @@ def _task(ctx: StageContext, name: str, config: EvaluationStageConfig) -> EvalTa
 
 
 def _held_out(ctx: StageContext, data_set: str, field: str) -> list[dict[str, Any]]:
-    """The test questions of a data set. Raises UserError where it has none."""
+    """Test questions of a data set. Raises UserError if it has none."""
     questions = read_rows(ctx.tables(data_set), "questions")
     held_out = [row for row in questions if row["split"] == "test"]
     if not held_out:

@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 def run(ctx: StageContext) -> dict[str, float]:
-    """Statistics over the students' answers, question by question."""
+    """Compute statistics over the students' answers, question by question."""
     config = ctx.config_as(RankStatisticsConfig)
     samples = {
         (seed, rank): _answers(ctx, f"rank-{rank}@{seed}", config.task)
@@ -33,8 +33,8 @@ def _answers(ctx: StageContext, name: str, task: str) -> list[Row]:
 
 
 def _ranked(ctx: StageContext, config: RankStatisticsConfig, seed: int) -> list[Row]:
-    """Rewards of the traces that the set holds and their ranks in it, as the students of a seed had
-    them before `n_questions` chose and too long rows fell out."""
+    """Rewards and ranks of the traces of a seed's sets, before `n_questions` and the limit of a
+    row's length drop any."""
     columns = [*columns_of_set(config.ranked_by), "reward"]
     scores = read_rows(ctx.tables(f"scores@{seed}"), "scores", columns)
     ranks = ranks_of_set(scores, config.ranked_by, seed)

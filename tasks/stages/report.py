@@ -1,4 +1,4 @@
-"""report: tables, figures and sample texts of all that a run made."""
+"""report: tables, figures and sample texts of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tasks.stage import StageContext
 
 
 def run(ctx: StageContext) -> dict[str, float]:
-    """Reads every input's tables."""
+    """Render a report of every input's tables."""
     config = ctx.config_as(ReportConfig)
     inputs = {name: (manifest, ctx.tables(name)) for name, manifest in ctx.manifests.items()}
     render_report(ReportData(inputs, config, ctx.spec.key), ctx.out)

@@ -1,4 +1,4 @@
-"""score-import: rewards that others computed → the table `scores`."""
+"""score-import: rewards computed elsewhere → the table `scores`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from tasks.stage import StageContext
 
 
 def run(ctx: StageContext) -> dict[str, float]:
-    """Rewards and ranks; no log-probs."""
+    """Import rewards and ranks; there are no log-probs."""
     config = ctx.config_as(ScoreImportConfig)
     return import_scores(Path(ctx.spec.paths["source"]), config.name, ctx.out)

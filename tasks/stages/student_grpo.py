@@ -1,4 +1,4 @@
-"""student-grpo: RL cold-start, from a distilled student, on answer correctness."""
+"""student-grpo: RL on answer correctness, started from a distilled student."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tasks.stage import StageContext
 
 
 def run(ctx: StageContext) -> dict[str, float]:
-    """Trains on the training questions whose answers can be graded; the others are counted."""
+    """Train on the training questions whose answers can be graded; count the others."""
     config = ctx.config_as(StudentGRPOStageConfig)
     model = ctx.model("model")
     renderer = ctx.renderer("model", "student")

@@ -1,4 +1,4 @@
-"""student-sft: distillation of a student on traces, as they are."""
+"""student-sft: supervised training of a student on traces."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Chosen:
     traces: list[Row]
     metrics: dict[str, float] = field(default_factory=dict)
     share: float = 1.0
-    """Of the rows that the set would have if no question had been left out of it."""
+    """Share of the rows that the whole set would have."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class _Student:
     same_vocabulary: bool
     """Whether the traces' ids are the student's."""
     max_tokens: int
-    """Of a row to train on."""
+    """Limit of a training row."""
 
     def rows(self, traces: list[Row]) -> tuple[list[TrainingRow], int]:
-        """The rows to train on, on the ids that were scored or, for another vocabulary, on those of
-        the text; and the tokens of the explanations in rows that fit."""
+        """Return the training rows, with the ids that were scored or, for another vocabulary, the
+        ids of the text; and the explanation tokens in rows that fit."""
         rows, tokens = [], 0
         for trace in traces:
             question = self.questions[trace["question_id"]]
@@ -65,7 +65,8 @@ class _Student:
         return rows, tokens
 
     def fitting(self, folder: Path, question_of: Mapping[str, str]) -> dict[str, int]:
-        """Tokens of the traces whose rows fit, of those in `question_of` (trace -> question)."""
+        """Return trace id -> tokens for the traces in `question_of` (trace -> question) whose rows
+        fit."""
         column = "token_ids" if self.same_vocabulary else "text"
         around = {name: self._around(name) for name in set(question_of.values())}
         tokens = {}
@@ -81,13 +82,13 @@ class _Student:
         return tokens
 
     def _around(self, name: str) -> int:
-        """Tokens of a question's row beside the explanation's."""
+        """Tokens of a question's row without its explanation."""
         row = self.questions[name]
         return len(self.renderer.student_sft_row(row["question"], [], row["solution"]).input_ids)
 
 
 def run(ctx: StageContext) -> dict[str, float]:
-    """Trains on the ids that were scored; a student of another vocabulary, on the text."""
+    """Train on the ids that were scored; a student of another vocabulary, on the text."""
     config = ctx.config_as(StudentSFTStageConfig)
     model = ctx.model("model")
     tokenizer = load_tokenizer(model)
@@ -132,7 +133,7 @@ def run(ctx: StageContext) -> dict[str, float]:
 
 
 def _chosen(ctx: StageContext, config: StudentSFTStageConfig, student: _Student) -> _Chosen:
-    """The traces that were asked for."""
+    """Choose traces by the config."""
     if config.traces == "none":
         return _Chosen([{"question_id": name, "text": ""} for name in student.questions])
     if config.traces == "dataset":
@@ -149,7 +150,7 @@ def _chosen(ctx: StageContext, config: StudentSFTStageConfig, student: _Student)
 
 
 def _fitting(ctx: StageContext, config: StudentSFTStageConfig, student: _Student) -> _Chosen:
-    """The best trace that fits, of each of the questions that `n_questions` chooses."""
+    """Choose the best trace that fits for each question that `n_questions` keeps."""
     scores, traces = _of_chosen(_scores(ctx, config), config, ctx.seed), ctx.tables("traces")
     ranks = rank_traces(scores, config.order, config.seed)
     fitting = best_fitting(scores, ranks, student.fitting(traces, _questions_of(scores)))
@@ -166,7 +167,7 @@ def _fitting(ctx: StageContext, config: StudentSFTStageConfig, student: _Student
 
 
 def _token_matched(ctx: StageContext, config: StudentSFTStageConfig, student: _Student) -> _Chosen:
-    """The set of a rank, cut to the explanation tokens of the smallest set of all ranks."""
+    """Choose the set of a rank, cut to the explanation tokens of the smallest rank's set."""
     scores, traces = _of_chosen(_scores(ctx, config), config, ctx.seed), ctx.tables("traces")
     ranks = rank_traces(scores, config.order, config.seed)
     tokens = student.fitting(traces, _questions_of(scores))
@@ -174,13 +175,13 @@ def _token_matched(ctx: StageContext, config: StudentSFTStageConfig, student: _S
     whole, kept = (
         {name for name, rank in each.items() if rank == config.rank} for each in (ranks, matched)
     )
-    # Rows that are too long are dropped by the training: no tokens of theirs are seen.
+    # The training drops rows that are too long, so their tokens do not count.
     share = len(kept & tokens.keys()) / max(1, len(whole & tokens.keys()))
     return _Chosen(_traces(traces, kept), share=share)
 
 
 def _of_chosen(scores: list[Row], config: StudentSFTStageConfig, seed: int) -> list[Row]:
-    """The scores of the questions to learn from."""
+    """Scores of the questions that `n_questions` keeps."""
     names = sorted({row["question_id"] for row in scores})
     keep = set(choose(names, config.n_questions, seed))
     return [row for row in scores if row["question_id"] in keep]
@@ -191,7 +192,7 @@ def _questions_of(scores: list[Row]) -> dict[str, str]:
 
 
 def _scaled(sft: SFTConfig, share: float) -> SFTConfig:
-    """The recipe by which a share of the rows is passed over as often as all of them."""
+    """Scale the steps so that a share of the rows gets as many passes as all of them."""
     if sft.steps is None or share == 1.0:
         return sft
     return sft.model_copy(update={"steps": max(1, round(sft.steps * share))})
@@ -215,7 +216,7 @@ def _dataset_traces(questions: dict[str, Row]) -> list[Row]:
 
 
 def _traces(folder: Path, names: Collection[str] | None = None) -> list[Row]:
-    """Traces of an artifact in its order: all, or those of these names."""
+    """Traces of an artifact in its order: all, or those named."""
     tables = _trace_tables(folder, ["trace_id", "question_id", "text", "token_ids"], names)
     return [row for table in tables for row in table.to_pylist()]
 
@@ -223,7 +224,7 @@ def _traces(folder: Path, names: Collection[str] | None = None) -> list[Row]:
 def _trace_tables(
     folder: Path, names: list[str], traces: Collection[str] | None
 ) -> Iterator[pa.Table]:
-    """Columns of some traces, file by file: those that nobody asks for never become objects."""
+    """Yield columns of some traces file by file, so that the others never become objects."""
     wanted = None if traces is None else pa.array(sorted(traces), pa.string())
     for file in table_files(folder, "traces"):
         table = pq.read_table(file, columns=names, schema=TRACES)
@@ -233,7 +234,7 @@ def _trace_tables(
 
 
 def _same_vocabulary(ctx: StageContext, digest: str) -> bool:
-    """Whether the traces' ids are ids of the student: those of whose tokenizer wrote them."""
+    """Whether the tokenizer that wrote the traces' ids has the student's vocabulary."""
     inputs = ctx.manifests["traces"].inputs
     ref = inputs.get("teacher") or inputs["tokenizer"]
     writer = ctx.store.manifest(ref.kind, ref.key)

@@ -11,7 +11,7 @@ from tasks.stage import StageContext
 
 
 def run(ctx: StageContext) -> dict[str, float]:
-    """Trains on every training question with its solution."""
+    """Train on every training question with its solution."""
     config = ctx.config_as(TeacherGRPOStageConfig)
     model = ctx.model("model")
     renderer = ctx.renderer("model", "teacher")

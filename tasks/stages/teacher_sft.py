@@ -10,7 +10,7 @@ from tasks.stage import StageContext
 
 
 def run(ctx: StageContext) -> dict[str, float]:
-    """Trains on every training question that has a trace; the solution is never used as one."""
+    """Train on every training question that has a trace; the solution is never used as one."""
     config = ctx.config_as(TeacherSFTStageConfig)
     model = ctx.model("model")
     renderer = ctx.renderer("model", "teacher")

@@ -1,4 +1,4 @@
-"""trace-generation: a teacher's explanations or a solver's thoughts, `n` a question, in shards."""
+"""trace-generation: a teacher's explanations or a solver's thoughts, `n` per question."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class _Writer:
-    """What the model that writes traces sees, and where in its completion the trace is."""
+    """How the model is prompted, and how its completion is split."""
 
     renderer: Renderer
     context: Literal["teacher", "student"]
 
     def prompt(self, question: Row) -> list[int]:
-        """All before the completion."""
+        """Ids before the completion."""
         if self.context == "student":
             return self.renderer.student_prompt(question["question"])
         return self.renderer.teacher_prompt(question["question"], question["solution"])
 
     def explanation(self, completion_ids: Sequence[int]) -> Explanation:
-        """The explanation; of a solver, the thought of its answer."""
+        """The explanation, or the thought of a solver's answer."""
         if self.context == "student":
             return self.renderer.thought_of(completion_ids)
         return self.renderer.split_completion(completion_ids)
 
 
 def run(ctx: StageContext) -> dict[str, float]:
-    """A completion's seed follows from (key, question, sample), not from its place in a batch."""
+    """Derive a completion's seed from (key, question, sample), not from its place in a batch."""
     config = ctx.config_as(TraceGenerationConfig)
     model, sampling = ctx.model("teacher"), config.sampling
     writer = _Writer(ctx.renderer("teacher", config.context), config.context)
@@ -82,7 +82,7 @@ def run(ctx: StageContext) -> dict[str, float]:
 
 
 def _length(question: Row) -> int:
-    """Characters of what a prompt may hold."""
+    """Characters of the texts in a prompt."""
     return len(question["question"]) + len(question["solution"])
 
 

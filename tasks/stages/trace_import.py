@@ -1,4 +1,4 @@
-"""trace-import: traces that others wrote → the tables `traces`, `questions` and `dropped`."""
+"""trace-import: traces from elsewhere → the tables `traces`, `questions` and `dropped`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tasks.stage import StageContext
 
 
 def run(ctx: StageContext) -> dict[str, float]:
-    """Their text becomes ids of the base model's tokenizer."""
+    """Encode the texts with the base model's tokenizer."""
     config = ctx.config_as(TraceImportConfig)
     renderer = ctx.renderer("tokenizer")
     if config.digest is None:

@@ -1,4 +1,4 @@
-"""trace-refinement: traces, each written anew by an LLM → the tables `traces` and `dropped`."""
+"""trace-refinement: traces, each rewritten by an LLM → the tables `traces` and `dropped`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tasks.stage import StageContext
 
 
 def run(ctx: StageContext) -> dict[str, float]:
-    """A trace without a usable answer is dropped and listed; its old text never stands in."""
+    """Drop and list traces without a usable answer; their old text is never used instead."""
     config = ctx.config_as(TraceRefinementConfig)
     endpoint = Endpoint.of_environment()
     traces = read_rows(ctx.tables("traces"), "traces")

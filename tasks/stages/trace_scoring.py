@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 def run(ctx: StageContext) -> dict[str, float]:
-    """A question's traces stay in one shard, so that a shard can rank them."""
+    """Keep a question's traces in one shard, so that the shard can rank them."""
     config = ctx.config_as(TraceScoringConfig)
     if config.note:
         print(config.note)
@@ -72,7 +72,7 @@ def _length(group: Sequence[Row]) -> int:
 
 
 def _metrics(scores: Sequence[Row]) -> dict[str, float]:
-    """Means over what was scored; the share of right explanations among those graded."""
+    """Means over the scored traces; share of correct explanations among the graded ones."""
     scored = [row for row in scores if row["status"] == "scored"]
     means = {
         f"mean_{name}": sum(row[name] for row in scored) / len(scored)

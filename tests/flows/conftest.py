@@ -13,10 +13,22 @@ import pytest
 
 from flows.server.local import wait_healthy
 from flows.server.processes import Processes, free_port
-from tasks import warm
+from tasks.child_process import SHARED_SERVER
 
 Rlt = Callable[..., subprocess.CompletedProcess[str]]
 COMMAND = [sys.executable, "-m", "flows.cli.app"]
+FORK_SERVER = """
+import os, signal, sys
+from pathlib import Path
+from rlt_core.stages import STAGES
+from tasks.child_process import SHARED_SERVER, share_fork_server
+
+share_fork_server(sorted(stage.module for stage in STAGES.values()))
+new = Path(sys.argv[1] + ".new")
+new.write_text(os.environ[SHARED_SERVER])
+new.rename(sys.argv[1])
+signal.pause()
+"""
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -42,7 +54,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Served:
-    """A Prefect server and a launcher that has done its imports, as `rlt up` leaves them: a run
+    """A Prefect server and a fork server that has done its imports, as a worker has them: a run
     that finds them begins at once. Started when first wanted."""
 
     def __init__(self, home: Path) -> None:
@@ -57,20 +69,20 @@ class Served:
         return environment(self._home) | self._own
 
     def _start(self) -> dict[str, str]:
-        found, port, file = environment(self._home), free_port(), self._home / "launcher.json"
+        found, port, file = environment(self._home), free_port(), self._home / "fork-server"
         server = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
         self._processes.start("server", server, found)
-        self._processes.start("launcher", [sys.executable, "-m", "tasks.warm", str(file)], found)
+        self._processes.start("fork-server", [sys.executable, "-c", FORK_SERVER, str(file)], found)
         api = f"http://127.0.0.1:{port}/api"
         wait_healthy(api, lambda: self._processes.alive("server"), self._processes.log("server"))
         while not file.exists():
-            assert self._processes.alive("launcher"), self._processes.log("launcher").read_text()
+            assert self._processes.alive("fork-server")
             time.sleep(0.1)
-        return {"PREFECT_API_URL": api, warm.VARIABLE: str(file)}
+        return {"PREFECT_API_URL": api, SHARED_SERVER: file.read_text()}
 
     @property
     def at_work(self) -> bool:
-        """Whether the launcher has children that compute."""
+        """Whether the fork server has children that compute."""
         return any(
             "forkserver" in " ".join(process.cmdline()) and process.children()
             for process in self._processes.marked()
@@ -78,13 +90,13 @@ class Served:
 
     def stop(self) -> None:
         """End both, and all that they started."""
-        self._processes.stop(("launcher", "server"), 5)
+        self._processes.stop(("fork-server", "server"), 5)
         self._processes.stop_others(0)
 
 
 @pytest.fixture(scope="session")
 def served(home: Path) -> Iterator[Served]:
-    """For the runs whose own server and launcher are not what is tested."""
+    """For the runs whose own server and imports are not what is tested."""
     made = Served(home / "served")
     yield made
     made.stop()
@@ -104,7 +116,7 @@ def rlt(served: Served) -> Rlt:
 
 @pytest.fixture(scope="session")
 def smoke_store(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with one finished `smoke` run, which had a server and a launcher of its own."""
+    """A store with one finished `smoke` run, which had a server and imports of its own."""
     store = tmp_path_factory.mktemp("smoke") / "store"
     command = [*COMMAND, "run", "full-pipeline", "--profile", "smoke", "--store", str(store)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(home))

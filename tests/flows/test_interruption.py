@@ -95,7 +95,7 @@ def test_sigkill_once_in_every_stage(smoke_store: Path, home: Path, tmp_path: Pa
 def test_ctrl_c_once_stops_and_the_same_command_goes_on(
     smoke_store: Path, home: Path, served: Served, tmp_path: Path
 ) -> None:
-    """Also where the work is a child of the machine's launcher, which stays."""
+    """Also where the work is a child of a shared fork server, which stays."""
     store = tmp_path / "store"
     shutil.copytree(smoke_store, store)
     there = committed(store)

@@ -17,7 +17,7 @@ from rlt_core.experiments import targets
 from rlt_core.graph import upstream
 from rlt_core.overrides import load_config
 from rlt_core.store import Manifest, Store
-from tasks.child_process import ChildFailed, LocalChildren
+from tasks.child_process import ChildFailed, ChildProcesses
 from tasks.execute import execute_node
 from tasks.stage import NodeSpec
 from tests.flows.conftest import Rlt
@@ -44,17 +44,17 @@ def specs(store: Path, name: str, *overrides: str) -> list[NodeSpec]:
 
 
 class Machines:
-    """Two runs, each with a launcher of its own."""
+    """Two runs, each with children of its own."""
 
     def __init__(self, pool: ThreadPoolExecutor, parts: list[NodeSpec]) -> None:
-        self.launchers = [LocalChildren([]), LocalChildren([])]
+        self.children = [ChildProcesses([]), ChildProcesses([])]
         self._pool, self._parts = pool, parts
 
     def start(self, machine: int) -> Future[Manifest | None]:
         return self._pool.submit(
             execute_node,
             self._parts[machine],
-            self.launchers[machine],
+            self.children[machine],
             lambda *_: None,
             lambda _: None,
         )
@@ -143,8 +143,8 @@ def test_a_lost_machine_ends_the_node_and_what_it_left_is_gone_on_with(
     again = Machines(pool, specs(store, "teacher-sft@0", *LONG))
     both = again.start(0), again.start(1)
     wait_for_a_checkpoint(store, before)
-    for launcher in again.launchers:
-        launcher.stop()
+    for children in again.children:
+        children.stop()
     for one in both:
         with pytest.raises(Stopped):
             one.result(90)
@@ -158,6 +158,6 @@ def test_a_machine_that_waits_for_the_first_hears_the_wish_to_stop(
     waiting = machines.start(1)
     time.sleep(8)
     assert not waiting.done()
-    machines.launchers[1].stop()
+    machines.children[1].stop()
     with pytest.raises(Stopped):
         waiting.result(40)

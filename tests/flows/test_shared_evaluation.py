@@ -16,7 +16,7 @@ from rlt_core.experiments import targets
 from rlt_core.graph import upstream
 from rlt_core.overrides import load_config
 from rlt_core.store import Manifest, Store
-from tasks.child_process import ChildFailed, LocalChildren
+from tasks.child_process import ChildFailed, ChildProcesses
 from tasks.execute import execute_node
 from tasks.stage import NodeSpec
 from tests.flows.test_shared_work import assert_gone, forget, rows, running_shares
@@ -54,7 +54,7 @@ def run(sent: NodeSpec, shares: list[float] | None = None) -> Manifest:
         if shares is not None and total:
             shares.append(done / total)
 
-    return execute_node(sent, LocalChildren([]), progress, lambda _: None)
+    return execute_node(sent, ChildProcesses([]), progress, lambda _: None)
 
 
 def tables(store: Path, manifest: Manifest) -> dict[str, bytes]:
@@ -101,7 +101,7 @@ def test_what_another_machine_answered_is_the_evaluations(smoke_store: Path, sto
     first, second = (
         spec(store, "resources.machines=2", sent="together", machine=machine) for machine in (0, 1)
     )
-    execute_node(second, LocalChildren([]), lambda *_: None, lambda _: None)
+    execute_node(second, ChildProcesses([]), lambda *_: None, lambda _: None)
     left = shards(store, first.key)
     assert left and all(shard["metrics"]["machine"] == 1 for shard in left.values())
     assert not Store(str(store)).manifest("evaluation", first.key)

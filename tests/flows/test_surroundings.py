@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks.child_process import SHARED_SERVER
 from tests.flows.conftest import COMMAND, Rlt, Served
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -106,8 +107,8 @@ def test_a_full_disk_is_named_and_the_same_command_goes_on(
     filler = fill(disk, left=48 << 10)
     environment = served.environment()
     if place == "TMPDIR":
-        # What is forked from the served launcher has its TMPDIR.
-        environment = environment | {"TMPDIR": str(disk), "RLT_LAUNCHER": ""}
+        # What is forked from the served fork server has its TMPDIR.
+        environment = environment | {"TMPDIR": str(disk), SHARED_SERVER: ""}
     done = subprocess.run([*COMMAND, *command], capture_output=True, text=True, env=environment)
     if place == "store":
         assert done.returncode == 1, done.stdout + done.stderr

@@ -29,7 +29,6 @@ from rlt_core.store import Store
 
 RLT = [sys.executable, "-m", "flows.cli.app"]
 ROOT = Path(__file__).parents[2]
-PERMANENT = ("server", "worker", "launcher", "weed")
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

@@ -40,35 +40,37 @@ def test_whoever_loses_its_owner_ends_with_all_that_it_started(tmp_path: Path) -
     assert not alive
 
 
-def told(tmp_path: Path, *words: tuple[str, str] | None) -> BaseException:
-    """What is raised where each of the processes ends with such a word, or without one (None)."""
+def raised(tmp_path: Path, *outcomes: tuple[str, str] | None) -> BaseException:
+    """The owner's error where each process ends with such an outcome, or without one (None)."""
     address = str(tmp_path / "owner")
     with connection.Listener(address, "AF_UNIX") as listener:
         owner = distributed._Owner(listener, Progress())
-        for pipe, word in [(connection.Client(address, "AF_UNIX"), word) for word in words]:
-            if word:
-                pipe.send(word)
+        for pipe, outcome in [(connection.Client(address, "AF_UNIX"), one) for one in outcomes]:
+            if outcome:
+                pipe.send(outcome)
             pipe.close()
-        agent = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(2)"])
+        agent = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5)"])
         owner.follow(agent)
-    with pytest.raises(RuntimeError) as raised:
+    with pytest.raises(RuntimeError) as found:
         owner.result(agent.wait())
-    return raised.value
+    return found.value
 
 
-@pytest.mark.parametrize("killed_first", [True, False])
-def test_who_died_is_told_rather_than_who_lost_it(tmp_path: Path, killed_first: bool) -> None:
-    """Gloo fails in the others when one of them was killed."""
-    words = [None, ("cut_off", "Connection closed by peer")]
-    assert isinstance(told(tmp_path, *words[:: 1 if killed_first else -1]), distributed.Died)
+LOST = ("cut_off", "Connection closed by peer")
 
 
-def test_who_lost_another_machines_process_says_so(tmp_path: Path) -> None:
-    error = told(tmp_path, ("cut_off", "Connection closed by peer"))
-    assert "closed by peer" in str(error) and not isinstance(error, distributed.Died)
-
-
-def test_what_failed_is_told_rather_than_who_died_of_it(tmp_path: Path) -> None:
-    """NCCL ends the others when one of them has run out of memory."""
-    error = told(tmp_path, None, ("failed", "CUDA out of memory"))
-    assert "CUDA out of memory" in str(error) and not isinstance(error, distributed.Died)
+@pytest.mark.parametrize(
+    ("outcomes", "said", "died"),
+    [
+        ([None, LOST], "died", True),  # gloo fails in the others when one was killed
+        ([LOST, None], "died", True),
+        ([LOST], "closed by peer", False),  # a process of another machine was lost
+        # NCCL ends the others when one of them has run out of memory.
+        ([None, ("failed", "CUDA out of memory")], "CUDA out of memory", False),
+    ],
+)
+def test_the_cause_is_raised_rather_than_its_consequences(
+    tmp_path: Path, outcomes: list[tuple[str, str] | None], said: str, died: bool
+) -> None:
+    error = raised(tmp_path, *outcomes)
+    assert said in str(error) and isinstance(error, distributed.ProcessDied) == died

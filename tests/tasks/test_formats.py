@@ -10,30 +10,25 @@ import pytest
 
 from rlt_core.config import (
     EvaluationConfig,
-    Frozen,
     GenerationConfig,
     ScratchModel,
     SFTConfig,
-    StageResources,
 )
 from rlt_core.errors import UserError
-from rlt_core.graph import key_of
 from rlt_core.hf_hub import folder_digest
 from rlt_core.models import new_model, save_model, tiny_tokenizer
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import RECORD, PromptFormat, load_format, record_format
 from rlt_core.stages import (
-    STAGES,
     EvaluationStageConfig,
     StudentSFTStageConfig,
     TeacherSFTStageConfig,
     TraceGenerationConfig,
 )
 from rlt_core.store import Manifest, Ref, Store
-from tasks.execute import execute
-from tasks.stage import NodeSpec, StageContext, context_of
+from tasks.stage import StageContext, context_of
 from tests.sample_store import row
-from tests.tasks.test_student_sets import committed, table
+from tests.tasks.nodes import committed, node_spec, run, table
 
 FORMAT = load_format("tiny")
 OF_DATA = FORMAT.model_copy(update={"student_system": None})
@@ -71,31 +66,17 @@ def model(store: Store) -> Ref:
     return committed(store, Ref(kind="model", key="b" * 16), model_folder)
 
 
-def spec(store: Store, stage: str, config: Frozen, inputs: dict[str, Ref], **more: Any) -> NodeSpec:
-    return NodeSpec(
-        store=str(store), key=key_of(STAGES[stage], config, {k: r.key for k, r in inputs.items()}),
-        stage=stage, config=config.model_dump(mode="json"), inputs=inputs, label=stage,
-        seed=0, profile="smoke", paths={}, resources=StageResources(device="cpu", **more),
-    )  # fmt: skip
-
-
-def run(*args: Any, **more: Any) -> Manifest:
-    return Manifest.model_validate_json(
-        execute(spec(*args, **more).model_dump(mode="json"), Progress())
-    )
-
-
 def student(store: Store, model: Ref, questions: Ref, format: PromptFormat) -> Manifest:
     config = StudentSFTStageConfig(
         sft=SFT, traces="dataset", rank=None, n_questions=None, format=format, seed=0
     )
     inputs = {"model": model, "questions": questions, "system": questions}
-    return run(store, "student-sft", config, inputs)
+    return run(node_spec(store, "student-sft", config, inputs))
 
 
 def teacher(store: Store, model: Ref, questions: Ref) -> Manifest:
     config = TeacherSFTStageConfig(sft=SFT, format=FORMAT, seed=0)
-    return run(store, "teacher-sft", config, {"model": model, "questions": questions})
+    return run(node_spec(store, "teacher-sft", config, {"model": model, "questions": questions}))
 
 
 def generation(
@@ -107,7 +88,7 @@ def generation(
     )
     inputs = {"teacher": writer, "questions": questions}
     return context_of(
-        spec(store, "trace-generation", config, inputs, **more), store, Path(), Progress()
+        node_spec(store, "trace-generation", config, inputs, **more), store, Path(), Progress()
     )
 
 
@@ -121,7 +102,7 @@ def test_a_students_system_prompt_is_the_datas_to_the_letter(
         sft=SFT, traces="dataset", rank=None, n_questions=None, format=OF_DATA, seed=0
     )
     inputs = {"model": made.ref, "questions": questions, "system": questions}
-    ctx = context_of(spec(store, "student-sft", config, inputs), store, Path(), Progress())
+    ctx = context_of(node_spec(store, "student-sft", config, inputs), store, Path(), Progress())
     renderer = ctx.renderer("model", "student")
     text = renderer.tokenizer.decode(renderer.student_prompt("1+1"))
     assert text.startswith(f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n1+1")
@@ -175,9 +156,9 @@ def test_every_stage_that_uses_a_model_checks_it(store: Store, questions: Ref) -
         ("teacher-sft", TeacherSFTStageConfig(sft=SFT, format=FORMAT, seed=0)),
     ):  # fmt: skip
         with pytest.raises(UserError, match="differs in separator"):
-            run(store, stage, config, inputs)
+            run(node_spec(store, stage, config, inputs))
     named = evaluation.model_copy(update={"format_named": True})
-    ctx = context_of(spec(store, "evaluation", named, inputs), store, Path(), Progress())
+    ctx = context_of(node_spec(store, "evaluation", named, inputs), store, Path(), Progress())
     ctx.require_format("model", "student")
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rlt_core.config import (
-    Frozen,
     GenerationConfig,
     RewardSpec,
     ScoringConfig,
@@ -21,15 +19,12 @@ from rlt_core.config import (
 from rlt_core.data.trace_selection import choose
 from rlt_core.errors import UserError
 from rlt_core.generation import open_engine, sample_seed
-from rlt_core.graph import key_of
 from rlt_core.models import new_model, save_model, tiny_tokenizer
-from rlt_core.progress import Progress
 from rlt_core.prompts.format import load_format
 from rlt_core.prompts.renderer import Renderer, Row
-from rlt_core.rows import read_rows, write_rows
+from rlt_core.rows import read_rows
 from rlt_core.scoring import assign_ranks
 from rlt_core.stages import (
-    STAGES,
     RankStatisticsConfig,
     StudentSFTStageConfig,
     TraceGenerationConfig,
@@ -37,10 +32,9 @@ from rlt_core.stages import (
     TraceScoringConfig,
 )
 from rlt_core.store import Manifest, Ref, Store
-from tasks.execute import execute
-from tasks.stage import NodeSpec
 from tasks.stages import student_sft
 from tests.sample_store import eval_row, row
+from tests.tasks.nodes import committed, node_spec, run, table
 
 FORMAT = load_format("tiny")
 PROMPTER = Renderer(FORMAT, tiny_tokenizer(FORMAT))
@@ -51,27 +45,6 @@ TEXTS = {  # of each question's traces; the reward falls with the sample
     for sample, length in enumerate((30 + question, 3 * question, 8))
 }
 SFT = SFTConfig(steps=6, batch_size=2, max_tokens=200)
-
-
-def committed(
-    store: Store, ref: Ref, fill: Callable[[Path], Any], inputs: Mapping[str, Ref] | None = None
-) -> Ref:
-    attempt, now = store.begin(ref), datetime.now(UTC)
-    fill(attempt.out)
-    store.commit(
-        Manifest(
-            ref=ref, attempt=attempt.id, stage="given", stage_version=1, label="given",
-            profile="smoke", seed=None, config={}, inputs=dict(inputs or {}),
-            files=store.describe(attempt), metrics={}, packages={}, git_commit=None,
-            flow_run_id=None, started_at=now, finished_at=now, seconds=0, gpu_seconds=0,
-            device="cpu", threads=1,
-        )
-    )  # fmt: skip
-    return ref
-
-
-def table(name: str, rows: list[dict[str, Any]]) -> Callable[[Path], Any]:
-    return lambda out: write_rows(out / f"{name}.parquet", name, rows)
 
 
 def question_rows() -> list[dict[str, Any]]:
@@ -136,15 +109,6 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, Re
     return store, refs
 
 
-def run(store: Store, stage: str, config: Frozen, inputs: Mapping[str, Ref]) -> Manifest:
-    node = NodeSpec(
-        store=str(store), key=key_of(STAGES[stage], config, {k: r.key for k, r in inputs.items()}),
-        stage=stage, config=config.model_dump(mode="json"), inputs=dict(inputs), label=stage,
-        seed=0, profile="smoke", paths={}, resources=StageResources(device="cpu"),
-    )  # fmt: skip
-    return Manifest.model_validate_json(execute(node.model_dump(mode="json"), Progress()) or "")
-
-
 Taught = tuple[Manifest, list[Row], SFTConfig]
 
 
@@ -164,7 +128,9 @@ def taught(given: tuple[Store, dict[str, Ref]]) -> Iterator[Callable[..., Taught
         names = ["model", "questions"] + (["traces", "scores"] if traces == "traces" else [])
         common = {"sft": SFT, "rank": None, "n_questions": None, "format": FORMAT, "seed": 0}
         config = StudentSFTStageConfig(traces=traces, **{**common, **changes})
-        manifest = run(store, "student-sft", config, {name: refs[name] for name in names})
+        manifest = run(
+            node_spec(store, "student-sft", config, {name: refs[name] for name in names})
+        )
         rows, recipe = known.setdefault(manifest.ref.key, list(seen))
         return manifest, rows, recipe
 
@@ -291,7 +257,7 @@ def test_a_student_of_another_vocabulary_learns_the_text(
         sft=SFT.model_copy(update={"max_tokens": 400}), traces="traces", rank=None, fits=True,
         n_questions=None, format=format, seed=0,
     )  # fmt: skip
-    manifest = run(store, "student-sft", config, refs | {"model": other})
+    manifest = run(node_spec(store, "student-sft", config, refs | {"model": other}))
     texts = [TEXTS[q, 0 if q < 5 else 1] for q in range(QUESTIONS)]
     tokens = sum(len(renderer.encode(text)) for text in texts)
     assert manifest.metrics["explanation_tokens"] == tokens
@@ -311,7 +277,7 @@ def test_a_solver_sees_the_question_alone_and_its_thought_is_the_trace(
         sampling=sampling, split="train", context="student", format=FORMAT, seed=0
     )
     inputs = {"teacher": student.ref, "questions": refs["questions"]}
-    manifest = run(store, "trace-generation", config, inputs)
+    manifest = run(node_spec(store, "trace-generation", config, inputs))
     traces = read_rows(store.intact(manifest), "traces")
     questions = [each["question_id"] for each in traces[:: sampling.n]]
     assert questions == [f"q{q}" for q in range(QUESTIONS)]
@@ -340,7 +306,7 @@ def test_a_data_sets_own_traces_become_a_table_and_are_scored(
     store, refs = given
     config = TraceImportConfig(name="dataset", digest=None, format=FORMAT)
     inputs = {"tokenizer": refs["model"], "questions": refs["questions"]}
-    manifest = run(store, "trace-import", config, inputs)
+    manifest = run(node_spec(store, "trace-import", config, inputs))
     assert manifest.metrics == {"questions": 3, "traces": 3, "dropped": 0}
     out = store.intact(manifest)
     wanted = [each for each in question_rows() if each["trace"] and each["split"] == "train"]
@@ -356,7 +322,7 @@ def test_a_data_sets_own_traces_become_a_table_and_are_scored(
     )
     models = {"teacher": refs["model"], "student": refs["model"]}
     inputs = {"traces": manifest.ref, "questions": refs["questions"], **models}
-    scored = run(store, "trace-scoring", scoring, inputs)
+    scored = run(node_spec(store, "trace-scoring", scoring, inputs))
     scores = read_rows(store.intact(scored), "scores", ["trace_id", "correct", "rank"])
     assert [each["trace_id"] for each in scores] == ["q1-0", "q3-0", "q5-0"]
     assert [each["correct"] for each in scores] == [True, True, False]  # 5+1=5
@@ -379,7 +345,7 @@ def test_rank_statistics_know_what_each_set_holds(given: tuple[Store, dict[str, 
         config = RankStatisticsConfig(
             ranks=SAMPLES, seeds=(0,), resamples=50, task="test", ranked_by=ranked_by
         )
-        manifest = run(store, "rank-statistics", config, inputs)
+        manifest = run(node_spec(store, "rank-statistics", config, inputs))
         rows = read_rows(store.intact(manifest), "rank_scores")
         assert [each["ranked_by"] for each in rows] == [ranked_by] * SAMPLES
         assert [each["value"] for each in rows] == [0.75, 0.5, 0.25]
@@ -397,7 +363,7 @@ def test_rank_statistics_know_what_each_set_holds(given: tuple[Store, dict[str, 
     assert len({tuple(found) for found in rewards.values()}) == 4
 
 
-def test_another_launchers_words_are_not_for_us(
+def test_the_rank_of_another_launcher_is_ignored(
     given: tuple[Store, dict[str, Ref]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As inside a training operator's pod, or a step of Slurm: all is computed, not a share."""
@@ -408,4 +374,6 @@ def test_another_launchers_words_are_not_for_us(
         sampling=GenerationConfig(n=2, max_tokens=4), split="train", format=FORMAT, seed=0
     )
     inputs = {"teacher": refs["model"], "questions": refs["questions"]}
-    assert run(store, "trace-generation", config, inputs).metrics["traces"] == 2 * QUESTIONS
+    assert (
+        run(node_spec(store, "trace-generation", config, inputs)).metrics["traces"] == 2 * QUESTIONS
+    )

@@ -2,46 +2,29 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rlt_core.config import StageResources
 from rlt_core.config.refinement import RefinementConfig
 from rlt_core.data.imports import import_traces
 from rlt_core.errors import UserError
-from rlt_core.graph import key_of
 from rlt_core.models import tiny_tokenizer
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import load_format
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.refinement import KEY
 from rlt_core.rows import read_rows
-from rlt_core.stages import STAGES, TraceRefinementConfig
-from rlt_core.store import Manifest, Ref, Store
-from tasks.execute import execute
+from rlt_core.stages import TraceRefinementConfig
+from rlt_core.store import Ref, Store
 from tasks.stage import NodeSpec
 from tests.chat_server import KEY as SECRET
 from tests.chat_server import Reply, completion, error, serve
+from tests.tasks.nodes import committed, node_spec, run
 
 FORMAT = load_format("tiny")
 PROMPTER = Renderer(FORMAT, tiny_tokenizer(FORMAT))
-
-
-def commit(store: Store, stage: str, ref: Ref, fill: Any) -> Ref:
-    attempt, now = store.begin(ref), datetime.now(UTC)
-    fill(attempt.out)
-    store.commit(
-        Manifest(
-            ref=ref, attempt=attempt.id, stage=stage, stage_version=1, label=stage,
-            profile="smoke", seed=None, config={}, inputs={}, files=store.describe(attempt),
-            metrics={}, packages={}, git_commit=None, flow_run_id=None, started_at=now,
-            finished_at=now, seconds=0, gpu_seconds=0, device="cpu", threads=1,
-        )
-    )  # fmt: skip
-    return ref
 
 
 def spec(tmp_path: Path, n: int = 6, **changes: Any) -> NodeSpec:
@@ -51,26 +34,14 @@ def spec(tmp_path: Path, n: int = 6, **changes: Any) -> NodeSpec:
     lines = [f"{max(i, 1)}+1,{max(i, 1) + 1},old {i}\n" for i in range(n)]
     file.write_text("question,solution,trace\n" + "".join(lines))
     traces = Ref(kind="traces", key="1" * 16)
-    commit(
-        store, "trace-import", traces,
-        lambda out: import_traces(file, "raw", PROMPTER, out, 0.0, Progress()),
-    )  # fmt: skip
-    model = commit(store, "base-model", Ref(kind="model", key="2" * 16),
-                   lambda out: PROMPTER.tokenizer.save_pretrained(out / "model"))  # fmt: skip
+    committed(store, traces, lambda out: import_traces(file, "raw", PROMPTER, out, 0.0, Progress()))
+    model = committed(store, Ref(kind="model", key="2" * 16),
+                      lambda out: PROMPTER.tokenizer.save_pretrained(out / "model"))  # fmt: skip
     inputs = {"traces": traces, "questions": traces, "tokenizer": model}
     config = TraceRefinementConfig(
         refinement=RefinementConfig(name="refined", model="m", **changes), format=FORMAT
     )
-    stage = STAGES["trace-refinement"]
-    return NodeSpec(
-        store=str(store), key=key_of(stage, config, {k: r.key for k, r in inputs.items()}),
-        stage=stage.name, config=config.model_dump(mode="json"), inputs=inputs, label="refined",
-        seed=None, profile="smoke", paths={}, resources=StageResources(),
-    )  # fmt: skip
-
-
-def run(node: NodeSpec) -> Manifest:
-    return Manifest.model_validate_json(execute(node.model_dump(mode="json"), Progress()) or "")
+    return node_spec(store, "trace-refinement", config, inputs)
 
 
 def refine(n: int, body: dict[str, Any]) -> Reply:

@@ -18,28 +18,27 @@ class Waits(Exception):
     """The server is another's."""
 
 
+def training(store: Store, stage: str, server: str | None, engine: str, label: str) -> NodeSpec:
+    resources = StageResources.model_validate({"engine": engine, "vllm_server": server})
+    return NodeSpec(
+        store=str(store), key="b" * 16, stage=stage, config={}, inputs={}, label=label, seed=1,
+        profile="paper-32b", paths={}, resources=resources,
+    )  # fmt: skip
+
+
 def take(store: Store, stage: str, server: str | None, engine: str = "vllm") -> None:
-    """Have a server for a node's training; raises Waits where that has to wait."""
+    """Take a server for a node's training; raises Waits where the node has to wait."""
 
     def waiting(lease: dict[str, object]) -> None:
         raise Waits(lease["name"])
 
-    resources = StageResources.model_validate({"engine": engine, "vllm_server": server})
-    spec = NodeSpec(
-        store=str(store), key="b" * 16, stage=stage, config={}, inputs={}, label="second",
-        seed=1, profile="paper-32b", paths={}, resources=resources,
-    )  # fmt: skip
-    with alone_on_server(spec, store, waiting):
+    with alone_on_server(training(store, stage, server, engine, "second"), store, waiting):
         pass
 
 
 def test_another_training_waits_for_the_server_and_nothing_else_does(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    resources = StageResources(engine="vllm", vllm_server=SERVER)
-    first = NodeSpec(
-        store=str(tmp_path), key="a" * 16, stage="student-grpo", config={}, inputs={},
-        label="first", seed=0, profile="paper-32b", paths={}, resources=resources,
-    )  # fmt: skip
+    first = training(store, "student-grpo", SERVER, "vllm", "first")
     with alone_on_server(first, store, lambda _: None):
         for stage in ("student-grpo", "teacher-grpo"):
             with pytest.raises(Waits, match=SERVER):

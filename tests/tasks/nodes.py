@@ -1,0 +1,59 @@
+"""Stores with given inputs, and nodes that compute on them in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rlt_core.config import Frozen, StageResources
+from rlt_core.graph import key_of
+from rlt_core.progress import Progress
+from rlt_core.rows import write_rows
+from rlt_core.stages import STAGES
+from rlt_core.store import Manifest, Ref, Store
+from tasks.execute import execute
+from tasks.stage import NodeSpec
+
+
+def committed(
+    store: Store,
+    ref: Ref,
+    fill: Callable[[Path], Any],
+    inputs: Mapping[str, Ref] | None = None,
+    stage: str = "given",
+) -> Ref:
+    """Commit an artifact whose files `fill` writes."""
+    attempt, now = store.begin(ref), datetime.now(UTC)
+    fill(attempt.out)
+    store.commit(
+        Manifest(
+            ref=ref, attempt=attempt.id, stage=stage, stage_version=1, label=stage,
+            profile="smoke", seed=None, config={}, inputs=dict(inputs or {}),
+            files=store.describe(attempt), metrics={}, packages={}, git_commit=None,
+            flow_run_id=None, started_at=now, finished_at=now, seconds=0, gpu_seconds=0,
+            device="cpu", threads=1,
+        )
+    )  # fmt: skip
+    return ref
+
+
+def table(name: str, rows: list[dict[str, Any]]) -> Callable[[Path], Any]:
+    return lambda out: write_rows(out / f"{name}.parquet", name, rows)
+
+
+def node_spec(
+    store: Store, stage: str, config: Frozen, inputs: Mapping[str, Ref], **resources: Any
+) -> NodeSpec:
+    return NodeSpec(
+        store=str(store), key=key_of(STAGES[stage], config, {k: r.key for k, r in inputs.items()}),
+        stage=stage, config=config.model_dump(mode="json"), inputs=dict(inputs), label=stage,
+        seed=0, profile="smoke", paths={}, resources=StageResources(device="cpu", **resources),
+    )  # fmt: skip
+
+
+def run(spec: NodeSpec) -> Manifest:
+    manifest = execute(spec.model_dump(mode="json"), Progress())
+    assert manifest
+    return Manifest.model_validate_json(manifest)
