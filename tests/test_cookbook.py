@@ -16,9 +16,10 @@ from rlt_core.prompts.format import load_format
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.reward.formula import reward_parts
 from rlt_core.rows import read_rows
-from rlt_core.sql.views import VIEWS, connect
+from rlt_core.sql.schemas import SQL_TYPES, VIEWS, reference
+from rlt_core.sql.views import connect
 from rlt_core.store import Store
-from tests.cookbook import documented_columns, queries
+from tests.cookbook import PAGE, queries
 from tests.sample_store import commit, sample_run, score_row, scored_training_traces
 
 QUERIES = queries()
@@ -85,16 +86,14 @@ def rounded(rows):
 
 
 # ---------------------------------------------------------------- the page
-def test_every_column_is_documented_with_its_type(filled):
+def test_the_column_reference_is_generated_and_its_types_are_those_of_the_views(filled):
+    page = PAGE.read_text()
+    assert "\n".join(reference()) in page, "paste the output of python -m rlt_core.sql.schemas"
     with connect(filled[0]) as connection:
-        described = {
-            view: [
-                (name, kind.lower())
-                for name, kind, *_ in connection.execute(f"describe {view}").fetchall()
-            ]
-            for view in VIEWS
-        }
-    assert documented_columns() == described
+        for view, schema in VIEWS.items():
+            described = connection.execute(f"describe {view}").fetchall()
+            found = [(name, kind.lower()) for name, kind, *_ in described]
+            assert found == [(field.name, SQL_TYPES[field.type]) for field in schema], view
 
 
 def test_there_are_ten_queries_and_each_is_about_the_names_of_a_run():

@@ -319,7 +319,7 @@ def test_an_s3_server_that_has_gone_is_one_clear_error(tmp_path, monkeypatch):
     with connection, pytest.raises(UserError) as caught, sql_errors(sql):
         connection.sql(sql).fetchall()
     message = str(caught.value)
-    assert "scores cannot be read" in message and "does its server run" in message
+    assert "scores cannot be read" in message and "check its server" in message
     assert access.secret_key not in message and access.access_key not in message
 
 
