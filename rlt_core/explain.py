@@ -89,7 +89,8 @@ def explain(store: Store, trace_id: str, run: str | None = None) -> Explained:
 
         def ask(sql: str, *parameters: Any) -> list[Row]:
             with sql_errors(sql):
-                return list(connection.execute(sql, parameters).to_arrow_table().to_pylist())
+                found = connection.sql(sql, params=list(parameters)).to_arrow_table()
+                return list(found.to_pylist())
 
         manifest, elsewhere = _artifact(store, ask, trace_id, run)
         key = manifest.ref.key

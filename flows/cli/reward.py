@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,7 +19,7 @@ from flows.cli.progress import progress_bar
 from flows.cli.reward_score import score
 from flows.cli.sql import skip_pandas
 from flows.cli.tables import new_table, print_whole, table_console, title
-from rlt_core.config import KLEstimator, Reduction
+from rlt_core.config import KLEstimator, Reduction, RewardSpec
 from rlt_core.config.reward import off_policy_note
 from rlt_core.printable import printable
 
@@ -48,8 +48,7 @@ def replay(
         list[str] | None,
         typer.Argument(
             metavar="[RUN]...",
-            help="Keys, beginnings or names of scores; by default the latest of each label and "
-            "seed.",
+            help="Keys or names of scores; by default the latest of each label and seed.",
         ),
     ] = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of the worst token.")] = None,
@@ -88,40 +87,30 @@ def replay(
     for manifest, spec in zip(manifests, specs, strict=True):
         if reason := manifest.config.get("off_policy"):
             print(f"{manifest.label}: {off_policy_note(spec.kl, reason)}", file=sys.stderr)
-    total, read = sum(manifest.rows for manifest in manifests), 0
-    with progress_bar("replay") as show:
-
-        def advance(rows: int) -> None:
-            nonlocal read
-            read += rows
-            show(read, total, {})
-
-        with replayed(opened, manifests, changes, advance) as connection:
-            found = summaries(connection, manifests)
-            if output is not None:
-                every = connection.sql("from replayed order by run, question_id, sample, teacher")
-                write(every, "parquet", output)
+    with (
+        progress_bar("replay") as report,
+        replayed(opened, manifests, changes, report) as connection,
+    ):
+        found = summaries(connection, manifests)
+        if output is not None:
+            every = connection.sql("from replayed order by run, question_id, sample, teacher")
+            write(every, "parquet", output)
     if as_json:
-        entries = [
-            {"label": manifest.label, "seed": manifest.seed}
-            | dataclasses.asdict(one)
-            | {"reward": spec.model_dump()}
-            for manifest, one, spec in zip(manifests, found, specs, strict=True)
-        ]
-        print(json.dumps(entries, indent=1))
+        rows = zip(manifests, found, specs, strict=True)
+        print(json.dumps([_entry(*row) for row in rows], indent=1))
         return
-    _show_replay(manifests, found)
-    named = {"lambda": kl_weight, "alpha": alpha, "kl": kl, "reduction": reduction}
-    shown = [f"{name} {value}" for name, value in sorted(named.items()) if value is not None]
-    console = table_console()
-    console.print(
-        f"mean reward before and after; {', '.join(shown) or 'nothing'} changed", style="dim"
-    )
+    named = {"alpha": alpha, "lambda": kl_weight, "kl": kl, "reduction": reduction}
+    _show_replay(manifests, found, named)
     if output is not None:
-        console.print(f"written: {escape(str(output))}")
+        table_console().print(f"written: {escape(str(output))}")
 
 
-def _show_replay(manifests: list[Manifest], found: list[Summary]) -> None:
+def _entry(manifest: Manifest, found: Summary, spec: RewardSpec) -> dict[str, Any]:
+    own = {"label": manifest.label, "seed": manifest.seed}
+    return own | dataclasses.asdict(found) | {"reward": spec.model_dump()}
+
+
+def _show_replay(manifests: list[Manifest], found: list[Summary], changes: dict[str, Any]) -> None:
     numbers = (
         "traces", "questions", "before", "after", "Pearson", "Spearman", "best changed",
     )  # fmt: skip
@@ -132,7 +121,11 @@ def _show_replay(manifests: list[Manifest], found: list[Summary]) -> None:
             _number(one.mean_before), _number(one.mean_after), _number(one.pearson),
             _number(one.spearman), "·" if one.best_changed is None else f"{one.best_changed:.1%}",
         )  # fmt: skip
-    print_whole(table_console(), table)
+    console = table_console()
+    print_whole(console, table)
+    given = [f"{name} {value}" for name, value in changes.items() if value is not None]
+    what = ", ".join(given) or "nothing"
+    console.print(f"mean reward before and after; {what} changed", style="dim")
 
 
 def _number(value: float | None) -> str:

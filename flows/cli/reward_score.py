@@ -26,22 +26,27 @@ from rlt_core.prompts.format import load_format, shipped
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from tasks.score_file import Scoring
+
 OFF_POLICY = "they come from a file"
 MEANS = ("reward", "r_ss", "r_kl", "think_mean", "rank_surprisal")
+
+
+InputOption = Annotated[
+    Path,
+    typer.Option(
+        "--input",
+        "-i",
+        help="JSONL, JSON, CSV or Parquet file: question, solution, explanation, optionally "
+        "closed.",
+    ),
+]
 
 
 def score(
     teacher: Annotated[Path, typer.Option(help="Model folder of the teacher.")],
     student: Annotated[Path, typer.Option(help="Model folder of the student.")],
-    input_: Annotated[
-        Path,
-        typer.Option(
-            "--input",
-            "-i",
-            help="JSONL, JSON, CSV or Parquet file: question, solution, explanation, optionally "
-            "closed.",
-        ),
-    ],
+    input_: InputOption,
     output: Annotated[
         Path,
         typer.Option("--output", "-o", help="Parquet file for the scores, one row per input row."),
@@ -80,25 +85,30 @@ def score(
     format = load_format(prompt_format)
     note = off_policy_note(kl, OFF_POLICY)
     print(note, file=sys.stderr)
-    with progress_bar("score", quiet=as_json) as report, _stop_requests() as should_stop:
-        from rlt_core.models import use_threads
-        from rlt_core.reward.replay import changed
-        from tasks.score_file import Scoring, score_file
+    from rlt_core.reward.replay import changed
+    from tasks.score_file import Scoring
 
-        given = {"alpha": alpha, "kl_weight": kl_weight, "kl": kl, "temperature": temperature}
-        changes = {name: value for name, value in given.items() if value is not None}
-        spec = changed(REWARD_PRESETS[preset], changes)
-        use_threads(len(os.sched_getaffinity(0)))
-        resources = StageResources(device=device)
-        scoring = Scoring(
-            teacher, student, input_, output, format, spec, dtype, resources, allow_other_format
-        )
+    given = {"alpha": alpha, "kl_weight": kl_weight, "kl": kl, "temperature": temperature}
+    changes = {name: value for name, value in given.items() if value is not None}
+    spec = changed(REWARD_PRESETS[preset], changes)
+    files, resources = (teacher, student, input_, output), StageResources(device=device)
+    table = _score(
+        Scoring(*files, format, spec, dtype, resources, allow_other_format), quiet=as_json
+    )
+    _show(table, output, {"kl": kl, "kl_note": note}, as_json)
+
+
+def _score(scoring: Scoring, quiet: bool) -> pa.Table:
+    from rlt_core.models import use_threads
+    from tasks.score_file import score_file
+
+    use_threads(len(os.sched_getaffinity(0)))
+    with progress_bar("score", quiet) as report, _stop_requests() as should_stop:
         try:
-            table = score_file(scoring, Progress(report, should_stop))
+            return score_file(scoring, Progress(report, should_stop))
         except Stopped:
             print("stopped; the same command continues from here", file=sys.stderr)
             raise typer.Exit(130) from None
-    _show(table, output, {"kl": kl, "kl_note": note}, as_json)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import sys
 import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from flows.server import seaweedfs
@@ -141,7 +142,7 @@ def bring_up(wanted: LocalServer, limit: int, say: Say) -> None:
     else:
         say("deployed  already, sources are unchanged: rlt/<experiment> and rlt/<stage>")
     for pool in setup.POOLS:
-        processes.wait(f"worker-{pool}", lambda pool=pool: setup.has_worker(wanted.api, pool))
+        processes.wait(f"worker-{pool}", partial(setup.has_worker, wanted.api, pool))
         at_once = f", {limit} runs at once" if new[pool] and pool == "gpu" else ""
         say(f"worker    of pool {pool} {'started' if new[pool] else 'is up'}{at_once}")
     _use_profile(wanted.api)

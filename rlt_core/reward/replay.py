@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from rlt_core.config import RewardSpec
 from rlt_core.errors import UserError
+from rlt_core.progress import Metrics
 from rlt_core.sql import macros
 from rlt_core.sql.macros import arguments, literal
 from rlt_core.sql.views import dataset, sql_errors
@@ -119,14 +120,21 @@ def replayed(
     store: Store,
     manifests: Sequence[Manifest],
     changes: Changes,
-    advance: Callable[[int], None] = lambda rows: None,
+    report: Callable[[int, int, Metrics], None] = lambda done, total, metrics: None,
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """Yield a connection with the table `replayed`: one row per trace of these artifacts.
 
     Columns: `KEYS`, reward, r_ss, r_kl, penalty, rank, and the committed stored_reward and
-    stored_rank. A trace without a reward has no rank. `advance` is called with the number of traces
-    read since its last call. Raises UserError for log-probs that are missing or cannot be read.
+    stored_rank. A trace without a reward has no rank. `report` is called with the traces read so
+    far and in all. Raises UserError for log-probs that are missing or cannot be read.
     """
+    total, read = sum(manifest.rows for manifest in manifests), 0
+
+    def advance(rows: int) -> None:
+        nonlocal read
+        read += rows
+        report(read, total, {})
+
     groups: dict[RewardSpec, list[Manifest]] = {}
     for manifest in manifests:
         groups.setdefault(changed(spec_of(manifest), changes), []).append(manifest)

@@ -208,5 +208,5 @@ def test_a_damaged_file_is_one_clear_error(tmp_path):
     manifest, _ = scored(store)
     for file in (store.local(manifest) / "scores").iterdir():
         file.write_bytes(b"PAR1 no more")
-    with pytest.raises(UserError, match=r"cannot be read.*rlt artifacts verify"):
+    with pytest.raises(UserError, match=r"(?s)cannot be read.*rlt artifacts verify"):
         explain(store, TRACE)

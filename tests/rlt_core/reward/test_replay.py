@@ -268,10 +268,12 @@ def test_artifacts_keep_their_own_spec_and_their_own_ranks(store_root):
         filled(store, RewardSpec(alpha=1.0), "trace-scoring[b]", shards=0),
     ]
     read = []
-    with replayed(store, made, {"kl_weight": 1.0}, read.append) as connection:
+    report = lambda done, total, metrics: read.append((done, total))  # noqa: E731
+    with replayed(store, made, {"kl_weight": 1.0}, report) as connection:
         rows = connection.sql("from replayed").to_arrow_table().to_pylist()
         found = summaries(connection, made)
-    assert sum(read) == len(rows) == sum(manifest.rows for manifest in made)
+    total = sum(manifest.rows for manifest in made)
+    assert read[-1] == (total, total) and len(rows) == total
     assert [one.run for one in found] == [manifest.ref.key for manifest in made]
     for manifest, spec in zip(
         made, (RewardSpec(kl="k3", kl_weight=1), RewardSpec(alpha=1, kl_weight=1)), strict=True
