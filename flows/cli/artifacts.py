@@ -19,6 +19,7 @@ from rlt_core.stages import Kind
 from rlt_core.store import Manifest, Store
 from rlt_core.store.cache import Cache, bound_bytes
 from rlt_core.store.manifests import read_manifests
+from rlt_core.store.transfer import with_inputs
 
 app = typer.Typer(
     help="Artifacts of the store: list, show, lineage, verify, pull, push, remove, gc, cache."
@@ -104,37 +105,32 @@ def show(key: KeyArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOpti
     console.print(f"[bold]{escape(title(manifest))}[/]  {manifest.ref.kind}/{manifest.ref.key}")
     for name in _names(opened).get(manifest.ref.key, []):
         console.print(f"name: {escape(name)}")
-    facts = manifest.model_dump(
+    made = manifest.model_dump(
         mode="json",
         include={
             "stage_version", "profile", "attempt", "device", "threads", "seconds", "gpu_seconds",
             "started_at", "finished_at", "git_commit", "flow_run_id",
         },
     )  # fmt: skip
-    _section(console, "made", facts.items())
-    _section(console, "inputs", ((name, ref.key) for name, ref in manifest.inputs.items()))
-    _section(console, "config", _flat(manifest.config))
-    _section(console, "metrics", ((n, f"{v:.6g}") for n, v in manifest.metrics.items()))
-    _section(console, "packages", manifest.packages.items())
-    _section(
-        console,
-        f"files in {opened.data_path(manifest)}",
-        ((one.path, _file_facts(one.bytes, one.rows, one.sha256)) for one in manifest.files),
-    )
-
-
-def _file_facts(size: int, rows: int | None, sha256: str) -> str:
-    counted = "" if rows is None else f", {rows} rows"
-    return f"{decimal(size)}{counted}, sha256 {sha256[:16]}…"
-
-
-def _section(console: Console, title: str, entries: Iterable[tuple[str, Any]]) -> None:
-    table = new_table("", "", show_header=False)
-    for name, value in entries:
-        table.add_row(f"  {escape(name)}", escape(str(value)))
-    if table.row_count:
-        console.print(f"\n[bold]{escape(title)}[/]")
-        console.print(table)
+    sections = {
+        "made": made,
+        "inputs": {name: ref.key for name, ref in manifest.inputs.items()},
+        "config": dict(_flat(manifest.config)),
+        "metrics": {name: f"{value:.6g}" for name, value in manifest.metrics.items()},
+        "packages": manifest.packages,
+        f"files in {opened.data_path(manifest)}": {
+            one.path: f"{decimal(one.bytes)}, {'' if one.rows is None else f'{one.rows} rows, '}"
+            f"sha256 {one.sha256[:16]}…"
+            for one in manifest.files
+        },
+    }
+    for heading, entries in sections.items():
+        if entries:
+            console.print(f"\n[bold]{escape(heading)}[/]")
+            table = new_table("", "", show_header=False)
+            for name, value in entries.items():
+                table.add_row(f"  {escape(name)}", escape(str(value)))
+            console.print(table)
 
 
 def _flat(config: dict[str, Any], path: str = "") -> Iterable[tuple[str, Any]]:
@@ -153,7 +149,13 @@ def lineage(
     opened = open_store(store)
     manifest = opened.find(key)
     if as_json:
-        print(json.dumps(_ancestry(opened, manifest), indent=1))
+        ancestors, _ = with_inputs(opened, [manifest])
+        entries = [
+            {"key": one.ref.key, "label": one.label}
+            | {"inputs": {name: ref.key for name, ref in one.inputs.items()}}
+            for one in reversed(ancestors)
+        ]
+        print(json.dumps(entries, indent=1))
         return
     tree = Tree(f"[bold]{escape(title(manifest))}[/]  {manifest.ref.key}")
     _grow(opened, manifest, tree, set())
@@ -171,21 +173,6 @@ def _grow(store: Store, manifest: Manifest, tree: Tree, shown: set[str]) -> None
         if parent and ref.key not in shown:
             shown.add(ref.key)
             _grow(store, parent, branch, shown)
-
-
-def _ancestry(store: Store, manifest: Manifest) -> list[dict[str, Any]]:
-    """Return one entry per ancestor, the artifact itself first."""
-    found: dict[str, dict[str, Any]] = {}
-    waiting = [manifest]
-    while waiting:
-        one = waiting.pop(0)
-        if one.ref.key in found:
-            continue
-        inputs = {name: ref.key for name, ref in one.inputs.items()}
-        found[one.ref.key] = {"key": one.ref.key, "label": one.label, "inputs": inputs}
-        parents = (store.manifest(ref.kind, ref.key) for ref in one.inputs.values())
-        waiting += [parent for parent in parents if parent]
-    return list(found.values())
 
 
 @app.command()

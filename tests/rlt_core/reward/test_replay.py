@@ -19,9 +19,8 @@ from rlt_core.rows import read_rows
 from rlt_core.scoring import assign_ranks
 from rlt_core.sql import macros
 from rlt_core.sql.macros import arguments, literal
-from rlt_core.sql.views import connect
 from rlt_core.store import Store
-from tests.sample_store import commit, sample_run, score_row, scored_training_traces
+from tests.sample_store import commit, score_row
 
 # ---------------------------------------------------------------- macros
 logprob = st.floats(min_value=-20, max_value=0, width=32)
@@ -131,19 +130,6 @@ def test_what_has_no_log_probs_has_no_reward(connection):
 def test_what_python_refuses_sql_refuses(connection, arguments, message):
     with pytest.raises(duckdb.Error, match=message):
         connection.execute(f"select rlt_reward({arguments})").fetchall()
-
-
-def test_rlt_sql_knows_the_macros(tmp_path):
-    store = Store(str(tmp_path))
-    scored_training_traces(store, sample_run(store, seeds=(0,)))
-    sql = """
-        select reward, rlt_reward(student_solution_logprobs, student_think_logprobs,
-          teacher_think_logprobs, 0.01, 3, closed)
-        from scores where label = 'trace-scoring[sft]'"""
-    with connect(store) as connection:
-        rows = connection.execute(sql).fetchall()
-    assert len(rows) == 24 and sum(stored is None for stored, _ in rows) == 1
-    assert [new for _, new in rows] == pytest.approx([stored for stored, _ in rows], abs=1e-6)
 
 
 # ---------------------------------------------------------------- replay
