@@ -1,4 +1,4 @@
-"""The machine around a run: proxies, full disks, and errors of the environment in one line."""
+"""The environment of a run: proxies, full disks, and its errors as one line."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ SAYS_FULL = re.compile(
     r"|PytorchStreamWriter failed|inline_container.*(file write failed|unexpected pos)",
     re.IGNORECASE,
 )
-"""Errors of safetensors, SQLite and torch, which carry no error number."""
+"""Messages of safetensors, SQLite and torch, whose errors have no error number."""
 
 
 class DiskFull(OSError):
-    """A disk has no room left; the message names it and says how much is missing."""
+    """A disk is full; the message names it and says how much is missing."""
 
 
 def bypass_proxies_on_loopback() -> None:
-    """Let this process and its children reach this machine's own servers without a proxy; other
-    hosts keep theirs. Libraries differ in which spelling of the variable they read."""
+    """Let this process and its children connect to loopback without a proxy.
+
+    Libraries differ in which spelling of the variable they read.
+    """
     spellings = ("no_proxy", "NO_PROXY")
     given = {name: os.environ[name] for name in spellings if name in os.environ}
     for name in spellings:
@@ -45,7 +47,7 @@ def bypass_proxies_on_loopback() -> None:
 # ---------------------------------------------------------------- full disks
 @contextmanager
 def disk_space(folder: Path, needed: int = 0) -> Iterator[None]:
-    """Write below a folder, about `needed` bytes where that is known. Raises DiskFull."""
+    """Raise DiskFull if writing to a folder fails for lack of space; `needed`: bytes, if known."""
     free = free_bytes(folder)
     try:
         yield
@@ -56,7 +58,7 @@ def disk_space(folder: Path, needed: int = 0) -> Iterator[None]:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error, or what it was raised from, says that a disk is full."""
+    """Return whether an error, or its cause, says that a disk is full."""
     if isinstance(error, OSError) and error.errno in FULL:
         return True
     return bool(SAYS_FULL.search(str(error))) or (
@@ -65,34 +67,36 @@ def is_full(error: BaseException) -> bool:
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes that may still be written on a folder's disk; the folder need not exist yet."""
+    """Return the free bytes of a folder's disk; the folder need not exist yet."""
     there = next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
     return shutil.disk_usage(there).free
 
 
 def disk_full(folder: Path, free: int, needed: int = 0) -> str:
-    """One line: which disk, and how much is missing."""
+    """Return one line: which disk is full, and how much is missing."""
     if needed > free:
-        missing = f"{mib(needed)} are written, {mib(needed - free)} are missing"
+        missing = f"writing {mib(needed)}, {mib(needed - free)} are missing"
     elif needed:
-        missing = f"{mib(needed)} are written, which a quota or `ulimit -f` forbids"
+        missing = f"writing {mib(needed)} is limited by a quota or `ulimit -f`"
     else:
         missing = "more is written"
     return (
         f"disk full: {folder.absolute()} is on a disk with {mib(free)} free; {missing}. "
-        "Make room and run the same command again: it goes on from the last checkpoint"
+        "Free space and run the same command again: it continues from the last checkpoint"
     )
 
 
 def mib(size: int) -> str:
-    """Bytes for people."""
+    """Return a number of bytes in MiB."""
     return f"{size / (1 << 20):,.1f} MiB"
 
 
-# ---------------------------------------------------------------- in one line
+# ---------------------------------------------------------------- errors as one line
 def in_one_line(error: BaseException, folder: Path) -> str | None:
-    """What an error of the environment comes to; None for any other error. `folder`: where the
-    work writes, beside the temporary folder (TMPDIR)."""
+    """Return an error of the environment as one line; None for any other error.
+
+    `folder`: where the work writes, beside the temporary folder (TMPDIR).
+    """
     if isinstance(error, DiskFull):
         return str(error)
     if is_full(error):
@@ -105,8 +109,10 @@ def in_one_line(error: BaseException, folder: Path) -> str | None:
 
 @contextmanager
 def exit_in_one_line(folder: Path) -> Iterator[None]:
-    """The process's main function: exit with one line and status 2 for the user's mistake, 1 for an
-    error of the environment. `folder`: see `in_one_line`."""
+    """Exit with one line and status 2 for a user error, 1 for an error of the environment.
+
+    `folder`: see `in_one_line`.
+    """
     try:
         yield
     except UserError as error:
@@ -123,8 +129,10 @@ def exit_in_one_line(folder: Path) -> Iterator[None]:
 
 
 def _unwritable_output(error: Exception) -> str | None:
-    """Why standard output cannot be written, if the error came from there. It is then replaced, so
-    that the interpreter's last flush stays silent."""
+    """Return why standard output cannot be written, if that caused the error.
+
+    It is then replaced, so that the interpreter's last flush is silent.
+    """
     if (
         sys.stdout is None
         or not isinstance(error, OSError)
@@ -141,12 +149,10 @@ def _unwritable_output(error: Exception) -> str | None:
 
 
 def require_environment() -> None:
-    """Raises UserError for a working directory that was deleted, OSError for a closed output."""
+    """Raise UserError if the working directory was deleted, OSError if the output is closed."""
     if sys.stdout is None:
-        raise OSError("standard output is closed; send it somewhere, as with `> /dev/null`")
+        raise OSError("standard output is closed; redirect it, e.g. `> /dev/null`")
     try:
         os.getcwd()
     except FileNotFoundError:
-        raise UserError(
-            "the working directory was deleted; change into one that is there"
-        ) from None
+        raise UserError("the working directory was deleted; change to another one") from None

@@ -1,4 +1,4 @@
-"""Text of unknown origin, made safe to show on a terminal or a page."""
+"""Make text of unknown origin safe to show on a terminal or a page."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ _CONTROLS = _PICTURES | {127: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 def printable(text: str) -> str:
-    """The text with control characters as pictures (␛ for escape); line breaks and tabs stay.
+    """Return the text with control characters as symbols (␛), except line breaks and tabs.
 
-    A model can write escape sequences, which a terminal would obey.
+    A model can generate escape sequences, which a terminal would execute.
     """
     return text.translate(_CONTROLS)

@@ -1,11 +1,12 @@
-"""Scores for anyone's explanations: a file in, the table `scores` out, by any two local models."""
+"""Score the explanations of a file with any two local models, into the table `scores`."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,11 +33,12 @@ from rlt_core.store.files import Files, sha256_of
 from tasks.shards import in_shards
 
 Numbered = tuple[int, Explanation]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """What to score, by whom, and into which file."""
+    """The models, the files and the reward of one call."""
 
     teacher: Path
     """Model folder; its log-probs are pi_T."""
@@ -49,10 +51,10 @@ class Scoring:
     dtype: DType
     resources: StageResources
     allow_other_format: bool = False
-    """Models may have been trained with another format."""
+    """Whether the models may have been trained with another format."""
 
     def key(self) -> str:
-        """Of everything that determines the scores: shards of other work are not taken up."""
+        """Return the hash of everything that determines the scores; shards of other work differ."""
         models = [folder_digest(folder) for folder in (self.teacher, self.student)]
         parts = [
             str(STAGES["trace-scoring"].version), *models, sha256_of(self.input),
@@ -63,6 +65,8 @@ class Scoring:
 
 @dataclass(frozen=True)
 class _Work:
+    """The `LongWork` of `in_shards`."""
+
     out: Path
     work: Workspace
     progress: Progress
@@ -70,17 +74,17 @@ class _Work:
     machines: int = 1
 
     def is_committed(self) -> bool:
-        """Nobody else works on it."""
+        """Return False: no other run shares the work."""
         return False
 
 
 def score_file(scoring: Scoring, progress: Progress) -> pa.Table:
     """Score every row of the input; row i of the output is row i of the input.
 
-    Returns the table that was written, without its per-token lists. Shards commit beside the
-    output (`{output}.work`), so that an interrupted call goes on where it was; the folder is
-    removed at the end. Raises UserError for bad rows, a folder that is no model, and models of
-    different vocabularies; Stopped on request.
+    Returns the written table without its per-token lists. Shards commit beside the output
+    (`{output}.work`, removed at the end), so that an interrupted call continues where it was.
+    Raises UserError for bad rows, a folder that is no model, and models of different vocabularies;
+    Stopped on request.
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -88,12 +92,12 @@ def score_file(scoring: Scoring, progress: Progress) -> pa.Table:
     by_question: dict[str, list[Numbered]] = {}
     for number, row in rows:
         by_question.setdefault(row.question_id, []).append((number, row))
-    waiting = scoring.output.with_name(scoring.output.name + ".work")
-    workspace = Workspace(Files(str(waiting.absolute())), scoring.key())
+    shards = scoring.output.with_name(scoring.output.name + ".work")
+    workspace = Workspace(Files(str(shards.absolute())), scoring.key())
     groups = list(by_question.values())
     with TemporaryDirectory() as folder:
         work = _Work(Path(folder), workspace, progress)
-        compute = _Scorer(scoring)
+        compute = _scorer(scoring)
         in_shards(work, "scores", groups, scoring.resources.shard_questions, compute, _length)
         tables = [pq.read_table(file) for file in table_files(work.out, "scores")]
     order = pa.array([number for group in groups for number, _ in group])
@@ -102,75 +106,69 @@ def score_file(scoring: Scoring, progress: Progress) -> pa.Table:
     half_written = scoring.output.with_name(scoring.output.name + ".part")
     pq.write_table(table, half_written, compression="zstd")
     half_written.rename(scoring.output)
-    shutil.rmtree(waiting)
+    shutil.rmtree(shards)
     return table.drop_columns([f.name for f in SCORES if pa.types.is_list(f.type)])
 
 
 def _length(group: Sequence[Numbered]) -> int:
-    """Characters of a question's longest explanation."""
+    """Return the characters of a question's longest explanation."""
     return max(len(row.text) for _, row in group)
 
 
-class _Scorer:
-    """Both models, loaded when the first shard asks for them."""
+def _scorer(scoring: Scoring) -> Callable[[Sequence[list[Numbered]], Progress], list[Row]]:
+    """Check both models; return the function that scores a shard, which loads them when needed."""
+    if not scoring.allow_other_format:
+        roles: dict[Role, Path] = {"teacher": scoring.teacher, "student": scoring.student}
+        for role, folder in roles.items():
+            fix = f"add --prompt-format {folder / RECORD}, or --allow-other-format"
+            require_format(folder, scoring.format, role, f"--{role} {folder}", fix)
+    folders = (scoring.student, scoring.teacher)
+    names = (f"--student {scoring.student}", f"--teacher {scoring.teacher}")
+    tried = [try_folder(folder, name) for folder, name in zip(folders, names, strict=True)]
+    tokenizers = [tokenizer for tokenizer, _ in tried]
+    require_same_vocabulary(tokenizers[1], tokenizers[0], (names[1], names[0]))
+    student_renderer, teacher_renderer = (Renderer(scoring.format, each) for each in tokenizers)
 
-    def __init__(self, scoring: Scoring) -> None:
-        self._scoring = scoring
-        if not scoring.allow_other_format:
-            roles: dict[Role, Path] = {"teacher": scoring.teacher, "student": scoring.student}
-            for role, folder in roles.items():
-                fix = f"add --prompt-format {folder / RECORD}, or --allow-other-format"
-                require_format(folder, scoring.format, role, f"--{role} {folder}", fix)
-        names = (f"--student {scoring.student}", f"--teacher {scoring.teacher}")
-        folders = (scoring.student, scoring.teacher)
-        tried = [try_folder(*each) for each in zip(folders, names, strict=True)]
-        tokenizers = [tokenizer for tokenizer, _ in tried]
-        require_same_vocabulary(tokenizers[1], tokenizers[0], (names[1], names[0]))
-        self._student, self._teacher = (Renderer(scoring.format, each) for each in tokenizers)
-        self._trials = list(zip(folders, tried, names, strict=True))
-        self._models: list[Any] = []
-
-    def __call__(self, shard: Sequence[list[Numbered]], progress: Progress) -> list[dict[str, Any]]:
-        scoring = self._scoring
-        if not self._models:
-            self._models = [
-                try_loading(folder, scoring.dtype, *tried, name)
-                for folder, tried, name in self._trials
-            ]
-        student, teacher = self._models
-        rows = [row for group in shard for _, row in group]
-        contexts = [
-            Contexts(
-                *self._student.text_contexts(row.question, row.text, row.solution, self._teacher)
-            )
-            for row in rows
+    @cache
+    def models() -> list[Any]:
+        return [
+            try_loading(folder, scoring.dtype, *found, name)
+            for folder, found, name in zip(folders, tried, names, strict=True)
         ]
+
+    def score(shard: Sequence[list[Numbered]], progress: Progress) -> list[Row]:
+        student, teacher = models()
+        rows = [row for group in shard for _, row in group]
+        texts = [(row.question, row.text, row.solution) for row in rows]
         scored = score_contexts(
-            [self._trace(row) for row in rows],
-            contexts,
+            [_trace(scoring, row, student_renderer) for row in rows],
+            [Contexts(*student_renderer.text_contexts(*each, teacher_renderer)) for each in texts],
             student=scoring.student.name,
             load_student=lambda: on_device(student, scoring.resources),
             load_teacher=lambda: on_device(teacher, scoring.resources),
             spec=scoring.spec,
             max_tokens=min(_positions(student), _positions(teacher)),
             tokens_per_batch=scoring.resources.tokens_per_batch,
-            words=self._student.words,
+            words=student_renderer.words,
             progress=progress,
         )
         return assign_ranks(scored)
 
-    def _trace(self, row: Explanation) -> dict[str, Any]:
-        return {
-            "trace_id": f"{row.question_id}-{row.sample}",
-            "question_id": row.question_id,
-            "seed": 0,
-            "teacher": self._scoring.teacher.name,
-            "sample": row.sample,
-            "text": row.text,
-            "token_ids": self._student.encode_block(row.text),
-            "closed": row.closed,
-            "finish_reason": None,
-        }
+    return score
+
+
+def _trace(scoring: Scoring, row: Explanation, renderer: Renderer) -> Row:
+    return {
+        "trace_id": f"{row.question_id}-{row.sample}",
+        "question_id": row.question_id,
+        "seed": 0,
+        "teacher": scoring.teacher.name,
+        "sample": row.sample,
+        "text": row.text,
+        "token_ids": renderer.encode_block(row.text),
+        "closed": row.closed,
+        "finish_reason": None,
+    }
 
 
 def _positions(model: Any) -> int:

@@ -22,8 +22,8 @@ def serve(folder: Path) -> Iterator[seaweedfs.S3Access]:
     with (folder / "log.txt").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
     try:
-        seaweedfs.wait_ready(opened, lambda: process.poll() is None)
-        seaweedfs.make_bucket(opened, BUCKET)
+        log_file = folder / "log.txt"
+        seaweedfs.wait_for_bucket(opened, BUCKET, lambda: process.poll() is None, log_file)
         yield opened
     finally:
         process.kill()

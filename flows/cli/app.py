@@ -1,4 +1,4 @@
-"""The `rlt` command. Exit status: 0 done, 1 failed, 2 the user's mistake, 130 stopped."""
+"""The `rlt` command. Exit status: 0 success, 1 failure, 2 user error, 130 stopped."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import typer
 from flows.cli import artifacts, plan, reward, run, server, sql, study
 from flows.cli.fetch import fetch
 from flows.server.local import current
-from flows.server.worker import worker
 from rlt_core import __version__
 from rlt_core.environment import exit_in_one_line, require_environment
 
 app = typer.Typer(
     name="rlt",
-    help="Reinforcement-Learned Teachers: the whole paper as a pipeline.",
+    help="Reinforcement-Learned Teachers: the paper as a pipeline.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -32,7 +31,7 @@ app.command()(server.up)
 app.command()(server.down)
 app.command()(server.setup_server)
 app.command("furnish", hidden=True)(server.setup_server)
-app.command()(worker)
+app.command()(server.worker)
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(reward.app, name="reward")
 app.add_typer(study.app, name="study")
@@ -52,7 +51,7 @@ def _root(
 
 
 def _use_store_of_up() -> None:
-    """Where nothing names a store, commands read and write that of a running `rlt up`."""
+    """Let commands use the store of a running `rlt up` if no other store is named."""
     named = "RLT_STORE" in os.environ or any(word.startswith("--store") for word in sys.argv)
     if named or {"up", "down"} & set(sys.argv[1:2]):
         return

@@ -1,4 +1,4 @@
-"""`rlt artifacts`: what the store holds, where it came from, and whether it is intact."""
+"""`rlt artifacts`: list, inspect, verify, copy and remove the artifacts of a store."""
 
 from __future__ import annotations
 
@@ -10,73 +10,68 @@ import typer
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
-from rich.table import Table
 from rich.tree import Tree
 
 from flows.cli.options import DEFAULT_STORE, JsonOption, StoreOption, existing_store, open_store
-from flows.cli.progress import print_whole, table_console
+from flows.cli.tables import new_table, print_whole, table_console, title
 from flows.cli.transfer import pull, push
 from rlt_core.stages import Kind
 from rlt_core.store import Manifest, Store
 from rlt_core.store.cache import Cache, bound_bytes
 from rlt_core.store.manifests import read_manifests
+from rlt_core.store.transfer import with_inputs
 
 app = typer.Typer(
-    help="What the store holds: list, show, lineage, verify, pull, push, remove, gc, cache."
+    help="Artifacts of the store: list, show, lineage, verify, pull, push, remove, gc, cache."
 )
 app.command()(pull)
 app.command()(push)
 
-
 TABLE_ROWS = 1000
-"""Artifacts that a table shows."""
+"""Artifacts that `list` shows as a table."""
 
 KeyArgument = Annotated[
-    str, typer.Argument(metavar="KEY", help="A key, its unique beginning, or a name.")
+    str, typer.Argument(metavar="KEY", help="Key, its unique beginning, or a name.")
 ]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show only, delete nothing.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="List the files without deleting them.")
+]
 
 
 def _names(store: Store) -> dict[str, list[str]]:
-    """Key -> its human names."""
+    """Return the names of each key."""
     found: dict[str, list[str]] = {}
     for name, ref in store.refs().items():
         found.setdefault(ref.key, []).append(name)
     return found
 
 
-def _title(manifest: Manifest) -> str:
-    return manifest.label if manifest.seed is None else f"{manifest.label}@{manifest.seed}"
-
-
 @app.command("list")
 def list_(
     store: StoreOption = DEFAULT_STORE,
-    kind: Annotated[Kind | None, typer.Option(help="Only this kind, e.g. model.")] = None,
+    kind: Annotated[Kind | None, typer.Option(help="Kind of the artifacts, e.g. model.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List artifacts, the newest last: all as JSON, the last thousand as a table."""
+    """List artifacts, the newest last. The table has the last thousand, JSON has all."""
     opened = open_store(store)
     found = sorted(opened.manifests(kind), key=lambda one: one.finished_at)
     if as_json:
         names = _names(opened)
         print(json.dumps([_summary(one, names) for one in found], indent=1))
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("key", "kind", "label", "profile"):
-        table.add_column(column, no_wrap=column == "key")
-    for column in ("seconds", "size", "rows"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("finished (UTC)", no_wrap=True)
+    numbers = ("seconds", "size", "rows")
+    table = new_table("key", "kind", "label", "profile", *numbers, "finished (UTC)", right=numbers)
     for one in found[-TABLE_ROWS:]:
         table.add_row(
-            one.ref.key, one.ref.kind, escape(_title(one)), escape(one.profile),
+            one.ref.key, one.ref.kind, escape(title(one)), escape(one.profile),
             f"{one.seconds:.1f}", decimal(one.bytes), str(one.rows),
             f"{one.finished_at:%Y-%m-%d %H:%M:%S}",
         )  # fmt: skip
     console = table_console()
     if (older := len(found) - TABLE_ROWS) > 0:
-        console.print(f"… {older} older ones: --json lists all, `rlt sql` selects", style="dim")
+        console.print(
+            f"… {older} older ones: --json lists all, `rlt sql` queries them", style="dim"
+        )
     print_whole(console, table)
     size = decimal(sum(one.bytes for one in found))
     console.print(f"{len(found)} artifacts, {size}, in {opened}")
@@ -107,40 +102,35 @@ def show(key: KeyArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOpti
         print(manifest.model_dump_json(indent=1))
         return
     console = Console(highlight=False)
-    console.print(f"[bold]{escape(_title(manifest))}[/]  {manifest.ref.kind}/{manifest.ref.key}")
+    console.print(f"[bold]{escape(title(manifest))}[/]  {manifest.ref.kind}/{manifest.ref.key}")
     for name in _names(opened).get(manifest.ref.key, []):
         console.print(f"name: {escape(name)}")
-    facts = manifest.model_dump(
+    made = manifest.model_dump(
         mode="json",
         include={
             "stage_version", "profile", "attempt", "device", "threads", "seconds", "gpu_seconds",
             "started_at", "finished_at", "git_commit", "flow_run_id",
         },
     )  # fmt: skip
-    _section(console, "made", facts.items())
-    _section(console, "inputs", ((name, ref.key) for name, ref in manifest.inputs.items()))
-    _section(console, "config", _flat(manifest.config))
-    _section(console, "metrics", ((n, f"{v:.6g}") for n, v in manifest.metrics.items()))
-    _section(console, "packages", manifest.packages.items())
-    _section(
-        console,
-        f"files in {opened.data_path(manifest)}",
-        ((one.path, _file_facts(one.bytes, one.rows, one.sha256)) for one in manifest.files),
-    )
-
-
-def _file_facts(size: int, rows: int | None, sha256: str) -> str:
-    counted = "" if rows is None else f", {rows} rows"
-    return f"{decimal(size)}{counted}, sha256 {sha256[:16]}…"
-
-
-def _section(console: Console, title: str, entries: Iterable[tuple[str, Any]]) -> None:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for name, value in entries:
-        table.add_row(f"  {escape(name)}", escape(str(value)))
-    if table.row_count:
-        console.print(f"\n[bold]{escape(title)}[/]")
-        console.print(table)
+    sections = {
+        "made": made,
+        "inputs": {name: ref.key for name, ref in manifest.inputs.items()},
+        "config": dict(_flat(manifest.config)),
+        "metrics": {name: f"{value:.6g}" for name, value in manifest.metrics.items()},
+        "packages": manifest.packages,
+        f"files in {opened.data_path(manifest)}": {
+            one.path: f"{decimal(one.bytes)}, {'' if one.rows is None else f'{one.rows} rows, '}"
+            f"sha256 {one.sha256[:16]}…"
+            for one in manifest.files
+        },
+    }
+    for heading, entries in sections.items():
+        if entries:
+            console.print(f"\n[bold]{escape(heading)}[/]")
+            table = new_table("", "", show_header=False)
+            for name, value in entries.items():
+                table.add_row(f"  {escape(name)}", escape(str(value)))
+            console.print(table)
 
 
 def _flat(config: dict[str, Any], path: str = "") -> Iterable[tuple[str, Any]]:
@@ -155,22 +145,28 @@ def _flat(config: dict[str, Any], path: str = "") -> Iterable[tuple[str, Any]]:
 def lineage(
     key: KeyArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False
 ) -> None:
-    """Show what an artifact was made from, down to the first inputs."""
+    """Show the artifacts that an artifact was made from, down to the first inputs."""
     opened = open_store(store)
     manifest = opened.find(key)
     if as_json:
-        print(json.dumps(_ancestry(opened, manifest), indent=1))
+        ancestors, _ = with_inputs(opened, [manifest])
+        entries = [
+            {"key": one.ref.key, "label": one.label}
+            | {"inputs": {name: ref.key for name, ref in one.inputs.items()}}
+            for one in reversed(ancestors)
+        ]
+        print(json.dumps(entries, indent=1))
         return
-    tree = Tree(f"[bold]{escape(_title(manifest))}[/]  {manifest.ref.key}")
+    tree = Tree(f"[bold]{escape(title(manifest))}[/]  {manifest.ref.key}")
     _grow(opened, manifest, tree, set())
     Console(highlight=False).print(tree)
 
 
 def _grow(store: Store, manifest: Manifest, tree: Tree, shown: set[str]) -> None:
-    """Add the inputs of an artifact; those of one that was shown already are not repeated."""
+    """Add an artifact's inputs to the tree; an artifact's own inputs are shown once."""
     for name, ref in manifest.inputs.items():
         parent = store.manifest(ref.kind, ref.key)
-        what = escape(_title(parent)) if parent else "[red]no longer in the store[/]"
+        what = escape(title(parent)) if parent else "[red]no longer in the store[/]"
         repeated = parent is not None and ref.key in shown and parent.inputs
         above = "  [dim](see above)[/]" if repeated else ""
         branch = tree.add(f"[dim]{escape(name)}:[/] {what}  {ref.key}{above}")
@@ -179,25 +175,10 @@ def _grow(store: Store, manifest: Manifest, tree: Tree, shown: set[str]) -> None
             _grow(store, parent, branch, shown)
 
 
-def _ancestry(store: Store, manifest: Manifest) -> list[dict[str, Any]]:
-    """One entry an ancestor, the artifact itself first."""
-    found: dict[str, dict[str, Any]] = {}
-    waiting = [manifest]
-    while waiting:
-        one = waiting.pop(0)
-        if one.ref.key in found:
-            continue
-        inputs = {name: ref.key for name, ref in one.inputs.items()}
-        found[one.ref.key] = {"key": one.ref.key, "label": one.label, "inputs": inputs}
-        parents = (store.manifest(ref.kind, ref.key) for ref in one.inputs.values())
-        waiting += [parent for parent in parents if parent]
-    return list(found.values())
-
-
 @app.command()
 def verify(
     key: Annotated[
-        str | None, typer.Argument(metavar="[KEY]", help="A key or its beginning; none: all.")
+        str | None, typer.Argument(metavar="[KEY]", help="Key or its beginning; by default all.")
     ] = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
@@ -212,10 +193,10 @@ def verify(
         problems = opened.verify(manifest)
         damaged += bool(problems)
         for problem in problems:
-            print(f"{_title(manifest)} ({manifest.ref.key}): {problem}")
+            print(f"{title(manifest)} ({manifest.ref.key}): {problem}")
         if problems:
-            mend = f"rlt artifacts remove {manifest.ref.key}"
-            print(f"  mend: `{mend}`, then run again; what was made from it stays")
+            command = f"rlt artifacts remove {manifest.ref.key}"
+            print(f"  fix: `{command}`, then run again; artifacts made from it are kept")
     total = len(chosen) + len(unreadable)
     print(f"{total - damaged} of {total} artifacts are intact")
     raise typer.Exit(1 if damaged else 0)
@@ -223,16 +204,16 @@ def verify(
 
 @app.command()
 def remove(key: KeyArgument, store: StoreOption = DEFAULT_STORE) -> None:
-    """Delete one artifact and its unfinished work; the next run computes it anew."""
+    """Delete one artifact and its unfinished work; the next run computes it again."""
     opened = open_store(store)
     manifest = opened.find(key)
     opened.remove(manifest.ref)
-    print(f"removed {_title(manifest)} ({manifest.ref.key})")
+    print(f"removed {title(manifest)} ({manifest.ref.key})")
 
 
 @app.command()
 def gc(store: StoreOption = DEFAULT_STORE, dry_run: DryRunOption = False) -> None:
-    """Delete what crashes left: attempts that no manifest names. Running work is left alone."""
+    """Delete the files of crashed attempts, which no manifest names. Running work is kept."""
     opened = existing_store(store)
     orphans = opened.orphans() if dry_run else opened.gc()
     for orphan in orphans:
@@ -243,7 +224,9 @@ def gc(store: StoreOption = DEFAULT_STORE, dry_run: DryRunOption = False) -> Non
 
 @app.command()
 def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Delete what no process uses.")] = False,
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Delete the copies that no process uses.")
+    ] = False,
 ) -> None:
     """Show the local copies of files of S3 stores; RLT_CACHE_GB bounds their size."""
     copies, bound = Cache(), bound_bytes()

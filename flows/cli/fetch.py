@@ -1,4 +1,4 @@
-"""`rlt fetch`: download ahead what a profile needs from the hub, and pin it here."""
+"""`rlt fetch`: download a profile's models and data sets from the hub, and pin their commits."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from rlt_core.overrides import load_config
 
 GIB = 1 << 30
 SPARE = 1.1
-"""Free disk that is asked for, over the bytes to download."""
+"""Free disk required per byte to download."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A repository of the hub."""
+    """A repository on the hub."""
 
     repo: str
     revision: str | None
@@ -31,7 +31,8 @@ class Wanted:
 
 
 def _wanted(config: Config, target: str) -> Iterator[Wanted]:
-    """What an experiment reads; the larger student and other trace sources are table 1's."""
+    """Yield the repositories of an experiment; only table 1 has a larger student and other trace
+    sources."""
     sources = [config.base_model, config.reward_student, config.student]
     sources += [model.source for model in config.imports.models.values()]
     data_sets = [config.data, config.rl_data]
@@ -54,7 +55,7 @@ def fetch(
     profile: ProfileOption = "tiny",
     set_: SetOption = None,
 ) -> None:
-    """Download the models and data sets of a run, so that everything later is offline."""
+    """Download the models and data sets of a run, so that the run needs no network."""
     require_target(target)
     wanted = list(dict.fromkeys(_wanted(load_config(profile, set_ or []), target)))
     console = Console()

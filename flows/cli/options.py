@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rlt_core.errors import UserError
 from rlt_core.store import Store
+
+if TYPE_CHECKING:
+    from flows.request import Request
 
 DEFAULT_STORE = "rlt-store"
 
@@ -20,36 +24,57 @@ BudgetOption = Annotated[
     typer.Option(
         "--budget-gpu-hours",
         min=0,
-        help="Begin no node that would take this run beyond so many GPU-hours (estimates; what "
-        "was computed counts as it was).",
+        help="Limit on the run's GPU-hours; a node whose estimate would exceed it is not started.",
     ),
 ]
 StoreOption = Annotated[
     str, typer.Option("--store", envvar="RLT_STORE", help="A folder or s3://bucket/prefix.")
 ]
-ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="Which config to start from.")]
+ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="Config to start from.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, e.g. data.n_train=100."),
+    typer.Option("--set", metavar="FIELD=VALUE", help="Changed field, e.g. data.n_train=100."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def new_request(
+    target: str,
+    profile: str,
+    overrides: Sequence[str] | None,
+    store: str,
+    budget_gpu_hours: float | None = None,
+) -> Request:
+    """Return what a run, plan or study asks for. Raises UserError if the store is a file."""
+    from flows.request import Request
+
+    open_store(store)
+    return Request(
+        target=target,
+        profile=profile,
+        overrides=tuple(overrides or ()),
+        store=store_place(store),
+        budget_gpu_hours=budget_gpu_hours,
+    )
 
 
 def store_place(store: str) -> str:
-    """A store that means the same from any folder."""
+    """Return the store's address, independent of the working directory."""
     return store if "://" in store else str(Path(store).expanduser().absolute())
 
 
 def open_store(store: str) -> Store:
-    """The store. Raises UserError if its place is a file."""
+    """Return the store. Raises UserError if its place is a file."""
     if "://" not in store and Path(store).is_file():
         raise UserError(f"--store {store}: this is a file; give a folder or s3://bucket/prefix")
     return Store(store)
 
 
 def existing_store(store: str) -> Store:
-    """The store, where an empty one would pass for a result. Raises UserError if its folder is not
-    there."""
+    """Return a store that must exist, since an empty one would look like a result.
+
+    Raises UserError if its folder does not exist.
+    """
     if "://" not in store and not Path(store).expanduser().exists():
         raise UserError(
             f"no store at {store}: there is no such folder; `rlt run` makes one, --store or "
@@ -59,8 +84,8 @@ def existing_store(store: str) -> Store:
 
 
 def check_parquet(output: Path) -> None:
-    """Raises UserError, before the work, for an --output that cannot be written."""
+    """Raise UserError, before the work, for an --output that cannot be written."""
     if output.suffix != ".parquet":
-        raise UserError(f"--output {output}: Parquet is written; end its name in .parquet")
+        raise UserError(f"--output {output}: the file is Parquet; end its name in .parquet")
     if not output.absolute().parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {output.parent}")

@@ -1,4 +1,4 @@
-"""`rlt plan`: every node, whether it is in the store already, and what the others need."""
+"""`rlt plan`: every node, whether it is in the store, and what the missing ones need."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from flows.cli.options import (
     DEFAULT_STORE,
@@ -20,10 +19,9 @@ from flows.cli.options import (
     SetOption,
     StoreOption,
     TargetArgument,
-    open_store,
-    store_place,
+    new_request,
 )
-from flows.cli.progress import table_console
+from flows.cli.tables import new_table, table_console
 from flows.request import Request
 from rlt_core.data.sources import found_layout
 from rlt_core.estimate import Machine, NodeEstimate, assumptions, disk_needed, said_of_disk, short
@@ -34,12 +32,8 @@ from rlt_core.store import Store
 
 CHANGES_SHOWN = 3
 GIB = 1 << 30
-COLUMNS = (
-    "params", "GiB/GPU", "GPUs", "tokens", "GPU-h", "hours", "host", "disk", "artifact",
-)  # fmt: skip
-
-HELD = ("host_bytes", "disk_bytes")
-"""Columns `host` and `disk`: the most that one node needs while it is computed."""
+COLUMNS = ("params", "GiB/GPU", "GPUs", "tokens", "GPU-h", "hours", "host", "disk", "artifact")
+"""`host` and `disk`: the most that one node needs while it is computed."""
 
 Estimates = Mapping[str, NodeEstimate]
 """Node key -> estimate."""
@@ -54,17 +48,16 @@ def plan(
         bool | None,
         typer.Option(
             "--estimates/--no-estimates",
-            help="What nodes will take; else shown where they are computed on GPUs.",
+            help="Needs of the missing nodes; by default shown for nodes on GPUs.",
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show every node, in the store already or to be computed, for those what changed and what
-    they will take. Exit status 2 if that cannot fit."""
-    open_store(store)
-    request = Request(
-        target=target, profile=profile, overrides=tuple(set_ or ()), store=store_place(store)
-    )
+    """Show every node, whether it is in the store, what changed, and what it needs.
+
+    Exit status 2 if a node cannot fit.
+    """
+    request = new_request(target, profile, set_, store)
     planned = request.look_up()
     found = request.estimates(planned)
     show_estimators(planned)
@@ -73,20 +66,16 @@ def plan(
         print(json.dumps(rows, indent=1))
     else:
         console = table_console()
-        console.print(_nodes(planned))
-        misses = sum(not item.hit for item in planned)
-        console.print(f"{len(planned)} nodes: {len(planned) - misses} hits, {misses} misses")
-        for line in _layouts(planned):
-            console.print(line, markup=False, soft_wrap=True)
-        for line in _formats(planned):
-            console.print(line, markup=False, highlight=False)
+        _show_nodes(console, planned)
+        for line in (*_layouts(planned), *_formats(planned)):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         if estimates or (estimates is None and any(each.on_gpu for each in found.values())):
             _show_estimates(console, request, planned, found)
     request.require_fit(planned)
 
 
 def show_estimators(planned: Sequence[Planned]) -> None:
-    """One line on stderr for each trace-scoring of off-policy traces: its KL estimator, and why."""
+    """Print the KL estimator, and the reason, of each trace-scoring of off-policy traces."""
     notes = {
         item.node.label: item.node.config.note
         for item in planned
@@ -97,7 +86,7 @@ def show_estimators(planned: Sequence[Planned]) -> None:
 
 
 def row(item: Planned) -> dict[str, Any]:
-    """A node of a plan as printed by `--json`."""
+    """Return a node of a plan as `--json` prints it."""
     return {
         "name": item.node.name,
         "stage": item.node.stage.name,
@@ -109,8 +98,21 @@ def row(item: Planned) -> dict[str, Any]:
     }
 
 
+def _show_nodes(console: Console, planned: Sequence[Planned]) -> None:
+    table = new_table("node", "key", "", "what changed", whole=("node", "key", ""))
+    for item in planned:
+        shown = [*item.changes[:CHANGES_SHOWN]]
+        if len(item.changes) > CHANGES_SHOWN:
+            shown.append(f"and {len(item.changes) - CHANGES_SHOWN} more")
+        what = "[green]hit[/]" if item.hit else "[yellow]miss[/]"
+        table.add_row(escape(item.node.name), item.node.key, what, escape("\n".join(shown)))
+    console.print(table)
+    misses = sum(not item.hit for item in planned)
+    console.print(f"{len(planned)} nodes: {len(planned) - misses} hits, {misses} misses")
+
+
 def _layouts(planned: Sequence[Planned]) -> Iterator[str]:
-    """How data files are read where that is not configured."""
+    """Yield how data files are read where that is not configured."""
     for item in planned:
         config, path = item.node.config, item.node.paths.get("source")
         if not isinstance(config, DatasetPrepConfig) or path is None or item.hit:
@@ -120,7 +122,7 @@ def _layouts(planned: Sequence[Planned]) -> Iterator[str]:
 
 
 def _formats(planned: Sequence[Planned]) -> list[str]:
-    """One line for each prompt format with its nodes, the most common one last."""
+    """Return one line per prompt format with its nodes, the most common one last."""
     nodes: dict[str, list[str]] = {}
     for item in planned:
         label = label_of(item.node.config.model_dump())
@@ -131,40 +133,26 @@ def _formats(planned: Sequence[Planned]) -> list[str]:
     return [*lines, f"prompt format {most}: all {'other nodes' if few else 'nodes'}"][: len(nodes)]
 
 
-def _nodes(planned: Sequence[Planned]) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("node", "key", "", "what changed"):
-        table.add_column(column, no_wrap=column in ("node", "key", ""))
-    for item in planned:
-        shown = [*item.changes[:CHANGES_SHOWN]]
-        if len(item.changes) > CHANGES_SHOWN:
-            shown.append(f"and {len(item.changes) - CHANGES_SHOWN} more")
-        what = "[green]hit[/]" if item.hit else "[yellow]miss[/]"
-        table.add_row(escape(item.node.name), item.node.key, what, escape("\n".join(shown)))
-    return table
-
-
 # ---------------------------------------------------------------- estimates
 def _show_estimates(
     console: Console, request: Request, planned: Sequence[Planned], found: Estimates
 ) -> None:
-    """Print what missing nodes need: one line per node, one per stage, the sum, assumptions."""
+    """Print the needs of the missing nodes: one line per node and per stage, sum, assumptions."""
     missing = [item.node for item in planned if not item.hit]
     if not missing:
         return
     stages: dict[str, list[NodeEstimate]] = {}
-    table = _table("to be computed")
+    table = new_table("to be computed", *COLUMNS, right=COLUMNS, whole=COLUMNS)
     for node in missing:
         stages.setdefault(node.stage.name, []).append(found[node.key])
         table.add_row(escape(node.name), *_cells([found[node.key]]))
-    console.print()
-    console.print(table)
-    sums = _table("stage")
+    sums = new_table("stage", *COLUMNS, right=COLUMNS, whole=COLUMNS)
     for stage, own in stages.items():
         sums.add_row(f"{stage} ({len(own)})", *_cells(own))
     sums.add_row("all", *_cells([found[node.key] for node in missing]), style="bold")
-    console.print()
-    console.print(sums)
+    for each in (table, sums):
+        console.print()
+        console.print(each)
     console.print(_disk(Store(request.store), missing, found), markup=False)
     for line in assumptions(request.config(), missing, found):
         console.print(line, style="dim", markup=False, highlight=False)
@@ -178,23 +166,14 @@ def _disk(store: Store, missing: Sequence[Node], found: Estimates) -> str:
     return said if free is None else f"{said}; free there: {short(free)}B"
 
 
-def _table(first: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column(first, overflow="fold")  # names give way to figures
-    for column in COLUMNS:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
-
-
 def _cells(own: Sequence[NodeEstimate]) -> list[str]:
-    """Cells for one node or several: the largest of what is held at once, the sum of the rest."""
+    """Return the `COLUMNS` of some nodes: the maximum of sizes held at once, the sum of others."""
     parameters = [each.parameters for each in own if each.parameters is not None]
     peaks = [each.peak_bytes for each in own if each.peak_bytes is not None]
     hours = [each for each in own if each.gpu_hours is not None]
     unknown = any(each.gpus and each.peak_bytes is None for each in own)
-    tokens = sum(each.tokens for each in own)
-    size = sum(each.artifact_bytes for each in own)
-    host, disk = (max(getattr(each, name) or 0 for each in own) for name in HELD)
+    tokens, size = (sum(getattr(each, n) for each in own) for n in ("tokens", "artifact_bytes"))
+    host, disk = (max(getattr(each, n) or 0 for each in own) for n in ("host_bytes", "disk_bytes"))
     return [
         "unknown" if unknown else short(max(parameters)) if parameters else "-",
         "unknown" if unknown else f"{max(peaks) / GIB:.1f}" if peaks else "-",

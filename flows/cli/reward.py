@@ -5,43 +5,40 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from flows.cli.options import DEFAULT_STORE, JsonOption, StoreOption, check_parquet, open_store
-from flows.cli.progress import print_whole, table_console
+from flows.cli.progress import progress_bar
 from flows.cli.reward_score import score
-from flows.cli.sql import NoPandas
-from rlt_core.config import KLEstimator, Reduction
+from flows.cli.sql import skip_pandas
+from flows.cli.tables import new_table, print_whole, table_console, title
+from rlt_core.config import KLEstimator, Reduction, RewardSpec
 from rlt_core.config.reward import off_policy_note
 from rlt_core.printable import printable
 
 if TYPE_CHECKING:
     from rlt_core.explain import Explained, Token
-    from rlt_core.reward.replay import Changes, Summary
+    from rlt_core.reward.replay import Summary
     from rlt_core.store import Manifest
 
 app = typer.Typer(
-    help="The reward of explanations: recompute it from stored log-probs, see what made it."
+    help="Rewards of explanations: recomputed from stored log-probs, explained, or computed."
 )
-
 app.command()(score)
 
-SHOWN_RIVALS = 16
-"""Completions of the same question that `explain` shows."""
+SHOWN_TRACES = 16
+"""Traces of the same question that `explain` shows."""
 MEASURES = (
     "r_ss", "r_kl", "think_mean", "rank_surprisal", "copied", "compression", "doubt", "clipped",
 )  # fmt: skip
-"""Columns of `scores` that rank traces otherwise, and that guards watch."""
+"""Columns of `scores`: baselines of the reward, and diagnostics."""
 
 
 # ---------------------------------------------------------------- replay
@@ -51,101 +48,84 @@ def replay(
         list[str] | None,
         typer.Argument(
             metavar="[RUN]...",
-            help="Keys, beginnings or names of scores; none: the latest of each label and seed.",
+            help="Keys or names of scores; by default the latest of each label and seed.",
         ),
     ] = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of the worst token.")] = None,
     kl_weight: Annotated[float | None, typer.Option("--lambda", help="Weight of r_KL.")] = None,
     kl: Annotated[
-        KLEstimator | None, typer.Option(help="KL at a token; full: where it was scored so.")
+        KLEstimator | None,
+        typer.Option(help="KL estimator; full needs scores with reward.kl=full."),
     ] = None,
     reduction: Annotated[
-        Reduction | None, typer.Option(help="In place of the mean, in r_SS and r_KL.")
+        Reduction | None, typer.Option(help="Reduction in place of the mean, in r_SS and r_KL.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write every trace to this Parquet file.")
+        Path | None, typer.Option("--output", "-o", help="Parquet file for the replayed traces.")
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Recompute rewards and ranks of committed scores; what is not given stays as it was."""
+    """Recompute rewards and ranks of committed scores.
+
+    Options that are not given keep the artifact's own values.
+    """
     if output is not None:
         check_parquet(output)
-    sys.meta_path.insert(0, NoPandas())
+    skip_pandas()
     from flows.cli.sql_output import write
-    from rlt_core.reward.replay import Changes, chosen, own_spec, replayed, summaries
+    from rlt_core.reward.replay import changed, chosen, replayed, spec_of, summaries
 
     opened = open_store(store)
     manifests = chosen(opened, runs or [])
-    changes = Changes(alpha, kl_weight, kl, reduction)
-    for manifest in manifests:
+    given = {
+        "alpha": alpha, "kl_weight": kl_weight, "kl": kl,
+        "solution_reduction": reduction, "think_reduction": reduction,
+    }  # fmt: skip
+    changes = {name: value for name, value in given.items() if value is not None}
+    specs = [changed(spec_of(manifest), changes) for manifest in manifests]
+    for manifest, spec in zip(manifests, specs, strict=True):
         if reason := manifest.config.get("off_policy"):
-            note = off_policy_note(changes.applied(own_spec(manifest)).kl, reason)
-            print(f"{manifest.label}: {note}", file=sys.stderr)
+            print(f"{manifest.label}: {off_policy_note(spec.kl, reason)}", file=sys.stderr)
     with (
-        _progress(sum(manifest.rows for manifest in manifests)) as advance,
-        replayed(opened, manifests, changes, advance) as connection,
+        progress_bar("replay") as report,
+        replayed(opened, manifests, changes, report) as connection,
     ):
         found = summaries(connection, manifests)
         if output is not None:
             every = connection.sql("from replayed order by run, question_id, sample, teacher")
             write(every, "parquet", output)
     if as_json:
-        pairs = zip(manifests, found, strict=True)
-        print(json.dumps([_entry(*pair, changes) for pair in pairs], indent=1))
+        rows = zip(manifests, found, specs, strict=True)
+        print(json.dumps([_entry(*row) for row in rows], indent=1))
         return
-    _show_replay(manifests, changes, found)
+    named = {"alpha": alpha, "lambda": kl_weight, "kl": kl, "reduction": reduction}
+    _show_replay(manifests, found, named)
     if output is not None:
         table_console().print(f"written: {escape(str(output))}")
 
 
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A line on the terminal while traces are read; hears how many more."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("replay"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("traces"),
-        TimeRemainingColumn(),
+def _entry(manifest: Manifest, found: Summary, spec: RewardSpec) -> dict[str, Any]:
+    own = {"label": manifest.label, "seed": manifest.seed}
+    return own | dataclasses.asdict(found) | {"reward": spec.model_dump()}
+
+
+def _show_replay(manifests: list[Manifest], found: list[Summary], changes: dict[str, Any]) -> None:
+    numbers = (
+        "traces", "questions", "before", "after", "Pearson", "Spearman", "best changed",
     )  # fmt: skip
-    bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    with bars:
-        task = bars.add_task("", total=total)
-        yield lambda more: bars.advance(task, more)
-
-
-def _entry(manifest: Manifest, summary: Summary, changes: Changes) -> dict[str, Any]:
-    from rlt_core.reward.replay import own_spec
-
-    return {
-        "label": manifest.label,
-        "seed": manifest.seed,
-        **dataclasses.asdict(summary),
-        "reward": changes.applied(own_spec(manifest)).model_dump(),
-    }
-
-
-def _show_replay(manifests: list[Manifest], changes: Changes, found: list[Summary]) -> None:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("scores")
-    table.add_column("key", no_wrap=True)
-    for column in ("traces", "questions", "before", "after", "Pearson", "Spearman", "best changed"):
-        table.add_column(column, justify="right")
+    table = new_table("scores", "key", *numbers, right=numbers)
     for manifest, one in zip(manifests, found, strict=True):
         table.add_row(
-            escape(_title(manifest)), manifest.ref.key, f"{one.traces:,}", f"{one.questions:,}",
+            escape(title(manifest)), manifest.ref.key, f"{one.traces:,}", f"{one.questions:,}",
             _number(one.mean_before), _number(one.mean_after), _number(one.pearson),
             _number(one.spearman), "·" if one.best_changed is None else f"{one.best_changed:.1%}",
         )  # fmt: skip
-    given = [
-        f"{'lambda' if name == 'kl_weight' else name} {value}"
-        for name, value in dataclasses.asdict(changes).items()
-        if value is not None
-    ]
     console = table_console()
     print_whole(console, table)
-    console.print(
-        f"mean reward before and after; {', '.join(given) or 'nothing'} changed", style="dim"
-    )
+    given = [f"{name} {value}" for name, value in changes.items() if value is not None]
+    what = ", ".join(given) or "nothing"
+    console.print(f"mean reward before and after; {what} changed", style="dim")
 
 
 def _number(value: float | None) -> str:
@@ -155,15 +135,19 @@ def _number(value: float | None) -> str:
 # ---------------------------------------------------------------- explain
 @app.command("explain")
 def explain_(
-    trace_id: Annotated[str, typer.Argument(metavar="TRACE_ID", help="As in `scores`.")],
+    trace_id: Annotated[
+        str, typer.Argument(metavar="TRACE_ID", help="Column trace_id of `scores`.")
+    ],
     run: Annotated[
         str | None,
-        typer.Option(help="Key, beginning or name of the scores; else the newest with the trace."),
+        typer.Option(
+            help="Key, beginning or name of the scores; by default the newest with the trace."
+        ),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Show what made one trace's reward: parts, worst tokens, the question's other traces."""
-    sys.meta_path.insert(0, NoPandas())
+    skip_pandas()
     from rlt_core.explain import explain
 
     found = explain(open_store(store), trace_id, run)
@@ -175,15 +159,14 @@ def explain_(
         console.print(f"no reward: {row['status']}")
     else:
         console.print(f"reward {_number(row['reward'])}, imported: there are no log-probs")
-    if found.worst_solution is not None:
-        console.print("\nworst token of the solution", style="bold")
-        console.print(_tokens_table([found.worst_solution]))
-    for title, tokens in (
-        ("most surprising tokens of the explanation: largest k", found.surprising),
-        ("and least likely to the student", found.unlikely),
+    worst = [found.worst_solution] if found.worst_solution else []
+    for heading, tokens in (
+        ("worst token of the solution", worst),
+        ("tokens of the explanation with the largest k", found.surprising),
+        ("tokens of the explanation least likely to the student", found.unlikely),
     ):
         if tokens:
-            console.print(f"\n{title}", style="bold")
+            console.print(f"\n{heading}", style="bold")
             console.print(_tokens_table(tokens))
     measured = [f"{name} {_number(row[name])}" for name in MEASURES if row[name] is not None]
     if measured:
@@ -192,25 +175,21 @@ def explain_(
 
 
 def _show_head(console: Console, found: Explained) -> None:
-    row = found.row
+    row, manifest = found.row, found.manifest
     console.print(
-        f"[bold]{escape(row['trace_id'])}[/]  {escape(_title(found.manifest))}  "
-        f"{found.manifest.ref.key}"
+        f"[bold]{escape(row['trace_id'])}[/]  {escape(title(manifest))}  {manifest.ref.key}"
     )
     for name in ("question_id", "teacher", "student", "closed", "think_tokens", "solution_tokens"):
         if row[name] is not None:
             console.print(f"{name} {escape(str(row[name]))}", end="  ", style="dim")
     console.print()
     if found.elsewhere:
-        others = ", ".join(f"{_title(one)} ({one.ref.key})" for one in found.elsewhere)
-        console.print(f"also scored in {escape(others)}: take --run KEY for these", style="dim")
+        others = ", ".join(f"{title(one)} ({one.ref.key})" for one in found.elsewhere)
+        console.print(f"also scored in {escape(others)}; choose with --run KEY", style="dim")
 
 
 def _parts_table(found: Explained) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("part")
-    for column in ("value", "times", "adds"):
-        table.add_column(column, justify="right")
+    table = new_table("part", "value", "times", "adds", right=("value", "times", "adds"))
     for part in found.parts:
         table.add_row(
             part.name, f"{part.value:.4f}", f"{part.coefficient:g}", f"{part.contribution:+.4f}"
@@ -220,43 +199,34 @@ def _parts_table(found: Explained) -> Table:
 
 
 def _tokens_table(tokens: list[Token]) -> Table:
-    """Positions, log-probs, k where there is one, and the token among its neighbours."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    """Show positions, log-probs, k if there is one, and the token among its neighbours."""
     explanation = tokens[0].kl is not None
-    table.add_column("token", justify="right")
-    for column in ("log p student", *(("log p teacher", "k") if explanation else ())):
-        table.add_column(column, justify="right")
-    table.add_column("text")
+    numbers = ("log p student", *(("log p teacher", "k") if explanation else ()))
+    table = new_table("token", *numbers, "text", right=("token", *numbers))
     for token in tokens:
-        numbers = [token.student, token.teacher, token.kl]
+        values = [v for v in (token.student, token.teacher, token.kl) if v is not None]
         text = Text.assemble(
-            _plain(token.before), (f"[{_plain(token.text)}]", "bold reverse"), _plain(token.after)
+            _line(token.before), (f"[{_line(token.text)}]", "bold reverse"), _line(token.after)
         )
-        table.add_row(
-            str(token.position),
-            *(f"{number:.3f}" for number in numbers if number is not None),
-            text,
-        )
+        table.add_row(str(token.position), *(f"{value:.3f}" for value in values), text)
     return table
 
 
-def _plain(text: str) -> str:
+def _line(text: str) -> str:
     return printable(text.replace("\n", "⏎").replace("\t", "⇥"))
 
 
 def _group_table(found: Explained) -> Table:
-    """The question's traces by rank: the best, and this one."""
+    """Show the question's traces by rank: the best, and the explained one."""
     own, group = found.row["trace_id"], found.group
-    left_out = max(0, len(group) - SHOWN_RIVALS)
-    table = Table(
-        box=None, header_style="bold", pad_edge=False, title_justify="left",
-        title=f"\ntraces of the question, by rank: {len(group)}",
+    left_out = max(0, len(group) - SHOWN_TRACES)
+    table = new_table(
+        "rank", "trace", "reward", "tokens", right=("rank", "reward", "tokens"),
+        title=f"\ntraces of the question, by rank: {len(group)}", title_justify="left",
         caption=f"{left_out} more" if left_out else None,
     )  # fmt: skip
-    for column in ("rank", "trace", "reward", "tokens"):
-        table.add_column(column, justify="left" if column == "trace" else "right")
     for place, row in enumerate(group):
-        if place < SHOWN_RIVALS or row["trace_id"] == own:
+        if place < SHOWN_TRACES or row["trace_id"] == own:
             table.add_row(
                 "·" if row["rank"] is None else str(row["rank"]),
                 escape(row["trace_id"]),
@@ -265,7 +235,3 @@ def _group_table(found: Explained) -> Table:
                 style="bold" if row["trace_id"] == own else "",
             )
     return table
-
-
-def _title(manifest: Manifest) -> str:
-    return manifest.label if manifest.seed is None else f"{manifest.label}@{manifest.seed}"

@@ -1,4 +1,4 @@
-"""`rlt reward score`: any explanations, any two local models."""
+"""`rlt reward score`: score any explanations with any two local models."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from flows.cli.options import JsonOption, check_parquet
-from flows.cli.progress import Display
-from rlt_core.config import REWARD_PRESETS, DType, KLEstimator, RewardSpec, StageResources
+from flows.cli.progress import progress_bar
+from rlt_core.config import REWARD_PRESETS, DType, KLEstimator, StageResources
 from rlt_core.config.reward import off_policy_note
 from rlt_core.errors import Stopped, UserError
 from rlt_core.progress import Progress
@@ -25,6 +25,8 @@ from rlt_core.prompts.format import load_format, shipped
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from tasks.score_file import Scoring
 
 OFF_POLICY = "they come from a file"
 MEANS = ("reward", "r_ss", "r_kl", "think_mean", "rank_surprisal")
@@ -35,8 +37,8 @@ InputOption = Annotated[
     typer.Option(
         "--input",
         "-i",
-        help="JSONL, JSON, CSV or Parquet with question, solution, explanation and, if some were "
-        "not, closed.",
+        help="JSONL, JSON, CSV or Parquet file: question, solution, explanation, optionally "
+        "closed.",
     ),
 ]
 
@@ -50,10 +52,10 @@ def score(
         typer.Option("--output", "-o", help="Parquet file for the scores, one row per input row."),
     ],
     prompt_format: Annotated[
-        str, typer.Option(help=f"A format file (JSON), or one of {', '.join(shipped())}.")
+        str, typer.Option(help=f"Format file (JSON), or one of {', '.join(shipped())}.")
     ] = "rlt",
     allow_other_format: Annotated[
-        bool, typer.Option(help="Score with a model that was trained with another format.")
+        bool, typer.Option(help="Permit a model that was trained with another format.")
     ] = False,
     preset: Annotated[
         str, typer.Option(help=f"Reward to start from: {', '.join(REWARD_PRESETS)}.")
@@ -61,14 +63,15 @@ def score(
     alpha: Annotated[float | None, typer.Option(help="Weight of the worst token.")] = None,
     kl_weight: Annotated[float | None, typer.Option("--lambda", help="Weight of r_KL.")] = None,
     kl: Annotated[
-        KLEstimator, typer.Option(help="KL at a token; k1 suits the teacher's own samples alone.")
+        KLEstimator,
+        typer.Option(help="KL estimator; k1 is valid for the teacher's own samples only."),
     ] = "full",
     temperature: Annotated[
-        float | None, typer.Option(help="Logits of both models are divided by it.")
+        float | None, typer.Option(help="Divisor of both models' logits.")
     ] = None,
     dtype: Annotated[DType, typer.Option(help="Number format of both models.")] = "float32",
     device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="Where the models compute.")
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Device of both models.")
     ] = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -76,56 +79,47 @@ def score(
 
     After Ctrl-C the same command continues where it stopped.
     """
-    given = {"alpha": alpha, "kl_weight": kl_weight, "kl": kl, "temperature": temperature}
-    spec = _spec(preset, {name: value for name, value in given.items() if value is not None})
+    if preset not in REWARD_PRESETS:
+        raise UserError(f"--preset {preset}: choose from {', '.join(REWARD_PRESETS)}")
     check_parquet(output)
     format = load_format(prompt_format)
     note = off_policy_note(kl, OFF_POLICY)
     print(note, file=sys.stderr)
-    files = (teacher, student, input_, output)
-    resources = StageResources(device=device)
-    with _progress(quiet=as_json) as progress:
-        from rlt_core.models import use_threads
-        from tasks.score_file import Scoring, score_file
+    from rlt_core.reward.replay import changed
+    from tasks.score_file import Scoring
 
-        use_threads(len(os.sched_getaffinity(0)))
-        try:
-            scoring = Scoring(*files, format, spec, dtype, resources, allow_other_format)
-            table = score_file(scoring, progress)
-        except Stopped:
-            print("stopped; the same command continues from here", file=sys.stderr)
-            raise typer.Exit(130) from None
+    given = {"alpha": alpha, "kl_weight": kl_weight, "kl": kl, "temperature": temperature}
+    changes = {name: value for name, value in given.items() if value is not None}
+    spec = changed(REWARD_PRESETS[preset], changes)
+    files, resources = (teacher, student, input_, output), StageResources(device=device)
+    table = _score(
+        Scoring(*files, format, spec, dtype, resources, allow_other_format), quiet=as_json
+    )
     _show(table, output, {"kl": kl, "kl_note": note}, as_json)
 
 
-def _spec(preset: str, changes: dict[str, Any]) -> RewardSpec:
-    if preset not in REWARD_PRESETS:
-        raise UserError(f"--preset {preset}: neither of {', '.join(REWARD_PRESETS)}")
-    try:
-        return RewardSpec.model_validate(REWARD_PRESETS[preset].model_dump() | changes)
-    except ValueError as error:
-        raise UserError(f"reward: {error}") from None
+def _score(scoring: Scoring, quiet: bool) -> pa.Table:
+    from rlt_core.models import use_threads
+    from tasks.score_file import score_file
+
+    use_threads(len(os.sched_getaffinity(0)))
+    with progress_bar("score", quiet) as report, _stop_requests() as should_stop:
+        try:
+            return score_file(scoring, Progress(report, should_stop))
+        except Stopped:
+            print("stopped; the same command continues from here", file=sys.stderr)
+            raise typer.Exit(130) from None
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Progress]:
-    """Progress on the terminal; Ctrl-C and SIGTERM ask the work to end at the next pass."""
-    asked: list[int] = []
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Yield whether Ctrl-C or SIGTERM has requested a stop."""
+    received: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
-        signal.signal(number, lambda signum, frame: asked.append(signum))
-    console = Console(stderr=True)
-    display = Display(total=1, hits=0, console=console)
+        signal.signal(number, lambda signum, frame: received.append(signum))
     try:
-        if quiet:
-            yield Progress(should_stop=lambda: bool(asked))
-            return
-        with display:
-            display.started("score")
-            yield Progress(
-                report=lambda done, total, metrics: display.progress("score", done, total, metrics),
-                should_stop=lambda: bool(asked),
-            )
+        yield lambda: bool(received)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

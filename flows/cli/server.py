@@ -1,4 +1,4 @@
-"""`rlt up` and `rlt down`, and `rlt setup-server` for a server that runs elsewhere."""
+"""`rlt up`, `rlt down`, `rlt setup-server`, `rlt worker`."""
 
 from __future__ import annotations
 
@@ -20,29 +20,31 @@ POOL_TYPES = ("process", "kubernetes")
 
 def up(
     with_s3: Annotated[
-        bool, typer.Option("--s3", help="Start an S3 server too, and keep the artifacts there.")
+        bool, typer.Option("--s3", help="Also start an S3 server, with the store on it.")
     ] = False,
     port: Annotated[
-        int | None, typer.Option(help="Of the Prefect server.  [default: 4200]")
+        int | None, typer.Option(help="Port of the Prefect server.", show_default="4200")
     ] = None,
     gpu_runs: Annotated[
         int | None,
-        typer.Option(help="Runs of the gpu pool at once; else 1 with a GPU, one a core without."),
+        typer.Option(
+            help="Concurrent runs of the gpu pool.", show_default="one per GPU, else per core"
+        ),
     ] = None,
     store: StoreOption = "",
 ) -> None:
-    """Start a Prefect server, pools, workers and all deployments on this machine."""
+    """Start a Prefect server with pools, workers and all deployments on this machine."""
     if with_s3 and store:
-        raise UserError("--s3 brings a store of its own; leave out --store and RLT_STORE")
+        raise UserError("--s3 has a store of its own; leave out --store and RLT_STORE")
     running = local.current()
     port = port or (running.port if running else local.PORT)
     if running and not with_s3 and not store:
         wanted = replace(running, port=port)
     elif with_s3:
         s3_port = running.s3_port if running and running.s3_port else local.s3_port()
-        wanted = local.Up(port, f"s3://{local.BUCKET}/store", s3_port)
+        wanted = local.LocalServer(port, f"s3://{local.BUCKET}/store", s3_port)
     else:
-        wanted = local.Up(port, store_place(store or DEFAULT_STORE), None)
+        wanted = local.LocalServer(port, store_place(store or DEFAULT_STORE), None)
     local.bring_up(wanted, gpu_runs or local.gpu_limit(), print)
     print()
     print("prefect deployment run rlt/full-pipeline --param profile=tiny --watch")
@@ -51,33 +53,59 @@ def up(
 
 
 def down() -> None:
-    """Stop what `rlt up` started: workers first, then servers. Artifacts and history stay."""
+    """Stop everything that `rlt up` started. Artifacts and history are kept."""
     local.take_down(print)
 
 
 def setup_server(
     pools: Annotated[
-        str, typer.Option(help="How the pools start runs: process or kubernetes.")
+        str, typer.Option(help="Type of the work pools: process or kubernetes.")
     ] = "process",
 ) -> None:
-    """Make pools, queues, zombie watch and deployments on the server of PREFECT_API_URL."""
+    """Create pools, queues, zombie watch and deployments on the server at PREFECT_API_URL."""
     if pools not in POOL_TYPES:
-        raise UserError(f"--pools {pools}: it is one of {', '.join(POOL_TYPES)}")
+        raise UserError(f"--pools {pools}: choose from {', '.join(POOL_TYPES)}")
+    api = _api("`rlt up` starts a server on this machine and sets it up")
+    import httpx
+
+    from flows.server import setup
+
+    try:
+        setup.set_up(api, cast("PoolType", pools))
+    except httpx.HTTPError as error:
+        raise UserError(f"PREFECT_API_URL={api}: {str(error) or type(error).__name__}") from None
+    setup.deploy(os.environ)
+    print(f"pools     {' and '.join(setup.POOLS)} ({pools}), queues {', '.join(setup.QUEUES)}")
+    print("watch     crashes runs without a heartbeat for 540 s")
+    print("deployed  all of prefect.yaml: every experiment, every stage")
+
+
+def worker(
+    pool: Annotated[str, typer.Option(help="Work pool to poll, of type process.")] = "gpu",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Maximum of concurrent runs.", show_default="none")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Unique name of the worker.")] = None,
+    with_healthcheck: Annotated[
+        bool, typer.Option("--with-healthcheck", help="Health check at :8080/health.")
+    ] = False,
+) -> None:
+    """Poll a work pool and execute its runs.
+
+    On SIGTERM or Ctrl-C the worker accepts no new runs and exits once the active ones have
+    checkpointed.
+    """
+    _api("`rlt up` starts a server and workers on this machine")
+    from flows.server.worker import serve
+
+    serve(pool, limit, name, with_healthcheck)
+
+
+def _api(alternative: str) -> str:
     api = os.environ.get("PREFECT_API_URL")
     if not api:
         raise UserError(
-            "PREFECT_API_URL is not set: the server's address, e.g. http://HOST:4200/api. "
-            "`rlt up` starts a server on this machine and sets it up"
+            "PREFECT_API_URL is not set; set it to the server's address, e.g. "
+            f"http://HOST:4200/api. {alternative}"
         )
-    import httpx
-
-    from flows.server import setup as steps
-
-    try:
-        steps.set_up(api, cast("PoolType", pools))
-    except httpx.HTTPError as error:
-        raise UserError(f"PREFECT_API_URL={api}: {str(error) or type(error).__name__}") from None
-    steps.deploy(os.environ)
-    print(f"pools     {' and '.join(steps.POOLS)} ({pools}), queues {', '.join(steps.QUEUES)}")
-    print("watch     runs without a heartbeat for 540 s are crashed")
-    print("deployed  all of prefect.yaml: every experiment, every stage")
+    return api

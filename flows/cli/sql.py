@@ -1,4 +1,4 @@
-"""`rlt sql`: a question to the store's tables, or a shell."""
+"""`rlt sql`: query the store's tables, or start a shell."""
 
 from __future__ import annotations
 
@@ -17,35 +17,38 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "csv", "json", "jsonl", "parquet")
 
-FormatOption = Annotated[
-    str | None,
-    typer.Option(
-        "--format",
-        "-f",
-        help="table, csv, json, jsonl or parquet; else by OUTPUT's suffix, or table.",
-    ),
-]
-OutputOption = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Write to this file, not to the terminal.")
-]
-
 
 def sql(
     statement: Annotated[
-        str | None, typer.Argument(help='SQL, e.g. "select * from eval_scores"; none: a shell.')
+        str | None,
+        typer.Argument(
+            help='SQL, e.g. "select * from eval_scores"; by default standard input or a shell.'
+        ),
     ] = None,
-    format: FormatOption = None,
-    output: OutputOption = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            "-f",
+            help="table, csv, json, jsonl or parquet; by default the suffix of --output, or table.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File for the result.")
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Ask the tables with SQL (DuckDB): questions, traces, scores, eval_samples, eval_scores,
-    train_steps, rank_scores, dropped, eval_overlaps, artifacts, costs, lineage, refs."""
+    """Query the store's tables with SQL (DuckDB).
+
+    Tables: questions, traces, scores, eval_samples, eval_scores, train_steps, rank_scores, dropped,
+    eval_overlaps, artifacts, costs, lineage, refs.
+    """
     chosen = _format(format, output)
     if statement is None and not sys.stdin.isatty():
         statement = sys.stdin.read()
     if output is not None and not (statement and statement.strip()):
         raise UserError("--output needs the SQL as an argument or on standard input")
-    sys.meta_path.insert(0, NoPandas())
+    skip_pandas()
     from rlt_core.sql.views import connect, refresh
 
     opened = open_store(store)
@@ -57,36 +60,39 @@ def sql(
 
             shell(
                 connection,
-                ask=lambda text: ask(connection, text, chosen, None),
+                ask=lambda text: ask(connection, text, chosen),
                 refresh=lambda: refresh(connection, opened),
             )
 
 
-class NoPandas:
-    """Pandas is not needed here, but pyarrow imports it (1 s) where it is installed."""
+def skip_pandas() -> None:
+    """Keep pyarrow from importing pandas, which takes 1 s and is not needed here."""
+    sys.meta_path.insert(0, _NoPandas())
 
+
+class _NoPandas:
     def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
         if name == "pandas":
-            raise ImportError("not needed by rlt sql")
+            raise ImportError("not needed by this command")
         return None
 
 
 def _format(name: str | None, output: Path | None) -> str:
-    """The format asked for, or that of the file's suffix. Raises UserError for an unknown one."""
+    """Return the format asked for, or by the file's suffix. Raises UserError for an unknown one."""
     chosen = name or (output.suffix[1:] if output and output.suffix else "table")
     if chosen not in FORMATS:
-        raise UserError(f"unknown format {chosen!r}; there are: {', '.join(FORMATS)}")
+        raise UserError(f"unknown format {chosen!r}; choose from: {', '.join(FORMATS)}")
     if chosen == "parquet" and output is None:
         raise UserError("--format parquet needs --output FILE")
     return chosen
 
 
-def ask(connection: DuckDBPyConnection, text: str, format: str, output: Path | None) -> None:
+def ask(connection: DuckDBPyConnection, text: str, format: str, output: Path | None = None) -> None:
     """Run the statements of a text in order and show each result.
 
     Raises UserError for SQL that DuckDB refuses and for a file that cannot be written.
     """
-    from flows.cli.sql_output import show, write
+    from flows.cli.sql_output import write, write_text
     from rlt_core.sql.views import sql_errors
 
     with sql_errors(text):
@@ -99,6 +105,6 @@ def ask(connection: DuckDBPyConnection, text: str, format: str, output: Path | N
             if relation is None:
                 print("done", file=sys.stderr)
             elif output is None:
-                show(relation, format)
+                write_text(relation, format, sys.stdout)
             else:
                 write(relation, format, output)

@@ -4,49 +4,48 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from duckdb import DuckDBPyConnection
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion
-from prompt_toolkit.document import Document
+from prompt_toolkit.completion import WordCompleter
 from prompt_toolkit.filters import Condition
-from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import FileHistory
 from prompt_toolkit.lexers import PygmentsLexer
 from pygments.lexers.sql import SqlLexer
 
 from rlt_core.errors import UserError
-from rlt_core.sql.views import VIEWS
+from rlt_core.sql.schemas import MEANINGS, VIEWS
 
 COMMANDS = {
-    ".tables": "the tables",
-    ".schema": "the columns of all tables, or `.schema TABLE`",
-    ".refresh": "read what was committed since the shell began",
-    ".help": "this",
+    ".tables": "list the tables",
+    ".schema": "list the columns of all tables, or of one: `.schema TABLE`",
+    ".refresh": "read the artifacts that were committed since the shell started",
+    ".help": "show this list",
     ".quit": "leave (or Ctrl-D)",
 }
-WORD = re.compile(r"[\w.]+$")
 
 
 def shell(
     connection: DuckDBPyConnection, ask: Callable[[str], None], refresh: Callable[[], int]
 ) -> None:
-    """Read statements until the end; a mistake is shown, not raised.
+    """Read statements until the end of input; mistakes are printed, not raised.
 
-    `ask` answers a statement, `refresh` reads the store again and returns its artifacts' number.
+    `ask` answers a statement; `refresh` reads the store again and returns the number of artifacts.
     """
+    folder = Path(os.environ.get("XDG_STATE_HOME", "~/.local/state")).expanduser() / "rlt"
+    folder.mkdir(parents=True, exist_ok=True)
     session: PromptSession[str] = PromptSession(
-        history=FileHistory(str(_history())),
-        completer=SqlCompleter(_sql_words(connection)),
+        history=FileHistory(str(folder / "sql_history")),
+        completer=completer(connection),
         complete_while_typing=False,
         lexer=PygmentsLexer(SqlLexer),
         multiline=Condition(lambda: unfinished(get_app().current_buffer.text)),
-        prompt_continuation=_continuation,
+        prompt_continuation=lambda width, line, wrapped: "…> ".rjust(width),
     )
-    print("SQL over the store (DuckDB). A statement ends with `;`. `.help` shows more.")
+    print("SQL over the store (DuckDB). A statement ends with `;`. `.help` lists the commands.")
     while True:
         try:
             text = session.prompt("rlt> ").strip()
@@ -69,26 +68,14 @@ def shell(
             connection.interrupt()
 
 
-def _continuation(width: int, line: int, wrapped: bool | int) -> StyleAndTextTuples:
-    return [("", "…> ".rjust(width))]
-
-
 def unfinished(text: str) -> bool:
-    """Whether Enter begins another line: SQL without its `;`."""
+    """Return whether Enter begins another line: SQL without its `;`."""
     text = text.strip()
     return bool(text) and not text.startswith(".") and not text.endswith(";")
 
 
-def _history() -> Path:
-    """The history file, in the XDG state folder."""
-    home = Path(os.environ.get("XDG_STATE_HOME", "~/.local/state")).expanduser()
-    folder = home / "rlt"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / "sql_history"
-
-
 def command(text: str) -> str:
-    """The answer to a dot command about the tables. Raises UserError for an unknown one."""
+    """Return the answer to a dot command about the tables. Raises UserError for an unknown one."""
     name, _, argument = text.partition(" ")
     argument = argument.strip()
     if name == ".tables":
@@ -96,55 +83,31 @@ def command(text: str) -> str:
     if name == ".help":
         return "\n".join(f"{command:<9} {what}" for command, what in COMMANDS.items())
     if name != ".schema":
-        raise UserError(f"unknown command {name}; there are: {', '.join(COMMANDS)}")
+        raise UserError(f"unknown command {name}; choose from: {', '.join(COMMANDS)}")
     if argument and argument not in VIEWS:
-        raise UserError(f"no table {argument}; there are: {', '.join(VIEWS)}")
-    tables = [argument] if argument else list(VIEWS)
-    return "\n".join(
-        line
-        for table in tables
-        for line in (table, *(f"  {field.name}  {field.type}" for field in VIEWS[table]))
-    )
+        raise UserError(f"no table {argument}; choose from: {', '.join(VIEWS)}")
+    lines: list[str] = []
+    for table in [argument] if argument else VIEWS:
+        columns = (f"  {f.name}  {f.type}  {MEANINGS[table][f.name]}" for f in VIEWS[table])
+        lines += [table, *columns]
+    return "\n".join(lines)
 
 
-def _sql_words(connection: DuckDBPyConnection) -> list[str]:
-    """DuckDB's keywords and aggregate functions and our own functions, in alphabetical order."""
+def completer(connection: DuckDBPyConnection) -> WordCompleter:
+    """Complete commands, tables, their columns (`reward`, `scores.reward`) and SQL's own words."""
+    tables_of: dict[str, list[str]] = {}
+    for table, schema in VIEWS.items():
+        for column in schema.names:
+            tables_of.setdefault(column, []).append(table)
+            tables_of[f"{table}.{column}"] = []
+    known = {column: ", ".join(tables) for column, tables in tables_of.items()}
+    known |= COMMANDS | dict.fromkeys(VIEWS, "table")
     words = connection.execute(
         "select keyword_name from duckdb_keywords() union select function_name from "
         "duckdb_functions() where function_type = 'aggregate' "
         "or function_type = 'macro' and not internal order by 1"
     )
-    return [word for (word,) in words.fetchall()]
-
-
-class SqlCompleter(Completer):
-    """Dot commands; columns of the tables in the text; tables; SQL's own words."""
-
-    def __init__(self, sql_words: Iterable[str]) -> None:
-        self._sql_words = list(sql_words)
-
-    def get_completions(
-        self, document: Document, complete_event: CompleteEvent | None
-    ) -> Iterable[Completion]:
-        """Words that go on with what stands before the cursor."""
-        match = WORD.search(document.text_before_cursor)
-        word = match[0] if match else ""
-        for candidate, what in self._candidates(document.text, word):
-            if candidate.startswith(word.lower()) and candidate != word:
-                yield Completion(candidate, start_position=-len(word), display_meta=what)
-
-    def _candidates(self, text: str, word: str) -> Iterable[tuple[str, str]]:
-        if text.lstrip().startswith("."):
-            yield from COMMANDS.items()
-        table, dot, _ = word.partition(".")
-        if dot:
-            schema = VIEWS.get(table)
-            yield from ((f"{table}.{field.name}", str(field.type)) for field in schema or [])
-            return
-        mentioned = [name for name in VIEWS if re.search(rf"\b{name}\b", text)]
-        columns = {
-            field.name: str(field.type) for name in mentioned or VIEWS for field in VIEWS[name]
-        }
-        yield from columns.items()
-        yield from ((name, "table") for name in VIEWS)
-        yield from ((word, "") for word in self._sql_words)
+    sql_words = [word for (word,) in words.fetchall() if word not in known]
+    return WordCompleter(
+        [*known, *sql_words], meta_dict=known, pattern=re.compile(r"[\w.]+"), ignore_case=True
+    )

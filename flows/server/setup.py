@@ -1,5 +1,5 @@
-"""What a Prefect server needs before a pipeline can run on it: pools, queues, the automation that
-crashes zombies, the deployments of `prefect.yaml`."""
+"""Set up a Prefect server for pipelines: pools, queues, the automation against zombie runs, and the
+deployments of `prefect.yaml`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from typing import Any, Literal
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterName,
+    WorkerFilter,
+    WorkerFilterStatus,
+)
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -23,29 +28,29 @@ from rlt_core.checkout import sources_changed_at
 from rlt_core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-"""The source tree, which holds `prefect.yaml` and `infra/`."""
+"""The source tree, with `prefect.yaml` and `infra/`."""
 POOLS = ("cpu", "gpu")
 PoolType = Literal["process", "kubernetes"]
 ENGINE = "python -m prefect.engine"
-PACKAGES = ("flows", "tasks", "rlt_core")
-"""What deployments, and the forms of their pages, are made from, with `prefect.yaml`."""
+DEPLOYED = ("flows", "tasks", "rlt_core")
+"""Packages that deployments and their forms are made from."""
 QUEUES = {"high": 1, "default": 2}
 """Work queue -> priority; 1 goes first."""
 
 
 def set_up(api: str, type_: PoolType = "process") -> None:
-    """Make pools, queues and the automation that are not there yet; pools that are there keep their
-    templates, which may have been edited.
+    """Create missing pools, queues and automations. Existing pools keep their templates, which may
+    have been edited.
 
-    Raises UserError if a pool is there and of another type.
+    Raises UserError if a pool exists with another type.
     """
     with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
         for pool in POOLS:
             _make_pool(client, pool, type_)
-        _make_automation(client, _of_the_tree("infra/automations/zombies.yaml"))
+        _make_automation(client, _source_file("infra/automations/zombies.yaml"))
 
 
-def _of_the_tree(name: str) -> Path:
+def _source_file(name: str) -> Path:
     file = ROOT / name
     if not file.is_file():
         raise UserError(f"no {file}: install from a checkout of the source (pip install -e .)")
@@ -53,39 +58,39 @@ def _of_the_tree(name: str) -> Path:
 
 
 def _template(pool: str, type_: PoolType) -> dict[str, Any]:
-    """The base job template: what a run of the pool is started with."""
+    """Return the base job template of a pool."""
     if type_ == "kubernetes":
-        return dict(json.loads(_of_the_tree(f"infra/kubernetes/{pool}-pool.json").read_text()))
+        return dict(json.loads(_source_file(f"infra/kubernetes/{pool}-pool.json").read_text()))
     template = ProcessWorker.get_default_base_job_template()
-    # Named, the engine starts at once; else the worker first starts other processes to look for
-    # code and environments of a project, of which ours has one: the package as installed.
+    # With a command the engine starts at once. Without one the worker first starts processes that
+    # look for a project's code and environment; ours is the installed package.
     template["variables"]["properties"]["command"]["default"] = ENGINE
     return template
 
 
 def _make_pool(client: SyncPrefectClient, pool: str, type_: PoolType) -> None:
     try:
-        there = client.read_work_pool(pool)
+        found = client.read_work_pool(pool)
     except ObjectNotFound:
-        there = client.create_work_pool(
+        found = client.create_work_pool(
             WorkPoolCreate(name=pool, type=type_, base_job_template=_template(pool, type_))
         )
-    if there.type != type_:
+    if found.type != type_:
         raise UserError(
-            f"the server has a pool {pool} of type {there.type}, not {type_}; delete it (`prefect "
-            f"work-pool delete {pool}`; its deployments lose it) or ask for its type"
+            f"the server has a pool {pool} of type {found.type}, not {type_}; delete it (`prefect "
+            f"work-pool delete {pool}`; its deployments lose it) or choose its type with --pools"
         )
-    for queue, priority in QUEUES.items():
+    for name, priority in QUEUES.items():
         try:
-            found = client.read_work_queue_by_name(queue, work_pool_name=pool)
+            queue = client.read_work_queue_by_name(name, work_pool_name=pool)
         except ObjectNotFound:
-            found = client.create_work_queue(queue, work_pool_name=pool)
-        if found.priority != priority:
-            client.update_work_queue(found.id, priority=priority)
+            queue = client.create_work_queue(name, work_pool_name=pool)
+        if queue.priority != priority:
+            client.update_work_queue(queue.id, priority=priority)
 
 
 def _make_automation(client: SyncPrefectClient, file: Path) -> None:
-    """Create the automation; one of that name which says something else is renewed."""
+    """Create the automation; replace one with this name and another content."""
     wanted = AutomationCore.model_validate(yaml.safe_load(file.read_text()))
     for old in client.read_automations_by_name(wanted.name):
         if AutomationCore.model_validate(old.model_dump(exclude={"id"})) == wanted:
@@ -94,35 +99,31 @@ def _make_automation(client: SyncPrefectClient, file: Path) -> None:
     client.create_automation(wanted)
 
 
-def deploy_what_changed(api: str, environment: Mapping[str, str], record: Path) -> bool:
-    """`deploy`, unless the server has all that was deployed last time and the sources are the same;
-    `record` holds what that was. Returns whether it deployed."""
-    declared = _of_the_tree("prefect.yaml").stat().st_mtime
-    sources = max(declared, sources_changed_at(PACKAGES))
-
-    def now() -> str:
-        return json.dumps({"sources": sources, "deployments": _deployments(api)}, sort_keys=True)
-
-    if record.is_file() and record.read_text() == now():
-        return False
-    deploy(environment)
-    record.write_text(now())
-    return True
-
-
-def _deployments(api: str) -> dict[str, str]:
-    """Name -> id, of those of `prefect.yaml` that the server has."""
-    declared = yaml.safe_load(_of_the_tree("prefect.yaml").read_text())["deployments"]
-    ours = DeploymentFilter(
-        name=DeploymentFilterName(any_=[deployment["name"] for deployment in declared])
-    )
+def has_worker(api: str, pool: str) -> bool:
+    """Return whether a worker of the pool is online."""
+    online = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
     with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
-        return {one.name: str(one.id) for one in client.read_deployments(deployment_filter=ours)}
+        return bool(client.read_workers_for_work_pool(pool, worker_filter=online))
+
+
+def sources_stamp() -> str:
+    """Return the newest modification time of the sources of the deployments."""
+    declared = _source_file("prefect.yaml").stat().st_mtime
+    return str(max(declared, sources_changed_at(DEPLOYED)))
+
+
+def is_deployed(api: str) -> bool:
+    """Return whether the server has all deployments of `prefect.yaml`."""
+    declared = yaml.safe_load(_source_file("prefect.yaml").read_text())["deployments"]
+    names = [deployment["name"] for deployment in declared]
+    ours = DeploymentFilter(name=DeploymentFilterName(any_=names))
+    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+        return len(client.read_deployments(deployment_filter=ours)) == len(names)
 
 
 def deploy(environment: Mapping[str, str]) -> None:
-    """Deploy all of `prefect.yaml`. Raises UserError with Prefect's words if it fails."""
-    _of_the_tree("prefect.yaml")
+    """Deploy all of `prefect.yaml`. Raises UserError with Prefect's output if that fails."""
+    _source_file("prefect.yaml")
     done = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
         cwd=ROOT, env=dict(environment), capture_output=True, text=True,

@@ -125,8 +125,7 @@ def s3_server(folder: Path) -> Iterator[None]:
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder
     )
     try:
-        seaweedfs.wait_ready(opened, lambda: process.poll() is None)
-        seaweedfs.make_bucket(opened, BUCKET)
+        seaweedfs.wait_for_bucket(opened, BUCKET, lambda: process.poll() is None, folder)
         os.environ.update(opened.environment())
         yield
     finally:

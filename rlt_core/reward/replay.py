@@ -1,93 +1,68 @@
-"""Rewards and ranks of committed scores under another spec, from their log-probs: no model.
+"""Rewards and ranks of committed scores under another `RewardSpec`, from their stored log-probs.
 
-Log-probs stream through DuckDB, which holds one narrow row a trace and may spill to a disk. The
-formula is `rlt_core.sql.macros`.
+One query with the macros of `rlt_core.sql.macros` recomputes them, without a model. Log-probs
+stream through DuckDB, which keeps one narrow row per trace and may spill to disk.
 """
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
 from pydantic import ValidationError
 
-from rlt_core.config import KLEstimator, Reduction, RewardSpec
+from rlt_core.config import RewardSpec
 from rlt_core.errors import UserError
+from rlt_core.progress import Metrics
 from rlt_core.sql import macros
 from rlt_core.sql.macros import arguments, literal
 from rlt_core.sql.views import dataset, sql_errors
 from rlt_core.store import Manifest, Store
 
 MEMORY = "1500MB"
-"""DuckDB's own; what is read ahead of it comes on top."""
-BATCH_ROWS = 256
-"""Rows that are read at once: few enough that lists of 16K tokens stay small, enough for speed."""
-BATCHES_AHEAD, FILES_AHEAD = 4, 1
+"""DuckDB's own limit; batches that are read ahead come on top."""
+READING = {"batch_size": 256, "batch_readahead": 4, "fragment_readahead": 1}
+"""Options of the scanner: few enough rows in memory that lists of 16K tokens fit."""
 
-KEYS = ("run", "trace_id", "question_id", "seed", "teacher", "student", "sample", "status")
+KEYS = "run, trace_id, question_id, seed, teacher, student, sample, status"
 GROUP = "question_id, seed, teacher, student"
-"""Traces compete if these are the same, as in `rlt_core.scoring.assign_ranks`."""
+"""Traces are ranked among those that share these, as in `rlt_core.scoring.assign_ranks`."""
 LOGPROBS = ("student_solution_logprobs", "student_think_logprobs", "teacher_think_logprobs")
 
-Advance = Callable[[int], None]
-"""Hears how many more traces have been read."""
-
-
-@dataclass(frozen=True)
-class Changes:
-    """What is to differ from an artifact's own spec; None: nothing."""
-
-    alpha: float | None = None
-    kl_weight: float | None = None
-    kl: KLEstimator | None = None
-    reduction: Reduction | None = None
-    """In place of the mean, in r_SS and r_KL alike."""
-
-    def applied(self, own: RewardSpec) -> RewardSpec:
-        """The spec to replay. Raises UserError for a weight that is not finite."""
-        fields = {
-            "alpha": self.alpha,
-            "kl_weight": self.kl_weight,
-            "kl": self.kl,
-            "solution_reduction": self.reduction,
-            "think_reduction": self.reduction,
-        }
-        given = {name: value for name, value in fields.items() if value is not None}
-        for name, value in given.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"{name}={value}: give a finite number")
-        return own.model_copy(update=given)
+Changes = Mapping[str, Any]
+"""Fields of `RewardSpec` that differ from an artifact's own spec."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a replay changed in one artifact."""
+    """The effect of a replay on one artifact."""
 
     run: str
     traces: int
-    """With a reward."""
+    """Traces with a reward."""
     questions: int
     mean_before: float | None = None
     mean_after: float | None = None
     pearson: float | None = None
-    """Of old and new rewards; None where either never varies."""
+    """Correlation of old and new rewards; None where either is constant."""
     spearman: float | None = None
     best_changed: float | None = None
-    """Share of the questions whose best trace is another one now."""
+    """Share of the questions whose best trace changed."""
 
 
-# ---------------------------------------------------------------- what to replay
+# ---------------------------------------------------------------- which artifacts
 def chosen(store: Store, names: Sequence[str]) -> list[Manifest]:
-    """The `scores` artifacts of these keys, beginnings of keys or names.
+    """Return the `scores` artifacts with these keys, beginnings of keys or names.
 
-    Without names: the latest trace-scoring of each label and seed. Raises UserError for what is
-    not there or holds no log-probs.
+    Without names: the latest trace-scoring of each label and seed. Raises UserError for an artifact
+    that is not there or has no log-probs.
     """
     if names:
         found = [store.find(name) for name in names]
@@ -110,78 +85,102 @@ def _replayable(manifest: Manifest) -> Manifest:
         )
     if "reward" not in manifest.config:
         raise UserError(
-            f"{manifest.label} ({key}) has no log-probs: rewards that were imported cannot be "
-            "replayed; score their traces here (imports.traces)"
+            f"{manifest.label} ({key}) has no log-probs: imported rewards cannot be replayed; "
+            "score their traces here (imports.traces)"
         )
     return manifest
 
 
-def own_spec(manifest: Manifest) -> RewardSpec:
-    """The spec under which an artifact was scored. Raises UserError if this version lacks it."""
+def spec_of(manifest: Manifest) -> RewardSpec:
+    """Return the spec of a scoring. Raises UserError if it is not valid in this version."""
     try:
         return RewardSpec.model_validate(manifest.config["reward"])
     except ValidationError as error:
         raise UserError(
-            f"{manifest.label} ({manifest.ref.key}): its reward is not one of this version: "
+            f"{manifest.label} ({manifest.ref.key}): its reward is not valid in this version: "
             f"{error.errors()[0]['msg']}"
         ) from None
+
+
+def changed(spec: RewardSpec, changes: Changes) -> RewardSpec:
+    """Return the spec with these fields changed. Raises UserError for a value that is not valid."""
+    for name, value in changes.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"reward.{name}={value}: give a finite number")
+    try:
+        return RewardSpec.model_validate(spec.model_dump() | dict(changes))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(f"reward.{problem['loc'][0]}: {problem['msg']}") from None
 
 
 # ---------------------------------------------------------------- replay
 @contextmanager
 def replayed(
-    store: Store, manifests: Sequence[Manifest], changes: Changes, advance: Advance
+    store: Store,
+    manifests: Sequence[Manifest],
+    changes: Changes,
+    report: Callable[[int, int, Metrics], None] = lambda done, total, metrics: None,
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection with the table `replayed`, a row a trace of these artifacts.
+    """Yield a connection with the table `replayed`: one row per trace of these artifacts.
 
-    Columns: `KEYS`, reward, r_ss, r_kl, penalty, rank, and stored_reward and stored_rank as they
-    were committed. A trace without a reward has no rank. Raises UserError for log-probs that are
-    not there or cannot be read.
+    Columns: `KEYS`, reward, r_ss, r_kl, penalty, rank, and the committed stored_reward and
+    stored_rank. A trace without a reward has no rank. `report` is called with the traces read so
+    far and in all. Raises UserError for log-probs that are missing or cannot be read.
     """
-    specs = [changes.applied(_with_kl(manifest, changes)) for manifest in manifests]
+    total, read = sum(manifest.rows for manifest in manifests), 0
+
+    def advance(rows: int) -> None:
+        nonlocal read
+        read += rows
+        report(read, total, {})
+
+    groups: dict[RewardSpec, list[Manifest]] = {}
+    for manifest in manifests:
+        groups.setdefault(changed(spec_of(manifest), changes), []).append(manifest)
     with (
         tempfile.TemporaryDirectory(prefix="rlt-replay-") as spill,
         duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": spill}) as connection,
     ):
         macros.create(connection)
-        for manifest, spec in zip(manifests, specs, strict=True):
-            columns = [*KEYS, "closed", "reward", "rank", *LOGPROBS]
-            if spec.kl == "full":
-                columns.append("think_kl")
-            source = dataset(store, "scores", [manifest])
-            connection.register("scores", _reader(source, columns, advance))
-            new = manifest is manifests[0]
-            sql = f"{'create table' if new else 'insert into'} replayed {_replay(spec, new)}"
-            with sql_errors(sql):
-                connection.execute(sql).fetchall()
-            connection.unregister("scores")
-            _check_complete(connection, manifest, spec)
+        for number, group in enumerate(groups.values()):
+            reader = _reader(dataset(store, "scores", group), advance)
+            connection.register(f"scores_{number}", reader)
+        parts = " union all ".join(_rewards(spec, n) for n, spec in enumerate(groups))
+        sql = f"""
+            create table replayed as
+            select {KEYS}, new_reward as reward, r_ss, r_kl, penalty,
+              case when new_reward is not null then row_number() over (
+                partition by run, {GROUP} order by new_reward desc nulls last, sample
+              ) end::integer as rank,
+              stored_reward, stored_rank
+            from ({parts})"""
+        with sql_errors(sql):
+            connection.execute(sql)
+        _check_complete(connection, {one.ref.key: one for one in manifests})
         yield connection
 
 
-def _with_kl(manifest: Manifest, changes: Changes) -> RewardSpec:
-    """An artifact's own spec, if the KL that is asked for can be had from it."""
-    own = own_spec(manifest)
-    if changes.kl == "full" and own.kl != "full":
-        raise UserError(_no_full_kl(manifest))
-    return own
+def _rewards(spec: RewardSpec, number: int) -> str:
+    """The query for the new rewards of the artifacts in `scores_{number}`."""
+    solution, student, teacher = LOGPROBS
+    alpha, think = literal(spec.alpha), arguments(spec, macros.THINK)
+    return f"""
+        select *, rlt_total(r_ss, r_kl, penalty, {literal(spec.kl_weight)}) as new_reward
+        from (
+          select {KEYS}, reward as stored_reward, rank as stored_rank,
+            rlt_r_ss({solution}, {alpha}, {arguments(spec, macros.SOLUTION)}) as r_ss,
+            rlt_r_kl({student}, {teacher}, {alpha}, {think}, think_kl := think_kl) as r_kl,
+            case when r_ss is not null
+              then rlt_penalty(closed, {arguments(spec, macros.PENALTY)}) end as penalty
+          from scores_{number}
+        )"""
 
 
-def _no_full_kl(manifest: Manifest) -> str:
-    return (
-        f"{manifest.label} ({manifest.ref.key}) has no full-vocabulary KL (column think_kl): score "
-        "it with --set reward.kl=full first, or take --kl k1 or k3"
-    )
-
-
-def _reader(source: ds.Dataset, columns: list[str], advance: Advance) -> pa.RecordBatchReader:
-    """The columns, a few batches ahead of who reads them and no more."""
-    scanner = source.scanner(
-        columns=columns,
-        batch_size=BATCH_ROWS,
-        batch_readahead=BATCHES_AHEAD,
-        fragment_readahead=FILES_AHEAD,
-    )
+def _reader(source: ds.Dataset, advance: Callable[[int], None]) -> pa.RecordBatchReader:
+    """Return a reader of the needed columns that is a few batches ahead at most."""
+    columns = [*KEYS.split(", "), "closed", "reward", "rank", *LOGPROBS, "think_kl"]
+    scanner = source.scanner(columns=columns, **READING)
 
     def batches() -> Iterable[pa.RecordBatch]:
         for batch in scanner.to_batches():
@@ -191,64 +190,35 @@ def _reader(source: ds.Dataset, columns: list[str], advance: Advance) -> pa.Reco
     return pa.RecordBatchReader.from_batches(scanner.projected_schema, batches())
 
 
-def _replay(spec: RewardSpec, new: bool) -> str:
-    """The query of `replayed` over `scores`; `new`: as a table's definition."""
-    solution, student, teacher = LOGPROBS
-    alpha, kl_weight = literal(spec.alpha), literal(spec.kl_weight)
-    think = arguments(spec, macros.THINK)
-    if spec.kl == "full":
-        think += ", think_kl := think_kl"
-    return f"""{"as" if new else ""}
-        with parts as (
-          select *,
-            rlt_r_ss({solution}, {alpha}, {arguments(spec, macros.SOLUTION)}) as r_ss,
-            rlt_r_kl({student}, {teacher}, {alpha}, {think}) as r_kl,
-            case when r_ss is not null
-              then rlt_penalty(closed, {arguments(spec, macros.PENALTY)}) end as penalty
-          from scores
-        ),
-        rewarded as (
-          select {", ".join(KEYS)}, rlt_total(r_ss, r_kl, penalty, {kl_weight}) as new_reward,
-            r_ss, r_kl, penalty, reward as stored_reward, rank as stored_rank
-          from parts
-        )
-        select {", ".join(KEYS)}, new_reward as reward, r_ss, r_kl, penalty,
-          case when new_reward is not null then row_number() over (
-            partition by {GROUP} order by new_reward desc nulls last, sample
-          ) end::integer as rank,
-          stored_reward, stored_rank
-        from rewarded"""
-
-
 def _check_complete(
-    connection: duckdb.DuckDBPyConnection, manifest: Manifest, spec: RewardSpec
+    connection: duckdb.DuckDBPyConnection, manifests: Mapping[str, Manifest]
 ) -> None:
-    """Raises UserError if a trace that had a reward has none now."""
-    ((lost, first),) = connection.execute(
-        "select count(*), min(trace_id) from replayed "
-        "where run = ? and stored_reward is not null and reward is null",
-        [manifest.ref.key],
-    ).fetchall()
+    """Raise UserError if a trace that had a reward has none now."""
+    lost = connection.execute(
+        "select run, count(*), min(trace_id) from replayed "
+        "where stored_reward is not null and reward is null group by run order by run"
+    ).fetchone()
     if lost:
-        if spec.kl == "full":
-            raise UserError(_no_full_kl(manifest))
+        run, traces, first = lost
         raise UserError(
-            f"{manifest.label} ({manifest.ref.key}): {lost} scored traces, {first} the first, "
-            "lack log-probs; score them anew"
+            f"{manifests[run].label} ({run}): {traces} scored traces, {first} the first, lack the "
+            "log-probs, or for kl=full the column think_kl; score them again with --set "
+            "reward.kl=full, or choose --kl k1 or k3"
         )
 
 
-# ---------------------------------------------------------------- what changed
+# ---------------------------------------------------------------- effect
 def summaries(
     connection: duckdb.DuckDBPyConnection, manifests: Sequence[Manifest]
 ) -> list[Summary]:
-    """What changed in each of the artifacts of the table `replayed`.
+    """Summarise the table `replayed` by artifact.
 
-    Spearman: Pearson of the ranks of the rewards among all traces, ties sharing their mean rank.
+    Spearman is Pearson's correlation of the rewards' ranks among all traces; ties share their mean
+    rank.
     """
     rows = connection.execute(
         f"""
-        with ranked as (
+        with ordered as (
           select *,
             {_mean_rank("stored_reward")} as stored_order,
             {_mean_rank("reward")} as new_order
@@ -258,7 +228,7 @@ def summaries(
         select run, count(*), count(distinct ({GROUP})), avg(stored_reward), avg(reward),
           corr(stored_reward, reward), corr(stored_order, new_order),
           avg((stored_rank <> 1)::integer) filter (rank = 1)
-        from ranked
+        from ordered
         group by run
         """
     ).fetchall()

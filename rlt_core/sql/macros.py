@@ -1,11 +1,11 @@
-"""The reward of `rlt_core.reward.formula` as SQL macros: what stored log-probs are replayed with.
+"""The reward of `rlt_core.reward.formula` as SQL macros, for stored log-probs.
 
     rlt_reward(solution_logprobs, student_think_logprobs, teacher_think_logprobs, alpha, kl_weight)
 
-and what it is made of: `rlt_token_kl`, `rlt_r_ss`, `rlt_r_kl`, `rlt_penalty`, `rlt_total`. Further
-parameters are the fields of `RewardSpec` by name, with its defaults. `rlt_core.reward.formula` is
-the reference; a test ties the macros to it. NULL log-probs (a trace that was too long) give NULL,
-and so does an empty solution. Think log-probs of unequal length are an error, as in Python.
+and its parts: `rlt_token_kl`, `rlt_r_ss`, `rlt_r_kl`, `rlt_penalty`, `rlt_total`. Further
+parameters are the fields of `RewardSpec`, by name, with its defaults. A test compares the macros
+with `rlt_core.reward.formula`, the reference. NULL log-probs (a trace that was too long) and an
+empty solution give NULL. Think log-probs of unequal length are an error, as in Python.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import duckdb
 from rlt_core.config import RewardSpec
 
 SOLUTION = ("solution_reduction", "solution_extreme", "clip_logprob")
-"""Fields of the spec that `rlt_r_ss` takes by name."""
+"""Named parameters of `rlt_r_ss`, fields of the spec."""
 TOKEN = ("kl", "clip_kl")
-"""Those that `rlt_token_kl` takes."""
+"""Named parameters of `rlt_token_kl`."""
 THINK = (*TOKEN, "think_reduction", "think_extreme", "empty_think_kl")
-"""Those that `rlt_r_kl` takes."""
+"""Named parameters of `rlt_r_kl`."""
 PENALTY = ("unclosed_penalty",)
-"""Those that `rlt_penalty` takes."""
+"""Named parameters of `rlt_penalty`."""
 REWARD = (*SOLUTION, *THINK, *PENALTY)
-"""Those that `rlt_reward` takes; alpha and lambda are positional, the temperature is past."""
+"""Named parameters of `rlt_reward`; alpha and lambda are positional."""
 
 
 def literal(value: str | float | None) -> str:
-    """A value as a SQL literal; numbers are doubles."""
+    """Return a value as a SQL literal; numbers are doubles."""
     if value is None:
         return "null::double"
     if isinstance(value, str):
@@ -38,12 +38,12 @@ def literal(value: str | float | None) -> str:
 
 
 def arguments(spec: RewardSpec, names: Sequence[str]) -> str:
-    """Fields of a spec as named arguments of a macro: `kl := 'k1', …`."""
+    """Return fields of a spec as named arguments of a macro: `kl := 'k1', …`."""
     return ", ".join(f"{name} := {literal(getattr(spec, name))}" for name in names)
 
 
 def _passed(names: Sequence[str]) -> str:
-    """A macro's own parameters, handed on by name."""
+    """Return a macro's own parameters as named arguments of another macro."""
     return ", ".join(f"{name} := {name}" for name in names)
 
 
@@ -110,9 +110,9 @@ MACROS: dict[str, str] = {
           kl_weight
         )""",
 }
-"""Signature -> body, each after those that it calls.
+"""Signature -> body; a macro comes after those that it calls.
 
-`list_transform([x], lambda k: …)[1]` gives x a name: it is computed once.
+`list_transform([x], lambda k: …)[1]` names x, so that it is computed once.
 """
 
 

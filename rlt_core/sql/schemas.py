@@ -1,175 +1,262 @@
-"""The columns of every table, declared once. Readers, writers and SQL views use these."""
+"""The columns of every table, each declared once with its type and its meaning.
+
+Readers, writers and SQL views use these declarations, and `python -m rlt_core.sql.schemas` prints
+the column reference of docs/sql.md from them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pyarrow as pa
 
-LOGPROBS = pa.list_(pa.float32())
-TOKENS = pa.list_(pa.int32())
+Column = tuple[pa.DataType, str]
+"""Type and meaning."""
+
+STRING, BOOL, INT, BIGINT = pa.string(), pa.bool_(), pa.int32(), pa.int64()
+DOUBLE, TIME = pa.float64(), pa.timestamp("ms")
+LOGPROBS, TOKENS = pa.list_(pa.float32()), pa.list_(pa.int32())
+SQL_TYPES = {
+    STRING: "varchar", BOOL: "boolean", INT: "integer", BIGINT: "bigint", DOUBLE: "double",
+    TIME: "timestamp_ms", LOGPROBS: "float[]", TOKENS: "integer[]",
+}  # fmt: skip
+
+RUN: Column = (STRING, "key of the artifact that wrote the row")
+NODE: Column = (STRING, "the artifact's node, e.g. `trace-scoring[rlt]`")
+RUN_KEY: Column = (STRING, "key of the artifact")
+QUESTION_ID: Column = (STRING, "first 16 hex digits of the sha256 of the normalised question")
+SEED: Column = (INT, "seed of the run")
+SAMPLE: Column = (INT, "number among the question's completions, from 0")
+TASK: Column = (STRING, "`test`, `countdown`, `math_500`, …")
+
+ABOUT: dict[str, str] = {}
+"""View -> description of a row."""
+MEANINGS: dict[str, dict[str, str]] = {}
+"""View -> column -> meaning. Beside the schemas, since field metadata would be written to files."""
 
 
-def _schema(**columns: pa.DataType) -> pa.Schema:
-    return pa.schema([pa.field(name, kind) for name, kind in columns.items()])
+def _declare(view: str, about: str, **columns: Column) -> pa.Schema:
+    ABOUT[view] = about
+    MEANINGS[view] = {name: meaning for name, (_, meaning) in columns.items()}
+    return pa.schema([pa.field(name, kind) for name, (kind, _) in columns.items()])
 
 
-QUESTIONS = _schema(
-    question_id=pa.string(),  # first 16 hex digits of sha256 of the normalised question
-    split=pa.string(),  # train | validation | test
-    question=pa.string(),
-    solution=pa.string(),
-    answer=pa.string(),  # what grading compares with; may be null (ungradable)
-    trace=pa.string(),  # the data set's own trace; may be null
-    grader=pa.string(),  # math | arithmetic | countdown | none
-    metadata=pa.string(),  # JSON: countdown's numbers; `accepted`: answers of which any is right
-    source=pa.string(),
-    system=pa.string(),  # the student's system prompt, if the data set gives it; else null
-    licence=pa.string(),  # of the row, or on its data set's card; null: not said
-    prompt_tokens=pa.int32(),  # tokens of the teacher's prompt
+QUESTIONS = _declare(
+    "questions",
+    """One row per question, from `dataset-prep` (and from imported traces).""",
+    question_id=QUESTION_ID,
+    split=(STRING, "`train`, `validation` or `test`"),
+    question=(STRING, "the question's text"),
+    solution=(STRING, "the worked solution that the teacher sees"),
+    answer=(STRING, "what grading compares with; null: ungradable"),
+    trace=(STRING, "the data set's own trace, or null"),
+    grader=(STRING, "`math`, `arithmetic`, `countdown` or `none`"),
+    metadata=(STRING, "JSON: what the grader needs beside the answer"),
+    source=(STRING, "where the row came from"),
+    system=(STRING, "the student's system prompt, if the data set gives it; else null"),
+    licence=(STRING, "licence of the row, or of the hub set that it came from; null: not said"),
+    prompt_tokens=(INT, "tokens of the teacher's prompt"),
 )
 
-TRACES = _schema(
-    trace_id=pa.string(),  # "{question_id}-{sample}" inside its artifact
-    question_id=pa.string(),
-    seed=pa.int32(),
-    teacher=pa.string(),  # key of the model that wrote it, or the name of an imported source
-    sample=pa.int32(),
-    text=pa.string(),  # the explanation alone, tags excluded
-    token_ids=TOKENS,  # of the explanation alone (the think span), as sampled
-    completion_ids=TOKENS,  # the whole completion as sampled, tags and end-of-turn included
-    closed=pa.bool_(),  # the end-of-explanation tag was written
-    finish_reason=pa.string(),  # stop | length
-    prompt_tokens=pa.int32(),
-    completion_tokens=pa.int32(),
+TRACES = _declare(
+    "traces",
+    """One row per explanation that a teacher wrote.""",
+    trace_id=(STRING, "`{question_id}-{sample}`, unique inside its artifact"),
+    question_id=QUESTION_ID,
+    seed=SEED,
+    teacher=(STRING, "key of the model that wrote it, or the name of an imported source"),
+    sample=SAMPLE,
+    text=(STRING, "the explanation alone, tags excluded"),
+    token_ids=(TOKENS, "token ids of the explanation alone, as sampled"),
+    completion_ids=(TOKENS, "the whole completion as sampled, tags and end-of-turn included"),
+    closed=(BOOL, "the end-of-explanation tag was written"),
+    finish_reason=(STRING, "`stop`, or `length`: the token limit cut it"),
+    prompt_tokens=(INT, "tokens of the prompt"),
+    completion_tokens=(INT, "tokens of the completion"),
 )
 
-SCORES = _schema(
-    trace_id=pa.string(),
-    question_id=pa.string(),
-    seed=pa.int32(),
-    teacher=pa.string(),
-    student=pa.string(),  # key of the reward student
-    sample=pa.int32(),
-    status=pa.string(),  # scored | too_long
-    reward=pa.float64(),
-    r_ss=pa.float64(),
-    r_kl=pa.float64(),
-    solution_mean=pa.float64(),  # reduction of log pi_S(solution)
-    solution_min=pa.float64(),
-    kl_mean=pa.float64(),
-    kl_max=pa.float64(),
-    penalty=pa.float64(),
-    rank=pa.int32(),  # 1 is the best reward among the question's completions
-    closed=pa.bool_(),
-    think_tokens=pa.int32(),
-    solution_tokens=pa.int32(),
-    # rivals of the reward, beside r_ss, r_kl and think_tokens (rlt_core.scoring)
-    think_mean=pa.float64(),  # mean log pi_S(think): plain likelihood
-    rank_surprisal=pa.float64(),  # rank-surprisal ratio, arXiv 2601.14249; lower is better
-    correct=pa.bool_(),  # the explanation arrives at the solution; null: cannot be graded
-    # what guards watch (rlt_core.reward.diagnostics)
-    copied=pa.float64(),  # share of the solution's n-grams in the explanation; null: too short
-    compression=pa.float64(),  # bytes of text a byte of its compressed form; null: too short
-    doubt=pa.float64(),  # words of doubt per 1,000 tokens of the explanation
-    clipped=pa.bool_(),  # cut at the token limit
-    temperature=pa.float64(),
-    student_solution_logprobs=LOGPROBS,
-    student_think_logprobs=LOGPROBS,
-    teacher_think_logprobs=LOGPROBS,
-    think_kl=LOGPROBS,  # KL over the whole vocabulary at each token; null unless reward.kl=full
+SCORES = _declare(
+    "scores",
+    """One row per trace and reward student. The reward with other weights, reductions or KL
+estimators can be recomputed from the log-prob lists without a model: with the
+[macros](#the-reward-as-macros), or for whole artifacts with `rlt reward replay`.""",
+    trace_id=(STRING, "the trace, inside the artifact that lineage calls `traces`"),
+    question_id=QUESTION_ID,
+    seed=SEED,
+    teacher=(STRING, "key of the model that wrote the trace"),
+    student=(STRING, "key of the reward student"),
+    sample=SAMPLE,
+    status=(STRING, "`scored`, or `too_long` for the student's context: then no reward"),
+    reward=(DOUBLE, "r_ss - lambda * r_kl + penalty"),
+    r_ss=(
+        DOUBLE,
+        "solution_mean + alpha * solution_min: how likely the student finds the solution",
+    ),
+    r_kl=(DOUBLE, "kl_mean + alpha * kl_max: how unlikely the student finds the explanation"),
+    solution_mean=(DOUBLE, "mean log-prob of the solution's tokens (or the config's reduction)"),
+    solution_min=(DOUBLE, "minimum log-prob of the solution's tokens (or the config's reduction)"),
+    kl_mean=(DOUBLE, "mean over the explanation's tokens of teacher minus student log-prob"),
+    kl_max=(DOUBLE, "maximum of the same differences"),
+    penalty=(DOUBLE, "penalty of an explanation without its closing tag, else 0"),
+    rank=(INT, "1 is the best reward among the question's traces"),
+    closed=(BOOL, "the end-of-explanation tag was written"),
+    think_tokens=(INT, "tokens of the explanation"),
+    solution_tokens=(INT, "tokens of the solution"),
+    think_mean=(DOUBLE, "mean log-prob of the explanation under the student: plain likelihood"),
+    rank_surprisal=(
+        DOUBLE,
+        "rank-surprisal ratio of the explanation (arXiv 2601.14249); lower is better",
+    ),
+    correct=(
+        BOOL,
+        "the explanation, read as an answer, arrives at the solution; null: cannot be graded",
+    ),
+    copied=(
+        DOUBLE,
+        "share of the solution's n-grams that the explanation repeats; null: too short",
+    ),
+    compression=(
+        DOUBLE,
+        "compression ratio of the text, large where it repeats itself; null: too short",
+    ),
+    doubt=(DOUBLE, "words of doubt per 1,000 tokens of the explanation"),
+    clipped=(BOOL, "cut at the token limit"),
+    temperature=(DOUBLE, "temperature by which logits were divided"),
+    student_solution_logprobs=(
+        LOGPROBS,
+        "log-prob of each token of the solution, natural logarithm",
+    ),
+    student_think_logprobs=(
+        LOGPROBS,
+        "log-prob of each token of the explanation; the student does not see the solution",
+    ),
+    teacher_think_logprobs=(
+        LOGPROBS,
+        "log-prob of each token of the explanation; the teacher sees the solution",
+    ),
+    think_kl=(
+        LOGPROBS,
+        "full-vocabulary KL at each token of the explanation; null unless `reward.kl` is `full`",
+    ),
 )
 
-EVAL_SAMPLES = _schema(
-    task=pa.string(),
-    question_id=pa.string(),
-    seed=pa.int32(),
-    model=pa.string(),  # key of the model that answered
-    sample=pa.int32(),
-    question=pa.string(),
-    completion=pa.string(),
-    extracted=pa.string(),  # the answer that grading read; null when unparsable
-    answer=pa.string(),
-    outcome=pa.string(),  # correct | wrong | unparsable | ungradable | grader_failed
-    finish_reason=pa.string(),  # stop | length | too_long: its prompt fills the model's context
-    completion_tokens=pa.int32(),
+EVAL_SAMPLES = _declare(
+    "eval_samples",
+    """One row per completion of an evaluated model.""",
+    task=TASK,
+    question_id=QUESTION_ID,
+    seed=SEED,
+    model=(STRING, "key of the model that answered"),
+    sample=SAMPLE,
+    question=(STRING, "the question's text"),
+    completion=(STRING, "what the model wrote"),
+    extracted=(STRING, "the answer that grading read; null when there is none"),
+    answer=(STRING, "the right answer"),
+    outcome=(STRING, "`correct`, `wrong`, `unparsable`, `ungradable` or `grader_failed`"),
+    finish_reason=(
+        STRING,
+        "`stop`; `length`: cut by the token limit or the context; "
+        "`too_long`: the prompt alone fills the context",
+    ),
+    completion_tokens=(INT, "tokens of the completion"),
 )
 
-EVAL_SCORES = _schema(
-    task=pa.string(),
-    seed=pa.int32(),
-    model=pa.string(),
-    label=pa.string(),  # the model's name in the graph, e.g. student[rlt]
-    metric=pa.string(),  # avg@n | pass@k
-    value=pa.float64(),  # fraction
-    low=pa.float64(),  # 95% interval, clustered by question
-    high=pa.float64(),
-    questions=pa.int32(),
-    samples=pa.int32(),  # completions a question
-    ungraded=pa.int32(),  # completions left out: ungradable
-    grader_failed=pa.int32(),  # completions counted as wrong because the grader hung or died
+EVAL_SCORES = _declare(
+    "eval_scores",
+    """One row per evaluated model, task and metric.""",
+    task=TASK,
+    seed=SEED,
+    model=(STRING, "key of the model"),
+    label=(STRING, "the model's name in the graph, e.g. `rlt`"),
+    metric=(STRING, "`avg@n` or `pass@k`"),
+    value=(DOUBLE, "fraction"),
+    low=(DOUBLE, "lower end of the 95% interval, clustered by question"),
+    high=(DOUBLE, "upper end of the interval"),
+    questions=(INT, "graded questions"),
+    samples=(INT, "completions per question"),
+    ungraded=(INT, "completions left out: ungradable"),
+    grader_failed=(INT, "completions counted as wrong because the grader hung or died"),
 )
 
-TRAIN_STEPS = _schema(
-    stage=pa.string(),
-    seed=pa.int32(),
-    step=pa.int32(),
-    epoch=pa.float64(),
-    loss=pa.float64(),
-    learning_rate=pa.float64(),
-    grad_norm=pa.float64(),
-    tokens=pa.int64(),  # of the step's sequences, prompts included, padding not
-    tokens_per_s=pa.float64(),
-    seconds=pa.float64(),
-    reward=pa.float64(),  # mean over the step's completions; null in SFT
-    reward_std=pa.float64(),  # mean over groups of the std inside a group
-    zero_std_groups=pa.float64(),  # share of groups in which all rewards are equal
-    r_ss=pa.float64(),
-    r_kl=pa.float64(),
-    solution_mean=pa.float64(),
-    solution_min=pa.float64(),
-    kl_mean=pa.float64(),
-    kl_max=pa.float64(),
-    unclosed=pa.float64(),  # share of completions without the closing tag
-    correct=pa.float64(),  # share graded correct (correctness reward)
-    grader_failed=pa.float64(),  # share on which the grader hung or died (correctness reward)
-    reference_kl=pa.float64(),
-    completion_tokens=pa.float64(),  # mean
-    clipped=pa.float64(),  # share of completions cut at the token limit
-    copied=pa.float64(),  # means of what guards watch, over completions that have it
-    compression=pa.float64(),
-    doubt=pa.float64(),
-    # the engine that drew the step's completions against the policy that learns from them
-    rollout_gap_mean=pa.float64(),  # |log-prob of the policy - at sampling| a token
-    rollout_gap_max=pa.float64(),
-    rollout_ratio=pa.float64(),  # mean probability under the policy / at sampling, a token
+TRAIN_STEPS = _declare(
+    "train_steps",
+    """One row per optimiser step of a stage that trains.""",
+    stage=(STRING, "`teacher-grpo`, `student-sft`, …"),
+    seed=SEED,
+    step=(INT, "optimiser step, from 1"),
+    epoch=(DOUBLE, "passes over the data so far"),
+    loss=(DOUBLE, "training loss"),
+    learning_rate=(DOUBLE, "learning rate of the step"),
+    grad_norm=(DOUBLE, "norm of the gradient before clipping"),
+    tokens=(BIGINT, "tokens of the step's sequences, prompts included, padding excluded"),
+    tokens_per_s=(DOUBLE, "tokens per second"),
+    seconds=(DOUBLE, "duration of the step"),
+    reward=(DOUBLE, "mean reward of the step's completions; null in SFT"),
+    reward_std=(DOUBLE, "mean over groups of the standard deviation inside a group"),
+    zero_std_groups=(DOUBLE, "share of groups in which all rewards are equal"),
+    r_ss=(DOUBLE, "mean, as in `scores`"),
+    r_kl=(DOUBLE, "mean, as in `scores`"),
+    solution_mean=(DOUBLE, "mean, as in `scores`"),
+    solution_min=(DOUBLE, "mean, as in `scores`"),
+    kl_mean=(DOUBLE, "mean, as in `scores`"),
+    kl_max=(DOUBLE, "mean, as in `scores`"),
+    unclosed=(DOUBLE, "share of completions without the closing tag"),
+    correct=(DOUBLE, "share graded correct (correctness reward)"),
+    grader_failed=(DOUBLE, "share on which the grader hung or died (correctness reward)"),
+    reference_kl=(DOUBLE, "KL to the reference model"),
+    completion_tokens=(DOUBLE, "mean tokens of a completion"),
+    clipped=(DOUBLE, "share of completions cut at the token limit"),
+    copied=(DOUBLE, "mean, as in `scores`"),
+    compression=(DOUBLE, "mean, as in `scores`"),
+    doubt=(DOUBLE, "mean, as in `scores`"),
+    rollout_gap_mean=(
+        DOUBLE,
+        "mean of \|log-prob in training - log-prob at sampling\| over sampled tokens; null in SFT",
+    ),
+    rollout_gap_max=(DOUBLE, "maximum of the same differences"),
+    rollout_ratio=(DOUBLE, "mean importance ratio: probability in training / at sampling"),
 )
 
-RANK_SCORES = _schema(
-    seed=pa.int32(),
-    ranked_by=pa.string(),  # what the traces of a question were ranked by
-    rank=pa.int32(),
-    task=pa.string(),
-    value=pa.float64(),
-    low=pa.float64(),
-    high=pa.float64(),
-    mean_reward=pa.float64(),
-    traces=pa.int32(),
+RANK_SCORES = _declare(
+    "rank_scores",
+    """One row per ranked set, seed, rank and task of the rank ablation.""",
+    seed=SEED,
+    ranked_by=(
+        STRING,
+        "criterion by which a question's traces were ranked: `reward`, `length`, `random`, …",
+    ),
+    rank=(INT, "rank of the traces that the student was trained on, 1 is best"),
+    task=TASK,
+    value=(DOUBLE, "fraction correct"),
+    low=(DOUBLE, "lower end of the 95% interval"),
+    high=(DOUBLE, "upper end of the interval"),
+    mean_reward=(DOUBLE, "mean reward of the traces of this rank"),
+    traces=(INT, "number of traces"),
 )
 
-EVAL_OVERLAPS = _schema(
-    question_id=pa.string(),  # of training
-    task=pa.string(),  # the evaluation set
-    evaluation_id=pa.string(),  # question_id in the evaluation set
-    n=pa.int32(),  # 13 | 8 words shared in a row; null: the same question or problem as a whole
-    shared=pa.string(),  # the first words shared, in normal form
+DROPPED = _declare(
+    "dropped",
+    """One row per row of the data that was left out.""",
+    row=(BIGINT, "number of the row in its source, from 1"),
+    question_id=(STRING, "as in `questions`; null for a row that cannot be used"),
+    reason=(
+        STRING,
+        "`duplicate`, `near_duplicate`, `overlap` or `prompt_too_long`; for a row that cannot be "
+        "used `unreadable`, `missing`, `empty`, `tags`, `turns` or `provider_error`; for a refined "
+        "trace `refused`, `empty`, `cut`, `tagged` or `rejected`; for a kept row `ungradable`",
+    ),
+    detail=(STRING, "details of the reason"),
 )
 
-DROPPED = _schema(
-    row=pa.int64(),  # 1-based row of the source
-    question_id=pa.string(),
-    # duplicate | near_duplicate | prompt_too_long | overlap; of a row that cannot be used
-    # unreadable | missing | empty | tags | turns | provider_error; of one that is kept: ungradable
-    reason=pa.string(),
-    detail=pa.string(),
+EVAL_OVERLAPS = _declare(
+    "eval_overlaps",
+    """One row per pair of a training and an evaluation question that share text; `data.overlap`
+says whether the training question was dropped.""",
+    question_id=(STRING, "the training question"),
+    task=(STRING, "the evaluation set"),
+    evaluation_id=(STRING, "the question in the evaluation set"),
+    n=(INT, "words shared in a row, 13 or 8; null: the same question or problem as a whole"),
+    shared=(STRING, "the first words shared, in normal form"),
 )
 
 TABLES: dict[str, pa.Schema] = {
@@ -184,3 +271,90 @@ TABLES: dict[str, pa.Schema] = {
     "eval_overlaps": EVAL_OVERLAPS,
 }
 """Table name -> columns. An artifact's file `{table}.parquet` or `{table}/*.parquet` holds it."""
+
+# ---------------------------------------------------------------- views made from manifests
+ARTIFACTS = _declare(
+    "artifacts",
+    """One row per committed artifact.""",
+    run=RUN_KEY,
+    kind=(STRING, "`model`, `traces`, `scores`, …"),
+    stage=(STRING, "stage that made it"),
+    stage_version=(INT, "version of the stage"),
+    label=NODE,
+    profile=(STRING, "profile of the run that made it"),
+    seed=SEED,
+    created=(TIME, "time of the commit, UTC"),
+    seconds=(DOUBLE, "wall-clock time"),
+    gpu_seconds=(DOUBLE, "seconds on a GPU; 0 on a CPU"),
+    device=(STRING, "`cpu`, or the GPU"),
+    bytes=(BIGINT, "size of all files"),
+    rows=(BIGINT, "rows of all its tables"),
+    metrics=(STRING, "JSON: `metrics->>'mean_reward'`"),
+    config=(STRING, "JSON: `config->'reward'->>'alpha'`"),
+)
+
+COSTS = _declare(
+    "costs",
+    """What each artifact cost to compute: one row per artifact.""",
+    run=RUN_KEY,
+    stage=(STRING, "stage that made it"),
+    label=NODE,
+    profile=(STRING, "profile of the run that made it"),
+    seed=SEED,
+    started=(TIME, "time of the start, UTC"),
+    created=(TIME, "time of the commit, UTC"),
+    seconds=(DOUBLE, "wall-clock time"),
+    gpu_seconds=(DOUBLE, "seconds on a GPU; 0 on a CPU"),
+    thread_seconds=(DOUBLE, "seconds times threads: an upper bound of the CPU time"),
+    threads=(INT, "CPU threads of the run"),
+    device=(STRING, "`cpu`, or the GPU"),
+    bytes=(BIGINT, "size of all files"),
+)
+
+LINEAGE = _declare(
+    "lineage",
+    """One row per artifact and artifact that it read.""",
+    run=(STRING, "key of the reading artifact"),
+    stage=(STRING, "stage of the reading artifact"),
+    input=(STRING, "name of the input: `traces`, `teacher`, …"),
+    input_run=(STRING, "key of the artifact that was read"),
+    input_stage=(STRING, "stage of the input; null when it is no longer in the store"),
+)
+
+REFS = _declare(
+    "refs",
+    """One row per name: the artifact of the latest run that asked for the node.""",
+    name=(STRING, "`PROFILE/NODE@SEED`, e.g. `tiny/teacher-grpo@0`"),
+    run=RUN_KEY,
+)
+
+
+def _view(table: str, schema: pa.Schema) -> pa.Schema:
+    """The columns of a table's view: `run`, `label` if the table lacks it, its own."""
+    added = {"run": RUN} if "label" in schema.names else {"run": RUN, "label": NODE}
+    MEANINGS[table] = {name: meaning for name, (_, meaning) in added.items()} | MEANINGS[table]
+    return pa.schema([pa.field(name, kind) for name, (kind, _) in added.items()] + list(schema))
+
+
+VIEWS: dict[str, pa.Schema] = {name: _view(name, schema) for name, schema in TABLES.items()} | {
+    "artifacts": ARTIFACTS,
+    "costs": COSTS,
+    "lineage": LINEAGE,
+    "refs": REFS,
+}
+"""View name -> columns: everything that SQL can name."""
+
+
+def reference() -> Iterator[str]:
+    """The lines of the column reference of docs/sql.md."""
+    for view, schema in VIEWS.items():
+        yield from (f"### {view}", "", ABOUT[view], "")
+        yield from ("| column | type | meaning |", "| --- | --- | --- |")
+        for field in schema:
+            meaning = MEANINGS[view][field.name]
+            yield f"| `{field.name}` | {SQL_TYPES[field.type]} | {meaning} |"
+        yield ""
+
+
+if __name__ == "__main__":
+    print("\n".join(reference()))

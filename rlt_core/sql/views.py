@@ -3,9 +3,9 @@
     >>> connection = connect(Store("rlt-store"))
     >>> connection.sql("select rank, avg(reward) from scores group by rank order by rank")
 
-The views are built from committed manifests, never from globs, and read the Parquet files where
-they lie, local or S3. `run` is the key of the artifact that wrote a row and joins everything. The
-reward's formula is there as macros (`rlt_core.sql.macros`).
+The views are built from committed manifests, never from globs, and read the Parquet files in
+place, on a local disk or S3. `run`, the key of the artifact that wrote a row, joins all views. The
+reward's formula is available as macros (`rlt_core.sql.macros`).
 """
 
 from __future__ import annotations
@@ -27,92 +27,16 @@ from pyarrow.fs import FileSystem
 
 from rlt_core.errors import UserError
 from rlt_core.sql import macros
-from rlt_core.sql.schemas import TABLES
+from rlt_core.sql.schemas import ARTIFACTS, COSTS, LINEAGE, REFS, TABLES, VIEWS
 from rlt_core.store import Manifest, Store
-
-RUN = pa.field("run", pa.string())
-LABEL = pa.field("label", pa.string())
-
-ARTIFACTS = pa.schema(
-    {
-        "run": pa.string(),
-        "kind": pa.string(),
-        "stage": pa.string(),
-        "stage_version": pa.int32(),
-        "label": pa.string(),
-        "profile": pa.string(),
-        "seed": pa.int32(),
-        "created": pa.timestamp("ms"),  # UTC
-        "seconds": pa.float64(),
-        "gpu_seconds": pa.float64(),
-        "device": pa.string(),
-        "bytes": pa.int64(),
-        "rows": pa.int64(),
-        "metrics": pa.string(),  # JSON: metrics->>'reward'
-        "config": pa.string(),  # JSON
-    }
-)
-"""One row a committed artifact."""
-
-COSTS = pa.schema(
-    {
-        "run": pa.string(),
-        "stage": pa.string(),
-        "label": pa.string(),
-        "profile": pa.string(),
-        "seed": pa.int32(),
-        "started": pa.timestamp("ms"),  # UTC
-        "created": pa.timestamp("ms"),  # UTC
-        "seconds": pa.float64(),
-        "gpu_seconds": pa.float64(),
-        "thread_seconds": pa.float64(),  # seconds times threads: at most these CPU-seconds
-        "threads": pa.int32(),
-        "device": pa.string(),
-        "bytes": pa.int64(),
-    }
-)
-"""What each artifact took to make, one row an artifact."""
-
-LINEAGE = pa.schema(
-    {
-        "run": pa.string(),
-        "stage": pa.string(),
-        "input": pa.string(),  # the name under which it is read
-        "input_run": pa.string(),
-        "input_stage": pa.string(),  # null when the input is no longer in the store
-    }
-)
-"""One row an artifact and an artifact that it read."""
-
-REFS = pa.schema({"name": pa.string(), "run": pa.string()})
-"""What a human name, e.g. `tiny/teacher-grpo@0`, stands for now."""
-
-
-BUILT: dict[str, pa.Schema] = {
-    "artifacts": ARTIFACTS,
-    "costs": COSTS,
-    "lineage": LINEAGE,
-    "refs": REFS,
-}
-"""Views made from manifests and names; the others are made from files."""
-
-
-def view_schema(table: str) -> pa.Schema:
-    """The columns of the view of a table: `run`, `label` if the table lacks it, its own."""
-    schema = TABLES[table]
-    return pa.schema([RUN, *([] if "label" in schema.names else [LABEL]), *schema])
-
-
-VIEWS: dict[str, pa.Schema] = {name: view_schema(name) for name in TABLES} | BUILT
-"""View name -> columns: all that SQL can name."""
 
 
 def connect(store: Store, sql: str | None = None) -> duckdb.DuckDBPyConnection:
-    """Views of every table over what is committed now, typed and empty where nothing is; macros.
+    """Return a connection with the macros and a view of every table over the committed artifacts.
 
-    `sql`: all that the connection will be asked; the views that it does not name stay empty. The
-    connection holds nothing that could be written back: it is in memory, and files, network,
-    extensions and Python variables are out of reach of its SQL.
+    `sql`: the only text that will be run; views that it does not name stay empty. SQL cannot change
+    the store: the database is in memory, and files, network, extensions and Python variables are
+    disabled.
     """
     spill = Path(tempfile.gettempdir()) / f"rlt-duckdb-{os.getuid()}"
     connection = duckdb.connect(config={"temp_directory": str(spill)})
@@ -125,9 +49,9 @@ def connect(store: Store, sql: str | None = None) -> duckdb.DuckDBPyConnection:
 
 
 def refresh(connection: duckdb.DuckDBPyConnection, store: Store, sql: str | None = None) -> int:
-    """Point the views of `connect` at what is committed now; returns the number of artifacts.
+    """Renew the views of `connect`; returns the number of committed artifacts.
 
-    What SQL itself has made on the connection stays.
+    Tables that SQL has created on the connection are kept.
     """
     named = _named(sql)
     manifests = store.manifests()
@@ -153,7 +77,7 @@ def refresh(connection: duckdb.DuckDBPyConnection, store: Store, sql: str | None
 
 
 def _named(sql: str | None) -> set[str]:
-    """The views and look-ups that a text can reach; all if it may put names together itself."""
+    """Return the views and look-ups that a text can use; all if it may compose names itself."""
     look_ups = {"run_of": "refs", "input_of": "lineage"}
     every = {*VIEWS, *look_ups}
     words = every if sql is None else set(re.findall(r"\w+", sql.lower()))
@@ -168,13 +92,13 @@ LOOK_UPS = {
         "select run || ' ' || input, input_run from lineage"
     ),
 }
-"""Look-ups in `refs` and `lineage` that DuckDB works out before it reads, so that the files of
-other artifacts stay shut; a join with those views would open them all."""
+"""Look-ups in `refs` and `lineage` that DuckDB evaluates before it reads, so that it opens no other
+artifact's files; a join with those views would open all of them."""
 
 
 # ---------------------------------------------------------------- building the views
 def dataset(store: Store, table: str, manifests: Iterable[Manifest]) -> ds.FileSystemDataset:
-    """The files of a table in these artifacts as one dataset, read only when it is queried.
+    """Return the files of a table in these artifacts as one dataset, read when it is queried.
 
     `run` and `label` are in each fragment's partition expression: the scanner fills them in, and
     skips the files of other artifacts when a query filters on them.
@@ -196,13 +120,13 @@ def dataset(store: Store, table: str, manifests: Iterable[Manifest]) -> ds.FileS
 
 
 def _file_system(store: Store) -> FileSystem:
-    """pyarrow's own file system: several times as fast as DuckDB or pyarrow through fsspec."""
+    """Return pyarrow's own file system, several times as fast as DuckDB or pyarrow with fsspec."""
     file_system: FileSystem = store.files.arrow()
     return file_system
 
 
 def _facts(one: Manifest) -> dict[str, Any]:
-    """A row of `artifacts` and of `costs`."""
+    """Return an artifact's row of `artifacts` and of `costs`."""
     return {
         "run": one.ref.key, "kind": one.ref.kind, "stage": one.stage,
         "stage_version": one.stage_version, "label": one.label, "profile": one.profile,
@@ -229,10 +153,10 @@ def _table(schema: pa.Schema, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     return pa.table([pa.array([row[f.name] for row in found], f.type) for f in schema], schema)
 
 
-# ---------------------------------------------------------------- asking
+# ---------------------------------------------------------------- errors
 @contextmanager
 def sql_errors(sql: str) -> Iterator[None]:
-    """Turn DuckDB's errors into UserError: its message and the nearest table or column."""
+    """Raise DuckDB's errors as UserError: its message and the nearest table or column."""
     try:
         yield
     except duckdb.Error as error:
@@ -243,12 +167,12 @@ _NO_TABLE = re.compile(r"Table with name (\S+) does not exist")
 _NO_COLUMN = re.compile(r'Referenced column "(.+?)" not found|not have a column named "(.+?)"')
 _GUESS = re.compile(r"\n(Did you mean|Candidate (bindings|tables)).*")
 _UNREADABLE = re.compile(
-    r".*reading the stream registered as '(\w+)' failed: (?:\w+: )?", re.DOTALL
+    r".*reading the stream registered as '(\w+?)(?:_\d+)?' failed: (?:\w+: )?", re.DOTALL
 )
 
 
 def _explain(sql: str, message: str) -> str:
-    """DuckDB's message, with what the views offer in place of DuckDB's own guesses."""
+    """Return DuckDB's message, with the nearest view or column instead of DuckDB's guesses."""
     if match := _NO_TABLE.search(message):
         hint = _nearest("table", match[1], list(VIEWS))
     elif match := _NO_COLUMN.search(message):
@@ -258,7 +182,7 @@ def _explain(sql: str, message: str) -> str:
     elif match := _UNREADABLE.match(message):
         cause = message[match.end() :].partition(". Detail: Python exception")[0]
         hint = (
-            "S3 did not give the file: does its server run, do endpoint and credentials fit?"
+            "S3 did not return the file: check its server, endpoint and credentials"
             if "AWS Error" in cause
             else "`rlt artifacts verify` lists what is damaged"
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.server.local import wait_healthy
+from flows.server.local import is_healthy
 from flows.server.processes import Processes, free_port
 from tasks.child_process import SHARED_SERVER
 
@@ -74,7 +74,7 @@ class Served:
         self._processes.start("server", server, found)
         self._processes.start("fork-server", [sys.executable, "-c", FORK_SERVER, str(file)], found)
         api = f"http://127.0.0.1:{port}/api"
-        wait_healthy(api, lambda: self._processes.alive("server"), self._processes.log("server"))
+        self._processes.wait("server", lambda: is_healthy(api))
         while not file.exists():
             assert self._processes.alive("fork-server")
             time.sleep(0.1)

@@ -6,6 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
+from flows.cli.app import main
 from rlt_core.stages import STAGES
 from rlt_core.store import Store
 from tests.flows.conftest import Rlt
@@ -92,28 +95,39 @@ def test_an_altered_input_is_one_clear_error(rlt: Rlt, smoke_store: Path, tmp_pa
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_mistakes_are_one_line_and_exit_2(rlt: Rlt, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("run --profile tinny", "did you mean 'tiny'"),
+        ("run teacher-grop", "did you mean 'teacher-grpo'"),
+        ("plan --set teacher_grpo.learning_rat=1", "learning_rate"),
+        ("plan --set data.source=missing.jsonl", "missing.jsonl"),
+        ("run --store file/store", "cannot be written"),
+        ("artifacts show abc --store .", "no artifact"),
+        ("report --store .", "no report"),
+        (
+            "run table-2 --set trace_refinement.name=gpt --set trace_refinement.model=m",
+            "RLT_REFINE_BASE_URL is not set",
+        ),
+        ("artifacts verify", "no store at"),
+        ("artifacts gc", "no store at"),
+        ("artifacts pull --all --from nothing", "no store at"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exits_with_2(
+    command: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     (tmp_path / "file").write_text("")
-    refined = ("--set", "trace_refinement.name=gpt", "--set", "trace_refinement.model=m")
-    for arguments, message in (
-        (["run", "--profile", "tinny"], "did you mean 'tiny'"),
-        (["run", "teacher-grop"], "did you mean 'teacher-grpo'"),
-        (["plan", "--set", "teacher_grpo.learning_rat=1"], "learning_rate"),
-        (["plan", "--set", "data.source=missing.jsonl"], "missing.jsonl"),
-        (["run", "--store", str(tmp_path / "file" / "store")], "cannot be written"),
-        (["artifacts", "show", "abc", "--store", str(tmp_path)], "no artifact"),
-        (["report", "--store", str(tmp_path)], "no report"),
-        (["run", "table-2", *refined], "RLT_REFINE_BASE_URL is not set"),
-        (["artifacts", "verify"], "no store at"),
-        (["artifacts", "gc"], "no store at"),
-        (["artifacts", "pull", "--all", "--from", str(tmp_path / "nothing")], "no store at"),
-    ):
-        done = (
-            rlt(*arguments)
-            if "--store" in arguments
-            else rlt(*arguments, "--store", str(tmp_path / "store"))
-        )
-        assert done.returncode == 2, (arguments, done.stdout, done.stderr)
-        assert message in done.stderr
-        assert done.stderr.count("\n") == 1, done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RLT_HOME", str(tmp_path / "home"))
+    words = ["rlt", *command.split()]
+    monkeypatch.setattr("sys.argv", words if "--store" in words else [*words, "--store", "store"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    error = capfd.readouterr().err
+    assert message in error and error.count("\n") == 1, error
     assert not (tmp_path / "store").exists()

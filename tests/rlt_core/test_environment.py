@@ -1,4 +1,4 @@
-"""The machine around a run: what its proxies, disks and errors come to."""
+"""Proxies, full disks and errors of the environment."""
 
 from __future__ import annotations
 
@@ -81,10 +81,8 @@ if "SOCKS" not in __import__("os").environ:
 @pytest.mark.parametrize(
     "proxy",
     [
-        {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"},
         {"http_proxy": "http://127.0.0.1:9", "NO_PROXY": "example.org"},
-        {"ALL_PROXY": "socks5://127.0.0.1:9", "SOCKS": "1"},
-        {"all_proxy": "socks5h://127.0.0.1:9", "SOCKS": "1"},
+        {"ALL_PROXY": "socks5h://127.0.0.1:9", "SOCKS": "1"},
     ],
     ids=lambda proxy: next(iter(proxy)),
 )

@@ -99,7 +99,7 @@ def test_setting_up_again_changes_nothing_and_pools_of_another_type_are_refused(
     assert status == 2
     assert "pool cpu of type process, not kubernetes" in said
     assert set_up("--pools", "podman") == (
-        2, "rlt: --pools podman: it is one of process, kubernetes\n",
+        2, "rlt: --pools podman: choose from process, kubernetes\n",
     )  # fmt: skip
     status, said = set_up(api="http://127.0.0.1:1/api")
     assert status == 2 and "127.0.0.1:1" in said and "Traceback" not in said

@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.cli.progress import Display, print_whole
+from flows.cli.progress import Display
 from flows.cli.run import _summary
+from flows.cli.tables import print_whole
 from flows.runner import QUIET_PREFECT
 from rlt_core.store import Store
 from tests.sample_store import commit
@@ -31,7 +32,7 @@ def test_nodes_that_lack_their_inputs_are_one_line_behind_the_cause() -> None:
         display.failed("report", "not run", "it reads evaluation[rlt]@0")
     _, cause, rest = out.getvalue().splitlines()
     assert cause == "mistake  dataset-prep: questions.jsonl, row 3: no field 'question'"
-    assert rest == "not run  2 nodes, for want of dataset-prep: evaluation[rlt]@0, report"
+    assert rest == "not run  2 nodes that need dataset-prep: evaluation[rlt]@0, report"
 
 
 def test_a_narrow_terminal_cuts_no_name() -> None:

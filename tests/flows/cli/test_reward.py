@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -65,11 +66,6 @@ def test_replay_says_what_changed_and_writes_every_trace(store, tmp_path):
     assert line.split()[:4] == ["trace-scoring[sft]@0", manifest.ref.key, "23", "6"]
     assert f"{found['mean_after']:.4g}" in line and f"{found['best_changed']:.1%}" in line
     assert "alpha 0.5, lambda 0.1, kl k3, reduction median" in shown
-
-
-def test_nothing_changed_changes_nothing(store):
-    (found,) = json.loads(run(store, "replay", NAME, "--json"))
-    assert found["best_changed"] == 0 and found["mean_after"] == pytest.approx(found["mean_before"])
     assert "nothing changed" in run(store, "replay", NAME)
 
 
@@ -104,7 +100,7 @@ def test_without_a_name_the_latest_of_each_label_is_replayed(tmp_path):
     assert [one["label"] for one in found] == ["trace-scoring[a]", "trace-scoring[b]"]
 
 
-def test_explain_shows_parts_tokens_and_rivals(store):
+def test_explain_shows_parts_tokens_and_the_questions_traces(store):
     scores = read_rows(store.local(store.find(NAME)), "scores")
     row = next(row for row in scores if row["trace_id"] == "q005-2")
     shown = run(store, "explain", "q005-2", "--run", NAME)
@@ -137,18 +133,16 @@ def test_a_model_s_escape_sequences_and_markup_do_not_reach_the_terminal():
     assert "before␛[31m[␛]0;⏎][bold]after" in shown
 
 
-@pytest.mark.parametrize(
-    "command", [["replay", NAME], ["explain", "q005-2"], ["--help"], ["replay", "--help"]]
-)
-def test_the_commands_need_neither_torch_nor_prefect_nor_pandas(store, command):
+def test_the_commands_need_neither_torch_nor_prefect_nor_pandas(store):
     program = (
-        "import sys; from flows.cli.app import app; app(sys.argv[1:], standalone_mode=False); "
+        "import sys; from flows.cli.app import app\n"
+        f"for words in (['--help'], ['replay', '--help'], ['replay', {NAME!r}], "
+        "['explain', 'q005-2']): app(['reward', *words], standalone_mode=False)\n"
         "print({'torch', 'prefect', 'transformers', 'pandas', 'scipy'} & set(sys.modules))"
     )
-    place = [] if "--help" in command else ["--store", str(store)]
     done = subprocess.run(
-        [sys.executable, "-c", program, "reward", *command, *place],
-        capture_output=True, text=True, check=True,
+        [sys.executable, "-c", program],
+        capture_output=True, text=True, check=True, env=os.environ | {"RLT_STORE": str(store)},
     )  # fmt: skip
     assert done.stdout.splitlines()[-1] == "set()"
 

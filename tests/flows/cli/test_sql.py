@@ -9,13 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 from prompt_toolkit.application import create_app_session
+from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from typer.testing import CliRunner
 
-from flows.cli.sql import ask, sql
-from flows.cli.sql_shell import SqlCompleter, command, shell, unfinished
+from flows.cli.sql import FORMATS, ask, sql
+from flows.cli.sql_shell import command, completer, shell, unfinished
 from flows.server.processes import free_port
 from flows.server.seaweedfs import S3Access
 from rlt_core.errors import UserError
@@ -56,44 +57,31 @@ def test_a_table_shows_every_row_on_one_line(root):
     ]
 
 
-def test_a_long_table_says_that_it_was_cut(root):
+def test_a_table_is_cut_with_a_note_and_holds_no_escape_sequences(root):
     shown = run("select range from range(500)", "--store", root)
     assert "199\n" in shown and "\n200\n" not in shown.replace(" ", "")
     assert "more than 200 rows" in shown
-
-
-def test_escape_sequences_in_a_text_do_not_reach_the_terminal(root):
     shown = run("select chr(27) || '[31mred' || chr(10) || 'line' as a", "--store", root)
-    assert "\x1b" not in shown
-    assert "␛[31mred⏎line" in shown
+    assert "\x1b" not in shown and "␛[31mred⏎line" in shown
 
 
-def test_csv_and_json_hold_every_row_and_lists_and_no_nan_in_json(root):
+def test_every_row_is_written_lists_as_json_and_nan_as_null(root, tmp_path):
+    objects = [{"question_id": "q000", "l": [-0.5, -0.25], "x": None}] * 2
     rows = list(csv.DictReader(run(LISTS, "--store", root, "-f", "csv").splitlines()))
     assert [json.loads(row["l"]) for row in rows] == [[-0.5, -0.25]] * 2
-    rows = json.loads(run(LISTS, "--store", root, "--format", "json"))
-    assert rows == [{"question_id": "q000", "l": [-0.5, -0.25], "x": None}] * 2
+    assert json.loads(run(LISTS, "--store", root, "--format", "json")) == objects
+    lines = run("--store", root, "-f", "jsonl", text=LISTS).splitlines()
+    assert list(map(json.loads, lines)) == objects
     many = json.loads(run("select range from range(25000)", "--store", root, "-f", "json"))
     assert [row["range"] for row in many] == list(range(25000))
-    assert json.loads(run("select 1 where false", "--store", root, "-f", "json")) == []
-
-
-def test_json_lines_hold_an_object_a_line(root, tmp_path):
-    rows = [{"question_id": "q000", "l": [-0.5, -0.25], "x": None}] * 2
-    lines = run(LISTS, "--store", root, "-f", "jsonl").splitlines()
-    assert [json.loads(line) for line in lines] == rows
-    output = tmp_path / "rows.jsonl"
-    assert run("--store", root, "-o", str(output), text=LISTS) == ""
-    assert [json.loads(line) for line in output.read_text().splitlines()] == rows
-    assert run("select 1 where false", "--store", root, "-f", "jsonl") == ""
-
-
-def test_output_takes_its_format_from_the_suffix(root, tmp_path):
-    for suffix in ("parquet", "csv", "json"):
+    empty = {f: run("select 1 as a where false", "--store", root, "-f", f) for f in FORMATS[1:4]}
+    assert empty == {"csv": "a\n", "json": "[]\n", "jsonl": ""}
+    for suffix in FORMATS[1:]:  # the suffix is the format
         assert run(LISTS, "--store", root, "-o", str(tmp_path / f"rows.{suffix}")) == ""
     assert pq.read_table(tmp_path / "rows.parquet").column("l").to_pylist() == [[-0.5, -0.25]] * 2
-    assert len(json.loads((tmp_path / "rows.json").read_text())) == 2
+    assert json.loads((tmp_path / "rows.json").read_text()) == objects
     assert len(list(csv.reader((tmp_path / "rows.csv").open()))) == 3
+    assert (tmp_path / "rows.jsonl").read_text().splitlines() == lines
 
 
 def test_a_query_that_fails_leaves_the_output_as_it_was(root, tmp_path):
@@ -137,23 +125,14 @@ def test_without_a_terminal_statements_come_from_stdin(root):
     assert run("--store", root, "-f", "csv", text=text).splitlines()[-2:] == ["b", "2"]
 
 
-def test_every_format_on_both_stores(store_root, tmp_path):
+def test_a_query_gives_the_same_on_both_stores(store_root):
     query = "select question_id, reward, student_solution_logprobs as l from scores order by all"
     assert json.loads(run(query, "--store", store_root, "-f", "json")) == []
-    commit(
-        Store(store_root),
-        "trace-scoring[a]",
-        {"scores": [score_row(number, -float(number)) for number in (1, 2)]},
-    )
-    expected = [("q001", -1.0, [-0.5, -0.25]), ("q002", -2.0, [-0.5, -0.25])]
-    assert [
-        tuple(row.values()) for row in json.loads(run(query, "--store", store_root, "-f", "json"))
-    ] == expected
-    _, *rows = csv.reader(run(query, "--store", store_root, "-f", "csv").splitlines())
-    assert [(row[0], float(row[1]), json.loads(row[2])) for row in rows] == expected
-    assert run(query, "--store", store_root, "-o", str(tmp_path / "rows.parquet")) == ""
-    table = pq.read_table(tmp_path / "rows.parquet")
-    assert [tuple(row.values()) for row in table.to_pylist()] == expected
+    rows = [score_row(number, -float(number)) for number in (1, 2)]
+    commit(Store(store_root), "trace-scoring[a]", {"scores": rows})
+    assert json.loads(run(query, "--store", store_root, "-f", "json")) == [
+        {"question_id": f"q00{number}", "reward": -number, "l": [-0.5, -0.25]} for number in (1, 2)
+    ]
     assert run(query, "--store", store_root).split()[-4:] == ["q002", "-2", "[-0.5,", "-0.25]"]
 
 
@@ -204,35 +183,33 @@ def test_a_session_in_the_shell_on_both_stores(store_root, tmp_path, monkeypatch
     assert "nothing" in shown and "unknown command .nothing" in shown
 
 
-def completions(text):
-    words = ["count", "select", "sum"]
-    document = Document(text, len(text))
-    return [c.text for c in SqlCompleter(words).get_completions(document, None)]
-
-
-def test_completion_knows_tables_columns_and_sql():
-    assert completions("sel") == ["select"]
-    assert "eval_scores" in completions("select * from ev")
-    assert "rank" in completions("select * from scores where ra")
-    assert "rank" not in completions("select * from dropped where ra")
-    assert completions("select scores.rew") == ["scores.reward"]
-    assert completions(".ta") == [".tables"]
+@pytest.mark.parametrize(
+    ("text", "expected", "unexpected"),
+    [
+        ("sel", "select", "scores"),
+        ("select * from ev", "eval_scores", "scores"),
+        ("select rew", "reward", "rank"),
+        ("select scores.rew", "scores.reward", "reward"),
+        (".ta", ".tables", "table"),
+    ],
+)
+def test_completion_knows_commands_tables_columns_and_sql(root, text, expected, unexpected):
+    with connect(Store(root)) as connection:
+        found = completer(connection).get_completions(Document(text, len(text)), CompleteEvent())
+    words = [one.text for one in found]
+    assert expected in words and unexpected not in words
 
 
 def test_enter_ends_a_statement_only_after_its_semicolon():
-    assert unfinished("select 1")
-    assert unfinished("select 1;\nselect 2")
-    assert not unfinished("select 1; ")
-    assert not unfinished(".tables")
-    assert not unfinished("")
+    assert unfinished("select 1") and unfinished("select 1;\nselect 2")
+    assert not any(map(unfinished, ("select 1; ", ".tables", "")))
 
 
 def test_dot_commands():
     assert "eval_scores" in command(".tables").splitlines()
-    assert command(".schema dropped").splitlines()[:2] == ["dropped", "  run  string"]
-    assert "lineage" in command(".schema")
-    assert ".quit" in command(".help")
-    with pytest.raises(UserError, match="unknown command"):
-        command(".tabels")
-    with pytest.raises(UserError, match="no table x"):
-        command(".schema x")
+    shown = command(".schema dropped").splitlines()
+    assert shown[0] == "dropped" and shown[1].startswith("  run  string  key of the artifact")
+    assert "lineage" in command(".schema") and ".quit" in command(".help")
+    for text, message in ((".tabels", "unknown command"), (".schema x", "no table x")):
+        with pytest.raises(UserError, match=message):
+            command(text)

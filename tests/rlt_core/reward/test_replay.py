@@ -14,14 +14,13 @@ from scipy import stats
 from rlt_core.config import REWARD_PRESETS, RewardSpec
 from rlt_core.errors import UserError
 from rlt_core.reward.formula import reward_parts
-from rlt_core.reward.replay import Changes, chosen, replayed, summaries
+from rlt_core.reward.replay import changed, chosen, replayed, summaries
 from rlt_core.rows import read_rows
 from rlt_core.scoring import assign_ranks
 from rlt_core.sql import macros
 from rlt_core.sql.macros import arguments, literal
-from rlt_core.sql.views import connect
 from rlt_core.store import Store
-from tests.sample_store import commit, sample_run, score_row, scored_training_traces
+from tests.sample_store import commit, score_row
 
 # ---------------------------------------------------------------- macros
 logprob = st.floats(min_value=-20, max_value=0, width=32)
@@ -133,19 +132,6 @@ def test_what_python_refuses_sql_refuses(connection, arguments, message):
         connection.execute(f"select rlt_reward({arguments})").fetchall()
 
 
-def test_rlt_sql_knows_the_macros(tmp_path):
-    store = Store(str(tmp_path))
-    scored_training_traces(store, sample_run(store, seeds=(0,)))
-    sql = """
-        select reward, rlt_reward(student_solution_logprobs, student_think_logprobs,
-          teacher_think_logprobs, 0.01, 3, closed)
-        from scores where label = 'trace-scoring[sft]'"""
-    with connect(store) as connection:
-        rows = connection.execute(sql).fetchall()
-    assert len(rows) == 24 and sum(stored is None for stored, _ in rows) == 1
-    assert [new for _, new in rows] == pytest.approx([stored for stored, _ in rows], abs=1e-6)
-
-
 # ---------------------------------------------------------------- replay
 def filled(store, spec=None, label="trace-scoring[a]", seed=0, shards=3):
     """Scored traces of several teachers and students, with ties, one empty, one too long."""
@@ -181,7 +167,7 @@ NAMES = ("student_solution_logprobs", "student_think_logprobs", "teacher_think_l
 
 def replay(store, manifests, changes=None):
     """The rows of a replay, and what changed in each artifact."""
-    with replayed(store, manifests, changes or Changes(), lambda _: None) as connection:
+    with replayed(store, manifests, changes or {}) as connection:
         rows = connection.sql("from replayed").to_arrow_table().to_pylist()
         return rows, summaries(connection, manifests)
 
@@ -220,12 +206,15 @@ def test_nothing_changed_gives_what_is_stored(tmp_path, spec):
 
 @settings(deadline=None, max_examples=15)
 @given(
-    st.builds(
-        Changes,
-        alpha=st.none() | st.floats(-1, 1),
-        kl_weight=st.none() | st.floats(-4, 4),
-        kl=st.sampled_from([None, "k1", "k3", "full"]),
-        reduction=st.none() | reduction,
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "alpha": st.floats(-1, 1),
+            "kl_weight": st.floats(-4, 4),
+            "kl": st.sampled_from(["k1", "k3", "full"]),
+            "solution_reduction": reduction,
+            "think_reduction": reduction,
+        },
     )
 )
 def test_a_replay_is_what_scoring_anew_would_give(tmp_path_factory, changes):
@@ -233,7 +222,7 @@ def test_a_replay_is_what_scoring_anew_would_give(tmp_path_factory, changes):
     own = RewardSpec(kl="full", think_extreme="median", unclosed_penalty=-0.25)
     manifest = filled(store, own)
     rows, (summary,) = replay(store, [manifest], changes)
-    spec = changes.applied(own)
+    spec = own.model_copy(update=changes)
     expected = scored_anew(store, manifest, spec)
     parts = by_identity(expected, "reward", "r_ss", "r_kl", "penalty", "status", "trace_id")
     found = by_identity(rows, "reward", "r_ss", "r_kl", "penalty", "status", "trace_id")
@@ -252,16 +241,10 @@ def test_a_replay_is_what_scoring_anew_would_give(tmp_path_factory, changes):
     assert summary.best_changed == pytest.approx(np.mean(best))
 
 
-def test_changes_are_applied_to_what_the_artifact_was_scored_with():
-    own = RewardSpec(alpha=0.5, kl="k3", clip_kl=2.0, think_reduction="max")
-    assert Changes().applied(own) == own
-    changed = Changes(kl_weight=0.0, reduction="median").applied(own)
-    assert changed == own.model_copy(
-        update={"kl_weight": 0.0, "solution_reduction": "median", "think_reduction": "median"}
-    )
-    for weight in (math.nan, math.inf):
-        with pytest.raises(UserError, match="finite"):
-            Changes(alpha=weight).applied(own)
+@pytest.mark.parametrize("changes", [{"alpha": math.nan}, {"kl_weight": math.inf}, {"kl": "k2"}])
+def test_a_change_that_is_not_valid_is_refused(changes):
+    with pytest.raises(UserError, match=f"reward.*{next(iter(changes))}|finite"):
+        changed(RewardSpec(), changes)
 
 
 def test_artifacts_keep_their_own_spec_and_their_own_ranks(store_root):
@@ -271,10 +254,12 @@ def test_artifacts_keep_their_own_spec_and_their_own_ranks(store_root):
         filled(store, RewardSpec(alpha=1.0), "trace-scoring[b]", shards=0),
     ]
     read = []
-    with replayed(store, made, Changes(kl_weight=1.0), read.append) as connection:
+    report = lambda done, total, metrics: read.append((done, total))  # noqa: E731
+    with replayed(store, made, {"kl_weight": 1.0}, report) as connection:
         rows = connection.sql("from replayed").to_arrow_table().to_pylist()
         found = summaries(connection, made)
-    assert sum(read) == len(rows) == sum(manifest.rows for manifest in made)
+    total = sum(manifest.rows for manifest in made)
+    assert read[-1] == (total, total) and len(rows) == total
     assert [one.run for one in found] == [manifest.ref.key for manifest in made]
     for manifest, spec in zip(
         made, (RewardSpec(kl="k3", kl_weight=1), RewardSpec(alpha=1, kl_weight=1)), strict=True
@@ -316,7 +301,7 @@ def test_without_names_the_latest_of_each_label_and_seed(tmp_path):
     assert [one.ref.key for one in named] == [other.ref.key, "0" * 16]
 
 
-def test_mistakes_name_the_artifact_and_the_mend(tmp_path):
+def test_mistakes_name_the_artifact_and_the_fix(tmp_path):
     store = Store(str(tmp_path))
     scored = filled(store)
     model = commit(store, "base-model", {})
@@ -326,28 +311,26 @@ def test_mistakes_name_the_artifact_and_the_mend(tmp_path):
     with pytest.raises(UserError, match=rf"imported.*{imported.ref.key}.*no log-probs"):
         chosen(store, [imported.ref.key])
     with pytest.raises(UserError, match=rf"{scored.ref.key}.*think_kl.*reward\.kl=full"):
-        replay(store, [scored], Changes(kl="full"))
+        replay(store, [scored], {"kl": "full"})
     with pytest.raises(UserError, match="no artifact"):
         chosen(store, ["nothing"])
     config = {"reward": {"gamma": 1}}
     foreign = commit(store, "trace-scoring[foreign]", {"scores": []}, config=config)
-    with pytest.raises(UserError, match=rf"{foreign.ref.key}.*reward is not one of this version"):
+    with pytest.raises(UserError, match=rf"{foreign.ref.key}.*reward is not valid in this version"):
         replay(store, [foreign])
 
 
-def test_a_scored_trace_without_log_probs_is_named(tmp_path):
+@pytest.mark.parametrize("kl", ["k1", "full"])
+def test_a_scored_trace_without_log_probs_is_named(tmp_path, kl):
     store = Store(str(tmp_path))
-    for kl, mend in (("k1", "score them anew"), ("full", "no full-vocabulary KL")):
-        rows = [score_row(1, -1.0), score_row(2, -1.0)]
-        if kl == "full":
-            lists = {"student_think_logprobs": [-1.0], "teacher_think_logprobs": [-1.0]}
-            rows = [row | lists for row in rows]
-        manifest = commit(
-            store, f"trace-scoring[{kl}]", {"scores": rows},
-            config={"reward": RewardSpec(kl=kl).model_dump()},
-        )  # fmt: skip
-        with pytest.raises(UserError, match=rf"{manifest.ref.key}.*{mend}"):
-            replay(store, [manifest])
+    think = [-1.0] if kl == "full" else None  # then the full-vocabulary KL alone is missing
+    lists = {"student_think_logprobs": think, "teacher_think_logprobs": think}
+    manifest = commit(
+        store, "trace-scoring[a]", {"scores": [score_row(n, -1.0, **lists) for n in (1, 2)]},
+        config={"reward": RewardSpec(kl=kl).model_dump()},
+    )  # fmt: skip
+    with pytest.raises(UserError, match=rf"{manifest.ref.key}.*2 scored traces, q001-0 the first"):
+        replay(store, [manifest])
 
 
 def test_a_damaged_file_is_one_clear_error(store_root):

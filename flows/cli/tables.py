@@ -1,0 +1,50 @@
+"""Tables for a terminal, a file or a pipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table
+
+from rlt_core.store import Manifest
+
+UNLIMITED = 100_000
+"""Characters per line where there is no terminal."""
+
+
+def table_console(file: TextIO | None = None) -> Console:
+    """Return a console as wide as the terminal. In a file or pipe lines are never cut."""
+    file = file or sys.stdout
+    return Console(file=file, width=None if file.isatty() else UNLIMITED, highlight=False)
+
+
+def new_table(
+    *columns: str, right: Collection[str] = (), whole: Collection[str] = (), **options: Any
+) -> Table:
+    """Return a table without borders; `right`: aligned to the right, `whole`: never wrapped."""
+    table = Table(box=None, header_style="bold", pad_edge=False, **options)
+    for name in columns:
+        table.add_column(
+            escape(name),
+            justify="right" if name in right else "left",
+            no_wrap=name in whole,
+            overflow="ellipsis" if name in whole else "fold",
+        )
+    return table
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """Print a table without cutting names or keys: a narrower terminal wraps its lines."""
+    options = console.options.update(max_width=UNLIMITED)
+    table.width = Measurement.get(console, options, table).maximum
+    console.print(table, soft_wrap=True)
+
+
+def title(manifest: Manifest) -> str:
+    """Return an artifact's label with its seed: `teacher-grpo@0`."""
+    return manifest.label if manifest.seed is None else f"{manifest.label}@{manifest.seed}"
