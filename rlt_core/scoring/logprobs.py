@@ -1,7 +1,9 @@
 """Log-probs of selected tokens under one model.
 
-Only the hidden states that predict a selected token meet the output embedding, a block at a time:
-nothing of shape (batch, tokens, vocabulary) ever exists.
+Only the hidden states that predict a selected token enter the output embedding, a block at a time:
+no tensor of shape (batch, tokens, vocabulary) is ever built.
+
+Shapes: N selected tokens of a pass, D width.
 """
 
 from __future__ import annotations
@@ -21,19 +23,19 @@ from rlt_core.scoring.passes import decoder_and_head, eval_mode, hidden_states, 
 
 @dataclass(frozen=True)
 class States:
-    """What full-vocabulary KL needs of a model that has gone: its head, and hidden states at
-    selected positions, one tensor (positions, D) a sequence, on the CPU."""
+    """What full-vocabulary KL needs from a model that has been unloaded: its head, and its hidden
+    states at selected positions, one tensor (positions, D) per sequence, on the CPU."""
 
     head: nn.Linear
     transform: LogitTransform
     hidden: list[Tensor]
     words: int | None
-    """Of the tokenizer; empty: all that both heads have."""
+    """Words of the tokenizer; empty: all that both heads have."""
 
 
 @dataclass(frozen=True)
 class Selected:
-    """One array an item, one a selected token, in order of the sequences."""
+    """One array per sequence, with one value per selected token."""
 
     logprobs: list[FLOATS]
     surprisal: list[FLOATS] | None
@@ -51,18 +53,16 @@ def selected_logprobs(
     temperature: float,
     tokens_per_batch: int,
     *,
-    share_prefixes: bool | None = None,
     block_logits: int | None = None,
     progress: Progress | None = None,
 ) -> list[list[FLOATS]]:
-    """log p(ids[start:end] | ids before each) for every span of every context, in input order.
+    """Return log p(ids[start:end] | ids before each) for every span of every context, in order.
 
-    `model` is a causal language model or a PEFT wrapper of one, in whatever mode: it is put into
-    eval mode meanwhile. Logits are divided by `temperature`; log-sum-exp is taken in float32.
-    How contexts are batched (`rlt_core.scoring.passes`) and how many logits exist at once changes
-    results by rounding alone. Returns float32 arrays, one a span, as long as the span. Raises
-    ValueError for a span outside its context or one that begins at 0, where nothing precedes the
-    token.
+    `model` is a causal language model or a PEFT wrapper of one; it computes in eval mode. Logits
+    are divided by `temperature`; log-sum-exp is taken in float32. The batches
+    (`rlt_core.scoring.passes`) and the number of logits at a time change results by rounding only.
+    Arrays are float32, one per span, as long as the span. Raises ValueError for a span outside its
+    context or one that begins at 0, where nothing precedes the token.
     """
     selected = select(
         model,
@@ -70,7 +70,6 @@ def selected_logprobs(
         [_targets(len(ids), each) for ids, each in zip(contexts_ids, spans, strict=True)],
         temperature,
         tokens_per_batch,
-        share_prefixes=share_prefixes,
         block_logits=block_logits,
         progress=progress,
     )
@@ -91,14 +90,13 @@ def select(
     keep_states: bool = False,
     words: int | None = None,
     kl_to: States | None = None,
-    share_prefixes: bool | None = None,
     block_logits: int | None = None,
     progress: Progress | None = None,
 ) -> Selected:
-    """Log-probs of the tokens at `targets` (positions > 0); see `selected_logprobs`.
+    """Return the log-probs of the tokens at `targets` (positions > 0); see `selected_logprobs`.
 
-    `keep_states` keeps the hidden states that predict them; `kl_to` are those of another model at
-    the same tokens, towards which KL over the tokenizer's `words` is taken (`head_kl`).
+    `keep_states` keeps the hidden states that predict them; `kl_to`: those of another model at the
+    same tokens, to which KL over the tokenizer's `words` is computed (`head_kl`).
     """
     head, transform = decoder_and_head(model)[1], logit_transform(model)
     names = ("logprobs", "surprisal", "ranks", "kl")
@@ -111,7 +109,6 @@ def select(
         contexts_ids,
         [where - 1 for where in targets],
         tokens_per_batch,
-        share_prefixes=share_prefixes,
         progress=progress,
     )
     with torch.no_grad(), eval_mode(model):
@@ -143,7 +140,7 @@ def select(
 
 
 def cut(values: NDArray, sizes: Sequence[int]) -> list[NDArray]:
-    """The array in pieces of these sizes."""
+    """Split an array into pieces of these sizes."""
     return np.split(values, np.cumsum(sizes)[:-1])
 
 

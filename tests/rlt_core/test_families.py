@@ -40,10 +40,9 @@ def test_a_family_is_imported_scored_and_prompted(family: Family, tmp_path: Path
 
     rows = [renderer.student_context("1+2", renderer.encode(t), "3") for t in ("long one", "b")]
     ids, spans = [each.ids for each in rows], [[(2, len(each.ids))] for each in rows]
-    for share in (False, True):
-        got = selected_logprobs(model, ids, spans, 0.7, 10_000, share_prefixes=share)
-        for each, (logprobs,) in zip(ids, got, strict=True):
-            np.testing.assert_allclose(logprobs, logprobs_of(own, each, 0.7)[1:], atol=1e-4)
+    got = selected_logprobs(model, ids, spans, 0.7, 10_000)
+    for each, (logprobs,) in zip(ids, got, strict=True):
+        np.testing.assert_allclose(logprobs, logprobs_of(own, each, 0.7)[1:], atol=1e-4)
 
     add_fused_lm_head(own, temperature=0.7)  # GRPO's path
     one = torch.tensor([ids[0]])

@@ -67,50 +67,35 @@ def contexts(draw: st.DrawFn) -> Contexts:
     return many
 
 
-def with_common_beginnings(many: Contexts, beginnings: list[list[int]]) -> Contexts:
-    """Every context behind one of a few beginnings: groups that share a prompt."""
-    grown = []
-    for i, (ids, spans) in enumerate(many):
-        before = beginnings[i % len(beginnings)] if beginnings else []
-        moved = [(start + len(before), end + len(before)) for start, end in spans]
-        grown.append((before + ids, moved))
-    return grown
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     many=contexts(),
-    beginnings=st.lists(st.lists(st.integers(0, VOCABULARY - 1), max_size=30), max_size=2),
     seed=st.integers(0, 3),
     heads=st.sampled_from([1, 2]),
     tied=st.booleans(),
     temperature=st.sampled_from([0.3, 0.7, 1.0, 2.0]),
     tokens_per_batch=st.sampled_from([1, 17, 64, 10_000]),
     block_logits=st.sampled_from([1, 5, 40, None]),
-    share_prefixes=st.sampled_from([True, False, None]),
     packed=st.booleans(),
 )
-def test_equals_the_oracle_for_any_shape_budget_block_and_sharing(
+def test_equals_the_oracle_for_any_shape_budget_and_block(
     many: Contexts,
-    beginnings: list[list[int]],
     seed: int,
     heads: int,
     tied: bool,
     temperature: float,
     tokens_per_batch: int,
     block_logits: int | None,
-    share_prefixes: bool | None,
     packed: bool,
 ) -> None:
     model = random_llama(seed, heads, tied)
-    many = with_common_beginnings(many, beginnings)
     ids, spans = [each[0] for each in many], [each[1] for each in many]
     with pytest.MonkeyPatch.context() as patch:
         # The CPU's attention takes packed sequences too, only not fast.
         patch.setattr(passes, "_takes_packed", lambda decoder: packed)
         got = selected_logprobs(
             model, ids, spans, temperature, tokens_per_batch,
-            share_prefixes=share_prefixes, block_logits=block_logits,
+            block_logits=block_logits,
         )  # fmt: skip
     assert [len(arrays) for arrays in got] == [len(each) for each in spans]
     for context, each, arrays in zip(ids, spans, got, strict=True):
@@ -122,33 +107,14 @@ def test_equals_the_oracle_for_any_shape_budget_block_and_sharing(
             np.testing.assert_allclose(array, expected, rtol=5e-5, atol=1e-4)
 
 
-def test_what_a_group_begins_with_is_computed_once_where_that_pays(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model = random_llama(0)
-    seen: list[int] = []
+def test_nothing_after_the_last_selected_token_is_computed() -> None:
+    model, seen = random_llama(0), []
     model.model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
-    prompt = [i % VOCABULARY for i in range(100)]
-    group = [[*prompt, i, 2, 3, 4, 5] for i in range(16)]
-    spans = [[(100, 105)]] * 16
-    selected_logprobs(model, group, spans, 1.0, 10_000, share_prefixes=True)
-    # Token 99 predicts the first one of each explanation; the last one predicts nothing.
-    assert sorted(seen) == [16 * 5, 99]
-    seen.clear()
-    selected_logprobs(model, group, spans, 1.0, 10_000, share_prefixes=False)
-    assert sum(seen) == 16 * 104
-    seen.clear()
-    selected_logprobs(model, group, spans, 1.0, 10_000)
-    assert sum(seen) == 16 * 104  # too little to save for a model this small
-    seen.clear()
-    monkeypatch.setattr(passes, "SHARING_FLOPS", 0)
-    selected_logprobs(model, group, spans, 1.0, 10_000)
-    assert sum(seen) == 16 * 5 + 99
-    seen.clear()
-    selected_logprobs(model, [[1, 2, i] + [3] * 200 for i in range(16)], [[(3, 203)]] * 16, 1.0, 1)
-    assert sum(seen) == 16 * 202  # two tokens in common against long rests behind a mask
+    ids = [[i % VOCABULARY for i in range(100)]] * 4
+    selected_logprobs(model, ids, [[(10, 20)]] * 4, 1.0, 10_000)
+    assert seen == [4 * 19]  # token 18 predicts the last one
 
 
 def test_no_logits_beyond_a_block_ever_exist(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +252,7 @@ def test_batches_keep_the_budget_and_lose_nothing(lengths: list[int], budget: in
 # ---------------------------------------------------------------- traces
 FORMAT = load_format("r1")
 TOKENIZER = tiny_tokenizer(FORMAT)
-PROMPTER = Renderer(FORMAT, TOKENIZER)
+RENDERER = Renderer(FORMAT, TOKENIZER)
 QUESTIONS = {
     "q1": {"question": "1+1?", "solution": "2"},
     "q2": {"question": "how many?", "solution": "twenty-three"},
@@ -299,7 +265,7 @@ def tiny_model(seed: int) -> PreTrainedModel:
 
 
 def trace(question_id: str, sample: int, text: str, closed: bool = True) -> dict[str, Any]:
-    ids = PROMPTER.encode(text)
+    ids = RENDERER.encode(text)
     return {
         "trace_id": f"{question_id}-{sample}", "question_id": question_id, "seed": 0,
         "teacher": "t", "sample": sample, "text": text, "token_ids": ids, "completion_ids": ids,
@@ -317,8 +283,8 @@ TRACES = [
 
 
 def longer_context(question: str, solution: str, think_ids: list[int]) -> int:
-    student = PROMPTER.student_context(question, think_ids, solution)
-    return max(len(student.ids), len(PROMPTER.teacher_context(question, solution, think_ids).ids))
+    student = RENDERER.student_context(question, think_ids, solution)
+    return max(len(student.ids), len(RENDERER.teacher_context(question, solution, think_ids).ids))
 
 
 def score(
@@ -329,8 +295,8 @@ def score(
         "student": "s",
         "load_student": lambda: nullcontext(tiny_model(1)),
         "load_teacher": lambda: nullcontext(tiny_model(2)),
-        "student_prompter": PROMPTER,
-        "teacher_prompter": PROMPTER,
+        "student_renderer": RENDERER,
+        "teacher_renderer": RENDERER,
         "spec": SPEC,
         "max_tokens": longest,
         "tokens_per_batch": 4000,
@@ -347,8 +313,8 @@ def test_scores_replay_from_their_own_log_probs_and_the_oracle_agrees(tmp_path: 
     for row, each in zip(rows[:4], TRACES[:4], strict=True):
         question, solution = QUESTIONS[each["question_id"]].values()
         assert row["status"] == "scored"
-        s = PROMPTER.student_context(question, each["token_ids"], solution)
-        t = PROMPTER.teacher_context(question, solution, each["token_ids"])
+        s = RENDERER.student_context(question, each["token_ids"], solution)
+        t = RENDERER.teacher_context(question, solution, each["token_ids"])
         assert s.solution is not None
         lists = [
             oracle(student, s.ids, s.solution, 0.7),
