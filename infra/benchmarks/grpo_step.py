@@ -40,13 +40,13 @@ from rlt_core.prompts.renderer import Renderer
 from rlt_core.reward.formula import reward_parts
 from rlt_core.rows import read_rows
 from rlt_core.scoring import eval_mode
+from rlt_core.scoring.lm_head import FLOATS
 from rlt_core.store import Workspace
 from rlt_core.store.files import Files
 from rlt_core.training.base import train_base
 from rlt_core.training.grpo import train_grpo
 from rlt_core.training.reward_function import Prompt, RewardFunction, Rewards
 from rlt_core.training.rlt_reward import RLTReward
-from rlt_core.training.rollouts import LOGPROBS
 
 BASE_STEPS = 300
 REPEATS = 2
@@ -68,7 +68,7 @@ class PlainReward:
 
     def __call__(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]],
-        sampled: Sequence[LOGPROBS], policy: nn.Module,
+        sampled: Sequence[FLOATS], policy: nn.Module,
     ) -> Rewards:  # fmt: skip
         """Return a reward per completion."""
         with torch.no_grad(), eval_mode(policy):

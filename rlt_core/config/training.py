@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -117,10 +116,6 @@ class GRPOConfig(Optimizer):
     """New tokens of a completion at most."""
     reference_sync: ReferenceSync | None = None
     """Let the reference model follow the policy; empty: it stays as it was at the start."""
-    rollouts_ahead: bool = Field(default=False, exclude_if=operator.not_)
-    """Draw a step's completions while the step before it trains, from the policy as it was before
-    that: one update behind, which the clipped ratio of both policies corrects. Less time where
-    drawing has processors of its own."""
     dtype: DType = "float32"
     """Number format of the weights in training."""
     lora: LoRA | None = None
@@ -155,12 +150,7 @@ class TeacherGRPOConfig(GRPOConfig):
         """Raise UserError if the log-probs that the engine records are not those of the reward."""
         if self.teacher_logprobs == "exact":
             return
-        if self.rollouts_ahead:
-            problem = (
-                "teacher_grpo.rollouts_ahead draws from the policy before its last update; set it "
-                "to false"
-            )
-        elif self.temperature != reward.temperature:
+        if self.temperature != reward.temperature:
             problem = (
                 f"teacher_grpo.temperature is {self.temperature:g} and reward.temperature "
                 f"{reward.temperature:g}; set them to the same value"

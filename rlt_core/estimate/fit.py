@@ -120,13 +120,6 @@ def contradiction(
                 f"{at}.tensor_parallel=1, and where one GPU is too small for the engine name a "
                 f"server: {at}.vllm_server={SERVER}"
             )
-        ahead = any(getattr(_grpo_of(node), "rollouts_ahead", False) for node in nodes)
-        if stage.rollouts and vllm and ahead and not resources.vllm_server:
-            return (
-                f"{stage.name}: rollouts_ahead samples while the trainer computes, which a vLLM "
-                "engine on the trainer's own GPU cannot; name a server: "
-                f"{at}.vllm_server={SERVER}, or set rollouts_ahead=false"
-            )
         for node in nodes:
             try:
                 micro_batches(sequences_per_step(node), resources.micro_batch_size, world)

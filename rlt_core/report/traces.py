@@ -12,7 +12,7 @@ from rlt_core.reward.diagnostics import (
     COPIED_ALARM,
     NGRAM_TOKENS,
     SHORTEST_BYTES,
-    guard_alarms,
+    explanation_alarms,
 )
 
 MEANS = (
@@ -71,7 +71,7 @@ def diagnostic_alarms(
     clipped: float | None,
 ) -> Iterator[str]:
     """The alarms of the diagnostics in words: for an artifact, about these texts of it."""
-    alarms = guard_alarms(copied, compression, clipped)
+    alarms = explanation_alarms(copied, compression, clipped)
     if alarms["alarm_copied"] and copied is not None:
         yield (
             f"{name}: {100 * copied:.0f}% of the solutions' runs of {NGRAM_TOKENS} tokens are also "

@@ -1,4 +1,4 @@
-"""Rows of the table `scores`: rewards of traces, their parts, rivals and guards."""
+"""Rows of the table `scores`: rewards of traces, their parts, baselines and diagnostics."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rlt_core.grading import UNGRADED, GradeItem, Grader
 from rlt_core.progress import Progress
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.reward.baselines import mean_likelihood, rank_surprisal_ratio
-from rlt_core.reward.diagnostics import watch
+from rlt_core.reward.diagnostics import diagnose
 from rlt_core.reward.formula import RewardParts, rank_rewards, reward_parts
 from rlt_core.scoring.tokens import Contexts, Loader, TokenScores, token_scores
 
 Row = dict[str, Any]
 GRADES_A_CHECK = 256
-"""Explanations graded between two looks at whether the work should stop."""
+"""Explanations graded between two checks for a stop request."""
 
 
 def score_traces(
@@ -28,23 +28,23 @@ def score_traces(
     student: str,
     load_student: Loader,
     load_teacher: Loader,
-    student_prompter: Renderer,
-    teacher_prompter: Renderer,
+    student_renderer: Renderer,
+    teacher_renderer: Renderer,
     spec: RewardSpec,
     max_tokens: int,
     tokens_per_batch: int,
     grader: Grader | None = None,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Rows of `scores`, one a trace in input order, `rank` still empty (see `assign_ranks`).
+    """Compute the rows of `scores`, one per trace in input order, without `rank` (`assign_ranks`).
 
     `traces` are rows of the table `traces`, `questions` rows of `questions` by id; `student` is
-    the key of the reward student. First the student scores everything, then the teacher: each
-    is asked of its loader once. A trace with a context of more than `max_tokens` is not scored: its
-    status is `too_long`. Without a `grader`, `correct` is empty. Raises RuntimeError naming the
-    trace whose reward is no number.
+    the key of the reward student. First the student scores everything, then the teacher; each is
+    loaded once. A trace with a context of more than `max_tokens` is not scored: its status is
+    `too_long`. Without a `grader`, `correct` is empty. Raises RuntimeError with the id of a trace
+    whose reward is not finite.
     """
-    contexts = [_contexts(trace, questions, student_prompter, teacher_prompter) for trace in traces]
+    contexts = [_contexts(trace, questions, student_renderer, teacher_renderer) for trace in traces]
     correct = (
         None if grader is None else _arrivals(traces, questions, grader, progress or Progress())
     )
@@ -57,7 +57,7 @@ def score_traces(
         spec=spec,
         max_tokens=max_tokens,
         tokens_per_batch=tokens_per_batch,
-        words=student_prompter.words,
+        words=student_renderer.words,
         correct=correct,
         progress=progress,
     )
@@ -77,8 +77,8 @@ def score_contexts(
     correct: Sequence[bool | None] | None = None,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """As `score_traces`, of traces whose contexts are already built. `correct`: of each trace,
-    whether it arrives at the solution; empty where no answer is known."""
+    """See `score_traces`; the contexts are already built. `correct`: whether each trace arrives
+    at the solution; empty where no answer is known."""
     kept = [i for i, each in enumerate(contexts) if each.longest <= max_tokens]
     scored = token_scores(
         [contexts[i] for i in kept],
@@ -99,10 +99,10 @@ def score_contexts(
 
 
 def assign_ranks(rows: Sequence[Row]) -> list[Row]:
-    """The rows with `rank` filled: 1 is the best reward among a question's scored completions.
+    """Return the rows with `rank`: 1 for the best reward among a question's scored completions.
 
-    Completions compete if question, seed, teacher and student are the same; of equal rewards the
-    lower sample ranks better. A row without a reward has no rank.
+    Completions are ranked together if question, seed, teacher and student are the same; of equal
+    rewards the lower sample ranks better. A row without a reward has no rank.
     """
     ranked = [{**row, "rank": None} for row in rows]
     groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
@@ -120,14 +120,14 @@ def assign_ranks(rows: Sequence[Row]) -> list[Row]:
 def _contexts(
     trace: Mapping[str, Any],
     questions: Mapping[str, Mapping[str, Any]],
-    student_prompter: Renderer,
-    teacher_prompter: Renderer,
+    student_renderer: Renderer,
+    teacher_renderer: Renderer,
 ) -> Contexts:
     row = questions[trace["question_id"]]
     question, solution, think_ids = row["question"], row["solution"], trace["token_ids"]
     return Contexts(
-        student_prompter.student_context(question, think_ids, solution),
-        teacher_prompter.teacher_context(question, solution, think_ids),
+        student_renderer.student_context(question, think_ids, solution),
+        teacher_renderer.teacher_context(question, solution, think_ids),
     )
 
 
@@ -172,7 +172,7 @@ def _row(
         "temperature": spec.temperature,
         "think_mean": None,
         "rank_surprisal": None,
-        **dataclasses.asdict(watch(trace["text"], trace["token_ids"], solution_ids)),
+        **dataclasses.asdict(diagnose(trace["text"], trace["token_ids"], solution_ids)),
         "clipped": trace["finish_reason"] and trace["finish_reason"] == "length",
         **dict.fromkeys(field.name for field in dataclasses.fields(RewardParts)),
         "student_solution_logprobs": None,

@@ -10,8 +10,8 @@ from rlt_core.config import CorrectnessReward
 from rlt_core.errors import UserError
 from rlt_core.grading import Grade, GradeItem, Grader
 from rlt_core.prompts.renderer import Renderer
+from rlt_core.scoring.lm_head import FLOATS
 from rlt_core.training.reward_function import Prompt, Rewards
-from rlt_core.training.rollouts import LOGPROBS
 
 MAX_GRADER_FAILURES = 0.5
 """Share of a batch's grades above which the grader, not the answers, is at fault."""
@@ -50,7 +50,7 @@ class AnswerReward:
         self,
         prompts: Sequence[Prompt],
         completions: Sequence[Sequence[int]],
-        sampled: Sequence[LOGPROBS],
+        sampled: Sequence[FLOATS],
         policy: nn.Module,
     ) -> Rewards:
         answers = [self._renderer.split_answer(self._renderer.decode(ids)) for ids in completions]

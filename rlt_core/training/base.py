@@ -16,7 +16,7 @@ from rlt_core.store import Workspace
 from rlt_core.training.sft import train_sft
 
 DISTINCT_DOCUMENTS = 12_000
-"""More steps than these last go over the same documents again."""
+"""A training that needs more repeats them."""
 
 
 def train_base(
@@ -29,10 +29,10 @@ def train_base(
     resources: StageResources,
     progress: Progress,
 ) -> dict[str, float]:
-    """Write `out/model/`: a tiny Llama that knows arithmetic a little, and the format's shape.
+    """Write `out/model/`: a tiny Llama that knows a little arithmetic, and the format's shape.
 
     `held_out`: questions that it must not see. With `config.steps` 0 the weights stay random.
-    Raises Stopped; called again with the same workspace it goes on.
+    Raises Stopped; called again with the same workspace, it resumes.
     """
     tokenizer = tiny_tokenizer(format, config.max_positions)
     model = new_model(config, tokenizer)

@@ -1,5 +1,5 @@
-"""vLLM inside the trainer's processes, an engine each: TRL's colocate mode, with a seed for every
-completion."""
+"""vLLM in the trainer's processes, one engine per process: TRL's colocate mode, with a seed per
+completion. Separate from `rollout`, since importing this imports vLLM."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from rlt_core.generation.engine import Completion
 from rlt_core.generation.vllm import BARE, FITTING, VLLMEngine, require_vllm
 
 LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What torchrun says to its processes."""
+"""Variables that torchrun sets for its processes."""
 _KEPT: list[VLLMGeneration] = []
-"""Engines that must outlive their use."""
+"""Engines that were closed, but must live until the process ends."""
 
 
 class ColocatedVLLM(VLLMEngine):
-    """Samples from a policy in training, as it is at each call of `generate`.
+    """Samples from a policy in training, with its weights at each call of `generate`.
 
-    TRL makes the engine, puts it to sleep on a GPU between calls (CUDA graphs and small buffers
-    stay) and gives it the weights, which `weights()` yields as (name in a checkpoint, whole
-    tensor). Its own `generate` has one seed for all completions; ours has one each.
+    TRL creates the engine, lets it sleep on a GPU between calls (CUDA graphs and small buffers
+    stay) and passes it the weights, which `weights()` yields as (name in a checkpoint, whole
+    tensor). TRL's `generate` has one seed for all completions; ours has one per completion.
     `policy.name_or_path` is the model folder that it started from. Needs
     `resources.tensor_parallel` 1. Raises UserError if vLLM is not installed.
     """
@@ -52,19 +52,20 @@ class ColocatedVLLM(VLLMEngine):
         self._llm = self._trl.llm
 
     def close(self) -> None:
-        """Leave the engine, asleep, until this process ends: vLLM ends with an engine the process
+        """Keep the engine, asleep, until this process ends: closing it would destroy the process
         group that it shares with the trainer."""
         _KEPT.append(self._trl)
         del self._llm, self._trl
 
     def generate(self, *args: Any, **options: Any) -> list[list[Completion]]:
-        """See `Engine.generate`; from the weights as they are now."""
+        """See `Engine.generate`; from the current weights."""
         with self._awake():
             return super().generate(*args, **options)
 
     @contextmanager
     def _awake(self) -> Iterator[None]:
-        """As https://docs.vllm.ai/en/latest/features/sleep_mode/ updates weights in RL."""
+        """Update the weights and wake the engine (RL with
+        https://docs.vllm.ai/en/latest/features/sleep_mode/)."""
         self._trl.sync_weights()
         if self._sleeps:
             torch.cuda.empty_cache()
@@ -75,7 +76,8 @@ class ColocatedVLLM(VLLMEngine):
 
 
 class _Generation(VLLMGeneration):
-    """TRL's, which takes weights from where it is told, sharded and adapted our way."""
+    """TRL's engine; overrides where its weights come from, since TRL knows neither our sharding nor
+    our adapters, and how a CPU takes them."""
 
     def __init__(
         self,
@@ -100,8 +102,7 @@ class _Generation(VLLMGeneration):
         yield from self._weights()
 
     def sync_weights(self) -> None:
-        """TRL's, but on a CPU: there vLLM has packed the weights and let go of what TRL would write
-        to."""
+        """On a CPU, vLLM has packed the weights and dropped the tensors that TRL would write to."""
         if self.enable_sleep_mode:
             super().sync_weights()
             return
@@ -112,24 +113,25 @@ class _Generation(VLLMGeneration):
 
 @contextmanager
 def _engines_of(**options: Any) -> Iterator[None]:
-    """TRL names no dtype to vLLM, which would take the folder's, and never float32. Random weights
-    at first: should none arrive, it would be seen at once. What TRL tells vLLM through the
-    environment is not for the processes that start later."""
-    theirs, told = vllm_generation.LLM, {name: os.environ.get(name) for name in LAUNCHERS}
+    """Add options to the engine that TRL creates, and restore the environment that it changes.
+
+    TRL passes no dtype: vLLM would use the folder's, and never float32. The engine starts with
+    random weights, so that missing updates show at once."""
+    theirs, variables = vllm_generation.LLM, {name: os.environ.get(name) for name in LAUNCHERS}
     vllm_generation.LLM = partial(theirs, load_format="dummy", **BARE, **options)
     try:
         yield
     finally:
         vllm_generation.LLM = theirs
-        for name, value in told.items():
+        for name, value in variables.items():
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
 
 
 def _pack_head(model: nn.Module) -> None:
-    """Reloading renews each layer's packed weights, but not those of a head that shares the
-    embedding's."""
+    """Pack the head again: reloading updates each layer's packed weights, except those of a head
+    that shares the embedding's."""
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
     for layer in model.modules():

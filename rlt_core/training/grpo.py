@@ -1,183 +1,294 @@
-"""Group Relative Policy Optimisation with TRL's GRPOTrainer, strictly on-policy.
+"""Group Relative Policy Optimisation (GRPO) on TRL's GRPOTrainer, strictly on-policy.
+
+A step: `PolicyTrainer.rollout` samples completions from the current policy, `PolicyTrainer.score`
+rewards them, TRL computes advantages, the reference's log-probs and the loss, and updates.
 
 Loss (arXiv 2402.03300, eq. 3, as arXiv 2506.08388 uses it): A_i = (r_i - mean) / (std + 1e-4)
-inside a group; ratio times A_i less beta times the k3 estimate of KL(policy | reference), mean over
-a completion's tokens, then over the completions of a step. Every default of TRL that would change
-this is pinned in `_arguments`.
+within a group; ratio times A_i, minus beta times the k3 estimate of KL(policy || reference), mean
+over a completion's tokens, then over the completions of a step. `PINNED` fixes it against TRL's
+defaults.
+
+Shapes: Q questions of a step, G completions of each, N = Q * G (this process's share of them where
+nothing is gathered), B sequences of a micro-batch, P prompt and C completion positions, T tokens.
 """
 
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from accelerate.utils import set_seed
+import numpy as np
+import torch
+from accelerate.utils import gather_object, set_seed
 from datasets import Dataset
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from torch.nn.functional import pad
 from trl import GRPOConfig as TRLConfig
+from trl import GRPOTrainer
 
-from rlt_core.config import GRPOConfig, StageResources
-from rlt_core.errors import UserError
+from rlt_core.config import DType, GRPOConfig, ReferenceSync, Sampling, StageResources
+from rlt_core.generation import Completion, sample_seed
 from rlt_core.models import load_tokenizer
 from rlt_core.processes import join
 from rlt_core.progress import Progress
+from rlt_core.scoring.lm_head import FLOATS
 from rlt_core.store import Workspace
-from rlt_core.training.data_order import MicroBatches, data_order, micro_batches, total_steps
-from rlt_core.training.grpo_trainer import PolicyTrainer
-from rlt_core.training.metrics import StepRecorder, alarms, mean_of
+from rlt_core.training import sharding
+from rlt_core.training.checkpoint import ResumableTrainer
+from rlt_core.training.data_order import data_order, fitting_prompts, micro_batches, total_steps
+from rlt_core.training.metrics import StepRecorder, grpo_metrics
 from rlt_core.training.policy import adapters, load_policy, trainer_arguments
-from rlt_core.training.reward_function import Prompt, RewardFunction
+from rlt_core.training.reward_function import NoReward, Prompt, RewardFunction, Rewards
+from rlt_core.training.rollout import open_rollouts, require_context
+
+PINNED: dict[str, Any] = {
+    "num_iterations": 1, "shuffle_dataset": False, "top_k": 0, "min_p": None,
+    "repetition_penalty": 1.0, "use_vllm": False, "vllm_importance_sampling_correction": False,
+    "use_bias_correction_kl": False, "loss_type": "grpo", "scale_rewards": "group",
+    "multi_objective_aggregation": "sum_then_normalize", "importance_sampling_level": "token",
+    "epsilon": 0.2, "epsilon_high": 0.2, "delta": None, "off_policy_mask_threshold": None,
+    "mask_truncated_completions": False, "top_entropy_quantile": 1.0, "entropy_coef": 0.0,
+    "disable_dropout": True, "cast_lm_head_to_fp32": False, "router_aux_loss_coef": 0.0,
+    "log_completions": False,
+}  # fmt: skip
+"""Arguments of TRL that define the loss; its defaults change from version to version."""
 
 
+# ---------------------------------------------------------------- arguments
 def train_grpo(
-    model: Path,
-    prompts: Sequence[Prompt],
-    reward: RewardFunction,
-    config: GRPOConfig,
-    *,
-    seed: int,
-    key: str,
-    stage: str,
-    out: Path,
-    work: Workspace,
-    resources: StageResources,
+    model: Path, prompts: Sequence[Prompt], reward: RewardFunction, config: GRPOConfig,
+    *, seed: int, key: str, stage: str, out: Path, work: Workspace, resources: StageResources,
     progress: Progress,
-) -> dict[str, float]:
-    """Train a model folder on its own completions; writes `out/model/`, `out/train_steps.parquet`.
+) -> dict[str, float]:  # fmt: skip
+    """Train a model folder on its own completions; write `out/model/`, `out/train_steps.parquet`.
 
-    Completions are drawn from the live policy by the engine that `resources` name; their seeds
-    derive from `key` (the node's), step, question and sample. Prompts longer than
-    `config.max_prompt_tokens` are dropped and counted (`dropped_too_long`).
-    Raises UserError if too few prompts are left, if a completion might outgrow the model's
-    positions, or if the reward refuses (`RewardFunction.check`); RuntimeError with the trace's id
-    for a reward that is no number; Stopped when asked to stop. Called again with the same workspace
-    it goes on from the last checkpoint.
+    The engine that `resources` name samples from the current policy, with seeds derived from `key`
+    (the node's), step, question and sample. Prompts longer than `config.max_prompt_tokens` are
+    dropped and counted (`dropped_too_long`). Called again with the same workspace, it resumes from
+    the last checkpoint.
+    Raises UserError if too few prompts are left, if a completion might exceed the model's
+    positions, or if the reward rejects the prompts (`RewardFunction.check`); RuntimeError with the
+    trace's id for a reward that is not finite; Stopped after a stop request.
     """
     set_seed(seed)
     policy = load_policy(model, config, resources)
-    kept = _fitting(prompts, config, policy, stage)
+    positions = policy.config.get_text_config().max_position_embeddings
+    kept = fitting_prompts(prompts, config, positions, stage)
     reward.check(kept, config.max_completion_tokens)
     steps = total_steps(config, len(kept), config.questions_per_step)
     order = data_order(len(kept), config.questions_per_step, steps, seed)
-    micro = micro_batches(
-        config.questions_per_step * config.group_size,
-        resources.micro_batch_size,
-        join(resources).num_processes,
-    )
-    recorder = StepRecorder(
-        stage,
-        seed,
-        steps,
-        config.questions_per_step / len(kept),
-        resources.checkpoint_every_steps,
-        progress,
-    )
+    batch_size, processes = config.questions_per_step * config.group_size, join(resources)
+    micro = micro_batches(batch_size, resources.micro_batch_size, processes.num_processes)
+    epochs, every = config.questions_per_step / len(kept), resources.checkpoint_every_steps
+    recorder = StepRecorder(stage, seed, steps, epochs, every, progress)
+    sync = config.reference_sync or ReferenceSync()
     with tempfile.TemporaryDirectory() as scratch:
+        arguments = TRLConfig(
+            output_dir=scratch,
+            **trainer_arguments(config, steps, micro, seed, resources),
+            **PINNED,
+            num_generations=config.group_size,
+            steps_per_generation=micro.accumulation,
+            max_completion_length=config.max_completion_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            beta=config.beta,
+            sync_ref_model=config.beta > 0 and config.reference_sync is not None,
+            ref_model_mixup_alpha=sync.alpha,
+            ref_model_sync_steps=sync.every_steps,
+        )
         trainer = PolicyTrainer(
-            start=model,
-            draws_ahead=config.rollouts_ahead,
             prompts=kept,
             key=key,
             reward=reward,
             resources=resources,
             model=policy,
-            args=_arguments(scratch, config, steps, micro, seed, resources),
+            args=arguments,
             train_dataset=Dataset.from_dict({"prompt": order}),
             processing_class=load_tokenizer(model),
             peft_config=adapters(config.lora),
         )
         trainer.run(work, recorder)
     trainer.finish(model, out, config.dtype)
-    return _metrics(recorder.rows, len(kept), len(prompts) - len(kept))
+    return grpo_metrics(recorder.rows, len(kept), len(prompts) - len(kept))
 
 
-def _arguments(
-    scratch: str,
-    config: GRPOConfig,
-    steps: int,
-    micro: MicroBatches,
-    seed: int,
-    resources: StageResources,
-) -> TRLConfig:
-    sync = config.reference_sync if config.beta > 0 else None
-    syncing: dict[str, Any] = (
-        {"ref_model_mixup_alpha": sync.alpha, "ref_model_sync_steps": sync.every_steps}
-        if sync
-        else {}
-    )
-    return TRLConfig(
-        output_dir=scratch,
-        **trainer_arguments(config, steps, micro, seed, resources),
-        **syncing,
-        sync_ref_model=sync is not None,
-        num_generations=config.group_size,
-        steps_per_generation=micro.accumulation,
-        num_iterations=1,
-        shuffle_dataset=False,
-        max_completion_length=config.max_completion_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=0,
-        min_p=None,
-        repetition_penalty=1.0,
-        use_vllm=False,  # our engines draw: rollout
-        vllm_importance_sampling_correction=False,
-        beta=config.beta,
-        use_bias_correction_kl=False,
-        loss_type="grpo",
-        scale_rewards="group",
-        multi_objective_aggregation="sum_then_normalize",
-        importance_sampling_level="token",
-        epsilon=0.2,
-        epsilon_high=0.2,
-        delta=None,
-        off_policy_mask_threshold=None,
-        mask_truncated_completions=False,
-        top_entropy_quantile=1.0,
-        entropy_coef=0.0,
-        disable_dropout=True,
-        cast_lm_head_to_fp32=False,
-        router_aux_loss_coef=0.0,
-        log_completions=False,
-    )
+# ---------------------------------------------------------------- trainer
+class PolicyTrainer(ResumableTrainer, GRPOTrainer):
+    """GRPOTrainer whose rows are indices into `prompts`. The completions of a question follow one
+    another in the generation batch, over all processes."""
 
+    args: TRLConfig
+    _buffered_inputs: Any
 
-def _fitting(
-    prompts: Sequence[Prompt], config: GRPOConfig, policy: PreTrainedModel, stage: str
-) -> list[Prompt]:
-    """The prompts short enough to train on. Raises UserError if a step cannot be filled."""
-    kept = [prompt for prompt in prompts if len(prompt.ids) <= config.max_prompt_tokens]
-    if len(kept) < config.questions_per_step:
-        raise UserError(
-            f"{stage}: {len(kept)} questions ({len(prompts) - len(kept)} more exceed "
-            f"max_prompt_tokens={config.max_prompt_tokens}) do not fill a step of "
-            f"questions_per_step={config.questions_per_step}; lower it, or give more questions"
+    def __init__(
+        self, *, prompts: Sequence[Prompt], key: str, reward: RewardFunction,
+        resources: StageResources, **arguments: Any,
+    ) -> None:  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You are using 'rollout_func'")  # experimental
+            super().__init__(
+                reward_funcs=cast(Any, self.score), rollout_func=cast(Any, self.rollout),
+                resources=resources, **arguments,
+            )  # fmt: skip
+        if self.ref_model is not None and resources.sharding == "none":
+            self.ref_model.float()  # on the device: see `load_model`
+        elif self.ref_model is not None:
+            sharding.shard(self.ref_model, resources, bool(self.args.bf16))
+        self._prompts, self._key, self._reward = prompts, key, reward
+        self._group_size = cast(int, self.args.num_generations)
+        self._micro_batches = cast(int, self.args.steps_per_generation)
+        self._sampling = Sampling(
+            temperature=self.args.temperature,
+            top_p=self.args.top_p,
+            max_tokens=cast(int, self.args.max_completion_length),
         )
-    limit = policy.config.get_text_config().max_position_embeddings
-    longest = max(kept, key=lambda prompt: len(prompt.ids))
-    needed = len(longest.ids) + config.max_completion_tokens
-    if needed > limit:
-        raise UserError(
-            f"{stage}: question {longest.question_id} has a prompt of {len(longest.ids)} tokens; "
-            f"with max_completion_tokens={config.max_completion_tokens} that is {needed}, but the "
-            f"model has {limit} positions; lower max_completion_tokens or max_prompt_tokens"
-        )
-    return kept
+        self._gaps: list[Tensor] = []
 
+    def run(self, work: Workspace, recorder: StepRecorder) -> None:
+        """See `ResumableTrainer.run`. Raises UserError if the engine cannot be opened or has too
+        little memory."""
+        policy = self.accelerator.unwrap_model(self.model)
+        dtype: DType = "bfloat16" if self.args.bf16 else "float32"
+        needed = max(len(each.ids) for each in self._prompts) + self._sampling.max_tokens
+        with open_rollouts(policy, dtype, self._resources, self.accelerator) as self._engine:
+            require_context(self._engine, needed, self._resources)
+            super().run(work, recorder)
 
-def _metrics(steps: Sequence[dict[str, Any]], prompts: int, dropped: int) -> dict[str, float]:
-    seconds = sum(step["seconds"] for step in steps)
-    metrics = {
-        "questions": float(prompts),
-        "dropped_too_long": float(dropped),
-        "steps": float(len(steps)),
-        "reward_first": mean_of(steps[:5], "reward"),
-        "reward_last": mean_of(steps[-5:], "reward"),
-        "seconds_per_step": seconds / len(steps),
-        "tokens_per_s": sum(step["tokens"] for step in steps) / seconds,
-    }
-    if steps[0]["grader_failed"] is not None:
-        metrics["grader_failed"] = mean_of(steps, "grader_failed")
-    return metrics | alarms(steps)
+    # ------------------------------------------------------------ a step
+    def rollout(self, rows: list[int], trainer: GRPOTrainer) -> dict[str, list[Any]]:
+        """TRL's `rollout_func`: sample a completion for each of this process's rows (N).
+
+        Each completion has a seed of its own, so that a resumed run, or one with another number of
+        processes, samples the same.
+        """
+        first = self.accelerator.process_index * len(rows)
+        key = f"{self._key}:{self.state.global_step}"
+        places = range(first, first + len(rows))
+        ids, seeds = [], []
+        for _, group in groupby(places, lambda place: place // self._group_size):
+            samples = list(group)
+            prompt = self._prompts[rows[samples[0] - first]]
+            ids.append(prompt.ids)
+            seeds.append([sample_seed(key, prompt.question_id, place) for place in samples])
+        sampled = self._engine.generate(ids, self._sampling, seeds, self._reward.stop_ids)
+        completions = [completion for group in sampled for completion in group]
+        return {
+            "prompt_ids": [self._prompts[row].ids for row in rows],
+            "completion_ids": [each.ids for each in completions],
+            "logprobs": [cast(FLOATS, each.logprobs).tolist() for each in completions],
+            "rollouts": completions,  # passed on to `score`
+        }
+
+    def score(self, prompts: list[int], rollouts: list[Completion], **_: Any) -> list[float]:
+        """TRL's reward function: rewards of this process's completions (N).
+
+        Raises RuntimeError in every process if one of them has a completion whose reward is not
+        finite: TRL would drop a NaN without a word.
+        """
+        batch, result, fault = [self._prompts[row] for row in prompts], Rewards([], {}), None
+        ids = [each.ids for each in rollouts]
+        logprobs = [cast(FLOATS, each.logprobs) for each in rollouts]
+        policy = self.accelerator.unwrap_model(self.model)
+        gathered = sharding.whole(policy) if self._reward.reads_policy else nullcontext()
+        try:
+            with self.accelerator.autocast(), gathered:
+                result = self._reward(batch, ids, logprobs, policy)
+            finite_N = torch.tensor(result.rewards, dtype=torch.float32).isfinite()
+            if not finite_N.all():
+                place = finite_N.tolist().index(False)
+                raise NoReward(place, f"its reward is {result.rewards[place]}")
+        except NoReward as error:
+            sample = self.accelerator.process_index * len(batch) + error.place
+            trace = f"{batch[error.place].question_id}-{sample % self._group_size}"
+            fault = f"trace {trace}: {error}"
+        if faults := [each for each in gather_object([fault]) if each is not None]:
+            raise RuntimeError(faults[0])
+        self._recorder.record_rewards(result, rollouts, self._group_size, self.accelerator)
+        return result.rewards
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Tensor]:
+        """Override: TRL shuffles a step's completions before it cuts them into micro-batches. Here
+        completions of similar length go together, which saves padding; the gradient is the same."""
+        if self._step % self._micro_batches == 0:
+            batch = self._generate_and_score_completions(generation_batch)
+            order_N = batch["completion_mask"].sum(1).argsort(descending=True, stable=True)
+            self._buffered_inputs = [
+                {name: rows[chunk_B] for name, rows in batch.items() if rows.dim() > 0}
+                for chunk_B in order_N.chunk(self._micro_batches)
+            ]
+        return self._buffered_inputs[self._step % self._micro_batches]
+
+    def _get_per_token_logps_and_entropies(
+        self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int,
+        batch_size: int | None = None, **options: Any,
+    ) -> tuple[Tensor, Tensor | None, None]:  # fmt: skip
+        """Override: log-probs (B, C) without columns that are padding in every row, which TRL
+        computes; and `compute_loss` needs the policy's log-probs, which TRL does not return."""
+        order_B = attention_mask[:, -logits_to_keep:].sum(1).argsort(descending=True, stable=True)
+        logps, entropies = [], []
+        for chunk in order_B.split(batch_size or len(order_B)):
+            used = attention_mask[chunk].any(0).nonzero()
+            start, end = int(used[0]), int(used[-1]) + 1
+            cut = attention_mask.size(1) - end
+            logps_BC, entropies_BC, _ = super()._get_per_token_logps_and_entropies(
+                model,
+                input_ids[chunk, start:end],
+                attention_mask[chunk, start:end],
+                logits_to_keep - cut,
+                **options,
+            )
+            logps.append(pad(logps_BC, (0, cut)))
+            if entropies_BC is not None:
+                entropies.append(pad(entropies_BC, (0, cut)))
+        back_B = order_B.argsort()
+        logps_BC = torch.cat(logps)[back_B]
+        if torch.is_grad_enabled():
+            self._logps_BC = logps_BC.detach()
+        return logps_BC, torch.cat(entropies)[back_B] if entropies else None, None
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **options: Any) -> Any:
+        """TRL's loss. The log-probs of the policy that has just sampled are compared with those
+        that the engine recorded."""
+        loss = super().compute_loss(model, inputs, *args, **options)
+        gap_BC = self._logps_BC.double() - inputs["sampling_per_token_logps"]
+        self._gaps.append(gap_BC[inputs["completion_mask"].bool()])
+        if len(self._gaps) == self._micro_batches:
+            self._recorder.record_gap(torch.cat(self._gaps), self.accelerator)
+            self._gaps = []
+        return loss
+
+    # ------------------------------------------------------------ memory and checkpoints
+    def longest_loss(self, model: nn.Module) -> Tensor:
+        """Scoring, reference and policy on the longest prompt with the longest completion: its
+        log-probs, summed. Sampling is left out: vLLM takes its memory when it starts."""
+        prompt = max(self._prompts, key=lambda each: len(each.ids))
+        filler = [prompt.ids[-1]] * self._sampling.max_tokens
+        ids_T = torch.tensor([*prompt.ids, *filler], device=self.accelerator.device)
+        batch_size = self.args.per_device_train_batch_size
+        if self._reward.reads_policy:
+            fitting = max(1, self._resources.tokens_per_batch // len(ids_T))
+            count = min(fitting, batch_size * self._micro_batches) if ids_T.is_cuda else 1
+            logprobs = [np.zeros(len(filler), np.float32)] * count
+            policy = self.accelerator.unwrap_model(self.model)
+            # If the filler has no reward, training itself reports what is wrong.
+            with suppress(NoReward), self.accelerator.autocast(), sharding.whole(policy):
+                self._reward([prompt] * count, [filler] * count, logprobs, policy)
+        ids_BT = ids_T.expand(batch_size, -1)
+        batch: tuple[Any, ...] = (ids_BT, torch.ones_like(ids_BT), len(filler))
+        if self.ref_model is not None:
+            with torch.no_grad():
+                self._get_per_token_logps_and_entropies(self.ref_model, *batch)
+        return self._get_per_token_logps_and_entropies(model, *batch, compute_entropy=True)[0].sum()
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """The reference model, if it is synced: TRL does not save it."""
+        if not self.args.sync_ref_model:
+            return {}
+        model = self.accelerator.unwrap_model(self.ref_model)
+        return {name: each.detach() for name, each in model.named_parameters()}

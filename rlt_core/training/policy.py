@@ -1,4 +1,4 @@
-"""The model in training: loaded with its master weights, and written as a plain model folder."""
+"""The model in training: how it is loaded and adapted, and the arguments of its trainer."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import logging
 
 from rlt_core import processes
 from rlt_core.config import GRPOConfig, LoRA, SFTConfig, StageResources
 from rlt_core.errors import UserError
-from rlt_core.models import load_model, load_tokenizer, pick_device, save_model
+from rlt_core.models import load_model, pick_device
 from rlt_core.training.data_order import MicroBatches
 
 CHECKPOINTING = (
@@ -29,12 +28,12 @@ CHECKPOINTING = (
 def load_policy(
     folder: Path, config: SFTConfig | GRPOConfig, resources: StageResources
 ) -> PreTrainedModel:
-    """The model to train; one that the trainer is to shard stays on the CPU. Raises UserError if
-    there is nobody to share it with.
+    """Load the model to train; if the trainer will shard it, on the CPU.
 
     With `bfloat16` the forward pass runs in it (autocast) over float32 master weights, since an
-    update at a learning rate of 1e-6 is smaller than a bfloat16 weight can hold. Under LoRA the
-    frozen base needs no master weights.
+    update at a learning rate of 1e-6 is smaller than a bfloat16 weight can hold. With LoRA the
+    frozen base needs no master weights. Raises UserError if the model is to be sharded and there is
+    one process.
     """
     logging.disable_progress_bar()
     hybrid = resources.sharding == "hybrid"
@@ -50,7 +49,7 @@ def load_policy(
 
 
 def adapters(lora: LoRA | None) -> LoraConfig | None:
-    """Adapters on every linear layer but the head."""
+    """Return the config of adapters on every linear layer except the head."""
     if lora is None:
         return None
     return LoraConfig(
@@ -62,52 +61,23 @@ def adapters(lora: LoRA | None) -> LoraConfig | None:
     )
 
 
-def unsharded(model: PreTrainedModel | PeftModel, start: Path, dtype: str) -> Any:
-    """A whole model on the CPU like a sharded one in training, as it was before."""
-    plain: Any = load_model(start, dtype)
-    plain.config = model.config
-    return (
-        get_peft_model(plain, model.active_peft_config) if isinstance(model, PeftModel) else plain
-    )
-
-
-def save_policy(model: PreTrainedModel | PeftModel, start: Path, out: Path, dtype: str) -> None:
-    """Write the trained model, adapters merged in, with the tokenizer of the model it came from."""
-    plain: Any = model.merge_and_unload() if isinstance(model, PeftModel) else model
-    plain.config.use_cache = True  # which Trainer turns off: whoever writes text with it wants it
-    save_model(plain.to(getattr(torch, dtype)), load_tokenizer(start), out)
-
-
 def trainer_arguments(
     config: SFTConfig | GRPOConfig, steps: int, micro: MicroBatches, seed: int,
     resources: StageResources,
 ) -> dict[str, Any]:  # fmt: skip
-    """What SFT and GRPO have in common, as keyword arguments of TRL's configs."""
+    """Return the keyword arguments that SFT and GRPO share in TRL's configs."""
     schedule = "constant_with_warmup" if config.schedule == "constant" else config.schedule
     return {
-        "seed": seed,
-        "max_steps": steps,
-        "per_device_train_batch_size": micro.size,
+        "seed": seed, "max_steps": steps, "per_device_train_batch_size": micro.size,
         "gradient_accumulation_steps": micro.accumulation,
-        "learning_rate": config.learning_rate,
-        "lr_scheduler_type": schedule,
-        "warmup_steps": math.ceil(config.warmup_ratio * steps),
-        "optim": "adamw_torch",
-        "adam_beta1": config.beta1,
-        "adam_beta2": config.beta2,
-        "weight_decay": config.weight_decay,
-        "max_grad_norm": config.max_grad_norm,
-        "bf16": config.dtype == "bfloat16",
-        "use_cpu": pick_device(resources.device) == "cpu",
+        "learning_rate": config.learning_rate, "lr_scheduler_type": schedule,
+        "warmup_steps": math.ceil(config.warmup_ratio * steps), "optim": "adamw_torch",
+        "adam_beta1": config.beta1, "adam_beta2": config.beta2,
+        "weight_decay": config.weight_decay, "max_grad_norm": config.max_grad_norm,
+        "bf16": config.dtype == "bfloat16", "use_cpu": pick_device(resources.device) == "cpu",
         CHECKPOINTING: resources.gradient_checkpointing,
-        "ddp_find_unused_parameters": False,
-        "dataloader_pin_memory": False,
-        "remove_unused_columns": False,
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "save_strategy": "no",
-        "eval_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
+        "ddp_find_unused_parameters": False, "dataloader_pin_memory": False,
+        "remove_unused_columns": False, "logging_steps": 1, "logging_nan_inf_filter": False,
+        "save_strategy": "no", "eval_strategy": "no", "report_to": "none", "disable_tqdm": True,
         "log_level": "error",
-    }
+    }  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from rlt_core.training.rollouts import LOGPROBS
+from rlt_core.scoring.lm_head import FLOATS
 
 
 @dataclass(frozen=True)
@@ -17,23 +17,22 @@ class Prompt:
 
     question_id: str
     ids: list[int]
-    """The whole prompt: chat template, and what is prefilled of the assistant's turn."""
+    """The whole prompt: the chat, and the prefilled beginning of the assistant's turn."""
     row: Mapping[str, Any]
     """Its row of `questions`."""
 
 
 @dataclass(frozen=True)
 class Rewards:
-    """One value a completion, in the order of the completions."""
+    """Rewards of a batch, in the order of the completions."""
 
     rewards: list[float]
     parts: dict[str, list[float | None]]
-    """Columns of `train_steps`: recorded is the mean over the step's completions that have a
-    value."""
+    """Columns of `train_steps`, which records the mean over a step's completions with a value."""
 
 
 class NoReward(Exception):
-    """A completion, by its place in the batch, has no finite reward."""
+    """The completion at this place in the batch has no finite reward."""
 
     def __init__(self, place: int, reason: str) -> None:
         super().__init__(reason)
@@ -41,7 +40,7 @@ class NoReward(Exception):
 
 
 class RewardFunction(Protocol):
-    """Rewards of a whole batch of completions at once."""
+    """Computes the rewards of a whole batch of completions."""
 
     @property
     def stop_ids(self) -> Sequence[int]:
@@ -49,7 +48,7 @@ class RewardFunction(Protocol):
 
     @property
     def reads_policy(self) -> bool:
-        """Whether it makes forward calls of the policy, which is gathered for it then."""
+        """Whether it runs the policy, which is then gathered for it."""
 
     def check(self, prompts: Sequence[Prompt], max_completion_tokens: int) -> None:
         """Raise UserError if some completion of these prompts could have no reward."""
@@ -58,8 +57,9 @@ class RewardFunction(Protocol):
         self,
         prompts: Sequence[Prompt],
         completions: Sequence[Sequence[int]],
-        sampled: Sequence[LOGPROBS],
+        sampled: Sequence[FLOATS],
         policy: nn.Module,
     ) -> Rewards:
-        """Rewards of `completions[i]`, which the current `policy` wrote to `prompts[i]` with
-        log-probs `sampled[i]`. Completions of one question stand together. Raises NoReward."""
+        """Return the rewards of `completions[i]`, sampled by the current `policy` from `prompts[i]`
+        with log-probs `sampled[i]`. Completions of a question follow one another. Raises NoReward.
+        """

@@ -1,37 +1,42 @@
 """The reward of GRPO on explanations (arXiv 2506.08388, eq. 3-5).
 
-Shapes: N completions of a batch; T tokens of an explanation, S of a solution.
+Shapes: T tokens of an explanation's span, one array per completion.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from rlt_core.config import RewardSpec, StageResources, TeacherGRPOConfig
 from rlt_core.errors import UserError
 from rlt_core.models import load_model, load_tokenizer, on_device, require_same_vocabulary
-from rlt_core.prompts.renderer import Explanation, Renderer
-from rlt_core.reward.diagnostics import watch
-from rlt_core.reward.formula import RewardParts, reward_parts
+from rlt_core.prompts.renderer import Context, Renderer, Span
+from rlt_core.reward.diagnostics import diagnose
+from rlt_core.reward.formula import reward_parts
 from rlt_core.scoring import Contexts, selected_logprobs, token_scores
+from rlt_core.scoring.lm_head import FLOATS
 from rlt_core.training.reward_function import NoReward, Prompt, Rewards
-from rlt_core.training.rollouts import LOGPROBS, Rollout, recorded_logprobs
 
 PARTS = ("r_ss", "r_kl", "solution_mean", "solution_min", "kl_mean", "kl_max")
+Score = Callable[[Sequence[Sequence[int]], Sequence[Span]], list[FLOATS]]
+"""Computes the log-probs of one span of each sequence under the current policy."""
 
 
 class RLTReward:
     """How well a frozen student predicts the solution from the explanation, and how natural the
-    explanation is to it (arXiv 2506.08388, eq. 3-5; `rlt_core.reward.formula`).
+    explanation is to it (`rlt_core.reward.formula`).
 
-    The teacher's log-probs are those of the policy as it is now: computed from it, or recorded when
-    it sampled (`rlt_core.training.rollouts`).
+    The teacher's log-probs are those of the current policy: computed from it
+    (`teacher_logprobs=exact`), or recorded by the engine while sampling (`rollout`), which saves a
+    forward pass of the policy over all completions. Rounding differs between the two (other
+    kernels, other batches); `rollout_gap_*` in `train_steps` measures how much.
     """
 
     reads_policy = True
@@ -45,9 +50,9 @@ class RLTReward:
         *,
         resources: StageResources,
     ) -> None:
-        """`student`: its model folder; `config`: of the training. Raises UserError unless teacher
-        (whose tokenizer the renderer holds) and student have one vocabulary, and if the log-probs
-        of this training's rollouts are not those of the reward."""
+        """`student`: its model folder. Raises UserError unless teacher (whose tokenizer the
+        renderer has) and student have the same vocabulary, and if the log-probs that the engine
+        records are not those of the reward."""
         config.check_against(spec)
         names = ("the teacher", "the reward student")
         require_same_vocabulary(renderer.tokenizer, load_tokenizer(student), names)
@@ -57,7 +62,7 @@ class RLTReward:
         self._student = load_model(student, config.dtype).requires_grad_(False)
 
     def check(self, prompts: Sequence[Prompt], max_completion_tokens: int) -> None:
-        """Every explanation must fit into the student's context: it is never cut."""
+        """Every explanation must fit into the student's context: it is never truncated."""
         limit = self._student.config.get_text_config().max_position_embeddings
         for prompt in prompts:
             context = self._contexts(prompt, []).student
@@ -74,32 +79,35 @@ class RLTReward:
         self,
         prompts: Sequence[Prompt],
         completions: Sequence[Sequence[int]],
-        sampled: Sequence[LOGPROBS],
+        sampled: Sequence[FLOATS],
         policy: nn.Module,
     ) -> Rewards:
         thinks = [self._renderer.split_completion(ids) for ids in completions]
         contexts = [self._contexts(p, think.ids) for p, think in zip(prompts, thinks, strict=True)]
         if self._recorded:
             rollouts = [
-                Rollout(
-                    prompts[i].question_id,
-                    contexts[i].teacher,
-                    len(contexts[i].teacher.ids) - len(prompts[i].ids),
-                    ids,
-                    sampled[i],
-                )
-                for i, ids in enumerate(completions)
+                Rollout(p.question_id, each.teacher, len(each.teacher.ids) - len(p.ids), ids, old)
+                for p, each, ids, old in zip(prompts, contexts, completions, sampled, strict=True)
             ]
             logprobs = self._with_recorded(contexts, rollouts, policy)
         else:
             logprobs = self._computed(contexts, policy)
-        scored = []
+        scored, diagnostics = [], []
         for place, (each, think) in enumerate(zip(logprobs, thinks, strict=True)):
+            solution, student, teacher, kl = each
             try:
-                scored.append(reward_parts(**each, closed=think.closed, spec=self._spec))
+                scored.append(
+                    reward_parts(solution, student, teacher, think.closed, self._spec, kl)
+                )
             except ValueError as error:
                 raise NoReward(place, str(error)) from error
-        columns = _columns(scored, thinks) | self._guards(thinks, contexts)
+            solution_ids = contexts[place].student.ids[slice(*contexts[place].solution)]
+            diagnostics.append(asdict(diagnose(think.text, think.ids, solution_ids)))
+        columns: dict[str, list[float | None]] = {
+            name: [getattr(parts, name) for parts in scored] for name in PARTS
+        }
+        columns["unclosed"] = [float(not think.closed) for think in thinks]
+        columns |= {name: [each[name] for each in diagnostics] for name in diagnostics[0]}
         return Rewards([parts.reward for parts in scored], columns)
 
     def _contexts(self, prompt: Prompt, think_ids: Sequence[int]) -> Contexts:
@@ -109,8 +117,11 @@ class RLTReward:
             teacher=self._renderer.teacher_context(question, solution, think_ids),
         )
 
-    def _computed(self, contexts: Sequence[Contexts], policy: nn.Module) -> list[dict[str, Any]]:
-        """Arguments of `reward_parts`, each model asked once for the whole batch."""
+    def _computed(
+        self, contexts: Sequence[Contexts], policy: nn.Module
+    ) -> list[tuple[FLOATS, FLOATS, FLOATS, FLOATS | None]]:
+        """Log-probs of each solution and think span under the student, of the think span under the
+        teacher, and the full KL; each model scores the whole batch."""
         scores = token_scores(
             contexts,
             lambda: on_device(self._student, self._resources),
@@ -121,59 +132,83 @@ class RLTReward:
             words=self._renderer.words,
         )
         return [
-            {
-                "student_solution_logprobs": each.student_solution,
-                "student_think_logprobs": each.student_think,
-                "teacher_think_logprobs": each.teacher_think,
-                "think_kl": each.think_kl,
-            }
+            (each.student_solution, each.student_think, each.teacher_think, each.think_kl)
             for each in scores
         ]
 
     def _with_recorded(
         self, contexts: Sequence[Contexts], rollouts: Sequence[Rollout], policy: nn.Module
-    ) -> list[dict[str, Any]]:
-        """The same with the teacher's log-probs as they were sampled."""
+    ) -> list[tuple[FLOATS, FLOATS, FLOATS, FLOATS | None]]:
+        """The same with the teacher's log-probs as the engine recorded them."""
 
-        def score(
-            model: nn.Module, ids: Sequence[Sequence[int]], spans: Sequence[Any]
-        ) -> list[Any]:
+        def score(model: nn.Module, ids: Any, spans: Any) -> list[list[FLOATS]]:
             temperature, tokens = self._spec.temperature, self._resources.tokens_per_batch
             return selected_logprobs(model, ids, spans, temperature, tokens)
 
+        ids = [each.student.ids for each in contexts]
         with on_device(self._student, self._resources) as student:
-            by_student = score(
-                student,
-                [each.student.ids for each in contexts],
-                [[each.solution, each.student.think] for each in contexts],
-            )
+            scored = score(student, ids, [[each.solution, each.student.think] for each in contexts])
         teacher = recorded_logprobs(
             rollouts,
             lambda ids, spans: [found for (found,) in score(policy, ids, [[s] for s in spans])],
         )
-        names = (
-            "student_solution_logprobs", "student_think_logprobs", "teacher_think_logprobs",
-        )  # fmt: skip
         return [
-            dict(zip(names, (*student, teacher[i]), strict=True))
-            for i, student in enumerate(by_student)
+            (solution, think, by_teacher, None)
+            for (solution, think), by_teacher in zip(scored, teacher, strict=True)
         ]
 
-    def _guards(
-        self, thinks: Sequence[Explanation], contexts: Sequence[Contexts]
-    ) -> dict[str, list[float | None]]:
-        """What the guards see in each explanation, by column."""
-        seen = []
-        for think, each in zip(thinks, contexts, strict=True):
-            start, end = each.solution
-            seen.append(asdict(watch(think.text, think.ids, each.student.ids[start:end])))
-        return {name: [each[name] for each in seen] for name in seen[0]}
+
+@dataclass(frozen=True)
+class Rollout:
+    """A completion whose explanation its own teacher scores."""
+
+    question_id: str
+    context: Context
+    """The teacher's: its prompt, then the explanation."""
+    think_tokens: int
+    """Tokens of the explanation and the scored padding after it, at the context's end."""
+    completion: Sequence[int]
+    sampled: FLOATS
+    """As long as the completion."""
+
+    @property
+    def prefix(self) -> Span:
+        """Scored tokens of the prompt, which were given, not sampled."""
+        return Span(self.context.think.start, len(self.context.ids) - self.think_tokens)
+
+    @property
+    def as_sampled(self) -> bool:
+        """Whether the completion begins with the explanation, token by token. It does not if the
+        explanation's last characters shared a token with the closing tag and were re-encoded."""
+        ids = self.context.ids[self.prefix.end :]
+        return ids == list(self.completion[: self.think_tokens])
 
 
-def _columns(
-    scored: Sequence[RewardParts], thinks: Sequence[Explanation]
-) -> dict[str, list[float | None]]:
-    columns: dict[str, list[float | None]] = {
-        name: [getattr(parts, name) for parts in scored] for name in PARTS
+def recorded_logprobs(rollouts: Sequence[Rollout], score: Score) -> list[FLOATS]:
+    """Return the log-probs of each context's think span, (T,).
+
+    `score` is called once: for the scored prefix of each question (it depends on the prompt alone),
+    and for explanations that are not as sampled.
+    """
+    changed = [i for i, each in enumerate(rollouts) if not each.as_sampled]
+    prefixed = {
+        each.question_id: each
+        for each in rollouts
+        if each.as_sampled and each.think_tokens and each.prefix.start < each.prefix.end
     }
-    return columns | {"unclosed": [float(not think.closed) for think in thinks]}
+    contexts = [rollouts[i].context.ids for i in changed]
+    contexts += [each.context.ids[: each.prefix.end] for each in prefixed.values()]
+    spans = [rollouts[i].context.think for i in changed]
+    spans += [each.prefix for each in prefixed.values()]
+    computed = score(contexts, spans)
+    exact = dict(zip(changed, computed, strict=False))
+    prefixes = dict(zip(prefixed, computed[len(changed) :], strict=True))
+    nothing = np.empty(0, np.float32)
+    logprobs = []
+    for i, each in enumerate(rollouts):
+        if not each.as_sampled:
+            logprobs.append(exact[i])
+            continue
+        prefix = prefixes.get(each.question_id, nothing) if each.think_tokens else nothing
+        logprobs.append(np.concatenate([prefix, each.sampled[: each.think_tokens]]))
+    return logprobs

@@ -1,8 +1,8 @@
-"""What draws the completions of GRPO: always the policy as it is at that moment.
+"""Engines that sample the completions of GRPO, always from the current policy.
 
-With the transformers engine that is the policy itself. A vLLM engine, in the trainer's process or
-behind a server (TRL's colocate and server modes), is given the policy's weights before each draw,
-so it is never a step behind, after a resume neither.
+The transformers engine runs the policy itself. A vLLM engine, in the trainer's process or behind a
+server (TRL's colocate and server modes), receives the policy's weights before it samples, so it is
+never a step behind, not even after a resume.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from rlt_core.config import DType, Sampling, StageResources
 from rlt_core.errors import UserError
 from rlt_core.generation.engine import ClosesItself, Completion, Engine, check_requests
 from rlt_core.generation.hf import TransformersEngine
-from rlt_core.models import load_model, pick_device
+from rlt_core.models import pick_device
 from rlt_core.progress import Progress
 from rlt_core.training import sharding
 
@@ -36,52 +35,20 @@ if TYPE_CHECKING:
 Weights = Callable[[], Iterable[tuple[str, Tensor]]]
 
 REQUESTS_AT_ONCE = 64
-"""Of one process to a server; as many connections as TRL's client keeps."""
+"""Concurrent requests of one process to a server; TRL's client keeps as many connections."""
 SERVE = (
     "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs "
     """--weight-transfer-config '{"backend": "nccl"}'"""
 )
 
 
-class LiveEngine(Engine, Protocol):
-    """An engine that can draw from what the policy was while the policy changes."""
-
-    def renew(self) -> None:
-        """Take up the policy's weights as they are now; all processes together."""
-
-    def draw(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
-        seeds: Sequence[Sequence[int]],
-        stop_ids: Iterable[int],
-    ) -> list[list[Completion]]:
-        """As `generate`, from the weights that were taken up; in any thread."""
-
-
-def open_ahead(
-    policy: PreTrainedModel, folder: Path, dtype: DType, resources: StageResources
-) -> LiveEngine:
-    """An engine for rollouts ahead of the training; see `open_rollouts`."""
-    weights = partial(whole_weights, policy, dtype)
-    if resources.engine == "transformers":
-        copy = load_model(folder, dtype, resources.device)
-        return _Copy(copy, resources.tokens_per_batch, weights)
-    if resources.vllm_server is None:
-        raise UserError(
-            "rollouts_ahead: a vLLM engine on the trainer's own GPU cannot draw while that trains; "
-            "name a resources.vllm_server, or set rollouts_ahead=false"
-        )
-    return _Server(connect(resources.vllm_server), weights, pick_device(resources.device))
-
-
 def open_rollouts(
     policy: PreTrainedModel, dtype: DType, resources: StageResources, accelerator: Accelerator
 ) -> Engine:
-    """An engine that draws from the policy as it is.
+    """Open an engine that samples from the current policy.
 
-    All processes of a training must open it and draw from it together. Raises UserError for an
-    engine that cannot be had.
+    All processes of a training must open it and sample together. Raises UserError for an engine
+    that is not available.
     """
     if resources.engine == "transformers":
         return _Policy(policy, resources.tokens_per_batch, accelerator.autocast)
@@ -91,16 +58,27 @@ def open_rollouts(
     if resources.tensor_parallel > 1:
         raise UserError(
             f"resources.tensor_parallel={resources.tensor_parallel}: a trainer's own vLLM engine "
-            "draws on the trainer's GPU; set it to 1, or name a resources.vllm_server"
+            "samples on the trainer's GPU; set it to 1, or name a resources.vllm_server"
         )
     from rlt_core.training.colocated import ColocatedVLLM  # imports vLLM
 
     return ColocatedVLLM(policy, accelerator, dtype, resources, weights)
 
 
+def require_context(engine: Engine, needed: int, resources: StageResources) -> None:
+    """Raise UserError unless the engine has room for a prompt and completion of `needed` tokens."""
+    if engine.context < needed:
+        raise UserError(
+            f"vLLM has room for {engine.context} tokens, and a prompt with its completion may "
+            f"have {needed}; raise resources.vllm_memory={resources.vllm_memory} (or the server's "
+            "--gpu-memory-utilization)"
+        )
+
+
 def whole_weights(policy: nn.Module, dtype: DType) -> Iterator[tuple[str, Tensor]]:
-    """A policy's weights by their names in a checkpoint, what is tied once, adapters merged in;
-    one tensor at a time is whole. All processes of a sharded policy must go through them."""
+    """Yield a policy's weights by their names in a checkpoint, tied ones once, adapters merged in.
+
+    One tensor at a time is gathered. All processes of a sharded policy must iterate together."""
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if ".lora_" in name:
@@ -114,7 +92,7 @@ def whole_weights(policy: nn.Module, dtype: DType) -> Iterator[tuple[str, Tensor
 
 
 def _adapters(layer: nn.Module) -> Tensor:
-    """What LoRA adds to a layer's weights (https://arxiv.org/abs/2106.09685, eq. 3)."""
+    """Return what LoRA adds to a layer's weights (https://arxiv.org/abs/2106.09685, eq. 3)."""
     assert isinstance(layer, LoraLayer)
     [name] = layer.active_adapters
     first, second = (
@@ -125,7 +103,7 @@ def _adapters(layer: nn.Module) -> Tensor:
 
 
 class _Policy(TransformersEngine):
-    """The policy in training, which every process gathers where it is sharded."""
+    """The policy in training; every process gathers it if it is sharded."""
 
     def __init__(
         self,
@@ -142,42 +120,19 @@ class _Policy(TransformersEngine):
             return super().generate(*args, **options)
 
 
-class _Copy(TransformersEngine):
-    """A copy of the policy, which draws while the policy trains."""
-
-    def __init__(self, copy: PreTrainedModel, tokens_per_batch: int, weights: Weights) -> None:
-        super().__init__(copy, tokens_per_batch)
-        self._weights = weights
-
-    def generate(self, *args: Any, **options: Any) -> list[list[Completion]]:
-        """See `Engine.generate`; from the weights as they are now."""
-        self.renew()
-        return super().generate(*args, **options)
-
-    def draw(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
-        seeds: Sequence[Sequence[int]],
-        stop_ids: Iterable[int],
-    ) -> list[list[Completion]]:
-        """See `LiveEngine.draw`."""
-        return super().generate(prompts, sampling, seeds, stop_ids)
-
-    def renew(self) -> None:
-        """See `LiveEngine.renew`."""
-        mine = dict(self.model.named_parameters())
-        with torch.no_grad():
-            for name, tensor in self._weights():
-                mine[name].copy_(tensor)
-
-
 class _Server(ClosesItself):
-    """A `vllm serve` on GPUs of its own, which takes weights over NCCL (TRL's client)."""
+    """A `vllm serve` on GPUs of its own, which receives weights over NCCL (TRL's client)."""
 
     def __init__(self, client: VLLMClient, weights: Weights, device: str) -> None:
+        """Raises UserError if weights cannot be sent from this device."""
         if processes.rank() == 0:
-            _join(client, device)
+            try:
+                client.init_communicator(device)
+            except (RuntimeError, NotImplementedError) as error:
+                raise UserError(
+                    f"resources.vllm_server={client.base_url}: {error}; start it with: {SERVE}, or "
+                    "empty the field for an engine in the trainer's process"
+                ) from None
         self._client, self._weights = client, weights
         self.context = context_of(client)
         self._announced = [
@@ -186,7 +141,7 @@ class _Server(ClosesItself):
         ]
 
     def close(self) -> None:
-        """Leave the group through which weights went."""
+        """Leave the process group that transfers weights."""
         self._client.close_communicator()
 
     def generate(
@@ -197,23 +152,8 @@ class _Server(ClosesItself):
         stop_ids: Iterable[int],
         progress: Progress | None = None,
     ) -> list[list[Completion]]:
-        """See `Engine.generate`; from the weights as they are now."""
-        self.renew()
-        return self.draw(prompts, sampling, seeds, stop_ids)
-
-    def draw(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
-        seeds: Sequence[Sequence[int]],
-        stop_ids: Iterable[int],
-    ) -> list[list[Completion]]:
-        """See `LiveEngine.draw`."""
-        return draw_from_server(self._client, prompts, sampling, seeds, stop_ids)
-
-    def renew(self) -> None:
-        """The first process sends, once nobody draws any more; the others help to gather what is
-        sharded."""
+        """See `Engine.generate`; from the current weights. The first process sends them, once no
+        other samples any more; the others help to gather what is sharded."""
         processes.wait_for_all()
         if processes.rank() == 0:
             self._client.update_named_params(self._announced, iter(self._weights()))
@@ -222,10 +162,12 @@ class _Server(ClosesItself):
             for _ in self._weights():
                 pass
         processes.wait_for_all()
+        return sample_from_server(self._client, prompts, sampling, seeds, stop_ids)
 
 
 def connect(url: str) -> VLLMClient:
-    """Raises UserError if no server is there that we can use, or TRL's client lacks vLLM."""
+    """Return TRL's client of a server. Raises UserError if no usable server answers, or if vLLM,
+    which the client needs, is missing."""
     try:
         from trl.generation.vllm_client import VLLMClient
 
@@ -242,44 +184,32 @@ def connect(url: str) -> VLLMClient:
 
 
 def context_of(client: VLLMClient) -> int:
-    """Tokens that the server gives a prompt and its completion."""
+    """Return the tokens that a prompt and its completion may have together on the server."""
     return int(client.get_server_info()["model_config"]["max_model_len"])
 
 
-def _join(client: VLLMClient, device: str) -> None:
-    """Open the way for weights from the device that they are on. Raises UserError where there is
-    none."""
-    try:
-        client.init_communicator(device)
-    except (RuntimeError, NotImplementedError) as error:
-        raise UserError(
-            f"resources.vllm_server={client.base_url}: {error}; start it with: {SERVE}, or empty "
-            "the field for an engine in the trainer's process"
-        ) from None
-
-
-def draw_from_server(
+def sample_from_server(
     client: VLLMClient,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     seeds: Sequence[Sequence[int]],
     stop_ids: Iterable[int],
 ) -> list[list[Completion]]:
-    """As `Engine.generate`: a request a completion, since a request has one seed."""
+    """See `Engine.generate`. One request per completion, since a request has one seed."""
     context = context_of(client)
     check_requests(prompts, seeds, context)
     stop = sorted(stop_ids)
 
-    def draw(request: tuple[Sequence[int], int]) -> Completion:
+    def sample(request: tuple[Sequence[int], int]) -> Completion:
         prompt, seed = request
-        drawn = client.generate(
+        reply = client.generate(
             [list(prompt)],
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_tokens=min(sampling.max_tokens, context - len(prompt)),
             generation_kwargs={"seed": seed, "stop_token_ids": stop, "ignore_eos": True},
         )
-        [ids], [logprobs] = drawn["completion_ids"], drawn["logprobs"]
+        [ids], [logprobs] = reply["completion_ids"], reply["logprobs"]
         return Completion(
             ids=ids,
             finish_reason="stop" if ids[-1] in stop else "length",
@@ -288,5 +218,5 @@ def draw_from_server(
 
     requests = [(prompts[i], seed) for i, each in enumerate(seeds) for seed in each]
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        drawn = iter(list(pool.map(draw, requests)))
-    return [[next(drawn) for _ in each] for each in seeds]
+        completions = iter(list(pool.map(sample, requests)))
+    return [[next(completions) for _ in each] for each in seeds]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,9 +34,8 @@ class _Trainer(ResumableTrainer, SFTTrainer):
     longest: Row
 
     def longest_loss(self, model: nn.Module) -> Tensor:
-        """As TRL computes it, without its counts of tokens."""
-        row = {"input_ids": self.longest.input_ids, "labels": self.longest.labels}
-        batch = self.data_collator([row] * self.args.per_device_train_batch_size)
+        """TRL's loss without its counts of tokens."""
+        batch = self.data_collator([asdict(self.longest)] * self.args.per_device_train_batch_size)
         output = model(**self._prepare_inputs(batch), use_cache=False, fused_lm_head=True)
         return cast(Tensor, -output.log_probs.sum())
 
@@ -52,12 +52,12 @@ def train_sft(
     resources: StageResources,
     progress: Progress,
 ) -> dict[str, float]:
-    """Train a model folder on rows; writes `out/model/` and `out/train_steps.parquet`.
+    """Train a model folder on rows; write `out/model/` and `out/train_steps.parquet`.
 
-    The loss of a step is the mean over the labelled tokens of its whole batch, however it is cut
-    into micro-batches. Rows longer than `config.max_tokens`, or than the model's positions, are
-    dropped and counted (`dropped_too_long`). Raises UserError if no row is left, Stopped when
-    asked to stop; called again with the same workspace it goes on from the last checkpoint.
+    The loss of a step is the mean over the labelled tokens of its whole batch, whatever the
+    micro-batches. Rows longer than `config.max_tokens`, or than the model's positions, are dropped
+    and counted (`dropped_too_long`). Called again with the same workspace, it resumes from the last
+    checkpoint. Raises UserError if no row is left, Stopped after a stop request.
     """
     set_seed(seed)
     policy = load_policy(model, config, resources)
@@ -65,17 +65,11 @@ def train_sft(
     steps = total_steps(config, len(kept), config.batch_size)
     order = data_order(len(kept), config.batch_size, steps, seed)
     order = longest_first(order, [len(row.input_ids) for row in kept], config.batch_size)
-    micro = micro_batches(
-        config.batch_size, resources.micro_batch_size, join(resources).num_processes
-    )
-    recorder = StepRecorder(
-        stage,
-        seed,
-        steps,
-        config.batch_size / len(kept),
-        resources.checkpoint_every_steps,
-        progress,
-    )
+    processes = join(resources).num_processes
+    micro = micro_batches(config.batch_size, resources.micro_batch_size, processes)
+    epochs, every = config.batch_size / len(kept), resources.checkpoint_every_steps
+    recorder = StepRecorder(stage, seed, steps, epochs, every, progress)
+    columns = {name: [getattr(row, name) for row in kept] for name in ("input_ids", "labels")}
     with tempfile.TemporaryDirectory() as scratch:
         trainer = _Trainer(
             resources=resources,
@@ -90,7 +84,7 @@ def train_sft(
                 train_sampling_strategy="sequential",
                 dataset_kwargs={"skip_prepare_dataset": True},
             ),
-            train_dataset=_dataset(kept).select(order),
+            train_dataset=Dataset.from_dict(columns).select(order),
             processing_class=load_tokenizer(model),
             peft_config=adapters(config.lora),
         )
@@ -103,7 +97,7 @@ def train_sft(
 def _fitting(
     rows: Sequence[Row], config: SFTConfig, policy: PreTrainedModel, stage: str
 ) -> list[Row]:
-    """The rows short enough to train on. Raises UserError if there is none."""
+    """Return the rows short enough to train on. Raises UserError if there is none."""
     limit = min(config.max_tokens, policy.config.get_text_config().max_position_embeddings)
     kept = [row for row in rows if len(row.input_ids) <= limit]
     if not kept:
@@ -116,14 +110,6 @@ def _fitting(
         if all(label == IGNORED for label in row.labels[1:]):
             raise ValueError(f"{stage}: row {index} has no token to train on")
     return kept
-
-
-def _dataset(rows: Sequence[Row]) -> Dataset:
-    columns: dict[str, list[Any]] = {
-        "input_ids": [row.input_ids for row in rows],
-        "labels": [row.labels for row in rows],
-    }
-    return Dataset.from_dict(columns)
 
 
 def _metrics(steps: Sequence[dict[str, Any]], rows: int, dropped: int) -> dict[str, float]:

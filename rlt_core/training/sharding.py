@@ -1,9 +1,9 @@
-"""Weights, gradients and AdamW states shared out among the processes of a training (FSDP2).
+"""Weights, gradients and AdamW states sharded over the processes of a training (FSDP2).
 
 `fully_shard` of torch (https://docs.pytorch.org/docs/2.13/distributed.fsdp.fully_shard.html) splits
-every tensor by its first dimension; a layer is gathered when it computes and let go afterwards. It
-is called here, not by accelerate, which shards on GPUs only, and with the mathematics of an
-unsharded training: float32 weights, bfloat16 where autocast has it. The processes must make equal
+every tensor along its first dimension; a layer is gathered when it computes and freed afterwards.
+It is called here, not by accelerate, which shards on GPUs only, and with the mathematics of an
+unsharded training: float32 weights, bfloat16 where autocast uses it. The processes must make equal
 numbers of forward calls, except inside `whole`.
 """
 
@@ -32,14 +32,13 @@ from rlt_core.models import pick_device
 
 
 def shard(model: nn.Module, resources: StageResources, bfloat16: bool) -> None:
-    """Share out a model that every process has mapped from its file, so that main memory has it
-    once.
+    """Shard a model that every process has mapped from its file, so that main memory has it once.
 
-    Weights become float32, unless they are frozen. No more than a layer is ever whole on the
-    device. With `bfloat16` the weights of a layer's linear maps are gathered in it: autocast would
-    cast them so, too, but keep all copies until the backward pass. Adapters are gathered apart from
-    the frozen maps: what is gathered together is let go once all of it has computed, and in a pass
-    of the reference, which is the policy without adapters, these never do.
+    Weights become float32, unless they are frozen. At most one layer is whole on the device. With
+    `bfloat16` a layer's linear maps are gathered in it: autocast would cast their weights as well,
+    but keep all copies until the backward pass. Adapters are gathered apart from the frozen maps: a
+    group is freed once all of it has computed, and in a pass of the reference, which is the policy
+    without adapters, adapters never compute.
     """
     mesh = _mesh(resources)
     half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -55,25 +54,25 @@ def shard(model: nn.Module, resources: StageResources, bfloat16: bool) -> None:
                     if group:
                         fully_shard(group, mesh=mesh, mp_policy=half)
                 for each in layer.modules():
-                    if isinstance(each, LoraLayer):  # which reads a format before it is gathered
+                    if isinstance(each, LoraLayer):  # it reads a dtype before it is gathered
                         each.cast_input_dtype_enabled = False
             fully_shard(layer, mesh=mesh)
     _to_float32(model, mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
     first = torch.autocast(mesh.device_type, torch.bfloat16, enabled=bfloat16)
-    with torch.no_grad(), first:  # must go to the whole model, and scoring's does not
+    with torch.no_grad(), first:  # the first call must run the whole model; scoring's does not
         model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=mesh.device_type))
 
 
 def _mesh(resources: StageResources) -> DeviceMesh:
-    """All processes, or (machines, processes of each): copies of what the machine's share."""
-    device, everybody = pick_device(resources.device), processes.count()
+    """All processes, or (machines, processes of each): each machine then has a whole copy."""
+    device, world = pick_device(resources.device), processes.count()
     if resources.sharding == "fsdp":
-        return init_device_mesh(device, (everybody,))
+        return init_device_mesh(device, (world,))
     together = processes.of_this_machine()
-    shape = (everybody // together, together)
+    shape = (world // together, together)
     mesh = init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard"))
-    for group in mesh.get_all_groups():  # new ones, which do not have what `join` asked for
+    for group in mesh.get_all_groups():  # new groups lack the timeout that `join` set
         _set_pg_timeout(processes.WAIT, group)
     return mesh
 
@@ -84,11 +83,11 @@ def is_sharded(model: object) -> bool:
 
 @contextmanager
 def whole(model: nn.Module) -> Iterator[None]:
-    """A sharded model gathered in every process, for forward calls without gradients, of which
-    each process may make as many as it needs.
+    """Gather a sharded model in every process, for forward calls without gradients; each process
+    may make as many as it needs.
 
     Memory of each process: all linear maps of the layers in bfloat16 (float32 if the training
-    computes in it), the embeddings in float32. Does nothing to a model that is not sharded.
+    computes in it), the embeddings in float32. An unsharded model stays as it is.
     """
     parts = [part for part in model.modules() if isinstance(part, FSDPModule)]
     for part in parts:
@@ -103,18 +102,18 @@ def whole(model: nn.Module) -> Iterator[None]:
 
 
 def trained(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes, by name; what is tied once."""
+    """Return the tensors that training changes, by name; tied ones once."""
     return {name: each.detach() for name, each in model.named_parameters() if each.requires_grad}
 
 
 def full(value: Any) -> Any:
-    """A sharded tensor whole, in every process; anything else as it is."""
+    """Gather a sharded tensor in every process; return anything else as it is."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def gathered(state: Any) -> Any:
-    """A nested state with its sharded tensors whole and on the CPU in the first process, empty in
-    the others. All must call it. One tensor at a time is whole on the accelerator."""
+    """Gather the sharded tensors of a nested state: on the CPU in the first process, empty in the
+    others. All must call it. One tensor at a time is whole on the accelerator."""
 
     def gather(value: Any) -> Any:
         if not isinstance(value, DTensor):
@@ -126,19 +125,19 @@ def gathered(state: Any) -> Any:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint's model or adapters, mapped into memory."""
+    """Map the tensors of a checkpoint's model or adapters into memory."""
     files = sorted(folder.glob("*model*.safetensors"))
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def load_weights(tensors: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> None:
-    """Copy whole weights into the tensors of the same names, in each process its share of them."""
+    """Copy whole weights into the tensors of the same names; each process takes its share."""
     for name, tensor in tensors.items():
         tensor.copy_(_share(whole[name], tensor))
 
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Take up the state of an unsharded optimiser, each process its share of it."""
+    """Load the state of an unsharded optimiser; each process takes its share."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     shared = {
         place: {
@@ -151,7 +150,7 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
 
 def _share(whole: Tensor, like: Tensor) -> Tensor:
-    """This process's share of a tensor, laid out as another is."""
+    """This process's share of a tensor, sharded like another."""
     if not isinstance(like, DTensor):
         return whole
     tensor = whole.to(like.device)
@@ -159,7 +158,7 @@ def _share(whole: Tensor, like: Tensor) -> Tensor:
 
 
 def _to_float32(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Where it is to be shared out: a copy on the CPU would be one of each process."""
+    """On the device: on the CPU, each process would make a copy of its own."""
     for parameter in module.parameters():
         if parameter.requires_grad and not isinstance(parameter, DTensor):
             parameter.data = parameter.data.to(mesh.device_type, torch.float32)

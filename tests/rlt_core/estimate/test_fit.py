@@ -111,7 +111,6 @@ def test_the_first_change_that_suffices_is_the_hint(questions):
         (["resources.stages.student-sft.processes=7"], "cannot be shared by 14 processes"),
         (["resources.stages.evaluation.tensor_parallel=8"], "28 attention heads"),
         (["resources.stages.teacher-grpo.tensor_parallel=2"], "on the trainer's GPU; set"),
-        (["teacher_grpo.rollouts_ahead=true"], "own GPU cannot; name a server"),
     ],
 )
 def test_a_layout_that_contradicts_itself_is_refused(changes, said, questions):

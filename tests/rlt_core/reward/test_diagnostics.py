@@ -1,4 +1,4 @@
-"""Guards see the failures they are named after, for any text, and nothing else."""
+"""Diagnostics detect the failures that they are named after, for any text, and nothing else."""
 
 import random
 
@@ -12,8 +12,8 @@ from rlt_core.reward.diagnostics import (
     COPIED_ALARM,
     NGRAM_TOKENS,
     SHORTEST_BYTES,
-    guard_alarms,
-    watch,
+    diagnose,
+    explanation_alarms,
 )
 
 ids = st.lists(st.integers(0, 5), max_size=60)
@@ -30,7 +30,7 @@ PROSE = (
 def test_every_text_has_values_in_their_bounds(
     text: str, think: list[int], solution: list[int]
 ) -> None:
-    found = watch(text, think, solution)
+    found = diagnose(text, think, solution)
     assert (found.copied is None) == (len(solution) < NGRAM_TOKENS)
     assert found.copied is None or 0 <= found.copied <= 1
     assert (found.compression is None) == (len(text.encode()) < SHORTEST_BYTES)
@@ -41,7 +41,7 @@ def test_every_text_has_values_in_their_bounds(
 
 
 def test_an_empty_explanation_has_no_doubt_and_copies_nothing() -> None:
-    found = watch("", [], list(range(20)))
+    found = diagnose("", [], list(range(20)))
     assert (found.copied, found.compression, found.doubt) == (0.0, None, 0.0)
 
 
@@ -50,14 +50,14 @@ def test_an_empty_explanation_has_no_doubt_and_copies_nothing() -> None:
 def test_a_solution_in_the_explanation_is_wholly_copied(
     solution: list[int], before: list[int], after: list[int]
 ) -> None:
-    assert watch("", [*before, *solution, *after], solution).copied == 1
+    assert diagnose("", [*before, *solution, *after], solution).copied == 1
 
 
 @given(solution=long_ids, think=ids, more=ids)
 def test_writing_on_never_copies_less(
     solution: list[int], think: list[int], more: list[int]
 ) -> None:
-    share, longer = (watch("", written, solution).copied for written in (think, [*think, *more]))
+    share, longer = (diagnose("", written, solution).copied for written in (think, [*think, *more]))
     assert share is not None and longer is not None and longer >= share
 
 
@@ -69,13 +69,13 @@ def test_copied_is_the_share_of_runs_found_by_search(solution: list[int], think:
 
     wanted = runs(solution)
     found = sum(run in "".join(map(str, think)) for run in wanted) / len(wanted)
-    assert watch("", think, solution).copied == found
+    assert diagnose("", think, solution).copied == found
 
 
 def test_parts_of_a_solution_count_as_parts() -> None:
     solution = list(range(100, 100 + NGRAM_TOKENS + 3))  # four runs
-    assert watch("", [1, 2, *solution[:-2], 3], solution).copied == 0.5
-    assert watch("", solution[: NGRAM_TOKENS - 1], solution).copied == 0
+    assert diagnose("", [1, 2, *solution[:-2], 3], solution).copied == 0.5
+    assert diagnose("", solution[: NGRAM_TOKENS - 1], solution).copied == 0
 
 
 # ---------------------------------------------------------------- repetition
@@ -84,16 +84,16 @@ def test_parts_of_a_solution_count_as_parts() -> None:
     times=st.integers(2, 6),
 )
 def test_repetition_raises_compression(text: str, times: int) -> None:
-    once, often = (watch(each, [1], []).compression for each in (text, text * times))
+    once, often = (diagnose(each, [1], []).compression for each in (text, text * times))
     assert once is not None and often is not None and often > once
 
 
 def test_prose_is_below_the_alarm_and_a_loop_above() -> None:
-    assert 1 < (watch(PROSE, [1], []).compression or 0) < COMPRESSION_ALARM / 2
+    assert 1 < (diagnose(PROSE, [1], []).compression or 0) < COMPRESSION_ALARM / 2
     loop = "So the answer is 42. " * 40
-    assert (watch(loop, [1], []).compression or 0) > COMPRESSION_ALARM
+    assert (diagnose(loop, [1], []).compression or 0) > COMPRESSION_ALARM
     noise = random.Random(0).choices("abcdefghijklmnopqrstuvwxyz0123456789+-*/= ", k=4000)
-    assert (watch("".join(noise), [1], []).compression or 0) < 2
+    assert (diagnose("".join(noise), [1], []).compression or 0) < 2
 
 
 # ---------------------------------------------------------------- doubt
@@ -111,29 +111,29 @@ def test_prose_is_below_the_alarm_and_a_loop_above() -> None:
     ],
 )
 def test_whole_words_of_doubt_in_any_case(text: str, words: int) -> None:
-    assert watch(text, [1] * 500, []).doubt == pytest.approx(2 * words)
+    assert diagnose(text, [1] * 500, []).doubt == pytest.approx(2 * words)
 
 
 @given(text=st.text(max_size=200), tokens=st.integers(1, 300), times=st.integers(1, 5))
 def test_doubt_is_a_rate(text: str, tokens: int, times: int) -> None:
-    once = watch(f"{text} . ", [1] * tokens, []).doubt
-    often = watch(f"{text} . " * times, [1] * tokens * times, []).doubt
+    once = diagnose(f"{text} . ", [1] * tokens, []).doubt
+    often = diagnose(f"{text} . " * times, [1] * tokens * times, []).doubt
     assert often == pytest.approx(once)
 
 
 @given(text=st.text(max_size=200))
 def test_a_word_of_doubt_more_counts(text: str) -> None:
-    more = watch(f"{text} . perhaps", [1], []).doubt
-    assert more == watch(f"{text} . ", [1], []).doubt + 1000
+    more = diagnose(f"{text} . perhaps", [1], []).doubt
+    assert more == diagnose(f"{text} . ", [1], []).doubt + 1000
 
 
 # ---------------------------------------------------------------- alarms
 def test_alarms_are_above_their_thresholds_and_never_without_a_value() -> None:
     names = ("alarm_copied", "alarm_repetition", "alarm_over_length")
     limits = (COPIED_ALARM, COMPRESSION_ALARM, CLIPPED_ALARM)
-    assert guard_alarms(None, None, None) == dict.fromkeys(names, 0.0)
-    assert guard_alarms(*limits) == dict.fromkeys(names, 0.0)
+    assert explanation_alarms(None, None, None) == dict.fromkeys(names, 0.0)
+    assert explanation_alarms(*limits) == dict.fromkeys(names, 0.0)
     for i, name in enumerate(names):
         values = [None, None, None]
         values[i] = limits[i] + 0.01
-        assert guard_alarms(*values) == dict.fromkeys(names, 0.0) | {name: 1.0}
+        assert explanation_alarms(*values) == dict.fromkeys(names, 0.0) | {name: 1.0}

@@ -20,9 +20,9 @@ from training_runs import (
     weights,
 )
 
-from rlt_core.config import LoRA, ReferenceSync, RewardSpec, Sampling, StageResources
+from rlt_core.config import LoRA, ReferenceSync, RewardSpec, StageResources
 from rlt_core.errors import Stopped, UserError
-from rlt_core.generation import Completion, sample_seed
+from rlt_core.generation import Completion
 from rlt_core.generation.hf import TransformersEngine
 from rlt_core.models import load_model
 from rlt_core.progress import Progress
@@ -243,15 +243,6 @@ def test_the_reference_follows_the_policy(train: Run) -> None:
     assert steps(followed)[2]["reference_kl"] < steps(still)[2]["reference_kl"] / 2
 
 
-def test_the_rlt_reward_trains(train: Run, renderer: Renderer, tmp_path: Path, resources) -> None:
-    student = scratch_folder(tmp_path / "student", seed=1)
-    reward = RLTReward(renderer, student, RewardSpec(), CONFIG, resources=resources)
-    out, _ = train("run", reward=reward, config=CONFIG.model_copy(update={"steps": 2}))
-    row = steps(out)[1]
-    assert row["reward"] == pytest.approx(row["r_ss"] - 3 * row["r_kl"] - row["unclosed"], rel=1e-4)
-    assert row["correct"] is None
-
-
 def test_lora_gives_a_plain_model(train: Run, model: Path) -> None:
     changes = {"lora": LoRA(rank=2, alpha=4), "reference_sync": None, "steps": 2}
     out, _ = train("run", config=CONFIG.model_copy(update=changes))
@@ -344,67 +335,3 @@ def test_bad_input_is_the_users_mistake(train: Run, prompts: list[Prompt]) -> No
     longest = max(len(prompt.ids) for prompt in prompts)
     short = CONFIG.model_copy(update={"max_prompt_tokens": longest - 1, "steps": 1})
     assert train("short", config=short)[1]["dropped_too_long"] >= 1
-
-
-# ---------------------------------------------------------------- rollouts ahead
-AHEAD = CONFIG.model_copy(update={"rollouts_ahead": True, "steps": 6})
-
-
-def test_the_first_step_is_on_policy_and_every_later_one_an_update_behind(
-    train: Run, renderer: Renderer
-) -> None:
-    seen, usual = Digits(renderer), Digits(renderer)
-    out, _ = train("ahead", config=AHEAD, reward=seen)
-    train("usual", config=CONFIG.model_copy(update={"steps": 6}), reward=usual)
-    assert seen.batches[0] == usual.batches[0]
-    assert [batch[0] for batch in seen.batches] == [batch[0] for batch in usual.batches]
-    gaps = [row["rollout_gap_max"] for row in steps(out)]
-    assert gaps[0] < 1e-4
-    assert all(gap > 10 * gaps[0] for gap in gaps[1:])
-
-
-def test_the_second_step_draws_from_the_policy_before_the_first_update(
-    train: Run, renderer: Renderer, model: Path
-) -> None:
-    seen = Digits(renderer)
-    train("ahead", config=AHEAD.model_copy(update={"learning_rate": 0.01}), reward=seen)
-    prompts, completions, _ = seen.batches[1]
-    engine = TransformersEngine(load_model(model), 10_000)
-    sampling = Sampling(temperature=CONFIG.temperature, max_tokens=CONFIG.max_completion_tokens)
-    for place, (prompt, drawn) in enumerate(zip(prompts, completions, strict=True)):
-        seed = sample_seed("node:1", prompt.question_id, place)
-        [[expected]] = engine.generate([prompt.ids], sampling, [[seed]], seen.stop_ids)
-        assert expected.ids == drawn
-
-
-def test_what_was_drawn_ahead_outlives_an_interruption(
-    train: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole, _ = train("whole", config=AHEAD)
-    with pytest.raises(Stopped):
-        train("broken", config=AHEAD, progress=stop_after(3))
-    broken, _ = train("broken", config=AHEAD)
-    assert weights(broken) == weights(whole)
-    columns = ("reward", "rollout_gap_max", "rollout_ratio", "loss")
-    assert [[row[name] for name in columns] for row in steps(broken)] == [
-        [row[name] for name in columns] for row in steps(whole)
-    ]
-
-
-def test_a_ratio_far_from_one_is_clipped(train: Run) -> None:
-    """A wild update leaves no gradient where the ratio has gone beyond the clip: the next step's
-    is smaller than without the clip, and finite."""
-    out, _ = train("wild", config=AHEAD.model_copy(update={"learning_rate": 0.3}))
-    assert all(np.isfinite(row["grad_norm"]) for row in steps(out))
-    assert any(row["rollout_ratio"] > 1.5 or row["rollout_ratio"] < 0.5 for row in steps(out))
-
-
-def test_recorded_log_probs_of_an_older_policy_are_refused() -> None:
-    ahead = AHEAD.model_copy(update={"teacher_logprobs": "rollout"})
-    with pytest.raises(UserError, match=r"rollouts_ahead.*set it to false"):
-        ahead.check_against(RewardSpec(temperature=AHEAD.temperature))
-
-
-def test_off_by_default_leaves_keys_as_they_were() -> None:
-    assert "rollouts_ahead" not in CONFIG.model_dump()
-    assert AHEAD.model_dump()["rollouts_ahead"] is True

@@ -88,7 +88,7 @@ def test_the_full_kl_trains_too(reward, renderer, model: Path, student: Path, re
     assert found.parts["kl_mean"][0] > 0
 
 
-def test_guards_are_recorded_with_the_parts(reward, renderer, model: Path) -> None:
+def test_diagnostics_are_recorded_with_the_parts(reward, renderer, model: Path) -> None:
     cases = [
         ("1+2=?", "3", "wait, one and two"),
         ("count", "one, two, three", "so one, two, three then"),

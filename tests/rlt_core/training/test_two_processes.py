@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +34,13 @@ from rlt_core.training.rlt_reward import RLTReward
 model, folder = Path(sys.argv[1]), Path(sys.argv[2])
 stop_at, teacher_logprobs, fault = int(sys.argv[3]), sys.argv[4], sys.argv[5]
 sharding, lora = sys.argv[6], LoRA(rank=4) if sys.argv[7] else None
-ahead = bool(sys.argv[8])
 renderer = Renderer(load_format("tiny"), load_tokenizer(model))
 rows = [{"question": f"{a}+{a}=?", "solution": str(2 * a) * (a % 2 * 8 + 1)} for a in range(2, 8)]
 prompts = [Prompt(r["question"], renderer.teacher_prompt(**r), r) for r in rows]
 config = TeacherGRPOConfig(
     steps=4, questions_per_step=3, group_size=4, learning_rate=1e-3, max_prompt_tokens=60,
     max_completion_tokens=8, reference_sync=None if lora else ReferenceSync(every_steps=2),
-    teacher_logprobs=teacher_logprobs, lora=lora, rollouts_ahead=ahead,
+    teacher_logprobs=teacher_logprobs, lora=lora,
 )
 resources = StageResources(
     device="cpu", micro_batch_size=4, checkpoint_every_steps=1, processes=2, sharding=sharding
@@ -83,14 +84,13 @@ def run(
     fault: str = "",
     sharding: str = "none",
     lora: str = "",
-    ahead: str = "",
 ) -> int:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone",
                 f"--nproc-per-node={processes}", str(folder / "train.py")]  # fmt: skip
     folder.mkdir(exist_ok=True)
     (folder / "train.py").write_text(SCRIPT)
     command = [*torchrun, str(model), str(folder), str(stop_at), teacher_logprobs, fault]
-    command += [sharding, lora, ahead]
+    command += [sharding, lora]
     return subprocess.run(command, env=os.environ, capture_output=True, timeout=300).returncode
 
 
@@ -99,10 +99,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return scratch_folder(tmp_path_factory.mktemp("model"))
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Callable[..., Path]:
+    """The run of one process with some options, once."""
+
+    @cache
+    def of(**options: str) -> Path:
+        folder = tmp_path_factory.mktemp("alone")
+        assert run(1, model, folder, **options) == 0
+        return folder
+
+    return of
+
+
 @pytest.mark.slow
-def test_two_processes_are_one(tmp_path: Path, model: Path) -> None:
-    one, two, broken = (tmp_path / name for name in ("one", "two", "broken"))
-    assert run(1, model, one) == 0
+def test_two_processes_are_one(tmp_path: Path, model: Path, alone: Callable[..., Path]) -> None:
+    one, two, broken = alone(), tmp_path / "two", tmp_path / "broken"
     assert run(2, model, two) == 0
     assert_same_weights(one, two)
     assert_same_steps(steps(one / "out"), steps(two / "out"))
@@ -113,11 +125,12 @@ def test_two_processes_are_one(tmp_path: Path, model: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_that_share_the_weights_are_one(tmp_path: Path, model: Path) -> None:
+def test_two_that_share_the_weights_are_one(
+    tmp_path: Path, model: Path, alone: Callable[..., Path]
+) -> None:
     """Rollouts, rewards, updates and the reference, which is synced; then with an interruption,
     and ended by one process that holds all."""
-    one, two, broken, other = (tmp_path / name for name in ("one", "two", "broken", "other"))
-    assert run(1, model, one) == 0
+    one, (two, broken, other) = alone(), (tmp_path / name for name in ("two", "broken", "other"))
     assert run(2, model, two, sharding="fsdp") == 0
     assert_same_weights(one, two)
     assert_same_steps(steps(one / "out"), steps(two / "out"))
@@ -148,29 +161,13 @@ def test_sharded_from_a_model_that_a_stage_has_saved_in_bfloat16(
 @pytest.mark.parametrize(
     "options", [{"teacher_logprobs": "rollout"}, {"lora": "lora"}], ids=["recorded", "lora"]
 )
-def test_sharded_with_options(tmp_path: Path, model: Path, options: dict[str, str]) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert run(1, model, one, **options) == 0
+def test_sharded_with_options(
+    tmp_path: Path, model: Path, alone: Callable[..., Path], options: dict[str, str]
+) -> None:
+    one, two = alone(**options), tmp_path / "two"
     assert run(2, model, two, sharding="fsdp", **options) == 0
     assert_same_weights(one, two)
     assert_same_steps(steps(one / "out"), steps(two / "out"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sharding", ["none", "fsdp"])
-def test_two_processes_draw_ahead_as_one(tmp_path: Path, model: Path, sharding: str) -> None:
-    """What was drawn for the step after a checkpoint is kept by all, and taken up by any number."""
-    one, two, broken, other = (tmp_path / name for name in ("one", "two", "broken", "other"))
-    assert run(1, model, one, ahead="ahead") == 0
-    assert run(2, model, two, ahead="ahead", sharding=sharding) == 0
-    assert_same_weights(one, two)
-    assert_same_steps(steps(one / "out"), steps(two / "out"))
-    assert run(2, model, broken, stop_at=3, ahead="ahead", sharding=sharding) != 0
-    shutil.copytree(broken, other)
-    assert run(2, model, broken, ahead="ahead", sharding=sharding) == 0
-    assert weights(broken / "out") == weights(two / "out")
-    assert run(1, model, other, ahead="ahead") == 0
-    assert_same_weights(one, other)
 
 
 DIFFERENT = {"stage", "rollout_gap_mean", "rollout_gap_max", "reference_kl"}
@@ -185,7 +182,7 @@ def assert_same_weights(one: Path, two: Path) -> None:
 
 
 def assert_same_steps(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
-    """Rewards, their parts and the guards' means, over completions of all processes."""
+    """Rewards, their parts and the diagnostics' means, over completions of all processes."""
     assert len(one) == len(two) == 4
     for first, second in zip(one, two, strict=True):
         assert first["copied"] is not None and first["compression"] is None
@@ -196,9 +193,10 @@ def assert_same_steps(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> N
 
 
 @pytest.mark.slow
-def test_recorded_log_probs_over_two_processes(tmp_path: Path, model: Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert run(1, model, one, teacher_logprobs="rollout") == 0
+def test_recorded_log_probs_over_two_processes(
+    tmp_path: Path, model: Path, alone: Callable[..., Path]
+) -> None:
+    one, two = alone(teacher_logprobs="rollout"), tmp_path / "two"
     assert run(2, model, two, teacher_logprobs="rollout") == 0
     assert_same_steps(steps(one / "out"), steps(two / "out"))
     for row in steps(two / "out"):

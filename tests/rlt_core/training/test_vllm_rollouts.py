@@ -21,7 +21,7 @@ from rlt_core.config import Sampling, ScratchModel, StageResources
 from rlt_core.errors import UserError
 from rlt_core.models import load_model, new_model, save_model, tiny_tokenizer
 from rlt_core.scoring import selected_logprobs
-from rlt_core.training.rollout import connect, draw_from_server, open_rollouts
+from rlt_core.training.rollout import connect, open_rollouts, sample_from_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 
@@ -182,12 +182,12 @@ def healthy(url: str) -> bool:
         return False
 
 
-def test_a_server_draws_from_its_model_with_a_seed_each(model: Path, server: str) -> None:
+def test_a_server_samples_from_its_model_with_a_seed_each(model: Path, server: str) -> None:
     client, policy = connect(server), load_model(model)
     prompts, seeds = [list(range(10, 16)), list(range(20, 23))], [[1, 2, 3], [1, 2]]
     sampling, stop = Sampling(temperature=0.7, max_tokens=12), range(10, 30)
-    drawn = draw_from_server(client, prompts, sampling, seeds, stop)
-    [[alone]] = draw_from_server(client, prompts[:1], sampling, [[2]], stop)
+    drawn = sample_from_server(client, prompts, sampling, seeds, stop)
+    [[alone]] = sample_from_server(client, prompts[:1], sampling, [[2]], stop)
     assert alone.ids == drawn[0][1].ids and len({tuple(each.ids) for each in drawn[0]}) == 3
     assert {each.finish_reason for group in drawn for each in group} == {"stop", "length"}
     for prompt, group in zip(prompts, drawn, strict=True):

@@ -63,8 +63,10 @@ def test_epochs_round_up_to_whole_steps() -> None:
 
 
 def _rows(rewards: list[float], flat: float = 0.0) -> list[dict[str, Any]]:
-    guards = {"copied": None, "compression": None, "clipped": None}
-    return [{"reward": r, "reward_std": 0.5, "zero_std_groups": flat} | guards for r in rewards]
+    diagnostics = {"copied": None, "compression": None, "clipped": None}
+    return [
+        {"reward": r, "reward_std": 0.5, "zero_std_groups": flat} | diagnostics for r in rewards
+    ]
 
 
 def test_three_flat_steps_raise_the_alarm() -> None:
@@ -89,7 +91,7 @@ def test_a_falling_reward_raises_the_alarm() -> None:
         ("clipped", CLIPPED_ALARM, "alarm_over_length"),
     ],
 )
-def test_guards_are_judged_by_the_mean_of_the_last_steps(
+def test_diagnostics_are_judged_by_the_mean_of_the_last_steps(
     column: str, limit: float, alarm: str
 ) -> None:
     def raised(values: list[float | None]) -> float:

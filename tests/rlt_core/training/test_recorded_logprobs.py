@@ -17,12 +17,12 @@ from rlt_core.progress import Progress
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.prompts.renderer import Context, Renderer, Span
 from rlt_core.scoring import selected_logprobs
+from rlt_core.scoring.lm_head import FLOATS
 from rlt_core.stages import TeacherGRPOStageConfig
 from rlt_core.store import Workspace
 from rlt_core.training.grpo import train_grpo
 from rlt_core.training.reward_function import Prompt
-from rlt_core.training.rlt_reward import RLTReward
-from rlt_core.training.rollouts import LOGPROBS, Rollout, recorded_logprobs
+from rlt_core.training.rlt_reward import RLTReward, Rollout, recorded_logprobs
 
 ROLLOUT = TEACHER.model_copy(update={"teacher_logprobs": "rollout"})
 SPEC = RewardSpec()
@@ -30,7 +30,7 @@ PREFIXED = FORMAT.model_copy(update={"name": "prefixed", "padding": "\n\n", "sco
 
 
 # ---------------------------------------------------------------- any completions
-def made_up(ids: Sequence[Sequence[int]], spans: Sequence[Span]) -> list[LOGPROBS]:
+def made_up(ids: Sequence[Sequence[int]], spans: Sequence[Span]) -> list[FLOATS]:
     """Log-probs that depend on all tokens up to each."""
     return [
         np.array([-(hash(tuple(each[: t + 1])) % 997) / 100 for t in range(*span)], np.float32)
@@ -75,7 +75,7 @@ def test_recorded_log_probs_fill_the_think_span(rollouts: list[Rollout]) -> None
 def test_only_what_was_not_sampled_is_computed(rollouts: list[Rollout]) -> None:
     asked: list[tuple[list[int], Span]] = []
 
-    def score(ids: Sequence[Sequence[int]], spans: Sequence[Span]) -> list[LOGPROBS]:
+    def score(ids: Sequence[Sequence[int]], spans: Sequence[Span]) -> list[FLOATS]:
         assert not asked  # one call
         asked.extend((list(each), span) for each, span in zip(ids, spans, strict=True))
         return made_up(ids, spans)
@@ -120,7 +120,7 @@ class Setting:
             self.sampled += [completion.logprobs for completion in group]
             self.sampled += [self.logprobs(prompt, each) for each in by_hand]
 
-    def logprobs(self, prompt: Prompt, ids: list[int]) -> LOGPROBS:
+    def logprobs(self, prompt: Prompt, ids: list[int]) -> FLOATS:
         span = (len(prompt.ids), len(prompt.ids) + len(ids))
         ((found,),) = selected_logprobs(
             self.policy, [[*prompt.ids, *ids]], [[span]], SPEC.temperature, 10_000
