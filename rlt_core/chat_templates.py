@@ -1,8 +1,9 @@
-"""Chat templates: code of a model's makers, rendered the same on every day and machine.
+"""Chat templates: third-party code, rendered the same on every day and machine.
 
-Only four chats are ever rendered, with slots for their texts: ids of real texts are put in later
-(`rlt_core.prompts.renderer`). So a template that renders these once, within the limits of a process
-of its own, will never hang or explode. Imports no torch, so that this process starts fast.
+Only four chats are rendered, with slots for their texts; the ids of real texts are inserted later
+(`rlt_core.prompts.renderer`). So a template that renders these once, within the limits of a
+separate process, never hangs or runs out of memory. Imports no torch, so that this process starts
+fast.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 SYSTEM_SLOT, USER_SLOT, ASSISTANT_SLOT = "slotForSystem", "slotForUser", "slotForAssistant"
 NEXT_SLOT = "slotForNext"
-"""Stand for the texts of a chat while its template is rendered."""
+"""Placeholders for the texts of a chat while its template is rendered."""
 CPU_SECONDS, WALL_SECONDS, MEMORY_BYTES, CHARACTERS = 3, 120, 1 << 30, 1 << 20
 """Limits of a template: time and memory of its process, length of a rendered chat."""
 
@@ -38,26 +39,26 @@ NEXT = {"role": "user", "content": NEXT_SLOT}
 
 
 class BadTemplate(ValueError):
-    """Why a template cannot be used."""
+    """A template cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)
 class Chats:
-    """What a template makes of each chat; None where it refuses."""
+    """A template's rendering of each chat; None if it rejects the chat."""
 
     prompt: str
-    """A user's turn, up to where the assistant begins."""
+    """A user's turn, up to the assistant's text."""
     system: str | None
-    """The same behind a system turn."""
+    """The same after a system turn."""
     answered: str | None
     """A user's and an assistant's turn."""
     continued: str | None
     """The same before a further user's turn."""
 
     def header(self, opened: str, closed: str) -> str:
-        """What leads from a question to the assistant's text, without a thought that the template
-        opens there: the prompt format opens it, with these tags, in prompts and rows alike. Raises
-        BadTemplate for any other text that the template writes for the assistant."""
+        """Return the text between a question and the assistant's text, without a thought that the
+        template opens there: the prompt format opens it, with these tags, in prompts and rows.
+        Raises BadTemplate for any other text that the template writes for the assistant."""
         after = self.prompt.partition(USER_SLOT)[2]
         header = after.rstrip().removesuffix(opened)
         if header == after.rstrip():
@@ -74,13 +75,13 @@ class Chats:
 
 
 def _shared(first: str, second: str) -> int:
-    """Characters of the longest common beginning."""
+    """Length of the longest common prefix."""
     pairs = zip(first, second, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 class _Generation(Extension):
-    """`{% generation %}`, which marks an assistant's text for training, changes nothing here."""
+    """Ignores `{% generation %}`, which marks an assistant's text for training."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -91,8 +92,8 @@ class _Generation(Extension):
 
 
 def _environment(day: date) -> ImmutableSandboxedEnvironment:
-    """As transformers makes it (`transformers.utils.chat_template_utils`), but with a fixed date
-    and without what gives another text each time."""
+    """The environment of transformers (`transformers.utils.chat_template_utils`), but with a fixed
+    date and without random functions."""
     now = datetime.combine(day, time())
 
     def refuse(message: str) -> None:
@@ -111,8 +112,8 @@ def _environment(day: date) -> ImmutableSandboxedEnvironment:
 
 
 def chats(template: str, tokens: Mapping[str, Any], day: date) -> Chats:
-    """The chats as a template shows them; `tokens`: the tokenizer's named tokens, for instance
-    `bos_token`. Raises BadTemplate if it cannot show a user's turn."""
+    """Render the chats with a template; `tokens`: the tokenizer's named tokens, for instance
+    `bos_token`. Raises BadTemplate if it cannot render a user's turn."""
     named = {name: value for name, value in tokens.items() if isinstance(value, str)}
     return _chats(template, tuple(sorted(named.items())), day)
 
@@ -156,8 +157,8 @@ def _chats(template: str, tokens: tuple[tuple[str, str], ...], day: date) -> Cha
 
 
 def try_template(template: str, tokens: Mapping[str, Any], day: date) -> Chats:
-    """As `chats`, of a template that was never rendered before: first in a process of its own,
-    with little time and memory, then here, where it must give the same. Raises BadTemplate."""
+    """Render the chats with an untrusted template: first in a separate process with limited time
+    and memory, then here, where the result must be the same. Raises BadTemplate."""
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     named = {name: value for name, value in tokens.items() if isinstance(value, str)}
     try:

@@ -49,12 +49,12 @@ SETTINGS = {
     "experts_implementation", "auto_map", "output_attentions", "output_hidden_states",
     "output_router_logits", "return_dict",
 }  # fmt: skip
-"""Of a config.json: how its makers ran the model. An import drops them."""
+"""Fields of a config.json that say how its makers ran the model. An import drops them."""
 GENERATION_NOTES = (
     "_from_model_config", "transformers_version", "output_attentions", "output_hidden_states",
     "use_cache",
 )  # fmt: skip
-"""What a save of a neutral generation config adds to its special tokens."""
+"""Fields that saving a neutral generation config adds to its special tokens."""
 ROLES = ("system\n", "user\n", "assistant\n")
 CHATML = (
     "{% for message in messages %}"
@@ -66,10 +66,10 @@ CHATML = (
 
 # ---------------------------------------------------------------- from scratch
 def tiny_tokenizer(format: PromptFormat, max_positions: int = 512) -> PreTrainedTokenizerFast:
-    """Byte-level character tokenizer with a ChatML template; any text round-trips.
+    """Build a byte-level tokenizer with a ChatML template; any text round-trips.
 
-    The format's tags and the template's role lines are one token each; tags are ordinary tokens,
-    so that decoding keeps them, as real models' tokenizers do.
+    Each of the format's tags and the template's role lines is one token; tags are ordinary tokens,
+    so that decoding keeps them, as with real models' tokenizers.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(BPE(vocab={byte: i for i, byte in enumerate(alphabet)}, merges=[]))
@@ -91,7 +91,7 @@ def tiny_tokenizer(format: PromptFormat, max_positions: int = 512) -> PreTrained
 
 
 def new_model(config: ScratchModel, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama with random weights, the same for the same config and vocabulary."""
+    """Build a Llama with random weights, the same for the same config and vocabulary."""
     llama = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=config.width,
@@ -112,7 +112,7 @@ def new_model(config: ScratchModel, tokenizer: PreTrainedTokenizerFast) -> Llama
 
 # ---------------------------------------------------------------- load and save
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The fast tokenizer of a local model folder."""
+    """Load the fast tokenizer of a local model folder."""
     tokenizer = AutoTokenizer.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False
     )
@@ -122,12 +122,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def load_model(folder: Path, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
-    """The causal language model of a local folder, in eval mode. Reads safetensors only.
+    """Load the causal language model of a local folder, in eval mode. Reads safetensors only.
 
-    `dtype` may be `auto`: `saved_dtype`. Tensors go one by one from the mapped file to the
-    device, in their number format there: of what needs no other format, all processes of a machine
-    share one copy in main memory, and a GPU's models leave none there. Raises UserError for weights
-    that are missing.
+    `dtype` may be `auto`: `saved_dtype`. Tensors go one by one from the mapped file to the device.
+    Without a change of number format, all processes of a machine share one copy in main memory, and
+    a GPU's models leave none there. Raises UserError for missing weights.
     """
     place = pick_device(device)
     config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -153,8 +152,8 @@ def load_model(folder: Path, dtype: str = "float32", device: str = "cpu") -> Pre
 
 
 def saved_dtype(folder: Path) -> str:
-    """The number format that holds all weights of a model folder as they were saved, whatever its
-    config.json says."""
+    """Return the number format of the saved weights of a model folder, whatever its config.json
+    says."""
     found = set()
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as weights:
@@ -165,7 +164,7 @@ def saved_dtype(folder: Path) -> str:
 
 
 def _without_settings(config: Any) -> Any:
-    """A model's config without what its makers chose for running it."""
+    """A model's config without its makers' settings for running it."""
     if not isinstance(config, dict):
         return config
     return {
@@ -174,7 +173,7 @@ def _without_settings(config: Any) -> Any:
 
 
 def _neutral(folder: Path) -> dict[str, Any]:
-    """The generation config of a model folder: its special tokens, none of its choices."""
+    """The generation config of a model folder: its special tokens, without sampling settings."""
     found: dict[str, Any] = {}
     for name in ("config.json", "generation_config.json"):
         if (folder / name).is_file():
@@ -185,11 +184,11 @@ def _neutral(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def on_device(model: PreTrainedModel, resources: StageResources) -> Iterator[PreTrainedModel]:
-    """A frozen model where it computes; with `resources.offload` it waits outside, in the main
-    memory that it came from: of a mapped file, which processes share.
+    """Move a frozen model to its device; with `resources.offload`, move it back afterwards, to the
+    memory that it was loaded into (of a mapped file, processes share it).
 
-    On a GPU in bfloat16 it takes flash-attn, where that is installed: its kernels read packed
-    sequences (`rlt_core.scoring.passes`).
+    On a GPU in bfloat16 it uses flash-attn if that is installed: its kernels read packed sequences
+    (`rlt_core.scoring.passes`).
     """
     device = pick_device(resources.device)
     if device == "cuda" and model.dtype == torch.bfloat16 and is_flash_attn_2_available():
@@ -213,30 +212,30 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folde
 
 
 def pick_device(device: str) -> str:
-    """`auto` is the GPU if there is one."""
+    """Return the device; `auto` is the GPU if there is one."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device
 
 
 def gpus() -> int:
-    """GPUs that this process sees."""
+    """Return the number of GPUs that this process sees."""
     return torch.cuda.device_count()
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch failed for lack of a GPU's memory, or of main memory."""
+    """Return whether torch ran out of a GPU's memory, or of main memory."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def use_threads(threads: int) -> None:
-    """CPU threads of this process from here on."""
+    """Set the CPU threads of this process."""
     torch.set_num_threads(threads)
 
 
 # ---------------------------------------------------------------- vocabularies
 def vocabulary_digest(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Hex sha256 of the mapping from tokens to ids, added tokens included."""
+    """Return the hex sha256 of the mapping from tokens to ids, added tokens included."""
     vocabulary = sorted(tokenizer.get_vocab().items())
     return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
 
@@ -258,8 +257,8 @@ def require_same_vocabulary(
 
 # ---------------------------------------------------------------- import
 def import_model(source: ModelSource, out: Path) -> dict[str, float]:
-    """Write a model that others made as a model folder `out`, and try it; returns what the trial
-    found. Raises UserError."""
+    """Write an imported model as a model folder `out`, and test it (`rlt_core.scoring.trial`);
+    return its metrics. Raises UserError."""
     match source:
         case HubModel():
             _copy(_snapshot(source), out)
@@ -277,7 +276,7 @@ def import_model(source: ModelSource, out: Path) -> dict[str, float]:
 
 
 def try_folder(folder: Path, name: str) -> tuple[PreTrainedTokenizerFast, Chats]:
-    """The tokenizer of a folder that others made, and its chat template's chats. Raises UserError
+    """Return the tokenizer of an imported folder, and its chat template's chats. Raises UserError
     for what the pipeline cannot use, with the reason."""
     try:
         check_weights(folder)
@@ -285,7 +284,7 @@ def try_folder(folder: Path, name: str) -> tuple[PreTrainedTokenizerFast, Chats]
         tokenizer = load_tokenizer(folder)
     except UserError:
         raise
-    except Exception as error:  # files of others: anything may be wrong with them
+    except Exception as error:  # imported files: anything may be wrong with them
         raise UserError(f"{name}: cannot be loaded (remote code is never run): {error}") from None
     chats = try_tokenizer(tokenizer, name)
     check_rows(config.get_text_config().vocab_size, tokenizer, chats, name)
@@ -295,7 +294,7 @@ def try_folder(folder: Path, name: str) -> tuple[PreTrainedTokenizerFast, Chats]
 def try_loading(
     folder: Path, dtype: str, tokenizer: PreTrainedTokenizerFast, chats: Chats, name: str
 ) -> PreTrainedModel:
-    """The model of a folder that `try_folder` let pass, after a trial. Raises UserError."""
+    """Load the model of a folder that passed `try_folder`, and test it. Raises UserError."""
     try:
         model = load_model(folder, dtype)
     except UserError:
@@ -308,7 +307,7 @@ def try_loading(
 
 
 def _neutralise(folder: Path) -> None:
-    """Rewrite the configs of a folder where they hold more than what the model is."""
+    """Rewrite the configs of a folder without settings for running the model."""
     file = folder / "config.json"
     config = json.loads(file.read_text())
     if _without_settings(config) != config:
@@ -320,15 +319,14 @@ def _neutralise(folder: Path) -> None:
 
 
 def fetch_model(repo: str, revision: str) -> Path:
-    """A hub model's plain files at a commit, in the hub cache; downloads what the cache lacks."""
+    """Return a hub model's plain files at a commit, in the hub cache; download what is missing."""
     return snapshot(repo, revision, "model", MODEL_FILES)
 
 
 def _snapshot(source: HubModel) -> Path:
     if source.revision is None:
         raise UserError(f"{source.repo}: no commit is pinned; `rlt fetch` downloads and pins one")
-    folder = fetch_model(source.repo, source.revision)
-    return folder
+    return fetch_model(source.repo, source.revision)
 
 
 def _copy(folder: Path, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Completions from a model folder, behind one interface. Importing this imports no engine."""
+"""Completions from a model folder, with one interface. Importing this imports no engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Completion", "Engine", "open_engine", "sample_seed"]
 
 
 def open_engine(model_folder: Path, dtype: DType, resources: StageResources) -> Engine:
-    """The engine that `resources.engine` names, with the model loaded. Close it when done.
+    """Open the engine that `resources.engine` names, with the model loaded. Close it when done.
 
     Raises UserError if the engine is not installed.
     """

@@ -1,4 +1,4 @@
-"""What every engine does."""
+"""The interface of generation engines."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class Completion:
     finish_reason: FinishReason
     """`stop`: a stop token was written; `length`: the token limit was reached before one."""
     logprobs: NDArray[np.float32] | None
-    """log p of each sampled token under the distribution it was drawn from (after temperature and
+    """log p of each sampled token under the distribution it was sampled from (after temperature and
     top-p; greedy: the plain softmax). Natural logarithm."""
 
 
 class Engine(Protocol):
-    """Draws completions. A context manager that closes itself."""
+    """Samples completions. A context manager that closes itself."""
 
     @property
     def context(self) -> int:
-        """Tokens that a prompt and its completion may have together."""
+        """Most tokens of a prompt and its completion together."""
 
     def generate(
         self,
@@ -46,12 +46,12 @@ class Engine(Protocol):
         stop_ids: Iterable[int],
         progress: Progress | None = None,
     ) -> list[list[Completion]]:
-        """One completion for every seed of every prompt, in their order.
+        """Sample one completion for every seed of every prompt, in order.
 
-        A completion depends on its prompt and its seed (0 <= seed < 2**63), and not on what else
-        is asked for, up to rounding; `sampling.n` is not read. One that fills the context ends with
+        A completion depends on its prompt and its seed (0 <= seed < 2**63), not on the rest of the
+        batch, up to rounding; `sampling.n` is ignored. One that fills the context ends with
         `length`. Progress counts completions. Raises ValueError for a prompt that is empty or fills
-        the context, and Stopped on request.
+        the context, Stopped after a stop request.
         """
 
     def close(self) -> None:
@@ -68,11 +68,11 @@ class Engine(Protocol):
 
 
 class ClosesItself(ABC):
-    """Makes a context manager of a class that has `close`."""
+    """Mix-in that makes a class with `close` a context manager."""
 
     @abstractmethod
     def close(self) -> None:
-        """Free what the object holds."""
+        """Free the object's resources."""
 
     def __enter__(self) -> Self:
         return self
@@ -87,7 +87,7 @@ class ClosesItself(ABC):
 
 
 def sample_seed(key: str, question_id: str, sample: int) -> int:
-    """The seed of one completion of one question in the node with this key; below 2**63."""
+    """Return the seed of one completion of a question in the node with this key; below 2**63."""
     digest = hashlib.sha256(f"{key}:{question_id}:{sample}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -95,7 +95,7 @@ def sample_seed(key: str, question_id: str, sample: int) -> int:
 def check_requests(
     prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], context: int
 ) -> None:
-    """Raise ValueError unless every prompt has tokens, room in the context and a list of seeds."""
+    """Raise ValueError unless every prompt has tokens, fits the context and has a list of seeds."""
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts, seeds for {len(seeds)}")
     if empty := [i for i, prompt in enumerate(prompts) if not prompt]:

@@ -1,7 +1,6 @@
-"""Batched sampling with transformers: the embedded default, made for small models and CPUs.
+"""Batched sampling with transformers: the default engine, for small models and CPUs.
 
-Shapes: Q prompts of a batch, R running completions, P padded prompt length, V vocabulary,
-N steps.
+Shapes: Q prompts of a batch, R running completions, P padded prompt length, V vocabulary, N steps.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from rlt_core.progress import Progress
 from rlt_core.scoring import eval_mode
 
 COMPACT_BELOW = 0.75
-"""Finished completions leave the batch once fewer than this share still run."""
+"""Finished completions are dropped from the batch once fewer than this share still run."""
 CHECK_STEPS = 32
-"""Steps between looks at the wish to stop."""
+"""Steps between checks for a stop request."""
 CACHE_GROWTH = 16
-"""Positions by which a full cache grows: a small slack, since gaps between rows slow attention."""
+"""Positions that a full cache grows by: few, since gaps between rows slow attention."""
 
 
 @dataclass(frozen=True)
 class _Request:
-    """One completion to draw."""
+    """One completion to sample."""
 
     prompt: int
     sample: int
@@ -42,7 +41,7 @@ class _Request:
 class TransformersEngine(ClosesItself):
     """Samples from a causal language model in this process.
 
-    The model may be a policy in training, with or without adapters: it is in eval mode meanwhile.
+    The model may be a policy in training, with or without adapters; it samples in eval mode.
     A batch holds at most `tokens_per_batch` tokens of prompts and completions, all at full length.
     """
 
@@ -56,7 +55,7 @@ class TransformersEngine(ClosesItself):
         return int(self.model.config.get_text_config().max_position_embeddings)
 
     def close(self) -> None:
-        """Forget the model."""
+        """Release the model."""
         del self.model
 
     def generate(
@@ -89,7 +88,7 @@ class TransformersEngine(ClosesItself):
     def _batches(
         self, requests: list[_Request], prompts: Sequence[Sequence[int]], max_new: int
     ) -> Iterator[list[_Request]]:
-        """Requests of like prompt length, longest first, samples of a prompt side by side."""
+        """Requests of similar prompt length, longest first, samples of a prompt side by side."""
         order = sorted(requests, key=lambda request: -len(prompts[request.prompt]))
         while order:
             longest = len(prompts[order[0].prompt]) + max_new
@@ -123,7 +122,7 @@ class TransformersEngine(ClosesItself):
         for step in range(steps):
             if step % CHECK_STEPS == 0:
                 progress.check()
-            token_R, logprob_R = draw(
+            token_R, logprob_R = sample_tokens(
                 logits_RV, uniforms_RN[row_R, step], sampling.temperature, sampling.top_p
             )
             tokens_RN[row_R, step], logprobs_RN[row_R, step] = token_R, logprob_R
@@ -146,7 +145,7 @@ class TransformersEngine(ClosesItself):
 
 
 class _Decoding:
-    """The state of a batch: its cache and which cached positions are padding."""
+    """The state of a batch: its cache, and which cached positions are padding."""
 
     def __init__(
         self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new: int
@@ -169,14 +168,14 @@ class _Decoding:
         ]
 
     def prefill(self, prompt_R: Tensor) -> Tensor:
-        """Logits (R, V) of the first token, each prompt's cache repeated for its completions."""
+        """Return the logits (R, V) of the first token; each prompt's cache is repeated."""
         positions = torch.arange(self.length, device=self.ids_QP.device)
         logits_QV = self._forward(self.ids_QP, (positions - self.padding_R[:, None]).clamp(min=0))
         self.keep(prompt_R)
         return logits_QV[prompt_R]
 
     def step(self, token_R: Tensor) -> Tensor:
-        """Logits (R, V) of the token after these."""
+        """Return the logits (R, V) of the token after these."""
         self.length += 1
         return self._forward(token_R[:, None], self.length - 1 - self.padding_R[:, None])
 
@@ -198,12 +197,12 @@ class _Decoding:
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values written in place: no copy of the whole cache at every step."""
+    """Writes keys and values in place, without a copy of the whole cache at every step."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Append states (rows, heads, new positions, width); returns all so far."""
+        """Append states (rows, heads, new positions, width); return all so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self._keys, self._values = key_states[:, :, :0], value_states[:, :, :0]
@@ -234,9 +233,9 @@ def _grown(buffer: Tensor, like: Tensor, filled: int, capacity: int) -> Tensor:
 
 # ---------------------------------------------------------------- sampling
 def uniforms(seeds: Sequence[int], steps: int) -> NDArray[np.float64]:
-    """Random numbers 0 < u < 1 of 32 bits, (sequences, steps); a row depends on its seed alone.
+    """Return random numbers 0 < u < 1 of 32 bits, (sequences, steps); each row from its own seed.
 
-    Never 0: the first cumulative probability that reaches u then belongs to a possible token.
+    Never 0, so that the first cumulative probability that reaches u belongs to a possible token.
     """
     rows = [
         np.random.Generator(np.random.Philox(key=seed)).integers(1 << 32, size=steps)
@@ -245,13 +244,13 @@ def uniforms(seeds: Sequence[int], steps: int) -> NDArray[np.float64]:
     return (np.stack(rows) + 0.5) / (1 << 32)
 
 
-def draw(
+def sample_tokens(
     logits_RV: Tensor, uniforms_R: Tensor, temperature: float, top_p: float
 ) -> tuple[Tensor, Tensor]:
-    """Tokens (R,) by inversion of each row's cumulative distribution, and their log-probs (R,).
+    """Sample tokens (R,) by inverting each row's cumulative distribution, with log-probs (R,).
 
     Temperature 0 takes the likeliest token. Top-p keeps the likeliest tokens whose probabilities
-    first reach `top_p` together. Raises RuntimeError where a row has no distribution.
+    sum to at least `top_p`. Raises RuntimeError if a row's logits are not finite.
     """
     logprobs_RV = torch.log_softmax(logits_RV.float() / (temperature or 1.0), dim=-1)
     if logprobs_RV.isnan().any():
@@ -268,7 +267,7 @@ def draw(
 
 
 def _nucleus(logprobs_RV: Tensor, top_p: float) -> Tensor:
-    """Log-probs renormalised over the nucleus, -inf outside it."""
+    """Log-probs renormalised within the nucleus, -inf outside it."""
     sorted_RV, order_RV = logprobs_RV.sort(dim=-1, descending=True, stable=True)
     probs_RV = sorted_RV.exp()
     outside_RV = probs_RV.cumsum(dim=-1, dtype=torch.float64) - probs_RV >= top_p

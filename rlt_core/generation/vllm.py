@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from vllm.logprobs import Logprob
 
 REQUESTS_AT_ONCE = 2048
-"""Completions handed to vLLM between looks at the wish to stop."""
+"""Completions passed to vLLM between checks for a stop request."""
 FITTING = -1
-"""`max_model_len`: the model's, or as much as the memory allows."""
+"""`max_model_len`: the model's, or as much as fits into memory."""
 BARE: dict[str, Any] = {
     "generation_config": "vllm",  # the folder's own sampling defaults do not apply
     "skip_tokenizer_init": True,  # ids in, ids out
@@ -35,7 +35,7 @@ BARE: dict[str, Any] = {
 
 
 def require_vllm() -> None:
-    """Raises UserError if vLLM cannot be imported."""
+    """Raise UserError if vLLM cannot be imported."""
     try:
         import vllm  # noqa: F401
     except ImportError as error:
@@ -48,17 +48,17 @@ def require_vllm() -> None:
 class VLLMEngine(ClosesItself):
     """Samples with vLLM from a local model folder. vLLM schedules the batches itself.
 
-    The context is as long as the model's, or as the memory allows; a completion that fills it ends
-    with `length`. Takes `resources.vllm_memory` of each of `resources.tensor_parallel` GPUs; on a
-    CPU, which vLLM gives the same share of, VLLM_CPU_KVCACHE_SPACE (GiB of cache) sets another.
-    Raises UserError if vLLM is not installed.
+    The context is the model's, or as much as fits into memory; a completion that fills it ends with
+    `length`. Uses the share `resources.vllm_memory` of each of `resources.tensor_parallel` GPUs, or
+    of a CPU's memory; there VLLM_CPU_KVCACHE_SPACE (GiB of cache) overrides it. Raises UserError if
+    vLLM is not installed.
     """
 
     def __init__(self, model_folder: Path, dtype: DType, resources: StageResources) -> None:
         require_vllm()
         from vllm import LLM
 
-        # A forked engine cannot use CUDA where anything here has asked for the GPUs before.
+        # A forked engine cannot use CUDA if this process has initialised it before.
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         self._llm = LLM(
             model=str(model_folder),
@@ -72,11 +72,11 @@ class VLLMEngine(ClosesItself):
 
     @property
     def context(self) -> int:
-        """Of the model, or what the memory allows."""
+        """The model's positions, or as many as fit into memory."""
         return int(self._llm.llm_engine.model_config.max_model_len)
 
     def close(self) -> None:
-        """End vLLM's engine process and free the device's memory."""
+        """Stop vLLM's engine process and free the device's memory."""
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
 
@@ -95,7 +95,7 @@ class VLLMEngine(ClosesItself):
         progress = progress or Progress()
         stop = sorted(stop_ids)
         requests = [(list(prompts[i]), seed) for i, each in enumerate(seeds) for seed in each]
-        drawn: list[Completion] = []
+        completions: list[Completion] = []
         tokens, start = 0, time.perf_counter()
         for first in range(0, len(requests), REQUESTS_AT_ONCE):
             progress.check()
@@ -105,16 +105,16 @@ class VLLMEngine(ClosesItself):
                 [_params(sampling, seed, stop) for _, seed in part],
                 use_tqdm=False,
             )
-            drawn += map(_completion, outputs)
-            tokens += sum(len(completion.ids) for completion in drawn[first:])
+            completions += map(_completion, outputs)
+            tokens += sum(len(completion.ids) for completion in completions[first:])
             rate = tokens / (time.perf_counter() - start)
-            progress.report(len(drawn), len(requests), {"tokens_per_s": rate})
-        in_order = iter(drawn)
+            progress.report(len(completions), len(requests), {"tokens_per_s": rate})
+        in_order = iter(completions)
         return [[next(in_order) for _ in each] for each in seeds]
 
 
 def _params(sampling: Sampling, seed: int, stop: list[int]) -> SamplingParams:
-    """Our stop tokens alone end a completion, not the ones that vLLM reads from the folder."""
+    """Only our stop tokens end a completion, not those that vLLM reads from the folder."""
     from vllm import SamplingParams
 
     return SamplingParams(
@@ -130,7 +130,7 @@ def _params(sampling: Sampling, seed: int, stop: list[int]) -> SamplingParams:
 
 
 def _completion(output: RequestOutput) -> Completion:
-    """Raises RuntimeError for a request that vLLM ended for any reason but its length or a stop."""
+    """Raise RuntimeError for a request that ended for a reason other than its length or a stop."""
     [completion] = output.outputs
     ids = list(completion.token_ids)
     reasons: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}

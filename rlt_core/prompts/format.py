@@ -16,16 +16,16 @@ RENAMED = {
     "think_prefix": "renamed; write padding, which is inside all tags, on both sides",
     "score_think_prefix": "renamed; write score_padding",
 }
-"""Fields of format files that were written for earlier versions, and what to write."""
+"""Fields of format files of earlier versions, and their replacements."""
 RECORD = "prompt_format.json"
-"""File of a model folder that holds the format which the model was trained with."""
+"""File in a model folder with the format that the model was trained with."""
 Role = Literal["teacher", "student"]
-"""What a model is used as: whose prompts it reads."""
+"""The role of a model: whose prompts it reads."""
 FOLDER = Path(__file__).parent / "formats"
 
 
 class PromptFormat(BaseModel):
-    """The words around question, solution and explanation, for teacher and student.
+    """The text around question, solution and explanation, for teacher and student.
 
     Teacher, assistant turn (prefilled up to T, which is generated); _ is the padding:
     `solution_open _ S _ solution_close separator explanation_open _ T _ explanation_close`.
@@ -49,17 +49,17 @@ class PromptFormat(BaseModel):
     thought_close: str
     separator: str = "\n\n"
     padding: str = "\n\n"
-    """Stands inside every pair of tags, behind the opening and in front of the closing one; encoded
-    together with them."""
+    """Text inside every pair of tags, after the opening and before the closing one, encoded with
+    them."""
     score_padding: bool = False
-    """Whether padding counts as part of the explanation and the solution where it has tokens of its
-    own, as in the reference code. Off: only their own tokens are scored (paper, eq. 3-4)."""
+    """Whether padding with tokens of its own counts as part of the explanation and the solution, as
+    in the reference code. Off: only their own tokens are scored (paper, eq. 3-4)."""
     template_date: date = date(2024, 7, 26)
-    """What chat templates that ask for today's date are told (Llama 3.2's own default)."""
+    """Date for chat templates that ask for today's (Llama 3.2's default)."""
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """Every tag; none may occur in a solution."""
+        """All tags; none may occur in a solution."""
         return (
             self.solution_open, self.solution_close, self.explanation_open,
             self.explanation_close, self.thought_open, self.thought_close,
@@ -72,10 +72,10 @@ def record_format(model: Path, format: PromptFormat) -> None:
 
 
 def require_format(model: Path, format: PromptFormat, role: Role, name: str, fix: str) -> None:
-    """Raise UserError if a model folder records another format than the one it is to be used with.
+    """Raise UserError if a model folder records another format than the one to use.
 
-    Folders of other makers record none. The other role's system prompt and the format's name do not
-    count. `name`: of the model, and `fix`: what to set, in the message.
+    Imported folders record none. The other role's system prompt and the format's name are not
+    compared. `name` of the model and `fix` (what to set) are for the message.
     """
     if not (model / RECORD).is_file():
         return
@@ -91,8 +91,8 @@ def require_format(model: Path, format: PromptFormat, role: Role, name: str, fix
 
 
 def label_of(config: Mapping[str, Any]) -> str | None:
-    """Name of the prompt format in a stage's config, if it has one; says whether the student's
-    system prompt is the data's."""
+    """Return the name of the prompt format in a stage's config, if it has one, with a note if the
+    student's system prompt is the data's."""
     format = config.get("format")
     if format is None:
         return None
@@ -101,12 +101,12 @@ def label_of(config: Mapping[str, Any]) -> str | None:
 
 
 def shipped() -> list[str]:
-    """Names of the formats that come with the package."""
+    """Return the names of the formats that come with the package."""
     return sorted(file.stem for file in FOLDER.glob("*.json"))
 
 
 def load_format(name: str) -> PromptFormat:
-    """A shipped format by name, or a JSON file by path. Raises UserError."""
+    """Load a shipped format by name, or a JSON file by path. Raises UserError."""
     if name == "rlt-paper":
         raise UserError("prompt format rlt-paper: `rlt` scores the same tokens now; write rlt")
     if name in shipped():

@@ -1,17 +1,17 @@
 """Contexts of teacher and student, and the spans inside them, by token id.
 
-A context is joined from pieces that are encoded on their own: template, question, tags, solution,
-explanation. So an explanation has the same ids under teacher and student, and a span's edges are
-known by construction: nothing is re-tokenised or searched for.
+A context is joined from pieces that are encoded separately: template, question, tags, solution,
+explanation. So an explanation has the same ids under teacher and student, and the edges of a span
+are known by construction: nothing is re-tokenised or searched for.
 
-Padding is encoded with what it stands next to, as a tokenizer reads the whole text:
+Padding is encoded together with its neighbour, as a tokenizer reads the whole text:
 
-- Behind an opening tag it belongs to the tag (Qwen makes one token of `>` and a line break).
-- In front of a closing tag it belongs to the text where one token holds the end of both (`.` and
-  line breaks), else to the tag. `encode_block` gives a text's ids under this rule.
-- A sampled explanation keeps its ids. Padding that the model wrote as tokens of its own is left to
-  the tag, so that it is not there twice; a closing tag brings only the padding that the text in
-  front of it does not end with yet. A model that wrote none is read by the student with padding.
+- After an opening tag it belongs to the tag (Qwen makes one token of `>` and a line break).
+- Before a closing tag it belongs to the text if one token holds the end of both (`.` and line
+  breaks), else to the tag. `encode_block` returns a text's ids under this rule.
+- A sampled explanation keeps its ids. Padding that the model wrote as separate tokens is assigned
+  to the tag, so that it does not occur twice; a closing tag adds only the padding that the text
+  before it lacks. If the model wrote none, the student still reads padding.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 IGNORED = -100
 """Label of a token that is not trained on."""
 ENCODED_TEXTS = 256
-"""Texts whose ids are kept for the next context."""
+"""Number of texts whose ids are cached."""
 BLOCK_TOKENS = 256
-"""Tokens decoded at once in the search for a tag."""
+"""Tokens decoded at a time in the search for a tag."""
 CHARACTER_BYTES = 4
-"""Bytes of a character at most."""
+"""Most bytes of a character."""
 WORD = "a"
-"""Stands for the text behind an opening tag."""
+"""Represents the text after an opening tag."""
 GENERATION_CONFIG = "generation_config.json"
 
 
@@ -55,24 +55,24 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Context:
-    """A sequence to score and where its parts lie."""
+    """A sequence to score, and the spans of its parts."""
 
     ids: list[int]
     think: Span
-    """The explanation's tokens, with those of its padding if the format scores them. Empty for an
-    empty explanation."""
+    """The explanation's tokens, with its padding's if the format scores them. Empty for an empty
+    explanation."""
     solution: Span | None
-    """The solution's tokens as `encode_block` gives them, with those of its padding if the format
-    scores them; none in a teacher's context."""
+    """The solution's tokens as `encode_block` returns them, with its padding's if the format scores
+    them; None in a teacher's context."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a completion says between the tags of explanation or thought."""
+    """The content of a completion between the tags of explanation or thought."""
 
     ids: list[int]
     text: str
-    """What the ids say, without the padding in front of a closing tag."""
+    """The text of the ids, without the padding before a closing tag."""
     closed: bool
     """The closing tag was written."""
 
@@ -82,17 +82,16 @@ class Thinking:
     """A student's completion up to the end of its thought."""
 
     ids: list[int]
-    """Neither the closing tag nor the end of turn is among them."""
+    """Without the closing tag and the end of turn."""
     start: int
-    """Where the thought begins: at the first token that holds more than the opening tag and its
-    padding."""
+    """Where the thought begins: the first token with more than the opening tag and its padding."""
     closed: bool
     """The closing tag was written."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A student's completion, taken apart."""
+    """The parts of a student's completion."""
 
     formatted: bool
     """Thought and solution, each once and in this order, and nothing else."""
@@ -106,28 +105,28 @@ class Row:
 
     input_ids: list[int]
     labels: list[int]
-    """As long as `input_ids`; IGNORED where no loss is taken."""
+    """As long as `input_ids`; IGNORED for tokens without a loss."""
 
 
 class _Found(NamedTuple):
-    """Where a tag stands in a list of ids. A token may hold the tag's edge and other text."""
+    """Position of a tag in a list of ids. A token may hold the tag's edge and other text."""
 
     before: int
-    """Ids wholly before the tag."""
+    """Number of ids entirely before the tag."""
     leftover: str
     """Text between those ids and the tag."""
     end: int
-    """Ids up to the tag's end."""
+    """Number of ids up to the tag's end."""
     after: int
-    """Ids up to the end of `rest`: more, if a character begins with the tag's last token."""
+    """Number of ids up to the end of `rest`: more if a character begins in the tag's last token."""
     rest: str
-    """Their text behind the tag."""
+    """Their text after the tag."""
 
 
 class Renderer:
     """Builds and reads contexts of one prompt format for one tokenizer.
 
-    Raises UserError when the tokenizer's chat template cannot carry the format.
+    Raises UserError if the tokenizer's chat template does not support the format.
     """
 
     def __init__(self, format: PromptFormat, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -137,7 +136,7 @@ class Renderer:
         self._encoded = lru_cache(ENCODED_TEXTS)(self._encode_text)
         self._rendered, self._header = self._chats()
         self.system_in_user_turn: bool = SYSTEM_SLOT not in (self._rendered.system or "")
-        """The template refuses or ignores system turns: system prompts lead the user's turn."""
+        """The template rejects or ignores system turns: system prompts begin the user's turn."""
         self._teacher_turns = self._chat_pieces(format.teacher_system)
         if format.student_system is None:
             raise UserError(
@@ -153,12 +152,12 @@ class Renderer:
 
     @cached_property
     def words(self) -> int:
-        """Of the tokenizer: ids below it stand for a token; a model's head may have more rows."""
+        """Size of the tokenizer's vocabulary; a model's head may have more rows."""
         return max(self.tokenizer.get_vocab().values()) + 1
 
     # ------------------------------------------------------------ text and ids
     def encode(self, text: str) -> list[int]:
-        """Ids of a user's text. Text that spells a control token stays text."""
+        """Return the ids of a user's text. Text that spells a control token remains text."""
         return list(self._encoded(text))
 
     def _encode_text(self, text: str) -> tuple[int, ...]:
@@ -166,11 +165,11 @@ class Renderer:
         return tuple(ids)
 
     def encode_block(self, text: str) -> list[int]:
-        """Ids of an explanation or solution between its tags, as they are read with the padding."""
+        """Return the ids of an explanation or solution between its tags, under the padding rule."""
         return self._without_padding(self.encode(text + self._missing(text)))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of a completion up to its first end of turn."""
+        """Return the text of a completion up to its first end of turn."""
         return self._text(self._before_stop(ids))
 
     def _encode_fixed(self, text: str) -> list[int]:
@@ -180,8 +179,8 @@ class Renderer:
         ]
 
     def _encode_tags(self, text: str) -> list[int]:
-        """Ids of tags; those that end with padding are read in front of a word. Where that word
-        would share a token with them (no tokenizer known does), they are read alone."""
+        """Ids of tags; tags that end with padding are encoded before a word. If that word would
+        share a token with them (no known tokenizer does this), they are encoded alone."""
         alone = self._encode_fixed(text)
         if not self.format.padding or not text.endswith(self.format.padding):
             return alone
@@ -211,8 +210,8 @@ class Renderer:
         return self._missing(self._text(ids[-size:])) if size else ""
 
     def _without_padding(self, ids: list[int]) -> list[int]:
-        """The ids without tokens at their end that are the padding and nothing else; all of them
-        where the padding is part of a longer run of the same, or of a token with other text."""
+        """The ids without final tokens that are exactly the padding; all of them if the padding is
+        part of a longer run of the same, or of a token with other text."""
         padding = self.format.padding
         for n in range(1, len(padding.encode()) + 1):
             if self._text(ids[-n:]) == padding:
@@ -220,11 +219,11 @@ class Renderer:
         return ids
 
     def _close(self, block: Sequence[int], tags: str) -> list[int]:
-        """Ids of the tags behind a text, with the padding that it lacks."""
+        """Ids of the tags after a text, with the padding that it lacks."""
         return [*self._tags(self._missing_behind(block) + tags)]
 
     def _scored(self, padding: str, *tags: Sequence[int], end: bool = False) -> int:
-        """Scored tokens at one edge of some tags: whole padding, alike in all of them."""
+        """Number of scored tokens at one edge of some tags: whole padding, equal in all of them."""
         if not self.format.score_padding:
             return 0
         for n in range(1, len(padding.encode()) + 1):
@@ -235,7 +234,7 @@ class Renderer:
 
     # ------------------------------------------------------------ prompts
     def teacher_prompt(self, question: str, solution: str) -> list[int]:
-        """Everything before the explanation: chat, prefilled solution, opening tag and padding."""
+        """Return all before the explanation: chat, prefilled solution, opening tag and padding."""
         solution_ids = self.encode_block(solution)
         return [
             *self._chat(self._teacher_turns, question),
@@ -245,7 +244,7 @@ class Renderer:
         ]
 
     def student_prompt(self, question: str) -> list[int]:
-        """The chat up to the assistant's turn; the student writes the thought tag itself."""
+        """Return the chat up to the assistant's turn; the student writes the thought tag itself."""
         return self._chat(self._student_turns, question)
 
     def _chat(self, pieces: tuple[list[int], list[int]], question: str) -> list[int]:
@@ -262,20 +261,20 @@ class Renderer:
         return self.format.thought_open + self.format.padding
 
     def to_solution(self, think_ids: Sequence[int]) -> list[int]:
-        """What a student writes between a thought and its solution."""
+        """Return the ids that a student writes between a thought and its solution."""
         f = self.format
         return self._close(think_ids, f.thought_close + f.separator + f.solution_open + f.padding)
 
     # ------------------------------------------------------------ contexts to score
     def teacher_context(self, question: str, solution: str, think_ids: Sequence[int]) -> Context:
-        """The teacher's own prompt and completion: pi_T(t | question, solution)."""
+        """Return the teacher's prompt and completion: pi_T(t | question, solution)."""
         before = self.teacher_prompt(question, solution)
         first, padding = self._padding_of(think_ids)
         ids = [*before, *think_ids, *padding]
         return Context(ids, Span(len(before) - first, len(ids)), None)
 
     def student_context(self, question: str, think_ids: Sequence[int], solution: str) -> Context:
-        """Question, explanation, solution: pi_S(t | question), pi_S(s | question, t)."""
+        """Return question, explanation, solution: pi_S(t | question), pi_S(s | question, t)."""
         before = [*self.student_prompt(question), *self._tags(self._to_thought)]
         first, padding = self._padding_of(think_ids)
         think = Span(len(before) - first, len(before) + len(think_ids) + len(padding))
@@ -289,7 +288,7 @@ class Renderer:
         return Context(ids, think, Span(start, len(ids)))
 
     def _padding_of(self, think_ids: Sequence[int]) -> tuple[int, list[int]]:
-        """Scored tokens in front of an explanation, and those behind it; none of an empty one."""
+        """Scored tokens before an explanation, and those after it; none for an empty one."""
         if not think_ids:
             return 0, []
         opened = self._tags(self._to_explanation), self._tags(self._to_thought)
@@ -300,9 +299,9 @@ class Renderer:
     def text_contexts(
         self, question: str, explanation: str, solution: str, teacher: Renderer | None = None
     ) -> tuple[Context, Context]:
-        """Student's and teacher's context of an explanation of which only the text is known.
+        """Return student's and teacher's context of an explanation that is known as text only.
 
-        `teacher`: its own renderer, of the same vocabulary; this one when empty.
+        `teacher`: the teacher's renderer, of the same vocabulary; by default this one.
         """
         think_ids = self.encode_block(explanation)
         return (
@@ -312,13 +311,13 @@ class Renderer:
 
     # ------------------------------------------------------------ rows to train on
     def teacher_sft_row(self, question: str, solution: str, trace_text: str) -> Row:
-        """Loss on what the teacher writes: trace, closing tag, end of turn."""
+        """Return a row with a loss on the teacher's trace, closing tag and end of turn."""
         trace = self.encode_block(trace_text)
         target = [*trace, *self._close(trace, self.format.explanation_close), self.end_of_turn]
         return _row(self.teacher_prompt(question, solution), target)
 
     def student_sft_row(self, question: str, think_ids: Sequence[int], solution: str) -> Row:
-        """Loss on the whole assistant turn."""
+        """Return a row with a loss on the whole assistant turn."""
         solution_ids = self.encode_block(solution)
         target = [
             *self._tags(self._to_thought),
@@ -330,25 +329,25 @@ class Renderer:
         ]
         return _row(self.student_prompt(question), target)
 
-    # ------------------------------------------------------------ completions, read
+    # ------------------------------------------------------------ completions
     def split_completion(self, ids: Sequence[int]) -> Explanation:
-        """The explanation in a teacher's completion, its ids as they were sampled.
+        """Return the explanation in a teacher's completion, with its ids as sampled.
 
-        Padding in front of the tag is left out where tokens of its own hold it. If a token holds
-        both the explanation's last characters and the tag's first ones, those characters are
-        encoded again at the end. Without the tag, all up to the end of turn counts.
+        Padding before the tag is dropped if it has tokens of its own. If a token holds both the
+        explanation's last characters and the tag's first ones, those characters are re-encoded at
+        the end. Without the tag, all up to the end of turn counts.
         """
         written = self._before_stop(ids)
         return self._up_to(self.format.explanation_close, written)
 
     def thought_of(self, ids: Sequence[int]) -> Explanation:
-        """The thought in a student's completion, its ids as they were sampled.
+        """Return the thought in a student's completion, with its ids as sampled.
 
-        It is between the first opening tag and the first closing tag behind that, as in
-        `split_answer`; padding is left out where it stands right behind the opening tag, and in
-        front of the closing one as in `split_completion`; no other white space is. Without an
-        opening tag all from the start counts, without a closing tag all up to the end of turn.
-        Text that shares a token with a tag is encoded again.
+        It is between the first opening tag and the first closing tag after that, as in
+        `split_answer`; padding is dropped directly after the opening tag, and before the closing
+        one as in `split_completion`; other white space is kept. Without an opening tag all from the
+        start counts, without a closing tag all up to the end of turn. Text that shares a token with
+        a tag is re-encoded.
         """
         written = self._before_stop(ids)
         opened = self._opening(written)
@@ -357,7 +356,7 @@ class Renderer:
         return self._up_to(self.format.thought_close, written)
 
     def thinking_of(self, ids: Sequence[int]) -> Thinking | None:
-        """The completion up to its thought's end; None if it opens no thought. See `thought_of`."""
+        """Return the completion up to its thought's end, if it has one. See `thought_of`."""
         written = self._before_stop(ids)
         opened = self._opening(written)
         if opened is None:
@@ -367,7 +366,7 @@ class Renderer:
         return Thinking(written[:start] + thought.ids, start, thought.closed)
 
     def _opening(self, written: list[int]) -> _Found | None:
-        """The first tag that opens a thought, with its padding if that is there."""
+        """The first tag that opens a thought, with its padding if present."""
         tag = self._find(self.format.thought_open, written)
         if tag is None or not self.format.padding:
             return tag
@@ -375,7 +374,7 @@ class Renderer:
         return padded if padded is not None and padded[:2] == tag[:2] else tag
 
     def split_answer(self, text: str) -> Answer:
-        """Thought and solution of a student's completion, without surrounding white space.
+        """Return thought and solution of a student's completion, stripped of white space.
 
         An unformatted completion still yields the last complete solution block, if it has one.
         """
@@ -396,7 +395,7 @@ class Renderer:
         )
 
     def _up_to(self, tag: str, written: list[int]) -> Explanation:
-        """What stands before a closing tag, or everything."""
+        """The content before a closing tag, or everything."""
         found = self._find(tag, written)
         if found is None:
             return Explanation(written, self._text(written), closed=False)
@@ -404,10 +403,10 @@ class Renderer:
         return Explanation(ids, self._text(ids).removesuffix(self.format.padding), closed=True)
 
     def _find(self, tag: str, ids: list[int]) -> _Found | None:
-        """Where a tag first stands in the decoded ids, however it was tokenised.
+        """Find the first occurrence of a tag in the decoded ids, however it was tokenised.
 
-        A window overlaps the next by as many tokens as the tag can have; the tag is ASCII or
-        complete characters, so a character cut by a window's edge cannot hide or feign it.
+        A window overlaps the next by as many tokens as the tag can have; the tag consists of
+        complete characters, so one that a window's edge splits can neither hide nor fake it.
         """
         margin = len(tag.encode())
         for start in range(0, len(ids), BLOCK_TOKENS):
@@ -429,7 +428,7 @@ class Renderer:
 
     # ------------------------------------------------------------ chat template
     def _chats(self) -> tuple[Chats, str]:
-        """What the template makes of each chat, and what leads to the assistant's text."""
+        """The template's rendering of each chat, and the text that precedes the assistant's."""
         tokenizer, format = self.tokenizer, self.format
         try:
             template = tokenizer.get_chat_template()
@@ -441,8 +440,8 @@ class Renderer:
     def _chat_pieces(self, system: str) -> tuple[list[int], list[int]]:
         """Ids before and after the question in a chat that ends where the assistant begins.
 
-        Where the template has no system turns, the system prompt stands in front of the question,
-        in the user's turn.
+        If the template has no system turns, the system prompt precedes the question in the user's
+        turn.
         """
         shown = self._rendered.prompt
         if system and not self.system_in_user_turn:
@@ -459,8 +458,8 @@ class Renderer:
     def _end_of_turn(self) -> int:
         """The control token that the chat template writes after an assistant's text.
 
-        Where it writes several, one of the model's EOS tokens is taken before another: some close a
-        part of the turn first. Some templates close a turn only when a further one follows.
+        If it writes several, the model's EOS tokens have precedence: some templates close a part of
+        the turn first. Some close a turn only when another follows.
         """
         stops = self._eos_ids()
         last, earlier = (
@@ -471,7 +470,7 @@ class Renderer:
         return next(iter([*known, *last, *earlier]), self.tokenizer.eos_token_id)
 
     def _leading_controls(self, text: str) -> list[int]:
-        """The added tokens, special or not, that a text begins with."""
+        """Added tokens, special or not, at the start of a text."""
         added = self.tokenizer.added_tokens_decoder
         return list(takewhile(added.__contains__, self._encode_fixed(text.lstrip())))
 

@@ -1,6 +1,6 @@
-"""Scores of a trace's quality that rival the RLT reward; pure.
+"""Baselines for the RLT reward: other scores of a trace's quality, as pure functions.
 
-The rest of them are parts of the reward itself (r_SS, r_KL) and the explanation's length.
+The remaining baselines are parts of the reward (r_SS, r_KL) and the explanation's length.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 RANK_CLIP = 100
-"""Ranks beyond it count as this (arXiv 2601.14249)."""
+"""Larger ranks count as this (arXiv 2601.14249)."""
 
 
 def mean_likelihood(student_think_logprobs: ArrayLike) -> float | None:
-    """mean_t log pi_S(t | q), in nats a token; None for an empty explanation."""
+    """Return mean_t log pi_S(t | q), in nats per token; None for an empty explanation."""
     logprobs_T = np.asarray(student_think_logprobs, dtype=np.float64)
     return float(logprobs_T.mean()) if logprobs_T.size else None
 
 
 def rank_surprisal_ratio(ranks: ArrayLike, surprisal: ArrayLike) -> float | None:
-    """sum_t min(rank_t, 100) / sum_t surprisal_t of the explanation under the student.
+    """Return sum_t min(rank_t, 100) / sum_t surprisal_t of the explanation under the student.
 
     `ranks` (T,): 1 for the likeliest word; `surprisal` (T,): -log p at temperature 1, in nats.
-    Lower is better (arXiv 2601.14249, eq. of RSR). None where it is not defined: an empty
-    explanation, or no surprise at all.
+    Lower is better (arXiv 2601.14249, eq. of RSR). None if it is undefined: for an empty
+    explanation, or without any surprisal.
     """
     ranks_T = np.minimum(np.asarray(ranks, dtype=np.float64), RANK_CLIP)
     total = float(np.asarray(surprisal, dtype=np.float64).sum())

@@ -1,4 +1,4 @@
-"""The RLT reward from per-token log-probs: pure, so that stored log-probs replay it.
+"""The RLT reward as a pure function of per-token log-probs, so that stored log-probs replay it.
 
 Source: arXiv 2506.08388, eq. 3-5, with the numbers of the authors' code. Everything is float64.
 """
@@ -26,7 +26,7 @@ REDUCTIONS: dict[Reduction, Callable[[Floats], float]] = {
 
 @dataclass(frozen=True)
 class RewardParts:
-    """A reward and what it is made of. Names of the parts are those of the default reductions."""
+    """A reward and its parts, which are named after the default reductions."""
 
     reward: float
     r_ss: float
@@ -34,11 +34,11 @@ class RewardParts:
     solution_mean: float
     """`solution_reduction` of log pi_S(s | q, t)."""
     solution_min: float
-    """`solution_extreme` of the same."""
+    """`solution_extreme` of these log-probs."""
     kl_mean: float
     """`think_reduction` of the KL at each token."""
     kl_max: float
-    """`think_extreme` of the same."""
+    """`think_extreme` of this KL."""
     penalty: float
 
 
@@ -50,14 +50,14 @@ def reward_parts(
     spec: RewardSpec,
     think_kl: ArrayLike | None = None,
 ) -> RewardParts:
-    """Reward of one explanation.
+    """Compute the reward of one explanation.
 
     r_SS = mean_s log pi_S(s | q, t) + alpha * min_s log pi_S(s | q, t)          (eq. 3)
     r_KL = mean_t k_t + alpha * max_t k_t, k_t as in `token_kl`                  (eq. 4)
     r    = r_SS - lambda * r_KL + penalty                                        (eq. 5)
 
-    Log-probs are natural logarithms, one a token: solution (S,), think (T,) twice. `think_kl` (T,):
-    KL over the whole vocabulary, for `spec.kl` = full. An empty explanation counts
+    Log-probs are natural logarithms, one per token: solution (S,), think (T,) twice. `think_kl`
+    (T,): KL over the whole vocabulary, for `spec.kl` = full. An empty explanation counts
     `spec.empty_think_kl` for each reduction of k_t. Raises ValueError for an empty solution,
     arrays of unequal length, a missing `think_kl`, and values that are not finite.
     """
@@ -94,9 +94,9 @@ def reward_parts(
 def token_kl(
     student_think: Floats, teacher_think: Floats, full: Floats | None, spec: RewardSpec
 ) -> Floats:
-    """KL(pi_T || pi_S) at each token t of the explanation, (T,).
+    """Estimate KL(pi_T || pi_S) at each token t of the explanation, (T,).
 
-    With d_t = log pi_T(t | q, s) - log pi_S(t | q), whose t was drawn from pi_T:
+    With d_t = log pi_T(t | q, s) - log pi_S(t | q), where t was sampled from pi_T:
     k1: d_t, unbiased, may be negative; k3: exp(-d_t) - 1 + d_t, unbiased and never negative
     (http://joschu.net/blog/kl-approx.html); full: sum_v pi_T(v) (log pi_T(v) - log pi_S(v)), given.
     """
@@ -118,7 +118,7 @@ def token_kl(
 
 
 def rank_rewards(rewards: Sequence[float]) -> list[int]:
-    """Rank of each reward, 1 the best; of equal ones the earlier sample ranks better."""
+    """Return the rank of each reward, 1 for the best; of equal rewards the earlier ranks better."""
     order = np.argsort(-np.asarray(rewards, dtype=np.float64), kind="stable")
     ranks = np.empty(len(rewards), dtype=int)
     ranks[order] = np.arange(1, len(rewards) + 1)
@@ -128,7 +128,7 @@ def rank_rewards(rewards: Sequence[float]) -> list[int]:
 def _checked(name: str, values: ArrayLike) -> Floats:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1:
-        raise ValueError(f"{name}: expected one value a token, got shape {array.shape}")
+        raise ValueError(f"{name}: expected one value per token, got shape {array.shape}")
     if not np.isfinite(array).all():
         raise ValueError(f"{name}: token {int(np.argmin(np.isfinite(array)))} is not finite")
     return array

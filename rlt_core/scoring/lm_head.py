@@ -1,6 +1,6 @@
-"""From hidden states to log-probs: the output embedding, a block of logits at a time.
+"""From hidden states to log-probs: the output embedding, computed a block of logits at a time.
 
-Shapes: N positions, D width, C positions of a chunk, V vocabulary, W words of a block.
+Shapes: N positions, D width, C positions of a chunk, W words of a block.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch.nn.functional import linear
 FLOATS = NDArray[np.float32]
 
 BLOCK_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 26}
-"""Logits that exist at once: on a CPU what its caches hold."""
+"""Logits at a time: on a CPU, as many as its caches hold."""
 BLOCK_WORDS = {"cpu": 1 << 11, "cuda": 1 << 15}
-"""Words of a block; the rest of a block's size is positions, so that the weights, read once for
-each chunk of positions, are read seldom."""
+"""Words of a block. The rest of a block's size is positions: the weights are read once per chunk of
+positions, so that larger chunks read them less often."""
 
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """What a model does to its logits behind the output embedding: first `scale`, then `softcap`.
+    """A model's transform of its logits after the output embedding: first `scale`, then `softcap`.
 
-    The import's trial compares it with the model itself (`rlt_core.scoring.trial`).
+    The trial at import compares it with the model itself (`rlt_core.scoring.trial`).
     """
 
     scale: float = 1.0
@@ -38,7 +38,7 @@ class LogitTransform:
 
     @classmethod
     def of(cls, config: Any) -> LogitTransform:
-        """From the fields of a model's text config that TRL's fused head reads
+        """Read it from the fields of a model's text config that TRL's fused head uses
         (`trl.trainer.utils.add_fused_lm_head`), so that reward and loss have the same log-probs."""
         for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
             if (scale := getattr(config, name, None)) is not None:
@@ -50,7 +50,7 @@ class LogitTransform:
         return cls(scale, getattr(config, "final_logit_softcapping", None))
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """The model's logits from those of the output embedding, whose memory they take."""
+        """Transform the logits of the output embedding in place."""
         if self.scale != 1:
             logits = logits.mul_(self.scale)
         if self.softcap is not None:
@@ -63,14 +63,14 @@ PLAIN = LogitTransform()
 
 @dataclass(frozen=True)
 class HeadScores:
-    """What the output embedding says of each selected token; arrays of N."""
+    """Scores of each selected token from the output embedding, (N,)."""
 
     logprobs: FLOATS
     """log softmax(logits / temperature)[target]."""
     surprisal: FLOATS | None
     """-log softmax(logits)[target], at temperature 1."""
     ranks: NDArray[np.int64] | None
-    """1 + number of words with a larger logit."""
+    """1 + the number of words with a larger logit."""
 
 
 def head_logprobs(
@@ -83,13 +83,13 @@ def head_logprobs(
     ranks: bool = False,
     block_logits: int | None = None,
 ) -> HeadScores:
-    """Log-probs of the targets, and with `ranks` their ranks and surprisal from the same logits.
+    """Compute the log-probs of the targets, and with `ranks` their ranks and surprisal.
 
-    Logits are those of the head in its own number format; all that follows is float32, `transform`
-    first. The softmax runs over all rows of the head, as the model's own does: over those, too, by
-    which its vocabulary is padded beyond the tokenizer's. The log-sum-exp runs over blocks of at
-    most `block_logits` logits, with the largest so far taken out. A head that is not a plain linear
-    layer (adapters around one) gives whole rows of logits.
+    The head computes logits in its own number format; everything after it is float32, `transform`
+    first. The softmax includes all rows of the head, as the model's own does, padding beyond the
+    tokenizer's vocabulary too. The log-sum-exp is accumulated over blocks of at most `block_logits`
+    logits, relative to the largest so far. A head that is not a plain linear layer (with adapters)
+    computes whole rows of logits.
     """
     parts: dict[str, list[Tensor]] = {"logprobs": [], "surprisal": [], "ranks": []}
     rows = _rows(head, hidden_ND.device.type, block_logits)
@@ -105,7 +105,7 @@ def head_logprobs(
             found_C = logits_CW.gather(1, place_C[:, None])[:, 0]
             target_C = torch.where(own_C, found_C, target_C)
             if guess_C is not None:
-                # The guess may differ from the block's value by rounding: it is no larger word.
+                # The guess may differ from the block's value by rounding: do not count the target.
                 above_C += (logits_CW > guess_C[:, None]).sum(1, dtype=torch.int32)
                 above_C -= (own_C & (found_C > guess_C)).long()
                 if temperature != 1:
@@ -132,14 +132,14 @@ def head_kl(
     words: int | None = None,
     block_logits: int | None = None,
 ) -> FLOATS:
-    """KL(p || q) over the vocabulary at each position, (N,), from the hidden states of both models.
+    """Compute KL(p || q) over the vocabulary at each position, (N,), from both hidden states.
 
     sum_v p(v) (log p(v) - log q(v)) at the temperature, p the first model's; in one pass: with
     d = (x - y) / temperature of the logits x and y, it is E_p[d] - lse(x) + lse(y).
 
-    Both distributions are those over the first `words` words, the tokenizer's, renormalised: rows
-    that pad a head to a round number stand for no word, and two models of one tokenizer may have
-    different numbers of them. `words`: all that both heads have when empty.
+    Both distributions cover the first `words` words, the tokenizer's, renormalised: rows that pad a
+    head to a round number represent no word, and two models of one tokenizer may have different
+    numbers of them. Without `words`: all that both heads have.
     """
     parts = []
     (head_p, head_q), (all_p, all_q) = heads, hidden_ND
@@ -149,7 +149,7 @@ def head_kl(
     for hidden_p, hidden_q in zip(all_p.split(rows), all_q.split(rows), strict=True):
         zero_C = torch.zeros(len(hidden_p), device=hidden_p.device)
         p, q = _LogSumExp(zero_C), _LogSumExp(zero_C)
-        # A head with adapters comes in whole rows: then the other's must as well.
+        # A head with adapters computes whole rows: then the other must as well.
         whole = not (_plain(head_p) and _plain(head_q))
         blocks_p = _blocks(head_p, hidden_p, block_logits, words, whole)
         blocks_q = _blocks(head_q, hidden_q, block_logits, words, whole)
@@ -164,7 +164,7 @@ def head_kl(
 
 
 class _LogSumExp:
-    """log sum_w exp(x_w / temperature) of rows that arrive in blocks; arrays of C."""
+    """log sum_w exp(x_w / temperature) of rows that arrive in blocks, (C,)."""
 
     def __init__(self, zero_C: Tensor) -> None:
         self._most_C = torch.full_like(zero_C, -torch.inf)
@@ -172,7 +172,7 @@ class _LogSumExp:
         self._weighted_C = zero_C.clone()
 
     def add(self, logits_CW: Tensor, temperature: float, weights_CW: Tensor | None = None) -> None:
-        """Count a block in; its memory is overwritten. `weights_CW` are averaged by `mean`."""
+        """Add a block, whose memory is overwritten. `mean` averages `weights_CW`."""
         most_C = torch.maximum(self._most_C, logits_CW.amax(1))
         shrink_C = torch.exp((self._most_C - most_C) / temperature)
         exp_CW = logits_CW.sub_(most_C[:, None]).mul_(1 / temperature).exp_()
@@ -206,8 +206,8 @@ def _blocks(
     words: int | None = None,
     whole: bool = False,
 ) -> Iterator[tuple[int, Tensor]]:
-    """First word and float32 logits (C, W) of each block of the first `words` words (all when
-    empty), before the model's transform; all in one block if `whole`."""
+    """Yield the first word and float32 logits (C, W) of each block of the first `words` words (by
+    default all), before the model's transform; all in one block if `whole`."""
     words = words or head.out_features
     if whole or not _plain(head):
         yield 0, head(hidden_CD)[:, :words].float()
@@ -215,7 +215,7 @@ def _blocks(
     device = hidden_CD.device
     width = min(BLOCK_WORDS[device.type], block_logits or head.out_features)
     for start in range(0, words, width):
-        # To the device: the head of a model that has left it may be asked once more.
+        # The head may belong to a model that was moved off the device.
         rows = slice(start, min(start + width, words))
         weight = head.weight[rows].to(device)
         bias = None if head.bias is None else head.bias[rows].to(device)
@@ -223,7 +223,7 @@ def _blocks(
 
 
 def _target_logits(head: nn.Linear, hidden_CD: Tensor, targets_C: Tensor) -> Tensor:
-    """The targets' own logits, (C,), up to rounding."""
+    """The logits of the targets, (C,), up to rounding."""
     if not _plain(head):
         return head(hidden_CD).float().gather(1, targets_C[:, None])[:, 0]
     logits_C = (hidden_CD * head.weight[targets_C]).float().sum(1)

@@ -1,4 +1,7 @@
-"""Per-token log-probs of explanations under student and teacher, one model after the other."""
+"""Per-token log-probs of explanations under student and teacher, one model at a time.
+
+Shapes: S tokens of a solution, T of an explanation.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from rlt_core.scoring.lm_head import FLOATS
 from rlt_core.scoring.logprobs import Selected, cut, select
 
 Loader = Callable[[], AbstractContextManager[nn.Module]]
-"""Gives a model for one phase; what follows the phase (keep, offload, forget) is its to say."""
+"""Provides a model for one phase, after which it may keep, offload or free it."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,12 @@ class Contexts:
     """An explanation in both contexts."""
 
     student: Context
-    """With the solution behind it."""
+    """The student's, with the solution after the explanation."""
     teacher: Context
 
     @property
     def solution(self) -> Span:
-        """Where the solution stands in the student's context."""
+        """The solution's span in the student's context."""
         assert self.student.solution is not None
         return self.student.solution
 
@@ -48,11 +51,11 @@ class TokenScores:
     student_think: FLOATS
     teacher_think: FLOATS
     think_kl: FLOATS | None
-    """KL over the whole vocabulary at each token, where the spec's `kl` is full."""
+    """KL over the whole vocabulary at each token, if the spec's `kl` is full."""
     think_surprisal: FLOATS | None
-    """The student's, at temperature 1; with `ranks`."""
+    """The student's surprisal, at temperature 1; with `ranks`."""
     think_ranks: NDArray[np.int64] | None
-    """The student's, 1 for its likeliest word; with `ranks`."""
+    """The student's ranks, 1 for its likeliest word; with `ranks`."""
 
 
 def token_scores(
@@ -66,9 +69,9 @@ def token_scores(
     words: int | None = None,
     progress: Progress | None = None,
 ) -> list[TokenScores]:
-    """Scores of every explanation, in order. First the student scores all, then the teacher.
+    """Score every explanation, in order. First the student scores all, then the teacher.
 
-    `words`: of the tokenizer, over which KL is taken where the spec's `kl` is full.
+    `words`: the tokenizer's, over which KL is computed if the spec's `kl` is full.
     """
     progress = progress or Progress()
     if not contexts:

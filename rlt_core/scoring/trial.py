@@ -1,4 +1,7 @@
-"""The trial of a model that others made: what would fail or go wrong later is refused at once."""
+"""Tests of an imported model: what would fail or give wrong results later is refused at once.
+
+Shapes: B sequences, T positions, D width, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +22,16 @@ from rlt_core.prompts.format import PromptFormat
 from rlt_core.scoring.passes import decoder_and_head, logit_transform
 
 TOKENS = 8
-"""Of the sequence in the forward pass."""
+"""Tokens of the test's sequence."""
 LARGEST_LOGIT = 100.0
 TOLERANCE = 1e-4
 DAY: date = PromptFormat.model_fields["template_date"].default
 
 
 def try_tokenizer(tokenizer: PreTrainedTokenizerFast, name: str) -> Chats:
-    """What its chat template makes of each chat. Raises UserError for a tokenizer without a
-    template or an end-of-sequence token, and for a template that does not render the same each
-    time, within limits."""
+    """Return the chat template's rendering of each chat. Raises UserError for a tokenizer without a
+    template or an end-of-sequence token, and for a template that exceeds its limits or does not
+    render the same each time."""
     if tokenizer.chat_template is None:
         raise UserError(f"{name}: its tokenizer has no chat template; use an instruct model")
     if tokenizer.eos_token_id is None:
@@ -41,15 +44,15 @@ def try_tokenizer(tokenizer: PreTrainedTokenizerFast, name: str) -> Chats:
 
 
 def takes_system(chats: Chats) -> bool:
-    """Whether the template has system turns; where not, the system prompt leads the user's turn."""
+    """Return whether the template has system turns; if not, the system prompt begins the user's."""
     return SYSTEM_SLOT in (chats.system or "")
 
 
 def try_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, chats: Chats, name: str
 ) -> None:
-    """Raise UserError unless the model does with the tokenizer's ids what scoring and training
-    take for granted. One forward pass of a few tokens, and one of a token less."""
+    """Raise UserError unless the model satisfies the assumptions of scoring and training. Runs two
+    forward passes, of a few tokens and of one token less."""
     decoder, head = decoder_and_head(model)
     if not isinstance(head, nn.Linear):
         raise UserError(f"{name}: {type(model).__name__} has no linear output embedding")
@@ -70,8 +73,8 @@ def try_model(
 
 
 def check_rows(rows: int, tokenizer: PreTrainedTokenizerFast, chats: Chats, name: str) -> None:
-    """Every token that can occur needs a row. Gemma 3's smallest has a control token for images
-    beyond its embedding, which nothing writes."""
+    """Raise UserError if a token that can occur has no row. (Gemma 3's smallest model has a control
+    token for images beyond its embedding, which never occurs.)"""
     added = tokenizer.added_tokens_decoder
     named = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     shown = "".join(filter(None, (chats.prompt, chats.system, chats.answered, chats.continued)))
@@ -91,8 +94,8 @@ def check_rows(rows: int, tokenizer: PreTrainedTokenizerFast, chats: Chats, name
 
 @contextmanager
 def _probed(decoder: nn.Module, head: nn.Linear) -> Iterator[dict[str, Tensor]]:
-    """What leaves the decoder and enters the head; the head itself gives logits of any size, so
-    that what the model does behind it shows."""
+    """Record the decoder's output and the head's input; replace the logits by a grid of values, so
+    that the model's transform of them can be compared."""
     seen: dict[str, Tensor] = {}
 
     def after_decoder(module: nn.Module, args: Any, output: Any) -> None:
@@ -123,8 +126,8 @@ def _check_logits(
     logits_BTV: Tensor,
     name: str,
 ) -> None:
-    """Scoring takes `transform(head(hidden))` for the model's logits."""
-    # A factor in front of a head without bias acts like one behind it (MiniCPM3).
+    """Raise UserError unless `transform(head(hidden))`, as in scoring, gives the model's logits."""
+    # A factor before a head without bias acts like one after it (MiniCPM3).
     before = hidden_BTD[:, -entering_BTD.shape[1] :].double()
     factor = float((before * entering_BTD.double()).sum() / before.square().sum())
     if head.bias is not None:
@@ -142,14 +145,14 @@ def _check_logits(
 
 
 def _try_saving(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
-    """All but the weights, as a checkpoint does."""
+    """Save everything except the weights, as a checkpoint does."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             cast(Any, model).config.save_pretrained(folder)
             cast(Any, model).generation_config.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             again = type(tokenizer).from_pretrained(Path(folder), local_files_only=True)
-        except Exception as error:  # whatever these raise, a checkpoint would die of it
+        except Exception as error:  # any of these would end a training at its checkpoint
             raise UserError(f"{name}: cannot be saved: {error}") from None
         if again.get_vocab() != tokenizer.get_vocab():
             raise UserError(f"{name}: its tokenizer comes back from a save with other ids")

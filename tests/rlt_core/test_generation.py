@@ -22,7 +22,7 @@ from transformers import (
 from rlt_core.config import Sampling, ScratchModel, StageResources
 from rlt_core.errors import Stopped, UserError
 from rlt_core.generation import Completion, open_engine, sample_seed
-from rlt_core.generation.hf import TransformersEngine, draw, uniforms
+from rlt_core.generation.hf import TransformersEngine, sample_tokens, uniforms
 from rlt_core.models import new_model, save_model, tiny_tokenizer
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import load_format
@@ -118,7 +118,7 @@ def test_top_p_keeps_the_likeliest_tokens_that_reach_it() -> None:
         (0.9, {1, 2, 3}),
         (1.0, {0, 1, 2, 3}),
     ]:
-        tokens, logprobs = draw(logits, u, 1.0, top_p)
+        tokens, logprobs = sample_tokens(logits, u, 1.0, top_p)
         assert set(tokens.tolist()) == kept
         mass = sum(float(probs[0, token]) for token in kept)
         expected = (probs[0, tokens] / mass).log()
@@ -126,30 +126,30 @@ def test_top_p_keeps_the_likeliest_tokens_that_reach_it() -> None:
 
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=30), st.integers(0, 2**32 - 1))
-def test_a_token_without_probability_is_never_drawn(logits: list[float], bits: int) -> None:
+def test_a_token_without_probability_is_never_sampled(logits: list[float], bits: int) -> None:
     u = torch.tensor([(bits + 0.5) / 2**32], dtype=torch.float64)
     padded = torch.tensor([[-torch.inf, *logits, -torch.inf]])
-    token, logprob = draw(padded, u, 1.0, 1.0)
+    token, logprob = sample_tokens(padded, u, 1.0, 1.0)
     assert 1 <= int(token) <= len(logits) and torch.isfinite(logprob).all()
 
 
-def test_the_highest_random_number_still_draws_a_token() -> None:
+def test_the_highest_random_number_still_samples_a_token() -> None:
     u = torch.tensor([1 - 0.5 / 2**32], dtype=torch.float64)
     for size in range(1, 300):
         logits = torch.full((1, size + 1), 0.1 * size)
         logits[0, -1] = -torch.inf
-        assert int(draw(logits, u, 1.0, 1.0)[0]) == size - 1
+        assert int(sample_tokens(logits, u, 1.0, 1.0)[0]) == size - 1
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_broken_model_is_said_and_draws_nothing(bad: float) -> None:
+def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
     logits = torch.zeros(2, 5)
     logits[1, 3] = bad
     for temperature in (0.0, 1.0):
         with pytest.raises(RuntimeError, match="not finite"):
-            draw(logits, torch.full((2,), 0.5, dtype=torch.float64), temperature, 1.0)
-    logits[1, 3] = -torch.inf  # a word that is ruled out is no fault
-    draw(logits, torch.full((2,), 0.5, dtype=torch.float64), 1.0, 1.0)
+            sample_tokens(logits, torch.full((2,), 0.5, dtype=torch.float64), temperature, 1.0)
+    logits[1, 3] = -torch.inf  # a masked word is fine
+    sample_tokens(logits, torch.full((2,), 0.5, dtype=torch.float64), 1.0, 1.0)
 
 
 def test_random_numbers_are_open_and_depend_on_the_seed_alone() -> None:
@@ -258,7 +258,7 @@ def test_a_policy_in_training_keeps_its_mode_and_its_gradients() -> None:
     assert model.lm_head.weight.grad is not None
 
 
-def test_progress_counts_completions_and_a_wish_to_stop_is_heard() -> None:
+def test_progress_counts_completions_and_a_stop_request_ends_it() -> None:
     seen: list[tuple[int, int]] = []
     generate(budget=80, progress=Progress(report=lambda done, total, _: seen.append((done, total))))
     assert seen[-1] == (20, 20) and all(a < b for a, b in pairwise(seen)) and len(seen) > 5
@@ -282,7 +282,7 @@ def test_an_engine_opens_a_model_folder(tmp_path: Path) -> None:
     assert len(completion.ids) == 5
 
 
-def test_without_vllm_the_mend_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_vllm_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(UserError, match=r"pip install rlt-pipeline\[vllm\]"):
         open_engine(tmp_path, "float32", StageResources(engine="vllm"))
