@@ -133,8 +133,9 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You are using 'rollout_func'")  # experimental
             super().__init__(
-                reward_funcs=self.score, rollout_func=self.rollout, resources=resources, **arguments
-            )
+                reward_funcs=cast(Any, self.score), rollout_func=cast(Any, self.rollout),
+                resources=resources, **arguments,
+            )  # fmt: skip
         if self.ref_model is not None and resources.sharding == "none":
             self.ref_model.float()  # on the device: see `load_model`
         elif self.ref_model is not None:
@@ -191,7 +192,8 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         finite: TRL would drop a NaN without a word.
         """
         batch, result, fault = [self._prompts[row] for row in prompts], Rewards([], {}), None
-        ids, logprobs = zip(*((each.ids, each.logprobs) for each in rollouts), strict=True)
+        ids = [each.ids for each in rollouts]
+        logprobs = [cast(FLOATS, each.logprobs) for each in rollouts]
         policy = self.accelerator.unwrap_model(self.model)
         gathered = sharding.whole(policy) if self._reward.reads_policy else nullcontext()
         try:

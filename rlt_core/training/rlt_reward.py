@@ -86,16 +86,19 @@ class RLTReward:
         contexts = [self._contexts(p, think.ids) for p, think in zip(prompts, thinks, strict=True)]
         if self._recorded:
             rollouts = [
-                Rollout(p.question_id, each.teacher, len(each.teacher.ids) - len(p.ids), *rest)
-                for p, each, *rest in zip(prompts, contexts, completions, sampled, strict=True)
+                Rollout(p.question_id, each.teacher, len(each.teacher.ids) - len(p.ids), ids, old)
+                for p, each, ids, old in zip(prompts, contexts, completions, sampled, strict=True)
             ]
             logprobs = self._with_recorded(contexts, rollouts, policy)
         else:
             logprobs = self._computed(contexts, policy)
         scored, diagnostics = [], []
-        for place, ((*each, kl), think) in enumerate(zip(logprobs, thinks, strict=True)):
+        for place, (each, think) in enumerate(zip(logprobs, thinks, strict=True)):
+            solution, student, teacher, kl = each
             try:
-                scored.append(reward_parts(*each, think.closed, self._spec, kl))
+                scored.append(
+                    reward_parts(solution, student, teacher, think.closed, self._spec, kl)
+                )
             except ValueError as error:
                 raise NoReward(place, str(error)) from error
             solution_ids = contexts[place].student.ids[slice(*contexts[place].solution)]
@@ -135,7 +138,7 @@ class RLTReward:
 
     def _with_recorded(
         self, contexts: Sequence[Contexts], rollouts: Sequence[Rollout], policy: nn.Module
-    ) -> list[tuple[FLOATS, FLOATS, FLOATS, None]]:
+    ) -> list[tuple[FLOATS, FLOATS, FLOATS, FLOATS | None]]:
         """The same with the teacher's log-probs as the engine recorded them."""
 
         def score(model: nn.Module, ids: Any, spans: Any) -> list[list[FLOATS]]:

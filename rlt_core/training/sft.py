@@ -69,6 +69,7 @@ def train_sft(
     micro = micro_batches(config.batch_size, resources.micro_batch_size, processes)
     epochs, every = config.batch_size / len(kept), resources.checkpoint_every_steps
     recorder = StepRecorder(stage, seed, steps, epochs, every, progress)
+    columns = {name: [getattr(row, name) for row in kept] for name in ("input_ids", "labels")}
     with tempfile.TemporaryDirectory() as scratch:
         trainer = _Trainer(
             resources=resources,
@@ -83,7 +84,7 @@ def train_sft(
                 train_sampling_strategy="sequential",
                 dataset_kwargs={"skip_prepare_dataset": True},
             ),
-            train_dataset=Dataset.from_list([asdict(row) for row in kept]).select(order),
+            train_dataset=Dataset.from_dict(columns).select(order),
             processing_class=load_tokenizer(model),
             peft_config=adapters(config.lora),
         )
