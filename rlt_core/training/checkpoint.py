@@ -151,7 +151,7 @@ class ResumableTrainer(Trainer):
         weights = sharding.gathered(self._weights())
         extra = sharding.gathered(self.extra_state())
         if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
+            folder = Path(str(output_dir or self.args.output_dir))
             folder.mkdir(parents=True, exist_ok=True)
             save_torch_state_dict(weights, folder)
             if extra:
