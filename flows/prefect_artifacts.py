@@ -98,15 +98,6 @@ class RunPage:
     def _share(self) -> float:
         return 100 * self._done / self._total if self._total else 100.0
 
-    def started(self, name: str) -> None:
-        """Its own page shows the rest."""
-
-    def progress(self, name: str, done: int, total: int, metrics: Metrics) -> None:
-        """Stands on the page of the run that computes the node."""
-
-    def line(self, name: str, text: str) -> None:
-        """Stands on the page of the run that computes the node."""
-
     def finished(self, name: str, manifest: Manifest) -> None:
         """One more."""
         with self._lock:

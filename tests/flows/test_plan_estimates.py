@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.deployments import full_pipeline
-from flows.request import Request
+from flows.planning import Plan
 from rlt_core.errors import UserError
 from rlt_core.estimate import estimates
 from rlt_core.experiments import targets
@@ -102,12 +102,11 @@ def test_what_cannot_fit_is_refused(rlt, store, command):
 def test_what_is_in_the_store_already_is_not_refused(smoke_store):
     """A layout matters to what is still to be computed."""
     tight = ("resources.device=cuda", "resources.gpu_gib=0.0001")
-    request = Request(
-        target="full-pipeline", profile="smoke", overrides=tight, store=str(smoke_store)
-    )
-    assert all(item.hit for item in request.plan())
+    finished = Plan.of("full-pipeline", "smoke", tight, store=str(smoke_store))
+    assert not finished.missing
+    finished.require_computable()
     with pytest.raises(UserError, match="cannot run"):
-        Request(**{**request.model_dump(), "target": "table-1"}).plan()
+        Plan.of("table-1", "smoke", tight, store=str(smoke_store)).require_computable()
 
 
 def test_estimates_of_a_finished_run(smoke_store):

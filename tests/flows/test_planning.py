@@ -1,14 +1,25 @@
-"""A stage on given inputs: its config follows what the inputs are."""
+"""A plan is resolved once and travels; a stage alone follows the inputs that it is given."""
 
 from __future__ import annotations
 
+import pickle
+from pathlib import Path
+
 import pytest
 
-from flows.alone import node_alone
+from flows.planning import Plan, plan_stage
 from rlt_core.overrides import load_config
 from rlt_core.store import Manifest, Store
 from tasks.stage import NodeSpec
 from tests.sample_store import commit, sample_run, scored_training_traces
+
+
+def test_a_plan_reaches_its_process_as_it_was_resolved(tmp_path: Path) -> None:
+    plan = Plan.of("all", "tiny", ["seeds=[0,1]", "resources.cores=3"], store=str(tmp_path))
+    received: Plan = pickle.loads(pickle.dumps(plan))
+    assert received.config == plan.config
+    assert received.specs() == plan.specs() != []
+    assert received.estimates == plan.estimates
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +48,7 @@ def test_the_kl_estimator_is_that_of_the_traces_given(
     store, artifacts = made
 
     def scoring(variant: str, **inputs: str) -> NodeSpec:
-        return node_alone("trace-scoring", load_config("tiny", [change]), variant, 0, inputs, store)
+        return plan_stage("trace-scoring", load_config("tiny", [change]), variant, 0, inputs, store)
 
     spec = scoring("rlt", traces=artifacts[traces].ref.key)
     assert (spec.config["reward"]["kl"], spec.config.get("off_policy", "")) == (kl, reason)
