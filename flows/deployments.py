@@ -120,7 +120,7 @@ def stage_flow(stage: str) -> Flow[..., State[Any]]:
                     "ignored; empty it to run this stage alone"
                 )
             if nodes:
-                return _compute(stage, nodes)
+                return _compute(stage, [NodeSpec.model_validate(node) for node in nodes])
             config = load_config(profile, [*assignments(stage, overrides), *set])
             spec = plan_stage(stage, config, variant, seed, given, Store(_store_url(store)))
             return _compute_alone(stage, spec)
@@ -136,7 +136,7 @@ def stage_flow(stage: str) -> Flow[..., State[Any]]:
         "overrides": overrides_type,
         "set": list[str],
         "store": str,
-        "nodes": list[NodeSpec],
+        "nodes": list[dict[str, Any]],
         "return": State[Any],
     }
     run.__doc__ = f"""Run {stage} alone, on artifacts that are in the store.
