@@ -1,9 +1,8 @@
-"""Killed in any stage, the next run completes with the same keys and re-does nothing finished."""
+"""Killed in any stage, the next run completes with the same keys and repeats nothing finished."""
 
 from __future__ import annotations
 
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -93,11 +92,9 @@ def test_sigkill_once_in_every_stage(smoke_store: Path, home: Path, tmp_path: Pa
 
 
 def test_ctrl_c_once_stops_and_the_same_command_goes_on(
-    smoke_store: Path, home: Path, served: Served, tmp_path: Path
+    home: Path, served: Served, store: Path
 ) -> None:
     """Also where the work is a child of the machine's launcher, which stays."""
-    store = tmp_path / "store"
-    shutil.copytree(smoke_store, store)
     there = committed(store)
     command = ("teacher-grpo", "--set", "teacher_sft.learning_rate=2e-3")
     process = start(store, environment(home), *command)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from pathlib import Path
@@ -93,11 +92,9 @@ def test_slots_go_to_the_highest_priority_that_waits() -> None:
 
 @pytest.mark.parametrize("gpus", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_nodes_run_side_by_side_while_there_are_gpus(
-    gpus: int, rlt: Rlt, smoke_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gpus: int, rlt: Rlt, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu_driver.install(tmp_path, gpus, monkeypatch)
-    store = tmp_path / "store"
-    shutil.copytree(smoke_store, store)
     done = rlt("run", "teacher-sft", "--profile", "smoke", "--store", str(store),
                "--set", "seeds=[1,2]", "--set", "resources.cores=1")  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -144,11 +141,7 @@ def test_a_node_of_unknown_cost_starts_under_a_budget_only_on_a_cpu() -> None:
     assert budget.admit("cpu") is None
 
 
-def test_a_run_ends_before_the_node_that_would_exceed_the_budget(
-    rlt: Rlt, smoke_store: Path, tmp_path: Path
-) -> None:
-    store = tmp_path / "store"
-    shutil.copytree(smoke_store, store)
+def test_a_run_ends_before_the_node_that_would_exceed_the_budget(rlt: Rlt, store: Path) -> None:
     changed = ["--set", "teacher_sft.steps=2", "--set", "resources.stages.teacher-sft.device=cuda"]
     done = rlt("run", "teacher-sft", "--profile", "smoke", "--store", str(store), *changed,
                "--budget-gpu-hours", "0")  # fmt: skip
