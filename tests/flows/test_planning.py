@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flows.planning import Plan, plan_stage
+from rlt_core.errors import UserError
 from rlt_core.overrides import load_config
 from rlt_core.store import Manifest, Store
 from tasks.stage import NodeSpec
@@ -54,3 +57,28 @@ def test_the_kl_estimator_is_that_of_the_traces_given(
     assert (spec.config["reward"]["kl"], spec.config.get("off_policy", "")) == (kl, reason)
     own = scoring("rlt")
     assert own.config.get("off_policy", "") == "" and "off_policy_kl" not in str(own.config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"inputs": {"model": "nowhere"}}, "no artifact 'nowhere'"),
+        ({"inputs": {"modle": "tiny/base-model"}}, "has no input 'modle'"),
+        ({"inputs": {"questions": "tiny/base-model"}}, "kind model; dataset is needed"),
+        ({"variant": "rtl"}, "variant 'rtl'"),
+        ({"seed": 7}, "seed 7"),
+        ({"changes": ["resources.device=cuda", "resources.gpu_gib=0.001"]}, "layout cannot run"),
+        ({"empty": True}, "run rlt/full-pipeline or rlt/"),
+    ],
+)
+def test_a_mistake_in_a_stages_form_names_the_fix(
+    made: tuple[Store, dict[str, Manifest]],
+    tmp_path: Path,
+    arguments: dict[str, Any],
+    message: str,
+) -> None:
+    store = Store(str(tmp_path)) if arguments.get("empty") else made[0]
+    config = load_config("tiny", ["student_sft.steps=9", *arguments.get("changes", [])])
+    variant, seed = arguments.get("variant", "dataset"), arguments.get("seed", 0)
+    with pytest.raises(UserError, match=re.escape(message)):
+        plan_stage("student-sft", config, variant, seed, arguments.get("inputs", {}), store)
