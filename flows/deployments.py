@@ -146,7 +146,7 @@ def stage_flow(stage: str) -> Flow[..., State[Any]]:
         variant: Which of the stage's nodes, as in `rlt plan`: rlt, dataset, rank-3; empty if there is one only.
         seed: Training seed; empty: the profile's first.
         inputs: Artifacts to read, each by key, unique beginning of a key, or name such as tiny/teacher-grpo@0; empty: the latest run's.
-        overrides: What differs from the profile.
+        overrides: Fields that differ from the profile.
         set: {SET_HELP}
         store: {STORE_HELP}
         nodes: Filled in by a parent run; leave it empty.

@@ -223,7 +223,7 @@ class PoolExecutor:
         machines = STAGES[spec.stage].machines(spec.resources)
         steps = STAGES[spec.stage].shared == "steps"
         if steps:
-            _require_room(spec, machines)
+            _require_pool_limit(spec, machines)
         sent = uuid4().hex
         with self._assembly(spec) if steps else nullcontext():
             runs = [
@@ -309,7 +309,7 @@ def _holder(spec: NodeSpec) -> dict[str, object] | None:
     return Lease.holder(Store(spec.store).files, spec.key)
 
 
-def _require_room(spec: NodeSpec, machines: int) -> None:
+def _require_pool_limit(spec: NodeSpec, machines: int) -> None:
     """Raises UserError if the pool's limit is below the number of machines that wait for each
     other."""
     with get_client(sync_client=True) as client:

@@ -1,4 +1,4 @@
-"""What a user does with a finished run."""
+"""Commands on a finished run."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_sigkill_once_in_every_stage(smoke_store: Path, home: Path, tmp_path: Pa
         if process.returncode != -signal.SIGKILL:
             break
     assert process.returncode == 0
-    # What outlives its killed command by a moment may write the report, the last, unseen.
+    # A child that outlives its killed command by a moment may commit the report, the last node.
     assert to_kill <= {"report"} and kills >= 8
     keys = {node.key for node in upstream(targets("full-pipeline", load_config("smoke")))}
     assert set(before) == keys
@@ -120,6 +120,6 @@ def interrupt(
                 time.sleep(0.1)
             process.send_signal(signal.SIGINT)
             break
-    said, _ = process.communicate(timeout=90)
-    assert process.returncode == 130, said
-    assert "the same command goes on" in said and "Traceback" not in said
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode == 130, output
+    assert "the same command goes on" in output and "Traceback" not in output

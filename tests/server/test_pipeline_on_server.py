@@ -15,7 +15,7 @@ from tests.server.conftest import Server
 
 
 def artifacts_of(server: Server, run: FlowRun) -> list[Artifact]:
-    """What stands on the page of a run."""
+    """The artifacts on the page of a run."""
     wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
     with server.client() as client:
         response = client._client.post(
