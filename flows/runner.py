@@ -80,7 +80,7 @@ def _run(plan: Plan) -> int:
     launcher = warm.launcher_for(sorted({node.stage.module for node in plan.missing}))
 
     def watch_stdin() -> None:
-        sys.stdin.buffer.read()
+        os.read(sys.stdin.fileno(), 1)  # unbuffered: no lock is held when this process exits
         launcher.stop()
 
     threading.Thread(target=watch_stdin, daemon=True).start()

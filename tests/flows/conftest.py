@@ -81,8 +81,9 @@ class Served:
 
     def stop(self) -> None:
         """End both, and all that they started."""
-        self._processes.stop(("launcher", "server"), 5)
-        self._processes.stop_others(0)
+        if self._own:
+            self._processes.stop(("launcher", "server"), 5)
+            self._processes.stop_others(0)
 
 
 @pytest.fixture(scope="session")
