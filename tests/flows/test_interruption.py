@@ -122,4 +122,4 @@ def interrupt(
             break
     output, _ = process.communicate(timeout=90)
     assert process.returncode == 130, output
-    assert "the same command goes on" in output and "Traceback" not in output
+    assert "the same command continues" in output and "Traceback" not in output
