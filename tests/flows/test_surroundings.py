@@ -93,7 +93,7 @@ def fill(disk: Path, left: int) -> Path:
     return file
 
 
-@pytest.mark.parametrize("place", ["store", "TMPDIR"])
+@pytest.mark.parametrize("place", ["store", pytest.param("TMPDIR", marks=pytest.mark.slow)])
 def test_a_full_disk_is_named_and_the_same_command_goes_on(
     rlt: Rlt, served: Served, disk: Path, tmp_path: Path, place: str
 ) -> None:
