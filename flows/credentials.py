@@ -1,4 +1,4 @@
-"""What opens an S3 store: the environment, an AWS profile, or a block on the Prefect server."""
+"""Credentials for an S3 store, from a block on the Prefect server."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import os
 from rlt_core.errors import UserError
 
 VARIABLE = "RLT_STORE_BLOCK"
-"""Name of an AWS Credentials block, set where a worker starts."""
+"""Environment variable of a worker: the name of an AWS Credentials block."""
 
 
 def use_block() -> None:
-    """Give this process, and so its children, what the block holds; nothing is written anywhere.
-
-    Raises UserError if the block that RLT_STORE_BLOCK names cannot be loaded.
-    """
+    """Put the credentials of the block that RLT_STORE_BLOCK names, if it is set, into the
+    environment of this process and its children. Raises UserError if the block cannot be loaded."""
     name = os.environ.get(VARIABLE)
     if not name:
         return

@@ -1,11 +1,15 @@
-"""The flows of `prefect.yaml`: `rlt/<experiment>` for every experiment, `rlt/<stage>` for every
-stage."""
+"""The flows that `prefect.yaml` deploys: `rlt/<experiment>` and `rlt/<stage>`.
+
+An experiment's run plans, and sends each missing node to the pool of its stage. A stage's run
+computes on its worker: the nodes that a parent run sent, or one that its form describes.
+"""
 
 import logging
-from functools import cache
+import os
 from typing import Annotated, Any
 
-from prefect import flow
+from prefect import flow, get_run_logger
+from prefect.client.orchestration import get_client
 from prefect.flows import Flow
 from prefect.runtime import deployment, flow_run
 from prefect.states import Failed, State
@@ -13,32 +17,42 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
 from flows import prefect_artifacts
-from flows.alone import node_alone
-from flows.batches import by_stage
+from flows.cli.options import store_place
 from flows.credentials import use_block
-from flows.dispatch import PoolExecutor
-from flows.forms import ProfileName, assignments, inputs_form, overrides_form
-from flows.pipeline import Run, run_batches
-from flows.request import Request
-from flows.schedule import Schedule
-from flows.stage_run import compute, compute_alone, require_empty, store_url
+from flows.executors import LocalExecutor, Outcome, PoolExecutor
+from flows.forms import (
+    ProfileName,
+    assignments,
+    inputs_form,
+    overrides_form,
+)
+from flows.pipeline import run_batches, run_plan, state_of
+from flows.planning import Plan, plan_stage
+from flows.schedule import Schedule, by_stage, title_of
 from rlt_core.errors import UserError
-from rlt_core.experiments import ALL, EXPERIMENTS
-from rlt_core.graph import Node, Planned
 from rlt_core.overrides import load_config
 from rlt_core.stages import STAGES
-from rlt_core.store import Store
+from rlt_core.store import Ref, Store
 from tasks.stage import NodeSpec
+from tasks.child_process import ChildProcesses
 
 STORE_HELP = "A folder or s3://bucket/prefix; empty: RLT_STORE of the worker."
 SET_HELP = "Lines FIELD=VALUE as for `rlt run --set`, e.g. data.n_train=100."
 
 
-def _mistake(error: UserError) -> State[Any]:
-    """A failed state that says it in one line; the engine's traceback of that state is left out."""
-    said = "exited with unexpected exception"
+def _store_url(given: str) -> str:
+    """The store of a run. Raises UserError if nothing names one."""
+    store = given or os.environ.get("RLT_STORE")
+    if not store:
+        raise UserError("no store: fill in `store`, or set RLT_STORE where the worker starts")
+    return store_place(store)
+
+
+def _refused(error: UserError) -> State[Any]:
+    """A failed state with the error's one line, and no traceback in the run's log."""
+    traceback = "exited with unexpected exception"
     log = logging.getLogger("prefect.flow_runs")
-    log.addFilter(lambda record: said not in record.getMessage())
+    log.addFilter(lambda record: traceback not in record.getMessage())
     return Failed(message=str(error))
 
 
@@ -54,17 +68,18 @@ def experiment_flow(name: str) -> Flow[..., State[Any]]:
     ) -> State[Any]:
         try:
             use_block()
-            request = Request(
-                target=name,
-                profile=profile,
-                overrides=tuple(set),
-                store=store_url(store),
-                budget_gpu_hours=budget_gpu_hours,
-            )
-            planned = request.plan()
+            url = _store_url(store)
+            plan = Plan.of(name, profile, set, store=url, budget_gpu_hours=budget_gpu_hours)
+            plan.require_computable()
         except UserError as error:
-            return _mistake(error)
-        return _dispatched(request, planned)
+            return _refused(error)
+        prefect_artifacts.show_plan(plan.nodes)
+        page = prefect_artifacts.RunPage(len(plan.nodes), len(plan.nodes) - len(plan.missing))
+        state = state_of(run_plan(plan, by_stage(plan.specs()), PoolExecutor(page), page))
+        for node in (item.node for item in plan.nodes if item.node.stage.name == "report"):
+            if report := plan.store.manifest(node.ref.kind, node.key):
+                prefect_artifacts.show_report(plan.store, report)
+        return state
 
     run.__name__ = name.replace("-", "_")
     run.__doc__ = f"""Compute what the store lacks of {name}, each node in the pool of its stage.
@@ -73,57 +88,22 @@ def experiment_flow(name: str) -> Flow[..., State[Any]]:
         profile: Which config to start from.
         set: {SET_HELP}
         store: {STORE_HELP}
-        budget_gpu_hours: No node begins that would take the run beyond it; empty: no limit.
+        budget_gpu_hours: No node starts that would take the run beyond it; empty: no limit.
     """
     side_by_side: Any = ThreadPoolTaskRunner()
     return flow(name="rlt", flow_run_name=f"{name} {{profile}}", task_runner=side_by_side)(run)
 
 
-def _dispatched(request: Request, planned: list[Planned]) -> State[Any]:
-    """Send what is missing to the pools; then show the reports."""
-    prefect_artifacts.show_plan(planned)
-    missing = [item.node for item in planned if not item.hit]
-    page = prefect_artifacts.RunPage(len(planned), len(planned) - len(missing))
-    resources = request.config().resources
-
-    def size_of(node: Node) -> int:
-        own = resources.of(node.stage.name, node.variant)
-        return own.nodes_per_run if node.stage.machines(own) == 1 else 1
-
-    run = Run(request, planned, PoolExecutor(page), page, Schedule.of(request, planned))
-    state = run_batches(run, by_stage(missing, size_of))
-    opened = Store(request.store)
-    for item in planned:
-        node = item.node
-        report = node.stage.name == "report" and opened.manifest(node.ref.kind, node.key)
-        if report:
-            prefect_artifacts.show_report(opened, report)
-    return state
-
-
-# ---------------------------------------------------------------- one stage
-def _name_of_run() -> str:
-    """What this run computes: the nodes that a parent sent, or what the form says."""
-    given = flow_run.parameters
-    specs = given.get("nodes") or []
-    names = [NodeSpec.model_validate(spec).title for spec in specs]
-    if len(names) == 1:
-        return names[0]
-    if names:
-        return f"{len(names)} {NodeSpec.model_validate(specs[0]).stage}"
-    stage = deployment.name or "stage"
-    return f"{stage}[{given['variant']}] alone" if given.get("variant") else f"{stage} alone"
-
-
+# ---------------------------------------------------------------- stages
 def stage_flow(stage: str) -> Flow[..., State[Any]]:
-    """The flow of `rlt/<stage>`: with its own form, or for the nodes that a parent run sends."""
+    """The flow of `rlt/<stage>`, with a form of its own."""
     inputs_type, overrides_type = inputs_form(stage), overrides_form(stage)
-    usual_variant = STAGES[stage].default_variant
     no_inputs, no_overrides = inputs_type(), overrides_type()
+    default_variant = STAGES[stage].default_variant
 
     def run(
         profile: Any = "tiny",
-        variant: Any = usual_variant,
+        variant: Any = default_variant,
         seed: Any = None,
         inputs: Any = no_inputs,
         overrides: Any = no_overrides,
@@ -133,15 +113,19 @@ def stage_flow(stage: str) -> Flow[..., State[Any]]:
     ) -> State[Any]:
         try:
             use_block()
-            if nodes:
-                require_empty(inputs, overrides, set)
-                return compute(stage, nodes)
-            config = load_config(profile, [*assignments(stage, overrides), *set])
             given = inputs.model_dump()
-            spec = node_alone(stage, config, variant, seed, given, Store(store_url(store)))
-            return compute_alone(stage, spec)
+            if nodes and (given or overrides.model_dump() or set):
+                raise UserError(
+                    "`nodes` was filled in by a parent run, so that the other fields would be "
+                    "ignored; empty it to run this stage alone"
+                )
+            if nodes:
+                return _compute(stage, [NodeSpec.model_validate(node) for node in nodes])
+            config = load_config(profile, [*assignments(stage, overrides), *set])
+            spec = plan_stage(stage, config, variant, seed, given, Store(_store_url(store)))
+            return _compute_alone(stage, spec)
         except UserError as error:
-            return _mistake(error)
+            return _refused(error)
 
     run.__name__ = stage.replace("-", "_")
     run.__annotations__ = {
@@ -152,7 +136,7 @@ def stage_flow(stage: str) -> Flow[..., State[Any]]:
         "overrides": overrides_type,
         "set": list[str],
         "store": str,
-        "nodes": list[NodeSpec],
+        "nodes": list[dict[str, Any]],
         "return": State[Any],
     }
     run.__doc__ = f"""Run {stage} alone, on artifacts that are in the store.
@@ -162,26 +146,78 @@ def stage_flow(stage: str) -> Flow[..., State[Any]]:
         variant: Which of the stage's nodes, as in `rlt plan`: rlt, dataset, rank-3; empty if there is one only.
         seed: Training seed; empty: the profile's first.
         inputs: Artifacts to read, each by key, unique beginning of a key, or name such as tiny/teacher-grpo@0; empty: the latest run's.
-        overrides: What differs from the profile.
+        overrides: Fields that differ from the profile.
         set: {SET_HELP}
         store: {STORE_HELP}
         nodes: Filled in by a parent run; leave it empty.
     """  # noqa: E501
     one_at_a_time: Any = ThreadPoolTaskRunner(max_workers=1)
-    return flow(name="rlt", flow_run_name=_name_of_run, task_runner=one_at_a_time)(run)
+    return flow(name="rlt", flow_run_name=_run_name, task_runner=one_at_a_time)(run)
 
 
-# ---------------------------------------------------------------- by name
-@cache
-def __getattr__(name: str) -> Flow[..., State[Any]]:
-    """The flow of an entrypoint, e.g. `flows.deployments.teacher_grpo`.
+def _run_name() -> str:
+    """The name of a stage's run: the nodes that a parent sent, or what the form says."""
+    given = flow_run.parameters
+    if specs := [NodeSpec.model_validate(spec) for spec in given.get("nodes") or []]:
+        return title_of(specs)
+    stage = deployment.name or "stage"
+    return f"{stage}[{given['variant']}] alone" if given.get("variant") else f"{stage} alone"
 
-    Made when it is asked for: with its form it takes a twentieth of a second, and the process of a
-    run needs one of them.
-    """
-    target = ALL if name == "all_experiments" else name.replace("_", "-")
-    if target in EXPERIMENTS or target == ALL:
-        return experiment_flow(target)
-    if target in STAGES:
-        return stage_flow(target)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def _compute_alone(stage: str, spec: NodeSpec) -> State[Any]:
+    """Compute a node that a form describes; its name means this artifact from then on."""
+    keys = {name: ref.key for name, ref in spec.inputs.items()}
+    with get_client(sync_client=True) as client:  # a retry reads the same inputs
+        run = client.read_flow_run(flow_run.id)
+        client.update_flow_run(run.id, parameters={**run.parameters, "inputs": keys})
+    for name, key in keys.items():
+        get_run_logger().info("input %s: %s", name, key)
+    state = _compute(stage, [spec])
+    if state.is_completed():
+        ref = Ref(kind=STAGES[stage].kind, key=spec.key)
+        Store(spec.store).set_ref(f"{spec.profile}/{spec.name}", ref)
+    return state
+
+
+def _compute(stage: str, specs: list[NodeSpec]) -> State[Any]:
+    """Compute nodes of one stage on this worker, one after the other."""
+    found = {spec.key: spec.manifest() for spec in specs}
+    missing = [spec for spec in specs if found[spec.key] is None]
+    outcomes = {spec.key: Outcome("hit") for spec in specs if found[spec.key]}
+    if missing:
+        children = ChildProcesses([STAGES[stage].module])
+        children.start()
+        page = prefect_artifacts.NodePage()
+        executor = LocalExecutor(children, page, cores=1)
+        outcomes |= run_batches([[spec] for spec in missing], executor, page, Schedule())
+    else:
+        for manifest in found.values():
+            assert manifest
+            prefect_artifacts.show_node(manifest)
+    return state_of({spec.name: outcomes[spec.key] for spec in specs})
+
+
+# ---------------------------------------------------------------- entrypoints
+full_pipeline = experiment_flow("full-pipeline")
+table_1 = experiment_flow("table-1")
+table_2 = experiment_flow("table-2")
+countdown = experiment_flow("countdown")
+rank_ablation = experiment_flow("rank-ablation")
+compare_traces = experiment_flow("compare-traces")
+reward_ablation = experiment_flow("reward-ablation")
+all_experiments = experiment_flow("all")
+
+dataset_prep = stage_flow("dataset-prep")
+base_model = stage_flow("base-model")
+teacher_sft = stage_flow("teacher-sft")
+teacher_grpo = stage_flow("teacher-grpo")
+trace_generation = stage_flow("trace-generation")
+trace_import = stage_flow("trace-import")
+trace_refinement = stage_flow("trace-refinement")
+trace_scoring = stage_flow("trace-scoring")
+score_import = stage_flow("score-import")
+student_sft = stage_flow("student-sft")
+student_grpo = stage_flow("student-grpo")
+evaluation = stage_flow("evaluation")
+rank_statistics = stage_flow("rank-statistics")
+report = stage_flow("report")

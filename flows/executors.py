@@ -1,53 +1,65 @@
-"""How nodes come to be computed: in children of this process, or in runs on a worker pool."""
+"""Executors compute nodes: in child processes of this machine, or in runs of a work pool."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, Protocol
+from uuid import UUID, uuid4
 
-from flows.cores import Cores
+import httpx
+from prefect import get_run_logger
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.runtime import flow_run as this_run
+from prefect.states import Cancelling
+
+from flows.schedule import PrioritySemaphore, title_of
 from rlt_core import gpus
 from rlt_core.environment import in_one_line
 from rlt_core.errors import Stopped, UserError
 from rlt_core.progress import Metrics
 from rlt_core.stages import STAGES
-from rlt_core.store import Manifest
+from rlt_core.store import Lease, Manifest, Store
 from tasks.child_process import ChildFailed, ChildProcesses
 from tasks.execute import execute_node
 from tasks.stage import NodeSpec
 
-Status = Literal["hit", "done", "failed", "mistake", "stopped", "over budget", "not run"]
-THERE: tuple[Status, ...] = ("hit", "done")
+HIGH = "high"
+"""The work queue of every pool that goes first."""
+POLL_S = 1.0
+HOLDER_POLL_S = 5.0
+"""Seconds between two checks of a node that another pipeline computes."""
+PICKED_UP_S = 60.0
+"""Seconds after which a run that no worker has taken is worth a warning."""
 
 
+# ---------------------------------------------------------------- what executors share
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a node."""
+    """The outcome of a node."""
 
-    status: Status
+    status: Literal["hit", "done", "failed", "mistake", "stopped", "over budget", "not run"]
     message: str = ""
 
     @property
-    def there(self) -> bool:
-        """Whether its artifact is in the store."""
-        return self.status in THERE
+    def is_committed(self) -> bool:
+        """Whether the node's artifact is in the store."""
+        return self.status in ("hit", "done")
+
+
+STOPPED = Outcome("stopped", "stopped on request")
 
 
 class Reporter(Protocol):
-    """Shows what happens; called from the threads that execute nodes."""
-
-    def started(self, name: str) -> None:
-        """A node has begun."""
-
-    def progress(self, name: str, done: int, total: int, metrics: Metrics) -> None:
-        """A node has done so much; `total` 0: it waits for another run, which works
-        on its key or holds the GPUs."""
-
-    def line(self, name: str, text: str) -> None:
-        """The process that computes a node has printed a line."""
+    """Shows outcomes. Called from the threads that execute nodes."""
 
     def finished(self, name: str, manifest: Manifest) -> None:
         """A node is committed."""
@@ -56,42 +68,56 @@ class Reporter(Protocol):
         """A node failed, was stopped or could not start."""
 
 
+class ProgressReporter(Reporter, Protocol):
+    """Shows also what happens inside a node."""
+
+    def started(self, name: str) -> None:
+        """A node starts."""
+
+    def progress(self, name: str, done: int, total: int, metrics: Metrics) -> None:
+        """A node has done `done` of `total` units; `total` 0: it waits for another run, which
+        computes the same key or holds the GPUs."""
+
+    def line(self, name: str, text: str) -> None:
+        """The process that computes a node has printed a line."""
+
+
 class Executor(Protocol):
-    """Executes nodes."""
+    """Computes nodes whose inputs are committed."""
 
     def execute(self, specs: Sequence[NodeSpec], priority: float = 0.0) -> list[Outcome]:
-        """Compute nodes of one stage whose inputs are committed; one outcome each. Of those that
-        wait the highest priority goes first. Never raises for what a node does."""
+        """Compute nodes of one stage and return an outcome for each. Among waiting calls the one
+        with the highest priority goes first. A node's failure is an outcome, never raised."""
 
     def stop(self) -> None:
-        """Ask what runs to checkpoint and end, and start no more."""
+        """Request running nodes to checkpoint and end, and start no more."""
 
 
+# ---------------------------------------------------------------- here
 class LocalExecutor:
-    """Computes nodes in children of this process."""
+    """Computes nodes in child processes, side by side while there are cores and GPUs."""
 
-    def __init__(self, launcher: ChildProcesses, reporter: Reporter, cores: Cores) -> None:
-        self._launcher = launcher
-        self._reporter = reporter
-        self._cores = cores
-        here = gpus.here()
-        self._gpus = Cores(len(here)) if here else None
+    def __init__(self, children: ChildProcesses, reporter: ProgressReporter, cores: int) -> None:
+        self._children, self._reporter = children, reporter
+        self._cores = PrioritySemaphore(cores)
+        self._gpus = PrioritySemaphore(len(found)) if (found := gpus.here()) else None
 
     def execute(self, specs: Sequence[NodeSpec], priority: float = 0.0) -> list[Outcome]:
-        """One after the other."""
-        return [self._one(spec, priority) for spec in specs]
+        """Compute the nodes one after the other."""
+        return [self._execute_one(spec, priority) for spec in specs]
 
     def stop(self) -> None:
-        """Ask the children to checkpoint and end."""
-        self._launcher.stop()
+        """Request the children to checkpoint and end."""
+        self._children.stop()
 
-    def _one(self, spec: NodeSpec, priority: float) -> Outcome:
-        name = spec.name
+    def _execute_one(self, spec: NodeSpec, priority: float) -> Outcome:
+        progress = partial(self._reporter.progress, spec.name)
+        line = partial(self._reporter.line, spec.name)
         try:
-            with self._room(spec, priority):
-                if not self._launcher.stopping:
-                    self._reporter.started(name)
-                manifest = self._compute(spec)
+            with self._slots(spec, priority):
+                if not self._children.stopping:
+                    self._reporter.started(spec.name)
+                manifest = execute_node(spec, self._children, progress, line)
         except Stopped as error:
             outcome = Outcome("stopped", str(error))
         except UserError as error:
@@ -103,24 +129,230 @@ class LocalExecutor:
         else:
             if manifest is None:
                 return Outcome("done", f"shared the work on {spec.key}")
-            self._reporter.finished(name, manifest)
+            self._reporter.finished(spec.name, manifest)
             return Outcome("done", f"{spec.key} committed")
-        self._reporter.failed(name, outcome.status, outcome.message)
+        self._reporter.failed(spec.name, outcome.status, outcome.message)
         return outcome
 
-    def _room(self, spec: NodeSpec, priority: float) -> AbstractContextManager[None]:
-        """GPUs of its own for a node that computes there, cores for any other."""
+    def _slots(self, spec: NodeSpec, priority: float) -> AbstractContextManager[None]:
+        """GPUs for a node that is computed on them, cores for any other."""
         if self._gpus and spec.on_gpu:
             return self._gpus.take(STAGES[spec.stage].gpus(spec.resources), priority)
         return self._cores.take(spec.cores, priority)
 
-    def _compute(self, spec: NodeSpec) -> Manifest | None:
-        """What was committed; None where another run commits."""
 
-        def progress(done: int, total: int, metrics: Metrics) -> None:
-            self._reporter.progress(spec.name, done, total, metrics)
+# ---------------------------------------------------------------- on a work pool
+class PoolExecutor:
+    """Sends nodes to the work pool of their stage's deployment, and follows the runs there."""
 
-        def say(text: str) -> None:
-            self._reporter.line(spec.name, text)
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._stop = threading.Event()
+        self._turns = PrioritySemaphore(1)
+        """A pool takes runs in the order in which they were sent."""
 
-        return execute_node(spec, self._launcher, progress, say)
+    def stop(self) -> None:
+        """Cancel the runs that were sent, and send no more."""
+        self._stop.set()
+
+    def execute(self, specs: Sequence[NodeSpec], priority: float = 0.0) -> list[Outcome]:
+        """Compute the nodes in one run; in a run of its own a node that another pipeline was
+        computing and did not commit."""
+        outcomes: dict[str, Outcome] = {}
+        held = [spec for spec in specs if _holder(spec)]
+        free = [spec for spec in specs if spec not in held]
+        if free:
+            outcomes |= self._outcomes(free, self._send_and_follow(free, priority))
+        for spec in held:
+            self._wait_for_holder(spec)
+            found = spec.manifest() is not None
+            reason = STOPPED if found else self._send_and_follow([spec], priority)
+            outcomes |= self._outcomes([spec], reason)
+        return [outcomes[spec.key] for spec in specs]
+
+    def _wait_for_holder(self, spec: NodeSpec) -> None:
+        """Wait here, where that occupies no GPU, until no other pipeline computes the node."""
+        if lease := _holder(spec):
+            get_run_logger().info("%s: %s is working on it", spec.name, lease["host"])
+        while _holder(spec) and not self._stop.is_set():
+            self._stop.wait(HOLDER_POLL_S)
+
+    def _outcomes(self, specs: Sequence[NodeSpec], otherwise: Outcome) -> dict[str, Outcome]:
+        """Node key -> done if the node is in the store, else `otherwise`."""
+        outcomes = {}
+        for spec in specs:
+            if manifest := spec.manifest():
+                outcomes[spec.key] = Outcome("done", f"{spec.key} committed")
+                self._reporter.finished(spec.name, manifest)
+            else:
+                outcomes[spec.key] = otherwise
+                self._reporter.failed(spec.name, otherwise.status, otherwise.message)
+        return outcomes
+
+    def _send_and_follow(self, specs: Sequence[NodeSpec], priority: float) -> Outcome:
+        """Run the nodes on the pool; return the outcome of those that are not committed then."""
+        if self._stop.is_set():
+            return STOPPED
+        try:
+            if STAGES[specs[0].stage].machines(specs[0].resources) > 1:
+                run, state = self._run_on_machines(specs[0], priority)
+            else:
+                run = self._send(specs, priority)
+                [state] = self._wait([run], lambda states: _is_final(states[0]))
+                self._cancel([(run, state)])
+        except ObjectNotFound:
+            return Outcome(
+                "mistake",
+                f"no deployment rlt/{specs[0].stage} on this server; "
+                "`rlt up` or `rlt setup-server` makes it",
+            )
+        except UserError as error:
+            return Outcome("mistake", str(error))
+        except Stopped as error:
+            return Outcome("stopped", str(error))
+        why = (state.message if state else None) or "cancelled with this run"
+        stopped = state is None or not state.is_final() or state.is_cancelled()
+        return Outcome("stopped" if stopped else "failed", f"run {run.name}: {why}")
+
+    def _run_on_machines(self, spec: NodeSpec, priority: float) -> Ended:
+        """Send a run for each machine that shares the node; return the one that decides.
+
+        If they share shards, the first run decides and a lost machine costs one shard. If they
+        share steps, the node ends with any of them.
+        """
+        machines = STAGES[spec.stage].machines(spec.resources)
+        steps = STAGES[spec.stage].shared == "steps"
+        if steps:
+            _require_pool_limit(spec, machines)
+        sent = uuid4().hex
+        with self._assembly(spec) if steps else nullcontext():
+            runs = [
+                self._send([spec.model_copy(update={"machine": i, "sent": sent})], priority)
+                for i in range(machines)
+            ]
+            if steps:
+                self._wait(runs, is_assembled)
+        deciding = machines if steps else 1
+        states = self._wait(
+            runs, lambda states: _is_final(states[0]) or any(map(_has_failed, states[:deciding]))
+        )
+        ended = list(zip(runs, states, strict=True))
+        completed = states[0] is not None and states[0].is_completed()
+        self._cancel([one for one in ended if not (completed and _has_begun(one[1]))])
+        return next((one for one in ended[:deciding] if _has_failed(one[1])), ended[0])
+
+    def _assembly(self, spec: NodeSpec) -> Lease:
+        """A lease under which one pipeline at a time sends a node whose machines wait for each
+        other: two nodes with half of a pool each would wait for ever."""
+
+        def waiting(_: object) -> None:
+            if self._stop.is_set():
+                raise Stopped("stopped on request")
+
+        pool = STAGES[spec.stage].pool
+        return Lease(Store(spec.store).files, f"assembly-{pool}", spec.name, waiting)
+
+    def _send(self, specs: Sequence[NodeSpec], priority: float) -> FlowRun:
+        first, title = specs[0], title_of(specs)
+        with self._turns.take(1, priority):
+            run = run_deployment(
+                f"rlt/{first.stage}",
+                parameters={
+                    "profile": first.profile,
+                    "nodes": [spec.model_dump(mode="json") for spec in specs],
+                },
+                flow_run_name=title,
+                work_queue_name=self._queue,
+                timeout=0,
+                # With a constant key the server would return the failed run of an earlier attempt.
+                idempotency_key=f"{this_run.id}:{this_run.run_count}:{first.key}:{first.machine}",
+            )
+        assert isinstance(run, FlowRun)
+        get_run_logger().info("%s: sent to pool %s", title, run.work_pool_name)
+        return run
+
+    @cached_property
+    def _queue(self) -> str | None:
+        """The queue `high` for the nodes of a run that was itself sent there."""
+        with get_client(sync_client=True) as client:
+            name = client.read_flow_run(UUID(str(this_run.id))).work_queue_name
+        return name if name == HIGH else None
+
+    def _wait(self, runs: Sequence[FlowRun], is_over: Callable[[States], bool]) -> States:
+        """Wait until it is over or a stop was requested; return the states of the runs."""
+        warn_at = time.monotonic() + PICKED_UP_S
+        with get_client(sync_client=True) as client:
+            while True:
+                states = [_state(client, run.id) for run in runs]
+                if self._stop.is_set() or is_over(states):
+                    return states
+                if time.monotonic() > warn_at:
+                    warn_at = float("inf")
+                    waiting = [s is not None and s.is_scheduled() for s in states]
+                    for run in (run for run, late in zip(runs, waiting, strict=True) if late):
+                        get_run_logger().warning(
+                            "%s: no worker of pool %s has taken it within %.0f s",
+                            run.name, run.work_pool_name, PICKED_UP_S,
+                        )  # fmt: skip
+                self._stop.wait(POLL_S)
+
+    def _cancel(self, runs: Sequence[Ended]) -> None:
+        """Cancel the runs that have not ended yet."""
+        with get_client(sync_client=True) as client:
+            for run, state in runs:
+                if not _is_final(state):
+                    client.set_flow_run_state(run.id, Cancelling())
+
+
+def _holder(spec: NodeSpec) -> dict[str, object] | None:
+    """The lease of the run that computes the node right now."""
+    return Lease.holder(Store(spec.store).files, spec.key)
+
+
+def _require_pool_limit(spec: NodeSpec, machines: int) -> None:
+    """Raises UserError if the pool's limit is below the number of machines that wait for each
+    other."""
+    with get_client(sync_client=True) as client:
+        name = client.read_deployment_by_name(f"rlt/{spec.stage}").work_pool_name
+        limit = client.read_work_pool(name).concurrency_limit if name else None
+    if limit is not None and limit < machines:
+        raise UserError(
+            f"pool {name} takes no more than {limit} at a time, and {spec.name} is trained by "
+            f"{machines} machines together; `prefect work-pool update {name} --concurrency-limit "
+            f"{machines}`, or lower resources.stages.{spec.stage}.machines"
+        )
+
+
+# ---------------------------------------------------------------- states of runs
+States = list[State | None]
+"""None: the server could not be asked."""
+Ended = tuple[FlowRun, State | None]
+
+
+def is_assembled(states: States) -> bool:
+    """Whether no machine is waited for any more: all have begun, or one has failed meanwhile."""
+    return all(map(_has_begun, states)) or any(map(_has_failed, states))
+
+
+def _is_final(state: State | None) -> bool:
+    return state is not None and state.is_final()
+
+
+def _has_failed(state: State | None) -> bool:
+    return state is not None and state.is_final() and not state.is_completed()
+
+
+def _has_begun(state: State | None) -> bool:
+    return state is not None and (state.is_running() or state.is_final())
+
+
+def _state(client: SyncPrefectClient, run: UUID) -> State | None:
+    """The state of a run; None while the server cannot be asked: it may be back in a minute."""
+    try:
+        return client.read_flow_run(run).state
+    except httpx.TransportError:
+        return None
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code < 500:
+            raise
+        return None

@@ -1,4 +1,4 @@
-"""What a run shows on its page in the Prefect UI: logs, progress, tables, figures, the report."""
+"""Artifacts on the pages of runs in the Prefect UI: plan, progress, tables, figures, report."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from rlt_core.store import Manifest, Store
 
 UPDATE_EVERY_S = 2.0
 """Seconds between two updates of one progress bar."""
+WAITING = "waiting for another run, which computes the same key or holds the GPUs"
 SHOWN_METRICS = 6
 FIGURE = re.compile(r"!\[([^\]]*)\]\(([^)]+\.png)\)")
 
@@ -41,34 +42,30 @@ def _numbers(metrics: Metrics) -> str:
 
 
 class NodePage:
-    """Reports the nodes that a run computes itself: a progress bar and a table each."""
+    """Reports the nodes that a run computes itself: a progress bar and a table for each."""
 
     def __init__(self) -> None:
         self._bars: dict[str, UUID] = {}
         self._updated: dict[str, float] = {}
 
     def started(self, name: str) -> None:
-        """A node has begun: its bar appears."""
+        """Show the node's bar."""
         get_run_logger().info("%s: started", name)
         self._bars[name] = _bar(name)
         self._updated[name] = 0.0
 
     def progress(self, name: str, done: int, total: int, metrics: Metrics) -> None:
-        """Move the bar, every other second at most."""
+        """Move the bar, at most every `UPDATE_EVERY_S`."""
         now = time.monotonic()
         if now - self._updated[name] < UPDATE_EVERY_S:
             return
         self._updated[name] = now
-        if total:
-            text = f"{name}: {_numbers(metrics)}"
-        else:
-            text = f"{name}: waiting for another run, which works on the same key or holds the GPUs"
-        update_progress_artifact(
-            self._bars[name], progress=100 * done / total if total else 0.0, description=text
-        )
+        text = _numbers(metrics) if total else WAITING
+        share = 100 * done / total if total else 0.0
+        update_progress_artifact(self._bars[name], progress=share, description=f"{name}: {text}")
 
     def line(self, name: str, text: str) -> None:
-        """A line of the process that computes the node, into this run's log."""
+        """Log a line of the process that computes the node."""
         get_run_logger().info("%s | %s", name, text)
 
     def finished(self, name: str, manifest: Manifest) -> None:
@@ -83,12 +80,12 @@ class NodePage:
         show_node(manifest)
 
     def failed(self, name: str, how: str, message: str) -> None:
-        """Say why."""
+        """Log the reason."""
         get_run_logger().error("%s: %s\n%s", name, how, message)
 
 
 class RunPage:
-    """Reports the nodes that a run sends to others: one bar over all."""
+    """Reports the nodes that a run sends to other runs: one progress bar for all."""
 
     def __init__(self, total: int, hits: int) -> None:
         self._total, self._done = total, hits
@@ -98,17 +95,8 @@ class RunPage:
     def _share(self) -> float:
         return 100 * self._done / self._total if self._total else 100.0
 
-    def started(self, name: str) -> None:
-        """Its own page shows the rest."""
-
-    def progress(self, name: str, done: int, total: int, metrics: Metrics) -> None:
-        """Stands on the page of the run that computes the node."""
-
-    def line(self, name: str, text: str) -> None:
-        """Stands on the page of the run that computes the node."""
-
     def finished(self, name: str, manifest: Manifest) -> None:
-        """One more."""
+        """Move the bar by one node."""
         with self._lock:
             self._done += 1
             done = self._done
@@ -122,7 +110,7 @@ class RunPage:
         )  # fmt: skip
 
     def failed(self, name: str, how: str, message: str) -> None:
-        """Say why."""
+        """Log the reason."""
         get_run_logger().error("%s: %s\n%s", name, how, message)
 
 
@@ -134,7 +122,7 @@ def _bar(description: str, progress: float = 0.0) -> UUID:
 
 # ---------------------------------------------------------------- tables, figures, the report
 def show_plan(planned: Sequence[Planned]) -> None:
-    """Every node: hit or miss, and for a miss what changed."""
+    """Show a table of all nodes: hit or miss, and for a miss what changed."""
     rows = [
         {
             "node": item.node.name,
@@ -145,11 +133,11 @@ def show_plan(planned: Sequence[Planned]) -> None:
         }
         for item in planned
     ]
-    create_table_artifact(table=rows, key="rlt-plan", description="What this run found")
+    create_table_artifact(table=rows, key="rlt-plan", description="Nodes of this run")
 
 
 def show_node(manifest: Manifest) -> None:
-    """Key, inputs and metrics of an artifact."""
+    """Show a table with key, inputs and metrics of an artifact."""
     name = manifest.label if manifest.seed is None else f"{manifest.label}@{manifest.seed}"
     facts: list[tuple[str, Any]] = [
         ("key", manifest.ref.key),
@@ -167,7 +155,7 @@ def show_node(manifest: Manifest) -> None:
 
 
 def show_report(store: Store, manifest: Manifest) -> None:
-    """The report with its figures, and its tables; those of an experiment under its name."""
+    """Show a report with its figures and tables, under the name of its experiment."""
     folder = store.local(manifest)
     title = manifest.label.removeprefix("report").strip("[]")
     place = f"{manifest.profile}-{title}" if title else manifest.profile

@@ -1,19 +1,20 @@
-"""The process that runs a request: `python -m flows.runner`, started by the command line.
+"""The process that computes a plan: `python -m flows.runner`, started by `rlt run`.
 
-It leads a session of its own, so that Ctrl-C reaches the command line alone, which passes the wish
-to stop on. First line on stdin: the request as JSON. Then: a line or the end of stdin (the command
-line died) means stop. Exit status: 0 done, 1 failed, 2 the user's mistake, 130 stopped.
+It leads a session of its own, so that Ctrl-C reaches only the command line, which passes the stop
+request on. On stdin it reads the pickled plan; the end of stdin (also that of a command line that
+died) is a stop request. Exit status: 0 done, 1 failed, 2 the user's mistake, 130 stopped.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 import threading
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 
-from flows.request import Request
+from flows.planning import Plan
 from rlt_core.environment import exit_in_one_line
 from rlt_core.errors import UserError
 
@@ -25,23 +26,24 @@ QUIET_PREFECT = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
     "DO_NOT_TRACK": "1",
 }
-"""What a direct run needs: its own display shows everything, and nothing leaves the machine."""
+"""Prefect's settings for a run without a server: the display of `rlt run` shows everything."""
 
 
 def main() -> int:
-    """Run the request; returns the exit status."""
-    request = Request.model_validate_json(sys.stdin.readline())
-    store = Path(request.store) if "://" not in request.store else Path(".")
-    with exit_in_one_line(store), TemporaryDirectory(prefix="rlt-prefect-") as spare:
+    """Compute the plan on stdin; return the exit status."""
+    plan: Plan = pickle.load(sys.stdin.buffer)
+    folder = Path(plan.root) if "://" not in plan.root else Path(".")
+    with exit_in_one_line(folder), TemporaryDirectory(prefix="rlt-prefect-") as spare:
         for name, value in QUIET_PREFECT.items():
             os.environ.setdefault(name, value)
         _use_writable_prefect_home(spare)
-        return _run(request)
+        _require_api()
+        return _run(plan)
 
 
 def _use_writable_prefect_home(spare: str) -> None:
     """Prefect keeps its database in ~/.prefect, which a container may be unable to write. Raises
-    UserError where PREFECT_HOME names such a folder."""
+    UserError if PREFECT_HOME names such a folder."""
     named = os.environ.get("PREFECT_HOME")
     try:
         home = Path(named or "~/.prefect").expanduser()
@@ -69,39 +71,27 @@ def _require_api() -> None:
             )
 
 
-def _run(request: Request) -> int:
+def _run(plan: Plan) -> int:
     from flows.cli.progress import Display
-    from flows.cores import Cores
-    from flows.executors import LocalExecutor
     from tasks.child_process import ChildProcesses
 
-    _require_api()
-    planned = request.plan()
-    missing = [item for item in planned if not item.hit]
-    launcher = ChildProcesses(sorted({item.node.stage.module for item in missing}))
+    children = ChildProcesses(sorted({node.stage.module for node in plan.missing}))
 
     def watch_stdin() -> None:
-        sys.stdin.readline()
-        launcher.stop()
+        os.read(sys.stdin.fileno(), 1)  # unbuffered: no lock is held when this process exits
+        children.stop()
 
     threading.Thread(target=watch_stdin, daemon=True).start()
-    threading.Thread(target=launcher.start).start()
-    from flows.pipeline import Run, execute
-    from flows.schedule import Schedule
+    threading.Thread(target=children.start).start()  # while this process imports Prefect
+    from flows.executors import LocalExecutor
+    from flows.pipeline import run_here
 
-    cores = Cores(request.config().resources.cores)
-    with Display(len(planned), len(planned) - len(missing)) as display:
-        run = Run(
-            request,
-            planned,
-            LocalExecutor(launcher, display, cores),
-            display,
-            Schedule.of(request, planned),
-        )
-        complete = execute(run)
-    if complete:
+    with Display(len(plan.nodes), len(plan.nodes) - len(plan.missing)) as display:
+        executor = LocalExecutor(children, display, plan.config.resources.cores)
+        outcomes = run_here(plan, executor, display)
+    statuses = {outcome.status for outcome in outcomes.values()}
+    if statuses <= {"hit", "done"}:
         return 0
-    statuses = {outcome.status for outcome in run.outcomes.values()}
     if "failed" in statuses:
         return 1
     if "mistake" in statuses:

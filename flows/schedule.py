@@ -1,20 +1,85 @@
-"""Which of the nodes that could begin goes first, and what a budget leaves undone."""
+"""Scheduling: which nodes run together, which one first, and which a budget leaves out."""
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
-from flows.request import Request
-from rlt_core.config import StageResources
-from rlt_core.estimate import NodeEstimate, estimates, on_gpu
-from rlt_core.graph import Node, Planned
-from rlt_core.store import Store
+from flows.planning import Plan
+from rlt_core.estimate import NodeEstimate
+from rlt_core.graph import Node
+from rlt_core.stages import STAGES
+from tasks.stage import NodeSpec
 
 CPU_FLOPS = 1e11
-"""Of a node that runs on no GPU; only the order of nodes hangs on it."""
+"""FLOP/s assumed for a node that runs on no GPU; affects only the order of nodes."""
+
+
+# ---------------------------------------------------------------- batches
+def title_of(specs: Sequence[NodeSpec]) -> str:
+    """The title of a batch: its node's, or the stage and the number of nodes."""
+    return specs[0].title if len(specs) == 1 else f"{len(specs)} {specs[0].stage}"
+
+
+def by_stage(specs: Sequence[NodeSpec]) -> list[list[NodeSpec]]:
+    """Batches of nodes of one stage that become ready together, at most `nodes_per_run` each.
+
+    `specs` come inputs first, and so do the batches: a stage's nodes on one level (the longest path
+    from a node without missing inputs) are cut into batches of equal size.
+    """
+    levels: dict[str, int] = {}
+    ready: dict[tuple[int, str, int], list[NodeSpec]] = {}
+    for spec in specs:
+        above = [levels[ref.key] for ref in spec.inputs.values() if ref.key in levels]
+        levels[spec.key] = 1 + max(above, default=0)
+        alone = STAGES[spec.stage].machines(spec.resources) > 1
+        size = 1 if alone else spec.resources.nodes_per_run
+        ready.setdefault((levels[spec.key], spec.stage, size), []).append(spec)
+    return [
+        batch
+        for (_, _, size), same in sorted(ready.items(), key=lambda item: item[0][0])
+        for batch in _cut(same, size)
+    ]
+
+
+def _cut(specs: list[NodeSpec], size: int) -> list[list[NodeSpec]]:
+    parts = -(-len(specs) // size)
+    edges = [len(specs) * part // parts for part in range(parts + 1)]
+    return [specs[low:high] for low, high in itertools.pairwise(edges)]
+
+
+# ---------------------------------------------------------------- order
+class PrioritySemaphore:
+    """Hands out slots (cores, GPUs), to the highest priority first, then in the order of asking."""
+
+    def __init__(self, slots: int) -> None:
+        self._slots = self._free = slots
+        self._waiting: list[tuple[float, int]] = []
+        self._numbers = itertools.count()
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def take(self, slots: int, priority: float = 0.0) -> Iterator[None]:
+        """Wait for that many slots (all, if there are fewer) and hold them inside the block."""
+        slots = min(slots, self._slots)
+        ticket = (-priority, next(self._numbers))
+        with self._changed:
+            heapq.heappush(self._waiting, ticket)
+            self._changed.wait_for(lambda: self._waiting[0] == ticket and self._free >= slots)
+            heapq.heappop(self._waiting)
+            self._free -= slots
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += slots
+                self._changed.notify_all()
 
 
 def hours(estimate: NodeEstimate) -> float:
@@ -24,32 +89,31 @@ def hours(estimate: NodeEstimate) -> float:
     return 2 * (estimate.parameters or 0) * estimate.tokens / CPU_FLOPS / 3600
 
 
-def longest_ways(nodes: Sequence[Node], lengths: Mapping[str, float]) -> dict[str, float]:
-    """Node key -> from its beginning to the end of the graph on the longest way, in the unit of
-    `lengths` (those of the nodes, by key).
+def critical_paths(nodes: Sequence[Node], lengths: Mapping[str, float]) -> dict[str, float]:
+    """Node key -> length of the longest path from the node's start to the end of the graph.
 
-    `nodes`: inputs first. Who has the longest way goes first: list scheduling by critical path
-    (Graham 1969, https://doi.org/10.1137/0117039; Hu 1961, https://doi.org/10.1287/opre.9.6.841).
+    `nodes` come inputs first; `lengths` maps their keys to a duration. List scheduling starts the
+    node with the longest path first (Graham 1969, https://doi.org/10.1137/0117039; Hu 1961,
+    https://doi.org/10.1287/opre.9.6.841).
     """
     after: dict[str, float] = {}
-    ways: dict[str, float] = {}
+    paths: dict[str, float] = {}
     for node in reversed(nodes):
-        ways[node.key] = lengths[node.key] + after.get(node.key, 0.0)
+        paths[node.key] = lengths[node.key] + after.get(node.key, 0.0)
         for parent in node.inputs.values():
-            after[parent.key] = max(after.get(parent.key, 0.0), ways[node.key])
-    return ways
+            after[parent.key] = max(after.get(parent.key, 0.0), paths[node.key])
+    return paths
 
 
+# ---------------------------------------------------------------- budget
 class Budget:
-    """GPU-hours of one run: what nodes have taken, and for those under way what they may take."""
+    """GPU-hours of one run: spent by finished nodes, and reserved for running ones."""
 
-    def __init__(
-        self, gpu_hours: float, estimates: Mapping[str, NodeEstimate], gpus: Mapping[str, int]
-    ) -> None:
-        """`gpus`: those that each node holds, 0 of one that runs on none."""
-        self._limit, self._estimates, self._gpus = gpu_hours, estimates, gpus
+    def __init__(self, gpu_hours: float, estimates: Mapping[str, NodeEstimate]) -> None:
+        self._limit, self._estimates = gpu_hours, estimates
         self._spent = 0.0
-        self._under_way: dict[str, tuple[float, float]] = {}
+        self._running: dict[str, tuple[float, float]] = {}
+        """Node key -> (GPU-hours reserved, start)."""
         self._lock = threading.Lock()
 
     @property
@@ -57,60 +121,47 @@ class Budget:
         """GPU-hours of the nodes that have ended."""
         return self._spent
 
+    def _gpus(self, key: str) -> int:
+        return self._estimates[key].gpus if self._estimates[key].on_gpu else 0
+
     def admit(self, key: str) -> str | None:
-        """Count a node as under way; or say why it may not begin."""
+        """Reserve a node's estimated GPU-hours, or return the reason why it may not start."""
         needed = self._estimates[key].gpu_hours
-        if needed is None and self._gpus[key]:
-            return (
-                "what it takes is not known, so that no budget can be kept; run `rlt fetch` first"
-            )
+        if needed is None and self._gpus(key):
+            return "its cost is unknown, so no budget can be kept; run `rlt fetch` first"
+        needed = needed or 0.0
         with self._lock:
-            promised = sum(hours for hours, _ in self._under_way.values())
-            left = self._limit - self._spent - promised
-            if (needed or 0.0) > left:
+            left = self._limit - self._spent - sum(held for held, _ in self._running.values())
+            if needed > left:
                 return (
-                    f"it takes about {needed:.3g} GPU-hours, and of "
-                    f"{self._limit:g} there are {max(left, 0.0):.3g} left"
+                    f"it takes about {needed:.3g} GPU-hours; "
+                    f"{max(left, 0.0):.3g} of {self._limit:g} are left"
                 )
-            self._under_way[key] = (needed or 0.0, time.monotonic())
+            self._running[key] = needed, time.monotonic()
         return None
 
     def settle(self, key: str, gpu_seconds: float | None) -> None:
-        """A node has ended: what its manifest says it took; without one, all its GPUs since it was
-        admitted."""
+        """Count an ended node: the GPU-seconds of its manifest, or without one the time since it
+        was admitted on all its GPUs."""
         with self._lock:
-            _, since = self._under_way.pop(key)
+            _, start = self._running.pop(key)
             if gpu_seconds is None:
-                gpu_seconds = self._gpus[key] * (time.monotonic() - since)
+                gpu_seconds = self._gpus(key) * (time.monotonic() - start)
             self._spent += gpu_seconds / 3600
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a run knows of its nodes before they run."""
+    """The order and the budget of a run's nodes. The default has neither."""
 
-    ways: Mapping[str, float]
-    """`longest_ways` of the nodes to be computed."""
-    budget: Budget | None
+    priorities: Mapping[str, float] = field(default_factory=dict)
+    """Node key -> priority; the highest goes first."""
+    budget: Budget | None = None
 
     @classmethod
-    def of(cls, request: Request, planned: Sequence[Planned]) -> Schedule:
-        """Of what a request's store lacks."""
-        missing = [item.node for item in planned if not item.hit]
-        nodes = [item.node for item in planned]
-        config, limit = request.config(), request.budget_gpu_hours
-        found = estimates(config, nodes, Store(request.store))
-        gpus = {
-            node.key: _gpus(node, config.resources.of(node.stage.name, node.variant))
-            for node in missing
-        }
-        budget = None if limit is None else Budget(limit, found, gpus)
-        lengths = {key: hours(estimate) for key, estimate in found.items()}
-        return cls(longest_ways(missing, lengths), budget)
-
-
-def _gpus(node: Node, resources: StageResources) -> int:
-    """GPUs that a node holds on all its machines."""
-    if node.stage.pool == "cpu" or not on_gpu(resources):
-        return 0
-    return node.stage.machines(resources) * node.stage.gpus(resources)
+    def of(cls, plan: Plan) -> Schedule:
+        """The schedule of a plan's missing nodes."""
+        lengths = {key: hours(estimate) for key, estimate in plan.estimates.items()}
+        limit = plan.budget_gpu_hours
+        budget = None if limit is None else Budget(limit, plan.estimates)
+        return cls(critical_paths(plan.missing, lengths), budget)

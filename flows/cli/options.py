@@ -12,7 +12,7 @@ from rlt_core.errors import UserError
 from rlt_core.store import Store
 
 if TYPE_CHECKING:
-    from flows.request import Request
+    from flows.planning import Plan
 
 DEFAULT_STORE = "rlt-store"
 
@@ -38,24 +38,19 @@ SetOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def new_request(
+def new_plan(
     target: str,
     profile: str,
     overrides: Sequence[str] | None,
     store: str,
     budget_gpu_hours: float | None = None,
-) -> Request:
-    """Return what a run, plan or study asks for. Raises UserError if the store is a file."""
-    from flows.request import Request
+) -> Plan:
+    """Resolve the config and look up every node. Raises UserError, also if the store is a file."""
+    from flows.planning import Plan
 
     open_store(store)
-    return Request(
-        target=target,
-        profile=profile,
-        overrides=tuple(overrides or ()),
-        store=store_place(store),
-        budget_gpu_hours=budget_gpu_hours,
-    )
+    place = store_place(store)
+    return Plan.of(target, profile, overrides, store=place, budget_gpu_hours=budget_gpu_hours)
 
 
 def store_place(store: str) -> str:

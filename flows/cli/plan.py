@@ -19,10 +19,10 @@ from flows.cli.options import (
     SetOption,
     StoreOption,
     TargetArgument,
-    new_request,
+    new_plan,
 )
 from flows.cli.tables import new_table, table_console
-from flows.request import Request
+from flows.planning import Plan
 from rlt_core.data.sources import found_layout
 from rlt_core.estimate import Machine, NodeEstimate, assumptions, disk_needed, said_of_disk, short
 from rlt_core.graph import Node, Planned
@@ -57,9 +57,8 @@ def plan(
 
     Exit status 2 if a node cannot fit.
     """
-    request = new_request(target, profile, set_, store)
-    planned = request.look_up()
-    found = request.estimates(planned)
+    resolved = new_plan(target, profile, set_, store)
+    planned, found = resolved.nodes, resolved.estimates
     show_estimators(planned)
     if as_json:
         rows = [{**row(item), "estimate": asdict(found[item.node.key])} for item in planned]
@@ -70,8 +69,8 @@ def plan(
         for line in (*_layouts(planned), *_formats(planned)):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         if estimates or (estimates is None and any(each.on_gpu for each in found.values())):
-            _show_estimates(console, request, planned, found)
-    request.require_fit(planned)
+            _show_estimates(console, resolved)
+    resolved.require_fit()
 
 
 def show_estimators(planned: Sequence[Planned]) -> None:
@@ -134,11 +133,9 @@ def _formats(planned: Sequence[Planned]) -> list[str]:
 
 
 # ---------------------------------------------------------------- estimates
-def _show_estimates(
-    console: Console, request: Request, planned: Sequence[Planned], found: Estimates
-) -> None:
+def _show_estimates(console: Console, plan: Plan) -> None:
     """Print the needs of the missing nodes: one line per node and per stage, sum, assumptions."""
-    missing = [item.node for item in planned if not item.hit]
+    missing, found = plan.missing, plan.estimates
     if not missing:
         return
     stages: dict[str, list[NodeEstimate]] = {}
@@ -153,8 +150,8 @@ def _show_estimates(
     for each in (table, sums):
         console.print()
         console.print(each)
-    console.print(_disk(Store(request.store), missing, found), markup=False)
-    for line in assumptions(request.config(), missing, found):
+    console.print(_disk(plan.store, missing, found), markup=False)
+    for line in assumptions(plan.config, missing, found):
         console.print(line, style="dim", markup=False, highlight=False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -21,12 +22,12 @@ from flows.cli.options import (
     SetOption,
     StoreOption,
     TargetArgument,
-    new_request,
+    new_plan,
     open_store,
 )
 from flows.cli.plan import row, show_estimators
 from flows.cli.tables import table_console
-from flows.request import Request, name_nodes
+from flows.planning import Plan
 from flows.server.local import current
 from rlt_core.config.refinement import Endpoint
 from rlt_core.errors import UserError
@@ -51,52 +52,49 @@ def run(
 
     Ctrl-C once checkpoints and stops; the same command continues.
     """
-    request = new_request(target, profile, set_, store, budget_gpu_hours)
-    planned = request.plan()
-    show_estimators(planned)
-    status = compute(request, planned, quiet=as_json)
-    opened = Store(request.store)
+    plan = new_plan(target, profile, set_, store, budget_gpu_hours)
+    plan.require_computable()
+    show_estimators(plan.nodes)
+    status = compute(plan, quiet=as_json)
     if as_json:
-        committed = {p.node.key: opened.manifest(p.node.ref.kind, p.node.key) for p in planned}
-        nodes = [{**row(p), "committed": committed[p.node.key] is not None} for p in planned]
+        committed = plan.store.manifests_of(item.node.ref for item in plan.nodes)
+        nodes = [{**row(item), "committed": item.node.key in committed} for item in plan.nodes]
         print(json.dumps({"status": status, "nodes": nodes}, indent=1))
     elif status == 0:
-        _summary(opened, planned)
+        _summary(plan.store, plan.nodes)
     raise typer.Exit(status)
 
 
-def compute(request: Request, planned: list[Planned], quiet: bool) -> int:
+def compute(plan: Plan, quiet: bool) -> int:
     """Compute the nodes that are not in the store, and name all; returns the exit status."""
-    store = Store(request.store)
-    if all(item.hit for item in planned):
-        name_nodes(store, request.profile, [item.node for item in planned])
+    if not plan.missing:
+        plan.name_artifacts(item.node.key for item in plan.nodes)
         return 0
-    resources = request.config().resources
-    for node in (item.node for item in planned if not item.hit):
-        require_one_machine(node.name, node.stage, resources.of(node.stage.name, node.variant))
+    for node in plan.missing:
+        require_one_machine(node.name, node.stage, plan.resources(node))
         if node.stage.name == "trace-refinement":
             Endpoint.of_environment()
-    store.files.write(".writable", b"")  # raises UserError if nothing can be written there
-    store.files.remove(".writable")
-    request.require_room_here(planned)
-    status = _supervise(request, quiet)
+    files = plan.store.files
+    files.write(".writable", b"")  # raises UserError if nothing can be written there
+    files.remove(".writable")
+    plan.require_room_here()
+    status = _supervise(plan, quiet)
     if status == 130 and not quiet:
         print("stopped; the same command continues from here", file=sys.stderr)
     return status
 
 
-def _supervise(request: Request, quiet: bool) -> int:
-    """Run the request in a process of its own session and pass a stop request on to it."""
+def _supervise(plan: Plan, quiet: bool) -> int:
+    """Compute the plan in a process of its own session and pass a stop request on to it."""
     runner = subprocess.Popen(
         [sys.executable, "-m", "flows.runner"],
         stdin=subprocess.PIPE,
         stdout=sys.stderr if quiet else None,
         start_new_session=True,
         env=os.environ | {"COLUMNS": str(Console().width)},
-        text=True,
     )
     assert runner.stdin
-    runner.stdin.write(request.model_dump_json() + "\n")
+    pickle.dump(plan, runner.stdin)
     runner.stdin.flush()
 
     def stop(*_: object) -> None:

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from flows.cli.options import DEFAULT_STORE, StoreOption, new_request, open_store
+from flows.cli.options import DEFAULT_STORE, StoreOption, new_plan, open_store
 from flows.cli.run import compute
 from flows.cli.tables import new_table, table_console
 from rlt_core.errors import UserError
@@ -69,11 +69,11 @@ def run(
     study = resolved.study
     require_place(place, frozen_path(file))
     for experiment in study.experiments:
-        request = new_request(experiment, study.profile, study.overrides, store)
-        planned = request.plan()
-        if misses := sum(not item.hit for item in planned):
-            print(f"{experiment}: {len(planned)} nodes, {misses} to compute")
-        if status := compute(request, planned, quiet=False):
+        plan = new_plan(experiment, study.profile, study.overrides, store)
+        plan.require_computable()
+        if plan.missing:
+            print(f"{experiment}: {len(plan.nodes)} nodes, {len(plan.missing)} to compute")
+        if status := compute(plan, quiet=False):
             raise typer.Exit(status)
     _show(write_bundle(resolved, open_store(store), place))
     if note := pilot_note(study):

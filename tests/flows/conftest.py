@@ -1,8 +1,9 @@
-"""The command line as a user runs it, and one finished `smoke` run for all tests to look at."""
+"""The command line as a user runs it, and one finished `smoke` run for all tests."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from flows.cli.app import main
 from flows.server.local import is_healthy
 from flows.server.processes import Processes, free_port
+from rlt_core.store import Manifest, Store
 from tasks.child_process import SHARED_SERVER
 
 Rlt = Callable[..., subprocess.CompletedProcess[str]]
@@ -90,8 +93,9 @@ class Served:
 
     def stop(self) -> None:
         """End both, and all that they started."""
-        self._processes.stop(("fork-server", "server"), 5)
-        self._processes.stop_others(0)
+        if self._own:
+            self._processes.stop(("fork-server", "server"), 5)
+            self._processes.stop_others(0)
 
 
 @pytest.fixture(scope="session")
@@ -114,6 +118,25 @@ def rlt(served: Served) -> Rlt:
     return run
 
 
+@pytest.fixture
+def rlt_inside(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Rlt:
+    """`rlt` for commands that compute nothing: in this process, which has done the imports."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        for name, value in environment(tmp_path / "home").items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["rlt", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        status = int(ended.value.code or 0)
+        return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def smoke_store(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with one finished `smoke` run, which had a server and imports of its own."""
@@ -123,3 +146,19 @@ def smoke_store(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "report.md" in done.stdout
     return store
+
+
+@pytest.fixture
+def store(smoke_store: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run's store, which a test may change."""
+    copy = tmp_path / "store"
+    shutil.copytree(smoke_store, copy)
+    return copy
+
+
+def forget(store: Path, name: str) -> Manifest:
+    """Remove an artifact of the `smoke` profile from a store."""
+    opened = Store(str(store))
+    manifest = opened.find(f"smoke/{name}")
+    opened.remove(manifest.ref)
+    return manifest

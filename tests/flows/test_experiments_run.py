@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,6 @@ import pytest
 from rlt_core.experiments import PAPER
 from rlt_core.store import Store
 from tests.flows.conftest import Rlt
-
-
-@pytest.fixture
-def store(smoke_store: Path, tmp_path: Path) -> Path:
-    copy = tmp_path / "store"
-    shutil.copytree(smoke_store, copy)
-    return copy
 
 
 def table(rlt: Rlt, store: Path, experiment: str) -> list[dict[str, str]]:

@@ -1,14 +1,12 @@
-"""What a user does with a finished run."""
+"""Commands on a finished run."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
-from flows.cli.app import main
 from rlt_core.stages import STAGES
 from rlt_core.store import Store
 from tests.flows.conftest import Rlt
@@ -33,13 +31,13 @@ def test_again_is_all_hits(rlt: Rlt, smoke_store: Path) -> None:
     assert {m.ref.key: m.attempt for m in Store(str(smoke_store)).manifests()} == before
 
 
-def test_plan_names_the_changed_field(rlt: Rlt, smoke_store: Path) -> None:
+def test_plan_names_the_changed_field(rlt_inside: Rlt, smoke_store: Path) -> None:
     arguments = ("plan", "--profile", "smoke", "--store", str(smoke_store))
-    done = rlt(*arguments, "--set", "teacher_grpo.learning_rate=2e-6", "--json")
+    done = rlt_inside(*arguments, "--set", "teacher_grpo.learning_rate=2e-6", "--json")
     rows = {row["name"]: row for row in json.loads(done.stdout)}
     assert rows["teacher-grpo@0"]["changes"] == ["grpo.learning_rate: 0.0001 → 2e-06"]
     assert rows["teacher-sft@0"]["hit"] and not rows["report"]["hit"]
-    shown = rlt(*arguments).stdout
+    shown = rlt_inside(*arguments).stdout
     assert "miss" not in shown.replace("misses", "") and "0 misses" in shown
 
 
@@ -51,14 +49,14 @@ def test_one_stage_alone_is_a_target(rlt: Rlt, smoke_store: Path) -> None:
     assert answer["nodes"][-1]["name"] == "teacher-grpo@0"
 
 
-def test_tables_answer(rlt: Rlt, smoke_store: Path) -> None:
+def test_tables_answer(rlt_inside: Rlt, smoke_store: Path) -> None:
     query = "select rank, avg(reward) as reward from scores group by rank order by rank"
-    done = rlt("sql", query, "--store", str(smoke_store), "--format", "json")
+    done = rlt_inside("sql", query, "--store", str(smoke_store), "--format", "json")
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
     ranked = [row["reward"] for row in rows if row["rank"] is not None]
     assert len(ranked) == 4 and ranked[0] == max(ranked)
-    joined = rlt(
+    joined = rlt_inside(
         "sql",
         "select count(*) as n from scores s join artifacts a using (run) where a.stage = "
         "'trace-scoring' and len(s.student_solution_logprobs) = s.solution_tokens",
@@ -67,27 +65,24 @@ def test_tables_answer(rlt: Rlt, smoke_store: Path) -> None:
     assert json.loads(joined.stdout)[0]["n"] > 0
 
 
-def test_report_and_status(rlt: Rlt, smoke_store: Path) -> None:
-    text = rlt("report", "--store", str(smoke_store)).stdout
+def test_report_and_status(rlt_inside: Rlt, smoke_store: Path) -> None:
+    text = rlt_inside("report", "--store", str(smoke_store)).stdout
     assert "positive control" in text
-    status = rlt("status", "--store", str(smoke_store))
+    status = rlt_inside("status", "--store", str(smoke_store))
     assert "smoke" in status.stdout and "with its report" in status.stdout
 
 
-def test_an_altered_input_is_one_clear_error(rlt: Rlt, smoke_store: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "store"
-    shutil.copytree(smoke_store, copy)
-    store = Store(str(copy))
-    model = next(m for m in store.manifests() if m.label == "base-model")
-    weights = store.local(model) / "model" / "model.safetensors"
+def test_an_altered_input_is_one_clear_error(rlt: Rlt, rlt_inside: Rlt, store: Path) -> None:
+    opened = Store(str(store))
+    [weights] = opened.local(opened.find("smoke/base-model")).rglob("model.safetensors")
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    verified = rlt("artifacts", "verify", "--store", str(copy))
+    verified = rlt_inside("artifacts", "verify", "--store", str(store))
     assert verified.returncode != 0
     assert "model.safetensors" in verified.stdout + verified.stderr
     done = rlt(
-        "run", "teacher-sft", "--profile", "smoke", "--store", str(copy),
+        "run", "teacher-sft", "--profile", "smoke", "--store", str(store),
         "--set", "teacher_sft.learning_rate=0.5",
     )  # fmt: skip
     assert done.returncode == 2
@@ -115,19 +110,12 @@ def test_an_altered_input_is_one_clear_error(rlt: Rlt, smoke_store: Path, tmp_pa
     ],
 )
 def test_a_mistake_is_one_line_and_exits_with_2(
-    command: str,
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    command: str, message: str, rlt_inside: Rlt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "file").write_text("")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RLT_HOME", str(tmp_path / "home"))
-    words = ["rlt", *command.split()]
-    monkeypatch.setattr("sys.argv", words if "--store" in words else [*words, "--store", "store"])
-    with pytest.raises(SystemExit, match="2"):
-        main()
-    error = capfd.readouterr().err
-    assert message in error and error.count("\n") == 1, error
+    (tmp_path / "file").write_text("")
+    place = [] if "--store" in command else ["--store", "store"]
+    done = rlt_inside(*command.split(), *place)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert not (tmp_path / "store").exists()

@@ -1,9 +1,8 @@
-"""Killed in any stage, the next run completes with the same keys and re-does nothing finished."""
+"""Killed in any stage, the next run completes with the same keys and repeats nothing finished."""
 
 from __future__ import annotations
 
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -84,7 +83,7 @@ def test_sigkill_once_in_every_stage(smoke_store: Path, home: Path, tmp_path: Pa
         if process.returncode != -signal.SIGKILL:
             break
     assert process.returncode == 0
-    # What outlives its killed command by a moment may write the report, the last, unseen.
+    # A child that outlives its killed command by a moment may commit the report, the last node.
     assert to_kill <= {"report"} and kills >= 8
     keys = {node.key for node in upstream(targets("full-pipeline", load_config("smoke")))}
     assert set(before) == keys
@@ -93,11 +92,9 @@ def test_sigkill_once_in_every_stage(smoke_store: Path, home: Path, tmp_path: Pa
 
 
 def test_ctrl_c_once_stops_and_the_same_command_goes_on(
-    smoke_store: Path, home: Path, served: Served, tmp_path: Path
+    home: Path, served: Served, store: Path
 ) -> None:
     """Also where the work is a child of a shared fork server, which stays."""
-    store = tmp_path / "store"
-    shutil.copytree(smoke_store, store)
     there = committed(store)
     command = ("teacher-grpo", "--set", "teacher_sft.learning_rate=2e-3")
     process = start(store, environment(home), *command)
@@ -123,6 +120,6 @@ def interrupt(
                 time.sleep(0.1)
             process.send_signal(signal.SIGINT)
             break
-    said, _ = process.communicate(timeout=90)
-    assert process.returncode == 130, said
-    assert "the same command goes on" in said and "Traceback" not in said
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode == 130, output
+    assert "the same command continues" in output and "Traceback" not in output

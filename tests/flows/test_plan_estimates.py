@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.deployments import full_pipeline
-from flows.request import Request
+from flows.planning import Plan
 from rlt_core.errors import UserError
 from rlt_core.estimate import estimates
 from rlt_core.experiments import targets
@@ -24,8 +24,8 @@ def store(tmp_path: Path) -> str:
     return str(tmp_path / "store")
 
 
-def test_plan_shows_what_nodes_take(rlt, store):
-    shown = rlt("plan", "--profile", "paper-7b", "--store", store)
+def test_plan_shows_what_nodes_take(rlt_inside, store):
+    shown = rlt_inside("plan", "--profile", "paper-7b", "--store", store)
     assert shown.returncode == 0, shown.stderr
     lines = shown.stdout.splitlines()
     (teacher,) = [line for line in lines if line.startswith("teacher-sft@0") and " GB" in line]
@@ -41,18 +41,18 @@ def test_plan_shows_what_nodes_take(rlt, store):
     assert "…" not in shown.stdout
 
 
-def test_estimates_of_a_cpu_are_shown_when_asked_for(rlt, store):
-    plain = rlt("plan", "--store", store)
+def test_estimates_of_a_cpu_are_shown_when_asked_for(rlt_inside, store):
+    plain = rlt_inside("plan", "--store", store)
     assert "tokens" not in plain.stdout and plain.returncode == 0
-    asked = rlt("plan", "--store", store, "--estimates")
+    asked = rlt_inside("plan", "--store", store, "--estimates")
     lines = [line for line in asked.stdout.splitlines() if line.startswith("teacher-sft@0 ")]
     teacher = lines[1]  # the first is of the nodes and their keys
     assert teacher.split()[1:3] == ["358", "k"] and "-" in teacher
     assert "On a CPU no hours are estimated" in asked.stdout
 
 
-def test_json_carries_estimates(rlt, store):
-    shown = rlt("plan", "--profile", "paper-7b", "--store", store, "--json")
+def test_json_carries_estimates(rlt_inside, store):
+    shown = rlt_inside("plan", "--profile", "paper-7b", "--store", store, "--json")
     nodes = {node["name"]: node for node in json.loads(shown.stdout)}
     teacher = nodes["teacher-grpo@0"]
     assert teacher["hit"] is False
@@ -63,35 +63,35 @@ def test_json_carries_estimates(rlt, store):
     assert estimate["gpu_hours"] == pytest.approx(8 * estimate["wall_hours"])
 
 
-def test_a_plan_needs_no_name_of_a_server_and_a_run_does(rlt, store):
+def test_a_plan_needs_no_name_of_a_server_and_a_run_does(rlt_inside, store):
     for profile in ("paper-32b", "paper-32b-1k"):
-        shown = rlt("plan", "--profile", profile, "--store", store)
+        shown = rlt_inside("plan", "--profile", profile, "--store", store)
         assert shown.returncode == 0, shown.stderr
         assert "vllm_server=http://HOST:8000" in shown.stdout
-    refused = rlt("run", "--profile", "paper-32b", "--store", store)
+    refused = rlt_inside("run", "--profile", "paper-32b", "--store", store)
     assert refused.returncode == 2
     assert "--set resources.stages.student-grpo.vllm_server=http://HOST:8000" in refused.stderr
 
 
-def test_the_rank_ablation_of_the_paper_is_a_target_of_its_own(rlt, store):
-    shown = rlt("plan", "rank-ablation", "--profile", "paper-7b", "--store", store)
+def test_the_rank_ablation_of_the_paper_is_a_target_of_its_own(rlt_inside, store):
+    shown = rlt_inside("plan", "rank-ablation", "--profile", "paper-7b", "--store", store)
     assert shown.returncode == 0 and "student-sft (145)" in shown.stdout
-    refused = rlt("plan", "rank-statistics", "--profile", "paper-7b", "--store", store)
+    refused = rlt_inside("plan", "rank-statistics", "--profile", "paper-7b", "--store", store)
     assert refused.returncode == 2 and "`rank-ablation` has" in refused.stderr
 
 
 @pytest.mark.parametrize("command", ["plan", "run"])
-def test_what_the_machines_have_no_room_for_is_refused(rlt, store, command):
+def test_what_the_machines_have_no_room_for_is_refused(rlt_inside, store, command):
     small = ("--set", "resources.disk_gb=300")
-    refused = rlt(command, "teacher-grpo", "--profile", "paper-7b", "--store", store, *small)
+    refused = rlt_inside(command, "teacher-grpo", "--profile", "paper-7b", "--store", store, *small)
     assert refused.returncode == 2
     assert "and 300 GB are free; checkpoint less often: --set" in refused.stderr
     assert not Store(str(store)).manifests()
 
 
 @pytest.mark.parametrize("command", ["plan", "run"])
-def test_what_cannot_fit_is_refused(rlt, store, command):
-    refused = rlt(command, "--profile", "paper-7b", "--store", store, *MISFIT)
+def test_what_cannot_fit_is_refused(rlt_inside, store, command):
+    refused = rlt_inside(command, "--profile", "paper-7b", "--store", store, *MISFIT)
     assert refused.returncode == 2
     assert "teacher-sft@0 needs 170.2 GiB of a GPU" in refused.stderr
     assert "--set resources.stages.teacher-sft.sharding=fsdp" in refused.stderr
@@ -102,12 +102,11 @@ def test_what_cannot_fit_is_refused(rlt, store, command):
 def test_what_is_in_the_store_already_is_not_refused(smoke_store):
     """A layout matters to what is still to be computed."""
     tight = ("resources.device=cuda", "resources.gpu_gib=0.0001")
-    request = Request(
-        target="full-pipeline", profile="smoke", overrides=tight, store=str(smoke_store)
-    )
-    assert all(item.hit for item in request.plan())
+    finished = Plan.of("full-pipeline", "smoke", tight, store=str(smoke_store))
+    assert not finished.missing
+    finished.require_computable()
     with pytest.raises(UserError, match="cannot run"):
-        Request(**{**request.model_dump(), "target": "table-1"}).plan()
+        Plan.of("table-1", "smoke", tight, store=str(smoke_store)).require_computable()
 
 
 def test_estimates_of_a_finished_run(smoke_store):

@@ -1,8 +1,7 @@
-"""Longest first, and a budget that no node exceeds."""
+"""Batches, the order of nodes, and a budget that no node exceeds."""
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from pathlib import Path
@@ -12,43 +11,77 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.cores import Cores
-from flows.schedule import Budget, hours, longest_ways
-from rlt_core.estimate import NodeEstimate, estimates
-from rlt_core.experiments import targets
-from rlt_core.graph import upstream
-from rlt_core.overrides import load_config
+from flows.planning import Plan
+from flows.schedule import Budget, PrioritySemaphore, by_stage, critical_paths, hours, title_of
+from rlt_core.estimate import NodeEstimate
 from rlt_core.store import Store
 from tests.flows.conftest import Rlt
 
-CONFIG = load_config("tiny")
-NODES = upstream(targets("full-pipeline", CONFIG))
-FOUND = estimates(CONFIG, NODES)
+PLAN = Plan.of("full-pipeline", "tiny", ["seeds=[0,1]"], store="/nonexistent")
+SPECS = PLAN.specs()
 
 
-def test_nothing_that_reads_a_node_has_a_longer_way_to_the_end() -> None:
-    ways = longest_ways(NODES, {key: hours(found) for key, found in FOUND.items()})
-    assert ways.keys() == {node.key for node in NODES}
-    for node in NODES:
+# ---------------------------------------------------------------- batches
+@given(
+    st.integers(1, 20), st.sets(st.sampled_from(sorted(spec.key for spec in SPECS)), max_size=40)
+)
+def test_every_missing_node_is_sent_once_after_its_inputs(size: int, hits: set[str]) -> None:
+    missing = [
+        spec.model_copy(
+            update={"resources": spec.resources.model_copy(update={"nodes_per_run": size})}
+        )
+        for spec in SPECS
+        if spec.key not in hits
+    ]
+    sent = set(hits)
+    for batch in by_stage(missing):
+        assert 1 <= len(batch) <= size
+        assert len({spec.stage for spec in batch}) == 1
+        assert {ref.key for spec in batch for ref in spec.inputs.values()} <= sent
+        keys = [spec.key for spec in batch]
+        assert not sent & set(keys)
+        sent |= set(keys)
+    assert sent >= {spec.key for spec in missing}
+
+
+def test_sixteen_students_are_two_runs_and_a_batch_of_one_has_the_nodes_name() -> None:
+    students = [
+        spec
+        for spec in SPECS
+        if spec.stage == "student-sft" and "[rank-" in spec.label and spec.seed == 0
+    ]
+    assert [title_of(batch) for batch in by_stage(students)] == ["8 student-sft", "8 student-sft"]
+    assert title_of(SPECS[:1]) == SPECS[0].name
+
+
+# ---------------------------------------------------------------- order
+def test_no_node_has_a_longer_path_to_the_end_than_its_inputs() -> None:
+    lengths = {key: hours(found) for key, found in PLAN.estimates.items()}
+    paths = critical_paths(PLAN.missing, lengths)
+    assert paths.keys() == lengths.keys()
+    for node in PLAN.missing:
         for parent in node.inputs.values():
-            least = ways[node.key] + hours(FOUND[parent.key])
-            assert ways[parent.key] >= least - 1e-12
-    names = sorted(NODES, key=lambda node: -ways[node.key])
-    assert names[0].stage.name == "dataset-prep", "all begins there"
-    grpo = next(node for node in NODES if node.stage.name == "teacher-grpo")
-    students = [n for n in NODES if n.stage.name == "student-sft" and n.variant == "dataset"]
-    assert all(ways[grpo.key] > ways[student.key] for student in students)
+            assert paths[parent.key] >= paths[node.key] + lengths[parent.key] - 1e-12
+    first = max(PLAN.missing, key=lambda node: paths[node.key])
+    assert first.stage.name == "dataset-prep"
+    grpo = next(node for node in PLAN.missing if node.stage.name == "teacher-grpo")
+    students = [
+        node
+        for node in PLAN.missing
+        if node.stage.name == "student-sft" and node.variant == "dataset"
+    ]
+    assert all(paths[grpo.key] > paths[student.key] for student in students)
 
 
-def test_cores_go_to_the_highest_priority_that_waits() -> None:
-    cores, order = Cores(1), list[int]()
+def test_slots_go_to_the_highest_priority_that_waits() -> None:
+    slots, order = PrioritySemaphore(1), list[int]()
 
     def work(priority: int) -> None:
-        with cores.take(1, priority):
+        with slots.take(1, priority):
             order.append(priority)
 
     threads = [threading.Thread(target=work, args=[priority]) for priority in (1, 3, 2)]
-    with cores.take(1):
+    with slots.take(1):
         for thread in threads:
             thread.start()
             time.sleep(0.05)
@@ -57,65 +90,11 @@ def test_cores_go_to_the_highest_priority_that_waits() -> None:
     assert order == [3, 2, 1]
 
 
-def budget_of(limit: float, needs: dict[str, float | None], gpus: int = 8) -> Budget:
-    found = {key: NodeEstimate(gpu_hours=need) for key, need in needs.items()}
-    return Budget(limit, found, {key: 0 if key == "cpu" else gpus for key in needs})
-
-
-@given(st.lists(st.floats(0, 10), min_size=1, max_size=20), st.floats(0, 30))
-def test_what_is_under_way_never_exceeds_the_budget(needs: list[float], limit: float) -> None:
-    budget = budget_of(limit, {str(i): need for i, need in enumerate(needs)})
-    admitted = [need for i, need in enumerate(needs) if budget.admit(str(i)) is None]
-    assert sum(admitted) <= limit + 1e-9
-    assert not needs or (needs[0] <= limit) == (bool(admitted) and admitted[0] == needs[0])
-
-
-def test_what_a_node_really_took_counts() -> None:
-    budget = budget_of(10, {"a": 6, "b": 6, "c": 5})
-    assert budget.admit("a") is None
-    refused = budget.admit("b")
-    assert refused and "takes about 6 GPU-hours, and of 10 there are 4 left" in refused
-    budget.settle("a", gpu_seconds=2 * 3600)
-    assert budget.spent == pytest.approx(2)
-    assert budget.admit("b") is None
-    assert budget.admit("c")
-
-
-def test_a_node_that_failed_has_taken_all_its_gpus_meanwhile() -> None:
-    budget = budget_of(10, {"a": 1}, gpus=8)
-    assert budget.admit("a") is None
-    time.sleep(0.05)
-    budget.settle("a", gpu_seconds=None)
-    assert 8 * 0.05 / 3600 <= budget.spent < 8 * 5 / 3600
-
-
-def test_a_node_on_gpus_of_unknown_size_does_not_begin_under_a_budget() -> None:
-    budget = budget_of(10, {"a": None, "cpu": None})
-    assert "rlt fetch" in (budget.admit("a") or "")
-    assert budget.admit("cpu") is None
-
-
-def test_a_run_stops_before_the_node_that_would_exceed_it(
-    rlt: Rlt, smoke_store: Path, tmp_path: Path
-) -> None:
-    store = tmp_path / "store"
-    shutil.copytree(smoke_store, store)
-    changed = ["--set", "teacher_sft.steps=2", "--set", "resources.stages.teacher-sft.device=cuda"]
-    done = rlt("run", "teacher-sft", "--profile", "smoke", "--store", str(store), *changed,
-               "--budget-gpu-hours", "0")  # fmt: skip
-    said = " ".join((done.stdout + done.stderr).split())
-    assert done.returncode == 1, said
-    assert "over budget teacher-sft@0: it takes about" in said
-    assert "Traceback" not in said
-
-
 @pytest.mark.parametrize("gpus", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_nodes_run_side_by_side_while_there_are_gpus(
-    gpus: int, rlt: Rlt, smoke_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gpus: int, rlt: Rlt, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu_driver.install(tmp_path, gpus, monkeypatch)
-    store = tmp_path / "store"
-    shutil.copytree(smoke_store, store)
     done = rlt("run", "teacher-sft", "--profile", "smoke", "--store", str(store),
                "--set", "seeds=[1,2]", "--set", "resources.cores=1")  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -125,3 +104,48 @@ def test_nodes_run_side_by_side_while_there_are_gpus(
         key=lambda manifest: manifest.started_at,
     )
     assert (first.finished_at <= second.started_at) == (gpus == 1)
+
+
+# ---------------------------------------------------------------- budget
+def budget_of(limit: float, needs: dict[str, float | None]) -> Budget:
+    return Budget(
+        limit,
+        {key: NodeEstimate(gpu_hours=need, gpus=8, on_gpu=key != "cpu") for key, need in needs.items()},
+    )
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=20), st.floats(0, 30))
+def test_running_nodes_never_exceed_the_budget(needs: list[float], limit: float) -> None:
+    budget = budget_of(limit, {str(i): need for i, need in enumerate(needs)})
+    admitted = [need for i, need in enumerate(needs) if budget.admit(str(i)) is None]
+    assert sum(admitted) <= limit + 1e-9
+    assert (needs[0] <= limit) == (bool(admitted) and admitted[0] == needs[0])
+
+
+def test_ended_nodes_count_as_measured() -> None:
+    budget = budget_of(10, {"a": 6, "b": 6, "c": 5})
+    assert budget.admit("a") is None
+    assert "takes about 6 GPU-hours; 4 of 10 are left" in (budget.admit("b") or "")
+    budget.settle("a", gpu_seconds=2 * 3600)
+    assert budget.spent == pytest.approx(2)
+    assert budget.admit("b") is None and budget.admit("c")
+    # Without a manifest: all its GPUs since it was admitted.
+    time.sleep(0.05)
+    budget.settle("b", gpu_seconds=None)
+    assert 8 * 0.05 / 3600 <= budget.spent - 2 < 8 * 5 / 3600
+
+
+def test_a_node_of_unknown_cost_starts_under_a_budget_only_on_a_cpu() -> None:
+    budget = budget_of(10, {"a": None, "cpu": None})
+    assert "rlt fetch" in (budget.admit("a") or "")
+    assert budget.admit("cpu") is None
+
+
+def test_a_run_ends_before_the_node_that_would_exceed_the_budget(rlt: Rlt, store: Path) -> None:
+    changed = ["--set", "teacher_sft.steps=2", "--set", "resources.stages.teacher-sft.device=cuda"]
+    done = rlt("run", "teacher-sft", "--profile", "smoke", "--store", str(store), *changed,
+               "--budget-gpu-hours", "0")  # fmt: skip
+    output = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 1, output
+    assert "over budget teacher-sft@0: it takes about" in output
+    assert "Traceback" not in output

@@ -1,46 +1,90 @@
-"""A stage's work shared by several processes: the same results, one owner, no process left."""
+"""A node's work shared by processes, machines or attempts: the same results as of one process."""
 
 from __future__ import annotations
 
-import shutil
-import signal
-import subprocess
+import json
 import time
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from rlt_core.experiments import targets
+from rlt_core.graph import upstream
+from rlt_core.overrides import load_config
 from rlt_core.rows import read_rows
 from rlt_core.store import Manifest, Store
-from tests.flows.conftest import COMMAND, Rlt, environment
+from tasks.child_process import ChildProcesses
+from tasks.execute import execute_node
+from tasks.stage import NodeSpec
+from tests.flows.conftest import Rlt, forget
 
-TWO = ("--set", "resources.processes=2")
+TWO = "resources.processes=2"
+MACHINES = "resources.machines=2"
 EXACT = {"question_id", "trace_id", "sample", "status", "rank", "think_tokens", "step", "tokens"}
+SFT = ["step", "loss", "grad_norm", "learning_rate", "tokens"]
+GRPO = ["step", "loss", "reward", "reward_std", "r_ss", "r_kl", "completion_tokens"]
+EVALUATION = "evaluation[base]"
 
 
-@pytest.fixture
-def store(smoke_store: Path, tmp_path: Path) -> Path:
-    copy = tmp_path / "store"
-    shutil.copytree(smoke_store, copy)
-    return copy
+def specs(store: Path, name: str, *overrides: str) -> list[NodeSpec]:
+    """A node of the full pipeline as it is sent to each of its machines."""
+    config = load_config("smoke", overrides)
+    [found] = [one for one in upstream(targets("full-pipeline", config)) if one.name == name]
+    resources = config.resources.of(found.stage.name)
+    spec = NodeSpec.of(found, str(store), "smoke", resources)
+    machines = found.stage.machines(resources)
+    sent = uuid4().hex if machines > 1 else ""
+    return [spec.model_copy(update={"machine": i, "sent": sent}) for i in range(machines)]
 
 
-def forget(store: Path, name: str) -> Manifest:
-    """Take an artifact out of the store, as if it had never been made."""
-    opened = Store(str(store))
-    manifest = opened.find(f"smoke/{name}")
-    opened.remove(manifest.ref)
-    return manifest
+def run(spec: NodeSpec, shares: list[float] | None = None) -> Manifest | None:
+    """Compute a node in a child process; `shares` receives how much of it is done."""
+
+    def progress(done: int, total: int, _: object) -> None:
+        if shares is not None and total:
+            shares.append(done / total)
+
+    return execute_node(spec, ChildProcesses([]), progress, lambda _: None)
 
 
-def rows(store: Path, manifest: Manifest, table: str) -> list[dict[str, Any]]:
+class Machines:
+    """Two runs that share a node, each with children of its own."""
+
+    def __init__(self, pool: ThreadPoolExecutor, parts: list[NodeSpec]) -> None:
+        self.children = [ChildProcesses([]), LocalChildren([])]
+        self._pool, self._parts = pool, parts
+
+    def start(self, machine: int) -> Future[Manifest | None]:
+        part, children = self._parts[machine], self.children[machine]
+        return self._pool.submit(execute_node, part, children, lambda *_: None, lambda _: None)
+
+
+def folder(store: Path, manifest: Manifest) -> Path:
+    """The files that a store has under the key of an artifact."""
     opened = Store(str(store))
     found = opened.manifest(manifest.ref.kind, manifest.ref.key)
     assert found is not None
-    return read_rows(opened.local(found), table)
+    return opened.local(found)
+
+
+def rows(store: Path, manifest: Manifest, table: str) -> list[dict[str, Any]]:
+    return read_rows(folder(store, manifest), table)
+
+
+def tables(store: Path, manifest: Manifest) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder(store, manifest).glob("*.parquet")}
+
+
+def shards(store: Path, key: str) -> dict[str, dict[str, Any]]:
+    """Name -> manifest of a committed shard."""
+    found = (store / "work" / key / "shards").glob("*/manifest.json")
+    return {path.parent.name: json.loads(path.read_text()) for path in found}
 
 
 def assert_same(
@@ -54,155 +98,149 @@ def assert_same(
             assert second[name] == expected, name
 
 
-def test_two_processes_train_write_and_score_as_one_does(
+# ---------------------------------------------------------------- processes
+def test_two_processes_train_generate_and_score_as_one_does(
     rlt: Rlt, smoke_store: Path, store: Path
 ) -> None:
     teacher, traces, scores = (
         forget(store, name)
         for name in ("teacher-sft@0", "trace-generation[rlt]@0", "trace-scoring[rlt]@0")
     )
-    done = rlt("run", "--profile", "smoke", "--store", str(store), *TWO,
+    done = rlt("run", "--profile", "smoke", "--store", str(store), "--set", TWO,
                "--set", "resources.shard_questions=3")  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert_same(
-        rows(smoke_store, teacher, "train_steps"), rows(store, teacher, "train_steps"),
-        ["step", "loss", "grad_norm", "learning_rate", "tokens"],
-    )  # fmt: skip
+    for manifest, table, columns in (
+        (teacher, "train_steps", SFT),
+        (scores, "scores", ["trace_id", "status", "reward", "r_ss", "r_kl", "rank"]),
+    ):
+        assert_same(rows(smoke_store, manifest, table), rows(store, manifest, table), columns)
     assert rows(smoke_store, traces, "traces") == rows(store, traces, "traces")
-    assert_same(
-        rows(smoke_store, scores, "scores"), rows(store, scores, "scores"),
-        ["trace_id", "status", "reward", "r_ss", "r_kl", "rank"],
-    )  # fmt: skip
     made = Store(str(store)).find("smoke/teacher-sft@0")
     assert (made.threads, made.gpu_seconds) == (2, 0), "of both processes"
 
 
 @pytest.mark.slow
-def test_two_processes_reward_and_update_as_one_does(
-    rlt: Rlt, smoke_store: Path, store: Path
+@pytest.mark.parametrize(
+    ("stage", "sharding", "columns"),
+    [("teacher-grpo", "none", GRPO), ("teacher-grpo", "fsdp", GRPO), ("teacher-sft", "fsdp", SFT)],
+)
+def test_two_processes_update_as_one_does(
+    rlt: Rlt, smoke_store: Path, store: Path, stage: str, sharding: str, columns: list[str]
 ) -> None:
-    """The same completions are drawn, since each has a seed of its own."""
-    teacher = forget(store, "teacher-grpo@0")
-    done = rlt("run", "teacher-grpo", "--profile", "smoke", "--store", str(store), *TWO)
+    """Also the sampled completions are the same, since each has a seed of its own."""
+    teacher = forget(store, f"{stage}@0")
+    done = rlt("run", stage, "--profile", "smoke", "--store", str(store), "--set", TWO,
+               "--set", f"resources.sharding={sharding}")  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert_same(
-        rows(smoke_store, teacher, "train_steps"), rows(store, teacher, "train_steps"),
-        ["step", "loss", "reward", "reward_std", "r_ss", "r_kl", "completion_tokens"],
-    )  # fmt: skip
+    steps = rows(smoke_store, teacher, "train_steps"), rows(store, teacher, "train_steps")
+    assert_same(*steps, columns)
+    if sharding == "fsdp":
+        one, two = (
+            load_file(folder(place, teacher) / "model" / "model.safetensors")
+            for place in (smoke_store, store)
+        )
+        assert one.keys() == two.keys()
+        for name, tensor in one.items():
+            torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow
-def test_a_batch_that_cannot_be_shared_is_one_line(rlt: Rlt, store: Path) -> None:
-    forget(store, "student-sft[rlt]@0")
-    done = rlt("run", "student-sft", "--profile", "smoke", "--store", str(store),
-               "--set", "resources.processes=3")  # fmt: skip
-    assert done.returncode == 2
-    said = " ".join((done.stdout + done.stderr).split())
-    assert "a batch of 4 cannot be shared by 3 processes" in said
-    assert "Traceback" not in said
+def test_an_evaluation_has_the_same_bytes(smoke_store: Path, store: Path) -> None:
+    """Shared by two processes, and taken up from the shards that another machine left."""
+    whole = forget(store, EVALUATION)
+    [shared] = specs(store, EVALUATION, TWO, "resources.shard_questions=1")
+    made = run(shared)
+    assert made and made.ref == whole.ref and made.metrics == whole.metrics
+    assert sorted(tables(store, made)) == ["eval_samples.parquet", "eval_scores.parquet"]
+    assert tables(store, made) == tables(smoke_store, whole)
+    assert made.threads == 2 * whole.threads, "of both processes"
+
+    forget(store, EVALUATION)
+    first, second = specs(store, EVALUATION, MACHINES)
+    assert run(second) is None
+    left = shards(store, first.key)
+    assert left and all(shard["metrics"]["machine"] == 1 for shard in left.values())
+    assert not Store(str(store)).manifest("evaluation", first.key)
+    made = run(first)
+    assert made and tables(store, made) == tables(smoke_store, whole)
 
 
-# ---------------------------------------------------------------- faults
-LONG = ("--set", "teacher_sft.steps=4000", "--set", "resources.checkpoint_every_steps=5")
-
-
-def start(store: Path, home: Path) -> subprocess.Popen[str]:
-    """A run whose warm-up takes two processes a minute or more."""
-    command = [*COMMAND, "run", "teacher-sft", "--profile", "smoke", "--store", str(store), *TWO]
-    return subprocess.Popen(
-        [*command, *LONG], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=environment(home),
-    )  # fmt: skip
-
-
-def shares(store: Path, timeout_s: float = 120) -> list[psutil.Process]:
-    """The processes that share the work, once they have left a new checkpoint."""
-    deadline, before = time.monotonic() + timeout_s, checkpoints(store)
-    while not (checkpoints(store) - before and len(found := running_shares()) == 2):
-        assert time.monotonic() < deadline, "no checkpoint"
-        time.sleep(0.2)
-    return found
-
-
-def checkpoints(store: Path) -> set[Path]:
-    return set((store / "work").glob("*/checkpoints/*/manifest.json"))
-
-
-def running_shares() -> list[psutil.Process]:
-    return [one for one in psutil.process_iter(["cmdline"]) if is_share(one)]
-
-
-def is_share(process: psutil.Process) -> bool:
-    line = process.info["cmdline"] or []
-    return "tasks.distributed" in line and "torch.distributed.run" not in line
-
-
-def assert_gone(processes: Iterable[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(processes, timeout=45)
-    assert not alive
+FORCED = ('evaluation.budget={"max_thinking_tokens": 4, "continuations": 1}',
+          "evaluation.n=2", 'evaluation.samples={"countdown": 5}')  # fmt: skip
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_both_at_a_checkpoint_and_the_same_command_goes_on(
-    store: Path, home: Path
+def test_budget_forcing_and_numbers_of_completions_are_shared_alike(store: Path) -> None:
+    [one] = specs(store, EVALUATION, *FORCED)
+    alone = run(one)
+    assert alone
+    before = tables(store, alone)
+    counts = {task: 0 for task in ("test", "countdown")}
+    for row in rows(store, alone, "eval_samples"):
+        counts[row["task"]] += 1
+    assert counts == {"test": 6 * 2, "countdown": 6 * 5}
+    Store(str(store)).remove(alone.ref)
+    [two] = specs(store, EVALUATION, *FORCED, TWO, "resources.shard_questions=1")
+    both = run(two)
+    assert both and both.ref == alone.ref
+    assert tables(store, both) == before
+
+
+# ---------------------------------------------------------------- machines
+def test_shards_that_another_machine_left_are_the_nodes(smoke_store: Path, store: Path) -> None:
+    traces = forget(store, "trace-generation[rlt]@0")
+    first, second = specs(store, "trace-generation[rlt]@0", MACHINES, "resources.shard_questions=2")
+    assert run(second) is None
+    assert not Store(str(store)).manifest(traces.ref.kind, traces.ref.key)
+    assert run(first)
+    assert rows(smoke_store, traces, "traces") == rows(store, traces, "traces")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "sharding"), [(1, "none"), (1, "fsdp"), (2, "none"), (2, "hybrid")]
+)
+def test_two_machines_train_as_one_does(
+    smoke_store: Path, store: Path, processes: int, sharding: str
 ) -> None:
-    process = start(store, home)
-    both = shares(store)
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=90)
-    assert process.returncode == 130, said
-    assert "the same command goes on" in said and "Traceback" not in said
-    assert_gone(both)
-    again = start(store, home)
-    shares(store)
-    again.send_signal(signal.SIGINT)
-    said, _ = again.communicate(timeout=90)
-    assert again.returncode == 130, said
+    teacher = forget(store, "teacher-sft@0")
+    layout = [MACHINES, f"resources.processes={processes}", f"resources.sharding={sharding}"]
+    with ThreadPoolExecutor(2) as pool:
+        machines = Machines(pool, specs(store, "teacher-sft@0", *layout))
+        other = machines.start(1)  # it waits for the first
+        time.sleep(1)
+        assert machines.start(0).result(200) is not None
+        assert other.result(60) is None
+    steps = rows(smoke_store, teacher, "train_steps"), rows(store, teacher, "train_steps")
+    assert_same(*steps, SFT)
 
 
-@pytest.mark.slow
-def test_a_signal_to_every_process_stops_all_at_a_checkpoint(store: Path, home: Path) -> None:
-    """Slurm sends its warning to whatever a job has started."""
-    process = start(store, home)
-    both = shares(store)
-    agent = both[0].parent()
-    assert agent is not None
-    owner = agent.parent()
-    assert owner is not None
-    for each in (*both, agent, owner):
-        each.terminate()
-    said, _ = process.communicate(timeout=90)
-    assert process.returncode == 130, said
-    assert "Traceback" not in said
-    assert_gone(both)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("torchrun", ["quick", "slow"])
-def test_one_killed_process_ends_the_other_and_the_run(
-    store: Path, home: Path, torchrun: str
+# ---------------------------------------------------------------- refused
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        (
+            ["resources.machines=2", "teacher_sft.steps=7"],
+            ["takes as many runs of a worker pool", "resources.stages.teacher-sft.machines=1"],
+        ),
+        pytest.param(
+            ["resources.processes=3", "teacher_sft.steps=7"],
+            ["a batch of 8 cannot be shared by 3 processes"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["resources.sharding=fsdp", "teacher_sft.steps=7"],
+            ["sharding=fsdp shares a model out", "teacher-sft.processes"],
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_layout_that_cannot_be_shared_is_refused_in_one_line(
+    rlt: Rlt, store: Path, changes: list[str], messages: list[str]
 ) -> None:
-    """Where torchrun does not end the other at once, that fails, too, but for the first's death."""
-    process = start(store, home)
-    one, other = shares(store)
-    agent = one.parent()
-    assert agent is not None
-    if torchrun == "slow":
-        agent.suspend()
-    one.kill()
-    said, _ = process.communicate(timeout=90)
-    assert process.returncode == 1
-    assert "one of the processes that shared the work died" in said
-    assert_gone([one, other])
-
-
-@pytest.mark.slow
-def test_processes_die_with_their_owner(store: Path, home: Path) -> None:
-    process = start(store, home)
-    both = shares(store)
-    owners = [one for one in psutil.Process(process.pid).children(recursive=True)]
-    for owner in [psutil.Process(process.pid), *owners]:
-        if owner not in both:
-            owner.kill()
-    process.communicate(timeout=90)
-    assert_gone(both)
+    sets = [word for change in changes for word in ("--set", change)]
+    done = rlt("run", "teacher-sft", "--profile", "smoke", "--store", str(store), *sets)
+    output = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 2, output
+    assert all(message in output for message in messages), output
+    assert "Traceback" not in output

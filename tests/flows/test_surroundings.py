@@ -1,4 +1,4 @@
-"""What the machine does to a command: each ends in one line, with its status, and goes on later."""
+"""Faults of the machine end a command in one line with its status; the same command goes on."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def run(
     return subprocess.run(words, capture_output=True, text=True, env=own)
 
 
-def one_line(done: subprocess.CompletedProcess[str], status: int, *said: str) -> None:
+def one_line(done: subprocess.CompletedProcess[str], status: int, *parts: str) -> None:
     assert done.returncode == status, done.stderr
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("rlt: ") and all(part in line for part in said), line
+    assert line.startswith("rlt: ") and all(part in line for part in parts), line
 
 
 @pytest.mark.parametrize("command", ["artifacts list", "sql select(1) --json", "--version"])
-def test_an_output_that_cannot_be_written_is_said(command: str, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_is_named(command: str, tmp_path: Path) -> None:
     store = {"RLT_STORE": str(tmp_path / "store")}
     (tmp_path / "store").mkdir()
     words = command.replace("--json", "--format json").split()
@@ -41,7 +41,7 @@ def test_an_output_that_cannot_be_written_is_said(command: str, tmp_path: Path) 
     assert "Traceback" not in run(*words, redirected="| true", **store).stderr
 
 
-def test_a_deleted_working_directory_is_said(tmp_path: Path) -> None:
+def test_a_deleted_working_directory_is_named(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     done = subprocess.run(
@@ -52,7 +52,7 @@ def test_a_deleted_working_directory_is_said(tmp_path: Path) -> None:
     one_line(done, 2, "working directory was deleted")
 
 
-def test_a_server_that_is_not_there_is_said(tmp_path: Path) -> None:
+def test_a_server_that_does_not_answer_is_named(tmp_path: Path) -> None:
     api = "http://127.0.0.1:9/api"
     done = run("run", "dataset-prep", "-p", "smoke", "--store", str(tmp_path), PREFECT_API_URL=api)
     one_line(done, 2, f"PREFECT_API_URL={api}")
@@ -94,12 +94,12 @@ def fill(disk: Path, left: int) -> Path:
     return file
 
 
-@pytest.mark.parametrize("place", ["store", "TMPDIR"])
+@pytest.mark.parametrize("place", ["store", pytest.param("TMPDIR", marks=pytest.mark.slow)])
 def test_a_full_disk_is_named_and_the_same_command_goes_on(
     rlt: Rlt, served: Served, disk: Path, tmp_path: Path, place: str
 ) -> None:
     store = (disk if place == "store" else tmp_path) / "store"
-    # The disk is said to be large: what is tested is a disk that fills up after the plan.
+    # Declared large: the disk is to fill up after the plan.
     large = ["--set", "resources.disk_gb=1"]
     command = ["run", "teacher-sft", "-p", "smoke", "--store", str(store), *large]
     made = rlt("run", "base-model", *command[2:])

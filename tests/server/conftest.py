@@ -60,14 +60,14 @@ class Server:
         )
 
     def up(self, *arguments: str) -> str:
-        """`rlt up`; returns what it said."""
+        """Run `rlt up`; return its output."""
         port, store = str(self.port), str(self.store)
         done = self.rlt("up", "--port", port, "--store", store, *arguments)
         assert done.returncode == 0, done.stdout + done.stderr + self.logs()
         return done.stdout
 
     def logs(self) -> str:
-        """What its processes wrote."""
+        """The ends of the logs of its processes."""
         return "\n".join(
             f"== {log.name}\n{log.read_text()[-3000:]}" for log in self.home.glob("*.log")
         )

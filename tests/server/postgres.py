@@ -59,7 +59,7 @@ def serve(folder: Path) -> Iterator[str]:
 
 
 def query(address: str, sql: str) -> str:
-    """What psql prints for a query: rows by line, columns by |."""
+    """The output of psql for a query: a line per row, columns separated by |."""
     there = binaries()
     assert there
     psql = shutil.which("psql") or str(there / "psql")

@@ -69,7 +69,7 @@ class Cluster:
     def run(
         self, *command: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
     ) -> str:
-        """What a command of Slurm prints."""
+        """The output of a Slurm command."""
         environment = {**(env or os.environ), "SLURM_CONF": str(self.folder / "slurm.conf")}
         done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -90,7 +90,7 @@ class Cluster:
                 time.sleep(1)
 
     def logs(self) -> str:
-        """What its daemons wrote."""
+        """The logs of its daemons."""
         return "\n".join(
             f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}"
             for log in sorted(self.folder.glob("*.log"))

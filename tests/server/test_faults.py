@@ -1,4 +1,4 @@
-"""What goes wrong on a server: failures, cancellation, killed processes, workers and machines."""
+"""Faults on a server: failures, cancellation, killed processes, workers and machines."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_childs_death_is_the_parents_and_a_retry_goes_on(
 
 
 @pytest.mark.slow
-def test_a_childs_mistake_is_the_parents_and_a_retry_goes_on_once_it_is_mended(
+def test_a_childs_mistake_is_the_parents_and_a_retry_goes_on_once_it_is_fixed(
     server: Server, finished: FlowRun
 ) -> None:
     store = server.open_store()

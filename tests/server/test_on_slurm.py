@@ -63,7 +63,7 @@ class Allocations:
         return {each.name for each in found if each.name.startswith("slurm-")}
 
     def story(self) -> str:
-        """What all of them wrote."""
+        """The logs of all of them."""
         jobs = "\n".join(log.read_text()[-5000:] for log in self.folder.glob("rlt-gpu-*.log"))
         return f"{self.server.logs()}\n{self.cluster.logs()}\n{jobs}"
 
@@ -174,7 +174,7 @@ def test_a_node_goes_on_from_where_its_allocation_ended(here: Allocations) -> No
         return max(seen) > stopped
 
     wait_for(went_on, PATIENCE_S)
-    assert min(seen - {stopped}) > stopped - 25, f"{sorted(seen)}: it began anew"
+    assert min(seen - {stopped}) > stopped - 25, f"{sorted(seen)}: it started again"
     second = computing(after=stopped)
     assert second != first
     cluster.run("scancel", second)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
@@ -12,12 +11,11 @@ from prefect.client.schemas.objects import Artifact, FlowRun
 from rlt_core.experiments import targets
 from rlt_core.graph import upstream
 from rlt_core.overrides import load_config
-from rlt_core.stages import STAGES
 from tests.server.conftest import Server
 
 
 def artifacts_of(server: Server, run: FlowRun) -> list[Artifact]:
-    """What stands on the page of a run."""
+    """The artifacts on the page of a run."""
     wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
     with server.client() as client:
         response = client._client.post(
@@ -93,10 +91,3 @@ def test_a_mistake_is_one_line(server: Server) -> None:
     assert run.state and run.state.is_failed()
     assert "data.n_trian" in str(run.state.message)
     assert "Traceback" not in server.log_of(run.id)
-
-
-@pytest.mark.parametrize("stage", sorted(STAGES))
-def test_every_stage_is_deployed_to_its_pool(server: Server, stage: str) -> None:
-    with server.client() as client:
-        found = client.read_deployment_by_name(f"rlt/{stage}")
-    assert found.work_pool_name == STAGES[stage].pool

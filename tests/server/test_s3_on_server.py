@@ -56,9 +56,9 @@ def test_up_with_s3_is_a_store_that_commands_find_and_down_leaves_no_process(
 ) -> None:
     server = new_server(tmp_path)
     try:
-        said = server.rlt("up", "--s3", "--port", str(server.port))
-        assert said.returncode == 0, said.stderr + server.logs()
-        assert "s3://rlt/store" in said.stdout
+        output = server.rlt("up", "--s3", "--port", str(server.port))
+        assert output.returncode == 0, output.stderr + server.logs()
+        assert "s3://rlt/store" in output.stdout
         run = server.finish(server.start("dataset-prep", profile="smoke"))
         assert run.state and run.state.name == "Completed", server.log_of(run.id)
         asked = server.rlt("sql", "--format", "csv", "select stage from artifacts")

@@ -90,18 +90,18 @@ def test_setting_up_again_changes_nothing_and_pools_of_another_type_are_refused(
 
     with server.client() as client:
         before = {one.name: one.id for one in client.read_deployments()}
-        status, said = set_up()
-        assert status == 0, said
-        assert "deployed  all" in said
+        status, output = set_up()
+        assert status == 0, output
+        assert "deployed  all" in output
         assert {one.name: one.id for one in client.read_deployments()} == before
         assert len(client.read_automations_by_name("Crash zombie flow runs")) == 1
-    status, said = set_up("--pools", "kubernetes")
+    status, output = set_up("--pools", "kubernetes")
     assert status == 2
-    assert "pool cpu of type process, not kubernetes" in said
+    assert "pool cpu of type process, not kubernetes" in output
     assert set_up("--pools", "podman") == (
         2, "rlt: --pools podman: choose from process, kubernetes\n",
     )  # fmt: skip
-    status, said = set_up(api="http://127.0.0.1:1/api")
-    assert status == 2 and "127.0.0.1:1" in said and "Traceback" not in said
-    status, said = set_up(api="")
-    assert status == 2 and "PREFECT_API_URL is not set" in said
+    status, output = set_up(api="http://127.0.0.1:1/api")
+    assert status == 2 and "127.0.0.1:1" in output and "Traceback" not in output
+    status, output = set_up(api="")
+    assert status == 2 and "PREFECT_API_URL is not set" in output

@@ -1,11 +1,11 @@
-"""Runs that share a node: when they are waited for."""
+"""Runs that share a node: when the others are waited for."""
 
 from __future__ import annotations
 
 import pytest
 from prefect.states import Completed, Failed, Pending, Running, Scheduled, State
 
-from flows.dispatch import is_assembled
+from flows.executors import is_assembled
 
 
 @pytest.mark.parametrize(

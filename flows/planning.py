@@ -1,0 +1,210 @@
+"""Planning: resolve a config once, build its graph once, and refuse what cannot run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from rlt_core import graph
+from rlt_core.config import Config, StageResources
+from rlt_core.errors import UserError
+from rlt_core.estimate import (
+    NodeEstimate,
+    Machine,
+    estimates,
+    require_fit,
+    require_room,
+    require_servers,
+)
+from rlt_core.experiments import nodes_of_stage, targets
+from rlt_core.experiments.full_pipeline import full_pipeline
+from rlt_core.experiments.nodes import off_policy, with_estimator
+from rlt_core.graph import Node, Planned, key_of, upstream
+from rlt_core.hf_hub import UNPINNED
+from rlt_core.overrides import load_config
+from rlt_core.stages import TraceScoringConfig
+from rlt_core.store import Ref, Store
+from tasks.stage import NodeSpec
+
+SHOWN_NODES = 3
+"""Nodes that an error names."""
+
+
+# ---------------------------------------------------------------- an experiment
+@dataclass(frozen=True)
+class Plan:
+    """Every node that a target of a profile needs, inputs first; in the store or to be computed."""
+
+    target: str
+    profile: str
+    overrides: tuple[str, ...]
+    root: str
+    """The store: a folder or s3://bucket/prefix."""
+    budget_gpu_hours: float | None
+    """No node starts that would take the run beyond it."""
+    config: Config
+    nodes: list[Planned]
+
+    @classmethod
+    def of(
+        cls,
+        target: str,
+        profile: str,
+        overrides: Iterable[str] | None = None,
+        *,
+        store: str,
+        budget_gpu_hours: float | None = None,
+    ) -> Plan:
+        """Resolve the config and look every node up in the store. Raises UserError."""
+        changes = tuple(overrides or ())
+        config = load_config(profile, changes)
+        nodes = graph.plan(targets(target, config), Store(store))
+        return cls(target, profile, changes, store, budget_gpu_hours, config, nodes)
+
+    @property
+    def store(self) -> Store:
+        """The store."""
+        return Store(self.root)
+
+    @cached_property
+    def missing(self) -> list[Node]:
+        """Nodes that the store lacks, inputs first."""
+        return [item.node for item in self.nodes if not item.hit]
+
+    @cached_property
+    def estimates(self) -> dict[str, NodeEstimate]:
+        """Node key -> what the node needs."""
+        return estimates(self.config, [item.node for item in self.nodes], self.store)
+
+    def resources(self, node: Node) -> StageResources:
+        """Where and how a node runs."""
+        return self.config.resources.of(node.stage.name, node.variant)
+
+    def specs(self) -> list[NodeSpec]:
+        """The missing nodes in the form in which they travel."""
+        return [
+            NodeSpec.of(node, self.root, self.profile, self.resources(node))
+            for node in self.missing
+        ]
+
+    def require_computable(self) -> None:
+        """Raises UserError if a missing node cannot fit its machine, samples from a server that has
+        no name, or would be read from the hub without a commit."""
+        self.require_fit()
+        require_servers(self.config, self.missing)
+        self._require_pinned()
+
+    def require_fit(self) -> None:
+        """Raises UserError if missing nodes cannot fit the machines that `resources` describe."""
+        if self.missing:
+            found = require_fit(self.config, self.missing, self.store)
+            require_room(self.config, self.missing, found, self.store)
+
+    def require_room_here(self) -> None:
+        """Raises UserError if this machine lacks the main memory or disk for missing nodes."""
+        files = self.store.files
+        unfinished = [files.local(f"work/{node.key}") for node in self.missing]
+        here = Machine.here(files.local(""), unfinished)
+        require_room(self.config, self.missing, self.estimates, self.store, here)
+
+    def _require_pinned(self) -> None:
+        loose = [node.name for node in self.missing if UNPINNED in node.config.model_dump_json()]
+        if loose:
+            more = len(loose) - SHOWN_NODES
+            raise UserError(
+                f"{', '.join(loose[:SHOWN_NODES])}{f' and {more} more' if more > 0 else ''}: the "
+                "hub is named without a commit, and none is pinned here; "
+                f"`rlt fetch {self.target} --profile {self.profile}` (and the same --set) "
+                "downloads the newest and pins it, or name one: hub:org/name@commit, "
+                "data.revision, evaluation.revisions"
+            )
+
+    def name_artifacts(self, keys: Iterable[str]) -> None:
+        """Let `{profile}/{node}` name the artifacts with these keys from now on."""
+        named, store = set(keys), self.store
+        for node in (item.node for item in self.nodes):
+            name = f"{self.profile}/{node.name}"
+            if node.key in named and store.ref(name) != node.ref:
+                store.set_ref(name, node.ref)
+
+
+# ---------------------------------------------------------------- one stage
+def plan_stage(
+    stage: str,
+    config: Config,
+    variant: str,
+    seed: int | None,
+    inputs: Mapping[str, str],
+    store: Store,
+) -> NodeSpec:
+    """Return a node of a profile's graph that reads committed artifacts: those that `inputs` names
+    (input -> key, unique beginning of a key, or name), and for other inputs the latest run's.
+
+    Raises UserError for an unknown variant, seed or input, for an artifact that is missing or of
+    the wrong kind, and for a layout that cannot fit (checked for the profile's own inputs only).
+    """
+    node = _choose(stage, config, variant, seed)
+    if unknown := sorted(inputs.keys() - node.inputs.keys()):
+        known = ", ".join(node.inputs) or "none"
+        raise UserError(f"{node.name} has no input {unknown[0]!r}; its inputs: {known}")
+    refs = {
+        name: _given(name, inputs[name], parent, store)
+        if name in inputs
+        else _latest(name, parent, config.profile, store)
+        for name, parent in node.inputs.items()
+    }
+    if isinstance(node.config, TraceScoringConfig):
+        traces = store.manifest(refs["traces"].kind, refs["traces"].key)
+        assert traces
+        writer = traces.inputs["teacher"].key if "teacher" in traces.inputs else None
+        reason = off_policy(traces.stage, traces.config, writer, refs["teacher"].key)
+        node = replace(node, config=with_estimator(node.config, config, reason))
+    key = key_of(node.stage, node.config, {name: ref.key for name, ref in refs.items()})
+    if store.manifest(node.stage.kind, key) is None:
+        require_servers(config, [node])
+        if not inputs:
+            require_room(config, [node], require_fit(config, [node], store), store)
+    spec = NodeSpec.of(node, str(store), config.profile, config.resources.of(stage, node.variant))
+    return spec.model_copy(update={"key": key, "inputs": refs})
+
+
+def _choose(stage: str, config: Config, variant: str, seed: int | None) -> Node:
+    """The node of the full pipeline, or if it has none of this variant, of an experiment."""
+    everywhere = nodes_of_stage(stage, config)
+    pipeline = {node.key for node in upstream([full_pipeline(config)])}
+    in_pipeline = [node for node in everywhere if node.key in pipeline]
+    nodes = _of_variant(in_pipeline, variant) or _of_variant(everywhere, variant)
+    if not nodes:
+        variants = ", ".join(sorted({node.variant or "(empty)" for node in everywhere}))
+        raise UserError(f"variant {variant!r}: {stage} of {config.profile} has {variants}")
+    wanted = config.seeds[0] if seed is None else seed
+    for node in nodes:
+        if node.seed in (None, wanted):
+            return node
+    raise UserError(f"seed {wanted}: profile {config.profile} has seeds {list(config.seeds)}")
+
+
+def _of_variant(nodes: Sequence[Node], variant: str) -> list[Node]:
+    """Nodes of a variant; all nodes if no variant is named and there is only one."""
+    only = len({node.variant for node in nodes}) == 1
+    return [node for node in nodes if (only and not variant) or node.variant == variant]
+
+
+def _given(name: str, artifact: str, parent: Node, store: Store) -> Ref:
+    ref = store.find(artifact).ref
+    if ref.kind != parent.stage.kind:
+        raise UserError(
+            f"input {name}: {artifact} is of kind {ref.kind}; {parent.stage.kind} is needed"
+        )
+    return ref
+
+
+def _latest(name: str, parent: Node, profile: str, store: Store) -> Ref:
+    ref = store.ref(f"{profile}/{parent.name}")
+    if ref is None or store.manifest(ref.kind, ref.key) is None:
+        raise UserError(
+            f"input {name} is empty and no run of profile {profile} has left {parent.name} in "
+            f"{store}; run rlt/full-pipeline or rlt/{parent.stage.name} first, or give a key"
+        )
+    return ref

@@ -1,0 +1,84 @@
+"""A plan is resolved once and travels; a stage alone follows the inputs that it is given."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.planning import Plan, plan_stage
+from rlt_core.errors import UserError
+from rlt_core.overrides import load_config
+from rlt_core.store import Manifest, Store
+from tasks.stage import NodeSpec
+from tests.sample_store import commit, sample_run, scored_training_traces
+
+
+def test_a_plan_reaches_its_process_as_it_was_resolved(tmp_path: Path) -> None:
+    plan = Plan.of("all", "tiny", ["seeds=[0,1]", "resources.cores=3"], store=str(tmp_path))
+    received: Plan = pickle.loads(pickle.dumps(plan))
+    assert received.config == plan.config
+    assert received.specs() == plan.specs() != []
+    assert received.estimates == plan.estimates
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, Manifest]]:
+    store = Store(str(tmp_path_factory.mktemp("store")))
+    made = sample_run(store, seeds=(0,))
+    for manifest in scored_training_traces(store, made, variant="rlt"):
+        made[manifest.label] = manifest
+    theirs = commit(store, "trace-import[theirs]", {}, config={"digest": "0" * 64})
+    made[theirs.label] = theirs
+    return store, made
+
+
+@pytest.mark.parametrize(
+    ("change", "traces", "kl", "reason"),
+    [
+        ("reward.kl=k3", "trace-generation[rlt]", "k3", ""),
+        ("reward.kl=k3", "trace-import[theirs]", "full", "imported"),
+        ("reward.kl=k3", "trace-generation[sft-held-out]@0", "full", "written by another model"),
+        ("trace_scoring.off_policy_kl=k1", "trace-import[theirs]", "k1", "imported"),
+    ],
+)
+def test_the_kl_estimator_is_that_of_the_traces_given(
+    made: tuple[Store, dict[str, Manifest]], change: str, traces: str, kl: str, reason: str
+) -> None:
+    store, artifacts = made
+
+    def scoring(variant: str, **inputs: str) -> NodeSpec:
+        return plan_stage("trace-scoring", load_config("tiny", [change]), variant, 0, inputs, store)
+
+    spec = scoring("rlt", traces=artifacts[traces].ref.key)
+    assert (spec.config["reward"]["kl"], spec.config.get("off_policy", "")) == (kl, reason)
+    own = scoring("rlt")
+    assert own.config.get("off_policy", "") == "" and "off_policy_kl" not in str(own.config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"inputs": {"model": "nowhere"}}, "no artifact 'nowhere'"),
+        ({"inputs": {"modle": "tiny/base-model"}}, "has no input 'modle'"),
+        ({"inputs": {"questions": "tiny/base-model"}}, "kind model; dataset is needed"),
+        ({"variant": "rtl"}, "variant 'rtl'"),
+        ({"seed": 7}, "seed 7"),
+        ({"changes": ["resources.device=cuda", "resources.gpu_gib=0.001"]}, "layout cannot run"),
+        ({"empty": True}, "run rlt/full-pipeline or rlt/"),
+    ],
+)
+def test_a_mistake_in_a_stages_form_names_the_fix(
+    made: tuple[Store, dict[str, Manifest]],
+    tmp_path: Path,
+    arguments: dict[str, Any],
+    message: str,
+) -> None:
+    store = Store(str(tmp_path)) if arguments.get("empty") else made[0]
+    config = load_config("tiny", ["student_sft.steps=9", *arguments.get("changes", [])])
+    variant, seed = arguments.get("variant", "dataset"), arguments.get("seed", 0)
+    with pytest.raises(UserError, match=re.escape(message)):
+        plan_stage("student-sft", config, variant, seed, arguments.get("inputs", {}), store)
