@@ -115,6 +115,8 @@ def in_environment(argument: Any, progress: Progress) -> Any:
     target, inner, environment = argument
     os.environ.clear()
     os.environ.update(ENVIRONMENT | environment)
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = [path for path in paths if path and path not in sys.path]
     module, _, function = target.partition(":")
     return getattr(importlib.import_module(module), function)(inner, progress)
 

@@ -24,6 +24,7 @@ from rlt_core.data.files import (
 from rlt_core.data.layouts import layout_of, row_of
 from rlt_core.data.rawrow import RawRow, dropped_row, require_written
 from rlt_core.errors import UserError
+from rlt_core.extensions import is_path, load
 from rlt_core.hub import UNPINNED, pinned
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import PromptFormat
@@ -58,7 +59,7 @@ def data_digest(data: DataConfig) -> str:
     if not path.is_file():
         raise UserError(
             f"data.source={data.source!r}: no such file (paths start at {Path.cwd()}), and not one "
-            f"of {', '.join(GENERATED)} or hub:org/name"
+            f"of {', '.join(GENERATED)}, hub:org/name or module:function"
         )
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
@@ -110,6 +111,9 @@ def read_source(
             progress,
             licence=_card_licence(folder),
         )
+    if is_path(data.source):
+        made = [(n, partial(dict, row)) for n, row in enumerate(load(data.source)(), start=1)]
+        return _collect(iter(made), data, data.source, made.__len__, format, progress)
     path = Path(data.source)
     return _collect(
         read_records(path), data, str(path), partial(count_rows, path), format, progress

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from fractions import Fraction
 
+from rlt_core.extensions import is_path, load
 from rlt_core.grading import countdown
 from rlt_core.grading.answers import parse
 from rlt_core.grading.choice import choice_letter
@@ -81,6 +82,14 @@ def _multiple_choice(solution: str | None, answer: str, metadata: str | None) ->
     return Grade("unparsable") if given is None else _verdict(given == expected, given)
 
 
+def _own(item: GradeItem) -> Grade:
+    """The verdict of the user's own grader: right, wrong, or None for no answer."""
+    if item.solution is None:
+        return Grade("unparsable")
+    right = load(item.grader)(item.solution, item.answer)
+    return Grade("unparsable") if right is None else _verdict(bool(right), item.solution)
+
+
 def accepted_answers(metadata: str | None) -> list[str]:
     """The answers of which any is right, where a data set gives several."""
     if metadata is None or '"accepted"' not in metadata:
@@ -98,6 +107,8 @@ def grade(item: GradeItem) -> Grade:
         return _countdown(item.solution, item.metadata)
     if item.grader == "none" or item.answer is None:
         return Grade("ungradable")
+    if is_path(item.grader):
+        return _own(item)
     if item.grader == "multiple_choice":
         return _multiple_choice(item.solution, item.answer, item.metadata)
     return (_arithmetic if item.grader == "arithmetic" else _math)(item.solution, item.answer)
@@ -108,6 +119,8 @@ def grades_itself(item: GradeItem) -> bool:
     `Answer: …`. The item's solution is not read; countdown needs its numbers and target only."""
     if item.grader == "countdown":
         return grade(replace(item, solution="")).outcome != "ungradable"
+    if is_path(item.grader):
+        return grade(replace(item, solution=item.answer)).outcome == "correct"
     answer = marked_answer(item.answer or "") or item.answer
     return all(
         grade(replace(item, solution=solution)).outcome == "correct"

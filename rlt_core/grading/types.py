@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from rlt_core.extensions import is_path
+
 Outcome = Literal["correct", "wrong", "unparsable", "ungradable", "grader_failed"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 """`unparsable`: no answer could be read from the solution. `ungradable`: there is nothing to
@@ -25,13 +27,13 @@ class GradeItem:
     answer: str | None
     """What it is compared with; None makes it ungradable (countdown needs none)."""
     grader: str
-    """One of `GRADERS`."""
+    """One of `GRADERS`, or `module:function@digest` of the user's own."""
     metadata: str | None = None
     """JSON: what the grader needs beside the answer (countdown's numbers and target), or
     `accepted`, a list of answers of which any is right."""
 
     def __post_init__(self) -> None:
-        if self.grader not in GRADERS:
+        if self.grader not in GRADERS and not is_path(self.grader):
             raise ValueError(f"grader {self.grader!r} is not one of {', '.join(GRADERS)}")
 
 

@@ -16,6 +16,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
+from rlt_core.extensions import is_path, load
 from rlt_core.grading.grade import grade, grades_itself
 from rlt_core.grading.types import GradeItem
 
@@ -36,6 +37,8 @@ def _answer(request: list[Any]) -> Any:
     if operation == "prepare":
         if value == "math":
             import math_verify  # noqa: F401  (half a second, once)
+        elif is_path(value):
+            load(value)
         return None
     item = GradeItem(**value)
     return grades_itself(item) if operation == "check" else asdict(grade(item))

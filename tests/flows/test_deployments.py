@@ -12,16 +12,15 @@ from prefect.flows import load_flow_from_entrypoint
 from rlt_core.experiments import ALL, EXPERIMENTS
 from rlt_core.stages import STAGES
 
-DEPLOYMENTS = {
-    one["name"]: one["entrypoint"]
-    for one in yaml.safe_load((Path(__file__).parents[2] / "prefect.yaml").read_text())[
-        "deployments"
-    ]
-}
+FILE = Path(__file__).parents[2] / "prefect.yaml"
+DECLARED = yaml.safe_load(FILE.read_text())["deployments"]
+DEPLOYMENTS = {one["name"]: one["entrypoint"] for one in DECLARED}
 
 
 def test_every_target_has_a_deployment() -> None:
     assert DEPLOYMENTS.keys() == {*EXPERIMENTS, ALL, *STAGES}
+    pools = {one["name"]: one["work_pool"]["name"] for one in DECLARED}
+    assert pools == dict.fromkeys(DEPLOYMENTS, "cpu") | {n: s.pool for n, s in STAGES.items()}
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)
