@@ -19,13 +19,15 @@ from rlt_core import extensions
 from rlt_core.config import DataConfig
 from rlt_core.errors import UserError
 from rlt_core.evaluation.benchmarks import own_task
-from rlt_core.experiments import targets
+from rlt_core.experiments import EXPERIMENTS, targets
 from rlt_core.graph import upstream
 from rlt_core.overrides import load_config
 from rlt_core.rows import read_rows
+from rlt_core.stages import STAGES
 from rlt_core.store import Manifest, Store
+from tests.flows.conftest import Served
 
-PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
 FILES = dict(re.findall(r"^```\w+ (\S+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
 [COMMAND] = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
@@ -47,6 +49,7 @@ def write_examples(folder: Path) -> None:
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder of the examples, importable here."""
+    assert STAGES and EXPERIMENTS  # read before the entry points of the examples are there
     write_examples(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -64,17 +67,18 @@ def keys(*changes: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Store:
+def run(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """The store after the page's command."""
     folder = tmp_path_factory.mktemp("mine")
     write_examples(folder)
-    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
-    own = {name: str(folder / name.lower()) for name in ("PREFECT_HOME", "RLT_HOME", "RLT_STORE")}
+    environment = served.environment()
+    paths = [str(folder), environment.get("PYTHONPATH", "")]
+    own = {"RLT_STORE": str(folder / "store"), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     words = shlex.split(COMMAND.replace("\\\n", " "))
     assert words[0] == "rlt"
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli.app", *words[1:]],
-        cwd=folder, env=os.environ | own | {"PYTHONPATH": path}, capture_output=True, text=True,
+        cwd=folder, env=environment | own, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return Store(own["RLT_STORE"])
