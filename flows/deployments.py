@@ -33,8 +33,8 @@ from rlt_core.errors import UserError
 from rlt_core.overrides import load_config
 from rlt_core.stages import STAGES
 from rlt_core.store import Ref, Store
-from tasks.stage import NodeSpec
 from tasks.child_process import ChildProcesses
+from tasks.stage import NodeSpec
 
 STORE_HELP = "A folder or s3://bucket/prefix; empty: RLT_STORE of the worker."
 SET_HELP = "Lines FIELD=VALUE as for `rlt run --set`, e.g. data.n_train=100."

@@ -1,7 +1,7 @@
 """The typed forms of the Prefect UI: every field of a profile that a stage reads, all optional.
 
-A form starts empty and only what is filled in differs from the profile: a partial copy of the
-config's own classes, so that types, limits and help texts are declared once.
+A form starts empty, and fields that are filled in replace the profile's. Forms are made from the
+config classes, so that types, limits and help texts are declared once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ProfileName = Literal[tuple(PROFILES)]  # type: ignore[valid-type]
 
 
 class Form(BaseModel):
-    """Base of every form: unknown fields are refused, and what is empty is not dumped."""
+    """Base of every form: unknown fields are refused, and empty fields are not dumped."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -46,7 +46,7 @@ class OpenForm(Form):
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The config class of a field, also of an optional one."""
+    """Return the config class of a field, optional or not."""
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
@@ -54,7 +54,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _plain(schema: dict[str, Any]) -> None:
-    """The JSON schema of an optional field as a browser shows it best: of its type, empty; not as a
+    """Simplify the JSON schema of an optional field for the browser: its type, empty, and not a
     choice between its type and null."""
     branches = [one for one in schema.pop("anyOf", []) if one.get("type") != "null"]
     schema.update(branches[0] if len(branches) == 1 else {"anyOf": branches} if branches else {})
@@ -62,12 +62,12 @@ def _plain(schema: dict[str, Any]) -> None:
 
 
 def _help(name: str, text: str | None, **default: Any) -> Any:
-    """A field under the name that the command line and the tables use, too."""
+    """Return a field whose title is its name on the command line and in the tables."""
     return Field(**default, title=name, description=text, json_schema_extra=_plain)
 
 
 def _optional(name: str, info: FieldInfo) -> tuple[Any, Any]:
-    """The field of a form for a field of the config."""
+    """Return a form's field for a field of the config."""
     inner = _model_in(info.annotation)
     if inner is not None:
         form: Any = partial(inner)
@@ -81,7 +81,7 @@ def _optional(name: str, info: FieldInfo) -> tuple[Any, Any]:
 
 @cache
 def partial(model: type[BaseModel]) -> type[Form]:
-    """A config class with every field optional and empty."""
+    """Return a form with the fields of a config class, all optional and empty."""
     fields = {
         name: _optional(name, info) for name, info in model.model_fields.items() if name != "kind"
     }
@@ -90,11 +90,11 @@ def partial(model: type[BaseModel]) -> type[Form]:
 
 
 class BaseModelForm(partial(ScratchModel)):  # type: ignore[misc]
-    """A model from scratch, or `source`."""
+    """Fields of a model from scratch, or `source`."""
 
     source: str | None = _help(
         "source",
-        "In place of a model from scratch: hub:org/name[@commit], folder:path, package:name.",
+        "Model instead of one from scratch: hub:org/name[@commit], folder:path, package:name.",
         default=None,
     )
 
@@ -108,7 +108,7 @@ def _section(name: str) -> tuple[Any, Any]:
 
 @cache
 def overrides_form(stage: str) -> type[Form]:
-    """What of a profile can be changed for one stage."""
+    """Return the form of the fields of a profile that one stage reads."""
     fields = {name: _section(name) for name in STAGES[stage].sections}
     resources = partial(StageResources)
     fields["resources"] = (
@@ -122,7 +122,8 @@ def overrides_form(stage: str) -> type[Form]:
 
 @cache
 def inputs_form(stage: str) -> type[Form]:
-    """The artifacts that one stage reads, each by key, unique beginning of a key, or name."""
+    """Return the form of the artifacts that one stage reads: each a key, the unique beginning of a
+    key, or a name."""
     inputs = STAGES[stage].inputs
     fields = {
         name: (str | None, _help(name, f"{text}; empty: the latest run's.", default=None))
@@ -138,7 +139,7 @@ def _camel(stage: str) -> str:
 
 
 def assignments(stage: str, overrides: BaseModel) -> list[str]:
-    """What was filled in, as `--set` assignments."""
+    """Return the filled-in fields as `--set` assignments."""
     filled = overrides.model_dump(mode="json")
     resources = filled.pop("resources", {})
     found = list(_replaced_lengths(overrides))
@@ -153,7 +154,7 @@ def assignments(stage: str, overrides: BaseModel) -> list[str]:
 
 
 def _replaced_lengths(overrides: BaseModel) -> Iterator[str]:
-    """A training has a length in epochs or in steps: filling one empties the other."""
+    """Yield assignments that empty `steps` where `epochs` was filled in, and the reverse."""
     for section, values in overrides:
         if not isinstance(values, BaseModel) or not {"epochs", "steps"} <= set(dict(values)):
             continue

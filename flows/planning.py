@@ -10,8 +10,8 @@ from rlt_core import graph
 from rlt_core.config import Config, StageResources
 from rlt_core.errors import UserError
 from rlt_core.estimate import (
-    NodeEstimate,
     Machine,
+    NodeEstimate,
     estimates,
     require_fit,
     require_room,

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from rlt_core.config import Frozen
+from rlt_core.extensions import digest
 from rlt_core.stages import Stage
 from rlt_core.store import Manifest, Ref, Store
 
@@ -20,13 +21,16 @@ COMPARED = 50
 
 
 def key_of(stage: Stage, config: Frozen, inputs: Mapping[str, str]) -> str:
-    """sha256(stage name, stage version, canonical config, keys of the inputs)[:16]."""
+    """Return sha256(stage name, stage version, canonical config, keys of the inputs)[:16]; of a
+    user's own stage, the source of its body counts as well."""
     content = {
         "stage": stage.name,
         "version": stage.version,
         "config": config.model_dump(mode="json"),
         "inputs": dict(inputs),
     }
+    if stage.body:
+        content["source"] = digest(stage.body)
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_DIGITS]
 
@@ -39,7 +43,7 @@ class Node:
     config: Frozen
     inputs: Mapping[str, Node] = field(default_factory=dict)
     variant: str = ""
-    """Which of the stage's nodes this is, for people: `rlt`, `rank-3`."""
+    """Name among the stage's nodes: `rlt`, `rank-3`."""
     seed: int | None = None
     """The training seed it belongs to; None: shared by all seeds."""
     paths: Mapping[str, str] = field(default_factory=dict)
@@ -52,7 +56,7 @@ class Node:
 
     @property
     def ref(self) -> Ref:
-        """Where its artifact is, or will be."""
+        """Reference to its artifact."""
         return Ref(kind=self.stage.kind, key=self.key)
 
     @property
@@ -67,7 +71,7 @@ class Node:
 
 
 def upstream(targets: Iterable[Node]) -> list[Node]:
-    """The targets and all that they read, each once (by key), inputs first."""
+    """Return the targets and all that they read, each once (by key), inputs first."""
     found: dict[str, Node] = {}
 
     def visit(node: Node) -> None:
@@ -83,7 +87,7 @@ def upstream(targets: Iterable[Node]) -> list[Node]:
 
 @dataclass(frozen=True)
 class Planned:
-    """A node before a run: in the store already, or to be computed and why."""
+    """A node before a run: in the store already, or to be computed, and why."""
 
     node: Node
     hit: bool
@@ -100,7 +104,7 @@ def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _changes(node: Node, made: Manifest) -> list[str]:
-    """Fields and inputs in which a node differs from a committed artifact."""
+    """Return the fields and inputs in which a node differs from a committed artifact."""
     old, new = dict(_flatten(made.config)), dict(_flatten(node.config.model_dump(mode="json")))
     changes = [
         f"{name}: {old.get(name, '(absent)')} → {new.get(name, '(absent)')}"
@@ -122,7 +126,7 @@ def _changes(node: Node, made: Manifest) -> list[str]:
 
 
 def plan(targets: Iterable[Node], store: Store) -> list[Planned]:
-    """Every node that the targets need, hit or miss, and for a miss what changed."""
+    """Return every node that the targets need, hit or miss, and for a miss what changed."""
     nodes = upstream(targets)
     hits = store.manifests_of(node.ref for node in nodes)
     misses = [node for node in nodes if node.key not in hits]
@@ -131,7 +135,7 @@ def plan(targets: Iterable[Node], store: Store) -> list[Planned]:
 
 
 def _nearest(misses: list[Node], store: Store) -> list[tuple[str, ...]]:
-    """What each differs in from the nearest artifact of its label and seed, or else its stage."""
+    """Return how each differs from the nearest artifact of its label and seed, or of its stage."""
     if not misses:
         return []
     committed = sorted(store.manifests(), key=lambda one: one.finished_at, reverse=True)

@@ -17,14 +17,14 @@ from rlt_core.stages import STAGES
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint for an unknown name: the nearest of the known ones, or all of them."""
+    """Return a hint for an unknown name: the nearest known one, or all of them."""
     names = sorted(names)
     close = get_close_matches(name, names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
 
 
 def parse_value(text: str) -> Any:
-    """JSON where the text is JSON (numbers, null, lists), else the text itself."""
+    """Return a JSON text's value (numbers, null, lists), else the text itself."""
     try:
         return json.loads(text)
     except ValueError:
@@ -32,7 +32,7 @@ def parse_value(text: str) -> Any:
 
 
 def parse_set(assignment: str) -> tuple[str, Any]:
-    """`a.b=c` as (path, value). Raises UserError."""
+    """Split `a.b=c` into (path, value). Raises UserError."""
     path, equals, value = assignment.partition("=")
     if not equals or not path.strip():
         raise UserError(f"--set {assignment!r}: write it as field.name=value")
@@ -58,12 +58,12 @@ def _assign(tree: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _is_open(parents: list[str]) -> bool:
-    """Whether the names below are the user's own."""
+    """Return whether the user chooses the names below."""
     return parents[:1] in (["imports"], ["trace_sources"]) or parents[:2] == ["resources", "stages"]
 
 
 def _fields_at(location: Sequence[str | int]) -> list[str]:
-    """Fields of the config class at a place in the tree."""
+    """Return the fields of the config class at a place in the tree."""
     if tuple(location[:2]) == ("resources", "stages"):
         return list(StageResources.model_fields) if len(location) == 3 else []
     current: type[BaseModel] | None = Config
@@ -96,7 +96,7 @@ def _message(error: ErrorDetails) -> str:
 
 
 def load_config(profile: str, assignments: Iterable[str] = ()) -> Config:
-    """A profile with `--set` assignments applied.
+    """Return a profile with `--set` assignments applied.
 
     Raises UserError for an unknown profile or field (with the nearest name) or a wrong type.
     """
@@ -107,8 +107,9 @@ def load_config(profile: str, assignments: Iterable[str] = ()) -> Config:
         path, value = parse_set(assignment)
         if path == "profile":
             raise UserError("--set profile=…: choose a profile with --profile")
-        if path.startswith("imports.models.") and path.count(".") == 2:
-            path += ".source"  # `format` is set beside it, before or after
+        named = path.startswith(("imports.models.", "imports.benchmarks."))
+        if named and path.count(".") == 2:
+            path += ".source"  # the other fields are set beside it, before or after
         _assign(tree, path, value)
     try:
         config = Config.model_validate(tree)

@@ -35,7 +35,7 @@ def _wanted(config: Config, target: str) -> Iterator[Wanted]:
     sources."""
     sources = [config.base_model, config.reward_student, config.student]
     sources += [model.source for model in config.imports.models.values()]
-    data_sets = [config.data, config.rl_data]
+    data_sets = [config.data, config.rl_data, *config.imports.benchmarks.values()]
     if target in ("table-1", ALL):
         sources += [config.larger_student.model] if config.larger_student else []
         data_sets += [source.data for source in config.trace_sources.values()]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,8 @@ from prefect.workers.process import ProcessWorker
 
 from rlt_core.checkout import sources_changed_at
 from rlt_core.errors import UserError
+from rlt_core.experiments import EXPERIMENTS
+from rlt_core.stages import STAGES
 
 ROOT = Path(__file__).parents[2]
 """The source tree, with `prefect.yaml` and `infra/`."""
@@ -108,25 +111,43 @@ def has_worker(api: str, pool: str) -> bool:
 
 def sources_stamp() -> str:
     """Return the newest modification time of the sources of the deployments."""
-    declared = _source_file("prefect.yaml").stat().st_mtime
-    return str(max(declared, sources_changed_at(DEPLOYED)))
+    edited = _source_file("prefect.yaml").stat().st_mtime
+    return str(max(edited, sources_changed_at(DEPLOYED)))
 
 
 def is_deployed(api: str) -> bool:
-    """Return whether the server has all deployments of `prefect.yaml`."""
-    declared = yaml.safe_load(_source_file("prefect.yaml").read_text())["deployments"]
-    names = [deployment["name"] for deployment in declared]
+    """Return whether the server has all deployments of `declared`."""
+    names = [deployment["name"] for deployment in declared()["deployments"]]
     ours = DeploymentFilter(name=DeploymentFilterName(any_=names))
     with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
         return len(client.read_deployments(deployment_filter=ours)) == len(names)
 
 
+def declared() -> dict[str, Any]:
+    """Return `prefect.yaml` with a deployment of each stage and experiment of the user's own."""
+    found: dict[str, Any] = yaml.safe_load(_source_file("prefect.yaml").read_text())
+    for name in sorted({*EXPERIMENTS, *STAGES} - {one["name"] for one in found["deployments"]}):
+        pool = STAGES[name].pool if name in STAGES else "cpu"
+        found["deployments"].append(
+            {
+                "name": name,
+                "entrypoint": f"flows.deployments.{name.replace('-', '_')}",
+                "work_pool": {"name": pool, "work_queue_name": "default"},
+                "tags": ["stage" if name in STAGES else "experiment"],
+            }
+        )
+    return found
+
+
 def deploy(environment: Mapping[str, str]) -> None:
-    """Deploy all of `prefect.yaml`. Raises UserError with Prefect's output if that fails."""
-    _source_file("prefect.yaml")
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
-        cwd=ROOT, env=dict(environment), capture_output=True, text=True,
-    )  # fmt: skip
+    """Deploy all of `declared`. Raises UserError with Prefect's output if that fails."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(declared(), file)
+        file.flush()
+        done = subprocess.run(
+            [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all",
+             "--prefect-file", file.name],
+            cwd=ROOT, env=dict(environment), capture_output=True, text=True,
+        )  # fmt: skip
     if done.returncode:
         raise UserError(f"prefect deploy --all failed:\n{done.stdout}{done.stderr}")

@@ -1,16 +1,22 @@
-"""What every config class is made of."""
+"""Base class and field types of the config classes."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from rlt_core.extensions import is_path, pinned
 
 
 class Frozen(BaseModel):
     """Base of every config class: immutable, unknown fields refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def replaced(self, **fields: Any) -> Self:
+        """Return a copy with other values in these fields, which are not validated."""
+        return self.model_copy(update=fields)
 
 
 Positive = Annotated[int, Field(gt=0)]
@@ -20,3 +26,21 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Commit = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
 """Of a repository on the hub."""
 DType = Literal["float32", "bfloat16"]
+
+
+def _own_or(*names: str) -> AfterValidator:
+    """Accept these names, or an object in a module of the user's own, which is pinned."""
+
+    def check(value: str) -> str:
+        if value in names:
+            return value
+        if not is_path(value):
+            raise ValueError(f"write {', '.join((*names, 'module:name'))}")
+        return pinned(value)
+
+    return AfterValidator(check)
+
+
+OwnReward = Annotated[str, _own_or()]
+Grader = Annotated[str, _own_or("math", "arithmetic", "multiple_choice")]
+Engine = Annotated[str, _own_or("transformers", "vllm")]

@@ -1,4 +1,4 @@
-"""What the paper's experiments need beside the pipeline itself; each may be empty."""
+"""Settings of the paper's experiments; each may be empty."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from rlt_core.config.training import StudentSFTConfig
 TraceOrder = Literal[
     "reward", "r_ss", "r_kl", "likelihood", "rank_surprisal", "length", "correct", "random"
 ]
-"""What a question's traces are ranked by, best first: the reward and its parts; the student's mean
-log-prob of the explanation; the rank-surprisal ratio (the lower the better); fewest tokens;
-whether the explanation arrives at the solution; nothing (a seeded draw)."""
+"""Order of a question's traces, best first: by the reward or one of its parts; by the student's
+mean log-prob of the explanation; by the rank-surprisal ratio (lower is better); by fewest tokens;
+by whether the explanation arrives at the solution; at random (seeded)."""
 RankedSet = Literal[
     "reward", "r_ss", "r_kl", "likelihood", "rank_surprisal", "length", "correct", "random",
     "token-matched",
@@ -26,19 +26,19 @@ RankedSet = Literal[
 
 
 class RankAblationConfig(Frozen):
-    """One student a rank."""
+    """One student per rank."""
 
     ranks: Positive = 16
-    """Completions a question from the teacher before RL, and as many students."""
+    """Completions per question from the teacher before RL, and number of students."""
     n_questions: Positive | None = None
-    """Questions with completions to rank, chosen by the seed; all when empty."""
+    """Number of questions with completions to rank, chosen by the seed; empty: all."""
     resamples: Positive = 2000
     """Bootstrap resamples of seeds and test questions."""
     sets: tuple[RankedSet, ...] = (
         "reward", "random", "length", "correct", "token-matched", "r_ss", "r_kl", "likelihood",
         "rank_surprisal",
     )  # fmt: skip
-    """What the experiment `rank-ablation` ranks by, `ranks` students each."""
+    """Orders by which the experiment `rank-ablation` ranks, with `ranks` students each."""
     in_full_pipeline: bool = True
     """Whether the full pipeline has the students of the first of these sets."""
 
@@ -49,10 +49,10 @@ class TraceSource(Frozen):
     data: DataConfig
     """Its questions, solutions and traces."""
     recipe: Literal["student_sft", "student_sft_subset"] = "student_sft"
-    """How its students are trained."""
+    """Section of the config by which its students are trained."""
     budgets: tuple[BudgetForcing, ...] = ()
-    """How its students' thinking is steered when they are tested, one row of the table for each;
-    empty: one row, in which it is not."""
+    """Budget forcing of its students when they are tested, one row of the table for each; empty:
+    one row without."""
 
     @model_validator(mode="after")
     def _rows_differ(self) -> TraceSource:
@@ -65,9 +65,9 @@ class LargerStudent(Frozen):
     """A student of more parameters than the teacher (the paper's 32B)."""
 
     model: ModelSource
-    """What it starts from."""
+    """Model that it starts from."""
     traces: Positive = 4
-    """Traces of a question to choose from: the best reward that fits `max_tokens`."""
+    """Traces per question, of which the one with the best reward that fits `max_tokens` is used."""
 
 
 class CountdownConfig(Frozen):
@@ -76,7 +76,7 @@ class CountdownConfig(Frozen):
     data: DataConfig
     """Training and test problems."""
     student_sft: StudentSFTConfig | None = None
-    """How students of its zero-shot traces are trained; as others are, when empty."""
+    """Training of the students of its zero-shot traces; empty: `student_sft`."""
 
 
 class RewardAblationConfig(Frozen):

@@ -12,14 +12,14 @@ from rlt_core.config.reward import KLEstimator
 
 
 class Sampling(Frozen):
-    """How completions are drawn."""
+    """How completions are sampled."""
 
     n: Positive = 1
-    """Completions a question."""
+    """Completions per question."""
     temperature: float = Field(default=0.7, ge=0)
     """0 is greedy."""
     top_p: Fraction = 1.0
-    """Sampling keeps the likeliest tokens that make up this probability."""
+    """Sample among the likeliest tokens that make up this probability."""
     max_tokens: Positive = 16384
     """New tokens at most; a completion that reaches it has finish reason `length`."""
 
@@ -30,7 +30,7 @@ class GenerationConfig(Sampling):
     dtype: DType = "float32"
     """Number format of the model."""
     n_questions: Positive | None = None
-    """Questions to write traces for, chosen by the seed; all when empty."""
+    """Number of questions to write traces for, chosen by the seed; empty: all."""
 
 
 class ScoringConfig(Frozen):
@@ -49,11 +49,12 @@ class BudgetForcing(Frozen):
     """Thinking made longer or shorter at test time (s1, arXiv 2501.19393, section 3.1)."""
 
     max_thinking_tokens: Positive | None = None
-    """Thinking is cut here, its end written, and the answer asked for; empty: it is not cut."""
+    """Tokens after which thinking is cut, its end written, and the answer asked for; empty: it is
+    not cut."""
     continuations: int = Field(default=0, ge=0)
-    """How often the end of thinking is suppressed and `continuation` written in its place."""
+    """How many times the end of thinking is suppressed and `continuation` written instead."""
     continuation: str = Field(default="Wait", min_length=1)
-    """What makes the model go on thinking."""
+    """Text that makes the model continue thinking."""
 
     @model_validator(mode="after")
     def _does_something(self) -> BudgetForcing:
@@ -66,29 +67,31 @@ PromptPreset = Literal["lighteval", "skythought"]
 
 
 class EvaluationConfig(Sampling):
-    """Benchmarks by name, how they are asked and sampled. The paper's settings are not known; these
-    are ours."""
+    """Benchmarks by name, their prompts and sampling. The paper's settings are not known; these are
+    ours."""
 
     tasks: tuple[str, ...] = ("test",)
-    """`test` (the data's held-out questions), `countdown`, `aime24`, `math_500`, `gpqa_diamond`."""
+    """`test` (the data's held-out questions), `countdown`, `aime24`, `math_500`, `gpqa_diamond`, or
+    a name in `imports.benchmarks`."""
     prompts: PromptPreset = "lighteval"
-    """How benchmarks are asked: as lighteval 0.13 does, or as SkyThought does at the commit that
-    the reference names (the boxed instruction in front of the problem)."""
+    """Prompts of the benchmarks: those of lighteval 0.13, or those of SkyThought at the commit that
+    the reference names (the boxed instruction before the problem)."""
     revisions: dict[str, Commit] = Field(default={}, exclude_if=operator.not_)
-    """Benchmark -> commit of its data set on the hub; others: what `rlt fetch` pinned here."""
+    """Benchmark -> commit of its data set on the hub; without: the commit that `rlt fetch` pinned
+    here."""
     max_questions: Positive | None = None
-    """Questions a task, the first so many; all when empty."""
+    """Number of questions per task, from the first; empty: all."""
     samples: dict[str, Positive] = Field(default={}, exclude_if=operator.not_)
-    """Task -> completions a question, where not `n`: the fewer its questions, the more."""
+    """Task -> completions per question, where not `n`; a task of few questions needs more."""
     pass_at: tuple[Positive, ...] = ()
-    """k of pass@k beside the mean over all completions (avg@n); each at most the completions that
-    a question of every task has."""
+    """k of pass@k, reported beside the mean over all completions (avg@n); no k may exceed the
+    completions per question of any task."""
     grading_timeout_s: float = Field(default=10.0, gt=0)
-    """Seconds for grading one answer; then it counts as a grader's failure."""
+    """Seconds for grading one answer, after which it counts as `grader_failed`."""
     dtype: DType = "float32"
     """Number format of the model."""
     budget: BudgetForcing | None = None
-    """Budget forcing of all that is tested; empty: models think as long as they like."""
+    """Budget forcing of every tested model; empty: none."""
 
     @model_validator(mode="after")
     def _samples_suffice(self) -> EvaluationConfig:
@@ -98,7 +101,7 @@ class EvaluationConfig(Sampling):
         for task in self.tasks:
             if max(self.pass_at, default=1) > self.samples_of(task):
                 raise ValueError(
-                    f"pass@{max(self.pass_at)} needs as many completions a question, and {task} "
+                    f"pass@{max(self.pass_at)} needs as many completions per question, and {task} "
                     f"has {self.samples_of(task)}: raise `n` or `samples.{task}`, or change "
                     "`pass_at`"
                 )

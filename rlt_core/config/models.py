@@ -23,13 +23,13 @@ class ScratchModel(Frozen):
     steps: int = Field(default=700, ge=0)
     """Optimiser steps; 0 leaves the weights random."""
     batch_size: Positive = 64
-    """Documents a step."""
+    """Documents per step."""
     learning_rate: float = 1e-3
     """Peak of AdamW's learning rate."""
     max_positions: Positive = 512
     """Longest context in tokens."""
     seed: Seed = 0
-    """Of the initial weights and of the order of the documents."""
+    """Seed of the initial weights and of the order of the documents."""
 
 
 class HubModel(Frozen):
@@ -40,7 +40,7 @@ class HubModel(Frozen):
     repo: str
     """Name on the hub: org/name."""
     revision: Commit | None = None
-    """Commit (40 hex digits); empty: the one that `rlt fetch` pinned on this machine."""
+    """Commit (40 hex digits); empty: the commit that `rlt fetch` pinned on this machine."""
 
 
 class FolderModel(Frozen):
@@ -85,12 +85,12 @@ ModelSource = Annotated[
 
 
 class ImportedModel(Frozen):
-    """A model that others made, and the prompt format that it knows."""
+    """A model from elsewhere, and the prompt format that it was trained with."""
 
     source: ModelSource
-    """Where it comes from: hub:org/name[@commit], folder:path or package:name."""
+    """Source of the model: hub:org/name[@commit], folder:path or package:name."""
     format: str | None = None
-    """Prompt format that it is evaluated with; that of the pipeline when empty."""
+    """Prompt format that it is evaluated with; empty: the pipeline's."""
 
     @model_validator(mode="before")
     @classmethod

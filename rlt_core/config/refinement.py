@@ -24,24 +24,24 @@ PREFIX = "RLT_REFINE_"
 
 
 class RefinementConfig(Frozen):
-    """What the LLM is asked; all of it is hashed."""
+    """Request to the LLM; all of it is hashed."""
 
     name: str = Field(min_length=1)
-    """What the refined traces' teacher is called in the tables."""
+    """Name of the refined traces' teacher in the tables."""
     model: str = Field(min_length=1)
     """The LLM's name at the endpoint."""
     system: str = SYSTEM
     """The system prompt; empty: none is sent."""
     template: str = TEMPLATE
-    """The user's turn; `{question}`, `{solution}` and `{trace}` stand for their texts."""
+    """The user's turn, with `{question}`, `{solution}` and `{trace}` in place of the texts."""
     temperature: float = Field(default=0.0, ge=0)
     """0 is greedy."""
     max_tokens: Positive = 16384
-    """Tokens of an answer at most; an answer that reaches it is dropped."""
+    """Maximum number of tokens of an answer; an answer that reaches it is dropped."""
     seed: int | None = 0
-    """Sent with each request; empty: none is sent, for endpoints that refuse one."""
+    """Seed that is sent with each request; empty: none, for endpoints that refuse one."""
     max_dropped: Fraction = 0.05
-    """The stage fails when a greater share of the traces has no usable answer."""
+    """Fraction of the traces that may have no usable answer; with more of them the stage fails."""
 
     @field_validator("template")
     @classmethod
@@ -52,7 +52,7 @@ class RefinementConfig(Frozen):
 
 
 class Endpoint(Frozen):
-    """Where the LLM is and how fast it may be asked: from the environment, never hashed.
+    """Address of the LLM and limits of its use: from the environment, never hashed.
 
     The key is not here: `RLT_REFINE_KEY` is read where the requests are made.
     """
@@ -84,7 +84,7 @@ class Endpoint(Frozen):
 
     @classmethod
     def of_environment(cls, environment: Mapping[str, str] = os.environ) -> Endpoint:
-        """Raises UserError naming the variable and the mend, never showing a value."""
+        """Raise UserError naming the variable and the fix, without showing a value."""
         names = {field: PREFIX + field.upper() for field in cls.model_fields}
         given = {field: environment[name] for field, name in names.items() if environment.get(name)}
         if "base_url" not in given:

@@ -1,4 +1,4 @@
-"""What a teacher and a student are rewarded for."""
+"""Rewards of the teacher and of the student."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rlt_core.config.base import Frozen
+from rlt_core.config.base import Frozen, OwnReward
 
 Reduction = Literal["mean", "min", "max", "median", "sum"]
 KLEstimator = Literal["k1", "k3", "full"]
@@ -15,7 +15,7 @@ KLEstimator = Literal["k1", "k3", "full"]
 class RewardSpec(Frozen):
     """The RLT reward (arXiv 2506.08388, eq. 3-5): r = r_SS - lambda * r_KL + penalty.
 
-    `paper` or `reference-code` in its place is that preset (`REWARD_PRESETS`).
+    Written as `paper` or `reference-code`, it is that preset (`REWARD_PRESETS`).
     """
 
     alpha: float = 0.01
@@ -29,21 +29,24 @@ class RewardSpec(Frozen):
     log-ratio (`k1`) or Schulman's estimate that is never negative (`k3`), or over the whole
     vocabulary (`full`, which costs a second pass through both output embeddings)."""
     solution_reduction: Reduction = "mean"
-    """Of the student's log-probs of the solution's tokens: the main part of r_SS."""
+    """Reduction of the student's log-probs of the solution's tokens: the main part of r_SS."""
     solution_extreme: Reduction = "min"
-    """Of the same tokens: the part of r_SS that `alpha` weighs."""
+    """Reduction of the same log-probs: the part of r_SS that `alpha` weighs."""
     think_reduction: Reduction = "mean"
-    """Of the teacher-student KL at the explanation's tokens: the main part of r_KL."""
+    """Reduction of the teacher-student KL at the explanation's tokens: the main part of r_KL."""
     think_extreme: Reduction = "max"
-    """Of the same tokens: the part of r_KL that `alpha` weighs."""
+    """Reduction of the same KL: the part of r_KL that `alpha` weighs."""
     clip_logprob: float | None = Field(default=None, gt=0)
-    """A solution token's log-prob below minus this counts as minus this; empty: no clip."""
+    """Log-probs of solution tokens are clipped at minus this; empty: not clipped."""
     clip_kl: float | None = Field(default=None, gt=0)
-    """A token's KL above this counts as this; empty: no clip."""
+    """The KL of each token is clipped at this; empty: not clipped."""
     unclosed_penalty: float = -1.0
     """Added when the end-of-explanation tag is missing."""
     empty_think_kl: float = 1.0
-    """What each KL reduction counts for an empty explanation, before coefficients."""
+    """Value of each KL reduction for an empty explanation, before coefficients."""
+    function: OwnReward | None = Field(default=None, exclude_if=lambda path: path is None)
+    """`module:function` of your own that returns the reward in place of eq. 5; its arguments are
+    the parts of the paper's reward and the log-probs."""
 
     @model_validator(mode="before")
     @classmethod
@@ -59,14 +62,14 @@ REWARD_PRESETS: dict[str, RewardSpec] = {
     "paper": RewardSpec(),
     "reference-code": RewardSpec(clip_logprob=1e5, clip_kl=1e5),
 }
-"""Where the paper is silent (alpha, lambda, temperature, penalty of an unclosed explanation, what
-an empty one counts) both have the numbers of the authors' code. That code clips at 1e5 besides,
-which no real log-prob reaches, and scores line breaks inside the tags that have tokens of their
-own: `score_padding` of the prompt format."""
+"""Where the paper gives no number (alpha, lambda, temperature, penalty of an unclosed explanation,
+KL of an empty one), both have those of the authors' code. That code also clips at 1e5, which no
+real log-prob reaches, and scores line breaks inside the tags where they are tokens of their own:
+`score_padding` of the prompt format."""
 
 
 def off_policy_note(kl: KLEstimator, reason: str) -> str:
-    """One line on the KL estimator of explanations that are not samples of the teacher."""
+    """Return one line on the KL estimator of explanations that the teacher did not sample."""
     if kl == "k1":
         return (
             f"warning: r_KL by k1 of explanations that are not the teacher's samples ({reason}): "
@@ -80,7 +83,7 @@ class CorrectnessReward(Frozen):
     """Reward of the RL cold-start (paper section 2.1)."""
 
     unformatted: float = -1.0
-    """Reward of a completion that does not keep the format."""
+    """Reward of a completion without the format's tags."""
     wrong: float = -0.5
     """Reward of a well-formed wrong answer."""
     correct: float = 1.0

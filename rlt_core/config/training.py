@@ -12,7 +12,7 @@ from rlt_core.errors import UserError
 
 
 class LoRA(Frozen):
-    """Low-rank adapters in place of full fine-tuning; merged into the artifact."""
+    """Low-rank adapters instead of full fine-tuning; merged into the artifact."""
 
     rank: Positive = 16
     """Rank of the adapters."""
@@ -28,9 +28,9 @@ class Optimizer(Frozen):
     learning_rate: float = Field(gt=0)
     """Peak of AdamW's learning rate."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
-    """Course of the learning rate after the warm-up."""
+    """Learning-rate schedule after the warm-up."""
     warmup_ratio: Fraction = 0.0
-    """Share of the steps in which the learning rate rises to its peak."""
+    """Fraction of the steps in which the learning rate rises to its peak."""
     beta1: Fraction = 0.9
     """AdamW's decay of the gradients' mean."""
     beta2: Fraction = 0.999
@@ -51,7 +51,7 @@ class SFTConfig(Optimizer):
     steps: Positive | None = None
     """Optimiser steps; give either this or `epochs`."""
     batch_size: Positive = 16
-    """Sequences a step, over all devices and micro-batches."""
+    """Sequences per step, over all devices and micro-batches."""
     max_tokens: Positive = 16384
     """Longer rows are dropped and counted, never cut."""
     dtype: DType = "float32"
@@ -77,7 +77,7 @@ class StudentSFTConfig(SFTConfig):
     """Distillation of a student on traces."""
 
     n_questions: Positive | None = None
-    """Train on the traces of this many questions, chosen by the seed (the paper's 1K)."""
+    """Number of questions whose traces are learned from, chosen by the seed (the paper's 1K)."""
 
 
 class ReferenceSync(Frozen):
@@ -95,25 +95,25 @@ class GRPOConfig(Optimizer):
     learning_rate: float = Field(default=1e-6, gt=0)
     """Peak of AdamW's learning rate."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """Course of the learning rate after the warm-up."""
+    """Learning-rate schedule after the warm-up."""
     epochs: float | None = Field(default=None, gt=0)
     """Passes over the questions; give either this or `steps`."""
     steps: Positive | None = None
     """Optimiser steps; give either this or `epochs`."""
     questions_per_step: Positive = 16
-    """Questions a step, each with `group_size` completions."""
+    """Questions per step, each with `group_size` completions."""
     group_size: Annotated[int, Field(ge=2)] = 64
-    """Completions of one question; advantages are relative to their mean."""
+    """Completions per question; advantages are relative to their mean."""
     beta: float = Field(default=0.04, ge=0)
     """Weight of the KL penalty (k3) towards the reference model."""
     temperature: float = Field(default=0.7, gt=0)
-    """Of sampling, and of policy and reference log-probs."""
+    """Temperature of sampling, and of the policy's and reference's log-probs."""
     top_p: Fraction = 1.0
-    """Sampling keeps the likeliest tokens that make up this probability."""
+    """Sample among the likeliest tokens that make up this probability."""
     max_prompt_tokens: Positive = 16384
     """Questions with a longer prompt are dropped and counted."""
     max_completion_tokens: Positive = 16384
-    """New tokens of a completion at most."""
+    """Maximum number of new tokens per completion."""
     reference_sync: ReferenceSync | None = None
     """Let the reference model follow the policy; empty: it stays as it was at the start."""
     dtype: DType = "float32"
@@ -142,9 +142,9 @@ class TeacherGRPOConfig(GRPOConfig):
     """RL of the teacher on the RLT reward."""
 
     teacher_logprobs: Literal["exact", "rollout"] = "exact"
-    """Teacher's log-probs in the reward: computed again from the policy (`exact`), or those that
-    the engine recorded while sampling (`rollout`: a forward pass less; needs the reward's
-    temperature, top_p 1 and reward.kl other than `full`; the difference is in `train_steps`)."""
+    """The teacher's log-probs in the reward: computed again from the policy (`exact`), or recorded
+    by the engine while sampling (`rollout`: saves a forward pass; needs the reward's temperature,
+    top_p 1 and reward.kl other than `full`; the difference is in `train_steps`)."""
 
     def check_against(self, reward: RewardSpec) -> None:
         """Raise UserError if the log-probs that the engine records are not those of the reward."""
@@ -171,4 +171,4 @@ class StudentGRPOConfig(GRPOConfig):
     """RL cold-start: GRPO on answer correctness, from a distilled student."""
 
     reward: CorrectnessReward = CorrectnessReward()
-    """What an answer earns."""
+    """Reward of an answer."""

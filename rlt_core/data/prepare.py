@@ -166,7 +166,8 @@ def _fitting(
         answer = row.answer
         if answer is None and row.grader is None:
             answer = answer_of(row.solution)
-        kept.append(replace(row, answer=answer, prompt_tokens=tokens))
+        grader = row.grader or (None if answer is None else data.grader)
+        kept.append(replace(row, answer=answer, grader=grader, prompt_tokens=tokens))
     return kept
 
 

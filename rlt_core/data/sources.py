@@ -24,6 +24,7 @@ from rlt_core.data.row_files import (
     said,
 )
 from rlt_core.errors import UserError
+from rlt_core.extensions import is_path, load
 from rlt_core.hf_hub import UNPINNED, pinned, snapshot
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import PromptFormat
@@ -57,7 +58,7 @@ def data_digest(data: DataConfig) -> str:
     if not path.is_file():
         raise UserError(
             f"data.source={data.source!r}: no such file (paths start at {Path.cwd()}), and not one "
-            f"of {', '.join(GENERATED)} or hub:org/name"
+            f"of {', '.join(GENERATED)}, hub:org/name or module:function"
         )
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
@@ -109,6 +110,9 @@ def read_source(
             progress,
             licence=_card_licence(folder),
         )
+    if is_path(data.source):
+        made = [(n, partial(dict, row)) for n, row in enumerate(load(data.source)(), start=1)]
+        return _collect(iter(made), data, data.source, made.__len__, format, progress)
     path = Path(data.source)
     return _collect(
         read_records(path), data, str(path), partial(count_rows, path), format, progress

@@ -1,6 +1,6 @@
 """Evaluation tasks: questions of our own, and benchmarks of the hub by name.
 
-To add a benchmark, add a row to `BENCHMARKS`.
+To add a benchmark, add a row to `BENCHMARKS`, or name one's own in `imports.benchmarks`.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ import random
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from rlt_core.config import PromptPreset
+from rlt_core.config import DataConfig, PromptPreset
 from rlt_core.errors import UserError
+from rlt_core.extensions import is_path
 from rlt_core.grading import GRADERS
 from rlt_core.hf_hub import UNPINNED, pinned, snapshot
 
@@ -37,7 +38,7 @@ class EvalTask:
         if not self.questions:
             raise UserError(f"task {self.name} has no questions: nothing can be evaluated")
         for question in self.questions:
-            if question["grader"] not in GRADERS:
+            if question["grader"] not in GRADERS and not is_path(question["grader"]):
                 raise UserError(
                     f"task {self.name}, question {question['question_id']}: grader "
                     f"{question['grader']!r} is not one of {', '.join(GRADERS)}"
@@ -128,13 +129,39 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 
 
-def require_known(tasks: Sequence[str]) -> None:
-    """Raise UserError for an unknown name in `evaluation.tasks`, or if it is empty."""
-    known = (*OWN, *BENCHMARKS)
+def require_known(tasks: Sequence[str], own: Collection[str]) -> None:
+    """Raise UserError for an unknown name in `evaluation.tasks`, if it is empty, or if one of the
+    user's `own` benchmarks has the name of another task."""
+    if taken := sorted({*OWN, *BENCHMARKS} & set(own)):
+        raise UserError(f"imports.benchmarks.{taken[0]}: there is a task of this name; rename it")
+    known = (*OWN, *BENCHMARKS, *own)
     unknown = [name for name in tasks if name not in known]
     if unknown or not tasks:
         problem = f"there is no task {unknown[0]!r}" if unknown else "it names no task"
         raise UserError(f"evaluation.tasks: {problem}; there are {', '.join(known)}")
+
+
+def own_task(name: str, data: DataConfig) -> EvalTask:
+    """Return all usable rows of a user's own benchmark. Raises UserError for data that cannot be
+    had, and for more unusable rows than `data.max_dropped` allows."""
+    from rlt_core.data.rawrow import question_id
+    from rlt_core.data.sources import read_source
+
+    answer = data.fields.answer or "answer"
+    fields = data.fields.model_copy(update={"solution": answer, "answer": answer})
+    rows = read_source(data.model_copy(update={"fields": fields})).rows
+    questions = {
+        question_id(row.question): {
+            "question": row.question,
+            "answer": row.answer,
+            "grader": row.grader or data.grader or "math",
+            "metadata": row.metadata,
+        }
+        for row in reversed(rows)
+    }
+    return EvalTask(
+        name, [{"question_id": key, **rest} for key, rest in reversed(questions.items())]
+    )
 
 
 def benchmark_task(

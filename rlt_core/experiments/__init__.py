@@ -1,10 +1,9 @@
-"""What can be run: experiments are functions that return graphs of nodes."""
+"""The experiments: functions from a config to a graph of nodes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from difflib import get_close_matches
 
 from rlt_core.config import Config
 from rlt_core.errors import UserError
@@ -15,7 +14,9 @@ from rlt_core.experiments.rank_ablation import rank_ablation
 from rlt_core.experiments.reward_ablation import reward_ablation
 from rlt_core.experiments.table_1 import table_1
 from rlt_core.experiments.table_2 import table_2
+from rlt_core.extensions import WithEntryPoints
 from rlt_core.graph import Node, upstream
+from rlt_core.overrides import nearest
 from rlt_core.stages import STAGES
 
 PAPER: dict[str, Callable[[Config], Node]] = {
@@ -26,25 +27,22 @@ PAPER: dict[str, Callable[[Config], Node]] = {
     "compare-traces": compare_traces,
     "reward-ablation": reward_ablation,
 }
-"""The paper's experiments: name -> a function that returns the node (a report) whose inputs are
-the graph."""
-EXPERIMENTS: dict[str, Callable[[Config], Node]] = {"full-pipeline": full_pipeline, **PAPER}
+"""The paper's experiments: name -> a function that returns a report, whose inputs are the graph."""
+EXPERIMENTS = WithEntryPoints("rlt.experiments", {"full-pipeline": full_pipeline, **PAPER})
+"""All experiments, including those of installed packages."""
 ALL = "all"
 """The union of the paper's experiments: what they share runs once."""
 
 
 def require_target(name: str) -> None:
-    """Raises UserError for a name that is neither an experiment nor a stage."""
+    """Raise UserError for a name that is neither an experiment nor a stage."""
     known = [*EXPERIMENTS, ALL, *STAGES]
-    if name in known:
-        return
-    close = get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
-    raise UserError(f"unknown target {name!r}; {hint}")
+    if name not in known:
+        raise UserError(f"unknown target {name!r}; {nearest(name, known)}")
 
 
 def targets(name: str, config: Config) -> list[Node]:
-    """The nodes of an experiment or of all, or every node of a stage in the full pipeline.
+    """Return the nodes of an experiment or of all, or every node of a stage in the full pipeline.
 
     Raises UserError for an unknown name, and where the config lacks what an experiment needs.
     """
@@ -55,24 +53,26 @@ def targets(name: str, config: Config) -> list[Node]:
         return [EXPERIMENTS[name](config)]
     if nodes := [node for node in upstream([full_pipeline(config)]) if node.stage.name == name]:
         return nodes
-    others = [each for each in PAPER if _has(each, name, config)]
-    hint = f"; the experiment `{others[0]}` has" if others else " with these settings"
+    others = (
+        experiment
+        for experiment, report in _possible(config)
+        if any(node.stage.name == name for node in upstream([report]))
+    )
+    experiment = next(others, None)
+    hint = f"; the experiment `{experiment}` has" if experiment else " with these settings"
     raise UserError(f"the full pipeline of {config.profile} has no {name} node{hint}")
 
 
-def _has(experiment: str, stage: str, config: Config) -> bool:
-    """Whether an experiment that the config allows has nodes of a stage."""
-    try:
-        return any(node.stage.name == stage for node in upstream([PAPER[experiment](config)]))
-    except UserError:  # it needs what this config leaves empty
-        return False
-
-
 def nodes_of_stage(name: str, config: Config) -> list[Node]:
-    """Every node of a stage in the full pipeline and in the experiments that the config allows,
-    those of the full pipeline first."""
-    reports = [full_pipeline(config)]
-    for experiment in PAPER.values():
-        with suppress(UserError):  # it needs what this config leaves empty
-            reports.append(experiment(config))
+    """Return every node of a stage in the experiments that the config allows; nodes of the full
+    pipeline come first."""
+    reports = [report for _, report in _possible(config)]
     return [node for node in upstream(reports) if node.stage.name == name]
+
+
+def _possible(config: Config) -> Iterator[tuple[str, Node]]:
+    """Yield the full pipeline, and the experiments for which the config has all that they need."""
+    yield "full-pipeline", full_pipeline(config)
+    for name in list(EXPERIMENTS)[1:]:
+        with suppress(UserError):
+            yield name, EXPERIMENTS[name](config)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from rlt_core.config import Config
 from rlt_core.experiments.nodes import Nodes
-from rlt_core.experiments.students import rlt_traces
 from rlt_core.graph import Node, upstream
 
 
@@ -15,7 +14,7 @@ def compare_traces(config: Config) -> Node:
     parts, rlt = [], "rlt" if kl == config.reward.kl else "rlt-compared"
     for seed in config.seeds:
         teacher = nodes.teacher_grpo(seed)
-        traces, _ = rlt_traces(nodes, seed)
+        traces, _ = nodes.rlt_traces(seed)
         parts.append(nodes.scores(nodes.dataset_traces, teacher, "dataset", seed))
         parts.append(nodes.scores(traces, teacher, rlt, seed, kl))
     return nodes.report("compare-traces", upstream(parts), compared=("dataset", rlt))

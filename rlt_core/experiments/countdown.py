@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from rlt_core.config import Config
 from rlt_core.errors import UserError
 from rlt_core.experiments.nodes import Nodes
-from rlt_core.experiments.students import rlt_student
 from rlt_core.experiments.table import Table
 from rlt_core.graph import Node
 
@@ -22,55 +22,42 @@ OVERLAPS = (
 
 
 def countdown(config: Config) -> Node:
-    """Students of zero-shot traces, students as they are, direct RL."""
-    if config.countdown is None or config.student_grpo is None:
+    """Return the report of students of zero-shot traces, students as they are, and direct RL."""
+    problems_config, rl = config.countdown, config.student_grpo
+    if problems_config is None or rl is None:
         raise UserError(
             f"profile {config.profile} has no countdown problems or no student_grpo; set "
             "countdown.data.source=countdown, countdown.data.n_train, countdown.data.n_test and "
             "student_grpo.steps"
         )
     nodes = Nodes(config)
-    problems = nodes.questions_of(config.countdown.data, TASK)
+    problems = nodes.questions_of(problems_config.data, TASK)
     asked: dict[str, Any] = {"tasks": (TASK,), "countdown": problems}
-    seeds = config.seeds
-    table = Table(nodes, "countdown")
-    table.given("Base model", "countdown-base", nodes.student_base, **asked)
-    data = {seed: nodes.student_sft("dataset", seed) for seed in seeds}
-    table.trained(
-        "Data set's student, as it is", "countdown-dataset", data, baseline="countdown-base",
-        **asked,
-    )  # fmt: skip
-    rlt = {seed: rlt_student(nodes, seed) for seed in seeds}
-    table.trained(
-        "RLT student, as it is", "countdown-rlt", rlt, baseline="countdown-dataset", **asked
-    )
-    starts = {
-        "base": ("base", dict.fromkeys(seeds, nodes.student_base)),
-        "dataset": ("data set's student", data),
-    }
-    for start, (said, models) in starts.items():
-        trained = {
-            seed: nodes.student_grpo(model, f"countdown-{start}", seed, problems)
-            for seed, model in models.items()
-        }
-        table.trained(
-            f"Direct RL from the {said}", f"countdown-{start}+rl", trained,
-            baseline="countdown-dataset", **asked,
+    base, dataset = nodes.student_base, partial(nodes.student_sft, "dataset")
+
+    def after_rl(start: str, seed: int) -> Node:
+        model = base if start == "base" else dataset(seed)
+        return nodes.student_grpo(model, f"countdown-{start}", seed, problems)
+
+    def zero_shot(seed: int) -> Node:
+        """A student of traces by a teacher that saw no countdown problem."""
+        traces = nodes.traces(nodes.teacher_grpo(seed), TASK, seed, questions=problems)
+        return nodes.student_sft(
+            "countdown-zero-shot", seed, traces, questions=problems,
+            recipe=problems_config.student_sft,
         )  # fmt: skip
-    zero_shot = {seed: _zero_shot_student(nodes, problems, seed) for seed in seeds}
-    table.trained(
-        "Zero-shot RLT traces", "countdown-zero-shot", zero_shot, baseline="countdown-base+rl",
-        **asked,
-    )  # fmt: skip
+
+    table = Table(nodes, "countdown")
+    table.given("Base model", "countdown-base", base, **asked)
+    for name, model, student, baseline in (
+        ("Data set's student, as it is", "dataset", dataset, "base"),
+        ("RLT student, as it is", "rlt", nodes.rlt_student, "dataset"),
+        ("Direct RL from the base", "base+rl", partial(after_rl, "base"), "dataset"),
+        ("Direct RL from the data set's student", "dataset+rl", partial(after_rl, "dataset"),
+         "dataset"),
+        ("Zero-shot RLT traces", "zero-shot", zero_shot, "base+rl"),
+    ):  # fmt: skip
+        table.trained(
+            name, f"countdown-{model}", student, baseline=f"countdown-{baseline}", **asked
+        )
     return table.report(primary="countdown-zero-shot", overlaps=OVERLAPS)
-
-
-def _zero_shot_student(nodes: Nodes, problems: Node, seed: int) -> Node:
-    """Of the traces that a teacher writes which has seen no countdown problem."""
-    teacher = nodes.teacher_grpo(seed)
-    traces = nodes.traces(teacher, TASK, seed, questions=problems)
-    assert nodes.config.countdown
-    return nodes.student_sft(
-        "countdown-zero-shot", seed, traces, questions=problems,
-        recipe=nodes.config.countdown.student_sft,
-    )  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 from rlt_core.config import Config
 from rlt_core.experiments.nodes import Nodes
 from rlt_core.experiments.rank_ablation import rank_students
-from rlt_core.experiments.students import rlt_student, rlt_traces
 from rlt_core.graph import Node, upstream
 
 VALIDATION_SAMPLES = 4
@@ -47,8 +46,8 @@ def _teachers_on_held_out_questions(nodes: Nodes, seed: int) -> list[Node]:
 def _students(nodes: Nodes, seed: int) -> list[Node]:
     """Students of the RLT's traces, also refined ones, of the data set's and of imported ones; RL
     from the first."""
-    traces, scores = rlt_traces(nodes, seed)
-    rlt = rlt_student(nodes, seed)
+    traces, scores = nodes.rlt_traces(seed)
+    rlt = nodes.rlt_student(seed)
     students = {"rlt": rlt}
     if nodes.config.teacher_sft.traces == "dataset":
         students["dataset"] = nodes.student_sft("dataset", seed)

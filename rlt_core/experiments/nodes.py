@@ -1,8 +1,9 @@
-"""From the config to nodes: one function a stage, so that equal work has equal keys."""
+"""From the config to nodes: one method per stage, so that equal work has equal keys."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -27,30 +28,15 @@ from rlt_core.config import (
 from rlt_core.data.sources import GENERATED, data_digest
 from rlt_core.errors import UserError
 from rlt_core.evaluation.benchmarks import BENCHMARKS, require_known
+from rlt_core.extensions import is_path
 from rlt_core.graph import Node
 from rlt_core.hf_hub import source_digest
 from rlt_core.prompts.format import PromptFormat, load_format
-from rlt_core.stages import (
-    STAGES,
-    BaseModelConfig,
-    DatasetPrepConfig,
-    EvaluationStageConfig,
-    RankStatisticsConfig,
-    ReportConfig,
-    ScoreImportConfig,
-    StudentGRPOStageConfig,
-    StudentSFTStageConfig,
-    TeacherGRPOStageConfig,
-    TeacherSFTStageConfig,
-    TraceGenerationConfig,
-    TraceImportConfig,
-    TraceRefinementConfig,
-    TraceScoringConfig,
-)
+from rlt_core.stages import STAGES
 from rlt_core.store.files import sha256_of
 
 MAX_PATH = 256
-"""Characters of a text that may be a file's path."""
+"""Maximum length of a text that may be a file's path."""
 
 
 def _file_digest(path: str, field: str) -> str:
@@ -60,7 +46,7 @@ def _file_digest(path: str, field: str) -> str:
 
 
 def _text_or_file(given: str, field: str) -> str:
-    """A text, or what a file says. One word is a path."""
+    """Return a text, or the content of a file. One word is a path."""
     path = Path(given)
     if len(given) < MAX_PATH and path.is_file():
         return path.read_text(encoding="utf-8").strip()
@@ -69,14 +55,25 @@ def _text_or_file(given: str, field: str) -> str:
     return given
 
 
+def _identified(data: DataConfig, paths: dict[str, str], name: str) -> DataConfig:
+    """Return a source by its content; `paths[name]` becomes the path of a local file."""
+    if data.source.startswith("hub:"):
+        commit = hf_hub.pinned(data.source.removeprefix("hub:"), data.revision, "dataset")
+        return data.replaced(revision=commit)
+    if data.source in GENERATED or is_path(data.source):
+        return data
+    paths[name] = str(Path(data.source).absolute())
+    return data.replaced(source=data_digest(data))
+
+
 def _only(base: type[Frozen], value: Frozen) -> Any:
-    """The fields of a base class, without those that only shape the graph."""
+    """Return the fields of a base class, without those that only shape the graph."""
     return base.model_validate({name: getattr(value, name) for name in base.model_fields})
 
 
 def off_policy(stage: str, config: Mapping[str, Any], writer: str | None, teacher: str) -> str:
-    """Why traces are not samples of a teacher; empty: they are. `stage`, `config` and `writer`
-    (key of the model) tell how the traces were made."""
+    """Return why traces are not samples of a teacher; empty: they are. `stage`, `config` and
+    `writer` (key of the model) tell how the traces were made."""
     if stage == "trace-refinement":
         return "refined"
     if stage == "trace-import":
@@ -86,24 +83,26 @@ def off_policy(stage: str, config: Mapping[str, Any], writer: str | None, teache
     return "" if writer == teacher else "written by another model"
 
 
-def with_estimator(scoring: TraceScoringConfig, config: Config, reason: str) -> TraceScoringConfig:
-    """The scoring of traces that are off-policy for this reason, or on-policy where it is empty."""
-    reward = config.reward
-    if reason:
-        reward = reward.model_copy(update={"kl": config.trace_scoring.off_policy_kl})
-    return scoring.model_copy(update={"reward": reward, "off_policy": reason})
+def with_estimator(
+    scoring: Frozen, config: Config, reason: str, kl: KLEstimator | None = None
+) -> Frozen:
+    """Return a `TraceScoringConfig` for traces that are off-policy for a reason, or on-policy where
+    it is empty. `kl` is used in place of the config's estimator."""
+    kl = kl or (config.trace_scoring.off_policy_kl if reason else config.reward.kl)
+    reward = config.reward.replaced(kl=kl)
+    return scoring.replaced(reward=reward, off_policy=reason)
 
 
 class Nodes:
     """Builds the nodes of one config."""
 
     def __init__(self, config: Config) -> None:
-        require_known(config.evaluation.tasks)
+        require_known(config.evaluation.tasks, config.imports.benchmarks)
         self.config = config
         self.format = self._configured_format()
 
     def _configured_format(self) -> PromptFormat:
-        """The prompt format with the system prompts that the config names."""
+        """Return the prompt format with the system prompts that the config names."""
         changed: dict[str, str | None] = {}
         if (teacher := self.config.teacher_system) is not None:
             changed["teacher_system"] = _text_or_file(teacher, "teacher_system")
@@ -111,47 +110,61 @@ class Nodes:
             changed["student_system"] = None
         return load_format(self.config.prompt_format).model_copy(update=changed)
 
-    def _node(
+    def node(
         self,
         stage: str,
-        config: Frozen,
         inputs: Mapping[str, Node],
         variant: str = "",
         seed: int | None = None,
         paths: Mapping[str, str] | None = None,
+        **fields: Any,
     ) -> Node:
-        inputs, format = dict(inputs), getattr(config, "format", None)
+        """Return a node of any stage. `fields` are the stage's config without `format`, `seed` and
+        `engine`, which are filled in. Raises ValueError for an input that it does not declare."""
+        declared, inputs = STAGES[stage], dict(inputs)
+        if declared.inputs is not None and (other := inputs.keys() - declared.inputs.keys()):
+            raise ValueError(f"{stage} declares no input {', '.join(sorted(other))}")
+        engine = self.config.resources.of(stage, variant).engine
+        common = {
+            "format": self.format,
+            "seed": seed or 0,
+            "engine": engine if is_path(engine) else "",
+        }
+        filled = {name: common[name] for name in common if name in declared.config.model_fields}
+        config = declared.config(**filled | fields)
+        format = getattr(config, "format", None)
         if format and format.student_system is None and stage != "dataset-prep":
             inputs["system"] = self.questions
-        return Node(STAGES[stage], config, inputs, variant, seed, dict(paths or {}))
+        return Node(declared, config, inputs, variant, seed, dict(paths or {}))
 
     # ------------------------------------------------------------ data and models
     def questions_of(self, data: DataConfig, variant: str = "") -> Node:
-        """The questions of a data set; what another than `config.data` shares with the test
-        questions of that one counts as overlap, too."""
-        paths = {}
-        if data.source.startswith("hub:"):
-            commit = hf_hub.pinned(data.source.removeprefix("hub:"), data.revision, "dataset")
-            identified = data.model_copy(update={"revision": commit})
-        elif data.source in GENERATED:
-            identified = data
-        else:
-            paths["source"] = str(Path(data.source).absolute())
-            identified = data.model_copy(update={"source": data_digest(data)})
+        """Return the questions of a data set; training questions of others than `config.data` are
+        compared with its test questions as well."""
+        paths: dict[str, str] = {}
+        identified = _identified(data, paths, "source")
         base = self.config.base_model
         inputs = {} if isinstance(base, ScratchModel) else {"tokenizer": self.model(base)}
         if data != self.config.data and self.config.data.n_test:
             inputs["tested"] = self.questions
+        benchmarks = self._own_benchmarks(self.config.evaluation.tasks, paths)
         evaluated = {
             name: self._benchmark_commit(name) if name in BENCHMARKS else ""
             for name in sorted(self.config.evaluation.tasks)
-            if name != "test"
+            if name != "test" and name not in benchmarks
         }
-        config = DatasetPrepConfig(data=identified, format=self.format, evaluated=evaluated)
-        return self._node("dataset-prep", config, inputs, variant, paths=paths)
+        return self.node(
+            "dataset-prep", inputs, variant, paths=paths,
+            data=identified, evaluated=evaluated, benchmarks=benchmarks,
+        )  # fmt: skip
+
+    def _own_benchmarks(self, tasks: Sequence[str], paths: dict[str, str]) -> dict[str, DataConfig]:
+        """Return the user's own among these tasks, by content; `paths` receives their files."""
+        own = self.config.imports.benchmarks
+        return {name: _identified(own[name], paths, name) for name in tasks if name in own}
 
     def _benchmark_commit(self, name: str) -> str:
-        """What its data set on the hub is known by."""
+        """Return the commit of a benchmark's data set on the hub."""
         revision = self.config.evaluation.revisions.get(name)
         return hf_hub.pinned(BENCHMARKS[name].repo, revision, "dataset")
 
@@ -167,12 +180,12 @@ class Nodes:
         return self.questions_of(data, "rl") if data else self.questions
 
     def model(self, source: ModelSource, variant: str = "") -> Node:
-        """A model from scratch or from outside."""
+        """Return a model from scratch or from elsewhere."""
         paths: dict[str, str] = {}
         match source:
             case ScratchModel():
-                config = BaseModelConfig(scratch=source, format=self.format)
-                return self._node("base-model", config, {"questions": self.questions}, variant)
+                inputs = {"questions": self.questions}
+                return self.node("base-model", inputs, variant, scratch=source)
             case HubModel():
                 commit = hf_hub.pinned(source.repo, source.revision, "model")
                 imported = f"hub:{source.repo}@{commit}"
@@ -182,12 +195,11 @@ class Nodes:
             case PackageModel():
                 imported = f"package:{source_digest(source)}"
                 paths["source"] = source.package
-        config = BaseModelConfig(imported=imported)
-        return self._node("base-model", config, {}, variant, paths=paths)
+        return self.node("base-model", {}, variant, paths=paths, imported=imported, format=None)
 
     @cached_property
     def base(self) -> Node:
-        """What the teacher starts from."""
+        """The model that the teacher starts from."""
         return self.model(self.config.base_model)
 
     @cached_property
@@ -198,38 +210,33 @@ class Nodes:
 
     @cached_property
     def student_base(self) -> Node:
-        """What distilled students start from."""
+        """The model that distilled students start from."""
         source = self.config.student
         return self.model(source, "student") if source else self.base
 
     # ------------------------------------------------------------ teacher
     def teacher_sft(self, seed: int) -> Node:
-        """The warmed-up teacher; the base model when there is no warm-up."""
+        """Return the warmed-up teacher, or the base model if there is no warm-up."""
         sft = self.config.teacher_sft
         if sft.traces == "none":
             return self.base
         source = self.questions
         if sft.traces != "dataset":
             source = self.imported_traces("warm-up", sft.traces, "teacher_sft.traces")
-        config = TeacherSFTStageConfig(sft=_only(SFTConfig, sft), format=self.format, seed=seed)
-        return self._node(
-            "teacher-sft", config, {"model": self.base, "questions": source}, "", seed
-        )
+        inputs = {"model": self.base, "questions": source}
+        return self.node("teacher-sft", inputs, seed=seed, sft=_only(SFTConfig, sft))
 
     def teacher_grpo(self, seed: int, reward: RewardSpec | None = None, variant: str = "") -> Node:
-        """The Reinforcement-Learned Teacher; of another reward than the config's, where given."""
-        config = TeacherGRPOStageConfig(
-            grpo=self.config.teacher_grpo,
-            reward=reward or self.config.reward,
-            format=self.format,
-            seed=seed,
-        )
+        """Return the Reinforcement-Learned Teacher of the config's reward, or of another one."""
         inputs = {
             "model": self.teacher_sft(seed),
             "student": self.reward_student,
             "questions": self.questions,
         }
-        return self._node("teacher-grpo", config, inputs, variant, seed)
+        return self.node(
+            "teacher-grpo", inputs, variant, seed,
+            grpo=self.config.teacher_grpo, reward=reward or self.config.reward,
+        )  # fmt: skip
 
     # ------------------------------------------------------------ traces
     def traces(
@@ -242,53 +249,41 @@ class Nodes:
         questions: Node | None = None,
         **sampling: Any,
     ) -> Node:
-        """A teacher's explanations, or with the `student` context a solver's thoughts; `sampling`
+        """Return a teacher's explanations, or a solver's thoughts (context `student`); `sampling`
         changes fields of `trace_generation`."""
         common = _only(GenerationConfig, self.config.trace_generation)
-        config = TraceGenerationConfig(
-            sampling=common.model_copy(update=sampling),
-            split=split,
-            context=context,
-            format=self.format,
-            seed=seed,
-        )
         inputs = {"teacher": teacher, "questions": questions or self.questions}
-        return self._node("trace-generation", config, inputs, variant, seed)
+        return self.node(
+            "trace-generation", inputs, variant, seed,
+            sampling=common.replaced(**sampling), split=split, context=context,
+        )  # fmt: skip
 
     def refined_traces(self, traces: Node, variant: str, seed: int) -> Node:
-        """Traces that an LLM wrote anew. Raises ValueError where the config names none."""
-        refinement = self.config.trace_refinement
-        if refinement is None:
-            raise ValueError("config.trace_refinement is empty")
-        config = TraceRefinementConfig(refinement=refinement, format=self.format)
+        """Return traces that an LLM rewrote; `trace_refinement` of the config names it."""
         inputs = {"traces": traces, "questions": self.questions, "tokenizer": self.base}
-        return self._node("trace-refinement", config, inputs, variant, seed)
+        refinement = self.config.trace_refinement
+        return self.node("trace-refinement", inputs, variant, seed, refinement=refinement)
 
     def imported_traces(self, name: str, path: str, field: str = "") -> Node:
-        """Traces that others wrote; `field` of the config names the file, else `imports.traces`."""
+        """Return the traces of a file, which `field` of the config names, else `imports.traces`."""
         digest = _file_digest(path, field or f"imports.traces.{name}")
-        config = TraceImportConfig(
-            name=name,
-            digest=digest,
-            max_dropped=self.config.data.max_dropped,
-            format=self.format,
-        )
-        inputs = {"tokenizer": self.base}
-        paths = {"source": str(Path(path).absolute())}
-        return self._node("trace-import", config, inputs, name, paths=paths)
+        return self.node(
+            "trace-import", {"tokenizer": self.base}, name,
+            paths={"source": str(Path(path).absolute())},
+            name=name, digest=digest, max_dropped=self.config.data.max_dropped,
+        )  # fmt: skip
 
     @cached_property
     def dataset_traces(self) -> Node:
         """The data set's own traces as a table of traces."""
-        config = TraceImportConfig(name="dataset", digest=None, format=self.format)
         inputs = {"tokenizer": self.base, "questions": self.questions}
-        return self._node("trace-import", config, inputs, "dataset")
+        return self.node("trace-import", inputs, "dataset", name="dataset", digest=None)
 
     def imported_scores(self, name: str, path: str) -> Node:
-        """Rewards that others computed."""
-        config = ScoreImportConfig(name=name, digest=_file_digest(path, f"imports.scores.{name}"))
+        """Return the rewards of a file."""
+        digest = _file_digest(path, f"imports.scores.{name}")
         paths = {"source": str(Path(path).absolute())}
-        return self._node("score-import", config, {}, name, paths=paths)
+        return self.node("score-import", {}, name, paths=paths, name=name, digest=digest)
 
     def scores(
         self,
@@ -298,28 +293,21 @@ class Nodes:
         seed: int,
         kl: KLEstimator | None = None,
     ) -> Node:
-        """Rewards and ranks of traces. The KL estimator is `kl`, or else `reward.kl` for the
+        """Return rewards and ranks of traces. The KL estimator is `kl`, else `reward.kl` for the
         teacher's own traces and `trace_scoring.off_policy_kl` for others."""
-        config = TraceScoringConfig(
-            reward=self.config.reward,
-            scoring=self.config.trace_scoring.model_copy(update={"off_policy_kl": "full"}),
-            format=self.format,
-            seed=seed,
-        )
-        writer = traces.inputs["teacher"].key if "teacher" in traces.inputs else None
-        made = traces.config.model_dump()
-        reason = off_policy(traces.stage.name, made, writer, teacher.key)
-        config = with_estimator(config, self.config, reason)
-        if kl:
-            changed = config.reward.model_copy(update={"kl": kl})
-            config = config.model_copy(update={"reward": changed})
         inputs = {
             "traces": traces,
             "questions": self.questions,
             "teacher": teacher,
             "student": self.reward_student,
         }
-        return self._node("trace-scoring", config, inputs, variant, seed)
+        scoring = self.config.trace_scoring.replaced(off_policy_kl="full")
+        node = self.node(
+            "trace-scoring", inputs, variant, seed, reward=self.config.reward, scoring=scoring
+        )
+        writer = traces.inputs["teacher"].key if "teacher" in traces.inputs else None
+        reason = off_policy(traces.stage.name, traces.config.model_dump(), writer, teacher.key)
+        return replace(node, config=with_estimator(node.config, self.config, reason, kl))
 
     # ------------------------------------------------------------ students
     def student_sft(
@@ -335,18 +323,10 @@ class Nodes:
         empty_thought: bool = False,
         **choice: Any,
     ) -> Node:
-        """A student of the data set's own traces (no `traces`), of generated or imported ones, or
-        `empty_thought`: of the solutions alone. `base`, `recipe` and `questions` stand for the
-        config's; `choice` (rank, order, fits, token_matched) picks traces by `scores`."""
+        """Return a student of `traces`, of the data set's own traces (None), or of the solutions
+        alone (`empty_thought`). `base`, `recipe` and `questions` replace the config's; `choice`
+        (rank, order, fits, token_matched) picks traces by `scores`."""
         recipe = recipe or self.config.student_sft
-        config = StudentSFTStageConfig(
-            sft=_only(SFTConfig, recipe),
-            traces="none" if empty_thought else "traces" if traces else "dataset",
-            n_questions=recipe.n_questions,
-            format=self.format,
-            seed=seed,
-            **({"rank": None} | choice),
-        )
         inputs = {"model": base or self.student_base, "questions": questions or self.questions}
         if traces:
             inputs["traces"] = traces
@@ -354,18 +334,34 @@ class Nodes:
                 inputs["questions"] = traces
         if scores:
             inputs["scores"] = scores
-        return self._node("student-sft", config, inputs, variant, seed)
+        return self.node(
+            "student-sft", inputs, variant, seed,
+            sft=_only(SFTConfig, recipe), n_questions=recipe.n_questions,
+            traces="none" if empty_thought else "traces" if traces else "dataset",
+            **{"rank": None} | choice,
+        )  # fmt: skip
+
+    def rlt_traces(self, seed: int) -> tuple[Node, Node]:
+        """Return the traces of the Reinforcement-Learned Teacher, and their scores."""
+        teacher = self.teacher_grpo(seed)
+        traces = self.traces(teacher, "rlt", seed)
+        return traces, self.scores(traces, teacher, "rlt", seed)
+
+    def rlt_student(
+        self, seed: int, variant: str = "rlt", recipe: StudentSFTConfig | None = None
+    ) -> Node:
+        """Return a student of the RLT's traces; of the best by reward if questions have several."""
+        traces, scores = self.rlt_traces(seed)
+        if self.config.trace_generation.n == 1:
+            return self.student_sft(variant, seed, traces, recipe=recipe)
+        return self.student_sft(variant, seed, traces, scores, rank=1, recipe=recipe)
 
     def student_grpo(
         self, student: Node, variant: str, seed: int, questions: Node | None = None
     ) -> Node:
-        """RL of a student on answer correctness. Raises ValueError where the config has none."""
-        grpo = self.config.student_grpo
-        if grpo is None:
-            raise ValueError("config.student_grpo is empty")
-        config = StudentGRPOStageConfig(grpo=grpo, format=self.format, seed=seed)
+        """Return RL of a student on answer correctness, as `student_grpo` of the config says."""
         inputs = {"model": student, "questions": questions or self.rl_questions}
-        return self._node("student-grpo", config, inputs, variant, seed)
+        return self.node("student-grpo", inputs, variant, seed, grpo=self.config.student_grpo)
 
     # ------------------------------------------------------------ measurement
     def evaluation(
@@ -377,48 +373,42 @@ class Nodes:
         format: str | None = None,
         **changes: Any,
     ) -> Node:
-        """Benchmarks of a model; `changes` are fields of `evaluation`. `countdown`: the data set
-        whose test problems the task `countdown` asks, in place of its own. `format`: the prompt
-        format that the user named for this model."""
+        """Return benchmarks of a model; `changes` are fields of `evaluation`. `countdown`: the data
+        set whose test problems the task `countdown` asks. `format`: the prompt format that the user
+        named for this model."""
         own = load_format(format) if format else self.format
-        evaluation = self.config.evaluation.model_copy(update=changes)
+        evaluation = self.config.evaluation.replaced(**changes)
         samples = {name: n for name, n in evaluation.samples.items() if name in evaluation.tasks}
-        evaluation = evaluation.model_copy(update={"samples": samples, "revisions": {}})
-        config = EvaluationStageConfig(
-            evaluation=evaluation,
-            benchmarks={
-                name: self._benchmark_commit(name)
-                for name in evaluation.tasks
-                if name in BENCHMARKS
-            },
-            format=own,
-            format_named=own != self.format,
-            seed=seed or 0,
-        )
+        evaluation = evaluation.replaced(samples=samples, revisions={})
         inputs = {"model": model, "questions": self.questions}
         if countdown:
             inputs["countdown"] = countdown
-        return self._node("evaluation", config, inputs, variant, seed)
+        paths: dict[str, str] = {}
+        own_benchmarks = self._own_benchmarks(evaluation.tasks, paths)
+        commits = {n: self._benchmark_commit(n) for n in evaluation.tasks if n in BENCHMARKS}
+        return self.node(
+            "evaluation", inputs, variant, seed, paths,
+            evaluation=evaluation, benchmarks=commits, own_benchmarks=own_benchmarks,
+            format=own, format_named=own != self.format,
+        )  # fmt: skip
 
     def rank_statistics(
         self, ranked_by: RankedSet, scores: Mapping[int, Node], ranked: Mapping[str, Node]
     ) -> Node:
-        """Statistics over `scores` by seed and evaluations named `rank-R@seed`."""
+        """Return statistics over `scores` by seed and evaluations named `rank-R@seed`."""
         ablation = self.config.rank_ablation
-        if ablation is None:
-            raise ValueError("config.rank_ablation is empty")
-        config = RankStatisticsConfig(
-            ranks=ablation.ranks,
-            seeds=self.config.seeds,
-            resamples=ablation.resamples,
-            task=self.config.evaluation.tasks[0],
-            ranked_by=ranked_by,
-        )
+        assert ablation
         named = {f"scores@{seed}": node for seed, node in scores.items()}
-        return self._node("rank-statistics", config, named | dict(ranked), ranked_by)
+        return self.node(
+            "rank-statistics", named | dict(ranked), ranked_by,
+            ranks=ablation.ranks, seeds=self.config.seeds, resamples=ablation.resamples,
+            task=self.config.evaluation.tasks[0], ranked_by=ranked_by,
+        )  # fmt: skip
 
     def report(self, title: str, parts: list[Node], **shown: Any) -> Node:
-        """The report over all that an experiment made; `shown` are fields of `ReportConfig`."""
-        config = ReportConfig(profile=self.config.profile, title=title, **shown)
+        """Return the report over an experiment's nodes; `shown` are fields of `ReportConfig`."""
         variant = "" if title == "full-pipeline" else title
-        return self._node("report", config, {part.name: part for part in parts}, variant)
+        inputs = {part.name: part for part in parts}
+        return self.node(
+            "report", inputs, variant, profile=self.config.profile, title=title, **shown
+        )

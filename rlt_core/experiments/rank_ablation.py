@@ -1,12 +1,13 @@
 """Figure, right: does the reward's rank of a trace predict what a student learns from it?
 
 Completions of the teacher before RL are ranked within each question, and a student is trained on
-those of each rank. Beside the reward: its rivals, and what else could explain the result (a random
-order, length, correctness, the number of tokens).
+the traces of each rank. Besides the reward, traces are ranked by baselines and by what else could
+explain the result (a random order, length, correctness, the number of tokens).
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from rlt_core.config import Config, RankedSet
@@ -23,17 +24,16 @@ def rank_ablation(config: Config) -> Node:
         raise UserError(f"profile {config.profile} has no rank_ablation; set rank_ablation.ranks")
     table = Table(nodes, "rank-ablation")
     table.given("Base model", "base", nodes.student_base)
-    dataset = {seed: nodes.student_sft("dataset", seed) for seed in config.seeds}
+    dataset = partial(nodes.student_sft, "dataset")
     table.trained("Data set's traces", "dataset", dataset, baseline="base")
     task = config.evaluation.tasks[:1]
-    for number, ranked_by in enumerate(config.rank_ablation.sets):
+    for ranked_by in config.rank_ablation.sets:
         table.parts += rank_students(nodes, ranked_by)
-        if number == 0:
-            first = {seed: _student(nodes, seed, ranked_by, 1) for seed in config.seeds}
-            table.trained(
-                "Rank 1, teacher before RL", rank_variant(ranked_by, 1), first,
-                baseline="dataset", tasks=task,
-            )  # fmt: skip
+    first = config.rank_ablation.sets[0]
+    table.trained(
+        "Rank 1, teacher before RL", rank_variant(first, 1),
+        lambda seed: _student(nodes, seed, first, 1), baseline="dataset", tasks=task,
+    )  # fmt: skip
     return table.report()
 
 

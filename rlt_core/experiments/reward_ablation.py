@@ -1,7 +1,7 @@
 """What each part of the reward is for: teachers of other rewards, their traces, their students.
 
-All traces are scored with the config's own reward, so that their parts can be compared; guards
-measure the failures that the paper names (repetition, copying, over-long explanations).
+All traces are scored with the config's own reward, so that their parts can be compared;
+diagnostics measure the failures that the paper names (repetition, copying, over-long explanations).
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ def reward_ablation(config: Config) -> Node:
     table = Table(nodes, "reward-ablation")
     table.given("Base model", "base", nodes.student_base)
     for variant, reward in {"rlt": config.reward, **variants(config)}.items():
-        students = {}
-        for seed in config.seeds:
-            name = "" if variant == "rlt" else variant
-            teacher = nodes.teacher_grpo(seed, reward, name)
+
+        def student(seed: int, variant: str = variant, reward: RewardSpec = reward) -> Node:
+            teacher = nodes.teacher_grpo(seed, reward, "" if variant == "rlt" else variant)
             traces = nodes.traces(teacher, variant, seed, n=1)
             table.parts.append(nodes.scores(traces, teacher, variant, seed))
-            students[seed] = nodes.student_sft(variant, seed, traces)
+            return nodes.student_sft(variant, seed, traces)
+
         said = f"Reward of lambda {reward.kl_weight:g}, alpha {reward.alpha:g}"
         baseline = "base" if variant == "rlt" else "rlt"
-        table.trained(said, variant, students, baseline=baseline)
+        table.trained(said, variant, student, baseline=baseline)
     return table.report()
 
 
@@ -46,5 +46,5 @@ def variants(config: Config) -> dict[str, RewardSpec]:
         **{f"lambda-{value:g}": {"kl_weight": value} for value in ablation.kl_weights},
         **{f"alpha-{value:g}": {"alpha": value} for value in ablation.alphas},
     }
-    found = {name: reward.model_copy(update=change) for name, change in changes.items()}
+    found = {name: reward.replaced(**change) for name, change in changes.items()}
     return {name: one for name, one in found.items() if one != reward}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rlt_core.config import Config, HubModel, ModelSource
@@ -11,13 +11,13 @@ from rlt_core.graph import Node, upstream
 from rlt_core.report import paper as paper_numbers
 from rlt_core.stages import TableRow
 
-BySeed = Mapping[int, Node]
-"""Training seed -> model."""
+OfSeed = Callable[[int], Node]
+"""A function from a training seed to a node."""
 
 
 def paper_size(config: Config, student: ModelSource) -> str | None:
-    """Size in the paper's names of rows (`7B`) where teacher, students and data are the paper's;
-    None where its numbers belong to other rows than ours."""
+    """Return the size in the paper's names of rows (`7B`) where teacher, students and data are the
+    paper's, else None: its numbers then belong to other rows than ours."""
     models = [one.repo if isinstance(one, HubModel) else "" for one in (config.base_model, student)]
     if models[0] != paper_numbers.TEACHER or config.data.source != paper_numbers.DATA:
         return None
@@ -37,15 +37,15 @@ class Table:
         self,
         name: str,
         model: str,
-        by_seed: BySeed,
+        student: OfSeed,
         paper: str | None = None,
         baseline: str | None = None,
         **evaluation: Any,
     ) -> None:
-        """A model that this run trains, one of each seed. `paper`: row of the paper's table;
-        `evaluation`: what differs from the config's."""
-        for seed, node in by_seed.items():
-            self.parts.append(self.nodes.evaluation(node, model, seed, **evaluation))
+        """Add a model that this run trains, once per seed. `paper`: row of the paper's table;
+        `evaluation`: fields that differ from the config's."""
+        for seed in self.nodes.config.seeds:
+            self.parts.append(self.nodes.evaluation(student(seed), model, seed, **evaluation))
         paper = self._quoted(paper, evaluation)
         self.rows.append(TableRow(name=name, model=model, paper=paper, baseline=baseline))
 
@@ -58,7 +58,7 @@ class Table:
         baseline: str | None = None,
         **evaluation: Any,
     ) -> None:
-        """A model as it is: untouched, or from elsewhere. It has no training seeds."""
+        """Add a model that this run does not train; it has no training seeds."""
         self.parts.append(self.nodes.evaluation(node, model, None, **evaluation))
         paper = self._quoted(paper, evaluation)
         self.rows.append(
@@ -66,16 +66,16 @@ class Table:
         )
 
     def _quoted(self, paper: str | None, changes: Mapping[str, Any]) -> str | None:
-        """The paper's row, where ours is tested as it was: on all questions, unforced."""
+        """Return the paper's row where ours is tested as it was: all questions, no budget."""
         evaluation = self.nodes.config.evaluation
         forced = changes.get("budget", evaluation.budget)
         return None if forced or evaluation.max_questions else paper
 
     def missing(self, name: str, model: str, why: str, paper: str | None = None) -> None:
-        """A row that does not run."""
+        """Add a row that does not run."""
         self.rows.append(TableRow(name=name, model=model, paper=paper, missing=why))
 
     def report(self, **shown: Any) -> Node:
-        """The report over all that the table needs: costs, training curves, dropped rows."""
+        """Return the report over all nodes of the table: costs, training curves, dropped rows."""
         rows = tuple(self.rows)
         return self.nodes.report(self.title, upstream(self.parts), rows=rows, **shown)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rlt_core.config import Config, HubModel, LargerStudent, ModelSource, StudentSFTConfig
 from rlt_core.experiments.nodes import Nodes
-from rlt_core.experiments.students import rlt_student
 from rlt_core.experiments.table import Table, paper_size
 from rlt_core.graph import Node
 from rlt_core.report.paper import REPOSITORIES, S1, S1K, SKY_T1, SUBSET
@@ -21,7 +20,7 @@ class _Students:
     """Students of one size on one amount of data."""
 
     suffix: str
-    """Of their variants: `rlt-large-subset`."""
+    """End of the names of their variants: `rlt-large-subset`."""
     said: str
     """Behind their names in the table."""
     base: Node
@@ -97,10 +96,6 @@ def _kinds(
     yield _Students(suffix, said, base, recipe, others, larger, paper(recipe))
 
 
-def _by_seed(config: Config, student: Callable[[int], Node]) -> dict[int, Node]:
-    return {seed: student(seed) for seed in config.seeds}
-
-
 def _source_rows(table: Table, students: _Students) -> None:
     nodes = table.nodes
     larger = "-large" if students.larger else ""
@@ -113,20 +108,19 @@ def _source_rows(table: Table, students: _Students) -> None:
                 variant, seed, base=students.base, recipe=students.recipe, questions=questions
             )
 
-        trained = _by_seed(nodes.config, student)
         said, baseline = f"Traces of {name}{students.said}", f"dataset{students.suffix}"
         if (source.data.source, students.paper) == (S1K, "32B-1K"):
             why = "quoted; with how many continuations, the paper does not say"
             table.missing(S1, "s1-32b", why, paper=S1)
         if not source.budgets:
             theirs = (source.data.source, students.paper) == (SKY_T1, "32B")
-            table.trained(said, variant, trained, "Sky-T1-32B" if theirs else None, baseline)
+            table.trained(said, variant, student, "Sky-T1-32B" if theirs else None, baseline)
         for budget in source.budgets:
             times = f"{budget.continuations} continuation{'s' * (budget.continuations != 1)}"
             table.trained(
                 f"{said}, budget forcing, {times}",
                 f"{variant}-continued-{budget.continuations}",
-                trained,
+                student,
                 baseline=baseline,
                 budget=budget,
             )
@@ -144,7 +138,7 @@ def _solution_row(table: Table, students: _Students) -> None:
     table.trained(
         f"Solutions alone{students.said}",
         variant,
-        _by_seed(nodes.config, student),
+        student,
         baseline=f"dataset{students.suffix}",
     )
 
@@ -158,7 +152,7 @@ def _dataset_row(table: Table, students: _Students) -> None:
     table.trained(
         f"Data set's traces{students.said}",
         variant,
-        _by_seed(nodes.config, student),
+        student,
         paper=students.quoted("Bespoke"),
         baseline="base-large" if students.larger else "base",
     )
@@ -169,7 +163,7 @@ def _rlt_row(table: Table, students: _Students) -> None:
 
     def student(seed: int) -> Node:
         if students.larger is None:
-            return rlt_student(nodes, seed, variant, students.recipe)
+            return nodes.rlt_student(seed, variant, students.recipe)
         teacher = nodes.teacher_grpo(seed)
         traces = nodes.traces(teacher, "rlt-choice", seed, n=students.larger.traces)
         scores = nodes.scores(traces, teacher, "rlt-choice", seed)
@@ -180,7 +174,7 @@ def _rlt_row(table: Table, students: _Students) -> None:
     table.trained(
         f"RLT traces{students.said}",
         variant,
-        _by_seed(nodes.config, student),
+        student,
         paper=students.quoted("RLT"),
         baseline=f"dataset{students.suffix}",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlt_core.config import DType, StageResources
+from rlt_core.extensions import is_path, load
 from rlt_core.generation.engine import Completion, Engine, sample_seed
 
 __all__ = ["Completion", "Engine", "open_engine", "sample_seed"]
@@ -19,6 +20,9 @@ def open_engine(model_folder: Path, dtype: DType, resources: StageResources) -> 
         from rlt_core.generation.vllm import VLLMEngine
 
         return VLLMEngine(model_folder, dtype, resources)
+    if is_path(resources.engine):
+        engine: Engine = load(resources.engine)(model_folder, dtype, resources)
+        return engine
     from rlt_core.generation.hf import TransformersEngine
     from rlt_core.models import load_model
 

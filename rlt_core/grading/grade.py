@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
+from rlt_core.extensions import is_path, load
 from rlt_core.grading import countdown
 from rlt_core.grading.answers import Answer, parse
 from rlt_core.grading.choice import choice_letter
@@ -42,13 +43,13 @@ class GradeItem:
     answer: str | None
     """The right answer; None makes the item ungradable (countdown needs none)."""
     grader: str
-    """One of `GRADERS`."""
+    """One of `GRADERS`, or `module:function@digest` of the user's own."""
     metadata: str | None = None
     """JSON with what the grader needs beside the answer (countdown's numbers and target), or
     `accepted`, a list of right answers."""
 
     def __post_init__(self) -> None:
-        if self.grader not in GRADERS:
+        if self.grader not in GRADERS and not is_path(self.grader):
             raise ValueError(f"grader {self.grader!r} is not one of {', '.join(GRADERS)}")
 
 
@@ -77,6 +78,10 @@ def grade(item: GradeItem) -> Grade:
         right = countdown.solves
     elif item.grader == "none" or answer is None:
         return Grade("ungradable")
+    elif is_path(item.grader):
+        verdict = load(item.grader)(solution, answer)
+        gold, given = answer, None if verdict is None else solution
+        right = lambda *_: bool(verdict)  # noqa: E731
     elif item.grader == "multiple_choice":
         gold, given = (choice_letter(text, item.metadata) for text in (answer, solution))
     elif item.grader == "arithmetic":
@@ -119,6 +124,8 @@ def grades_itself(item: GradeItem) -> bool:
     """
     if item.grader == "countdown":
         return grade(replace(item, solution="")).outcome != "ungradable"
+    if is_path(item.grader):
+        return grade(replace(item, solution=item.answer)).outcome == "correct"
     answer = marked_answer(item.answer or "") or item.answer
     return all(
         grade(replace(item, solution=solution)).outcome == "correct"

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
 
+from rlt_core.extensions import is_path, load
 from rlt_core.grading.grade import GradeItem, grade, grades_itself
 
 PR_SET_PDEATHSIG = 1
@@ -50,6 +51,8 @@ def main() -> None:
             item = GradeItem(**fields)
             if item.grader == "math":
                 import math_verify  # noqa: F401  (slow the first time)
+            elif is_path(item.grader):
+                load(item.grader)
             _send(connection, "begun")
             value = grades_itself(item) if operation == "check" else asdict(grade(item))
             reply: dict[str, Any] = {"value": value}

@@ -57,7 +57,7 @@ def smol() -> Config:
         trace_scoring=ScoringConfig(max_tokens=4096),
         rank_ablation=RankAblationConfig(ranks=4),
         student_sft=student,
-        student_sft_subset=student.model_copy(update={"n_questions": 100}),
+        student_sft_subset=student.replaced(n_questions=100),
         larger_student=LargerStudent(model=SMOLLM2_360M),
         countdown=CountdownConfig(
             data=DataConfig(
@@ -85,37 +85,35 @@ def single_gpu() -> Config:
         "max_prompt_tokens": 2048, "max_completion_tokens": 2048,
     }  # fmt: skip
     lora = LoRA()
-    student = config.student_sft.model_copy(
-        update={"max_tokens": 4096, "batch_size": 16, "lora": lora, "learning_rate": 1e-4}
+    student = config.student_sft.replaced(
+        max_tokens=4096, batch_size=16, lora=lora, learning_rate=1e-4
     )
-    return config.model_copy(
-        update={
-            "data": DataConfig(source="questions.jsonl", max_prompt_tokens=2048),
-            "rl_data": None,
-            "base_model": QWEN_1_5B,
-            "reward_student": None,
-            "teacher_sft": config.teacher_sft.model_copy(
-                update={"epochs": 3, "max_tokens": 4096}
-            ),
-            "teacher_grpo": config.teacher_grpo.model_copy(update=grpo),
-            "trace_generation": config.trace_generation.model_copy(update={"max_tokens": 2048}),
-            "trace_scoring": ScoringConfig(dtype="bfloat16", max_tokens=8192),
-            "student_sft": student,
-            "student_sft_subset": student.model_copy(update={"n_questions": 1000}),
-            "larger_student": LargerStudent(model=QWEN_3B),
-            "trace_sources": trace_sources(3000),
-            "countdown": countdown(2048),
-            "student_grpo": StudentGRPOConfig(**grpo, lora=lora, learning_rate=1e-5),
-            "evaluation": EvaluationConfig(
-                tasks=("test", "math_500"), n=4, max_tokens=4096, dtype="bfloat16"
-            ),
-            "resources": Resources(
-                engine="vllm", micro_batch_size=2, gradient_checkpointing=True,
-                tokens_per_batch=32768,
-                stages={
-                    "teacher-grpo": {"vllm_memory": 0.4, "offload": True},
-                    "student-grpo": {"vllm_memory": 0.4},
-                },
-            ),
-        }
-    )  # fmt: skip
+    return config.replaced(
+        data=DataConfig(source="questions.jsonl", max_prompt_tokens=2048),
+        rl_data=None,
+        base_model=QWEN_1_5B,
+        reward_student=None,
+        teacher_sft=config.teacher_sft.replaced(epochs=3, max_tokens=4096),
+        teacher_grpo=config.teacher_grpo.replaced(**grpo),
+        trace_generation=config.trace_generation.replaced(max_tokens=2048),
+        trace_scoring=ScoringConfig(dtype="bfloat16", max_tokens=8192),
+        student_sft=student,
+        student_sft_subset=student.replaced(n_questions=1000),
+        larger_student=LargerStudent(model=QWEN_3B),
+        trace_sources=trace_sources(3000),
+        countdown=countdown(2048),
+        student_grpo=StudentGRPOConfig(**grpo, lora=lora, learning_rate=1e-5),
+        evaluation=EvaluationConfig(
+            tasks=("test", "math_500"), n=4, max_tokens=4096, dtype="bfloat16"
+        ),
+        resources=Resources(
+            engine="vllm",
+            micro_batch_size=2,
+            gradient_checkpointing=True,
+            tokens_per_batch=32768,
+            stages={
+                "teacher-grpo": {"vllm_memory": 0.4, "offload": True},
+                "student-grpo": {"vllm_memory": 0.4},
+            },
+        ),
+    )

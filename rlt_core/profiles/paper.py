@@ -91,14 +91,14 @@ def trace_sources(max_thinking_tokens: int) -> dict[str, TraceSource]:
               "fields": FieldMapping(trace="conversations")}  # fmt: skip
     return {
         "s1": TraceSource(
-            data=whole.model_copy(update=s1),
+            data=whole.replaced(**s1),
             recipe="student_sft_subset",
             budgets=tuple(
                 BudgetForcing(max_thinking_tokens=max_thinking_tokens, continuations=times)
                 for times in S1_CONTINUATIONS
             ),
         ),
-        "sky-t1": TraceSource(data=whole.model_copy(update=sky_t1)),
+        "sky-t1": TraceSource(data=whole.replaced(**sky_t1)),
     }
 
 
@@ -184,6 +184,7 @@ def paper_32b_1k() -> Config:
 
 
 def _on_1k(config: Config) -> Config:
-    """All students are those of the subset."""
-    subset = {"student_sft": S1_RECIPE, "student_sft_subset": None}
-    return config.model_copy(update={"profile": f"{config.profile}-1k", **subset})
+    """Return the config with the students of the subset alone."""
+    return config.replaced(
+        profile=f"{config.profile}-1k", student_sft=S1_RECIPE, student_sft_subset=None
+    )

@@ -52,7 +52,7 @@ def tiny() -> Config:
         trace_scoring=ScoringConfig(max_tokens=512),
         rank_ablation=RankAblationConfig(ranks=16, n_questions=300),
         student_sft=student,
-        student_sft_subset=student.model_copy(update={"n_questions": 60}),
+        student_sft_subset=student.replaced(n_questions=60),
         larger_student=LargerStudent(
             model=ScratchModel(
                 layers=4, width=160, heads=5, steps=900, batch_size=16, learning_rate=2e-3
@@ -60,21 +60,19 @@ def tiny() -> Config:
         ),
         trace_sources={
             "s1": TraceSource(
-                data=other.model_copy(update={"source": "arithmetic-s1", "n_train": 100}),
+                data=other.replaced(source="arithmetic-s1", n_train=100),
                 budgets=tuple(
                     BudgetForcing(max_thinking_tokens=80, continuations=times, continuation=";")
                     for times in S1_CONTINUATIONS
                 ),
             ),
             "sky-t1": TraceSource(
-                data=other.model_copy(update={"source": "arithmetic-sky-t1", "n_train": 1200})
+                data=other.replaced(source="arithmetic-sky-t1", n_train=1200)
             ),
         },
         countdown=CountdownConfig(
-            data=other.model_copy(
-                update={"source": "countdown-small", "n_train": 4000, "n_test": 100}
-            ),
-            student_sft=student.model_copy(update={"steps": 400}),
+            data=other.replaced(source="countdown-small", n_train=4000, n_test=100),
+            student_sft=student.replaced(steps=400),
         ),
         student_grpo=StudentGRPOConfig(
             steps=20, questions_per_step=16, group_size=8, learning_rate=1e-4, temperature=1.0,
@@ -92,72 +90,68 @@ def tiny_science() -> Config:
     """`tiny` for the paper's claims (`studies/paper.toml`): all students learn from the same
     questions, the teacher has twice the steps of RL, and there is no more than the claims need."""
     config = tiny()
-    return config.model_copy(
-        update={
-            "profile": "tiny-science",
-            "teacher_grpo": config.teacher_grpo.model_copy(update={"steps": 80}),
-            "trace_generation": config.trace_generation.model_copy(update={"n_questions": None}),
-            "rank_ablation": RankAblationConfig(n_questions=300, sets=("reward", "random")),
-            "student_sft_subset": None,
-            "larger_student": None,
-            "trace_sources": {},
-            "evaluation": config.evaluation.model_copy(update={"tasks": ("test",)}),
-        }
+    return config.replaced(
+        profile="tiny-science",
+        teacher_grpo=config.teacher_grpo.replaced(steps=80),
+        trace_generation=config.trace_generation.replaced(n_questions=None),
+        rank_ablation=RankAblationConfig(n_questions=300, sets=("reward", "random")),
+        student_sft_subset=None,
+        larger_student=None,
+        trace_sources={},
+        evaluation=config.evaluation.replaced(tasks=("test",)),
     )
 
 
 def smoke() -> Config:
     """Every stage on a barely trained tiny model, in a minute: for tests, learns nothing."""
     config = tiny()
-    student = config.student_sft.model_copy(update={"steps": 3, "batch_size": 4})
-    return config.model_copy(
-        update={
-            "profile": "smoke",
-            "data": config.data.model_copy(
-                update={"n_train": 24, "n_validation": 4, "n_test": 6}
-            ),
-            "base_model": ScratchModel(layers=1, width=32, heads=2, steps=3, batch_size=8),
-            "teacher_sft": config.teacher_sft.model_copy(update={"steps": 3, "batch_size": 8}),
-            "teacher_grpo": config.teacher_grpo.model_copy(
-                update={
-                    "steps": 3, "questions_per_step": 2, "group_size": 4,
-                    "max_completion_tokens": 24,
-                    "reference_sync": ReferenceSync(every_steps=2),
-                }
-            ),
-            "trace_generation": config.trace_generation.model_copy(
-                update={"max_tokens": 24, "n_questions": 8}
-            ),
-            "rank_ablation": RankAblationConfig(
-                ranks=2, n_questions=8, resamples=200, sets=("reward", "random", "token-matched")
-            ),
-            "reward_ablation": RewardAblationConfig(kl_weights=(1.0,), alphas=()),
-            "student_sft": student,
-            "student_sft_subset": student.model_copy(update={"n_questions": 4}),
-            "larger_student": LargerStudent(
-                model=ScratchModel(layers=1, width=48, heads=2, steps=3, batch_size=8), traces=2
-            ),
-            "trace_sources": {
-                name: source.model_copy(
-                    update={"data": source.data.model_copy(update={"n_train": 12})}
-                )
-                for name, source in config.trace_sources.items()
-            },
-            "countdown": CountdownConfig(
-                data=DataConfig(
-                    source="countdown-small", n_train=16, n_validation=0, n_test=6,
-                    max_prompt_tokens=200,
-                )
-            ),
-            "student_grpo": StudentGRPOConfig(
-                steps=2, questions_per_step=2, group_size=2, learning_rate=1e-4, temperature=1.0,
-                max_prompt_tokens=200, max_completion_tokens=24,
-            ),
-            "evaluation": EvaluationConfig(
-                tasks=("test", "countdown"), temperature=0.7, max_tokens=24, max_questions=6
-            ),
-            "resources": Resources(
-                checkpoint_every_steps=1, shard_questions=2, nodes_per_run=8
-            ),
-        }
-    )  # fmt: skip
+    student = config.student_sft.replaced(steps=3, batch_size=4)
+    return config.replaced(
+        profile="smoke",
+        data=config.data.replaced(n_train=24, n_validation=4, n_test=6),
+        base_model=ScratchModel(layers=1, width=32, heads=2, steps=3, batch_size=8),
+        teacher_sft=config.teacher_sft.replaced(steps=3, batch_size=8),
+        teacher_grpo=config.teacher_grpo.replaced(
+            steps=3,
+            questions_per_step=2,
+            group_size=4,
+            max_completion_tokens=24,
+            reference_sync=ReferenceSync(every_steps=2),
+        ),
+        trace_generation=config.trace_generation.replaced(max_tokens=24, n_questions=8),
+        rank_ablation=RankAblationConfig(
+            ranks=2, n_questions=8, resamples=200, sets=("reward", "random", "token-matched")
+        ),
+        reward_ablation=RewardAblationConfig(kl_weights=(1.0,), alphas=()),
+        student_sft=student,
+        student_sft_subset=student.replaced(n_questions=4),
+        larger_student=LargerStudent(
+            model=ScratchModel(layers=1, width=48, heads=2, steps=3, batch_size=8), traces=2
+        ),
+        trace_sources={
+            name: source.replaced(data=source.data.replaced(n_train=12))
+            for name, source in config.trace_sources.items()
+        },
+        countdown=CountdownConfig(
+            data=DataConfig(
+                source="countdown-small",
+                n_train=16,
+                n_validation=0,
+                n_test=6,
+                max_prompt_tokens=200,
+            )
+        ),
+        student_grpo=StudentGRPOConfig(
+            steps=2,
+            questions_per_step=2,
+            group_size=2,
+            learning_rate=1e-4,
+            temperature=1.0,
+            max_prompt_tokens=200,
+            max_completion_tokens=24,
+        ),
+        evaluation=EvaluationConfig(
+            tasks=("test", "countdown"), temperature=0.7, max_tokens=24, max_questions=6
+        ),
+        resources=Resources(checkpoint_every_steps=1, shard_questions=2, nodes_per_run=8),
+    )

@@ -6,12 +6,13 @@ Source: arXiv 2506.08388, eq. 3-5, with the numbers of the authors' code. Everyt
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlt_core.config import Reduction, RewardSpec
+from rlt_core.extensions import load
 
 Floats = NDArray[np.float64]
 
@@ -59,7 +60,8 @@ def reward_parts(
     Log-probs are natural logarithms, one per token: solution (S,), think (T,) twice. `think_kl`
     (T,): KL over the whole vocabulary, for `spec.kl` = full. An empty explanation counts
     `spec.empty_think_kl` for each reduction of k_t. Raises ValueError for an empty solution,
-    arrays of unequal length, a missing `think_kl`, and values that are not finite.
+    arrays of unequal length, a missing `think_kl`, and values that are not finite. The user's own
+    `spec.function` gets these parts and the log-probs and returns another reward.
     """
     solution = _checked("student_solution_logprobs", student_solution_logprobs)
     student_think = _checked("student_think_logprobs", student_think_logprobs)
@@ -79,7 +81,7 @@ def reward_parts(
     r_ss = solution_mean + spec.alpha * solution_min
     r_kl = kl_mean + spec.alpha * kl_max
     penalty = 0.0 if closed else spec.unclosed_penalty
-    return RewardParts(
+    parts = RewardParts(
         reward=r_ss - spec.kl_weight * r_kl + penalty,
         r_ss=r_ss,
         r_kl=r_kl,
@@ -89,6 +91,12 @@ def reward_parts(
         kl_max=kl_max,
         penalty=penalty,
     )
+    if spec.function is None:
+        return parts
+    reward = float(load(spec.function)(parts, solution, student_think, teacher_think))
+    if not np.isfinite(reward):
+        raise ValueError(f"{spec.function} returned {reward}")
+    return replace(parts, reward=reward)
 
 
 def token_kl(

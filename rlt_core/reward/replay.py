@@ -88,6 +88,11 @@ def _replayable(manifest: Manifest) -> Manifest:
             f"{manifest.label} ({key}) has no log-probs: imported rewards cannot be replayed; "
             "score their traces here (imports.traces)"
         )
+    if "function" in manifest.config["reward"]:
+        raise UserError(
+            f"{manifest.label} ({key}) was scored with a function of your own, which cannot be "
+            "replayed; score its traces again"
+        )
     return manifest
 
 

@@ -1,4 +1,4 @@
-"""The stages: one file each, with its config class and its declaration.
+"""The stages: one file each, with its config class and its declaration `STAGE`.
 
 A stage's version is raised by hand when its output would change for the same config; a test holds
 a digest of the sources of each stage and fails until that was decided.
@@ -6,25 +6,12 @@ a digest of the sources of each stage and fails until that was decided.
 
 from __future__ import annotations
 
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 from rlt_core.config import Frozen
-from rlt_core.stages import (
-    base_model,
-    dataset_prep,
-    evaluation,
-    rank_statistics,
-    report,
-    score_import,
-    student_grpo,
-    student_sft,
-    teacher_grpo,
-    teacher_sft,
-    trace_generation,
-    trace_import,
-    trace_refinement,
-    trace_scoring,
-)
+from rlt_core.extensions import WithEntryPoints
 from rlt_core.stages.base import Kind, Stage
 from rlt_core.stages.base_model import BaseModelConfig
 from rlt_core.stages.dataset_prep import DatasetPrepConfig
@@ -41,47 +28,11 @@ from rlt_core.stages.trace_import import TraceImportConfig
 from rlt_core.stages.trace_refinement import TraceRefinementConfig
 from rlt_core.stages.trace_scoring import TraceScoringConfig
 
-__all__ = [
-    "STAGES",
-    "BaseModelConfig",
-    "DatasetPrepConfig",
-    "EvaluationStageConfig",
-    "Kind",
-    "RankStatisticsConfig",
-    "ReportConfig",
-    "ScoreImportConfig",
-    "Stage",
-    "StudentGRPOStageConfig",
-    "StudentSFTStageConfig",
-    "TableRow",
-    "TeacherGRPOStageConfig",
-    "TeacherSFTStageConfig",
-    "TraceGenerationConfig",
-    "TraceImportConfig",
-    "TraceRefinementConfig",
-    "TraceScoringConfig",
-    "parse_config",
-]
+_FILES = [file.name for file in iter_modules(__path__) if file.name != "base"]
+_OURS: list[Stage] = [import_module(f"{__name__}.{name}").STAGE for name in _FILES]
 
-STAGES: dict[str, Stage] = {
-    module.STAGE.name: module.STAGE
-    for module in (
-        dataset_prep,
-        base_model,
-        teacher_sft,
-        teacher_grpo,
-        trace_generation,
-        trace_import,
-        trace_refinement,
-        trace_scoring,
-        score_import,
-        student_sft,
-        student_grpo,
-        evaluation,
-        rank_statistics,
-        report,
-    )
-}
+STAGES = WithEntryPoints("rlt.stages", {stage.name: stage for stage in _OURS})
+"""All stages, including those of installed packages."""
 
 
 def parse_config(stage: str, config: dict[str, Any]) -> Frozen:

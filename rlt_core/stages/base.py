@@ -33,11 +33,14 @@ class Stage:
     pool: Literal["cpu", "gpu"] = "cpu"
     """Work pool that its nodes go to."""
     shared: Literal["steps", "shards"] | None = None
-    """What several processes can share: the batch of every step, or whole shards; None: nothing."""
+    """Unit that several processes can share: the batch of every step, or shards; None: none."""
     tensor_parallel: bool = False
     """Whether its vLLM engine may span several GPUs; a trainer's cannot."""
     rollouts: bool = False
     """Whether it samples from the model that it trains."""
+    body: str = ""
+    """Module of its function `run`, whose source is then part of the key; empty: one of ours,
+    `tasks.stages.<name>`, whose changes `version` counts."""
 
     def processes(self, resources: StageResources) -> int:
         """Return the number of processes per machine that compute one of its nodes."""
@@ -58,5 +61,5 @@ class Stage:
 
     @property
     def module(self) -> str:
-        """Module of the stage's body, a function `run`: `tasks.stages.<name>`."""
-        return f"tasks.stages.{self.name.replace('-', '_')}"
+        """Module of the stage's function `run`."""
+        return self.body or f"tasks.stages.{self.name.replace('-', '_')}"

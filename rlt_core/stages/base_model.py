@@ -14,7 +14,7 @@ class BaseModelConfig(Frozen):
     imported: str | None = None
     """`hub:repo@commit`, or the digest of a folder or package file."""
     format: PromptFormat | None = None
-    """Of a scratch model: its tags are single tokens and its documents follow it."""
+    """Format of a scratch model: its tags are single tokens and its documents follow it."""
 
 
 STAGE = Stage(

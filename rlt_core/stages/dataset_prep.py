@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 from pydantic import Field
 
 from rlt_core.config import DataConfig, Frozen
@@ -17,6 +19,8 @@ class DatasetPrepConfig(Frozen):
     evaluated: dict[str, str] = Field(default={})
     """Evaluation set -> commit of its data set on the hub (a generated one has none): what
     training questions are compared with, beside the data's own held-out test."""
+    benchmarks: dict[str, DataConfig] = Field(default={}, exclude_if=operator.not_)
+    """The user's own evaluation sets, by their content."""
 
 
 STAGE = Stage(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from rlt_core.config import EvaluationConfig, Frozen
+import operator
+
+from pydantic import Field
+
+from rlt_core.config import DataConfig, EvaluationConfig, Frozen
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.stages.base import Stage
 
@@ -13,6 +17,10 @@ class EvaluationStageConfig(Frozen):
     evaluation: EvaluationConfig
     benchmarks: dict[str, str]
     """Task name -> commit of its data set on the hub."""
+    own_benchmarks: dict[str, DataConfig] = Field(default={}, exclude_if=operator.not_)
+    """Task name -> the user's own benchmark, by its content."""
+    engine: str = Field(default="", exclude_if=operator.not_)
+    """The user's own engine."""
     format: PromptFormat
     format_named: bool = False
     """The user named this format for the model (`imports.models.NAME.format`); the model may then

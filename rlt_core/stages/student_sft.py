@@ -18,7 +18,7 @@ class StudentSFTStageConfig(Frozen):
     traces: Literal["dataset", "traces", "none"]
     """`none`: an empty thought, then the solution."""
     order: TraceOrder = "reward"
-    """What a question's traces are ranked by."""
+    """Order by which a question's traces are ranked."""
     rank: int | None
     """Train on the trace of this rank of each question (1 is best); all traces when empty."""
     fits: bool = False

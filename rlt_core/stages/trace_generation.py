@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Literal
+
+from pydantic import Field
 
 from rlt_core.config import Frozen, GenerationConfig
 from rlt_core.prompts.format import PromptFormat
@@ -17,6 +20,8 @@ class TraceGenerationConfig(Frozen):
     context: Literal["teacher", "student"] = "teacher"
     """What the writer sees: question and solution, or the question alone; the trace is then the
     thought of its answer."""
+    engine: str = Field(default="", exclude_if=operator.not_)
+    """The user's own engine."""
     format: PromptFormat
     seed: int
 

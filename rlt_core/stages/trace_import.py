@@ -12,7 +12,7 @@ class TraceImportConfig(Frozen):
 
     name: str
     digest: str | None
-    """Of the file; empty: the traces of the table `questions` that is read."""
+    """Digest of the file; empty: the traces in the table `questions` of the input."""
     max_dropped: float = 0.05
     """Share of the file's rows that may be unusable."""
     format: PromptFormat

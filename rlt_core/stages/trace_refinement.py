@@ -9,7 +9,7 @@ from rlt_core.stages.base import Stage
 
 
 class TraceRefinementConfig(Frozen):
-    """Traces, each written anew by an LLM."""
+    """Traces that an LLM rewrites."""
 
     refinement: RefinementConfig
     format: PromptFormat

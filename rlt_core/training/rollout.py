@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from rlt_core import processes
 from rlt_core.config import DType, Sampling, StageResources
 from rlt_core.errors import UserError
+from rlt_core.extensions import is_path
 from rlt_core.generation.engine import ClosesItself, Completion, Engine, check_requests
 from rlt_core.generation.hf import TransformersEngine
 from rlt_core.models import pick_device
@@ -50,6 +51,12 @@ def open_rollouts(
     All processes of a training must open it and sample together. Raises UserError for an engine
     that is not available.
     """
+    if is_path(resources.engine):
+        raise UserError(
+            f"resources.engine={resources.engine}: RL needs an engine whose weights it can "
+            "replace; set resources.stages.teacher-grpo.engine and .student-grpo.engine to "
+            "transformers or vllm"
+        )
     if resources.engine == "transformers":
         return _Policy(policy, resources.tokens_per_batch, accelerator.autocast)
     weights = partial(whole_weights, policy, dtype)

@@ -12,7 +12,7 @@ from rlt_core.data.generators.countdown import (
 )
 from rlt_core.data.prepare import prepare_questions
 from rlt_core.errors import UserError
-from rlt_core.evaluation.benchmarks import benchmark_task
+from rlt_core.evaluation.benchmarks import benchmark_task, own_task
 from rlt_core.hf_hub import UNPINNED
 from rlt_core.models import load_tokenizer, tiny_tokenizer
 from rlt_core.prompts.renderer import Renderer
@@ -35,6 +35,9 @@ def run(ctx: StageContext) -> dict[str, float]:
     format = config.format.model_copy(update={"student_system": ""})
     renderer = Renderer(format, tokenizer)
     evaluated = {name: _evaluated(name, commit) for name, commit in config.evaluated.items()}
+    for name, own in config.benchmarks.items():
+        source = ctx.spec.paths.get(name, own.source)
+        evaluated[name] = own_task(name, own.model_copy(update={"source": source})).questions
     tested = []
     if "tested" in ctx.manifests:
         rows = read_rows(ctx.tables("tested"), "questions")

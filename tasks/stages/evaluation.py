@@ -13,7 +13,7 @@ from rlt_core.data.generators.countdown import (
     countdown_questions,
 )
 from rlt_core.errors import UserError
-from rlt_core.evaluation.benchmarks import EvalTask, benchmark_task
+from rlt_core.evaluation.benchmarks import EvalTask, benchmark_task, own_task
 from rlt_core.evaluation.run import ModelEvaluation, SampleRequest
 from rlt_core.hf_hub import UNPINNED
 from rlt_core.rows import read_rows
@@ -74,6 +74,9 @@ def _task(ctx: StageContext, name: str, config: EvaluationStageConfig) -> EvalTa
         return EvalTask(name, _held_out(ctx, "countdown", "countdown.data.n_test"))
     if name == "countdown":
         return EvalTask(name, countdown_questions(EVALUATION_QUESTIONS, EVALUATION_SEED))
+    if own := config.own_benchmarks.get(name):
+        source = ctx.spec.paths.get(name, own.source)
+        return own_task(name, own.model_copy(update={"source": source}))
     if name != "test":
         commit = config.benchmarks.get(name)
         if commit == UNPINNED:

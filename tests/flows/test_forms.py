@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
 from flows.forms import assignments, inputs_form, overrides_form
-from rlt_core.config import Config
-from rlt_core.experiments import targets
-from rlt_core.graph import upstream
 from rlt_core.overrides import load_config
-from rlt_core.profiles import PROFILES
 from rlt_core.stages import STAGES
 
 EVERY_STAGE = pytest.mark.parametrize("stage", sorted(STAGES))
@@ -30,14 +25,10 @@ def fields_of(form: type[BaseModel], path: str = "") -> Iterator[tuple[str, str 
 
 
 @EVERY_STAGE
-def test_every_field_has_a_help_text(stage: str) -> None:
+def test_an_empty_form_changes_nothing_and_explains_every_field(stage: str) -> None:
+    assert assignments(stage, overrides_form(stage)()) == []
     for form in (overrides_form(stage), inputs_form(stage)):
         assert [name for name, text in fields_of(form) if not text] == []
-
-
-@EVERY_STAGE
-def test_an_empty_form_changes_nothing(stage: str) -> None:
-    assert assignments(stage, overrides_form(stage)()) == []
 
 
 @EVERY_STAGE
@@ -55,43 +46,27 @@ def test_a_form_filled_with_a_profile_is_that_profile(stage: str, profile: str) 
     assert load_config(profile, assignments(stage, form)) == config
 
 
-def test_filling_epochs_empties_steps_and_the_reverse() -> None:
-    form = overrides_form("student-sft").model_validate({"student_sft": {"epochs": 2}})
-    config = load_config("tiny", assignments("student-sft", form))
-    assert (config.student_sft.epochs, config.student_sft.steps) == (2, None)
-    form = overrides_form("student-sft").model_validate({"student_sft": {"steps": 5}})
-    config = load_config("paper-7b", assignments("student-sft", form))
-    assert (config.student_sft.epochs, config.student_sft.steps) == (None, 5)
+@pytest.mark.parametrize(
+    ("profile", "filled", "expected"),
+    [("tiny", "epochs", (2, None)), ("paper-7b", "steps", (None, 2))],
+)
+def test_filling_epochs_empties_steps_and_the_reverse(
+    profile: str, filled: str, expected: tuple[int | None, int | None]
+) -> None:
+    form = overrides_form("student-sft").model_validate({"student_sft": {filled: 2}})
+    student = load_config(profile, assignments("student-sft", form)).student_sft
+    assert (student.epochs, student.steps) == expected
 
 
-def test_limits_and_names_are_the_configs() -> None:
-    form = overrides_form("teacher-grpo")
-    with pytest.raises(ValidationError, match="greater_than"):
-        form.model_validate({"teacher_grpo": {"learning_rate": -1}})
-    with pytest.raises(ValidationError, match="learnig_rate"):
-        form.model_validate({"teacher_grpo": {"learnig_rate": 1}})
+@pytest.mark.parametrize(
+    ("field", "message"), [("learning_rate", "greater_than"), ("learnig_rate", "learnig_rate")]
+)
+def test_limits_and_names_are_the_configs(field: str, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        overrides_form("teacher-grpo").model_validate({"teacher_grpo": {field: -1}})
 
 
-def test_resources_are_those_of_the_stage_and_not_hashed() -> None:
+def test_resources_are_those_of_the_stage() -> None:
     form = overrides_form("teacher-sft").model_validate({"resources": {"threads": 2}})
-    config = load_config("tiny", assignments("teacher-sft", form))
-    assert config.resources.of("teacher-sft").threads == 2
-    assert config.resources.of("teacher-grpo").threads == 1
-
-
-def graph(config: Config) -> dict[str, set[str]]:
-    """Stage -> names of inputs that its nodes have."""
-    found: dict[str, set[str]] = {}
-    for node in upstream(targets("full-pipeline", config)):
-        found.setdefault(node.stage.name, set()).update(node.inputs)
-    return found
-
-
-def test_every_input_of_the_graphs_is_on_its_form(tmp_path: Path) -> None:
-    traces = tmp_path / "traces.jsonl"
-    traces.write_text('{"question": "1+1?", "solution": "2", "trace": "two"}\n')
-    imports = [f"imports.traces.theirs={traces}", f"imports.scores.theirs={traces}"]
-    for config in (load_config("tiny", imports), PROFILES["smoke"]()):
-        for stage, names in graph(config).items():
-            inputs = STAGES[stage].inputs
-            assert inputs is None or names <= inputs.keys(), stage
+    resources = load_config("tiny", assignments("teacher-sft", form)).resources
+    assert (resources.of("teacher-sft").threads, resources.of("teacher-grpo").threads) == (2, 1)

@@ -110,7 +110,10 @@ def test_nodes_run_side_by_side_while_there_are_gpus(
 def budget_of(limit: float, needs: dict[str, float | None]) -> Budget:
     return Budget(
         limit,
-        {key: NodeEstimate(gpu_hours=need, gpus=8, on_gpu=key != "cpu") for key, need in needs.items()},
+        {
+            key: NodeEstimate(gpu_hours=need, gpus=8, on_gpu=key != "cpu")
+            for key, need in needs.items()
+        },
     )
 
 

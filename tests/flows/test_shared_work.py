@@ -57,7 +57,7 @@ class Machines:
     """Two runs that share a node, each with children of its own."""
 
     def __init__(self, pool: ThreadPoolExecutor, parts: list[NodeSpec]) -> None:
-        self.children = [ChildProcesses([]), LocalChildren([])]
+        self.children = [ChildProcesses([]), ChildProcesses([])]
         self._pool, self._parts = pool, parts
 
     def start(self, machine: int) -> Future[Manifest | None]:
