@@ -261,6 +261,8 @@ def _child(
         os.setpgid(0, 0)
     os.environ.clear()
     os.environ.update(ENVIRONMENT | environment)
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = [path for path in paths if path and path not in sys.path]
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(file, 1)
     os.dup2(file, 2)

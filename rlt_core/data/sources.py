@@ -111,7 +111,7 @@ def read_source(
             licence=_card_licence(folder),
         )
     if is_path(data.source):
-        made = [(n, partial(dict, row)) for n, row in enumerate(load(data.source)(), start=1)]
+        made: list[Numbered] = [(n, partial(dict, row)) for n, row in enumerate(load(data.source)(), start=1)]
         return _collect(iter(made), data, data.source, made.__len__, format, progress)
     path = Path(data.source)
     return _collect(
