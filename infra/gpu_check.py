@@ -48,7 +48,7 @@ TINY = {
 """The shape for a CPU."""
 
 
-class Line(NamedTuple):
+class CheckResult(NamedTuple):
     """A line of the table."""
 
     check: str
@@ -85,7 +85,7 @@ def prepare(archive: Path, python: str) -> None:
 
 
 # ---------------------------------------------------------------- checks
-def gpu_tests(on_gpu: bool) -> list[Line]:
+def gpu_tests(on_gpu: bool) -> list[CheckResult]:
     """Run the tests that are marked `gpu`."""
     import pytest
 
@@ -95,10 +95,10 @@ def gpu_tests(on_gpu: bool) -> list[Line]:
     with redirect_stdout(StringIO()) as output:
         status = pytest.main(["-m", "gpu", "-p", "no:cacheprovider", *files])
     print(output.getvalue(), file=sys.stderr)
-    return [Line("GPU tests", output.getvalue().strip().splitlines()[-1], status == 0)]
+    return [CheckResult("GPU tests", output.getvalue().strip().splitlines()[-1], status == 0)]
 
 
-def grpo_step(on_gpu: bool) -> list[Line]:
+def grpo_step(on_gpu: bool) -> list[CheckResult]:
     """Train three steps and compare the peak memory with its estimate."""
     from infra.benchmarks import paper_step
     from rlt_core.estimate.shapes import PUBLISHED
@@ -109,16 +109,16 @@ def grpo_step(on_gpu: bool) -> list[Line]:
     else:
         config, shape = paper_step.settings(2, 4, 16, device="cpu"), TINY
     step = paper_step.measure_step(shape, config)
-    lines = [Line("GRPO step", paper_step.describe(config, step), True)]
+    lines = [CheckResult("GRPO step", paper_step.describe(config, step), True)]
     estimate = paper_step.estimated_bytes(paper_step.MODEL, config) if on_gpu else None
     if step.peak_bytes is None or estimate is None:
-        return [*lines, Line("memory", "not measured on a CPU", True)]
+        return [*lines, CheckResult("memory", "not measured on a CPU", True)]
     ratio = step.peak_bytes / estimate
     gib = f"{step.peak_bytes / 2**30:.1f} GiB, estimate {estimate / 2**30:.1f} GiB"
-    return [*lines, Line("memory", f"{gib}, ratio {ratio:.2f}", 0.8 <= ratio <= 1.2)]
+    return [*lines, CheckResult("memory", f"{gib}, ratio {ratio:.2f}", 0.8 <= ratio <= 1.2)]
 
 
-def reward(on_gpu: bool) -> list[Line]:
+def reward(on_gpu: bool) -> list[CheckResult]:
     """Compare the reward with the plain loop."""
     from infra.benchmarks import reward as benchmark
     from rlt_core.estimate.shapes import PUBLISHED
@@ -133,7 +133,7 @@ def reward(on_gpu: bool) -> list[Line]:
         found = benchmark.compare(case, 2)
     tolerance = 0.1 if on_gpu else benchmark.TOLERANCE  # bfloat16, float32
     return [
-        Line(
+        CheckResult(
             "reward",
             f"{len(case.items)} completions: plain {found.plain_s:.2f} s, ours {found.ours_s:.2f} "
             f"s, ratio {found.plain_s / found.ours_s:.1f}; differ by {found.gap:.0e}",
@@ -142,7 +142,7 @@ def reward(on_gpu: bool) -> list[Line]:
     ]
 
 
-CHECKS: dict[str, Callable[[bool], list[Line]]] = {
+CHECKS: dict[str, Callable[[bool], list[CheckResult]]] = {
     "gpu_tests": gpu_tests, "grpo_step": grpo_step, "reward": reward,
 }  # fmt: skip
 
@@ -172,14 +172,14 @@ def run(archive: Path) -> int:
                     command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S
                 )
             except subprocess.TimeoutExpired:
-                lines.append(Line(name, f"did not end within {TIMEOUT_S:.0f} s", False))
+                lines.append(CheckResult(name, f"did not end within {TIMEOUT_S:.0f} s", False))
                 continue
             print(done.stderr, file=sys.stderr)
             if done.returncode:
                 last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-                lines.append(Line(name, last, False))
+                lines.append(CheckResult(name, last, False))
             else:
-                lines += [Line(*line) for line in json.loads(done.stdout.splitlines()[-1])]
+                lines += [CheckResult(*line) for line in json.loads(done.stdout.splitlines()[-1])]
     print(f"torch {version('torch')}, transformers {version('transformers')}")
     for line in lines:
         print(f"{line.check:<12}{'ok' if line.passed else 'FAILED':<8}{line.result}")

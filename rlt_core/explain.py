@@ -30,7 +30,7 @@ AROUND = 5
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class ExplainedPart:
     """A summand of the reward."""
 
     name: str
@@ -71,7 +71,7 @@ class Explained:
     """The trace's row of `scores`."""
     group: list[Row]
     """trace_id, sample, reward, rank, think_tokens of the question's traces, the best first."""
-    parts: list[Part] = dataclasses.field(default_factory=list)
+    parts: list[ExplainedPart] = dataclasses.field(default_factory=list)
     """Empty, like the tokens, where there are no log-probs: imported, or too long."""
     worst_solution: Token | None = None
     surprising: list[Token] = dataclasses.field(default_factory=list)
@@ -136,15 +136,15 @@ def _artifact(
 
 
 # ---------------------------------------------------------------- parts and tokens
-def _parts(row: Row, spec: RewardSpec) -> list[Part]:
+def _parts(row: Row, spec: RewardSpec) -> list[ExplainedPart]:
     """Return the summands of equations 3 to 5."""
     kl = f"{spec.kl} of teacher and student"
     return [
-        Part(f"{spec.solution_reduction} log p(solution)", row["solution_mean"], 1.0),
-        Part(f"{spec.solution_extreme} log p(solution)", row["solution_min"], spec.alpha),
-        Part(f"{spec.think_reduction} {kl}", row["kl_mean"], -spec.kl_weight),
-        Part(f"{spec.think_extreme} {kl}", row["kl_max"], -spec.kl_weight * spec.alpha),
-        Part("penalty", row["penalty"], 1.0),
+        ExplainedPart(f"{spec.solution_reduction} log p(solution)", row["solution_mean"], 1.0),
+        ExplainedPart(f"{spec.solution_extreme} log p(solution)", row["solution_min"], spec.alpha),
+        ExplainedPart(f"{spec.think_reduction} {kl}", row["kl_mean"], -spec.kl_weight),
+        ExplainedPart(f"{spec.think_extreme} {kl}", row["kl_max"], -spec.kl_weight * spec.alpha),
+        ExplainedPart("penalty", row["penalty"], 1.0),
     ]
 
 

@@ -50,7 +50,7 @@ ChatRequest = dict[str, Any]
 """Arguments of a chat completion."""
 
 
-class Answer(BaseModel):
+class RefinedAnswer(BaseModel):
     """The endpoint's answer to one request."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -89,7 +89,7 @@ def request_hash(request: ChatRequest) -> str:
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
 
-def fault_of(answer: Answer, format: PromptFormat) -> tuple[str, str] | None:
+def fault_of(answer: RefinedAnswer, format: PromptFormat) -> tuple[str, str] | None:
     """Return why an answer cannot be used (one of REASONS) and a detail; None if it can be."""
     if answer.rejected is not None:
         return "rejected", answer.rejected
@@ -103,17 +103,17 @@ def fault_of(answer: Answer, format: PromptFormat) -> tuple[str, str] | None:
     return ("tagged", f"it contains {found[0]}") if found else None
 
 
-def saved_answers(work: Workspace) -> dict[str, Answer]:
+def saved_answers(work: Workspace) -> dict[str, RefinedAnswer]:
     """Return the answers that earlier attempts got, by the hash of the request."""
     found = {}
     for name in work.parts(GROUP):
         for line in (work.path(GROUP, name) / FILE).read_text().splitlines():
-            answer = Answer.model_validate_json(line)
+            answer = RefinedAnswer.model_validate_json(line)
             found[answer.request] = answer
     return found
 
 
-def save(work: Workspace, answers: Sequence[Answer]) -> None:
+def save(work: Workspace, answers: Sequence[RefinedAnswer]) -> None:
     """Commit answers. Those to rejected requests are not saved: a later attempt asks again."""
     lasting = [answer for answer in answers if answer.rejected is None]
     if lasting:
@@ -146,7 +146,7 @@ class Refinement:
 
     def answers(
         self, work: Workspace, endpoint: Endpoint, progress: Progress
-    ) -> tuple[dict[str, Answer], int]:
+    ) -> tuple[dict[str, RefinedAnswer], int]:
         """Return an answer to each request, by its hash, and how many requests were sent now.
 
         Raises UserError as soon as more traces than `max_dropped` have no usable answer.
@@ -154,7 +154,7 @@ class Refinement:
         found = saved_answers(work)
         asked = [hash for hash in self.requests if hash not in found]
 
-        def keep(answers: list[Answer]) -> None:
+        def keep(answers: list[RefinedAnswer]) -> None:
             save(work, answers)
             found.update({answer.request: answer for answer in answers})
             progress.report(len(found), len(self.requests), {})
@@ -165,7 +165,7 @@ class Refinement:
             ask_all([self.requests[hash] for hash in asked], endpoint, keep, progress)
         return found, len(asked)
 
-    def dropped(self, answers: Mapping[str, Answer]) -> list[Row]:
+    def dropped(self, answers: Mapping[str, RefinedAnswer]) -> list[Row]:
         """Return rows of the table `dropped`: traces whose answers cannot be used."""
         rows = []
         for number, (trace, hash) in enumerate(zip(self.traces, self.hashes, strict=True), 1):
@@ -177,7 +177,7 @@ class Refinement:
                              "reason": fault[0], "detail": detail})  # fmt: skip
         return rows
 
-    def check(self, answers: Mapping[str, Answer]) -> None:
+    def check(self, answers: Mapping[str, RefinedAnswer]) -> None:
         """Raise UserError if too many traces are dropped."""
         rows = self.dropped(answers)
         if len(rows) > self.config.max_dropped * len(self.traces):
@@ -188,7 +188,7 @@ class Refinement:
                 f"{last['reason']}, {last['detail']}"
             )
 
-    def write(self, answers: Mapping[str, Answer], out: Path) -> list[Row]:
+    def write(self, answers: Mapping[str, RefinedAnswer], out: Path) -> list[Row]:
         """Write the tables `traces` and `dropped`; return the rows of `dropped`."""
         dropped = self.dropped(answers)
         left_out = {row["row"] for row in dropped}
@@ -207,7 +207,7 @@ class Refinement:
         return trace | {"teacher": self.config.name, **columns}
 
 
-def usage(answers: Iterable[Answer], endpoint: Endpoint) -> dict[str, float]:
+def usage(answers: Iterable[RefinedAnswer], endpoint: Endpoint) -> dict[str, float]:
     """Return the tokens that all answers took, and their cost if both prices are given."""
     answered = [answer for answer in answers if answer.rejected is None]
     prompt = sum(answer.prompt_tokens or 0 for answer in answered)
@@ -229,7 +229,7 @@ def usage(answers: Iterable[Answer], endpoint: Endpoint) -> dict[str, float]:
 def ask_all(
     requests: Sequence[ChatRequest],
     endpoint: Endpoint,
-    keep: Callable[[list[Answer]], None],
+    keep: Callable[[list[RefinedAnswer]], None],
     progress: Progress,
 ) -> None:
     """Send all requests and pass each batch of new answers to `keep`.
@@ -251,7 +251,7 @@ class _Client:
     """The state of one call of `ask_all`."""
 
     def __init__(
-        self, endpoint: Endpoint, keep: Callable[[list[Answer]], None], progress: Progress
+        self, endpoint: Endpoint, keep: Callable[[list[RefinedAnswer]], None], progress: Progress
     ) -> None:
         self.endpoint, self.keep, self.progress = endpoint, keep, progress
         self.key = _key()
@@ -260,7 +260,7 @@ class _Client:
 
     async def run(self, requests: Sequence[ChatRequest]) -> None:
         waiting = iter(requests)
-        tasks: set[asyncio.Task[Answer]] = set()
+        tasks: set[asyncio.Task[RefinedAnswer]] = set()
         async with openai.AsyncOpenAI(
             api_key=self.key,
             base_url=self.endpoint.base_url,
@@ -290,12 +290,12 @@ class _Client:
                     await asyncio.gather(*late, return_exceptions=True)
                     self._keep(done)
 
-    def _keep(self, done: set[asyncio.Task[Answer]]) -> None:
+    def _keep(self, done: set[asyncio.Task[RefinedAnswer]]) -> None:
         answers = [task.result() for task in done if not task.exception()]
         if answers:
             self.keep(answers)
 
-    async def _ask(self, client: openai.AsyncOpenAI, request: ChatRequest) -> Answer:
+    async def _ask(self, client: openai.AsyncOpenAI, request: ChatRequest) -> RefinedAnswer:
         for tried in range(self.endpoint.retries + 1):
             await self._slot()
             try:
@@ -312,7 +312,7 @@ class _Client:
                 await self._wait(error, tried)
         raise AssertionError("the last try returns or raises")
 
-    def _final(self, error: Exception, request: ChatRequest) -> Answer | None:
+    def _final(self, error: Exception, request: ChatRequest) -> RefinedAnswer | None:
         """Handle an error that another try cannot fix: raise UserError if it concerns the endpoint,
         return the rejection if it concerns this request. None: try again."""
         url, model = self.endpoint.base_url, request["model"]
@@ -325,7 +325,7 @@ class _Client:
                 "check the model's name and RLT_REFINE_BASE_URL"
             ) from None
         if isinstance(error, openai.APIStatusError) and error.status_code in (400, 413, 422):
-            return Answer(request=request_hash(request), rejected=self._said(error))
+            return RefinedAnswer(request=request_hash(request), rejected=self._said(error))
         if isinstance(error, openai.APIStatusError) and not _transient(error.status_code):
             raise UserError(f"{url}: {self._said(error)}") from None
         return None
@@ -378,12 +378,12 @@ def _retry_after(error: Exception) -> float | None:
     return max(0.0, (when.astimezone(UTC) - datetime.now(UTC)).total_seconds())
 
 
-def _answer(request: ChatRequest, said: object) -> Answer:
+def _answer(request: ChatRequest, said: object) -> RefinedAnswer:
     """Convert a reply. Raises ValueError if it is not a chat completion."""
     if not isinstance(said, ChatCompletion) or not said.choices:
         raise ValueError("the endpoint's reply is not a chat completion")
     choice, usage = said.choices[0], said.usage
-    return Answer(
+    return RefinedAnswer(
         request=request_hash(request),
         text=choice.message.content or "",
         finish_reason=choice.finish_reason,

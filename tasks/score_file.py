@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from rlt_core.config import RewardSpec, StageResources
 from rlt_core.config.base import DType
-from rlt_core.data.imports import Explanation, read_explanations
+from rlt_core.data.imports import ExplanationRow, read_explanations
 from rlt_core.hf_hub import folder_digest
 from rlt_core.models import on_device, require_same_vocabulary, try_folder, try_loading
 from rlt_core.progress import Progress
@@ -32,7 +32,7 @@ from rlt_core.store import Workspace
 from rlt_core.store.files import Files, sha256_of
 from tasks.shards import in_shards
 
-Numbered = tuple[int, Explanation]
+Numbered = tuple[int, ExplanationRow]
 Row = dict[str, Any]
 
 
@@ -157,7 +157,7 @@ def _scorer(scoring: Scoring) -> Callable[[Sequence[list[Numbered]], Progress], 
     return score
 
 
-def _trace(scoring: Scoring, row: Explanation, renderer: Renderer) -> Row:
+def _trace(scoring: Scoring, row: ExplanationRow, renderer: Renderer) -> Row:
     return {
         "trace_id": f"{row.question_id}-{row.sample}",
         "question_id": row.question_id,

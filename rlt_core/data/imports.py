@@ -18,7 +18,7 @@ from rlt_core.data.rawrow import (
     require_text,
     require_written,
 )
-from rlt_core.data.row_files import BadRow, Number, Record, read_all, value_of
+from rlt_core.data.row_files import BadRow, NumberText, Record, read_all, value_of
 from rlt_core.data.sources import PROGRESS_ROWS, read_trace_file, require_few
 from rlt_core.errors import UserError
 from rlt_core.grading import answer_of
@@ -198,7 +198,7 @@ REQUIRED = ("question", "solution", "explanation")
 
 
 @dataclass(frozen=True)
-class Explanation:
+class ExplanationRow:
     """One row of a file of explanations."""
 
     question_id: str
@@ -212,7 +212,7 @@ class Explanation:
     """Whether the explanation was closed with a tag."""
 
 
-def read_explanations(path: Path, format: PromptFormat) -> list[Explanation]:
+def read_explanations(path: Path, format: PromptFormat) -> list[ExplanationRow]:
     """Return every row, in order. `closed` is true by default.
 
     Raises UserError naming file, row, field and fix for the first bad row: row i of the scores must
@@ -226,7 +226,7 @@ def read_explanations(path: Path, format: PromptFormat) -> list[Explanation]:
     return found
 
 
-def _explanation(number: int, record: Record, format: PromptFormat) -> Explanation:
+def _explanation(number: int, record: Record, format: PromptFormat) -> ExplanationRow:
     question, solution, text = (_text(record, name) for name in REQUIRED)
     require_written(RawRow(number, question, solution), format)
     for tag in (format.explanation_open, format.explanation_close):
@@ -239,7 +239,7 @@ def _explanation(number: int, record: Record, format: PromptFormat) -> Explanati
             )
     # Rewards are ranked among explanations of the same question with the same solution.
     key = question_id(f"{question}\n{solution}")
-    return Explanation(key, 0, question, solution, text, _closed(record))
+    return ExplanationRow(key, 0, question, solution, text, _closed(record))
 
 
 def _text(record: Record, name: str) -> str:
@@ -248,8 +248,8 @@ def _text(record: Record, name: str) -> str:
     value = record[name] if name == "explanation" else value_of(record, name)
     if value is None and name != "explanation":
         raise BadRow("empty", f"empty {name}; it has no reward: leave the row out")
-    if not isinstance(value, str) or isinstance(value, Number):
-        kind = "a number" if isinstance(value, Number) else type(value).__name__
+    if not isinstance(value, str) or isinstance(value, NumberText):
+        kind = "a number" if isinstance(value, NumberText) else type(value).__name__
         raise BadRow("unreadable", f"{name} must be text, found {kind}")
     return require_text(value, name)
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from rlt_core.config import DataConfig, FieldMapping
 from rlt_core.data.rawrow import RawRow, require_no_error, require_text
-from rlt_core.data.row_files import BadRow, Number, Record, checked, value_of
+from rlt_core.data.row_files import BadRow, NumberText, Record, checked, value_of
 
 CHATS = ("conversations", "messages", "conversation")
 """Columns with a list of turns: ShareGPT's {from, value}, OpenAI's {role, content}."""
@@ -197,7 +197,7 @@ def _question(value: Any, turns: Turns, column: str) -> Exchange:
     """Read a text, or the turns of a prompt (verl)."""
     if isinstance(value, list):
         return exchange(value, turns, replied=False)
-    if isinstance(value, Number) or not isinstance(value, str | None):
+    if isinstance(value, NumberText) or not isinstance(value, str | None):
         raise BadRow("unreadable", f"the question (field {column!r}) is {_kind(value)}, not text")
     return Exchange(_filled(value, "question", column))
 
@@ -225,13 +225,13 @@ def _scalar(value: Any, name: str, column: str) -> list[str]:
         return [str(value)]
     if name != "trace" and isinstance(value, Decimal):
         return [format(value, "f")]
-    if not isinstance(value, str) or (name == "trace" and isinstance(value, Number)):
+    if not isinstance(value, str) or (name == "trace" and isinstance(value, NumberText)):
         raise BadRow("unreadable", f"the {name} (field {column!r}) is {_kind(value)}, not text")
     return [value]
 
 
 def _kind(value: Any) -> str:
-    return "a number" if isinstance(value, Number) else type(value).__name__
+    return "a number" if isinstance(value, NumberText) else type(value).__name__
 
 
 def _filled(text: str | None, name: str, column: str) -> str:

@@ -45,10 +45,9 @@ def prepare_questions(
     questions whose teacher prompt is too long are dropped. The seed chooses disjoint splits.
     Training questions that overlap with the test split, with `tested` (that of another data set) or
     with a set in `evaluated` (questions by task) are listed in `eval_overlaps`, and dropped if
-    `data.overlap` is `drop`. `dropped` lists all dropped rows, and also the questions whose right
-    answer is not graded correct against itself: they are kept without a grader. Raises UserError
-    for too many bad rows or too few remaining questions; RuntimeError if a generated problem is in
-    two splits.
+    `data.overlap` is `drop`. `dropped` also lists the questions whose right answer is not graded
+    correct against itself: they are kept without a grader. Raises UserError for too many bad rows
+    or too few remaining questions; RuntimeError if a generated problem is in two splits.
     """
     parts = [progress.part(part, 6) for part in range(6)]
     source = read_source(data, len(tested), renderer.format, parts[0])
@@ -57,9 +56,8 @@ def prepare_questions(
         print(f"{data.source}: {source.found}")
     dropped, rows = source.dropped, len(source.rows) + len(source.dropped)
     unique = _merge(source.rows, data.near_duplicate, dropped, parts[1])
-    del source
+    del source  # memory
     kept = _fitting(unique, data, renderer, dropped, parts[2])
-    del unique
     ungradable = _check_answers(kept, data.source, parts[3])
     train, validation, test = _split(kept, data, rows, len(dropped))
     name = data.source if "/" not in data.source else Path(data.source).name

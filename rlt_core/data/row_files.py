@@ -36,7 +36,7 @@ class BadRow(Exception):
         self.reason = reason
 
 
-class Number(str):
+class NumberText(str):
     """A number with the digits of the file."""
 
 
@@ -160,7 +160,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 DECODER = json.JSONDecoder(
-    object_pairs_hook=_object, parse_int=Number, parse_float=Number, parse_constant=lambda _: None
+    object_pairs_hook=_object,
+    parse_int=NumberText,
+    parse_float=NumberText,
+    parse_constant=lambda _: None,
 )
 
 

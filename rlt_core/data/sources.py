@@ -111,8 +111,9 @@ def read_source(
             licence=_card_licence(folder),
         )
     if is_path(data.source):
-        made: list[Numbered] = [(n, partial(dict, row)) for n, row in enumerate(load(data.source)(), start=1)]
-        return _collect(iter(made), data, data.source, made.__len__, format, progress)
+        own = list(load(data.source)())
+        records = ((n, partial(dict, row)) for n, row in enumerate(own, start=1))
+        return _collect(records, data, data.source, own.__len__, format, progress)
     path = Path(data.source)
     return _collect(
         read_records(path), data, str(path), partial(count_rows, path), format, progress

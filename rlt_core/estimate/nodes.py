@@ -20,7 +20,7 @@ from rlt_core.estimate.data import Facts, Questions
 from rlt_core.estimate.host import TrainingFiles
 from rlt_core.estimate.memory import Memory, Rollouts, Trained
 from rlt_core.estimate.shapes import Shape, Shapes
-from rlt_core.estimate.work import Layout
+from rlt_core.estimate.work import ProcessLayout
 from rlt_core.graph import Node
 from rlt_core.stages import (
     BaseModelConfig,
@@ -250,8 +250,8 @@ class _Body:
     def questions(self) -> Questions:
         return self.facts.questions(self.node.inputs["questions"])
 
-    def _layout(self, dtype: str) -> Layout:
-        return Layout(self.resources, self.world, dtype == "bfloat16")
+    def _layout(self, dtype: str) -> ProcessLayout:
+        return ProcessLayout(self.resources, self.world, dtype == "bfloat16")
 
     def _micro(self, batch: int, longest: int) -> tuple[int, bool]:
         """Tokens of a micro-batch, and whether a step has several; for a batch that cannot be

@@ -47,7 +47,7 @@ def gpu_of(resources: StageResources) -> GPU:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ProcessLayout:
     """The processes that compute a node."""
 
     resources: StageResources
@@ -94,7 +94,12 @@ def train_flops(
 
 
 def decode_s(
-    shape: Shape, layout: Layout, completions: float, prompt: float, tokens: float, limit: int
+    shape: Shape,
+    layout: ProcessLayout,
+    completions: float,
+    prompt: float,
+    tokens: float,
+    limit: int,
 ) -> float:
     """Seconds to sample completions of so many tokens on average, `limit` at most.
 

@@ -30,7 +30,7 @@ CACHE_GROWTH = 16
 
 
 @dataclass(frozen=True)
-class _Request:
+class _Sample:
     """One completion to sample."""
 
     prompt: int
@@ -71,7 +71,7 @@ class TransformersEngine(ClosesItself):
         progress = progress or Progress()
         stop = torch.tensor(sorted(stop_ids), dtype=torch.long, device=self.model.device)
         requests = [
-            _Request(i, j, seed) for i, each in enumerate(seeds) for j, seed in enumerate(each)
+            _Sample(i, j, seed) for i, each in enumerate(seeds) for j, seed in enumerate(each)
         ]
         found: dict[tuple[int, int], Completion] = {}
         tokens, start = 0, time.perf_counter()
@@ -86,8 +86,8 @@ class TransformersEngine(ClosesItself):
         return [[found[i, j] for j in range(len(each))] for i, each in enumerate(seeds)]
 
     def _batches(
-        self, requests: list[_Request], prompts: Sequence[Sequence[int]], max_new: int
-    ) -> Iterator[list[_Request]]:
+        self, requests: list[_Sample], prompts: Sequence[Sequence[int]], max_new: int
+    ) -> Iterator[list[_Sample]]:
         """Requests of similar prompt length, longest first, samples of a prompt side by side."""
         order = sorted(requests, key=lambda request: -len(prompts[request.prompt]))
         while order:
@@ -99,7 +99,7 @@ class TransformersEngine(ClosesItself):
     def _batch(
         self,
         prompts: Sequence[Sequence[int]],
-        batch: list[_Request],
+        batch: list[_Sample],
         sampling: Sampling,
         stop: Tensor,
         progress: Progress,

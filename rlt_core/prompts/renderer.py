@@ -90,7 +90,7 @@ class Thinking:
 
 
 @dataclass(frozen=True)
-class Answer:
+class SplitAnswer:
     """The parts of a student's completion."""
 
     formatted: bool
@@ -373,7 +373,7 @@ class Renderer:
         padded = self._find(self._to_thought, written)
         return padded if padded is not None and padded[:2] == tag[:2] else tag
 
-    def split_answer(self, text: str) -> Answer:
+    def split_answer(self, text: str) -> SplitAnswer:
         """Return thought and solution of a student's completion, stripped of white space.
 
         An unformatted completion still yields the last complete solution block, if it has one.
@@ -385,10 +385,10 @@ class Renderer:
         solution = f"{solution_open}(.*?){solution_close}"
         whole = re.fullmatch(rf"\s*{thought}\s*{solution}\s*", text, re.DOTALL)
         if whole and all(text.count(tag) == 1 for tag in tags):
-            return Answer(True, whole[1].strip(), whole[2].strip())
+            return SplitAnswer(True, whole[1].strip(), whole[2].strip())
         first_thought = re.search(thought, text, re.DOTALL)
         solutions: list[str] = re.findall(solution, text, re.DOTALL)
-        return Answer(
+        return SplitAnswer(
             formatted=False,
             thought=first_thought[1].strip() if first_thought else None,
             solution=solutions[-1].strip() if solutions else None,

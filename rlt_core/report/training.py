@@ -39,7 +39,7 @@ ALARMS = {
 
 # ---------------------------------------------------------------- rewards
 @dataclass(frozen=True)
-class Rewards:
+class HeldOutRewards:
     """The rewards of each teacher's traces."""
 
     lines: list[Row]
@@ -53,7 +53,7 @@ SCORE_COLUMNS = (
 )  # fmt: skip
 
 
-def rewards(parts: Parts) -> Rewards:
+def rewards(parts: Parts) -> HeldOutRewards:
     """Mean rewards of all scored sets, clustered by question and crossed with seeds."""
     lines, questions = {}, {}
     for variant, group in parts.by_variant("trace-scoring").items():
@@ -65,7 +65,7 @@ def rewards(parts: Parts) -> Rewards:
     order = [*(name for name in NAMES if name in lines), *(v for v in lines if v not in NAMES)]
     both = AFTER in lines and BEFORE in lines
     difference = paired_difference(questions[AFTER], questions[BEFORE]) if both else None
-    return Rewards([lines[variant] for variant in order], difference)
+    return HeldOutRewards([lines[variant] for variant in order], difference)
 
 
 def _by_question(rows: Sequence[Row]) -> dict[str, float]:
@@ -159,7 +159,7 @@ def curves(parts: Parts) -> list[Curve]:
 
 # ---------------------------------------------------------------- alarms
 def alarms(
-    parts: Parts, trained: Sequence[Curve], scored: Rewards, traces: Sequence[Row]
+    parts: Parts, trained: Sequence[Curve], scored: HeldOutRewards, traces: Sequence[Row]
 ) -> Iterator[str]:
     """Yield one line for each problem to look at before the numbers are believed."""
     for part in parts.all:

@@ -29,7 +29,7 @@ CPU_TOKENS = 2048
 
 
 @dataclass(frozen=True)
-class _Request:
+class _Selection:
     """A sequence and the positions whose hidden states are selected, in the caller's order."""
 
     index: int
@@ -62,7 +62,7 @@ def hidden_states(
     if next(decoder.parameters()).device.type == "cpu":
         tokens_per_batch = min(tokens_per_batch, CPU_TOKENS)
     requests = [
-        _Request(i, ids, where)
+        _Selection(i, ids, where)
         for i, (ids, where) in enumerate(zip(sequences, positions, strict=True))
         if where.size
     ]
@@ -89,7 +89,7 @@ def length_batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[li
         order = order[size:]
 
 
-def _selected(hidden_BTD: Tensor, batch: Sequence[_Request]) -> Tensor:
+def _selected(hidden_BTD: Tensor, batch: Sequence[_Selection]) -> Tensor:
     """Hidden states (N, D) at the positions of each request, one request after another."""
     rows = np.repeat(np.arange(len(batch)), [r.positions.size for r in batch])
     columns = np.concatenate([r.positions for r in batch])

@@ -48,7 +48,7 @@ class ColocatedVLLM(VLLMEngine):
         self._sleeps = accelerator.device.type == "cuda"
         # Compiled code would keep the CPU's packed weights.
         with _engines_of(dtype=dtype, enforce_eager=not self._sleeps):
-            self._trl = _Generation(policy, accelerator, self._sleeps, resources, weights)
+            self._trl = _PolicyGeneration(policy, accelerator, self._sleeps, resources, weights)
         self._llm = self._trl.llm
 
     def close(self) -> None:
@@ -75,7 +75,7 @@ class ColocatedVLLM(VLLMEngine):
             self._llm.sleep(level=2)
 
 
-class _Generation(VLLMGeneration):
+class _PolicyGeneration(VLLMGeneration):
     """TRL's engine; overrides where its weights come from, since TRL knows neither our sharding nor
     our adapters, and how a CPU takes them."""
 

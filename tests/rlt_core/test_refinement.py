@@ -18,7 +18,7 @@ from rlt_core.errors import Stopped, UserError
 from rlt_core.models import new_model, save_model, tiny_tokenizer
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import load_format
-from rlt_core.refinement import KEY, Answer, ask_all, fault_of, request_of
+from rlt_core.refinement import KEY, RefinedAnswer, ask_all, fault_of, request_of
 from tests.chat_server import KEY as SECRET
 from tests.chat_server import Reply, completion, error, serve
 
@@ -37,8 +37,10 @@ def requests(n: int) -> list[dict[str, Any]]:
     ]
 
 
-def ask(url: str, n: int = 1, progress: Progress | None = None, **settings: Any) -> list[Answer]:
-    kept: list[Answer] = []
+def ask(
+    url: str, n: int = 1, progress: Progress | None = None, **settings: Any
+) -> list[RefinedAnswer]:
+    kept: list[RefinedAnswer] = []
     endpoint = Endpoint(base_url=url, **settings)
     ask_all(requests(n), endpoint, kept.extend, progress or Progress())
     return kept
@@ -115,7 +117,7 @@ def test_requests_under_way_and_pace_are_bounded() -> None:
 
 
 def test_a_stop_keeps_what_was_answered() -> None:
-    kept: list[Answer] = []
+    kept: list[RefinedAnswer] = []
     with serve(lambda n, body: completion("better")) as server:
         endpoint = Endpoint(base_url=server.url, concurrency=2)
         with pytest.raises(Stopped):
@@ -126,14 +128,14 @@ def test_a_stop_keeps_what_was_answered() -> None:
 def test_what_cannot_be_used_is_named() -> None:
     format = load_format("tiny")
     for answer, reason in [
-        (Answer(request="", text=" \n"), "empty"),
-        (Answer(request="", refusal="I will not"), "refused"),
-        (Answer(request="", text="half", finish_reason="length"), "cut"),
-        (Answer(request="", text=f"a{format.explanation_close}b"), "tagged"),
-        (Answer(request="", rejected="too long"), "rejected"),
+        (RefinedAnswer(request="", text=" \n"), "empty"),
+        (RefinedAnswer(request="", refusal="I will not"), "refused"),
+        (RefinedAnswer(request="", text="half", finish_reason="length"), "cut"),
+        (RefinedAnswer(request="", text=f"a{format.explanation_close}b"), "tagged"),
+        (RefinedAnswer(request="", rejected="too long"), "rejected"),
     ]:
         assert (fault_of(answer, format) or [""])[0] == reason
-    assert fault_of(Answer(request="", text="good", finish_reason="stop"), format) is None
+    assert fault_of(RefinedAnswer(request="", text="good", finish_reason="stop"), format) is None
 
 
 def test_texts_with_braces_stay_as_they_are() -> None:
@@ -183,7 +185,7 @@ def test_transformers_serve_answers(tmp_path: Path) -> None:
         )
         question = {"question": "1+1", "solution": "2"}
         request = request_of(asked, question, {"text": "1+1"})
-        kept: list[Answer] = []
+        kept: list[RefinedAnswer] = []
         endpoint = Endpoint(base_url=f"http://127.0.0.1:{port}/v1", retries=0)
         ask_all([request], endpoint, kept.extend, Progress())
     finally:

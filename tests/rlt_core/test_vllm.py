@@ -151,7 +151,7 @@ def test_trls_own_way_of_giving_weights_is_given_ours(
 
     from rlt_core.training import colocated
 
-    monkeypatch.setattr(colocated._Generation, "sync_weights", VLLMGeneration.sync_weights)
+    monkeypatch.setattr(colocated._PolicyGeneration, "sync_weights", VLLMGeneration.sync_weights)
     first, second = (peaked(seed, tie_word_embeddings=True) for seed in (0, 1))
     policy = load_model(saved(second, tmp_path))
     resources = StageResources(engine="vllm", device="cpu")
