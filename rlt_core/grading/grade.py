@@ -79,7 +79,7 @@ def grade(item: GradeItem) -> Grade:
     elif item.grader == "none" or answer is None:
         return Grade("ungradable")
     elif is_path(item.grader):
-        verdict = load(item.grader)(solution, answer)
+        verdict = None if item.solution is None else load(item.grader)(solution, answer)
         gold, given = answer, None if verdict is None else solution
         right = lambda *_: bool(verdict)  # noqa: E731
     elif item.grader == "multiple_choice":
