@@ -158,9 +158,9 @@ def _show_estimates(console: Console, plan: Plan) -> None:
 def _disk(store: Store, missing: Sequence[Node], found: Estimates) -> str:
     needed, widest = disk_needed(missing, found)
     at_most = said_of_disk(widest, found[widest.key])
-    said = f"disk where the store is, one node after the other: {short(needed)}B ({at_most})"
+    said = f"disk of the store, if nodes run one at a time: {short(needed)}B ({at_most})"
     free = Machine.here(store.files.local(""), []).disk if store.files.is_local else None
-    return said if free is None else f"{said}; free there: {short(free)}B"
+    return said if free is None else f"{said}; free: {short(free)}B"
 
 
 def _cells(own: Sequence[NodeEstimate]) -> list[str]:

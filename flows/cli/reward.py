@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -19,13 +18,12 @@ from flows.cli.progress import progress_bar
 from flows.cli.reward_score import score
 from flows.cli.sql import skip_pandas
 from flows.cli.tables import new_table, print_whole, table_console, title
-from rlt_core.config import KLEstimator, Reduction, RewardSpec
+from rlt_core.config import KLEstimator, Reduction
 from rlt_core.config.reward import off_policy_note
 from rlt_core.printable import printable
 
 if TYPE_CHECKING:
     from rlt_core.explain import Explained, Token
-    from rlt_core.reward.replay import Summary
     from rlt_core.store import Manifest
 
 app = typer.Typer(
@@ -39,6 +37,9 @@ MEASURES = (
     "r_ss", "r_kl", "think_mean", "rank_surprisal", "copied", "compression", "doubt", "clipped",
 )  # fmt: skip
 """Columns of `scores`: baselines of the reward, and diagnostics."""
+EFFECTS = ("mean_before", "mean_after", "pearson", "spearman")
+NOTHING = {"traces": 0, "questions": 0, **dict.fromkeys((*EFFECTS, "best_changed"))}
+"""The effect of a replay on an artifact without traces."""
 
 
 # ---------------------------------------------------------------- replay
@@ -91,13 +92,17 @@ def replay(
         progress_bar("replay") as report,
         replayed(opened, manifests, changes, report) as connection,
     ):
-        found = summaries(connection, manifests)
+        by_run = summaries(connection)
         if output is not None:
             every = connection.sql("from replayed order by run, question_id, sample, teacher")
             write(every, "parquet", output)
+    found = [by_run.get(one.ref.key, NOTHING | {"run": one.ref.key}) for one in manifests]
     if as_json:
-        rows = zip(manifests, found, specs, strict=True)
-        print(json.dumps([_entry(*row) for row in rows], indent=1))
+        entries = [
+            {"label": manifest.label, "seed": manifest.seed} | row | {"reward": spec.model_dump()}
+            for manifest, row, spec in zip(manifests, found, specs, strict=True)
+        ]
+        print(json.dumps(entries, indent=1))
         return
     named = {"alpha": alpha, "lambda": kl_weight, "kl": kl, "reduction": reduction}
     _show_replay(manifests, found, named)
@@ -105,21 +110,17 @@ def replay(
         table_console().print(f"written: {escape(str(output))}")
 
 
-def _entry(manifest: Manifest, found: Summary, spec: RewardSpec) -> dict[str, Any]:
-    own = {"label": manifest.label, "seed": manifest.seed}
-    return own | dataclasses.asdict(found) | {"reward": spec.model_dump()}
-
-
-def _show_replay(manifests: list[Manifest], found: list[Summary], changes: dict[str, Any]) -> None:
-    numbers = (
-        "traces", "questions", "before", "after", "Pearson", "Spearman", "best changed",
-    )  # fmt: skip
+def _show_replay(
+    manifests: list[Manifest], found: list[dict[str, Any]], changes: dict[str, Any]
+) -> None:
+    numbers = ("traces", "questions", "before", "after", "Pearson", "Spearman", "best changed")
     table = new_table("scores", "key", *numbers, right=numbers)
-    for manifest, one in zip(manifests, found, strict=True):
+    for manifest, row in zip(manifests, found, strict=True):
+        share = row["best_changed"]
         table.add_row(
-            escape(title(manifest)), manifest.ref.key, f"{one.traces:,}", f"{one.questions:,}",
-            _number(one.mean_before), _number(one.mean_after), _number(one.pearson),
-            _number(one.spearman), "·" if one.best_changed is None else f"{one.best_changed:.1%}",
+            escape(title(manifest)), manifest.ref.key, f"{row['traces']:,}",
+            f"{row['questions']:,}", *(_number(row[name]) for name in EFFECTS),
+            "·" if share is None else f"{share:.1%}",
         )  # fmt: skip
     console = table_console()
     print_whole(console, table)

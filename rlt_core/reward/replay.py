@@ -10,7 +10,6 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import duckdb
@@ -38,23 +37,6 @@ LOGPROBS = ("student_solution_logprobs", "student_think_logprobs", "teacher_thin
 
 Changes = Mapping[str, Any]
 """Fields of `RewardSpec` that differ from an artifact's own spec."""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """The effect of a replay on one artifact."""
-
-    run: str
-    traces: int
-    """Traces with a reward."""
-    questions: int
-    mean_before: float | None = None
-    mean_after: float | None = None
-    pearson: float | None = None
-    """Correlation of old and new rewards; None where either is constant."""
-    spearman: float | None = None
-    best_changed: float | None = None
-    """Share of the questions whose best trace changed."""
 
 
 # ---------------------------------------------------------------- which artifacts
@@ -213,41 +195,40 @@ def _check_complete(
 
 
 # ---------------------------------------------------------------- effect
-def summaries(
-    connection: duckdb.DuckDBPyConnection, manifests: Sequence[Manifest]
-) -> list[Summary]:
-    """Summarise the table `replayed` by artifact.
+def summaries(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, Any]]:
+    """Summarise the table `replayed` by artifact: run -> traces and questions with a reward, mean
+    reward before and after, correlations, and the share of questions whose best trace changed.
 
     Spearman is Pearson's correlation of the rewards' ranks among all traces; ties share their mean
-    rank.
+    rank. Correlations with a constant are None.
     """
-    rows = connection.execute(
+    rows = connection.sql(
         f"""
         with ordered as (
-          select *,
-            {_mean_rank("stored_reward")} as stored_order,
+          select *, {_mean_rank("stored_reward")} as stored_order,
             {_mean_rank("reward")} as new_order
           from replayed
-          where reward is not null
         )
-        select run, count(*), count(distinct ({GROUP})), avg(stored_reward), avg(reward),
-          corr(stored_reward, reward), corr(stored_order, new_order),
-          avg((stored_rank <> 1)::integer) filter (rank = 1)
+        select run, count(reward) as traces,
+          count(distinct ({GROUP})) filter (reward is not null) as questions,
+          avg(stored_reward) as mean_before, avg(reward) as mean_after,
+          corr(stored_reward, reward) as pearson, corr(stored_order, new_order) as spearman,
+          avg((stored_rank <> 1)::integer) filter (rank = 1) as best_changed
         from ordered
         group by run
         """
-    ).fetchall()
-    found = {row[0]: Summary(*row[:3], *map(_finite, row[3:])) for row in rows}
-    keys = [manifest.ref.key for manifest in manifests]
-    return [found.get(key, Summary(key, 0, 0)) for key in keys]
+    )
+    return {
+        row["run"]: {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in row.items()
+        }
+        for row in rows.to_arrow_table().to_pylist()
+    }
 
 
 def _mean_rank(column: str) -> str:
-    return (
-        f"rank() over (partition by run order by {column}) "
-        f"+ count(*) over (partition by run, {column}) / 2"
-    )
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    """Return the rank of a reward, which is null where there is none."""
+    return f"""case when {column} is not null then
+        rank() over (partition by run order by {column} nulls last)
+        + count(*) over (partition by run, {column}) / 2 end"""
