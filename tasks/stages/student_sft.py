@@ -235,9 +235,12 @@ def _trace_tables(
 
 def _same_vocabulary(ctx: StageContext, digest: str) -> bool:
     """Whether the tokenizer that wrote the traces' ids has the student's vocabulary."""
-    inputs = ctx.manifests["traces"].inputs
-    ref = inputs.get("teacher") or inputs["tokenizer"]
-    writer = ctx.store.manifest(ref.kind, ref.key)
-    if writer is None:
-        raise UserError(f"{ctx.spec.name}: the traces' writer ({ref.key}) is not in the store")
+    writer = ctx.manifests["traces"]
+    while writer.ref.kind != "model":  # a stage of the user's may be in between
+        inputs = writer.inputs
+        ref = inputs.get("teacher") or inputs.get("tokenizer") or inputs["traces"]
+        found = ctx.store.manifest(ref.kind, ref.key)
+        if found is None:
+            raise UserError(f"{ctx.spec.name}: the traces' writer ({ref.key}) is not in the store")
+        writer = found
     return vocabulary_digest(load_tokenizer(ctx.store.local(writer) / "model")) == digest
