@@ -67,7 +67,7 @@ def contexts(draw: st.DrawFn) -> Contexts:
     return many
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     many=contexts(),
     seed=st.integers(0, 3),

@@ -162,15 +162,15 @@ def test_a_machine_that_fetched_nothing_downloads_the_benchmark_of_its_node(
 
 
 def test_a_run_that_names_the_hub_without_a_commit_does_not_begin(
-    rlt: Rlt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rlt_inside: Rlt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     asked = [
         "full-pipeline", "--profile", "smoke", "--store", str(tmp_path / "store"),
         "--set", "base_model=hub:org/name", "--set", 'evaluation.tasks=["test","aime24"]',
     ]  # fmt: skip
-    assert rlt("plan", *asked).returncode == 0
-    done = rlt("run", *asked)
+    assert rlt_inside("plan", *asked).returncode == 0
+    done = rlt_inside("run", *asked)
     assert done.returncode == 2
     assert done.stderr.startswith("rlt: base-model, dataset-prep, evaluation[base] and 3 more")
     assert "rlt fetch full-pipeline" in done.stderr

@@ -28,7 +28,10 @@ ROWS = [("1+1", "2", "one more"), ("2+2", "4", "two twos"), ("3+3", "6", "threes
 BY_NAME = {family.name: family for family in FAMILIES}
 
 
-@pytest.mark.parametrize("name", ["olmoe", "gpt-oss", "mixtral", "gemma-2", "llama-2-chat"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("olmoe", "mixtral", "llama-2-chat")]
+
+
+@pytest.mark.parametrize("name", ["gpt-oss", "gemma-2", *SLOW])
 def test_grpo_goes_on_from_sft(
     name: str, tmp_path: Path, workspace: Callable[[str], Workspace], resources: StageResources
 ) -> None:

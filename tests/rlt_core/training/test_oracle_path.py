@@ -65,7 +65,7 @@ def logprobs(model: nn.Module, ids: list[int], span: Span) -> list[float]:
     return [float(logprobs_TV[t - 1, ids[t]]) for t in range(*span)]
 
 
-@pytest.mark.parametrize("prefix", ["", "\n\n"])
+@pytest.mark.parametrize("prefix", [pytest.param("", marks=pytest.mark.slow), "\n\n"])
 def test_the_learning_curve_is_that_of_the_oracle(
     tmp_path: Path, workspace: Callable[[str], Workspace], resources: StageResources, prefix: str
 ) -> None:
