@@ -19,7 +19,7 @@ from flows.cli.reward_score import score
 from flows.cli.sql import skip_pandas
 from flows.cli.tables import new_table, print_whole, table_console, title
 from rlt_core.config import KLEstimator, Reduction
-from rlt_core.config.reward import off_policy_note
+from rlt_core.config.reward import RewardSpec, off_policy_note
 from rlt_core.printable import printable
 
 if TYPE_CHECKING:
@@ -85,9 +85,7 @@ def replay(
     }  # fmt: skip
     changes = {name: value for name, value in given.items() if value is not None}
     specs = [changed(spec_of(manifest), changes) for manifest in manifests]
-    for manifest, spec in zip(manifests, specs, strict=True):
-        if reason := manifest.config.get("off_policy"):
-            print(f"{manifest.label}: {off_policy_note(spec.kl, reason)}", file=sys.stderr)
+    _warn_off_policy(manifests, specs)
     with (
         progress_bar("replay") as report,
         replayed(opened, manifests, changes, report) as connection,
@@ -105,13 +103,20 @@ def replay(
         print(json.dumps(entries, indent=1))
         return
     named = {"alpha": alpha, "lambda": kl_weight, "kl": kl, "reduction": reduction}
-    _show_replay(manifests, found, named)
-    if output is not None:
-        table_console().print(f"written: {escape(str(output))}")
+    _show_replay(manifests, found, named, output)
+
+
+def _warn_off_policy(manifests: list[Manifest], specs: list[RewardSpec]) -> None:
+    for manifest, spec in zip(manifests, specs, strict=True):
+        if reason := manifest.config.get("off_policy"):
+            print(f"{manifest.label}: {off_policy_note(spec.kl, reason)}", file=sys.stderr)
 
 
 def _show_replay(
-    manifests: list[Manifest], found: list[dict[str, Any]], changes: dict[str, Any]
+    manifests: list[Manifest],
+    found: list[dict[str, Any]],
+    changes: dict[str, Any],
+    output: Path | None,
 ) -> None:
     numbers = ("traces", "questions", "before", "after", "Pearson", "Spearman", "best changed")
     table = new_table("scores", "key", *numbers, right=numbers)
@@ -127,6 +132,8 @@ def _show_replay(
     given = [f"{name} {value}" for name, value in changes.items() if value is not None]
     what = ", ".join(given) or "nothing"
     console.print(f"mean reward before and after; {what} changed", style="dim")
+    if output is not None:
+        console.print(f"written: {escape(str(output))}")
 
 
 def _number(value: float | None) -> str:
