@@ -14,6 +14,7 @@ same on every task, so its contributions are not:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -32,6 +33,20 @@ def matrix(by_seed: list[dict[str, float]]) -> Floats:
     """(S, Q) over the questions that every seed has, in the order of their names."""
     questions = sorted(set.intersection(*(set(values) for values in by_seed)))
     return np.array([[values[question] for question in questions] for values in by_seed])
+
+
+def mean_over_seeds(by_seed: list[dict[str, float]]) -> Estimate:
+    """Mean of the questions' values on those that every seed has, crossed with seeds.
+
+    If the seeds have no question in common, each of them has questions of its own: then the mean
+    and t interval of the seeds' means.
+    """
+    values_SQ = matrix(by_seed)
+    if values_SQ.shape[1]:
+        return crossed_mean(values_SQ)
+    means_S = [sum(values.values()) / len(values) for values in by_seed]
+    estimate = crossed_mean(np.array([means_S]))
+    return replace(estimate, questions=sum(map(len, by_seed)))
 
 
 def paired_difference(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> Estimate:

@@ -7,11 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rlt_core.evaluation.crossed import crossed_mean
 from rlt_core.evaluation.intervals import Estimate
 from rlt_core.report.inputs import Parts, Row
 from rlt_core.report.scores import RANKED
-from rlt_core.report.statistics import matrix, paired_difference
+from rlt_core.report.statistics import mean_over_seeds, paired_difference
 from rlt_core.report.trace_sets import diagnostic_alarms, known_mean
 
 WINDOW_STEPS = 10
@@ -90,7 +89,7 @@ def _reward_line(
 
     return {
         "name": NAMES.get(variant, variant),
-        "reward": crossed_mean(matrix(list(by_seed.values()))),
+        "reward": mean_over_seeds(list(by_seed.values())),
         "by_seed": {seed: sum(values.values()) / len(values) for seed, values in by_seed.items()},
         "r_ss": mean("r_ss"),
         "r_kl": mean("r_kl"),

@@ -16,7 +16,7 @@ from rlt_core.evaluation.scores import score_rows
 from rlt_core.printable import printable
 from rlt_core.report.gather import ReportData
 from rlt_core.report.render import render_report
-from rlt_core.report.statistics import paired_difference
+from rlt_core.report.statistics import mean_over_seeds, paired_difference
 from rlt_core.report.terminal import scores_table
 from rlt_core.report.texts import cell, fenced
 from rlt_core.stages import ReportConfig
@@ -381,3 +381,11 @@ def test_the_terminal_table_is_quick_to_import():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_seeds_without_a_question_in_common_have_an_interval_of_their_means():
+    seeds = [{f"{seed}-{n}": float(seed) for n in range(5)} for seed in range(4)]
+    found = mean_over_seeds(seeds)
+    half = 3.182446 * np.std(range(4), ddof=1) / 2  # t of 3 degrees of freedom
+    assert (found.value, found.questions) == (1.5, 20)
+    assert (found.low, found.high) == pytest.approx((1.5 - half, 1.5 + half))
