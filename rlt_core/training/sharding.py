@@ -119,7 +119,10 @@ def gathered(state: Any) -> Any:
         if not isinstance(value, DTensor):
             return value
         tensor = value.full_tensor()
-        return tensor.cpu() if processes.rank() == 0 else tensor.new_empty(0)
+        if processes.rank() != 0:
+            return tensor.new_empty(0)
+        # A copy: on a CPU the whole tensor is part of a buffer, which safetensors refuses.
+        return tensor.to("cpu", copy=True)
 
     return tree_map(gather, state)
 
