@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import cache
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -46,7 +46,9 @@ class OpenForm(Form):
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the config class of a field, optional or not."""
+    """Return the config class of a field, optional or not; None for names that the user chooses."""
+    if get_origin(annotation) is dict:
+        return None
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
@@ -55,10 +57,17 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 def _plain(schema: dict[str, Any]) -> None:
     """Simplify the JSON schema of an optional field for the browser: its type, empty, and not a
-    choice between its type and null."""
+    choice between its type and null.
+
+    The browser sends false for a switch that nobody touched, so that it is a choice, empty at
+    first.
+    """
     branches = [one for one in schema.pop("anyOf", []) if one.get("type") != "null"]
     schema.update(branches[0] if len(branches) == 1 else {"anyOf": branches} if branches else {})
     schema.pop("default", None)
+    if schema.get("type") == "boolean":
+        del schema["type"]
+        schema["enum"] = [True, False]
 
 
 def _help(name: str, text: str | None, **default: Any) -> Any:

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from prefect.utilities.schema_tools.hydration import hydrate
 from pydantic import BaseModel, ValidationError
 
 from flows.forms import assignments, inputs_form, overrides_form
 from rlt_core.overrides import load_config
+from rlt_core.profiles import PROFILES
 from rlt_core.stages import STAGES
 
 EVERY_STAGE = pytest.mark.parametrize("stage", sorted(STAGES))
@@ -29,6 +31,40 @@ def test_an_empty_form_changes_nothing_and_explains_every_field(stage: str) -> N
     assert assignments(stage, overrides_form(stage)()) == []
     for form in (overrides_form(stage), inputs_form(stage)):
         assert [name for name, text in fields_of(form) if not text] == []
+
+
+def untouched(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """What the browser sends of a form that nobody touched (compared in tests/server)."""
+    sent: dict[str, Any] = {}
+    for name, field in schema.get("properties", {}).items():
+        reference = field.get("$ref") or next(iter(field.get("allOf", [])), {}).get("$ref")
+        if reference and (inner := untouched(definitions[reference.rpartition("/")[2]], definitions)):
+            sent[name] = inner
+        elif field.get("type") == "boolean":
+            sent[name] = False
+        elif field.get("type") == "object" and not field.get("properties"):
+            sent[name] = {"__prefect_kind": "json"}
+    return sent
+
+
+def untouched_overrides(stage: str) -> dict[str, Any]:
+    schema = overrides_form(stage).model_json_schema()
+    return untouched(schema, schema["$defs"])
+
+
+@EVERY_STAGE
+def test_an_untouched_form_changes_no_profile(stage: str) -> None:
+    arrives: Any = hydrate(untouched_overrides(stage))  # as Prefect's server does
+    form = overrides_form(stage).model_validate(arrives)
+    for profile in PROFILES:
+        assert load_config(profile, assignments(stage, form)) == load_config(profile)
+
+
+def test_names_that_the_user_chooses_are_one_field() -> None:
+    fields = overrides_form("trace-import").model_json_schema()["$defs"]["ImportsForm"]
+    assert {name: field["type"] for name, field in fields["properties"].items()} == dict.fromkeys(
+        ("models", "traces", "scores", "benchmarks"), "object"
+    )
 
 
 @EVERY_STAGE

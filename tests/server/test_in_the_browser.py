@@ -11,6 +11,8 @@ import pytest
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 from prefect.client.schemas.objects import FlowRun
 
+from rlt_core.stages import STAGES
+from tests.flows.test_forms import untouched_overrides
 from tests.server.conftest import Server
 
 CHROMIUM = shutil.which("chromium")
@@ -44,13 +46,18 @@ def field(page: Page, name: str) -> Locator:
     return page.locator(f"xpath=//div[contains(@class,'schema-form-property')][{label}]").first
 
 
-def run_from_form(server: Server, page: Page, pictures: Path, **numbers: str) -> UUID:
-    """Open rlt/student-sft, choose profile smoke and variant dataset, fill, submit."""
+def open_form(server: Server, page: Page, stage: str) -> None:
+    """Open the form of rlt/<stage>."""
     page.goto(f"http://127.0.0.1:{server.port}/deployments")
-    page.get_by_placeholder("Search deployments").fill("student-sft")
-    page.get_by_role("link", name="student-sft").first.click()
+    page.get_by_placeholder("Search deployments").fill(stage)
+    page.get_by_role("link", name=stage, exact=True).first.click()
     page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_text("Custom run").first.click()
+
+
+def run_from_form(server: Server, page: Page, pictures: Path, **numbers: str) -> UUID:
+    """Open rlt/student-sft, choose profile smoke and variant dataset, fill, submit."""
+    open_form(server, page, "student-sft")
     field(page, "profile").locator("button.p-select-button__control").press("Space")
     page.get_by_role("option", name="smoke").click()
     field(page, "variant").locator("textarea").fill("dataset")
@@ -62,6 +69,17 @@ def run_from_form(server: Server, page: Page, pictures: Path, **numbers: str) ->
     page.get_by_text("View run").first.dispatch_event("click")  # the note moves
     page.wait_for_url("**/runs/flow-run/*")
     return UUID(page.url.partition("?")[0].rsplit("/", 1)[-1])
+
+
+def test_what_an_untouched_form_sends(server: Server, page: Page) -> None:
+    for stage in STAGES:
+        open_form(server, page, stage)
+        expect(page.get_by_text("resources (Optional)").first).to_be_visible()
+        with page.expect_request("**/create_flow_run") as submitted:
+            page.route("**/create_flow_run", lambda route: route.abort())
+            page.get_by_role("button", name="Submit").click()
+        sent = submitted.value.post_data_json["parameters"]
+        assert sent["overrides"] == untouched_overrides(stage), stage
 
 
 def test_fill_the_form_start_and_see_completed(
