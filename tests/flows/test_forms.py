@@ -38,8 +38,9 @@ def untouched(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, 
     sent: dict[str, Any] = {}
     for name, field in schema.get("properties", {}).items():
         reference = field.get("$ref") or next(iter(field.get("allOf", [])), {}).get("$ref")
-        if reference and (inner := untouched(definitions[reference.rpartition("/")[2]], definitions)):
-            sent[name] = inner
+        if reference:
+            inner = untouched(definitions[reference.rpartition("/")[2]], definitions)
+            sent |= {name: inner} if inner else {}
         elif field.get("type") == "boolean":
             sent[name] = False
         elif field.get("type") == "object" and not field.get("properties"):
