@@ -151,7 +151,7 @@ def assignments(stage: str, overrides: BaseModel) -> list[str]:
     """Return the filled-in fields as `--set` assignments."""
     filled = overrides.model_dump(mode="json")
     resources = filled.pop("resources", {})
-    found = list(_replaced_lengths(overrides))
+    found = []
     base = filled.get("base_model", {})
     if "source" in base:
         found.append(f"base_model={json.dumps(base.pop('source'))}")
@@ -160,16 +160,6 @@ def assignments(stage: str, overrides: BaseModel) -> list[str]:
         f"resources.stages.{stage}.{name}={json.dumps(value)}" for name, value in resources.items()
     ]
     return found
-
-
-def _replaced_lengths(overrides: BaseModel) -> Iterator[str]:
-    """Yield assignments that empty `steps` where `epochs` was filled in, and the reverse."""
-    for section, values in overrides:
-        if not isinstance(values, BaseModel) or not {"epochs", "steps"} <= set(dict(values)):
-            continue
-        for given, other in (("epochs", "steps"), ("steps", "epochs")):
-            if getattr(values, given) is not None:
-                yield f"{section}.{other}=null"
 
 
 def _leaves(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,19 +1,33 @@
-"""`--set a.b=c`: a profile with some fields changed, refused with the nearest name when unknown."""
+"""`--set a.b=c` and `--config FILE.toml`: a profile with some fields changed, refused with the
+nearest names when unknown."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import tomllib
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from rlt_core.config import Config, StageResources
+from rlt_core.config.fields import fields
 from rlt_core.errors import UserError
 from rlt_core.profiles import PROFILES
 from rlt_core.stages import STAGES
+
+ALIASES = {
+    "lr": "learning_rate", "bs": "batch_size", "temp": "temperature", "lambda": "kl_weight",
+    "max_new_tokens": "max_tokens", "max_length": "max_tokens", "num_generations": "group_size",
+    "model": "base_model", "dataset": "data.source", "gradient_accumulation": "micro_batch_size",
+}  # fmt: skip
+"""What other tools call a field."""
+SUGGESTED = 16
+"""Fields that an error names at most."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -21,6 +35,29 @@ def nearest(name: str, names: Iterable[str]) -> str:
     names = sorted(names)
     close = get_close_matches(name, names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
+
+
+def nearest_fields(path: str, here: Iterable[str]) -> str:
+    """Return a hint for an unknown field: the nearest of its section (`here`), else every field of
+    the config whose name is the alias's, contains the name or is close to it."""
+    name = path.rpartition(".")[2]
+    here = sorted(here)
+    wanted = ALIASES.get(name, name)
+    if wanted not in here and (close := get_close_matches(name, here, n=1)):
+        return f"did you mean {close[0]!r}?"
+    leaves = {field.path: field.path.rpartition(".")[2] for field in fields()}
+    alike = get_close_matches(wanted, set(leaves.values()), n=1, cutoff=0.75)
+    for matches in (
+        [one for one in leaves if one == wanted or one.endswith(f".{wanted}")],
+        [one for one, leaf in leaves.items() if wanted in leaf],
+        [one for one, leaf in leaves.items() if leaf in alike],
+    ):
+        section = path.rpartition(".")[0]
+        found = [one for one in matches if section and one.startswith(f"{section}.")] or matches
+        if found:
+            more = f" and {len(found) - SUGGESTED} more" if len(found) > SUGGESTED else ""
+            return f"did you mean {', '.join(found[:SUGGESTED])}{more}?"
+    return f"there are: {', '.join(here)}"
 
 
 def parse_value(text: str) -> Any:
@@ -50,7 +87,7 @@ def _assign(tree: dict[str, Any], path: str, value: Any) -> None:
         if not isinstance(inner, dict):
             if name in tree:
                 raise UserError(f"--set {path}: {'.'.join(parents[: index + 1])} has no fields")
-            raise UserError(f"--set {path}: unknown field {name!r}; {nearest(name, tree)}")
+            raise UserError(f"--set {path}: unknown field {name!r}; {nearest_fields(name, tree)}")
         tree = inner
     if leaf == "kind":
         tree.clear()
@@ -81,9 +118,8 @@ def _fields_at(location: Sequence[str | int]) -> list[str]:
 def _message(error: ErrorDetails) -> str:
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        *parents, name = error["loc"]
-        fields = _fields_at(parents)
-        return f"unknown field {path!r}" + (f"; {nearest(str(name), fields)}" if fields else "")
+        here = _fields_at(error["loc"][:-1])
+        return f"unknown field {path!r}" + (f"; {nearest_fields(path, here)}" if here else "")
     given = error.get("input")
     shown = f" (given: {given!r})" if not isinstance(given, dict) else ""
     problem = error["msg"].removeprefix("Value error, ")
@@ -92,7 +128,37 @@ def _message(error: ErrorDetails) -> str:
     elif error["type"] == "model_type":
         first = next(iter(_fields_at(error["loc"])), "field")
         problem = f"it has fields; set them, as --set {path}.{first}=…"
+        if NoneType in get_args(Config.model_fields[path.partition(".")[0]].annotation):
+            problem += f"; --set {path}=null leaves it out"
     return f"{path or 'config'}: {problem}{shown}"
+
+
+def _replaced_lengths(changed: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield `steps` as empty where `epochs` is set, and the reverse: a training has one of them."""
+    for path, value in changed.items():
+        section, _, name = path.rpartition(".")
+        other = {"epochs": "steps", "steps": "epochs"}.get(name, "")
+        if value is not None and other in _fields_at(section.split(".")):
+            yield f"{section}.{other}", None
+
+
+def read_toml(file: Path) -> list[str]:
+    """Return the fields of a config file as `--set` assignments. Raises UserError."""
+    try:
+        tree = tomllib.loads(file.read_text())
+    except OSError as error:
+        raise UserError(f"--config {file}: {error.strerror}") from None
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise UserError(f"--config {file}: {error}") from None
+    return list(_leaves(tree))
+
+
+def _leaves(tree: dict[str, Any], path: str = "") -> Iterator[str]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}={json.dumps(value)}"
 
 
 def load_config(profile: str, assignments: Iterable[str] = ()) -> Config:
@@ -103,8 +169,8 @@ def load_config(profile: str, assignments: Iterable[str] = ()) -> Config:
     if profile not in PROFILES:
         raise UserError(f"unknown profile {profile!r}; {nearest(profile, PROFILES)}")
     tree = PROFILES[profile]().model_dump(mode="json")
-    for assignment in assignments:
-        path, value = parse_set(assignment)
+    pairs = [parse_set(assignment) for assignment in assignments]
+    for path, value in [*_replaced_lengths(dict(pairs)), *pairs]:
         if path == "profile":
             raise UserError("--set profile=…: choose a profile with --profile")
         named = path.startswith(("imports.models.", "imports.benchmarks."))

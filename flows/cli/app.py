@@ -9,6 +9,7 @@ from pathlib import Path
 import typer
 
 from flows.cli import artifacts, plan, reward, run, server, sql, study
+from flows.cli.config import config
 from flows.cli.fetch import fetch
 from flows.server.local import current
 from rlt_core import __version__
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.command()(run.run)
 app.command()(plan.plan)
+app.command()(config)
 app.command()(run.status)
 app.command()(run.report)
 app.command()(sql.sql)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from flows.cli.options import ProfileOption, SetOption, TargetArgument
+from flows.cli.options import ConfigFileOption, ProfileOption, SetOption, TargetArgument, changes
 from rlt_core import hf_hub
 from rlt_core.config import Config, HubModel
 from rlt_core.errors import UserError
@@ -54,10 +54,11 @@ def fetch(
     target: TargetArgument = "full-pipeline",
     profile: ProfileOption = "tiny",
     set_: SetOption = None,
+    config_file: ConfigFileOption = None,
 ) -> None:
     """Download the models and data sets of a run, so that the run needs no network."""
     require_target(target)
-    wanted = list(dict.fromkeys(_wanted(load_config(profile, set_ or []), target)))
+    wanted = list(dict.fromkeys(_wanted(load_config(profile, changes(config_file, set_)), target)))
     console = Console()
     if not wanted:
         console.print(f"{target} of profile {profile} needs nothing from the hub")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlt_core.errors import UserError
+from rlt_core.overrides import read_toml
 from rlt_core.store import Store
 
 if TYPE_CHECKING:
@@ -35,7 +36,16 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Changed field, e.g. data.n_train=100."),
 ]
+ConfigFileOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE.toml", help="Changed fields in a file."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def changes(config_file: Path | None, set_: Sequence[str] | None) -> list[str]:
+    """Return the changed fields of a config file and of --set. Raises UserError."""
+    return [*(read_toml(config_file) if config_file else ()), *(set_ or ())]
 
 
 def new_plan(

@@ -14,11 +14,13 @@ from rich.markup import escape
 
 from flows.cli.options import (
     DEFAULT_STORE,
+    ConfigFileOption,
     JsonOption,
     ProfileOption,
     SetOption,
     StoreOption,
     TargetArgument,
+    changes,
     new_plan,
 )
 from flows.cli.tables import new_table, table_console
@@ -43,6 +45,7 @@ def plan(
     target: TargetArgument = "full-pipeline",
     profile: ProfileOption = "tiny",
     set_: SetOption = None,
+    config_file: ConfigFileOption = None,
     store: StoreOption = DEFAULT_STORE,
     estimates: Annotated[
         bool | None,
@@ -57,7 +60,7 @@ def plan(
 
     Exit status 2 if a node cannot fit.
     """
-    resolved = new_plan(target, profile, set_, store)
+    resolved = new_plan(target, profile, changes(config_file, set_), store)
     planned, found = resolved.nodes, resolved.estimates
     show_estimators(planned)
     if as_json:

@@ -17,11 +17,13 @@ from rich.console import Console
 from flows.cli.options import (
     DEFAULT_STORE,
     BudgetOption,
+    ConfigFileOption,
     JsonOption,
     ProfileOption,
     SetOption,
     StoreOption,
     TargetArgument,
+    changes,
     new_plan,
     open_store,
 )
@@ -44,6 +46,7 @@ def run(
     target: TargetArgument = "full-pipeline",
     profile: ProfileOption = "tiny",
     set_: SetOption = None,
+    config_file: ConfigFileOption = None,
     store: StoreOption = DEFAULT_STORE,
     budget_gpu_hours: BudgetOption = None,
     as_json: JsonOption = False,
@@ -52,7 +55,7 @@ def run(
 
     Ctrl-C once checkpoints and stops; the same command continues.
     """
-    plan = new_plan(target, profile, set_, store, budget_gpu_hours)
+    plan = new_plan(target, profile, changes(config_file, set_), store, budget_gpu_hours)
     plan.require_computable()
     show_estimators(plan.nodes)
     status = compute(plan, quiet=as_json)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import reduce
+from pathlib import Path
 
 import pytest
 
 from rlt_core.config import Config, HubModel
+from rlt_core.config.fields import fields, reference
 from rlt_core.errors import UserError
-from rlt_core.overrides import load_config
+from rlt_core.overrides import load_config, read_toml
 from rlt_core.profiles import PROFILES
 
 
@@ -32,7 +34,11 @@ def test_every_profile_survives_its_own_json(profile: str) -> None:
         ("data.seed=4294967296", r"data\.seed"),
         ("teacher_grpo.lora.rank=4", "reference_sync"),
         ("student_grpo.lora.dropout=0.1", "without dropout"),
-        ("teacher_sft.epochs=3", "exactly one"),
+        ("student_grpo=5", r"student_grpo: .*--set student_grpo=null leaves it out"),
+        ("lr=1", r"teacher_sft\.learning_rate, teacher_grpo\.learning_rate"),
+        ("student_sft.lr=1", r"did you mean student_sft\.learning_rate\?"),
+        ("max_tokens=9", r"teacher_sft\.max_tokens, .*trace_scoring\.max_tokens"),
+        ("wibble=1", "there are: .*teacher_grpo"),
         ("resources.stages.base-model.thread=1", r"stages\.base-model\.thread'.*threads"),
         ("resources.stages.base-model.threads=x", r"stages\.base-model\.threads: .*'x'"),
         ("resources.stages.base-model.engine=x", r"stages\.base-model\.engine: .*vllm"),
@@ -75,6 +81,53 @@ def test_assignments_reach_their_fields() -> None:
     assert config.resources.of("base-model").threads == 1
     assert config.evaluation.revisions == {"aime24": "0" * 40}
     assert config.trace_sources["mine"].data.source == "their.jsonl"
+
+
+@pytest.mark.parametrize(("given", "other"), [("epochs", "steps"), ("steps", "epochs")])
+@pytest.mark.parametrize("profile", ["tiny", "paper-7b"])
+def test_epochs_replace_steps_and_the_reverse(profile: str, given: str, other: str) -> None:
+    changed = load_config(profile, [f"student_sft.{given}=2"]).student_sft
+    assert (getattr(changed, given), getattr(changed, other)) == (2, None)
+    with pytest.raises(UserError, match="exactly one"):
+        load_config(profile, ["student_sft.epochs=3", "student_sft.steps=3"])
+
+
+def test_a_config_file_is_the_assignments_in_it(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        """seeds = [1, 2]
+        [data]
+        source = "my file.jsonl"
+        fields.solution = "answer"
+        [teacher_grpo]
+        learning_rate = 2e-6
+        epochs = 1
+        [resources.stages.base-model]
+        threads = 1
+        """
+    )
+    assert load_config("tiny", read_toml(file)) == load_config("tiny", [
+        "seeds=[1,2]", "data.source=my file.jsonl", "data.fields.solution=answer",
+        "teacher_grpo.learning_rate=2e-6", "teacher_grpo.epochs=1",
+        "resources.stages.base-model.threads=1",
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [b"a = ", b"\xff\xfe", None])
+def test_a_config_file_that_cannot_be_read_is_named(content: bytes | None, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=r"--config .*mine\.toml: "):
+        read_toml(file)
+
+
+def test_every_field_of_the_config_is_explained_and_documented() -> None:
+    found = list(fields())
+    assert len(found) > 150
+    assert [field.path for field in found if not field.help] == []
+    document = Path(__file__).parents[2] / "docs" / "config.md"
+    assert document.read_text() == reference(), "python -m rlt_core.config.fields > docs/config.md"
 
 
 def test_an_imported_model_keeps_its_source_and_format_in_any_order() -> None:
