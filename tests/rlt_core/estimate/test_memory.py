@@ -18,6 +18,7 @@ from rlt_core.estimate import memory
 from rlt_core.estimate.memory import Trained
 from rlt_core.generation.hf import GrowingLayer
 from rlt_core.scoring.lm_head import head_kl, head_logprobs
+from rlt_core.training.checkpoint import ResumableTrainer
 from rlt_core.training.policy import adapters
 
 LORA = LoRA(rank=16)
@@ -135,10 +136,12 @@ def peak_of_a_step(run: Any) -> int:
 )
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("micro", [1, 2])
-def test_the_peak_of_a_step_is_within_a_fifth(
+def test_the_peak_of_a_step_is_within_an_eighth(
     tmp_path, monkeypatch, dtype, lora, checkpointing, micro
 ):
-    """Tiles of logits are small here: a CPU computes them with copies that a GPU does not need."""
+    """Measured from where the weights are loaded: a profiler counts a mapped file as allocated, or
+    does not, by the version of safetensors. Tiles of logits are small here: a CPU computes them
+    with copies that a GPU does not need."""
     monkeypatch.setattr("trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE", 128)
     monkeypatch.setattr(memory, "TILE_WORDS", 128)
     config = medium("llama", num_hidden_layers=8)
@@ -147,13 +150,20 @@ def test_the_peak_of_a_step_is_within_a_fifth(
     resources = {
         "device": "cpu", "gradient_checkpointing": checkpointing, "micro_batch_size": micro
     }  # fmt: skip
-    allocated = peak_of_a_step(lambda: train(folder, tmp_path, 512, sft, **resources))
+    run, allocated = ResumableTrainer.run, []
+
+    def measured(*arguments: Any) -> None:
+        allocated.append(peak_of_a_step(partial(run, *arguments)))
+
+    monkeypatch.setattr(ResumableTrainer, "run", measured)
+    train(folder, tmp_path, 512, sft, **resources)
     estimate = trained(config, dtype == "bfloat16", lora, checkpointing)
-    found = allocated + estimate.states()["weights"]  # which are mapped from their file
+    states = estimate.states()
+    found = allocated[0] + states["weights"] + states["adapters"]
     moments = dict(estimate.step(micro * 512, accumulated=micro == 1))
     del moments["update"]  # on a CPU AdamW goes tensor by tensor
     expected = max(sum(parts.values()) for parts in moments.values())
-    assert expected == pytest.approx(found, rel=0.2)
+    assert expected == pytest.approx(found, rel=0.12)
 
 
 # ---------------------------------------------------------------- inference
