@@ -16,19 +16,3 @@ from rlt_core.estimate.fit import (
 )
 from rlt_core.estimate.host import Machine
 from rlt_core.estimate.nodes import Estimator, NodeEstimate, estimates, on_gpu
-
-__all__ = [
-    "Estimator",
-    "Machine",
-    "NodeEstimate",
-    "assumptions",
-    "disk_needed",
-    "estimates",
-    "hint",
-    "on_gpu",
-    "require_fit",
-    "require_room",
-    "require_servers",
-    "said_of_disk",
-    "short",
-]  # fmt: skip

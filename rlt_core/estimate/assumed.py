@@ -8,7 +8,9 @@ from rlt_core.config import Config
 from rlt_core.estimate import data, host, memory, work
 from rlt_core.estimate.fit import unreachable_servers
 from rlt_core.estimate.nodes import NodeEstimate, on_gpu, resources_of
+from rlt_core.estimate.shapes import base_of
 from rlt_core.graph import Node
+from rlt_core.stages.cost import TEMPLATE
 
 
 def assumptions(
@@ -20,7 +22,7 @@ def assumptions(
         f"Assumed until data and traces are in the store: questions of {lengths.question:g} "
         f"tokens, solutions {lengths.solution:g}, the data's own traces {lengths.trace:g}, what "
         f"models write {lengths.completion:g} or half of the limit; prompts of "
-        f"{data.LONGEST + data.TEMPLATE} at most."
+        f"{data.LONGEST + TEMPLATE} at most."
     )
     if any(each.on_gpu for each in found.values()):
         layouts = [resources_of(config, node) for node in nodes]
@@ -46,20 +48,10 @@ def assumptions(
     unknown = {
         str(base.config.model_dump().get("imported"))
         for node in nodes
-        for base in [_base_of(node)]
+        for base in [base_of(node)]
         if base is not None and found[node.key].gpus and found[node.key].parameters is None
     }
     if unknown:
         yield f"Unknown: the shape of {', '.join(sorted(unknown))}; run `rlt fetch`."
     if not any(on_gpu(resources_of(config, node)) for node in nodes):
         yield "On a CPU no hours are estimated, and memory is a process's."
-
-
-def _base_of(node: Node) -> Node | None:
-    """The imported model that a node computes with."""
-    while node.stage.name != "base-model":
-        found = node.inputs.get("model") or node.inputs.get("teacher")
-        if found is None:
-            return None
-        node = found
-    return node

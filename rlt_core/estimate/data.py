@@ -6,16 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlt_core.config import DataConfig
-from rlt_core.data.generators.countdown import EVALUATION_QUESTIONS
 from rlt_core.data.row_files import count_rows
 from rlt_core.data.sources import found_layout
 from rlt_core.graph import Node
-from rlt_core.stages import (
-    DatasetPrepConfig,
-    EvaluationStageConfig,
-    StudentSFTStageConfig,
-    TraceGenerationConfig,
-)
+from rlt_core.stages.cost import Cost, Questions, Traces
 from rlt_core.store import Manifest, Store
 
 ROWS = {
@@ -25,13 +19,9 @@ ROWS = {
     "hub:NovaSky-AI/Sky-T1_data_17k": 16_401,
 }
 """Rows of published data sets, as their cards say: https://huggingface.co/datasets/<name>."""
-TASKS = {"aime24": 30, "math_500": 500, "gpqa_diamond": 198, "countdown": EVALUATION_QUESTIONS}
-"""Questions of evaluation sets."""
 UNKNOWN_ROWS = 1000
 LONGEST = 4096
 """Tokens of the longest question and solution together, before they are counted."""
-TEMPLATE = 60
-"""Tokens of system prompt, roles and tags around a question and its answer."""
 
 
 @dataclass(frozen=True)
@@ -51,139 +41,89 @@ GENERATED = Lengths(question=30, solution=10, trace=50, completion=50)
 """Texts of generated problems, one token per character."""
 
 
-@dataclass(frozen=True)
-class Questions:
-    """A data set."""
-
-    train: int
-    validation: int
-    test: int
-    question: float
-    """Tokens; so are the next two."""
-    solution: float
-    trace: float
-    with_trace: int
-    longest: float
-    """Tokens of the longest question and solution together."""
-
-    @property
-    def student_prompt(self) -> float:
-        return TEMPLATE + self.question
-
-    @property
-    def longest_prompt(self) -> float:
-        return TEMPLATE + self.longest
-
-    @property
-    def teacher_prompt(self) -> float:
-        return TEMPLATE + self.question + self.solution
-
-
-@dataclass(frozen=True)
-class Traces:
-    """Traces of a node."""
-
-    count: int
-    questions: int
-    tokens: float
-    """Mean of one trace."""
-
-
-class Facts:
-    """Known or assumed sizes of the data of a graph."""
+class Sizes:
+    """Costs of nodes, and known or assumed sizes of their data."""
 
     def __init__(self, store: Store | None, nodes: list[Node]) -> None:
         refs = [node.ref for node in nodes]
         self._manifests: dict[str, Manifest] = store.manifests_of(refs) if store else {}
-        self._questions: dict[str, Questions] = {}
+        self._costs: dict[str, Cost] = {}
 
     def manifest(self, node: Node) -> Manifest | None:
         """The manifest of a node, if it is committed."""
         return self._manifests.get(node.key)
 
-    # ------------------------------------------------------------ questions
-    def questions(self, node: Node) -> Questions:
-        """Questions of `dataset-prep`, or of a file of traces that brings its own."""
-        if node.key not in self._questions:
-            self._questions[node.key] = self._questions_of(node)
-        return self._questions[node.key]
+    def cost(self, node: Node) -> Cost:
+        """What a node computes and makes, by its stage."""
+        if node.key not in self._costs:
+            self._costs[node.key] = node.stage.cost(node.config, SizedInputs(self, node))
+        return self._costs[node.key]
 
-    def _questions_of(self, node: Node) -> Questions:
-        manifest = self.manifest(node)
-        if not isinstance(node.config, DatasetPrepConfig):
-            rows, given = self.traces(node).count, ASSUMED
-            lengths = (given.question, given.solution, given.trace)
-            return Questions(rows, 0, 0, *lengths, with_trace=rows, longest=LONGEST)
+    def questions(self, node: Node) -> Questions:
+        """Questions of a data set, or of a file of traces that brings its own."""
+        made = self.cost(node).makes
+        if isinstance(made, Questions):
+            return made
+        rows, given = self.traces(node).count, ASSUMED
+        lengths = (given.question, given.solution, given.trace)
+        return Questions(rows, 0, 0, *lengths, with_trace=rows, longest=LONGEST)
+
+    def traces(self, node: Node) -> Traces:
+        """Traces of a node; of one whose stage declares none, as many as it reads."""
+        made = self.cost(node).makes
+        if isinstance(made, Traces):
+            return made
+        source = node.inputs.get("traces")
+        return SizedInputs(self, node).written(self.traces(source) if source else Traces(0, 0, 0))
+
+
+@dataclass(frozen=True)
+class SizedInputs:
+    """`rlt_core.stages.cost.Inputs` of a node."""
+
+    sizes: Sizes
+    node: Node
+
+    @property
+    def questions(self) -> Questions:
+        return self.sizes.questions(self.node.inputs["questions"])
+
+    @property
+    def traces(self) -> Traces:
+        return self.sizes.traces(self.node.inputs["traces"])
+
+    def data_set(self, name: str) -> Questions | None:
+        return self.sizes.questions(self.node.inputs[name]) if name in self.node.inputs else None
+
+    def prepared(self, data: DataConfig) -> Questions:
+        manifest = self.sizes.manifest(self.node)
         if manifest is None:
-            return _expected(node.config.data, node.paths.get("source"))
+            return _expected(data, self.node.paths.get("source"))
         found = manifest.metrics
         texts = ("question", "solution", "trace")
         medians = {name: found.get(f"{name}_tokens_p50", 0.0) for name in texts}
         longest = sum(found.get(f"{name}_tokens_p100", 0.0) for name in texts[:2])
-        train, validation, test = (int(found[name]) for name in ("train", "validation", "test"))
+        train, validation, test, with_trace = (
+            int(found[name]) for name in ("train", "validation", "test", "with_trace")
+        )
         return Questions(
-            train, validation, test, **medians, with_trace=int(found["with_trace"]),
-            longest=longest,
+            train, validation, test, **medians, with_trace=with_trace, longest=longest
         )  # fmt: skip
 
-    def completion(self, limit: int, questions: Questions) -> float:
-        """Tokens of a completion with at most `limit`."""
-        usual = GENERATED.completion if questions.question < 60 else ASSUMED.completion
-        return min(usual, limit / 2)
-
-    # ------------------------------------------------------------ traces
-    def traces(self, node: Node) -> Traces:
-        """Traces of a node of that kind."""
-        manifest = self.manifest(node)
-        config = node.config
+    def written(self, expected: Traces | None = None) -> Traces:
+        manifest = self.sizes.manifest(self.node)
         if manifest and "traces" in manifest.metrics and "mean_tokens" in manifest.metrics:
             count = int(manifest.metrics["traces"])
             asked = int(manifest.metrics.get("questions", count))
             return Traces(count, asked, manifest.metrics["mean_tokens"])
-        if isinstance(config, TraceGenerationConfig):
-            questions = self.questions(node.inputs["questions"])
-            there = questions.train if config.split == "train" else questions.validation
-            asked = min(there, config.sampling.n_questions or there)
-            tokens = self.completion(config.sampling.max_tokens, questions)
-            return Traces(asked * config.sampling.n, asked, tokens)
-        if "traces" in node.inputs:  # refined
-            return self.traces(node.inputs["traces"])
-        if "questions" in node.inputs:  # the data set's own
-            own = self.questions(node.inputs["questions"])
-            return Traces(own.with_trace, own.with_trace, own.trace)
-        rows = count_rows(Path(node.paths["source"]))
+        if expected is not None:
+            return expected
+        rows = count_rows(Path(self.node.paths["source"]))
         return Traces(rows, rows, ASSUMED.trace)
 
-    def to_learn_from(self, node: Node) -> Traces:
-        """Rows of a student's SFT, with the tokens of their traces."""
-        config = node.config
-        assert isinstance(config, StudentSFTStageConfig)
-        questions = self.questions(node.inputs["questions"])
-        if config.traces == "none":
-            all_ = Traces(questions.train, questions.train, 0.0)
-        elif config.traces == "dataset":
-            all_ = Traces(questions.with_trace, questions.with_trace, questions.trace)
-        else:
-            all_ = self.traces(node.inputs["traces"])
-        chosen = min(all_.questions, config.n_questions or all_.questions)
-        one = config.rank is not None or config.fits
-        each = 1 if one else max(1, all_.count // max(1, all_.questions))
-        return Traces(chosen * each, chosen, all_.tokens)
-
-    def tested(self, node: Node) -> list[tuple[int, float]]:
-        """(questions, tokens of their prompts) of each task of an evaluation."""
-        config = node.config
-        assert isinstance(config, EvaluationStageConfig)
-        found = []
-        for task in config.evaluation.tasks:
-            data_set = self.questions(node.inputs["questions"])
-            count = TASKS.get(task, data_set.test)
-            if task == "countdown" and task in node.inputs:
-                data_set = self.questions(node.inputs[task])
-                count = data_set.test
-            count = min(count, config.evaluation.max_questions or count)
-            found.append((count, data_set.student_prompt))
-        return found
+    def completion(self, limit: int) -> float:
+        usual = GENERATED if self.questions.question < 60 else ASSUMED
+        return min(usual.completion, limit / 2)
 
 
 def _expected(data: DataConfig, path: str | None) -> Questions:

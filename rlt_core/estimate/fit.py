@@ -22,6 +22,7 @@ from rlt_core.estimate.nodes import (
 )
 from rlt_core.graph import Node
 from rlt_core.stages import STAGES, Stage
+from rlt_core.stages.cost import TrainingWork
 from rlt_core.store import Store
 from rlt_core.training.data_order import micro_batches
 
@@ -98,8 +99,12 @@ class Group:
     def stage(self) -> Stage:
         return self.nodes[0].stage
 
-    def largest(self, size: Callable[[Node], int]) -> Node:
-        return max(self.nodes, key=size)
+    def shortage(
+        self, found: Found, size: Callable[[NodeEstimate], int], limit: int | None
+    ) -> Node | None:
+        """The node with the largest size, if that exceeds the limit."""
+        node = max(self.nodes, key=lambda node: size(found[node.key]))
+        return node if limit is not None and size(found[node.key]) > limit else None
 
     def options(self, change: Change) -> str:
         """A change as command-line options."""
@@ -139,8 +144,12 @@ def contradiction(
                 f"server: {at}.vllm_server={SERVER}"
             )
         for node in group.nodes:
+            training = estimator.cost(node).work
+            if not isinstance(training, TrainingWork):
+                continue
+            batch = sequences_per_step(training.recipe)
             try:
-                micro_batches(sequences_per_step(node), resources.micro_batch_size, world)
+                micro_batches(batch, resources.micro_batch_size, world)
             except UserError as error:
                 return f"{node.name}: {error}"
     elif stage.tensor_parallel and split > 1:
@@ -150,7 +159,7 @@ def contradiction(
                 f"{at}.engine=vllm, or {at}.tensor_parallel=1"
             )
         for node in group.nodes:
-            shape = estimator.sampled_model(node)
+            shape = estimator.shapes.of(node)
             if shape and shape.heads % split:
                 return (
                     f"{stage.name}: {shape.heads} attention heads of {node.name} cannot be split "
@@ -179,23 +188,24 @@ def unreachable_servers(config: Config, nodes: Sequence[Node]) -> list[str]:
 # ---------------------------------------------------------------- shortages
 def _gpu_shortage(group: Group, estimator: Estimator, found: Found) -> str | None:
     """Say how much GPU memory the largest node of a group needs, with a hint; None if all fit."""
-    worst = group.largest(lambda node: _excess(found[node.key]))
-    estimate = found[worst.key]
-    if estimate.fits:
+    worst = group.shortage(found, _excess, 0)
+    if worst is None:
         return None
-    assert estimate.peak_bytes is not None and estimate.limit_bytes is not None
+    estimate = found[worst.key]
     parts = sorted(estimate.parts.items(), key=lambda part: -part[1])
     said = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts)
     count = "" if len(group.nodes) == 1 else f" (and {len(group.nodes) - 1} more nodes)"
     return (
-        f"{worst.name}{count} needs {estimate.peak_bytes / GIB:.1f} GiB of a GPU ({said}), and may "
-        f"take {estimate.limit_bytes / GIB:.1f} of its {group.resources.gpu_gib:g}; "
+        f"{worst.name}{count} needs {(estimate.peak_bytes or 0) / GIB:.1f} GiB of a GPU ({said}), "
+        f"and may take {(estimate.limit_bytes or 0) / GIB:.1f} of its "
+        f"{group.resources.gpu_gib:g}; "
         + (_best(group, estimator, _excess, 0) or "take a GPU with more memory")
     )
 
 
 def _excess(estimate: NodeEstimate) -> int:
-    return (estimate.peak_bytes or 0) - (estimate.limit_bytes or 0)
+    known = estimate.peak_bytes is not None and estimate.limit_bytes is not None
+    return (estimate.peak_bytes or 0) - (estimate.limit_bytes or 0) if known else 0
 
 
 def _memory_shortage(group: Group, estimator: Estimator, found: Found, here: Machine) -> str | None:
@@ -205,11 +215,10 @@ def _memory_shortage(group: Group, estimator: Estimator, found: Found, here: Mac
     def needed(estimate: NodeEstimate) -> int:
         return (estimate.host_bytes or 0) if described else estimate.certain_bytes
 
-    worst = group.largest(lambda node: needed(found[node.key]))
-    estimate = found[worst.key]
-    if limit is None or needed(estimate) <= limit:
+    worst = group.shortage(found, needed, limit)
+    if worst is None or limit is None:
         return None
-    hint = None
+    estimate, hint = found[worst.key], None
     if on_gpu(group.resources):
         gathers = estimate.gathering_bytes > (estimate.loading_bytes or 0)
         when = f"while {'the first process gathers what is saved' if gathers else 'models load'}"
@@ -226,14 +235,12 @@ def _memory_shortage(group: Group, estimator: Estimator, found: Found, here: Mac
 def _staging_shortage(group: Group, found: Found, here: Machine) -> str | None:
     """The disk of a machine that computes for a store elsewhere."""
     limit = Machine.described(group.resources).or_else(here).disk
-    worst = group.largest(lambda node: found[node.key].staged_bytes)
-    needed = found[worst.key].staged_bytes
-    if limit is None or needed <= limit:
-        return None
-    return (
-        f"{worst.name} needs {short(needed)}B on the disk of the machine that computes it, for "
-        "copies of its inputs and a checkpoint or artifact on its way to the store, and "
-        f"{short(limit)}B are free; let XDG_CACHE_HOME name a folder on a larger one"
+    worst = group.shortage(found, lambda estimate: estimate.staged_bytes, limit)
+    return worst and (
+        f"{worst.name} needs {short(found[worst.key].staged_bytes)}B on the disk of the machine "
+        "that computes it, for copies of its inputs and a checkpoint or artifact on its way to "
+        f"the store, and {short(limit or 0)}B are free; let XDG_CACHE_HOME name a folder on a "
+        "larger one"
     )
 
 
@@ -327,7 +334,7 @@ def _changes(stage: Stage, resources: StageResources) -> Iterator[Change]:
         yield from split if resources.engine == "vllm" else tokens
         return
     steps = stage.shared == "steps"
-    scores = stage.name in ("teacher-grpo", "trace-scoring")
+    scores = "student" in (stage.inputs or ())
     if steps:
         yield from ({"micro_batch_size": n} for n in (8, 4, 2, 1) if n < resources.micro_batch_size)
         if not resources.gradient_checkpointing:

@@ -16,9 +16,8 @@ import psutil
 
 from rlt_core.config import GRPOConfig, SFTConfig, StageResources
 from rlt_core.estimate.memory import GIB, Parts
-from rlt_core.estimate.shapes import Shape, Shapes
-from rlt_core.graph import Node
-from rlt_core.stages import BaseModelConfig
+from rlt_core.estimate.shapes import Shape
+from rlt_core.stages import Stage
 from rlt_core.training.data_order import KEPT_CHECKPOINTS
 
 PROCESS = 2 * GIB
@@ -70,44 +69,31 @@ def training_files(
 
 
 def beside_gpus(
-    node: Node,
+    stage: Stage,
     resources: StageResources,
-    shapes: Shapes,
+    models: int,
     files: TrainingFiles,
     parts: Parts,
     size: int,
     on_gpu: bool,
 ) -> dict[str, Any]:
-    """Fields of an estimate; `parts`: what a process holds at most, `size`: bytes of the artifact.
+    """Fields of an estimate; `models`: bytes of the model files that a node reads, `parts`: what
+    a process holds at most, `size`: bytes of the artifact.
 
-    The model files that a node reads are in main memory once: all processes of a machine map them,
+    The model files are in main memory once: all processes of a machine map them,
     and a change of number format happens where the model computes (`rlt_core.models.load_model`).
     """
-    processes = node.stage.processes(resources)
+    processes = stage.processes(resources)
     around = processes * PROCESS
-    read = {each.key: saved(each, shapes) for each in node.inputs.values() if each.stage.model}
-    models = sum(read.values())
     certain = processes * sum(size for name, size in parts.items() if name in CERTAIN)
     return {
         "checkpoint_bytes": files.checkpoint,
-        "disk_bytes": files.disk or size * (2 if node.stage.shared == "shards" else 1),
+        "disk_bytes": files.disk or size * (2 if stage.shared == "shards" else 1),
         "staged_bytes": models + max(files.checkpoint, size),
         "loading_bytes": models + around if on_gpu else processes * sum(parts.values()),
         "gathering_bytes": files.gathered + around if on_gpu else 0,
         "certain_bytes": files.gathered if on_gpu else certain,
     }
-
-
-def saved(node: Node, shapes: Shapes) -> int:
-    """Bytes of the files of a node's model; 0 for one of unknown shape."""
-    shape, config = shapes.of(node), node.config
-    if shape is None:
-        return 0
-    if isinstance(config, BaseModelConfig):
-        return shape.parameters * (4 if config.scratch else 2)
-    recipe = getattr(config, "sft", None) or getattr(config, "grpo", None)
-    assert recipe is not None
-    return shape.parameters * (2 if recipe.dtype == "bfloat16" else 4)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Estimates of the nodes of a graph."""
+"""Estimates of nodes: the costs that their stages declare, with models and resources."""
 
 from __future__ import annotations
 
@@ -6,33 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from rlt_core.config import (
-    Config,
-    EvaluationConfig,
-    GenerationConfig,
-    GRPOConfig,
-    SFTConfig,
-    StageResources,
-    TeacherGRPOConfig,
-)
+from rlt_core.config import Config, GRPOConfig, SFTConfig, StageResources
 from rlt_core.estimate import host, memory, work
-from rlt_core.estimate.data import Facts, Questions
+from rlt_core.estimate.data import SizedInputs, Sizes
 from rlt_core.estimate.host import TrainingFiles
 from rlt_core.estimate.memory import Memory, Rollouts, Trained
 from rlt_core.estimate.shapes import Shape, Shapes
 from rlt_core.estimate.work import ProcessLayout
 from rlt_core.graph import Node
-from rlt_core.stages import (
-    BaseModelConfig,
-    DatasetPrepConfig,
-    EvaluationStageConfig,
-    StudentGRPOStageConfig,
-    StudentSFTStageConfig,
-    TeacherGRPOStageConfig,
-    TeacherSFTStageConfig,
-    TraceGenerationConfig,
-    TraceScoringConfig,
-)
+from rlt_core.stages.cost import Cost, Questions, SamplingWork, ScoringWork, Traces, TrainingWork
 from rlt_core.store import Store
 from rlt_core.training.data_order import micro_batches, total_steps
 
@@ -91,13 +73,6 @@ class NodeEstimate:
         """Bytes of `disk_bytes` that are deleted when the node is committed."""
         return self.disk_bytes - self.artifact_bytes
 
-    @property
-    def fits(self) -> bool:
-        """Whether a GPU has enough memory, as far as is known."""
-        if self.peak_bytes is None or self.limit_bytes is None:
-            return True
-        return self.peak_bytes <= self.limit_bytes
-
 
 @dataclass(frozen=True)
 class _Need:
@@ -107,7 +82,6 @@ class _Need:
     memory: Memory | None = None
     tokens: float = 0
     seconds: float = 0
-    artifact_bytes: float = 0
     files: TrainingFiles = field(default_factory=TrainingFiles)
 
 
@@ -122,12 +96,10 @@ def on_gpu(resources: StageResources) -> bool:
     return resources.device == "cuda" or (resources.device == "auto" and resources.engine == "vllm")
 
 
-def sequences_per_step(node: Node) -> int:
-    """Sequences of an optimiser step of a training node."""
-    recipe = getattr(node.config, "sft", None) or getattr(node.config, "grpo", None)
+def sequences_per_step(recipe: SFTConfig | GRPOConfig) -> int:
+    """Sequences of an optimiser step."""
     if isinstance(recipe, GRPOConfig):
         return recipe.questions_per_step * recipe.group_size
-    assert isinstance(recipe, SFTConfig)
     return recipe.batch_size
 
 
@@ -144,19 +116,22 @@ class Estimator:
 
     def __init__(self, config: Config, nodes: Sequence[Node], store: Store | None) -> None:
         self._config = config
-        self._shapes = Shapes(store)
-        self._facts = Facts(store, list(nodes))
+        self._sizes = Sizes(store, list(nodes))
+        self.shapes = Shapes(store)
+
+    def cost(self, node: Node) -> Cost:
+        """What a node computes and makes."""
+        return self._sizes.cost(node)
 
     def estimate(self, node: Node, resources: StageResources | None = None) -> NodeEstimate:
         """Return the estimate of one node with its stage's resources, or with others."""
         resources = resources or resources_of(self._config, node)
-        stage, machines = node.stage, node.stage.machines(resources)
-        copies = isinstance(node.config, BaseModelConfig) and node.config.scratch is None
-        gpus = machines * stage.gpus(resources) if stage.pool == "gpu" and not copies else 0
-        there = gpus > 0 and on_gpu(resources)
-        need = _Body(node, resources, self._shapes, self._facts).need()
-        manifest = self._facts.manifest(node)
-        size = manifest.bytes if manifest else round(need.artifact_bytes)
+        stage, need = node.stage, _Body(node, resources, self.shapes, self._sizes).need()
+        computes = stage.pool == "gpu" and not self.cost(node).number_bytes
+        gpus = stage.machines(resources) * stage.gpus(resources) if computes else 0
+        there = computes and on_gpu(resources)
+        manifest = self._sizes.manifest(node)
+        size = manifest.bytes if manifest else round(self._artifact_bytes(node))
         known = NodeEstimate(
             parameters=need.parameters, tokens=round(need.tokens), gpus=gpus, on_gpu=there,
             artifact_bytes=size, disk_bytes=size, staged_bytes=size,
@@ -164,6 +139,7 @@ class Estimator:
         if need.memory is None:
             return known
         hours = need.seconds / 3600 if there else None
+        models = {each.key: self._saved(each) for each in node.inputs.values() if each.stage.model}
         return replace(
             known,
             peak_bytes=need.memory.peak,
@@ -172,83 +148,53 @@ class Estimator:
             gpu_hours=None if hours is None else hours * gpus,
             wall_hours=hours,
             **host.beside_gpus(
-                node, resources, self._shapes, need.files, need.memory.parts, size, there
+                stage, resources, sum(models.values()), need.files, need.memory.parts, size, there
             ),
         )
 
-    def sampled_model(self, node: Node) -> Shape | None:
-        """The shape of the model that writes a node's completions."""
-        return sampled_model(node, self._shapes)
+    def _saved(self, node: Node) -> int:
+        """Bytes of the files of a node's model; 0 for one of unknown shape."""
+        shape, cost = self.shapes.of(node), self.cost(node)
+        number = cost.number_bytes
+        if isinstance(cost.work, TrainingWork):
+            number = 2 if cost.work.recipe.dtype == "bfloat16" else 4
+        return shape.parameters * number if shape else 0
 
-
-def sampled_model(node: Node, shapes: Shapes) -> Shape | None:
-    """The shape of the model that writes a node's completions."""
-    return shapes.of(node.inputs["teacher" if "teacher" in node.inputs else "model"])
+    def _artifact_bytes(self, node: Node) -> float:
+        cost = self.cost(node)
+        match cost.makes or cost.work:
+            case Questions(tokens=tokens) | SamplingWork(tokens=tokens):
+                return tokens * TEXT_BYTES
+            case Traces(count, _, tokens):
+                return count * tokens * TRACE_BYTES
+            case ScoringWork():
+                inputs = SizedInputs(self._sizes, node)
+                traces, solution = inputs.traces, inputs.questions.solution
+                return traces.count * (2 * traces.tokens + solution) * SCORE_BYTES
+        return self._saved(node) if node.stage.model else 0
 
 
 class _Body:
     """The work of one node with some resources."""
 
-    def __init__(self, node: Node, resources: StageResources, shapes: Shapes, facts: Facts) -> None:
-        self.node, self.resources, self.shapes, self.facts = node, resources, shapes, facts
+    def __init__(self, node: Node, resources: StageResources, shapes: Shapes, sizes: Sizes) -> None:
+        self.node, self.resources, self.shapes = node, resources, shapes
+        self.work, self.inputs = sizes.cost(node).work, SizedInputs(sizes, node)
         self.world = node.stage.processes(resources) * node.stage.machines(resources)
         self.device = "cuda" if on_gpu(resources) else "cpu"
 
     def need(self) -> _Need:
-        facts = self.facts
-        match self.node.config:
-            case DatasetPrepConfig():
-                found = facts.questions(self.node)
-                rows = found.train + found.validation + found.test
-                tokens = rows * (found.question + found.solution) + found.with_trace * found.trace
-                return _Need(artifact_bytes=tokens * TEXT_BYTES)
-            case BaseModelConfig(scratch=scratch):
-                if scratch and scratch.steps:
-                    most = scratch.max_positions
-                    sft = SFTConfig(
-                        steps=scratch.steps, batch_size=scratch.batch_size, max_tokens=most
-                    )
-                    return self._sft(sft, 1, most / 2)
-                shape = self.shapes.of(self.node)
-                known = shape.parameters if shape else None
-                return _Need(known, artifact_bytes=(4 if scratch else 2) * (known or 0))
-            case TeacherSFTStageConfig(sft=sft):
-                row = self.questions.teacher_prompt + self.questions.trace
-                return self._sft(sft, self.questions.with_trace, row)
-            case StudentSFTStageConfig(sft=sft):
-                traces = facts.to_learn_from(self.node)
-                return self._sft(sft, traces.count, self.questions.teacher_prompt + traces.tokens)
-            case TeacherGRPOStageConfig(grpo=grpo, reward=reward):
-                return self._grpo(grpo, full_kl=reward.kl == "full")
-            case StudentGRPOStageConfig(grpo=grpo):
-                return self._grpo(grpo)
-            case TraceGenerationConfig() as config:
-                traces = facts.traces(self.node)
-                student = config.context == "student"
-                prompt = self.questions.student_prompt if student else self.questions.teacher_prompt
-                need = self._sampled(config.sampling, [(traces.count, prompt, traces.tokens)])
-                return replace(need, artifact_bytes=traces.count * traces.tokens * TRACE_BYTES)
-            case EvaluationStageConfig(evaluation=sampling):
-                completion = facts.completion(sampling.max_tokens, self.questions)
-                asked = [
-                    (count * sampling.samples_of(task), prompt, completion)
-                    for task, (count, prompt) in zip(
-                        sampling.tasks, facts.tested(self.node), strict=True
-                    )
-                ]
-                return replace(
-                    self._sampled(sampling, asked), artifact_bytes=_tokens(asked) * TEXT_BYTES
-                )
-            case TraceScoringConfig() as config:
-                return self._scoring(config)
-        if self.node.stage.kind == "traces":
-            traces = facts.traces(self.node)
-            return _Need(artifact_bytes=traces.count * traces.tokens * TRACE_BYTES)
-        return _Need()
-
-    @property
-    def questions(self) -> Questions:
-        return self.facts.questions(self.node.inputs["questions"])
+        shape = self.shapes.of(self.node)
+        match self.work:
+            case TrainingWork(GRPOConfig() as config) as training:
+                return self._grpo(training, config, shape)
+            case TrainingWork(SFTConfig() as config) as training:
+                return self._sft(training, config, shape)
+            case SamplingWork() as sampling:
+                return self._sampled(sampling, shape)
+            case ScoringWork() as scoring:
+                return self._scored(scoring)
+        return _Need(shape.parameters if shape and self.node.stage.model else None)
 
     def _layout(self, dtype: str) -> ProcessLayout:
         return ProcessLayout(self.resources, self.world, dtype == "bfloat16")
@@ -266,23 +212,15 @@ class _Body:
         sequences: int, length: float, other_s: float = 0,
     ) -> _Need:  # fmt: skip
         """A training on sequences of this many tokens on average; `other_s`: seconds beside it."""
-        layout = self._layout(config.dtype)
         again = self.resources.gradient_checkpointing
         flops = work.train_flops(shape, sequences, length, config, again)
-        return _Need(
-            shape.parameters,
-            held,
-            sequences * length,
-            other_s + layout.training_s(flops),
-            layout.number_bytes * shape.parameters,
-            host.training_files(shape, config, steps, self.resources),
-        )
+        seconds = other_s + self._layout(config.dtype).training_s(flops)
+        files = host.training_files(shape, config, steps, self.resources)
+        return _Need(shape.parameters, held, sequences * length, seconds, files)
 
-    def _sft(self, config: SFTConfig, rows: int, row: float) -> _Need:
-        """`row`: tokens of a row, `rows` of them."""
-        shape = self.shapes.of(self.node)
-        row = min(row, config.max_tokens)
-        steps = total_steps(config, max(rows, 1), config.batch_size)
+    def _sft(self, training: TrainingWork, config: SFTConfig, shape: Shape | None) -> _Need:
+        row = min(training.tokens, config.max_tokens)
+        steps = total_steps(config, max(training.rows, 1), config.batch_size)
         sequences = steps * config.batch_size
         if shape is None:
             return _Need(tokens=sequences * row)
@@ -292,76 +230,67 @@ class _Body:
         held = memory.fullest(moments, self.resources)
         return self._trained(shape, config, held, steps, sequences, row)
 
-    def _grpo(self, config: GRPOConfig, full_kl: bool = False) -> _Need:
-        shape, questions = self.shapes.of(self.node), self.questions
-        teacher = isinstance(config, TeacherGRPOConfig)
-        prompt = questions.teacher_prompt if teacher else questions.student_prompt
-        prompt = min(prompt, config.max_prompt_tokens)
+    def _grpo(self, training: TrainingWork, config: GRPOConfig, shape: Shape | None) -> _Need:
+        prompt = min(training.tokens, config.max_prompt_tokens)
         limit = config.max_completion_tokens
-        completion = self.facts.completion(limit, questions)
-        steps = total_steps(config, max(questions.train, 1), config.questions_per_step)
-        batch = config.questions_per_step * config.group_size
+        completion = self.inputs.completion(limit)
+        steps = total_steps(config, max(training.rows, 1), config.questions_per_step)
+        batch = sequences_per_step(config)
         rollouts, length = steps * batch, prompt + completion
+        teacher = "student" in self.node.inputs
         student = self.shapes.of(self.node.inputs["student"]) if teacher else None
         if shape is None or (teacher and student is None):
             return _Need(shape.parameters if shape else None, tokens=rollouts * length)
         layout = self._layout(config.dtype)
-        most = min(math.ceil(questions.longest_prompt), config.max_prompt_tokens)
+        most = min(math.ceil(self.inputs.questions.longest_prompt), config.max_prompt_tokens)
         longest = min(most + limit, shape.positions)
         held = memory.grpo(
             Trained(shape, config, self.resources, self.world),
             student,
             Rollouts(batch, config.group_size, longest, *self._micro(batch, longest)),
             reference=config.beta > 0 and config.lora is None,
-            full_kl=full_kl,
+            full_kl=training.full_kl,
             device=self.device,
         )
         read = work.read_flops(shape, rollouts, length)
         reading = read * (config.beta > 0)
         if student is not None:
             reading += read + work.read_flops(student, rollouts, length)
-        sampling = steps * work.decode_s(shape, layout, rollouts / steps, prompt, completion, limit)
+        sampling = steps * work.decode_s(shape, layout, batch, prompt, completion, limit)
         other_s = sampling + layout.reading_s(reading)
         return self._trained(shape, config, held, steps, rollouts, length, other_s)
 
-    def _sampled(
-        self, sampling: GenerationConfig | EvaluationConfig,
-        asked: Sequence[tuple[int, float, float]],
-    ) -> _Need:  # fmt: skip
-        """`asked`: completions, tokens of their prompts, tokens of themselves."""
-        shape = sampled_model(self.node, self.shapes)
-        tokens = _tokens(asked)
+    def _sampled(self, sampling: SamplingWork, shape: Shape | None) -> _Need:
         if shape is None:
-            return _Need(tokens=tokens)
-        layout = self._layout(sampling.dtype)
-        longest = math.ceil(self.questions.longest_prompt) + sampling.max_tokens
+            return _Need(tokens=sampling.tokens)
+        config, layout = sampling.config, self._layout(sampling.config.dtype)
+        longest = math.ceil(self.inputs.questions.longest_prompt) + config.max_tokens
         longest = min(longest, shape.positions)
         if self.resources.engine == "vllm":
             held = memory.vllm(shape, self.resources, layout.number_bytes, longest)
         else:
-            moments = memory.engine(shape, self.resources, layout.number_bytes, longest, sampling.n)
+            moments = memory.engine(shape, self.resources, layout.number_bytes, longest, config.n)
             held = memory.fullest(moments, self.resources)
         seconds = sum(
-            work.decode_s(shape, layout, count, prompt, completion, sampling.max_tokens)
-            for count, prompt, completion in asked
-            if count
+            work.decode_s(shape, layout, *asked, config.max_tokens)
+            for asked in sampling.asked
+            if asked[0]
         )
-        return _Need(shape.parameters, held, tokens, seconds)
+        return _Need(shape.parameters, held, sampling.tokens, seconds)
 
-    def _scoring(self, config: TraceScoringConfig) -> _Need:
+    def _scored(self, scoring: ScoringWork) -> _Need:
         teacher, student = (self.shapes.of(self.node.inputs[n]) for n in ("teacher", "student"))
-        traces, most = self.facts.traces(self.node.inputs["traces"]), config.scoring.max_tokens
-        length = min(self.questions.teacher_prompt + traces.tokens, most)
+        traces, most = self.inputs.traces, scoring.config.max_tokens
+        length = min(self.inputs.questions.teacher_prompt + traces.tokens, most)
         tokens = 2 * traces.count * length
-        size = traces.count * (2 * traces.tokens + self.questions.solution) * SCORE_BYTES
         if teacher is None or student is None:
-            return _Need(tokens=tokens, artifact_bytes=size)
-        layout = self._layout(config.scoring.dtype)
+            return _Need(tokens=tokens)
+        layout = self._layout(scoring.config.dtype)
         number = layout.number_bytes
         longest = min(most, teacher.positions, student.positions)
         reads = memory.scored_tokens(self.resources, longest, self.device)
-        full_kl = config.reward.kl == "full"
         both = teacher.parameters + student.parameters
+        full_kl = scoring.full_kl
         moments = {
             name: {
                 "weights": number * (shape.parameters if self.resources.offload else both),
@@ -375,8 +304,4 @@ class _Body:
         }
         flops = sum(work.read_flops(shape, traces.count, length) for shape in (student, teacher))
         held = memory.fullest(moments, self.resources)
-        return _Need(teacher.parameters, held, tokens, layout.reading_s(flops), size)
-
-
-def _tokens(asked: Sequence[tuple[int, float, float]]) -> float:
-    return sum(count * (prompt + completion) for count, prompt, completion in asked)
+        return _Need(teacher.parameters, held, tokens, layout.reading_s(flops))

@@ -144,6 +144,17 @@ def published() -> dict[str, dict[str, Any]]:
     return found
 
 
+def base_of(node: Node) -> Node | None:
+    """The base model from which a node's model was trained; of a node that reads several, the
+    writer's."""
+    while node.stage.name != "base-model":
+        found = node.inputs.get("model") or node.inputs.get("teacher")
+        if found is None:
+            return None
+        node = found
+    return node
+
+
 class Shapes:
     """Shapes of the models of a graph."""
 
@@ -152,12 +163,14 @@ class Shapes:
         self._known: dict[str, Shape | None] = {}
 
     def of(self, node: Node) -> Shape | None:
-        """The shape of a node's model; None where only a download would tell."""
-        while node.stage.name != "base-model":
-            node = node.inputs["model"]
-        if node.key not in self._known:
-            self._known[node.key] = self._of_base(node)
-        return self._known[node.key]
+        """The shape of the model that a node makes or computes with; None where there is none, or
+        only a download would tell."""
+        base = base_of(node)
+        if base is None:
+            return None
+        if base.key not in self._known:
+            self._known[base.key] = self._of_base(base)
+        return self._known[base.key]
 
     def _of_base(self, node: Node) -> Shape | None:
         config = node.config

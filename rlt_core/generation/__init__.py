@@ -8,8 +8,6 @@ from rlt_core.config import DType, StageResources
 from rlt_core.extensions import is_path, load
 from rlt_core.generation.engine import Completion, Engine, sample_seed
 
-__all__ = ["Completion", "Engine", "open_engine", "sample_seed"]
-
 
 def open_engine(model_folder: Path, dtype: DType, resources: StageResources) -> Engine:
     """Open the engine that `resources.engine` names, with the model loaded. Close it when done.

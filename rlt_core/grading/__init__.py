@@ -15,14 +15,3 @@ from rlt_core.grading.grade import (
     answer_of,
 )
 from rlt_core.grading.grader import Grader
-
-__all__ = [
-    "GRADERS",
-    "OUTCOMES",
-    "UNGRADED",
-    "Grade",
-    "GradeItem",
-    "Grader",
-    "Outcome",
-    "answer_of",
-]

@@ -4,13 +4,3 @@ from rlt_core.scoring.logprobs import selected_logprobs
 from rlt_core.scoring.passes import eval_mode
 from rlt_core.scoring.score_traces import assign_ranks, score_contexts
 from rlt_core.scoring.tokens import Contexts, TokenScores, token_scores
-
-__all__ = [
-    "Contexts",
-    "TokenScores",
-    "assign_ranks",
-    "eval_mode",
-    "score_contexts",
-    "selected_logprobs",
-    "token_scores",
-]

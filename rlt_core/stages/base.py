@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from rlt_core.config import Frozen, StageResources
+from rlt_core.stages.cost import Cost, Inputs
 
 Kind = Literal["dataset", "model", "traces", "scores", "evaluation", "ranking", "report"]
 
@@ -38,9 +39,15 @@ class Stage:
     """Whether its vLLM engine may span several GPUs; a trainer's cannot."""
     rollouts: bool = False
     """Whether it samples from the model that it trains."""
+    cost: Callable[[Any, Inputs], Cost] = lambda config, inputs: Cost()
+    """What a node computes and makes, by its config and what it reads: the base of estimates."""
     body: str = ""
     """Module of its function `run`, whose source is then part of the key; empty: one of ours,
     `tasks.stages.<name>`, whose changes `version` counts."""
+
+    def __reduce__(self) -> tuple[Callable[[str], Stage], tuple[str]]:
+        """Travel by name: its functions may be a user's lambdas."""
+        return _registered, (self.name,)
 
     def processes(self, resources: StageResources) -> int:
         """Return the number of processes per machine that compute one of its nodes."""
@@ -63,3 +70,9 @@ class Stage:
     def module(self) -> str:
         """Module of the stage's function `run`."""
         return self.body or f"tasks.stages.{self.name.replace('-', '_')}"
+
+
+def _registered(name: str) -> Stage:
+    from rlt_core.stages import STAGES
+
+    return STAGES[name]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from rlt_core.config import Frozen, ScratchModel
+from rlt_core.config import Frozen, ScratchModel, SFTConfig
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.stages.base import Stage
+from rlt_core.stages.cost import Cost, Inputs, TrainingWork
 
 
 class BaseModelConfig(Frozen):
@@ -17,6 +18,15 @@ class BaseModelConfig(Frozen):
     """Format of a scratch model: its tags are single tokens and its documents follow it."""
 
 
+def _cost(config: BaseModelConfig, inputs: Inputs) -> Cost:
+    scratch = config.scratch
+    if scratch is None or not scratch.steps:
+        return Cost(number_bytes=4 if scratch else 2)
+    most = scratch.max_positions
+    sft = SFTConfig(steps=scratch.steps, batch_size=scratch.batch_size, max_tokens=most)
+    return Cost(TrainingWork(sft, 1, most / 2))
+
+
 STAGE = Stage(
     "base-model",
     version=2,
@@ -26,4 +36,5 @@ STAGE = Stage(
     pool="gpu",
     sections=("base_model",),
     inputs={"questions": "The questions that a model from scratch is trained on"},
+    cost=_cost,
 )

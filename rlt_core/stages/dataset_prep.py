@@ -9,6 +9,7 @@ from pydantic import Field
 from rlt_core.config import DataConfig, Frozen
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.stages.base import Stage
+from rlt_core.stages.cost import Cost, Inputs
 
 
 class DatasetPrepConfig(Frozen):
@@ -23,6 +24,10 @@ class DatasetPrepConfig(Frozen):
     """The user's own evaluation sets, by their content."""
 
 
+def _cost(config: DatasetPrepConfig, inputs: Inputs) -> Cost:
+    return Cost(makes=inputs.prepared(config.data))
+
+
 STAGE = Stage(
     "dataset-prep",
     version=3,
@@ -34,4 +39,5 @@ STAGE = Stage(
         "tokenizer": "The imported base model whose tokenizer measures lengths",
         "tested": "A data set whose test questions may not be trained on",
     },
+    cost=_cost,
 )

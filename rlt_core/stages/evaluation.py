@@ -7,8 +7,13 @@ import operator
 from pydantic import Field
 
 from rlt_core.config import DataConfig, EvaluationConfig, Frozen
+from rlt_core.data.generators.countdown import EVALUATION_QUESTIONS
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.stages.base import Stage
+from rlt_core.stages.cost import Cost, Inputs, SamplingWork
+
+TASKS = {"aime24": 30, "math_500": 500, "gpqa_diamond": 198, "countdown": EVALUATION_QUESTIONS}
+"""Questions of evaluation sets."""
 
 
 class EvaluationStageConfig(Frozen):
@@ -28,6 +33,18 @@ class EvaluationStageConfig(Frozen):
     seed: int
 
 
+def _cost(config: EvaluationStageConfig, inputs: Inputs) -> Cost:
+    evaluation, prompt = config.evaluation, inputs.questions.student_prompt
+    completion, asked = inputs.completion(evaluation.max_tokens), []
+    for task in evaluation.tasks:
+        data_set = (task == "countdown" and inputs.data_set(task)) or None
+        count = data_set.test if data_set else TASKS.get(task, inputs.questions.test)
+        count = min(count, evaluation.max_questions or count)
+        tokens = data_set.student_prompt if data_set else prompt
+        asked.append((count * evaluation.samples_of(task), tokens, completion))
+    return Cost(SamplingWork(evaluation, tuple(asked)))
+
+
 STAGE = Stage(
     "evaluation",
     version=2,
@@ -44,4 +61,5 @@ STAGE = Stage(
         "countdown": "The data set of the task countdown",
     },
     default_variant="rlt",
+    cost=_cost,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rlt_core.config import Frozen, StudentGRPOConfig
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.stages.base import Stage
+from rlt_core.stages.cost import Cost, Inputs, TrainingWork
 
 
 class StudentGRPOStageConfig(Frozen):
@@ -13,6 +14,11 @@ class StudentGRPOStageConfig(Frozen):
     grpo: StudentGRPOConfig
     format: PromptFormat
     seed: int
+
+
+def _cost(config: StudentGRPOStageConfig, inputs: Inputs) -> Cost:
+    questions = inputs.questions
+    return Cost(TrainingWork(config.grpo, questions.train, questions.student_prompt))
 
 
 STAGE = Stage(
@@ -28,4 +34,5 @@ STAGE = Stage(
     sections=("student_grpo",),
     inputs={"model": "The student to start from", "questions": "The training questions"},
     default_variant="rlt",
+    cost=_cost,
 )

@@ -9,6 +9,7 @@ from pydantic import model_validator
 from rlt_core.config import Frozen, SFTConfig, TraceOrder
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.stages.base import Stage
+from rlt_core.stages.cost import Cost, Inputs, Traces, TrainingWork
 
 
 class StudentSFTStageConfig(Frozen):
@@ -39,6 +40,20 @@ class StudentSFTStageConfig(Frozen):
         return self
 
 
+def _cost(config: StudentSFTStageConfig, inputs: Inputs) -> Cost:
+    questions = inputs.questions
+    if config.traces == "none":
+        traces = Traces(questions.train, questions.train, 0.0)
+    elif config.traces == "dataset":
+        traces = Traces(questions.with_trace, questions.with_trace, questions.trace)
+    else:
+        traces = inputs.traces
+    chosen = min(traces.questions, config.n_questions or traces.questions)
+    one = config.rank is not None or config.fits
+    each = 1 if one else max(1, traces.count // max(1, traces.questions))
+    return Cost(TrainingWork(config.sft, chosen * each, questions.teacher_prompt + traces.tokens))
+
+
 STAGE = Stage(
     "student-sft",
     version=2,
@@ -56,4 +71,5 @@ STAGE = Stage(
         "scores": "Scores that rank the traces",
     },
     default_variant="rlt",
+    cost=_cost,
 )

@@ -7,6 +7,7 @@ from pydantic import model_validator
 from rlt_core.config import Frozen, RewardSpec, TeacherGRPOConfig
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.stages.base import Stage
+from rlt_core.stages.cost import Cost, Inputs, TrainingWork
 
 
 class TeacherGRPOStageConfig(Frozen):
@@ -21,6 +22,11 @@ class TeacherGRPOStageConfig(Frozen):
     def _consistent(self) -> TeacherGRPOStageConfig:
         self.grpo.check_against(self.reward)
         return self
+
+
+def _cost(config: TeacherGRPOStageConfig, inputs: Inputs) -> Cost:
+    questions, full_kl = inputs.questions, config.reward.kl == "full"
+    return Cost(TrainingWork(config.grpo, questions.train, questions.teacher_prompt, full_kl))
 
 
 STAGE = Stage(
@@ -39,4 +45,5 @@ STAGE = Stage(
         "student": "The frozen student whose log-probs are the reward",
         "questions": "The training questions",
     },
+    cost=_cost,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rlt_core.config import Frozen, SFTConfig
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.stages.base import Stage
+from rlt_core.stages.cost import Cost, Inputs, TrainingWork
 
 
 class TeacherSFTStageConfig(Frozen):
@@ -13,6 +14,12 @@ class TeacherSFTStageConfig(Frozen):
     sft: SFTConfig
     format: PromptFormat
     seed: int
+
+
+def _cost(config: TeacherSFTStageConfig, inputs: Inputs) -> Cost:
+    questions = inputs.questions
+    row = questions.teacher_prompt + questions.trace
+    return Cost(TrainingWork(config.sft, questions.with_trace, row))
 
 
 STAGE = Stage(
@@ -26,4 +33,5 @@ STAGE = Stage(
     shared="steps",
     sections=("teacher_sft",),
     inputs={"model": "The base model", "questions": "Questions with traces"},
+    cost=_cost,
 )

@@ -10,6 +10,7 @@ from pydantic import Field
 from rlt_core.config import Frozen, GenerationConfig
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.stages.base import Stage
+from rlt_core.stages.cost import Cost, Inputs, SamplingWork, Traces
 
 
 class TraceGenerationConfig(Frozen):
@@ -24,6 +25,17 @@ class TraceGenerationConfig(Frozen):
     """The user's own engine."""
     format: PromptFormat
     seed: int
+
+
+def _cost(config: TraceGenerationConfig, inputs: Inputs) -> Cost:
+    sampling, questions = config.sampling, inputs.questions
+    there = questions.train if config.split == "train" else questions.validation
+    asked = min(there, sampling.n_questions or there)
+    tokens = inputs.completion(sampling.max_tokens)
+    traces = inputs.written(Traces(asked * sampling.n, asked, tokens))
+    teacher = config.context == "teacher"
+    prompt = questions.teacher_prompt if teacher else questions.student_prompt
+    return Cost(SamplingWork(sampling, ((traces.count, prompt, traces.tokens),)), traces)
 
 
 STAGE = Stage(
@@ -41,4 +53,5 @@ STAGE = Stage(
         "questions": "The questions to write traces for",
     },
     default_variant="rlt",
+    cost=_cost,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rlt_core.config import Frozen
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.stages.base import Stage
+from rlt_core.stages.cost import Cost, Inputs, Traces
 
 
 class TraceImportConfig(Frozen):
@@ -18,6 +19,13 @@ class TraceImportConfig(Frozen):
     format: PromptFormat
 
 
+def _cost(config: TraceImportConfig, inputs: Inputs) -> Cost:
+    if config.digest:
+        return Cost(makes=inputs.written())
+    own = inputs.questions
+    return Cost(makes=inputs.written(Traces(own.with_trace, own.with_trace, own.trace)))
+
+
 STAGE = Stage(
     "trace-import",
     version=2,
@@ -29,4 +37,5 @@ STAGE = Stage(
         "tokenizer": "The base model whose tokenizer reads the traces",
         "questions": "The data set whose own traces are imported",
     },
+    cost=_cost,
 )

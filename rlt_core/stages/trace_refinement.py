@@ -6,6 +6,7 @@ from rlt_core.config import Frozen
 from rlt_core.config.refinement import RefinementConfig
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.stages.base import Stage
+from rlt_core.stages.cost import Cost, Inputs
 
 
 class TraceRefinementConfig(Frozen):
@@ -13,6 +14,10 @@ class TraceRefinementConfig(Frozen):
 
     refinement: RefinementConfig
     format: PromptFormat
+
+
+def _cost(config: TraceRefinementConfig, inputs: Inputs) -> Cost:
+    return Cost(makes=inputs.written(inputs.traces))
 
 
 STAGE = Stage(
@@ -27,4 +32,5 @@ STAGE = Stage(
         "questions": "The questions of the traces",
         "tokenizer": "The base model whose tokenizer reads the traces",
     },
+    cost=_cost,
 )

@@ -10,6 +10,7 @@ from rlt_core.config import Frozen, RewardSpec, ScoringConfig
 from rlt_core.config.reward import off_policy_note
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.stages.base import Stage
+from rlt_core.stages.cost import Cost, Inputs, ScoringWork
 
 
 class TraceScoringConfig(Frozen):
@@ -28,6 +29,10 @@ class TraceScoringConfig(Frozen):
         return off_policy_note(self.reward.kl, self.off_policy) if self.off_policy else ""
 
 
+def _cost(config: TraceScoringConfig, inputs: Inputs) -> Cost:
+    return Cost(ScoringWork(config.scoring, full_kl=config.reward.kl == "full"))
+
+
 STAGE = Stage(
     "trace-scoring",
     version=4,
@@ -44,4 +49,5 @@ STAGE = Stage(
         "student": "The student whose log-probs are the reward",
     },
     default_variant="rlt",
+    cost=_cost,
 )

@@ -11,5 +11,3 @@ from rlt_core.store.lease import Lease
 from rlt_core.store.manifest import FileEntry, Manifest, Ref
 from rlt_core.store.store import Attempt, Store
 from rlt_core.store.workspace import Workspace
-
-__all__ = ["Attempt", "FileEntry", "Lease", "Manifest", "Ref", "Store", "Workspace"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +13,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlt_core.config import HubModel
+from rlt_core.config import Frozen, HubModel
 from rlt_core.errors import UserError
 from rlt_core.estimate import (
+    Estimator,
     NodeEstimate,
     estimates,
     require_fit,
     require_room,
     require_servers,
 )
+from rlt_core.estimate.data import Sizes
 from rlt_core.estimate.memory import GIB
 from rlt_core.experiments import ALL, targets
-from rlt_core.graph import upstream
+from rlt_core.graph import Node, upstream
 from rlt_core.overrides import load_config
 from rlt_core.profiles import PROFILES
+from rlt_core.stages import STAGES, Stage
+from rlt_core.stages.cost import Cost, TrainingWork
 
 OWN_DATA = ("smol", "single-gpu")
 
@@ -53,6 +60,29 @@ def test_every_experiment_of_every_profile_fits(profile, questions):
         if node.stage.model:
             assert found[node.key].parameters
             assert found[node.key].artifact_bytes >= found[node.key].parameters
+
+
+def test_a_stage_of_one_s_own_is_estimated_by_the_cost_that_it_declares(questions):
+    """Stages declare costs; the estimates know none of them by its config."""
+    default = Stage.__dataclass_fields__["cost"].default
+    computing = {stage.name: stage.cost for stage in STAGES.values() if stage.pool == "gpu"}
+    assert computing and default not in computing.values()
+    assert pickle.loads(pickle.dumps(STAGES["teacher-sft"])) is STAGES["teacher-sft"]
+    config, nodes = graph("paper-7b", questions)
+    (ours,) = (node for node in nodes if node.stage.name == "teacher-sft")
+    recipe = ours.config.sft
+    stage = replace(
+        ours.stage, name="mine", config=Frozen,
+        cost=lambda config, inputs: Cost(TrainingWork(recipe, 2 * inputs.questions.train, 1000)),
+    )  # fmt: skip
+    mine = Node(stage, Frozen(), ours.inputs)
+    with_mine = Estimator(config, [*nodes, mine], None)
+    resources = config.resources.of("teacher-sft", "")
+    found, known = (with_mine.estimate(node, resources) for node in (mine, ours))
+    assert found.peak_bytes == known.peak_bytes and found.artifact_bytes == known.artifact_bytes
+    data = Sizes(None, nodes).questions(ours.inputs["questions"])
+    rows = math.ceil(recipe.epochs * 2 * data.train / recipe.batch_size) * recipe.batch_size
+    assert found.tokens == 1000 * rows and found.gpu_hours
 
 
 REFUSED = [
@@ -143,7 +173,7 @@ def test_a_model_of_unknown_shape_is_planned(questions):
     found = require_fit(config, nodes)
     (teacher,) = [found[node.key] for node in nodes if node.stage.name == "teacher-sft"]
     assert teacher.parameters is teacher.peak_bytes is teacher.gpu_hours is None
-    assert teacher.tokens > 0 and teacher.fits
+    assert teacher.tokens > 0 and teacher.peak_bytes is None
 
 
 # ---------------------------------------------------------------- what more of something does
@@ -152,7 +182,7 @@ def of_stage(stage: str, profile: str, questions: Path, *changes: str) -> NodeEs
     return estimates(config, nodes)[next(n.key for n in nodes if n.stage.name == stage)]
 
 
-STAGES = ("teacher-sft", "teacher-grpo", "student-grpo", "trace-scoring", "trace-generation")
+LAID_OUT = ("teacher-sft", "teacher-grpo", "student-grpo", "trace-scoring", "trace-generation")
 SMALLER = {  # whose larger value never needs more memory
     "processes": (1, 2, 4, 8), "machines": (1, 2, 4), "offload": (False, True),
     "gradient_checkpointing": (False, True),
@@ -162,7 +192,7 @@ LARGER = {"micro_batch_size": (1, 2, 4, 16), "tokens_per_batch": (8192, 65536, 1
 
 @settings(deadline=None, max_examples=40)
 @given(
-    stage=st.sampled_from(STAGES),
+    stage=st.sampled_from(LAID_OUT),
     field=st.sampled_from([*SMALLER, *LARGER]),
     engine=st.sampled_from(["transformers", "vllm"]),
     sharding=st.sampled_from(["none", "fsdp"]),

@@ -150,7 +150,8 @@ def test_the_peak_of_a_step_is_within_an_eighth(
     resources = {
         "device": "cpu", "gradient_checkpointing": checkpointing, "micro_batch_size": micro
     }  # fmt: skip
-    run, allocated = ResumableTrainer.run, []
+    run = ResumableTrainer.run
+    allocated: list[int] = []
 
     def measured(*arguments: Any) -> None:
         allocated.append(peak_of_a_step(partial(run, *arguments)))

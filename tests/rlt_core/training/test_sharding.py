@@ -4,17 +4,14 @@ Two gloo processes on a CPU shard as two GPUs do.
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import FORMAT, TEACHER, scratch_folder, steps, weights
+from training_runs import FORMAT, TEACHER, launch, scratch_folder, steps, weights
 
 from rlt_core.config import ScratchModel, SFTConfig, StageResources
 from rlt_core.errors import UserError
@@ -130,11 +127,7 @@ def run(body: str, processes: int, model: Path, folder: Path, **options: object)
     folder.mkdir(exist_ok=True)
     script = folder / "train.py"
     script.write_text(HEADER + body)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone",
-        f"--nproc-per-node={processes}", str(script), str(model), str(folder), json.dumps(options),
-    ]  # fmt: skip
-    return subprocess.run(command, env=os.environ, capture_output=True, timeout=300).returncode
+    return launch(script, processes, model, folder, **options).returncode
 
 
 @pytest.fixture(scope="module")

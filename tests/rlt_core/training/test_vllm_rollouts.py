@@ -1,21 +1,21 @@
 """GRPO whose completions a real vLLM engine draws, on the CPU, always from the policy of now."""
 
-import json
 import os
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pytest
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from training_runs import FORMAT, steps, weights
+from training_runs import FORMAT, launch, steps, weights
 
 from rlt_core.config import Sampling, ScratchModel, StageResources
 from rlt_core.errors import UserError
@@ -25,51 +25,12 @@ from rlt_core.training.rollout import connect, open_rollouts, sample_from_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 
-SCRIPT = """
-import json, os, sys
-from pathlib import Path
-from rlt_core.config import LoRA, ReferenceSync, RewardSpec, StageResources, TeacherGRPOConfig
-from rlt_core.progress import Progress
-from rlt_core.errors import Stopped
-from rlt_core.prompts.format import load_format
-from rlt_core.models import load_tokenizer
-from rlt_core.prompts.renderer import Renderer
-from rlt_core.store import Workspace
-from rlt_core.store.files import Files
-from rlt_core.training.grpo import train_grpo
-from rlt_core.training.reward_function import Prompt
-from rlt_core.training.rlt_reward import RLTReward
-
-model, folder, asked = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-renderer = Renderer(load_format("tiny"), load_tokenizer(model))
-rows = [{"question": f"{a}+{a}=?", "solution": str(2 * a)} for a in range(2, 8)]
-prompts = [Prompt(r["question"], renderer.teacher_prompt(**r), r) for r in rows]
-config = TeacherGRPOConfig(
-    steps=3, questions_per_step=2, group_size=4, learning_rate=3e-3, schedule="constant",
-    max_prompt_tokens=60, max_completion_tokens=12, temperature=0.7,
-    reference_sync=None if asked.get("lora") else ReferenceSync(every_steps=2),
-    lora=LoRA(rank=4, alpha=64) if asked.get("lora") else None,
-    teacher_logprobs=asked.get("teacher_logprobs", "exact"),
-)
-resources = StageResources(
-    device="cpu", micro_batch_size=4, checkpoint_every_steps=1, engine=asked["engine"],
-    sharding=asked.get("sharding", "none"),
-)
-done = [0]
-progress = Progress(
-    report=lambda step, total, metrics: done.__setitem__(0, step),
-    should_stop=lambda: done[0] + 1 == asked.get("stop_at"),
-)
-reward = RLTReward(renderer, model, RewardSpec(temperature=0.7), config, resources=resources)
-try:
-    train_grpo(
-        model, prompts, reward, config, seed=0, key="node", stage="teacher-grpo",
-        out=folder / "out", work=Workspace(Files(str(folder / "store")), "key"),
-        resources=resources, progress=progress,
-    )
-except Stopped:
-    sys.exit(3)
-"""
+SCRIPT = Path(__file__).with_name("grpo_process.py")
+CONFIG = {
+    "steps": 3, "questions_per_step": 2, "learning_rate": 3e-3, "schedule": "constant",
+    "max_completion_tokens": 12, "temperature": 0.7,
+}  # fmt: skip
+LORA = {"lora": {"rank": 4, "alpha": 64}, "reference_sync": None}
 
 
 @pytest.fixture(scope="module")
@@ -82,17 +43,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(model: Path, folder: Path, processes: int = 1, **asked: Any) -> int:
+def train(
+    model: Path, folder: Path, processes: int = 1, sharding: str = "none",
+    config: Mapping[str, Any] = MappingProxyType({}), **options: Any,
+) -> int:  # fmt: skip
     """Each training is a process of its own, as it is in a run."""
-    folder.mkdir(exist_ok=True)
-    (folder / "train.py").write_text(SCRIPT)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [sys.executable, *(torchrun if processes > 1 else []), str(folder / "train.py")]
-    done = subprocess.run(
-        [*command, str(model), str(folder), json.dumps({"engine": "vllm"} | asked)],
-        env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+    resources = {"engine": "vllm", "sharding": sharding}
+    options |= {"config": CONFIG | dict(config), "resources": resources}
+    done = launch(SCRIPT, processes, model, folder, **options)
     assert done.returncode in (0, 3), done.stderr[-3000:]
     return done.returncode
 
@@ -110,7 +68,7 @@ def test_a_resumed_run_is_the_whole_one(model: Path, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert train(model, whole) == 0
     check(steps(whole / "out"))
-    assert train(model, broken, stop_at=2) == 3
+    assert train(model, broken, stop=2) == 3
     assert not (broken / "out").exists()
     assert train(model, broken) == 0
     check(steps(broken / "out"))
@@ -122,14 +80,14 @@ def test_a_resumed_run_is_the_whole_one(model: Path, tmp_path: Path) -> None:
 def test_the_rewards_may_use_its_log_probs(model: Path, tmp_path: Path) -> None:
     exact, recorded = tmp_path / "exact", tmp_path / "recorded"
     assert train(model, exact) == 0
-    assert train(model, recorded, teacher_logprobs="rollout") == 0
+    assert train(model, recorded, config={"teacher_logprobs": "rollout"}) == 0
     first, second = steps(exact / "out")[0], steps(recorded / "out")[0]
     for name in ("reward", "r_ss", "r_kl", "grad_norm"):
         assert second[name] == pytest.approx(first[name], rel=1e-2, abs=1e-3), name
 
 
 def test_adapters_are_merged_for_it(model: Path, tmp_path: Path) -> None:
-    assert train(model, tmp_path / "run", lora=True) == 0
+    assert train(model, tmp_path / "run", config=LORA) == 0
     check(steps(tmp_path / "run/out"))
 
 

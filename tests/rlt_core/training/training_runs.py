@@ -1,5 +1,9 @@
 """What the tests of SFT and GRPO share: comparing runs, and stopping them."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,3 +61,19 @@ def kill_at(step: int) -> Progress:
             raise Killed
 
     return Progress(report=progress)
+
+
+def launch(
+    script: str | Path, processes: int, model: Path, folder: Path, **options: object
+) -> subprocess.CompletedProcess[str]:
+    """Run a script on a model in so many processes of torchrun, or in one without it."""
+    folder.mkdir(exist_ok=True)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return subprocess.run(
+        [
+            sys.executable, *(torchrun if processes > 1 else []), str(script), str(model),
+            str(folder), json.dumps(options),
+        ],
+        env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
