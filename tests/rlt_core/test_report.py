@@ -9,9 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from markdown_it import MarkdownIt
-from scipy import stats
 
-from rlt_core.evaluation.crossed import crossed_mean, fraction
 from rlt_core.evaluation.scores import score_rows
 from rlt_core.printable import printable
 from rlt_core.report.gather import ReportData
@@ -48,34 +46,6 @@ def folder(data, tmp_path_factory):
 
 
 # ---------------------------------------------------------------- statistics
-def test_with_one_seed_the_interval_is_students_over_questions():
-    values = np.random.default_rng(0).normal(size=30)
-    found = crossed_mean(values[None])
-    low, high = stats.t.interval(0.95, 29, values.mean(), stats.sem(values))
-    assert (found.low, found.high) == pytest.approx((low, high))
-
-
-@pytest.mark.parametrize(("seed_sd", "question_sd"), [(0.0, 1.0), (0.5, 1.0), (1.0, 0.2)])
-def test_the_interval_covers_the_truth_over_seeds_and_questions(seed_sd, question_sd):
-    rng = np.random.default_rng(1)
-    covered = 0
-    for _ in range(300):
-        values = (
-            rng.normal(scale=seed_sd, size=(3, 1))
-            + rng.normal(scale=question_sd, size=(1, 25))
-            + rng.normal(scale=0.5, size=(3, 25))
-        )
-        found = crossed_mean(values)
-        covered += found.low <= 0 <= found.high
-    assert covered >= 270  # 285 nominal
-
-
-def test_a_fraction_keeps_a_width_and_stays_inside_one():
-    found = fraction(np.ones((2, 10)), 20)
-    assert found.value == found.high == 1.0
-    assert found.low < 0.9
-
-
 def test_a_difference_pairs_questions_and_only_common_ones_count():
     easy = {f"q{number}": float(number) for number in range(20)}
     harder = {name: value - 0.5 for name, value in easy.items()} | {"other": 100.0}

@@ -155,19 +155,6 @@ def test_a_model_that_closes_at_once_thinks_on_as_often_as_it_is_told(
 
 
 @PROMPTERS
-def test_a_model_that_does_not_close_is_cut_and_answers(renderer: Renderer) -> None:
-    engine = ScriptedEngine(renderer, named(renderer, slow_thinker))
-    budget = BudgetForcing(max_thinking_tokens=20, continuations=2)
-    completed = complete(engine, budget, requests(renderer))
-    for one in [one for group in completed for one in group]:
-        answer = renderer.split_answer(renderer.decode(one.ids))
-        assert answer.formatted and answer.solution and one.finish_reason == "stop"
-        assert answer.thought and len(answer.thought) == 20  # digits are a token each
-        assert len(renderer.thought_of(one.ids).ids) == 20
-    assert len(engine.max_tokens) == 2 and engine.max_tokens[0] < 100
-
-
-@PROMPTERS
 def test_two_runs_end_the_same_whatever_is_asked_beside(renderer: Renderer) -> None:
     budget = BudgetForcing(max_thinking_tokens=20, continuations=2)
     asked = requests(renderer)

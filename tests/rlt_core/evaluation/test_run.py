@@ -289,24 +289,20 @@ def test_a_prompt_without_room_in_the_context_is_counted(model: Path, tmp_path: 
         assert {row["questions"] for row in scores} == {3}, "it counts as wrong"
 
 
-def test_two_runs_write_the_same_bytes(model: Path, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        evaluate(model, [EvalTask("test", questions(6))], tmp_path / name)
-    assert tables(tmp_path / "one") == tables(tmp_path / "two")
-
-
-def test_progress_counts_shards(model: Path, tmp_path: Path) -> None:
+def test_two_runs_write_the_same_bytes_and_progress_counts_shards(
+    model: Path, tmp_path: Path
+) -> None:
     seen: list[float] = []
     progress = Progress(lambda done, total, _: seen.append(done / total))
-    evaluate(model, [EvalTask("test", questions(6))], tmp_path, progress=progress)
-    assert seen == sorted(seen) and len(seen) > 1 and seen[-1] == 1
-
-
-def test_max_questions_takes_the_first(model: Path, tmp_path: Path) -> None:
-    config = CONFIG.model_copy(update={"max_questions": 2})
-    evaluate(model, [EvalTask("test", questions(5))], tmp_path, config)
-    rows = read_rows(tmp_path / "out", "eval_samples")
-    assert {row["question_id"] for row in rows} == {"q0", "q1"}
+    config = CONFIG.model_copy(update={"max_questions": 6})
+    for name in ("one", "two"):
+        task = EvalTask("test", questions(8))
+        evaluate(model, [task], tmp_path / name, config, progress=progress)
+    assert tables(tmp_path / "one") == tables(tmp_path / "two")
+    half = seen[: len(seen) // 2]
+    assert half == sorted(half) == seen[len(half) :] and len(half) > 1 and half[-1] == 1
+    rows = read_rows(tmp_path / "one" / "out", "eval_samples")
+    assert {row["question_id"] for row in rows} == {f"q{i}" for i in range(6)}
 
 
 def test_what_cannot_be_scored_is_refused(model: Path, tmp_path: Path) -> None:

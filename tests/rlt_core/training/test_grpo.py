@@ -243,15 +243,6 @@ def test_the_reference_follows_the_policy(train: Run) -> None:
     assert steps(followed)[2]["reference_kl"] < steps(still)[2]["reference_kl"] / 2
 
 
-def test_lora_gives_a_plain_model(train: Run, model: Path) -> None:
-    changes = {"lora": LoRA(rank=2, alpha=4), "reference_sync": None, "steps": 2}
-    out, _ = train("run", config=CONFIG.model_copy(update=changes))
-    start = load_file(model / "model.safetensors")
-    trained = load_file(out / "model/model.safetensors")
-    assert start.keys() == trained.keys()
-    assert any(not torch.equal(start[name], trained[name]) for name in start)
-
-
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e39"])  # the last in float32
 def test_a_reward_that_is_no_number_ends_the_run(
     train: Run, renderer: Renderer, value: str, tmp_path: Path
@@ -299,7 +290,7 @@ def test_parts_without_a_value_are_left_out_of_the_mean(train: Run, renderer: Re
         assert (row["copied"], row["compression"], row["doubt"]) == (0.5, None, None)
 
 
-def test_what_guards_see_is_recorded_and_told(train: Run, renderer: Renderer) -> None:
+def test_diagnostics_are_recorded_and_reported(train: Run, renderer: Renderer) -> None:
     class Copies(Digits):
         def __call__(self, prompts: Sequence[Prompt], *rest: Any) -> Rewards:
             rewards = super().__call__(prompts, *rest).rewards
@@ -315,7 +306,7 @@ def test_what_guards_see_is_recorded_and_told(train: Run, renderer: Renderer) ->
     assert all(row["clipped"] > 0.5 for row in steps(out))
 
 
-def test_zero_variance_is_told(train: Run, renderer: Renderer) -> None:
+def test_zero_variance_is_reported(train: Run, renderer: Renderer) -> None:
     class Flat(Digits):
         def __call__(self, prompts: Sequence[Prompt], *rest: object) -> Rewards:
             return Rewards([0.5] * len(prompts), {})

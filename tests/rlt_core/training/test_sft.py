@@ -60,13 +60,6 @@ def test_loss_falls_and_every_step_is_recorded(train) -> None:
     }
 
 
-def test_schedule_warms_up_and_decays(train) -> None:
-    out, _ = train("run")
-    rates = [row["learning_rate"] for row in steps(out)]
-    assert rates[0] < rates[1] == pytest.approx(3e-3 / 2)
-    assert max(rates) == pytest.approx(3e-3) and rates[-1] < rates[-2] < rates[-3]
-
-
 def test_epochs_give_steps(train) -> None:
     config = CONFIG.model_copy(update={"steps": None, "epochs": 2.0})
     _, metrics = train("run", config=config)
@@ -125,11 +118,6 @@ def test_a_finished_checkpoint_still_gives_a_model(train, workspace: Spaces, res
     assert weights(again) == weights(whole) and metrics["steps"] == 4
 
 
-def test_old_checkpoints_are_removed(train, workspace: Spaces) -> None:
-    train("run")
-    assert workspace("run").parts("checkpoints") == ["00000004", "00000006"]
-
-
 def test_rows_too_long_are_dropped_and_counted(train, rows) -> None:
     long = Row(rows[0].input_ids + [5] * 200, rows[0].labels + [5] * 200)
     kept, _ = train("kept")
@@ -164,15 +152,17 @@ def test_bfloat16_adds_up_updates_below_its_precision(train, model: Path) -> Non
     assert moved.float().mean() > 0.5  # in bfloat16 alone, such steps leave most weights in place
 
 
-def test_configuration_is_the_start_models(train, model: Path) -> None:
+def test_a_run_warms_up_keeps_two_checkpoints_and_what_the_start_model_is(
+    train, model: Path, workspace: Spaces
+) -> None:
     """Trainer turns the cache of keys and values off, without which writing text is slow."""
     out, _ = train("run")
+    rates = [row["learning_rate"] for row in steps(out)]
+    assert rates[0] < rates[1] == pytest.approx(3e-3 / 2)
+    assert max(rates) == pytest.approx(3e-3) and rates[-1] < rates[-2] < rates[-3]
+    assert workspace("run").parts("checkpoints") == ["00000004", "00000006"]
     first, second = (json.loads((m / "config.json").read_text()) for m in (model, out / "model"))
     assert first.get("use_cache", True) and first == second
-
-
-def test_tokenizer_is_the_start_models(train, model: Path) -> None:
-    out, _ = train("run")
-    first, second = load_tokenizer(model), load_tokenizer(out / "model")
-    assert vocabulary_digest(first) == vocabulary_digest(second)
-    assert first.chat_template == second.chat_template
+    before, after = load_tokenizer(model), load_tokenizer(out / "model")
+    assert vocabulary_digest(before) == vocabulary_digest(after)
+    assert before.chat_template == after.chat_template
