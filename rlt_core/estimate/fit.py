@@ -236,7 +236,9 @@ def _staging_shortage(group: Group, found: Found, here: Machine) -> str | None:
     """The disk of a machine that computes for a store elsewhere."""
     limit = Machine.described(group.resources).or_else(here).disk
     worst = group.shortage(found, lambda estimate: estimate.staged_bytes, limit)
-    return worst and (
+    if worst is None:
+        return None
+    return (
         f"{worst.name} needs {short(found[worst.key].staged_bytes)}B on the disk of the machine "
         "that computes it, for copies of its inputs and a checkpoint or artifact on its way to "
         f"the store, and {short(limit or 0)}B are free; let XDG_CACHE_HOME name a folder on a "
