@@ -65,6 +65,9 @@ class DataConfig(Frozen):
     """Number of held-out questions on which the teachers' rewards are compared."""
     n_test: int = Field(default=200, ge=0)
     """Number of held-out questions on which students are tested."""
+    test_source: str | None = Field(default=None, exclude_if=lambda source: source is None)
+    """File with the held-out test questions, in the columns of `source`; at most `n_test` of them
+    are chosen by `seed`. Empty: they are taken from `source`."""
     max_prompt_tokens: Positive = 16384
     """Maximum length of the teacher prompt; questions with a longer one are dropped and listed."""
     near_duplicate: Fraction | None = 0.8

@@ -59,7 +59,11 @@ def prepare_questions(
     del source  # memory
     kept = _fitting(unique, data, renderer, dropped, parts[2])
     ungradable = _check_answers(kept, data.source, parts[3])
-    train, validation, test = _split(kept, data, rows, len(dropped))
+    given = None
+    if data.test_source is not None:
+        given = _given_test(data, renderer, dropped, parts[2])
+        kept = _others(kept, given, dropped)
+    train, validation, test = _split(kept, data, rows, len(dropped), given)
     name = data.source if "/" not in data.source else Path(data.source).name
     of_test = [question_row(row, "test", name) for row in test]
     sets = {"test": [*of_test, *tested], **(evaluated or {})}
@@ -218,20 +222,52 @@ def _drop(train: list[RawRow], overlaps: list[Row], dropped: list[Row]) -> list[
     return kept
 
 
+def _given_test(
+    data: DataConfig, renderer: Renderer, dropped: list[Row], progress: Progress
+) -> list[RawRow]:
+    """Return at most `n_test` questions of the test file, chosen by the seed; add rows that cannot
+    be used to `dropped`. Raises UserError if none is left."""
+    own = data.replaced(source=data.test_source, test_source=None)
+    source = read_source(own, 0, renderer.format)
+    dropped += source.dropped
+    rows = _fitting(_merge(source.rows, None, dropped, progress), own, renderer, dropped, progress)
+    dropped += _check_answers(rows, own.source, progress)
+    if not rows:
+        raise UserError(f"data.test_source={data.test_source!r}: no usable question is left")
+    order = np.random.default_rng(data.seed).permutation(len(rows))
+    return [rows[int(i)] for i in order[: data.n_test]]
+
+
+def _others(kept: list[RawRow], test: list[RawRow], dropped: list[Row]) -> list[RawRow]:
+    """Return the rows whose question is not in the test file; add the others to `dropped`."""
+    tested = {question_id(row.question) for row in test}
+    others = []
+    for row in kept:
+        if question_id(row.question) not in tested:
+            others.append(row)
+            continue
+        detail = "a question of data.test_source"
+        dropped.append(dropped_row(row.row, "duplicate", detail, row.question))
+    return others
+
+
 def _split(
-    kept: list[RawRow], data: DataConfig, rows: int, dropped: int
+    kept: list[RawRow], data: DataConfig, rows: int, dropped: int, given: list[RawRow] | None
 ) -> tuple[list[RawRow], list[RawRow], list[RawRow]]:
-    """Return training candidates, validation and test questions, in an order set by the seed."""
-    held_out = data.n_validation + data.n_test
+    """Return training candidates, validation and test questions, in an order set by the seed. The
+    test questions are those `given`, if any are."""
+    n_test = data.n_test if given is None else 0
+    held_out = data.n_validation + n_test
     needed = held_out + (data.n_train or 1)
     if len(kept) < needed:
         raise UserError(
             f"{data.source}: {len(kept)} questions are left of {rows} rows ({dropped} dropped), "
             f"but n_train={data.n_train or 'all'}, n_validation={data.n_validation} and "
-            f"n_test={data.n_test} need at least {needed}; lower them or add questions"
+            f"n_test={n_test} need at least {needed}; lower them or add questions"
         )
     order = [kept[int(i)] for i in np.random.default_rng(data.seed).permutation(len(kept))]
-    return order[held_out:], order[data.n_test : held_out], order[: data.n_test]
+    test = order[:n_test] if given is None else given
+    return order[held_out:], order[n_test:held_out], test
 
 
 def _chosen(train: list[RawRow], data: DataConfig, overlaps: list[Row]) -> list[RawRow]:

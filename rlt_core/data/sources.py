@@ -54,12 +54,16 @@ def data_digest(data: DataConfig) -> str:
     if data.source.startswith(HUB):
         repo = data.source.removeprefix(HUB)
         return f"{repo}@{pinned(repo, data.revision, 'dataset')}:{data.hub_split}"
-    path = Path(data.source)
+    others = f", and not one of {', '.join(GENERATED)}, hub:org/name or module:function"
+    return file_digest(data.source, "data.source", others)
+
+
+def file_digest(source: str, field: str, others: str = "") -> str:
+    """Return the content's digest and the type of a file of rows. Raises UserError, which ends in
+    `others` where there is no file."""
+    path = Path(source)
     if not path.is_file():
-        raise UserError(
-            f"data.source={data.source!r}: no such file (paths start at {Path.cwd()}), and not one "
-            f"of {', '.join(GENERATED)}, hub:org/name or module:function"
-        )
+        raise UserError(f"{field}={source!r}: no such file (paths start at {Path.cwd()}){others}")
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
     return f"{sha256_of(path)}{path.suffix}"

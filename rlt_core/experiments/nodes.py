@@ -25,7 +25,7 @@ from rlt_core.config import (
     SFTConfig,
     StudentSFTConfig,
 )
-from rlt_core.data.sources import GENERATED, data_digest
+from rlt_core.data.sources import GENERATED, data_digest, file_digest
 from rlt_core.errors import UserError
 from rlt_core.evaluation.benchmarks import BENCHMARKS, require_known
 from rlt_core.extensions import is_path
@@ -56,7 +56,12 @@ def _text_or_file(given: str, field: str) -> str:
 
 
 def _identified(data: DataConfig, paths: dict[str, str], name: str) -> DataConfig:
-    """Return a source by its content; `paths[name]` becomes the path of a local file."""
+    """Return a source by its content; `paths[name]` becomes the path of a local file, and
+    `paths["test_source"]` that of its test questions."""
+    if data.test_source is not None:
+        paths["test_source"] = str(Path(data.test_source).absolute())
+        digest = file_digest(data.test_source, "data.test_source")
+        data = data.replaced(test_source=digest)
     if data.source.startswith("hub:"):
         commit = hf_hub.pinned(data.source.removeprefix("hub:"), data.revision, "dataset")
         return data.replaced(revision=commit)

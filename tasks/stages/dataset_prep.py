@@ -28,9 +28,8 @@ def run(ctx: StageContext) -> dict[str, float]:
         tokenizer = load_tokenizer(ctx.model("tokenizer"))
     else:
         tokenizer = tiny_tokenizer(config.format)
-    data = config.data.model_copy(
-        update={"source": ctx.spec.paths.get("source", config.data.source)}
-    )
+    paths = {name: ctx.spec.paths.get(name) for name in ("source", "test_source")}
+    data = config.data.replaced(**{name: path for name, path in paths.items() if path})
     # The teacher's prompts alone are measured; a system prompt of the data's own is the student's.
     format = config.format.model_copy(update={"student_system": ""})
     renderer = Renderer(format, tokenizer)

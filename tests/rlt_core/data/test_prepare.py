@@ -55,6 +55,25 @@ def test_splits_are_disjoint_and_complete(tmp_path: Path) -> None:
         assert row["prompt_tokens"] == len(prompt)
 
 
+def test_questions_of_a_test_file_are_the_test_and_leave_the_training(tmp_path: Path) -> None:
+    file = tmp_path / "test.jsonl"
+    extra = [
+        {"question": "What is 7 times 6?", "solution": "42"},
+        {"question": "", "solution": "1"},
+    ]
+    file.write_text("".join(json.dumps(record) + "\n" for record in [*numbered(4), *extra]))
+    metrics = prepare(tmp_path, numbered(20), test_source=str(file), n_test=9, max_dropped=0.5)
+    rows = read_rows(tmp_path / "out", "questions")
+    tested = {row["question"] for row in rows if row["split"] == "test"}
+    assert tested == {record["question"] for record in [*numbered(4), extra[0]]}
+    assert tested.isdisjoint(row["question"] for row in rows if row["split"] == "train")
+    assert metrics["test"] == 5
+    assert (metrics["train"], metrics["validation"], metrics["duplicates"]) == (14, 2, 4)
+    assert metrics["bad_rows"] == 1
+    fewer = prepare(tmp_path, numbered(20), test_source=str(file), n_test=2, max_dropped=0.5)
+    assert fewer["test"] == 2
+
+
 def test_the_seed_alone_chooses_and_held_out_stays_held_out(tmp_path: Path) -> None:
     def split(name: str, **config: Any) -> dict[str, set[str]]:
         (tmp_path / name).mkdir()
