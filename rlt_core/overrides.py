@@ -142,15 +142,17 @@ def _replaced_lengths(changed: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield f"{section}.{other}", None
 
 
-def read_toml(file: Path) -> list[str]:
-    """Return the fields of a config file as `--set` assignments. Raises UserError."""
+def read_toml(file: Path) -> tuple[str | None, list[str]]:
+    """Return the profile that a config file names, if it does, and its fields as `--set`
+    assignments. Raises UserError."""
     try:
         tree = tomllib.loads(file.read_text())
     except OSError as error:
         raise UserError(f"--config {file}: {error.strerror}") from None
     except ValueError as error:  # not TOML, or not UTF-8
         raise UserError(f"--config {file}: {error}") from None
-    return list(_leaves(tree))
+    profile = tree.pop("profile", None)
+    return profile, list(_leaves(tree))
 
 
 def _leaves(tree: dict[str, Any], path: str = "") -> Iterator[str]:

@@ -11,6 +11,7 @@ import typer
 from flows.cli import artifacts, plan, reward, run, server, sql, study
 from flows.cli.config import config
 from flows.cli.fetch import fetch
+from flows.cli.init import init
 from flows.server.local import current
 from rlt_core import __version__
 from rlt_core.environment import exit_in_one_line, require_environment
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(run.run)
 app.command()(plan.plan)
 app.command()(config)
+app.command()(init)
 app.command()(run.status)
 app.command()(run.report)
 app.command()(sql.sql)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from flows.cli.options import ConfigFileOption, JsonOption, ProfileOption, SetOption, changes
+from flows.cli.options import ConfigFileOption, JsonOption, ProfileOption, SetOption, started_from
 from flows.cli.tables import new_table, table_console
 from rlt_core.config import Config
 from rlt_core.config.fields import fields
@@ -22,7 +22,7 @@ def config(
     section: Annotated[
         str, typer.Argument(help="A section or field, as teacher_grpo; empty: all.")
     ] = "",
-    profile: ProfileOption = "tiny",
+    profile: ProfileOption = None,
     set_: SetOption = None,
     config_file: ConfigFileOption = None,
     diff: Annotated[
@@ -32,9 +32,8 @@ def config(
     as_json: JsonOption = False,
 ) -> None:
     """Show the fields of a config: value, type and limits, where the value comes from, help."""
-    if diff:
-        profile = diff[0]
-    resolved = load_config(profile, changes(config_file, set_))
+    profile, changes = started_from(diff[0] if diff else profile, config_file, set_)
+    resolved = load_config(profile, changes)
     started = load_config(profile)
     other = load_config(diff[1]) if diff else resolved
     rows = []

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from flows.cli.options import ConfigFileOption, ProfileOption, SetOption, TargetArgument, changes
+from flows.cli.options import (
+    ConfigFileOption,
+    ProfileOption,
+    SetOption,
+    TargetArgument,
+    started_from,
+)
 from rlt_core import hf_hub
 from rlt_core.config import Config, HubModel
 from rlt_core.errors import UserError
@@ -52,13 +58,14 @@ def _wanted(config: Config, target: str) -> Iterator[Wanted]:
 
 def fetch(
     target: TargetArgument = "full-pipeline",
-    profile: ProfileOption = "tiny",
+    profile: ProfileOption = None,
     set_: SetOption = None,
     config_file: ConfigFileOption = None,
 ) -> None:
     """Download the models and data sets of a run, so that the run needs no network."""
     require_target(target)
-    wanted = list(dict.fromkeys(_wanted(load_config(profile, changes(config_file, set_)), target)))
+    profile, changes = started_from(profile, config_file, set_)
+    wanted = list(dict.fromkeys(_wanted(load_config(profile, changes), target)))
     console = Console()
     if not wanted:
         console.print(f"{target} of profile {profile} needs nothing from the hub")

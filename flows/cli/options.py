@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flows.planning import Plan
 
 DEFAULT_STORE = "rlt-store"
+DEFAULT_PROFILE = "tiny"
 
 TargetArgument = Annotated[
     str, typer.Argument(help="An experiment (full-pipeline, table-1, … or all), or a stage.")
@@ -31,7 +32,12 @@ BudgetOption = Annotated[
 StoreOption = Annotated[
     str, typer.Option("--store", envvar="RLT_STORE", help="A folder or s3://bucket/prefix.")
 ]
-ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="Config to start from.")]
+ProfileOption = Annotated[
+    str | None,
+    typer.Option(
+        "--profile", "-p", help="Config to start from; by default the --config file's, or tiny."
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Changed field, e.g. data.n_train=100."),
@@ -43,15 +49,19 @@ ConfigFileOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def changes(config_file: Path | None, set_: Sequence[str] | None) -> list[str]:
-    """Return the changed fields of a config file and of --set. Raises UserError."""
-    return [*(read_toml(config_file) if config_file else ()), *(set_ or ())]
+def started_from(
+    profile: str | None, config_file: Path | None, set_: Sequence[str] | None
+) -> tuple[str, list[str]]:
+    """Return the profile, and the fields that a config file and --set change. Raises UserError."""
+    named, changes = read_toml(config_file) if config_file else (None, [])
+    return profile or named or DEFAULT_PROFILE, [*changes, *(set_ or ())]
 
 
 def new_plan(
     target: str,
-    profile: str,
-    overrides: Sequence[str] | None,
+    profile: str | None,
+    set_: Sequence[str] | None,
+    config_file: Path | None,
     store: str,
     budget_gpu_hours: float | None = None,
 ) -> Plan:
@@ -60,6 +70,7 @@ def new_plan(
 
     open_store(store)
     place = store_place(store)
+    profile, overrides = started_from(profile, config_file, set_)
     return Plan.of(target, profile, overrides, store=place, budget_gpu_hours=budget_gpu_hours)
 
 

@@ -20,7 +20,6 @@ from flows.cli.options import (
     SetOption,
     StoreOption,
     TargetArgument,
-    changes,
     new_plan,
 )
 from flows.cli.tables import new_table, table_console
@@ -43,7 +42,7 @@ Estimates = Mapping[str, NodeEstimate]
 
 def plan(
     target: TargetArgument = "full-pipeline",
-    profile: ProfileOption = "tiny",
+    profile: ProfileOption = None,
     set_: SetOption = None,
     config_file: ConfigFileOption = None,
     store: StoreOption = DEFAULT_STORE,
@@ -60,7 +59,7 @@ def plan(
 
     Exit status 2 if a node cannot fit.
     """
-    resolved = new_plan(target, profile, changes(config_file, set_), store)
+    resolved = new_plan(target, profile, set_, config_file, store)
     planned, found = resolved.nodes, resolved.estimates
     show_estimators(planned)
     if as_json:

@@ -23,7 +23,6 @@ from flows.cli.options import (
     SetOption,
     StoreOption,
     TargetArgument,
-    changes,
     new_plan,
     open_store,
 )
@@ -44,7 +43,7 @@ CURVE_POINTS = 8
 # ---------------------------------------------------------------- run
 def run(
     target: TargetArgument = "full-pipeline",
-    profile: ProfileOption = "tiny",
+    profile: ProfileOption = None,
     set_: SetOption = None,
     config_file: ConfigFileOption = None,
     store: StoreOption = DEFAULT_STORE,
@@ -55,7 +54,7 @@ def run(
 
     Ctrl-C once checkpoints and stops; the same command continues.
     """
-    plan = new_plan(target, profile, changes(config_file, set_), store, budget_gpu_hours)
+    plan = new_plan(target, profile, set_, config_file, store, budget_gpu_hours)
     plan.require_computable()
     show_estimators(plan.nodes)
     status = compute(plan, quiet=as_json)

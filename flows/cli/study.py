@@ -69,7 +69,7 @@ def run(
     study = resolved.study
     require_place(place, frozen_path(file))
     for experiment in study.experiments:
-        plan = new_plan(experiment, study.profile, study.overrides, store)
+        plan = new_plan(experiment, study.profile, study.overrides, None, store)
         plan.require_computable()
         if plan.missing:
             print(f"{experiment}: {len(plan.nodes)} nodes, {len(plan.missing)} to compute")

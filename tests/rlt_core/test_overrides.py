@@ -95,7 +95,8 @@ def test_epochs_replace_steps_and_the_reverse(profile: str, given: str, other: s
 def test_a_config_file_is_the_assignments_in_it(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(
-        """seeds = [1, 2]
+        """profile = "smoke"
+        seeds = [1, 2]
         [data]
         source = "my file.jsonl"
         fields.solution = "answer"
@@ -106,7 +107,9 @@ def test_a_config_file_is_the_assignments_in_it(tmp_path: Path) -> None:
         threads = 1
         """
     )
-    assert load_config("tiny", read_toml(file)) == load_config("tiny", [
+    profile, changes = read_toml(file)
+    assert profile == "smoke"
+    assert load_config(profile, changes) == load_config("smoke", [
         "seeds=[1,2]", "data.source=my file.jsonl", "data.fields.solution=answer",
         "teacher_grpo.learning_rate=2e-6", "teacher_grpo.epochs=1",
         "resources.stages.base-model.threads=1",

@@ -1,0 +1,151 @@
+"""`rlt init`: look at a file of questions and write a config for it that fits this machine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from rlt_core.config import DataConfig, FieldMapping
+from rlt_core.data.layouts import layout_of
+from rlt_core.data.row_files import checked, read_records
+from rlt_core.data.sources import HEADS, read_source
+from rlt_core.errors import UserError
+
+NAMES = {
+    "question": ("question", "problem", "prompt", "instruction", "query", "input"),
+    "solution": ("solution", "answer", "final_answer", "output", "response", "completion"),
+    "trace": ("trace", "reasoning", "thinking", "thought", "cot", "rationale", "explanation"),
+}
+"""What people call a column, most usual names first."""
+MARKER = "####"
+"""GSM8K's mark between the working and the final answer."""
+CHARS_PER_TOKEN = 3.5
+"""Where no tokenizer is at hand; an assumption for English text."""
+ON_A_CPU = 200
+"""Training questions without a GPU, at most."""
+HELD_OUT = 0.1
+"""Share of the questions for validation and for the test, each at most the profile's own number."""
+
+
+def init(
+    file: Annotated[Path, typer.Argument(help="JSONL, JSON, CSV or Parquet with questions.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Config to write.")] = Path(
+        "rlt.toml"
+    ),
+    test: Annotated[
+        Path | None, typer.Option("--test", help="File with the held-out test questions.")
+    ] = None,
+) -> None:
+    """Look at a file of questions and write a config for it that fits this machine."""
+    if output.exists():
+        raise UserError(f"{output} exists; remove it, or name another with --output")
+    if not output.absolute().parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.parent}")
+    data = recognised(file)
+    source = read_source(data.replaced(max_dropped=1.0))
+    if not source.rows:
+        first = source.dropped[0] if source.dropped else {"row": 0, "detail": "there are no rows"}
+        raise UserError(f"{file}: no usable row; row {first['row']}: {first['detail']}")
+    rows, dropped = len(source.rows), len(source.dropped)
+    tokens = [(len(row.question) + len(row.solution)) / CHARS_PER_TOKEN for row in source.rows]
+    median, most = np.percentile(tokens, 50), max(tokens)
+    gpu_gib = _gpu_gib()
+    profile = "single-gpu" if gpu_gib else "smol"
+    tables: dict[str, dict[str, Any]] = {"data": _data_table(data, file, test, rows)}
+    if not gpu_gib and rows > ON_A_CPU:
+        tables["data"]["n_train"] = ON_A_CPU
+    if dropped / (rows + dropped) > data.max_dropped:
+        tables["data"]["max_dropped"] = round(dropped / (rows + dropped) + 0.01, 2)
+    tables["resources"] = {"gpu_gib": gpu_gib} if gpu_gib else {"threads": 2}
+    output.write_text(_toml(profile, tables), encoding="utf-8")
+    print(f"{file}: {rows} usable questions, {dropped} unusable")
+    for reason, count in Counter(row["reason"] for row in source.dropped).most_common():
+        example = next(row for row in source.dropped if row["reason"] == reason)
+        print(f"  {reason}: {count}, first in row {example['row']}: {example['detail']}")
+    if "n_train" in tables["data"]:
+        print(f"  {ON_A_CPU} of them are trained on, since there is no GPU (data.n_train)")
+    print(f"question, trace and solution: about {median:.0f} tokens, at most {most:.0f}")
+    for name, column in ((source.found and {"read": source.found}) or _columns(data)).items():
+        print(f"  {name}: {column}")
+    print(f"wrote {output} (profile {profile}); next:")
+    print(f"  rlt plan --config {output}\n  rlt run --config {output}")
+
+
+def recognised(file: Path) -> DataConfig:
+    """Return how to read a file: a layout that is known, or columns by their usual names.
+
+    Raises UserError, naming the columns, if question or solution is not found.
+    """
+    heads = [checked(read) for _, read in islice(read_records(file), HEADS)]
+    if not heads:
+        raise UserError(f"{file}: there are no rows")
+    data = DataConfig(source=str(file))
+    if layout_of(data, heads).found:
+        return data
+    columns = list(dict.fromkeys(str(name) for head in heads for name in head))
+    lower = {name.lower(): name for name in reversed(columns)}
+    found: dict[str, str] = {}
+    for field, names in NAMES.items():
+        for name in names:
+            if name in lower and lower[name] not in found.values():
+                found.setdefault(field, lower[name])
+    if missing := [name for name in ("question", "solution") if name not in found]:
+        raise UserError(
+            f"{file}: no column looks like the {' and the '.join(missing)}; it has "
+            f"{', '.join(columns)}. Name it: --set data.fields.{missing[0]}=COLUMN"
+        )
+    marked = sum(MARKER in str(head.get(found["solution"], "")) for head in heads)
+    if 2 * marked > len(heads):
+        found.pop("trace", None)
+        return data.replaced(fields=FieldMapping(**found), split_at=MARKER)
+    return data.replaced(fields=FieldMapping(**found))
+
+
+def _columns(data: DataConfig) -> Mapping[str, str]:
+    return {name: f"column {value!r}" for name, value in data.fields.model_dump().items() if value}
+
+
+def _data_table(data: DataConfig, file: Path, test: Path | None, rows: int) -> dict[str, Any]:
+    """Return the section `data` of the config."""
+    part = max(1, int(HELD_OUT * rows))
+    table: dict[str, Any] = {"source": str(file)}
+    if test:
+        recognised(test)
+        table["test_source"] = str(test)
+    table |= {"n_validation": min(64, part), "n_test": min(200, part) if not test else 200}
+    if data.split_at:
+        table["split_at"] = data.split_at
+    changed = data.fields.model_dump(exclude_defaults=True)
+    return table | ({"fields": changed} if changed else {})
+
+
+def _gpu_gib() -> float | None:
+    """Return the memory of the first GPU in GiB; None without one."""
+    if not shutil.which("nvidia-smi"):
+        return None
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    first = done.stdout.split("\n")[0].strip()
+    return round(int(first) / 1024, 1) if done.returncode == 0 and first.isdigit() else None
+
+
+def _toml(profile: str, tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a TOML document. JSON's texts and numbers are TOML's."""
+    lines = [f"profile = {json.dumps(profile)}"]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]"]
+        for field, value in table.items():
+            inner = value.items() if isinstance(value, Mapping) else [("", value)]
+            for key, one in inner:
+                path = f"{field}.{key}" if key else field
+                lines.append(f"{path} = {json.dumps(one, ensure_ascii=False)}")
+    return "\n".join(lines) + "\n"

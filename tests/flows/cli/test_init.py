@@ -1,0 +1,88 @@
+"""`rlt init` writes a config that reads the file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli.app import app
+from rlt_core.config import Config
+from rlt_core.data.sources import read_source
+from rlt_core.errors import UserError
+from rlt_core.overrides import load_config, read_toml
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def made(tmp_path: Path, file: Path, *options: str) -> tuple[Config, str]:
+    output = tmp_path / "rlt.toml"
+    arguments = ["init", str(file), "--output", str(output), *options]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    profile, changes = read_toml(output)
+    assert profile
+    return load_config(profile, changes), done.stdout
+
+
+@pytest.mark.parametrize(
+    ("row", "trace"),
+    [
+        ({"question": "1+1?", "answer": "one and one\n#### 2"}, "one and one"),
+        ({"Problem": "1+1?", "Final_Answer": "2", "reasoning": "count"}, "count"),
+        ({"instruction": "1+1?", "output": "2", "input": ""}, None),
+        ({"problem": "1+1?", "answer": "2"}, None),
+        ({"messages": [{"role": "user", "content": "1+1?"},
+                       {"role": "assistant", "content": "2"}]}, None),
+    ],
+)  # fmt: skip
+def test_the_config_reads_question_solution_and_trace(
+    row: dict[str, Any], trace: str | None, tmp_path: Path
+) -> None:
+    config, said = made(tmp_path, write(tmp_path / 'my "rows".jsonl', [row] * 20))
+    (first, *_) = read_source(config.data).rows
+    assert (first.question, first.solution, first.trace) == ("1+1?", "2", trace)
+    assert config.data.n_validation + config.data.n_test < 20
+    assert "20 usable questions" in said
+
+
+def test_unusable_rows_are_told_and_allowed_and_a_test_file_is_used(tmp_path: Path) -> None:
+    rows = [{"question": f"{n}+1?", "solution": "" if n % 4 == 0 else "3"} for n in range(400)]
+    file, test = write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", rows[1:2])
+    config, said = made(tmp_path, file, "--test", str(test))
+    assert "300 usable questions, 100 unusable" in said
+    assert "empty: 100, first in row 1" in said
+    assert len(read_source(config.data).rows) == 300
+    assert config.data.test_source == str(test)
+    assert config.data.n_train == 200  # no GPU
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"a": 1, "b": 2}], "the question and the solution; it has a, b"),
+        (
+            [{"question": "1+1?", "b": 2}],
+            r"the solution; .*data\.fields\.solution",
+        ),
+        ([{"question": "", "solution": "2"}], "no usable row; row 1: .*empty"),
+        ([], "no rows"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_line(
+    rows: list[dict[str, Any]], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        made(tmp_path, write(tmp_path / "a.jsonl", rows))
+    assert not (tmp_path / "rlt.toml").exists()
+
+
+def test_a_config_is_not_overwritten(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", [{"question": "1+1?", "solution": "2"}])
+    (tmp_path / "rlt.toml").write_text("seeds = [7]")
+    with pytest.raises(UserError, match="exists; remove it"):
+        made(tmp_path, file)
+    assert (tmp_path / "rlt.toml").read_text() == "seeds = [7]"
