@@ -1,0 +1,1 @@
+"""Harnesses that kill and disturb: no committed artifact is lost. `make faults` runs them."""

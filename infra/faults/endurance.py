@@ -1,0 +1,291 @@
+"""Run `rlt/full-pipeline` under `smoke` on a server of `rlt up`, round after round, with random
+SIGKILLs of workers, fork servers, flow runs and computations; measure what a leak would change.
+
+    python -m infra.faults.endurance --minutes 120 --csv endurance.csv
+
+Each round must complete, with the bytes of the first round of its seed. Then its artifacts are
+removed, so that the next round of this seed computes all again. SIGTERM ends it early, with the
+table of what was measured. Exit status 1 if anything was lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import numpy as np
+import psutil
+
+from flows.server.processes import Processes, free_port
+from rlt_core.experiments import targets
+from rlt_core.graph import upstream
+from rlt_core.overrides import load_config
+from rlt_core.store import Store
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+RLT = [sys.executable, "-m", "flows.cli.app"]
+SEEDS = 3
+UP_ATTEMPTS = 10
+KILLS = {"worker": 1, "fork server": 1, "flow run": 2, "computation": 4}
+"""What is killed, and how often relative to each other."""
+SETTINGS = {
+    "OMP_NUM_THREADS": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_LOOP_SECONDS": "300",
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": "3601",
+    "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "PT20M",
+}
+"""By default Prefect keeps flow runs for ever and events for 7 days. The shortest times that it
+allows show within two hours whether the database stops growing."""
+TABLES = ("model/", "traces", "scores", "eval_samples", "questions")
+
+
+def say(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+
+
+class Bench:
+    """A server of `rlt up`; all its files are below one folder."""
+
+    def __init__(self, folder: Path, choice: random.Random) -> None:
+        self.folder, self.choice = folder, choice
+        self.store = Store(str(folder / "store"))
+        (folder / "tmp").mkdir()
+        homes = {"RLT_HOME": "home", "PREFECT_HOME": "prefect", "TMPDIR": "tmp"}
+        os.environ.update(SETTINGS | {name: str(folder / part) for name, part in homes.items()})
+        self.processes = Processes(folder / "home")
+        self._up = ("up", "--port", str(free_port()), "--store", str(self.store))
+        self._bytes: dict[tuple[str, str], str] = {}
+        """Hash of each model and table, by key and path, from the first round of its seed."""
+
+    def rlt(self, *arguments: str) -> None:
+        done = subprocess.run([*RLT, *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, f"rlt {' '.join(arguments)}:\n{done.stdout}{done.stderr}"
+
+    def up(self) -> None:
+        """Start what is not running; on a busy machine that may take several attempts."""
+        for attempt in range(UP_ATTEMPTS):
+            try:
+                return self.rlt(*self._up)
+            except AssertionError as error:
+                say(f"  {error}")
+                if attempt == UP_ATTEMPTS - 1:
+                    raise
+
+    @staticmethod
+    def client() -> SyncPrefectClient:
+        """Return a client of the server that the profile of `rlt up` names."""
+        from prefect.client.orchestration import get_client  # reads the profile when imported
+
+        return get_client(sync_client=True)
+
+    def victims(self) -> dict[str, list[psutil.Process]]:
+        """Return the running processes that may be killed, by kind."""
+        found: dict[str, list[psutil.Process]] = {}
+        for process in self.processes.marked():
+            try:
+                kind = kind_of(process)
+            except psutil.Error:
+                continue
+            if kind in KILLS:
+                found.setdefault(kind, []).append(process)
+        return found
+
+    def kill(self) -> None:
+        """Kill a process at random; start a killed worker again."""
+        victims = self.victims()
+        [kind] = self.choice.choices(list(victims), [KILLS[kind] for kind in victims])
+        self.choice.choice(victims[kind]).kill()
+        say(f"  killed: {kind}")
+        if kind == "worker":
+            self.up()
+
+    # ------------------------------------------------------------ a round
+    def compute(self, seed: int, kills: int, mean_s: float, timeout_s: float) -> dict[str, float]:
+        """Compute all nodes of a seed, with kills at exponentially distributed intervals."""
+        from prefect.states import Scheduled
+
+        overrides = [f"seeds=[{seed}]"]
+        keys = {
+            node.key for node in upstream(targets("full-pipeline", load_config("smoke", overrides)))
+        }
+        began = time.monotonic()
+        next_kill, killed, retries = began + self.choice.expovariate(1 / mean_s), 0, 0
+        with self.client() as client:
+            deployment = client.read_deployment_by_name("rlt/full-pipeline").id
+            parameters = {"profile": "smoke", "set": overrides}
+            run = client.create_flow_run_from_deployment(deployment, parameters=parameters).id
+            while True:
+                state = client.read_flow_run(run).state
+                assert state
+                if state.is_completed():
+                    break
+                assert time.monotonic() < began + timeout_s, f"still {state}; {self.open_runs()}"
+                if state.is_final():
+                    say(f"  retried after {state.name}: {(state.message or '')[:160]}")
+                    client.set_flow_run_state(run, Scheduled(name="AwaitingRetry"), force=True)
+                    retries += 1
+                elif killed < kills and time.monotonic() > next_kill and self.victims():
+                    self.kill()
+                    killed += 1
+                    next_kill = time.monotonic() + self.choice.expovariate(1 / mean_s)
+                time.sleep(2)
+        self._check(keys)
+        return {"seconds": time.monotonic() - began, "kills": killed, "retries": retries}
+
+    def _check(self, keys: set[str]) -> None:
+        """Raises AssertionError unless all artifacts are there, intact, and as the first time."""
+        self.rlt("artifacts", "verify", "--store", str(self.store))
+        manifests = {one.ref.key: one for one in self.store.manifests()}
+        assert keys <= manifests.keys(), f"lost: {keys - manifests.keys()}"
+        for key, manifest in manifests.items():
+            for file in manifest.files:
+                if file.path.startswith(TABLES):
+                    first = self._bytes.setdefault((key, file.path), file.sha256)
+                    assert first == file.sha256, f"{manifest.label}: {file.path} has other bytes"
+
+    def clear(self) -> None:
+        """Remove all artifacts, and what killed attempts left."""
+        for manifest in self.store.manifests():
+            self.store.remove(manifest.ref)
+        self.rlt("artifacts", "gc", "--store", str(self.store))
+
+    # ------------------------------------------------------------ samples
+    def open_runs(self) -> list[str]:
+        """Return the flow runs that occupy a slot of their pool and queue."""
+        from prefect.client.schemas.filters import FlowRunFilter
+
+        types = {"any_": ["PENDING", "RUNNING", "CANCELLING", "PAUSED"]}
+        chosen = FlowRunFilter.model_validate({"state": {"type": types}})
+        with self.client() as client:
+            found = client.read_flow_runs(flow_run_filter=chosen)
+        return [f"{run.name} {run.state_name}" for run in found]
+
+    def sample(self) -> dict[str, float]:
+        """Measure between two rounds, once the processes of the last run have ended."""
+        deadline = time.monotonic() + 60
+        while self.victims().keys() & {"flow run", "computation"} and time.monotonic() < deadline:
+            time.sleep(1)
+        processes = self.processes.marked()
+        rss = dict.fromkeys(("server", "worker", "fork server"), 0)
+        for process in processes:
+            rss[kind_of(process)] = rss.get(kind_of(process), 0) + process.memory_info().rss
+        database = self.folder.glob("prefect/prefect.db*")
+        return {
+            "server_mb": rss["server"] / 1e6,
+            "workers_mb": rss["worker"] / 1e6,
+            "fork_servers_mb": rss["fork server"] / 1e6,
+            "processes": len(processes),
+            "handles": sum(process.num_fds() for process in processes),
+            "slots": len(self.open_runs()),
+            "leases": len(self.store.working()),
+            "scratch_mb": size_mb(self.folder / "tmp"),
+            "logs_mb": size_mb(self.folder / "home"),
+            "database_mb": sum(file.stat().st_size for file in database) / 1e6,
+            "store_mb": size_mb(self.folder / "store"),
+            "store_files": len(self.store.files.walk("")),
+        }
+
+
+def kind_of(process: psutil.Process) -> str:
+    """Return what a process is: of `KILLS`, `server` or `other`."""
+    line = " ".join(process.cmdline())
+    if "forkserver" in line:
+        parent = process.parent()
+        forked = parent and "forkserver" in " ".join(parent.cmdline())
+        return "computation" if forked else "fork server"
+    kinds = {"app worker": "worker", "prefect.engine": "flow run", "prefect server": "server"}
+    return next((kind for part, kind in kinds.items() if part in line), "other")
+
+
+def size_mb(folder: Path) -> float:
+    """Return the megabytes of all files below a folder."""
+    return float(sum(size for size in Store(str(folder)).files.sizes("").values())) / 1e6
+
+
+# ---------------------------------------------------------------- figures
+def table(rows: list[dict[str, float]]) -> str:
+    """Return first, last, least and largest value of each column, and its slope per hour in the
+    second half of the time."""
+    lines = [f"{'':16}{'first':>10}{'last':>10}{'least':>10}{'largest':>10}{'per hour':>10}"]
+    late = [row for row in rows if row["hours"] >= rows[-1]["hours"] / 2]
+    for name in list(rows[0])[2:] if rows else ():
+        values = [row[name] for row in rows]
+        slope = (
+            np.polyfit([r["hours"] for r in late], [r[name] for r in late], 1)[0]
+            if len(late) > 2
+            else np.nan
+        )
+        shown = (values[0], values[-1], min(values), max(values), slope)
+        lines.append(f"{name:16}" + "".join(f"{value:10.2f}" for value in shown))
+    return "\n".join(lines)
+
+
+def _stop(*_: object) -> NoReturn:
+    raise SystemExit("stopped by SIGTERM")
+
+
+def main() -> None:
+    """Run, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])  # type: ignore[union-attr]
+    parser.add_argument("--minutes", type=float, default=120)
+    parser.add_argument("--csv", type=Path, default=Path("endurance.csv"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=4, help="kills per round, at most")
+    parser.add_argument("--mean-s", type=float, default=30, help="mean time between two kills")
+    parser.add_argument("--timeout-s", type=float, default=1800, help="longest round")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, _stop)
+    rows: list[dict[str, float]] = []
+    lost = 0
+    with tempfile.TemporaryDirectory(prefix="rlt-endurance-") as folder:
+        bench = Bench(Path(folder), random.Random(options.seed))
+        began = time.monotonic()
+        try:
+            bench.up()
+            while time.monotonic() < began + 60 * options.minutes:
+                number = len(rows)
+                try:
+                    done = bench.compute(
+                        number % SEEDS, options.kills, options.mean_s, options.timeout_s
+                    )
+                except AssertionError as error:
+                    lost += 1
+                    say(f"round {number} LOST: {error}")
+                    done = {"seconds": np.nan, "kills": np.nan, "retries": np.nan}
+                bench.clear()
+                hours = (time.monotonic() - began) / 3600
+                rows.append({"round": number, "hours": hours} | done | bench.sample())
+                with options.csv.open("w") as file:
+                    writer = csv.DictWriter(file, list(rows[0]))
+                    writer.writeheader()
+                    writer.writerows(rows)
+                say(" ".join(f"{name}={value:.4g}" for name, value in rows[-1].items()))
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            bench.rlt("down")
+            left = len(bench.processes.marked())
+            kills, retries = (int(sum(row[name] for row in rows)) for name in ("kills", "retries"))
+            print(
+                f"{len(rows)} rounds in {(time.monotonic() - began) / 60:.0f} min, {kills} kills, "
+                f"{retries} retries, {lost} rounds lost, {left} processes after `rlt down`\n"
+                f"{table(rows)}",
+                flush=True,
+            )
+    sys.exit(1 if lost or left else 0)
+
+
+if __name__ == "__main__":
+    main()
