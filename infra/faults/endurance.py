@@ -19,13 +19,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+from uuid import UUID
 
+import httpx
 import numpy as np
-import psutil
 
 from flows.server.processes import Processes, free_port
+from infra.faults.runs import RLT, Contents, by_kind, contents, kind_of, require_same
+from infra.faults.tally import Lost
 from rlt_core.experiments import targets
 from rlt_core.graph import upstream
 from rlt_core.overrides import load_config
@@ -33,10 +37,12 @@ from rlt_core.store import Store
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import State
 
-RLT = [sys.executable, "-m", "flows.cli.app"]
 SEEDS = 3
 UP_ATTEMPTS = 10
+ROUND_S = 3600.0
+"""The longest round."""
 KILLS = {"worker": 1, "fork server": 1, "flow run": 2, "computation": 4}
 """What is killed, and how often relative to each other."""
 SETTINGS = {
@@ -49,7 +55,6 @@ SETTINGS = {
 }
 """By default Prefect keeps flow runs for ever and events for 7 days. The shortest times that it
 allows show within two hours whether the database stops growing."""
-TABLES = ("model/", "traces", "scores", "eval_samples", "questions")
 
 
 def say(line: str) -> None:
@@ -59,7 +64,7 @@ def say(line: str) -> None:
 class Bench:
     """A server of `rlt up`; all its files are below one folder."""
 
-    def __init__(self, folder: Path, choice: random.Random) -> None:
+    def __init__(self, folder: Path, choice: random.Random, first: Contents) -> None:
         self.folder, self.choice = folder, choice
         self.store = Store(str(folder / "store"))
         (folder / "tmp").mkdir()
@@ -67,8 +72,8 @@ class Bench:
         os.environ.update(SETTINGS | {name: str(folder / part) for name, part in homes.items()})
         self.processes = Processes(folder / "home")
         self._up = ("up", "--port", str(free_port()), "--store", str(self.store))
-        self._bytes: dict[tuple[str, str], str] = {}
-        """Hash of each model and table, by key and path, from the first round of its seed."""
+        self._first = first
+        """The contents of the first round of each seed."""
 
     def rlt(self, *arguments: str) -> None:
         done = subprocess.run([*RLT, *arguments], capture_output=True, text=True)
@@ -91,21 +96,18 @@ class Bench:
 
         return get_client(sync_client=True)
 
-    def victims(self) -> dict[str, list[psutil.Process]]:
-        """Return the running processes that may be killed, by kind."""
-        found: dict[str, list[psutil.Process]] = {}
-        for process in self.processes.marked():
-            try:
-                kind = kind_of(process)
-            except psutil.Error:
-                continue
-            if kind in KILLS:
-                found.setdefault(kind, []).append(process)
-        return found
+    @staticmethod
+    def state(client: SyncPrefectClient, run: UUID) -> State[Any] | None:
+        """Return the state of a run; None if the server is too busy to answer."""
+        with suppress(httpx.TransportError):
+            return client.read_flow_run(run).state
+        return None
 
     def kill(self) -> None:
         """Kill a process at random; start a killed worker again."""
-        victims = self.victims()
+        victims = by_kind(self.processes, KILLS)
+        if not victims:
+            return
         [kind] = self.choice.choices(list(victims), [KILLS[kind] for kind in victims])
         self.choice.choice(victims[kind]).kill()
         say(f"  killed: {kind}")
@@ -113,7 +115,7 @@ class Bench:
             self.up()
 
     # ------------------------------------------------------------ a round
-    def compute(self, seed: int, kills: int, mean_s: float, timeout_s: float) -> dict[str, float]:
+    def compute(self, seed: int, kills: int, mean_s: float) -> dict[str, float]:
         """Compute all nodes of a seed, with kills at exponentially distributed intervals."""
         from prefect.states import Scheduled
 
@@ -127,34 +129,23 @@ class Bench:
             deployment = client.read_deployment_by_name("rlt/full-pipeline").id
             parameters = {"profile": "smoke", "set": overrides}
             run = client.create_flow_run_from_deployment(deployment, parameters=parameters).id
-            while True:
-                state = client.read_flow_run(run).state
-                assert state
-                if state.is_completed():
-                    break
-                assert time.monotonic() < began + timeout_s, f"still {state}; {self.open_runs()}"
-                if state.is_final():
+            while not (state := self.state(client, run)) or not state.is_completed():
+                assert time.monotonic() < began + ROUND_S, f"still {state}; {self.open_runs()}"
+                if state and state.is_final():
                     say(f"  retried after {state.name}: {(state.message or '')[:160]}")
                     client.set_flow_run_state(run, Scheduled(name="AwaitingRetry"), force=True)
                     retries += 1
-                elif killed < kills and time.monotonic() > next_kill and self.victims():
+                elif killed < kills and time.monotonic() > next_kill:
                     self.kill()
                     killed += 1
                     next_kill = time.monotonic() + self.choice.expovariate(1 / mean_s)
                 time.sleep(2)
-        self._check(keys)
-        return {"seconds": time.monotonic() - began, "kills": killed, "retries": retries}
-
-    def _check(self, keys: set[str]) -> None:
-        """Raises AssertionError unless all artifacts are there, intact, and as the first time."""
         self.rlt("artifacts", "verify", "--store", str(self.store))
-        manifests = {one.ref.key: one for one in self.store.manifests()}
-        assert keys <= manifests.keys(), f"lost: {keys - manifests.keys()}"
-        for key, manifest in manifests.items():
-            for file in manifest.files:
-                if file.path.startswith(TABLES):
-                    first = self._bytes.setdefault((key, file.path), file.sha256)
-                    assert first == file.sha256, f"{manifest.label}: {file.path} has other bytes"
+        found = contents(str(self.store))
+        assert keys <= {one.ref.key for one in self.store.manifests()}, "a node is not there"
+        self._first = found | self._first
+        require_same(found, {path: self._first[path] for path in found})
+        return {"seconds": time.monotonic() - began, "kills": killed, "retries": retries}
 
     def clear(self) -> None:
         """Remove all artifacts, and what killed attempts left."""
@@ -176,7 +167,7 @@ class Bench:
     def sample(self) -> dict[str, float]:
         """Measure between two rounds, once the processes of the last run have ended."""
         deadline = time.monotonic() + 60
-        while self.victims().keys() & {"flow run", "computation"} and time.monotonic() < deadline:
+        while by_kind(self.processes, ("flow run", "computation")) and time.monotonic() < deadline:
             time.sleep(1)
         processes = self.processes.marked()
         rss = dict.fromkeys(("server", "worker", "fork server"), 0)
@@ -199,17 +190,6 @@ class Bench:
         }
 
 
-def kind_of(process: psutil.Process) -> str:
-    """Return what a process is: of `KILLS`, `server` or `other`."""
-    line = " ".join(process.cmdline())
-    if "forkserver" in line:
-        parent = process.parent()
-        forked = parent and "forkserver" in " ".join(parent.cmdline())
-        return "computation" if forked else "fork server"
-    kinds = {"app worker": "worker", "prefect.engine": "flow run", "prefect server": "server"}
-    return next((kind for part, kind in kinds.items() if part in line), "other")
-
-
 def size_mb(folder: Path) -> float:
     """Return the megabytes of all files below a folder."""
     return float(sum(size for size in Store(str(folder)).files.sizes("").values())) / 1e6
@@ -220,14 +200,11 @@ def table(rows: list[dict[str, float]]) -> str:
     """Return first, last, least and largest value of each column, and its slope per hour in the
     second half of the time."""
     lines = [f"{'':16}{'first':>10}{'last':>10}{'least':>10}{'largest':>10}{'per hour':>10}"]
-    late = [row for row in rows if row["hours"] >= rows[-1]["hours"] / 2]
-    for name in list(rows[0])[2:] if rows else ():
-        values = [row[name] for row in rows]
-        slope = (
-            np.polyfit([r["hours"] for r in late], [r[name] for r in late], 1)[0]
-            if len(late) > 2
-            else np.nan
-        )
+    columns = {name: np.array([row[name] for row in rows]) for name in (rows or [{}])[0]}
+    hours = columns.pop("hours", np.array([]))
+    late = hours >= max(hours, default=0) / 2
+    for name, values in columns.items():
+        slope = np.polyfit(hours[late], values[late], 1)[0] if sum(late) > 2 else np.nan
         shown = (values[0], values[-1], min(values), max(values), slope)
         lines.append(f"{name:16}" + "".join(f"{value:10.2f}" for value in shown))
     return "\n".join(lines)
@@ -239,49 +216,45 @@ def _stop(*_: object) -> NoReturn:
 
 def main() -> None:
     """Run, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--csv", type=Path, default=Path("endurance.csv"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=4, help="kills per round, at most")
     parser.add_argument("--mean-s", type=float, default=30, help="mean time between two kills")
-    parser.add_argument("--timeout-s", type=float, default=1800, help="longest round")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _stop)
     rows: list[dict[str, float]] = []
-    lost = 0
+    lost = left = 0
     with tempfile.TemporaryDirectory(prefix="rlt-endurance-") as folder:
-        bench = Bench(Path(folder), random.Random(options.seed))
+        bench = Bench(Path(folder), random.Random(options.seed), {})
         began = time.monotonic()
         try:
             bench.up()
             while time.monotonic() < began + 60 * options.minutes:
-                number = len(rows)
+                done = dict.fromkeys(("seconds", "kills", "retries"), 0.0)
                 try:
-                    done = bench.compute(
-                        number % SEEDS, options.kills, options.mean_s, options.timeout_s
-                    )
-                except AssertionError as error:
+                    done = bench.compute(len(rows) % SEEDS, options.kills, options.mean_s)
+                except (AssertionError, Lost) as error:
                     lost += 1
-                    say(f"round {number} LOST: {error}")
-                    done = {"seconds": np.nan, "kills": np.nan, "retries": np.nan}
+                    say(f"LOST: {error}")
                 bench.clear()
-                hours = (time.monotonic() - began) / 3600
-                rows.append({"round": number, "hours": hours} | done | bench.sample())
+                row = {"hours": (time.monotonic() - began) / 3600} | done | bench.sample()
+                rows.append(row)
                 with options.csv.open("w") as file:
-                    writer = csv.DictWriter(file, list(rows[0]))
+                    writer = csv.DictWriter(file, list(row))
                     writer.writeheader()
                     writer.writerows(rows)
-                say(" ".join(f"{name}={value:.4g}" for name, value in rows[-1].items()))
+                say(" ".join(f"{name}={value:.4g}" for name, value in row.items()))
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             bench.rlt("down")
             left = len(bench.processes.marked())
-            kills, retries = (int(sum(row[name] for row in rows)) for name in ("kills", "retries"))
+            kills, retries = (sum(row[name] for row in rows) for name in ("kills", "retries"))
             print(
-                f"{len(rows)} rounds in {(time.monotonic() - began) / 60:.0f} min, {kills} kills, "
-                f"{retries} retries, {lost} rounds lost, {left} processes after `rlt down`\n"
-                f"{table(rows)}",
+                f"{len(rows)} rounds in {(time.monotonic() - began) / 60:.0f} min, {kills:.0f} "
+                f"kills, {retries:.0f} retries, {lost} rounds lost, {left} processes after "
+                f"`rlt down`\n{table(rows)}",
                 flush=True,
             )
     sys.exit(1 if lost or left else 0)
