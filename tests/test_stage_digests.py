@@ -78,6 +78,9 @@ def digest(module: str) -> str:
         if path is None or name in seen or f"{name}.".startswith(NOT_THE_METHOD_PREFIXES):
             continue
         imports, seen[name] = parsed(path)
+        seen |= {
+            str(each.relative_to(ROOT)): each.read_text() for each in path.parent.glob("*.jinja")
+        }
         waiting += imports
     content = json.dumps(seen, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -60,6 +60,15 @@ class Experiment:
     """Model whose contrast was named before the run."""
 
     @property
+    def contrast(self) -> str:
+        """The primary contrast in words; empty without one."""
+        if self.primary is None:
+            return ""
+        names = {one.model: one.name for one in self.models}
+        baseline = names.get(self.primary.baseline or "")
+        return self.primary.name + (f" against {baseline}" if baseline else "")
+
+    @property
     def rows(self) -> list[Row]:
         """The rows of all tables."""
         return [row for rows in self.tables.values() for row in rows]

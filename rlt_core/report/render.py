@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import base64
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
+from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 
+from rlt_core.prompts.format import label_of
+from rlt_core.report import paper, tables, texts
 from rlt_core.report.csv_files import write_csv_files
 from rlt_core.report.figures import Figure, plot_figures
 from rlt_core.report.gather import ReportData
-from rlt_core.report.page import Block, page, title
-from rlt_core.report.texts import cell
+from rlt_core.report.texts import NOTHING, Markdown, Number, cell, joined, number
+from rlt_core.report.trace_sets import NOTE
+from rlt_core.report.training import WINDOW_STEPS
 
 HEAD = """<!doctype html>
 <html lang="en">
@@ -46,37 +54,87 @@ ul {{ padding: .4em 1em .4em 2em; background: #c4622d1a; border-color: var(--ala
 """  # noqa: E501
 
 
+SIDE = Markdown("\x1e")
+"""Stands around texts that a wide page shows side by side; no text holds it (`printable`)."""
+CELLS = {
+    each.__name__: each
+    for each in (
+        texts.percent, texts.points, texts.number, texts.p_value, texts.duration, texts.joined,
+        texts.code, texts.fenced,
+    )
+}  # fmt: skip
+
+
 def render_report(data: ReportData, out: Path) -> None:
     """Write the report's files into a folder."""
     out.mkdir(parents=True, exist_ok=True)
     figures = plot_figures(data)
-    blocks = page(data, figures)
     for figure in figures.values():
         (out / figure.file).write_bytes(figure.png)
     write_csv_files(data, out)
-    text = "\n\n".join(map(_markdown, blocks)) + "\n"
-    (out / "report.md").write_text(text, encoding="utf-8")
-    html = HEAD.format(title=escape(title(data))) + "\n".join(map(_html, blocks))
+    title = f"{data.title}, profile {data.profile}"
+    text = _page(data, title, figures)
+    markdown = text.replace(f"\n{SIDE}\n", "\n").replace(SIDE, "")
+    (out / "report.md").write_text(markdown, encoding="utf-8")
+    html = HEAD.format(title=escape(title)) + _html(text, figures)
     (out / "report.html").write_text(f"{html}\n</body>\n</html>\n", encoding="utf-8")
 
 
-def _markdown(block: Block) -> str:
-    if isinstance(block, Figure):
-        return f"![{cell(block.caption)}]({block.file})"
-    return block if isinstance(block, str) else "\n\n".join(block)
+def _page(data: ReportData, title: str, figures: Mapping[str, Figure]) -> str:
+    """The page as Markdown, with `SIDE`s."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), finalize=cell, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+
+    def figure(file: str) -> Markdown:
+        return Markdown(f"![{cell(figures[file].caption)}]({file})")
+
+    def table(rows: Sequence[Any], columns: Mapping[str, str] | None = None) -> Markdown:
+        """`columns`: name -> expression over the fields of a row, and `row` itself."""
+        if columns is None:
+            return texts.table(rows)
+        compiled = {
+            name: environment.compile_expression(each, undefined_to_none=False)
+            for name, each in columns.items()
+        }
+        fields = [(row, row if isinstance(row, dict) else vars(row)) for row in rows]
+        return texts.table(
+            [
+                {name: each(known, row=row) for name, each in compiled.items()}
+                for row, known in fields
+            ]
+        )
+
+    def several(numbers: Sequence[float]) -> Number:
+        return joined(map(number, numbers)) if len(numbers) > 1 else NOTHING
+
+    environment.filters.update(CELLS | {"table": table, "several": several})
+    environment.globals.update(
+        CELLS | {name: each for name, each in vars(tables).items() if callable(each)},
+        markdown=Markdown, figure=figure, figures=figures, label_of=label_of, paper=paper,
+        NOTHING=NOTHING, NOTE=NOTE, SIDE=SIDE, WINDOW_STEPS=WINDOW_STEPS,
+    )  # fmt: skip
+    template = environment.get_template("report.md.jinja")
+    return template.render(data=data, title=title).strip("\n") + "\n"
 
 
-def _html(block: Block) -> str:
-    if isinstance(block, Figure):
-        source = f"data:image/png;base64,{base64.b64encode(block.png).decode()}"
-        caption = escape(block.caption)
-        image = f'<img src="{source}" alt="{caption}">'
-        return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
-    if isinstance(block, tuple):
-        sides = "".join(f"<div>{_html(side)}</div>" for side in block)
-        return f'<div class="sides">{sides}</div>'
+def _html(text: str, figures: Mapping[str, Figure]) -> str:
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
-    html: str = markdown.render(block)
-    return html.replace("<table>", '<div class="wide"><table>').replace(
-        "</table>", "</table></div>"
-    )
+    pieces = [markdown.render(each) for each in text.split(SIDE)]
+    for place, piece in enumerate(pieces):  # between, left, right, between, …
+        if place % 3:
+            sides = ('<div class="sides">', "") if place % 3 == 1 else ("", "</div>")
+            pieces[place] = f"<div>{piece}</div>".join(sides)
+    html = "\n".join(pieces).replace("<table>", '<div class="wide"><table>')
+    html = html.replace("</table>", "</table></div>")
+    return re.sub(r'<p><img src="([^"]*)" alt="[^"]*" /></p>', partial(_figure, figures), html)
+
+
+def _figure(figures: Mapping[str, Figure], found: re.Match[str]) -> str:
+    """A picture with its bytes in the page."""
+    figure = figures[found[1]]
+    source = f"data:image/png;base64,{base64.b64encode(figure.png).decode()}"
+    caption = escape(figure.caption)
+    image = f'<img src="{source}" alt="{caption}">'
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"

@@ -1,76 +1,41 @@
-"""The tables of an experiment's report. The paper's numbers have columns of their own, and each
-says that it is quoted."""
+"""Cells and rows of the report's tables that take more than an expression in `report.md.jinja`.
+The paper's numbers have columns of their own, and each says that it is quoted."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.filesize import decimal
 
 from rlt_core.evaluation.comparisons import Ratio
 from rlt_core.evaluation.intervals import Estimate
 from rlt_core.report import paper
-from rlt_core.report.compared import PARTS, Compared
+from rlt_core.report.compared import PARTS
 from rlt_core.report.experiment import Experiment
-from rlt_core.report.inputs import Row
-from rlt_core.report.ranks import NOISE, REWARD, RankAblation
+from rlt_core.report.inputs import Part, Row
+from rlt_core.report.ranks import NOISE, RankAblation
 from rlt_core.report.texts import (
     NOTHING,
+    Markdown,
     Number,
     cell,
+    code,
     codes,
-    fenced,
+    duration,
     joined,
     number,
     p_value,
     percent,
     points,
-    table,
 )
+from rlt_core.store import Manifest, Ref
 
 UNGRADED = "no graded answer"
 
 
 # ---------------------------------------------------------------- an experiment
-ABOUT_OVERVIEW = (
-    "Our numbers are percent correct, with the interval of the method where several seeds were "
-    "trained, else of this checkpoint. Numbers marked as quoted are the paper's (arXiv "
-    "2506.08388), measured elsewhere: its answers to each question are not known, so no test here "
-    "compares ours with them."
-)
-ABOUT_TABLES = (
-    "*This checkpoint*: these seeds, on other questions that could have been asked (clustered by "
-    "question). *This method*: other training seeds too (two-way random effects; needs two seeds).",
-    "Differences are in percentage points, on the questions that both models answered; seed s is "
-    "paired with seed s where both were trained. p: for these checkpoints, a permutation test of "
-    "the questions; for the method, a t test. Holm's p-values are over the rows of a task; the "
-    "primary contrast is tested on its own. Detectable: the true difference, in points, that a "
-    "test on as many questions would find in 80% of studies.",
-    "The mean counts every task the same. Its interval for these checkpoints joins the intervals "
-    "of the tasks, whose questions are independent: low = mean - sqrt(sum (x_t - low_t)^2) / T, "
-    "high likewise (Zou & Donner 2008). For the method and for differences it is a t interval "
-    "with the variance sum v_t / T^2 over questions plus the variance of the seeds' means over "
-    "the tasks.",
-    "A share of a gain is (ours - base) / (data-set student - base), with its 95% set after "
-    "Fieller, which is unbounded where the denominator may be zero.",
-)
-
-
-def experiment_section(experiment: Experiment) -> Iterator[str]:
-    """First the overview of all tasks, then a table per task and how to read them."""
-    contrast = ""
-    if experiment.primary:
-        names = {one.model: one.name for one in experiment.models}
-        baseline = names.get(experiment.primary.baseline or "")
-        against = f" against {baseline}" if baseline else ""
-        name = cell(f"{experiment.primary.name}{against}")
-        contrast = f"**Primary contrast, named before the run: {name}.**\n\n"
-    yield f"## The experiment\n\n{contrast}{ABOUT_OVERVIEW}\n\n{table(_overview(experiment))}"
-    for task, rows in experiment.tables.items():
-        if task:
-            yield f"### {cell(task_name(task))}\n\n{table(_task_table(rows))}"
-    yield "\n\n".join(ABOUT_TABLES)
-
-
 def task_name(task: str) -> str:
     """Name of a task's table; the mean is no task."""
     return "mean over tasks" if task == paper.MEAN else task
@@ -104,7 +69,7 @@ def share(ratio: Ratio | None) -> str:
     return f"{value}; {possible}: the data-set student's gain may be nothing"
 
 
-def _overview(experiment: Experiment) -> list[Row]:
+def overview(experiment: Experiment) -> list[Row]:
     """Models by tasks: the paper's number where the task is one of the paper's, and ours."""
     shown = []
     for rows in zip(*experiment.tables.values(), strict=True):
@@ -126,7 +91,7 @@ def _ours(row: Row, score: Estimate | None) -> str:
     return UNGRADED if score is None and row["evaluation_keys"] else percent(score)
 
 
-def _task_table(rows: Sequence[Row]) -> list[Row]:
+def task_table(rows: Sequence[Row]) -> list[Row]:
     """All that is known of each model on one task, without counts that are all 0 and method
     intervals that are those of the checkpoints."""
     equal = [
@@ -175,12 +140,6 @@ def _p(row: Row, p: str) -> Number:
 
 
 # ---------------------------------------------------------------- overlaps
-ABOUT_OVERLAPS = (
-    "A model's solved set is what one sample per question solves: sizes are means over samples. "
-    "Intervals resample questions. By chance: the same solve rates on unrelated questions, with "
-    "the p of an overlap as large. Ceiling: the same share between two samples of one model; needs "
-    "two samples per question."
-)
 MEASURE_NAMES = {
     "ours_in_theirs": "first's also solved by second",
     "theirs_in_ours": "second's also solved by first",
@@ -188,7 +147,7 @@ MEASURE_NAMES = {
 }
 
 
-def overlap_section(found: Sequence[Row]) -> str:
+def overlap_table(found: Sequence[Row]) -> list[Row]:
     """One row per pair, seed and measure."""
     several_tasks = len({row["task"] for row in found}) > 1
 
@@ -212,80 +171,17 @@ def overlap_section(found: Sequence[Row]) -> str:
             "the paper": f"{row['paper']} (quoted)" if row["paper"] else NOTHING,
         }  # fmt: skip
 
-    rows = table([shown(row) for row in found])
-    return f"## Do they solve the same problems?\n\n{ABOUT_OVERLAPS}\n\n{rows}"
+    return [shown(row) for row in found]
 
 
-# ---------------------------------------------------------------- two trace sets
-def compared_section(compared: Compared) -> Iterator[str | tuple[str, str]]:
-    """Every part of the reward in both sets, and the texts side by side."""
-    first, second = compared.names
-    named = zip(compared.names, compared.estimators, strict=True)
-    estimators = "; ".join(f"{name} {kl}" for name, kl in named)
-    yield f"## Traces of {cell(first)} and of {cell(second)}"
-    yield cell(
-        f"KL estimators: {estimators}. On the {len(compared.questions)} questions for which both "
-        f"have a scored trace, means over the samples of each; differences are {second} minus "
-        f"{first}. By reward {second} wins {compared.wins}, ties {compared.ties} and loses "
-        f"{compared.losses} (sign test p {p_value(compared.sign_p)}); the p of a part is that of a "
-        f"permutation test of the questions. Below: the first {len(compared.texts)} questions by "
-        "id, not picked."
-    )
-    rows = [
-        {
-            "part": line["part"],
-            **dict(zip(compared.names, map(number, line["means"]), strict=True)),
-            "difference, these seeds": number(line["checkpoint"]),
-            "difference, the method": number(line["method"]), "p": p_value(line["p"]),
-        }
-        for line in compared.lines
-    ]  # fmt: skip
-    yield table(rows)
-    for each in compared.texts:
-        yield f"### Question {cell(each['question_id'])}\n\n{fenced(each['question'])}"
-        yield f"Solution:\n\n{fenced(each['solution'])}"
-        one, other = each["sides"]
-        parts = [
-            {"part": part, first: number(one[part]), second: number(other[part])}
-            for part in PARTS
-            if one[part] is not None or other[part] is not None
-        ]
-        yield table(parts)
-        left, right = (
-            f"**{cell(name)}**\n\n{fenced(side['text'])}"
-            for name, side in zip(compared.names, each["sides"], strict=True)
-        )
-        yield left, right
-
-
-# ---------------------------------------------------------------- ranks
-ABOUT_RANKS = (
-    "A positive value means: the better the rank, the better the student. Intervals come from "
-    "resampling seeds and test questions. There is one set of students for each score by which a "
-    "question's traces are ranked; random is the noise floor: the differences that chance alone "
-    "makes between students. Spread: the best student's score minus the worst's, in points. The "
-    "paper's Pearson, by reward, is quoted; so is the share of the R1 pipeline's gain that its "
-    f"students of rank 1 reach, {paper.RANK_1_SHARE} (quoted)."
-)
-
-
-def rank_sets_section(sets: Sequence[RankAblation]) -> Iterator[str]:
-    """Which score predicts what students learn."""
-    rows = []
-    for one in sets:
-        by_seed = one.statistic("pearson").by_seed.values()
-        quoted_pearson = f"{paper.PEARSON} (quoted)" if one.ranked_by == REWARD else NOTHING
-        rows.append(
-            {
-                "ranked by": set_name(one), "Pearson": _statistic(one, "pearson"),
-                "Pearson by seed": joined(map(number, by_seed)) if len(by_seed) > 1 else NOTHING,
-                "Spearman": _statistic(one, "spearman"), "Kendall": _statistic(one, "kendall"),
-                "points a rank": _statistic(one, "slope_points"),
-                "spread of the students": percent(one.spread),
-                "Pearson, the paper": quoted_pearson,
-            }
-        )  # fmt: skip
-    yield f"### Which score predicts what students learn\n\n{ABOUT_RANKS}\n\n{table(rows)}"
+# ---------------------------------------------------------------- trace sets and ranks
+def parts_of_both(one: Row, other: Row, names: tuple[str, str]) -> list[Row]:
+    """The parts of the reward of two traces, where either has them."""
+    return [
+        {"part": part, names[0]: number(one[part]), names[1]: number(other[part])}
+        for part in PARTS
+        if one[part] is not None or other[part] is not None
+    ]
 
 
 def set_name(ranks: RankAblation) -> str:
@@ -293,8 +189,39 @@ def set_name(ranks: RankAblation) -> str:
     return f"{NOISE} (the noise floor)" if ranks.ranked_by == NOISE else ranks.ranked_by
 
 
-def _statistic(ranks: RankAblation, name: str) -> str:
+def rank_statistic(ranks: RankAblation, name: str) -> str:
+    """A statistic with its interval, or in words where it is not defined."""
     found = ranks.statistic(name)
     if found.value is None or not math.isfinite(found.value):
         return "not defined: all students have the same score"
     return number(found)
+
+
+# ---------------------------------------------------------------- where it comes from
+def counts(part: Part, table: str, column: str) -> str:
+    """How many rows of a table have each value."""
+    found = Counter(row[column] for row in part.rows(table, column))
+    return ", ".join(f"{count} {name}" for name, count in found.items()) or "none"
+
+
+def cost_table(nodes: Iterable[Part]) -> list[Row]:
+    """Time and size by stage, and of all."""
+    stages: dict[str, list[Manifest]] = defaultdict(list)
+    for part in nodes:
+        stages[part.stage].append(part.manifest)
+    stages["all"] = [part.manifest for part in nodes]
+    return [
+        {
+            "stage": stage, "artifacts": len(made),
+            "total time": duration(sum(one.seconds for one in made)),
+            "longest": duration(max(one.seconds for one in made)),
+            "GPU time": duration(sum(one.gpu_seconds for one in made)),
+            "size": Number(decimal(sum(one.bytes for one in made))),
+        }
+        for stage, made in stages.items()
+    ]  # fmt: skip
+
+
+def made_from(inputs: Mapping[str, Ref]) -> Markdown:
+    """Names and keys of an artifact's inputs."""
+    return Markdown(", ".join(f"{cell(name)} {code(ref.key)}" for name, ref in inputs.items()))

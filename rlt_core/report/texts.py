@@ -103,19 +103,19 @@ def cell(text: object) -> Markdown:
 
 
 # ---------------------------------------------------------------- tables
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def table(rows: Sequence[dict[str, Any]]) -> Markdown:
     """Rows (column -> value) as a Markdown table without the columns that are empty throughout.
 
     Values that are not `Markdown` are escaped. Columns of numbers are aligned to the right. No
     rows are no table.
     """
     if not rows:
-        return ""
+        return Markdown()
     columns = [name for name in rows[0] if any(row[name] != NOTHING for row in rows)]
     marks = ["---:" if _is_numeric(row[name] for row in rows) else "---" for name in columns]
     cells = [[cell(row[name]) for name in columns] for row in rows]
     lines: list[Sequence[str]] = [[cell(name) for name in columns], marks, *cells]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return Markdown("\n".join("| " + " | ".join(line) + " |" for line in lines))
 
 
 def _is_numeric(values: Iterable[Any]) -> bool:
