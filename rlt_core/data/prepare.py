@@ -59,13 +59,10 @@ def prepare_questions(
     del source  # memory
     kept = _fitting(unique, data, renderer, dropped, parts[2])
     ungradable = _check_answers(kept, data.source, parts[3])
-    given = None
-    if data.test_source is not None:
-        given = _given_test(data, renderer, dropped, parts[2])
-        kept = _others(kept, given, dropped)
-    train, validation, test = _split(kept, data, rows, len(dropped), given)
+    given = _given_test(data, renderer, dropped, parts[2])
+    train, validation, test = _split(_others(kept, given, dropped), data, rows, dropped, given)
     name = data.source if "/" not in data.source else Path(data.source).name
-    of_test = [question_row(row, "test", name) for row in test]
+    of_test = (question_row(row, "test", name) for row in test)
     sets = {"test": [*of_test, *tested], **(evaluated or {})}
     overlaps = list(find_overlaps(train, sets, parts[4]))
     if data.overlap == "drop":
@@ -224,9 +221,11 @@ def _drop(train: list[RawRow], overlaps: list[Row], dropped: list[Row]) -> list[
 
 def _given_test(
     data: DataConfig, renderer: Renderer, dropped: list[Row], progress: Progress
-) -> list[RawRow]:
-    """Return at most `n_test` questions of the test file, chosen by the seed; add rows that cannot
-    be used to `dropped`. Raises UserError if none is left."""
+) -> list[RawRow] | None:
+    """Return at most `n_test` questions of the test file, chosen by the seed, or None without one;
+    add rows that cannot be used to `dropped`. Raises UserError if none is left."""
+    if data.test_source is None:
+        return None
     own = data.replaced(source=data.test_source, test_source=None)
     source = read_source(own, 0, renderer.format)
     dropped += source.dropped
@@ -238,9 +237,9 @@ def _given_test(
     return [rows[int(i)] for i in order[: data.n_test]]
 
 
-def _others(kept: list[RawRow], test: list[RawRow], dropped: list[Row]) -> list[RawRow]:
+def _others(kept: list[RawRow], test: list[RawRow] | None, dropped: list[Row]) -> list[RawRow]:
     """Return the rows whose question is not in the test file; add the others to `dropped`."""
-    tested = {question_id(row.question) for row in test}
+    tested = {question_id(row.question) for row in test or ()}
     others = []
     for row in kept:
         if question_id(row.question) not in tested:
@@ -252,7 +251,11 @@ def _others(kept: list[RawRow], test: list[RawRow], dropped: list[Row]) -> list[
 
 
 def _split(
-    kept: list[RawRow], data: DataConfig, rows: int, dropped: int, given: list[RawRow] | None
+    kept: list[RawRow],
+    data: DataConfig,
+    rows: int,
+    dropped: list[Row],
+    given: list[RawRow] | None,
 ) -> tuple[list[RawRow], list[RawRow], list[RawRow]]:
     """Return training candidates, validation and test questions, in an order set by the seed. The
     test questions are those `given`, if any are."""
@@ -261,8 +264,8 @@ def _split(
     needed = held_out + (data.n_train or 1)
     if len(kept) < needed:
         raise UserError(
-            f"{data.source}: {len(kept)} questions are left of {rows} rows ({dropped} dropped), "
-            f"but n_train={data.n_train or 'all'}, n_validation={data.n_validation} and "
+            f"{data.source}: {len(kept)} questions are left of {rows} rows "
+            f"({len(dropped)} dropped), but n_train={data.n_train or 'all'}, n_validation={data.n_validation} and "
             f"n_test={n_test} need at least {needed}; lower them or add questions"
         )
     order = [kept[int(i)] for i in np.random.default_rng(data.seed).permutation(len(kept))]
