@@ -266,7 +266,8 @@ def _split(
         raise UserError(
             f"{data.source}: {len(kept)} questions are left of {rows} rows "
             f"({len(dropped)} dropped), but n_train={data.n_train or 'all'}, "
-            f"n_validation={data.n_validation} and n_test={n_test} need at least {needed}; lower them or add questions"
+            f"n_validation={data.n_validation} and n_test={n_test} need at least {needed}; "
+            f"lower them or add questions"
         )
     order = [kept[int(i)] for i in np.random.default_rng(data.seed).permutation(len(kept))]
     test = order[:n_test] if given is None else given
