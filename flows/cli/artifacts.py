@@ -18,6 +18,7 @@ from flows.cli.transfer import pull, push
 from rlt_core.stages import Kind
 from rlt_core.store import Manifest, Store
 from rlt_core.store.cache import Cache, bound_bytes
+from rlt_core.store.files import Damaged
 from rlt_core.store.manifests import read_manifests
 from rlt_core.store.transfer import with_inputs
 
@@ -165,8 +166,12 @@ def lineage(
 def _grow(store: Store, manifest: Manifest, tree: Tree, shown: set[str]) -> None:
     """Add an artifact's inputs to the tree; an artifact's own inputs are shown once."""
     for name, ref in manifest.inputs.items():
-        parent = store.manifest(ref.kind, ref.key)
-        what = escape(title(parent)) if parent else "[red]no longer in the store[/]"
+        parent, what = None, "[red]no longer in the store[/]"
+        try:
+            if parent := store.manifest(ref.kind, ref.key):
+                what = escape(title(parent))
+        except Damaged:
+            what = "[red]cannot be read[/]"
         repeated = parent is not None and ref.key in shown and parent.inputs
         above = "  [dim](see above)[/]" if repeated else ""
         branch = tree.add(f"[dim]{escape(name)}:[/] {what}  {ref.key}{above}")
@@ -184,10 +189,9 @@ def verify(
 ) -> None:
     """Re-hash the files of one artifact or of all. Exit status 1 if any is missing or altered."""
     opened = existing_store(store)
-    manifests, unreadable = ({}, {}) if key else read_manifests(opened.files)
-    chosen = [opened.find(key)] if key else list(manifests.values())
+    chosen, unreadable = _chosen(opened, key)
     damaged = len(unreadable)
-    for problem in unreadable.values():
+    for problem in unreadable:
         print(problem)
     for manifest in chosen:
         problems = opened.verify(manifest)
@@ -200,6 +204,17 @@ def verify(
     total = len(chosen) + len(unreadable)
     print(f"{total - damaged} of {total} artifacts are intact")
     raise typer.Exit(1 if damaged else 0)
+
+
+def _chosen(store: Store, key: str | None) -> tuple[list[Manifest], list[str]]:
+    """Return one artifact or all, and a line for each manifest that cannot be read."""
+    if key is None:
+        manifests, problems = read_manifests(store.files)
+        return list(manifests.values()), list(problems.values())
+    try:
+        return [store.find(key)], []
+    except Damaged as error:
+        return [], [str(error)]
 
 
 @app.command()

@@ -76,9 +76,7 @@ def compute(plan: Plan, quiet: bool) -> int:
         require_one_machine(node.name, node.stage, plan.resources(node))
         if node.stage.name == "trace-refinement":
             Endpoint.of_environment()
-    files = plan.store.files
-    files.write(".writable", b"")  # raises UserError if nothing can be written there
-    files.remove(".writable")
+    plan.store.files.require_writable()
     plan.require_room_here()
     status = _supervise(plan, quiet)
     if status == 130 and not quiet:

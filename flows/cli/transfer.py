@@ -13,6 +13,8 @@ from flows.cli.options import DEFAULT_STORE, StoreOption, existing_store, open_s
 from flows.cli.progress import Display
 from rlt_core.errors import UserError
 from rlt_core.store import Manifest, Store
+from rlt_core.store.files import Damaged
+from rlt_core.store.manifests import read_manifests
 from rlt_core.store.transfer import CopyFailed, copy_artifact, with_inputs
 
 KeysArgument = Annotated[
@@ -66,19 +68,20 @@ def _copy(
         raise UserError("name the artifacts to copy, or give --all")
     if str(source) == str(target):
         raise UserError(f"{source}: source and target are the same store")
-    chosen = source.manifests() if every else [source.find(key) for key in keys]
-    chosen = list({manifest.ref.key: manifest for manifest in chosen}.values())
+    chosen, unreadable = _chosen(source, keys)
     missing: list[str] = []
     if inputs or every:
         chosen, gone = with_inputs(source, chosen)
         missing = gone if inputs else []
-    copied = failed = moved = 0
+    copied, failed, moved = 0, len(unreadable), 0
+    for line in unreadable:
+        print(f"rlt: {line}", file=sys.stderr)
     with Display(len(chosen)) as display:
         for manifest in chosen:
             facts = f"{manifest.label}  {manifest.ref.key}  {decimal(manifest.bytes)}"
             try:
                 new = _copy_one(source, target, manifest, display)
-            except CopyFailed as error:
+            except (CopyFailed, Damaged) as error:
                 failed += 1
                 display.end(manifest.label, f"failed    {facts}")
                 print(f"rlt: {error}", file=sys.stderr)
@@ -89,12 +92,28 @@ def _copy(
         _copy_refs(source, target, {manifest.ref.key for manifest in chosen})
     for line in missing:
         print(f"rlt: {line}", file=sys.stderr)
-    there = len(chosen) - copied - failed
+    there = len(chosen) + len(unreadable) - copied - failed
     print(
         f"{copied} artifacts copied ({decimal(moved)}), {there} were there, {failed} failed, "
         f"in {target}"
     )
     raise typer.Exit(1 if failed or missing else 0)
+
+
+def _chosen(source: Store, keys: list[str]) -> tuple[list[Manifest], list[str]]:
+    """Return the artifacts to copy, without keys all, and why others cannot be read."""
+    if not keys:
+        manifests, problems = read_manifests(source.files)
+        return list(manifests.values()), list(problems.values())
+    chosen, unreadable = {}, []
+    for key in keys:
+        try:
+            found = source.find(key)
+        except Damaged as error:
+            unreadable.append(str(error))
+        else:
+            chosen[found.ref.key] = found
+    return list(chosen.values()), unreadable
 
 
 def _copy_one(source: Store, target: Store, manifest: Manifest, display: Display) -> bool:

@@ -57,20 +57,21 @@ from rlt_core.config.training import (
     TeacherGRPOConfig,
     TeacherSFTConfig,
 )
+from rlt_core.names import Name
 
 
 class Imports(Frozen):
     """Models, traces and scores from elsewhere, evaluated and compared like our own. The user
     chooses their names."""
 
-    models: dict[str, ImportedModel] = Field(default={})
+    models: dict[Name, ImportedModel] = Field(default={})
     """Models to evaluate and compare: hub:org/name[@commit], folder:path or package:name, each with
     the `format` it was trained with, where that is not the pipeline's prompt format."""
-    traces: dict[str, str] = Field(default={})
+    traces: dict[Name, str] = Field(default={})
     """Trace files (question, solution, trace): each gets a student and a row in the report."""
-    scores: dict[str, str] = Field(default={})
+    scores: dict[Name, str] = Field(default={})
     """Score files (question_id, sample, reward)."""
-    benchmarks: dict[str, DataConfig] = Field(default={}, exclude_if=operator.not_)
+    benchmarks: dict[Name, DataConfig] = Field(default={}, exclude_if=operator.not_)
     """Benchmarks of your own, to be named in `evaluation.tasks`: all usable rows are asked. The
     columns are `question` and `answer` unless `fields` names others."""
 
@@ -119,7 +120,7 @@ class Config(Frozen):
     """Students of the small subset (the paper's 1K), for table 1; empty: none."""
     larger_student: LargerStudent | None = None
     """A second, larger kind of student for table 1 (the paper's 32B); empty: none."""
-    trace_sources: dict[str, TraceSource] = Field(default={})
+    trace_sources: dict[Name, TraceSource] = Field(default={})
     """Other data sets whose own traces students of table 1 learn from; the user chooses their
     names."""
     countdown: CountdownConfig | None = None

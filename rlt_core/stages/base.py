@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 from rlt_core.config import Frozen, StageResources
 from rlt_core.stages.cost import Cost, Inputs
-
-Kind = Literal["dataset", "model", "traces", "scores", "evaluation", "ranking", "report"]
+from rlt_core.store.manifest import Kind
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,22 @@
 """Files below one root: `Files` in a local folder, `S3Files` (s3_files.py) on S3.
 
-Paths are relative to the root, with `/`. Every write is atomic: it creates a file that must not
-exist yet, replaces one, or swaps one whose content is as expected.
+Paths are relative to the root, with `/`, and none leads out of it: what is no such path is refused,
+and no link below the root is followed. Every write is atomic: it creates a file that must not exist
+yet, replaces one, or swaps one whose content is as expected. Other processes may remove the folder
+of a file meanwhile; it is then made again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import stat
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,11 +26,24 @@ from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from pydantic import ValidationError
 
 from rlt_core.environment import DiskFull, disk_full, free_bytes, is_full
 from rlt_core.errors import UserError
+from rlt_core.names import is_relative
 
 CHUNK_BYTES = 1 << 20
+TOPS = ("artifacts", "refs", "work")
+"""Folders of a store."""
+TRIES = 100
+"""Tries of a change while other processes remove the folder that it is made in."""
+VANISHED = (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY)
+"""What a change meets in such a folder."""
+TEMPORARY = re.compile(r"\.(?:.*\.)?[0-9a-f]{32}")
+"""Names of files that are being written."""
+LEFT_S = 3600.0
+"""A temporary file that was not written to for so long was left by a crash."""
+LINKED = "is a link or special file; a store holds files and folders, and no link is followed"
 
 Advance = Callable[[int], None]
 """Callback for progress, with the bytes that have moved since its last call; called from several
@@ -44,6 +62,8 @@ class Entry(NamedTuple):
     """None for a folder."""
     changed_ns: int
     """Nanoseconds since 1970."""
+    linked: bool = False
+    """A symbolic link or special file: neither read nor followed."""
 
     @property
     def hidden(self) -> bool:
@@ -52,7 +72,15 @@ class Entry(NamedTuple):
 
 
 class Damaged(UserError):
-    """A file in the store is missing or of another size than was committed."""
+    """A file in the store is missing, of another size than was committed, or cannot be read."""
+
+
+def reason(error: ValueError) -> str:
+    """Return what is wrong with a document, in one line."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
 
 
 def silent(_: int) -> None:
@@ -68,22 +96,30 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def local_tree(folder: Path) -> list[Path]:
-    """Every file below a local folder, sorted by its relative path."""
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+def tree(folder: Path) -> dict[str, int]:
+    """Return the bytes of every file below a local folder, by its relative path, sorted.
+
+    Raises Damaged for a link or special file: what it names is not in the folder.
+    """
+    entries = listed_below(folder, deep=True)
+    for each in entries:
+        if each.linked:
+            raise Damaged(f"{folder / each.path} {LINKED}")
+    return {each.path: each.bytes for each in sorted(entries) if each.bytes is not None}
 
 
 def listed_below(folder: Path, deep: bool, parent: str = "") -> list[Entry]:
     """Return files and folders directly below a local folder, or with `deep` all below it; nothing
-    if it does not exist. Entries that disappear meanwhile are left out."""
+    if it does not exist. Entries that disappear meanwhile are left out, links are not followed."""
     found = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for each in os.scandir(folder):
             with contextlib.suppress(FileNotFoundError):
-                status, path = each.stat(), f"{parent}{each.name}"
-                size = status.st_size if stat.S_ISREG(status.st_mode) else None
-                found.append(Entry(path, size, status.st_mtime_ns))
-                if deep and size is None and not each.is_symlink():
+                status, path = each.stat(follow_symlinks=False), f"{parent}{each.name}"
+                is_file, is_folder = stat.S_ISREG(status.st_mode), stat.S_ISDIR(status.st_mode)
+                size = status.st_size if is_file else None
+                found.append(Entry(path, size, status.st_mtime_ns, not is_file and not is_folder))
+                if deep and is_folder:
                     found += listed_below(Path(each.path), deep, f"{path}/")
     return found
 
@@ -114,12 +150,24 @@ class Files:
         self.url = self.root
 
     def full(self, path: str) -> str:
-        """The path as the file system sees it."""
+        """Return the path as the file system sees it. Raises Damaged if it leads out of the root,
+        or might do so on another system."""
+        if path and not is_relative(path):
+            raise Damaged(f"store {self.url}: {path!r} is no path inside a store")
         return f"{self.root}/{path}"
 
     def local(self, path: str) -> Path:
-        """Where this machine writes a file of a folder that is not uploaded yet."""
-        return Path(self.full(path))
+        """Return where this machine writes a file of a folder that is not uploaded yet.
+
+        Raises Damaged if it, or a folder above it in the store, is a link.
+        """
+        self.full(path)
+        place = Path(self.root)
+        for part in filter(None, path.split("/")):
+            place = place / part
+            if place.is_symlink():
+                raise Damaged(f"{place} {LINKED}")
+        return place
 
     def arrow(self) -> Any:
         """Return pyarrow's file system for the root."""
@@ -127,40 +175,65 @@ class Files:
 
         return LocalFileSystem()
 
+    def require_writable(self) -> None:
+        """Raises UserError if the store cannot be written, or not safely by several processes."""
+        self.write(".writable", b"")
+        self.remove(".writable")
+
     def patiently(self, call: Callable[[], Result]) -> Result:
         """Return the result of a call at the end of long work; wait for a server that is away."""
         return call()
 
     # ------------------------------------------------------------ single files
     def read(self, path: str) -> bytes | None:
-        """The bytes, or None if there is no such file."""
+        """The bytes, or None if there is no such file. Raises Damaged if they cannot be read."""
         try:
-            return Path(self.full(path)).read_bytes()
+            with open(self.local(path), "rb", opener=_open_file) as file:
+                return file.read()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise Damaged(f"{self.full(path)} cannot be read: {error.strerror}") from None
 
-    def read_many(self, paths: Iterable[str]) -> dict[str, bytes]:
-        """The bytes of those files that exist."""
-        paths = list(paths)
-        found = zip(paths, parallel(self.read, paths, self.threads), strict=True)
-        return {path: data for path, data in found if data is not None}
+    def load(
+        self, paths: Iterable[str], parse: Callable[[str, bytes], Result]
+    ) -> tuple[dict[str, Result], dict[str, str]]:
+        """Return what `parse(path, bytes)` makes of those files that exist, and for each that
+        cannot be read or parsed (Damaged, ValueError) a line that says why."""
+        paths, problems = list(paths), {}
+
+        def load(path: str) -> Result | None:
+            try:
+                data = self.read(path)
+                return None if data is None else parse(path, data)
+            except Damaged as error:
+                problems[path] = str(error)
+            except ValueError as error:
+                problems[path] = f"{self.full(path)} is damaged: {reason(error)}"
+            return None
+
+        found = zip(paths, parallel(load, paths, self.threads), strict=True)
+        return {path: one for path, one in found if one is not None}, dict(sorted(problems.items()))
 
     def create(self, path: str, data: bytes) -> bool:
         """Write a file that must not exist yet, atomically; False if another writer was first."""
-        temporary = self._temporary(path, data)
-        try:
-            os.link(temporary, self.full(path))
-        except FileExistsError:
-            return False
-        finally:
-            os.unlink(temporary)
-        self._sync_folder(path)
-        return True
+        target = self.local(path)
+
+        def link() -> bool:
+            with self._temporary(target) as temporary:
+                _write_durably(temporary, [data])
+                try:
+                    os.link(temporary, target)
+                except FileExistsError:
+                    return False
+            _sync(target.parent)
+            return True
+
+        return self._change(link)
 
     def write(self, path: str, data: bytes) -> None:
         """Write or replace a file atomically."""
-        os.replace(self._temporary(path, data), self.full(path))
-        self._sync_folder(path)
+        self._replace(self.local(path), lambda: [data])
 
     def swap(self, path: str, expected: Callable[[bytes], bool], new: bytes | None) -> bool:
         """Replace a file (None: delete it) if its content is as expected, as one atomic step.
@@ -170,30 +243,28 @@ class Files:
         """
         if not os.path.isdir(self.root):
             return False
-        with open(self.full(".lock"), "ab") as lock:
+        with self.changing(), open(self.local(".lock"), "ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             there = self.read(path)
             if there is None or not expected(there):
                 return False
             if new is None:
-                os.unlink(self.full(path))
+                self.local(path).unlink(missing_ok=True)
             else:
                 self.write(path, new)
             return True
 
     def put(self, source: Path, path: str, advance: Advance = silent) -> None:
         """Copy a local file into the store."""
-        target = Path(self.full(path))
-        with source.open("rb") as file, self._writing():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-            with temporary.open("wb") as copy:
-                while chunk := file.read(CHUNK_BYTES):
-                    copy.write(chunk)
-                    advance(len(chunk))
-                copy.flush()
-                os.fsync(copy.fileno())
-            os.replace(temporary, target)
+
+        def chunks() -> Iterator[bytes]:
+            file.seek(0)
+            while chunk := file.read(CHUNK_BYTES):
+                yield chunk
+                advance(len(chunk))
+
+        with source.open("rb") as file:
+            self._replace(self.local(path), chunks)
 
     def fetch(self, path: str, size: int, target: Path, advance: Advance = silent) -> None:
         """Copy a file of this size to a local path; S3 alone: for a folder, `put` of the other
@@ -202,56 +273,74 @@ class Files:
 
     def sha256(self, path: str, size: int) -> str:
         """Hex sha256 of a file of this size in the store."""
-        return sha256_of(Path(self.full(path)))
+        return sha256_of(self.local(path))
 
-    def _temporary(self, path: str, data: bytes) -> str:
-        target = Path(self.full(path))
-        with self._writing():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        return str(temporary)
+    def _replace(self, target: Path, chunks: Callable[[], Iterable[bytes]]) -> None:
+        def replace() -> None:
+            with self._temporary(target) as temporary:
+                _write_durably(temporary, chunks())
+                os.replace(temporary, target)
+            _sync(target.parent)
+
+        self._change(replace)
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _temporary(self, target: Path) -> Iterator[Path]:
+        """A path beside a file that is to be written, for its content until it is complete."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{uuid.uuid4().hex}")
+        try:
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _change(self, change: Callable[[], Result]) -> Result:
+        """Return the result of a change, made again where its folder was removed meanwhile."""
+        with self.changing():
+            for _ in range(TRIES):
+                try:
+                    return change()
+                except OSError as error:
+                    if error.errno not in VANISHED:
+                        raise
+            return change()
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """Errors of the disk as DiskFull or a UserError that names the store."""
         try:
             yield
+        except DiskFull:
+            raise
         except OSError as error:
             if is_full(error):
                 root = Path(self.root)
                 raise DiskFull(disk_full(root, free_bytes(root))) from None
             raise UserError(f"store {self.root} cannot be written: {error}") from None
 
-    def _sync_folder(self, path: str) -> None:
-        descriptor = os.open(Path(self.full(path)).parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
     # ------------------------------------------------------------ folders
     def listed(self, path: str, deep: bool = False) -> list[Entry]:
         """Return files and folders directly below a folder of the store, or with `deep` all files
-        below it; nothing if it does not exist."""
-        return listed_below(Path(self.full(path)), deep)
+        below it; nothing if it does not exist or is a link."""
+        with contextlib.suppress(Damaged):
+            return [each for each in listed_below(self.local(path), deep) if is_relative(each.path)]
+        return []
 
     def unsent(self, path: str, deep: bool = False) -> list[Entry]:
         """Return entries below a folder that are on this machine and not in the store yet."""
         return []
 
     def names(self, path: str) -> list[str]:
-        """Names directly below a folder, sorted, hidden ones left out; none if there is none."""
-        found = {each.path for each in (*self.listed(path), *self.unsent(path)) if not each.hidden}
-        return sorted(found)
+        """Names directly below a folder, sorted, without hidden ones and links; none if there is no
+        folder."""
+        found = (*self.listed(path), *self.unsent(path))
+        return sorted({each.path for each in found if not each.hidden and not each.linked})
 
     def expand(self, pattern: str) -> list[str]:
         """Paths that fit a pattern such as `work/*/lease.json`, sorted.
 
         Folders of one level are listed at the same time. What follows the last `*` is not looked
-        for: `read_many` drops what is not there.
+        for: `load` drops what is not there.
         """
         found = [""]
         for part in pattern.split("/"):
@@ -277,7 +366,7 @@ class Files:
 
     def usage(self, path: str, depth: int) -> dict[str, int]:
         """Bytes of each file or folder that is so deep below a folder, by its path relative to the
-        folder, sorted, hidden ones left out. Empty folders and `unsent` are among them."""
+        folder, sorted, hidden ones left out. Empty folders, links and `unsent` are among them."""
         found: Counter[str] = Counter()
         for each in (*self.listed(path, deep=True), *self.unsent(path, deep=True)):
             parts = each.path.split("/")[:depth]
@@ -285,39 +374,95 @@ class Files:
                 found["/".join(parts)] += each.bytes or 0
         return dict(sorted(found.items()))
 
+    def leftovers(self) -> dict[str, int]:
+        """Return the temporary files that a crash has left, with their bytes."""
+        before, found = (time.time() - LEFT_S) * 1e9, {}
+        for top in ("", *(TOPS if self.is_local else ())):
+            for each in self.listed(top, deep=bool(top)):
+                name = each.path.rpartition("/")[2]
+                old = each.bytes is not None and each.changed_ns < before
+                if old and TEMPORARY.fullmatch(name):
+                    found[f"{top}/{each.path}".removeprefix("/")] = each.bytes or 0
+        return found
+
     def remove(self, path: str) -> None:
-        """Delete a file or a folder with all that is in it; nothing there is fine."""
-        target = Path(self.full(path))
-        with self._writing():
-            if target.is_dir():
-                shutil.rmtree(target)
+        """Delete a file, or a folder with all that is in it; nothing there is fine. Of a link, the
+        link itself goes."""
+        parent, _, name = path.rpartition("/")
+        self.full(path)
+        target = self.local(parent) / name
+
+        def remove() -> None:
+            if target.is_dir() and not target.is_symlink():
+                shutil.rmtree(target, onerror=_unless_gone)
             else:
                 target.unlink(missing_ok=True)
 
+        self._change(remove)
+
     def prune(self, path: str) -> None:
         """Remove a local folder if it is empty."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, Damaged):
             os.rmdir(self.local(path))
 
     def new_folder(self, path: str) -> Path:
         """An empty local folder to fill and then `upload`."""
         folder = self.local(path)
-        with self._writing():
-            folder.mkdir(parents=True)
+        self._change(lambda: folder.mkdir(parents=True))
         return folder
 
     def upload(self, path: str, advance: Advance = silent) -> None:
         """Make all files in `new_folder(path)` durable."""
-        for file in local_tree(self.local(path)):
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        with self.changing():
+            for folder, _, names in os.walk(self.local(path)):
+                for name in (*names, "."):
+                    _sync(Path(folder, name))
 
     def download(self, path: str, sizes: Mapping[str, int], advance: Advance = silent) -> Path:
-        """Return a local folder with these files (name -> bytes) of a committed folder."""
-        return Path(self.full(path))
+        """Return a local folder with these files (name -> bytes) of a committed folder.
+
+        Raises Damaged if a file is missing or of another size, or if anything there is a link.
+        """
+        folder = self.local(path)
+        there = tree(folder)
+        for name, size in sizes.items():
+            if name not in there:
+                raise Damaged(f"{folder / name}: missing")
+            if there[name] != size:
+                raise Damaged(f"{folder / name}: {there[name]} bytes, {size} when committed")
+        return folder
 
     def drop_copies(self, path: str, names: Iterable[str]) -> None:
         """Forget local copies of remote files, which `download` then fetches again."""
+
+
+def _open_file(path: str, flags: int) -> int:
+    """Open a regular file; a pipe, device or link is refused instead of waited for or followed."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no file")
+    return descriptor
+
+
+def _write_durably(path: Path, chunks: Iterable[bytes]) -> None:
+    with path.open("wb") as file:
+        for chunk in chunks:
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    """Make a file, or the names in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unless_gone(_: object, __: object, error: tuple[type, BaseException, object]) -> None:
+    """Raise an error of shutil.rmtree, except that another process was quicker."""
+    if not isinstance(error[1], FileNotFoundError):
+        raise error[1]

@@ -21,24 +21,59 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Annotated
+
+from pydantic import BaseModel, Field
 
 from rlt_core.errors import UserError
-from rlt_core.store.files import Files
+from rlt_core.store.files import Files, reason
 
 RENEW_S = 10.0
 EXPIRES_S = 60.0
-"""Clocks of machines that share a store may differ by less than the difference."""
+"""Clocks of machines that share a store may differ by less than the difference: a lease from the
+future expires like one from the past."""
 
 log = logging.getLogger(__name__)
 
 
-def _process_started(pid: int) -> str | None:
-    """Start time of a process in clock ticks since boot (Linux), which tells reused pids apart."""
+class _Document(BaseModel):
+    """The content of a lease; a newer version may have more."""
+
+    id: str
+    name: str = ""
+    host: str
+    pid: Annotated[int, Field(gt=0, lt=1 << 31)]
+    started: str | None = None
+    """Start time of the process in clock ticks since boot, which tells reused pids apart."""
+    machine: str | None = None
+    """Machine, boot and PID namespace, within which the pid names the process."""
+    renewed_at: float
+
+
+def _parsed(_: str, data: bytes) -> dict[str, object]:
+    return _Document.model_validate_json(data).model_dump()
+
+
+def _process_started(pid: int | str) -> str | None:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
     return stat.rpartition(")")[2].split()[19]
+
+
+def _machine() -> str | None:
+    """Return the machine, its boot and the PID namespace; None if one of them is unknown, or if
+    /proc shows another namespace."""
+    try:
+        if os.readlink("/proc/self") != str(os.getpid()):
+            return None
+        machine = Path("/etc/machine-id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
+    return f"{machine} {boot} {namespace}" if machine and boot else None
 
 
 def _exists(pid: int) -> bool:
@@ -52,13 +87,18 @@ def _exists(pid: int) -> bool:
 
 
 def is_live(lease: dict[str, object], now: float) -> bool:
-    """Whether the holder still works: it renewed lately and, on this machine, still exists."""
-    if now - float(str(lease["renewed_at"])) > EXPIRES_S:
+    """Whether the holder still works: it renewed lately and, if this process can tell, exists.
+
+    It can tell in the same boot of the same machine and in the same PID namespace only; containers
+    of one machine may share a host name.
+    """
+    if not abs(now - float(str(lease["renewed_at"]))) <= EXPIRES_S:
         return False
-    if lease["host"] != socket.gethostname():
+    if lease["machine"] is None or lease["machine"] != _machine():
         return True
     pid = int(str(lease["pid"]))
-    return _exists(pid) and lease["started"] in (None, _process_started(pid))
+    unknown = lease["started"] is None or (started := _process_started(pid)) is None
+    return _exists(pid) and (unknown or lease["started"] == started)
 
 
 class Lease:
@@ -81,48 +121,59 @@ class Lease:
         self._done = threading.Event()
 
     def _payload(self) -> bytes:
-        pid = os.getpid()
         lease = {
             "id": self._id,
             "name": self._name,
             "host": socket.gethostname(),
-            "pid": pid,
-            "started": _process_started(pid),
+            "pid": os.getpid(),
+            "started": _process_started("self"),
+            "machine": _machine(),
             "renewed_at": time.time(),
         }
         return json.dumps(lease).encode()
 
     @staticmethod
-    def read_all(files: Files) -> dict[str, dict[str, object]]:
-        """The live leases of a store, by key."""
-        found = files.read_many(files.expand("work/*/lease.json"))
-        leases = {path.split("/")[1]: json.loads(data) for path, data in found.items()}
-        return {key: lease for key, lease in leases.items() if is_live(lease, time.time())}
+    def read_all(files: Files) -> tuple[dict[str, dict[str, object]], dict[str, str]]:
+        """Return the live leases of a store, by key, and for each that cannot be read why."""
+        found, problems = files.load(files.expand("work/*/lease.json"), _parsed)
+        leases = {path.split("/")[1]: lease for path, lease in found.items()}
+        live = {key: lease for key, lease in leases.items() if is_live(lease, time.time())}
+        return live, {path.split("/")[1]: problem for path, problem in problems.items()}
 
     @staticmethod
     def holder(files: Files, key: str) -> dict[str, object] | None:
         """The live lease of a key, if there is one."""
-        data = files.read(f"work/{key}/lease.json")
-        lease = json.loads(data) if data else None
-        return lease if lease and is_live(lease, time.time()) else None
+        found, _ = files.load([f"work/{key}/lease.json"], _parsed)
+        return next((lease for lease in found.values() if is_live(lease, time.time())), None)
 
     def __enter__(self) -> Lease:
         while not self._files.create(self._path, self._payload()):
             data = self._files.read(self._path)
             if data is None:
                 continue
-            lease = json.loads(data)
-            if is_live(lease, time.time()):
-                self._waiting(lease)
-                time.sleep(1.0)
-            elif self._files.swap(self._path, data.__eq__, self._payload()):
+            try:
+                lease = _parsed(self._path, data)
+            except ValueError as error:
+                log.warning(
+                    "%s is damaged (%s) and is taken over", self._files.full(self._path),
+                    reason(error),
+                )  # fmt: skip
+            else:
+                if is_live(lease, time.time()):
+                    self._waiting(lease)
+                    time.sleep(1.0)
+                    continue
+            if self._files.swap(self._path, data.__eq__, self._payload()):
                 break
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
         return self
 
     def _is_mine(self, data: bytes) -> bool:
-        return bool(json.loads(data)["id"] == self._id)
+        try:
+            return _parsed(self._path, data)["id"] == self._id
+        except ValueError:
+            return False
 
     def _renew(self) -> None:
         while not self._done.wait(RENEW_S):

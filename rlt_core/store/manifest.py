@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from rlt_core.errors import UserError
-from rlt_core.store.files import Damaged, Files, local_tree, parallel, sha256_of
+from rlt_core.names import RelativePath
+from rlt_core.store.files import LINKED, Damaged, Files, parallel, reason, sha256_of, tree
 
 HASHED_AT_ONCE = 4
 """Files; hashing releases Python's global lock."""
 SCHEMA_VERSION = 1
 """Version of the format; to be raised when an older rlt could not read a manifest."""
+RESTORE = (
+    "Restore it from a copy of the store; or move it elsewhere, and the next run computes the "
+    "artifact again"
+)
+
+
+Kind = Literal["dataset", "model", "traces", "scores", "evaluation", "ranking", "report"]
+KEY, ATTEMPT = "[0-9a-f]{16}", "[0-9a-f]{12}"
+Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+AttemptId = Annotated[str, Field(pattern=f"^{ATTEMPT}$")]
 
 
 class Ref(BaseModel):
@@ -24,8 +35,18 @@ class Ref(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: str
-    key: str
+    kind: Kind
+    key: Annotated[str, Field(pattern=f"^{KEY}$")]
+
+    @property
+    def folder(self) -> str:
+        """Folder of its attempts in a store."""
+        return f"artifacts/{self.kind}/{self.key}"
+
+    @property
+    def manifests(self) -> tuple[str, str]:
+        """Places of its manifest: in a store of today and in one of the first version."""
+        return f"{self.folder}.json", f"{self.folder}/manifest.json"
 
 
 class FileEntry(BaseModel):
@@ -33,21 +54,21 @@ class FileEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str
-    sha256: str
-    bytes: int
-    rows: int | None = None
+    path: RelativePath
+    sha256: Hash
+    bytes: Count
+    rows: Count | None = None
     """Rows of a Parquet file."""
 
 
 class Manifest(BaseModel):
     """The commit of an artifact: it exists because this file does."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Annotated[int, Field(ge=1, le=SCHEMA_VERSION)] = SCHEMA_VERSION
     ref: Ref
-    attempt: str
+    attempt: AttemptId
     stage: str
     stage_version: int
     label: str
@@ -69,21 +90,33 @@ class Manifest(BaseModel):
     device: str
     threads: int
 
+    @field_validator("files")
     @classmethod
-    def parse(cls, data: bytes, where: str) -> Manifest:
-        """Parse a manifest. Raises UserError that says whether it is damaged or of a newer
-        version."""
+    def _one_file_per_path(cls, files: list[FileEntry]) -> list[FileEntry]:
+        paths = {file.path for file in files}
+        above = {parent.as_posix() for path in paths for parent in PurePosixPath(path).parents}
+        if len(paths) < len(files) or paths & above:
+            raise ValueError("two files have one path, or one is the folder of another")
+        return files
+
+    @classmethod
+    def parse(cls, data: bytes, where: str, path: str) -> Manifest:
+        """Parse the manifest at a path of a store; `where`: the path in messages.
+
+        Raises Damaged that says whether it is damaged, of a newer version or of another artifact.
+        """
         try:
-            return cls.model_validate_json(data)
+            manifest = cls.model_validate_json(data)
         except ValidationError as error:
             if _schema_version(data) > SCHEMA_VERSION:
-                raise UserError(
+                raise Damaged(
                     f"{where} was written by a newer rlt; update this one (pip install -U)"
                 ) from None
-            raise UserError(
-                f"{where} is damaged: {error.errors()[0]['msg']}. Restore it, or delete this file "
-                "and run again to compute the artifact again"
-            ) from None
+            raise Damaged(f"{where} is damaged: {reason(error)}. {RESTORE}") from None
+        if path not in manifest.ref.manifests:
+            named = f"{manifest.ref.kind}/{manifest.ref.key}"
+            raise Damaged(f"{where} is damaged: it is the manifest of {named}. {RESTORE}")
+        return manifest
 
     def only(self, suffix: str) -> Manifest:
         """Return the manifest with only the files of this suffix."""
@@ -112,26 +145,34 @@ class Manifest(BaseModel):
         return sum(file.rows or 0 for file in self.files)
 
 
+class _Version(BaseModel):
+    schema_version: int = 0
+
+
 def _schema_version(data: bytes) -> int:
     try:
-        return int(json.loads(data)["schema_version"])
-    except (ValueError, KeyError, TypeError):
+        return _Version.model_validate_json(data).schema_version
+    except ValidationError:
         return 0
 
 
 def describe_files(folder: Path) -> list[FileEntry]:
-    """Hash and count every file of a local folder."""
-    return parallel(lambda file: _describe(folder, file), local_tree(folder), HASHED_AT_ONCE)
+    """Hash and count every file of a local folder. Raises UserError for a link, or for a name that
+    a manifest cannot have."""
 
+    def describe(item: tuple[str, int]) -> FileEntry:
+        path, size = item
+        file, rows = folder / path, None
+        if file.suffix == ".parquet":
+            import pyarrow.parquet as pq
 
-def _describe(folder: Path, file: Path) -> FileEntry:
-    rows = None
-    if file.suffix == ".parquet":
-        import pyarrow.parquet as pq
+            rows = pq.read_metadata(file).num_rows
+        return FileEntry(path=path, sha256=sha256_of(file), bytes=size, rows=rows)
 
-        rows = pq.read_metadata(file).num_rows
-    path = str(file.relative_to(folder))
-    return FileEntry(path=path, sha256=sha256_of(file), bytes=file.stat().st_size, rows=rows)
+    try:
+        return parallel(describe, list(tree(folder).items()), HASHED_AT_ONCE)
+    except ValidationError as error:
+        raise UserError(f"{folder}: {reason(error)}; rename the file") from None
 
 
 def problems_of(
@@ -160,11 +201,16 @@ def problems_of(
 
 def problems_in_store(files: Files, path: str, entries: Sequence[FileEntry]) -> list[str]:
     """Return one line per damaged file of a folder in the store."""
-    found = problems_of(
-        entries, files.full(path), files.sizes(path),
-        lambda entry: files.sha256(f"{path}/{entry.path}", entry.bytes),
-    )  # fmt: skip
-    return list(found.values())
+
+    def sha256(entry: FileEntry) -> str:
+        try:
+            return files.sha256(f"{path}/{entry.path}", entry.bytes)
+        except (Damaged, OSError) as error:  # it has gone meanwhile, or the disk is broken
+            return str(error)
+
+    found = problems_of(entries, files.full(path), files.sizes(path), sha256)
+    linked = [each.path for each in files.listed(path, deep=True) if each.linked]
+    return [*(f"{files.full(f'{path}/{name}')} {LINKED}" for name in linked), *found.values()]
 
 
 def intact_copy(files: Files, path: str, entries: Sequence[FileEntry], what: str, fix: str) -> Path:
@@ -176,9 +222,8 @@ def intact_copy(files: Files, path: str, entries: Sequence[FileEntry], what: str
     wanted = {entry.path: entry.bytes for entry in entries}
 
     def problems(folder: Path) -> dict[str, str]:
-        there = {str(file.relative_to(folder)): file.stat().st_size for file in local_tree(folder)}
         return problems_of(
-            entries, files.full(path), there, lambda entry: sha256_of(folder / entry.path)
+            entries, files.full(path), tree(folder), lambda entry: sha256_of(folder / entry.path)
         )
 
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from rlt_core.errors import UserError
@@ -20,41 +21,51 @@ SETTLED_S = 10.0
 may be removed and written again with as many bytes."""
 
 
-def list_manifests(files: Files, kind: str | None = None) -> dict[str, Entry | None]:
+Listed = dict[str, Entry | None]
+"""Path of a manifest -> its entry in the listing."""
+
+
+def list_manifests(files: Files, kind: str | None = None) -> Listed:
     """Paths of the manifests (of a kind), sorted.
 
     A store of the first version has a manifest in the folder of its key; it is named without an
     entry, and may not be there yet.
     """
     bases = [f"artifacts/{one}" for one in files.names("artifacts") if kind in (None, one)]
-    found: dict[str, Entry | None] = {}
+    found: Listed = {}
     for base, entries in zip(bases, parallel(files.listed, bases, files.threads), strict=True):
         shown = {each.path: each for each in entries if not each.hidden}
         for name, entry in shown.items():
-            if entry.bytes is None and f"{name}.json" not in shown:
-                found[f"{base}/{name}/manifest.json"] = None
-            elif entry.bytes is not None and name.endswith(".json"):
+            if name.endswith(".json"):
                 found[f"{base}/{name}"] = entry
+            elif entry.bytes is None and not entry.linked and f"{name}.json" not in shown:
+                found[f"{base}/{name}/manifest.json"] = None
     return dict(sorted(found.items()))
 
 
+def key_of(path: str) -> str:
+    """Return the key in the path of a manifest."""
+    return path.split("/")[2].removesuffix(".json")
+
+
 def read_manifests(
-    files: Files, kind: str | None = None
+    files: Files, kind: str | None = None, prefix: str = ""
 ) -> tuple[dict[str, Manifest], dict[str, str]]:
-    """Return the committed artifacts (of a kind) by path of the manifest, and for each manifest
-    that cannot be read a line that says why."""
+    """Return the committed artifacts (of a kind, whose keys begin so) by path of the manifest, and
+    for each manifest that cannot be read a line that says why."""
     listed = list_manifests(files, kind)
     copies = _Copies(files.manifest_copies) if files.manifest_copies else None
-    manifests = copies.read(listed) if copies else {}
-    problems: dict[str, str] = {}
-    documents = files.read_many(path for path in listed if path not in manifests)
-    for path, data in documents.items():
-        try:
-            manifests[path] = Manifest.parse(data, files.full(path))
-        except UserError as error:
-            problems[path] = str(error)
     if copies:
-        copies.keep(listed, {path: documents[path] for path in documents if path in manifests})
+        copies.drop_others(listed)
+    listed = {path: entry for path, entry in listed.items() if key_of(path).startswith(prefix)}
+    manifests = copies.read(listed) if copies else {}
+    documents, problems = files.load(
+        (path for path in listed if path not in manifests),
+        lambda path, data: (Manifest.parse(data, files.full(path), path), data),
+    )
+    manifests |= {path: manifest for path, (manifest, _) in documents.items()}
+    if copies:
+        copies.keep(listed, {path: data for path, (_, data) in documents.items()})
     return dict(sorted(manifests.items())), problems
 
 
@@ -64,30 +75,31 @@ class _Copies:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        self._there = set(os.listdir(folder))
 
     @staticmethod
     def _name(path: str, entry: Entry) -> str:
         return f"{path.replace('/', '_')}.{entry.bytes}-{entry.changed_ns}"
 
-    def read(self, listed: dict[str, Entry | None]) -> dict[str, Manifest]:
-        """Return the manifests that have an intact copy; delete copies of removed manifests."""
-        there = set(os.listdir(self._folder))
+    def drop_others(self, listed: Listed) -> None:
+        """Delete copies of manifests that were removed from the kinds that were listed."""
         names = {self._name(path, entry) for path, entry in listed.items() if entry}
         kinds = tuple({f"{path.rpartition('/')[0].replace('/', '_')}_" for path in listed})
-        for name in there - names:
+        for name in self._there - names:
             if name.startswith(kinds):
                 (self._folder / name).unlink(missing_ok=True)
+
+    def read(self, listed: Listed) -> dict[str, Manifest]:
+        """Return the manifests that have an intact copy."""
         found: dict[str, Manifest] = {}
         for path, entry in listed.items():
-            if entry is None or (name := self._name(path, entry)) not in there:
+            if entry is None or (name := self._name(path, entry)) not in self._there:
                 continue
-            try:
-                found[path] = Manifest.parse((self._folder / name).read_bytes(), name)
-            except (UserError, FileNotFoundError):  # damaged, or deleted by another process
-                continue
+            with suppress(UserError, FileNotFoundError):  # damaged, or deleted by another process
+                found[path] = Manifest.parse((self._folder / name).read_bytes(), name, path)
         return found
 
-    def keep(self, listed: dict[str, Entry | None], documents: dict[str, bytes]) -> None:
+    def keep(self, listed: Listed, documents: dict[str, bytes]) -> None:
         """Copy manifests that were read, each atomically."""
         for path, data in documents.items():
             entry = listed[path]

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from http.client import HTTPException
+from http.client import HTTPException, IncompleteRead
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -39,6 +39,14 @@ _UNREACHABLE = (
 _TRANSLATED = (boto.BotoCoreError, boto.ClientError, OSError, ValueError, ResponseParserError)
 _BUSY = {"ServiceUnavailable", "SlowDown", "InternalError", "RequestTimeout", "500", "502", "503"}
 _REFUSED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+_GARBLED = {
+    "BadDigest", "InvalidDigest", "IncompleteBody", "XAmzContentSHA256Mismatch",
+    "XAmzContentChecksumMismatch",
+}  # fmt: skip
+_CUT = (
+    aiohttp.ClientPayloadError, IncompleteRead, boto.IncompleteReadError,
+    boto.ResponseStreamingError,
+)  # fmt: skip
 _ANSWERS = {
     ("NoSuchBucket",): "{server} has no bucket '{bucket}'. Make it there, or name another",
     ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "InvalidClientTokenId"): (
@@ -72,6 +80,10 @@ class Unsupported(Exception):
 
 class Unreachable(UserError):
     """The server does not answer or is overloaded; it may answer later."""
+
+
+class Garbled(Unreachable):
+    """Bytes were cut or altered on their way to or from the server."""
 
 
 def bucket_and_prefix(root: str) -> tuple[str, str]:
@@ -153,7 +165,7 @@ def _response(error: BaseException) -> dict[str, Any]:
     return {}
 
 
-def _endpoint(fs: s3fs.S3FileSystem) -> str:
+def endpoint(fs: s3fs.S3FileSystem) -> str:
     """Scheme, host and port of the server, without credentials in its URL."""
     client = fs._s3
     url = client.meta.endpoint_url if client else os.environ.get("AWS_ENDPOINT_URL", "AWS")
@@ -178,7 +190,12 @@ def s3_errors(fs: s3fs.S3FileSystem, url: str) -> Iterator[None]:
             raise Refused from None
         if code in ("NotImplemented", "501"):
             raise Unsupported from None
-        server = _endpoint(fs)
+        server = endpoint(fs)
+        if code in _GARBLED or isinstance(error, _CUT):
+            raise Garbled(
+                f"store {url}: bytes are cut or altered between here and {server} "
+                f"({code or error}); check the network and proxies, then try again"
+            ) from None
         if code in _BUSY or (not code and isinstance(error, _UNREACHABLE)):
             raise Unreachable(f"store {url}: {_unreachable(error, code, server)}") from None
         if not code and isinstance(error, OSError):

@@ -20,6 +20,7 @@ from fsspec.callbacks import Callback
 from pyarrow.fs import FileSelector
 
 from rlt_core.errors import UserError
+from rlt_core.names import is_relative
 from rlt_core.store import s3
 from rlt_core.store.cache import Cache
 from rlt_core.store.files import (
@@ -29,10 +30,10 @@ from rlt_core.store.files import (
     Files,
     Result,
     listed_below,
-    local_tree,
     parallel,
     sha256_of,
     silent,
+    tree,
 )
 
 FILES_AT_ONCE = 16
@@ -43,11 +44,16 @@ MOST_PARTS = 10_000
 DELETED_AT_ONCE = 1000
 CONFLICTS = 5
 """How often a create is repeated when the file of a quicker writer has gone again."""
+TRANSFERS = 3
+"""Tries of a transfer whose bytes are cut or altered on the way."""
 PATIENCE_S = 300.0
 """Time that the end of long work waits for a server that does not answer."""
 PAUSE_S = 5.0
 
 log = logging.getLogger(__name__)
+
+_creates_once: set[tuple[str, str]] = set()
+"""Servers and stores that were seen to refuse a second create, by this process."""
 
 
 class _Moved(Callback):
@@ -78,6 +84,7 @@ class S3Files(Files):
         self.manifest_copies = home / "manifests"
 
     def local(self, path: str) -> Path:
+        self.full(path)
         return self._staging / path
 
     def arrow(self) -> Any:
@@ -105,9 +112,36 @@ class S3Files(Files):
 
     def _ask(self, method: str, **arguments: Any) -> dict[str, Any]:
         """One request. Raises FileNotFoundError, s3.Refused or UserError."""
-        with self._errors():
-            answer: dict[str, Any] = self.fs.call_s3(method, Bucket=self._bucket, **arguments)
-            return answer
+
+        def ask() -> dict[str, Any]:
+            with self._errors():
+                answer: dict[str, Any] = self.fs.call_s3(method, Bucket=self._bucket, **arguments)
+                return answer
+
+        return _again(ask)
+
+    def require_writable(self) -> None:
+        """Raises UserError if the server refuses writes, or ignores the condition of `create`."""
+        server = (s3.endpoint(self.fs), self.url)
+        if server in _creates_once:
+            return
+        probe = self._key(f".{uuid.uuid4().hex}")
+        try:
+            for content in (b"1", b"2"):
+                self._ask("put_object", Key=probe, Body=content, IfNoneMatch="*")
+        except s3.Refused:
+            _creates_once.add(server)
+        except s3.Unsupported:
+            pass
+        finally:
+            with suppress(UserError, s3.Unsupported):
+                self._ask("delete_object", Key=probe)
+        if server not in _creates_once:
+            raise UserError(
+                f"store {self.url}: {server[0]} ignores the condition If-None-Match of a write, so "
+                "that one run could overwrite the artifacts of another. Use a server that honours "
+                "it (AWS, SeaweedFS, a recent MinIO or Ceph; docs/s3.md)"
+            )
 
     # ------------------------------------------------------------ single files
     def read(self, path: str) -> bytes | None:
@@ -116,10 +150,14 @@ class S3Files(Files):
 
     def _read_tagged(self, path: str) -> tuple[bytes, str] | None:
         """The bytes and the server's tag of this version of them."""
-        try:
+
+        def read() -> tuple[bytes, str]:
             answer = self._ask("get_object", Key=self._key(path))
             with self._errors():
                 return sync(self.fs.loop, answer["Body"].read), answer["ETag"]
+
+        try:
+            return _again(read)
         except FileNotFoundError:
             return None
 
@@ -129,6 +167,7 @@ class S3Files(Files):
         A conditional put (If-None-Match). It is refused, too, when it is the retry of one whose
         acknowledgement was lost: the file then holds our bytes.
         """
+        self.require_writable()
         for _ in range(CONFLICTS):
             try:
                 self._ask("put_object", Key=self._key(path), Body=data, IfNoneMatch="*")
@@ -165,36 +204,44 @@ class S3Files(Files):
     def put(self, source: Path, path: str, advance: Advance = silent) -> None:
         """Copy a local file into the store, a large one in parts."""
         part = max(PART_BYTES, math.ceil(source.stat().st_size / MOST_PARTS))
-        with self._errors():
-            self.fs.put_file(
-                str(source), self.full(path), callback=_Moved(advance), chunksize=part,
-                max_concurrency=PARTS_AT_ONCE,
-            )  # fmt: skip
+
+        def put() -> None:
+            with self._errors():
+                self.fs.put_file(
+                    str(source), self.full(path), callback=_Moved(advance), chunksize=part,
+                    max_concurrency=PARTS_AT_ONCE,
+                )  # fmt: skip
+
+        _again(put)
 
     def fetch(self, path: str, size: int, target: Path, advance: Advance = silent) -> None:
         """Copy a file of this size to a local path, where it appears whole or not at all.
 
         Raises Damaged if it is missing or of another size.
         """
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        try:
+
+        def get() -> None:
             with self._errors():
                 self.fs.get_file(
                     self.full(path), str(part), callback=_Moved(advance), chunksize=PART_BYTES,
                     max_concurrency=PARTS_AT_ONCE,
                 )  # fmt: skip
-            if (arrived := part.stat().st_size) != size:
-                raise Damaged(f"{self.full(path)}: {arrived} bytes, {size} when committed")
+
+        with self._temporary(target) as part:
+            try:
+                for _ in range(TRANSFERS):
+                    _again(get)
+                    if (arrived := part.stat().st_size) == size:
+                        break
+                else:
+                    raise Damaged(f"{self.full(path)}: {arrived} bytes, {size} when committed")
+            except FileNotFoundError:
+                raise Damaged(f"{self.full(path)}: missing") from None
             os.replace(part, target)
-        except FileNotFoundError:
-            raise Damaged(f"{self.full(path)}: missing") from None
-        finally:
-            part.unlink(missing_ok=True)
 
     def sha256(self, path: str, size: int) -> str:
         """Hex sha256 of the bytes in the store, not of a local copy."""
-        with self._disk(), tempfile.TemporaryDirectory(dir=self._made(self._staging)) as folder:
+        with self.changing(), tempfile.TemporaryDirectory(dir=self._made(self._staging)) as folder:
             copy = Path(folder) / "copy"
             self.fetch(path, size, copy)
             return sha256_of(copy)
@@ -208,24 +255,25 @@ class S3Files(Files):
         folder: where it finds nothing, botocore asks again. Some servers (SeaweedFS) go on naming
         a folder for a while after its last file has gone.
         """
-        selector = FileSelector(self.full(path), allow_not_found=True, recursive=deep)
+        folder = self.full(path).rstrip("/")
+        selector = FileSelector(folder, allow_not_found=True, recursive=deep)
         found = []
         with suppress(OSError):
             found = self.arrow().get_file_info(selector)
         if not found:
             self._require_listing(path)
             found = self.arrow().get_file_info(selector)
-        start = len(selector.base_dir) + 1
+        start = len(folder) + 1
         return [
             Entry(each.path[start:], each.size, each.mtime_ns or 0)
             for each in found
-            if each.is_file or not deep
+            if (each.is_file or not deep) and is_relative(each.path[start:])
         ]
 
     def _require_listing(self, path: str) -> None:
         """Raises UserError if the server does not list a folder."""
         try:
-            self._ask("list_objects_v2", Prefix=f"{self._key(path)}/", MaxKeys=1)
+            self._ask("list_objects_v2", Prefix=f"{self._key(path).rstrip('/')}/", MaxKeys=1)
         except FileNotFoundError:
             raise UserError(f"store {self.url}: its server is not one of S3") from None
 
@@ -233,7 +281,7 @@ class S3Files(Files):
         return listed_below(self._staging / path, deep)
 
     def remove(self, path: str) -> None:
-        for place in (self._copies / path, self._staging / path):
+        for place in (self.local(path), self._copies / path):
             if place.is_dir():
                 shutil.rmtree(place, ignore_errors=True)
             else:
@@ -257,7 +305,7 @@ class S3Files(Files):
         that may be evicted: its files are no longer below `local(path)`.
         """
         folder = self.local(path)
-        here = {str(file.relative_to(folder)): file.stat().st_size for file in local_tree(folder)}
+        here = tree(folder)
         there = self.sizes(path)
         missing = [name for name, size in here.items() if there.get(name) != size]
 
@@ -268,7 +316,7 @@ class S3Files(Files):
         if missing and (there := self.sizes(path)) != here:
             lost = next(name for name, size in here.items() if there.get(name) != size)
             raise UserError(f"store {self.url}: {path}/{lost} did not arrive whole")
-        with self._disk():
+        with self.changing():
             self.cache.adopt(folder, self._copies / path)
             self.cache.trim()
 
@@ -279,7 +327,7 @@ class S3Files(Files):
         Raises UserError if a file in the store is missing or of another size.
         """
         folder = self._copies / path
-        with self._disk():
+        with self.changing():
             self.cache.use(folder)
             missing = [name for name, size in sizes.items() if not _touched(folder / name, size)]
 
@@ -301,7 +349,7 @@ class S3Files(Files):
 
     # ------------------------------------------------------------ this machine
     @contextmanager
-    def _disk(self) -> Iterator[None]:
+    def changing(self) -> Iterator[None]:
         """Errors of the local disk, e.g. a full one, as a UserError that says where."""
         try:
             yield
@@ -311,15 +359,18 @@ class S3Files(Files):
                 f"{self.cache.home}; XDG_CACHE_HOME moves them, RLT_CACHE_GB bounds them"
             ) from None
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        with self._disk():
-            yield
-
     @staticmethod
     def _made(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+
+def _again(transfer: Callable[[], Result]) -> Result:
+    """Return the result of a transfer; one whose bytes are cut or altered is repeated."""
+    for _ in range(TRANSFERS - 1):
+        with suppress(s3.Garbled):
+            return transfer()
+    return transfer()
 
 
 def _touched(copy: Path, size: int) -> bool:

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import logging
+import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from rlt_core.errors import UserError
+from rlt_core.names import is_relative
 from rlt_core.store.files import Damaged, Files
 from rlt_core.store.lease import Lease
 from rlt_core.store.manifest import (
+    ATTEMPT,
+    KEY,
     FileEntry,
+    Kind,
     Manifest,
     Ref,
     describe_files,
     intact_copy,
     problems_in_store,
 )
-from rlt_core.store.manifests import list_manifests, read_manifests
+from rlt_core.store.manifests import key_of, read_manifests
 from rlt_core.store.workspace import Workspace
+
+NAMED = rb"(?<![0-9a-f])[0-9a-f]{16}(?![0-9a-f])"
+"""A key in the text of a manifest."""
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +51,8 @@ class Orphan:
 
     path: str
     bytes: int
+    ref: Ref | None = None
+    """The artifact that it belonged to; None for a temporary file."""
 
 
 class Store:
@@ -53,59 +65,53 @@ class Store:
         return self.files.url
 
     # ------------------------------------------------------------ reading
-    @staticmethod
-    def _base(ref: Ref) -> str:
-        return f"artifacts/{ref.kind}/{ref.key}"
-
-    @classmethod
-    def _paths(cls, ref: Ref) -> tuple[str, str]:
-        """Paths of the manifest: in a store of today and in one of the first version."""
-        return f"{cls._base(ref)}.json", f"{cls._base(ref)}/manifest.json"
-
     def folder(self, manifest: Manifest) -> str:
         """Folder of an artifact's files, relative to the store's root."""
-        return f"{self._base(manifest.ref)}/{manifest.attempt}"
+        return f"{manifest.ref.folder}/{manifest.attempt}"
 
-    def manifest(self, kind: str, key: str) -> Manifest | None:
-        """The manifest of a committed artifact, or None."""
+    def manifest(self, kind: Kind, key: str) -> Manifest | None:
+        """The manifest of a committed artifact, or None. Raises Damaged if it cannot be read."""
         return self.manifests_of([Ref(kind=kind, key=key)]).get(key)
 
     def manifests_of(self, refs: Iterable[Ref]) -> dict[str, Manifest]:
-        """Return the manifests of committed artifacts, by key; read at the same time."""
+        """Return the manifests of committed artifacts, by key; read at the same time.
+
+        Raises Damaged if one cannot be read.
+        """
         refs = list(refs)
         found: dict[str, Manifest] = {}
         for which in range(2):
-            paths = {self._paths(ref)[which]: ref.key for ref in refs if ref.key not in found}
-            read = self.files.read_many(paths).items()
-            found |= {
-                paths[path]: Manifest.parse(data, self.files.full(path)) for path, data in read
-            }
+            read, problems = self.files.load(
+                (ref.manifests[which] for ref in refs if ref.key not in found),
+                lambda path, data: Manifest.parse(data, self.files.full(path), path),
+            )
+            for problem in problems.values():
+                raise Damaged(problem)
+            found |= {manifest.ref.key: manifest for manifest in read.values()}
         return {ref.key: found[ref.key] for ref in refs if ref.key in found}
 
     def manifests(self, kind: str | None = None) -> list[Manifest]:
         """Every committed artifact (of a kind) whose manifest can be read; others are logged."""
         manifests, problems = read_manifests(self.files, kind)
-        for problem in problems.values():
-            log.warning("%s", problem)
+        _warn(problems)
         return list(manifests.values())
 
     def find(self, prefix: str) -> Manifest:
         """The artifact with this key, unique beginning of a key, or ref name.
 
-        Raises UserError if there is none or more than one.
+        Raises UserError if there is none or more than one, Damaged if it cannot be read.
         """
         if ref := self.ref(prefix):
-            committed = list(self.manifests_of([ref]).values())
-        else:
-            paths = (_ref_of(path) for path in list_manifests(self.files))
-            refs = [ref for ref in paths if ref.key.startswith(prefix)]
-            committed = list(self.manifests_of(refs).values())
-        if len(committed) == 1:
-            return committed[0]
-        if not committed:
+            prefix = ref.key
+        found, problems = read_manifests(self.files, ref.kind if ref else None, prefix)
+        keys = [key_of(path) for path in (*found, *problems)]
+        if not keys:
             raise UserError(f"no artifact {prefix!r} in {self}; `rlt artifacts list` shows all")
-        keys = ", ".join(manifest.ref.key for manifest in committed)
-        raise UserError(f"{prefix!r} is the beginning of several keys: {keys}")
+        if len(keys) > 1:
+            raise UserError(f"{prefix!r} is the beginning of several keys: {', '.join(keys)}")
+        for problem in problems.values():
+            raise Damaged(problem)
+        return next(iter(found.values()))
 
     def data_path(self, manifest: Manifest) -> str:
         """Folder of the artifact's files, as the store's file system sees it."""
@@ -146,7 +152,7 @@ class Store:
     def begin(self, ref: Ref) -> Attempt:
         """Begin an attempt at an artifact."""
         attempt = uuid.uuid4().hex[:12]
-        out = self.files.new_folder(f"{self._base(ref)}/{attempt}")
+        out = self.files.new_folder(f"{ref.folder}/{attempt}")
         return Attempt(ref=ref, id=attempt, out=out)
 
     def describe(self, attempt: Attempt) -> list[FileEntry]:
@@ -158,32 +164,38 @@ class Store:
 
         Returns the artifact's manifest: another attempt's, if that one was first.
         """
+        ref, standing = manifest.ref, manifest
         self.files.patiently(lambda: self.files.upload(self.folder(manifest)))
-        if not self.files.patiently(lambda: self.publish(manifest)):
-            self.files.remove(self.folder(manifest))
-        committed = self.manifest(manifest.ref.kind, manifest.ref.key)
-        assert committed is not None
-        for group in self.files.names(f"work/{manifest.ref.key}"):
-            if group != "lease.json":
-                self.files.remove(f"work/{manifest.ref.key}/{group}")
-        return committed
+        while not self.files.patiently(lambda: self.publish(manifest)):
+            if first := self.manifest(ref.kind, ref.key):  # else it was removed meanwhile
+                self.files.remove(self.folder(manifest))
+                standing = first
+                break
+        self._drop_work(ref.key)
+        return standing
 
     def publish(self, manifest: Manifest) -> bool:
         """Create the manifest; False if another attempt's was first."""
         data = manifest.model_dump_json(indent=1).encode()
-        return self.files.create(self._paths(manifest.ref)[0], data)
+        return self.files.create(manifest.ref.manifests[0], data)
 
     def abandon(self, attempt: Attempt) -> None:
         """Delete an attempt that will not be committed."""
-        self.files.remove(f"{self._base(attempt.ref)}/{attempt.id}")
-        self.files.prune(self._base(attempt.ref))
+        self.files.remove(f"{attempt.ref.folder}/{attempt.id}")
+        self.files.prune(attempt.ref.folder)
 
     def remove(self, ref: Ref) -> None:
         """Delete an artifact, its manifest first, and its workspace."""
-        for path in self._paths(ref):
-            self.files.remove(path)
-        self.files.remove(self._base(ref))
-        self.files.remove(f"work/{ref.key}")
+        with Lease(self.files, ref.key, "removal"):
+            for path in (*ref.manifests, ref.folder):
+                self.files.remove(path)
+            self._drop_work(ref.key)
+
+    def _drop_work(self, key: str) -> None:
+        """Delete the workspace of a key; its lease stays."""
+        for group in self.files.names(f"work/{key}"):
+            if group != "lease.json":
+                self.files.remove(f"work/{key}/{group}")
 
     def forget(self, key: str) -> None:
         """Delete the log and name that a mistake left in a key's workspace; shards and checkpoints
@@ -198,75 +210,122 @@ class Store:
 
     # ------------------------------------------------------------ refs
     def set_ref(self, name: str, ref: Ref) -> None:
-        """Give an artifact a human name; an existing name moves."""
+        """Give an artifact a human name; an existing name moves. Raises Damaged for a name that
+        is no path."""
         self.files.write(f"refs/{name}.json", ref.model_dump_json().encode())
 
     def ref(self, name: str) -> Ref | None:
-        """The artifact with this name, or None."""
-        data = self.files.read(f"refs/{name}.json")
-        return Ref.model_validate_json(data) if data else None
+        """The artifact with this name, or None; a damaged ref is logged."""
+        return self._refs([f"refs/{name}.json"]).get(name) if is_relative(name) else None
 
     def refs(self) -> dict[str, Ref]:
-        """All names and their artifacts."""
-        paths = [f"refs/{path}" for path in self.files.walk("refs") if path.endswith(".json")]
-        return {
-            path.removeprefix("refs/")[:-5]: Ref.model_validate_json(data)
-            for path, data in self.files.read_many(paths).items()
-        }
+        """All names and their artifacts; damaged refs are logged."""
+        return self._refs(f"refs/{path}" for path in self.files.walk("refs"))
+
+    def _refs(self, paths: Iterable[str]) -> dict[str, Ref]:
+        found, problems = self.files.load(
+            (path for path in paths if path.endswith(".json")),
+            lambda _, data: Ref.model_validate_json(data),
+        )
+        _warn({path: f"{line}; the next run renews this name" for path, line in problems.items()})
+        return {path.removeprefix("refs/")[:-5]: ref for path, ref in found.items()}
 
     # ------------------------------------------------------------ garbage
     def working(self) -> dict[str, dict[str, object]]:
-        """Keys that are being computed now, with their leases."""
-        return Lease.read_all(self.files)
+        """Keys that are being computed now, with their leases; damaged leases are logged."""
+        leases, problems = Lease.read_all(self.files)
+        _warn(problems)
+        return leases
 
     def unfinished(self) -> dict[str, str]:
         """Keys with unfinished work that is not being computed now, with their nodes' names."""
         working = self.working()
-        found = self.files.read_many(self.files.expand("work/*/node.txt"))
-        names = {path.split("/")[1]: data.decode() for path, data in found.items()}
+        paths = self.files.expand("work/*/node.txt")
+        found, problems = self.files.load(paths, lambda _, data: data.decode())
+        _warn(problems)
+        names = {path.split("/")[1]: name for path, name in found.items()}
         return {key: name for key, name in names.items() if key not in working}
 
     def orphans(self) -> list[Orphan]:
-        """Attempts that no manifest names, and workspaces of committed keys. Keys with a lease, and
-        keys whose manifest cannot be read, are left alone.
+        """Attempts that no manifest names, workspaces of committed keys, and temporary files that a
+        crash left. Keys with a lease are left alone, and so is all that a manifest or lease that
+        cannot be read may be about.
 
         The order matters: files are listed before leases are read, and leases before manifests, so
         that an attempt under way is never taken for an orphan.
         """
         made = {
             (kind, *path.split("/")): size
-            for kind in self.files.names("artifacts")
+            for kind in get_args(Kind)
             for path, size in self.files.usage(f"artifacts/{kind}", 2).items()
         }
-        workspaces = self.files.usage("work", 1)
-        working = self.working()
+        workspaces, leftovers = self.files.usage("work", 1), self.files.leftovers()
+        working, unreadable = Lease.read_all(self.files)
         manifests, problems = read_manifests(self.files)
-        committed = {(one.ref.kind, one.ref.key): one.attempt for one in manifests.values()}
-        kept = {*working, *(_ref_of(path).key for path in problems)}
-        found = [
-            Orphan(f"artifacts/{kind}/{key}/{name}", size)
-            for (kind, key, name), size in made.items()
-            if key not in kept and name not in ("manifest.json", committed.get((kind, key)))
+        _warn(unreadable | problems)
+        committed = {one.ref: one for one in manifests.values()}
+        named = self._named_in(problems) - {ref.key for ref in committed}
+        kept = {*working, *unreadable, *map(key_of, problems), *named}
+        found = []
+        for (kind, key, name), size in made.items():
+            is_attempt = re.fullmatch(KEY, key) and re.fullmatch(ATTEMPT, name)
+            if is_attempt and key not in kept:
+                ref = Ref(kind=kind, key=key)
+                if ref not in committed or committed[ref].attempt != name:
+                    found.append(Orphan(f"{ref.folder}/{name}", size, ref))
+        found += [
+            Orphan(f"work/{ref.key}", workspaces[ref.key], ref)
+            for ref in committed
+            if ref.key in workspaces and ref.key not in kept
         ]
-        keys = {key for _, key in committed}
-        return found + [
-            Orphan(f"work/{key}", size)
-            for key, size in workspaces.items()
-            if key in keys and key not in working
-        ]
+        for one in committed.values() if leftovers else ():
+            for file in one.files:
+                leftovers.pop(f"{self.folder(one)}/{file.path}", None)
+        return found + [Orphan(path, size) for path, size in leftovers.items()]
+
+    def _named_in(self, manifests: Iterable[str]) -> set[str]:
+        """Return the keys that stand in manifests that cannot be parsed."""
+        found: set[str] = set()
+        for path in manifests:
+            with suppress(Damaged):
+                text = self.files.read(path) or b""
+                found.update(key.decode() for key in re.findall(NAMED, text))
+        return found
 
     def gc(self) -> list[Orphan]:
         """Delete the orphans; returns what was deleted. Unfinished work is kept."""
-        orphans = self.orphans()
-        for orphan in orphans:
+        return [orphan for orphan in self.orphans() if self._collect(orphan)]
+
+    def _collect(self, orphan: Orphan) -> bool:
+        """Delete an orphan under the lease of its key; False if it is none any more."""
+        ref = orphan.ref
+        if ref is None:
             self.files.remove(orphan.path)
-        return orphans
+            return True
+        with suppress(_Held, Damaged), Lease(self.files, ref.key, "gc", _held):
+            committed = self.manifest(ref.kind, ref.key)
+            if orphan.path == f"work/{ref.key}":
+                if committed:
+                    self._drop_work(ref.key)
+                    return True
+            elif not committed or self.folder(committed) != orphan.path:
+                self.files.remove(orphan.path)
+                self.files.prune(ref.folder)
+                return True
+        return False
 
 
-def _ref_of(path: str) -> Ref:
-    """The artifact whose manifest has this path."""
-    _, kind, key, *_ = path.removesuffix(".json").split("/")
-    return Ref(kind=kind, key=key)
+class _Held(Exception):
+    """Another process works on the key."""
+
+
+def _held(_: object) -> None:
+    raise _Held
+
+
+def _warn(problems: Mapping[str, str]) -> None:
+    for problem in problems.values():
+        log.warning("%s", problem)
 
 
 def open_files(root: str, cache: Path | None = None) -> Files:

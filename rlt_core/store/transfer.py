@@ -10,10 +10,11 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from rlt_core.errors import UserError
+from rlt_core.environment import DiskFull, is_full
 from rlt_core.store.files import Advance, Damaged, Files, parallel, silent
 from rlt_core.store.lease import Lease
 from rlt_core.store.manifest import FileEntry, Manifest
+from rlt_core.store.manifests import key_of, read_manifests
 from rlt_core.store.store import Store
 
 FILES_AT_ONCE = 16
@@ -25,19 +26,24 @@ class CopyFailed(Exception):
 
 def with_inputs(store: Store, chosen: Iterable[Manifest]) -> tuple[list[Manifest], list[str]]:
     """Return artifacts with all their inputs, inputs first, each once; and one line for every input
-    that is no longer in the store."""
-    known = {manifest.ref.key: manifest for manifest in store.manifests()}
+    that is no longer in the store or cannot be read."""
+    manifests, problems = read_manifests(store.files)
+    known = {manifest.ref.key: manifest for manifest in manifests.values()}
+    unreadable = {key_of(path): problem for path, problem in problems.items()}
     ordered: dict[str, Manifest] = {}
     gone: dict[str, str] = {}
+    seen: set[str] = set()  # a damaged store may have a circle
 
     def visit(manifest: Manifest) -> None:
-        if manifest.ref.key in ordered:
+        if manifest.ref.key in seen:
             return
+        seen.add(manifest.ref.key)
         for name, ref in manifest.inputs.items():
             if ref.key in known:
                 visit(known[ref.key])
             else:
-                gone[ref.key] = f"input {name} ({ref.key}) of {manifest.label} is not in {store}"
+                line = f"input {name} ({ref.key}) of {manifest.label} is not in {store}"
+                gone[ref.key] = unreadable.get(ref.key, line)
         ordered[manifest.ref.key] = manifest
 
     for manifest in chosen:
@@ -92,18 +98,23 @@ def _copy_files(
         _copy_file(source.files, target.files, f"{folder}/{entry.path}", entry.bytes, advance)
 
     try:
+        if source.files.is_local:
+            source.files.download(folder, {entry.path: entry.bytes for entry in entries})
         parallel(copy, entries, FILES_AT_ONCE)
     except (Damaged, FileNotFoundError) as error:
         raise CopyFailed(f"{manifest.label} ({manifest.ref.key}) is damaged: {error}") from None
     except OSError as error:
-        raise UserError(f"cannot copy from {source} to {target}: {error}") from None
+        if isinstance(error, DiskFull) or is_full(error):
+            raise
+        raise CopyFailed(f"{manifest.label} ({manifest.ref.key}): {error}") from None
 
 
 def _copy_file(source: Files, target: Files, path: str, size: int, advance: Advance) -> None:
     if source.is_local:
-        target.put(Path(source.full(path)), path, advance)
+        target.put(source.local(path), path, advance)
     elif target.is_local:
-        source.fetch(path, size, Path(target.full(path)), advance)
+        with target.changing():
+            source.fetch(path, size, target.local(path), advance)
     else:
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "copy"

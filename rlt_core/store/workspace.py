@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from rlt_core.store.files import Files
+from pydantic import BaseModel, ConfigDict
+
+from rlt_core.store.files import Damaged, Files
 from rlt_core.store.lease import Lease
-from rlt_core.store.manifest import FileEntry, describe_files, intact_copy
+from rlt_core.store.manifest import AttemptId, FileEntry, describe_files, intact_copy
+
+
+class _Part(BaseModel):
+    """The manifest of a part."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
+    folder: AttemptId
+    files: list[FileEntry]
+    metrics: dict[str, Any]
 
 
 class Workspace:
@@ -31,27 +42,33 @@ class Workspace:
         return f"{self._root}/{group}/{name}/manifest.json"
 
     def parts(self, group: str) -> list[str]:
-        """Names of the committed parts of a group, sorted."""
-        paths = self._files.expand(f"{self._root}/{group}/*/manifest.json")
-        return [path.split("/")[-2] for path in self._files.read_many(paths)]
+        """Names of the committed parts of a group, sorted. Raises Damaged for one that cannot be
+        read."""
+        return list(self._read(group, self._files.names(f"{self._root}/{group}")))
 
     def has(self, group: str, name: str) -> bool:
         """Whether a part is committed."""
-        return self._read(group, name) is not None
+        return name in self._read(group, [name])
 
     def lease(self, group: str, name: str, waiting: Callable[[dict[str, object]], None]) -> Lease:
         """Return the lease of a part that several processes may compute."""
         return Lease(self._files, f"{self._key}/{group}/{name}", waiting=waiting)
 
-    def _read(self, group: str, name: str) -> dict[str, Any] | None:
-        data = self._files.read(self._manifest_path(group, name))
-        return None if data is None else json.loads(data)
+    def _read(self, group: str, names: Iterable[str]) -> dict[str, _Part]:
+        """Return those of these parts that are committed."""
+        paths = {self._manifest_path(group, name): name for name in names}
+        found, problems = self._files.load(paths, lambda _, data: _Part.model_validate_json(data))
+        for path, problem in problems.items():
+            raise Damaged(f"{problem}. {self._fix(group, paths[path])}")
+        return {paths[path]: part for path, part in found.items()}
 
-    def _require(self, group: str, name: str) -> dict[str, Any]:
-        manifest = self._read(group, name)
-        if manifest is None:
-            raise FileNotFoundError(f"{self._root}/{group}/{name} is not committed")
-        return manifest
+    def _require(self, group: str, name: str) -> _Part:
+        if part := self._read(group, [name]).get(name):
+            return part
+        raise FileNotFoundError(f"{self._root}/{group}/{name} is not committed")
+
+    def _fix(self, group: str, name: str) -> str:
+        return f"Delete {self._files.full(f'{self._root}/{group}/{name}')} to redo this part."
 
     def begin(self, group: str, name: str) -> Path:
         """Return an empty local folder to fill, then `commit`."""
@@ -64,25 +81,20 @@ class Workspace:
         folder = self._open.pop((group, name))
         entries = describe_files(self._files.local(folder))
         self._files.patiently(lambda: self._files.upload(folder))
-        manifest = {
-            "folder": folder.rsplit("/", 1)[-1],
-            "files": [entry.model_dump() for entry in entries],
-            "metrics": metrics,
-        }
-        path, data = self._manifest_path(group, name), json.dumps(manifest).encode()
+        part = _Part(folder=folder.rpartition("/")[2], files=entries, metrics=metrics)
+        path, data = self._manifest_path(group, name), part.model_dump_json().encode()
         self._files.patiently(lambda: self._files.create(path, data))
 
     def path(self, group: str, name: str) -> Path:
         """Return the local folder of a committed part. Raises UserError if a file is damaged."""
-        manifest = self._require(group, name)
-        entries = [FileEntry.model_validate(entry) for entry in manifest["files"]]
-        where = f"{self._root}/{group}/{name}/{manifest['folder']}"
-        fix = f"Delete {self._files.full(f'{self._root}/{group}/{name}')} to redo this part."
-        return intact_copy(self._files, where, entries, f"{group}/{name}", fix)
+        part = self._require(group, name)
+        where = f"{self._root}/{group}/{name}/{part.folder}"
+        fix = self._fix(group, name)
+        return intact_copy(self._files, where, part.files, f"{group}/{name}", fix)
 
     def manifest(self, group: str, name: str) -> dict[str, Any]:
         """The metrics that a part was committed with."""
-        return dict(self._require(group, name)["metrics"])
+        return self._require(group, name).metrics
 
     def remove(self, group: str, name: str) -> None:
         """Delete a part, its manifest first."""

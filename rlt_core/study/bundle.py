@@ -25,7 +25,7 @@ from rlt_core.errors import UserError
 from rlt_core.rows import table_files, write_table
 from rlt_core.sql.schemas import TABLES
 from rlt_core.store import Ref, Store
-from rlt_core.store.files import local_tree, sha256_of
+from rlt_core.store.files import sha256_of, tree
 from rlt_core.study.claims import Study, load_study
 from rlt_core.study.evidence import COLUMNS, TABLE_OF, Catalogue, Evidence, NodeEntry
 from rlt_core.study.freeze import Freeze, Resolved, frozen_path, read_json, rules_sha256
@@ -89,7 +89,7 @@ def _write(resolved: Resolved, store: Store, folder: Path) -> list[Verdict]:
     _write_json(folder / "verdicts.json", judgement)
     text = markdown(study, read_json(folder / "frozen.json", Freeze), verdicts, rules)
     (folder / "verdicts.md").write_text(text, encoding="utf-8")
-    files = {str(path.relative_to(folder)): sha256_of(path) for path in local_tree(folder)}
+    files = {path: sha256_of(folder / path) for path in tree(folder)}
     _write_json(folder / INDEX, {"files": files})
     return verdicts
 
@@ -168,7 +168,7 @@ def _rules(stored: Judgement, frozen: Freeze, same_rules: bool) -> str:
 
 def _file_problems(folder: Path) -> Iterator[str]:
     files = read_json(folder / INDEX, dict[str, dict[str, str]]).get("files", {})
-    found = {str(path.relative_to(folder)) for path in local_tree(folder)} - {INDEX}
+    found = tree(folder).keys() - {INDEX}
     for name, sha256 in files.items():
         if name not in found:
             yield f"{name}: missing"

@@ -81,10 +81,11 @@ def test_verify_names_an_altered_and_a_missing_file(store):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    (store.local(missing) / "scores.parquet").unlink()
+    gone = store.local(missing) / "scores.parquet"
+    gone.unlink()
     shown = run(store, "verify", code=1)
     assert f"{file}: altered" in shown
-    assert f"{store.local(missing) / 'scores.parquet'}: missing" in shown
+    assert f"{gone}: missing" in shown
     assert f"rlt artifacts remove {altered.ref.key}" in shown
     assert "1 of 3 artifacts are intact" in shown
     assert "1 of 1" in run(store, "verify", good.ref.key)

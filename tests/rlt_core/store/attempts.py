@@ -6,6 +6,13 @@ from datetime import UTC, datetime
 
 from rlt_core.store import Attempt, Manifest, Ref, Store
 
+KEY = "abc1230000000000"
+
+
+def key(start: str) -> str:
+    """A key with this beginning."""
+    return start.ljust(16, "0")
+
 
 def manifest_of(store: Store, attempt: Attempt) -> Manifest:
     now = datetime.now(UTC)
@@ -18,14 +25,14 @@ def manifest_of(store: Store, attempt: Attempt) -> Manifest:
     )  # fmt: skip
 
 
-def attempt_with(store: Store, text: str, key: str = "abc123") -> Attempt:
+def attempt_with(store: Store, text: str, key: str = KEY) -> Attempt:
     attempt = store.begin(Ref(kind="evaluation", key=key))
     (attempt.out / "deep").mkdir()
     (attempt.out / "deep" / "file.txt").write_text(text)
     return attempt
 
 
-def committed(store: Store, text: str, key: str = "abc123", **inputs: Manifest) -> Manifest:
+def committed(store: Store, text: str, key: str = KEY, **inputs: Manifest) -> Manifest:
     attempt = attempt_with(store, text, key)
     refs = {name: manifest.ref for name, manifest in inputs.items()}
     return store.commit(manifest_of(store, attempt).model_copy(update={"inputs": refs}))

@@ -11,7 +11,7 @@ import pytest
 from rlt_core.errors import UserError
 from rlt_core.store import Manifest, Store
 from rlt_core.store.cache import Cache
-from tests.rlt_core.store.attempts import attempt_with, committed, manifest_of
+from tests.rlt_core.store.attempts import attempt_with, committed, key, manifest_of
 
 FILE = "deep/file.txt"
 
@@ -124,9 +124,9 @@ def test_a_bound_of_nothing_keeps_what_is_used_and_drops_the_rest(
     monkeypatch.setenv("RLT_CACHE_GB", "0")
     home = tmp_path / "home"
     store = Store(store_root, home)
-    first, second = committed(store, "one", "a"), committed(store, "two", "b")
+    first, second = committed(store, "one", key("a")), committed(store, "two", key("b"))
     assert copies(home) == []
-    attempt = attempt_with(store, "three", "c")
+    attempt = attempt_with(store, "three", key("c"))
     folder = store.local(first)
     assert (store.local(second) / FILE).read_text() == "two"
     assert (folder / FILE).read_text() == "one"

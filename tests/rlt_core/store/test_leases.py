@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -12,6 +16,7 @@ import pytest
 from rlt_core.errors import UserError
 from rlt_core.store import Lease, Store
 from rlt_core.store import lease as leases
+from tests.rlt_core.store.attempts import KEY, attempt_with
 
 WAITING = 8
 
@@ -117,3 +122,67 @@ def test_a_lost_lease_is_logged_and_the_new_one_left_alone(
             assert time.monotonic() < deadline
             time.sleep(0.02)
     assert store.files.read("work/key/lease.json") == others
+
+
+# ---------------------------------------------------------------- who holds it
+HOLD = """
+import sys
+from rlt_core.store import Lease, Store
+with Lease(Store(sys.argv[1]).files, sys.argv[2], "in a container"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("unshare", [["--mount-proc"], []], ids=["own /proc", "outer /proc"])
+@pytest.mark.parametrize("store_root", ["local"], indirect=True)
+def test_a_holder_in_another_pid_namespace_is_alive(store: Store, unshare: list[str]) -> None:
+    command = ["unshare", "--pid", "--fork", *unshare]
+    if subprocess.run([*command, "true"], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("no right to make a PID namespace")
+    attempt = attempt_with(store, "half")
+    holder = subprocess.Popen(
+        [*command, sys.executable, "-c", HOLD, str(store), KEY],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert holder.stdout and holder.stdin and holder.stdout.readline() == "held\n"
+        assert store.working()[KEY]["host"] == socket.gethostname()
+        assert store.gc() == [] and attempt.out.exists()
+        holder.stdin.close()
+        assert holder.wait(60) == 0
+    finally:
+        holder.kill()
+        holder.wait()
+    assert store.working() == {} and len(store.gc()) == 1
+
+
+HERE = "machine boot pid:[1]"
+
+
+@pytest.mark.parametrize(
+    ("machine", "pid", "started", "alive"),
+    [
+        (HERE, "mine", "mine", True), (HERE, "mine", "another", False), (HERE, "mine", None, True),
+        (HERE, "gone", "mine", False), (HERE, "gone", None, False), (None, "gone", "mine", True),
+        ("machine boot pid:[2]", "gone", "mine", True),
+        ("machine another pid:[1]", "gone", "mine", True),
+        ("another boot pid:[1]", "gone", "mine", True),
+    ],
+)  # fmt: skip
+def test_a_pid_counts_within_one_boot_and_namespace_only(
+    machine: str | None, pid: str, started: str | None, alive: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    monkeypatch.setattr(leases, "_machine", lambda: HERE)
+    lease: dict[str, object] = {
+        "pid": os.getpid() if pid == "mine" else ended.pid, "machine": machine,
+        "started": leases._process_started("self") if started == "mine" else started,
+        "renewed_at": 1000.0,
+    }  # fmt: skip
+    assert leases.is_live(lease, 1000.0 + leases.EXPIRES_S / 2) == alive
+    assert not leases.is_live(lease, 1001.0 + leases.EXPIRES_S)
+    monkeypatch.setattr(leases, "_machine", lambda: None)
+    assert leases.is_live(lease, 1000.0), "by time alone"

@@ -9,7 +9,7 @@ import pytest
 from rlt_core.errors import UserError
 from rlt_core.store import Ref, Store, manifests
 from rlt_core.store.manifests import read_manifests
-from tests.rlt_core.store.attempts import attempt_with, committed
+from tests.rlt_core.store.attempts import attempt_with, committed, key
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def attempts(store: Store) -> dict[str, str]:
 
 @pytest.mark.parametrize("store_root", ["s3"], indirect=True)
 def test_a_manifest_on_s3_is_read_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = {key: committed(store, key, key) for key in ("a1", "b2", "c3")}
+    made = {one: committed(store, one, one) for one in (key("a1"), key("b2"), key("c3"))}
     seen: list[str] = []
     read = store.files.read
 
@@ -34,11 +34,11 @@ def test_a_manifest_on_s3_is_read_once(store: Store, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(store.files, "read", spy)
     assert store.manifests() == list(made.values())
-    assert sorted(seen) == [f"artifacts/evaluation/{key}.json" for key in made]
-    made["d4"] = committed(store, "d", "d4")
+    assert sorted(seen) == [f"artifacts/evaluation/{one}.json" for one in made]
+    made[key("d4")] = committed(store, "d", key("d4"))
     seen.clear()
     assert store.manifests() == list(made.values())
-    assert seen == ["artifacts/evaluation/d4.json"]
+    assert seen == [f"artifacts/evaluation/{key('d4')}.json"]
     assert store.files.manifest_copies
     copies = sorted(store.files.manifest_copies.iterdir())
     assert len(copies) == 4
@@ -47,44 +47,44 @@ def test_a_manifest_on_s3_is_read_once(store: Store, monkeypatch: pytest.MonkeyP
     seen.clear()
     assert store.manifests() == list(made.values())
     assert len(seen) == 2, "a damaged and a missing copy are read again"
-    store.remove(made["d4"].ref)
+    store.remove(made[key("d4")].ref)
     store.manifests()
     assert len(list(store.files.manifest_copies.iterdir())) == 3
 
 
 def test_a_removed_artifact_disappears_and_one_made_again_is_read_again(store: Store) -> None:
-    for key in ("a1", "b2"):
-        committed(store, "x", key)
+    for start in ("a1", "b2"):
+        committed(store, "x", key(start))
     before = attempts(store)
-    store.remove(Ref(kind="evaluation", key="a1"))
-    assert attempts(store) == {"b2": before["b2"]}
-    again = committed(store, "x", "a1")
-    assert again.attempt != before["a1"]
-    assert attempts(store) == {"a1": again.attempt, "b2": before["b2"]}
-    store.files.remove("artifacts/evaluation/b2.json")  # by hand
-    assert attempts(store) == {"a1": again.attempt}
+    store.remove(Ref(kind="evaluation", key=key("a1")))
+    assert attempts(store) == {key("b2"): before[key("b2")]}
+    again = committed(store, "x", key("a1"))
+    assert again.attempt != before[key("a1")]
+    assert attempts(store) == {key("a1"): again.attempt, key("b2"): before[key("b2")]}
+    store.files.remove(f"artifacts/evaluation/{key('b2')}.json")  # by hand
+    assert attempts(store) == {key("a1"): again.attempt}
 
 
 def test_stores_with_manifests_in_the_artifacts_folders_are_read(store: Store) -> None:
-    old, new = committed(store, "x", "a1"), committed(store, "y", "b2")
-    data = store.files.read("artifacts/evaluation/a1.json")
+    old, new = committed(store, "x", key("a1")), committed(store, "y", key("b2"))
+    data = store.files.read(f"artifacts/evaluation/{key('a1')}.json")
     assert data is not None
-    store.files.remove("artifacts/evaluation/a1.json")
-    store.files.write("artifacts/evaluation/a1/manifest.json", data)
+    store.files.remove(f"artifacts/evaluation/{key('a1')}.json")
+    store.files.write(f"artifacts/evaluation/{key('a1')}/manifest.json", data)
     assert store.manifests("evaluation") == store.manifests() == [old, new]
     assert store.manifests("model") == []
-    assert store.manifest("evaluation", "a1") == store.find("a1") == old
+    assert store.manifest("evaluation", key("a1")) == store.find(key("a1")) == old
     assert store.gc() == []
     store.remove(old.ref)
     assert store.manifests() == [new]
     with pytest.raises(UserError, match="no artifact"):
-        store.find("a1")
+        store.find(key("a1"))
 
 
 @pytest.mark.parametrize("damage", ["newer", "cut", "not JSON", "another type"])
 def test_a_manifest_that_cannot_be_read_stops_nothing(store: Store, damage: str) -> None:
-    good, bad = committed(store, "x", "a1"), committed(store, "y", "b2")
-    path = "artifacts/evaluation/b2.json"
+    good, bad = committed(store, "x", key("a1")), committed(store, "y", key("b2"))
+    path = f"artifacts/evaluation/{key('b2')}.json"
     data = store.files.read(path)
     assert data is not None
     content = {
@@ -99,9 +99,9 @@ def test_a_manifest_that_cannot_be_read_stops_nothing(store: Store, damage: str)
     [(where, problem)] = problems.items()
     assert where == path and path in problem
     assert ("newer rlt" in problem) == (damage == "newer")
-    attempt_with(store, "left by a crash", "a1")
+    attempt_with(store, "left by a crash", key("a1"))
     deleted = [orphan.path for orphan in store.gc()]
-    assert len(deleted) == 1 and "/a1/" in deleted[0]
+    assert len(deleted) == 1 and f"/{key('a1')}/" in deleted[0]
     assert store.files.sizes(store.folder(bad)), "kept: it may be an artifact"
-    with pytest.raises(UserError, match=r"b2\.json"):
-        store.manifest("evaluation", "b2")
+    with pytest.raises(UserError, match=r"b20+\.json"):
+        store.manifest("evaluation", key("b2"))

@@ -21,7 +21,7 @@ from rlt_core.errors import UserError
 from rlt_core.sql.views import connect
 from rlt_core.store import Lease, Ref, Store, s3_files
 from rlt_core.store import lease as leases
-from tests.rlt_core.store.attempts import attempt_with, manifest_of
+from tests.rlt_core.store.attempts import KEY, attempt_with, manifest_of
 from tests.sample_store import commit, score_row
 
 TOPS = ("artifacts", "refs", "work")
@@ -82,6 +82,10 @@ class Proxy:
         self.lose: bytes | None = None
         """An answer to a request with these bytes is lost, once."""
         self.lost = 0
+        self.refuse: dict[bytes, bytes] = {}
+        """Requests with these bytes get this answer instead of the server's, once."""
+        self.cut: bytes | None = None
+        """An answer with these bytes ends in their middle, once."""
         self.away = False
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -103,6 +107,13 @@ class Proxy:
     ) -> None:
         with suppress(OSError):
             while data := source.recv(1 << 16):
+                if asks and (asked := next((each for each in self.refuse if each in data), b"")):
+                    source.sendall(self.refuse.pop(asked))
+                    break
+                if not asks and self.cut and self.cut in data:
+                    sink.sendall(data[: data.index(self.cut) + 1])
+                    self.cut = None
+                    break
                 if asks and self.lose and self.lose in data:
                     self.lose = None
                     lossy.set()
@@ -143,6 +154,82 @@ def test_the_end_of_long_work_waits_for_a_server_that_is_away(
     proxy.away = True
     assert store.commit(manifest_of(store, attempt)).attempt == attempt.id
     assert "no answer" in caplog.text
+
+
+@pytest.mark.parametrize("code", ["BadDigest", "XAmzContentSHA256Mismatch"])
+def test_bytes_that_are_altered_on_the_way_are_sent_again(
+    proxy: Proxy, store_root: str, code: str, tmp_path: Path
+) -> None:
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>hm</Message></Error>".encode()
+    answer = b"HTTP/1.1 400 Bad Request\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(
+        body
+    )
+    store = Store(store_root)
+    (tmp_path / "file").write_bytes(b"content")
+    store.files.write("first", b"")
+    for path, send in (
+        ("refs/create", lambda path: store.files.create(path, b"content")),
+        ("refs/write", lambda path: store.files.write(path, b"content")),
+        ("refs/put", lambda path: store.files.put(tmp_path / "file", path)),
+    ):
+        proxy.refuse = {path.encode(): answer + body}
+        send(path)
+        assert proxy.refuse == {} and store.files.read(path) == b"content"
+
+
+def test_a_download_that_is_cut_is_repeated(
+    proxy: Proxy, store_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, content = Store(store_root), b"content of a file " * 100
+    store.files.write("refs/x", content)
+    for read in (
+        lambda: store.files.read("refs/x"),
+        lambda: store.files.fetch("refs/x", len(content), tmp_path / "x"),
+    ):
+        proxy.cut = b"content of a file content"
+        read()
+        assert proxy.cut is None
+    assert store.files.read("refs/x") == (tmp_path / "x").read_bytes() == content
+    get, calls = store.files.fs.get_file, []
+
+    def shorter(*arguments: object, **more: object) -> None:
+        """A proxy that cuts a file and says so in the answer's length."""
+        get(*arguments, **more)
+        calls.append(1)
+        if len(calls) < s3_files.TRANSFERS:
+            os.truncate(arguments[1], 7)
+
+    monkeypatch.setattr(store.files.fs, "get_file", shorter)
+    store.files.fetch("refs/x", len(content), tmp_path / "y")
+    assert (tmp_path / "y").read_bytes() == content
+    with pytest.raises(UserError, match="1800 bytes, 9 when committed"):
+        store.files.fetch("refs/x", 9, tmp_path / "z")
+
+
+@pytest.mark.parametrize(
+    ("status", "body"), [(200, ""), (501, "<Error><Code>NotImplemented</Code></Error>")]
+)
+def test_a_server_that_ignores_the_condition_of_a_create_is_refused_at_first_use(
+    store_root: str, status: int, body: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with answering(status, body) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        store = Store(store_root)
+        for use in (Lease(store.files, KEY).__enter__, store.files.require_writable):
+            with pytest.raises(UserError, match="If-None-Match") as refused:
+                use()
+            assert url in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_the_condition_of_a_create_is_checked_once(store: Store) -> None:
+    sent: list[str] = []
+    store.files.fs.s3.meta.events.register(
+        "before-send.s3.PutObject", lambda request, **_: sent.append(request.url)
+    )
+    for number in range(3):
+        assert Store(str(store)).files.create(f"refs/{number}", b"x")
+    assert len(sent) == 5
+    assert store.files.names("") == ["refs"]
 
 
 # ---------------------------------------------------------------- credentials
@@ -205,11 +292,11 @@ def test_credentials_are_in_nothing_that_is_written_or_said(
     caplog.set_level(logging.DEBUG, "rlt_core")
     monkeypatch.setattr(leases, "RENEW_S", 0.05)
     said = []
-    with Lease(store.files, "abc123"):
+    with Lease(store.files, KEY):
         manifest = commit(store, "trace-scoring[a]", {"scores": [score_row(1, -1.0)]})
         store.set_ref("name", manifest.ref)
         store.intact(manifest)
-        (store.workspace("abc123").begin("shards", "0") / "x").write_text("x")
+        (store.workspace(KEY).begin("shards", "0") / "x").write_text("x")
         written = [
             store.files.read(f"{top}/{path}") for top in TOPS for path in store.files.walk(top)
         ]
@@ -241,7 +328,7 @@ def complaint(root: str, steps: int = 3) -> str:
     started = time.monotonic()
     said = set()
     store = Store(root)
-    ref = Ref(kind="model", key="x")
+    ref = Ref(kind="model", key=KEY)
     for call in (store.manifests, store.refs, lambda: store.set_ref("x", ref))[:steps]:
         with pytest.raises(UserError) as error:
             call()
@@ -301,7 +388,7 @@ def answering(status: int, body: str) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(body.encode())
 
-        do_PUT = do_GET
+        do_PUT = do_DELETE = do_GET
 
         def log_message(self, *_: object) -> None:
             pass
@@ -346,7 +433,7 @@ def test_large_files_travel_in_parts_and_progress_counts_every_byte(
     size = 2 * s3_files.PART_BYTES + 12345
     attempt = attempt_with(store, "small")
     (attempt.out / "large").write_bytes(os.urandom(size))
-    folder = f"artifacts/evaluation/abc123/{attempt.id}"
+    folder = f"artifacts/evaluation/{KEY}/{attempt.id}"
     manifest = manifest_of(store, attempt)
     parts: list[str] = []
 
@@ -389,7 +476,7 @@ def test_listing_many_artifacts_costs_a_request_each_and_many_at_once(store: Sto
     count = 100
     template = manifest_of(store, attempt_with(store, "x"))
     for number in range(count):
-        ref = template.ref.model_copy(update={"key": f"{number:04}"})
+        ref = template.ref.model_copy(update={"key": f"{number:016}"})
         manifest = template.model_copy(update={"ref": ref})
         store.files.write(
             f"artifacts/evaluation/{ref.key}.json", manifest.model_dump_json().encode()

@@ -5,16 +5,21 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import subprocess
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rlt_core.environment import DiskFull
 from rlt_core.errors import UserError
 from rlt_core.store import Lease, Ref, Store
-from tests.rlt_core.store.attempts import attempt_with, manifest_of
+from rlt_core.store.files import Files
+from rlt_core.store.transfer import copy_artifact
+from tests.rlt_core.store.attempts import KEY, attempt_with, key, manifest_of
 
 
 @pytest.fixture
@@ -24,10 +29,10 @@ def store(store_root: str) -> Store:
 
 def test_an_attempt_is_nothing_until_its_manifest_is_there(store: Store) -> None:
     attempt = attempt_with(store, "one")
-    assert store.manifest("evaluation", "abc123") is None
+    assert store.manifest("evaluation", KEY) is None
     assert list(store.manifests()) == []
     assert [orphan.path for orphan in store.orphans()] == [
-        f"artifacts/evaluation/abc123/{attempt.id}"
+        f"artifacts/evaluation/{KEY}/{attempt.id}"
     ]
     committed = store.commit(manifest_of(store, attempt))
     assert list(store.manifests()) == [committed]
@@ -66,19 +71,19 @@ def test_damage_is_named(store: Store, damage: str, tmp_path: Path) -> None:
 
 
 def test_gc_removes_orphans_and_spares_what_is_leased_or_unfinished(store: Store) -> None:
-    done = attempt_with(store, "one", "done")
+    done = attempt_with(store, "one", key("d0"))
     store.commit(manifest_of(store, done))
-    attempt_with(store, "two", "done")
-    attempt_with(store, "three", "running")
+    attempt_with(store, "two", key("d0"))
+    attempt_with(store, "three", key("d1"))
     unfinished = store.workspace("unfinished")
     (unfinished.begin("shards", "0") / "x").write_text("x")
     unfinished.commit("shards", "0")
-    with Lease(store.files, "running"):
+    with Lease(store.files, key("d1")):
         removed = [orphan.path for orphan in store.gc()]
-    assert len(removed) == 1 and removed[0].startswith("artifacts/evaluation/done/")
+    assert len(removed) == 1 and removed[0].startswith(f"artifacts/evaluation/{key('d0')}/")
     assert unfinished.parts("shards") == ["0"]
     assert len(store.gc()) == 1  # the lease is gone, so is its owner's attempt
-    assert [m.ref.key for m in store.manifests()] == ["done"]
+    assert [m.ref.key for m in store.manifests()] == [key("d0")]
 
 
 @pytest.mark.parametrize("event", ["begins", "is committed"])
@@ -87,21 +92,21 @@ def test_gc_spares_an_attempt_that_changes_while_it_looks(
 ) -> None:
     attempt = attempt_with(store, "one")
 
-    def change(_: Store) -> dict[str, dict[str, object]]:
+    def change(_: Files) -> tuple[dict[str, dict[str, object]], dict[str, str]]:
         if event == "begins":
-            attempt_with(store, "two", "new")
+            attempt_with(store, "two", key("e1"))
         else:
             store.commit(manifest_of(store, attempt))
-        return {}
+        return {}, {}
 
-    monkeypatch.setattr(Store, "working", change)
-    crashed = [f"artifacts/evaluation/abc123/{attempt.id}"] if event == "begins" else []
+    monkeypatch.setattr(Lease, "read_all", change)
+    crashed = [f"artifacts/evaluation/{KEY}/{attempt.id}"] if event == "begins" else []
     assert [orphan.path for orphan in store.orphans()] == crashed
 
 
 def test_orphans_tell_their_bytes_and_empty_ones_are_found(store: Store) -> None:
     attempt = attempt_with(store, "one")
-    empty = store.begin(Ref(kind="evaluation", key="empty"))
+    empty = store.begin(Ref(kind="evaluation", key=key("e0")))
     assert {orphan.path.split("/")[-1]: orphan.bytes for orphan in store.orphans()} == {
         attempt.id: len("one"),
         empty.id: 0,
@@ -112,28 +117,28 @@ def test_orphans_tell_their_bytes_and_empty_ones_are_found(store: Store) -> None
 
 
 def test_committing_drops_the_workspace_and_keeps_the_lease(store: Store) -> None:
-    work = store.workspace("abc123")
+    work = store.workspace(KEY)
     (work.begin("checkpoints", "1") / "x").write_text("x")
     work.commit("checkpoints", "1")
-    with Lease(store.files, "abc123"):
+    with Lease(store.files, KEY):
         store.commit(manifest_of(store, attempt_with(store, "one")))
         assert work.parts("checkpoints") == []
-        assert "abc123" in store.working()
+        assert KEY in store.working()
     assert store.working() == {}
 
 
 def test_find_by_unique_beginning_and_by_name(store: Store) -> None:
-    for key in ("aaa1", "aab2"):
-        store.commit(manifest_of(store, attempt_with(store, "x", key)))
-    assert store.find("aab").ref.key == "aab2"
-    with pytest.raises(UserError, match="aaa1, aab2"):
+    for start in ("aaa1", "aab2"):
+        store.commit(manifest_of(store, attempt_with(store, "x", key(start))))
+    assert store.find("aab").ref.key == key("aab2")
+    with pytest.raises(UserError, match="aaa1000000000000, aab2000000000000"):
         store.find("aa")
     with pytest.raises(UserError, match="no artifact"):
         store.find("b")
-    store.set_ref("tiny/evaluation[x]@0", Ref(kind="evaluation", key="aaa1"))
-    assert store.find("tiny/evaluation[x]@0").ref.key == "aaa1"
-    store.set_ref("tiny/evaluation[x]@0", Ref(kind="evaluation", key="aab2"))
-    assert store.refs() == {"tiny/evaluation[x]@0": Ref(kind="evaluation", key="aab2")}
+    store.set_ref("tiny/evaluation[x]@0", Ref(kind="evaluation", key=key("aaa1")))
+    assert store.find("tiny/evaluation[x]@0").ref.key == key("aaa1")
+    store.set_ref("tiny/evaluation[x]@0", Ref(kind="evaluation", key=key("aab2")))
+    assert store.refs() == {"tiny/evaluation[x]@0": Ref(kind="evaluation", key=key("aab2"))}
 
 
 def test_create_is_atomic_between_threads(store: Store) -> None:
@@ -157,9 +162,9 @@ def test_an_unwritable_store_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     store = Store(str(tmp_path / "file" / "store"))
     with pytest.raises(UserError, match="cannot be written"):
-        store.begin(Ref(kind="model", key="x"))
+        store.begin(Ref(kind="model", key=KEY))
     with pytest.raises(UserError, match="cannot be written"):
-        store.set_ref("x", Ref(kind="model", key="x"))
+        store.set_ref("x", Ref(kind="model", key=KEY))
 
 
 def test_a_store_from_which_nothing_can_be_deleted_is_one_clear_error(
@@ -232,3 +237,46 @@ def test_a_second_holder_waits_for_the_first(store: Store) -> None:
         pass
     with Lease(store.files, "key", "second", give_up):
         pass
+
+
+# ---------------------------------------------------------------- full disks
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MiB of which 0.9 are taken."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)])
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    (place / "others").write_bytes(bytes(900_000))
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_is_named_and_nothing_is_half_written(full_disk: Path, tmp_path: Path) -> None:
+    store, large = Store(str(full_disk / "store")), bytes(300_000)
+    (tmp_path / "large").write_bytes(large)
+    store.files.write("work/key/state", b"before")
+    writes: dict[str, Callable[[], object]] = {
+        "create": lambda: store.files.create("refs/x", large),
+        "write": lambda: store.files.write("work/key/state", large),
+        "swap": lambda: store.files.swap("work/key/state", lambda _: True, large),
+        "put": lambda: store.files.put(tmp_path / "large", "artifacts/x"),
+    }
+    for write in writes.values():
+        with pytest.raises(DiskFull, match=f"^disk full: {full_disk}.*Free space") as error:
+            write()
+        assert "\n" not in str(error.value)
+        assert store.files.read("work/key/state") == b"before"
+        assert {path.name for path in full_disk.rglob("*") if path.is_file()} <= {
+            "others", "state", ".lock",
+        }  # fmt: skip
+    source = Store(str(tmp_path / "source"))
+    attempt = attempt_with(source, "one")
+    (attempt.out / "large").write_bytes(large)
+    manifest = source.commit(manifest_of(source, attempt))
+    with pytest.raises(DiskFull, match=f"disk full: {full_disk}"):
+        copy_artifact(source, store, manifest)
+    assert store.manifests() == [] and store.working() == {}
+    (full_disk / "others").unlink()
+    assert copy_artifact(source, store, manifest) and store.verify(manifest) == []

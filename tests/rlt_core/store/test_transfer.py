@@ -11,7 +11,7 @@ import s3_server
 from rlt_core.errors import UserError
 from rlt_core.store import Lease, Ref, Store
 from rlt_core.store.transfer import CopyFailed, copy_artifact, with_inputs
-from tests.rlt_core.store.attempts import attempt_with, committed, manifest_of
+from tests.rlt_core.store.attempts import KEY, attempt_with, committed, key, manifest_of
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_a_damaged_source_is_not_copied(source: Store, target: Store, damage: by
         source.files.remove(path)
     else:
         source.files.write(path, damage)
-    with pytest.raises(CopyFailed, match=r"abc123.*deep/file\.txt"):
+    with pytest.raises(CopyFailed, match=rf"{KEY}.*deep/file\.txt"):
         copy_artifact(source, target, manifest)
     assert target.manifests() == []
     assert target.working() == {}
@@ -97,19 +97,19 @@ def test_a_copy_waits_for_who_works_on_the_key(source: Store, target: Store) -> 
         raise GaveUp(lease["name"])
 
     manifest = committed(source, "one")
-    with Lease(target.files, "abc123", "a run"), pytest.raises(GaveUp, match="a run"):
+    with Lease(target.files, KEY, "a run"), pytest.raises(GaveUp, match="a run"):
         copy_artifact(source, target, manifest, waiting=give_up)
 
 
 def test_inputs_come_first_and_missing_ones_are_named(source: Store) -> None:
-    first = committed(source, "1", "first")
-    second = committed(source, "2", "second", model=first)
-    third = committed(source, "3", "third", traces=second, model=first)
-    committed(source, "4", "fourth")
+    first = committed(source, "1", key("f1"))
+    second = committed(source, "2", key("f2"), model=first)
+    third = committed(source, "3", key("f3"), traces=second, model=first)
+    committed(source, "4", key("f4"))
     ordered, gone = with_inputs(source, [third, second])
-    assert [manifest.ref.key for manifest in ordered] == ["first", "second", "third"]
+    assert [manifest.ref.key for manifest in ordered] == [key("f1"), key("f2"), key("f3")]
     assert gone == []
-    source.remove(Ref(kind="evaluation", key="first"))
+    source.remove(Ref(kind="evaluation", key=key("f1")))
     ordered, (line,) = with_inputs(source, [third])
-    assert [manifest.ref.key for manifest in ordered] == ["second", "third"]
-    assert "model (first)" in line
+    assert [manifest.ref.key for manifest in ordered] == [key("f2"), key("f3")]
+    assert f"model ({key('f1')})" in line
