@@ -100,23 +100,17 @@ class Manifest(BaseModel):
         return files
 
     @classmethod
-    def parse(cls, data: bytes, where: str, path: str) -> Manifest:
-        """Parse the manifest at a path of a store; `where`: the path in messages.
-
-        Raises Damaged that says whether it is damaged, of a newer version or of another artifact.
-        """
+    def parse(cls, data: bytes, where: str) -> Manifest:
+        """Parse a manifest. Raises Damaged that says whether it is damaged or of a newer
+        version."""
         try:
-            manifest = cls.model_validate_json(data)
+            return cls.model_validate_json(data)
         except ValidationError as error:
             if _schema_version(data) > SCHEMA_VERSION:
                 raise Damaged(
                     f"{where} was written by a newer rlt; update this one (pip install -U)"
                 ) from None
             raise Damaged(f"{where} is damaged: {reason(error)}. {RESTORE}") from None
-        if path not in manifest.ref.manifests:
-            named = f"{manifest.ref.kind}/{manifest.ref.key}"
-            raise Damaged(f"{where} is damaged: it is the manifest of {named}. {RESTORE}")
-        return manifest
 
     def only(self, suffix: str) -> Manifest:
         """Return the manifest with only the files of this suffix."""

@@ -12,9 +12,8 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from rlt_core.errors import UserError
-from rlt_core.store.files import Entry, Files, parallel
-from rlt_core.store.manifest import Manifest
+from rlt_core.store.files import Damaged, Entry, Files, parallel
+from rlt_core.store.manifest import RESTORE, Manifest
 
 SETTLED_S = 10.0
 """A younger manifest is not copied: some servers report times in whole seconds, within which one
@@ -43,6 +42,16 @@ def list_manifests(files: Files, kind: str | None = None) -> Listed:
     return dict(sorted(found.items()))
 
 
+def manifest_at(files: Files, path: str, data: bytes) -> Manifest:
+    """Parse the manifest at a path of a store. Raises Damaged, also for another artifact's."""
+    where = files.full(path)
+    manifest = Manifest.parse(data, where)
+    if path not in manifest.ref.manifests:
+        named = f"{manifest.ref.kind}/{manifest.ref.key}"
+        raise Damaged(f"{where} is damaged: it is the manifest of {named}. {RESTORE}")
+    return manifest
+
+
 def key_of(path: str) -> str:
     """Return the key in the path of a manifest."""
     return path.split("/")[2].removesuffix(".json")
@@ -58,10 +67,10 @@ def read_manifests(
     if copies:
         copies.drop_others(listed)
     listed = {path: entry for path, entry in listed.items() if key_of(path).startswith(prefix)}
-    manifests = copies.read(listed) if copies else {}
+    manifests = copies.read(files, listed) if copies else {}
     documents, problems = files.load(
         (path for path in listed if path not in manifests),
-        lambda path, data: (Manifest.parse(data, files.full(path), path), data),
+        lambda path, data: (manifest_at(files, path, data), data),
     )
     manifests |= {path: manifest for path, (manifest, _) in documents.items()}
     if copies:
@@ -89,14 +98,14 @@ class _Copies:
             if name.startswith(kinds):
                 (self._folder / name).unlink(missing_ok=True)
 
-    def read(self, listed: Listed) -> dict[str, Manifest]:
+    def read(self, files: Files, listed: Listed) -> dict[str, Manifest]:
         """Return the manifests that have an intact copy."""
         found: dict[str, Manifest] = {}
         for path, entry in listed.items():
             if entry is None or (name := self._name(path, entry)) not in self._there:
                 continue
-            with suppress(UserError, FileNotFoundError):  # damaged, or deleted by another process
-                found[path] = Manifest.parse((self._folder / name).read_bytes(), name, path)
+            with suppress(Damaged, FileNotFoundError):  # damaged, or deleted by another process
+                found[path] = manifest_at(files, path, (self._folder / name).read_bytes())
         return found
 
     def keep(self, listed: Listed, documents: dict[str, bytes]) -> None:

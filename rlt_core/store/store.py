@@ -26,7 +26,7 @@ from rlt_core.store.manifest import (
     intact_copy,
     problems_in_store,
 )
-from rlt_core.store.manifests import key_of, read_manifests
+from rlt_core.store.manifests import key_of, manifest_at, read_manifests
 from rlt_core.store.workspace import Workspace
 
 NAMED = rb"(?<![0-9a-f])[0-9a-f]{16}(?![0-9a-f])"
@@ -83,7 +83,7 @@ class Store:
         for which in range(2):
             read, problems = self.files.load(
                 (ref.manifests[which] for ref in refs if ref.key not in found),
-                lambda path, data: Manifest.parse(data, self.files.full(path), path),
+                lambda path, data: manifest_at(self.files, path, data),
             )
             for problem in problems.values():
                 raise Damaged(problem)
@@ -164,15 +164,14 @@ class Store:
 
         Returns the artifact's manifest: another attempt's, if that one was first.
         """
-        ref, standing = manifest.ref, manifest
+        ref = manifest.ref
         self.files.patiently(lambda: self.files.upload(self.folder(manifest)))
         while not self.files.patiently(lambda: self.publish(manifest)):
-            if first := self.manifest(ref.kind, ref.key):  # else it was removed meanwhile
+            if self.manifest(ref.kind, ref.key):  # else it was removed meanwhile
                 self.files.remove(self.folder(manifest))
-                standing = first
                 break
         self._drop_work(ref.key)
-        return standing
+        return self.manifest(ref.kind, ref.key) or manifest
 
     def publish(self, manifest: Manifest) -> bool:
         """Create the manifest; False if another attempt's was first."""
