@@ -130,7 +130,8 @@ def _expected(data: DataConfig, path: str | None) -> Questions:
     """Questions of a data set that is not prepared yet."""
     lengths = ASSUMED if path or data.source.startswith("hub:") else GENERATED
     rows = count_rows(Path(path)) if path else ROWS.get(data.source, UNKNOWN_ROWS)
-    left = max(1, rows - data.n_validation - data.n_test)
+    taken = data.n_validation + (0 if data.test_source else data.n_test)
+    left = max(1, rows - taken)
     traced = data.fields.trace is not None or data.split_at is not None or not path
     if path and not traced:
         traced = "trace" in (found_layout(data.model_copy(update={"source": path})) or "")

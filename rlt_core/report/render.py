@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
+from markupsafe import Markup
 
 from rlt_core.prompts.format import label_of
 from rlt_core.report import paper, tables, texts
@@ -22,38 +23,7 @@ from rlt_core.report.texts import NOTHING, Markdown, Number, cell, joined, numbe
 from rlt_core.report.trace_sets import NOTE
 from rlt_core.report.training import WINDOW_STEPS
 
-HEAD = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; --line: #8884; --soft: #8881; --accent: #2a5c8a; --alarm: #c4622d; }}
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }}
-h1, h2, h3 {{ line-height: 1.2; margin: 2em 0 .6em; }}
-h1 {{ margin-top: 0; }}
-h2 {{ border-bottom: 1px solid var(--line); padding-bottom: .2em; }}
-.wide {{ overflow-x: auto; }}
-table {{ width: max-content; border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ max-width: 16em; text-align: left; padding: .25em .8em .25em 0; border-bottom: 1px solid var(--line); vertical-align: top; }}
-th {{ font-weight: 600; max-width: 11em; }}
-td[style] {{ white-space: nowrap; }}
-code, pre {{ font: 13px/1.45 ui-monospace, monospace; }}
-pre {{ background: var(--soft); padding: .7em 1em; white-space: pre-wrap; overflow-wrap: anywhere; border-left: 3px solid var(--line); }}
-figure {{ margin: 1em 0; }}
-img {{ max-width: 100%; background: white; }}
-figcaption {{ opacity: .75; font-size: 13px; }}
-.sides {{ display: grid; grid-template-columns: 1fr 1fr; gap: 1em; }}
-.sides > div {{ min-width: 0; }}
-blockquote, ul {{ margin: 1em 0; padding: .1em 1em; background: var(--soft); border-left: 3px solid var(--accent); }}
-ul {{ padding: .4em 1em .4em 2em; background: #c4622d1a; border-color: var(--alarm); }}
-</style>
-</head>
-<body>
-"""  # noqa: E501
-
-
+TEMPLATES = FileSystemLoader(Path(__file__).parent)
 SIDE = Markdown("\x1e")
 """Stands around texts that a wide page shows side by side; no text holds it (`printable`)."""
 CELLS = {
@@ -76,14 +46,15 @@ def render_report(data: ReportData, out: Path) -> None:
     text = _page(data, title, figures)
     markdown = text.replace(f"\n{SIDE}\n", "\n").replace(SIDE, "")
     (out / "report.md").write_text(markdown, encoding="utf-8")
-    html = HEAD.format(title=escape(title)) + _html(text, figures)
-    (out / "report.html").write_text(f"{html}\n</body>\n</html>\n", encoding="utf-8")
+    page = Environment(loader=TEMPLATES, keep_trailing_newline=True, autoescape=True)
+    html = page.get_template("report.html.jinja").render(title=title, body=_html(text, figures))
+    (out / "report.html").write_text(html, encoding="utf-8")
 
 
 def _page(data: ReportData, title: str, figures: Mapping[str, Figure]) -> str:
     """The page as Markdown, with `SIDE`s."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), finalize=cell, undefined=StrictUndefined,
+        loader=TEMPLATES, finalize=cell, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
 
@@ -119,7 +90,7 @@ def _page(data: ReportData, title: str, figures: Mapping[str, Figure]) -> str:
     return template.render(data=data, title=title).strip("\n") + "\n"
 
 
-def _html(text: str, figures: Mapping[str, Figure]) -> str:
+def _html(text: str, figures: Mapping[str, Figure]) -> Markup:
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     pieces = [markdown.render(each) for each in text.split(SIDE)]
     for place, piece in enumerate(pieces):  # between, left, right, between, …
@@ -128,7 +99,8 @@ def _html(text: str, figures: Mapping[str, Figure]) -> str:
             pieces[place] = f"<div>{piece}</div>".join(sides)
     html = "\n".join(pieces).replace("<table>", '<div class="wide"><table>')
     html = html.replace("</table>", "</table></div>")
-    return re.sub(r'<p><img src="([^"]*)" alt="[^"]*" /></p>', partial(_figure, figures), html)
+    picture = r'<p><img src="([^"]*)" alt="[^"]*" /></p>'
+    return Markup(re.sub(picture, partial(_figure, figures), html))
 
 
 def _figure(figures: Mapping[str, Figure], found: re.Match[str]) -> str:

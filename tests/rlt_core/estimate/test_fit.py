@@ -85,6 +85,15 @@ def test_a_stage_of_one_s_own_is_estimated_by_the_cost_that_it_declares(question
     assert found.tokens == 1000 * rows and found.gpu_hours
 
 
+@pytest.mark.parametrize(("file", "train"), [(False, 590), (True, 690)])
+def test_questions_of_a_test_file_are_not_taken_from_the_others(file, train, questions):
+    own = [f"data.test_source={questions}"] if file else []
+    split = ("data.n_validation=110", "data.n_test=100", "data.n_train=null")
+    _, nodes = graph("single-gpu", questions, *split, *own)
+    (prepared,) = (node for node in nodes if node.label == "dataset-prep")
+    assert Sizes(None, nodes).questions(prepared).train == train
+
+
 REFUSED = [
     ("paper-7b", ["resources.gpu_gib=48", "larger_student=null"]),
     ("paper-7b", ["resources.sharding=none", "resources.processes=1"]),
