@@ -182,7 +182,10 @@ def verify(
     ] = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Re-hash the files of one artifact or of all. Exit status 1 if any is missing or altered."""
+    """Re-hash the files of one artifact or of all. Exit status 1 if any is missing or altered.
+
+    Tables whose pages have no checksums are noted: a change after this check goes unnoticed there.
+    """
     opened = existing_store(store)
     manifests, unreadable = ({}, {}) if key else read_manifests(opened.files)
     chosen = [opened.find(key)] if key else list(manifests.values())
@@ -197,9 +200,24 @@ def verify(
         if problems:
             command = f"rlt artifacts remove {manifest.ref.key}"
             print(f"  fix: `{command}`, then run again; artifacts made from it are kept")
+        elif without := _without_checksums(opened, manifest):
+            print(f"{title(manifest)} ({manifest.ref.key}): note: no page checksums: {without}")
     total = len(chosen) + len(unreadable)
     print(f"{total - damaged} of {total} artifacts are intact")
     raise typer.Exit(1 if damaged else 0)
+
+
+def _without_checksums(store: Store, manifest: Manifest) -> str:
+    """Return the Parquet files without page checksums: those of older versions, and imported."""
+    from rlt_core.sql.checked_files import HEAD_BYTES, has_checksums
+
+    tables = [file.path for file in manifest.files if file.path.endswith(".parquet") and file.rows]
+    heads = (
+        store.files.fs.cat_file(f"{store.data_path(manifest)}/{path}", 0, HEAD_BYTES)
+        for path in tables
+    )
+    found = zip(tables, heads, strict=True)
+    return ", ".join(path for path, head in found if not has_checksums(head))
 
 
 @app.command()

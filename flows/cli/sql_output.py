@@ -45,8 +45,10 @@ def write(relation: DuckDBPyRelation, format: str, output: Path) -> None:
 def _write_parquet(relation: DuckDBPyRelation, path: Path) -> None:
     import pyarrow.parquet as pq
 
+    from rlt_core.rows import CHECKED
+
     reader = relation.to_arrow_reader(BATCH_ROWS)
-    with pq.ParquetWriter(path, reader.schema, compression="zstd") as writer:
+    with pq.ParquetWriter(path, reader.schema, **CHECKED) as writer:
         for batch in reader:
             writer.write_batch(batch)
 
