@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -22,36 +23,41 @@ from rlt_core.report.texts import NOTHING, Markdown, Number, cell, joined, numbe
 from rlt_core.report.trace_sets import NOTE
 from rlt_core.report.training import WINDOW_STEPS
 
-HEAD = """<!doctype html>
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; --accent: #2a5c8a; --alarm: #c4622d; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
+h1, h2, h3 { line-height: 1.2; margin: 2em 0 .6em; }
+h1 { margin-top: 0; }
+h2 { border-bottom: 1px solid var(--line); padding-bottom: .2em; }
+.wide { overflow-x: auto; }
+table { width: max-content; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { max-width: 16em; text-align: left; padding: .25em .8em .25em 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { font-weight: 600; max-width: 11em; }
+.right { text-align: right; }
+td.right { white-space: nowrap; }
+code, pre { font: 13px/1.45 ui-monospace, monospace; }
+pre { background: var(--soft); padding: .7em 1em; white-space: pre-wrap; overflow-wrap: anywhere; border-left: 3px solid var(--line); }
+figure { margin: 1em 0; }
+img { max-width: 100%; background: white; }
+figcaption { opacity: .75; font-size: 13px; }
+.sides { display: grid; grid-template-columns: 1fr 1fr; gap: 1em; }
+.sides > div { min-width: 0; }
+blockquote, ul { margin: 1em 0; padding: .1em 1em; background: var(--soft); border-left: 3px solid var(--accent); }
+ul { padding: .4em 1em .4em 2em; background: #c4622d1a; border-color: var(--alarm); }
+"""  # noqa: E501
+STYLE_SHA256 = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+HEAD = f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src 'sha256-{STYLE_SHA256}'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; --line: #8884; --soft: #8881; --accent: #2a5c8a; --alarm: #c4622d; }}
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }}
-h1, h2, h3 {{ line-height: 1.2; margin: 2em 0 .6em; }}
-h1 {{ margin-top: 0; }}
-h2 {{ border-bottom: 1px solid var(--line); padding-bottom: .2em; }}
-.wide {{ overflow-x: auto; }}
-table {{ width: max-content; border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ max-width: 16em; text-align: left; padding: .25em .8em .25em 0; border-bottom: 1px solid var(--line); vertical-align: top; }}
-th {{ font-weight: 600; max-width: 11em; }}
-td[style] {{ white-space: nowrap; }}
-code, pre {{ font: 13px/1.45 ui-monospace, monospace; }}
-pre {{ background: var(--soft); padding: .7em 1em; white-space: pre-wrap; overflow-wrap: anywhere; border-left: 3px solid var(--line); }}
-figure {{ margin: 1em 0; }}
-img {{ max-width: 100%; background: white; }}
-figcaption {{ opacity: .75; font-size: 13px; }}
-.sides {{ display: grid; grid-template-columns: 1fr 1fr; gap: 1em; }}
-.sides > div {{ min-width: 0; }}
-blockquote, ul {{ margin: 1em 0; padding: .1em 1em; background: var(--soft); border-left: 3px solid var(--accent); }}
-ul {{ padding: .4em 1em .4em 2em; background: #c4622d1a; border-color: var(--alarm); }}
-</style>
+<title>{{title}}</title>
+<style>{STYLE}</style>
 </head>
 <body>
 """  # noqa: E501
+"""The page needs its own style and figures and nothing else: no script, no request."""
 
 
 SIDE = Markdown("\x1e")
@@ -76,7 +82,7 @@ def render_report(data: ReportData, out: Path) -> None:
     text = _page(data, title, figures)
     markdown = text.replace(f"\n{SIDE}\n", "\n").replace(SIDE, "")
     (out / "report.md").write_text(markdown, encoding="utf-8")
-    html = HEAD.format(title=escape(title)) + _html(text, figures)
+    html = HEAD.replace("{title}", escape(title)) + _html(text, figures)
     (out / "report.html").write_text(f"{html}\n</body>\n</html>\n", encoding="utf-8")
 
 

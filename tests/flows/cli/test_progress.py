@@ -11,13 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from flows.cli.progress import Display
 from flows.cli.run import _summary
 from flows.cli.tables import print_whole
+from flows.cli.terminal import Console
 from flows.runner import QUIET_PREFECT
 from rlt_core.store import Store
 from tests.sample_store import commit
