@@ -162,3 +162,4 @@ def test_commands_print_by_one_way() -> None:
         if file.name != "terminal.py":
             assert "print" not in names or ("flows.cli.terminal", "print") in imported, file
             assert ("rich.console", "Console") not in imported and "input" not in names, file
+            assert "rich.markup" not in {module for module, _ in imported}, file
