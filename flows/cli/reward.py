@@ -19,6 +19,7 @@ from flows.cli.tables import new_table, print_whole, table_console, title
 from flows.cli.terminal import Console, print, print_data
 from rlt_core.config import KLEstimator, Reduction
 from rlt_core.config.reward import RewardSpec, off_policy_note
+from rlt_core.printable import printable
 
 if TYPE_CHECKING:
     from rlt_core.explain import Explained, Token
@@ -218,7 +219,7 @@ def _tokens_table(tokens: list[Token]) -> Table:
 
 
 def _line(text: str) -> str:
-    return text.replace("\n", "⏎").replace("\t", "⇥")
+    return printable(text.replace("\n", "⏎").replace("\t", "⇥"))
 
 
 def _group_table(found: Explained) -> Table:
