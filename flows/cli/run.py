@@ -142,7 +142,7 @@ def _reward_curves(store: Store, planned: list[Planned]) -> Iterator[str]:
 def _show_scores(console: Console, store: Store, report: Manifest) -> None:
     from rlt_core.report.terminal import summary_table
 
-    folder = store.local(report)
+    folder = store.intact(report)
     if report.label != "report":
         console.print(f"\n{_experiment(report.label)}", style="bold")
     console.print(summary_table(folder))
@@ -187,7 +187,7 @@ def report(
 ) -> None:
     """Show the latest report."""
     opened = open_store(store)
-    file = opened.local(_latest_report(opened, profile, name)) / "report.md"
+    file = opened.intact(_latest_report(opened, profile, name)) / "report.md"
     if path:
         print(file)
     elif sys.stdout.isatty():

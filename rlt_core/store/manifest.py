@@ -115,7 +115,7 @@ class Manifest(BaseModel):
 def _schema_version(data: bytes) -> int:
     try:
         return int(json.loads(data)["schema_version"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return 0
 
 
