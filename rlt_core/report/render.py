@@ -132,7 +132,11 @@ def _html(text: str, figures: Mapping[str, Figure]) -> str:
         if place % 3:
             sides = ('<div class="sides">', "") if place % 3 == 1 else ("", "</div>")
             pieces[place] = f"<div>{piece}</div>".join(sides)
-    html = "\n".join(pieces).replace("<table>", '<div class="wide"><table>')
+    html = (
+        "\n".join(pieces)
+        .replace(' style="text-align:right"', ' class="right"')
+        .replace("<table>", '<div class="wide"><table>')
+    )
     html = html.replace("</table>", "</table></div>")
     return re.sub(r'<p><img src="([^"]*)" alt="[^"]*" /></p>', partial(_figure, figures), html)
 
