@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm-cpu
+AUDIT_VENV := .venv-audit
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
 	PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
 
 SYSTEM_PACKAGES := chromium postgresql slurm-wlm munge
 
-.PHONY: install demo test test-slow vllm-cpu system-packages smollm2 bench faults lint types format digests clean
+.PHONY: install demo test test-slow vllm-cpu system-packages smollm2 bench faults lint types format digests fuzz audit clean
 
 install: $(VENV)/installed
 
@@ -35,6 +36,19 @@ test: lint types
 test-slow: install smollm2 system-packages
 	$(OFFLINE) $(BIN)/pytest -m "(slow or gpu) and not vllm"
 	$(MAKE) vllm-cpu
+	$(MAKE) audit
+
+# Files, settings, formats, manifests and answers with generated contents; `make test` runs a few.
+fuzz: install
+	FUZZ_EXAMPLES=2000 $(OFFLINE) $(BIN)/pytest tests/fuzz
+
+# Known vulnerabilities of the installed packages; skipped where PyPI does not tell them.
+KNOWN := https://pypi.org/pypi/pip/22.0/json
+audit: install
+	@$(BIN)/python -c 'import json, urllib.request as u; json.load(u.urlopen("$(KNOWN)", timeout=20))["vulnerabilities"][0]' \
+	2>/dev/null || { echo "audit skipped: $(KNOWN) cannot be read"; exit 0; }; \
+	$(PYTHON) -m venv $(AUDIT_VENV) && $(AUDIT_VENV)/bin/pip install --quiet --disable-pip-version-check pip-audit \
+	&& $(AUDIT_VENV)/bin/pip-audit --progress-spinner off --path $(VENV)/lib/python3*/site-packages
 
 # vLLM on the CPU beside TRL, lighteval and Prefect, in an environment of its own (5 GB), and the
 # tests of the real engine. The packages taken out again are built for another torch.
@@ -79,4 +93,4 @@ digests: install
 	$(OFFLINE) RENEW_DIGESTS=1 $(BIN)/pytest tests/test_stage_digests.py tests/test_keys.py tests/flows/test_golden.py
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) $(AUDIT_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,18 +1,30 @@
-"""Credentials for an S3 store, from a block on the Prefect server."""
+"""Credentials of a run on a server: an S3 store's, from a block; none of them is logged."""
 
 from __future__ import annotations
 
 import os
+import re
 
 from rlt_core.errors import UserError
+from rlt_core.secrets import CleanRecord, clean_logs
 
 VARIABLE = "RLT_STORE_BLOCK"
 """Environment variable of a worker: the name of an AWS Credentials block."""
 
 
+class _RunRecord(CleanRecord):
+    """A clean record whose names in brackets (`student-sft[rank-1]`) `prefect … --watch` shows: it
+    takes them for rich's markup, unless an invisible word joiner follows the bracket."""
+
+    def getMessage(self) -> str:
+        return re.sub(r"\[(?=[a-zA-Z#/@])", "[\u2060", super().getMessage())
+
+
 def use_block() -> None:
     """Put the credentials of the block that RLT_STORE_BLOCK names, if it is set, into the
-    environment of this process and its children. Raises UserError if the block cannot be loaded."""
+    environment of this process and its children, and keep secrets out of this run's logs. Raises
+    UserError if the block cannot be loaded."""
+    clean_logs(_RunRecord)
     name = os.environ.get(VARIABLE)
     if not name:
         return

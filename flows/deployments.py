@@ -31,6 +31,8 @@ from flows.planning import Plan, plan_stage
 from flows.schedule import Schedule, by_stage, title_of
 from rlt_core.errors import UserError
 from rlt_core.overrides import load_config
+from rlt_core.printable import printable
+from rlt_core.secrets import masked
 from rlt_core.stages import STAGES
 from rlt_core.store import Ref, Store
 from tasks.child_process import ChildProcesses
@@ -53,7 +55,7 @@ def _refused(error: UserError) -> State[Any]:
     traceback = "exited with unexpected exception"
     log = logging.getLogger("prefect.flow_runs")
     log.addFilter(lambda record: traceback not in record.getMessage())
-    return Failed(message=str(error))
+    return Failed(message=printable(masked(str(error))))
 
 
 # ---------------------------------------------------------------- experiments

@@ -16,6 +16,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.executors import Executor, Outcome, Reporter
 from flows.planning import Plan
 from flows.schedule import Schedule, title_of
+from rlt_core.printable import printable
+from rlt_core.secrets import masked
 from tasks.stage import NodeSpec
 
 CAUSES = ("failed", "mistake", "over budget")
@@ -133,7 +135,7 @@ def state_of(outcomes: Mapping[str, Outcome]) -> State[Any]:
     if rest := [f"{name} ({one.status})" for name, one in missing.items() if name not in causes]:
         parts.append(f"not there: {', '.join(rest)}")
     stopped = not causes and any(one.status == "stopped" for one in missing.values())
-    return (Cancelled if stopped else Failed)(message="; ".join(parts))
+    return (Cancelled if stopped else Failed)(message=printable(masked("; ".join(parts))))
 
 
 def _last_line(message: str) -> str:

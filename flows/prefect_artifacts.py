@@ -156,7 +156,7 @@ def show_node(manifest: Manifest) -> None:
 
 def show_report(store: Store, manifest: Manifest) -> None:
     """Show a report with its figures and tables, under the name of its experiment."""
-    folder = store.local(manifest)
+    folder = store.intact(manifest)
     title = manifest.label.removeprefix("report").strip("[]")
     place = f"{manifest.profile}-{title}" if title else manifest.profile
     text = FIGURE.sub(r"*\1* (see the image artifacts)", (folder / "report.md").read_text())

@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 
+from flows.cli.terminal import clean_output
 from flows.planning import Plan
 from rlt_core.environment import exit_in_one_line
 from rlt_core.errors import UserError
@@ -32,6 +33,7 @@ QUIET_PREFECT = {
 def main() -> int:
     """Compute the plan on stdin; return the exit status."""
     plan: Plan = pickle.load(sys.stdin.buffer)
+    clean_output()
     folder = Path(plan.root) if "://" not in plan.root else Path(".")
     with exit_in_one_line(folder), TemporaryDirectory(prefix="rlt-prefect-") as spare:
         for name, value in QUIET_PREFECT.items():

@@ -1,9 +1,8 @@
 """Chat templates: third-party code, rendered the same on every day and machine.
 
 Only four chats are rendered, with slots for their texts; the ids of real texts are inserted later
-(`rlt_core.prompts.renderer`). So a template that renders these once, within the limits of a
-separate process, never hangs or runs out of memory. Imports no torch, so that this process starts
-fast.
+(`rlt_core.prompts.renderer`). A separate process with limits renders them, so that no template
+hangs or fills the memory. Imports no torch, so that this process starts fast.
 """
 
 from __future__ import annotations
@@ -31,6 +30,14 @@ NEXT_SLOT = "slotForNext"
 """Placeholders for the texts of a chat while its template is rendered."""
 CPU_SECONDS, WALL_SECONDS, MEMORY_BYTES, CHARACTERS = 3, 120, 1 << 30, 1 << 20
 """Limits of a template: time and memory of its process, length of a rendered chat."""
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""The template of models from scratch."""
 
 SYSTEM = {"role": "system", "content": SYSTEM_SLOT}
 USER = {"role": "user", "content": USER_SLOT}
@@ -111,20 +118,15 @@ def _environment(day: date) -> ImmutableSandboxedEnvironment:
     return environment
 
 
-def chats(template: str, tokens: Mapping[str, Any], day: date) -> Chats:
-    """Render the chats with a template; `tokens`: the tokenizer's named tokens, for instance
-    `bos_token`. Raises BadTemplate if it cannot render a user's turn."""
-    named = {name: value for name, value in tokens.items() if isinstance(value, str)}
-    return _chats(template, tuple(sorted(named.items())), day)
-
-
-@lru_cache
-def _chats(template: str, tokens: tuple[tuple[str, str], ...], day: date) -> Chats:
+def _render(template: str, tokens: Mapping[str, str], day: date) -> Chats:
+    """Render the chats. Raises BadTemplate if a user's turn cannot be rendered, MemoryError for a
+    text that is too long. Other templates than our own only ever get here in a process of their
+    own: one could tell by an object's address where it is, and run away here only."""
     try:
         compiled = _environment(day).from_string(template)
     except (TemplateError, RecursionError) as error:
         raise BadTemplate(f"it is not valid: {error}") from None
-    variables = {**dict(tokens), "tools": None, "documents": None}
+    variables = {**tokens, "tools": None, "documents": None}
 
     def render(*messages: dict[str, str], prompt: bool) -> str:
         text = compiled.render(
@@ -156,15 +158,23 @@ def _chats(template: str, tokens: tuple[tuple[str, str], ...], day: date) -> Cha
     )
 
 
-def try_template(template: str, tokens: Mapping[str, Any], day: date) -> Chats:
-    """Render the chats with an untrusted template: first in a separate process with limited time
-    and memory, then here, where the result must be the same. Raises BadTemplate."""
-    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+def chats(template: str, tokens: Mapping[str, Any], day: date) -> Chats:
+    """Render the chats with an untrusted template, in a process with limited time and memory;
+    `tokens`: the tokenizer's named tokens, for instance `bos_token`. Raises BadTemplate if it
+    cannot render a user's turn."""
     named = {name: value for name, value in tokens.items() if isinstance(value, str)}
+    return _chats(template, tuple(sorted(named.items())), day)
+
+
+@lru_cache
+def _chats(template: str, tokens: tuple[tuple[str, str], ...], day: date) -> Chats:
+    if template == CHATML:
+        return _render(template, dict(tokens), day)
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     try:
         child = subprocess.run(
             [sys.executable, "-P", "-m", "rlt_core.chat_templates"],
-            input=json.dumps([template, named, day.isoformat()]),
+            input=json.dumps([template, dict(tokens), day.isoformat()]),
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
             capture_output=True,
             text=True,
@@ -180,10 +190,16 @@ def try_template(template: str, tokens: Mapping[str, Any], day: date) -> Chats:
     reply = json.loads(child.stdout)
     if "error" in reply:
         raise BadTemplate(reply["error"])
-    here = chats(template, named, day)
-    if here != Chats(**reply):
+    return Chats(**reply)
+
+
+def try_template(template: str, tokens: Mapping[str, Any], day: date) -> Chats:
+    """Return `chats`, rendered twice. Raises BadTemplate if they differ."""
+    first = chats(template, tokens, day)
+    _chats.cache_clear()
+    if chats(template, tokens, day) != first:
         raise BadTemplate("it renders the same chat differently at two times")
-    return here
+    return first
 
 
 def _main() -> None:
@@ -191,9 +207,9 @@ def _main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     template, tokens, day = json.load(sys.stdin)
     try:
-        reply = asdict(chats(template, tokens, date.fromisoformat(day)))
+        reply = asdict(_render(template, tokens, date.fromisoformat(day)))
     except BadTemplate as error:
-        reply = {"error": str(error)}
+        reply = {"error": str(error)[:1000]}
     json.dump(reply, sys.stdout)
 
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rlt_core.errors import UserError
+from rlt_core.printable import printable
+from rlt_core.secrets import masked
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -124,7 +126,7 @@ def exit_in_one_line(folder: Path) -> Iterator[None]:
         line, status = found, 1
     else:
         return
-    print(f"rlt: {line}", file=sys.stderr)
+    print(printable(masked(f"rlt: {line}")), file=sys.stderr)
     sys.exit(status)
 
 

@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -142,6 +142,8 @@ def model_files(folder: Path) -> list[Path]:
             raise UserError(
                 f"{file}: a symbolic link to a file outside the model folder; copy the file there"
             )
+        if not file.is_file():
+            raise UserError(f"{file}: not a plain file; copy or download the model again")
     return files
 
 
@@ -156,10 +158,9 @@ def check_weights(folder: Path) -> None:
                 f"{folder / name}: only complete, unquantised models are supported; "
                 "merge the adapters or dequantise the model, and save it"
             )
-    config = json.loads((folder / "config.json").read_text())
-    for part in (config, config.get("text_config") or {}):
-        if kind := part.get("quantization_config") or part.get("compression_config"):
-            method = kind.get("quant_method", "unknown")
+    for name, kind in _fields(json.loads((folder / "config.json").read_text())):
+        if name in ("quantization_config", "compression_config") and kind:
+            method = kind.get("quant_method", "unknown") if isinstance(kind, dict) else kind
             raise UserError(
                 f"{folder / 'config.json'}: quantised weights ({method}) cannot be trained; "
                 "take the model's bfloat16 version"
@@ -175,6 +176,13 @@ def check_weights(folder: Path) -> None:
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: missing; copy or download the model again")
         _check_tensors(folder / name)
+
+
+def _fields(config: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every field of a config, of the configs in it as well."""
+    for name, value in config.items() if isinstance(config, dict) else ():
+        yield name, value
+        yield from _fields(value)
 
 
 def _check_tensors(file: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from rlt_core.chat_templates import Chats
+from rlt_core.chat_templates import CHATML, Chats
 from rlt_core.config import (
     FolderModel,
     HubModel,
@@ -43,24 +44,18 @@ from rlt_core.scoring.trial import check_rows, takes_system, try_model, try_toke
 
 PAD, TURN_START, TURN_END = "<pad>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-SETTINGS = {
-    "_attn_implementation", "attn_implementation", "_experts_implementation",
-    "experts_implementation", "auto_map", "output_attentions", "output_hidden_states",
-    "output_router_logits", "return_dict",
-}  # fmt: skip
-"""Fields of a config.json that say how its makers ran the model. An import drops them."""
+SETTINGS = re.compile(
+    r"_*(attn|experts)_implementation.*|auto_map|kernel_config|use_kernels|transformers_weights"
+    r"|output_(attentions|hidden_states|router_logits)|return_dict"
+)
+"""Fields of a config.json that say how its makers ran the model: with which code, from which files.
+They are never obeyed, and an import drops them."""
 GENERATION_NOTES = (
     "_from_model_config", "transformers_version", "output_attentions", "output_hidden_states",
     "use_cache",
 )  # fmt: skip
 """Fields that saving a neutral generation config adds to its special tokens."""
 ROLES = ("system\n", "user\n", "assistant\n")
-CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 
 
 # ---------------------------------------------------------------- from scratch
@@ -125,8 +120,11 @@ def load_model(folder: Path, dtype: str = "float32", device: str = "cpu") -> Pre
 
     `dtype` may be `auto`: `saved_dtype`. Tensors go one by one from the mapped file to the device.
     Without a change of number format, all processes of a machine share one copy in main memory, and
-    a GPU's models leave none there. Raises UserError for missing weights.
+    a GPU's models leave none there. Raises UserError for missing weights, and for a folder from
+    which anything but its own JSON and safetensors files would be read.
     """
+    model_files(folder)
+    check_weights(folder)
     place = pick_device(device)
     config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     saved = json.loads((folder / "config.json").read_text())
@@ -164,10 +162,14 @@ def saved_dtype(folder: Path) -> str:
 
 def _without_settings(config: Any) -> Any:
     """A model's config without its makers' settings for running it."""
+    if isinstance(config, list):
+        return [_without_settings(value) for value in config]
     if not isinstance(config, dict):
         return config
     return {
-        name: _without_settings(value) for name, value in config.items() if name not in SETTINGS
+        name: _without_settings(value)
+        for name, value in config.items()
+        if not SETTINGS.fullmatch(name)
     }
 
 
@@ -278,6 +280,7 @@ def try_folder(folder: Path, name: str) -> tuple[PreTrainedTokenizerFast, Chats]
     """Return the tokenizer of an imported folder, and its chat template's chats. Raises UserError
     for what the pipeline cannot use, with the reason."""
     try:
+        model_files(folder)
         check_weights(folder)
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         tokenizer = load_tokenizer(folder)

@@ -64,7 +64,7 @@ def parse_value(text: str) -> Any:
     """Return a JSON text's value (numbers, null, lists), else the text itself."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -121,7 +121,7 @@ def _message(error: ErrorDetails) -> str:
         here = _fields_at(error["loc"][:-1])
         return f"unknown field {path!r}" + (f"; {nearest_fields(path, here)}" if here else "")
     given = error.get("input")
-    shown = f" (given: {given!r})" if not isinstance(given, dict) else ""
+    shown = f" (given: {given!r:.200})" if not isinstance(given, dict) else ""
     problem = error["msg"].removeprefix("Value error, ")
     if error["type"] == "tuple_type":
         problem = f"write a list, as --set '{path}=[…]'"
@@ -149,7 +149,7 @@ def read_toml(file: Path) -> tuple[str | None, list[str]]:
         tree = tomllib.loads(file.read_text())
     except OSError as error:
         raise UserError(f"--config {file}: {error.strerror}") from None
-    except ValueError as error:  # not TOML, or not UTF-8
+    except (ValueError, RecursionError) as error:  # not TOML, or not UTF-8
         raise UserError(f"--config {file}: {error}") from None
     profile = tree.pop("profile", None)
     return profile, list(_leaves(tree))

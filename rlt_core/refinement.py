@@ -21,7 +21,7 @@ from typing import Any
 
 import openai
 from openai.types.chat import ChatCompletion
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rlt_core.config.refinement import Endpoint, RefinementConfig
 from rlt_core.data.imports import text_columns
@@ -30,6 +30,7 @@ from rlt_core.progress import Progress
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.rows import write_rows
+from rlt_core.secrets import masked
 from rlt_core.store import Workspace
 
 KEY = "RLT_REFINE_KEY"
@@ -42,6 +43,13 @@ GRACE_S = 5.0
 """Time that active requests have to finish when the work ends early; their answers are kept."""
 POLL_S = 0.2
 GROUP, FILE = "responses", "answers.jsonl"
+CODES = (
+    "content_filter", "content_policy_violation", "context_length_exceeded", "insufficient_quota",
+    "invalid_request_error", "model_not_found", "rate_limit_exceeded", "server_error",
+    "string_above_max_length", "unsupported_parameter", "unsupported_value",
+)  # fmt: skip
+"""Codes of an endpoint's errors that are shown. Of the rest of its answer nothing is: it may quote
+the key in any spelling."""
 REASONS = ("refused", "empty", "cut", "tagged", "rejected")
 """Why a trace has no usable answer."""
 
@@ -61,7 +69,7 @@ class RefinedAnswer(BaseModel):
     finish_reason: str | None = None
     refusal: str | None = None
     rejected: str | None = None
-    """The endpoint's reason for refusing the request itself (400, 413, 422)."""
+    """Status and code of an answer that refuses the request itself (400, 413, 422)."""
     prompt_tokens: int | None = None
     """None if the endpoint reports no usage."""
     completion_tokens: int | None = None
@@ -307,7 +315,7 @@ class _Client:
                 if tried == self.endpoint.retries:
                     raise UserError(
                         f"{self.endpoint.base_url}: no answer in {tried + 1} tries; the last: "
-                        f"{self._said(error).rstrip('.')}. Answers so far are saved; run it again"
+                        f"{_said(error)}. Answers so far are saved; run it again"
                     ) from None
                 await self._wait(error, tried)
         raise AssertionError("the last try returns or raises")
@@ -317,7 +325,6 @@ class _Client:
         return the rejection if it concerns this request. None: try again."""
         url, model = self.endpoint.base_url, request["model"]
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-            # The endpoint's own message may quote the key.
             raise UserError(f"{url}: {error.status_code}, the key is refused; set {KEY}") from None
         if isinstance(error, openai.NotFoundError):
             raise UserError(
@@ -325,9 +332,9 @@ class _Client:
                 "check the model's name and RLT_REFINE_BASE_URL"
             ) from None
         if isinstance(error, openai.APIStatusError) and error.status_code in (400, 413, 422):
-            return RefinedAnswer(request=request_hash(request), rejected=self._said(error))
+            return RefinedAnswer(request=request_hash(request), rejected=_said(error))
         if isinstance(error, openai.APIStatusError) and not _transient(error.status_code):
-            raise UserError(f"{url}: {self._said(error)}") from None
+            raise UserError(f"{url}: {_said(error)}") from None
         return None
 
     async def _slot(self) -> None:
@@ -352,10 +359,16 @@ class _Client:
         # The limit belongs to the key, so it holds for all requests.
         self.next_slot = max(self.next_slot, time.monotonic() + told)
 
-    def _said(self, error: Exception) -> str:
-        """Return an error's message in one line, without the key."""
-        words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        return " ".join(words.replace(self.key, "…").split())[:300]
+
+def _said(error: Exception) -> str:
+    """Return the kind of a failure: status and code of an answer, or why there is none."""
+    if isinstance(error, openai.APIStatusError):
+        name = type(error).__name__
+        return f"{error.status_code} {error.code if error.code in CODES else name}"
+    if isinstance(error, openai.APIConnectionError):
+        cause = type(error.__cause__).__name__ if error.__cause__ else "no connection"
+        return f"{type(error).__name__} ({cause})"
+    return "the reply is not a chat completion"
 
 
 def _transient(status: int) -> bool:
@@ -379,15 +392,22 @@ def _retry_after(error: Exception) -> float | None:
 
 
 def _answer(request: ChatRequest, said: object) -> RefinedAnswer:
-    """Convert a reply. Raises ValueError if it is not a chat completion."""
-    if not isinstance(said, ChatCompletion) or not said.choices:
-        raise ValueError("the endpoint's reply is not a chat completion")
-    choice, usage = said.choices[0], said.usage
-    return RefinedAnswer(
-        request=request_hash(request),
-        text=choice.message.content or "",
-        finish_reason=choice.finish_reason,
-        refusal=choice.message.refusal,
-        prompt_tokens=usage.prompt_tokens if usage else None,
-        completion_tokens=usage.completion_tokens if usage else None,
-    )
+    """Convert a reply; the key is masked in it. Raises ValueError if it is not a chat completion,
+    which the client does not check."""
+    try:
+        if not isinstance(said, ChatCompletion):
+            raise TypeError
+        choice, usage = said.choices[0], said.usage
+        answer = RefinedAnswer(
+            request=request_hash(request),
+            text=choice.message.content or "",
+            finish_reason=choice.finish_reason,
+            refusal=choice.message.refusal,
+            prompt_tokens=usage.prompt_tokens if usage else None,
+            completion_tokens=usage.completion_tokens if usage else None,
+        )
+    except (AttributeError, LookupError, TypeError, ValidationError):
+        raise ValueError("not a chat completion") from None
+    answer.text.encode()  # half of a surrogate pair cannot be stored
+    texts = {name: getattr(answer, name) for name in ("text", "finish_reason", "refusal")}
+    return answer.model_copy(update={name: masked(text) for name, text in texts.items() if text})

@@ -11,9 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlt_core.environment import disk_space
+from rlt_core.errors import UserError
 from rlt_core.sql.schemas import LOGPROBS, TABLES
 
 ROWS_AT_A_TIME = 2000
+CHECKED: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+"""Options of every Parquet file that is written. Readers verify the checksums of its pages."""
 
 
 def write_rows(path: Path, table: str, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -47,8 +50,7 @@ def _options(schema: pa.Schema) -> dict[str, Any]:
     lists of floats take 3.1 bytes per float instead of 4.5 with a dictionary (SmolLM2's), and are
     read a quarter faster."""
     floats = [field.name for field in schema if field.type == LOGPROBS]
-    return {
-        "compression": "zstd",
+    return CHECKED | {
         "use_dictionary": [leaf for leaf in _leaves(schema) if leaf.split(".")[0] not in floats],
         "use_byte_stream_split": [f"{name}.list.element" for name in floats],
     }
@@ -73,5 +75,16 @@ def read_rows(folder: Path, table: str, columns: list[str] | None = None) -> lis
     files = table_files(folder, table)
     if not files:
         raise FileNotFoundError(f"{folder} has no table {table}")
-    tables = [pq.read_table(file, columns=columns, schema=TABLES[table]) for file in files]
+    tables = [read_table(file, columns=columns, schema=TABLES[table]) for file in files]
     return pa.concat_tables(tables).to_pylist()
+
+
+def read_table(source: Path | list[Path], **options: Any) -> pa.Table:
+    """Read Parquet files with pyarrow's options; verify the checksums of pages that have one.
+    Raises UserError for a damaged file."""
+    try:
+        return pq.read_table(source, page_checksum_verification=True, **options)
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, FileNotFoundError | MemoryError):
+            raise
+        raise UserError(f"{source}: damaged or no Parquet file: {error}") from None

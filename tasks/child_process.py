@@ -34,6 +34,7 @@ from rlt_core.checkout import sources_changed_at
 from rlt_core.environment import in_one_line
 from rlt_core.errors import Stopped, UserError
 from rlt_core.progress import Metrics, Progress
+from rlt_core.secrets import clean_logs, masked
 
 GRACE_S = 30.0
 EXIT_S = 5.0
@@ -268,6 +269,7 @@ def _child(
     os.dup2(file, 2)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
+    clean_logs()
     stop = _StopRequest()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: stop.make())
@@ -297,6 +299,8 @@ def _child(
             with contextlib.suppress(OSError):  # its disk may be the full one
                 traceback.print_exc()
         outcome = _Outcome("failed", line or traceback.format_exc())
+    if isinstance(outcome.value, str):
+        outcome = _Outcome(outcome.kind, masked(outcome.value))
     send(outcome)
 
 

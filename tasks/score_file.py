@@ -13,7 +13,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from transformers.utils import logging
 
 from rlt_core.config import RewardSpec, StageResources
@@ -24,7 +23,7 @@ from rlt_core.models import on_device, require_same_vocabulary, try_folder, try_
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import RECORD, PromptFormat, Role, require_format
 from rlt_core.prompts.renderer import Renderer
-from rlt_core.rows import table_files
+from rlt_core.rows import read_table, table_files, write_table
 from rlt_core.scoring import Contexts, assign_ranks, score_contexts
 from rlt_core.sql.schemas import SCORES
 from rlt_core.stages import STAGES
@@ -99,12 +98,12 @@ def score_file(scoring: Scoring, progress: Progress) -> pa.Table:
         work = _Work(Path(folder), workspace, progress)
         compute = _scorer(scoring)
         in_shards(work, "scores", groups, scoring.resources.shard_questions, compute, _length)
-        tables = [pq.read_table(file) for file in table_files(work.out, "scores")]
+        tables = [read_table(file) for file in table_files(work.out, "scores")]
     order = pa.array([number for group in groups for number, _ in group])
     table = pa.concat_tables(tables).take(pc.sort_indices(order))
     table = table.replace_schema_metadata({"rlt.reward": scoring.spec.model_dump_json()})
     half_written = scoring.output.with_name(scoring.output.name + ".part")
-    pq.write_table(table, half_written, compression="zstd")
+    write_table(half_written, table)
     half_written.rename(scoring.output)
     shutil.rmtree(shards)
     return table.drop_columns([f.name for f in SCORES if pa.types.is_list(f.type)])

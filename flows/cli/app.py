@@ -12,6 +12,7 @@ from flows.cli import artifacts, plan, reward, run, server, sql, study
 from flows.cli.config import config
 from flows.cli.fetch import fetch
 from flows.cli.init import init
+from flows.cli.terminal import clean_output, print
 from flows.server.local import current
 from rlt_core import __version__
 from rlt_core.environment import exit_in_one_line, require_environment
@@ -67,6 +68,7 @@ def _use_store_of_up() -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    clean_output()
     with exit_in_one_line(Path(".")):
         require_environment()
         _use_store_of_up()

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.filesize import decimal
-from rich.markup import escape
+from rich.text import Text
 from rich.tree import Tree
 
 from flows.cli.options import DEFAULT_STORE, JsonOption, StoreOption, existing_store, open_store
 from flows.cli.tables import new_table, print_whole, table_console, title
+from flows.cli.terminal import Console, print, print_data
 from flows.cli.transfer import pull, push
 from rlt_core.stages import Kind
 from rlt_core.store import Manifest, Store
@@ -58,13 +58,13 @@ def list_(
     found = sorted(opened.manifests(kind), key=lambda one: one.finished_at)
     if as_json:
         names = _names(opened)
-        print(json.dumps([_summary(one, names) for one in found], indent=1))
+        print_data(json.dumps([_summary(one, names) for one in found], indent=1))
         return
     numbers = ("seconds", "size", "rows")
     table = new_table("key", "kind", "label", "profile", *numbers, "finished (UTC)", right=numbers)
     for one in found[-TABLE_ROWS:]:
         table.add_row(
-            one.ref.key, one.ref.kind, escape(title(one)), escape(one.profile),
+            one.ref.key, one.ref.kind, title(one), one.profile,
             f"{one.seconds:.1f}", decimal(one.bytes), str(one.rows),
             f"{one.finished_at:%Y-%m-%d %H:%M:%S}",
         )  # fmt: skip
@@ -100,12 +100,13 @@ def show(key: KeyArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOpti
     opened = open_store(store)
     manifest = opened.find(key)
     if as_json:
-        print(manifest.model_dump_json(indent=1))
+        print_data(manifest.model_dump_json(indent=1))
         return
-    console = Console(highlight=False)
-    console.print(f"[bold]{escape(title(manifest))}[/]  {manifest.ref.kind}/{manifest.ref.key}")
+    console = Console()
+    headline = Text.assemble((title(manifest), "bold"), f"  {manifest.ref.kind}/{manifest.ref.key}")
+    console.print(headline)
     for name in _names(opened).get(manifest.ref.key, []):
-        console.print(f"name: {escape(name)}")
+        console.print(f"name: {name}")
     made = manifest.model_dump(
         mode="json",
         include={
@@ -127,10 +128,10 @@ def show(key: KeyArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOpti
     }
     for heading, entries in sections.items():
         if entries:
-            console.print(f"\n[bold]{escape(heading)}[/]")
+            console.print(f"\n{heading}", style="bold")
             table = new_table("", "", show_header=False)
             for name, value in entries.items():
-                table.add_row(f"  {escape(name)}", escape(str(value)))
+                table.add_row(f"  {name}", str(value))
             console.print(table)
 
 
@@ -156,25 +157,25 @@ def lineage(
             | {"inputs": {name: ref.key for name, ref in one.inputs.items()}}
             for one in reversed(ancestors)
         ]
-        print(json.dumps(entries, indent=1))
+        print_data(json.dumps(entries, indent=1))
         return
-    tree = Tree(f"[bold]{escape(title(manifest))}[/]  {manifest.ref.key}")
+    tree = Tree(Text.assemble((title(manifest), "bold"), f"  {manifest.ref.key}"))
     _grow(opened, manifest, tree, set())
-    Console(highlight=False).print(tree)
+    Console().print(tree)
 
 
 def _grow(store: Store, manifest: Manifest, tree: Tree, shown: set[str]) -> None:
     """Add an artifact's inputs to the tree; an artifact's own inputs are shown once."""
     for name, ref in manifest.inputs.items():
-        parent, what = None, "[red]no longer in the store[/]"
+        parent, what = None, ("no longer in the store", "red")
         try:
             if parent := store.manifest(ref.kind, ref.key):
-                what = escape(title(parent))
+                what = (title(parent), "")
         except Damaged:
-            what = "[red]cannot be read[/]"
+            what = ("cannot be read", "red")
         repeated = parent is not None and ref.key in shown and parent.inputs
-        above = "  [dim](see above)[/]" if repeated else ""
-        branch = tree.add(f"[dim]{escape(name)}:[/] {what}  {ref.key}{above}")
+        above = ("  (see above)" if repeated else "", "dim")
+        branch = tree.add(Text.assemble((f"{name}:", "dim"), " ", what, f"  {ref.key}", above))
         if parent and ref.key not in shown:
             shown.add(ref.key)
             _grow(store, parent, branch, shown)
@@ -187,7 +188,10 @@ def verify(
     ] = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Re-hash the files of one artifact or of all. Exit status 1 if any is missing or altered."""
+    """Re-hash the files of one artifact or of all. Exit status 1 if any is missing or altered.
+
+    Tables whose pages have no checksums are noted: a change after this check goes unnoticed there.
+    """
     opened = existing_store(store)
     chosen, unreadable = _chosen(opened, key)
     damaged = len(unreadable)
@@ -201,6 +205,8 @@ def verify(
         if problems:
             command = f"rlt artifacts remove {manifest.ref.key}"
             print(f"  fix: `{command}`, then run again; artifacts made from it are kept")
+        elif without := _without_checksums(opened, manifest):
+            print(f"{title(manifest)} ({manifest.ref.key}): note: no page checksums: {without}")
     total = len(chosen) + len(unreadable)
     print(f"{total - damaged} of {total} artifacts are intact")
     raise typer.Exit(1 if damaged else 0)
@@ -215,6 +221,19 @@ def _chosen(store: Store, key: str | None) -> tuple[list[Manifest], list[str]]:
         return [store.find(key)], []
     except Damaged as error:
         return [], [str(error)]
+
+
+def _without_checksums(store: Store, manifest: Manifest) -> str:
+    """Return the Parquet files without page checksums: those of older versions, and imported."""
+    from rlt_core.sql.checked_files import HEAD_BYTES, has_checksums
+
+    tables = [file.path for file in manifest.files if file.path.endswith(".parquet") and file.rows]
+    heads = (
+        store.files.fs.cat_file(f"{store.data_path(manifest)}/{path}", 0, HEAD_BYTES)
+        for path in tables
+    )
+    found = zip(tables, heads, strict=True)
+    return ", ".join(path for path, head in found if not has_checksums(head))
 
 
 @app.command()

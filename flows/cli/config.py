@@ -6,10 +6,10 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from flows.cli.options import ConfigFileOption, JsonOption, ProfileOption, SetOption, started_from
 from flows.cli.tables import new_table, table_console
+from flows.cli.terminal import print_data
 from rlt_core.config import Config
 from rlt_core.config.fields import fields
 from rlt_core.errors import UserError
@@ -58,7 +58,7 @@ def config(
             | {"help": field.help}
             for field, value, there, origin in rows
         ]
-        print(json.dumps(found, indent=1, ensure_ascii=False))
+        print_data(json.dumps(found, indent=1, ensure_ascii=False))
         return
     console = table_console()
     table = new_table(
@@ -66,7 +66,7 @@ def config(
     )
     for field, value, there, origin in rows:
         beside = _shown(there) if diff else field.type
-        table.add_row(*map(escape, (field.path, _shown(value), beside, origin, field.help)))
+        table.add_row(field.path, _shown(value), beside, origin, field.help)
     console.print(table)
 
 

@@ -6,8 +6,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rich.console import Console
-
 from flows.cli.options import (
     ConfigFileOption,
     ProfileOption,
@@ -15,6 +13,7 @@ from flows.cli.options import (
     TargetArgument,
     started_from,
 )
+from flows.cli.terminal import Console
 from rlt_core import hf_hub
 from rlt_core.config import Config, HubModel
 from rlt_core.errors import UserError
@@ -80,6 +79,6 @@ def fetch(
             "GiB free; make room, or set HF_HOME to a larger disk"
         )
     for item in wanted:
-        console.print(f"{item.repo}: {sizes[item] / GIB:.2f} GiB to download", highlight=False)
+        console.print(f"{item.repo}: {sizes[item] / GIB:.2f} GiB to download")
         commit = hf_hub.download(item.repo, item.revision, item.kind)
-        console.print(f"{item.repo}@{commit}", highlight=False)
+        console.print(f"{item.repo}@{commit}")

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from flows.cli.terminal import print
 from rlt_core.config import DataConfig, FieldMapping
 from rlt_core.data.layouts import layout_of
 from rlt_core.data.row_files import checked, read_records

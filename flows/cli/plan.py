@@ -9,8 +9,7 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from flows.cli.options import (
     DEFAULT_STORE,
@@ -23,6 +22,7 @@ from flows.cli.options import (
     new_plan,
 )
 from flows.cli.tables import new_table, table_console
+from flows.cli.terminal import Console, print, print_data
 from flows.planning import Plan
 from rlt_core.data.sources import found_layout
 from rlt_core.estimate import Machine, NodeEstimate, assumptions, disk_needed, said_of_disk, short
@@ -64,12 +64,12 @@ def plan(
     show_estimators(planned)
     if as_json:
         rows = [{**row(item), "estimate": asdict(found[item.node.key])} for item in planned]
-        print(json.dumps(rows, indent=1))
+        print_data(json.dumps(rows, indent=1))
     else:
         console = table_console()
         _show_nodes(console, planned)
         for line in (*_layouts(planned), *_formats(planned)):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
         if estimates or (estimates is None and any(each.on_gpu for each in found.values())):
             _show_estimates(console, resolved)
     resolved.require_fit()
@@ -105,8 +105,8 @@ def _show_nodes(console: Console, planned: Sequence[Planned]) -> None:
         shown = [*item.changes[:CHANGES_SHOWN]]
         if len(item.changes) > CHANGES_SHOWN:
             shown.append(f"and {len(item.changes) - CHANGES_SHOWN} more")
-        what = "[green]hit[/]" if item.hit else "[yellow]miss[/]"
-        table.add_row(escape(item.node.name), item.node.key, what, escape("\n".join(shown)))
+        what = Text("hit", "green") if item.hit else Text("miss", "yellow")
+        table.add_row(item.node.name, item.node.key, what, "\n".join(shown))
     console.print(table)
     misses = sum(not item.hit for item in planned)
     console.print(f"{len(planned)} nodes: {len(planned) - misses} hits, {misses} misses")
@@ -144,7 +144,7 @@ def _show_estimates(console: Console, plan: Plan) -> None:
     table = new_table("to be computed", *COLUMNS, right=COLUMNS, whole=COLUMNS)
     for node in missing:
         stages.setdefault(node.stage.name, []).append(found[node.key])
-        table.add_row(escape(node.name), *_cells([found[node.key]]))
+        table.add_row(node.name, *_cells([found[node.key]]))
     sums = new_table("stage", *COLUMNS, right=COLUMNS, whole=COLUMNS)
     for stage, own in stages.items():
         sums.add_row(f"{stage} ({len(own)})", *_cells(own))
@@ -152,9 +152,9 @@ def _show_estimates(console: Console, plan: Plan) -> None:
     for each in (table, sums):
         console.print()
         console.print(each)
-    console.print(_disk(plan.store, missing, found), markup=False)
+    console.print(_disk(plan.store, missing, found))
     for line in assumptions(plan.config, missing, found):
-        console.print(line, style="dim", markup=False, highlight=False)
+        console.print(line, style="dim")
 
 
 def _disk(store: Store, missing: Sequence[Node], found: Estimates) -> str:

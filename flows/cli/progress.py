@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
@@ -18,6 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from flows.cli.terminal import Console
 from rlt_core.progress import Metrics
 from rlt_core.store import Manifest
 
@@ -45,7 +45,7 @@ class Display:
             BarColumn(bar_width=24),
             TaskProgressColumn(),
             TimeElapsedColumn(),
-            TextColumn("[dim]{task.fields[metrics]}"),
+            TextColumn("{task.fields[metrics]}", style="dim", markup=False),
             console=self.console,
             transient=True,
         )
@@ -73,7 +73,7 @@ class Display:
     def say(self, line: str) -> None:
         """Print a line that stays. If standard output cannot be written, use stderr from now on."""
         try:
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(line, soft_wrap=True)
         except OSError as error:
             self.console = Console(stderr=True)
             self.say(f"standard output cannot be written, continuing on stderr: {error}\n{line}")

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +16,7 @@ from flows.cli.progress import progress_bar
 from flows.cli.reward_score import score
 from flows.cli.sql import skip_pandas
 from flows.cli.tables import new_table, print_whole, table_console, title
+from flows.cli.terminal import Console, print, print_data
 from rlt_core.config import KLEstimator, Reduction
 from rlt_core.config.reward import RewardSpec, off_policy_note
 from rlt_core.printable import printable
@@ -100,7 +99,7 @@ def replay(
             {"label": manifest.label, "seed": manifest.seed} | row | {"reward": spec.model_dump()}
             for manifest, row, spec in zip(manifests, found, specs, strict=True)
         ]
-        print(json.dumps(entries, indent=1))
+        print_data(json.dumps(entries, indent=1))
         return
     named = {"alpha": alpha, "lambda": kl_weight, "kl": kl, "reduction": reduction}
     _show_replay(manifests, found, named, output)
@@ -123,7 +122,7 @@ def _show_replay(
     for manifest, row in zip(manifests, found, strict=True):
         share = row["best_changed"]
         table.add_row(
-            escape(title(manifest)), manifest.ref.key, f"{row['traces']:,}",
+            title(manifest), manifest.ref.key, f"{row['traces']:,}",
             f"{row['questions']:,}", *(_number(row[name]) for name in EFFECTS),
             "·" if share is None else f"{share:.1%}",
         )  # fmt: skip
@@ -133,7 +132,7 @@ def _show_replay(
     what = ", ".join(given) or "nothing"
     console.print(f"mean reward before and after; {what} changed", style="dim")
     if output is not None:
-        console.print(f"written: {escape(str(output))}")
+        console.print(f"written: {output}")
 
 
 def _number(value: float | None) -> str:
@@ -178,22 +177,21 @@ def explain_(
             console.print(_tokens_table(tokens))
     measured = [f"{name} {_number(row[name])}" for name in MEASURES if row[name] is not None]
     if measured:
-        console.print(f"\n[bold]measures[/]  {', '.join(measured)}")
+        console.print(Text.assemble("\n", ("measures", "bold"), f"  {', '.join(measured)}"))
     console.print(_group_table(found))
 
 
 def _show_head(console: Console, found: Explained) -> None:
     row, manifest = found.row, found.manifest
-    console.print(
-        f"[bold]{escape(row['trace_id'])}[/]  {escape(title(manifest))}  {manifest.ref.key}"
-    )
+    where = f"  {title(manifest)}  {manifest.ref.key}"
+    console.print(Text.assemble((row["trace_id"], "bold"), where))
     for name in ("question_id", "teacher", "student", "closed", "think_tokens", "solution_tokens"):
         if row[name] is not None:
-            console.print(f"{name} {escape(str(row[name]))}", end="  ", style="dim")
+            console.print(f"{name} {row[name]}", end="  ", style="dim")
     console.print()
     if found.elsewhere:
         others = ", ".join(f"{title(one)} ({one.ref.key})" for one in found.elsewhere)
-        console.print(f"also scored in {escape(others)}; choose with --run KEY", style="dim")
+        console.print(f"also scored in {others}; choose with --run KEY", style="dim")
 
 
 def _parts_table(found: Explained) -> Table:
@@ -202,7 +200,7 @@ def _parts_table(found: Explained) -> Table:
         table.add_row(
             part.name, f"{part.value:.4f}", f"{part.coefficient:g}", f"{part.contribution:+.4f}"
         )
-    table.add_row("[bold]reward", "", "", f"[bold]{found.row['reward']:+.4f}")
+    table.add_row("reward", "", "", f"{found.row['reward']:+.4f}", style="bold")
     return table
 
 
@@ -237,7 +235,7 @@ def _group_table(found: Explained) -> Table:
         if place < SHOWN_TRACES or row["trace_id"] == own:
             table.add_row(
                 "·" if row["rank"] is None else str(row["rank"]),
-                escape(row["trace_id"]),
+                row["trace_id"],
                 _number(row["reward"]),
                 "·" if row["think_tokens"] is None else str(row["think_tokens"]),
                 style="bold" if row["trace_id"] == own else "",

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from flows.cli.options import JsonOption, check_parquet
 from flows.cli.progress import progress_bar
+from flows.cli.terminal import Console, print, print_data
 from rlt_core.config import REWARD_PRESETS, DType, KLEstimator, StageResources
 from rlt_core.config.reward import off_policy_note
 from rlt_core.errors import Stopped, UserError
@@ -133,10 +132,10 @@ def _show(table: pa.Table, output: Path, estimator: dict[str, str], as_json: boo
     counts = {"rows": table.num_rows, "scored": scored.num_rows}
     counts["too_long"] = table.num_rows - scored.num_rows
     if as_json:
-        print(json.dumps({"output": str(output), **estimator, **counts, **means}, indent=1))
+        print_data(json.dumps({"output": str(output), **estimator, **counts, **means}, indent=1))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(soft_wrap=True)
     console.print("  ".join(f"{name} {value}" for name, value in counts.items()))
     shown = (f"{name} {value:.4g}" for name, value in means.items() if value is not None)
     console.print("  ".join(shown))
-    console.print(f"written: {escape(str(output))}")
+    console.print(f"written: {output}")

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from flows.cli.options import (
     DEFAULT_STORE,
@@ -28,6 +27,7 @@ from flows.cli.options import (
 )
 from flows.cli.plan import row, show_estimators
 from flows.cli.tables import table_console
+from flows.cli.terminal import Console, print, print_data
 from flows.planning import Plan
 from flows.server.local import current
 from rlt_core.config.refinement import Endpoint
@@ -61,7 +61,7 @@ def run(
     if as_json:
         committed = plan.store.manifests_of(item.node.ref for item in plan.nodes)
         nodes = [{**row(item), "committed": item.node.key in committed} for item in plan.nodes]
-        print(json.dumps({"status": status, "nodes": nodes}, indent=1))
+        print_data(json.dumps({"status": status, "nodes": nodes}, indent=1))
     elif status == 0:
         _summary(plan.store, plan.nodes)
     raise typer.Exit(status)
@@ -110,9 +110,9 @@ def _supervise(plan: Plan, quiet: bool) -> int:
 def _summary(store: Store, planned: list[Planned]) -> None:
     """Print where the nodes are, the reward curves, and the scores of each report."""
     console = table_console()
-    console.print(f"{len(planned)} nodes are in {store}", highlight=False)
+    console.print(f"{len(planned)} nodes are in {store}")
     for line in _reward_curves(store, planned):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     for node in (item.node for item in planned if item.node.stage.name == "report"):
         manifest = store.manifest(node.ref.kind, node.key)
         assert manifest
@@ -140,11 +140,11 @@ def _reward_curves(store: Store, planned: list[Planned]) -> Iterator[str]:
 def _show_scores(console: Console, store: Store, report: Manifest) -> None:
     from rlt_core.report.terminal import summary_table
 
-    folder = store.local(report)
+    folder = store.intact(report)
     if report.label != "report":
-        console.print(f"\n{_experiment(report.label)}", style="bold", highlight=False)
+        console.print(f"\n{_experiment(report.label)}", style="bold")
     console.print(summary_table(folder))
-    console.print(f"report: {folder / 'report.md'}", soft_wrap=True, highlight=False)
+    console.print(f"report: {folder / 'report.md'}", soft_wrap=True)
 
 
 # ---------------------------------------------------------------- report and status
@@ -185,13 +185,13 @@ def report(
 ) -> None:
     """Show the latest report."""
     opened = open_store(store)
-    file = opened.local(_latest_report(opened, profile, name)) / "report.md"
+    file = opened.intact(_latest_report(opened, profile, name)) / "report.md"
     if path:
         print(file)
     elif sys.stdout.isatty():
         from rich.markdown import Markdown  # slow to import
 
-        Console().print(Markdown(file.read_text()))
+        Console().print(Markdown(file.read_text(), hyperlinks=False))
         print(f"\n{file}")
     else:
         print(file.read_text())
@@ -207,7 +207,7 @@ def status(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
         profiles.setdefault(profile, []).append(node)
     if as_json:
         shown = {"working": working, "unfinished": unfinished, "profiles": profiles}
-        print(json.dumps(shown, indent=1))
+        print_data(json.dumps(shown, indent=1))
         return
     print(f"store {opened}")
     if running := current():

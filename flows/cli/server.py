@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from flows.cli.options import DEFAULT_STORE, StoreOption, store_place
+from flows.cli.terminal import print
 from flows.server import local
 from rlt_core.errors import UserError
 

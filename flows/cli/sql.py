@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli.options import DEFAULT_STORE, StoreOption, open_store
+from flows.cli.terminal import data_output, print
 from rlt_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ def sql(
         Path | None, typer.Option("--output", "-o", help="File for the result.")
     ] = None,
     store: StoreOption = DEFAULT_STORE,
+    safe_csv: Annotated[
+        bool,
+        typer.Option("--safe-csv", help="CSV for a spreadsheet: no text is taken for a formula."),
+    ] = False,
 ) -> None:
     """Query the store's tables with SQL (DuckDB).
 
@@ -44,6 +49,10 @@ def sql(
     eval_overlaps, artifacts, costs, lineage, refs.
     """
     chosen = _format(format, output)
+    if safe_csv:
+        if chosen != "csv":
+            raise UserError("--safe-csv needs --format csv, or an --output that ends in .csv")
+        chosen = "safe csv"
     if statement is None and not sys.stdin.isatty():
         statement = sys.stdin.read()
     if output is not None and not (statement and statement.strip()):
@@ -105,6 +114,6 @@ def ask(connection: DuckDBPyConnection, text: str, format: str, output: Path | N
             if relation is None:
                 print("done", file=sys.stderr)
             elif output is None:
-                write_text(relation, format, sys.stdout)
+                write_text(relation, format, data_output() if format != "table" else sys.stdout)
             else:
                 write(relation, format, output)

@@ -9,15 +9,16 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TextIO
 
 from duckdb import DuckDBPyRelation
-from rich.console import Console
 from rich.text import Text
 
 from flows.cli.tables import new_table, table_console
+from flows.cli.terminal import Console
 from rlt_core.errors import UserError
-from rlt_core.printable import printable
+from rlt_core.printable import printable, spreadsheet_cell
 
 TABLE_ROWS = 200
 CELL_CHARACTERS = 100
@@ -45,8 +46,10 @@ def write(relation: DuckDBPyRelation, format: str, output: Path) -> None:
 def _write_parquet(relation: DuckDBPyRelation, path: Path) -> None:
     import pyarrow.parquet as pq
 
+    from rlt_core.rows import CHECKED
+
     reader = relation.to_arrow_reader(BATCH_ROWS)
-    with pq.ParquetWriter(path, reader.schema, compression="zstd") as writer:
+    with pq.ParquetWriter(path, reader.schema, **CHECKED) as writer:
         for batch in reader:
             writer.write_batch(batch)
 
@@ -54,15 +57,19 @@ def _write_parquet(relation: DuckDBPyRelation, path: Path) -> None:
 def write_text(relation: DuckDBPyRelation, format: str, file: TextIO) -> None:
     """Write a result as text.
 
-    CSV is RFC 4180, with lists and structs as JSON. JSON has no NaN and infinities: they are null.
+    CSV is RFC 4180, with lists and structs as JSON; `safe csv` has no text that a spreadsheet takes
+    for a formula. JSON has no NaN and infinities: they are null.
     """
     if format == "table":
         _print_table(table_console(file), relation)
-    elif format == "csv":
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(relation.columns)
+    elif format.endswith("csv"):
+        # csv quotes a carriage return only if it is in the line terminator.
+        lines = SimpleNamespace(write=lambda row: file.write(row.removesuffix("\r\n") + "\n"))
+        writer = csv.writer(lines)
+        safe = spreadsheet_cell if format == "safe csv" else lambda value: value
+        writer.writerow(map(safe, relation.columns))
         for row in _rows(relation):
-            writer.writerow([_json(v) if isinstance(v, list | dict) else v for v in row])
+            writer.writerow([_json(v) if isinstance(v, list | dict) else safe(v) for v in row])
     elif format == "jsonl":
         for row in _rows(relation):
             file.write(f"{_json(dict(zip(relation.columns, row, strict=True)))}\n")
@@ -113,7 +120,7 @@ def _print_table(console: Console, relation: DuckDBPyRelation) -> None:
         console.print(table)
     if len(rows) > TABLE_ROWS:
         more = f"… more than {TABLE_ROWS} rows: add a limit, or take --format csv"
-        console.print(more, style="dim", markup=False)
+        console.print(more, style="dim")
 
 
 def _cell(value: object) -> str:

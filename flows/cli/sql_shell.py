@@ -16,6 +16,7 @@ from prompt_toolkit.history import FileHistory
 from prompt_toolkit.lexers import PygmentsLexer
 from pygments.lexers.sql import SqlLexer
 
+from flows.cli.terminal import print
 from rlt_core.errors import UserError
 from rlt_core.sql.schemas import MEANINGS, VIEWS
 

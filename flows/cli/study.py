@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from flows.cli.options import DEFAULT_STORE, StoreOption, new_plan, open_store
 from flows.cli.run import compute
 from flows.cli.tables import new_table, table_console
+from flows.cli.terminal import Console, print
 from rlt_core.errors import UserError
-from rlt_core.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +34,7 @@ def freeze(file: FileArgument, store: StoreOption = DEFAULT_STORE) -> None:
 
     frozen, new = freeze(file, open_store(store))
     state = "frozen" if new else f"was frozen on {frozen.frozen_at:%Y-%m-%d} and is unchanged"
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = Console(soft_wrap=True)
     console.print(f"{frozen.study}: {state}: {len(frozen.nodes)} nodes, in {frozen_path(file)}")
     console.print(f"study   sha256 {frozen.study_sha256}")
     console.print(f"config  sha256 {frozen.config_sha256}")
@@ -99,7 +98,7 @@ def verify(
     if found.verdicts:
         _show(found.verdicts)
     for problem in found.problems:
-        print(printable(problem))
+        print(problem)
     frozen = found.freeze
     print(
         f"{frozen.study}: frozen {frozen.frozen_at:%Y-%m-%d %H:%M} UTC at commit "
@@ -120,10 +119,7 @@ def _show(verdicts: Sequence[Verdict]) -> None:
     table = new_table(*COLUMNS, right=("p", "adjusted p", "detectable"))
     table.columns[COLUMNS.index("statement")].max_width = 40
     for verdict in verdicts:
-        row = {
-            name: escape(printable(cell))
-            for name, cell in zip(COLUMNS, cells(verdict), strict=True)
-        }
-        row["verdict"] = f"[{STYLES[verdict.verdict]}]{row['verdict']}[/]"
+        row: dict[str, str | Text] = dict(zip(COLUMNS, cells(verdict), strict=True))
+        row["verdict"] = Text(str(row["verdict"]), STYLES[verdict.verdict])
         table.add_row(*row.values())
     table_console().print(table)

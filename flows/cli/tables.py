@@ -6,11 +6,10 @@ import sys
 from collections.abc import Collection
 from typing import Any, TextIO
 
-from rich.console import Console
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+from flows.cli.terminal import Console
 from rlt_core.store import Manifest
 
 UNLIMITED = 100_000
@@ -20,7 +19,7 @@ UNLIMITED = 100_000
 def table_console(file: TextIO | None = None) -> Console:
     """Return a console as wide as the terminal. In a file or pipe lines are never cut."""
     file = file or sys.stdout
-    return Console(file=file, width=None if file.isatty() else UNLIMITED, highlight=False)
+    return Console(file=file, width=None if file.isatty() else UNLIMITED)
 
 
 def new_table(
@@ -30,7 +29,7 @@ def new_table(
     table = Table(box=None, header_style="bold", pad_edge=False, **options)
     for name in columns:
         table.add_column(
-            escape(name),
+            name,
             justify="right" if name in right else "left",
             no_wrap=name in whole,
             overflow="ellipsis" if name in whole else "fold",

@@ -11,6 +11,7 @@ from rich.filesize import decimal
 
 from flows.cli.options import DEFAULT_STORE, StoreOption, existing_store, open_store
 from flows.cli.progress import Display
+from flows.cli.terminal import print
 from rlt_core.errors import UserError
 from rlt_core.store import Manifest, Store
 from rlt_core.store.files import Damaged

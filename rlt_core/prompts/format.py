@@ -79,7 +79,7 @@ def require_format(model: Path, format: PromptFormat, role: Role, name: str, fix
     """
     if not (model / RECORD).is_file():
         return
-    recorded = _parsed((model / RECORD).read_text(), f"in {model / RECORD}")
+    recorded = _parsed((model / RECORD).read_bytes(), f"in {model / RECORD}")
     ignored = {"name", "student_system" if role == "teacher" else "teacher_system"}
     fields = [field for field in PromptFormat.model_fields if field not in ignored]
     other = [field for field in fields if getattr(recorded, field) != getattr(format, field)]
@@ -110,15 +110,15 @@ def load_format(name: str) -> PromptFormat:
     if name == "rlt-paper":
         raise UserError("prompt format rlt-paper: `rlt` scores the same tokens now; write rlt")
     if name in shipped():
-        text = (FOLDER / f"{name}.json").read_text()
+        file = FOLDER / f"{name}.json"
     elif Path(name).is_file():
-        text = Path(name).read_text()
+        file = Path(name)
     else:
         raise UserError(f"prompt_format={name!r}: neither a file nor one of {', '.join(shipped())}")
-    return _parsed(text, name)
+    return _parsed(file.read_bytes(), name)
 
 
-def _parsed(text: str, name: str) -> PromptFormat:
+def _parsed(text: bytes, name: str) -> PromptFormat:
     try:
         return PromptFormat.model_validate(json.loads(text))
     except ValidationError as error:
@@ -127,5 +127,5 @@ def _parsed(text: str, name: str) -> PromptFormat:
             for each in error.errors()
         )
         raise UserError(f"prompt format {name}: {'; '.join(problems)}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"prompt format {name} is not JSON: {error}") from None

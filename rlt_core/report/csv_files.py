@@ -1,4 +1,5 @@
-"""The report's tables as CSV: every number, unrounded; a value that does not exist is empty."""
+"""The report's tables as CSV: every number, unrounded; a value that does not exist is empty, and
+a text that a spreadsheet would take for a formula begins with an apostrophe."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rlt_core.evaluation.intervals import Estimate
+from rlt_core.printable import spreadsheet_cell
 from rlt_core.report import experiment, overlaps, scores, trace_sets
 from rlt_core.report.gather import ReportData
 from rlt_core.report.inputs import Row
@@ -41,7 +43,8 @@ def _write(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(map(_flat, rows))
+        for row in map(_flat, rows):
+            writer.writerow({name: spreadsheet_cell(value) for name, value in row.items()})
 
 
 def _flat(row: Row) -> Row:

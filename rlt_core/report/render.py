@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -24,6 +25,9 @@ from rlt_core.report.trace_sets import NOTE
 from rlt_core.report.training import WINDOW_STEPS
 
 TEMPLATES = FileSystemLoader(Path(__file__).parent)
+STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+STYLE_SHA256 = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+"""The page's Content-Security-Policy allows this style and its figures: no script, no request."""
 SIDE = Markdown("\x1e")
 """Stands around texts that a wide page shows side by side; no text holds it (`printable`)."""
 CELLS = {
@@ -47,7 +51,9 @@ def render_report(data: ReportData, out: Path) -> None:
     markdown = text.replace(f"\n{SIDE}\n", "\n").replace(SIDE, "")
     (out / "report.md").write_text(markdown, encoding="utf-8")
     page = Environment(loader=TEMPLATES, keep_trailing_newline=True, autoescape=True)
-    html = page.get_template("report.html.jinja").render(title=title, body=_html(text, figures))
+    html = page.get_template("report.html.jinja").render(
+        title=title, body=_html(text, figures), style=Markup(STYLE), style_sha256=STYLE_SHA256
+    )
     (out / "report.html").write_text(html, encoding="utf-8")
 
 
@@ -97,7 +103,11 @@ def _html(text: str, figures: Mapping[str, Figure]) -> Markup:
         if place % 3:
             sides = ('<div class="sides">', "") if place % 3 == 1 else ("", "</div>")
             pieces[place] = f"<div>{piece}</div>".join(sides)
-    html = "\n".join(pieces).replace("<table>", '<div class="wide"><table>')
+    html = (
+        "\n".join(pieces)
+        .replace(' style="text-align:right"', ' class="right"')
+        .replace("<table>", '<div class="wide"><table>')
+    )
     html = html.replace("</table>", "</table></div>")
     picture = r'<p><img src="([^"]*)" alt="[^"]*" /></p>'
     return Markup(re.sub(picture, partial(_figure, figures), html))

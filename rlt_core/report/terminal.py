@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 Row = dict[str, str]
 ALL = "all"
@@ -46,13 +47,13 @@ def _interval(row: Row, value: str, prefix: str, form: str, between: str = " ") 
         return ""
     names = (value, f"{prefix}low", f"{prefix}high")
     number, low, high = (f"{100 * float(row[name]):{form}}" for name in names)
-    return f"{number}{between}\\[{low}, {high}]"  # the backslash: not rich's markup
+    return f"{number}{between}[{low}, {high}]"
 
 
 def overview_table(lines: list[Row]) -> Table:
     """Rows by tasks in percent: ours with its interval, below it the paper's; and the difference
     from the baseline in the last task or in the mean of all."""
-    from rich.markup import escape
+    from rich.text import Text
 
     tasks = list(dict.fromkeys(line["task"] for line in lines))
     cells = {(line["model"], line["task"]): line for line in lines}
@@ -63,21 +64,23 @@ def overview_table(lines: list[Row]) -> Table:
         column.no_wrap, column.overflow = False, "fold"
     for model in dict.fromkeys(line["model"] for line in lines):
         row = [cells[model, task] for task in tasks]
-        name, last = escape(row[0]["row"]), row[-1]
+        name, last = Text(row[0]["row"]), row[-1]
         if row[0]["missing"]:
-            name += "\n[dim]did not run[/]"
+            name.append("\ndid not run", "dim")
         prefix = "method_difference" if last["method_difference"] else "difference"
         difference = _interval(last, prefix, f"{prefix}_", "+.1f", "\n")
-        baseline = f"\n[dim]{escape(last['baseline'])}[/]" if difference else ""
-        table.add_row(name, *map(_score, row), difference + baseline)
+        baseline = f"\n{last['baseline']}" if difference else ""
+        table.add_row(name, *map(_score, row), Text.assemble(difference, (baseline, "dim")))
     return table
 
 
-def _score(line: Row) -> str:
+def _score(line: Row) -> Text:
     """The method's interval where there is one; the paper's number below."""
     ours = _interval(line, "value", "method_" if line["method_low"] else "", ".1f", "\n")
-    paper = f"[dim]paper {line['paper_percent']}[/]" if line["paper_percent"] else ""
-    return "\n".join(filter(None, (ours, paper)))
+    from rich.text import Text
+
+    paper = f"paper {line['paper_percent']}" if line["paper_percent"] else ""
+    return Text.assemble(ours, "\n" if ours and paper else "", (paper, "dim"))
 
 
 def compared_table(lines: list[Row]) -> Table:
@@ -95,8 +98,6 @@ def compared_table(lines: list[Row]) -> Table:
 
 def scores_table(folder: Path) -> Table:
     """The scores of all models, over all seeds, in percent."""
-    from rich.markup import escape
-
     title = "Scores in percent, with 95% intervals"
     table = _table(title, ["task", "model", "metric"], ["score", "against base", "questions"])
     for row in _read(folder / "scores.csv"):
@@ -106,6 +107,6 @@ def scores_table(folder: Path) -> Table:
         if gain and float(row["difference_low"]) == float(row["difference_high"]) == 0:
             gain = "equal on every question"
         score = _interval(row, "value", "", ".1f")
-        names = (escape(row["task"]), escape(row["model"]), row["metric"])
+        names = (row["task"], row["model"], row["metric"])
         table.add_row(*names, score, gain, row["questions"])
     return table

@@ -23,10 +23,10 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
-from pyarrow.fs import FileSystem
 
 from rlt_core.errors import UserError
 from rlt_core.sql import macros
+from rlt_core.sql.checked_files import CheckedDataset
 from rlt_core.sql.schemas import ARTIFACTS, COSTS, LINEAGE, REFS, TABLES, VIEWS
 from rlt_core.store import Manifest, Store
 
@@ -97,32 +97,32 @@ artifact's files; a join with those views would open all of them."""
 
 
 # ---------------------------------------------------------------- building the views
-def dataset(store: Store, table: str, manifests: Iterable[Manifest]) -> ds.FileSystemDataset:
+def dataset(store: Store, table: str, manifests: Iterable[Manifest]) -> CheckedDataset:
     """Return the files of a table in these artifacts as one dataset, read when it is queried.
 
     `run` and `label` are in each fragment's partition expression: the scanner fills them in, and
-    skips the files of other artifacts when a query filters on them.
+    skips the files of other artifacts when a query filters on them. A scan raises UserError for a
+    file that is not as committed.
     """
-    file_format, file_system = ds.ParquetFileFormat(), _file_system(store)
+    entries = [
+        (one, f"{store.data_path(one)}/{entry.path}", entry)
+        for one in manifests
+        for entry in one.files
+        if entry.path in one.tables.get(table, ())
+    ]
+    file_system = store.files.arrow()
+    file_format = ds.ParquetFileFormat(page_checksum_verification=True)
     run, label = ds.field("run"), ds.field("label")
     fragments = []
-    for one in manifests:
+    for one, path, _ in entries:
         constants = run == one.ref.key
         if "label" not in TABLES[table].names:
             constants &= label == one.label
-        fragments += [
-            file_format.make_fragment(
-                f"{store.data_path(one)}/{name}", file_system, partition_expression=constants
-            )
-            for name in one.tables.get(table, [])
-        ]
-    return ds.FileSystemDataset(fragments, VIEWS[table], file_format, file_system)
-
-
-def _file_system(store: Store) -> FileSystem:
-    """Return pyarrow's own file system, several times as fast as DuckDB or pyarrow with fsspec."""
-    file_system: FileSystem = store.files.arrow()
-    return file_system
+        fragments.append(
+            file_format.make_fragment(path, file_system, partition_expression=constants)
+        )
+    made = CheckedDataset(fragments, VIEWS[table], file_format, file_system)
+    return made.check(store, {path: entry for _, path, entry in entries})
 
 
 def _facts(one: Manifest) -> dict[str, Any]:
@@ -167,7 +167,9 @@ _NO_TABLE = re.compile(r"Table with name (\S+) does not exist")
 _NO_COLUMN = re.compile(r'Referenced column "(.+?)" not found|not have a column named "(.+?)"')
 _GUESS = re.compile(r"\n(Did you mean|Candidate (bindings|tables)).*")
 _UNREADABLE = re.compile(
-    r".*reading the stream registered as '(\w+?)(?:_\d+)?' failed: (?:\w+: )?", re.DOTALL
+    r".*(?:reading the stream|exporting a stream from the object) registered as "
+    r"'(\w+?)(?:_\d+)?' failed: (?:\w+: )?",
+    re.DOTALL,
 )
 
 

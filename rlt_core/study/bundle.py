@@ -16,13 +16,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from pydantic_core import to_json
 
 from rlt_core import __version__
 from rlt_core.config import Frozen
 from rlt_core.errors import UserError
-from rlt_core.rows import table_files, write_table
+from rlt_core.rows import read_table, table_files, write_table
 from rlt_core.sql.schemas import TABLES
 from rlt_core.store import Ref, Store
 from rlt_core.store.files import sha256_of, tree
@@ -105,7 +104,7 @@ def _copy_table(store: Store, ref: Ref, entry: NodeEntry, folder: Path) -> None:
     table = TABLE_OF[entry.stage]
     columns = COLUMNS[table]
     files = table_files(store.intact(manifest, ".parquet"), table)
-    rows = pq.read_table(files, columns=columns, schema=TABLES[table]).select(columns)
+    rows = read_table(files, columns=columns, schema=TABLES[table]).select(columns)
     path = folder / "tables" / entry.key / f"{table}.parquet"
     write_table(path, rows.replace_schema_metadata(None))
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from transformers import AutoConfig
 
 from rlt_core.config import SFTConfig
@@ -18,7 +17,7 @@ from rlt_core.errors import UserError
 from rlt_core.models import load_tokenizer, vocabulary_digest
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.prompts.renderer import Row as TrainingRow
-from rlt_core.rows import read_rows, table_files
+from rlt_core.rows import read_rows, read_table, table_files
 from rlt_core.sql.schemas import TRACES
 from rlt_core.stages import StudentSFTStageConfig
 from rlt_core.training.sft import train_sft
@@ -227,7 +226,7 @@ def _trace_tables(
     """Yield columns of some traces file by file, so that the others never become objects."""
     wanted = None if traces is None else pa.array(sorted(traces), pa.string())
     for file in table_files(folder, "traces"):
-        table = pq.read_table(file, columns=names, schema=TRACES)
+        table = read_table(file, columns=names, schema=TRACES)
         if wanted is not None:
             table = table.filter(pc.is_in(table["trace_id"], value_set=wanted))
         yield table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,19 @@ from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 from rlt_core.chat_templates import BadTemplate, chats, try_template
 from rlt_core.config import FolderModel
 from rlt_core.errors import UserError
-from rlt_core.models import import_model, load_model
+from rlt_core.models import import_model, load_model, load_tokenizer
 from rlt_core.prompts.format import load_format
+from rlt_core.prompts.renderer import Renderer
 from tests.rlt_core.families import FAMILIES, tokenizer_of, write_family
 
+EXPLOSIONS = [
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "{{ 'a' * 10 ** 10 }}",
+    "{{ 'a' * 10 ** 7 }}",
+    "{% if messages[0].role == 'system' %}{{ 'a' * 10 ** 10 }}{% endif %}",
+    "{{ '%01000000000d' % 1 }}",
+    "{% macro f(x) %}{{ f(x + x) }}{% endmacro %}{{ f('a' * 99999) }}",
+]
 BY_NAME = {family.name: family for family in FAMILIES}
 CHAT = BY_NAME["qwen2.5"].template
 DAY = load_format("tiny").template_date
@@ -123,6 +133,10 @@ FAULTS: list[tuple[Callable[[Path], None], str]] = [
     (small_embedding, r"200 rows, but the tokenizer has"),
     (eight_bits, r"quantised \(I8\)"),
     (lambda f: edit(f, "config.json", quantization_config={"quant_method": "mxfp4"}), "mxfp4"),
+    (lambda f: edit(f, "config.json", a={"b": {"quantization_config": "hqq"}}), "hqq"),
+    (lambda f: os.mkfifo(f / "x.json"), r"x\.json: not a plain file"),
+    (lambda f: (f / "x.json").symlink_to("/etc/hostname"), "symbolic link to a file outside"),
+    (lambda f: (f / "x.txt").symlink_to("gone"), "not a plain file"),
     (lambda f: (f / "adapter_config.json").write_text("{}"), "merge the adapters"),
     (lambda f: edit(f, "config.json", model_type="unheard-of"), "cannot be loaded"),
     (lambda f: (f / "chat_template.jinja").write_text("{% if %}"), "it is not valid"),
@@ -155,8 +169,43 @@ def test_how_its_makers_ran_a_model_is_not_taken_over(folder: Path) -> None:
     model = load_model(out)
     assert model.config._attn_implementation == "sdpa"
     model.save_pretrained(folder.parent / "checkpoint")
-    edit(out, "config.json", **settings)  # a folder for `rlt reward score` is not imported
+    # A folder for `rlt reward score`, or an artifact of a stranger's store, is not imported.
+    evil = "evil.safetensors.index.json"
+    (out / evil).write_text(json.dumps({"weight_map": {"a": "../x.bin"}}))
+    settings |= {"_attn_implementation_internal": "org/kernel", "transformers_weights": evil}
+    settings |= {"auto_map": {"AutoModelForCausalLM": "evil.py--x"}, "kernel_config": {"a": "b"}}
+    edit(out, "config.json", **settings)
     assert load_model(out).config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    "fault, reason",
+    [
+        (linked, "symbolic link"),
+        (pickled_shard, "not a safetensors file"),
+        (elsewhere_shard, "not a safetensors file"),
+        (lambda f: (f / "adapter_config.json").write_text("{}"), "merge the adapters"),
+        (lambda f: os.mkfifo(f / "generation_config.json"), "not a plain file"),
+        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "never loaded"),
+    ],
+)
+def test_a_folder_that_was_not_imported_is_refused_when_it_is_loaded(
+    fault: Callable[[Path], None], reason: str, folder: Path
+) -> None:
+    """`rlt reward score`, and models in a store that comes from somebody else."""
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    fault(folder)
+    with pytest.raises(UserError, match=reason):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("explosion", EXPLOSIONS[1:4])
+def test_a_template_that_runs_away_is_stopped_where_it_is_rendered(
+    explosion: str, folder: Path
+) -> None:
+    (folder / "chat_template.jinja").write_text(explosion + CHAT)
+    with pytest.raises(UserError, match=rf"{folder}.*takes more than"):
+        Renderer(load_format("tiny"), load_tokenizer(folder))
 
 
 def test_a_control_token_beyond_the_embedding_that_nothing_writes_is_no_fault(folder: Path) -> None:
@@ -177,15 +226,7 @@ def test_a_snapshot_of_the_hub_s_cache_may_consist_of_links(folder: Path) -> Non
     import_model(FolderModel(path=str(snapshot)), folder.parent / "out")
 
 
-@pytest.mark.parametrize(
-    "explosion",
-    [
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-        "{{ 'a' * 10 ** 10 }}",
-        "{{ 'a' * 10 ** 7 }}",
-        "{% if messages[0].role == 'system' %}{{ 'a' * 10 ** 10 }}{% endif %}",
-    ],
-)
+@pytest.mark.parametrize("explosion", EXPLOSIONS)
 def test_a_template_that_runs_away_is_stopped(explosion: str) -> None:
     with pytest.raises(BadTemplate, match="takes more than"):
         try_template(explosion + CHAT, {}, DAY)

@@ -1,5 +1,9 @@
 """The report says what the artifacts say, and no text of a model can act in it."""
 
+import base64
+import hashlib
+import re
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -261,6 +265,56 @@ def test_texts_are_inert_and_whole_in_html(folder):
     assert page.tags.count("img") == 4
 
 
+def test_the_page_runs_no_script_and_sends_no_request(folder):
+    """Were a text of a model to become HTML, it could still do nothing."""
+    html = (folder / "report.html").read_text()
+    [policy] = re.findall(r'http-equiv="Content-Security-Policy" content="(.+?)"', html)
+    [style] = re.findall(r"<style>(.+?)</style>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert set(policy.split("; ")) == {
+        "default-src 'none'", "base-uri 'none'", "form-action 'none'", "img-src data:",
+        f"style-src 'sha256-{digest}'",
+    }  # fmt: skip
+    assert html.index("Content-Security-Policy") < html.index("<title>")
+    assert "style=" not in html and 'class="right"' in html
+
+
+@pytest.mark.slow
+def test_chromium_keeps_a_hostile_text_from_acting(folder, tmp_path):
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    hostile = """
+        <script>document.title = "owned"</script>
+        <img src="http://127.0.0.1:9/leak" onerror="document.title = 'owned'">
+        <style>body { display: none } @import "http://127.0.0.1:9/style";</style>
+        <iframe src="http://127.0.0.1:9/frame" srcdoc="<script>top.document.title='owned'</script>">
+        </iframe><form id="f" action="http://127.0.0.1:9/form"><input name="a"></form>
+        <base href="http://127.0.0.1:9/">"""
+    file = tmp_path / "report.html"
+    file.write_text((folder / "report.html").read_text().replace("<body>", f"<body>{hostile}", 1))
+    requests = []
+    with sync_playwright() as playwright:
+        flags = ["--headless=new", "--no-sandbox", "--disable-gpu"]
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        page = browser.new_page()
+        page.on("requestfinished", lambda request: requests.append(request.url))
+        page.goto(file.as_uri())
+        page.evaluate("document.getElementById('f').submit()")
+        page.wait_for_timeout(500)
+        assert page.evaluate("document.title").startswith("full-pipeline")
+        assert page.url == file.as_uri()
+        assert page.locator("h1").is_visible()
+        assert page.evaluate("getComputedStyle(document.body).maxWidth") == "1120px"
+        assert page.evaluate("document.querySelector('figure img').naturalWidth") > 0
+        aligned = "getComputedStyle(document.querySelector('td.right')).textAlign"
+        assert page.evaluate(aligned) == "right"
+        browser.close()
+    assert [url for url in requests if url.startswith("http")] == []
+
+
 def test_texts_are_inert_and_whole_in_markdown(folder):
     tokens = MarkdownIt("commonmark").enable("table").parse((folder / "report.md").read_text())
     blocks = [token.content.strip() for token in tokens if token.type == "fence"]
@@ -292,6 +346,8 @@ def test_no_control_character_of_a_text_reaches_the_report():
     text = "".join(map(chr, range(0x100)))
     for safe in (printable(text), fenced(text), cell(text)):
         assert not [c for c in safe if unicodedata.category(c) == "Cc" and c not in "\n\t"]
+    hidden = printable("a\u202eb\u2066c\u200fd\u061ce\u2028f\ufeffg\ud800h")
+    assert hidden == "a�b�c�d�e�f�g�h"
     kept = "plain\ttext\n\nwith ünïcode ✓"
     assert printable(kept) == kept
 

@@ -8,10 +8,10 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from flows.cli.reward import _tokens_table, app
+from flows.cli.terminal import Console
 from rlt_core.config import RewardSpec
 from rlt_core.errors import UserError
 from rlt_core.explain import Token

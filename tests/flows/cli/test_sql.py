@@ -1,6 +1,7 @@
 """`rlt sql`: formats, files, stdin, mistakes, the shell's words."""
 
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -82,6 +83,24 @@ def test_every_row_is_written_lists_as_json_and_nan_as_null(root, tmp_path):
     assert json.loads((tmp_path / "rows.json").read_text()) == objects
     assert len(list(csv.reader((tmp_path / "rows.csv").open()))) == 3
     assert (tmp_path / "rows.jsonl").read_text().splitlines() == lines
+
+
+def test_csv_for_a_spreadsheet_has_no_formula(root, tmp_path):
+    texts = ["=1+1", "+x", "-x", "@a", "\t=1", "\r=1", "\uff1d1", "-5", "plain", "it's"]
+    rows = ", ".join(f"({number}, '{text.replace(chr(39), chr(39) * 2)}', -1.5, ['=x'])"
+                     for number, text in enumerate(texts))  # fmt: skip
+    query = f'select b as "=b", c, d from (values {rows}) as t(a, b, c, d) order by a'
+    exact = list(csv.reader(io.StringIO(run(query, "--store", root, "-f", "csv"), newline="")))
+    assert [row[0] for row in exact] == ["=b", *texts]
+    for options in (["-f", "csv"], ["-o", str(tmp_path / "rows.csv")]):
+        shown = run(query, "--store", root, "--safe-csv", *options)
+        text = shown or (tmp_path / "rows.csv").read_bytes().decode()
+        safe = list(csv.reader(io.StringIO(text, newline="")))
+        names = [row[0] for row in safe]
+        assert names == ["'=b", *(f"'{text}" for text in texts[:7]), *texts[7:]]
+        assert [row[1:] for row in safe] == [row[1:] for row in exact]
+    with pytest.raises(UserError, match="--safe-csv needs"):
+        run(query, "--store", root, "--safe-csv")
 
 
 def test_a_query_that_fails_leaves_the_output_as_it_was(root, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 
 from rlt_core.errors import UserError
 from rlt_core.rows import read_rows, write_rows
+from rlt_core.sql import checked_files
 from rlt_core.sql.schemas import TABLES
 from rlt_core.sql.views import VIEWS, connect, refresh, sql_errors
 from rlt_core.store import Store
@@ -144,7 +145,8 @@ def read_bytes():
     return int(re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())[1])
 
 
-def test_a_query_reads_only_the_columns_that_it_names(tmp_path):
+def test_a_query_reads_only_the_columns_of_a_large_file_that_it_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(checked_files, "LARGE_BYTES", 1 << 20)
     store = Store(str(tmp_path))
     draw = np.random.default_rng(0)
     lists = ("student_think_logprobs", "teacher_think_logprobs")

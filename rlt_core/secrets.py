@@ -1,0 +1,90 @@
+"""Masks this process's secrets in text that leaves it: logs, errors, stored answers.
+
+A server may echo a key in another spelling, so each is looked for in any case, backwards, as
+rot13, hexadecimal, percent- and backslash-escapes, HTML entities, base64 and base32, also inside a
+longer encoded text and broken by spaces or quotes.
+"""
+
+from __future__ import annotations
+
+import base64
+import codecs
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+
+from rlt_core.printable import printable
+
+SECRETS = (
+    "RLT_REFINE_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
+    "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING",
+    "PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL", "HF_TOKEN",
+    "OPENAI_API_KEY",
+)  # fmt: skip
+"""Environment variables whose values are masked."""
+SHORTEST = 8
+"""Shorter values are words such as `none`, which servers without a key take."""
+MASK = "…"
+_BREAK = r"[\s\"'+,;&\\\u200b\u2060]{0,6}"
+
+
+def masked(text: str) -> str:
+    """Return the text with every spelling of a secret replaced."""
+    values = {os.environ.get(name, "").strip() for name in SECRETS}
+    values |= {part for value in values for part in value.split(":")}
+    secrets = tuple(sorted((one for one in values if len(one) >= SHORTEST), key=len, reverse=True))
+    return _pattern(secrets).sub(MASK, text) if secrets else text
+
+
+@lru_cache(maxsize=8)
+def _pattern(secrets: tuple[str, ...]) -> re.Pattern[str]:
+    found = [pattern for secret in secrets for pattern in _spellings(secret)]
+    return re.compile("|".join(found), re.IGNORECASE)
+
+
+def _spellings(secret: str) -> Iterator[str]:
+    for spelling in (secret, secret[::-1], codecs.encode(secret, "rot13")):
+        yield _BREAK.join(map(_character, spelling))
+    for encode, bytes_in_group, bits in ((base64.b64encode, 3, 6), (base64.b32encode, 5, 5)):
+        for offset in range(bytes_in_group):
+            yield _BREAK.join(_inside(secret.encode(), encode, offset, bits))
+
+
+def _character(character: str) -> str:
+    """A character, or its UTF-8 bytes as hexadecimal numbers, or an entity."""
+    code = ord(character)
+    hexadecimal = "".join(
+        rf"(?:%(?:25)*|\\+x|0x|&\#x0*|\\+u00|\\+u\{{0*)?{byte:02x}[;}}]?"
+        for byte in character.encode()
+    )
+    return rf"(?:{re.escape(character)}|{hexadecimal}|&\#0*{code};)"
+
+
+def _inside(secret: bytes, encode: Callable[[bytes], bytes], offset: int, bits: int) -> list[str]:
+    """Patterns of the digits that encode nothing but the secret, after `offset` other bytes."""
+    digits = encode(bytes(offset) + secret).decode()
+    start, end = -(-8 * offset // bits), 8 * (offset + len(secret)) // bits
+    either = {"+": r"(?:[+\-]|%2b)", "/": r"(?:[/_]|%2f)"}
+    return [either.get(digit, re.escape(digit)) for digit in digits[start:end]]
+
+
+class CleanRecord(logging.LogRecord):
+    """A log record without secrets and without sequences that a terminal would execute."""
+
+    def getMessage(self) -> str:
+        return printable(masked(super().getMessage()))
+
+
+def clean_logs(record: type[CleanRecord] = CleanRecord) -> None:
+    """Let all log records of this process be clean, their tracebacks too."""
+    logging.setLogRecordFactory(record)
+    logging.Formatter.formatException = _format_exception  # type: ignore[method-assign, assignment]
+
+
+_plain_exception = logging.Formatter.formatException
+
+
+def _format_exception(formatter: logging.Formatter, info: object) -> str:
+    return printable(masked(_plain_exception(formatter, info)))  # type: ignore[arg-type]
