@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -69,10 +70,12 @@ def main() -> None:
     """Entry point of the console script."""
     with exit_in_one_line(Path(".")):
         require_environment()
+        before = signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
         _use_store_of_up()
         try:
             app()
         finally:
+            signal.signal(signal.SIGINT, before)
             sys.stdout.flush()
 
 

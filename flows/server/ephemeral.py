@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flows.server.local import is_healthy, locked, new_login
+from flows.server.local import PRIVATE, is_healthy, locked, new_login
 from flows.server.processes import wait_until
 
 STOP_S = 5.0
@@ -32,6 +32,7 @@ def serve() -> Iterator[None]:
             [sys.executable, "-m", "flows.server.ephemeral", str(listener.fileno())],
             stdin=subprocess.PIPE,
             pass_fds=(listener.fileno(),),
+            umask=PRIVATE,
             env=os.environ
             | locked(port, login)
             | {"PREFECT_UI_ENABLED": "0", "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL"},

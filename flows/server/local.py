@@ -27,6 +27,8 @@ PROFILE = "rlt"
 STOP_S = 40.0
 """Seconds in which workers end; their runs may checkpoint meanwhile."""
 SERVER_STOP_S = 5.0
+PRIVATE = 0o077
+"""Umask of the servers: their files are this user's alone."""
 PREFECT = [sys.executable, "-m", "prefect"]
 
 Say = Callable[[str], None]
@@ -143,7 +145,7 @@ def bring_up(wanted: LocalServer, limit: int, say: Say) -> None:
     started = not processes.alive("server")
     if started:
         command = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(wanted.port)]
-        processes.start("server", command, wanted.environment())
+        processes.start("server", command, wanted.environment(), PRIVATE)
         processes.wait("server", lambda: is_healthy(wanted.api))
     say(f"server    {'started' if started else 'is up'}: {wanted.dashboard}")
     setup.set_up()
@@ -203,7 +205,7 @@ def _start_s3(processes: Processes, port: int, say: Say) -> None:
     if processes.alive("s3"):
         say(f"s3        is up: {keys.endpoint}")
         return
-    processes.start("s3", seaweedfs.command(folder, port), os.environ)
+    processes.start("s3", seaweedfs.command(folder, port), os.environ, PRIVATE)
     alive, log = (lambda: processes.alive("s3")), processes.log("s3")
     seaweedfs.wait_for_bucket(keys, BUCKET, alive, log)
     say(f"s3        started: {keys.endpoint}, keys in {folder / 'access.json'}")

@@ -57,7 +57,9 @@ class Processes:
                 return process
         return None
 
-    def start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def start(
+        self, name: str, command: Sequence[str], environment: Mapping[str, str], umask: int = -1
+    ) -> None:
         """Start a process in a session of its own, so that Ctrl-C does not reach it."""
         private_folder(self.home)
         with self.log(name).open("ab") as log:
@@ -69,6 +71,7 @@ class Processes:
                 cwd=self.home,
                 env={**environment, MARK: str(self.home)},
                 start_new_session=True,
+                umask=umask,
             )
         self._write(self._read() | {name: (child.pid, psutil.Process(child.pid).create_time())})
 
