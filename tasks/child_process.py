@@ -92,7 +92,8 @@ def _defaults() -> dict[str, str]:
 def _shared_address() -> str | None:
     """Return the address of the server that the environment names, if it has today's code."""
     changed_at, _, address = os.environ.get(SHARED_SERVER, "").partition(":")
-    return address if changed_at == str(sources_changed_at()) and Path(address).exists() else None
+    is_there = changed_at == str(sources_changed_at()) and Path(address).parent.is_dir()
+    return address if address and is_there else None
 
 
 def _fork(request: dict[str, Any], preload: Iterable[str]) -> tuple[int, Channel]:

@@ -3,7 +3,8 @@
 Its socket is in a folder of mode 0700. Both sides check the other's user before they read or send a
 byte; messages are lines of JSON, never pickles. Each child does its own handshake, so that none
 waits for another, and gives up after HANDSHAKE_S; a client leaves a server that is silent for as
-long. The server ends with the process that started it, and removes its socket.
+long. The socket gets its name once the imports are done. The server ends with the process that
+started it, and removes its socket.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import math
 import os
 import select
 import shutil
@@ -23,10 +25,16 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 HANDSHAKE_S = 20.0
+IMPORT_S = 60.0
+"""Seconds that a client waits for another process's server to import."""
+POLL_S = 0.2
+IMPORTING = "importing"
+"""Name of a server's socket while it imports."""
 LONGEST_ADDRESS = 100
 """Bytes that the address of a Unix socket may have, rounded down."""
 
@@ -85,23 +93,31 @@ def is_ours(connection: socket.socket) -> bool:
 
 # ---------------------------------------------------------------- the client's side
 def fork(
-    address: str, request: Mapping[str, Any], importing: Callable[[], bool] = lambda: False
+    address: str,
+    request: Mapping[str, Any],
+    importing: Callable[[], bool] | None = None,
+    import_s: float | None = None,
 ) -> tuple[int, Channel]:
     """Have the server fork a child that gets `request`; return the child's pid and its channel.
 
-    `importing`: whether a silent server may yet answer. Raises Silent.
+    `importing`: whether a server without an address may yet have one. Raises Silent.
     """
+    deadline = time.monotonic() + (IMPORT_S if import_s is None else import_s)
+    importing = importing or partial(_listens, f"{os.path.dirname(address)}/{IMPORTING}")
+    while not os.path.exists(address):
+        if time.monotonic() > deadline or not (importing() or os.path.exists(address)):
+            raise Silent(f"{address} is not there")
+        time.sleep(POLL_S)
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(None if importing() else HANDSHAKE_S)
+    connection.settimeout(HANDSHAKE_S)
     channel = Channel(connection)
     try:
         connection.connect(address)
         if not is_ours(connection):
             raise Silent(f"{address} is another user's")
         channel.send(request)
-        while (answer := channel.receive(HANDSHAKE_S)) is None:
-            if not importing():
-                raise Silent(f"{address} is silent")
+        if (answer := channel.receive(HANDSHAKE_S)) is None:
+            raise Silent(f"{address} is silent")
         channel.send({"go": True})
         connection.settimeout(None)
         return int(answer["pid"]), channel
@@ -111,6 +127,18 @@ def fork(
     except BaseException:
         channel.close()
         raise
+
+
+def _listens(address: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(0)
+        try:
+            probe.connect(address)
+        except BlockingIOError:  # many others ask
+            return True
+        except OSError:
+            return False
+        return True
 
 
 class ForkServer:
@@ -124,7 +152,7 @@ class ForkServer:
         self._folder = tempfile.TemporaryDirectory(prefix="rlt-fork-", dir=temporary)
         self.address = f"{self._folder.name}/socket"
         with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(self.address)
+            listener.bind(f"{self._folder.name}/{IMPORTING}")
             listener.listen(128)
             start = (
                 "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
@@ -149,7 +177,7 @@ class ForkServer:
 
     def fork(self, request: Mapping[str, Any]) -> tuple[int, Channel]:
         """See the function `fork`."""
-        return fork(self.address, request, self.is_alive)
+        return fork(self.address, request, self.is_alive, import_s=math.inf)
 
 
 # ---------------------------------------------------------------- the server
@@ -166,15 +194,17 @@ def serve(listener_fd: int, target: str, modules: Iterable[str]) -> None:
     signal.set_wakeup_fd(wakes)
     children: dict[int, socket.socket] = {}
     listener = socket.socket(fileno=listener_fd)
+    folder = Path(listener.getsockname()).parent
+    os.rename(listener.getsockname(), folder / "socket")
     while True:
-        ready = select.select([0, listener, woken], [], [])[0]
+        ready = select.select([0, listener.fileno(), woken], [], [])[0]
         if 0 in ready:
-            shutil.rmtree(Path(listener.getsockname()).parent, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             return
         if woken in ready:
             os.read(woken, 1 << 16)
             _report_ends(children)
-        if listener not in ready:
+        if listener.fileno() not in ready:
             continue
         connection = listener.accept()[0]
         if not is_ours(connection):

@@ -77,10 +77,8 @@ class LocalServer:
 
     def login(self) -> dict[str, str]:
         """Return the settings of Prefect with which this user's clients reach the server."""
-        file = auth_file()
-        if not file.exists():
-            write_private(private_folder(home()) / file.name, new_login())
-        return {"PREFECT_API_URL": self.api, "PREFECT_API_AUTH_STRING": file.read_text().strip()}
+        login = auth_file().read_text().strip()
+        return {"PREFECT_API_URL": self.api, "PREFECT_API_AUTH_STRING": login}
 
     def access(self) -> dict[str, str]:
         """Return the environment variables with the keys of the S3 server."""
@@ -177,19 +175,24 @@ def is_healthy(api: str) -> bool:
 
 
 def _require_no_other_server(wanted: LocalServer) -> None:
+    """Raise UserError if another server is named or runs; make the login of the first one."""
     set_ = os.environ.get("PREFECT_API_URL")
     if set_ and set_ != wanted.api:
         raise UserError(
             f"PREFECT_API_URL is {set_}; `rlt up` starts a server of its own ({wanted.api}). "
             "Unset it, or use that server: rlt setup-server"
         )
-    given, own = os.environ.get("PREFECT_API_AUTH_STRING"), wanted.login()
-    if given and given != own["PREFECT_API_AUTH_STRING"]:
+    up, file = current(), auth_file()
+    if up and not file.exists():
+        raise UserError(f"{file}, the server's login, is gone; run `rlt down` and `rlt up` again")
+    if not file.exists():
+        write_private(private_folder(home()) / file.name, new_login())
+    given = os.environ.get("PREFECT_API_AUTH_STRING")
+    if given and given != wanted.login()["PREFECT_API_AUTH_STRING"]:
         raise UserError(
             "PREFECT_API_AUTH_STRING is set, for another server; unset it: `rlt up` makes a login "
-            f"of its own ({auth_file()})"
+            f"of its own ({file})"
         )
-    up = current()
     if up and up != wanted:
         raise UserError(
             f"up already, with port {up.port}, store {up.store}{', --s3' if up.s3_port else ''}; "

@@ -203,6 +203,15 @@ def test_up_again_is_no_mistake_and_another_up_is(server: Server, tmp_path: Path
     foreign = new_server(tmp_path / "foreign", **elsewhere).rlt("up")
     assert foreign.returncode == 2
     assert "PREFECT_API_URL" in foreign.stderr
+    elsewhere = {"PREFECT_API_AUTH_STRING": "team:theirs"}
+    foreign = new_server(tmp_path / "login", **elsewhere).rlt("up")
+    assert foreign.returncode == 2
+    assert "PREFECT_API_AUTH_STRING is set" in foreign.stderr and "theirs" not in foreign.stderr
+    login = server.home / "api-login"
+    kept = login.rename(tmp_path / "kept")
+    lost = server.rlt("up", "--port", str(server.port), "--store", str(server.store))
+    kept.rename(login)
+    assert lost.returncode == 2 and "`rlt down` and `rlt up` again" in lost.stderr
 
 
 @pytest.mark.slow

@@ -249,6 +249,15 @@ class Malicious:
         return os.mkdir, (str(self.file),)
 
 
+def imported(address: str) -> str:
+    """The address of a server once it has imported."""
+    deadline = time.monotonic() + 60
+    while not Path(address).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return address
+
+
 def connected(address: str, first: bytes) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(address)
@@ -260,7 +269,7 @@ def test_connections_that_say_nothing_or_nonsense_delay_nobody(
     worker: tuple[str, int, subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     found, pid, _ = worker
-    address = found.partition(":")[2]
+    address = imported(found.partition(":")[2])
     bomb = pickle.dumps(Malicious(tmp_path / "unpickled"))
     words = (b"", b"{", b"[]\n", b"\0" * 70_000, bomb, bomb + b"\n", b'{"target": "os:abort"}\n')
     strangers = [connected(address, word) for word in words * 3]
@@ -273,11 +282,14 @@ def test_connections_that_say_nothing_or_nonsense_delay_nobody(
         stranger.close()
 
 
-@pytest.mark.parametrize("how", ["silent", "ends", "nonsense", "no listener", "no socket"])
+@pytest.mark.parametrize(
+    "how", ["silent", "ends", "nonsense", "no listener", "no socket", "no folder"]
+)
 def test_a_server_that_does_not_fork_hangs_no_run(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fork_server, "HANDSHAKE_S", 0.5)
+    monkeypatch.setattr(fork_server, "IMPORT_S", 0.5)
     monkeypatch.chdir(tmp_path)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("socket")
@@ -292,8 +304,8 @@ def test_a_server_that_does_not_fork_hangs_no_run(
 
         if how in ("ends", "nonsense"):
             threading.Thread(target=answer, daemon=True).start()
-        name = "other" if how == "no socket" else "socket"
-        monkeypatch.setenv(SHARED_SERVER, f"{sources_changed_at()}:{name}")
+        name = {"no socket": "other", "no folder": "gone/socket"}.get(how, "socket")
+        monkeypatch.setenv(SHARED_SERVER, f"{sources_changed_at()}:{tmp_path / name}")
         assert run(ChildProcesses([]), 21, tmp_path) == 42
 
 
@@ -321,6 +333,7 @@ def test_another_users_server_or_client_gets_no_byte(
 ) -> None:
     """Were the folder open to all."""
     address = worker[0].partition(":")[2]
+    imported(address)
     Path(address).parent.chmod(0o777)
     Path(address).chmod(0o777)
     other = str(Path(address).with_name("other"))
@@ -332,4 +345,5 @@ def test_another_users_server_or_client_gets_no_byte(
         if how == "listen":
             with pytest.raises(fork_server.Silent, match="another user's"):
                 fork_server.fork(place, {})
-        assert stranger.communicate(timeout=30)[0] == "b''\n"
+        assert stranger.stdout.read() == "b''\n"
+        stranger.wait()
