@@ -173,7 +173,7 @@ def test_a_dead_machine_frees_its_pool_and_the_retried_parent_completes(
     own = process_of(server, child.id)
     for process in server.processes():
         line = " ".join(process.cmdline())
-        of_the_machine = "worker-gpu" in line or "fork_server" in line
+        of_the_machine = "worker-gpu" in line or "fork_server import serve" in line
         if of_the_machine or process.pid == own.pid:
             process.send_signal(signal.SIGKILL)
     assert server.run(child.id).state.is_running()  # type: ignore[union-attr]
