@@ -14,7 +14,7 @@ from rlt_core.sql.views import connect
 from rlt_core.store import Store
 
 connection = connect(Store(sys.argv[1]))
-folder = connection.sql("select current_setting('temp_directory')").fetchone()[0]
+folder = connection.sql("select current_setting('temp_directory')").fetchall()[0][0]
 print(folder, oct(Path(folder).stat().st_mode & 0o777))
 """
 
