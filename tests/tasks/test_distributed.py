@@ -92,4 +92,4 @@ def test_torchrun_of_one_machine_reads_pickles_from_no_port(tmp_path: Path) -> N
         [sys.executable, "-m", "torch.distributed.run", *options, "--nproc-per-node=2",
          str(script), str(tmp_path / "rendezvous")], capture_output=True, text=True,
     )  # fmt: skip
-    assert done.stdout.split() == ["True", "True"], done.stderr
+    assert done.stdout.count("True") == 2, done.stdout + done.stderr
