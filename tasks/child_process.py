@@ -260,6 +260,7 @@ def run_child(request: dict[str, Any], channel: Channel) -> None:
     stop = _StopRequest()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: stop.make())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     threading.Thread(target=_die_with_parent, args=(channel, stop), daemon=True).start()
     lock = threading.Lock()
 

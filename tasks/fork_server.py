@@ -183,8 +183,8 @@ class ForkServer:
 # ---------------------------------------------------------------- the server
 def serve(listener_fd: int, target: str, modules: Iterable[str]) -> None:
     """Import `modules` and fork a child per connection, until standard input, the starter's pipe,
-    ends."""
-    for module in modules:
+    ends. `target` is called with SIGTERM blocked, until it can hear a stop request."""
+    for module in (target.partition(":")[0], *modules):
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
     woken, wakes = os.pipe()
@@ -252,6 +252,7 @@ def _child(target: str, connection: socket.socket) -> int:
         request = channel.receive(HANDSHAKE_S)
         if request is None:
             return 1
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         channel.send({"pid": os.getpid()})
         if not channel.receive(HANDSHAKE_S):  # the client has left this server
             return 1

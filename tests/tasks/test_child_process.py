@@ -20,7 +20,7 @@ import pytest
 from rlt_core.checkout import sources_changed_at
 from rlt_core.errors import Stopped, UserError
 from rlt_core.progress import Progress
-from tasks import fork_server
+from tasks import child_process, fork_server
 from tasks.child_process import SHARED_SERVER, ChildFailed, ChildProcesses
 
 HERE = "tests.tasks.test_child_process"
@@ -105,6 +105,22 @@ def test_stop_reaches_the_child_and_no_other_is_started(tmp_path: Path) -> None:
         run(children, "wait", tmp_path, lambda *_: children.stop())
     with pytest.raises(Stopped):
         run(children, 1, tmp_path)
+
+
+def test_a_stop_request_that_comes_at_once_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the child has its handler."""
+    start = child_process._fork
+
+    def fork(*arguments: Any) -> Any:
+        pid, channel = start(*arguments)
+        os.kill(pid, signal.SIGTERM)
+        return pid, channel
+
+    monkeypatch.setattr(child_process, "_fork", fork)
+    with pytest.raises(Stopped, match="checkpointed"):
+        run(ChildProcesses([]), "wait", tmp_path)
 
 
 def test_children_run_side_by_side(tmp_path: Path) -> None:
