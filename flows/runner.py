@@ -11,21 +11,20 @@ import os
 import pickle
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 
 from flows.cli.terminal import clean_output
 from flows.planning import Plan
+from flows.server.connection import require_server
+from flows.server.ephemeral import serve
 from rlt_core.environment import exit_in_one_line
 from rlt_core.errors import UserError
 
 QUIET_PREFECT = {
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
-    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
-    "DO_NOT_TRACK": "1",
 }
 """Prefect's settings for a run without a server: the display of `rlt run` shows everything."""
 
@@ -39,8 +38,8 @@ def main() -> int:
         for name, value in QUIET_PREFECT.items():
             os.environ.setdefault(name, value)
         _use_writable_prefect_home(spare)
-        _require_api()
-        return _run(plan)
+        with nullcontext() if require_server() else serve():
+            return _run(plan)
 
 
 def _use_writable_prefect_home(spare: str) -> None:
@@ -55,22 +54,6 @@ def _use_writable_prefect_home(spare: str) -> None:
         if named:
             raise UserError(f"PREFECT_HOME={named} cannot be written: {error}") from None
         os.environ["PREFECT_HOME"] = spare
-
-
-def _require_api() -> None:
-    """Raises UserError if PREFECT_API_URL, of the environment or of Prefect's profile, names a
-    server that does not answer."""
-    from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL
-
-    if url := PREFECT_API_URL.value():
-        with get_client(sync_client=True) as client:
-            error = client.api_healthcheck()
-        if error:
-            raise UserError(
-                f"PREFECT_API_URL={url}: no Prefect server answers ({error}); start it, or unset "
-                "the variable (`prefect config unset PREFECT_API_URL`) to run without a server"
-            )
 
 
 def _run(plan: Plan) -> int:

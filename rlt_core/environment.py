@@ -27,6 +27,14 @@ SAYS_FULL = re.compile(
 """Messages of safetensors, SQLite and torch, whose errors have no error number."""
 
 
+SAYS_NO_MEMORY = re.compile(
+    r"out ?of ?memory|can(no|')t allocate memory|_ALLOC_FAILED|bad_alloc|unable to allocate"
+    r"|no available memory for the cache blocks",
+    re.IGNORECASE,
+)
+"""Names and messages of errors of torch, CUDA, DuckDB and vLLM, which have no type in common."""
+
+
 class DiskFull(OSError):
     """A disk is full; the message names it and says how much is missing."""
 
@@ -91,6 +99,16 @@ def disk_full(folder: Path, free: int, needed: int = 0) -> str:
 def mib(size: int) -> str:
     """Return a number of bytes in MiB."""
     return f"{size / (1 << 20):,.1f} MiB"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error, or its cause, says that a GPU or this machine is out of memory."""
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or bool(SAYS_NO_MEMORY.search(f"{type(error).__name__} {error}"))
+        or (error.__cause__ is not None and is_out_of_memory(error.__cause__))
+    )
 
 
 # ---------------------------------------------------------------- errors as one line

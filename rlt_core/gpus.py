@@ -10,13 +10,17 @@ import fcntl
 import os
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from rlt_core.errors import UserError
+from rlt_core.private import home, private_folder
 from rlt_core.progress import Progress
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -87,12 +91,21 @@ def _free(mine: dict[str, str], count: int) -> dict[str, IO[str]]:
 
 def _lock(name: str) -> IO[str] | None:
     """Take a lock among this user's processes on this machine; None if another has it."""
-    folder = Path(tempfile.gettempdir()) / f"rlt-gpus-{os.getuid()}"
-    folder.mkdir(exist_ok=True)
-    file = (folder / name.replace("/", "-")).open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+    for folder in _lock_folders():
+        file = (folder / name.replace("/", "-")).open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except OSError as error:
+            file.close()
+            if isinstance(error, BlockingIOError):
+                return None
+    raise UserError("the file system of RLT_HOME has no file locks; set it to a local folder")
+
+
+def _lock_folders() -> Iterator[Path]:
+    """Yield private folders of this machine: in the home, which machines may share, and, if the
+    home cannot be written or locked, in the temporary folder."""
+    with suppress(OSError, RuntimeError):  # RuntimeError: there is no home at all
+        yield private_folder(private_folder(home()) / f"gpus-{socket.gethostname()}")
+    yield private_folder(Path(tempfile.gettempdir()) / f"rlt-{os.getuid()}")

@@ -224,11 +224,6 @@ def gpus() -> int:
     return torch.cuda.device_count()
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether torch ran out of a GPU's memory, or of main memory."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 def use_threads(threads: int) -> None:
     """Set the CPU threads of this process."""
     torch.set_num_threads(threads)

@@ -5,9 +5,9 @@ A child dies with its parent: the pipe between them closes, the child is asked t
 `GRACE_S` to checkpoint, and is then killed with its whole process group. The same happens when the
 parent asks (`ChildProcesses.stop`) and when the child receives a SIGTERM.
 
-Importing torch, TRL and lighteval takes longer than many a node, so children are forks of a
-multiprocessing fork server: one of this process, or the one that `rlt worker` shares with all its
-runs (`share_fork_server`), for as long as the code is the one that it imported.
+Importing torch, TRL and lighteval takes longer than many a node, so children are forks of a server
+that has done it (tasks/fork_server.py): one of this process, or the one that `rlt worker` shares
+with all its runs (`share_fork_server`), for as long as the code is the one that it imported.
 """
 
 from __future__ import annotations
@@ -15,18 +15,15 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
-import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from multiprocessing import connection, forkserver, resource_tracker
-from multiprocessing.process import BaseProcess
+from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +32,7 @@ from rlt_core.environment import in_one_line
 from rlt_core.errors import Stopped, UserError
 from rlt_core.progress import Metrics, Progress
 from rlt_core.secrets import clean_logs, masked
+from tasks.fork_server import Channel, ForkServer, Silent, fork
 
 GRACE_S = 30.0
 EXIT_S = 5.0
@@ -53,12 +51,15 @@ ENVIRONMENT = {
 SHARED_SERVER = "RLT_FORK_SERVER"
 """Environment variable that names a shared fork server: time of its sources and its socket."""
 
-_context = multiprocessing.get_context("forkserver")
+_own: ForkServer | None = None
 _starting = threading.Lock()
 
 
 class ChildFailed(Exception):
     """The work raised, or its process died; the message says what is known."""
+
+    killed = False
+    """Whether the process died by SIGKILL."""
 
 
 @dataclass(frozen=True)
@@ -68,54 +69,45 @@ class _Outcome:
 
 
 # ---------------------------------------------------------------- fork servers
-def share_fork_server(modules: Iterable[str]) -> None:
+def share_fork_server(modules: Iterable[str]) -> int:
     """Start a fork server with `modules` imported and name it in the environment, so that the
-    processes that this one starts fork their children from it.
-
-    It ends with this process. Its socket is in a private folder of multiprocessing's.
-    """
-    _start_server(modules)
-    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
-    os.environ[SHARED_SERVER] = f"{sources_changed_at()}:{server._forkserver_address}"
+    processes that this one starts fork their children from it; return its process id."""
+    server = _own_server(modules)
+    os.environ[SHARED_SERVER] = f"{sources_changed_at()}:{server.address}"
+    return server.pid
 
 
-def _start_server(modules: Iterable[str]) -> None:
-    """Start this process's own server, unless it has one, and return while it imports."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    _context.set_forkserver_preload(list(modules))
-    forkserver.ensure_running()
-
-
-def _use_shared_server() -> bool:
-    """Fork from the server that the environment names; False if none has today's code."""
-    changed_at, _, address = os.environ.get(SHARED_SERVER, "").partition(":")
-    if changed_at != str(sources_changed_at()) or not Path(address).exists():
-        return False
-    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
-    if server._forkserver_address is None:
-        server._forkserver_address = address
-        server._forkserver_alive_fd = os.pipe()[1]  # sent to children; this one keeps nobody alive
-        server.ensure_running = resource_tracker.ensure_running
-    return True
-
-
-def _leave_shared_server() -> None:
-    os.environ.pop(SHARED_SERVER, None)
-    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
-    server._forkserver_address = server._forkserver_alive_fd = None
-    del server.ensure_running
-
-
-@contextlib.contextmanager
-def _without_main_module() -> Iterator[None]:
-    """Keep a child from importing this process's main module, which may be Prefect's engine."""
+def _own_server(modules: Iterable[str]) -> ForkServer:
+    """Return this process's own server, which may still import; start it unless it runs."""
+    global _own
     with _starting:
-        main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+        if _own is None or not _own.is_alive():
+            _own = ForkServer("tasks.child_process:run_child", modules, _defaults())
+        return _own
+
+
+def _defaults() -> dict[str, str]:
+    return {name: v for name, v in ENVIRONMENT.items() if name not in os.environ}
+
+
+def _shared_address() -> str | None:
+    """Return the address of the server that the environment names, if it has today's code."""
+    changed_at, _, address = os.environ.get(SHARED_SERVER, "").partition(":")
+    is_there = changed_at == str(sources_changed_at()) and Path(address).parent.is_dir()
+    return address if address and is_there else None
+
+
+def _fork(request: dict[str, Any], preload: Iterable[str]) -> tuple[int, Channel]:
+    """Fork a child from the shared server, or from one of our own."""
+    if address := _shared_address():
         try:
-            yield
-        finally:
-            sys.modules["__main__"] = main
+            return fork(address, request)
+        except Silent:
+            os.environ.pop(SHARED_SERVER, None)
+    try:
+        return _own_server(preload).fork(request)
+    except Silent:  # it was killed just now
+        return _own_server(preload).fork(request)
 
 
 # ---------------------------------------------------------------- in the parent
@@ -134,9 +126,8 @@ class ChildProcesses:
 
     def start(self) -> None:
         """Start the fork server, so that it imports while something else happens."""
-        with _starting:
-            if not _use_shared_server():
-                _start_server(self._preload)
+        if not _shared_address():
+            _own_server(self._preload)
 
     def stop(self) -> None:
         """Ask every child to checkpoint and end, and start no more."""
@@ -159,57 +150,60 @@ class ChildProcesses:
         """
         if self.stopping:
             raise Stopped("stopped on request")
-        self.start()
-        ours, theirs = _context.Pipe(duplex=False)
         log.parent.mkdir(parents=True, exist_ok=True)
         lines = _NewLines(log, on_line)
-        arguments = (target, argument, theirs, str(log), dict(os.environ))
-        child = _context.Process(target=_child, args=arguments)
-        with _without_main_module():
-            try:
-                child.start()
-            except ConnectionRefusedError:  # the shared server was killed
-                _leave_shared_server()
-                _start_server(self._preload)
-                child.start()
-        theirs.close()
+        request = {
+            "target": target,
+            "argument": argument,
+            "log": str(log.absolute()),
+            "environment": {**_defaults(), **os.environ},
+            "path": sys.path,
+            "folder": os.getcwd(),
+        }
+        pid, channel = _fork(request, self._preload)
         try:
-            outcome = self._follow(child, ours, on_progress, lines)
-            child.join(EXIT_S)
+            outcome = self._follow(pid, channel, on_progress, lines)
+            if outcome.kind not in ("died", "killed"):
+                _wait_for_exit(channel)
         finally:
-            _kill_group(child)
-            child.join()
-            ours.close()
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)  # also the processes that the child started
+            channel.close()
             lines.pass_on(to_the_end=True)
-        return _unpack(outcome, child, log)
+        return _unpack(outcome, log)
 
     def _follow(
         self,
-        child: BaseProcess,
-        pipe: connection.Connection,
+        pid: int,
+        channel: Channel,
         on_progress: Callable[[int, int, Metrics], None],
         lines: _NewLines,
-    ) -> _Outcome | None:
-        """Read messages until the child ends; None if it died without sending an outcome."""
+    ) -> _Outcome:
+        """Read messages until the child sends an outcome or dies."""
         deadline = None
         while True:
             lines.pass_on()
-            if pipe.poll(0.2):
-                try:
-                    message = pipe.recv()
-                except EOFError:
-                    child.join(GRACE_S)
-                    return None
-                if isinstance(message, _Outcome):
-                    return message
-                on_progress(*message)
+            try:
+                message = channel.receive(0.2) or {}
+            except EOFError:  # its server died before it
+                return _Outcome("died", None)
+            if "exit" in message:
+                return _Outcome("died", message["exit"])
+            if "outcome" in message:
+                return _Outcome(*message["outcome"])
+            if "progress" in message:
+                on_progress(*message["progress"])
             if self.stopping and deadline is None:
                 deadline = time.monotonic() + GRACE_S
-                # Not child.terminate(), which does nothing once the server has died.
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(child.pid or 0, signal.SIGTERM)
+                    os.kill(pid, signal.SIGTERM)
             if deadline is not None and time.monotonic() > deadline:
-                return _Outcome("stopped", f"killed: no checkpoint within {GRACE_S:.0f} s")
+                return _Outcome("killed", f"killed: no checkpoint within {GRACE_S:.0f} s")
+
+
+def _wait_for_exit(channel: Channel) -> None:
+    with contextlib.suppress(EOFError):
+        channel.receive(EXIT_S)
 
 
 class _NewLines:
@@ -235,35 +229,30 @@ class _NewLines:
                 self._on_line(shown)
 
 
-def _unpack(outcome: _Outcome | None, child: BaseProcess, log: Path) -> Any:
-    if outcome is None:
-        code = child.exitcode
-        how = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
-        lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:] if log.exists() else []
-        raise ChildFailed("\n".join([f"the process died ({how}); the end of {log}:", *lines]))
+def _unpack(outcome: _Outcome, log: Path) -> Any:
     if outcome.kind == "result":
         return outcome.value
-    errors = {"user_error": UserError, "stopped": Stopped, "failed": ChildFailed}
-    raise errors[outcome.kind](outcome.value)
-
-
-def _kill_group(child: BaseProcess) -> None:
-    """Kill a child with the processes that it started (it leads its own process group)."""
-    if child.pid is not None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)
+    if outcome.kind == "died":
+        code = outcome.value
+        how = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
+        lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:] if log.exists() else []
+        failed = ChildFailed("\n".join([f"the process died ({how}); the end of {log}:", *lines]))
+        failed.killed = code == -signal.SIGKILL
+        raise failed
+    errors = {"user_error": UserError, "failed": ChildFailed}
+    raise errors.get(outcome.kind, Stopped)(outcome.value)
 
 
 # ---------------------------------------------------------------- in the child
-def _child(
-    target: str, argument: Any, pipe: connection.Connection, log: str, environment: dict[str, str]
-) -> None:
+def run_child(request: dict[str, Any], channel: Channel) -> None:
+    """Do what a request of `ChildProcesses.execute` says, in the child."""
     with contextlib.suppress(PermissionError):
         os.setpgid(0, 0)
     os.environ.clear()
-    os.environ.update(ENVIRONMENT | environment)
-    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    sys.path[:0] = [path for path in paths if path and path not in sys.path]
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    sys.path[:] = request["path"]
+    log = request["log"]
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -273,35 +262,39 @@ def _child(
     stop = _StopRequest()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: stop.make())
-    threading.Thread(target=_die_with_parent, args=(stop,), daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    threading.Thread(target=_die_with_parent, args=(channel, stop), daemon=True).start()
     lock = threading.Lock()
 
-    def send(message: object) -> None:
-        with lock, contextlib.suppress(BrokenPipeError):
-            pipe.send(message)
+    def send(kind: str, value: object) -> None:
+        with lock, contextlib.suppress(ConnectionError):
+            channel.send({kind: value})
 
     progress = Progress(
-        report=lambda done, total, metrics: send((done, total, dict(metrics))),
+        report=lambda done, total, metrics: send("progress", (done, total, dict(metrics))),
         should_stop=lambda: stop.deadline is not None,
     )
     try:
-        module, _, function = target.partition(":")
-        outcome = _Outcome(
-            "result", getattr(importlib.import_module(module), function)(argument, progress)
-        )
+        module, _, function = request["target"].partition(":")
+        work = getattr(importlib.import_module(module), function)
+        outcome = ("result", work(request["argument"], progress))
     except UserError as error:
-        outcome = _Outcome("user_error", str(error))
+        outcome = ("user_error", str(error))
     except Stopped as error:
-        outcome = _Outcome("stopped", str(error))
+        outcome = ("stopped", str(error))
     except Exception as error:
         line = in_one_line(error, Path(log).parent)
         if line:
             with contextlib.suppress(OSError):  # its disk may be the full one
                 traceback.print_exc()
-        outcome = _Outcome("failed", line or traceback.format_exc())
-    if isinstance(outcome.value, str):
-        outcome = _Outcome(outcome.kind, masked(outcome.value))
-    send(outcome)
+        outcome = ("failed", line or traceback.format_exc())
+    if isinstance(outcome[1], str):
+        outcome = (outcome[0], masked(outcome[1]))
+    send("outcome", outcome)
+    util._exit_function()  # type: ignore[attr-defined]  # removes multiprocessing's folders
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
 
 
 class _StopRequest:
@@ -316,10 +309,10 @@ class _StopRequest:
             self.deadline = time.monotonic() + GRACE_S
 
 
-def _die_with_parent(stop: _StopRequest) -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
+def _die_with_parent(channel: Channel, stop: _StopRequest) -> None:
+    with contextlib.suppress(EOFError):
+        while True:
+            channel.receive(None)
     stop.make()
     assert stop.deadline is not None
     time.sleep(max(0.0, stop.deadline - time.monotonic()))

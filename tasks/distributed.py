@@ -76,7 +76,7 @@ def run(ctx: StageContext) -> dict[str, float]:
         file.write_text(share.model_dump_json())
         with connection.Listener(share.address, "AF_UNIX") as listener:
             owner = _Owner(listener, ctx.progress)
-            command = [sys.executable, "-m", "torch.distributed.run", *_rendezvous(ctx),
+            command = [sys.executable, "-m", "torch.distributed.run", *_rendezvous(ctx, folder),
                        f"--nproc-per-node={ctx.stage.processes(ctx.resources)}",
                        f"--log-dir={folder}", "-m", "tasks.distributed", str(file)]  # fmt: skip
             threads = {"OMP_NUM_THREADS": str(ctx.resources.threads)}
@@ -104,10 +104,15 @@ def _without_sigterm() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
-def _rendezvous(ctx: StageContext) -> list[str]:
-    """Options by which torchrun finds the processes of the other machines."""
+def _rendezvous(ctx: StageContext, folder: str) -> list[str]:
+    """Options by which torchrun finds the processes of the other machines.
+
+    On one machine a private file, instead of `--standalone`: that reads pickles from a port which
+    all users of the machine reach.
+    """
     if ctx.stage.shared != "steps" or ctx.machines == 1:
-        return ["--standalone"]
+        return ["--nnodes=1", "--rdzv-backend=c10d", "--rdzv-conf=store_type=file",
+                f"--rdzv-endpoint={folder}/rendezvous", "--local-addr=127.0.0.1"]  # fmt: skip
     host, port = _publish_endpoint(ctx) if ctx.machine == 0 else _find_endpoint(ctx)
     return [f"--nnodes={ctx.machines}", f"--node-rank={ctx.machine}",
             f"--master-addr={host}", f"--master-port={port}",

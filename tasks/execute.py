@@ -21,6 +21,7 @@ from rlt_core import gpus, processes
 from rlt_core.checkout import git_commit
 from rlt_core.config import StageResources
 from rlt_core.errors import UserError
+from rlt_core.estimate import hint
 from rlt_core.graph import key_of
 from rlt_core.progress import Metrics, Progress
 from rlt_core.rows import table_files
@@ -28,7 +29,7 @@ from rlt_core.sql.schemas import TABLES
 from rlt_core.stages import STAGES, Stage, parse_config
 from rlt_core.store import Attempt, Lease, Manifest, Ref, Store
 from tasks import distributed
-from tasks.child_process import ChildProcesses
+from tasks.child_process import ChildFailed, ChildProcesses
 from tasks.shards import seconds_elsewhere
 from tasks.stage import NodeSpec, StageContext, context_of, require_one_machine, run_body
 
@@ -52,18 +53,26 @@ def execute_node(
     prints. Raises UserError, Stopped or ChildFailed; finished work stays in the key's workspace.
     """
     store = Store(spec.store)
-    log = "log.txt" if spec.machine == 0 else f"log-{spec.machine}.txt"
+    name = "log.txt" if spec.machine == 0 else f"log-{spec.machine}.txt"
+    log = store.files.local(f"work/{spec.key}/{name}")
     try:
         manifest = children.execute(
             "tasks.execute:execute",
             spec.model_dump(mode="json"),
-            log=store.files.local(f"work/{spec.key}/{log}"),
+            log=log,
             on_progress=on_progress,
             on_line=on_line,
         )
     except UserError:
         if spec.machine == 0:
             store.forget(spec.key)
+        raise
+    except ChildFailed as error:
+        if error.killed:
+            raise ChildFailed(
+                f"{spec.name} was killed (SIGKILL), as the kernel does when memory runs out; it "
+                f"takes less with {hint(STAGES[spec.stage], spec.resources)}. Its log: {log}"
+            ) from None
         raise
     return Manifest.model_validate_json(manifest) if manifest else None
 
@@ -169,7 +178,15 @@ def _body(ctx: StageContext, what: str) -> dict[str, float]:
         f"{what} on {_device(ctx.stage, ctx.resources)}, machine {ctx.machine + 1} of "
         f"{ctx.machines}, processes: {count}, threads of each: {ctx.resources.threads}"
     )
-    return distributed.run(ctx) if together else run_body(ctx)
+    if not together:
+        return run_body(ctx)
+    try:
+        return distributed.run(ctx)
+    except distributed.ProcessDied as error:
+        fix = hint(ctx.stage, ctx.resources)
+        raise distributed.ProcessDied(
+            f"{error}; if memory ran out, it takes less with {fix}"
+        ) from None
 
 
 def _validate(stage: Stage, attempt: Attempt) -> None:

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict
 
 from rlt_core import processes
 from rlt_core.config import Frozen, StageResources
-from rlt_core.errors import UserError
+from rlt_core.environment import is_out_of_memory
+from rlt_core.errors import Stopped, UserError
 from rlt_core.estimate import hint
 from rlt_core.graph import Node
 from rlt_core.progress import Progress
@@ -222,23 +223,22 @@ def run_body(ctx: StageContext) -> dict[str, float]:
         metrics: dict[str, float] = importlib.import_module(ctx.stage.module).run(ctx)
     except NoShardLeft:
         return {}
-    except RuntimeError as error:
-        if ctx.stage.pool == "gpu":
-            _require_memory(ctx, error)
+    except (UserError, Stopped):
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise UserError(_out_of_memory(ctx, error)) from error
         raise
     if ctx.stage.model and getattr(ctx.config, "format", None) and processes.rank() == 0:
         record_format(ctx.out / "model", ctx.format)
     return metrics
 
 
-def _require_memory(ctx: StageContext, error: RuntimeError) -> None:
-    """Raise UserError with a hint if torch ran out of memory."""
-    from rlt_core.models import is_out_of_memory
-
-    if is_out_of_memory(error):
-        tried = re.search(r"[Tt]ried to allocate [\d.]+ \w+", str(error))
-        said = f" ({tried[0][0].lower()}{tried[0][1:]})" if tried else ""
-        raise UserError(
-            f"{ctx.spec.name} ran out of memory{said}; it takes less with "
-            f"{hint(ctx.stage, ctx.resources)}"
-        ) from error
+def _out_of_memory(ctx: StageContext, error: Exception) -> str:
+    """Return one line that says what to change."""
+    tried = re.search(r"[Tt]ried to allocate [\d.]+ \w+", str(error))
+    said = f" ({tried[0][0].lower()}{tried[0][1:]})" if tried else ""
+    return (
+        f"{ctx.spec.name} ran out of memory{said}; it takes less with "
+        f"{hint(ctx.stage, ctx.resources)}"
+    )

@@ -17,4 +17,5 @@ def install(folder: Path, gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
     driver.chmod(0o755)
     monkeypatch.setenv("PATH", str(driver.parent), prepend=os.pathsep)
     monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setenv("RLT_HOME", str(folder / "home"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

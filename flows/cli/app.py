@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -71,10 +72,12 @@ def main() -> None:
     clean_output()
     with exit_in_one_line(Path(".")):
         require_environment()
+        before = signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
         _use_store_of_up()
         try:
             app()
         finally:
+            signal.signal(signal.SIGINT, before)
             sys.stdout.flush()
 
 

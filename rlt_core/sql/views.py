@@ -11,13 +11,12 @@ reward's formula is available as macros (`rlt_core.sql.macros`).
 from __future__ import annotations
 
 import json
-import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import duckdb
@@ -38,14 +37,19 @@ def connect(store: Store, sql: str | None = None) -> duckdb.DuckDBPyConnection:
     the store: the database is in memory, and files, network, extensions and Python variables are
     disabled.
     """
-    spill = Path(tempfile.gettempdir()) / f"rlt-duckdb-{os.getuid()}"
-    connection = duckdb.connect(config={"temp_directory": str(spill)})
+    connection = duckdb.connect(config={"temp_directory": _spill_folder().name})
     macros.create(connection)
     refresh(connection, store, sql)
     connection.execute("set enable_external_access = false")
     connection.execute("set python_enable_replacements = false")
     connection.execute("set lock_configuration = true")
     return connection
+
+
+@cache
+def _spill_folder() -> tempfile.TemporaryDirectory[str]:
+    """Return a private folder, which is removed when this process exits."""
+    return tempfile.TemporaryDirectory(prefix="rlt-duckdb-")
 
 
 def refresh(connection: duckdb.DuckDBPyConnection, store: Store, sql: str | None = None) -> int:

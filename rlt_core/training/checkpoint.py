@@ -11,6 +11,7 @@ each says why.
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from functools import partial
 from pathlib import Path
@@ -206,12 +207,17 @@ class ResumableTrainer(Trainer):
         box = [self._work.begin(GROUP, f"{step:08d}") if main else None]
         self._part = broadcast_object_list(box)[0]
         assert self._part is not None
-        with disk_space(self._part, self._checkpoint_bytes()):
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
+        try:
+            with disk_space(self._part, self._checkpoint_bytes()):
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if main:
+                    rows = json.dumps(self._recorder.rows)
+                    (self._part / f"{PREFIX_CHECKPOINT_DIR}-{step}" / ROWS).write_text(rows)
+        except BaseException:
+            shutil.rmtree(self._part, ignore_errors=True)  # the last whole one stays
+            raise
         if main:
-            rows = json.dumps(self._recorder.rows)
-            (self._part / f"{PREFIX_CHECKPOINT_DIR}-{step}" / ROWS).write_text(rows)
             self._work.commit(GROUP, f"{step:08d}", step=step)
             for name in self._work.parts(GROUP)[:-KEPT_CHECKPOINTS]:
                 self._work.remove(GROUP, name)

@@ -87,7 +87,7 @@ class Served:
     def at_work(self) -> bool:
         """Whether the fork server has children that compute."""
         return any(
-            "forkserver" in " ".join(process.cmdline()) and process.children()
+            "fork_server import serve" in " ".join(process.cmdline()) and process.children()
             for process in self._processes.marked()
         )
 

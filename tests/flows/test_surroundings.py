@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tasks.child_process import SHARED_SERVER
@@ -72,6 +75,30 @@ def test_a_run_needs_no_home_and_meets_no_proxy_on_loopback(tmp_path: Path) -> N
         "run", "dataset-prep", "-p", "smoke", "--store", str(tmp_path / "2"), PREFECT_HOME=home
     )
     one_line(done, 2, f"PREFECT_HOME={home} cannot be written")
+
+
+# ---------------------------------------------------------------- Ctrl-C
+COUNTS = "select count(*) from range(1000000000) a, range(1000) b where (a.range + b.range) % 7 = 3"
+WRITES = "select * from range(1000000000)"
+
+
+@pytest.mark.parametrize(("query", "format"), [(COUNTS, "table"), (WRITES, "csv")])
+def test_the_first_ctrl_c_ends_a_query(query: str, format: str, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    ready = tmp_path / "result"
+    process = subprocess.Popen(
+        [*COMMAND, "sql", "--store", str(tmp_path / "store"), "--format", format, query],
+        stdout=ready.open("wb"), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    own = psutil.Process(process.pid)
+    deadline = time.monotonic() + 60
+    while own.num_threads() < 2 or not (ready.stat().st_size or format == "table"):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=15)
+    assert (process.returncode, errors) == (130, "")
 
 
 # ---------------------------------------------------------------- full disks

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -117,6 +118,42 @@ def test_what_workers_of_containers_run_has_its_time_to_checkpoint() -> None:
 def test_postgres_is_healthy_once_it_answers_others() -> None:
     """While its image makes the database, a server answers on the socket alone, and ends."""
     assert "--host" in compose()["services"]["postgres"]["healthcheck"]["test"]
+
+
+def test_the_api_and_the_store_of_compose_ask_for_a_login() -> None:
+    services = compose()["services"]
+    login = "rlt:${RLT_PREFECT_PASSWORD:?set it in infra/.env}"
+    server = services["prefect"]["environment"]
+    assert server["PREFECT_SERVER_API_AUTH_STRING"] == login
+    assert "*" not in server["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"]
+    for name, service in services.items():
+        if name.startswith("worker-") or name == "setup":
+            assert service["environment"]["PREFECT_API_AUTH_STRING"] == login
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:") and name == "prefect"
+    assert services["s3"]["command"].startswith("python -m flows.server.seaweedfs ")
+
+
+def test_the_s3_server_of_compose_shows_the_network_signed_ports_alone(tmp_path: Path) -> None:
+    keys = {"AWS_ACCESS_KEY_ID": "0123456789abcdef", "AWS_SECRET_ACCESS_KEY": "secret" * 4}
+    command = [sys.executable, "-c", SHOW, "flows.server.seaweedfs", str(tmp_path / "s3")]
+    line = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | keys, cwd=ROOT
+    ).stdout.split("\0")
+    assert "-s3.ip.bind=0.0.0.0" in line and "-ip.bind=127.0.0.1" in line
+    assert "-disableHttp" in line and f"-config_dir={tmp_path / 's3'}" in line
+    assert not any(secret in word for word in line for secret in keys.values())
+    for file in (tmp_path / "s3").glob("*.*"):
+        assert file.stat().st_mode & 0o077 == 0, file
+
+
+SHOW = """
+import os, runpy, sys
+os.execv = lambda path, line: print("\\0".join(line))
+sys.argv[1:] = sys.argv[2:] if (module := sys.argv[1]) else []
+runpy.run_module(module, run_name="__main__")
+"""
+"""What a module would execute."""
 
 
 def test_every_variable_of_compose_is_in_the_example() -> None:

@@ -73,6 +73,27 @@ def test_processes_hold_gpus_of_their_own_until_they_end() -> None:
     small.leave()
 
 
+def test_locks_are_in_a_private_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the home; without one, of this user in the temporary folder, and never another's there."""
+    holder = Holder(1)
+    holder.seen()
+    [lock] = (tmp_path / "home").rglob("GPU-*")
+    for folder in (lock.parent, tmp_path / "home"):
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert not list(tmp_path.glob("rlt-*"))
+    holder.leave()
+    monkeypatch.setenv("RLT_HOME", "/dev/null/home")
+    planted = tmp_path / f"rlt-{os.getuid()}"
+    planted.symlink_to(tmp_path / "home")
+    with pytest.raises(UserError, match="not a folder of this user"):
+        gpus.hold(1, Progress())
+    planted.unlink()
+    holder = Holder(1)
+    holder.seen()
+    assert planted.stat().st_mode & 0o777 == 0o700
+    holder.leave()
+
+
 @pytest.mark.parametrize(
     ("visible", "known"),
     [

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from prefect.client.schemas.filters import (
     LogFilterFlowRunId,
 )
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from flows.server.processes import MARK, free_port
 from rlt_core.store import Store
@@ -53,6 +54,12 @@ class Server:
     def api(self) -> str:
         return f"http://127.0.0.1:{self.port}/api"
 
+    @property
+    def login(self) -> dict[str, str]:
+        """Prefect's settings of the user who started it."""
+        found = (self.home / "api-login").read_text()
+        return {"PREFECT_API_URL": self.api, "PREFECT_API_AUTH_STRING": found}
+
     def rlt(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command of ours against it."""
         return subprocess.run(
@@ -73,8 +80,13 @@ class Server:
         )
 
     def client(self) -> SyncPrefectClient:
-        with temporary_settings({PREFECT_API_URL: self.api}):
+        with self.settings():
             return get_client(sync_client=True)
+
+    def settings(self) -> AbstractContextManager[object]:
+        """Prefect in this process uses it."""
+        login = self.login["PREFECT_API_AUTH_STRING"]
+        return temporary_settings({PREFECT_API_URL: self.api, PREFECT_API_AUTH_STRING: login})
 
     def start(self, deployment: str, **parameters: Any) -> UUID:
         """A run of `rlt/<deployment>`."""

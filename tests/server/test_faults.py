@@ -173,7 +173,7 @@ def test_a_dead_machine_frees_its_pool_and_the_retried_parent_completes(
     own = process_of(server, child.id)
     for process in server.processes():
         line = " ".join(process.cmdline())
-        of_the_machine = "worker-gpu" in line or "forkserver" in line
+        of_the_machine = "worker-gpu" in line or "fork_server import serve" in line
         if of_the_machine or process.pid == own.pid:
             process.send_signal(signal.SIGKILL)
     assert server.run(child.id).state.is_running()  # type: ignore[union-attr]
@@ -203,6 +203,15 @@ def test_up_again_is_no_mistake_and_another_up_is(server: Server, tmp_path: Path
     foreign = new_server(tmp_path / "foreign", **elsewhere).rlt("up")
     assert foreign.returncode == 2
     assert "PREFECT_API_URL" in foreign.stderr
+    elsewhere = {"PREFECT_API_AUTH_STRING": "team:theirs"}
+    foreign = new_server(tmp_path / "login", **elsewhere).rlt("up")
+    assert foreign.returncode == 2
+    assert "PREFECT_API_AUTH_STRING is set" in foreign.stderr and "theirs" not in foreign.stderr
+    login = server.home / "api-login"
+    kept = login.rename(tmp_path / "kept")
+    lost = server.rlt("up", "--port", str(server.port), "--store", str(server.store))
+    kept.rename(login)
+    assert lost.returncode == 2 and "`rlt down` and `rlt up` again" in lost.stderr
 
 
 @pytest.mark.slow

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.server
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
@@ -30,14 +32,49 @@ pytestmark = [
 
 
 @pytest.fixture
-def page() -> Iterator[Page]:
-    """An empty tab."""
+def page(server: Server) -> Iterator[Page]:
+    """A tab in which the owner has logged in."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         tab = browser.new_page(viewport={"width": 1200, "height": 1400})
         tab.set_default_timeout(20_000)
+        tab.goto(f"http://127.0.0.1:{server.port}/deployments")
+        tab.locator("input[type=password]").fill(server.login["PREFECT_API_AUTH_STRING"])
+        tab.get_by_role("button", name="Login").click()
+        tab.wait_for_url("**/deployments")
         yield tab
         browser.close()
+
+
+SEND = """async ([api, type]) => {
+    const body = JSON.stringify({});
+    const headers = {"Content-Type": type};
+    try {
+        const answer = await fetch(api + "/flows/filter", {method: "POST", headers, body});
+        return [answer.status, await answer.text()];
+    } catch (error) { return String(error) }
+}"""
+
+
+def test_a_page_from_elsewhere_reads_and_changes_nothing(
+    server: Server, page: Page, tmp_path: Path
+) -> None:
+    """Also in the browser in which the owner has logged in."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+    elsewhere = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=elsewhere.serve_forever, daemon=True).start()
+    page.goto(f"http://127.0.0.1:{elsewhere.server_port}/")
+    # JSON is asked for first, plain text is sent at once; the answer is not shown to the page.
+    for type_ in ("application/json", "text/plain"):
+        assert "Failed to fetch" in page.evaluate(SEND, [server.api, type_])
+    page.goto(f"http://127.0.0.1:{server.port}/deployments")
+    assert page.evaluate(SEND, [server.api, "application/json"])[0] == 401, "no cookie logs in"
+    elsewhere.shutdown()
 
 
 def field(page: Page, name: str) -> Locator:

@@ -78,7 +78,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Allocations]:
             Processes(server.home).stop(["worker-gpu"], 30)
             environment = {
                 **server.environment,
-                "PREFECT_API_URL": server.api,
+                **server.login,
                 "RLT_STORE": str(server.store),
                 "RLT_VENV": sys.prefix,
                 "PREFECT_WORKER_QUERY_SECONDS": "1",

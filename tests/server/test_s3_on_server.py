@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import s3_server
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_aws import AwsCredentials
 from prefect_aws.client_parameters import AwsClientParameters
 from pydantic import SecretStr
@@ -30,7 +29,7 @@ def test_the_block_opens_the_store_and_its_secret_goes_nowhere(
         without = server.finish(server.start("dataset-prep", profile="smoke"))
         assert without.state and without.state.is_failed()
         assert "RLT_STORE_BLOCK" in str(without.state.message)
-        with temporary_settings({PREFECT_API_URL: server.api}):
+        with server.settings():
             AwsCredentials(
                 aws_access_key_id=s3_access.access_key,
                 aws_secret_access_key=SecretStr(s3_access.secret_key),

@@ -11,11 +11,10 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.utilities.asyncutils import run_coro_as_sync
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
-from flows.server.setup import POOLS
+from flows.server.setup import JOB_START_S, POOLS
 from tests.server.conftest import ROOT, Server, new_server
 
 KUBERNETES = "1.37"
@@ -28,7 +27,7 @@ def job(server: Server, run: FlowRun, pool: str, **values: Any) -> dict[str, Any
     template = json.loads(file.read_text())
 
     async def made() -> KubernetesWorkerJobConfiguration:
-        with temporary_settings({PREFECT_API_URL: server.api}):
+        with server.settings():
             async with get_client() as client:
                 await client.create_work_pool(
                     WorkPoolCreate(name=name, type="kubernetes", base_job_template=template)
@@ -65,6 +64,9 @@ def test_the_pools_jobs_are_valid(server: Server, finished: FlowRun, pool: str) 
     ]  # fmt: skip
     mounted = {one["name"] for one in container["volumeMounts"]}
     assert mounted == {one["name"] for one in pod["volumes"]}
+    template = json.loads((ROOT / "infra" / "kubernetes" / f"{pool}-pool.json").read_text())
+    waits = template["variables"]["properties"]["pod_watch_timeout_seconds"]["default"]
+    assert waits < JOB_START_S, "a Job that waits for its place is not crashed"
 
 
 def test_a_run_may_ask_for_gpus_and_a_kind_of_node(server: Server, finished: FlowRun) -> None:
@@ -83,9 +85,9 @@ def test_a_run_may_ask_for_gpus_and_a_kind_of_node(server: Server, finished: Flo
 def test_setting_up_again_changes_nothing_and_pools_of_another_type_are_refused(
     server: Server, tmp_path: Path
 ) -> None:
-    def set_up(*arguments: str, api: str = server.api) -> tuple[int, str]:
-        asking = new_server(tmp_path / str(len(list(tmp_path.iterdir()))), PREFECT_API_URL=api)
-        done = asking.rlt("setup-server", *arguments)
+    def set_up(*arguments: str, **changes: str) -> tuple[int, str]:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        done = new_server(folder, **server.login | changes).rlt("setup-server", *arguments)
         return done.returncode, done.stdout + done.stderr
 
     with server.client() as client:
@@ -94,14 +96,18 @@ def test_setting_up_again_changes_nothing_and_pools_of_another_type_are_refused(
         assert status == 0, output
         assert "deployed  all" in output
         assert {one.name: one.id for one in client.read_deployments()} == before
-        assert len(client.read_automations_by_name("Crash zombie flow runs")) == 1
+        for name in ("Crash zombie flow runs", "Crash unstarted flow runs"):
+            assert len(client.read_automations_by_name(name)) == 1
     status, output = set_up("--pools", "kubernetes")
     assert status == 2
     assert "pool cpu of type process, not kubernetes" in output
     assert set_up("--pools", "podman") == (
         2, "rlt: --pools podman: choose from process, kubernetes\n",
     )  # fmt: skip
-    status, output = set_up(api="http://127.0.0.1:1/api")
+    status, output = set_up(PREFECT_API_AUTH_STRING="rlt:guessed")
+    assert (status, output.count("\n")) == (2, 1), output
+    assert "refuses the login (401); set PREFECT_API_AUTH_STRING" in output
+    status, output = set_up(PREFECT_API_URL="http://127.0.0.1:1/api")
     assert status == 2 and "127.0.0.1:1" in output and "Traceback" not in output
-    status, output = set_up(api="")
+    status, output = set_up(PREFECT_API_URL="")
     assert status == 2 and "PREFECT_API_URL is not set" in output

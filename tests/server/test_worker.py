@@ -29,7 +29,7 @@ def ours(server: Server, pool: str, *options: str) -> Iterator[subprocess.Popen[
     Processes(server.home).stop([f"worker-{pool}"], 30)
     environment = {
         **server.environment,
-        "PREFECT_API_URL": server.api,
+        **server.login,
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
         "PREFECT_WORKER_WEBSERVER_PORT": str(free_port()),

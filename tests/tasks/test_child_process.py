@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,8 +17,10 @@ from typing import Any
 import psutil
 import pytest
 
+from rlt_core.checkout import sources_changed_at
 from rlt_core.errors import Stopped, UserError
 from rlt_core.progress import Progress
+from tasks import child_process, fork_server
 from tasks.child_process import SHARED_SERVER, ChildFailed, ChildProcesses
 
 HERE = "tests.tasks.test_child_process"
@@ -79,8 +83,9 @@ def test_results_errors_lines_and_deaths(tmp_path: Path) -> None:
         run(children, "mistake", tmp_path)
     with pytest.raises(ChildFailed, match="ValueError: a bug"):
         run(children, "bug", tmp_path)
-    with pytest.raises(ChildFailed, match=r"SIGKILL(.|\n)*last words"):
+    with pytest.raises(ChildFailed, match=r"SIGKILL(.|\n)*last words") as died:
         run(children, "die", tmp_path, on_line=lines.append)
+    assert died.value.killed
     assert lines == ["last words"]
 
 
@@ -100,6 +105,22 @@ def test_stop_reaches_the_child_and_no_other_is_started(tmp_path: Path) -> None:
         run(children, "wait", tmp_path, lambda *_: children.stop())
     with pytest.raises(Stopped):
         run(children, 1, tmp_path)
+
+
+def test_a_stop_request_that_comes_at_once_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the child has its handler."""
+    start = child_process._fork
+
+    def fork(*arguments: Any) -> Any:
+        pid, channel = start(*arguments)
+        os.kill(pid, signal.SIGTERM)
+        return pid, channel
+
+    monkeypatch.setattr(child_process, "_fork", fork)
+    with pytest.raises(Stopped, match="checkpointed"):
+        run(ChildProcesses([]), "wait", tmp_path)
 
 
 def test_children_run_side_by_side(tmp_path: Path) -> None:
@@ -180,13 +201,14 @@ def test_an_orphan_checkpoints_though_it_was_asked_to_stop_before(
 
 
 # ---------------------------------------------------------------- a fork server for several
+KILLED: set[int] = set()
+"""Servers that a test has killed."""
 WORKER = f"""
 import os, signal
-from multiprocessing import forkserver
 from tasks.child_process import SHARED_SERVER, share_fork_server
 
-share_fork_server(["{HERE}"])
-print(os.environ[SHARED_SERVER], forkserver._forkserver._forkserver_pid, flush=True)
+pid = share_fork_server(["{HERE}"])
+print(os.environ[SHARED_SERVER], pid, flush=True)
 signal.pause()
 """
 
@@ -203,6 +225,8 @@ def worker() -> Iterator[tuple[str, int, subprocess.Popen[str]]]:
     process.kill()
     process.wait()
     assert ends(int(pid)), "it ends with its worker"
+    folder = Path(found.partition(":")[2]).parent
+    assert folder.exists() == (int(pid) in KILLED), "and removes its socket"
 
 
 def test_runs_fork_from_their_workers_server(
@@ -224,7 +248,118 @@ def test_other_code_or_a_killed_server_means_one_of_ones_own(
     found, pid, _ = worker
     older = f"1.0:{found.partition(':')[2]}"
     os.kill(pid, signal.SIGKILL)
+    KILLED.add(pid)
     for named in (older, found):
         environment = ENVIRONMENT | {SHARED_SERVER: named}
         said, _ = parent("parent", tmp_path, environment).communicate(timeout=60)
         assert int(said) != pid
+
+
+class Malicious:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.file),)
+
+
+def imported(address: str) -> str:
+    """The address of a server once it has imported."""
+    deadline = time.monotonic() + 60
+    while not Path(address).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return address
+
+
+def connected(address: str, first: bytes) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(address)
+    connection.sendall(first)
+    return connection
+
+
+def test_connections_that_say_nothing_or_nonsense_delay_nobody(
+    worker: tuple[str, int, subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    found, pid, _ = worker
+    address = imported(found.partition(":")[2])
+    bomb = pickle.dumps(Malicious(tmp_path / "unpickled"))
+    words = (b"", b"{", b"[]\n", b"\0" * 70_000, bomb, bomb + b"\n", b'{"target": "os:abort"}\n')
+    strangers = [connected(address, word) for word in words * 3]
+    said, _ = parent("parent", tmp_path, ENVIRONMENT | {SHARED_SERVER: found}).communicate(
+        timeout=60
+    )
+    assert said.split() == [str(pid)]
+    assert not (tmp_path / "unpickled").exists()
+    for stranger in strangers:
+        stranger.close()
+
+
+@pytest.mark.parametrize(
+    "how", ["silent", "ends", "nonsense", "no listener", "no socket", "no folder"]
+)
+def test_a_server_that_does_not_fork_hangs_no_run(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fork_server, "HANDSHAKE_S", 0.5)
+    monkeypatch.setattr(fork_server, "IMPORT_S", 0.5)
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("socket")
+        if how in ("silent", "ends", "nonsense"):
+            listener.listen()
+
+        def answer() -> None:
+            connection = listener.accept()[0]
+            if how == "nonsense":
+                connection.sendall(b'{"pid": "none"}\n')
+            connection.close()
+
+        if how in ("ends", "nonsense"):
+            threading.Thread(target=answer, daemon=True).start()
+        name = {"no socket": "other", "no folder": "gone/socket"}.get(how, "socket")
+        monkeypatch.setenv(SHARED_SERVER, f"{sources_changed_at()}:{tmp_path / name}")
+        assert run(ChildProcesses([]), 21, tmp_path) == 42
+
+
+NOBODY = 65534
+ELSE = """
+import os, socket, sys
+os.setuid(65534)
+there = socket.socket(socket.AF_UNIX)
+if sys.argv[1] == "listen":
+    there.bind(sys.argv[2])
+    there.listen()
+    print("ready", flush=True)
+    connection = there.accept()[0]
+else:
+    there.connect(sys.argv[2])
+    connection = there
+    print("ready", flush=True)
+print(connection.recv(100))
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be another user")
+def test_another_users_server_or_client_gets_no_byte(
+    worker: tuple[str, int, subprocess.Popen[str]],
+) -> None:
+    """Were the folder open to all."""
+    address = worker[0].partition(":")[2]
+    imported(address)
+    Path(address).parent.chmod(0o777)
+    Path(address).chmod(0o777)
+    other = str(Path(address).with_name("other"))
+    for how, place in (("connect", address), ("listen", other)):
+        stranger = subprocess.Popen(
+            [sys.executable, "-c", ELSE, how, place], stdout=subprocess.PIPE, text=True
+        )
+        assert stranger.stdout and stranger.stdout.readline() == "ready\n"
+        if how == "listen":
+            with pytest.raises(fork_server.Silent, match="another user's"):
+                fork_server.fork(place, {})
+        assert stranger.stdout.read() == "b''\n"
+        stranger.wait()

@@ -6,11 +6,14 @@ import subprocess
 import sys
 from multiprocessing import connection
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 
 from rlt_core.progress import Progress
+from rlt_core.stages import STAGES
 from tasks import distributed
 
 WORKER = """
@@ -74,3 +77,19 @@ def test_the_cause_is_raised_rather_than_its_consequences(
 ) -> None:
     error = raised(tmp_path, *outcomes)
     assert said in str(error) and isinstance(error, distributed.ProcessDied) == died
+
+
+@pytest.mark.slow
+def test_torchrun_of_one_machine_reads_pickles_from_no_port(tmp_path: Path) -> None:
+    """What its agents pickle for each other is in a file of the private folder."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import pathlib, sys; print(b'torch.rendezvous' in pathlib.Path(sys.argv[1]).read_bytes())"
+    )
+    ctx: Any = SimpleNamespace(stage=STAGES["teacher-sft"], machines=1)
+    options = distributed._rendezvous(ctx, str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *options, "--nproc-per-node=2",
+         str(script), str(tmp_path / "rendezvous")], capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.count("True") == 2, done.stdout + done.stderr

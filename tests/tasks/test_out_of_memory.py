@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -14,6 +18,8 @@ from rlt_core.estimate import hint
 from rlt_core.progress import Progress
 from rlt_core.stages import STAGES
 from rlt_core.store import Store
+from tasks.child_process import ChildFailed
+from tasks.execute import execute_node
 from tasks.stage import NodeSpec, StageContext, run_body
 
 GPU_STAGES = [stage.name for stage in STAGES.values() if stage.pool == "gpu"]
@@ -47,6 +53,56 @@ def test_every_stage_says_it_in_one_line(stage, tmp_path, monkeypatch):
     assert "\n" not in said
     if STAGES[stage].shared:
         assert f"--set resources.stages.{stage}." in said
+
+
+def too_large_for_numpy() -> BaseException:
+    with pytest.raises(MemoryError) as raised:
+        np.empty(1 << 55)
+    return raised.value
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        too_large_for_numpy(),
+        pa.ArrowMemoryError("malloc of size 64 failed"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        duckdb.OutOfMemoryException("Out of Memory Error: failed to pin block"),
+        ValueError("No available memory for the cache blocks. Try increasing it."),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("stage", ["teacher-sft", "report"])
+def test_every_library_says_it_in_its_own_way(stage, error, tmp_path, monkeypatch):
+    def wrapped(_: StageContext) -> dict[str, float]:
+        raise ValueError("while reading") from error
+
+    for body in (fail_with(error), wrapped):
+        monkeypatch.setattr(f"{STAGES[stage].module}.run", body)
+        with pytest.raises(UserError, match=f"^{stage}@0 ran out of memory; it takes less with "):
+            run_body(ctx(stage, tmp_path))
+
+
+class Killed:
+    """A child that the kernel kills."""
+
+    def execute(self, *_: object, **__: object) -> None:
+        failed = ChildFailed("the process died (SIGKILL)")
+        failed.killed = True
+        raise failed
+
+
+def test_a_killed_child_is_one_line_with_the_fix(tmp_path):
+    spec = ctx("teacher-grpo", tmp_path, micro_batch_size=4).spec
+    with pytest.raises(ChildFailed) as failed:
+        execute_node(spec, Killed(), lambda *_: None, lambda _: None)  # type: ignore[arg-type]
+    said = str(failed.value)
+    assert "\n" not in said and "killed" in said and str(tmp_path) in said
+    assert "--set resources.stages.teacher-grpo.micro_batch_size=2" in said
 
 
 def test_main_memory_counts_too_and_other_faults_stay_what_they_are(tmp_path, monkeypatch):

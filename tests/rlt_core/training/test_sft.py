@@ -1,6 +1,8 @@
 """SFT: what is learned, what is not, and that interruptions change nothing."""
 
 import json
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from safetensors.torch import load_file
 from training_runs import Killed, kill_at, steps, stop_after, weights
 
 from rlt_core.config import LoRA, SFTConfig, StageResources
+from rlt_core.environment import in_one_line
 from rlt_core.errors import Stopped, UserError
 from rlt_core.models import load_model, load_tokenizer, vocabulary_digest
 from rlt_core.progress import Progress
@@ -116,6 +119,40 @@ def test_a_finished_checkpoint_still_gives_a_model(train, workspace: Spaces, res
     assert workspace("whole").parts("checkpoints") == ["00000002", "00000004"]
     again, metrics = train("again", config=config, work=workspace("whole"))
     assert weights(again) == weights(whole) and metrics["steps"] == 4
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.7])
+def test_a_full_disk_keeps_the_last_whole_checkpoint(
+    train, tmp_path: Path, workspace: Spaces, share: float
+) -> None:
+    """It fills up before, while and after the weights of the second checkpoint are written."""
+    whole, _ = train("whole")
+    disk = tmp_path / "store" / "work" / "broken"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)])
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    filler = disk / "filler"
+
+    def fill(done: int, total: int, metrics: object) -> None:
+        if done == 3:
+            files = [each for each in disk.rglob("checkpoint-2/*") if each.is_file()]
+            left = int(share * sum(each.stat().st_size for each in files))
+            status = os.statvfs(disk)
+            filler.write_bytes(bytes(max(0, status.f_bavail * status.f_frsize - left)))
+
+    try:
+        with pytest.raises(OSError) as full:
+            train("broken", progress=Progress(report=fill))
+        said = in_one_line(full.value, disk)
+        assert said and f"disk full: {disk}" in said and "continues from the last" in said
+        assert workspace("broken").parts("checkpoints") == ["00000002"]
+        assert not [each for each in disk.rglob("*") if "00000004" in each.parts and each.is_file()]
+        filler.unlink()
+        broken, _ = train("broken")
+        assert weights(broken) == weights(whole) and steps(broken) == steps(whole)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_rows_too_long_are_dropped_and_counted(train, rows) -> None:
