@@ -292,8 +292,16 @@ class Store:
         return found
 
     def gc(self) -> list[Orphan]:
-        """Delete the orphans; returns what was deleted. Unfinished work is kept."""
-        return [orphan for orphan in self.orphans() if self._collect(orphan)]
+        """Delete the orphans; returns what was deleted. Unfinished work is kept, leases of dead
+        holders are ended."""
+        deleted = [orphan for orphan in self.orphans() if self._collect(orphan)]
+        live, unreadable = Lease.read_all(self.files)
+        for path in self.files.usage("work", 2):
+            key, _, name = path.partition("/")
+            if name == "lease.json" and key not in live and key not in unreadable:
+                with suppress(_Held), Lease(self.files, key, "gc", _held):
+                    pass
+        return deleted
 
     def _collect(self, orphan: Orphan) -> bool:
         """Delete an orphan under the lease of its key; False if it is none any more."""

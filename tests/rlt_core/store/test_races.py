@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -111,6 +112,18 @@ def test_gc_leaves_alone_what_is_leased_after_it_looked(
     (store.workspace(KEYS[1]).begin("shards", "0") / "x").write_text("x")
     assert [orphan.ref.key for orphan in store.gc()] == [KEYS[0]]
     assert not crashed.out.exists() and store.files.names(f"work/{KEYS[1]}") == ["shards"]
+
+
+def test_gc_ends_the_leases_of_dead_holders_and_keeps_their_work(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    lease = {"id": "x", "host": "elsewhere", "pid": 1, "renewed_at": 0}
+    for own in KEYS[:2]:
+        store.files.write(f"work/{own}/lease.json", json.dumps(lease).encode())
+    store.files.write(f"work/{KEYS[1]}/node.txt", b"node")
+    with Lease(store.files, KEYS[2]):
+        assert store.gc() == []
+        assert list(store.working()) == [KEYS[2]]
+    assert store.files.walk("work") == [f"{KEYS[1]}/node.txt"]
 
 
 def test_temporary_files_of_a_crash_are_collected_once_old(tmp_path: Path) -> None:
