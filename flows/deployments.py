@@ -1,4 +1,4 @@
-"""The flows that `prefect.yaml` deploys: `rlt/<experiment>` and `rlt/<stage>`.
+"""The flows that are deployed: `rlt/<experiment>` and `rlt/<stage>`.
 
 An experiment's run plans, and sends each missing node to the pool of its stage. A stage's run
 computes on its worker: the nodes that a parent run sent, or one that its form describes.

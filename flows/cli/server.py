@@ -73,7 +73,7 @@ def setup_server(
     setup.deploy(os.environ)
     print(f"pools     {' and '.join(setup.POOLS)} ({pools}), queues {', '.join(setup.QUEUES)}")
     print("watch     crashes runs without a heartbeat for 540 s")
-    print("deployed  all of prefect.yaml: every experiment, every stage")
+    print("deployed  every experiment and every stage: rlt/<name>")
 
 
 def worker(

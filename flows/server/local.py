@@ -154,7 +154,7 @@ def bring_up(wanted: LocalServer, limit: int, say: Say) -> None:
     if not (record.is_file() and record.read_text() == stamp and setup.is_deployed()):
         setup.deploy(wanted.environment())
         record.write_text(stamp)
-        say("deployed  all of prefect.yaml: rlt/<experiment> and rlt/<stage>")
+        say("deployed  every experiment and every stage: rlt/<name>")
     else:
         say("deployed  already, sources are unchanged: rlt/<experiment> and rlt/<stage>")
     for pool in setup.POOLS:

@@ -1,8 +1,11 @@
-"""Set up a Prefect server for pipelines: pools, queues, the automation against zombie runs, and the
-deployments of `prefect.yaml`."""
+"""Set up a Prefect server for pipelines: pools, queues, automations and deployments.
+
+`python -m flows.server.setup` prints `prefect.yaml`.
+"""
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -26,11 +29,15 @@ from prefect.workers.process import ProcessWorker
 
 from rlt_core.checkout import sources_changed_at
 from rlt_core.errors import UserError
-from rlt_core.experiments import EXPERIMENTS
+from rlt_core.experiments import ALL, EXPERIMENTS
 from rlt_core.stages import STAGES
 
-ROOT = Path(__file__).parents[2]
-"""The source tree, with `prefect.yaml` and `infra/`."""
+HERE = Path(__file__).parent
+"""Folder with the templates of pools and the automations."""
+GROUPS = {
+    "dataset": "data", "base": "models", "trace": "traces", "score": "traces", "rank": "evaluation",
+}  # fmt: skip
+"""First word of a stage's name -> its tag; the others are tags themselves."""
 POOLS = ("cpu", "gpu")
 PoolType = Literal["process", "kubernetes"]
 ENGINE = "python -m prefect.engine"
@@ -54,23 +61,16 @@ def set_up(type_: PoolType = "process") -> None:
         for pool in POOLS:
             _make_pool(client, pool, type_)
         for name in AUTOMATIONS:
-            automation = yaml.safe_load(_source_file(f"infra/automations/{name}.yaml").read_text())
+            automation = yaml.safe_load((HERE / "automations" / f"{name}.yaml").read_text())
             if name == "unstarted" and type_ == "kubernetes":
                 automation["trigger"]["within"] = JOB_START_S
             _make_automation(client, AutomationCore.model_validate(automation))
 
 
-def _source_file(name: str) -> Path:
-    file = ROOT / name
-    if not file.is_file():
-        raise UserError(f"no {file}: install from a checkout of the source (pip install -e .)")
-    return file
-
-
 def _template(pool: str, type_: PoolType) -> dict[str, Any]:
     """Return the base job template of a pool."""
     if type_ == "kubernetes":
-        return dict(json.loads(_source_file(f"infra/kubernetes/{pool}-pool.json").read_text()))
+        return dict(json.loads((HERE / "pools" / f"{pool}-pool.json").read_text()))
     template = ProcessWorker.get_default_base_job_template()
     # With a command the engine starts at once. Without one the worker first starts processes that
     # look for a project's code and environment; ours is the installed package.
@@ -117,8 +117,7 @@ def has_worker(pool: str) -> bool:
 
 def sources_stamp() -> str:
     """Return the newest modification time of the sources of the deployments."""
-    edited = _source_file("prefect.yaml").stat().st_mtime
-    return str(max(edited, sources_changed_at(DEPLOYED)))
+    return str(sources_changed_at(DEPLOYED))
 
 
 def is_deployed() -> bool:
@@ -130,19 +129,56 @@ def is_deployed() -> bool:
 
 
 def declared() -> dict[str, Any]:
-    """Return `prefect.yaml` with a deployment of each stage and experiment of the user's own."""
-    found: dict[str, Any] = yaml.safe_load(_source_file("prefect.yaml").read_text())
-    for name in sorted({*EXPERIMENTS, *STAGES} - {one["name"] for one in found["deployments"]}):
-        pool = STAGES[name].pool if name in STAGES else "cpu"
-        found["deployments"].append(
+    """Return the deployments of all experiments and stages, the user's own included, in the form of
+    `prefect.yaml`."""
+    pipeline = [*EXPERIMENTS, ALL, *STAGES]
+    return {
+        "name": "rlt-pipeline",
+        "build": [],
+        "push": [],
+        "pull": [],  # workers have the package installed
+        "deployments": [
             {
                 "name": name,
-                "entrypoint": f"flows.deployments.{name.replace('-', '_')}",
-                "work_pool": {"name": pool, "work_queue_name": "default"},
-                "tags": ["stage" if name in STAGES else "experiment"],
+                "description": _description(name),
+                "entrypoint": f"flows.deployments.{_function(name)}",
+                "work_pool": {
+                    "name": STAGES[name].pool if name in STAGES else "cpu",
+                    "work_queue_name": "default",
+                },
+                "tags": ["stage", _group(name)] if name in STAGES else ["experiment"],
             }
-        )
-    return found
+            for name in pipeline
+        ],
+    }
+
+
+def _function(name: str) -> str:
+    return "all_experiments" if name == ALL else name.replace("-", "_")
+
+
+def _group(stage: str) -> str:
+    first = stage.partition("-")[0]
+    return GROUPS.get(first, first)
+
+
+def _description(name: str) -> str:
+    """Return what an experiment or a stage does, reads, writes and needs, as a paragraph."""
+    if name == ALL:
+        return "The union of the paper's experiments; what they share is computed once."
+    module = inspect.getmodule(EXPERIMENTS[name] if name in EXPERIMENTS else STAGES[name].config)
+    text = " ".join((inspect.getdoc(module) or "").split())
+    if name in EXPERIMENTS:
+        return f"{text} Computes what the store lacks; every node runs in its pool."
+    stage = STAGES[name]
+    inputs = (stage.inputs or {}).items()
+    reads = ", ".join(f"{one} ({help[:1].lower()}{help[1:]})" for one, help in inputs)
+    tables = f" with the tables {', '.join(stage.tables)}" if stage.tables else ""
+    return (
+        f"{text} Reads {reads or 'artifacts of any kind'}. Writes a {stage.kind}{tables} (columns: "
+        f"docs/sql.md). Runs in the pool {stage.pool}; `rlt plan` estimates hours and memory. "
+        "Edited fields give a new key and leave earlier artifacts alone."
+    )
 
 
 def deploy(environment: Mapping[str, str]) -> None:
@@ -153,7 +189,21 @@ def deploy(environment: Mapping[str, str]) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all",
              "--prefect-file", file.name],
-            cwd=ROOT, env=dict(environment), capture_output=True, text=True,
+            env=dict(environment), capture_output=True, text=True,
         )  # fmt: skip
     if done.returncode:
         raise UserError(f"prefect deploy --all failed:\n{done.stdout}{done.stderr}")
+
+
+HEADER = """\
+# The deployments, which `rlt setup-server` makes on any server (or `rlt up`, which starts all).
+# Written by `python -m flows.server.setup > prefect.yaml`, from the declarations of stages.
+#
+# Two pools. `cpu`: whole pipelines, which mostly wait, and small stages; its workers need no limit,
+# and must have none when pipelines may queue: a pipeline that holds the last place waits for ever
+# for its own stages. `gpu`: every stage that computes with a model; `prefect worker start --pool
+# gpu --limit N` says how many of its runs a machine takes. Queue `high` of either goes first.
+"""
+
+if __name__ == "__main__":
+    print(HEADER + yaml.safe_dump(declared(), sort_keys=False, width=100), end="")

@@ -30,7 +30,7 @@ RUN --mount=type=bind,from=wheels,source=/wheels,target=/wheels \
     touch README.md \
     && pip install -c constraints/cpu.txt --find-links /wheels -e '.[kubernetes,s3-server]'
 
-# Editable, since `rlt setup-server` needs prefect.yaml and infra/ beside the code.
+# Editable: the same files in the image and on the path of Python.
 COPY . .
 RUN pip install --no-deps -e .
 

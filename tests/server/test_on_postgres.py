@@ -1,4 +1,4 @@
-"""`prefect.yaml`, pools and queues unchanged, with PostgreSQL as Prefect's database."""
+"""Deployments, pools and queues unchanged, with PostgreSQL as Prefect's database."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.utilities.asyncutils import run_coro_as_sync
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
-from flows.server.setup import JOB_START_S, POOLS
-from tests.server.conftest import ROOT, Server, new_server
+from flows.server.setup import HERE, JOB_START_S, POOLS
+from tests.server.conftest import Server, new_server
 
 KUBERNETES = "1.37"
 
@@ -23,8 +23,7 @@ KUBERNETES = "1.37"
 def job(server: Server, run: FlowRun, pool: str, **values: Any) -> dict[str, Any]:
     """The Job that Prefect's worker would create for a run, by the template on the server."""
     name = f"kubernetes-{pool}"
-    file = ROOT / "infra" / "kubernetes" / f"{pool}-pool.json"
-    template = json.loads(file.read_text())
+    template = json.loads((HERE / "pools" / f"{pool}-pool.json").read_text())
 
     async def made() -> KubernetesWorkerJobConfiguration:
         with server.settings():
@@ -64,7 +63,7 @@ def test_the_pools_jobs_are_valid(server: Server, finished: FlowRun, pool: str) 
     ]  # fmt: skip
     mounted = {one["name"] for one in container["volumeMounts"]}
     assert mounted == {one["name"] for one in pod["volumes"]}
-    template = json.loads((ROOT / "infra" / "kubernetes" / f"{pool}-pool.json").read_text())
+    template = json.loads((HERE / "pools" / f"{pool}-pool.json").read_text())
     waits = template["variables"]["properties"]["pod_watch_timeout_seconds"]["default"]
     assert waits < JOB_START_S, "a Job that waits for its place is not crashed"
 
