@@ -34,7 +34,7 @@ class CheckedDataset(ds.FileSystemDataset):  # type: ignore[misc]
 
     def check(self, store: Store, entries: Mapping[str, FileEntry]) -> CheckedDataset:
         """Compare the files, by their full paths, with their entries from now on."""
-        self._is_local, self._entries = store.files.is_local, entries
+        self._files, self._entries = store.files, entries
         return self
 
     def scanner(self, *, filter: ds.Expression | None = None, **options: Any) -> ds.Scanner:
@@ -44,6 +44,8 @@ class CheckedDataset(ds.FileSystemDataset):  # type: ignore[misc]
 
     def _check(self, path: str) -> None:
         entry = self._entries[path]
+        if self._files.is_local:
+            self._files.local(path.removeprefix(f"{self._files.root}/"))  # raises for a link
         [found] = self.filesystem.get_file_info([path])
         known = (path, entry.sha256, found.mtime_ns)
         if known in _intact:
@@ -51,7 +53,7 @@ class CheckedDataset(ds.FileSystemDataset):  # type: ignore[misc]
         if found.size != entry.bytes:
             there = "missing" if found.size is None else f"{found.size} bytes"
             raise UserError(f"{path}: {there}, {entry.bytes} bytes when committed")
-        if found.size <= LARGE_BYTES or (self._is_local and not self._has_checksums(path)):
+        if found.size <= LARGE_BYTES or (self._files.is_local and not self._has_checksums(path)):
             digest = hashlib.sha256()
             with self.filesystem.open_input_stream(path) as file:
                 while chunk := file.read(CHUNK_BYTES):

@@ -15,12 +15,14 @@ from typer.testing import CliRunner
 from flows.cli.artifacts import app
 from rlt_core.config import Imports
 from rlt_core.errors import UserError
+from rlt_core.sql.views import connect
 from rlt_core.store import FileEntry, Lease, Manifest, Ref, Store
 from rlt_core.store.files import Damaged
 from rlt_core.store.manifests import read_manifests
 from rlt_core.store.transfer import CopyFailed, copy_artifact, with_inputs
 from tests.rlt_core.store.attempts import KEY, attempt_with, committed, key, manifest_of
 from tests.rlt_core.store.test_s3_store import answering
+from tests.sample_store import commit, score_row
 
 OUTWARD = [
     "../x", "a/../../x", "..", ".", "a/./b", "a//b", "/etc/passwd", "a/", "", "a\\..\\b", "\\\\h",
@@ -198,6 +200,17 @@ def test_an_artifact_behind_a_link_is_neither_read_nor_pushed(
         status, shown = command(folder, "verify")
         assert status == 1 and "link" in shown
     assert target.manifests() == []
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_sql_follows_no_link(level: int, folder: Store, tmp_path: Path) -> None:
+    made = commit(folder, "trace-scoring[a]", {"scores": [score_row(1, -1.0)]})
+    path = Path(folder.data_path(made), "scores.parquet")
+    place = [path, *path.parents][level]
+    place.rename(tmp_path / "moved")
+    place.symlink_to(tmp_path / "moved")
+    with connect(folder) as connection, pytest.raises(Exception, match="no link is followed"):
+        connection.sql("select * from scores").fetchall()
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
