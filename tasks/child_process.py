@@ -71,9 +71,11 @@ class _Outcome:
 # ---------------------------------------------------------------- fork servers
 def share_fork_server(modules: Iterable[str]) -> int:
     """Start a fork server with `modules` imported and name it in the environment, so that the
-    processes that this one starts fork their children from it; return its process id."""
+    processes that this one starts fork their children from it; return its process id. Called again,
+    it replaces a server that was killed."""
     server = _own_server(modules)
-    os.environ[SHARED_SERVER] = f"{sources_changed_at()}:{server.address}"
+    if server.address not in os.environ.get(SHARED_SERVER, ""):
+        os.environ[SHARED_SERVER] = f"{sources_changed_at()}:{server.address}"
     return server.pid
 
 

@@ -26,11 +26,13 @@ class Tally:
     lost: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    began: float = 0.0
+    """On the monotonic clock, when the first trial began."""
 
     @contextmanager
     def trial(self, what: str, tries: int = 1) -> Iterator[None]:
         """Count one trial and the error that it ends with."""
-        began = time.monotonic()
+        self.began = self.began or time.monotonic()
         self.tries += tries
         try:
             yield
@@ -39,7 +41,7 @@ class Tally:
         except Exception:
             self.failed.append(f"{what}: {traceback.format_exc()}")
         finally:
-            self.seconds += time.monotonic() - began
+            self.seconds = time.monotonic() - self.began
 
 
 def require(condition: object, what: str) -> None:

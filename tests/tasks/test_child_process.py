@@ -21,7 +21,7 @@ from rlt_core.checkout import sources_changed_at
 from rlt_core.errors import Stopped, UserError
 from rlt_core.progress import Progress
 from tasks import child_process, fork_server
-from tasks.child_process import SHARED_SERVER, ChildFailed, ChildProcesses
+from tasks.child_process import SHARED_SERVER, ChildFailed, ChildProcesses, share_fork_server
 
 HERE = "tests.tasks.test_child_process"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
@@ -253,6 +253,20 @@ def test_other_code_or_a_killed_server_means_one_of_ones_own(
         environment = ENVIRONMENT | {SHARED_SERVER: named}
         said, _ = parent("parent", tmp_path, environment).communicate(timeout=60)
         assert int(said) != pid
+
+
+def test_a_killed_shared_server_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_process, "_own", None)
+    monkeypatch.setenv(SHARED_SERVER, "")
+    pid, named = share_fork_server([HERE]), os.environ[SHARED_SERVER]
+    assert (share_fork_server([HERE]), os.environ[SHARED_SERVER]) == (pid, named)
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while share_fork_server([HERE]) == pid:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert os.environ[SHARED_SERVER] != named
+    os.kill(share_fork_server([HERE]), signal.SIGKILL)
 
 
 class Malicious:
