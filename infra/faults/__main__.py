@@ -8,6 +8,8 @@ Exit status 1 if anything was lost or failed.
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import random
 import sys
 import tempfile
@@ -19,7 +21,7 @@ from infra.faults.runs import Contents, Runs, beside, contents, require_same
 from infra.faults.store import OPERATIONS, Trial, forked, kills
 from infra.faults.tally import Tally
 
-KILLS = 60
+KILLS = 50
 """Kills of `rlt run`, and of workers and runs on a server."""
 RATE = 0.05
 """Share of disturbed requests."""
@@ -102,13 +104,13 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="a sample, without whole runs")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    with (
-        tempfile.TemporaryDirectory(prefix="rlt-faults-") as name,
-        s3.serve(Path(name) / "s3") as at,
-    ):
-        parts = store_parts(Path(name), at, options.short, options.seed)
-        if not options.short:
-            parts += run_parts(Path(name), at, options.seed)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # connections that a fork leaves open
+    with tempfile.TemporaryDirectory(prefix="rlt-faults-") as name:
+        os.environ["XDG_CACHE_HOME"] = f"{name}/cache"
+        with s3.serve(Path(name) / "s3") as endpoint:
+            parts = store_parts(Path(name), endpoint, options.short, options.seed)
+            if not options.short:
+                parts += run_parts(Path(name), endpoint, options.seed)
     for part in parts:
         for line in (*part.lost, *part.failed):
             print(f"{part.part}: {line}\n", file=sys.stderr)
