@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 HANDSHAKE_S = 20.0
-IMPORT_S = 60.0
+IMPORT_S = 300.0
 """Seconds that a client waits for another process's server to import."""
 POLL_S = 0.2
 IMPORTING = "importing"
