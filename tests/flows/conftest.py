@@ -78,9 +78,9 @@ class Served:
         self._processes.start("fork-server", [sys.executable, "-c", FORK_SERVER, str(file)], found)
         api = f"http://127.0.0.1:{port}/api"
         self._processes.wait("server", lambda: is_healthy(api))
-        while not file.exists():
+        while not (file.exists() and Path(file.read_text().partition(":")[2]).exists()):
             assert self._processes.alive("fork-server")
-            time.sleep(0.1)
+            time.sleep(0.1)  # until it has imported
         return {"PREFECT_API_URL": api, SHARED_SERVER: file.read_text()}
 
     @property
