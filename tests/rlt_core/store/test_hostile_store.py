@@ -97,38 +97,45 @@ def test_a_path_that_may_lead_out_is_refused_everywhere(
             store.set_ref(f"{path}/x" if path else path + "//", Ref(kind="model", key=KEY))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        *({"files": [{"path": path, "sha256": "0" * 64, "bytes": 1}]} for path in OUTWARD[:8]),
-        {"attempt": "../../../../outside"}, {"attempt": "x" * 12}, {"attempt": ""},
-        {"ref": {"kind": "../..", "key": KEY}}, {"ref": {"kind": "secrets", "key": KEY}},
-        {"ref": {"kind": "evaluation", "key": "../../../outside"}},
-        {"ref": {"kind": "evaluation", "key": KEY.upper()}},
-        {"ref": {"kind": "evaluation", "key": f"{KEY}\n"}},
-        {"ref": {"kind": "evaluation", "key": key("b")}}, {"ref": {"kind": "model", "key": KEY}},
-        {"inputs": {"model": {"kind": "model", "key": "../x"}}},
-        {"files": [{"path": "a", "sha256": "0" * 64, "bytes": -1}]},
-        {"files": [{"path": "a", "sha256": "x", "bytes": 1}]},
-        {"files": [{"path": path, "sha256": "0" * 64, "bytes": 1} for path in ("a", "a/b")]},
-    ],
-)  # fmt: skip
-def test_a_manifest_that_leads_elsewhere_is_not_read_pulled_pushed_or_removed(
-    change: dict[str, Any], store: Store, outside: Path, tmp_path: Path
+def entry(path: str, **more: Any) -> dict[str, Any]:
+    return {"path": path, "sha256": "0" * 64, "bytes": 1} | more
+
+
+ELSEWHERE: list[dict[str, Any]] = [
+    *({"files": [entry(path)]} for path in OUTWARD[:8]),
+    {"attempt": "../../../../outside"}, {"attempt": "x" * 12}, {"attempt": ""},
+    {"ref": {"kind": "../..", "key": KEY}}, {"ref": {"kind": "secrets", "key": KEY}},
+    {"ref": {"kind": "evaluation", "key": "../../../outside"}},
+    {"ref": {"kind": "evaluation", "key": f"{KEY}\n"}}, {"ref": {"kind": "model", "key": KEY}},
+    {"ref": {"kind": "evaluation", "key": key("b")}},
+    {"inputs": {"model": {"kind": "model", "key": "../x"}}},
+    {"files": [entry("a", bytes=-1)]}, {"files": [entry("a", sha256="x")]},
+    {"files": [entry("a"), entry("a/b")]}, {"files": [entry("a"), entry("a")]},
+]  # fmt: skip
+"""Changes of the manifest of the artifact KEY."""
+
+
+def test_manifests_that_lead_elsewhere_are_not_read_pulled_pushed_or_removed(
+    store: Store, outside: Path, tmp_path: Path
 ) -> None:
-    good, bad = committed(store, "good", key("a")), committed(store, "bad")
-    path = rewrite(store, bad, lambda document: document.update(change))
+    good, bad = committed(store, "good", key("a")), {}
+    for number, change in enumerate(ELSEWHERE):
+        own = committed(store, "bad", f"{number:016}")
+        changed = json.loads(json.dumps(change).replace(KEY, own.ref.key))
+        bad[rewrite(store, own, lambda document, new=changed: document.update(new))] = own
     before, target = contents(outside), Store(str(tmp_path / "target"))
     manifests, problems = read_manifests(store.files)
-    assert list(manifests.values()) == [good] and list(problems) == [path]
+    assert list(manifests.values()) == [good] and problems.keys() == bad.keys()
     status, shown = command(target, "pull", "--all", "--refs", "--from", store)
-    assert status == 1 and "1 artifacts copied" in shown and "1 failed" in shown
-    assert command(store, "push", KEY, key("a"), "--to", target)[0] == 1
-    assert command(store, "remove", KEY)[0] == 2
+    assert status == 1 and f"1 artifacts copied (4 bytes), 0 were there, {len(bad)} f" in shown
+    keys = [manifest.ref.key for manifest in bad.values()]
+    status, shown = command(store, "push", *keys, key("a"), "--to", target)
+    assert status == 1 and f"0 artifacts copied (0 bytes), 1 were there, {len(bad)} f" in shown
+    assert {command(store, "remove", own)[0] for own in keys[-3:]} == {2}
     assert command(store, "gc")[0] == 0
     assert target.manifests() == store.manifests() == [good]
     assert contents(outside) == before
-    assert store.files.sizes(store.folder(bad)), "kept: it may be an artifact"
+    assert all(store.files.sizes(store.folder(each)) for each in bad.values()), "they are kept"
     assert {each.name for each in tmp_path.iterdir()} <= {
         "outside", "target", "cache", "a store", "store",
     }  # fmt: skip
@@ -260,24 +267,27 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_one_manifest_that_cannot_be_read_stops_nothing_else(damage: str, store: Store) -> None:
-    good = committed(store, "x", key("a"))
-    bad = committed(store, "y", KEY, model=good)
-    path = bad.ref.manifests[0]
-    store.files.write(path, DAMAGE[damage](store.files.read(path) or b""))
+def test_manifests_that_cannot_be_read_stop_nothing_else(store: Store) -> None:
+    good, bad = committed(store, "x", key("a")), {}
+    for number, (name, damage) in enumerate(DAMAGE.items()):
+        own = committed(store, "y", f"{number:016}", model=good)
+        path = own.ref.manifests[0]
+        store.files.write(path, damage(store.files.read(path) or b""))
+        bad[name] = own
     for arguments in (["list", "--json"], ["show", key("a")], ["lineage", key("a")]):
         status, shown = command(store, *arguments)
         assert status == 0 and key("a") in shown
     status, shown = command(store, "verify")
-    assert status == 1 and path in shown and "1 of 2 artifacts are intact" in shown
-    assert ("newer rlt" in shown) == ("newer" in damage) and "delete" not in shown
-    assert command(store, "verify", KEY) == (1, shown.replace("1 of 2", "0 of 1"))
-    status, shown = command(store, "show", KEY)
-    assert status == 2 and path in shown and "\n" not in shown
+    assert status == 1 and f"1 of {1 + len(bad)} artifacts are intact" in shown
+    assert shown.count("newer rlt") == 2 and "delete" not in shown
+    for name, own in bad.items():
+        (line,) = [each for each in shown.splitlines() if own.ref.manifests[0] in each]
+        assert ("newer rlt" in line) == ("newer" in name)
+        assert command(store, "verify", own.ref.key)[0] == 1
+        assert command(store, "show", own.ref.key) == (2, line)
     attempt_with(store, "left by a crash", key("a"))
     assert [orphan.path.split("/")[2] for orphan in store.gc()] == [key("a")]
-    assert store.files.sizes(store.folder(bad))
+    assert all(store.files.sizes(store.folder(own)) for own in bad.values())
 
 
 def test_gc_keeps_what_an_unreadable_manifest_is_about(store: Store) -> None:
