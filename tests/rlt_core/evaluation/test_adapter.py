@@ -1,6 +1,5 @@
 """The contract with lighteval: it asks for completions and aggregates them."""
 
-import ast
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,7 +8,6 @@ from typing import Any
 
 import pytest
 
-import rlt_core
 from rlt_core.errors import UserError
 from rlt_core.evaluation.adapter import Results, Row, run_tasks
 from rlt_core.evaluation.benchmarks import EvalTask
@@ -111,12 +109,3 @@ def test_importing_lighteval_leaves_gradients_as_they_were() -> None:
         "assert not torch.is_grad_enabled()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_the_product_replaces_nothing_at_run_time() -> None:
-    root = Path(rlt_core.__file__).parents[1]
-    for path in [p for top in ("rlt_core", "tasks", "flows") for p in (root / top).rglob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not any(name.startswith(("unittest", "pytest")) for name in names), path
