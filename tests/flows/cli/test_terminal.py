@@ -77,22 +77,22 @@ def test_no_command_passes_a_control_character_on(
     assert done.exception is None or not isinstance(done.exception, ValueError), done.exception
 
 
-def test_errors_tracebacks_and_log_lines_are_clean_too() -> None:
-    code = (
-        "import logging, sys; from flows.cli import app\n"
-        "text = sys.argv[1]\n"
-        "def fault(*_): logging.getLogger('x').warning('%s', text); raise {}(text)\n"
-        "app.app = fault; sys.argv = ['rlt']; app.main()"
+@pytest.mark.parametrize("kind", ["ValueError", "UserError"])
+def test_errors_tracebacks_and_log_lines_are_clean_too(kind: str, tmp_path: Path) -> None:
+    program = (
+        "import logging, sys; from flows.cli.app import main; from rlt_core.store import Store\n"
+        "from rlt_core.errors import UserError\n"
+        "text = sys.argv.pop()\n"
+        f"def fault(*_): logging.getLogger('x').warning('%s', text); raise {kind}(text)\n"
+        "Store.manifests = fault; main()"
     )
-    for kind in ("ValueError", "app.UserError", "OSError"):
-        program = "from rlt_core.errors import UserError\n" + code.format(kind)
-        program = program.replace("app.UserError", "UserError")
-        done = subprocess.run(
-            [sys.executable, "-c", program, HOSTILE], capture_output=True, check=False
-        )
-        shown = done.stderr.decode()
-        assert done.returncode and shown.count("␛]0;owned") >= 2, shown
-        assert not ACTIVE.search(shown)
+    command = ["artifacts", "list", "--store", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command, HOSTILE], capture_output=True, check=False
+    )
+    shown = done.stderr.decode()
+    assert done.returncode and shown.count("␛]0;owned") >= 2, shown
+    assert ("Traceback" in shown) is (kind == "ValueError") and not ACTIVE.search(shown)
 
 
 def test_square_brackets_are_text_in_bars_and_tables() -> None:
