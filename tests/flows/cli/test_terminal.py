@@ -44,10 +44,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
     manifest = json.loads(path.read_text())
     changed = {"label": f"trace-scoring[{HOSTILE}]", "profile": HOSTILE, "device": HOSTILE}
     path.write_text(json.dumps(manifest | changed | {"packages": {HOSTILE: HOSTILE}}))
-    store.files.write(f"refs/tiny/{SEEN}\u202e.json", made.ref.model_dump_json().encode())
     lease = {"host": HOSTILE, "pid": 1, "name": HOSTILE, "renewed": 4e9, "token": "x"}
-    store.files.write("work/0123456789abcdef/lease.json", json.dumps(lease).encode())
-    store.files.write("work/0123456789abcdee/node.txt", HOSTILE.encode())
+    strange = {
+        f"refs/tiny/{SEEN}\u202e.json": made.ref.model_dump_json(),
+        "refs/tiny/bad.json": HOSTILE,
+        "work/0123456789abcdef/lease.json": json.dumps(lease),
+        "work/0123456789abcdee/node.txt": HOSTILE,
+        f"artifacts/scores/{HOSTILE.replace('/', '')}.json": HOSTILE,
+        "artifacts/scores/0123456789abcdef.json": f'{{"{SEEN}\u202e": 1, "label": "\x9b31m"}}',
+    }
+    for name, text in strange.items():
+        file = Path(root, name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
     return root
 
 
@@ -68,8 +77,8 @@ COMMANDS = [
 def test_no_command_passes_a_control_character_on(
     root: str, command: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    [path] = Path(root, "artifacts", "scores").glob("*.json")
-    places = {"KEY": path.stem, "OTHER": str(tmp_path / "other")}
+    [key] = (path.name for path in Path(root, "artifacts", "scores").iterdir() if path.is_dir())
+    places = {"KEY": key, "OTHER": str(tmp_path / "other")}
     done = CliRunner().invoke(app, [*(places.get(word, word) for word in command), "--store", root])
     shown = f"{done.output}{capfd.readouterr()}"
     exact = "--json" in command  # data: piped as it is
