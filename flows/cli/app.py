@@ -75,7 +75,7 @@ def main() -> None:
         before = signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
         _use_store_of_up()
         try:
-            app()
+            typer.main.get_command(app)()  # not app(), which replaces our excepthook
         finally:
             signal.signal(signal.SIGINT, before)
             sys.stdout.flush()

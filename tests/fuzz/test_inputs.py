@@ -32,7 +32,7 @@ from tests.sample_store import START
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))
 fuzz = settings(
-    max_examples=EXAMPLES or 25,
+    max_examples=EXAMPLES or 20,
     derandomize=not EXAMPLES,
     deadline=10_000,  # milliseconds: a hang fails
     suppress_health_check=list(HealthCheck),
@@ -197,7 +197,7 @@ def test_manifests(path: list[int], value: Any, edits: list[tuple[int, bytes]]) 
 # ---------------------------------------------------------------- answers
 @pytest.fixture(scope="module")
 def grader() -> Iterator[Grader]:
-    with Grader(timeout_s=5.0, max_workers=1) as grader:
+    with Grader(timeout_s=1.5, max_workers=1) as grader:
         yield grader
 
 

@@ -44,10 +44,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
     manifest = json.loads(path.read_text())
     changed = {"label": f"trace-scoring[{HOSTILE}]", "profile": HOSTILE, "device": HOSTILE}
     path.write_text(json.dumps(manifest | changed | {"packages": {HOSTILE: HOSTILE}}))
-    store.files.write(f"refs/tiny/{SEEN}\u202e.json", made.ref.model_dump_json().encode())
     lease = {"host": HOSTILE, "pid": 1, "name": HOSTILE, "renewed": 4e9, "token": "x"}
-    store.files.write("work/0123456789abcdef/lease.json", json.dumps(lease).encode())
-    store.files.write("work/0123456789abcdee/node.txt", HOSTILE.encode())
+    strange = {
+        f"refs/tiny/{SEEN}\u202e.json": made.ref.model_dump_json(),
+        "refs/tiny/bad.json": HOSTILE,
+        "work/0123456789abcdef/lease.json": json.dumps(lease),
+        "work/0123456789abcdee/node.txt": HOSTILE,
+        f"artifacts/scores/{HOSTILE.replace('/', '')}.json": HOSTILE,
+        "artifacts/scores/0123456789abcdef.json": f'{{"{SEEN}\u202e": 1, "label": "\x9b31m"}}',
+    }
+    for name, text in strange.items():
+        file = Path(root, name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
     return root
 
 
@@ -68,8 +77,8 @@ COMMANDS = [
 def test_no_command_passes_a_control_character_on(
     root: str, command: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    [path] = Path(root, "artifacts", "scores").glob("*.json")
-    places = {"KEY": path.stem, "OTHER": str(tmp_path / "other")}
+    [key] = (path.name for path in Path(root, "artifacts", "scores").iterdir() if path.is_dir())
+    places = {"KEY": key, "OTHER": str(tmp_path / "other")}
     done = CliRunner().invoke(app, [*(places.get(word, word) for word in command), "--store", root])
     shown = f"{done.output}{capfd.readouterr()}"
     exact = "--json" in command  # data: piped as it is
@@ -77,22 +86,22 @@ def test_no_command_passes_a_control_character_on(
     assert done.exception is None or not isinstance(done.exception, ValueError), done.exception
 
 
-def test_errors_tracebacks_and_log_lines_are_clean_too() -> None:
-    code = (
-        "import logging, sys; from flows.cli import app\n"
-        "text = sys.argv[1]\n"
-        "def fault(*_): logging.getLogger('x').warning('%s', text); raise {}(text)\n"
-        "app.app = fault; sys.argv = ['rlt']; app.main()"
+@pytest.mark.parametrize("kind", ["ValueError", "UserError"])
+def test_errors_tracebacks_and_log_lines_are_clean_too(kind: str, tmp_path: Path) -> None:
+    program = (
+        "import logging, sys; from flows.cli.app import main; from rlt_core.store import Store\n"
+        "from rlt_core.errors import UserError\n"
+        "text = sys.argv.pop()\n"
+        f"def fault(*_): logging.getLogger('x').warning('%s', text); raise {kind}(text)\n"
+        "Store.manifests = fault; main()"
     )
-    for kind in ("ValueError", "app.UserError", "OSError"):
-        program = "from rlt_core.errors import UserError\n" + code.format(kind)
-        program = program.replace("app.UserError", "UserError")
-        done = subprocess.run(
-            [sys.executable, "-c", program, HOSTILE], capture_output=True, check=False
-        )
-        shown = done.stderr.decode()
-        assert done.returncode and shown.count("␛]0;owned") >= 2, shown
-        assert not ACTIVE.search(shown)
+    command = ["artifacts", "list", "--store", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command, HOSTILE], capture_output=True, check=False
+    )
+    shown = done.stderr.decode()
+    assert done.returncode and shown.count("␛]0;owned") >= 2, shown
+    assert ("Traceback" in shown) is (kind == "ValueError") and not ACTIVE.search(shown)
 
 
 def test_square_brackets_are_text_in_bars_and_tables() -> None:
