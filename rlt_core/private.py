@@ -13,7 +13,7 @@ from rlt_core.errors import UserError
 def home() -> Path:
     """Return the folder of logs, process ids, keys and locks: RLT_HOME, else ~/.rlt. See
     `private_folder`."""
-    return Path(os.environ.get("RLT_HOME", "~/.rlt")).expanduser().absolute()
+    return Path(os.environ.get("RLT_HOME") or "~/.rlt").expanduser().absolute()
 
 
 def private_folder(folder: Path) -> Path:

@@ -131,6 +131,8 @@ def test_a_direct_runs_server_is_its_own_and_dies_with_it(tmp_path: Path) -> Non
 def test_the_home_is_private_whatever_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("RLT_HOME", "")
+    assert home() == Path("~/.rlt").expanduser(), "never the working directory"
     monkeypatch.setenv("RLT_HOME", str(tmp_path / "link"))
     real = tmp_path / "real"
     real.mkdir(mode=0o755)
