@@ -99,7 +99,7 @@ class Bench:
     @staticmethod
     def state(client: SyncPrefectClient, run: UUID) -> State[Any] | None:
         """Return the state of a run; None if the server is too busy to answer."""
-        with suppress(httpx.TransportError):
+        with suppress(httpx.HTTPError):
             return client.read_flow_run(run).state
         return None
 
@@ -133,8 +133,9 @@ class Bench:
                 assert time.monotonic() < began + ROUND_S, f"still {state}; {self.open_runs()}"
                 if state and state.is_final():
                     say(f"  retried after {state.name}: {(state.message or '')[:160]}")
-                    client.set_flow_run_state(run, Scheduled(name="AwaitingRetry"), force=True)
-                    retries += 1
+                    with suppress(httpx.HTTPError):
+                        client.set_flow_run_state(run, Scheduled(name="AwaitingRetry"), force=True)
+                        retries += 1
                 elif killed < kills and time.monotonic() > next_kill:
                     self.kill()
                     killed += 1

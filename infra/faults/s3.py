@@ -22,15 +22,8 @@ from flows.server.processes import free_port
 from infra.faults.store import forked
 
 BUCKET = "faults"
-FAULTS = {
-    "500": 4,
-    "503": 4,
-    "reset": 4,
-    "lost answer": 4,
-    "truncated": 4,
-    "BadDigest": 4,
-    "timeout": 1,
-}
+SOON = ("500", "503", "reset", "lost answer", "truncated", "BadDigest")
+FAULTS = dict.fromkeys(SOON, 4) | {"timeout": 1}
 """What happens to a request, and how often relative to each other."""
 TIMEOUT_S = 25.0
 """More than the client waits for an answer."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
-import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -207,21 +205,6 @@ def test_a_damaged_part_is_named(store: Store, tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- leases
-def _hold_and_die(root: str) -> None:
-    Lease(Store(root).files, "key").__enter__()
-    os._exit(1)
-
-
-def test_a_dead_holder_does_not_keep_its_lease(store: Store) -> None:
-    child = multiprocessing.get_context("spawn").Process(target=_hold_and_die, args=(str(store),))
-    child.start()
-    child.join()
-    assert store.files.read("work/key/lease.json")
-    assert store.working() == {}
-    with Lease(store.files, "key", "mine"):
-        assert store.working()["key"]["name"] == "mine"
-
-
 def test_a_second_holder_waits_for_the_first(store: Store) -> None:
     class GaveUp(Exception):
         pass
