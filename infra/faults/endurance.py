@@ -232,6 +232,7 @@ def main() -> None:
         began = time.monotonic()
         try:
             bench.up()
+            began = time.monotonic()
             while time.monotonic() < began + 60 * options.minutes:
                 done = dict.fromkeys(("seconds", "kills", "retries"), 0.0)
                 try:
