@@ -195,7 +195,8 @@ def serve(listener_fd: int, target: str, modules: Iterable[str]) -> None:
     children: dict[int, socket.socket] = {}
     listener = socket.socket(fileno=listener_fd)
     folder = Path(listener.getsockname()).parent
-    os.rename(listener.getsockname(), folder / "socket")
+    with contextlib.suppress(FileNotFoundError):  # its starter has ended meanwhile
+        os.rename(listener.getsockname(), folder / "socket")
     while True:
         ready = select.select([0, listener.fileno(), woken], [], [])[0]
         if 0 in ready:

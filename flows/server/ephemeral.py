@@ -17,6 +17,8 @@ from flows.server.local import PRIVATE, is_healthy, locked, new_login
 from flows.server.processes import wait_until
 
 STOP_S = 5.0
+QUIET_SERVER = {"PREFECT_UI_ENABLED": "0", "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL"}
+"""The server's settings: it prints nothing into the display of `rlt run`."""
 
 
 @contextmanager
@@ -33,9 +35,7 @@ def serve() -> Iterator[None]:
             stdin=subprocess.PIPE,
             pass_fds=(listener.fileno(),),
             umask=PRIVATE,
-            env=os.environ
-            | locked(port, login)
-            | {"PREFECT_UI_ENABLED": "0", "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL"},
+            env=os.environ | locked(port, login) | QUIET_SERVER,
         )
         assert process.stdin
         api = f"http://127.0.0.1:{port}/api"

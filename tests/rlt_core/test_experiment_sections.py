@@ -238,7 +238,7 @@ def test_every_report_of_a_profile_has_artifacts_of_its_own(monkeypatch, traces,
     render_report(traces, tmp_path / "files")
 
     class Reports(Store):
-        def local(self, manifest):
+        def intact(self, manifest):
             return tmp_path / "files"
 
     store = Reports(str(tmp_path / "store"))

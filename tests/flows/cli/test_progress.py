@@ -18,6 +18,7 @@ from flows.cli.run import _summary
 from flows.cli.tables import print_whole
 from flows.cli.terminal import Console
 from flows.runner import QUIET_PREFECT
+from flows.server.ephemeral import QUIET_SERVER
 from rlt_core.store import Store
 from tests.sample_store import commit
 
@@ -68,7 +69,10 @@ def test_prefects_own_server_prints_nothing_into_a_direct_run() -> None:
         "    logging.getLogger(name).error('a traceback about %s', name)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | QUIET_PREFECT
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | QUIET_PREFECT | QUIET_SERVER,
     )
     assert done.returncode == 0, done.stderr
     assert "a traceback" not in done.stdout + done.stderr
