@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -135,3 +136,31 @@ def ask(connection: DuckDBPyConnection, text: str, format: str, output: Path | N
                 write_text(relation, format, data_output() if format != "table" else sys.stdout)
             else:
                 write(relation, format, output)
+            if note := mixture(connection, statement):
+                print(note, file=sys.stderr)
+
+
+AGGREGATE = re.compile(r"\b(avg|mean|sum|count|min|max|median|mode|stddev\w*|quantile\w*)\s*\(")
+MIXED = ("traces", "scores", "eval_samples", "eval_scores", "train_steps", "rank_scores")
+SHOWN_LABELS = 4
+
+
+def mixture(connection: DuckDBPyConnection, statement: str) -> str | None:
+    """Return a note on an aggregate over rows of several artifacts, which a statement that names
+    neither `run` nor `label` mixes."""
+    words = set(re.findall(r"\w+", statement.lower()))
+    if words & {"run", "label"} or not AGGREGATE.search(statement.lower()):
+        return None
+    for table in MIXED:
+        if table not in words:
+            continue
+        query = f"select label, count(distinct run) from {table} group by label order by label"
+        found = connection.sql(query).fetchall()
+        if (runs := sum(count for _, count in found)) > 1:
+            labels = ", ".join(label for label, _ in found[:SHOWN_LABELS])
+            more = f" and {len(found) - SHOWN_LABELS} more" if len(found) > SHOWN_LABELS else ""
+            return (
+                f"note: {table} has rows of {runs} artifacts ({labels}{more}), and this aggregates "
+                "over all of them: group by label, or where label = '…' (run: one artifact)"
+            )
+    return None

@@ -16,7 +16,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from typer.testing import CliRunner
 
-from flows.cli.sql import FORMATS, ask, sql
+from flows.cli.sql import FORMATS, ask, mixture, sql
 from flows.cli.sql_shell import command, completer, shell, unfinished
 from flows.server.processes import free_port
 from flows.server.seaweedfs import S3Access
@@ -45,6 +45,27 @@ def run(*arguments, text=None):
         raise result.exception
     assert result.exit_code == 0, result.output
     return result.stdout
+
+
+@pytest.mark.parametrize(
+    ("query", "noted"),
+    [
+        ("select rank, avg(reward) from scores group by rank", True),
+        ("select count(*) from (select * from scores)", True),
+        ("select label, avg(reward) from scores group by label", False),
+        ("select avg(reward) from scores where run = 'x'", False),
+        ("select reward from scores", False),
+        ("select avg(metric) from (select 1 as metric)", False),
+    ],
+)
+def test_an_aggregate_over_several_artifacts_is_noted(tmp_path, query, noted):
+    store = Store(str(tmp_path))
+    for label in ("trace-scoring[a]", "trace-scoring[b]"):
+        commit(store, label, {"scores": [score_row(1, -1.0, rank=1)]})
+    with connect(store) as connection:
+        note = mixture(connection, query)
+    assert bool(note) == noted
+    assert not noted or "2 artifacts (trace-scoring[a], trace-scoring[b])" in note
 
 
 def test_a_table_shows_every_row_on_one_line(root):
