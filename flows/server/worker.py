@@ -64,7 +64,8 @@ async def _revive(modules: list[str], helpers: set[psutil.Process]) -> None:
     """Replace the fork server if it was killed: without it every run imports for itself."""
     while True:
         await asyncio.sleep(REVIVAL_S)
-        helpers.add(psutil.Process(share_fork_server(modules)))
+        with suppress(psutil.NoSuchProcess):  # killed at once: the next round replaces it
+            helpers.add(psutil.Process(share_fork_server(modules)))
 
 
 async def _finish(worker: ProcessWorker, limit: int, helpers: set[psutil.Process]) -> None:

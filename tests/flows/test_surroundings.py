@@ -7,7 +7,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -103,14 +103,9 @@ def test_the_first_ctrl_c_ends_a_query(query: str, format: str, tmp_path: Path) 
 
 # ---------------------------------------------------------------- full disks
 @pytest.fixture
-def disk() -> Iterator[Path]:
+def disk(small_disk: Callable[[Path, str], Path]) -> Path:
     """A small disk of its own; sockets below TMPDIR need a short path."""
-    place = Path(tempfile.mkdtemp())
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(place)]).returncode:
-        pytest.skip("mounting a small disk needs root")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-    place.rmdir()
+    return small_disk(Path(tempfile.mkdtemp()), "32m")
 
 
 def fill(disk: Path, left: int) -> Path:

@@ -7,7 +7,7 @@ import gc
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -96,15 +96,9 @@ def test_this_machine_is_asked_directly_and_others_through_the_proxy(
 
 # ---------------------------------------------------------------- full disks
 @pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+def tiny_disk(small_disk: Callable[[Path, str], Path], tmp_path: Path) -> Path:
     """A disk of 1 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)])
-    if mounted.returncode:
-        pytest.skip("mounting a small disk needs root")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    return small_disk(tmp_path / "disk", "1m")
 
 
 def _torch(place: Path) -> None:

@@ -17,7 +17,6 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from prefect.events.schemas.automations import AutomationCore
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
     PREFECT_API_SSL_CERT_FILE,
@@ -28,7 +27,7 @@ from prefect.states import Pending
 
 from flows.server.local import is_healthy
 from flows.server.processes import Processes, free_port
-from tests.server.conftest import RLT, Server, new_server
+from tests.server.conftest import RLT, Server, act_sooner, new_server
 from tests.server.test_faults import wait_for
 
 pytestmark = pytest.mark.slow
@@ -155,11 +154,7 @@ def test_pools_workers_and_runs(external: External) -> None:
 
 def test_a_run_whose_worker_died_before_its_start_is_crashed(external: External) -> None:
     with external.client() as client:
-        [watch] = client.read_automations_by_name("Crash unstarted flow runs")
-        sooner = AutomationCore.model_validate(watch.model_dump(exclude={"id"}))
-        sooner.trigger.within = sooner.trigger.within / 27
-        client.delete_automation(watch.id)
-        client.create_automation(sooner)
+        act_sooner(client, "Crash unstarted flow runs", 27)
     run = external.start("teacher-sft", profile="smoke")
     with external.client() as client:
         client.set_flow_run_state(run, Pending())  # as a worker takes it

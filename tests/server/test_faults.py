@@ -12,13 +12,12 @@ from uuid import UUID
 import psutil
 import pytest
 from prefect.client.schemas.objects import FlowRun
-from prefect.events.schemas.automations import AutomationCore
 from prefect.states import Cancelling, Scheduled
 
 from rlt_core.experiments import targets
 from rlt_core.graph import Node, upstream
 from rlt_core.overrides import load_config
-from tests.server.conftest import Server, new_server
+from tests.server.conftest import Server, act_sooner, new_server
 
 Found = TypeVar("Found")
 LONG = ["base_model.steps=1000", "base_model.seed={seed}"]
@@ -162,11 +161,7 @@ def test_a_dead_machine_frees_its_pool_and_the_retried_parent_completes(
 ) -> None:
     server = own_server
     with server.client() as client:
-        [watch] = client.read_automations_by_name("Crash zombie flow runs")
-        sooner = AutomationCore.model_validate(watch.model_dump(exclude={"id"}))
-        sooner.trigger.within = sooner.trigger.within / 9
-        client.delete_automation(watch.id)
-        client.create_automation(sooner)
+        act_sooner(client, "Crash zombie flow runs", 9)
     change = [line.format(seed=3) for line in LONG]
     run = server.start(SHORT, profile="smoke", set=change)
     child = computing(server, run, nodes(SHORT, change)["base-model"])

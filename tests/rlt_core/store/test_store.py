@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import errno
-import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -224,16 +223,11 @@ def test_a_second_holder_waits_for_the_first(store: Store) -> None:
 
 # ---------------------------------------------------------------- full disks
 @pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[Path]:
+def full_disk(small_disk: Callable[[Path, str], Path], tmp_path: Path) -> Path:
     """A disk of 1 MiB of which 0.9 are taken."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)])
-    if mounted.returncode:
-        pytest.skip("mounting a small disk needs root")
+    place = small_disk(tmp_path / "disk", "1m")
     (place / "others").write_bytes(bytes(900_000))
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    return place
 
 
 def test_a_full_disk_is_named_and_nothing_is_half_written(full_disk: Path, tmp_path: Path) -> None:
