@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 from rlt_core import graph
 from rlt_core.config import Config, StageResources
@@ -29,6 +31,24 @@ from tasks.stage import NodeSpec
 
 SHOWN_NODES = 3
 """Nodes that an error names."""
+
+
+def with_keys(config: Config, store: Store) -> Config:
+    """Return a config in which models of the store, and folders that are none, have the key of the
+    artifact of this name. Raises UserError if there is none."""
+
+    def resolved(value: Any) -> Any:
+        if isinstance(value, list):
+            return [resolved(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        kind, name = value.get("kind"), str(value.get("name") or value.get("path"))
+        if kind == "artifact" or (kind == "folder" and not Path(name).is_dir() and store.ref(name)):
+            return {"kind": "artifact", "name": store.find_model(name).ref.key}
+        return {field: resolved(inner) for field, inner in value.items()}
+
+    found = resolved(tree := config.model_dump(mode="json"))
+    return config if found == tree else Config.model_validate(found)
 
 
 # ---------------------------------------------------------------- an experiment
@@ -58,7 +78,7 @@ class Plan:
     ) -> Plan:
         """Resolve the config and look every node up in the store. Raises UserError."""
         changes = tuple(overrides or ())
-        config = load_config(profile, changes)
+        config = with_keys(load_config(profile, changes), Store(store))
         nodes = graph.plan(targets(target, config), Store(store))
         return cls(target, profile, changes, store, budget_gpu_hours, config, nodes)
 
@@ -144,6 +164,7 @@ def plan_stage(
     Raises UserError for an unknown variant, seed or input, for an artifact that is missing or of
     the wrong kind, and for a layout that cannot fit (checked for the profile's own inputs only).
     """
+    config = with_keys(config, store)
     node = _choose(stage, config, variant, seed)
     if unknown := sorted(inputs.keys() - node.inputs.keys()):
         known = ", ".join(node.inputs) or "none"

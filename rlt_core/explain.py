@@ -14,8 +14,10 @@ from tokenizers import Tokenizer
 
 from rlt_core.config import RewardSpec
 from rlt_core.errors import UserError
+from rlt_core.overrides import nearest
 from rlt_core.reward.formula import token_kl
-from rlt_core.reward.replay import GROUP, spec_of
+from rlt_core.reward.replay import GROUP, chosen, spec_of
+from rlt_core.sql.macros import literal
 from rlt_core.sql.views import connect, sql_errors
 from rlt_core.store import Manifest, Store
 
@@ -73,6 +75,12 @@ class Explained:
     """trace_id, sample, reward, rank, think_tokens of the question's traces, the best first."""
     parts: list[ExplainedPart] = dataclasses.field(default_factory=list)
     """Empty, like the tokens, where there are no log-probs: imported, or too long."""
+    question: str | None = None
+    """None, like empty tokens, where the questions have left the store."""
+    explanation: list[Token] = dataclasses.field(default_factory=list)
+    """Every token, in order."""
+    solution: list[Token] = dataclasses.field(default_factory=list)
+    """Every token, in order."""
     worst_solution: Token | None = None
     surprising: list[Token] = dataclasses.field(default_factory=list)
     """Tokens of the explanation with the largest k_t."""
@@ -105,8 +113,32 @@ def explain(store: Store, trace_id: str, run: str | None = None) -> Explained:
         if "reward" not in manifest.config or row["student_think_logprobs"] is None:
             return found
         spec = spec_of(manifest)
-        tokens = _worst(row, spec, *_texts(store, ask, manifest, row))
-    return dataclasses.replace(found, parts=_parts(row, spec), **tokens)
+        question, tokenizer, think, solution = _texts(store, ask, manifest, row)
+    tokens = _tokens(row, spec, tokenizer, think, solution)
+    return dataclasses.replace(found, question=question, parts=_parts(row, spec), **tokens)
+
+
+def choose(
+    store: Store, worst: bool, run: str | None = None, question: str | None = None
+) -> tuple[str, str]:
+    """Return the trace with the highest reward (or the lowest), and the key of its scores: of
+    artifact `run`, by default of the latest of each label and seed; of one question, if given.
+
+    Raises UserError if there is none, naming the nearest questions.
+    """
+    runs = [one.ref.key for one in chosen(store, [run] if run else [])]
+    named = f"run in ({', '.join(map(literal, runs))})"
+    order = f"reward {'asc' if worst else 'desc'}, run, trace_id"
+    sql = f"""select trace_id, run from scores where {named} and isfinite(reward)
+        {f"and question_id = {literal(question)}" if question else ""} order by {order} limit 1"""
+    with connect(store) as connection, sql_errors(sql):
+        if found := connection.sql(sql).fetchall():
+            return found[0]
+        known = connection.sql(f"select distinct question_id from scores where {named}").fetchall()
+    if question is None:
+        raise UserError(f"no trace in the scores of {store} has a reward")
+    hint = nearest(question, (name for (name,) in known))
+    raise UserError(f"--question {question}: no scored trace of it in {store}; {hint}")
 
 
 def _artifact(
@@ -148,7 +180,7 @@ def _parts(row: Row, spec: RewardSpec) -> list[ExplainedPart]:
     ]
 
 
-def _worst(
+def _tokens(
     row: Row, spec: RewardSpec, tokenizer: Tokenizer | None, think: list[int], solution: list[int]
 ) -> dict[str, Any]:
     """Return the tokens that `Explained` has, by field."""
@@ -161,41 +193,50 @@ def _worst(
         texts = _in_context(tokenizer, think, i, len(student_T))
         return Token(i, *texts, float(student_T[i]), float(teacher_T[i]), float(kl_T[i]))
 
-    worst = int(solution_S.argmin())
-    texts = _in_context(tokenizer, solution, worst, len(solution_S))
+    def solution_token(i: int) -> Token:
+        return Token(i, *_in_context(tokenizer, solution, i, len(solution_S)), float(solution_S[i]))
+
+    every = [think_token(i) for i in range(len(student_T))]
+    answer = [solution_token(i) for i in range(len(solution_S))]
     return {
-        "worst_solution": Token(worst, *texts, float(solution_S[worst])),
-        "surprising": [think_token(int(i)) for i in np.argsort(-kl_T, kind="stable")[:WORST]],
-        "unlikely": [think_token(int(i)) for i in np.argsort(student_T, kind="stable")[:WORST]],
+        "explanation": every,
+        "solution": answer,
+        "worst_solution": answer[int(solution_S.argmin())],
+        "surprising": [every[i] for i in np.argsort(-kl_T, kind="stable")[:WORST]],
+        "unlikely": [every[i] for i in np.argsort(student_T, kind="stable")[:WORST]],
     }
 
 
 def _texts(
     store: Store, ask: Ask, manifest: Manifest, row: Row
-) -> tuple[Tokenizer | None, list[int], list[int]]:
-    """Return the teacher's tokenizer, the ids of the scored explanation and of the solution.
+) -> tuple[str | None, Tokenizer | None, list[int], list[int]]:
+    """Return the question, the teacher's tokenizer, the ids of the scored explanation and of the
+    solution.
 
     They come from the artifacts that the scoring read. One that has left the store, or does not fit
     the log-probs, gives None or no ids; then the tokens' positions remain.
     """
     inputs = manifest.inputs
     committed = store.manifests_of(inputs.values())
-    tokenizer, think, solution = None, [], []
+    text, tokenizer, think, solution = None, None, [], []
     if "traces" in inputs:
         sql = "select token_ids from traces where run = ? and trace_id = ?"
         traces = ask(sql, inputs["traces"].key, row["trace_id"])
         think = [one for trace in traces for one in trace["token_ids"]]
     if teacher := committed.get(inputs["teacher"].key if "teacher" in inputs else ""):
         tokenizer = _tokenizer(store, teacher)
-    if tokenizer is not None and "questions" in inputs:
-        sql = "select solution from questions where run = ? and question_id = ?"
+    if "questions" in inputs:
+        sql = "select question, solution from questions where run = ? and question_id = ?"
         for question in ask(sql, inputs["questions"].key, row["question_id"]):
+            text = question["question"]
+            if tokenizer is None:
+                continue
             tokenizer.encode_special_tokens = True  # as Renderer.encode: a user's text stays text
             padding = manifest.config.get("format", {}).get("padding", "")
             ids = tokenizer.encode(question["solution"] + padding, add_special_tokens=False).ids
             # Tokens of the padding alone are at the end; Renderer.encode_block omits them.
             solution = ids[: len(row["student_solution_logprobs"])]
-    return tokenizer, think, solution
+    return text, tokenizer, think, solution
 
 
 def _tokenizer(store: Store, model: Manifest) -> Tokenizer | None:

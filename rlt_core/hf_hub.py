@@ -15,7 +15,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rlt_core.config import FolderModel, HubModel, ModelSource, PackageModel, ScratchModel
+from rlt_core.config import (
+    ArtifactModel,
+    FolderModel,
+    HubModel,
+    ModelSource,
+    PackageModel,
+    ScratchModel,
+)
 from rlt_core.errors import UserError
 from rlt_core.store.files import sha256_of
 
@@ -235,6 +242,8 @@ def source_digest(source: ModelSource) -> str:
             return "scratch"
         case HubModel():
             return f"{source.repo}@{source.revision}"
+        case ArtifactModel():
+            return source.name
         case FolderModel():
             return folder_digest(Path(source.path))
         case PackageModel():

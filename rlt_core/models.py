@@ -29,6 +29,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 
 from rlt_core.chat_templates import CHATML, Chats
 from rlt_core.config import (
+    ArtifactModel,
     FolderModel,
     HubModel,
     ModelSource,
@@ -262,8 +263,8 @@ def import_model(source: ModelSource, out: Path) -> dict[str, float]:
             _copy(Path(source.path), out)
         case PackageModel():
             _convert_gguf(package_gguf(source.package), out)
-        case ScratchModel():
-            raise ValueError("a scratch model is trained, not imported")
+        case ScratchModel() | ArtifactModel():
+            raise ValueError(f"{source.kind}: not a model from outside")
     name = getattr(source, "repo", None) or getattr(source, "path", None) or source.kind
     tokenizer, chats = try_folder(out, name)
     _neutralise(out)

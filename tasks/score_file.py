@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from rlt_core.config import RewardSpec, StageResources
 from rlt_core.config.base import DType
-from rlt_core.data.imports import ExplanationRow, read_explanations
+from rlt_core.data.imports import EXPLANATION_FIELDS, ExplanationRow, read_explanations
 from rlt_core.hf_hub import folder_digest
 from rlt_core.models import on_device, require_same_vocabulary, try_folder, try_loading
 from rlt_core.progress import Progress
@@ -51,6 +51,15 @@ class Scoring:
     resources: StageResources
     allow_other_format: bool = False
     """Whether the models may have been trained with another format."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Names of the input's columns, where they are not those of `read_explanations`."""
+    names: Mapping[Role, str] = field(default_factory=dict)
+    """Names of the models in the table; by default their folders'."""
+
+    def name(self, role: Role) -> str:
+        """Return a model's name in the table."""
+        folder = self.teacher if role == "teacher" else self.student
+        return self.names.get(role, folder.name)
 
     def key(self) -> str:
         """Return the hash of everything that determines the scores; shards of other work differ."""
@@ -58,6 +67,7 @@ class Scoring:
         parts = [
             str(STAGES["trace-scoring"].version), *models, sha256_of(self.input),
             self.format.model_dump_json(), self.spec.model_dump_json(), self.dtype,
+            *(self.name(role) for role in get_args(Role)), repr(sorted(self.columns.items())),
         ]  # fmt: skip
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
@@ -77,8 +87,18 @@ class _Work:
         return False
 
 
-def score_file(scoring: Scoring, progress: Progress) -> pa.Table:
-    """Score every row of the input; row i of the output is row i of the input.
+def save_parquet(table: pa.Table, output: Path) -> None:
+    """Write the table completely or not at all."""
+    half_written = output.with_name(output.name + ".part")
+    write_table(half_written, table)
+    half_written.rename(output)
+
+
+def score_file(
+    scoring: Scoring, progress: Progress, save: Callable[[pa.Table, Path], None] = save_parquet
+) -> pa.Table:
+    """Score every row of the input; row i of the output, which `save` writes, is row i of the
+    input: its question, solution and explanation, then the columns of the table `scores`.
 
     Returns the written table without its per-token lists. Shards commit beside the output
     (`{output}.work`, removed at the end), so that an interrupted call continues where it was.
@@ -87,7 +107,7 @@ def score_file(scoring: Scoring, progress: Progress) -> pa.Table:
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    rows = list(enumerate(read_explanations(scoring.input, scoring.format)))
+    rows = list(enumerate(read_explanations(scoring.input, scoring.format, scoring.columns)))
     by_question: dict[str, list[Numbered]] = {}
     for number, row in rows:
         by_question.setdefault(row.question_id, []).append((number, row))
@@ -101,10 +121,11 @@ def score_file(scoring: Scoring, progress: Progress) -> pa.Table:
         tables = [read_table(file) for file in table_files(work.out, "scores")]
     order = pa.array([number for group in groups for number, _ in group])
     table = pa.concat_tables(tables).take(pc.sort_indices(order))
+    texts = zip(*((row.question, row.solution, row.text) for _, row in rows), strict=True)
+    for place, (name, column) in enumerate(zip(EXPLANATION_FIELDS, texts, strict=False)):
+        table = table.add_column(place, name, pa.array(column, pa.string()))
     table = table.replace_schema_metadata({"rlt.reward": scoring.spec.model_dump_json()})
-    half_written = scoring.output.with_name(scoring.output.name + ".part")
-    write_table(half_written, table)
-    half_written.rename(scoring.output)
+    save(table, scoring.output)
     shutil.rmtree(shards)
     return table.drop_columns([f.name for f in SCORES if pa.types.is_list(f.type)])
 
@@ -142,7 +163,7 @@ def _scorer(scoring: Scoring) -> Callable[[Sequence[list[Numbered]], Progress], 
         scored = score_contexts(
             [_trace(scoring, row, student_renderer) for row in rows],
             [Contexts(*student_renderer.text_contexts(*each, teacher_renderer)) for each in texts],
-            student=scoring.student.name,
+            student=scoring.name("student"),
             load_student=lambda: on_device(student, scoring.resources),
             load_teacher=lambda: on_device(teacher, scoring.resources),
             spec=scoring.spec,
@@ -161,7 +182,7 @@ def _trace(scoring: Scoring, row: ExplanationRow, renderer: Renderer) -> Row:
         "trace_id": f"{row.question_id}-{row.sample}",
         "question_id": row.question_id,
         "seed": 0,
-        "teacher": scoring.teacher.name,
+        "teacher": scoring.name("teacher"),
         "sample": row.sample,
         "text": row.text,
         "token_ids": renderer.encode_block(row.text),

@@ -99,9 +99,24 @@ def existing_store(store: str) -> Store:
     return open_store(store)
 
 
-def check_parquet(output: Path) -> None:
+def model_folder(option: str, model: str, store: str) -> tuple[Path, str]:
+    """Return a model folder and its name: the folder named, or an artifact's by name or key.
+
+    Raises UserError, which begins with the option, if there is neither.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder, folder.name
+    try:
+        opened = existing_store(store)
+        return opened.intact(opened.find_model(model)) / "model", model
+    except UserError as error:
+        raise UserError(f"{option} {model}: not a model folder, and {error}") from None
+
+
+def check_output(output: Path, suffixes: Sequence[str] = (".parquet",)) -> None:
     """Raise UserError, before the work, for an --output that cannot be written."""
-    if output.suffix != ".parquet":
-        raise UserError(f"--output {output}: the file is Parquet; end its name in .parquet")
+    if output.suffix not in suffixes:
+        raise UserError(f"--output {output}: end its name in {' or '.join(suffixes)}")
     if not output.absolute().parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {output.parent}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,15 +12,22 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from flows.cli.options import DEFAULT_STORE, JsonOption, StoreOption, check_parquet, open_store
+from flows.cli.options import (
+    DEFAULT_STORE,
+    JsonOption,
+    StoreOption,
+    check_output,
+    existing_store,
+    open_store,
+)
 from flows.cli.progress import progress_bar
 from flows.cli.reward_score import score
 from flows.cli.sql import skip_pandas
-from flows.cli.tables import new_table, print_whole, table_console, title
+from flows.cli.tables import line, new_table, print_whole, table_console, title
 from flows.cli.terminal import Console, print, print_data
 from rlt_core.config import KLEstimator, Reduction
 from rlt_core.config.reward import RewardSpec, off_policy_note
-from rlt_core.printable import printable
+from rlt_core.errors import UserError
 
 if TYPE_CHECKING:
     from rlt_core.explain import Explained, Token
@@ -36,6 +44,13 @@ MEASURES = (
     "r_ss", "r_kl", "think_mean", "rank_surprisal", "copied", "compression", "doubt", "clipped",
 )  # fmt: skip
 """Columns of `scores`: baselines of the reward, and diagnostics."""
+LIKELIHOODS = (
+    (math.log(0.5), "≥ 0.5", ""),
+    (math.log(0.1), "≥ 0.1", "black on bright_cyan"),
+    (math.log(0.01), "≥ 0.01", "black on bright_yellow"),
+    (-math.inf, "< 0.01", "white on blue"),
+)
+"""Least natural log-prob, name and style of the colours of tokens: told apart by lightness, too."""
 EFFECTS = ("mean_before", "mean_after", "pearson", "spearman")
 NOTHING = {"traces": 0, "questions": 0, **dict.fromkeys((*EFFECTS, "best_changed"))}
 """The effect of a replay on an artifact without traces."""
@@ -71,7 +86,7 @@ def replay(
     Options that are not given keep the artifact's own values.
     """
     if output is not None:
-        check_parquet(output)
+        check_output(output)
     skip_pandas()
     from flows.cli.sql_output import write
     from rlt_core.reward.replay import changed, chosen, replayed, spec_of, summaries
@@ -143,8 +158,19 @@ def _number(value: float | None) -> str:
 @app.command("explain")
 def explain_(
     trace_id: Annotated[
-        str, typer.Argument(metavar="TRACE_ID", help="Column trace_id of `scores`.")
-    ],
+        str | None,
+        typer.Argument(
+            metavar="[TRACE_ID]", help="Column trace_id of `scores`; by default the best."
+        ),
+    ] = None,
+    best: Annotated[bool, typer.Option("--best", help="Show the trace of highest reward.")] = False,
+    worst: Annotated[
+        bool, typer.Option("--worst", help="Show the trace of lowest reward.")
+    ] = False,
+    question: Annotated[
+        str | None,
+        typer.Option(metavar="QUESTION_ID", help="The question whose best or worst trace to show."),
+    ] = None,
     run: Annotated[
         str | None,
         typer.Option(
@@ -153,22 +179,29 @@ def explain_(
     ] = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Show what made one trace's reward: parts, worst tokens, the question's other traces."""
+    """Show what made one trace's reward: the texts, coloured by the student's log-probs, the parts,
+    the worst tokens, the question's other traces."""
     skip_pandas()
-    from rlt_core.explain import explain
+    from rlt_core.explain import choose, explain
 
-    found = explain(open_store(store), trace_id, run)
+    if (trace_id is not None) + best + worst > 1 or (trace_id and question):
+        raise UserError("give one of TRACE_ID, --best and --worst, and --question without TRACE_ID")
+    opened = existing_store(store)
+    if trace_id is None:
+        trace_id, run = choose(opened, worst, run, question)
+    found = explain(opened, trace_id, run)
     row, console = found.row, table_console()
     _show_head(console, found)
+    _show_texts(console, found)
     if found.parts:
         console.print(_parts_table(found))
     elif row["reward"] is None:
         console.print(f"no reward: {row['status']}")
     else:
         console.print(f"reward {_number(row['reward'])}, imported: there are no log-probs")
-    worst = [found.worst_solution] if found.worst_solution else []
+    least = [found.worst_solution] if found.worst_solution else []
     for heading, tokens in (
-        ("worst token of the solution", worst),
+        ("worst token of the solution", least),
         ("tokens of the explanation with the largest k", found.surprising),
         ("tokens of the explanation least likely to the student", found.unlikely),
     ):
@@ -194,6 +227,23 @@ def _show_head(console: Console, found: Explained) -> None:
         console.print(f"also scored in {others}; choose with --run KEY", style="dim")
 
 
+def _show_texts(console: Console, found: Explained) -> None:
+    """Show question, solution and explanation; the colour of a token is its probability."""
+    if found.question is not None:
+        console.print(Text.assemble("\n", ("question", "bold"), f"\n{found.question}"))
+    for heading, tokens in (("solution", found.solution), ("explanation", found.explanation)):
+        if tokens:
+            console.print(Text.assemble("\n", (heading, "bold"), "\n", *map(_coloured, tokens)))
+    if found.explanation:
+        legend = [(f" {name} ", style) for _, name, style in LIKELIHOODS]
+        console.print(Text.assemble("\n", ("the student's probability ", "dim"), *legend, "\n"))
+
+
+def _coloured(token: Token) -> tuple[str, str]:
+    style = next(style for least, _, style in LIKELIHOODS if token.student >= least)
+    return token.text, style
+
+
 def _parts_table(found: Explained) -> Table:
     table = new_table("part", "value", "times", "adds", right=("value", "times", "adds"))
     for part in found.parts:
@@ -212,14 +262,10 @@ def _tokens_table(tokens: list[Token]) -> Table:
     for token in tokens:
         values = [v for v in (token.student, token.teacher, token.kl) if v is not None]
         text = Text.assemble(
-            _line(token.before), (f"[{_line(token.text)}]", "bold reverse"), _line(token.after)
+            line(token.before), (f"[{line(token.text)}]", "bold reverse"), line(token.after)
         )
         table.add_row(str(token.position), *(f"{value:.3f}" for value in values), text)
     return table
-
-
-def _line(text: str) -> str:
-    return printable(text.replace("\n", "⏎").replace("\t", "⇥"))
 
 
 def _group_table(found: Explained) -> Table:

@@ -13,8 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from flows.cli.options import JsonOption, check_parquet
+from flows.cli.options import (
+    DEFAULT_STORE,
+    JsonOption,
+    StoreOption,
+    check_output,
+    model_folder,
+)
 from flows.cli.progress import progress_bar
+from flows.cli.tables import line, new_table, table_console
 from flows.cli.terminal import Console, print, print_data
 from rlt_core.config import REWARD_PRESETS, DType, KLEstimator, StageResources
 from rlt_core.config.reward import off_policy_note
@@ -28,6 +35,11 @@ if TYPE_CHECKING:
     from tasks.score_file import Scoring
 
 OFF_POLICY = "they come from a file"
+FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl"}
+SHOWN_ROWS = 3
+"""Best rows that are shown, and as many worst ones."""
+SHOWN_CHARACTERS = 200
+"""Characters of an explanation that are shown at most, on one line."""
 MEANS = ("reward", "r_ss", "r_kl", "think_mean", "rank_surprisal")
 
 
@@ -41,15 +53,24 @@ InputOption = Annotated[
     ),
 ]
 
+OutputOption = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", help="Parquet, CSV or JSONL file: texts and scores of every row."
+    ),
+]
+FieldOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FIELD=COLUMN", help="Column of a field, e.g. question=problem."),
+]
+
 
 def score(
-    teacher: Annotated[Path, typer.Option(help="Model folder of the teacher.")],
-    student: Annotated[Path, typer.Option(help="Model folder of the student.")],
+    teacher: Annotated[str, typer.Option(help="Teacher: a model folder, or a model in the store.")],
+    student: Annotated[str, typer.Option(help="Student: a model folder, or a model in the store.")],
     input_: InputOption,
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", help="Parquet file for the scores, one row per input row."),
-    ],
+    output: OutputOption,
+    field: FieldOption = None,
     prompt_format: Annotated[
         str, typer.Option(help=f"Format file (JSON), or one of {', '.join(shipped())}.")
     ] = "rlt",
@@ -72,6 +93,7 @@ def score(
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Device of both models.")
     ] = "auto",
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Score explanations: reward, parts, baselines, diagnostics and log-probs of every row.
@@ -80,7 +102,8 @@ def score(
     """
     if preset not in REWARD_PRESETS:
         raise UserError(f"--preset {preset}: choose from {', '.join(REWARD_PRESETS)}")
-    check_parquet(output)
+    check_output(output, tuple(FORMATS))
+    columns = _columns(field or [])
     format = load_format(prompt_format)
     note = off_policy_note(kl, OFF_POLICY)
     print(note, file=sys.stderr)
@@ -90,10 +113,14 @@ def score(
     given = {"alpha": alpha, "kl_weight": kl_weight, "kl": kl, "temperature": temperature}
     changes = {name: value for name, value in given.items() if value is not None}
     spec = changed(REWARD_PRESETS[preset], changes)
-    files, resources = (teacher, student, input_, output), StageResources(device=device)
-    table = _score(
-        Scoring(*files, format, spec, dtype, resources, allow_other_format), quiet=as_json
-    )
+    teacher_folder, teacher_name = model_folder("--teacher", teacher, store)
+    student_folder, student_name = model_folder("--student", student, store)
+    scoring = Scoring(
+        teacher_folder, student_folder, input_, output, format, spec, dtype,
+        StageResources(device=device), allow_other_format, columns,
+        {"teacher": teacher_name, "student": student_name},
+    )  # fmt: skip
+    table = _score(scoring, quiet=as_json)
     _show(table, output, {"kl": kl, "kl_note": note}, as_json)
 
 
@@ -104,10 +131,37 @@ def _score(scoring: Scoring, quiet: bool) -> pa.Table:
     use_threads(len(os.sched_getaffinity(0)))
     with progress_bar("score", quiet) as report, _stop_requests() as should_stop:
         try:
-            return score_file(scoring, Progress(report, should_stop))
+            return score_file(scoring, Progress(report, should_stop), _save)
         except Stopped:
             print("stopped; the same command continues from here", file=sys.stderr)
             raise typer.Exit(130) from None
+
+
+def _columns(given: list[str]) -> dict[str, str]:
+    """Return the column that each --field names. Raises UserError."""
+    from rlt_core.data.imports import EXPLANATION_FIELDS
+
+    columns = {}
+    for one in given:
+        name, equals, column = one.partition("=")
+        if not equals or not column or name not in EXPLANATION_FIELDS:
+            raise UserError(
+                f"--field {one!r}: write FIELD=COLUMN with one of {', '.join(EXPLANATION_FIELDS)}"
+            )
+        columns[name] = column
+    return columns
+
+
+def _save(table: pa.Table, output: Path) -> None:
+    import duckdb
+
+    from flows.cli.sql_output import write
+    from tasks.score_file import save_parquet
+
+    if output.suffix == ".parquet":
+        save_parquet(table, output)
+    else:
+        write(duckdb.from_arrow(table), FORMATS[output.suffix], output)
 
 
 @contextmanager
@@ -125,17 +179,31 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
 
 
 def _show(table: pa.Table, output: Path, estimator: dict[str, str], as_json: bool) -> None:
+    import pyarrow as pa
     import pyarrow.compute as pc
 
-    scored = table.filter(pc.equal(table["status"], "scored"))
+    numbered = table.append_column("row", pa.array(range(1, table.num_rows + 1)))
+    scored = numbered.filter(pc.equal(table["status"], "scored"))
     means = {f"mean_{name}": pc.mean(scored[name]).as_py() for name in MEANS}
     counts = {"rows": table.num_rows, "scored": scored.num_rows}
     counts["too_long"] = table.num_rows - scored.num_rows
+    ordered = scored.sort_by([("reward", "descending")]).select(["row", "reward", "explanation"])
+    rows = ordered.to_pylist()
+    ends = {"best": rows[:SHOWN_ROWS], "worst": rows[SHOWN_ROWS:][-SHOWN_ROWS:]}
     if as_json:
-        print_data(json.dumps({"output": str(output), **estimator, **counts, **means}, indent=1))
+        found = {"output": str(output), **estimator, **counts, **means, **ends}
+        print_data(json.dumps(found, indent=1))
         return
     console = Console(soft_wrap=True)
     console.print("  ".join(f"{name} {value}" for name, value in counts.items()))
     shown = (f"{name} {value:.4g}" for name, value in means.items() if value is not None)
     console.print("  ".join(shown))
+    for end, found_rows in ends.items():
+        if found_rows:
+            one_line = new_table("row", "reward", f"{end} explanations", right=("row", "reward"),
+                                 whole=(f"{end} explanations",))  # fmt: skip
+            for row in found_rows:
+                text = line(row["explanation"])[:SHOWN_CHARACTERS]
+                one_line.add_row(str(row["row"]), f"{row['reward']:.4f}", text)
+            table_console().print(one_line)
     console.print(f"written: {output}")

@@ -10,6 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from flows.cli.terminal import Console
+from rlt_core.printable import printable
 from rlt_core.store import Manifest
 
 UNLIMITED = 100_000
@@ -47,3 +48,8 @@ def print_whole(console: Console, table: Table) -> None:
 def title(manifest: Manifest) -> str:
     """Return an artifact's label with its seed: `teacher-grpo@0`."""
     return manifest.label if manifest.seed is None else f"{manifest.label}@{manifest.seed}"
+
+
+def line(text: str) -> str:
+    """Return a text on one line, with symbols for its line breaks and tabs."""
+    return printable(text.replace("\n", "⏎").replace("\t", "⇥"))

@@ -30,6 +30,7 @@ from rlt_core.config.inference import (
     ScoringConfig,
 )
 from rlt_core.config.models import (
+    ArtifactModel,
     FolderModel,
     HubModel,
     ImportedModel,

@@ -52,6 +52,15 @@ class FolderModel(Frozen):
     """The folder."""
 
 
+class ArtifactModel(Frozen):
+    """A model that is in the store."""
+
+    kind: Literal["artifact"] = "artifact"
+    """What kind of source this is."""
+    name: str
+    """Its name or key, e.g. tiny/teacher-grpo@0; a run keeps the key."""
+
+
 class PackageModel(Frozen):
     """A GGUF file that an installed Python package ships, identified by its content."""
 
@@ -62,7 +71,7 @@ class PackageModel(Frozen):
 
 
 def _from_text(value: object) -> object:
-    """`hub:org/name[@commit]`, `folder:path` and `package:name` as short forms."""
+    """`hub:org/name[@commit]`, `folder:path`, `artifact:name` and `package:name` as short forms."""
     if not isinstance(value, str):
         return value
     kind, _, rest = value.partition(":")
@@ -71,15 +80,22 @@ def _from_text(value: object) -> object:
         return {"kind": "hub", "repo": repo, "revision": revision or None}
     if kind == "folder" and rest:
         return {"kind": "folder", "path": rest}
+    if kind == "artifact" and rest:
+        return {"kind": "artifact", "name": rest}
     if kind == "package" and rest:
         return {"kind": "package", "package": rest}
     if value == "scratch":
         return {"kind": "scratch"}
-    raise ValueError("write hub:org/name[@commit], folder:path, package:name or scratch")
+    raise ValueError(
+        "write hub:org/name[@commit], folder:path, artifact:name, package:name or scratch"
+    )
 
 
 ModelSource = Annotated[
-    Annotated[ScratchModel | HubModel | FolderModel | PackageModel, Field(discriminator="kind")],
+    Annotated[
+        ScratchModel | HubModel | FolderModel | ArtifactModel | PackageModel,
+        Field(discriminator="kind"),
+    ],
     BeforeValidator(_from_text),
 ]
 
@@ -88,7 +104,7 @@ class ImportedModel(Frozen):
     """A model from elsewhere, and the prompt format that it was trained with."""
 
     source: ModelSource
-    """Source of the model: hub:org/name[@commit], folder:path or package:name."""
+    """Source of the model: hub:org/name[@commit], folder:path, artifact:name or package:name."""
     format: str | None = None
     """Prompt format that it is evaluated with; empty: the pipeline's."""
 

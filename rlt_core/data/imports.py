@@ -194,7 +194,7 @@ def _score(number: int, record: Record, name: str) -> tuple[int, Row]:
 
 
 # ---------------------------------------------------------------- explanations
-REQUIRED = ("question", "solution", "explanation")
+EXPLANATION_FIELDS = ("question", "solution", "explanation", "closed")
 
 
 @dataclass(frozen=True)
@@ -212,22 +212,29 @@ class ExplanationRow:
     """Whether the explanation was closed with a tag."""
 
 
-def read_explanations(path: Path, format: PromptFormat) -> list[ExplanationRow]:
+def read_explanations(
+    path: Path, format: PromptFormat, columns: Mapping[str, str] | None = None
+) -> list[ExplanationRow]:
     """Return every row, in order. `closed` is true by default.
+
+    `columns`: the file's names of `EXPLANATION_FIELDS` where they differ; `a.b` is b of a.
 
     Raises UserError naming file, row, field and fix for the first bad row: row i of the scores must
     be row i of the file.
     """
     samples: Counter[str] = Counter()
     found = []
-    for row in read_all(path, partial(_explanation, format=format)):
+    names = {field: field for field in EXPLANATION_FIELDS} | dict(columns or {})
+    for row in read_all(path, partial(_explanation, format=format, names=names)):
         found.append(replace(row, sample=samples[row.question_id]))
         samples[row.question_id] += 1
     return found
 
 
-def _explanation(number: int, record: Record, format: PromptFormat) -> ExplanationRow:
-    question, solution, text = (_text(record, name) for name in REQUIRED)
+def _explanation(
+    number: int, record: Record, format: PromptFormat, names: Mapping[str, str]
+) -> ExplanationRow:
+    question, solution, text = (_text(record, *each) for each in list(names.items())[:3])
     require_written(RawRow(number, question, solution), format)
     for tag in (format.explanation_open, format.explanation_close):
         # It may contain any other tag.
@@ -239,14 +246,21 @@ def _explanation(number: int, record: Record, format: PromptFormat) -> Explanati
             )
     # Rewards are ranked among explanations of the same question with the same solution.
     key = question_id(f"{question}\n{solution}")
-    return ExplanationRow(key, 0, question, solution, text, _closed(record))
+    return ExplanationRow(key, 0, question, solution, text, _closed(record, names["closed"]))
 
 
-def _text(record: Record, name: str) -> str:
-    if name not in record:
-        raise BadRow("missing", f"no field {name!r}; it has {', '.join(map(str, record))}")
-    value = record[name] if name == "explanation" else value_of(record, name)
-    if value is None and name != "explanation":
+def _text(record: Record, field: str, name: str) -> str:
+    try:
+        value = value_of(record, name)
+    except KeyError:
+        raise BadRow(
+            "missing",
+            f"no field {name!r}; it has {', '.join(map(str, record))}: name the column with "
+            f"--field {field}=COLUMN",
+        ) from None
+    if field == "explanation" and value is None:
+        value = record.get(name)  # it may be empty, or the text "none"
+    elif value is None:
         raise BadRow("empty", f"empty {name}; it has no reward: leave the row out")
     if not isinstance(value, str) or isinstance(value, NumberText):
         kind = "a number" if isinstance(value, NumberText) else type(value).__name__
@@ -254,12 +268,12 @@ def _text(record: Record, name: str) -> str:
     return require_text(value, name)
 
 
-def _closed(record: Record) -> bool:
-    value = value_of(record, "closed") if "closed" in record else None
+def _closed(record: Record, name: str) -> bool:
+    value = value_of(record, name) if name in record else None
     if value is None:
         return True
     words = {"true": True, "false": False}
     known = words.get(value.lower()) if isinstance(value, str) else value
     if not isinstance(known, bool):
-        raise BadRow("unreadable", f"closed must be true or false, found {value!r}")
+        raise BadRow("unreadable", f"{name} must be true or false, found {value!r}")
     return known

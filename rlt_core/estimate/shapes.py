@@ -14,7 +14,7 @@ from rlt_core.graph import Node
 from rlt_core.hf_hub import cache_folder, package_gguf
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.stages import BaseModelConfig
-from rlt_core.store import Store
+from rlt_core.store import Ref, Store
 
 PUBLISHED = Path(__file__).parent / "published.json"
 """config.json of the models that profiles name, each with its address."""
@@ -185,11 +185,13 @@ class Shapes:
             repo, _, commit = identity.rpartition("@")
             cached = cache_folder() / f"models--{repo.replace('/', '--')}" / "snapshots" / commit
             found = _of_file(cached / "config.json") or of_config(published().get(repo, {}))
-            return found or self._committed(node)
-        return self._committed(node) or _of_gguf(package_gguf(node.paths["source"]))
+            return found or self._committed(node.ref)
+        if kind == "artifact":
+            return self._committed(Ref(kind="model", key=identity))
+        return self._committed(node.ref) or _of_gguf(package_gguf(node.paths["source"]))
 
-    def _committed(self, node: Node) -> Shape | None:
-        manifest = self._store and self._store.manifest(node.ref.kind, node.key)
+    def _committed(self, ref: Ref) -> Shape | None:
+        manifest = self._store and self._store.manifest(ref.kind, ref.key)
         if not self._store or not manifest:
             return None
         path = f"{self._store.folder(manifest)}/model/config.json"

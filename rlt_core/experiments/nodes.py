@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from rlt_core import hf_hub
 from rlt_core.config import (
+    ArtifactModel,
     Config,
     DataConfig,
     FolderModel,
@@ -194,6 +195,8 @@ class Nodes:
             case HubModel():
                 commit = hf_hub.pinned(source.repo, source.revision, "model")
                 imported = f"hub:{source.repo}@{commit}"
+            case ArtifactModel():
+                imported = f"artifact:{source.name}"
             case FolderModel():
                 imported = f"folder:{source_digest(source)}"
                 paths["source"] = str(Path(source.path).absolute())

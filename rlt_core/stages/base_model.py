@@ -13,7 +13,7 @@ class BaseModelConfig(Frozen):
 
     scratch: ScratchModel | None = None
     imported: str | None = None
-    """`hub:repo@commit`, or the digest of a folder or package file."""
+    """`hub:repo@commit`, `artifact:key`, or the digest of a folder or package file."""
     format: PromptFormat | None = None
     """Format of a scratch model: its tags are single tokens and its documents follow it."""
 

@@ -113,6 +113,13 @@ class Store:
             raise Damaged(problem)
         return next(iter(found.values()))
 
+    def find_model(self, prefix: str) -> Manifest:
+        """`find` a model. Raises UserError for an artifact of another kind, too."""
+        found = self.find(prefix)
+        if found.ref.kind != "model":
+            raise UserError(f"artifact {prefix!r} is of kind {found.ref.kind}, not model")
+        return found
+
     def data_path(self, manifest: Manifest) -> str:
         """Folder of the artifact's files, as the store's file system sees it."""
         return self.files.full(self.folder(manifest))

@@ -47,6 +47,8 @@ def _source(imported: str, ctx: StageContext) -> ModelSource:
                 "name one: hub:org/name@commit"
             )
         return HubModel(repo=repo, revision=revision)
+    if kind == "artifact":
+        return FolderModel(path=str(ctx.store.intact(ctx.store.find_model(identity)) / "model"))
     path = ctx.spec.paths["source"]
     source = FolderModel(path=str(Path(path))) if kind == "folder" else PackageModel(package=path)
     if source_digest(source) != identity:

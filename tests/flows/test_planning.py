@@ -10,11 +10,15 @@ from typing import Any
 import pytest
 
 from flows.planning import Plan, plan_stage
+from rlt_core.config import ScratchModel
 from rlt_core.errors import UserError
+from rlt_core.models import new_model, save_model, tiny_tokenizer
 from rlt_core.overrides import load_config
-from rlt_core.store import Manifest, Store
+from rlt_core.prompts.format import load_format
+from rlt_core.store import Manifest, Ref, Store
 from tasks.stage import NodeSpec
 from tests.sample_store import commit, sample_run, scored_training_traces
+from tests.tasks.nodes import committed, run
 
 
 def test_a_plan_reaches_its_process_as_it_was_resolved(tmp_path: Path) -> None:
@@ -82,3 +86,20 @@ def test_a_mistake_in_a_stages_form_names_the_fix(
     variant, seed = arguments.get("variant", "dataset"), arguments.get("seed", 0)
     with pytest.raises(UserError, match=re.escape(message)):
         plan_stage("student-sft", config, variant, seed, arguments.get("inputs", {}), store)
+
+
+@pytest.mark.parametrize("source", ["artifact:tiny/teacher-grpo@0", "folder:tiny/teacher-grpo@0",
+                                    "artifact:abc1230000000000"])  # fmt: skip
+def test_a_model_of_the_store_is_a_base_model(tmp_path: Path, source: str) -> None:
+    store, ref = Store(str(tmp_path / "store")), Ref(kind="model", key="abc1230000000000")
+    tokenizer = tiny_tokenizer(load_format("tiny"))
+    model = new_model(ScratchModel(layers=1, width=16, heads=2, max_positions=512), tokenizer)
+    committed(store, ref, lambda out: save_model(model, tokenizer, out / "model"))
+    store.set_ref("tiny/teacher-grpo@0", ref)
+    plan = Plan.of("all", "smoke", [f"base_model={source}"], store=str(store))
+    (spec,) = [one for one in plan.specs() if one.label == "base-model"]
+    assert spec.config["imported"] == f"artifact:{ref.key}"
+    assert plan.estimates[spec.key].parameters == model.num_parameters()
+    assert run(spec).metrics["parameters"] == model.num_parameters()
+    with pytest.raises(UserError, match="no artifact 'tiny/teacher-grpo'"):
+        Plan.of("all", "smoke", ["base_model=artifact:tiny/teacher-grpo"], store=str(store))

@@ -60,7 +60,7 @@ def scored(store, spec=None, label="trace-scoring[a]", without=()):
         "traces": commit(store, "trace-generation[a]", {"traces": traces}),
         "questions": commit(
             store, "dataset-prep",
-            {"questions": [row("questions", question_id="q001", solution=SOLUTION)]},
+            {"questions": [row("questions", question_id="q001", question="q", solution=SOLUTION)]},
         ),
     }  # fmt: skip
     manifest = commit(
@@ -107,6 +107,11 @@ def test_tokens_are_the_worst_and_stand_in_their_text(store_root):
     gap = teacher - student
     assert [token.kl for token in found.surprising] == sorted(gap, reverse=True)[:WORST]
     assert [token.student for token in found.unlikely] == sorted(student)[:WORST]
+    written = "".join(token.text for token in found.explanation)
+    assert "�" in written and written.startswith("first <think> of pi, ")
+    assert [token.student for token in found.explanation] == list(student)
+    assert "".join(token.text for token in found.solution) == SOLUTION
+    assert found.question == "q"
     whole = TEXT.encode()
     for token in (*found.surprising, *found.unlikely):
         place = token.position

@@ -117,6 +117,25 @@ def test_explain_shows_parts_tokens_and_the_questions_traces(store):
     assert f"r_ss {row['r_ss']:.4g}, r_kl {row['r_kl']:.4g}" in shown
 
 
+def test_explain_finds_the_best_and_the_worst_trace(store):
+    scores = read_rows(store.local(store.find(NAME)), "scores")
+    rows = sorted((row for row in scores if row["reward"] is not None), key=lambda r: r["reward"])
+    own = [row for row in rows if row["question_id"] == "q005"]
+    for options, row in [
+        ([], rows[-1]), (["--best"], rows[-1]), (["--worst"], rows[0]),
+        (["--question", "q005"], own[-1]), (["--worst", "--question", "q005"], own[0]),
+    ]:  # fmt: skip
+        shown = run(store, "explain", "--run", NAME, *options)
+        assert shown.startswith(row["trace_id"]) and f"{row['reward']:+.4f}" in shown
+    for options, message in [
+        (["--question", "q05"], "did you mean 'q005'"),
+        (["q005-2", "--best"], "give one of"),
+        (["q005-2", "--question", "q005"], "give one of"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            run(store, "explain", "--run", NAME, *options)
+
+
 def test_explain_of_what_has_no_log_probs(store):
     assert "no reward: too_long" in run(store, "explain", "q009-3")
     assert "imported: there are no log-probs" in run(store, "explain", "q000-1")

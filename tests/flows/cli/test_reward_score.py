@@ -1,5 +1,6 @@
 """`rlt reward score`: a row out for a row in, resumed where it was, mistakes in one line."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -18,7 +19,9 @@ from rlt_core.progress import Progress
 from rlt_core.prompts.format import FOLDER, RECORD, load_format, record_format
 from rlt_core.reward.formula import reward_parts
 from rlt_core.sql.schemas import SCORES
+from rlt_core.store import Ref, Store
 from tasks.score_file import Scoring, score_file
+from tests.tasks.nodes import committed
 
 ROWS = [
     {"question": "1+1?", "solution": "2", "explanation": "one and one"},
@@ -47,7 +50,7 @@ def written(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def call(models: tuple[Path, Path], *options: str) -> Any:
+def call(models: tuple[str | Path, Path], *options: str) -> Any:
     return CliRunner().invoke(
         app, ["reward", "score", "--teacher", str(models[0]), "--student", str(models[1]), *options]
     )
@@ -67,8 +70,14 @@ def test_a_row_out_for_a_row_in(models: tuple[Path, Path], tmp_path: Path) -> No
     said = json.loads(done.stdout)
     assert (said["rows"], said["scored"], said["too_long"]) == (5, 5, 0)
     table = pq.read_table(output)
-    assert table.schema.equals(SCORES)
+    texts = ("question", "solution", "explanation")
+    assert table.select(SCORES.names).schema.equals(SCORES)
     rows = table.to_pylist()
+    assert [{name: row[name] for name in texts} for row in rows] == [
+        {name: row[name] for name in texts} for row in ROWS
+    ]
+    by_reward = sorted(range(1, 6), key=lambda number: -rows[number - 1]["reward"])
+    assert [row["row"] for row in said["best"] + said["worst"]] == by_reward
     assert said["kl"] == "full" and "not the teacher's samples" in done.stderr
     assert said["mean_reward"] == pytest.approx(sum(row["reward"] for row in rows) / 5)
     for row, given in zip(rows, ROWS, strict=True):
@@ -83,6 +92,47 @@ def test_a_row_out_for_a_row_in(models: tuple[Path, Path], tmp_path: Path) -> No
     assert sorted(rows[i]["rank"] for i in (0, 2, 4)) == [1, 2, 3]
     assert rows[1]["penalty"] == -1 and rows[2]["kl_mean"] == 1
     assert sorted(tmp_path.iterdir()) == [source, output]
+
+
+def test_columns_may_have_other_names_and_every_format_has_the_same_rows(
+    models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    rows = [{"problem": r["question"], "meta": {"answer": r["solution"]}, "text": r["explanation"]}
+            for r in ROWS[:3]]  # fmt: skip
+    source = written(tmp_path / "rows.jsonl", rows)
+    fields = ["question=problem", "solution=meta.answer", "explanation=text"]
+    options = [option for field in fields for option in ("--field", field)]
+    outputs = [tmp_path / f"scores.{suffix}" for suffix in ("parquet", "csv", "jsonl")]
+    for output in outputs:
+        done = call(models, "-i", str(source), "-o", str(output), *options)
+        assert done.exit_code == 0, done.output
+        assert "best explanations" in done.stdout and "one and one" in done.stdout
+    with outputs[1].open(newline="") as file:
+        as_csv = list(csv.DictReader(file))
+    as_json = [json.loads(line) for line in outputs[2].read_text().splitlines()]
+    assert as_json == pq.read_table(outputs[0]).to_pylist()
+    assert [float(row["reward"]) for row in as_csv] == [row["reward"] for row in as_json]
+    assert [row["explanation"] for row in as_csv] == [row["text"] for row in rows]
+
+
+def test_a_model_in_the_store_has_its_name(models: tuple[Path, Path], tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    ref = Ref(kind="model", key="0" * 16)
+    committed(store, ref, lambda out: shutil.copytree(models[0], out / "model"))
+    store.set_ref("tiny/teacher-grpo@0", ref)
+    source, output = written(tmp_path / "rows.jsonl", ROWS[:1]), tmp_path / "scores.jsonl"
+    options = ["-i", str(source), "-o", str(output), "--store", str(store)]
+    rewards = []
+    for teacher in (str(models[0]), "tiny/teacher-grpo@0", "000"):
+        done = call((teacher, models[1]), *options)
+        assert done.exit_code == 0, done.output
+        row = json.loads(output.read_text())
+        rewards.append(row["reward"])
+        assert row["teacher"] == (teacher if teacher != str(models[0]) else "teacher")
+    assert len(set(rewards)) == 1
+    done = call(("tiny/teacher-grpo", models[1]), *options)
+    assert isinstance(done.exception, UserError)
+    assert "not a model folder, and no artifact 'tiny/teacher-grpo'" in str(done.exception)
 
 
 def test_the_reward_is_the_callers_to_choose(models: tuple[Path, Path], tmp_path: Path) -> None:
@@ -224,7 +274,9 @@ def test_bad_models_and_options_are_refused(models: tuple[Path, Path], tmp_path:
     for options, message in [
         (["--preset", "ours"], "paper, reference-code"),
         (["--temperature", "0"], "temperature"),
-        (["-o", str(tmp_path / "scores.csv")], "end its name in .parquet"),
+        (["-o", str(tmp_path / "scores.txt")], "end its name in .parquet or .csv or .jsonl"),
+        (["--field", "question"], "write FIELD=COLUMN"),
+        (["--field", "explanation=text"], "no field 'text'; it has question, solution, explan"),
         (["-o", str(tmp_path / "no" / "scores.parquet")], "there is no folder"),
         (["-i", str(tmp_path / "no.jsonl")], "no such file"),
     ]:
