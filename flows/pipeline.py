@@ -46,6 +46,7 @@ def run_plan(
 ) -> dict[str, Outcome]:
     """Inside a flow: compute the plan's missing nodes, name what is committed, and return the
     outcomes of all nodes by name."""
+    plan.save_config()
     outcomes = {item.node.key: Outcome("hit") for item in plan.nodes if item.hit}
     outcomes |= run_batches(batches, executor, reporter, Schedule.of(plan))
     plan.name_artifacts(key for key, outcome in outcomes.items() if outcome.is_committed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -139,6 +140,12 @@ class Plan:
                 "downloads the newest and pins it, or name one: hub:org/name@commit, "
                 "data.revision, evaluation.revisions"
             )
+
+    def save_config(self) -> None:
+        """Write the config to `runs/` of the store, from where `--config` runs it again."""
+        data = self.config.model_dump_json(indent=1).encode()
+        digest = hashlib.sha256(data).hexdigest()[:8]
+        self.store.files.write(f"runs/{self.target}-{digest}.json", data)
 
     def name_artifacts(self, keys: Iterable[str]) -> None:
         """Let `{profile}/{node}` name the artifacts with these keys from now on."""

@@ -142,13 +142,21 @@ def _replaced_lengths(changed: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield f"{section}.{other}", None
 
 
-def read_toml(file: Path) -> tuple[str | None, list[str]]:
+def read_config(file: Path) -> tuple[str | None, list[str]]:
     """Return the profile that a config file names, if it does, and its fields as `--set`
-    assignments. Raises UserError."""
+    assignments. JSON is the whole config of a run, TOML has some fields. Raises UserError."""
     try:
-        tree = tomllib.loads(file.read_text())
+        text = file.read_text()
+        if file.suffix == ".json":
+            whole = Config.model_validate_json(text).model_dump(mode="json")
+            profile = whole.pop("profile")
+            return profile, [f"{name}={json.dumps(value)}" for name, value in whole.items()]
+        tree = tomllib.loads(text)
     except OSError as error:
         raise UserError(f"--config {file}: {error.strerror}") from None
+    except ValidationError as error:
+        problems = "; ".join(map(_message, error.errors()))
+        raise UserError(f"--config {file}: not the config of a run: {problems}") from None
     except (ValueError, RecursionError) as error:  # not TOML, or not UTF-8
         raise UserError(f"--config {file}: {error}") from None
     profile = tree.pop("profile", None)

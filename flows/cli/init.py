@@ -20,6 +20,7 @@ from rlt_core.data.layouts import layout_of
 from rlt_core.data.row_files import checked, read_records
 from rlt_core.data.sources import HEADS, read_source
 from rlt_core.errors import UserError
+from rlt_core.overrides import load_config
 
 NAMES = {
     "question": ("question", "problem", "prompt", "instruction", "query", "input"),
@@ -31,8 +32,6 @@ MARKER = "####"
 """GSM8K's mark between the working and the final answer."""
 CHARS_PER_TOKEN = 3.5
 """Where no tokenizer is at hand; an assumption for English text."""
-ON_A_CPU = 200
-"""Training questions without a GPU, at most."""
 HELD_OUT = 0.1
 """Share of the questions for validation and for the test, each at most the profile's own number."""
 
@@ -60,10 +59,12 @@ def init(
     tokens = [(len(row.question) + len(row.solution)) / CHARS_PER_TOKEN for row in source.rows]
     median, most = np.percentile(tokens, 50), max(tokens)
     gpu_gib = _gpu_gib()
-    profile = "single-gpu" if gpu_gib else "smol"
-    tables: dict[str, dict[str, Any]] = {"data": _data_table(data, file, test, rows)}
-    if not gpu_gib and rows > ON_A_CPU:
-        tables["data"]["n_train"] = ON_A_CPU
+    profile = "single-gpu" if gpu_gib else "laptop"
+    tables: dict[str, dict[str, Any]] = {
+        "data": _data_table(data, file, test, rows, load_config(profile).data)
+    }
+    if all(row.trace is None for row in source.rows):
+        tables["teacher_sft"] = {"traces": "none"}
     if dropped / (rows + dropped) > data.max_dropped:
         tables["data"]["max_dropped"] = round(dropped / (rows + dropped) + 0.01, 2)
     tables["resources"] = {"gpu_gib": gpu_gib} if gpu_gib else {"threads": 2}
@@ -72,8 +73,8 @@ def init(
     for reason, count in Counter(row["reason"] for row in source.dropped).most_common():
         example = next(row for row in source.dropped if row["reason"] == reason)
         print(f"  {reason}: {count}, first in row {example['row']}: {example['detail']}")
-    if "n_train" in tables["data"]:
-        print(f"  {ON_A_CPU} of them are trained on, since there is no GPU (data.n_train)")
+    if not gpu_gib:
+        print(f"  {tables['data']['n_train']} are trained on, since there is no GPU (data.n_train)")
     print(f"question, trace and solution: about {median:.0f} tokens, at most {most:.0f}")
     for name, column in ((source.found and {"read": source.found}) or _columns(data)).items():
         print(f"  {name}: {column}")
@@ -115,14 +116,20 @@ def _columns(data: DataConfig) -> Mapping[str, str]:
     return {name: f"column {value!r}" for name, value in data.fields.model_dump().items() if value}
 
 
-def _data_table(data: DataConfig, file: Path, test: Path | None, rows: int) -> dict[str, Any]:
+def _data_table(
+    data: DataConfig, file: Path, test: Path | None, rows: int, profile: DataConfig
+) -> dict[str, Any]:
     """Return the section `data` of the config."""
     part = max(1, int(HELD_OUT * rows))
     table: dict[str, Any] = {"source": str(file)}
     if test:
         recognised(test)
         table["test_source"] = str(test)
-    table |= {"n_validation": min(64, part), "n_test": min(200, part) if not test else 200}
+    n_test = profile.n_test if test else min(profile.n_test, part)
+    table |= {"n_validation": min(profile.n_validation, part), "n_test": n_test}
+    if profile.n_train:
+        held_out = table["n_validation"] + (0 if test else n_test)
+        table["n_train"] = min(profile.n_train, rows - held_out)
     if data.split_at:
         table["split_at"] = data.split_at
     changed = data.fields.model_dump(exclude_defaults=True)

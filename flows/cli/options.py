@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlt_core.errors import UserError
-from rlt_core.overrides import read_toml
+from rlt_core.overrides import read_config
 from rlt_core.store import Store
 
 if TYPE_CHECKING:
@@ -44,7 +44,11 @@ SetOption = Annotated[
 ]
 ConfigFileOption = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE.toml", help="Changed fields in a file."),
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="Changed fields (TOML), or the config of a run (STORE/runs/RUN.json).",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -53,7 +57,7 @@ def started_from(
     profile: str | None, config_file: Path | None, set_: Sequence[str] | None
 ) -> tuple[str, list[str]]:
     """Return the profile, and the fields that a config file and --set change. Raises UserError."""
-    named, changes = read_toml(config_file) if config_file else (None, [])
+    named, changes = read_config(config_file) if config_file else (None, [])
     return profile or named or DEFAULT_PROFILE, [*changes, *(set_ or ())]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rlt_core.config import Config
-from rlt_core.profiles.own_data import single_gpu, smol
+from rlt_core.profiles.own_data import laptop, single_gpu
 from rlt_core.profiles.paper import paper_7b, paper_7b_1k, paper_32b, paper_32b_1k
 from rlt_core.profiles.toy import smoke, tiny, tiny_science
 
@@ -13,7 +13,7 @@ PROFILES: dict[str, Callable[[], Config]] = {
     "smoke": smoke,
     "tiny": tiny,
     "tiny-science": tiny_science,
-    "smol": smol,
+    "laptop": laptop,
     "single-gpu": single_gpu,
     "paper-7b": paper_7b,
     "paper-7b-1k": paper_7b_1k,

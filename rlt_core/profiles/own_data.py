@@ -15,7 +15,6 @@ from rlt_core.config import (
     LoRA,
     PackageModel,
     RankAblationConfig,
-    ReferenceSync,
     Resources,
     ScoringConfig,
     StudentGRPOConfig,
@@ -32,47 +31,48 @@ QWEN_3B = HubModel(repo="Qwen/Qwen2.5-3B-Instruct")
 SMOLLM2_360M = HubModel(repo="HuggingFaceTB/SmolLM2-360M-Instruct")
 
 
-def smol() -> Config:
-    """SmolLM2-135M-Instruct on anybody's questions: a real language model end to end."""
+def laptop() -> Config:
+    """SmolLM2-135M-Instruct on anybody's questions, on two cores: a real language model end to end.
+
+    LoRA and bfloat16 keep a training below 2 GB. The numbers are for a look at every stage in
+    minutes, not for a result.
+    """
+    training: dict[str, Any] = {"lora": LoRA(), "dtype": "bfloat16", "learning_rate": 2e-4}
+    sampling: dict[str, Any] = {"max_tokens": 192, "dtype": "bfloat16"}
     student = StudentSFTConfig(
-        epochs=3, batch_size=4, learning_rate=1e-5, warmup_ratio=0.1, max_tokens=2048
+        epochs=2, batch_size=8, warmup_ratio=0.1, max_tokens=1024, **training
     )
+    grpo: dict[str, Any] = {
+        "steps": 6, "questions_per_step": 4, "group_size": 4, "max_prompt_tokens": 768,
+        "max_completion_tokens": 192, **training, "learning_rate": 5e-5,
+    }  # fmt: skip
     return Config(
-        profile="smol",
+        profile="laptop",
         prompt_format="rlt",
         data=DataConfig(
-            source="questions.jsonl", n_validation=4, n_test=8, max_prompt_tokens=1024
+            source="questions.jsonl", n_train=64, n_validation=4, n_test=40, max_prompt_tokens=512
         ),
         base_model=PackageModel(),
         teacher_sft=TeacherSFTConfig(
-            epochs=1, batch_size=4, learning_rate=1e-5, warmup_ratio=0.05, max_tokens=2048,
-            beta2=0.95, weight_decay=1e-4,
+            epochs=1, batch_size=8, warmup_ratio=0.1, max_tokens=1024, **training
         ),
-        teacher_grpo=TeacherGRPOConfig(
-            steps=20, questions_per_step=4, group_size=8, learning_rate=1e-6,
-            max_prompt_tokens=1024, max_completion_tokens=512,
-            reference_sync=ReferenceSync(),
-        ),
-        trace_generation=GenerationConfig(max_tokens=512),
-        trace_scoring=ScoringConfig(max_tokens=4096),
-        rank_ablation=RankAblationConfig(ranks=4),
+        teacher_grpo=TeacherGRPOConfig(**grpo),
+        trace_generation=GenerationConfig(**sampling),
+        trace_scoring=ScoringConfig(max_tokens=2048, dtype="bfloat16"),
+        rank_ablation=RankAblationConfig(ranks=4, in_full_pipeline=False),
         student_sft=student,
-        student_sft_subset=student.replaced(n_questions=100),
+        student_sft_subset=student.replaced(n_questions=32),
         larger_student=LargerStudent(model=SMOLLM2_360M),
         countdown=CountdownConfig(
             data=DataConfig(
-                source="countdown", n_train=400, n_validation=0, n_test=100,
-                max_prompt_tokens=1024,
+                source="countdown", n_train=64, n_validation=0, n_test=40, max_prompt_tokens=512
             )
         ),
-        student_grpo=StudentGRPOConfig(
-            steps=20, questions_per_step=4, group_size=8, max_prompt_tokens=1024,
-            max_completion_tokens=512,
-        ),
-        evaluation=EvaluationConfig(n=1, max_tokens=512),
+        student_grpo=StudentGRPOConfig(**grpo),
+        evaluation=EvaluationConfig(n=1, **sampling),
         resources=Resources(
-            threads=2, micro_batch_size=4, tokens_per_batch=8192, shard_questions=8,
-            checkpoint_every_steps=10,
+            threads=2, micro_batch_size=1, tokens_per_batch=4096, shard_questions=16,
+            checkpoint_every_steps=2,
         ),
     )  # fmt: skip
 

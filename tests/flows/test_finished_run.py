@@ -31,6 +31,13 @@ def test_again_is_all_hits(rlt: Rlt, smoke_store: Path) -> None:
     assert {m.ref.key: m.attempt for m in Store(str(smoke_store)).manifests()} == before
 
 
+def test_the_config_of_the_run_plans_the_same_nodes(rlt_inside: Rlt, smoke_store: Path) -> None:
+    (file,) = (smoke_store / "runs").glob("*.json")
+    done = rlt_inside("plan", "--config", str(file), "--store", str(smoke_store), "--json")
+    rows = json.loads(done.stdout)
+    assert len(rows) > 20 and all(row["hit"] for row in rows)
+
+
 def test_plan_names_the_changed_field(rlt_inside: Rlt, smoke_store: Path) -> None:
     arguments = ("plan", "--profile", "smoke", "--store", str(smoke_store))
     done = rlt_inside(*arguments, "--set", "teacher_grpo.learning_rate=2e-6", "--json")

@@ -216,17 +216,17 @@ def test_reports_are_found_by_experiment_and_profile(tmp_path):
         _latest_report(store, None, None)
     whole = commit(store, "report", {})
     table = commit(store, "report[table-1]", {})
-    for profile in ("tiny", "smol"):
+    for profile in ("tiny", "laptop"):
         store.set_ref(f"{profile}/report", whole.ref)
     store.set_ref("tiny/report[table-1]", table.ref)
     store.set_ref("tiny/reported", commit(store, "evaluation[reported]", {}).ref)
     assert _latest_report(store, None, "table-1").ref == table.ref
     assert _latest_report(store, "tiny", "full-pipeline").ref == whole.ref
-    assert _latest_report(store, "smol", None).ref == whole.ref
+    assert _latest_report(store, "laptop", None).ref == whole.ref
     with pytest.raises(UserError, match=r"no report of table-2 .* full-pipeline, table-1"):
         _latest_report(store, None, "table-2")
-    with pytest.raises(UserError, match="no report of table-1 of profile smol"):
-        _latest_report(store, "smol", "table-1")
+    with pytest.raises(UserError, match="no report of table-1 of profile laptop"):
+        _latest_report(store, "laptop", "table-1")
 
 
 def test_every_report_of_a_profile_has_artifacts_of_its_own(monkeypatch, traces, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from rlt_core.config import Config, HubModel
 from rlt_core.config.fields import fields, reference
 from rlt_core.errors import UserError
-from rlt_core.overrides import load_config, read_toml
+from rlt_core.overrides import load_config, read_config
 from rlt_core.profiles import PROFILES
 
 
@@ -107,7 +107,7 @@ def test_a_config_file_is_the_assignments_in_it(tmp_path: Path) -> None:
         threads = 1
         """
     )
-    profile, changes = read_toml(file)
+    profile, changes = read_config(file)
     assert profile == "smoke"
     assert load_config(profile, changes) == load_config("smoke", [
         "seeds=[1,2]", "data.source=my file.jsonl", "data.fields.solution=answer",
@@ -122,7 +122,7 @@ def test_a_config_file_that_cannot_be_read_is_named(content: bytes | None, tmp_p
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(UserError, match=r"--config .*mine\.toml: "):
-        read_toml(file)
+        read_config(file)
 
 
 def test_every_field_of_the_config_is_explained_and_documented() -> None:
@@ -184,3 +184,14 @@ def test_nodes_of_a_variant_may_have_resources_of_their_own() -> None:
     other = config.resources.of("student-sft", "rlt")
     assert (other.machines, other.threads) == (1, 3)
     assert config.resources.of("teacher-sft", "rlt-large").machines == 1
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_config_of_a_run_can_be_run_again(profile: str, tmp_path: Path) -> None:
+    config = load_config(profile, ["seeds=[3]", "teacher_grpo.epochs=2", "student_grpo=null"])
+    file = tmp_path / "run.json"
+    file.write_text(config.model_dump_json())
+    assert load_config(*read_config(file)) == config  # type: ignore[arg-type]
+    file.write_text('{"profile": "tiny", "sceds": [1]}')
+    with pytest.raises(UserError, match=r"run\.json: not the config of a run: .*unknown field 'sc"):
+        read_config(file)

@@ -220,7 +220,7 @@ def test_columns_that_an_older_artifact_lacks_are_no_values(tmp_path):
         pq.read_table(file).drop_columns(["copied", "clipped", "rank_surprisal"]),
         folder / "scores.parquet",
     )
-    config = ReportConfig(profile="smol", title="report")
+    config = ReportConfig(profile="laptop", title="report")
     data = ReportData({"old": (made, folder)}, config, "0" * 16)
     assert (data.traces[0]["clipped"], data.traces[0]["think_tokens"]) == (None, 20)
     assert data.alarms == []
@@ -375,7 +375,7 @@ def test_the_same_artifacts_give_the_same_bytes_and_toy_profiles_say_so(run, fol
     render_report(report_of(*run), tmp_path / "again")
     for file in folder.iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
-    render_report(report_of(*run, profile="smol"), tmp_path / "other")
+    render_report(report_of(*run, profile="laptop"), tmp_path / "other")
     for name in ("report.md", "report.html"):
         assert TOY in (folder / name).read_text()
         assert TOY not in (tmp_path / "other" / name).read_text()

@@ -11,7 +11,7 @@ from flows.cli.app import app
 from rlt_core.config import Config
 from rlt_core.data.sources import read_source
 from rlt_core.errors import UserError
-from rlt_core.overrides import load_config, read_toml
+from rlt_core.overrides import load_config, read_config
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -23,7 +23,7 @@ def made(tmp_path: Path, file: Path, *options: str) -> tuple[Config, str]:
     output = tmp_path / "rlt.toml"
     arguments = ["init", str(file), "--output", str(output), *options]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    profile, changes = read_toml(output)
+    profile, changes = read_config(output)
     assert profile
     return load_config(profile, changes), done.stdout
 
@@ -57,7 +57,8 @@ def test_unusable_rows_are_told_and_allowed_and_a_test_file_is_used(tmp_path: Pa
     assert "empty: 100, first in row 1" in said
     assert len(read_source(config.data).rows) == 300
     assert config.data.test_source == str(test)
-    assert config.data.n_train == 200  # no GPU
+    assert (config.profile, config.data.n_train, config.data.n_test) == ("laptop", 64, 40)
+    assert config.teacher_sft.traces == "none"  # the file has none
 
 
 @pytest.mark.parametrize(
