@@ -112,9 +112,15 @@ class Plan:
     def require_computable(self) -> None:
         """Raises UserError if a missing node cannot fit its machine, samples from a server that has
         no name, or would be read from the hub without a commit."""
+        self.require_readable()
         self.require_fit()
         require_servers(self.config, self.missing)
         self._require_pinned()
+
+    def require_readable(self) -> None:
+        """Raises UserError if missing nodes would read local files that cannot be used."""
+        for node in self.missing:
+            node.stage.check(node.config, node.paths)
 
     def require_fit(self) -> None:
         """Raises UserError if missing nodes cannot fit the machines that `resources` describe."""
@@ -190,6 +196,7 @@ def plan_stage(
         node = replace(node, config=with_estimator(node.config, config, reason))
     key = key_of(node.stage, node.config, {name: ref.key for name, ref in refs.items()})
     if store.manifest(node.stage.kind, key) is None:
+        node.stage.check(node.config, node.paths)
         require_servers(config, [node])
         if not inputs:
             require_room(config, [node], require_fit(config, [node], store), store)

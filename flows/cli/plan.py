@@ -72,6 +72,7 @@ def plan(
             console.print(line, soft_wrap=True)
         if estimates or (estimates is None and any(each.on_gpu for each in found.values())):
             _show_estimates(console, resolved)
+    resolved.require_readable()
     resolved.require_fit()
 
 

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rlt_core.data.rawrow import (
     require_written,
 )
 from rlt_core.data.row_files import BadRow, NumberText, Record, read_all, value_of
-from rlt_core.data.sources import PROGRESS_ROWS, read_trace_file, require_few
+from rlt_core.data.sources import CHECKED_ROWS, PROGRESS_ROWS, read_trace_file, require_few
 from rlt_core.errors import UserError
 from rlt_core.grading import answer_of
 from rlt_core.progress import Progress
@@ -160,6 +161,12 @@ def import_scores(path: Path, name: str, out: Path) -> dict[str, float]:
     rows = [row for group in groups.values() for row in group]
     write_rows(out / "scores.parquet", "scores", rows)
     return {"scored": len(rows), "mean_reward": sum(row["reward"] for row in rows) / len(rows)}
+
+
+def check_scores(path: Path, name: str) -> None:
+    """Raise UserError for a bad row among the first ones."""
+    for _ in islice(read_all(path, partial(_score, name=name)), CHECKED_ROWS):
+        pass
 
 
 def _score(number: int, record: Record, name: str) -> tuple[int, Row]:

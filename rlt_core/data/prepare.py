@@ -15,10 +15,11 @@ import numpy as np
 from rlt_core.config import DataConfig
 from rlt_core.data.dedup import LONG, find_overlaps, near_duplicates, require_disjoint
 from rlt_core.data.rawrow import RawRow, dropped_row, question_id, question_row
-from rlt_core.data.sources import PROGRESS_ROWS, read_source
+from rlt_core.data.sources import PROGRESS_ROWS, check_file, is_file, read_source
 from rlt_core.errors import UserError
 from rlt_core.grading import Grader, answer_of
 from rlt_core.progress import Progress
+from rlt_core.prompts.format import PromptFormat
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.rows import write_rows
 
@@ -60,7 +61,7 @@ def prepare_questions(
     kept = _fitting(unique, data, renderer, dropped, parts[2])
     ungradable = _check_answers(kept, data.source, parts[3])
     given = _given_test(data, renderer, dropped, parts[2])
-    train, validation, test = _split(_others(kept, given, dropped), data, rows, dropped, given)
+    train, validation, test = _split(_others(kept, given, dropped), data, dropped, given)
     name = data.source if "/" not in data.source else Path(data.source).name
     of_test = (question_row(row, "test", name) for row in test)
     sets = {"test": [*of_test, *tested], **(evaluated or {})}
@@ -91,6 +92,18 @@ def prepare_questions(
         "problems": problems,
         **measured.percentiles(),
     }
+
+
+def check_data(data: DataConfig, format: PromptFormat) -> None:
+    """Raise UserError, before anything runs, for local files whose rows cannot be used, have
+    several system prompts or are too few for the splits; hub and generated data are not read."""
+    if data.test_source and is_file(data.test_source):
+        check_file(data.replaced(source=data.test_source, test_source=None), format)
+    if is_file(data.source):
+        source, whole = check_file(data, format)
+        _require_one_system(source.rows, data)
+        if whole:
+            _require_enough(len(source.rows), data, source.dropped)
 
 
 def _counts(dropped: list[Row], overlaps: list[Row]) -> dict[str, float]:
@@ -253,25 +266,29 @@ def _others(kept: list[RawRow], test: list[RawRow] | None, dropped: list[Row]) -
 def _split(
     kept: list[RawRow],
     data: DataConfig,
-    rows: int,
     dropped: list[Row],
     given: list[RawRow] | None,
 ) -> tuple[list[RawRow], list[RawRow], list[RawRow]]:
     """Return training candidates, validation and test questions, in an order set by the seed. The
     test questions are those `given`, if any are."""
+    _require_enough(len(kept), data, dropped)
     n_test = data.n_test if given is None else 0
     held_out = data.n_validation + n_test
-    needed = held_out + (data.n_train or 1)
-    if len(kept) < needed:
-        raise UserError(
-            f"{data.source}: {len(kept)} questions are left of {rows} rows "
-            f"({len(dropped)} dropped), but n_train={data.n_train or 'all'}, "
-            f"n_validation={data.n_validation} and n_test={n_test} need at least {needed}; "
-            f"lower them or add questions"
-        )
     order = [kept[int(i)] for i in np.random.default_rng(data.seed).permutation(len(kept))]
     test = order[:n_test] if given is None else given
     return order[held_out:], order[n_test:held_out], test
+
+
+def _require_enough(left: int, data: DataConfig, dropped: Sequence[Row]) -> None:
+    """Raise UserError if fewer questions are left than the splits need."""
+    n_test = data.n_test if data.test_source is None else 0
+    needed = data.n_validation + n_test + (data.n_train or 1)
+    if left < needed:
+        raise UserError(
+            f"{data.source}: {left} questions are left ({len(dropped)} rows dropped), but n_train="
+            f"{data.n_train or 'all'}, n_validation={data.n_validation} and n_test={n_test} need "
+            f"at least {needed}; lower them or add questions"
+        )
 
 
 def _chosen(train: list[RawRow], data: DataConfig, overlaps: list[Row]) -> list[RawRow]:

@@ -40,6 +40,8 @@ HUB_FILES = ("*.parquet", "*.jsonl", "*.json", "*.csv", "*.md")
 TRACE_FIELDS = FieldMapping(trace="trace")
 HEADS = 100
 """Number of rows from which a layout is recognised."""
+CHECKED_ROWS = 10_000
+"""Number of rows that are read before a run: the whole of most files."""
 PROGRESS_ROWS = 500
 SILENT = Progress()
 Numbered = tuple[int, Read]
@@ -133,12 +135,37 @@ def found_layout(data: DataConfig) -> str | None:
     return layout_of(data, heads).found
 
 
+def check_file(
+    data: DataConfig, format: PromptFormat | None = None, traces: bool = False
+) -> tuple[Source, bool]:
+    """Return the first rows of a local file, and whether they are the whole file. Raises UserError
+    for rows that cannot be used: more than `data.max_dropped` allows, or of a longer file all."""
+    records, path = read_records(Path(data.source)), data.source
+    lenient = data.replaced(max_dropped=1.0)
+    first = islice(records, CHECKED_ROWS)
+    source = _collect(first, lenient, path, lambda: CHECKED_ROWS, format, SILENT, traces=traces)
+    whole = next(records, None) is None
+    if whole or not source.rows:
+        count = len(source.rows) + len(source.dropped)
+        require_few(path, source.dropped, count, data.max_dropped)
+    return source, whole
+
+
+def is_file(source: str) -> bool:
+    """Return whether a source is a local file: not generated, of the hub or a user's function."""
+    return not (source in GENERATED or source.startswith(HUB) or is_path(source))
+
+
+def trace_file(path: str, max_dropped: float) -> DataConfig:
+    """Return how a trace file is read: with the names of `TRACE_FIELDS`, or a known layout."""
+    return DataConfig(source=path, fields=TRACE_FIELDS, max_dropped=max_dropped)
+
+
 def read_trace_file(
     path: Path, format: PromptFormat, max_dropped: float, progress: Progress = SILENT
 ) -> Source:
-    """Return all rows of a trace file, with the field names of `TRACE_FIELDS` or a known layout.
-    Raises UserError, also if too many rows cannot be used."""
-    data = DataConfig(fields=TRACE_FIELDS, max_dropped=max_dropped)
+    """Return all rows of a trace file. Raises UserError, also if too many rows cannot be used."""
+    data = trace_file(str(path), max_dropped)
     return _collect(
         read_records(path),
         data,

@@ -40,6 +40,9 @@ class Stage:
     """Whether it samples from the model that it trains."""
     cost: Callable[[Any, Inputs], Cost] = lambda config, inputs: Cost()
     """What a node computes and makes, by its config and what it reads: the base of estimates."""
+    check: Callable[[Any, Mapping[str, str]], None] = lambda config, paths: None
+    """Raises UserError for local files and folders (`paths` of a node) that cannot be used; called
+    before anything runs."""
     body: str = ""
     """Module of its function `run`, whose source is then part of the key; empty: one of ours,
     `tasks.stages.<name>`, whose changes `version` counts."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from rlt_core.config import Frozen, ScratchModel, SFTConfig
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.stages.base import Stage
@@ -27,6 +30,13 @@ def _cost(config: BaseModelConfig, inputs: Inputs) -> Cost:
     return Cost(TrainingWork(sft, 1, most / 2))
 
 
+def _check(config: BaseModelConfig, paths: Mapping[str, str]) -> None:
+    if config.imported and config.imported.startswith("folder:"):
+        from rlt_core.models import try_folder
+
+        try_folder(Path(paths["source"]), paths["source"])
+
+
 STAGE = Stage(
     "base-model",
     version=2,
@@ -37,4 +47,5 @@ STAGE = Stage(
     sections=("base_model",),
     inputs={"questions": "The questions that a model from scratch is trained on"},
     cost=_cost,
+    check=_check,
 )

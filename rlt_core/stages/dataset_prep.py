@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 
 from pydantic import Field
 
@@ -28,6 +29,17 @@ def _cost(config: DatasetPrepConfig, inputs: Inputs) -> Cost:
     return Cost(makes=inputs.prepared(config.data))
 
 
+def _check(config: DatasetPrepConfig, paths: Mapping[str, str]) -> None:
+    from rlt_core.data.prepare import check_data
+    from rlt_core.evaluation.benchmarks import own_task
+
+    named = {name: paths[name] for name in ("source", "test_source") if name in paths}
+    if named:
+        check_data(config.data.replaced(**named), config.format)
+    for name, own in config.benchmarks.items():
+        own_task(name, own.replaced(source=paths.get(name, own.source)))
+
+
 STAGE = Stage(
     "dataset-prep",
     version=3,
@@ -40,4 +52,5 @@ STAGE = Stage(
         "tested": "A data set whose test questions may not be trained on",
     },
     cost=_cost,
+    check=_check,
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from rlt_core.config import Frozen
 from rlt_core.stages.base import Stage
 
@@ -13,6 +16,12 @@ class ScoreImportConfig(Frozen):
     digest: str
 
 
+def _check(config: ScoreImportConfig, paths: Mapping[str, str]) -> None:
+    from rlt_core.data.imports import check_scores
+
+    check_scores(Path(paths["source"]), config.name)
+
+
 STAGE = Stage(
     "score-import",
     version=2,
@@ -20,4 +29,5 @@ STAGE = Stage(
     config=ScoreImportConfig,
     tables=("scores",),
     sections=("imports",),
+    check=_check,
 )

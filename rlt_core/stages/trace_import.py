@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rlt_core.config import Frozen
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.stages.base import Stage
@@ -26,6 +28,13 @@ def _cost(config: TraceImportConfig, inputs: Inputs) -> Cost:
     return Cost(makes=inputs.written(Traces(own.with_trace, own.with_trace, own.trace)))
 
 
+def _check(config: TraceImportConfig, paths: Mapping[str, str]) -> None:
+    from rlt_core.data.sources import check_file, trace_file
+
+    if "source" in paths:
+        check_file(trace_file(paths["source"], config.max_dropped), config.format, traces=True)
+
+
 STAGE = Stage(
     "trace-import",
     version=2,
@@ -38,4 +47,5 @@ STAGE = Stage(
         "questions": "The data set whose own traces are imported",
     },
     cost=_cost,
+    check=_check,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from pathlib import Path
@@ -103,3 +104,43 @@ def test_a_model_of_the_store_is_a_base_model(tmp_path: Path, source: str) -> No
     assert run(spec).metrics["parameters"] == model.num_parameters()
     with pytest.raises(UserError, match="no artifact 'tiny/teacher-grpo'"):
         Plan.of("all", "smoke", ["base_model=artifact:tiny/teacher-grpo"], store=str(store))
+
+
+ROWS = [{"question": f"{n}+1?", "solution": str(n + 1)} for n in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "change", "message"),
+    [
+        ([{"q": "1+1?", "solution": "2"}], "data.source={}", r"row 1: no field 'question'"),
+        (ROWS, "data.source={}", "20 questions are left .* need at least"),
+        (
+            [{"question": "1", "answer": "2"}] * 3,
+            "data.test_source={}",
+            "row 1: no field 'solution'",
+        ),
+        ([{"question": "1", "solution": "2"}], "imports.traces.mine={}", "row 1: .* trace"),
+        ([{"question_id": "1"}], "imports.scores.mine={}", "row 1: no field 'reward'"),
+        ([{"question": "1"}], "imports.benchmarks.mine={}", "row 1: no field 'answer'"),
+    ],
+)
+def test_files_are_read_before_anything_runs(
+    tmp_path: Path, rows: list[Any], change: str, message: str
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = [change.format(file)]
+    if change.startswith("imports.benchmarks"):
+        changes.append('evaluation.tasks=["test","mine"]')
+    with pytest.raises(UserError, match=message):
+        Plan.of("full-pipeline", "smoke", changes, store=str(tmp_path)).require_computable()
+
+
+def test_a_model_folder_is_tried_before_anything_runs(tmp_path: Path) -> None:
+    tokenizer, folder = tiny_tokenizer(load_format("tiny")), tmp_path / "model"
+    save_model(new_model(ScratchModel(layers=1, width=16, heads=2), tokenizer), tokenizer, folder)
+    change = [f"base_model=folder:{folder}"]
+    Plan.of("full-pipeline", "smoke", change, store=str(tmp_path)).require_computable()
+    (folder / "chat_template.jinja").write_text("{{ nothing.at.all }}")
+    with pytest.raises(UserError, match=f"{folder}.*chat template"):
+        Plan.of("full-pipeline", "smoke", change, store=str(tmp_path)).require_computable()
