@@ -61,7 +61,7 @@ def prepare_questions(
     kept = _fitting(unique, data, renderer, dropped, parts[2])
     ungradable = _check_answers(kept, data.source, parts[3])
     given = _given_test(data, renderer, dropped, parts[2])
-    train, validation, test = _split(_others(kept, given, dropped), data, dropped, given)
+    train, validation, test = _split(_others(kept, given, dropped), data, rows, given)
     name = data.source if "/" not in data.source else Path(data.source).name
     of_test = (question_row(row, "test", name) for row in test)
     sets = {"test": [*of_test, *tested], **(evaluated or {})}
@@ -103,7 +103,7 @@ def check_data(data: DataConfig, format: PromptFormat) -> None:
         source, whole = check_file(data, format)
         _require_one_system(source.rows, data)
         if whole:
-            _require_enough(len(source.rows), data, source.dropped)
+            _require_enough(len(source.rows), data, len(source.rows) + len(source.dropped))
 
 
 def _counts(dropped: list[Row], overlaps: list[Row]) -> dict[str, float]:
@@ -266,12 +266,12 @@ def _others(kept: list[RawRow], test: list[RawRow] | None, dropped: list[Row]) -
 def _split(
     kept: list[RawRow],
     data: DataConfig,
-    dropped: list[Row],
+    rows: int,
     given: list[RawRow] | None,
 ) -> tuple[list[RawRow], list[RawRow], list[RawRow]]:
     """Return training candidates, validation and test questions, in an order set by the seed. The
     test questions are those `given`, if any are."""
-    _require_enough(len(kept), data, dropped)
+    _require_enough(len(kept), data, rows)
     n_test = data.n_test if given is None else 0
     held_out = data.n_validation + n_test
     order = [kept[int(i)] for i in np.random.default_rng(data.seed).permutation(len(kept))]
@@ -279,15 +279,15 @@ def _split(
     return order[held_out:], order[n_test:held_out], test
 
 
-def _require_enough(left: int, data: DataConfig, dropped: Sequence[Row]) -> None:
-    """Raise UserError if fewer questions are left than the splits need."""
+def _require_enough(left: int, data: DataConfig, rows: int) -> None:
+    """Raise UserError if fewer questions of the rows are left than the splits need."""
     n_test = data.n_test if data.test_source is None else 0
     needed = data.n_validation + n_test + (data.n_train or 1)
     if left < needed:
         raise UserError(
-            f"{data.source}: {left} questions are left ({len(dropped)} rows dropped), but n_train="
-            f"{data.n_train or 'all'}, n_validation={data.n_validation} and n_test={n_test} need "
-            f"at least {needed}; lower them or add questions"
+            f"{data.source}: {left} questions are left of {rows} rows ({rows - left} dropped), but "
+            f"n_train={data.n_train or 'all'}, n_validation={data.n_validation} and "
+            f"n_test={n_test} need at least {needed}; lower them or add questions"
         )
 
 
