@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from infra.sample_manifest import sample_manifest
 from rlt_core.config import RewardSpec
 from rlt_core.evaluation.scores import score_rows
 from rlt_core.prompts.format import load_format
@@ -54,29 +55,14 @@ def commit(
         else:
             write_rows(attempt.out / f"{table}.parquet", table, rows)
     return store.commit(
-        Manifest(
-            ref=attempt.ref,
-            attempt=attempt.id,
-            stage=stage,
-            stage_version=1,
-            label=label,
-            profile="tiny",
-            seed=seed,
+        sample_manifest(
+            attempt.ref, attempt.id, store.describe(attempt), stage=stage, label=label,
+            profile="tiny", seed=seed, packages={"python": "3.11"}, metrics=dict(metrics or {}),
             config={"seed": seed, "nested": {"learning_rate": 1e-4}} | dict(config or {}),
             inputs={name: manifest.ref for name, manifest in (inputs or {}).items()},
-            files=store.describe(attempt),
-            metrics=dict(metrics or {}),
-            packages={"python": "3.11"},
-            git_commit=None,
-            flow_run_id=None,
-            started_at=START,
-            finished_at=START + timedelta(seconds=2),
-            seconds=2.0,
-            gpu_seconds=0.0,
-            device="cpu",
-            threads=1,
+            started_at=START, finished_at=START + timedelta(seconds=2), seconds=2.0,
         )
-    )
+    )  # fmt: skip
 
 
 def score_row(

@@ -21,7 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice
 from pathlib import Path
 
-from infra.benchmarks.sql import BUCKET, manifest, s3_server
+from infra.benchmarks.sql import BUCKET, s3_server
+from infra.sample_manifest import manifest_of_node
 from rlt_core.experiments import targets
 from rlt_core.graph import Node, upstream
 from rlt_core.overrides import load_config
@@ -44,9 +45,8 @@ COMMANDS = {
 def manifests() -> Iterator[Manifest]:
     """Yield manifests of the pipeline, seed after seed."""
     nodes = upstream(targets("full-pipeline", load_config("tiny")))
-    file = FileEntry(
-        path="log.txt", sha256=hashlib.sha256(CONTENT).hexdigest(), bytes=len(CONTENT), rows=None
-    )
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    file = FileEntry(path="log.txt", sha256=digest, bytes=len(CONTENT))
 
     def ref(node: Node, seed: int) -> Ref:
         key = hashlib.sha256(f"{node.key} {seed}".encode()).hexdigest()[:16]
@@ -55,11 +55,8 @@ def manifests() -> Iterator[Manifest]:
     for seed in count():
         for node in nodes:
             own = ref(node, seed)
-            yield manifest(
-                own, own.key[:12], [file], stage=node.stage.name, label=node.label, seed=seed,
-                config=node.config.model_dump(mode="json"),
-                inputs={name: ref(one, seed) for name, one in node.inputs.items()},
-            )  # fmt: skip
+            inputs = {name: ref(one, seed) for name, one in node.inputs.items()}
+            yield manifest_of_node(node, own.key[:12], [file], ref=own, seed=seed, inputs=inputs)
 
 
 def fill(store: Store, artifacts: int) -> None:

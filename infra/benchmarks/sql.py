@@ -23,9 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import numpy as np
@@ -35,12 +33,13 @@ import s3fs
 
 from flows.server import seaweedfs
 from flows.server.processes import free_port
+from infra.sample_manifest import sample_manifest
 from rlt_core.config import RewardSpec
 from rlt_core.reward.formula import reward_parts
 from rlt_core.rows import read_rows
 from rlt_core.sql.schemas import SCORES
 from rlt_core.sql.views import connect
-from rlt_core.store import FileEntry, Manifest, Ref, Store
+from rlt_core.store import Manifest, Ref, Store
 
 REPEATS = 3
 SOLUTION_TOKENS = 3
@@ -87,31 +86,17 @@ def scores_table(rows: int, think_tokens: int) -> pa.Table:
     return pa.table({**nulls, **columns}, schema=SCORES)
 
 
-def manifest(ref: Ref, attempt: str, files: list[FileEntry], **fields: Any) -> Manifest:
-    """Return a manifest with made-up origins."""
-    now = datetime.now(UTC)
-    others = {
-        "stage_version": 1, "profile": "benchmark", "seed": 0, "config": {}, "inputs": {},
-        "metrics": {}, "packages": {}, "git_commit": None, "flow_run_id": None, "started_at": now,
-        "finished_at": now, "seconds": 0, "gpu_seconds": 0, "device": "cpu", "threads": 1,
-    }  # fmt: skip
-    return Manifest(ref=ref, attempt=attempt, files=files, **{**others, **fields})
-
-
 def fill(store: Store, source: Path, artifacts: int) -> list[Manifest]:
     """Commit artifacts with the table's file."""
     committed = []
     for number in range(artifacts):
         attempt = store.begin(Ref(kind="scores", key=f"{number:016x}"))
         (attempt.out / "scores.parquet").write_bytes(source.read_bytes())
-        committed.append(
-            store.commit(
-                manifest(
-                    attempt.ref, attempt.id, store.describe(attempt), stage="trace-scoring",
-                    label=f"trace-scoring[{number}]", config={"reward": RewardSpec().model_dump()},
-                )
-            )
+        manifest = sample_manifest(
+            attempt.ref, attempt.id, store.describe(attempt), stage="trace-scoring",
+            label=f"trace-scoring[{number}]", config={"reward": RewardSpec().model_dump()},
         )  # fmt: skip
+        committed.append(store.commit(manifest))
     return committed
 
 

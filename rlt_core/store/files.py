@@ -336,24 +336,9 @@ class Files:
         found = (*self.listed(path), *self.unsent(path))
         return sorted({each.path for each in found if not each.hidden and not each.linked})
 
-    def expand(self, pattern: str) -> list[str]:
-        """Paths that fit a pattern such as `work/*/lease.json`, sorted.
-
-        Folders of one level are listed at the same time. What follows the last `*` is not looked
-        for: `load` drops what is not there.
-        """
-        found = [""]
-        for part in pattern.split("/"):
-            if part == "*":
-                below = parallel(self.names, found, self.threads)
-                found = [
-                    f"{parent}/{name}"
-                    for parent, names in zip(found, below, strict=True)
-                    for name in names
-                ]
-            else:
-                found = [f"{parent}/{part}".removeprefix("/") for parent in found]
-        return found
+    def in_workspaces(self, name: str) -> list[str]:
+        """Paths of the file of this name in each key's workspace, sorted; it may not be there."""
+        return [f"work/{key}/{name}" for key in self.names("work")]
 
     def sizes(self, path: str) -> dict[str, int]:
         """Bytes of every file below a folder, by its path relative to the folder, sorted."""

@@ -76,16 +76,6 @@ def _machine() -> str | None:
     return f"{machine} {boot} {namespace}" if machine and boot else None
 
 
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def is_live(lease: dict[str, object], now: float) -> bool:
     """Whether the holder still works: it renewed lately and, if this process can tell, exists.
 
@@ -96,9 +86,11 @@ def is_live(lease: dict[str, object], now: float) -> bool:
         return False
     if lease["machine"] is None or lease["machine"] != _machine():
         return True
+    import psutil
+
     pid = int(str(lease["pid"]))
     unknown = lease["started"] is None or (started := _process_started(pid)) is None
-    return _exists(pid) and (unknown or lease["started"] == started)
+    return psutil.pid_exists(pid) and (unknown or lease["started"] == started)
 
 
 class Lease:
@@ -135,7 +127,7 @@ class Lease:
     @staticmethod
     def read_all(files: Files) -> tuple[dict[str, dict[str, object]], dict[str, str]]:
         """Return the live leases of a store, by key, and for each that cannot be read why."""
-        found, problems = files.load(files.expand("work/*/lease.json"), _parsed)
+        found, problems = files.load(files.in_workspaces("lease.json"), _parsed)
         leases = {path.split("/")[1]: lease for path, lease in found.items()}
         live = {key: lease for key, lease in leases.items() if is_live(lease, time.time())}
         return live, {path.split("/")[1]: problem for path, problem in problems.items()}

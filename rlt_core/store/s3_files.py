@@ -241,10 +241,12 @@ class S3Files(Files):
 
     def sha256(self, path: str, size: int) -> str:
         """Hex sha256 of the bytes in the store, not of a local copy."""
-        with self.changing(), tempfile.TemporaryDirectory(dir=self._made(self._staging)) as folder:
-            copy = Path(folder) / "copy"
-            self.fetch(path, size, copy)
-            return sha256_of(copy)
+        with self.changing():
+            self._staging.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self._staging) as folder:
+                copy = Path(folder) / "copy"
+                self.fetch(path, size, copy)
+                return sha256_of(copy)
 
     # ------------------------------------------------------------ folders
     def listed(self, path: str, deep: bool = False) -> list[Entry]:
@@ -358,11 +360,6 @@ class S3Files(Files):
                 f"local copies of {self.url} cannot be kept: {error}. They are in "
                 f"{self.cache.home}; XDG_CACHE_HOME moves them, RLT_CACHE_GB bounds them"
             ) from None
-
-    @staticmethod
-    def _made(folder: Path) -> Path:
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
 
 
 def _again(transfer: Callable[[], Result]) -> Result:

@@ -246,7 +246,7 @@ class Store:
     def unfinished(self) -> dict[str, str]:
         """Keys with unfinished work that is not being computed now, with their nodes' names."""
         working = self.working()
-        paths = self.files.expand("work/*/node.txt")
+        paths = self.files.in_workspaces("node.txt")
         found, problems = self.files.load(paths, lambda _, data: data.decode())
         _warn(problems)
         names = {path.split("/")[1]: name for path, name in found.items()}

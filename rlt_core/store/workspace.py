@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -100,10 +99,3 @@ class Workspace:
         """Delete a part, its manifest first."""
         self._files.remove(self._manifest_path(group, name))
         self._files.remove(f"{self._root}/{group}/{name}")
-
-    def copy_into(self, group: str, folder: Path) -> None:
-        """Copy the files of all parts to `{folder}/{part}{suffix of the file}`, in order."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in self.parts(group):
-            for file in sorted(self.path(group, name).iterdir()):
-                shutil.copyfile(file, folder / f"{name}{file.suffix}")

@@ -23,7 +23,6 @@ from rlt_core.environment import (
     in_one_line,
 )
 from rlt_core.errors import UserError
-from rlt_core.store.files import Files
 
 LOOPBACK = "localhost,127.0.0.1,::1"
 MIB = 1 << 20
@@ -134,12 +133,6 @@ def test_every_writer_of_ours_says_which_disk_is_full_and_how_much_is_missing(
         file.unlink()
     with disk_space(tiny_disk, 4):
         (tiny_disk / "x").write_bytes(b"made")  # there is room again
-
-
-def test_the_store_says_so_too(tiny_disk: Path) -> None:
-    files = Files(str(tiny_disk))
-    with pytest.raises(DiskFull, match=f"disk full: {tiny_disk}"):
-        files.write("refs/x.json", bytes(2 * MIB))
 
 
 def test_without_a_size_the_fullest_disk_is_named(

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from infra.sample_manifest import manifest_of_node
 from rlt_core.errors import UserError
 from rlt_core.experiments import targets
 from rlt_core.graph import Node, plan, upstream
 from rlt_core.overrides import load_config
 from rlt_core.stages import STAGES
-from rlt_core.store import Manifest, Store
+from rlt_core.store import Store
 
 
 def nodes(*sets: str, profile: str = "smoke") -> dict[str, Node]:
@@ -33,18 +33,7 @@ def changed(*sets: str) -> set[str]:
 
 
 def commit(store: Store, node: Node) -> None:
-    attempt = store.begin(node.ref)
-    now = datetime.now(UTC)
-    store.commit(
-        Manifest(
-            ref=node.ref, attempt=attempt.id, stage=node.stage.name,
-            stage_version=node.stage.version, label=node.label, profile="smoke", seed=node.seed,
-            config=node.config.model_dump(mode="json"),
-            inputs={name: parent.ref for name, parent in node.inputs.items()}, files=[],
-            metrics={}, packages={}, git_commit=None, flow_run_id=None, started_at=now,
-            finished_at=now, seconds=0, gpu_seconds=0, device="cpu", threads=1,
-        )
-    )  # fmt: skip
+    store.commit(manifest_of_node(node, store.begin(node.ref).id))
 
 
 @pytest.mark.parametrize(

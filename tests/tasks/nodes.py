@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from infra.sample_manifest import sample_manifest
 from rlt_core.config import Frozen, StageResources
 from rlt_core.graph import key_of
 from rlt_core.progress import Progress
@@ -25,17 +25,11 @@ def committed(
     stage: str = "given",
 ) -> Ref:
     """Commit an artifact whose files `fill` writes."""
-    attempt, now = store.begin(ref), datetime.now(UTC)
+    attempt = store.begin(ref)
     fill(attempt.out)
-    store.commit(
-        Manifest(
-            ref=ref, attempt=attempt.id, stage=stage, stage_version=1, label=stage,
-            profile="smoke", seed=None, config={}, inputs=dict(inputs or {}),
-            files=store.describe(attempt), metrics={}, packages={}, git_commit=None,
-            flow_run_id=None, started_at=now, finished_at=now, seconds=0, gpu_seconds=0,
-            device="cpu", threads=1,
-        )
-    )  # fmt: skip
+    files = store.describe(attempt)
+    origins = {"stage": stage, "label": stage, "seed": None, "inputs": dict(inputs or {})}
+    store.commit(sample_manifest(ref, attempt.id, files, **origins))
     return ref
 
 

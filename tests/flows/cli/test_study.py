@@ -8,11 +8,12 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli.study import app
+from infra.sample_manifest import manifest_of_node
 from rlt_core.errors import UserError
 from rlt_core.experiments import targets
 from rlt_core.graph import Node
 from rlt_core.rows import write_rows
-from rlt_core.store import Manifest, Store
+from rlt_core.store import Store
 from rlt_core.study.freeze import resolve
 from tests.flows.conftest import COMMAND, environment
 from tests.sample_store import START, eval_row
@@ -69,15 +70,8 @@ def commit(store: Store, node: Node) -> None:
         rows = [eval_row(q, q < solved + (node.seed or 0) % 2, model=node.inputs["model"].key)
                 for q in range(20)]  # fmt: skip
         write_rows(attempt.out / "eval_samples.parquet", "eval_samples", rows)
-    store.commit(
-        Manifest(
-            ref=node.ref, attempt=attempt.id, stage=node.stage.name, label=node.label,
-            stage_version=node.stage.version, profile="smoke", seed=node.seed, config={},
-            inputs={}, files=store.describe(attempt), metrics={}, packages={}, git_commit=None,
-            flow_run_id=None, started_at=START, finished_at=START, seconds=0.0, gpu_seconds=0.0,
-            device="cpu", threads=1,
-        )
-    )  # fmt: skip
+    origins = {"config": {}, "inputs": {}, "started_at": START, "finished_at": START}
+    store.commit(manifest_of_node(node, attempt.id, store.describe(attempt), **origins))
 
 
 def test_from_the_file_to_a_verified_bundle(file: Path, tmp_path: Path) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
+from infra.sample_manifest import sample_manifest
 from rlt_core.store import Attempt, Manifest, Ref, Store
 
+Result = TypeVar("Result")
 KEY = "abc1230000000000"
 
 
@@ -15,14 +20,21 @@ def key(start: str) -> str:
 
 
 def manifest_of(store: Store, attempt: Attempt) -> Manifest:
-    now = datetime.now(UTC)
-    return Manifest(
-        ref=attempt.ref, attempt=attempt.id, stage="evaluation", stage_version=1,
-        label="evaluation[x]", profile="tiny", seed=0, config={"a": 1}, inputs={},
-        files=store.describe(attempt), metrics={}, packages={}, git_commit=None,
-        flow_run_id=None, started_at=now, finished_at=now, seconds=0, gpu_seconds=0,
-        device="cpu", threads=1,
-    )  # fmt: skip
+    return sample_manifest(
+        attempt.ref, attempt.id, store.describe(attempt), config={"a": 1}, profile="tiny"
+    )
+
+
+def at_once(count: int, function: Callable[[int], Result]) -> list[Result]:
+    """What `function(number)` returns in so many threads that begin together."""
+    start = threading.Barrier(count)
+
+    def run(number: int) -> Result:
+        start.wait()
+        return function(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
 
 
 def attempt_with(store: Store, text: str, key: str = KEY) -> Attempt:

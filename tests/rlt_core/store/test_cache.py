@@ -43,11 +43,11 @@ def _use(home: str, folder: str, used: object, done: object) -> None:
     Cache(Path(home)).use(Path(folder))
     used.set()
     done.wait()
-    os._exit(1)  # without a word, as a killed process ends
+    os._exit(1)  # without cleaning up, as a killed process ends
 
 
 def test_files_of_a_running_process_stay_until_it_has_ended(tmp_path: Path) -> None:
-    mine, others, nobodys = filled(tmp_path, 30, 20, 10)
+    mine, others, unused = filled(tmp_path, 30, 20, 10)
     context = multiprocessing.get_context("spawn")
     used, done = context.Event(), context.Event()
     child = context.Process(target=_use, args=(str(tmp_path), str(others.parent), used, done))
@@ -55,7 +55,7 @@ def test_files_of_a_running_process_stay_until_it_has_ended(tmp_path: Path) -> N
     assert used.wait(60)
     Cache(tmp_path).use(mine.parent)
     Cache(tmp_path).trim(0)
-    assert [path.exists() for path in (mine, others, nobodys)] == [True, True, False]
+    assert [path.exists() for path in (mine, others, unused)] == [True, True, False]
     done.set()
     child.join()
     Cache(tmp_path).trim(0)

@@ -31,11 +31,6 @@ OUTWARD = [
 
 
 @pytest.fixture
-def store(store_root: str) -> Store:
-    return Store(store_root)
-
-
-@pytest.fixture
 def folder(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "store"))
 
@@ -285,6 +280,8 @@ def test_manifests_that_cannot_be_read_stop_nothing_else(store: Store) -> None:
         assert ("newer rlt" in line) == ("newer" in name)
         assert command(store, "verify", own.ref.key)[0] == 1
         assert command(store, "show", own.ref.key) == (2, line)
+        with pytest.raises(Damaged, match=own.ref.manifests[0]):
+            store.manifest("evaluation", own.ref.key)
     attempt_with(store, "left by a crash", key("a"))
     assert [orphan.path.split("/")[2] for orphan in store.gc()] == [key("a")]
     assert all(store.files.sizes(store.folder(own)) for own in bad.values())

@@ -16,14 +16,9 @@ import pytest
 from rlt_core.errors import UserError
 from rlt_core.store import Lease, Store
 from rlt_core.store import lease as leases
-from tests.rlt_core.store.attempts import KEY, attempt_with
+from tests.rlt_core.store.attempts import KEY, at_once, attempt_with
 
 WAITING = 8
-
-
-@pytest.fixture
-def store(store_root: str) -> Store:
-    return Store(store_root)
 
 
 def dead_lease(store: Store) -> bytes:
@@ -38,51 +33,37 @@ def test_one_of_many_waiting_threads_gets_an_expired_lease(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases.time, "sleep", lambda _: threading.Event().wait(0.05))
-    holders, most, passed = 0, 0, 0
-    lock = threading.Lock()
+    holders, seen = [], []
     dead_lease(store)
-    start = threading.Barrier(WAITING)
 
-    def work() -> None:
-        nonlocal holders, most, passed
-        start.wait()
+    def work(number: int) -> None:
         with Lease(store.files, "key"):
-            with lock:
-                holders += 1
-                most = max(most, holders)
+            holders.append(number)
             threading.Event().wait(0.02)
-            with lock:
-                holders -= 1
-                passed += 1
+            seen.append(list(holders))
+            holders.remove(number)
 
-    threads = [threading.Thread(target=work) for _ in range(WAITING)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (most, passed) == (1, WAITING)
+    at_once(WAITING, work)
+    assert sorted(seen) == [[number] for number in range(WAITING)]
     assert store.working() == {}
 
 
-def test_a_swap_is_one_step(store: Store) -> None:
-    expected = dead_lease(store)
-    won: list[int] = []
-
-    def swap(number: int) -> None:
-        if store.files.swap("work/key/lease.json", expected.__eq__, str(number).encode()):
-            won.append(number)
-
-    threads = [threading.Thread(target=swap, args=(number,)) for number in range(WAITING)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(won) == 1
-    assert store.files.read("work/key/lease.json") == str(won[0]).encode()
-    assert not store.files.swap("work/key/lease.json", b"other".__eq__, None)
-    assert store.files.swap("work/key/lease.json", str(won[0]).encode().__eq__, None)
-    assert store.files.read("work/key/lease.json") is None
-    assert not store.files.swap("work/key/lease.json", lambda _: True, b"")
+def test_a_create_and_a_swap_are_one_step(store: Store) -> None:
+    path = "work/key/lease.json"
+    created = at_once(WAITING, lambda number: store.files.create(path, str(number).encode()))
+    assert created.count(True) == 1
+    first = str(created.index(True)).encode()
+    assert store.files.read(path) == first and store.files.names("work/key") == ["lease.json"]
+    swapped = at_once(
+        WAITING, lambda number: store.files.swap(path, first.__eq__, f"new {number}".encode())
+    )
+    assert swapped.count(True) == 1
+    second = f"new {swapped.index(True)}".encode()
+    assert store.files.read(path) == second
+    assert not store.files.swap(path, b"other".__eq__, None)
+    assert store.files.swap(path, second.__eq__, None)
+    assert store.files.read(path) is None
+    assert not store.files.swap(path, lambda _: True, b"")
 
 
 def test_a_lease_that_cannot_be_renewed_is_tried_again(

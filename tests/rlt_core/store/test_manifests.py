@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from rlt_core.errors import UserError
 from rlt_core.store import Ref, Store, manifests
-from rlt_core.store.manifests import read_manifests
-from tests.rlt_core.store.attempts import attempt_with, committed, key
+from tests.rlt_core.store.attempts import committed, key
 
 
 @pytest.fixture
@@ -79,29 +76,3 @@ def test_stores_with_manifests_in_the_artifacts_folders_are_read(store: Store) -
     assert store.manifests() == [new]
     with pytest.raises(UserError, match="no artifact"):
         store.find(key("a1"))
-
-
-@pytest.mark.parametrize("damage", ["newer", "cut", "not JSON", "another type"])
-def test_a_manifest_that_cannot_be_read_stops_nothing(store: Store, damage: str) -> None:
-    good, bad = committed(store, "x", key("a1")), committed(store, "y", key("b2"))
-    path = f"artifacts/evaluation/{key('b2')}.json"
-    data = store.files.read(path)
-    assert data is not None
-    content = {
-        "newer": json.dumps(json.loads(data) | {"schema_version": 99, "new": 1}).encode(),
-        "cut": data[: len(data) // 2],
-        "not JSON": b"\x00\xff",
-        "another type": b"[]",
-    }[damage]
-    store.files.write(path, content)
-    found, problems = read_manifests(store.files)
-    assert list(found.values()) == store.manifests() == [good]
-    [(where, problem)] = problems.items()
-    assert where == path and path in problem
-    assert ("newer rlt" in problem) == (damage == "newer")
-    attempt_with(store, "left by a crash", key("a1"))
-    deleted = [orphan.path for orphan in store.gc()]
-    assert len(deleted) == 1 and f"/{key('a1')}/" in deleted[0]
-    assert store.files.sizes(store.folder(bad)), "kept: it may be an artifact"
-    with pytest.raises(UserError, match=r"b20+\.json"):
-        store.manifest("evaluation", key("b2"))

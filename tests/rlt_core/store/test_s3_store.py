@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-import s3_server
 
 from flows.server.seaweedfs import S3Access
 from rlt_core.errors import UserError
@@ -27,11 +26,6 @@ from tests.sample_store import commit, score_row
 TOPS = ("artifacts", "refs", "work")
 
 pytestmark = pytest.mark.parametrize("store_root", ["s3"], indirect=True)
-
-
-@pytest.fixture
-def store(store_root: str) -> Store:
-    return Store(store_root)
 
 
 # ---------------------------------------------------------------- commits
@@ -61,17 +55,6 @@ def test_one_of_several_processes_that_commit_at_once_wins_and_all_see_it(store:
     assert {(attempt, text) for _, _, attempt, text in seen} == {(seen[0][2], str(winner))}
     assert [manifest.attempt for manifest in store.manifests()] == [seen[0][2]]
     assert store.orphans() == []
-
-
-def test_a_second_create_is_refused_by_the_server(store: Store) -> None:
-    assert store.files.create("x", b"one")
-    assert not store.files.create("x", b"two")
-    assert store.files.read("x") == b"one"
-    with pytest.raises(Exception, match="pre-condition"):
-        store.files.fs.call_s3(
-            "put_object", Bucket=s3_server.BUCKET, Body=b"three", IfNoneMatch="*",
-            Key=store.files.full("x").removeprefix(f"{s3_server.BUCKET}/"),
-        )  # fmt: skip
 
 
 class Proxy:

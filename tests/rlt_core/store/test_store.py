@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,11 +16,6 @@ from rlt_core.store import Lease, Ref, Store
 from rlt_core.store.files import Files
 from rlt_core.store.transfer import copy_artifact
 from tests.rlt_core.store.attempts import KEY, attempt_with, key, manifest_of
-
-
-@pytest.fixture
-def store(store_root: str) -> Store:
-    return Store(store_root)
 
 
 def test_an_attempt_is_nothing_until_its_manifest_is_there(store: Store) -> None:
@@ -138,23 +132,6 @@ def test_find_by_unique_beginning_and_by_name(store: Store) -> None:
     assert store.refs() == {"tiny/evaluation[x]@0": Ref(kind="evaluation", key=key("aab2"))}
 
 
-def test_create_is_atomic_between_threads(store: Store) -> None:
-    won: list[int] = []
-
-    def create(number: int) -> None:
-        if store.files.create("refs/x.json", str(number).encode()):
-            won.append(number)
-
-    threads = [threading.Thread(target=create, args=(number,)) for number in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert store.files.read("refs/x.json") == str(won[0]).encode()
-    assert len(won) == 1
-    assert store.files.names("refs") == ["x.json"]
-
-
 def test_an_unwritable_store_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     store = Store(str(tmp_path / "file" / "store"))
@@ -201,24 +178,6 @@ def test_a_damaged_part_is_named(store: Store, tmp_path: Path) -> None:
     store.files.write(f"work/key/{part}", b"y")
     with pytest.raises(UserError, match="shards/1 is damaged"):
         Store(str(store), tmp_path / "no copies").workspace("key").path("shards", "1")
-
-
-# ---------------------------------------------------------------- leases
-def test_a_second_holder_waits_for_the_first(store: Store) -> None:
-    class GaveUp(Exception):
-        pass
-
-    def give_up(lease: dict[str, object]) -> None:
-        raise GaveUp(str(lease["name"]))
-
-    with (
-        Lease(store.files, "key", "first"),
-        pytest.raises(GaveUp, match="first"),
-        Lease(store.files, "key", "second", give_up),
-    ):
-        pass
-    with Lease(store.files, "key", "second", give_up):
-        pass
 
 
 # ---------------------------------------------------------------- full disks

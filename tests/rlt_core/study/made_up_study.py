@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from infra.sample_manifest import manifest_of_node
 from rlt_core.graph import Node
 from rlt_core.rows import write_rows
 from rlt_core.store import Manifest, Store
@@ -107,17 +108,8 @@ def commit(store: Store, node: Node, tables: dict[str, list[dict]]) -> Manifest:
     for table, rows in tables.items():
         write_rows(attempt.out / f"{table}.parquet", table, rows)
     (attempt.out / "report.md").write_text("nothing\n")
-    return store.commit(
-        Manifest(
-            ref=node.ref, attempt=attempt.id, stage=node.stage.name, label=node.label,
-            stage_version=node.stage.version, profile="smoke", seed=node.seed,
-            config=node.config.model_dump(mode="json"),
-            inputs={name: parent.ref for name, parent in node.inputs.items()},
-            files=store.describe(attempt), metrics={}, packages={}, git_commit=None,
-            flow_run_id=None, started_at=START, finished_at=START, seconds=0.0, gpu_seconds=0.0,
-            device="cpu", threads=1,
-        )
-    )  # fmt: skip
+    times = {"started_at": START, "finished_at": START}
+    return store.commit(manifest_of_node(node, attempt.id, store.describe(attempt), **times))
 
 
 RATES = {"base": 0.2, "rlt": 0.7, "dataset": 0.5, "rlt+rl": 0.72}
