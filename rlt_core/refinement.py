@@ -14,6 +14,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -115,7 +116,8 @@ def saved_answers(work: Workspace) -> dict[str, RefinedAnswer]:
     """Return the answers that earlier attempts got, by the hash of the request."""
     found = {}
     for name in work.parts(GROUP):
-        for line in (work.path(GROUP, name) / FILE).read_text().splitlines():
+        text = (work.path(GROUP, name) / FILE).read_text()
+        for line in text.split("\n")[:-1]:  # not splitlines: JSON keeps U+2028 as it is
             answer = RefinedAnswer.model_validate_json(line)
             found[answer.request] = answer
     return found
@@ -323,17 +325,17 @@ class _Client:
     def _final(self, error: Exception, request: ChatRequest) -> RefinedAnswer | None:
         """Handle an error that another try cannot fix: raise UserError if it concerns the endpoint,
         return the rejection if it concerns this request. None: try again."""
-        url, model = self.endpoint.base_url, request["model"]
-        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-            raise UserError(f"{url}: {error.status_code}, the key is refused; set {KEY}") from None
-        if isinstance(error, openai.NotFoundError):
+        url, status = self.endpoint.base_url, getattr(error, "status_code", None)
+        if status in (401, 403):
+            raise UserError(f"{url}: {status}, the key is refused; set {KEY}") from None
+        if status == 404:
             raise UserError(
-                f"{url}: 404, the endpoint does not know the model {model!r} or the path; "
-                "check the model's name and RLT_REFINE_BASE_URL"
+                f"{url}: 404, the endpoint does not know the model {request['model']!r} or the "
+                "path; check the model's name and RLT_REFINE_BASE_URL"
             ) from None
-        if isinstance(error, openai.APIStatusError) and error.status_code in (400, 413, 422):
+        if status in (400, 413, 422):
             return RefinedAnswer(request=request_hash(request), rejected=_said(error))
-        if isinstance(error, openai.APIStatusError) and not _transient(error.status_code):
+        if status is not None and status < 500 and status not in (408, 409, 429):
             raise UserError(f"{url}: {_said(error)}") from None
         return None
 
@@ -371,24 +373,17 @@ def _said(error: Exception) -> str:
     return "the reply is not a chat completion"
 
 
-def _transient(status: int) -> bool:
-    return status in (408, 409, 429) or status >= 500
-
-
 def _retry_after(error: Exception) -> float | None:
     """Return the seconds that the endpoint asks to wait; None if it does not say."""
     if not isinstance(error, openai.APIStatusError):
         return None
     value = error.response.headers.get("retry-after", "")
-    try:
+    with suppress(ValueError):
         return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        when = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return max(0.0, (when.astimezone(UTC) - datetime.now(UTC)).total_seconds())
+    with suppress(ValueError):
+        when = parsedate_to_datetime(value).astimezone(UTC)
+        return max(0.0, (when - datetime.now(UTC)).total_seconds())
+    return None
 
 
 def _answer(request: ChatRequest, said: object) -> RefinedAnswer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from rlt_core.config.refinement import Endpoint
 from rlt_core.refinement import REASONS, Refinement, usage
-from rlt_core.rows import read_rows
 from rlt_core.stages import TraceRefinementConfig
 from tasks.stage import StageContext
 
@@ -13,10 +12,8 @@ def run(ctx: StageContext) -> dict[str, float]:
     """Drop and list traces without a usable answer; their old text is never used instead."""
     config = ctx.config_as(TraceRefinementConfig)
     endpoint = Endpoint.of_environment()
-    traces = read_rows(ctx.tables("traces"), "traces")
-    questions = read_rows(ctx.tables("questions"), "questions")
-    renderer = ctx.renderer("tokenizer")
-    refinement = Refinement(config.refinement, renderer, traces, questions)
+    traces, renderer = ctx.rows("traces"), ctx.renderer("tokenizer")
+    refinement = Refinement(config.refinement, renderer, traces, ctx.rows("questions"))
     answers, asked = refinement.answers(ctx.work, endpoint, ctx.progress)
     dropped = [row["reason"] for row in refinement.write(answers, ctx.out)]
     return {

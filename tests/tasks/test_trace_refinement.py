@@ -24,6 +24,8 @@ from tests.chat_server import Reply, completion, error, serve
 from tests.tasks.nodes import committed, node_spec, run
 
 FORMAT = load_format("tiny")
+NEW = "new\u2028"
+"""With a separator of lines that JSON does not escape."""
 PROMPTER = Renderer(FORMAT, tiny_tokenizer(FORMAT))
 
 
@@ -45,9 +47,9 @@ def spec(tmp_path: Path, n: int = 6, **changes: Any) -> NodeSpec:
 
 
 def refine(n: int, body: dict[str, Any]) -> Reply:
-    """`old 3` becomes `new 3`."""
+    """`old 3` becomes `new` and `3`, on two lines."""
     user = body["messages"][-1]["content"]
-    return completion(f" new {user.split('old ')[1][0]}\n")
+    return completion(f" {NEW}{user.split('old ')[1][0]}\n")
 
 
 @pytest.fixture
@@ -75,7 +77,7 @@ def test_refined_traces_are_traces(tmp_path: Path, environment: pytest.MonkeyPat
     assert [row["trace_id"] for row in after] == list(before)
     for row in after:
         assert row["teacher"] == "refined"
-        assert row["text"] == before[row["trace_id"]]["text"].replace("old", "new")
+        assert row["text"] == before[row["trace_id"]]["text"].replace("old ", NEW)
         explanation = PROMPTER.split_completion(row["completion_ids"])
         assert explanation.closed and explanation.ids == row["token_ids"]
         assert explanation.text == row["text"]
