@@ -62,6 +62,11 @@ class Chats:
     continued: str | None
     """The same before a further user's turn."""
 
+    @property
+    def takes_system(self) -> bool:
+        """Whether the template has system turns; if not, the system prompt begins the user's."""
+        return SYSTEM_SLOT in (self.system or "")
+
     def header(self, opened: str, closed: str) -> str:
         """Return the text between a question and the assistant's text, without a thought that the
         template opens there: the prompt format opens it, with these tags, in prompts and rows.

@@ -41,7 +41,7 @@ from rlt_core.environment import disk_space
 from rlt_core.errors import UserError
 from rlt_core.hf_hub import MODEL_FILES, check_weights, model_files, package_gguf, snapshot
 from rlt_core.prompts.format import PromptFormat
-from rlt_core.scoring.trial import check_rows, takes_system, try_model, try_tokenizer
+from rlt_core.scoring.trial import check_rows, try_model, try_tokenizer
 
 PAD, TURN_START, TURN_END = "<pad>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -269,7 +269,7 @@ def import_model(source: ModelSource, out: Path) -> dict[str, float]:
     tokenizer, chats = try_folder(out, name)
     _neutralise(out)
     model = try_loading(out, "auto", tokenizer, chats, name)
-    return {"parameters": model.num_parameters(), "system_turns": float(takes_system(chats))}
+    return {"parameters": model.num_parameters(), "system_turns": float(chats.takes_system)}
 
 
 def try_folder(folder: Path, name: str) -> tuple[PreTrainedTokenizerFast, Chats]:
@@ -316,15 +316,11 @@ def _neutralise(folder: Path) -> None:
         GenerationConfig.from_dict(_neutral(folder)).save_pretrained(folder)
 
 
-def fetch_model(repo: str, revision: str) -> Path:
-    """Return a hub model's plain files at a commit, in the hub cache; download what is missing."""
-    return snapshot(repo, revision, "model", MODEL_FILES)
-
-
 def _snapshot(source: HubModel) -> Path:
+    """Return a folder of the hub cache with a model's plain files; download what is missing."""
     if source.revision is None:
         raise UserError(f"{source.repo}: no commit is pinned; `rlt fetch` downloads and pins one")
-    return fetch_model(source.repo, source.revision)
+    return snapshot(source.repo, source.revision, "model", MODEL_FILES)
 
 
 def _copy(folder: Path, out: Path) -> None:

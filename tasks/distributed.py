@@ -95,8 +95,9 @@ def run(ctx: StageContext) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _without_sigterm() -> Iterator[None]:
-    """What is started meanwhile never gets a SIGTERM. Slurm sends one to every process of a ctx,
-    and torchrun would end its own before they have heard the owner's wish and checkpointed."""
+    """Block SIGTERM in processes that are started meanwhile. Slurm sends one to every process of a
+    job, and torchrun would end its own before they receive the owner's stop request and
+    checkpoint."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield

@@ -24,12 +24,12 @@ from rlt_core.progress import Progress
 from rlt_core.prompts.format import RECORD, PromptFormat, Role, require_format
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.rows import read_table, table_files, write_table
-from rlt_core.scoring import Contexts, assign_ranks, score_contexts
+from rlt_core.scoring import Contexts, score_contexts
 from rlt_core.sql.schemas import SCORES
 from rlt_core.stages import STAGES
 from rlt_core.store import Workspace
 from rlt_core.store.files import Files, sha256_of
-from tasks.shards import in_shards
+from tasks.shards import LongWork, in_shards
 
 Numbered = tuple[int, ExplanationRow]
 Row = dict[str, Any]
@@ -72,21 +72,6 @@ class Scoring:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class _Work:
-    """The `LongWork` of `in_shards`."""
-
-    out: Path
-    work: Workspace
-    progress: Progress
-    machine: int = 0
-    machines: int = 1
-
-    def is_committed(self) -> bool:
-        """Return False: no other run shares the work."""
-        return False
-
-
 def save_parquet(table: pa.Table, output: Path) -> None:
     """Write the table completely or not at all."""
     half_written = output.with_name(output.name + ".part")
@@ -115,7 +100,7 @@ def score_file(
     workspace = Workspace(Files(str(shards.absolute())), scoring.key())
     groups = list(by_question.values())
     with TemporaryDirectory() as folder:
-        work = _Work(Path(folder), workspace, progress)
+        work = LongWork(Path(folder), workspace, progress)
         compute = _scorer(scoring)
         in_shards(work, "scores", groups, scoring.resources.shard_questions, compute, _length)
         tables = [read_table(file) for file in table_files(work.out, "scores")]
@@ -160,7 +145,7 @@ def _scorer(scoring: Scoring) -> Callable[[Sequence[list[Numbered]], Progress], 
         student, teacher = models()
         rows = [row for group in shard for _, row in group]
         texts = [(row.question, row.text, row.solution) for row in rows]
-        scored = score_contexts(
+        return score_contexts(
             [_trace(scoring, row, student_renderer) for row in rows],
             [Contexts(*student_renderer.text_contexts(*each, teacher_renderer)) for each in texts],
             student=scoring.name("student"),
@@ -172,7 +157,6 @@ def _scorer(scoring: Scoring) -> Callable[[Sequence[list[Numbered]], Progress], 
             words=student_renderer.words,
             progress=progress,
         )
-        return assign_ranks(scored)
 
     return score
 

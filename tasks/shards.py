@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from rlt_core import processes
 from rlt_core.progress import Progress
@@ -27,31 +28,29 @@ class _Taken(Exception):
     """Another process computes the shard or has committed it."""
 
 
-class LongWork(Protocol):
-    """Work that is computed in shards: a StageContext, or the scoring of a file."""
+@dataclass(frozen=True)
+class LongWork:
+    """Work that is computed in shards, by this run alone; a StageContext may share it."""
 
-    @property
-    def out(self) -> Path:
-        """Folder of the table."""
-
-    @property
-    def work(self) -> Workspace:
-        """Workspace of the shards."""
-
-    @property
-    def progress(self) -> Progress:
-        """Reports progress and receives the stop request."""
+    out: Path
+    """Folder of the table."""
+    work: Workspace
+    """Workspace of the shards."""
+    progress: Progress
 
     @property
     def machine(self) -> int:
         """Index of this run among those that share the work; run 0 collects the table."""
+        return 0
 
     @property
     def machines(self) -> int:
-        """Number of such runs."""
+        """Number of runs that may share the work."""
+        return 1
 
     def is_committed(self) -> bool:
         """Whether the table is in the store."""
+        return False
 
 
 def in_shards(

@@ -23,8 +23,9 @@ from rlt_core.progress import Progress
 from rlt_core.prompts.format import RECORD, PromptFormat, Role, record_format, require_format
 from rlt_core.rows import read_rows
 from rlt_core.stages import STAGES, Stage, parse_config
-from rlt_core.store import Manifest, Ref, Store, Workspace
-from tasks.shards import NoShardLeft
+from rlt_core.store import Manifest, Ref, Store
+from rlt_core.training.context import TrainingContext
+from tasks.shards import LongWork, NoShardLeft
 
 if TYPE_CHECKING:
     from rlt_core.prompts.renderer import Renderer
@@ -109,18 +110,15 @@ def require_one_machine(name: str, stage: Stage, resources: StageResources) -> N
 
 
 @dataclass(frozen=True)
-class StageContext:
-    """A node that is being computed, in each of the processes that share its work."""
+class StageContext(LongWork):
+    """A node that is being computed, in each of the processes that share its work. `out` is the
+    folder for the artifact's files."""
 
     spec: NodeSpec
     config: Frozen
     manifests: Mapping[str, Manifest]
     """Inputs by name."""
     store: Store
-    out: Path
-    """Folder for the artifact's files."""
-    work: Workspace
-    progress: Progress
 
     @property
     def stage(self) -> Stage:
@@ -134,16 +132,13 @@ class StageContext:
 
     @property
     def machine(self) -> int:
-        """Index of this run among those that share the node."""
         return self.spec.machine
 
     @property
     def machines(self) -> int:
-        """Number of runs that may share the node."""
         return self.stage.machines(self.resources)
 
     def is_committed(self) -> bool:
-        """Whether the node is in the store."""
         return self.store.manifest(self.stage.kind, self.spec.key) is not None
 
     @property
@@ -161,6 +156,16 @@ class StageContext:
         damaged file."""
         return self.store.intact(self.manifests[name], ".parquet")
 
+    def rows(
+        self, name: str, table: str | None = None, columns: list[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Rows of an input's table, by default the one of the input's name; see `tables`."""
+        return read_rows(self.tables(name), table or name, columns)
+
+    def training_questions(self) -> list[dict[str, Any]]:
+        """The training questions of the input `questions`."""
+        return [row for row in self.rows("questions") if row["split"] == "train"]
+
     def model(self, name: str) -> Path:
         """Local model folder of an input; see `tables`."""
         return self.store.intact(self.manifests[name]) / "model"
@@ -171,9 +176,7 @@ class StageContext:
         format: PromptFormat = self.config.format  # type: ignore[attr-defined]
         if format.student_system is not None:
             return format
-        (system,) = {
-            row["system"] for row in read_rows(self.tables("system"), "questions", ["system"])
-        }
+        (system,) = {row["system"] for row in self.rows("system", "questions", ["system"])}
         return format.model_copy(update={"student_system": system})
 
     def require_format(self, name: str, role: Role) -> None:
@@ -196,6 +199,12 @@ class StageContext:
             self.require_format(name, role)
         return Renderer(self.format, load_tokenizer(self.model(name)))
 
+    def training(self, seed: int) -> TrainingContext:
+        """What a training of this node gets."""
+        return TrainingContext(
+            self.spec.stage, seed, self.out, self.work, self.resources, self.progress
+        )
+
     def key(self, name: str) -> str:
         """Key of an input."""
         return self.manifests[name].ref.key
@@ -210,7 +219,7 @@ def context_of(spec: NodeSpec, store: Store, out: Path, progress: Progress) -> S
             raise UserError(f"{spec.name}: its input {name} ({ref.key}) is not in {store}")
         manifests[name] = manifest
     config = parse_config(spec.stage, spec.config)
-    return StageContext(spec, config, manifests, store, out, store.workspace(spec.key), progress)
+    return StageContext(out, store.workspace(spec.key), progress, spec, config, manifests, store)
 
 
 def run_body(ctx: StageContext) -> dict[str, float]:

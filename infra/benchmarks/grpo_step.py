@@ -30,9 +30,9 @@ import torch
 from torch import nn
 
 from infra.benchmarks.reward import all_logprobs
-from rlt_core.config import Config, RewardSpec, ScratchModel, StageResources, TeacherGRPOConfig
+from rlt_core.config import Config, ScratchModel, StageResources, TeacherGRPOConfig
 from rlt_core.data.generators.arithmetic import arithmetic_rows
-from rlt_core.models import load_model, load_tokenizer
+from rlt_core.models import load_tokenizer
 from rlt_core.profiles import tiny
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import load_format
@@ -44,6 +44,7 @@ from rlt_core.scoring.lm_head import FLOATS
 from rlt_core.store import Workspace
 from rlt_core.store.files import Files
 from rlt_core.training.base import train_base
+from rlt_core.training.context import TrainingContext
 from rlt_core.training.grpo import train_grpo
 from rlt_core.training.reward_function import Prompt, RewardFunction, Rewards
 from rlt_core.training.rlt_reward import RLTReward
@@ -53,18 +54,8 @@ REPEATS = 2
 TOLERANCE = 1e-3
 
 
-class PlainReward:
+class PlainReward(RLTReward):
     """The RLT reward, one completion at a time."""
-
-    reads_policy = True
-
-    def __init__(self, renderer: Renderer, student: Path, spec: RewardSpec) -> None:
-        self.stop_ids = renderer.stop_ids
-        self._renderer, self._spec = renderer, spec
-        self._student = load_model(student)
-
-    def check(self, prompts: Sequence[Prompt], max_completion_tokens: int) -> None:
-        """Accept every prompt."""
 
     def __call__(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]],
@@ -77,31 +68,30 @@ class PlainReward:
 
     def _reward(self, prompt: Prompt, ids: Sequence[int], policy: nn.Module) -> float:
         think = self._renderer.split_completion(ids)
-        question, solution = prompt.row["question"], prompt.row["solution"]
-        student = self._renderer.student_context(question, think.ids, solution)
-        teacher = self._renderer.teacher_context(question, solution, think.ids)
-        tokenizer = self._renderer.tokenizer
-        for context in (student, teacher):
+        contexts, tokenizer = self._contexts(prompt, think.ids), self._renderer.tokenizer
+        for context in (contexts.student, contexts.teacher):
             tokenizer(tokenizer.decode(context.ids), add_special_tokens=False)
-        assert student.solution is not None
-        student_T = all_logprobs(self._student, student.ids, self._spec.temperature)
-        teacher_T = all_logprobs(policy, teacher.ids, self._spec.temperature)
+        student_T = all_logprobs(self._student, contexts.student.ids, self._spec.temperature)
+        teacher_T = all_logprobs(policy, contexts.teacher.ids, self._spec.temperature)
         return reward_parts(
-            student_T[slice(*student.solution)], student_T[slice(*student.think)],
-            teacher_T[slice(*teacher.think)], closed=think.closed, spec=self._spec,
+            student_T[slice(*contexts.solution)], student_T[slice(*contexts.student.think)],
+            teacher_T[slice(*contexts.teacher.think)], closed=think.closed, spec=self._spec,
         ).reward  # fmt: skip
 
 
-class Timed:
+class Timed(RewardFunction):
     """A reward function that records the seconds and the first rewards of whole batches; before the
     first step, training calls it with one made-up completion to see whether memory suffices."""
 
     def __init__(self, reward: RewardFunction, batch_size: int) -> None:
-        self.stop_ids, self.check = reward.stop_ids, reward.check
-        self.reads_policy = reward.reads_policy
+        self.stop_ids, self.reads_policy = reward.stop_ids, reward.reads_policy
         self._reward, self._batch_size = reward, batch_size
         self.seconds: list[float] = []
         self.first: list[float] = []
+
+    def check(self, prompts: Sequence[Prompt], max_completion_tokens: int) -> None:
+        """See `RewardFunction.check`."""
+        self._reward.check(prompts, max_completion_tokens)
 
     def __call__(self, *arguments: Any, **named: Any) -> Rewards:
         """Return the function's rewards."""
@@ -123,16 +113,22 @@ class Measured:
     scoring_s: float
 
 
+def context(stage: str, out: Path, resources: StageResources) -> TrainingContext:
+    """Return the surroundings of a training that writes into a folder."""
+    work = Workspace(Files(str(out / "work")), stage)
+    return TrainingContext(stage, 0, out, work, resources, Progress())
+
+
 def base_model(config: Config, folder: Path) -> Path:
     """Train a model of the profile's shape on sums and return its folder."""
     assert isinstance(config.base_model, ScratchModel)
     with redirect_stdout(StringIO()):
         train_base(
-            config.base_model.model_copy(update={"steps": BASE_STEPS}), (),
-            load_format(config.prompt_format), out=folder,
-            work=Workspace(Files(str(folder / "work")), "base"),
-            resources=config.resources.of("base-model"), progress=Progress(),
-        )  # fmt: skip
+            config.base_model.model_copy(update={"steps": BASE_STEPS}),
+            (),
+            load_format(config.prompt_format),
+            context("base-model", folder, config.resources.of("base-model")),
+        )
     return folder / "model"
 
 
@@ -149,9 +145,8 @@ def measure(
     timed = Timed(reward, grpo.questions_per_step * grpo.group_size)
     with tempfile.TemporaryDirectory() as name, redirect_stdout(StringIO()):
         train_grpo(
-            model, prompts, timed, grpo, seed=0, key="benchmark", stage="teacher-grpo",
-            out=Path(name), work=Workspace(Files(f"{name}/store"), "grpo"), resources=resources,
-            progress=Progress(),
+            model, prompts, timed, grpo, "benchmark",
+            context("teacher-grpo", Path(name), resources),
         )  # fmt: skip
         steps = read_rows(Path(name), "train_steps")
     count = len(steps) - 1
@@ -177,9 +172,8 @@ def main() -> int:
 
         def run(way: str) -> Measured:
             recipe = rollout if way == "rollout" else grpo
-            reward: RewardFunction = PlainReward(renderer, model, config.reward)
-            if way != "plain":
-                reward = RLTReward(renderer, model, config.reward, recipe, resources=resources)
+            kind = PlainReward if way == "plain" else RLTReward
+            reward = kind(renderer, model, config.reward, recipe, resources=resources)
             return measure(model, renderer, reward, recipe, resources)
 
         rounds = [{way: run(way) for way in ("plain", "exact", "rollout")} for _ in range(REPEATS)]

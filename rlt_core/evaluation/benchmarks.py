@@ -164,6 +164,27 @@ def own_task(name: str, data: DataConfig) -> EvalTask:
     )
 
 
+def pinned_task(
+    name: str,
+    commit: str | None,
+    max_questions: int | None = None,
+    prompts: PromptPreset = "lighteval",
+) -> EvalTask:
+    """Return an evaluation set that is the same on every machine: the countdown questions, or a
+    benchmark at its pinned commit. Raises UserError if none is pinned; see `benchmark_task`."""
+    from rlt_core.data.generators import countdown
+
+    if name == "countdown":
+        seed = countdown.EVALUATION_SEED
+        return EvalTask(name, countdown.countdown_questions(countdown.EVALUATION_QUESTIONS, seed))
+    if commit == UNPINNED:
+        raise UserError(
+            f"evaluation set {name}: run `rlt fetch` for this profile while online, or name a "
+            f"commit in evaluation.revisions.{name}"
+        )
+    return benchmark_task(name, max_questions, commit, prompts)
+
+
 def benchmark_task(
     name: str,
     max_questions: int | None = None,

@@ -135,7 +135,7 @@ class Renderer:
         # A group of completions has one question and one solution.
         self._encoded = lru_cache(ENCODED_TEXTS)(self._encode_text)
         self._rendered, self._header = self._chats()
-        self.system_in_user_turn: bool = SYSTEM_SLOT not in (self._rendered.system or "")
+        self.system_in_user_turn: bool = not self._rendered.takes_system
         """The template rejects or ignores system turns: system prompts begin the user's turn."""
         self._teacher_turns = self._chat_pieces(format.teacher_system)
         if format.student_system is None:

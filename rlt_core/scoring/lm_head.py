@@ -5,7 +5,7 @@ Shapes: N positions, D width, C positions of a chunk, W words of a block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,14 +63,27 @@ PLAIN = LogitTransform()
 
 @dataclass(frozen=True)
 class HeadScores:
-    """Scores of each selected token from the output embedding, (N,)."""
+    """Scores of selected tokens from the output embedding, (N,)."""
 
     logprobs: FLOATS
     """log softmax(logits / temperature)[target]."""
-    surprisal: FLOATS | None
+    surprisal: FLOATS | None = None
     """-log softmax(logits)[target], at temperature 1."""
-    ranks: NDArray[np.int64] | None
+    ranks: NDArray[np.int64] | None = None
     """1 + the number of words with a larger logit."""
+    kl: FLOATS | None = None
+    """KL to another model over the vocabulary."""
+
+    def split(self, sizes: Sequence[int]) -> list[HeadScores]:
+        """Return the scores of successive groups of tokens of these sizes."""
+        if not sizes:
+            return []
+        ends = np.cumsum(sizes)[:-1]
+        columns = [
+            [None] * len(sizes) if column is None else np.split(column, ends)
+            for column in (self.logprobs, self.surprisal, self.ranks, self.kl)
+        ]
+        return [HeadScores(*group) for group in zip(*columns, strict=True)]
 
 
 def head_logprobs(
@@ -81,24 +94,23 @@ def head_logprobs(
     *,
     transform: LogitTransform = PLAIN,
     ranks: bool = False,
-    block_logits: int | None = None,
 ) -> HeadScores:
     """Compute the log-probs of the targets, and with `ranks` their ranks and surprisal.
 
     The head computes logits in its own number format; everything after it is float32, `transform`
     first. The softmax includes all rows of the head, as the model's own does, padding beyond the
-    tokenizer's vocabulary too. The log-sum-exp is accumulated over blocks of at most `block_logits`
+    tokenizer's vocabulary too. The log-sum-exp is accumulated over blocks of at most BLOCK_LOGITS
     logits, relative to the largest so far. A head that is not a plain linear layer (with adapters)
     computes whole rows of logits.
     """
     parts: dict[str, list[Tensor]] = {"logprobs": [], "surprisal": [], "ranks": []}
-    rows = _rows(head, hidden_ND.device.type, block_logits)
+    rows = _rows(head, hidden_ND.device.type)
     for hidden_CD, targets_C in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True):
         target_C = torch.zeros(len(hidden_CD), device=hidden_CD.device)
         scaled, plain = _LogSumExp(target_C), _LogSumExp(target_C)
         above_C = torch.zeros_like(targets_C)
         guess_C = transform(_target_logits(head, hidden_CD, targets_C)) if ranks else None
-        for start, logits_CW in _blocks(head, hidden_CD, block_logits):
+        for start, logits_CW in _blocks(head, hidden_CD):
             logits_CW = transform(logits_CW)
             own_C = (targets_C >= start) & (targets_C < start + logits_CW.shape[1])
             place_C = (targets_C - start).clamp(0, logits_CW.shape[1] - 1)
@@ -130,7 +142,6 @@ def head_kl(
     *,
     transforms: tuple[LogitTransform, LogitTransform] = (PLAIN, PLAIN),
     words: int | None = None,
-    block_logits: int | None = None,
 ) -> FLOATS:
     """Compute KL(p || q) over the vocabulary at each position, (N,), from both hidden states.
 
@@ -145,14 +156,14 @@ def head_kl(
     (head_p, head_q), (all_p, all_q) = heads, hidden_ND
     (to_p, to_q) = transforms
     words = min(head_p.out_features, head_q.out_features, words or head_p.out_features)
-    rows = min(_rows(head, all_p.device.type, block_logits) for head in heads)
+    rows = min(_rows(head, all_p.device.type) for head in heads)
     for hidden_p, hidden_q in zip(all_p.split(rows), all_q.split(rows), strict=True):
         zero_C = torch.zeros(len(hidden_p), device=hidden_p.device)
         p, q = _LogSumExp(zero_C), _LogSumExp(zero_C)
         # A head with adapters computes whole rows: then the other must as well.
         whole = not (_plain(head_p) and _plain(head_q))
-        blocks_p = _blocks(head_p, hidden_p, block_logits, words, whole)
-        blocks_q = _blocks(head_q, hidden_q, block_logits, words, whole)
+        blocks_p = _blocks(head_p, hidden_p, words, whole)
+        blocks_q = _blocks(head_q, hidden_q, words, whole)
         for (_, x_CW), (_, y_CW) in zip(blocks_p, blocks_q, strict=True):
             x_CW, y_CW = to_p(x_CW), to_q(y_CW)
             p.add(x_CW.clone(), temperature, weights_CW=(x_CW - y_CW).div_(temperature))
@@ -193,18 +204,14 @@ def _plain(head: nn.Linear) -> bool:
     return type(head) is nn.Linear
 
 
-def _rows(head: nn.Linear, device: str, block_logits: int | None) -> int:
+def _rows(head: nn.Linear, device: str) -> int:
     """Positions of a chunk."""
     words = BLOCK_WORDS[device] if _plain(head) else head.out_features
-    return max(1, (block_logits or BLOCK_LOGITS[device]) // min(words, head.out_features))
+    return max(1, BLOCK_LOGITS[device] // min(words, head.out_features))
 
 
 def _blocks(
-    head: nn.Linear,
-    hidden_CD: Tensor,
-    block_logits: int | None,
-    words: int | None = None,
-    whole: bool = False,
+    head: nn.Linear, hidden_CD: Tensor, words: int | None = None, whole: bool = False
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield the first word and float32 logits (C, W) of each block of the first `words` words (by
     default all), before the model's transform; all in one block if `whole`."""
@@ -213,7 +220,7 @@ def _blocks(
         yield 0, head(hidden_CD)[:, :words].float()
         return
     device = hidden_CD.device
-    width = min(BLOCK_WORDS[device.type], block_logits or head.out_features)
+    width = min(BLOCK_WORDS[device.type], BLOCK_LOGITS[device.type])
     for start in range(0, words, width):
         # The head may belong to a model that was moved off the device.
         rows = slice(start, min(start + width, words))

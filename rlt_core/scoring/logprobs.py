@@ -9,7 +9,7 @@ Shapes: N selected tokens of a pass, D width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,26 +24,13 @@ from rlt_core.scoring.passes import decoder_and_head, eval_mode, hidden_states, 
 @dataclass(frozen=True)
 class States:
     """What full-vocabulary KL needs from a model that has been unloaded: its head, and its hidden
-    states at selected positions, one tensor (positions, D) per sequence, on the CPU."""
+    states at selected positions, by sequence: (positions, D), on the CPU."""
 
     head: nn.Linear
     transform: LogitTransform
-    hidden: list[Tensor]
+    hidden: dict[int, Tensor]
     words: int | None
     """Words of the tokenizer; empty: all that both heads have."""
-
-
-@dataclass(frozen=True)
-class Selected:
-    """One array per sequence, with one value per selected token."""
-
-    logprobs: list[FLOATS]
-    surprisal: list[FLOATS] | None
-    """At temperature 1; with `ranks`."""
-    ranks: list[NDArray[np.int64]] | None
-    """1: the likeliest word."""
-    states: States | None
-    kl: list[FLOATS] | None
 
 
 def selected_logprobs(
@@ -52,9 +39,6 @@ def selected_logprobs(
     spans: Sequence[Sequence[tuple[int, int]]],
     temperature: float,
     tokens_per_batch: int,
-    *,
-    block_logits: int | None = None,
-    progress: Progress | None = None,
 ) -> list[list[FLOATS]]:
     """Return log p(ids[start:end] | ids before each) for every span of every context, in order.
 
@@ -64,105 +48,63 @@ def selected_logprobs(
     Arrays are float32, one per span, as long as the span. Raises ValueError for a span outside its
     context or one that begins at 0, where nothing precedes the token.
     """
-    selected = select(
-        model,
-        contexts_ids,
-        [_targets(len(ids), each) for ids, each in zip(contexts_ids, spans, strict=True)],
-        temperature,
-        tokens_per_batch,
-        block_logits=block_logits,
-        progress=progress,
-    )
+    scores = select(model, contexts_ids, spans, temperature, tokens_per_batch)
     return [
-        cut(values, [end - start for start, end in each]) if each else []
-        for values, each in zip(selected.logprobs, spans, strict=True)
+        [span.logprobs for span in each.split([end - start for start, end in of_context])]
+        for each, of_context in zip(scores, spans, strict=True)
     ]
 
 
 def select(
     model: nn.Module,
     contexts_ids: Sequence[Sequence[int]],
-    targets: Sequence[NDArray[np.int64]],
+    spans: Sequence[Sequence[tuple[int, int]]],
     temperature: float,
     tokens_per_batch: int,
     *,
     ranks: bool = False,
-    keep_states: bool = False,
-    words: int | None = None,
+    kept: dict[int, Tensor] | None = None,
     kl_to: States | None = None,
-    block_logits: int | None = None,
     progress: Progress | None = None,
-) -> Selected:
-    """Return the log-probs of the tokens at `targets` (positions > 0); see `selected_logprobs`.
+) -> list[HeadScores]:
+    """Return the scores of each context's spans, one after another; see `selected_logprobs`.
 
-    `keep_states` keeps the hidden states that predict them; `kl_to`: those of another model at the
-    same tokens, to which KL over the tokenizer's `words` is computed (`head_kl`).
+    `kept` receives the hidden states that predict them, by context; `kl_to`: those of another model
+    at the same tokens, to which KL over the tokenizer's words is computed (`head_kl`).
     """
+    targets = [_targets(len(ids), each) for ids, each in zip(contexts_ids, spans, strict=True)]
     head, transform = decoder_and_head(model)[1], logit_transform(model)
-    names = ("logprobs", "surprisal", "ranks", "kl")
-    found: dict[str, list[NDArray]] = {
-        name: [np.empty(0, np.float32) for _ in contexts_ids] for name in names
-    }
-    hidden = [torch.empty(0) for _ in contexts_ids]
+    nothing = np.empty(0, np.float32)
+    unselected = HeadScores(
+        nothing,
+        surprisal=nothing if ranks else None,
+        ranks=np.empty(0, np.int64) if ranks else None,
+        kl=nothing if kl_to else None,
+    )
+    found = [unselected] * len(contexts_ids)
     passes = hidden_states(
-        model,
-        contexts_ids,
-        [where - 1 for where in targets],
-        tokens_per_batch,
-        progress=progress,
+        model, contexts_ids, [where - 1 for where in targets], tokens_per_batch, progress=progress
     )
     with torch.no_grad(), eval_mode(model):
         for indices, hidden_ND in passes:
             ids = [np.asarray(contexts_ids[i])[targets[i]] for i in indices]
             targets_N = torch.from_numpy(np.concatenate(ids)).to(hidden_ND.device)
             scores = head_logprobs(
-                head, hidden_ND, targets_N, temperature,
-                transform=transform, ranks=ranks, block_logits=block_logits,
-            )  # fmt: skip
-            sizes = [len(each) for each in ids]
-            columns = _columns(scores)
+                head, hidden_ND, targets_N, temperature, transform=transform, ranks=ranks
+            )
             if kl_to is not None:
-                other_ND = torch.cat([kl_to.hidden[i] for i in indices])
-                columns["kl"] = _kl((head, hidden_ND, transform), kl_to, other_ND, temperature)
-            for name, values in columns.items():
-                for i, part in zip(indices, cut(values, sizes), strict=True):
-                    found[name][i] = part
-            if keep_states:
-                for i, part in zip(indices, hidden_ND.cpu().split(sizes), strict=True):
-                    hidden[i] = part
-    return Selected(
-        logprobs=found["logprobs"],
-        surprisal=found["surprisal"] if ranks else None,
-        ranks=found["ranks"] if ranks else None,
-        states=States(head, transform, hidden, words) if keep_states else None,
-        kl=found["kl"] if kl_to else None,
-    )
-
-
-def cut(values: NDArray, sizes: Sequence[int]) -> list[NDArray]:
-    """Split an array into pieces of these sizes."""
-    return np.split(values, np.cumsum(sizes)[:-1])
-
-
-def _columns(scores: HeadScores) -> dict[str, NDArray]:
-    columns = {"logprobs": scores.logprobs, "surprisal": scores.surprisal, "ranks": scores.ranks}
-    return {name: values for name, values in columns.items() if values is not None}
-
-
-def _kl(
-    model: tuple[nn.Linear, Tensor, LogitTransform],
-    other: States,
-    other_ND: Tensor,
-    temperature: float,
-) -> FLOATS:
-    head, hidden_ND, transform = model
-    return head_kl(
-        (head, other.head),
-        (hidden_ND, other_ND.to(hidden_ND.device)),
-        temperature,
-        transforms=(transform, other.transform),
-        words=other.words,
-    )
+                other_ND = torch.cat([kl_to.hidden[i] for i in indices]).to(hidden_ND.device)
+                kl = head_kl(
+                    (head, kl_to.head), (hidden_ND, other_ND), temperature,
+                    transforms=(transform, kl_to.transform), words=kl_to.words,
+                )  # fmt: skip
+                scores = replace(scores, kl=kl)
+            sizes = [len(each) for each in ids]
+            for i, part in zip(indices, scores.split(sizes), strict=True):
+                found[i] = part
+            if kept is not None:
+                kept |= dict(zip(indices, hidden_ND.cpu().split(sizes), strict=True))
+    return found
 
 
 def _targets(length: int, spans: Sequence[tuple[int, int]]) -> NDArray[np.int64]:

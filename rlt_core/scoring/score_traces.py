@@ -13,54 +13,12 @@ from rlt_core.progress import Progress
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.reward.baselines import mean_likelihood, rank_surprisal_ratio
 from rlt_core.reward.diagnostics import diagnose
-from rlt_core.reward.formula import RewardParts, rank_rewards, reward_parts
+from rlt_core.reward.formula import RewardParts, rank_rewards
 from rlt_core.scoring.tokens import Contexts, Loader, TokenScores, token_scores
 
 Row = dict[str, Any]
 GRADES_A_CHECK = 256
 """Explanations graded between two checks for a stop request."""
-
-
-def score_traces(
-    traces: Sequence[Mapping[str, Any]],
-    questions: Mapping[str, Mapping[str, Any]],
-    *,
-    student: str,
-    load_student: Loader,
-    load_teacher: Loader,
-    student_renderer: Renderer,
-    teacher_renderer: Renderer,
-    spec: RewardSpec,
-    max_tokens: int,
-    tokens_per_batch: int,
-    grader: Grader | None = None,
-    progress: Progress | None = None,
-) -> list[Row]:
-    """Compute the rows of `scores`, one per trace in input order, without `rank` (`assign_ranks`).
-
-    `traces` are rows of the table `traces`, `questions` rows of `questions` by id; `student` is
-    the key of the reward student. First the student scores everything, then the teacher; each is
-    loaded once. A trace with a context of more than `max_tokens` is not scored: its status is
-    `too_long`. Without a `grader`, `correct` is empty. Raises RuntimeError with the id of a trace
-    whose reward is not finite.
-    """
-    contexts = [_contexts(trace, questions, student_renderer, teacher_renderer) for trace in traces]
-    correct = (
-        None if grader is None else _arrivals(traces, questions, grader, progress or Progress())
-    )
-    return score_contexts(
-        traces,
-        contexts,
-        student=student,
-        load_student=load_student,
-        load_teacher=load_teacher,
-        spec=spec,
-        max_tokens=max_tokens,
-        tokens_per_batch=tokens_per_batch,
-        words=student_renderer.words,
-        correct=correct,
-        progress=progress,
-    )
 
 
 def score_contexts(
@@ -77,8 +35,14 @@ def score_contexts(
     correct: Sequence[bool | None] | None = None,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """See `score_traces`; the contexts are already built. `correct`: whether each trace arrives
-    at the solution; empty where no answer is known."""
+    """Compute the rows of `scores`, one per trace in input order.
+
+    `traces` are rows of the table `traces`, `contexts` as `contexts_of` builds them; `student` is
+    the key of the reward student, `words` the tokenizer's, `correct` what `arrivals` returns; empty
+    where no answer is known. First the student scores everything, then the teacher; each is loaded
+    once. A trace with a context of more than `max_tokens` is not scored: its status is `too_long`.
+    Raises RuntimeError with the id of a trace whose reward is not finite.
+    """
     kept = [i for i, each in enumerate(contexts) if each.longest <= max_tokens]
     scored = token_scores(
         [contexts[i] for i in kept],
@@ -92,10 +56,12 @@ def score_contexts(
     )
     by_trace = dict(zip(kept, scored, strict=True))
     arrived = [None] * len(traces) if correct is None else correct
-    return [
-        {**_row(trace, each, student, spec, by_trace.get(i)), "correct": right}
-        for i, (trace, each, right) in enumerate(zip(traces, contexts, arrived, strict=True))
-    ]
+    return assign_ranks(
+        [
+            {**_row(trace, each, student, spec, by_trace.get(i)), "correct": right}
+            for i, (trace, each, right) in enumerate(zip(traces, contexts, arrived, strict=True))
+        ]
+    )
 
 
 def assign_ranks(rows: Sequence[Row]) -> list[Row]:
@@ -117,21 +83,27 @@ def assign_ranks(rows: Sequence[Row]) -> list[Row]:
     return ranked
 
 
-def _contexts(
-    trace: Mapping[str, Any],
+def contexts_of(
+    traces: Sequence[Mapping[str, Any]],
     questions: Mapping[str, Mapping[str, Any]],
     student_renderer: Renderer,
     teacher_renderer: Renderer,
-) -> Contexts:
-    row = questions[trace["question_id"]]
-    question, solution, think_ids = row["question"], row["solution"], trace["token_ids"]
-    return Contexts(
-        student_renderer.student_context(question, think_ids, solution),
-        teacher_renderer.teacher_context(question, solution, think_ids),
-    )
+) -> list[Contexts]:
+    """Return each trace in both contexts. `questions`: rows of `questions` by id."""
+    found = []
+    for trace in traces:
+        row, think_ids = questions[trace["question_id"]], trace["token_ids"]
+        question, solution = row["question"], row["solution"]
+        found.append(
+            Contexts(
+                student_renderer.student_context(question, think_ids, solution),
+                teacher_renderer.teacher_context(question, solution, think_ids),
+            )
+        )
+    return found
 
 
-def _arrivals(
+def arrivals(
     traces: Sequence[Mapping[str, Any]],
     questions: Mapping[str, Mapping[str, Any]],
     grader: Grader,
@@ -139,7 +111,10 @@ def _arrivals(
 ) -> list[bool | None]:
     """Whether each explanation, read as a solution, gives the question's answer; None where it
     cannot be graded or the grader failed."""
-    items = [_item(trace["text"], questions[trace["question_id"]]) for trace in traces]
+    items = []
+    for trace in traces:
+        row = questions[trace["question_id"]]
+        items.append(GradeItem(trace["text"], row["answer"], row["grader"], row["metadata"]))
     outcomes: list[str] = []
     while len(outcomes) < len(items):
         progress.check()
@@ -147,10 +122,6 @@ def _arrivals(
         outcomes += [grade.outcome for grade in grader.grade_many(batch)]
     unknown = (*UNGRADED, "grader_failed")
     return [None if each in unknown else each == "correct" for each in outcomes]
-
-
-def _item(text: str, question: Mapping[str, Any]) -> GradeItem:
-    return GradeItem(text, question["answer"], question["grader"], question["metadata"])
 
 
 def _row(
@@ -190,14 +161,7 @@ def _row(
     }
     assert scores.think_ranks is not None and scores.think_surprisal is not None
     try:
-        parts = reward_parts(
-            scores.student_solution,
-            scores.student_think,
-            scores.teacher_think,
-            trace["closed"],
-            spec,
-            scores.think_kl,
-        )
+        parts = scores.reward(trace["closed"], spec)
     except ValueError as error:
         raise RuntimeError(f"trace {trace['trace_id']}: {error}") from error
     return (

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from rlt_core.config import RewardSpec
 from rlt_core.progress import Progress
 from rlt_core.prompts.renderer import Context, Span
+from rlt_core.reward.formula import RewardParts, reward_parts
 from rlt_core.scoring.lm_head import FLOATS
-from rlt_core.scoring.logprobs import Selected, cut, select
+from rlt_core.scoring.logprobs import States, select
+from rlt_core.scoring.passes import decoder_and_head, logit_transform
 
 Loader = Callable[[], AbstractContextManager[nn.Module]]
 """Provides a model for one phase, after which it may keep, offload or free it."""
@@ -50,12 +52,17 @@ class TokenScores:
     student_solution: FLOATS
     student_think: FLOATS
     teacher_think: FLOATS
-    think_kl: FLOATS | None
+    think_kl: FLOATS | None = None
     """KL over the whole vocabulary at each token, if the spec's `kl` is full."""
-    think_surprisal: FLOATS | None
+    think_surprisal: FLOATS | None = None
     """The student's surprisal, at temperature 1; with `ranks`."""
-    think_ranks: NDArray[np.int64] | None
+    think_ranks: NDArray[np.int64] | None = None
     """The student's ranks, 1 for its likeliest word; with `ranks`."""
+
+    def reward(self, closed: bool, spec: RewardSpec) -> RewardParts:
+        """Return the reward and its parts (`rlt_core.reward.formula`). Raises ValueError."""
+        logprobs = self.student_solution, self.student_think, self.teacher_think
+        return reward_parts(*logprobs, closed, spec, self.think_kl)
 
 
 def token_scores(
@@ -76,51 +83,46 @@ def token_scores(
     progress = progress or Progress()
     if not contexts:
         return []
-    full = spec.kl == "full"
+    hidden: dict[int, Tensor] | None = {} if spec.kl == "full" else None
+    states = None
     with load_student() as model:
-        student = select(
+        by_student = select(
             model,
             [each.student.ids for each in contexts],
-            [np.concatenate([_range(each.solution), _range(each.student.think)])
-             for each in contexts],
+            [[each.solution, each.student.think] for each in contexts],
             spec.temperature,
             tokens_per_batch,
             ranks=ranks,
-            keep_states=full,
-            words=words,
+            kept=hidden,
             progress=progress.part(0, 2),
-        )  # fmt: skip
-    if student.states is not None:
-        for i, each in enumerate(contexts):
-            student.states.hidden[i] = student.states.hidden[i][_size(each.solution) :]
+        )
+        if hidden is not None:
+            thinks = {i: each[_size(contexts[i].solution) :] for i, each in hidden.items()}
+            states = States(decoder_and_head(model)[1], logit_transform(model), thinks, words)
     with load_teacher() as model:
-        teacher = select(
+        by_teacher = select(
             model,
             [each.teacher.ids for each in contexts],
-            [_range(each.teacher.think) for each in contexts],
+            [[each.teacher.think] for each in contexts],
             spec.temperature,
             tokens_per_batch,
-            kl_to=student.states,
+            kl_to=states,
             progress=progress.part(1, 2),
         )
-    return [_scores(i, each, student, teacher) for i, each in enumerate(contexts)]
-
-
-def _scores(i: int, contexts: Contexts, student: Selected, teacher: Selected) -> TokenScores:
-    sizes = [_size(contexts.solution), _size(contexts.student.think)]
-    solution, think = cut(student.logprobs[i], sizes)
-    return TokenScores(
-        student_solution=solution,
-        student_think=think,
-        teacher_think=teacher.logprobs[i],
-        think_kl=None if teacher.kl is None else teacher.kl[i],
-        think_surprisal=student.surprisal[i][sizes[0] :] if student.surprisal else None,
-        think_ranks=student.ranks[i][sizes[0] :] if student.ranks else None,
-    )
-
-
-def _range(span: Span) -> NDArray[np.int64]:
-    return np.arange(span.start, span.end)
+    found = []
+    for each, student, teacher in zip(contexts, by_student, by_teacher, strict=True):
+        solution, think = student.split([_size(each.solution), _size(each.student.think)])
+        found.append(
+            TokenScores(
+                student_solution=solution.logprobs,
+                student_think=think.logprobs,
+                teacher_think=teacher.logprobs,
+                think_kl=teacher.kl,
+                think_surprisal=think.surprisal,
+                think_ranks=think.ranks,
+            )
+        )
+    return found
 
 
 def _size(span: Span) -> int:

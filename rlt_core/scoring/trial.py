@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from rlt_core.chat_templates import SYSTEM_SLOT, BadTemplate, Chats, try_template
+from rlt_core.chat_templates import BadTemplate, Chats, try_template
 from rlt_core.errors import UserError
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.scoring.passes import decoder_and_head, logit_transform
@@ -43,11 +43,6 @@ def try_tokenizer(tokenizer: PreTrainedTokenizerFast, name: str) -> Chats:
         raise UserError(f"{name}: its chat template cannot be used: {error}") from None
 
 
-def takes_system(chats: Chats) -> bool:
-    """Return whether the template has system turns; if not, the system prompt begins the user's."""
-    return SYSTEM_SLOT in (chats.system or "")
-
-
 def try_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, chats: Chats, name: str
 ) -> None:
@@ -64,10 +59,10 @@ def try_model(
     ids = torch.arange(TOKENS)[None] % rows
     with torch.no_grad(), _probed(decoder, head) as seen:
         logits_BTV = model(input_ids=ids.to(model.device)).logits
-        hidden_BTD, entering_BTD, raw_BTV = seen["hidden"], seen["entering"], seen["raw"]
         before_BTD = decoder(input_ids=ids[:, :-1].to(model.device)).last_hidden_state
-    _check_logits(model, head, hidden_BTD, entering_BTD, raw_BTV, logits_BTV, name)
-    if not torch.allclose(before_BTD.float(), hidden_BTD[:, :-1].float(), rtol=0.1, atol=0.1):
+    _check_logits(model, head, seen, logits_BTV, name)
+    hidden_BTD = seen["hidden"][:, :-1]
+    if not torch.allclose(before_BTD.float(), hidden_BTD.float(), rtol=0.1, atol=0.1):
         raise UserError(f"{name}: its attention is not causal: a token changes those before it")
     _try_saving(model, tokenizer, name)
 
@@ -118,15 +113,10 @@ def _probed(decoder: nn.Module, head: nn.Linear) -> Iterator[dict[str, Tensor]]:
 
 
 def _check_logits(
-    model: PreTrainedModel,
-    head: nn.Linear,
-    hidden_BTD: Tensor,
-    entering_BTD: Tensor,
-    raw_BTV: Tensor,
-    logits_BTV: Tensor,
-    name: str,
+    model: PreTrainedModel, head: nn.Linear, seen: dict[str, Tensor], logits_BTV: Tensor, name: str
 ) -> None:
     """Raise UserError unless `transform(head(hidden))`, as in scoring, gives the model's logits."""
+    hidden_BTD, entering_BTD, raw_BTV = seen["hidden"], seen["entering"], seen["raw"]
     # A factor before a head without bias acts like one after it (MiniCPM3).
     before = hidden_BTD[:, -entering_BTD.shape[1] :].double()
     factor = float((before * entering_BTD.double()).sum() / before.square().sum())

@@ -8,24 +8,22 @@ from torch import nn
 
 from rlt_core.config import CorrectnessReward
 from rlt_core.errors import UserError
-from rlt_core.grading import Grade, GradeItem, Grader
+from rlt_core.grading import GradeItem, Grader
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.scoring.lm_head import FLOATS
-from rlt_core.training.reward_function import Prompt, Rewards
+from rlt_core.training.reward_function import Prompt, RewardFunction, Rewards
 
 MAX_GRADER_FAILURES = 0.5
 """Share of a batch's grades above which the grader, not the answers, is at fault."""
 
 
-class AnswerReward:
+class AnswerReward(RewardFunction):
     """Correctness of a student's answer, for the RL cold-start (paper, section 2.1).
 
     An answer on which the grader hangs or dies is rewarded as wrong, as evaluation scores it, and
     counted in `grader_failed`. Should that happen to most of a batch, the grader itself is broken:
     RuntimeError.
     """
-
-    reads_policy = False
 
     def __init__(self, renderer: Renderer, spec: CorrectnessReward, grader: Grader) -> None:
         self.stop_ids = renderer.stop_ids
@@ -53,38 +51,30 @@ class AnswerReward:
         sampled: Sequence[FLOATS],
         policy: nn.Module,
     ) -> Rewards:
-        answers = [self._renderer.split_answer(self._renderer.decode(ids)) for ids in completions]
-        formatted = [i for i, answer in enumerate(answers) if answer.formatted]
-        items = [
-            GradeItem(
-                answers[i].solution,
-                prompts[i].row["answer"],
-                prompts[i].row["grader"],
-                prompts[i].row["metadata"],
-            )
-            for i in formatted
-        ]
-        grades: dict[int, Grade] = dict(zip(formatted, self._grader.grade_many(items), strict=True))
-        failed = sum(grade.outcome == "grader_failed" for grade in grades.values())
-        if failed > MAX_GRADER_FAILURES * max(1, len(grades)):
-            raise RuntimeError(f"the grader failed on {failed} of {len(grades)} answers")
-        count = range(len(completions))
+        outcomes = ["unformatted"] * len(completions)
+        items: dict[int, GradeItem] = {}
+        for i, (prompt, ids) in enumerate(zip(prompts, completions, strict=True)):
+            answer, row = self._renderer.split_answer(self._renderer.decode(ids)), prompt.row
+            if answer.formatted:
+                items[i] = GradeItem(answer.solution, row["answer"], row["grader"], row["metadata"])
+        grades = self._grader.grade_many(list(items.values()))
+        for i, grade in zip(items, grades, strict=True):
+            outcomes[i] = grade.outcome
+            if grade.outcome == "ungradable":
+                raise RuntimeError(f"question {prompts[i].question_id} cannot be graded")
+        failed = outcomes.count("grader_failed")
+        if failed > MAX_GRADER_FAILURES * max(1, len(items)):
+            raise RuntimeError(f"the grader failed on {failed} of {len(items)} answers")
+        rewards = {"correct": self._spec.correct, "unformatted": self._spec.unformatted}
+        columns = {
+            "unclosed": "unformatted",
+            "correct": "correct",
+            "grader_failed": "grader_failed",
+        }
         return Rewards(
-            [self._reward(prompts[i], grades.get(i)) for i in count],
+            [rewards.get(outcome, self._spec.wrong) for outcome in outcomes],
             {
-                "unclosed": [float(i not in grades) for i in count],
-                "correct": [_share(grades.get(i), "correct") for i in count],
-                "grader_failed": [_share(grades.get(i), "grader_failed") for i in count],
+                name: [float(each == counted) for each in outcomes]
+                for name, counted in columns.items()
             },
         )
-
-    def _reward(self, prompt: Prompt, grade: Grade | None) -> float:
-        if grade is None:
-            return self._spec.unformatted
-        if grade.outcome == "ungradable":
-            raise RuntimeError(f"question {prompt.question_id} cannot be graded")
-        return self._spec.correct if grade.outcome == "correct" else self._spec.wrong
-
-
-def _share(grade: Grade | None, outcome: str) -> float:
-    return float(grade is not None and grade.outcome == outcome)

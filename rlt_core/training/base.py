@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
-from rlt_core.config import ScratchModel, SFTConfig, StageResources
+from rlt_core.config import ScratchModel, SFTConfig
 from rlt_core.data.generators.arithmetic import base_documents
 from rlt_core.models import new_model, save_model, tiny_tokenizer
-from rlt_core.progress import Progress
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.prompts.renderer import Renderer
-from rlt_core.store import Workspace
+from rlt_core.training.context import TrainingContext
 from rlt_core.training.sft import train_sft
 
 DISTINCT_DOCUMENTS = 12_000
@@ -23,22 +23,18 @@ def train_base(
     config: ScratchModel,
     held_out: Collection[str],
     format: PromptFormat,
-    *,
-    out: Path,
-    work: Workspace,
-    resources: StageResources,
-    progress: Progress,
+    context: TrainingContext,
 ) -> dict[str, float]:
-    """Write `out/model/`: a tiny Llama that knows a little arithmetic, and the format's shape.
+    """Write `model/`: a tiny Llama that knows a little arithmetic, and the format's shape.
 
     `held_out`: questions that it must not see. With `config.steps` 0 the weights stay random.
-    Raises Stopped; called again with the same workspace, it resumes.
+    Raises Stopped.
     """
     tokenizer = tiny_tokenizer(format, config.max_positions)
     model = new_model(config, tokenizer)
     parameters = model.num_parameters()
     if config.steps == 0:
-        save_model(model, tokenizer, out / "model")
+        save_model(model, tokenizer, context.out / "model")
         return {"parameters": parameters}
     count = min(DISTINCT_DOCUMENTS, config.steps * config.batch_size)
     documents = list(base_documents(count, config.seed, Renderer(format, tokenizer), held_out))
@@ -50,17 +46,9 @@ def train_base(
         beta2=0.95,
         max_tokens=config.max_positions,
     )
+    alone = context.resources.model_copy(update={"sharding": "none"})  # one process trains it
+    context = replace(context, seed=config.seed, resources=alone)
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, tokenizer, Path(folder))
-        metrics = train_sft(
-            Path(folder),
-            documents,
-            sft,
-            seed=config.seed,
-            stage="base-model",
-            out=out,
-            work=work,
-            resources=resources.model_copy(update={"sharding": "none"}),  # one process trains it
-            progress=progress,
-        )
+        metrics = train_sft(Path(folder), documents, sft, context)
     return {**metrics, "parameters": parameters}

@@ -35,11 +35,11 @@ from rlt_core.config import DType, GRPOConfig, ReferenceSync, Sampling, StageRes
 from rlt_core.generation import Completion, sample_seed
 from rlt_core.models import load_tokenizer
 from rlt_core.processes import join
-from rlt_core.progress import Progress
 from rlt_core.scoring.lm_head import FLOATS
 from rlt_core.store import Workspace
 from rlt_core.training import sharding
 from rlt_core.training.checkpoint import ResumableTrainer
+from rlt_core.training.context import TrainingContext
 from rlt_core.training.data_order import data_order, fitting_prompts, micro_batches, total_steps
 from rlt_core.training.metrics import StepRecorder, grpo_metrics
 from rlt_core.training.policy import adapters, load_policy, trainer_arguments
@@ -61,31 +61,29 @@ PINNED: dict[str, Any] = {
 
 # ---------------------------------------------------------------- arguments
 def train_grpo(
-    model: Path, prompts: Sequence[Prompt], reward: RewardFunction, config: GRPOConfig,
-    *, seed: int, key: str, stage: str, out: Path, work: Workspace, resources: StageResources,
-    progress: Progress,
+    model: Path, prompts: Sequence[Prompt], reward: RewardFunction, config: GRPOConfig, key: str,
+    context: TrainingContext,
 ) -> dict[str, float]:  # fmt: skip
-    """Train a model folder on its own completions; write `out/model/`, `out/train_steps.parquet`.
+    """Train a model folder on its own completions; write `model/` and `train_steps.parquet`.
 
     The engine that `resources` name samples from the current policy, with seeds derived from `key`
     (the node's), step, question and sample. Prompts longer than `config.max_prompt_tokens` are
-    dropped and counted (`dropped_too_long`). Called again with the same workspace, it resumes from
-    the last checkpoint.
+    dropped and counted (`dropped_too_long`).
     Raises UserError if too few prompts are left, if a completion might exceed the model's
     positions, or if the reward rejects the prompts (`RewardFunction.check`); RuntimeError with the
     trace's id for a reward that is not finite; Stopped after a stop request.
     """
+    seed, resources = context.seed, context.resources
     set_seed(seed)
     policy = load_policy(model, config, resources)
     positions = policy.config.get_text_config().max_position_embeddings
-    kept = fitting_prompts(prompts, config, positions, stage)
+    kept = fitting_prompts(prompts, config, positions, context.stage)
     reward.check(kept, config.max_completion_tokens)
     steps = total_steps(config, len(kept), config.questions_per_step)
     order = data_order(len(kept), config.questions_per_step, steps, seed)
     batch_size, processes = config.questions_per_step * config.group_size, join(resources)
     micro = micro_batches(batch_size, resources.micro_batch_size, processes.num_processes)
-    epochs, every = config.questions_per_step / len(kept), resources.checkpoint_every_steps
-    recorder = StepRecorder(stage, seed, steps, epochs, every, progress)
+    recorder = StepRecorder(context, steps, epochs_per_step=config.questions_per_step / len(kept))
     sync = config.reference_sync or ReferenceSync()
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TRLConfig(
@@ -113,8 +111,8 @@ def train_grpo(
             processing_class=load_tokenizer(model),
             peft_config=adapters(config.lora),
         )
-        trainer.run(work, recorder)
-    trainer.finish(model, out, config.dtype)
+        trainer.run(context.work, recorder)
+    trainer.finish(model, context.out, config.dtype)
     return grpo_metrics(recorder.rows, len(kept), len(prompts) - len(kept))
 
 
@@ -189,7 +187,7 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         """TRL's reward function: rewards of this process's completions (N).
 
         Raises RuntimeError in every process if one of them has a completion whose reward is not
-        finite: TRL would drop a NaN without a word.
+        finite: TRL would ignore a NaN silently.
         """
         batch, result, fault = [self._prompts[row] for row in prompts], Rewards([], {}), None
         ids = [each.ids for each in rollouts]

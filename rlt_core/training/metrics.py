@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from rlt_core.generation import Completion
-from rlt_core.progress import Progress
 from rlt_core.reward.diagnostics import explanation_alarms
 from rlt_core.sql.schemas import TRAIN_STEPS
+from rlt_core.training.context import TrainingContext
 from rlt_core.training.reward_function import Rewards
 
 Row = dict[str, Any]
@@ -84,23 +84,16 @@ def grpo_metrics(rows: Sequence[Row], questions: int, dropped: int) -> dict[str,
 class StepRecorder(TrainerCallback):
     """Records rows, reports progress, decides when to checkpoint and when to stop."""
 
-    def __init__(
-        self,
-        stage: str,
-        seed: int,
-        total: int,
-        epochs_per_step: float,
-        checkpoint_every: int,
-        progress: Progress,
-    ) -> None:
+    def __init__(self, context: TrainingContext, total: int, epochs_per_step: float) -> None:
         self.rows: list[Row] = []
         self.parts: dict[str, float | None] = {}
         """Columns of the current step that only GRPO has: the reward, its parts, the gap."""
         self.stopped = False
         """Training ended early after a stop request."""
-        self._ids = {"stage": stage, "seed": seed}
+        self._ids = {"stage": context.stage, "seed": context.seed}
         self._total, self._epochs_per_step = total, epochs_per_step
-        self._checkpoint_every, self._progress = checkpoint_every, progress
+        self._checkpoint_every = context.resources.checkpoint_every_steps
+        self._progress = context.progress
         self._tokens_seen = 0
         self._started = 0.0
 

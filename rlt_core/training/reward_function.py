@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
@@ -39,16 +39,13 @@ class NoReward(Exception):
         self.place = place
 
 
-class RewardFunction(Protocol):
+class RewardFunction:
     """Computes the rewards of a whole batch of completions."""
 
-    @property
-    def stop_ids(self) -> Sequence[int]:
-        """Tokens that end a completion."""
-
-    @property
-    def reads_policy(self) -> bool:
-        """Whether it runs the policy, which is then gathered for it."""
+    stop_ids: Sequence[int]
+    """Tokens that end a completion."""
+    reads_policy = False
+    """Whether it runs the policy, which is then gathered for it."""
 
     def check(self, prompts: Sequence[Prompt], max_completion_tokens: int) -> None:
         """Raise UserError if some completion of these prompts could have no reward."""
@@ -60,6 +57,7 @@ class RewardFunction(Protocol):
         sampled: Sequence[FLOATS],
         policy: nn.Module,
     ) -> Rewards:
-        """Return the rewards of `completions[i]`, sampled by the current `policy` from `prompts[i]`
+        """Return the reward of `completions[i]`, sampled by the current `policy` from `prompts[i]`
         with log-probs `sampled[i]`. Completions of a question follow one another. Raises NoReward.
         """
+        raise NotImplementedError

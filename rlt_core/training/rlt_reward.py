@@ -19,17 +19,16 @@ from rlt_core.errors import UserError
 from rlt_core.models import load_model, load_tokenizer, on_device, require_same_vocabulary
 from rlt_core.prompts.renderer import Context, Renderer, Span
 from rlt_core.reward.diagnostics import diagnose
-from rlt_core.reward.formula import reward_parts
-from rlt_core.scoring import Contexts, selected_logprobs, token_scores
+from rlt_core.scoring import Contexts, TokenScores, selected_logprobs, token_scores
 from rlt_core.scoring.lm_head import FLOATS
-from rlt_core.training.reward_function import NoReward, Prompt, Rewards
+from rlt_core.training.reward_function import NoReward, Prompt, RewardFunction, Rewards
 
 PARTS = ("r_ss", "r_kl", "solution_mean", "solution_min", "kl_mean", "kl_max")
 Score = Callable[[Sequence[Sequence[int]], Sequence[Span]], list[FLOATS]]
 """Computes the log-probs of one span of each sequence under the current policy."""
 
 
-class RLTReward:
+class RLTReward(RewardFunction):
     """How well a frozen student predicts the solution from the explanation, and how natural the
     explanation is to it (`rlt_core.reward.formula`).
 
@@ -89,16 +88,21 @@ class RLTReward:
                 Rollout(p.question_id, each.teacher, len(each.teacher.ids) - len(p.ids), ids, old)
                 for p, each, ids, old in zip(prompts, contexts, completions, sampled, strict=True)
             ]
-            logprobs = self._with_recorded(contexts, rollouts, policy)
+            scores = self._with_recorded(contexts, rollouts, policy)
         else:
-            logprobs = self._computed(contexts, policy)
+            scores = token_scores(
+                contexts,
+                lambda: on_device(self._student, self._resources),
+                lambda: nullcontext(policy),
+                self._spec,
+                self._resources.tokens_per_batch,
+                ranks=False,
+                words=self._renderer.words,
+            )
         scored, diagnostics = [], []
-        for place, (each, think) in enumerate(zip(logprobs, thinks, strict=True)):
-            solution, student, teacher, kl = each
+        for place, (each, think) in enumerate(zip(scores, thinks, strict=True)):
             try:
-                scored.append(
-                    reward_parts(solution, student, teacher, think.closed, self._spec, kl)
-                )
+                scored.append(each.reward(think.closed, self._spec))
             except ValueError as error:
                 raise NoReward(place, str(error)) from error
             solution_ids = contexts[place].student.ids[slice(*contexts[place].solution)]
@@ -117,29 +121,10 @@ class RLTReward:
             teacher=self._renderer.teacher_context(question, solution, think_ids),
         )
 
-    def _computed(
-        self, contexts: Sequence[Contexts], policy: nn.Module
-    ) -> list[tuple[FLOATS, FLOATS, FLOATS, FLOATS | None]]:
-        """Log-probs of each solution and think span under the student, of the think span under the
-        teacher, and the full KL; each model scores the whole batch."""
-        scores = token_scores(
-            contexts,
-            lambda: on_device(self._student, self._resources),
-            lambda: nullcontext(policy),
-            self._spec,
-            self._resources.tokens_per_batch,
-            ranks=False,
-            words=self._renderer.words,
-        )
-        return [
-            (each.student_solution, each.student_think, each.teacher_think, each.think_kl)
-            for each in scores
-        ]
-
     def _with_recorded(
         self, contexts: Sequence[Contexts], rollouts: Sequence[Rollout], policy: nn.Module
-    ) -> list[tuple[FLOATS, FLOATS, FLOATS, FLOATS | None]]:
-        """The same with the teacher's log-probs as the engine recorded them."""
+    ) -> list[TokenScores]:
+        """Scores with the teacher's log-probs as the engine recorded them."""
 
         def score(model: nn.Module, ids: Any, spans: Any) -> list[list[FLOATS]]:
             temperature, tokens = self._spec.temperature, self._resources.tokens_per_batch
@@ -153,7 +138,7 @@ class RLTReward:
             lambda ids, spans: [found for (found,) in score(policy, ids, [[s] for s in spans])],
         )
         return [
-            (solution, think, by_teacher, None)
+            TokenScores(solution, think, by_teacher)
             for (solution, think), by_teacher in zip(scored, teacher, strict=True)
         ]
 
@@ -190,25 +175,26 @@ def recorded_logprobs(rollouts: Sequence[Rollout], score: Score) -> list[FLOATS]
     `score` is called once: for the scored prefix of each question (it depends on the prompt alone),
     and for explanations that are not as sampled.
     """
-    changed = [i for i, each in enumerate(rollouts) if not each.as_sampled]
-    prefixed = {
-        each.question_id: each
+    changed = {
+        i: (each.context.ids, each.context.think)
+        for i, each in enumerate(rollouts)
+        if not each.as_sampled
+    }
+    prefixes = {
+        each.question_id: (each.context.ids[: each.prefix.end], each.prefix)
         for each in rollouts
         if each.as_sampled and each.think_tokens and each.prefix.start < each.prefix.end
     }
-    contexts = [rollouts[i].context.ids for i in changed]
-    contexts += [each.context.ids[: each.prefix.end] for each in prefixed.values()]
-    spans = [rollouts[i].context.think for i in changed]
-    spans += [each.prefix for each in prefixed.values()]
-    computed = score(contexts, spans)
-    exact = dict(zip(changed, computed, strict=False))
-    prefixes = dict(zip(prefixed, computed[len(changed) :], strict=True))
-    nothing = np.empty(0, np.float32)
+    asked = [*changed.values(), *prefixes.values()]
+    computed = score([ids for ids, _ in asked], [span for _, span in asked])
+    found: dict[int | str, FLOATS] = dict(zip([*changed, *prefixes], computed, strict=True))
     logprobs = []
     for i, each in enumerate(rollouts):
-        if not each.as_sampled:
-            logprobs.append(exact[i])
-            continue
-        prefix = prefixes.get(each.question_id, nothing) if each.think_tokens else nothing
-        logprobs.append(np.concatenate([prefix, each.sampled[: each.think_tokens]]))
+        if i in changed:
+            logprobs.append(found[i])
+        elif each.think_tokens and each.question_id in prefixes:
+            sampled = each.sampled[: each.think_tokens]
+            logprobs.append(np.concatenate([found[each.question_id], sampled]))
+        else:
+            logprobs.append(each.sampled[: each.think_tokens])
     return logprobs

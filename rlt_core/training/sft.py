@@ -15,14 +15,13 @@ from transformers import PreTrainedModel
 from trl import SFTConfig as TRLConfig
 from trl import SFTTrainer
 
-from rlt_core.config import SFTConfig, StageResources
+from rlt_core.config import SFTConfig
 from rlt_core.errors import UserError
 from rlt_core.models import load_tokenizer
 from rlt_core.processes import join
-from rlt_core.progress import Progress
 from rlt_core.prompts.renderer import IGNORED, Row
-from rlt_core.store import Workspace
 from rlt_core.training.checkpoint import ResumableTrainer
+from rlt_core.training.context import TrainingContext
 from rlt_core.training.data_order import data_order, longest_first, micro_batches, total_steps
 from rlt_core.training.metrics import StepRecorder, mean_of
 from rlt_core.training.policy import adapters, load_policy, trainer_arguments
@@ -41,34 +40,25 @@ class _Trainer(ResumableTrainer, SFTTrainer):
 
 
 def train_sft(
-    model: Path,
-    rows: Sequence[Row],
-    config: SFTConfig,
-    *,
-    seed: int,
-    stage: str,
-    out: Path,
-    work: Workspace,
-    resources: StageResources,
-    progress: Progress,
+    model: Path, rows: Sequence[Row], config: SFTConfig, context: TrainingContext
 ) -> dict[str, float]:
-    """Train a model folder on rows; write `out/model/` and `out/train_steps.parquet`.
+    """Train a model folder on rows; write `model/` and `train_steps.parquet`.
 
     The loss of a step is the mean over the labelled tokens of its whole batch, whatever the
     micro-batches. Rows longer than `config.max_tokens`, or than the model's positions, are dropped
-    and counted (`dropped_too_long`). Called again with the same workspace, it resumes from the last
-    checkpoint. Raises UserError if no row is left, Stopped after a stop request.
+    and counted (`dropped_too_long`). Raises UserError if no row is left, Stopped after a stop
+    request.
     """
+    seed, resources = context.seed, context.resources
     set_seed(seed)
     policy = load_policy(model, config, resources)
-    kept = _fitting(rows, config, policy, stage)
+    kept = _fitting(rows, config, policy, context.stage)
     steps = total_steps(config, len(kept), config.batch_size)
     order = data_order(len(kept), config.batch_size, steps, seed)
     order = longest_first(order, [len(row.input_ids) for row in kept], config.batch_size)
     processes = join(resources).num_processes
     micro = micro_batches(config.batch_size, resources.micro_batch_size, processes)
-    epochs, every = config.batch_size / len(kept), resources.checkpoint_every_steps
-    recorder = StepRecorder(stage, seed, steps, epochs, every, progress)
+    recorder = StepRecorder(context, steps, epochs_per_step=config.batch_size / len(kept))
     columns = {name: [getattr(row, name) for row in kept] for name in ("input_ids", "labels")}
     with tempfile.TemporaryDirectory() as scratch:
         trainer = _Trainer(
@@ -89,8 +79,8 @@ def train_sft(
             peft_config=adapters(config.lora),
         )
         trainer.longest = max(kept, key=lambda row: len(row.input_ids))
-        trainer.run(work, recorder)
-    trainer.finish(model, out, config.dtype)
+        trainer.run(context.work, recorder)
+    trainer.finish(model, context.out, config.dtype)
     return _metrics(recorder.rows, len(kept), len(rows) - len(kept))
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from rlt_core.config import FolderModel, HubModel, ModelSource, PackageModel
 from rlt_core.errors import UserError
 from rlt_core.models import import_model
-from rlt_core.rows import read_rows
 from rlt_core.stages import BaseModelConfig
 from rlt_core.training.base import train_base
 from tasks.stage import StageContext
@@ -20,17 +19,8 @@ def run(ctx: StageContext) -> dict[str, float]:
         assert config.imported is not None
         return import_model(_source(config.imported, ctx), ctx.out / "model")
     assert config.format is not None
-    questions = read_rows(ctx.tables("questions"), "questions")
-    held_out = [row["question"] for row in questions if row["split"] != "train"]
-    return train_base(
-        config.scratch,
-        held_out,
-        ctx.format,
-        out=ctx.out,
-        work=ctx.work,
-        resources=ctx.resources,
-        progress=ctx.progress,
-    )
+    held_out = [row["question"] for row in ctx.rows("questions") if row["split"] != "train"]
+    return train_base(config.scratch, held_out, ctx.format, ctx.training(config.scratch.seed))
 
 
 def _source(imported: str, ctx: StageContext) -> ModelSource:

@@ -7,15 +7,9 @@ from functools import partial
 from typing import Any
 
 from rlt_core import processes
-from rlt_core.data.generators.countdown import (
-    EVALUATION_QUESTIONS,
-    EVALUATION_SEED,
-    countdown_questions,
-)
 from rlt_core.errors import UserError
-from rlt_core.evaluation.benchmarks import EvalTask, benchmark_task, own_task
+from rlt_core.evaluation.benchmarks import EvalTask, own_task, pinned_task
 from rlt_core.evaluation.run import ModelEvaluation, SampleRequest
-from rlt_core.hf_hub import UNPINNED
 from rlt_core.rows import read_rows
 from rlt_core.stages import EvaluationStageConfig
 from tasks.shards import LongWork, in_shards
@@ -72,27 +66,19 @@ def _length(request: SampleRequest) -> int:
 def _task(ctx: StageContext, name: str, config: EvaluationStageConfig) -> EvalTask:
     if name == "countdown" and "countdown" in ctx.manifests:
         return EvalTask(name, _held_out(ctx, "countdown", "countdown.data.n_test"))
-    if name == "countdown":
-        return EvalTask(name, countdown_questions(EVALUATION_QUESTIONS, EVALUATION_SEED))
+    if name == "test":
+        return EvalTask(name, _held_out(ctx, "questions", "data.n_test"))
     if own := config.own_benchmarks.get(name):
         source = ctx.spec.paths.get(name, own.source)
         return own_task(name, own.model_copy(update={"source": source}))
-    if name != "test":
-        commit = config.benchmarks.get(name)
-        if commit == UNPINNED:
-            raise UserError(
-                f"benchmark {name}: run `rlt fetch` for this profile while online, or name a "
-                f"commit in evaluation.revisions.{name}"
-            )
-        evaluation = config.evaluation
-        return benchmark_task(name, evaluation.max_questions, commit, evaluation.prompts)
-    return EvalTask(name, _held_out(ctx, "questions", "data.n_test"))
+    evaluation = config.evaluation
+    commit = config.benchmarks.get(name)
+    return pinned_task(name, commit, evaluation.max_questions, evaluation.prompts)
 
 
 def _held_out(ctx: StageContext, data_set: str, field: str) -> list[dict[str, Any]]:
     """Test questions of a data set. Raises UserError if it has none."""
-    questions = read_rows(ctx.tables(data_set), "questions")
-    held_out = [row for row in questions if row["split"] == "test"]
+    held_out = [row for row in ctx.rows(data_set, "questions") if row["split"] == "test"]
     if not held_out:
         raise UserError(
             f"{ctx.spec.name} asks held-out questions of {data_set}, and there are none; raise "

@@ -6,7 +6,7 @@ from typing import Any
 
 from rlt_core.data.trace_selection import columns_of_set, ranks_of_set
 from rlt_core.ranking import rank_ablation
-from rlt_core.rows import read_rows, write_rows
+from rlt_core.rows import write_rows
 from rlt_core.stages import RankStatisticsConfig
 from tasks.stage import StageContext
 
@@ -28,7 +28,7 @@ def run(ctx: StageContext) -> dict[str, float]:
 
 
 def _answers(ctx: StageContext, name: str, task: str) -> list[Row]:
-    rows = read_rows(ctx.tables(name), "eval_samples", ["task", "question_id", "outcome"])
+    rows = ctx.rows(name, "eval_samples", ["task", "question_id", "outcome"])
     return [row for row in rows if row["task"] == task]
 
 
@@ -36,7 +36,7 @@ def _ranked(ctx: StageContext, config: RankStatisticsConfig, seed: int) -> list[
     """Rewards and ranks of the traces of a seed's sets, before `n_questions` and the limit of a
     row's length drop any."""
     columns = [*columns_of_set(config.ranked_by), "reward"]
-    scores = read_rows(ctx.tables(f"scores@{seed}"), "scores", columns)
+    scores = ctx.rows(f"scores@{seed}", "scores", columns)
     ranks = ranks_of_set(scores, config.ranked_by, seed)
     return [
         {"rank": ranks[row["trace_id"]], "reward": row["reward"]}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from rlt_core.errors import UserError
 from rlt_core.grading import Grader
-from rlt_core.rows import read_rows
 from rlt_core.stages import StudentGRPOStageConfig
 from rlt_core.training.answer_reward import AnswerReward
 from rlt_core.training.grpo import train_grpo
@@ -17,7 +16,7 @@ def run(ctx: StageContext) -> dict[str, float]:
     config = ctx.config_as(StudentGRPOStageConfig)
     model = ctx.model("model")
     renderer = ctx.renderer("model", "student")
-    rows = [r for r in read_rows(ctx.tables("questions"), "questions") if r["split"] == "train"]
+    rows = ctx.training_questions()
     gradable = [row for row in rows if row["grader"] != "none"]
     if not gradable:
         raise UserError(
@@ -29,17 +28,8 @@ def run(ctx: StageContext) -> dict[str, float]:
         for row in gradable
     ]
     with Grader() as grader:
+        reward = AnswerReward(renderer, config.grpo.reward, grader)
         metrics = train_grpo(
-            model,
-            prompts,
-            AnswerReward(renderer, config.grpo.reward, grader),
-            config.grpo,
-            seed=config.seed,
-            key=ctx.spec.key,
-            stage=ctx.spec.stage,
-            out=ctx.out,
-            work=ctx.work,
-            resources=ctx.resources,
-            progress=ctx.progress,
+            model, prompts, reward, config.grpo, ctx.spec.key, ctx.training(config.seed)
         )
     return {**metrics, "ungradable_questions": len(rows) - len(gradable)}

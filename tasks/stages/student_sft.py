@@ -17,7 +17,7 @@ from rlt_core.errors import UserError
 from rlt_core.models import load_tokenizer, vocabulary_digest
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.prompts.renderer import Row as TrainingRow
-from rlt_core.rows import read_rows, read_table, table_files
+from rlt_core.rows import read_table, table_files
 from rlt_core.sql.schemas import TRACES
 from rlt_core.stages import StudentSFTStageConfig
 from rlt_core.training.sft import train_sft
@@ -91,37 +91,19 @@ def run(ctx: StageContext) -> dict[str, float]:
     config = ctx.config_as(StudentSFTStageConfig)
     model = ctx.model("model")
     tokenizer = load_tokenizer(model)
-    questions = {
-        row["question_id"]: row
-        for row in read_rows(ctx.tables("questions"), "questions")
-        if row["split"] == "train"
-    }
+    questions = {row["question_id"]: row for row in ctx.training_questions()}
     same = config.traces == "traces" and _same_vocabulary(ctx, vocabulary_digest(tokenizer))
     limit = min(config.sft.max_tokens, _positions(model))
     student = _Student(ctx.renderer("model", "student"), questions, same, limit)
     chosen = _chosen(ctx, config, student)
-    keep = set(
-        choose(
-            sorted({trace["question_id"] for trace in chosen.traces}),
-            config.n_questions,
-            ctx.seed,
-        )
-    )
+    names = sorted({trace["question_id"] for trace in chosen.traces})
+    keep = set(choose(names, config.n_questions, ctx.seed))
     traces = [trace for trace in chosen.traces if trace["question_id"] in keep]
     if not traces:
         raise UserError(f"{ctx.spec.name}: there is no trace to train on")
     rows, explanation_tokens = student.rows(traces)
-    metrics = train_sft(
-        model,
-        rows,
-        _scaled(config.sft, chosen.share),
-        seed=config.seed,
-        stage=ctx.spec.stage,
-        out=ctx.out,
-        work=ctx.work,
-        resources=ctx.resources,
-        progress=ctx.progress,
-    )
+    sft = _scaled(config.sft, chosen.share)
+    metrics = train_sft(model, rows, sft, ctx.training(config.seed))
     return {
         **metrics,
         **chosen.metrics,
@@ -133,61 +115,43 @@ def run(ctx: StageContext) -> dict[str, float]:
 
 def _chosen(ctx: StageContext, config: StudentSFTStageConfig, student: _Student) -> _Chosen:
     """Choose traces by the config."""
+    questions = student.questions
     if config.traces == "none":
-        return _Chosen([{"question_id": name, "text": ""} for name in student.questions])
+        return _Chosen([{"question_id": name, "text": ""} for name in questions])
     if config.traces == "dataset":
-        return _Chosen(_dataset_traces(student.questions))
-    traces = ctx.tables("traces")
+        own = {name: row["trace"] for name, row in questions.items() if row["trace"]}
+        return _Chosen([{"question_id": name, "text": text} for name, text in own.items()])
+    folder = ctx.tables("traces")
+    if config.rank is None and not config.fits and not config.token_matched:
+        return _Chosen(_traces(folder))
+    scores, tokens = ctx.rows("scores", columns=columns(config.order)), {}
+    if config.fits or config.token_matched:  # among the questions that `n_questions` keeps
+        names = sorted({row["question_id"] for row in scores})
+        keep = set(choose(names, config.n_questions, ctx.seed))
+        scores = [row for row in scores if row["question_id"] in keep]
+        question_of = {row["trace_id"]: row["question_id"] for row in scores}
+        tokens = student.fitting(folder, question_of)
+    ranks = rank_traces(scores, config.order, config.seed)
     if config.fits:
-        return _fitting(ctx, config, student)
-    if config.token_matched:
-        return _token_matched(ctx, config, student)
-    if config.rank is None:
-        return _Chosen(_traces(traces))
-    ranks = rank_traces(_scores(ctx, config), config.order, config.seed)
-    return _Chosen(_traces(traces, {name for name, rank in ranks.items() if rank == config.rank}))
-
-
-def _fitting(ctx: StageContext, config: StudentSFTStageConfig, student: _Student) -> _Chosen:
-    """Choose the best trace that fits for each question that `n_questions` keeps."""
-    scores, traces = _of_chosen(_scores(ctx, config), config, ctx.seed), ctx.tables("traces")
-    ranks = rank_traces(scores, config.order, config.seed)
-    fitting = best_fitting(scores, ranks, student.fitting(traces, _questions_of(scores)))
-    if not fitting.traces:
-        raise UserError(
-            f"{ctx.spec.name}: no scored trace of {fitting.no_trace_fits} questions makes a row of "
-            f"at most {student.max_tokens} tokens; raise max_tokens of the student's recipe"
-        )
-    metrics = {
-        "no_trace_fits": float(fitting.no_trace_fits),
-        "not_first_choice": float(fitting.not_first_choice),
-    }
-    return _Chosen(_traces(traces, fitting.traces), metrics)
-
-
-def _token_matched(ctx: StageContext, config: StudentSFTStageConfig, student: _Student) -> _Chosen:
-    """Choose the set of a rank, cut to the explanation tokens of the smallest rank's set."""
-    scores, traces = _of_chosen(_scores(ctx, config), config, ctx.seed), ctx.tables("traces")
-    ranks = rank_traces(scores, config.order, config.seed)
-    tokens = student.fitting(traces, _questions_of(scores))
-    matched = match_tokens(scores, ranks, tokens, config.seed)
-    whole, kept = (
-        {name for name, rank in each.items() if rank == config.rank} for each in (ranks, matched)
-    )
+        fitting = best_fitting(scores, ranks, tokens)
+        if not fitting.traces:
+            raise UserError(
+                f"{ctx.spec.name}: no scored trace of {fitting.no_trace_fits} questions makes a "
+                f"row of at most {student.max_tokens} tokens; raise max_tokens of the student's "
+                "recipe"
+            )
+        metrics = {
+            "no_trace_fits": float(fitting.no_trace_fits),
+            "not_first_choice": float(fitting.not_first_choice),
+        }
+        return _Chosen(_traces(folder, fitting.traces), metrics)
+    of_rank = {name for name, rank in ranks.items() if rank == config.rank}
+    if not config.token_matched:
+        return _Chosen(_traces(folder, of_rank))
+    kept = of_rank & match_tokens(scores, ranks, tokens, config.seed).keys()
     # The training drops rows that are too long, so their tokens do not count.
-    share = len(kept & tokens.keys()) / max(1, len(whole & tokens.keys()))
-    return _Chosen(_traces(traces, kept), share=share)
-
-
-def _of_chosen(scores: list[Row], config: StudentSFTStageConfig, seed: int) -> list[Row]:
-    """Scores of the questions that `n_questions` keeps."""
-    names = sorted({row["question_id"] for row in scores})
-    keep = set(choose(names, config.n_questions, seed))
-    return [row for row in scores if row["question_id"] in keep]
-
-
-def _questions_of(scores: list[Row]) -> dict[str, str]:
-    return {row["trace_id"]: row["question_id"] for row in scores}
+    share = len(kept & tokens.keys()) / max(1, len(of_rank & tokens.keys()))
+    return _Chosen(_traces(folder, kept), share=share)
 
 
 def _scaled(sft: SFTConfig, share: float) -> SFTConfig:
@@ -197,21 +161,8 @@ def _scaled(sft: SFTConfig, share: float) -> SFTConfig:
     return sft.model_copy(update={"steps": max(1, round(sft.steps * share))})
 
 
-def _scores(ctx: StageContext, config: StudentSFTStageConfig) -> list[Row]:
-    return read_rows(ctx.tables("scores"), "scores", columns(config.order))
-
-
 def _positions(model: Path) -> int:
     return int(AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings)
-
-
-def _dataset_traces(questions: dict[str, Row]) -> list[Row]:
-    """The data set's own traces, as text."""
-    return [
-        {"question_id": name, "text": row["trace"]}
-        for name, row in questions.items()
-        if row["trace"]
-    ]
 
 
 def _traces(folder: Path, names: Collection[str] | None = None) -> list[Row]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rlt_core.rows import read_rows
 from rlt_core.stages import TeacherGRPOStageConfig
 from rlt_core.training.grpo import train_grpo
 from rlt_core.training.reward_function import Prompt
@@ -17,27 +16,10 @@ def run(ctx: StageContext) -> dict[str, float]:
     renderer = ctx.renderer("model", "teacher")
     prompts = [
         Prompt(row["question_id"], renderer.teacher_prompt(row["question"], row["solution"]), row)
-        for row in read_rows(ctx.tables("questions"), "questions")
-        if row["split"] == "train"
+        for row in ctx.training_questions()
     ]
     ctx.require_format("student", "student")
     reward = RLTReward(
-        renderer,
-        ctx.model("student"),
-        config.reward,
-        config.grpo,
-        resources=ctx.resources,
+        renderer, ctx.model("student"), config.reward, config.grpo, resources=ctx.resources
     )
-    return train_grpo(
-        model,
-        prompts,
-        reward,
-        config.grpo,
-        seed=config.seed,
-        key=ctx.spec.key,
-        stage=ctx.spec.stage,
-        out=ctx.out,
-        work=ctx.work,
-        resources=ctx.resources,
-        progress=ctx.progress,
-    )
+    return train_grpo(model, prompts, reward, config.grpo, ctx.spec.key, ctx.training(config.seed))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rlt_core.errors import UserError
-from rlt_core.rows import read_rows
 from rlt_core.stages import TeacherSFTStageConfig
 from rlt_core.training.sft import train_sft
 from tasks.stage import StageContext
@@ -16,8 +15,8 @@ def run(ctx: StageContext) -> dict[str, float]:
     renderer = ctx.renderer("model", "teacher")
     rows = [
         renderer.teacher_sft_row(row["question"], row["solution"], row["trace"])
-        for row in read_rows(ctx.tables("questions"), "questions")
-        if row["split"] == "train" and row["trace"]
+        for row in ctx.training_questions()
+        if row["trace"]
     ]
     if not rows:
         raise UserError(
@@ -25,14 +24,4 @@ def run(ctx: StageContext) -> dict[str, float]:
             "data.split_at), name a trace file (teacher_sft.traces=FILE), or go without "
             "(teacher_sft.traces=none)"
         )
-    return train_sft(
-        model,
-        rows,
-        config.sft,
-        seed=config.seed,
-        stage=ctx.spec.stage,
-        out=ctx.out,
-        work=ctx.work,
-        resources=ctx.resources,
-        progress=ctx.progress,
-    )
+    return train_sft(model, rows, config.sft, ctx.training(config.seed))

@@ -44,11 +44,7 @@ def run(ctx: StageContext) -> dict[str, float]:
     config = ctx.config_as(TraceGenerationConfig)
     model, sampling = ctx.model("teacher"), config.sampling
     writer = _Writer(ctx.renderer("teacher", config.context), config.context)
-    questions = [
-        row
-        for row in read_rows(ctx.tables("questions"), "questions")
-        if row["split"] == config.split
-    ]
+    questions = [row for row in ctx.rows("questions") if row["split"] == config.split]
     questions = choose(questions, sampling.n_questions, config.seed)
     with open_engine(model, sampling.dtype, ctx.resources) as engine:
 

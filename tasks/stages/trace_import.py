@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlt_core.data.imports import import_traces, own_traces
-from rlt_core.rows import read_rows
 from rlt_core.stages import TraceImportConfig
 from tasks.stage import StageContext
 
@@ -15,7 +14,6 @@ def run(ctx: StageContext) -> dict[str, float]:
     config = ctx.config_as(TraceImportConfig)
     renderer = ctx.renderer("tokenizer")
     if config.digest is None:
-        questions = read_rows(ctx.tables("questions"), "questions")
-        return own_traces(questions, config.name, renderer, ctx.out)
+        return own_traces(ctx.rows("questions"), config.name, renderer, ctx.out)
     path = Path(ctx.spec.paths["source"])
     return import_traces(path, config.name, renderer, ctx.out, config.max_dropped, ctx.progress)

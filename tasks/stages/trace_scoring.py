@@ -13,8 +13,8 @@ from rlt_core.grading import Grader
 from rlt_core.models import load_model, on_device, require_same_vocabulary
 from rlt_core.progress import Progress
 from rlt_core.rows import read_rows
-from rlt_core.scoring import assign_ranks
-from rlt_core.scoring.score_traces import score_traces
+from rlt_core.scoring import score_contexts
+from rlt_core.scoring.score_traces import arrivals, contexts_of
 from rlt_core.stages import TraceScoringConfig
 from tasks.shards import in_shards
 from tasks.stage import StageContext
@@ -28,11 +28,11 @@ def run(ctx: StageContext) -> dict[str, float]:
     if config.note:
         print(config.note)
     teacher, student = ctx.model("teacher"), ctx.model("student")
-    teacher_prompter = ctx.renderer("teacher", "teacher")
-    student_prompter = ctx.renderer("student", "student")
-    tokenizers = teacher_prompter.tokenizer, student_prompter.tokenizer
+    teacher_renderer = ctx.renderer("teacher", "teacher")
+    student_renderer = ctx.renderer("student", "student")
+    tokenizers = teacher_renderer.tokenizer, student_renderer.tokenizer
     require_same_vocabulary(*tokenizers, ("the teacher", "the reward student"))
-    questions = {row["question_id"]: row for row in read_rows(ctx.tables("questions"), "questions")}
+    questions = {row["question_id"]: row for row in ctx.rows("questions")}
 
     @cache
     def loaded(folder: Path) -> PreTrainedModel:
@@ -40,24 +40,22 @@ def run(ctx: StageContext) -> dict[str, float]:
 
     def compute(shard: Sequence[list[Row]], progress: Progress) -> list[Row]:
         traces = [trace for group in shard for trace in group]
-        rows = score_traces(
+        return score_contexts(
             traces,
-            questions,
+            contexts_of(traces, questions, student_renderer, teacher_renderer),
             student=ctx.key("student"),
             load_student=lambda: on_device(loaded(student), ctx.resources),
             load_teacher=lambda: on_device(loaded(teacher), ctx.resources),
-            student_renderer=student_prompter,
-            teacher_renderer=teacher_prompter,
             spec=config.reward,
             max_tokens=config.scoring.max_tokens,
             tokens_per_batch=ctx.resources.tokens_per_batch,
-            grader=grader,
+            words=student_renderer.words,
+            correct=arrivals(traces, questions, grader, progress),
             progress=progress,
         )
-        return assign_ranks(rows)
 
     by_question: dict[str, list[Row]] = {}
-    for trace in read_rows(ctx.tables("traces"), "traces"):
+    for trace in ctx.rows("traces"):
         by_question.setdefault(trace["question_id"], []).append(trace)
     groups = list(by_question.values())
     with Grader() as grader:

@@ -1,6 +1,7 @@
 """At the size of the `tiny` profile the fast path learns what the plain one does, seed for seed."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,13 +22,12 @@ def test_the_fast_path_learns_as_the_plain_one(tmp_path: Path) -> None:
     model = grpo_step.base_model(config, tmp_path)
     renderer = Renderer(load_format(config.prompt_format), load_tokenizer(model))
     resources = config.resources.of("teacher-grpo")
-    fast, plain = (
-        grpo_step.measure(model, renderer, reward, grpo, resources).steps
-        for reward in (
-            RLTReward(renderer, model, config.reward, grpo, resources=resources),
-            grpo_step.PlainReward(renderer, model, config.reward),
-        )
-    )
+
+    def curve(kind: type[RLTReward]) -> list[dict[str, Any]]:
+        reward = kind(renderer, model, config.reward, grpo, resources=resources)
+        return grpo_step.measure(model, renderer, reward, grpo, resources).steps
+
+    fast, plain = curve(RLTReward), curve(grpo_step.PlainReward)
     assert len(fast) == len(plain) == STEPS
     assert fast[0]["reward"] == pytest.approx(plain[0]["reward"], abs=1e-4)
     completions = grpo.questions_per_step * grpo.group_size

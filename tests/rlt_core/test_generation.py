@@ -69,7 +69,7 @@ def same(first: Completion, second: Completion) -> bool:
     )
 
 
-# ---------------------------------------------------------------- what is drawn
+# ---------------------------------------------------------------- what is sampled
 def test_greedy_equals_transformers_own_generate() -> None:
     for prompt, [ours] in zip(PROMPTS, generate(seeds=[[0]] * 5, temperature=0.0), strict=True):
         ids = torch.tensor([prompt])
@@ -81,8 +81,8 @@ def test_greedy_equals_transformers_own_generate() -> None:
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_the_log_probs_are_those_of_scoring_the_completion(temperature: float) -> None:
-    drawn = generate(temperature=temperature)
-    pairs = [(p, c) for p, each in zip(PROMPTS, drawn, strict=True) for c in each]
+    sampled = generate(temperature=temperature)
+    pairs = [(p, c) for p, each in zip(PROMPTS, sampled, strict=True) for c in each]
     contexts = [prompt + completion.ids for prompt, completion in pairs]
     spans = [[(len(prompt), len(prompt) + len(c.ids))] for prompt, c in pairs]
     scored = selected_logprobs(MODEL, contexts, spans, temperature, 1000)
@@ -92,13 +92,15 @@ def test_the_log_probs_are_those_of_scoring_the_completion(temperature: float) -
 
 def test_completions_follow_the_models_distribution() -> None:
     n = 4000
-    drawn = generate([[5, 6, 7]], [list(range(n))], budget=200_000, max_tokens=2, stop=())[0]
+    sampled = generate([[5, 6, 7]], [list(range(n))], budget=200_000, max_tokens=2, stop=())[0]
     with torch.no_grad():
         first = MODEL(torch.tensor([[5, 6, 7]])).logits[0, -1].softmax(-1)
         second = MODEL(torch.tensor([[5, 6, 7, t] for t in range(VOCABULARY)])).logits[:, -1]
         joint = (first[:, None] * second.softmax(-1)).flatten().double().numpy()
     joint /= joint.sum()
-    counts = np.bincount([c.ids[0] * VOCABULARY + c.ids[1] for c in drawn], minlength=VOCABULARY**2)
+    counts = np.bincount(
+        [c.ids[0] * VOCABULARY + c.ids[1] for c in sampled], minlength=VOCABULARY**2
+    )
     often = n * joint > 5
     observed = [*counts[often], counts[~often].sum()]
     expected = n * np.array([*joint[often], joint[~often].sum()])
@@ -203,9 +205,9 @@ def test_sample_seeds_differ_and_stay() -> None:
 
 # ---------------------------------------------------------------- how completions end
 def test_finish_reasons() -> None:
-    drawn = [c for each in generate(max_tokens=12) for c in each]
-    assert {c.finish_reason for c in drawn} == {"stop", "length"}
-    for completion in drawn:
+    sampled = [c for each in generate(max_tokens=12) for c in each]
+    assert {c.finish_reason for c in sampled} == {"stop", "length"}
+    for completion in sampled:
         assert STOP not in completion.ids[:-1]
         assert completion.logprobs is not None and len(completion.logprobs) == len(completion.ids)
         if completion.finish_reason == "stop":
@@ -227,18 +229,13 @@ def test_a_stop_token_at_the_limit_is_a_stop() -> None:
             assert (cut.ids, cut.finish_reason) == (whole.ids[:at], "length")
 
 
-def test_without_stop_tokens_everything_runs_to_the_limit() -> None:
-    drawn = generate(stop=())
-    assert {len(c.ids) for each in drawn for c in each} == {30}
-    assert all(c.finish_reason == "length" for each in drawn for c in each)
-
-
 def test_a_completion_ends_where_the_models_context_does() -> None:
     model = llama(max_position_embeddings=24)
     free = generate(stop=())
-    drawn = generate(model=model, stop=())
+    assert {(len(c.ids), c.finish_reason) for each in free for c in each} == {(30, "length")}
+    sampled = generate(model=model, stop=())
     assert len({len(prompt) for prompt in PROMPTS}) > 1
-    for prompt, group, longer in zip(PROMPTS, drawn, free, strict=True):
+    for prompt, group, longer in zip(PROMPTS, sampled, free, strict=True):
         for completion, whole in zip(group, longer, strict=True):
             assert len(prompt) + len(completion.ids) == min(24, len(prompt) + len(whole.ids))
             assert completion.finish_reason == "length"
@@ -252,8 +249,8 @@ def test_a_policy_in_training_keeps_its_mode_and_its_gradients() -> None:
     model = llama()
     model.config.attention_dropout = 0.5
     model.train()
-    drawn = generate(model=model)
-    assert model.training and all(map(same, drawn[0], generate()[0]))
+    sampled = generate(model=model)
+    assert model.training and all(map(same, sampled[0], generate()[0]))
     model(torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss.backward()
     assert model.lm_head.weight.grad is not None
 

@@ -50,15 +50,6 @@ def test_each_tag_is_one_token_and_survives_decoding() -> None:
     assert TOKENIZER.decode(ids, skip_special_tokens=True) == "a".join(FORMAT.tags)
 
 
-def test_chat_template_is_chatml() -> None:
-    turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "1+2"}]
-    text = TOKENIZER.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    assert text == (
-        "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\n1+2<|im_end|>\n"
-        "<|im_start|>assistant\n"
-    )
-
-
 def test_saved_model_and_tokenizer_come_back(model_folder: Path) -> None:
     model, tokenizer = load_model(model_folder), load_tokenizer(model_folder)
     fresh = new_model(SMALL, TOKENIZER).state_dict()

@@ -25,7 +25,7 @@ from rlt_core.rows import read_rows, write_rows
 from rlt_core.scoring import assign_ranks, lm_head, passes, selected_logprobs
 from rlt_core.scoring.lm_head import LogitTransform, head_kl, head_logprobs
 from rlt_core.scoring.passes import length_batches
-from rlt_core.scoring.score_traces import score_traces
+from rlt_core.scoring.score_traces import arrivals, contexts_of, score_contexts
 
 VOCABULARY = 23
 
@@ -75,7 +75,7 @@ def contexts(draw: st.DrawFn) -> Contexts:
     tied=st.booleans(),
     temperature=st.sampled_from([0.3, 0.7, 1.0, 2.0]),
     tokens_per_batch=st.sampled_from([1, 17, 64, 10_000]),
-    block_logits=st.sampled_from([1, 5, 40, None]),
+    block_logits=st.sampled_from([1, 5, 40, 1 << 21]),
     packed=st.booleans(),
 )
 def test_equals_the_oracle_for_any_shape_budget_and_block(
@@ -85,7 +85,7 @@ def test_equals_the_oracle_for_any_shape_budget_and_block(
     tied: bool,
     temperature: float,
     tokens_per_batch: int,
-    block_logits: int | None,
+    block_logits: int,
     packed: bool,
 ) -> None:
     model = random_llama(seed, heads, tied)
@@ -93,10 +93,8 @@ def test_equals_the_oracle_for_any_shape_budget_and_block(
     with pytest.MonkeyPatch.context() as patch:
         # The CPU's attention takes packed sequences too, only not fast.
         patch.setattr(passes, "_takes_packed", lambda decoder: packed)
-        got = selected_logprobs(
-            model, ids, spans, temperature, tokens_per_batch,
-            block_logits=block_logits,
-        )  # fmt: skip
+        patch.setitem(lm_head.BLOCK_LOGITS, "cpu", block_logits)
+        got = selected_logprobs(model, ids, spans, temperature, tokens_per_batch)
     assert [len(arrays) for arrays in got] == [len(each) for each in spans]
     for context, each, arrays in zip(ids, spans, got, strict=True):
         for span, array in zip(each, arrays, strict=True):
@@ -130,7 +128,8 @@ def test_no_logits_beyond_a_block_ever_exist(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(lm_head.BLOCK_WORDS, "cpu", 10)
     ids = [[i % VOCABULARY for i in range(50)] for _ in range(6)]
     spans = [[(10, 14), (40, 50)]] * 6
-    selected_logprobs(model, ids, spans, 1.0, 1000, block_logits=80)
+    monkeypatch.setitem(lm_head.BLOCK_LOGITS, "cpu", 80)
+    selected_logprobs(model, ids, spans, 1.0, 1000)
     assert max(rows * words for rows, words in blocks) <= 80
     # All words of the selected positions, nothing else.
     assert sum(rows * words for rows, words in blocks) == 6 * 14 * VOCABULARY
@@ -139,11 +138,11 @@ def test_no_logits_beyond_a_block_ever_exist(monkeypatch: pytest.MonkeyPatch) ->
 @settings(max_examples=40, deadline=None)
 @given(
     positions=st.integers(0, 12), seed=st.integers(0, 5), words=st.integers(1, 40),
-    temperature=st.sampled_from([0.7, 1.0, 2.0]), block_logits=st.sampled_from([1, 30, None]),
+    temperature=st.sampled_from([0.7, 1.0, 2.0]), block_logits=st.sampled_from([1, 30, 1 << 21]),
     biased=st.booleans(),
 )  # fmt: skip
 def test_ranks_surprisal_and_full_kl_equal_the_oracle(
-    positions: int, seed: int, words: int, temperature: float, block_logits: int | None,
+    positions: int, seed: int, words: int, temperature: float, block_logits: int,
     biased: bool,
 ) -> None:  # fmt: skip
     torch.manual_seed(seed)
@@ -152,10 +151,9 @@ def test_ranks_surprisal_and_full_kl_equal_the_oracle(
     targets = torch.randint(words, (positions,))
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         patch.setitem(lm_head.BLOCK_WORDS, "cpu", 7)
-        got = head_logprobs(
-            p, hidden_p, targets, temperature, ranks=True, block_logits=block_logits
-        )
-        kl = head_kl((p, q), (hidden_p, hidden_q), temperature, block_logits=block_logits)
+        patch.setitem(lm_head.BLOCK_LOGITS, "cpu", block_logits)
+        got = head_logprobs(p, hidden_p, targets, temperature, ranks=True)
+        kl = head_kl((p, q), (hidden_p, hidden_q), temperature)
         x, y = (each.double()(h.double()) for each, h in [(p, hidden_p), (q, hidden_q)])
     rows = torch.arange(positions)
     assert got.ranks is not None or not positions
@@ -288,24 +286,28 @@ def longer_context(question: str, solution: str, think_ids: list[int]) -> int:
 
 
 def score(
-    traces: list[dict[str, Any]], questions: dict[str, Any] = QUESTIONS, **changes: Any
+    traces: list[dict[str, Any]],
+    questions: dict[str, Any] = QUESTIONS,
+    grader: Grader | None = None,
+    **changes: Any,
 ) -> list[dict[str, Any]]:
     longest = longer_context("", "", []) + 100
+    progress = changes.get("progress", Progress())
     arguments: dict[str, Any] = {
         "student": "s",
         "load_student": lambda: nullcontext(tiny_model(1)),
         "load_teacher": lambda: nullcontext(tiny_model(2)),
-        "student_renderer": RENDERER,
-        "teacher_renderer": RENDERER,
         "spec": SPEC,
         "max_tokens": longest,
         "tokens_per_batch": 4000,
+        "correct": arrivals(traces, questions, grader, progress) if grader else None,
     }
-    return score_traces(traces, questions, **{**arguments, **changes})
+    contexts = contexts_of(traces, questions, RENDERER, RENDERER)
+    return score_contexts(traces, contexts, **{**arguments, **changes})
 
 
 def test_scores_replay_from_their_own_log_probs_and_the_oracle_agrees(tmp_path: Any) -> None:
-    rows = assign_ranks(score(TRACES))
+    rows = score(TRACES)
     write_rows(tmp_path / "scores.parquet", "scores", rows)
     rows = read_rows(tmp_path, "scores")
     assert [row["trace_id"] for row in rows] == [each["trace_id"] for each in TRACES]
@@ -337,7 +339,7 @@ def test_scores_replay_from_their_own_log_probs_and_the_oracle_agrees(tmp_path: 
 
 
 def test_an_over_long_trace_is_a_status_not_a_score() -> None:
-    rows = assign_ranks(score(TRACES))
+    rows = score(TRACES)
     long = rows[4]
     assert long["status"] == "too_long" and long["think_tokens"] == 400
     empty = ("reward", "r_ss", "penalty", "rank", "student_think_logprobs")

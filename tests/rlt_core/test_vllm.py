@@ -1,4 +1,4 @@
-"""The vLLM engine, a real one: it draws what the transformers engine draws."""
+"""The vLLM engine, a real one: it samples what the transformers engine samples."""
 
 import os
 import sys
@@ -47,19 +47,19 @@ def saved(model: PreTrainedModel, folder: Path) -> Path:
     return folder
 
 
-def check_logprobs(model: PreTrainedModel, drawn: list[list[Completion]]) -> None:
+def check_logprobs(model: PreTrainedModel, sampled: list[list[Completion]]) -> None:
     """They are the model's, after temperature."""
-    for prompt, completions in zip(PROMPTS, drawn, strict=True):
+    for prompt, completions in zip(PROMPTS, sampled, strict=True):
         for completion in completions:
             span = (len(prompt), len(prompt) + len(completion.ids))
             [[expected]] = selected_logprobs(model, [prompt + completion.ids], [[span]], 0.7, 1000)
             np.testing.assert_allclose(completion.logprobs, expected, atol=1e-3)
 
 
-def gap(model: PreTrainedModel, drawn: list[list[Completion]]) -> float:
+def gap(model: PreTrainedModel, sampled: list[list[Completion]]) -> float:
     """Mean distance of log-probs to the model's."""
     apart = []
-    for prompt, completions in zip(PROMPTS, drawn, strict=True):
+    for prompt, completions in zip(PROMPTS, sampled, strict=True):
         for each in completions:
             span = (len(prompt), len(prompt) + len(each.ids))
             [[expected]] = selected_logprobs(model, [prompt + each.ids], [[span]], 0.7, 1000)
@@ -88,7 +88,7 @@ def greedy(engine: Engine) -> list[Completion]:
 
 @pytest.mark.slow
 @pytest.mark.vllm
-def test_vllm_draws_from_the_same_model(tmp_path: Path, vllm: None) -> None:
+def test_vllm_samples_from_the_same_model(tmp_path: Path, vllm: None) -> None:
     model = peaked(0)
     folder = saved(model, tmp_path)
     seeds = [[sample_seed("key", str(i), j) for j in range(4)] for i in range(3)]
@@ -98,24 +98,24 @@ def test_vllm_draws_from_the_same_model(tmp_path: Path, vllm: None) -> None:
         [[full]] = engine.generate(near, WARM, [[0]], ())
         assert (len(near[0]) + len(full.ids), full.finish_reason) == (engine.context, "length")
         theirs = greedy(engine)
-        drawn = engine.generate(PROMPTS, WARM, seeds, STOP)
+        sampled = engine.generate(PROMPTS, WARM, seeds, STOP)
         alone = engine.generate(PROMPTS[1:2], WARM, seeds[1:2], STOP)
         assert not engine.generate([], WARM, [], STOP)
     with open_engine(folder, "float32", StageResources(device="cpu")) as engine:
         assert all(map(same, greedy(engine), theirs))
-    assert all(map(same, alone[0], drawn[1])) and len({tuple(c.ids) for c in drawn[1]}) > 1
-    assert {c.finish_reason for each in drawn for c in each} == {"stop", "length"}
-    for completion in (each for group in drawn for each in group):
+    assert all(map(same, alone[0], sampled[1])) and len({tuple(c.ids) for c in sampled[1]}) > 1
+    assert {c.finish_reason for each in sampled for c in each} == {"stop", "length"}
+    for completion in (each for group in sampled for each in group):
         ends = completion.ids[-1] in STOP
         assert completion.finish_reason == ("stop" if ends else "length")
         assert not set(completion.ids[:-1]) & set(STOP)
-    check_logprobs(model, drawn)
+    check_logprobs(model, sampled)
 
 
 @pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_colocated_engine_draws_from_the_weights_of_the_moment(
+def test_a_colocated_engine_samples_from_the_current_weights(
     tmp_path: Path, vllm: None, tied: bool
 ) -> None:
     first, second = (peaked(seed, tie_word_embeddings=tied) for seed in (0, 1))
@@ -162,8 +162,8 @@ def test_trls_own_way_of_giving_weights_is_given_ours(
     ) as engine:  # fmt: skip
         if 0 in engine._llm.apply_model(lambda model: min(p.numel() for p in model.parameters())):
             pytest.skip("this CPU packs weights of 16 bits")
-        drawn = engine.generate(PROMPTS, WARM, seeds, STOP)
-    assert gap(first, drawn) < 0.5 < 2 < gap(second, drawn)
+        sampled = engine.generate(PROMPTS, WARM, seeds, STOP)
+    assert gap(first, sampled) < 0.5 < 2 < gap(second, sampled)
 
 
 # ---------------------------------------------------------------- without vLLM

@@ -32,7 +32,7 @@ def ctx(stage: str, folder: Path, **resources: Any) -> StageContext:
     )  # fmt: skip
     store = Store(str(folder))
     config = StageResources()
-    return StageContext(spec, config, {}, store, folder, store.workspace(spec.key), Progress())
+    return StageContext(folder, store.workspace(spec.key), Progress(), spec, config, {}, store)
 
 
 def fail_with(error: Exception) -> Any:

@@ -1,4 +1,4 @@
-"""Shards that several runs share: each is computed once, whoever is lost."""
+"""Shards that several runs share: each is computed once, whichever run is lost."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_shard_that_another_is_at_is_waited_for(machine: Callable[..., Work]) 
     assert not set(first.mine) & set(others)
 
 
-def test_while_it_waits_the_wish_to_stop_is_heard(machine: Callable[..., Work]) -> None:
+def test_a_stop_request_ends_the_wait(machine: Callable[..., Work]) -> None:
     stop = threading.Event()
     first = machine(0, progress=Progress(should_stop=stop.is_set))
     with first.work.lease(GROUP, "2-000003", lambda _: None):

@@ -120,9 +120,9 @@ def taught(given: tuple[Store, dict[str, Ref]]) -> Iterator[Callable[..., Taught
     known: dict[str, list[Any]] = {}
     train_sft = student_sft.train_sft
 
-    def watched(model: Path, rows: list[Row], config: SFTConfig, **rest: Any) -> dict[str, float]:
+    def watched(model: Path, rows: list[Row], config: SFTConfig, *rest: Any) -> dict[str, float]:
         seen[:] = [rows, config]
-        return train_sft(model, rows, config, **rest)
+        return train_sft(model, rows, config, *rest)
 
     def teach(traces: str = "traces", **changes: Any) -> Taught:
         names = ["model", "questions"] + (["traces", "scores"] if traces == "traces" else [])
@@ -175,14 +175,14 @@ def test_all_and_a_rank_are_the_traces_as_they_were_scored(taught: Any) -> None:
     assert manifest.metrics["explanation_tokens"] == 0 + 3 + 6 + 8 + 8 + 8
 
 
-def test_sets_drawn_at_random_take_every_trace_once_and_differ_by_seed(taught: Any) -> None:
-    drawn = [
+def test_random_sets_take_every_trace_once_and_differ_by_seed(taught: Any) -> None:
+    chosen = [
         each.input_ids
         for rank in range(1, SAMPLES + 1)
         for each in taught(rank=rank, order="random")[1]
     ]
     scored = rows_of(*(f"{q}-{s}" for q, s in TEXTS if (q, s) != (5, 0)))
-    assert sorted(drawn) == sorted(scored)
+    assert sorted(chosen) == sorted(scored)
     assert taught(rank=1, order="random", seed=1)[1] != taught(rank=1, order="random")[1]
 
 
@@ -229,7 +229,7 @@ def test_token_matched_sets_have_the_tokens_of_the_smallest_and_as_many_passes(
 
 
 def test_rows_that_are_too_long_count_for_no_tokens(taught: Any) -> None:
-    """Else the set of long traces would be cut to match tokens that nobody sees."""
+    """Else the set of long traces would be cut to match tokens that are never trained on."""
     sft = SFT.model_copy(update={"max_tokens": len(row_of(0, "x" * 20))})
     manifest, rows, config = taught(rank=1, token_matched=True, sft=sft)
     assert manifest.metrics["explanation_tokens"] == 15  # of q5; the other five are too long

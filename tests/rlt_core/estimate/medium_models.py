@@ -18,6 +18,7 @@ from rlt_core.prompts.format import load_format
 from rlt_core.prompts.renderer import Row
 from rlt_core.store import Workspace
 from rlt_core.store.files import Files
+from rlt_core.training.context import TrainingContext
 from rlt_core.training.sft import train_sft
 
 FAMILIES = {"llama": LlamaConfig, "qwen2": Qwen2Config}
@@ -48,17 +49,11 @@ def saved(config: Any, folder: Path, dtype: str = "float32") -> Path:
 def train(folder: Path, place: Path, tokens: int, config: SFTConfig, **resources: Any) -> None:
     """Steps of SFT on rows of exactly so many tokens."""
     row = Row(input_ids=[7] * tokens, labels=[7] * tokens)
-    train_sft(
-        folder,
-        [row] * config.batch_size,
-        config,
-        seed=0,
-        stage="teacher-sft",
-        out=place / "out",
-        work=Workspace(Files(str(place / "store")), "key"),
-        resources=StageResources(**resources),
-        progress=Progress(),
+    work = Workspace(Files(str(place / "store")), "key")
+    context = TrainingContext(
+        "teacher-sft", 0, place / "out", work, StageResources(**resources), Progress()
     )
+    train_sft(folder, [row] * config.batch_size, config, context)
 
 
 def bytes_of(tensors: Any) -> int:

@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from rlt_core.prompts.format import load_format
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.rows import read_rows
 from rlt_core.store import Store, Workspace
+from tasks.shards import LongWork
 from tasks.stages.evaluation import examine
 
 FORMAT = load_format("tiny")
@@ -59,20 +59,6 @@ def questions(count: int, answers: dict[str, str | None] | None = None) -> list[
     ]
 
 
-@dataclass
-class Work:
-    """What the stage is to the shards."""
-
-    out: Path
-    work: Workspace
-    progress: Progress
-    machine: int = 0
-    machines: int = 1
-
-    def is_committed(self) -> bool:
-        return False
-
-
 def evaluation(
     model: Path, tasks: Sequence[EvalTask], config: EvaluationConfig = CONFIG
 ) -> ModelEvaluation:
@@ -97,7 +83,7 @@ def evaluate(
     progress: Progress | None = None,
     shard_questions: int = 4,
 ) -> dict[str, float]:
-    work = Work(folder / "out", workspace(folder), progress or Progress())
+    work = LongWork(folder / "out", workspace(folder), progress or Progress())
     return examine(work, evaluation(model, tasks, config), shard_questions)
 
 

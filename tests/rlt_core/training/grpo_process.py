@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from training_runs import context
+
 from rlt_core.config import RewardSpec, StageResources, TeacherGRPOConfig
 from rlt_core.errors import Stopped
 from rlt_core.models import load_tokenizer
@@ -61,11 +63,9 @@ def main(model: Path, folder: Path, options: dict[str, Any]) -> None:
         should_stop=lambda: first and done[0] + 1 == options.get("stop"),
     )
     try:
-        train_grpo(
-            model, prompts, reward, config, seed=0, key="node", stage="teacher-grpo",
-            out=folder / "out", work=Workspace(Files(str(folder / "store")), "key"),
-            resources=resources, progress=progress,
-        )  # fmt: skip
+        work = Workspace(Files(str(folder / "store")), "key")
+        surroundings = context(folder / "out", work, resources, progress=progress)
+        train_grpo(model, prompts, reward, config, "node", surroundings)
     except Stopped:
         sys.exit(3)
     except RuntimeError as error:

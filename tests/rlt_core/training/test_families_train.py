@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import TEACHER, steps
+from training_runs import TEACHER, context, steps
 
 from rlt_core.config import FolderModel, RewardSpec, SFTConfig, StageResources
 from rlt_core.models import import_model, load_model, load_tokenizer
-from rlt_core.progress import Progress
 from rlt_core.prompts.format import load_format
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.store import Workspace
@@ -38,11 +37,10 @@ def test_grpo_goes_on_from_sft(
     write_family(BY_NAME[name], tmp_path / "published")
     import_model(FolderModel(path=str(tmp_path / "published")), tmp_path / "base")
     renderer = Renderer(FORMAT, load_tokenizer(tmp_path / "base"))
-    common: dict[str, Any] = {"seed": 0, "resources": resources, "progress": Progress()}
     rows = [renderer.teacher_sft_row(q, s, t) for q, s, t in ROWS]
     train_sft(
-        tmp_path / "base", rows, SFTConfig(steps=1, batch_size=3, lora=None), stage="teacher-sft",
-        out=tmp_path / "sft", work=workspace("sft"), **common,
+        tmp_path / "base", rows, SFTConfig(steps=1, batch_size=3, lora=None),
+        context(tmp_path / "sft", workspace("sft"), resources),
     )  # fmt: skip
     saved = json.loads((tmp_path / "sft" / "model" / "config.json").read_text())
     assert not saved.get("output_router_logits")
@@ -56,8 +54,8 @@ def test_grpo_goes_on_from_sft(
         Prompt(q, renderer.teacher_prompt(q, s), {"question": q, "solution": s}) for q, s, _ in ROWS
     ]
     train_grpo(
-        tmp_path / "sft" / "model", prompts, reward, config, key="k", stage="teacher-grpo",
-        out=tmp_path / "grpo", work=workspace("grpo"), **common,
+        tmp_path / "sft" / "model", prompts, reward, config, "k",
+        context(tmp_path / "grpo", workspace("grpo"), resources),
     )  # fmt: skip
     [step] = steps(tmp_path / "grpo")
     assert step["rollout_gap_max"] < 1e-3  # TRL's log-probs are those of the sampler

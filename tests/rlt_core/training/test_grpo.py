@@ -13,6 +13,7 @@ from torch import Tensor
 from training_runs import (
     TEACHER,
     Killed,
+    context,
     kill_at,
     scratch_folder,
     steps,
@@ -30,25 +31,20 @@ from rlt_core.prompts.renderer import Renderer
 from rlt_core.store import Workspace
 from rlt_core.training.grpo import train_grpo
 from rlt_core.training.metrics import StepRecorder
-from rlt_core.training.reward_function import Prompt, Rewards
+from rlt_core.training.reward_function import Prompt, RewardFunction, Rewards
 from rlt_core.training.rlt_reward import RLTReward
 
 CONFIG = TEACHER.model_copy(update={"reference_sync": ReferenceSync(every_steps=2)})
 Run = Callable[..., tuple[Path, dict[str, float]]]
 
 
-class Digits:
+class Digits(RewardFunction):
     """Rewards the share of digits in a completion, and remembers what it saw."""
-
-    reads_policy = False
 
     def __init__(self, renderer: Renderer) -> None:
         self.stop_ids = renderer.stop_ids
         self._digits = set(renderer.encode("0123456789"))
         self.batches: list[tuple[list[Prompt], list[list[int]], list[float]]] = []
-
-    def check(self, prompts: Sequence[Prompt], max_completion_tokens: int) -> None:
-        """Any completion has a reward."""
 
     def __call__(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], *rest: object
@@ -78,12 +74,10 @@ def train(
 ) -> Run:
     def run(name: str, **changes: object) -> tuple[Path, dict[str, float]]:
         out = tmp_path / name
-        arguments = {
-            "model": model, "prompts": prompts, "reward": Digits(renderer), "config": CONFIG,
-            "seed": 0, "key": "node", "work": workspace(name), "resources": resources,
-            "progress": Progress(),
-        } | changes  # fmt: skip
-        return out, train_grpo(stage="teacher-grpo", out=out, **arguments)
+        what = {"prompts": prompts, "reward": Digits(renderer), "config": CONFIG}
+        what |= {each: changes.pop(each) for each in what if each in changes}
+        where = {"work": workspace(name), "resources": resources} | changes
+        return out, train_grpo(model, **what, key="node", context=context(out, **where))
 
     return run
 
@@ -170,10 +164,10 @@ def test_what_samples_is_compared_with_what_learns(
     for row in rows:
         assert 0 < row["rollout_gap_mean"] <= row["rollout_gap_max"] < 1e-4
         assert row["rollout_ratio"] == pytest.approx(1, abs=1e-5)
-    drawn = TransformersEngine.generate
+    generate = TransformersEngine.generate
 
     def stale(self: Any, *args: Any) -> list[list[Completion]]:
-        groups = drawn(self, *args)
+        groups = generate(self, *args)
         off = [[replace(c, logprobs=c.logprobs - np.float32(0.5)) for c in g] for g in groups[1:]]
         return [groups[0], *off]
 
@@ -273,49 +267,31 @@ def test_a_student_with_broken_weights_ends_the_run(
         train("run", reward=reward)
 
 
-def test_parts_without_a_value_are_left_out_of_the_mean(train: Run, renderer: Renderer) -> None:
-    class Patchy(Digits):
-        def __call__(self, prompts: Sequence[Prompt], *rest: Any) -> Rewards:
-            rewards = super().__call__(prompts, *rest).rewards
-            none = [None] * (len(rewards) - 3)
-            return Rewards(
-                rewards,
-                {"copied": [*none, 0.25, 0.5, 0.75], "compression": [*none, None, None, None]},
-            )
+def test_diagnostics_and_equal_rewards_are_recorded_and_reported(
+    train: Run, renderer: Renderer
+) -> None:
+    class Flat(Digits):
+        """Equal rewards; one part with values for three completions, another without any."""
 
-    out, _ = train("run", reward=Patchy(renderer), config=CONFIG.model_copy(update={"steps": 2}))
-    rows = steps(out)
-    assert len(rows) == 2
-    for row in rows:
-        assert (row["copied"], row["compression"], row["doubt"]) == (0.5, None, None)
-
-
-def test_diagnostics_are_recorded_and_reported(train: Run, renderer: Renderer) -> None:
-    class Copies(Digits):
-        def __call__(self, prompts: Sequence[Prompt], *rest: Any) -> Rewards:
-            rewards = super().__call__(prompts, *rest).rewards
-            return Rewards(rewards, {"copied": [0.9] * len(rewards)})
+        def __call__(self, prompts: Sequence[Prompt], *rest: object) -> Rewards:
+            none = [None] * (len(prompts) - 3)
+            parts = {"copied": [*none, 0.75, 1.0, 0.95], "compression": [*none, None, None, None]}
+            return Rewards([0.5] * len(prompts), parts)
 
     told: list[Mapping[str, float]] = []
     progress = Progress(report=lambda step, total, metrics: told.append(metrics))
-    out, metrics = train("run", reward=Copies(renderer), progress=progress)
+    out, metrics = train("run", reward=Flat(renderer), progress=progress)
+    rows = steps(out)
+    assert [row["zero_std_groups"] for row in rows] == [1] * 5
+    for row in rows:
+        assert row["copied"] == pytest.approx(0.9)  # the mean over what has a value
+        assert (row["compression"], row["doubt"]) == (None, None)
+        assert row["clipped"] > 0.5
+    assert [each["alarm_zero_variance"] for each in told] == [0, 0, 1, 1, 1]
     assert all(each["alarm_copied"] == 1 and each["alarm_repetition"] == 0 for each in told)
-    assert metrics["alarm_copied"] == 1
+    assert metrics["alarm_zero_variance"] == metrics["alarm_copied"] == 1
     # ten tokens at most, of a model that knows no end: nearly all are cut
     assert metrics["alarm_over_length"] == told[-1]["alarm_over_length"] == 1
-    assert all(row["clipped"] > 0.5 for row in steps(out))
-
-
-def test_zero_variance_is_reported(train: Run, renderer: Renderer) -> None:
-    class Flat(Digits):
-        def __call__(self, prompts: Sequence[Prompt], *rest: object) -> Rewards:
-            return Rewards([0.5] * len(prompts), {})
-
-    told: list[float] = []
-    progress = Progress(report=lambda step, total, m: told.append(m["alarm_zero_variance"]))
-    out, metrics = train("run", reward=Flat(renderer), progress=progress)
-    assert told == [0, 0, 1, 1, 1] and metrics["alarm_zero_variance"] == 1
-    assert [row["zero_std_groups"] for row in steps(out)] == [1] * 5
 
 
 def test_bad_input_is_the_users_mistake(train: Run, prompts: list[Prompt]) -> None:

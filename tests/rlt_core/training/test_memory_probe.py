@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import TEACHER, kill_at
+from training_runs import TEACHER, context, kill_at
 from training_runs import steps as steps_of
 from training_runs import weights as weights_of
 from transformers import LlamaModel
 
 from rlt_core.config import LoRA, ReferenceSync, RewardSpec, SFTConfig, StageResources
-from rlt_core.progress import Progress
 from rlt_core.prompts.renderer import Renderer, Row
 from rlt_core.store import Workspace
 from rlt_core.training import checkpoint
@@ -52,10 +51,10 @@ def sft(
             steps=4, batch_size=8, learning_rate=3e-3, lora=changes.get("lora"),
             dtype=changes.get("dtype", "float32"),
         )  # fmt: skip
+        progress = changes.get("progress")
         train_sft(
-            model, rows, config, seed=3, stage="teacher-sft", out=tmp_path / name,
-            work=workspace(name), resources=resources, progress=changes.get("progress", Progress()),
-        )  # fmt: skip
+            model, rows, config, context(tmp_path / name, workspace(name), resources, 3, progress)
+        )
         return tmp_path / name
 
     return run
@@ -85,9 +84,8 @@ def grpo(
         )  # fmt: skip
         reward = RLTReward(renderer, model, RewardSpec(), config, resources=resources)
         train_grpo(
-            model, prompts, reward, config, seed=3, key="node", stage="teacher-grpo",
-            out=tmp_path / name, work=workspace(name), resources=resources,
-            progress=changes.get("progress", Progress()),
+            model, prompts, reward, config, "node",
+            context(tmp_path / name, workspace(name), resources, 3, changes.get("progress")),
         )  # fmt: skip
         return tmp_path / name
 

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from training_runs import FORMAT, TEACHER, scratch_folder, steps
+from training_runs import FORMAT, TEACHER, context, scratch_folder, steps
 
 from rlt_core.config import RewardSpec, StageResources
 from rlt_core.models import load_model, load_tokenizer
-from rlt_core.progress import Progress
 from rlt_core.prompts.renderer import Renderer, Span
 from rlt_core.reward.formula import reward_parts
 from rlt_core.store import Workspace
@@ -23,7 +22,7 @@ CONFIG = TEACHER.model_copy(update={"steps": 8, "learning_rate": 1e-2, "max_comp
 SPEC = RewardSpec()
 
 
-class Oracle:
+class Oracle(RewardFunction):
     """The reward by the book: one completion at a time, every logit, in float64."""
 
     reads_policy = True
@@ -31,9 +30,6 @@ class Oracle:
     def __init__(self, renderer: Renderer, student: Path) -> None:
         self.stop_ids = renderer.stop_ids
         self._renderer, self._student = renderer, load_model(student).double()
-
-    def check(self, prompts: Sequence[Prompt], max_completion_tokens: int) -> None:
-        """All fits."""
 
     def __call__(
         self,
@@ -79,10 +75,8 @@ def test_the_learning_curve_is_that_of_the_oracle(
     prompts = [Prompt(row["question"], renderer.teacher_prompt(**row), row) for row in rows]
 
     def curve(name: str, reward: RewardFunction) -> list[dict[str, float]]:
-        train_grpo(
-            teacher, prompts, reward, CONFIG, seed=0, key="node", stage="teacher-grpo",
-            out=tmp_path / name, work=workspace(name), resources=resources, progress=Progress(),
-        )  # fmt: skip
+        surroundings = context(tmp_path / name, workspace(name), resources)
+        train_grpo(teacher, prompts, reward, CONFIG, "node", surroundings)
         return steps(tmp_path / name)
 
     fast = curve("fast", RLTReward(renderer, student, SPEC, CONFIG, resources=resources))

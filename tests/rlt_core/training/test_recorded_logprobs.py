@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from training_runs import FORMAT, TEACHER, scratch_folder, steps
+from training_runs import FORMAT, TEACHER, context, scratch_folder, steps
 
 from rlt_core.config import RewardSpec, Sampling, StageResources, TeacherGRPOConfig
 from rlt_core.errors import UserError
 from rlt_core.generation.hf import TransformersEngine
 from rlt_core.models import load_model, load_tokenizer
-from rlt_core.progress import Progress
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.prompts.renderer import Context, Renderer, Span
 from rlt_core.scoring import selected_logprobs
@@ -48,7 +47,7 @@ def batches(draw: st.DrawFn) -> list[Rollout]:
         for _ in range(draw(st.integers(1, 3))):
             think = draw(st.lists(token, max_size=4))
             completion = [*think, *draw(st.lists(st.just(7), max_size=2))]
-            if think and draw(st.booleans()):  # its last characters were encoded anew
+            if think and draw(st.booleans()):  # its last characters were encoded again
                 completion[len(think) - 1] = 8
             context = [*prompt, *think]
             span = Span(len(prompt) - prefix if think else len(prompt), len(context))
@@ -90,7 +89,7 @@ def test_only_what_was_not_sampled_is_computed(rollouts: list[Rollout]) -> None:
 
 # ---------------------------------------------------------------- models
 class Setting:
-    """A random teacher and student of one format, and completions that the teacher drew."""
+    """A random teacher and student of one format, and completions that the teacher sampled."""
 
     def __init__(self, folder: Path, format: PromptFormat) -> None:
         teacher = scratch_folder(folder / "teacher", 0, format)
@@ -165,7 +164,7 @@ def test_recorded_log_probs_are_what_is_used(setting: Setting) -> None:
         assert shift == pytest.approx(-0.25 * share, abs=1e-5)
 
 
-def test_the_policy_computes_prefixes_and_what_was_encoded_anew(setting: Setting) -> None:
+def test_the_policy_computes_prefixes_and_what_was_encoded_again(setting: Setting) -> None:
     read: list[int] = []
     embedding = setting.policy.get_input_embeddings()
     hook = embedding.register_forward_hook(lambda module, args, out: read.append(args[0].numel()))
@@ -194,8 +193,7 @@ def curve(
     def run(name: str, config: TeacherGRPOConfig) -> list[dict[str, float]]:
         train_grpo(
             teacher, prompts, RLTReward(renderer, student, SPEC, config, resources=resources),
-            config, seed=0, key="node", stage="teacher-grpo", out=tmp_path / name,
-            work=workspace(name), resources=resources, progress=Progress(),
+            config, "node", context(tmp_path / name, workspace(name), resources),
         )  # fmt: skip
         return steps(tmp_path / name)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import Killed, kill_at, steps, stop_after, weights
+from training_runs import Killed, context, kill_at, steps, stop_after, weights
 
 from rlt_core.config import LoRA, SFTConfig, StageResources
 from rlt_core.environment import in_one_line
@@ -37,11 +37,10 @@ def train(
 ) -> Callable[..., tuple[Path, dict[str, float]]]:
     def run(name: str, **changes: object) -> tuple[Path, dict[str, float]]:
         out = tmp_path / name
-        arguments = {
-            "rows": rows, "config": CONFIG, "seed": 0, "work": workspace(name),
-            "resources": resources, "progress": Progress(),
-        } | changes  # fmt: skip
-        return out, train_sft(model, stage="teacher-sft", out=out, **arguments)
+        what = {"rows": rows, "config": CONFIG}
+        what |= {each: changes.pop(each) for each in what if each in changes}
+        where = {"work": workspace(name), "resources": resources, "stage": "teacher-sft"} | changes
+        return out, train_sft(model, **what, context=context(out, **where))
 
     return run
 

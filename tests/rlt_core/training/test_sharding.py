@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import FORMAT, TEACHER, launch, scratch_folder, steps, weights
+from training_runs import FORMAT, TEACHER, context, launch, scratch_folder, steps, weights
 
 from rlt_core.config import ScratchModel, SFTConfig, StageResources
 from rlt_core.errors import UserError
-from rlt_core.progress import Progress
 from rlt_core.store import Workspace
 from rlt_core.store.files import Files
 from rlt_core.training.base import train_base
@@ -72,6 +71,7 @@ from rlt_core.models import load_tokenizer
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.store import Workspace
 from rlt_core.store.files import Files
+from rlt_core.training.context import TrainingContext
 from rlt_core.training.sft import train_sft
 
 renderer = Renderer(load_format("tiny"), load_tokenizer(model))
@@ -92,10 +92,9 @@ progress = Progress(
     report=lambda step, total, metrics: done.__setitem__(0, step),
     should_stop=lambda: done[0] + 1 == options.get("stop"),
 )
-train_sft(
-    model, rows, config, seed=0, stage="teacher-sft", out=folder / "out",
-    work=Workspace(Files(str(folder / "store")), "key"), resources=resources, progress=progress,
-)
+work = Workspace(Files(str(folder / "store")), "key")
+context = TrainingContext("teacher-sft", 0, folder / "out", work, resources, progress)
+train_sft(model, rows, config, context)
 """
 REFERENCE = """
 from torch.distributed.tensor import DTensor
@@ -227,9 +226,9 @@ def test_dropout_goes_on_without_the_random_states_of_any_process(
 
 
 def test_the_base_model_is_trained_by_one_process_whatever_is_shared_out(tmp_path: Path) -> None:
+    resources = StageResources(device="cpu", processes=2, sharding="fsdp")
     metrics = train_base(
         ScratchModel(layers=1, width=16, heads=2, steps=1, batch_size=4), [], FORMAT,
-        out=tmp_path / "out", work=Workspace(Files(str(tmp_path / "store")), "key"),
-        resources=StageResources(device="cpu", processes=2, sharding="fsdp"), progress=Progress(),
+        context(tmp_path / "out", Workspace(Files(str(tmp_path / "store")), "key"), resources),
     )  # fmt: skip
     assert metrics["steps"] == 1 and weights(tmp_path / "out")

@@ -1,4 +1,4 @@
-"""GRPO whose completions a real vLLM engine draws, on the CPU, always from the policy of now."""
+"""GRPO whose completions a real vLLM engine samples, on the CPU, always from the current policy."""
 
 import os
 import socket
@@ -144,11 +144,11 @@ def test_a_server_samples_from_its_model_with_a_seed_each(model: Path, server: s
     client, policy = connect(server), load_model(model)
     prompts, seeds = [list(range(10, 16)), list(range(20, 23))], [[1, 2, 3], [1, 2]]
     sampling, stop = Sampling(temperature=0.7, max_tokens=12), range(10, 30)
-    drawn = sample_from_server(client, prompts, sampling, seeds, stop)
+    sampled = sample_from_server(client, prompts, sampling, seeds, stop)
     [[alone]] = sample_from_server(client, prompts[:1], sampling, [[2]], stop)
-    assert alone.ids == drawn[0][1].ids and len({tuple(each.ids) for each in drawn[0]}) == 3
-    assert {each.finish_reason for group in drawn for each in group} == {"stop", "length"}
-    for prompt, group in zip(prompts, drawn, strict=True):
+    assert alone.ids == sampled[0][1].ids and len({tuple(each.ids) for each in sampled[0]}) == 3
+    assert {each.finish_reason for group in sampled for each in group} == {"stop", "length"}
+    for prompt, group in zip(prompts, sampled, strict=True):
         for each in group:
             assert (each.ids[-1] in stop) == (each.finish_reason == "stop")
             assert not set(each.ids[:-1]) & set(stop)

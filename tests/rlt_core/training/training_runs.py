@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlt_core.config import ScratchModel, TeacherGRPOConfig
+from rlt_core.config import ScratchModel, StageResources, TeacherGRPOConfig
 from rlt_core.models import new_model, save_model, tiny_tokenizer
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import PromptFormat, load_format
 from rlt_core.rows import read_rows
+from rlt_core.store import Workspace
+from rlt_core.training.context import TrainingContext
 
 FORMAT = load_format("tiny")
 TIMES = ("seconds", "tokens_per_s")
@@ -27,6 +29,13 @@ def scratch_folder(folder: Path, seed: int = 0, format: PromptFormat = FORMAT) -
     tokenizer = tiny_tokenizer(format, config.max_positions)
     save_model(new_model(config, tokenizer), tokenizer, folder)
     return folder
+
+
+def context(
+    out: Path, work: Workspace, resources: StageResources, seed: int = 0,
+    progress: Progress | None = None, stage: str = "teacher-grpo",
+) -> TrainingContext:  # fmt: skip
+    return TrainingContext(stage, seed, out, work, resources, progress or Progress())
 
 
 def weights(out: Path) -> bytes:
