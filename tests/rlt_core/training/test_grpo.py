@@ -13,6 +13,7 @@ from torch import Tensor
 from training_runs import (
     TEACHER,
     Killed,
+    assert_same_weights,
     context,
     kill_at,
     scratch_folder,
@@ -190,9 +191,7 @@ def test_micro_batches_change_nothing_but_rounding(train: Run, resources) -> Non
     for size in (12, 5):
         cut = resources.model_copy(update={"micro_batch_size": size})
         outs.append(train(f"micro{size}", config=config, resources=cut)[0])
-    first, second = (load_file(out / "model/model.safetensors") for out in outs)
-    for name, tensor in first.items():
-        np.testing.assert_allclose(tensor, second[name], atol=2e-5, err_msg=name)
+    assert_same_weights(*outs, 2e-5)
 
 
 @pytest.mark.parametrize(

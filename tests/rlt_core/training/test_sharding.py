@@ -9,9 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
-from training_runs import FORMAT, TEACHER, context, launch, scratch_folder, steps, weights
+from training_runs import (
+    FORMAT,
+    TEACHER,
+    assert_same_weights,
+    context,
+    launch,
+    steps,
+    weights,
+)
 
 from rlt_core.config import ScratchModel, SFTConfig, StageResources
 from rlt_core.errors import UserError
@@ -129,17 +135,9 @@ def run(body: str, processes: int, model: Path, folder: Path, **options: object)
     return launch(script, processes, model, folder, **options).returncode
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scratch_folder(tmp_path_factory.mktemp("model"))
-
-
-def assert_same(one: Path, two: Path, atol: float = 1e-6) -> None:
+def assert_same(one: Path, two: Path) -> None:
     """The same weights, number formats, configuration and losses, but for rounding."""
-    first, second = (load_file(out / "model/model.safetensors") for out in (one, two))
-    assert first.keys() == second.keys()
-    for name, tensor in first.items():
-        torch.testing.assert_close(second[name], tensor, atol=atol, rtol=0)
+    assert_same_weights(one, two, 1e-6)
     assert (one / "model/config.json").read_text() == (two / "model/config.json").read_text()
     assert len(steps(one)) == len(steps(two)) == 6
     for here, there in zip(steps(one), steps(two), strict=True):

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from accelerate import Accelerator
-from safetensors.torch import load_file
-from training_runs import FORMAT, launch, steps, weights
+from training_runs import FORMAT, assert_same_weights, launch, steps, weights
 
 from rlt_core.config import Sampling, ScratchModel, StageResources
 from rlt_core.errors import UserError
@@ -100,9 +99,7 @@ def test_two_processes_have_an_engine_each(model: Path, tmp_path: Path, sharding
     for first, second in zip(steps(one / "out"), steps(two / "out"), strict=True):
         for name in ("reward", "r_kl", "grad_norm", "completion_tokens"):
             assert second[name] == pytest.approx(first[name], rel=1e-3), name
-    trained, shared = (load_file(out / "out/model/model.safetensors") for out in (one, two))
-    for name, tensor in trained.items():
-        np.testing.assert_allclose(tensor, shared[name], atol=1e-4, err_msg=name)
+    assert_same_weights(one / "out", two / "out", 1e-4)
 
 
 # ---------------------------------------------------------------- a server

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+
 from rlt_core.config import ScratchModel, StageResources, TeacherGRPOConfig
 from rlt_core.models import new_model, save_model, tiny_tokenizer
 from rlt_core.progress import Progress
@@ -40,6 +43,14 @@ def context(
 
 def weights(out: Path) -> bytes:
     return (out / "model" / "model.safetensors").read_bytes()
+
+
+def assert_same_weights(one: Path, two: Path, atol: float) -> None:
+    """The models of two trainings differ by rounding at most."""
+    first, second = (load_file(out / "model" / "model.safetensors") for out in (one, two))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, atol=atol, rtol=0, msg=name)
 
 
 def steps(out: Path) -> list[dict[str, Any]]:
