@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -109,9 +108,15 @@ def test_a_shard_whose_holder_was_killed_is_computed_by_another(
     machine: Callable[..., Work],
 ) -> None:
     first = machine(0)
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    claim(first, "2-000003", pid=gone.pid)
+    program = (
+        "import time; from rlt_core.store import Store; from rlt_core.store.lease import Lease\n"
+        f"with Lease(Store({str(first.store)!r}).files, '{KEY}/{GROUP}/2-000003'):\n"
+        "    print('held', flush=True); time.sleep(600)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert holder.stdout and holder.stdout.readline() == b"held\n"
+    holder.kill()
+    holder.wait()
     first.run()
     assert first.table() == ITEMS
 
@@ -143,13 +148,6 @@ def test_a_stop_request_ends_the_wait(machine: Callable[..., Work]) -> None:
         threading.Timer(1.0, stop.set).start()
         with pytest.raises(Stopped):
             first.run()
-
-
-def claim(work: Work, name: str, pid: int) -> None:
-    lease = {"id": "gone", "name": "", "pid": pid, "started": "1", "renewed_at": time.time()}
-    lease["host"] = socket.gethostname()
-    path = f"work/{KEY}/{GROUP}/{name}/lease.json"
-    work.store.files.write(path, json.dumps(lease).encode())
 
 
 def test_the_longest_come_first_and_the_table_keeps_its_order(tmp_path: Path) -> None:
