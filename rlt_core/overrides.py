@@ -26,6 +26,8 @@ ALIASES = {
     "model": "base_model", "dataset": "data.source", "gradient_accumulation": "micro_batch_size",
 }  # fmt: skip
 """What other tools call a field."""
+FILES = "evaluation.files."
+"""`evaluation.files.NAME` is short for `imports.benchmarks.NAME`, and evaluates it as well."""
 SUGGESTED = 16
 """Fields that an error names at most."""
 
@@ -183,6 +185,11 @@ def load_config(profile: str, assignments: Iterable[str] = ()) -> Config:
     for path, value in [*_replaced_lengths(dict(pairs)), *pairs]:
         if path == "profile":
             raise UserError("--set profile=…: choose a profile with --profile")
+        if path.startswith(FILES):
+            path = f"imports.benchmarks.{path.removeprefix(FILES)}"
+            name = path.split(".")[2]
+            tasks = tree["evaluation"]["tasks"]
+            tree["evaluation"]["tasks"] = [*tasks, *([] if name in tasks else [name])]
         named = path.startswith(("imports.models.", "imports.benchmarks."))
         if named and path.count(".") == 2:
             path += ".source"  # the other fields are set beside it, before or after

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import reduce
 from pathlib import Path
 
@@ -90,6 +91,14 @@ def test_epochs_replace_steps_and_the_reverse(profile: str, given: str, other: s
     assert (getattr(changed, given), getattr(changed, other)) == (2, None)
     with pytest.raises(UserError, match="exactly one"):
         load_config(profile, ["student_sft.epochs=3", "student_sft.steps=3"])
+
+
+def test_an_evaluation_file_is_a_benchmark_that_is_evaluated() -> None:
+    short = ["evaluation.files.mine=my.jsonl", "evaluation.files.mine.grader=multiple_choice"]
+    long = ["imports.benchmarks.mine=my.jsonl", "imports.benchmarks.mine.grader=multiple_choice"]
+    tasks = load_config("smoke").evaluation.tasks
+    whole = [*long, f"evaluation.tasks={json.dumps([*tasks, 'mine'])}"]
+    assert load_config("smoke", short) == load_config("smoke", whole)
 
 
 def test_a_config_file_is_the_assignments_in_it(tmp_path: Path) -> None:
