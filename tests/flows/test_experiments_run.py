@@ -25,6 +25,7 @@ def run(rlt: Rlt, store: Path, target: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_comparing_traces_computes_no_more_than_the_comparison(rlt: Rlt, store: Path) -> None:
     before = {m.ref.key for m in Store(str(store)).manifests()}
     run(rlt, store, "compare-traces")

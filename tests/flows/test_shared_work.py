@@ -99,6 +99,7 @@ def assert_same(
 
 
 # ---------------------------------------------------------------- processes
+@pytest.mark.slow
 def test_two_processes_train_generate_and_score_as_one_does(
     rlt: Rlt, smoke_store: Path, store: Path
 ) -> None:

@@ -116,7 +116,8 @@ def fill(disk: Path, left: int) -> Path:
     return file
 
 
-@pytest.mark.parametrize("place", ["store", pytest.param("TMPDIR", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["store", "TMPDIR"])
 def test_a_full_disk_is_named_and_the_same_command_goes_on(
     rlt: Rlt, served: Served, disk: Path, tmp_path: Path, place: str
 ) -> None:

@@ -104,6 +104,7 @@ with serve():
 """
 
 
+@pytest.mark.slow
 def test_a_direct_runs_server_is_its_own_and_dies_with_it(tmp_path: Path) -> None:
     run = subprocess.Popen(
         [sys.executable, "-c", OWN], stdout=subprocess.PIPE, text=True,
