@@ -19,7 +19,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run as this_run
-from prefect.states import Cancelling
+from prefect.states import Cancelled, Cancelling
 
 from flows.schedule import PrioritySemaphore, title_of
 from rlt_core import gpus
@@ -297,11 +297,13 @@ class PoolExecutor:
                 self._stop.wait(POLL_S)
 
     def _cancel(self, runs: Sequence[Ended]) -> None:
-        """Cancel the runs that have not ended yet."""
+        """Cancel the runs that have not ended yet. A process that starts while its run is
+        Cancelling would leave it so for ever: runs that have not begun are Cancelled at once."""
         with get_client(sync_client=True) as client:
             for run, state in runs:
                 if not _is_final(state):
-                    client.set_flow_run_state(run.id, Cancelling())
+                    begun = _has_begun(_state(client, run.id))
+                    client.set_flow_run_state(run.id, Cancelling() if begun else Cancelled())
 
 
 def _holder(spec: NodeSpec) -> dict[str, object] | None:

@@ -213,6 +213,6 @@ def test_up_again_is_no_mistake_and_another_up_is(server: Server, tmp_path: Path
 def test_up_again_deploys_what_was_deleted(server: Server) -> None:
     with server.client() as client:
         client.delete_deployment(client.read_deployment_by_name(f"rlt/{SHORT}").id)
-    assert "deployed  all" in server.up()
+    assert "deployed  every" in server.up()
     with server.client() as client:
         assert client.read_deployment_by_name(f"rlt/{SHORT}")

@@ -41,4 +41,5 @@ def test_a_pipeline_runs_on_postgres(tmp_path: Path) -> None:
         assert pools.split() == ["cpu", "gpu"]
         queues = "select distinct name from work_queue order by name"
         assert postgres.query(address, queues).split() == ["default", "high"]
-        assert postgres.query(address, "select name from automation") == "Crash zombie flow runs"
+        automations = postgres.query(address, "select name from automation order by name")
+        assert automations.splitlines() == ["Crash unstarted flow runs", "Crash zombie flow runs"]

@@ -163,7 +163,7 @@ def test_a_node_goes_on_from_where_its_allocation_ended(here: Allocations) -> No
     assert ended.state and ended.state.is_failed(), here.story()
     stopped = at_last(here, first)
     assert steps(here, base_model)[-1] == stopped
-    assert not Lease.read_all(server.open_store().files)
+    assert Lease.read_all(server.open_store().files) == ({}, {})
     assert "DUE TO TIME LIMIT" not in here.log(first), "it ended by itself"
 
     retry(server, run)

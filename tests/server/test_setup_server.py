@@ -93,7 +93,7 @@ def test_setting_up_again_changes_nothing_and_pools_of_another_type_are_refused(
         before = {one.name: one.id for one in client.read_deployments()}
         status, output = set_up()
         assert status == 0, output
-        assert "deployed  all" in output
+        assert "deployed  every" in output
         assert {one.name: one.id for one in client.read_deployments()} == before
         for name in ("Crash zombie flow runs", "Crash unstarted flow runs"):
             assert len(client.read_automations_by_name(name)) == 1
