@@ -5,10 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
 
-
-@pytest.mark.slow
 def test_nothing_is_lost() -> None:
     command = [sys.executable, "-m", "infra.faults", "--short"]
     done = subprocess.run(command, capture_output=True, text=True)
