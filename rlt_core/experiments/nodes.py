@@ -34,16 +34,9 @@ from rlt_core.graph import Node
 from rlt_core.hf_hub import source_digest
 from rlt_core.prompts.format import PromptFormat, load_format
 from rlt_core.stages import STAGES
-from rlt_core.store.files import sha256_of
 
 MAX_PATH = 256
 """Maximum length of a text that may be a file's path."""
-
-
-def _file_digest(path: str, field: str) -> str:
-    if not Path(path).is_file():
-        raise UserError(f"{field}={path!r}: no such file (paths start at {Path.cwd()})")
-    return f"{sha256_of(Path(path))}{Path(path).suffix}"
 
 
 def _text_or_file(given: str, field: str) -> str:
@@ -274,7 +267,7 @@ class Nodes:
 
     def imported_traces(self, name: str, path: str, field: str = "") -> Node:
         """Return the traces of a file, which `field` of the config names, else `imports.traces`."""
-        digest = _file_digest(path, field or f"imports.traces.{name}")
+        digest = file_digest(path, field or f"imports.traces.{name}")
         return self.node(
             "trace-import", {"tokenizer": self.base}, name,
             paths={"source": str(Path(path).absolute())},
@@ -289,7 +282,7 @@ class Nodes:
 
     def imported_scores(self, name: str, path: str) -> Node:
         """Return the rewards of a file."""
-        digest = _file_digest(path, f"imports.scores.{name}")
+        digest = file_digest(path, f"imports.scores.{name}")
         paths = {"source": str(Path(path).absolute())}
         return self.node("score-import", {}, name, paths=paths, name=name, digest=digest)
 

@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from rlt_core.config import Config, HubModel, LargerStudent, ModelSource, StudentSFTConfig
 from rlt_core.experiments.nodes import Nodes
-from rlt_core.experiments.table import Table, paper_size
+from rlt_core.experiments.table import OfSeed, Table, paper_size
 from rlt_core.graph import Node
 from rlt_core.report.paper import REPOSITORIES, S1, S1K, SKY_T1, SUBSET
 
 REFERENCES = ("Qwen/QwQ-32B", "deepseek-ai/DeepSeek-R1")
 """Models of the hub that the paper shows for orientation."""
-
-
-@dataclass(frozen=True)
-class _Students:
-    """Students of one size on one amount of data."""
-
-    suffix: str
-    """End of the names of their variants: `rlt-large-subset`."""
-    said: str
-    """Behind their names in the table."""
-    base: Node
-    recipe: StudentSFTConfig
-    sources: tuple[str, ...]
-    """Other data sets of which there are such students."""
-    larger: LargerStudent | None
-    paper: str | None
-    """Behind the paper's names: `7B-1K`; None where the paper has no such students."""
-
-    def quoted(self, kind: str) -> str | None:
-        """The paper's row of these students."""
-        return f"{kind}-{self.paper}" if self.paper else None
 
 
 def table_1(config: Config) -> Node:
@@ -69,112 +50,86 @@ def _quoted(source: ModelSource) -> str | None:
 
 
 def _rows(table: Table, base: Node, larger: LargerStudent | None, size: str | None) -> None:
-    for students in _kinds(table.nodes.config, base, larger, size):
-        _source_rows(table, students)
-        _solution_row(table, students)
-        _dataset_row(table, students)
-        _rlt_row(table, students)
-
-
-def _kinds(
-    config: Config, base: Node, larger: LargerStudent | None, size: str | None
-) -> Iterator[_Students]:
-    """The subset's students, then those of all questions."""
+    """Add the students of the subset, then those of all questions. `size`: that of the paper's
+    students, which learned from 1,000 questions and from all."""
+    config, papers = table.nodes.config, {SUBSET: size and f"{size}-1K", None: size}
     suffix, said = ("-large", ", larger") if larger else ("", "")
-
-    def paper(recipe: StudentSFTConfig) -> str | None:
-        return {SUBSET: size and f"{size}-1K", None: size}.get(recipe.n_questions)
-
-    small: tuple[str, ...] = ()
+    small = [n for n, one in config.trace_sources.items() if one.recipe == "student_sft_subset"]
     if subset := config.student_sft_subset:
-        sources = config.trace_sources.items()
-        small = tuple(name for name, one in sources if one.recipe == "student_sft_subset")
-        said_subset = f"{said}, {subset.n_questions} questions"
-        yield _Students(f"{suffix}-subset", said_subset, base, subset, small, larger, paper(subset))
-    recipe = config.student_sft
-    others = tuple(name for name in config.trace_sources if name not in small)
-    yield _Students(suffix, said, base, recipe, others, larger, paper(recipe))
+        ending = (f"{suffix}-subset", f"{said}, {subset.n_questions} questions")
+        paper = papers.get(subset.n_questions)
+        _Students(table, base, subset, larger, *ending, paper).add_rows(small)
+    others = [name for name in config.trace_sources if not subset or name not in small]
+    paper = papers.get(config.student_sft.n_questions)
+    _Students(table, base, config.student_sft, larger, suffix, said, paper).add_rows(others)
 
 
-def _source_rows(table: Table, students: _Students) -> None:
-    nodes = table.nodes
-    larger = "-large" if students.larger else ""
-    for name in students.sources:
-        source, variant = nodes.config.trace_sources[name], f"{name}{larger}"
-        questions = nodes.questions_of(source.data, name)
+@dataclass(frozen=True)
+class _Students:
+    """Students of one size on one amount of data."""
 
-        def student(seed: int, variant: str = variant, questions: Node = questions) -> Node:
-            return nodes.student_sft(
-                variant, seed, base=students.base, recipe=students.recipe, questions=questions
-            )
+    table: Table
+    base: Node
+    recipe: StudentSFTConfig
+    larger: LargerStudent | None
+    suffix: str
+    """End of the names of their variants: `rlt-large-subset`."""
+    said: str
+    """Behind their names in the table."""
+    paper: str | None
+    """Behind the paper's names: `7B-1K`; None where the paper has no such students."""
 
-        said, baseline = f"Traces of {name}{students.said}", f"dataset{students.suffix}"
-        if (source.data.source, students.paper) == (S1K, "32B-1K"):
+    def add_rows(self, sources: Iterable[str]) -> None:
+        """Add students of other data sets' traces, of solutions alone (without which the value of a
+        trace cannot be told from that of the solutions), of the data set's traces, of the RLT's."""
+        for name in sources:
+            self._add_source(name)
+        solutions, dataset, rlt = (
+            f"{kind}{self.suffix}" for kind in ("solution-only", "dataset", "rlt")
+        )
+        solved = partial(self._student, solutions, empty_thought=True)
+        self._add("Solutions alone", solutions, solved, dataset)
+        base = "base-large" if self.larger else "base"
+        self._add("Data set's traces", dataset, partial(self._student, dataset), base, "Bespoke")
+        self._add("RLT traces", rlt, partial(self._rlt_student, rlt), dataset, "RLT")
+
+    def _add(
+        self, name: str, variant: str, student: OfSeed, baseline: str, paper: str | None = None
+    ) -> None:
+        quoted = f"{paper}-{self.paper}" if paper and self.paper else None
+        self.table.trained(f"{name}{self.said}", variant, student, quoted, baseline)
+
+    def _student(self, variant: str, seed: int, *traces: Node, **choice: Any) -> Node:
+        nodes = self.table.nodes
+        return nodes.student_sft(
+            variant, seed, *traces, base=self.base, recipe=self.recipe, **choice
+        )
+
+    def _rlt_student(self, variant: str, seed: int) -> Node:
+        nodes = self.table.nodes
+        if self.larger is None:
+            return nodes.rlt_student(seed, variant, self.recipe)
+        teacher = nodes.teacher_grpo(seed)
+        traces = nodes.traces(teacher, "rlt-choice", seed, n=self.larger.traces)
+        scores = nodes.scores(traces, teacher, "rlt-choice", seed)
+        return self._student(variant, seed, traces, scores, fits=True)
+
+    def _add_source(self, name: str) -> None:
+        """Add the students of another data set: a row for each budget of their tests."""
+        source = self.table.nodes.config.trace_sources[name]
+        variant, baseline = f"{name}{'-large' if self.larger else ''}", f"dataset{self.suffix}"
+        questions = self.table.nodes.questions_of(source.data, name)
+        student = partial(self._student, variant, questions=questions)
+        said = f"Traces of {name}{self.said}"
+        if (source.data.source, self.paper) == (S1K, "32B-1K"):
             why = "quoted; with how many continuations, the paper does not say"
-            table.missing(S1, "s1-32b", why, paper=S1)
+            self.table.missing(S1, "s1-32b", why, paper=S1)
         if not source.budgets:
-            theirs = (source.data.source, students.paper) == (SKY_T1, "32B")
-            table.trained(said, variant, student, "Sky-T1-32B" if theirs else None, baseline)
+            theirs = (source.data.source, self.paper) == (SKY_T1, "32B")
+            self.table.trained(said, variant, student, "Sky-T1-32B" if theirs else None, baseline)
         for budget in source.budgets:
             times = f"{budget.continuations} continuation{'s' * (budget.continuations != 1)}"
-            table.trained(
-                f"{said}, budget forcing, {times}",
-                f"{variant}-continued-{budget.continuations}",
-                student,
-                baseline=baseline,
-                budget=budget,
-            )
-
-
-def _solution_row(table: Table, students: _Students) -> None:
-    """Without it the value of a trace cannot be told from that of the questions' solutions."""
-    nodes, variant = table.nodes, f"solution-only{students.suffix}"
-
-    def student(seed: int) -> Node:
-        return nodes.student_sft(
-            variant, seed, base=students.base, recipe=students.recipe, empty_thought=True
-        )
-
-    table.trained(
-        f"Solutions alone{students.said}",
-        variant,
-        student,
-        baseline=f"dataset{students.suffix}",
-    )
-
-
-def _dataset_row(table: Table, students: _Students) -> None:
-    nodes, variant = table.nodes, f"dataset{students.suffix}"
-
-    def student(seed: int) -> Node:
-        return nodes.student_sft(variant, seed, base=students.base, recipe=students.recipe)
-
-    table.trained(
-        f"Data set's traces{students.said}",
-        variant,
-        student,
-        paper=students.quoted("Bespoke"),
-        baseline="base-large" if students.larger else "base",
-    )
-
-
-def _rlt_row(table: Table, students: _Students) -> None:
-    nodes, variant = table.nodes, f"rlt{students.suffix}"
-
-    def student(seed: int) -> Node:
-        if students.larger is None:
-            return nodes.rlt_student(seed, variant, students.recipe)
-        teacher = nodes.teacher_grpo(seed)
-        traces = nodes.traces(teacher, "rlt-choice", seed, n=students.larger.traces)
-        scores = nodes.scores(traces, teacher, "rlt-choice", seed)
-        return nodes.student_sft(
-            variant, seed, traces, scores, base=students.base, recipe=students.recipe, fits=True
-        )
-
-    table.trained(
-        f"RLT traces{students.said}",
-        variant,
-        student,
-        paper=students.quoted("RLT"),
-        baseline=f"dataset{students.suffix}",
-    )
+            self.table.trained(
+                f"{said}, budget forcing, {times}", f"{variant}-continued-{budget.continuations}",
+                student, baseline=baseline, budget=budget,
+            )  # fmt: skip
