@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from rlt_core.errors import Stopped
 
 Metrics = Mapping[str, float]
+T = TypeVar("T")
 PART = 1000
 """Units that a part of the work counts as."""
 
@@ -29,6 +31,14 @@ class Progress:
         """Raise `Stopped` if a stop was requested; call it where nothing would be lost."""
         if self.should_stop():
             raise Stopped("stopped on request")
+
+    def over(self, items: Iterable[T], total: int, every: int = 1) -> Iterator[T]:
+        """Yield the items; before each `every`-th check for a stop request and report."""
+        for done, item in enumerate(items):
+            if done % every == 0:
+                self.check()
+                self.report(done, max(done, total), {})
+            yield item
 
     def part(self, index: int, parts: int) -> Progress:
         """The callbacks of one of several equal parts of the work."""

@@ -38,6 +38,13 @@ def write_rows(path: Path, table: str, rows: Iterable[Mapping[str, Any]]) -> int
     return count
 
 
+def write_tables(folder: Path, **tables: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Write each table to a file of its name in a folder; return the number of its rows."""
+    return {
+        name: write_rows(folder / f"{name}.parquet", name, rows) for name, rows in tables.items()
+    }
+
+
 def write_table(path: Path, table: pa.Table) -> None:
     """Write one zstd Parquet file."""
     with disk_space(path.parent, table.nbytes):

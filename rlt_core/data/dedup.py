@@ -110,11 +110,9 @@ def _alike(
     found: dict[int, tuple[RawRow, float]] = {}
     places, starts = np.unique(owners, return_index=True)
     bounds = pairwise([*starts.tolist(), len(groups)])
-    for done, (place, (start, end)) in enumerate(zip(places.tolist(), bounds, strict=True)):
+    pairs = zip(places.tolist(), bounds, strict=True)
+    for place, (start, end) in progress.over(pairs, len(places), BLOCK):
         own = groups[start:end].tolist()
-        if done % BLOCK == 0:
-            progress.check()
-            progress.report(done, len(places), {})
         for other in sorted({other for group in own for other in kept_with[group]}):
             if min(sizes[place], sizes[other]) < threshold * max(sizes[place], sizes[other]):
                 continue
@@ -130,9 +128,8 @@ def _alike(
 
 
 def _blocks(rows: Sequence[RawRow], progress: Progress) -> Iterator[tuple[int, Hashes, Places]]:
-    for start in range(0, len(rows), BLOCK):
-        progress.check()
-        progress.report(start, len(rows), {})
+    starts = range(0, len(rows), BLOCK)
+    for start in progress.over(starts, len(starts)):
         yield start, *_shingles(rows[start : start + BLOCK])
 
 
@@ -213,9 +210,8 @@ def find_overlaps(
                 yield task, question, tokens[before : len(tokens) - after]
 
     index = _Index(((question, tokens) for _, question, tokens in asked()), len(training))
-    for start in range(0, len(training), BLOCK):
-        progress.check()
-        progress.report(start, len(training), {})
+    starts = range(0, len(training), BLOCK)
+    for start in progress.over(starts, len(starts)):
         index.add(start, training[start : start + BLOCK])
     for task, question, tokens in asked():
         for place, (n, shared) in index.matches(question, tokens).items():

@@ -27,7 +27,7 @@ from rlt_core.progress import Progress
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.reward.formula import rank_rewards
-from rlt_core.rows import write_rows
+from rlt_core.rows import write_tables
 from rlt_core.sql.schemas import SCORES
 
 Row = dict[str, Any]
@@ -60,14 +60,9 @@ def import_traces(
         dropped.append(dropped_row(row.row, "duplicate", detail, row.question))
     require_few(str(path), dropped, len(kept) + len(dropped), max_dropped)
     questions = {key: _question(row, name, renderer) for key, row in first.items()}
-    write_rows(out / "questions.parquet", "questions", questions.values())
-    write_rows(
-        out / "traces.parquet",
-        "traces",
-        _traces(kept, questions, name, renderer, progress.part(1, 2)),
-    )
-    write_rows(out / "dropped.parquet", "dropped", sorted(dropped, key=lambda row: row["row"]))
-    return {"questions": len(questions), "traces": len(kept), "dropped": len(dropped)}
+    traces = _traces(kept, questions, name, renderer, progress.part(1, 2))
+    dropped.sort(key=lambda row: row["row"])
+    return write_tables(out, questions=questions.values(), traces=traces, dropped=dropped)
 
 
 def _traces(
@@ -78,14 +73,11 @@ def _traces(
     progress: Progress,
 ) -> Iterator[Row]:
     samples: Counter[str] = Counter()
-    for done, row in enumerate(rows):
+    for row in progress.over(rows, len(rows), PROGRESS_ROWS):
         key = question_id(row.question)
         assert row.trace is not None  # a file of traces
         yield _trace(questions[key], row.trace, samples[key], name, renderer)
         samples[key] += 1
-        if done % PROGRESS_ROWS == 0:
-            progress.check()
-            progress.report(done, len(rows), {})
 
 
 def own_traces(
@@ -100,10 +92,7 @@ def own_traces(
             "a data set with traces"
         )
     traces = (_trace(question, question["trace"], 0, name, renderer) for question in kept)
-    write_rows(out / "questions.parquet", "questions", kept)
-    write_rows(out / "traces.parquet", "traces", traces)
-    write_rows(out / "dropped.parquet", "dropped", [])
-    return {"questions": len(kept), "traces": len(kept), "dropped": 0}
+    return write_tables(out, questions=kept, traces=traces, dropped=[])
 
 
 def _question(row: RawRow, name: str, renderer: Renderer) -> Row:
@@ -159,7 +148,7 @@ def import_scores(path: Path, name: str, out: Path) -> dict[str, float]:
         for row, rank in zip(group, rank_rewards([row["reward"] for row in group]), strict=True):
             row["rank"] = rank
     rows = [row for group in groups.values() for row in group]
-    write_rows(out / "scores.parquet", "scores", rows)
+    write_tables(out, scores=rows)
     return {"scored": len(rows), "mean_reward": sum(row["reward"] for row in rows) / len(rows)}
 
 

@@ -21,7 +21,7 @@ from rlt_core.grading import Grader, answer_of
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.prompts.renderer import Renderer
-from rlt_core.rows import write_rows
+from rlt_core.rows import write_tables
 
 Row = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -61,13 +61,15 @@ def prepare_questions(
     kept = _fitting(unique, data, renderer, dropped, parts[2])
     ungradable = _check_answers(kept, data.source, parts[3])
     given = _given_test(data, renderer, dropped, parts[2])
-    train, validation, test = _split(_others(kept, given, dropped), data, rows, given)
+    tested_here = ("duplicate", "a question of data.test_source")
+    kept = _without(kept, {question_id(row.question): tested_here for row in given or ()}, dropped)
+    train, validation, test = _split(kept, data, rows, given)
     name = data.source if "/" not in data.source else Path(data.source).name
     of_test = (question_row(row, "test", name) for row in test)
     sets = {"test": [*of_test, *tested], **(evaluated or {})}
     overlaps = list(find_overlaps(train, sets, parts[4]))
     if data.overlap == "drop":
-        train = _drop(train, overlaps, dropped)
+        train = _without(train, _shared_words(overlaps), dropped)
     train = _chosen(train, data, overlaps)
     if data.overlap == "report":
         chosen = {question_id(row.question) for row in train} if overlaps else set()
@@ -79,10 +81,8 @@ def prepare_questions(
 
     problems = require_disjoint(questions(), sets if data.overlap == "drop" else {})
     measured = _Measured(renderer, parts[5], sum(map(len, splits.values())))
-    write_rows(out / "questions.parquet", "questions", measured(questions()))
     listed = sorted([*dropped, *ungradable], key=lambda row: row["row"])
-    write_rows(out / "dropped.parquet", "dropped", listed)
-    write_rows(out / "eval_overlaps.parquet", "eval_overlaps", overlaps)
+    write_tables(out, questions=measured(questions()), dropped=listed, eval_overlaps=overlaps)
     return {
         "rows": rows,
         **{split: len(part) for split, part in splits.items()},
@@ -163,13 +163,9 @@ def _fitting(
     """Return rows whose prompt fits, with answer and prompt length; add the others to `dropped`.
     Empties `rows`, so that nothing is in memory twice."""
     kept: list[RawRow] = []
-    total = len(rows)
     rows.reverse()
-    for done in range(total):
+    for _ in progress.over(range(len(rows)), len(rows), PROGRESS_ROWS):
         row = rows.pop()
-        if done % PROGRESS_ROWS == 0:
-            progress.check()
-            progress.report(done, total, {})
         tokens = len(renderer.teacher_prompt(row.question, row.solution))
         if tokens > data.max_prompt_tokens:
             detail = f"{tokens} tokens, data.max_prompt_tokens is {data.max_prompt_tokens}"
@@ -188,10 +184,9 @@ def _check_answers(rows: list[RawRow], source: str, progress: Progress) -> list[
     return them as rows of the table `dropped` with the reason `ungradable`. They stay in `rows`:
     training on solutions or explanations needs no grader. Raises Stopped."""
     listed = []
+    starts = range(0, len(rows), CHECK_BATCH)
     with Grader() as grader:
-        for start in range(0, len(rows), CHECK_BATCH):
-            progress.check()
-            progress.report(start, len(rows), {})
+        for start in progress.over(starts, len(starts)):
             batch = [
                 {"answer": row.answer, "grader": row.grader or "math", "metadata": row.metadata}
                 for row in rows[start : start + CHECK_BATCH]
@@ -213,23 +208,31 @@ def _check_answers(rows: list[RawRow], source: str, progress: Progress) -> list[
     return listed
 
 
-def _drop(train: list[RawRow], overlaps: list[Row], dropped: list[Row]) -> list[RawRow]:
-    """Return the training questions without overlap and add the others to `dropped`."""
-    first: dict[str, Row] = {}
-    for overlap in overlaps:
-        first.setdefault(overlap["question_id"], overlap)
-    if not first:
-        return train
+def _without(
+    rows: list[RawRow], reasons: Mapping[str, tuple[str, str]], dropped: list[Row]
+) -> list[RawRow]:
+    """Return the rows whose question has no reason (word, detail) by its id to be dropped; add the
+    others to `dropped`."""
+    if not reasons:
+        return rows
     kept = []
-    for row in train:
-        overlap = first.get(question_id(row.question), {})
-        if not overlap:
+    for row in rows:
+        reason = reasons.get(question_id(row.question))
+        if reason is None:
             kept.append(row)
-            continue
-        words = f"{overlap['n']} words" if overlap["n"] else "the whole question"
-        detail = f"{words} of {overlap['task']}, question {overlap['evaluation_id']}"
-        dropped.append(dropped_row(row.row, "overlap", detail, row.question))
+        else:
+            dropped.append(dropped_row(row.row, *reason, row.question))
     return kept
+
+
+def _shared_words(overlaps: list[Row]) -> dict[str, tuple[str, str]]:
+    """Return the reasons to drop training questions: the first overlap of each."""
+    reasons: dict[str, tuple[str, str]] = {}
+    for one in overlaps:
+        words = f"{one['n']} words" if one["n"] else "the whole question"
+        detail = f"{words} of {one['task']}, question {one['evaluation_id']}"
+        reasons.setdefault(one["question_id"], ("overlap", detail))
+    return reasons
 
 
 def _given_test(
@@ -248,19 +251,6 @@ def _given_test(
         raise UserError(f"data.test_source={data.test_source!r}: no usable question is left")
     order = np.random.default_rng(data.seed).permutation(len(rows))
     return [rows[int(i)] for i in order[: data.n_test]]
-
-
-def _others(kept: list[RawRow], test: list[RawRow] | None, dropped: list[Row]) -> list[RawRow]:
-    """Return the rows whose question is not in the test file; add the others to `dropped`."""
-    tested = {question_id(row.question) for row in test or ()}
-    others = []
-    for row in kept:
-        if question_id(row.question) not in tested:
-            others.append(row)
-            continue
-        detail = "a question of data.test_source"
-        dropped.append(dropped_row(row.row, "duplicate", detail, row.question))
-    return others
 
 
 def _split(
@@ -312,10 +302,7 @@ class _Measured:
         self.ungradable = 0
 
     def __call__(self, questions: Iterable[Row]) -> Iterator[Row]:
-        for done, question in enumerate(questions):
-            if done % PROGRESS_ROWS == 0:
-                self._progress.check()
-                self._progress.report(done, self._total, {})
+        for question in self._progress.over(questions, self._total, PROGRESS_ROWS):
             self.ungradable += question["grader"] == "none"
             for field, lengths in self.lengths.items():
                 if question[field] is not None:

@@ -103,27 +103,13 @@ def read_source(
         )
     if data.source.startswith(HUB):
         folder = _hub_folder(data)
-        rows = _hub_rows(folder, data)
-        records: Iterator[Numbered] = (
-            (number, partial(dict, row)) for number, row in enumerate(rows, start=1)
-        )
-        return _collect(
-            records,
-            data,
-            data.source,
-            rows.__len__,
-            format,
-            progress,
-            licence=_card_licence(folder),
-        )
-    if is_path(data.source):
-        own = list(load(data.source)())
-        records = ((n, partial(dict, row)) for n, row in enumerate(own, start=1))
-        return _collect(records, data, data.source, own.__len__, format, progress)
-    path = Path(data.source)
-    return _collect(
-        read_records(path), data, str(path), partial(count_rows, path), format, progress
-    )
+        rows, licence = _hub_rows(folder, data), _card_licence(folder)
+    elif is_path(data.source):
+        rows, licence = list(load(data.source)()), None
+    else:
+        return _collect_file(Path(data.source), data, format, progress)
+    records = ((number, partial(dict, row)) for number, row in enumerate(rows, start=1))
+    return _collect(records, data, data.source, rows.__len__, format, progress, licence)
 
 
 def found_layout(data: DataConfig) -> str | None:
@@ -166,15 +152,14 @@ def read_trace_file(
 ) -> Source:
     """Return all rows of a trace file. Raises UserError, also if too many rows cannot be used."""
     data = trace_file(str(path), max_dropped)
-    return _collect(
-        read_records(path),
-        data,
-        str(path),
-        partial(count_rows, path),
-        format,
-        progress,
-        traces=True,
-    )
+    return _collect_file(path, data, format, progress, traces=True)
+
+
+def _collect_file(
+    path: Path, data: DataConfig, format: PromptFormat | None, progress: Progress, **what: bool
+) -> Source:
+    count = partial(count_rows, path)
+    return _collect(read_records(path), data, str(path), count, format, progress, **what)
 
 
 def _heads(records: Iterator[Numbered]) -> tuple[list[Record], Iterator[Numbered]]:
@@ -214,14 +199,11 @@ def _collect(
             require_written(row, format)
         return row
 
-    for done, (number, read) in enumerate(records):
+    for number, read in progress.over(records, expected, PROGRESS_ROWS):
         try:
             rows.append(checked(partial(convert, number, read)))
         except BadRow as fault:
             dropped.append(dropped_row(number, fault.reason, str(fault)))
-        if done % PROGRESS_ROWS == 0:
-            progress.check()
-            progress.report(done, max(done, expected), {})
     if not rows and not dropped:
         raise UserError(f"{source}: there is no row in it")
     require_few(source, dropped, len(rows) + len(dropped), data.max_dropped)
@@ -260,10 +242,8 @@ def _generate(data: DataConfig, spare: int) -> list[RawRow]:
     match data.source:
         case "arithmetic":
             return arithmetic_rows(n, data.seed)
-        case "arithmetic-s1":
-            return arithmetic_rows(n, data.seed, "s1")
-        case "arithmetic-sky-t1":
-            return arithmetic_rows(n, data.seed, "sky-t1")
+        case "arithmetic-s1" | "arithmetic-sky-t1":
+            return arithmetic_rows(n, data.seed, data.source.removeprefix("arithmetic-"))
         case "countdown":
             return countdown_rows(n + tested, data.seed)
     return small_countdown_rows(n + tested, data.seed)

@@ -112,20 +112,12 @@ def arithmetic_rows(n: int, seed: int, manner: Manner = "graded") -> list[RawRow
     while len(rows) < n:
         operands = _operands(rng)
         key = tuple(sorted(operands))
-        if key in rows:
-            continue
-        trace = _trace_in(manner, operands, rng)
-        if trace is None:
-            continue
-        total = str(sum(operands))
-        rows[key] = RawRow(
-            row=len(rows) + 1,
-            question=question_of(operands),
-            solution=total,
-            trace=trace,
-            answer=total,
-            grader="arithmetic",
-        )
+        trace = None if key in rows else _trace_in(manner, operands, rng)
+        if trace is not None:
+            question, total = question_of(operands), str(sum(operands))
+            rows[key] = RawRow(
+                len(rows) + 1, question, total, trace, answer=total, grader="arithmetic"
+            )
     return list(rows.values())
 
 

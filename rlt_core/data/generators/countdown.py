@@ -52,18 +52,8 @@ def countdown_rows(n: int, seed: int) -> list[RawRow]:
             f"Use each of {', '.join(map(str, numbers))} exactly once, with + - * / and brackets, "
             f"to make {target}. Answer with the expression."
         )
-        metadata = json.dumps({"numbers": numbers, "target": target})
-        rows.setdefault(
-            (target, *sorted(numbers)),
-            RawRow(
-                len(rows) + 1,
-                question,
-                problem["answer"],
-                answer=str(target),
-                grader="countdown",
-                metadata=metadata,
-            ),
-        )
+        row = _row(len(rows) + 1, question, problem["answer"], numbers, target)
+        rows.setdefault((target, *sorted(numbers)), row)
     return list(rows.values())
 
 
@@ -85,17 +75,16 @@ def small_countdown_rows(n: int, seed: int) -> list[RawRow]:
     for (numbers, target), solutions in rng.sample(problems, n):
         order, signs = rng.choice(solutions)
         given = ",".join(map(str, order))
-        rows.append(
-            RawRow(
-                len(rows) + 1,
-                f"{given}>{target}",
-                _expression(order, signs),
-                answer=str(target),
-                grader="countdown",
-                metadata=json.dumps({"numbers": list(numbers), "target": target}),
-            )
-        )
+        solution = _expression(order, signs)
+        rows.append(_row(len(rows) + 1, f"{given}>{target}", solution, list(numbers), target))
     return rows
+
+
+def _row(row: int, question: str, solution: str, numbers: list[int], target: int) -> RawRow:
+    metadata = json.dumps({"numbers": numbers, "target": target})
+    return RawRow(
+        row, question, solution, answer=str(target), grader="countdown", metadata=metadata
+    )
 
 
 Problem = tuple[tuple[int, ...], int]
@@ -131,14 +120,8 @@ def _expression(order: tuple[int, ...], signs: tuple[int, ...]) -> str:
 
 def countdown_questions(n: int, seed: int) -> list[dict[str, Any]]:
     """Return `n` problems as questions of an evaluation set."""
+    columns = ("question", "solution", "answer", "grader", "metadata")
     return [
-        {
-            "question_id": question_id(row.question),
-            "question": row.question,
-            "solution": row.solution,
-            "answer": row.answer,
-            "grader": row.grader,
-            "metadata": row.metadata,
-        }
+        {"question_id": question_id(row.question)} | {name: getattr(row, name) for name in columns}
         for row in countdown_rows(n, seed)
     ]

@@ -23,14 +23,11 @@ from rlt_core.data.prepare import prepare_questions
 from rlt_core.errors import UserError
 from rlt_core.grading import GradeItem
 from rlt_core.grading.grade import grade
-from rlt_core.models import tiny_tokenizer
 from rlt_core.progress import Progress
-from rlt_core.prompts.format import load_format
-from rlt_core.prompts.renderer import IGNORED, Renderer
+from rlt_core.prompts.renderer import IGNORED
 from rlt_core.rows import read_rows
+from tests.rlt_core.data.prepared import RENDERER
 
-FORMAT = load_format("tiny")
-RENDERER = Renderer(FORMAT, tiny_tokenizer(FORMAT))
 STEP = re.compile(r"(\d+)\+(\d)=(\d+)")
 Row = dict[str, Any]
 

@@ -5,13 +5,10 @@ Columns: https://huggingface.co/datasets/ + the repository's name.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from rlt_core.config import DataConfig, FieldMapping
@@ -24,6 +21,7 @@ from rlt_core.hf_hub import UNPINNED
 from rlt_core.overrides import load_config
 from rlt_core.profiles import paper_7b
 from tasks.stages.dataset_prep import _evaluated
+from tests.rlt_core.data.prepared import write
 
 COMMIT = "0123456789" * 4
 REPLY = (
@@ -63,12 +61,7 @@ def fetched(
     snapshot.mkdir(parents=True)
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text(COMMIT)
-    if suffix == "parquet":
-        pq.write_table(pa.Table.from_pylist(rows), snapshot / "train.parquet")
-    elif suffix == "json":
-        (snapshot / "train.json").write_text(json.dumps(rows))
-    else:
-        (snapshot / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(snapshot / f"train.{suffix}", rows)
     (snapshot / "README.md").write_text(f"---\n{card}\n---\n")
 
 

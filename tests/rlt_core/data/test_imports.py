@@ -13,22 +13,18 @@ from rlt_core.config import DataConfig
 from rlt_core.data.imports import import_scores, import_traces, own_traces, read_explanations
 from rlt_core.data.prepare import prepare_questions
 from rlt_core.errors import UserError
-from rlt_core.models import tiny_tokenizer
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import load_format
-from rlt_core.prompts.renderer import Renderer
 from rlt_core.rows import read_rows
-
-FORMAT = load_format("tiny")
-RENDERER = Renderer(FORMAT, tiny_tokenizer(FORMAT))
+from tests.rlt_core.data import prepared
+from tests.rlt_core.data.prepared import RENDERER
 
 
 # ---------------------------------------------------------------- traces
 def write(tmp_path: Path, *records: tuple[str, str, str]) -> Path:
-    path = tmp_path / "traces.jsonl"
     names = ("question", "solution", "trace")
-    path.write_text("".join(json.dumps(dict(zip(names, r, strict=True))) + "\n" for r in records))
-    return path
+    rows = [dict(zip(names, record, strict=True)) for record in records]
+    return prepared.write(tmp_path / "traces.jsonl", rows)
 
 
 def imported(path: Path, tmp_path: Path) -> dict[str, float]:

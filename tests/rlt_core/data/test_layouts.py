@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from decimal import Decimal
 from pathlib import Path
@@ -18,6 +17,7 @@ from rlt_core.data.rawrow import PROVIDER_ERROR, RawRow
 from rlt_core.data.sources import Source, found_layout, read_source
 from rlt_core.errors import UserError
 from rlt_core.prompts.format import load_format
+from tests.rlt_core.data.prepared import write
 
 REPLY = (
     "<|begin_of_thought|>\n\nhm\n\n<|end_of_thought|>\n\n"
@@ -80,11 +80,7 @@ VERL = {"data_source": "x", "prompt": [{"role": "user", "content": "2+2?"}],
 def test_a_known_layout_is_found_and_said(
     tmp_path: Path, record: dict[str, Any], expected: tuple[Any, ...], suffix: str
 ) -> None:
-    path = tmp_path / f"data{suffix}"
-    if suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist([record]), path)
-    else:
-        path.write_text(json.dumps(record))
+    path = write(tmp_path / f"data{suffix}", [record])
     found = read_source(DataConfig(source=str(path)))
     (row,) = found.rows
     assert (row.question, row.trace, row.solution, row.answer, row.system) == expected
@@ -105,10 +101,7 @@ def test_configured_columns_go_before_found_ones(tmp_path: Path) -> None:
 
 
 def test_a_csv_cell_may_hold_json(tmp_path: Path) -> None:
-    path = tmp_path / "data.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerows([["messages"], [json.dumps(OPENAI)]])
+    path = write(tmp_path / "data.csv", [{"messages": json.dumps(OPENAI)}])
     (row,) = read_source(DataConfig(source=str(path))).rows
     assert (row.question, row.trace, row.solution) == ("2+2?", "hm", "It is 4.")
 
@@ -301,17 +294,7 @@ def test_a_cell_may_be_long(tmp_path: Path) -> None:
 def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, suffix: str, at: float) -> None:
     records = [{"question": f"q {i}", "solution": "s, t"} for i in range(1000)]
     path = tmp_path / f"data{suffix}"
-    if suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(records), path)
-    elif suffix == ".csv":
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["question", "solution"])
-            writer.writeheader()
-            writer.writerows(records)
-    else:
-        text = json.dumps(records)
-        path.write_text(text if suffix == ".json" else text[1:-1].replace("}, ", "}\n"))
-    whole = path.read_bytes()
+    whole = write(path, records).read_bytes()
     inside = (
         int(at * len(whole)) if suffix == ".parquet" else whole.index(b"q", int(at * len(whole)))
     )

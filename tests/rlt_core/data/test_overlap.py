@@ -23,14 +23,10 @@ from rlt_core.data.generators.countdown import (
 from rlt_core.data.prepare import prepare_questions
 from rlt_core.data.rawrow import RawRow, question_id
 from rlt_core.errors import UserError
-from rlt_core.models import tiny_tokenizer
 from rlt_core.progress import Progress
-from rlt_core.prompts.format import load_format
-from rlt_core.prompts.renderer import Renderer
 from rlt_core.rows import read_rows
+from tests.rlt_core.data.prepared import RENDERER, prepare
 
-FORMAT = load_format("tiny")
-RENDERER = Renderer(FORMAT, tiny_tokenizer(FORMAT))
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -154,15 +150,6 @@ def test_countdown_problems_differ_in_more_than_order() -> None:
 
 
 # ---------------------------------------------------------------- dataset-prep
-def prepare(
-    tmp_path: Path, records: list[dict[str, str]], evaluated: Any = None, **config: Any
-) -> dict[str, float]:
-    path = tmp_path / "data.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    data = DataConfig(**{"source": str(path), "n_validation": 0, "n_test": 0} | config)
-    return prepare_questions(data, RENDERER, tmp_path / "out", Progress(), evaluated)
-
-
 def written(n: int) -> list[dict[str, str]]:
     return [{"question": prose(i, 20), "solution": str(i)} for i in range(n)]
 

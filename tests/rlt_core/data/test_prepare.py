@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -21,21 +20,14 @@ from rlt_core.data.rawrow import normalised, question_id
 from rlt_core.data.sources import read_source
 from rlt_core.data.trace_selection import choose
 from rlt_core.errors import Stopped, UserError
-from rlt_core.models import tiny_tokenizer
 from rlt_core.progress import Progress
-from rlt_core.prompts.format import load_format
-from rlt_core.prompts.renderer import Renderer
 from rlt_core.rows import read_rows
-
-FORMAT = load_format("tiny")
-RENDERER = Renderer(FORMAT, tiny_tokenizer(FORMAT))
+from tests.rlt_core.data import prepared
+from tests.rlt_core.data.prepared import RENDERER, write
 
 
 def prepare(tmp_path: Path, records: list[dict[str, str]], **config: Any) -> dict[str, float]:
-    path = tmp_path / "data.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    data = DataConfig(**{"source": str(path), "n_validation": 2, "n_test": 3} | config)
-    return prepare_questions(data, RENDERER, tmp_path / "out", Progress())
+    return prepared.prepare(tmp_path, records, **{"n_validation": 2, "n_test": 3} | config)
 
 
 def numbered(n: int) -> list[dict[str, str]]:
@@ -56,12 +48,11 @@ def test_splits_are_disjoint_and_complete(tmp_path: Path) -> None:
 
 
 def test_questions_of_a_test_file_are_the_test_and_leave_the_training(tmp_path: Path) -> None:
-    file = tmp_path / "test.jsonl"
     extra = [
         {"question": "What is 7 times 6?", "solution": "42"},
         {"question": "", "solution": "1"},
     ]
-    file.write_text("".join(json.dumps(record) + "\n" for record in [*numbered(4), *extra]))
+    file = write(tmp_path / "test.jsonl", [*numbered(4), *extra])
     metrics = prepare(tmp_path, numbered(20), test_source=str(file), n_test=9, max_dropped=0.5)
     rows = read_rows(tmp_path / "out", "questions")
     tested = {row["question"] for row in rows if row["split"] == "test"}
@@ -161,8 +152,7 @@ def test_memory_is_less_than_1000_bytes_a_row(tmp_path: Path) -> None:
 
 
 def test_every_step_reports_progress_and_can_be_stopped(tmp_path: Path) -> None:
-    path = tmp_path / "data.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in numbered(1200)))
+    path = write(tmp_path / "data.jsonl", numbered(1200))
     data = DataConfig(source=str(path), near_duplicate=0.8)
     seen: list[int] = []
     prepare_questions(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +13,12 @@ from rlt_core.config import DataConfig, FieldMapping
 from rlt_core.data.rawrow import RawRow
 from rlt_core.data.sources import data_digest, read_source
 from rlt_core.errors import UserError
+from tests.rlt_core.data.prepared import write
 
 RECORDS = [
     {"question": "What is 1+1?", "solution": "2", "trace": "one and one, that is two"},
     {"question": "Wie heißt π?\nKurz.", "solution": 'Kreiszahl, "Pi"', "trace": "é"},
 ]
-
-
-def write(path: Path, records: list[dict[str, Any]]) -> Path:
-    """A file of the type that its suffix says."""
-    match path.suffix:
-        case ".jsonl":
-            path.write_text("".join(json.dumps(record) + "\n" for record in records))
-        case ".json":
-            path.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
-        case ".csv":
-            with path.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(records[0]))
-                writer.writeheader()
-                writer.writerows(records)
-        case ".parquet":
-            pq.write_table(pa.Table.from_pylist(records), path)
-    return path
 
 
 def read(path: Path, **config: Any) -> list[RawRow]:
