@@ -14,7 +14,7 @@ from scipy import stats
 
 from rlt_core.evaluation.comparisons import cluster_bootstrap, permutation_p
 from rlt_core.evaluation.crossed import Floats, crossed_mean
-from rlt_core.report.inputs import Part, Parts, Row
+from rlt_core.report.inputs import Part, Parts, Row, first_by_question
 from rlt_core.report.trace_sets import known_mean
 
 PARTS = (
@@ -136,7 +136,7 @@ def _part_line(part: str, first_SQ: Floats, second_SQ: Floats) -> Row | None:
 
 def _texts(parts: Parts, first: Part, second: Part, questions: Sequence[str]) -> list[Row]:
     """The first scored trace of each question, of the first seed."""
-    asked = {row["question_id"]: row for row in parts.input_rows(first, "questions", "questions")}
+    asked = parts.questions(first)
     one, other = (_first_traces(parts, part) for part in (first, second))
     return [
         asked[question] | {"sides": (one[question], other[question])}
@@ -149,9 +149,8 @@ def _first_traces(parts: Parts, scoring: Part) -> dict[str, Row]:
     """Question -> its first scored trace, with its text."""
     texts = {row["trace_id"]: row["text"] for row in parts.input_rows(scoring, "traces", "traces")}
     rows = scoring.rows("scores", "trace_id", "question_id", "sample", "status", *PARTS)
-    rows.sort(key=lambda row: -row["sample"])
-    return {
-        row["question_id"]: {"text": texts[row["trace_id"]]} | {name: row[name] for name in PARTS}
+    return first_by_question(
+        row | {"text": texts[row["trace_id"]]}
         for row in rows
         if row["status"] == "scored" and row["trace_id"] in texts
-    }
+    )

@@ -12,7 +12,7 @@ from rlt_core.printable import spreadsheet_cell
 from rlt_core.report import experiment, overlaps, scores, trace_sets
 from rlt_core.report.gather import ReportData
 from rlt_core.report.inputs import Row
-from rlt_core.report.ranks import RankAblation, RankLine, Statistic
+from rlt_core.report.ranks import RankAblation
 from rlt_core.report.terminal import ALL
 
 RANKS = (
@@ -65,10 +65,8 @@ def _flat(row: Row) -> Row:
 
 def _ranks(ranks: RankAblation) -> Iterator[Row]:
     one_set = {"ranked_by": ranks.ranked_by, "task": ranks.task}
-    lines: list[RankLine | Statistic] = [*ranks.lines, *ranks.statistics]
-    for line in lines:
-        row = {"quantity": "score"} if isinstance(line, RankLine) else {"quantity": line.name}
-        by_rank = one_set | row | {"rank": getattr(line, "rank", "")}
-        yield by_rank | vars(line)
-        yield from (by_rank | {"seed": s, "value": value} for s, value in line.by_seed.items())
+    for line in [*ranks.lines, *ranks.statistics]:
+        yield one_set | vars(line)
+        single = one_set | {"quantity": line.quantity, "rank": line.rank}
+        yield from (single | {"seed": s, "value": value} for s, value in line.by_seed.items())
     yield one_set | {"quantity": "spread", "value": ranks.spread}

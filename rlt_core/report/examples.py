@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rlt_core.report.inputs import Part, Parts, Row
+from rlt_core.report.inputs import Part, Parts, Row, first_by_question
 from rlt_core.report.texts import cell, fenced
 from rlt_core.report.training import AFTER, BEFORE
 
@@ -39,8 +39,11 @@ def _explanations(parts: Parts) -> Iterator[str]:
     if not teachers:
         return
     first = next(iter(teachers.values()))
-    asked = {row["question_id"]: row for row in parts.input_rows(first, "questions", "questions")}
-    traces = {variant: _first_traces(part) for variant, part in teachers.items()}
+    asked, columns = parts.questions(first), ("trace_id", "question_id", "sample", "text", "closed")
+    traces = {
+        variant: first_by_question(part.rows("traces", *columns))
+        for variant, part in teachers.items()
+    }
     chosen = min(set(asked).intersection(*traces.values()), default=None)
     if chosen is None:
         return
@@ -53,13 +56,6 @@ def _explanations(parts: Parts) -> Iterator[str]:
         trace = traces[variant][chosen]
         facts = _reward(scored[variant][0], trace["trace_id"]) if variant in scored else {}
         yield _text(titles[variant], trace["text"], **facts, closed=str(trace["closed"]).lower())
-
-
-def _first_traces(part: Part) -> dict[str, Row]:
-    """Question -> its first completion."""
-    rows = part.rows("traces", "trace_id", "question_id", "sample", "text", "closed")
-    rows.sort(key=lambda row: -row["sample"])
-    return {row["question_id"]: row for row in rows}
 
 
 def _reward(scores: Part, trace_id: str) -> dict[str, str]:

@@ -140,22 +140,20 @@ def _smooth(values: Sequence[float]) -> list[float]:
 
 def _ranks(ablation: RankAblation, base: Estimate | None) -> Plot:
     figure, (axes,) = _axes(1, height=3.6)
-    ranks = np.array([line.rank for line in ablation.lines], dtype=np.float64)
-    values = 100 * np.array([line.value for line in ablation.lines])
-    lows = 100 * np.array([line.low for line in ablation.lines])
-    highs = 100 * np.array([line.high for line in ablation.lines])
+    lows, highs = (
+        100 * np.array([getattr(line, end) for line in ablation.lines]) for end in ("low", "high")
+    )
+    ranks = [line.rank for line in ablation.lines]
     axes.vlines(ranks, lows, highs, color=COLORS[0], linewidth=2)
-    axes.plot(ranks, values, "o", color=COLORS[0])
-    if len(ranks) > 1:
-        slope, start = np.polyfit(ranks, values, 1)
-        axes.plot(ranks, start + slope * ranks, color=COLORS[1], linewidth=1.2, linestyle="--")
+    fitted = {"color": COLORS[1], "linewidth": 1.2, "linestyle": "--"}
+    _points_and_line(axes, ablation, {"color": COLORS[0]}, fitted)
     if base:
         axes.axhline(100 * base.value, color=GREY, linewidth=1)
         axes.annotate(
             "base", (1.01, 100 * base.value), xycoords=axes.get_yaxis_transform(), color=GREY,
             fontsize=8, va="center",
         )  # fmt: skip
-    pearson = next(one for one in ablation.statistics if one.name == "pearson")
+    pearson = ablation.statistic("pearson")
     if pearson.value is not None:
         axes.set_title(
             f"Pearson {pearson.value:.2f} [{pearson.low:.2f}, {pearson.high:.2f}]", fontsize=10
@@ -166,20 +164,27 @@ def _ranks(ablation: RankAblation, base: Estimate | None) -> Plot:
     return figure
 
 
+def _points_and_line(axes: Axes, ablation: RankAblation, points: Row, line: Row) -> None:
+    """Plot the students' scores over the rank, and the fitted line where there are several."""
+    ranks = np.array([one.rank for one in ablation.lines], dtype=np.float64)
+    values = 100 * np.array([one.value for one in ablation.lines])
+    axes.plot(ranks, values, "o", **points)
+    if len(ranks) > 1:
+        slope, start = np.polyfit(ranks, values, 1)
+        axes.plot(ranks, start + slope * ranks, **line)
+
+
 def _rank_sets(sets: Sequence[RankAblation]) -> Plot:
     figure, (axes,) = _axes(1, height=4.2)
     figure.set_figwidth(7.2)
     for number, one in enumerate(sets):
-        ranks = np.array([line.rank for line in one.lines], dtype=np.float64)
-        values = 100 * np.array([line.value for line in one.lines])
         noise = one.ranked_by == NOISE
         color = GREY if noise else COLORS[number % (len(COLORS) - 1)]
         dashes = DASHES[number // (len(COLORS) - 1) % len(DASHES)]
         label = "random (the noise floor)" if noise else one.ranked_by
-        axes.plot(ranks, values, "o", color=color, markersize=3, alpha=0.6)
-        if len(ranks) > 1:
-            slope, start = np.polyfit(ranks, values, 1)
-            axes.plot(ranks, start + slope * ranks, color=color, linestyle=dashes, label=label)
+        points = {"color": color, "markersize": 3, "alpha": 0.6}
+        fitted = {"color": color, "linestyle": dashes, "label": label}
+        _points_and_line(axes, one, points, fitted)
     axes.set_xlabel("rank of the traces a student was trained on (1 is best)")
     axes.set_ylabel(f"% correct, {sets[0].task}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,11 @@ class Part:
         return read_rows(self.folder, table, list(columns) or None)
 
 
+def first_by_question(rows: Iterable[Row]) -> dict[str, Row]:
+    """Question -> its row with the lowest number of a sample."""
+    return {row["question_id"]: row for row in sorted(rows, key=lambda row: -row["sample"])}
+
+
 class Parts:
     """All artifacts of a run, in the order of the graph."""
 
@@ -61,6 +66,10 @@ class Parts:
         for part in self.of(stage):
             found.setdefault(part.variant, []).append(part)
         return found
+
+    def questions(self, part: Part) -> dict[str, Row]:
+        """The questions that `part` read, by their ids."""
+        return {row["question_id"]: row for row in self.input_rows(part, "questions", "questions")}
 
     def input_rows(self, part: Part, name: str, table: str) -> list[Row]:
         """Rows of the artifact that `part` read under a name; none if the report lacks it."""

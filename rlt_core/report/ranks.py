@@ -18,27 +18,20 @@ REWARD, NOISE = "reward", "random"
 
 @dataclass(frozen=True)
 class RankLine:
-    """The students of one rank, over all seeds."""
+    """The score of the students of one rank, or a statistic over the ranks, over all seeds."""
 
-    rank: int
-    value: float
-    low: float
-    high: float
-    mean_reward: float | None
-    traces: int
-    by_seed: dict[int, float]
-
-
-@dataclass(frozen=True)
-class Statistic:
-    """A statistic over ranks; None where it is not defined."""
-
-    name: str
+    quantity: str
+    """`score`, or the name of the statistic."""
     value: float | None
+    """None where the statistic is not defined; so are the ends of its 95% interval."""
     low: float | None
     high: float | None
     by_seed: dict[int, float]
-    """The statistic of each seed alone, where it is defined."""
+    """The value of each seed alone, where it is defined."""
+    rank: int | None = None
+    """None for a statistic; so are the next two."""
+    mean_reward: float | None = None
+    traces: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,16 +41,16 @@ class RankAblation:
     ranked_by: str
     task: str
     lines: list[RankLine]
-    statistics: list[Statistic]
+    statistics: list[RankLine]
     undefined_resamples: float
 
-    def statistic(self, name: str) -> Statistic:
-        return next(one for one in self.statistics if one.name == name)
+    def statistic(self, name: str) -> RankLine:
+        return next(one for one in self.statistics if one.quantity == name)
 
     @property
     def spread(self) -> float | None:
         """Best student's score minus the worst's."""
-        values = [line.value for line in self.lines]
+        values = [line.value for line in self.lines if line.value is not None]
         return max(values) - min(values) if values else None
 
 
@@ -84,8 +77,8 @@ def _rank_set(part: Part, parts: Parts, evaluations: Evaluations) -> RankAblatio
             for rank in sorted(by_rank)
         ],
         statistics=[
-            Statistic(
-                name=name,
+            RankLine(
+                name,
                 value=metrics.get(name),
                 low=metrics.get(f"{name}_low"),
                 high=metrics.get(f"{name}_high"),
@@ -105,6 +98,7 @@ def _rank_line(rank: int, rows: list[Row], student: str, evaluations: Evaluation
         estimate = fraction(matrix(values), sum(map(len, values)))
         low, high = estimate.low, estimate.high
     return RankLine(
+        "score",
         rank=rank,
         value=sum(row["value"] for row in rows) / len(rows),
         low=low,

@@ -91,6 +91,7 @@ def _page(data: ReportData, title: str, figures: Mapping[str, Figure]) -> str:
         CELLS | {name: each for name, each in vars(tables).items() if callable(each)},
         markdown=Markdown, figure=figure, figures=figures, label_of=label_of, paper=paper,
         NOTHING=NOTHING, NOTE=NOTE, SIDE=SIDE, WINDOW_STEPS=WINDOW_STEPS,
+        MEASURE_NAMES=tables.MEASURE_NAMES,
     )  # fmt: skip
     template = environment.get_template("report.md.jinja")
     return template.render(data=data, title=title).strip("\n") + "\n"

@@ -147,33 +147,6 @@ MEASURE_NAMES = {
 }
 
 
-def overlap_table(found: Sequence[Row]) -> list[Row]:
-    """One row per pair, seed and measure."""
-    several_tasks = len({row["task"] for row in found}) > 1
-
-    def shown(row: Row) -> Row:
-        sizes = (row[f"solved_by_{which}"] for which in ("first", "second", "both"))
-        seeds = {str(s) for s in (row["first_seed"], row["second_seed"]) if s is not None}
-        chance = f"[{percent(row['chance_low'])}, {percent(row['chance_high'])}]"
-        return {
-            "first": row["first"], "second": row["second"],
-            "task": row["task"] if several_tasks else NOTHING,
-            "seeds": ", ".join(sorted(seeds)) or NOTHING,
-            "solved by first; second; both; questions": joined(
-                [*map(number, sizes), Number(row["questions"])]
-            ),
-            "share": MEASURE_NAMES[row["measure"]], "%": percent(row["measured"]),
-            "by chance": Number(f"{percent(row['chance'])} {chance}"),
-            "p": p_value(row["p"]),
-            "ceiling: two samples of first; of second": joined(
-                map(percent, (row["ceiling_first"], row["ceiling_second"]))
-            ),
-            "the paper": f"{row['paper']} (quoted)" if row["paper"] else NOTHING,
-        }  # fmt: skip
-
-    return [shown(row) for row in found]
-
-
 # ---------------------------------------------------------------- trace sets and ranks
 def parts_of_both(one: Row, other: Row, names: tuple[str, str]) -> list[Row]:
     """The parts of the reward of two traces, where either has them."""

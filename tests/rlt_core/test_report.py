@@ -129,9 +129,8 @@ def test_the_rank_ablation_is_that_of_its_artifact(data, run):
     _, made = run
     metrics = made["rank-statistics[reward]"].metrics
     assert [line.rank for line in data.ranks.lines] == [1, 2, 3, 4]
-    by_name = {statistic.name: statistic for statistic in data.ranks.statistics}
-    assert by_name["pearson"].value == metrics["pearson"]
-    assert by_name["slope_points"].low == metrics["slope_points_low"]
+    assert data.ranks.statistic("pearson").value == metrics["pearson"]
+    assert data.ranks.statistic("slope_points").low == metrics["slope_points_low"]
     assert data.ranks.lines[0].value > data.ranks.lines[-1].value
 
 
