@@ -106,10 +106,6 @@ class Group:
         node = max(self.nodes, key=lambda node: size(found[node.key]))
         return node if limit is not None and size(found[node.key]) > limit else None
 
-    def options(self, change: Change) -> str:
-        """A change as command-line options."""
-        return _options(self.name, change)
-
 
 def groups_of(config: Config, nodes: Sequence[Node]) -> list[Group]:
     """Nodes grouped by the name of their resources, in the order of stages."""
@@ -180,7 +176,7 @@ def unreachable_servers(config: Config, nodes: Sequence[Node]) -> list[str]:
             found.append(
                 f"{stage.name}: vllm_server={server} is another place on each of {machines} "
                 "machines; name the host that all of them reach: "
-                + group.options({"vllm_server": SERVER})
+                + _options(group.name, {"vllm_server": SERVER})
             )
     return found
 
@@ -321,7 +317,7 @@ def _best(
             best, least = change, needed
         if needed <= limit:
             break
-    return f"it takes less with {group.options(best)}" if best else None
+    return f"it takes less with {_options(group.name, best)}" if best else None
 
 
 def _changes(stage: Stage, resources: StageResources) -> Iterator[Change]:

@@ -10,14 +10,12 @@ import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from rlt_core.config import GRPOConfig, SFTConfig, StageResources
-from rlt_core.estimate.memory import GIB, Parts
+from rlt_core.estimate.memory import GIB
 from rlt_core.estimate.shapes import Shape
-from rlt_core.stages import Stage
 from rlt_core.training.data_order import KEPT_CHECKPOINTS
 
 PROCESS = 2 * GIB
@@ -66,34 +64,6 @@ def training_files(
         model=model,
         gathered=max(4 * trained, model) if resources.sharding == "none" else sharded,
     )
-
-
-def beside_gpus(
-    stage: Stage,
-    resources: StageResources,
-    models: int,
-    files: TrainingFiles,
-    parts: Parts,
-    size: int,
-    on_gpu: bool,
-) -> dict[str, Any]:
-    """Fields of an estimate; `models`: bytes of the model files that a node reads, `parts`: what
-    a process holds at most, `size`: bytes of the artifact.
-
-    The model files are in main memory once: all processes of a machine map them,
-    and a change of number format happens where the model computes (`rlt_core.models.load_model`).
-    """
-    processes = stage.processes(resources)
-    around = processes * PROCESS
-    certain = processes * sum(size for name, size in parts.items() if name in CERTAIN)
-    return {
-        "checkpoint_bytes": files.checkpoint,
-        "disk_bytes": files.disk or size * (2 if stage.shared == "shards" else 1),
-        "staged_bytes": models + max(files.checkpoint, size),
-        "loading_bytes": models + around if on_gpu else processes * sum(parts.values()),
-        "gathering_bytes": files.gathered + around if on_gpu else 0,
-        "certain_bytes": files.gathered if on_gpu else certain,
-    }
 
 
 @dataclass(frozen=True)

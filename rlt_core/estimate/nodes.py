@@ -139,17 +139,25 @@ class Estimator:
         if need.memory is None:
             return known
         hours = need.seconds / 3600 if there else None
+        # The files of a model are in main memory once: all processes of a machine map them, and a
+        # change of number format happens where it computes (`rlt_core.models.load_model`).
         models = {each.key: self._saved(each) for each in node.inputs.values() if each.stage.model}
+        loaded, processes = sum(models.values()), stage.processes(resources)
+        parts, files, around = need.memory.parts, need.files, processes * host.PROCESS
+        certain = sum(held for name, held in parts.items() if name in host.CERTAIN)
         return replace(
             known,
             peak_bytes=need.memory.peak,
-            parts=need.memory.parts,
+            parts=parts,
             limit_bytes=need.memory.limit if there else None,
             gpu_hours=None if hours is None else hours * gpus,
             wall_hours=hours,
-            **host.beside_gpus(
-                stage, resources, sum(models.values()), need.files, need.memory.parts, size, there
-            ),
+            checkpoint_bytes=files.checkpoint,
+            disk_bytes=files.disk or size * (2 if stage.shared == "shards" else 1),
+            staged_bytes=loaded + max(files.checkpoint, size),
+            loading_bytes=loaded + around if there else processes * sum(parts.values()),
+            gathering_bytes=files.gathered + around if there else 0,
+            certain_bytes=files.gathered if there else processes * certain,
         )
 
     def _saved(self, node: Node) -> int:
