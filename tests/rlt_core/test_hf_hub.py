@@ -12,7 +12,7 @@ import pytest
 from rlt_core.experiments import targets
 from rlt_core.graph import upstream
 from rlt_core.overrides import load_config
-from tests.rlt_core.evaluation.conftest import COMMIT, ROWS, write_hub
+from tests.hub_cache import COMMIT, ROWS, write_hub
 
 NAMES = ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "HUGGINGFACE_HUB_CACHE")
 BOTH = """

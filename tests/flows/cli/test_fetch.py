@@ -16,7 +16,7 @@ import pytest
 
 from rlt_core.evaluation.benchmarks import BENCHMARKS
 from tests.flows.conftest import Rlt
-from tests.rlt_core.evaluation.conftest import ROWS, write_hub
+from tests.hub_cache import ROWS, write_hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "someone/tiny-model"
@@ -155,7 +155,7 @@ def test_a_machine_that_fetched_nothing_downloads_the_benchmark_of_its_node(
     )
     done = run(hub, tmp_path / "here", "-c", ask)
     assert done.stdout.split() == ["\\frac{1}{2}"], done.stderr
-    assert "rows.jsonl" in _Hub.downloads
+    assert "train.jsonl" in _Hub.downloads
     monkeypatch.setattr(_Hub, "repo", "another/one")
     done = run(hub, tmp_path / "elsewhere", "-c", ask)
     assert "UserError: task math_500: data set" in done.stderr

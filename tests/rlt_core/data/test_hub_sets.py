@@ -14,16 +14,14 @@ import pytest
 from rlt_core.config import DataConfig, FieldMapping
 from rlt_core.data.sources import read_source
 from rlt_core.errors import UserError
-from rlt_core.evaluation.benchmarks import BENCHMARKS
 from rlt_core.experiments import targets
 from rlt_core.graph import upstream
 from rlt_core.hf_hub import UNPINNED
 from rlt_core.overrides import load_config
 from rlt_core.profiles import paper_7b
 from tasks.stages.dataset_prep import _evaluated
-from tests.rlt_core.data.prepared import write
+from tests.hub_cache import COMMIT, ROWS, write_data_set, write_hub
 
-COMMIT = "0123456789" * 4
 REPLY = (
     "<|begin_of_thought|>\n\nTwo and two.\n\n<|end_of_thought|>\n\n"
     "<|begin_of_solution|>\n\nIt is \\boxed{4}.\n\n<|end_of_solution|>"
@@ -35,13 +33,6 @@ S1K = {
     "metadata": "{}", "cot": None, "thinking_trajectories": ["Two and two.", "Four."],
     "attempt": "Answer: 4",
 }  # fmt: skip
-AIME = {"id": 60, "problem": "Six times seven?", "solution": "It is 42.", "answer": "42",
-        "url": "https://artofproblemsolving.com/", "year": "2024"}  # fmt: skip
-MATH = {"problem": "Half?", "solution": "It is $\\boxed{\\frac12}$.", "answer": "\\frac12",
-        "subject": "Algebra", "level": 2, "unique_id": "test/algebra/1.json"}  # fmt: skip
-GPQA = {"Question": "Which one?", "Correct Answer": "right", "Incorrect Answer 1": "w1",
-        "Incorrect Answer 2": "w2", "Incorrect Answer 3": "w3", "Explanation": "So it is.",
-        "Subdomain": "Genetics", "High-level domain": "Biology", "Record ID": "rec1"}  # fmt: skip
 
 
 @pytest.fixture
@@ -50,19 +41,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     return tmp_path
-
-
-def fetched(
-    cache: Path, repo: str, rows: list[dict[str, Any]], suffix: str = "jsonl", card: str = ""
-) -> None:
-    """Lay a data set out as `snapshot_download` leaves it."""
-    folder = cache / f"datasets--{repo.replace('/', '--')}"
-    snapshot = folder / "snapshots" / COMMIT
-    snapshot.mkdir(parents=True)
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text(COMMIT)
-    write(snapshot / f"train.{suffix}", rows)
-    (snapshot / "README.md").write_text(f"---\n{card}\n---\n")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +52,7 @@ def fetched(
     ],
 )
 def test_conversations(cache: Path, repo: str, suffix: str, card: str, licence: str | None) -> None:
-    fetched(cache, repo, [CONVERSATION], suffix, card)
+    write_data_set(cache, repo, [CONVERSATION], suffix, card)
     data = paper_7b().data.model_copy(update={"source": f"hub:{repo}"})
     (row,) = read_source(data).rows
     assert (row.question, row.trace) == ("What is 2+2?", "Two and two.")
@@ -82,7 +60,7 @@ def test_conversations(cache: Path, repo: str, suffix: str, card: str, licence: 
 
 
 def test_s1k_has_its_trace_in_steps(cache: Path) -> None:
-    fetched(cache, "simplescaling/s1K", [S1K], "parquet", "license: apache-2.0")
+    write_data_set(cache, "simplescaling/s1K", [S1K], "parquet", "license: apache-2.0")
     fields = FieldMapping(trace="thinking_trajectories", licence="source_type")
     (row,) = read_source(DataConfig(source="hub:simplescaling/s1K", fields=fields)).rows
     assert (row.question, row.solution) == ("What is 2+2?", "4")
@@ -91,7 +69,9 @@ def test_s1k_has_its_trace_in_steps(cache: Path) -> None:
 
 
 def test_a_trace_of_no_text_is_named(cache: Path) -> None:
-    fetched(cache, "simplescaling/s1K", [S1K, {**S1K, "thinking_trajectories": []}], "parquet")
+    write_data_set(
+        cache, "simplescaling/s1K", [S1K, {**S1K, "thinking_trajectories": []}], "parquet"
+    )
     data = DataConfig(
         source="hub:simplescaling/s1K", fields=FieldMapping(trace="thinking_trajectories")
     )
@@ -100,7 +80,7 @@ def test_a_trace_of_no_text_is_named(cache: Path) -> None:
 
 
 def test_limr_is_read_by_the_papers_mapping(cache: Path) -> None:
-    fetched(cache, "GAIR/LIMR", [{"prompt": "What is 2+2?", "answer": "4"}], "json")
+    write_data_set(cache, "GAIR/LIMR", [{"prompt": "What is 2+2?", "answer": "4"}], "json")
     data = paper_7b().rl_data
     assert data is not None
     (row,) = read_source(data).rows
@@ -110,16 +90,11 @@ def test_limr_is_read_by_the_papers_mapping(cache: Path) -> None:
 
 
 def test_benchmarks_are_compared_as_evaluation_reads_them(cache: Path) -> None:
-    sets: dict[str, dict[str, Any]] = {"aime24": AIME, "math_500": MATH, "gpqa_diamond": GPQA}
-    for name, row in sets.items():
-        split = "test" if name == "math_500" else "train"
-        subset = "gpqa_diamond" if name == "gpqa_diamond" else "default"
-        files = f"data_files:\n  - split: {split}\n    path: train.jsonl"
-        card = f"configs:\n- config_name: {subset}\n  {files}"
-        fetched(cache, BENCHMARKS[name].repo, [row], card=card)
-    for name, row in sets.items():
-        (question,) = _evaluated(name, COMMIT)
-        assert (row.get("problem") or row["Question"]) in question["question"]
+    write_hub(cache)
+    for name, rows in ROWS.items():
+        question, *others = _evaluated(name, COMMIT)
+        assert len(others) == len(rows) - 1
+        assert (rows[0].get("problem") or rows[0]["Question"]) in question["question"]
     assert all(choice in question["question"] for choice in ("right", "w1", "w2", "w3"))
 
 
@@ -136,6 +111,6 @@ def test_the_evaluation_sets_commits_are_part_of_the_key(cache: Path) -> None:
 
     before = prep()
     assert before.config.evaluated == {"math_500": UNPINNED}
-    fetched(cache, BENCHMARKS["math_500"].repo, [MATH])
+    write_hub(cache)
     assert prep().config.evaluated == {"math_500": COMMIT}
     assert prep().key != before.key

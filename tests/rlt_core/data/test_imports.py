@@ -16,7 +16,7 @@ from rlt_core.errors import UserError
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import load_format
 from rlt_core.rows import read_rows
-from tests.rlt_core.data import prepared
+from tests import row_files
 from tests.rlt_core.data.prepared import RENDERER
 
 
@@ -24,7 +24,7 @@ from tests.rlt_core.data.prepared import RENDERER
 def write(tmp_path: Path, *records: tuple[str, str, str]) -> Path:
     names = ("question", "solution", "trace")
     rows = [dict(zip(names, record, strict=True)) for record in records]
-    return prepared.write(tmp_path / "traces.jsonl", rows)
+    return row_files.write(tmp_path / "traces.jsonl", rows)
 
 
 def imported(path: Path, tmp_path: Path) -> dict[str, float]:

@@ -17,7 +17,7 @@ from rlt_core.data.rawrow import PROVIDER_ERROR, RawRow
 from rlt_core.data.sources import Source, found_layout, read_source
 from rlt_core.errors import UserError
 from rlt_core.prompts.format import load_format
-from tests.rlt_core.data.prepared import write
+from tests.row_files import write
 
 REPLY = (
     "<|begin_of_thought|>\n\nhm\n\n<|end_of_thought|>\n\n"

@@ -23,7 +23,8 @@ from rlt_core.errors import Stopped, UserError
 from rlt_core.progress import Progress
 from rlt_core.rows import read_rows
 from tests.rlt_core.data import prepared
-from tests.rlt_core.data.prepared import RENDERER, write
+from tests.rlt_core.data.prepared import RENDERER
+from tests.row_files import write
 
 
 def prepare(tmp_path: Path, records: list[dict[str, str]], **config: Any) -> dict[str, float]:

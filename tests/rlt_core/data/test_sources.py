@@ -13,7 +13,7 @@ from rlt_core.config import DataConfig, FieldMapping
 from rlt_core.data.rawrow import RawRow
 from rlt_core.data.sources import data_digest, read_source
 from rlt_core.errors import UserError
-from tests.rlt_core.data.prepared import write
+from tests.row_files import write
 
 RECORDS = [
     {"question": "What is 1+1?", "solution": "2", "trace": "one and one, that is two"},

@@ -15,7 +15,7 @@ from rlt_core.profiles.paper import EVALUATION
 from rlt_core.prompts.format import load_format
 from rlt_core.stages import EvaluationStageConfig
 from tasks.stages import evaluation
-from tests.rlt_core.evaluation.conftest import COMMIT, ROWS
+from tests.hub_cache import COMMIT, ROWS
 
 FORMAT = load_format("tiny")
 COUNTS = {"aime24": 64, "math_500": 4, "gpqa_diamond": 8}
