@@ -53,20 +53,10 @@ OTHERS = ("method", "gain", "against")
 class Experiment:
     """The tables of its tasks and, where there are several, of their mean."""
 
-    models: tuple[TableRow, ...]
     tables: Mapping[str, list[Row]]
     """Task, or `mean` -> one row per model."""
-    primary: TableRow | None
-    """Model whose contrast was named before the run."""
-
-    @property
-    def contrast(self) -> str:
-        """The primary contrast in words; empty without one."""
-        if self.primary is None:
-            return ""
-        names = {one.model: one.name for one in self.models}
-        baseline = names.get(self.primary.baseline or "")
-        return self.primary.name + (f" against {baseline}" if baseline else "")
+    contrast: str
+    """The contrast that was named before the run, in words; empty without one."""
 
     @property
     def rows(self) -> list[Row]:
@@ -89,25 +79,27 @@ def experiment(config: ReportConfig, evaluations: Evaluations) -> Experiment | N
         tables[paper.MEAN] = [_mean_row(one, tables, answers) for one in config.rows]
     for rows in tables.values():
         _adjust(rows, config.primary)
+    found = Experiment(tables or {"": [_row(one, "") for one in config.rows]}, _contrast(config))
+    for row in found.rows:
+        row["primary"] = row["model"] == config.primary
+    return found
+
+
+def _contrast(config: ReportConfig) -> str:
     models = {one.model: one for one in config.rows}
     primary = models.get(config.primary or "")
-    found = tables or {"": [_row(one, "") for one in config.rows]}
-    for row in (row for rows in found.values() for row in rows):
-        row["primary"] = primary is not None and row["model"] == primary.model
-    return Experiment(config.rows, found, primary)
-
-
-def paper_percent(model: TableRow, task: str) -> float | None:
-    """The paper's number of a row, if the task is one of the paper's or the mean of all."""
-    return paper.NUMBERS.get(model.paper or "", {}).get(task)
+    baseline = models.get((primary and primary.baseline) or "")
+    against = f" against {baseline.name}" if baseline else ""
+    return f"{primary.name}{against}" if primary else ""
 
 
 def _row(model: TableRow, task: str) -> Row:
-    """Return a row without results."""
+    """Return a row without results; the paper's numbers where the task is one of the paper's."""
+    quoted = paper.NUMBERS.get(model.paper or "", {})
     return dict.fromkeys((*COLUMNS, *OTHERS)) | {
         "row": model.name, "model": model.model, "task": task, "missing": model.missing,
-        "paper_row": model.paper, "paper_percent": paper_percent(model, task),
-        "paper_mean_percent": paper_percent(model, paper.MEAN),
+        "paper_row": model.paper, "paper_percent": quoted.get(task),
+        "paper_mean_percent": quoted.get(paper.MEAN),
         "paper_from_others": model.paper in paper.FROM_OTHERS if model.paper else None,
         "baseline": model.baseline,
     }  # fmt: skip
