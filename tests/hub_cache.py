@@ -10,41 +10,22 @@ from tests.row_files import write
 COMMIT = "0" * 40
 ROWS: dict[str, list[dict[str, Any]]] = {
     "aime24": [
-        {
-            "id": 60 + i,
-            "problem": problem,
-            "solution": f"It is {answer}.",
-            "answer": answer,
-            "url": "https://artofproblemsolving.com",
-            "year": "2024",
-        }
+        {"id": 60 + i, "problem": problem, "solution": f"It is {answer}.", "answer": answer,
+         "url": "https://artofproblemsolving.com", "year": "2024"}
         for i, (problem, answer) in enumerate([("Six times seven?", "42"), ("1?", "1")])
     ],
     "math_500": [
-        {
-            "problem": "Half?",
-            "solution": "It is not $\\boxed{7}$ but a half.",
-            "answer": "\\frac{1}{2}",
-            "subject": "Algebra",
-            "level": 1,
-            "unique_id": "test/algebra/1.json",
-        }
+        {"problem": "Half?", "solution": "It is not $\\boxed{7}$ but a half.",
+         "answer": "\\frac{1}{2}", "subject": "Algebra", "level": 1,
+         "unique_id": "test/algebra/1.json"}
     ],
     "gpqa_diamond": [
-        {
-            "Question": f"Which, {i}?",
-            "Correct Answer": "right",
-            "Incorrect Answer 1": "w1",
-            "Incorrect Answer 2": "w2",
-            "Incorrect Answer 3": "w3",
-            "Explanation": "Because.",
-            "Record ID": f"rec{i}",
-            "High-level domain": "Physics",
-            "Subdomain": "Astrophysics",
-        }
+        {"Question": f"Which, {i}?", "Correct Answer": "right", "Incorrect Answer 1": "w1",
+         "Incorrect Answer 2": "w2", "Incorrect Answer 3": "w3", "Explanation": "Because.",
+         "Record ID": f"rec{i}", "High-level domain": "Physics", "Subdomain": "Astrophysics"}
         for i in range(12)
     ],
-}
+}  # fmt: skip
 
 
 def write_data_set(
