@@ -242,8 +242,10 @@ def _generate(data: DataConfig, spare: int) -> list[RawRow]:
     match data.source:
         case "arithmetic":
             return arithmetic_rows(n, data.seed)
-        case "arithmetic-s1" | "arithmetic-sky-t1":
-            return arithmetic_rows(n, data.seed, data.source.removeprefix("arithmetic-"))
+        case "arithmetic-s1":
+            return arithmetic_rows(n, data.seed, "s1")
+        case "arithmetic-sky-t1":
+            return arithmetic_rows(n, data.seed, "sky-t1")
         case "countdown":
             return countdown_rows(n + tested, data.seed)
     return small_countdown_rows(n + tested, data.seed)
