@@ -108,7 +108,8 @@ def read_source(
         rows, licence = list(load(data.source)()), None
     else:
         return _collect_file(Path(data.source), data, format, progress)
-    records = ((number, partial(dict, row)) for number, row in enumerate(rows, start=1))
+    numbered = enumerate(rows, start=1)
+    records: Iterator[Numbered] = ((number, partial(dict, row)) for number, row in numbered)
     return _collect(records, data, data.source, rows.__len__, format, progress, licence)
 
 
@@ -156,10 +157,14 @@ def read_trace_file(
 
 
 def _collect_file(
-    path: Path, data: DataConfig, format: PromptFormat | None, progress: Progress, **what: bool
+    path: Path,
+    data: DataConfig,
+    format: PromptFormat | None,
+    progress: Progress,
+    traces: bool = False,
 ) -> Source:
-    count = partial(count_rows, path)
-    return _collect(read_records(path), data, str(path), count, format, progress, **what)
+    records, count = read_records(path), partial(count_rows, path)
+    return _collect(records, data, str(path), count, format, progress, traces=traces)
 
 
 def _heads(records: Iterator[Numbered]) -> tuple[list[Record], Iterator[Numbered]]:

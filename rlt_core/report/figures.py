@@ -143,7 +143,7 @@ def _ranks(ablation: RankAblation, base: Estimate | None) -> Plot:
     lows, highs = (
         100 * np.array([getattr(line, end) for line in ablation.lines]) for end in ("low", "high")
     )
-    ranks = [line.rank for line in ablation.lines]
+    ranks = np.array([line.rank for line in ablation.lines], dtype=np.float64)
     axes.vlines(ranks, lows, highs, color=COLORS[0], linewidth=2)
     fitted = {"color": COLORS[1], "linewidth": 1.2, "linestyle": "--"}
     _points_and_line(axes, ablation, {"color": COLORS[0]}, fitted)
