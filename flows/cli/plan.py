@@ -25,7 +25,7 @@ from flows.cli.tables import new_table, table_console
 from flows.cli.terminal import Console, print, print_data
 from flows.planning import Plan
 from rlt_core.data.sources import found_layout
-from rlt_core.estimate import Machine, NodeEstimate, assumptions, disk_needed, said_of_disk, short
+from rlt_core.estimate import Machine, NodeEstimate, assumptions, describe_disk, disk_needed, short
 from rlt_core.graph import Node, Planned
 from rlt_core.prompts.format import label_of
 from rlt_core.stages import DatasetPrepConfig, TraceScoringConfig
@@ -160,7 +160,7 @@ def _show_estimates(console: Console, plan: Plan) -> None:
 
 def _disk(store: Store, missing: Sequence[Node], found: Estimates) -> str:
     needed, widest = disk_needed(missing, found)
-    at_most = said_of_disk(widest, found[widest.key])
+    at_most = describe_disk(widest, found[widest.key])
     said = f"disk of the store, if nodes run one at a time: {short(needed)}B ({at_most})"
     free = Machine.here(store.files.local(""), []).disk if store.files.is_local else None
     return said if free is None else f"{said}; free: {short(free)}B"

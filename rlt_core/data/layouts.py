@@ -111,11 +111,11 @@ def _are_tagged(heads: Sequence[Record], chat: str, turns: Turns) -> bool:
     found = []
     for head in heads:
         try:
-            said = checked(partial(exchange, head.get(chat), turns))
+            pair = checked(partial(exchange, head.get(chat), turns))
         except BadRow:
             continue
-        tagged = any(tag in said.reply for tags in TAGGED for tag in tags)
-        found.append(tagged or said.thought is not None)
+        tagged = any(tag in pair.reply for tags in TAGGED for tag in tags)
+        found.append(tagged or pair.thought is not None)
     return 2 * sum(found) > len(found)
 
 
@@ -136,16 +136,16 @@ def row_of(
         return _field(record, name, column, names_are_free)
 
     if layout.chat:
-        said = exchange(value("question", layout.chat), data.turns)
-        question, trace, solutions = said.question, said.thought, [said.reply]
+        pair = exchange(value("question", layout.chat), data.turns)
+        question, trace, solutions = pair.question, pair.thought, [pair.reply]
         if layout.tagged and trace is None:
-            trace, solution = _thought_and_solution(said.reply)
+            trace, solution = _thought_and_solution(pair.reply)
             solutions = [solution]
-        elif any(tag in said.reply for tags in TAGGED for tag in tags):
+        elif any(tag in pair.reply for tags in TAGGED for tag in tags):
             raise BadRow("tags", "the reply has tags of a thought, which other rows do not have")
     else:
-        said = _question(value("question", fields.question), data.turns, fields.question)
-        question = said.question
+        pair = _question(value("question", fields.question), data.turns, fields.question)
+        question = pair.question
         name = "answer" if fields.solution == fields.answer else "solution"
         solutions = _texts(value("solution", fields.solution), name, fields.solution)
         solutions = solutions or [_filled("", "solution", fields.solution)]
@@ -160,7 +160,7 @@ def row_of(
         answers = [] if given is None else _texts(given, "answer", fields.answer)
     if fields.licence:
         licence = value("licence", fields.licence) or licence
-    system = said.system
+    system = pair.system
     if fields.system:
         system = value("system", fields.system)
     elif system is None and SYSTEM in record:

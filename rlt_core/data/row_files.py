@@ -64,7 +64,7 @@ def read_records(path: Path) -> Iterator[tuple[int, Read]]:
     except Exception as error:  # a damaged file makes its parser raise anything
         place = f"{path}, row {row + 1}" if row else f"{path}"
         raise UserError(
-            f"{place}: not a readable {path.suffix} file ({said(error)}); write it again"
+            f"{place}: not a readable {path.suffix} file ({first_line(error)}); write it again"
         ) from None
 
 
@@ -79,7 +79,7 @@ def checked(read: Callable[[], T]) -> T:
     except RecursionError:
         detail = "its brackets are nested too deeply to be read; remove the field that has them"
     except Exception as error:  # a parser may raise anything
-        detail = f"{said(error)}; fix the row or remove it"
+        detail = f"{first_line(error)}; fix the row or remove it"
     raise BadRow("unreadable", detail)
 
 
@@ -90,12 +90,12 @@ def read_all(path: Path, convert: Callable[[int, Record], T]) -> Iterator[T]:
         try:
             yield checked(lambda row=row, read=read: convert(row, read()))  # type: ignore[misc]
         except BadRow as error:
-            raise UserError(f"{path}, row {row}: {said(error)}") from None
+            raise UserError(f"{path}, row {row}: {first_line(error)}") from None
     if not row:
         raise UserError(f"{path}: there is no row in it")
 
 
-def said(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """Return the first line of an error's message, in characters that every terminal can show."""
     text = str(error).strip().splitlines() or [type(error).__name__]
     return text[0].encode("utf-8", "backslashreplace").decode()
@@ -109,7 +109,7 @@ def count_rows(path: Path) -> int:
         try:
             return int(pq.read_metadata(path).num_rows)
         except (OSError, ValueError) as error:
-            raise UserError(f"{path}: not a Parquet file ({said(error)})") from None
+            raise UserError(f"{path}: not a Parquet file ({first_line(error)})") from None
     mark = b"}" if path.suffix == ".json" else b"\n"
     with path.open("rb") as file:
         return max(1, sum(block.count(mark) for block in iter(partial(file.read, 1 << 20), b"")))
@@ -206,7 +206,7 @@ def _require_whole(path: Path, row: int, read: Read) -> None:
         checked(read)
     except BadRow as error:
         raise UserError(
-            f"{path}, row {row}: {said(error)} (the last row: is the file cut off?)"
+            f"{path}, row {row}: {first_line(error)} (the last row: is the file cut off?)"
         ) from None
 
 

@@ -20,8 +20,8 @@ from rlt_core.data.row_files import (
     Record,
     checked,
     count_rows,
+    first_line,
     read_records,
-    said,
 )
 from rlt_core.errors import UserError
 from rlt_core.extensions import is_path, load
@@ -283,5 +283,5 @@ def _hub_rows(folder: Path, data: DataConfig) -> Any:
         return load_dataset(str(folder), split=data.hub_split)
     except Exception as error:  # its builders and parsers raise anything for a damaged file
         raise UserError(
-            f"{data.source}, data.hub_split={data.hub_split!r}: {said(error)}"
+            f"{data.source}, data.hub_split={data.hub_split!r}: {first_line(error)}"
         ) from None

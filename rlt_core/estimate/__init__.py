@@ -6,12 +6,12 @@ of a GPU's memory that tensors may take).
 
 from rlt_core.estimate.assumed import assumptions
 from rlt_core.estimate.fit import (
+    describe_disk,
     disk_needed,
     hint,
     require_fit,
     require_room,
     require_servers,
-    said_of_disk,
     short,
 )
 from rlt_core.estimate.host import Machine

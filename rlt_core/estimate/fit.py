@@ -189,10 +189,10 @@ def _gpu_shortage(group: Group, estimator: Estimator, found: Found) -> str | Non
         return None
     estimate = found[worst.key]
     parts = sorted(estimate.parts.items(), key=lambda part: -part[1])
-    said = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts)
+    held = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts)
     count = "" if len(group.nodes) == 1 else f" (and {len(group.nodes) - 1} more nodes)"
     return (
-        f"{worst.name}{count} needs {(estimate.peak_bytes or 0) / GIB:.1f} GiB of a GPU ({said}), "
+        f"{worst.name}{count} needs {(estimate.peak_bytes or 0) / GIB:.1f} GiB of a GPU ({held}), "
         f"and may take {(estimate.limit_bytes or 0) / GIB:.1f} of its "
         f"{group.resources.gpu_gib:g}; "
         + (_best(group, estimator, _excess, 0) or "take a GPU with more memory")
@@ -250,7 +250,7 @@ def _disk_shortage(
         return None
     return (
         f"{len(nodes)} nodes need {short(needed)}B of disk where the store is "
-        f"({said_of_disk(widest, found[widest.key])}), and {short(limit)}B are free; "
+        f"({describe_disk(widest, found[widest.key])}), and {short(limit)}B are free; "
         + (
             _rarer_checkpoints(config, nodes, store, limit)
             or "let --store name a larger disk or s3://bucket/prefix"
@@ -279,7 +279,7 @@ def disk_needed(nodes: Sequence[Node], found: Found) -> tuple[int, Node]:
     return kept + found[widest.key].temporary_bytes, widest
 
 
-def said_of_disk(node: Node, estimate: NodeEstimate) -> str:
+def describe_disk(node: Node, estimate: NodeEstimate) -> str:
     """A node's bytes on disk while it is computed, in words."""
     if not estimate.checkpoint_bytes:
         return f"{node.name} {short(estimate.disk_bytes)}B while it is computed"

@@ -100,5 +100,5 @@ def _memory() -> int:
     """Main memory of this machine, or the limit of the container."""
     limit = Path("/sys/fs/cgroup/memory.max")
     total: int = psutil.virtual_memory().total
-    said = limit.read_text().strip() if limit.is_file() else "max"
-    return total if said == "max" else min(total, int(said))
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return total if text == "max" else min(total, int(text))

@@ -26,9 +26,9 @@ def reward_ablation(config: Config) -> Node:
             table.parts.append(nodes.scores(traces, teacher, variant, seed))
             return nodes.student_sft(variant, seed, traces)
 
-        said = f"Reward of lambda {reward.kl_weight:g}, alpha {reward.alpha:g}"
+        name = f"Reward of lambda {reward.kl_weight:g}, alpha {reward.alpha:g}"
         baseline = "base" if variant == "rlt" else "rlt"
-        table.trained(said, variant, student, baseline=baseline)
+        table.trained(name, variant, student, baseline=baseline)
     return table.report()
 
 

@@ -53,15 +53,15 @@ def _rows(table: Table, base: Node, larger: LargerStudent | None, size: str | No
     """Add the students of the subset, then those of all questions. `size`: that of the paper's
     students, which learned from 1,000 questions and from all."""
     config, papers = table.nodes.config, {SUBSET: size and f"{size}-1K", None: size}
-    suffix, said = ("-large", ", larger") if larger else ("", "")
+    suffix, kind = ("-large", ", larger") if larger else ("", "")
     small = [n for n, one in config.trace_sources.items() if one.recipe == "student_sft_subset"]
     if subset := config.student_sft_subset:
-        ending = (f"{suffix}-subset", f"{said}, {subset.n_questions} questions")
+        ending = (f"{suffix}-subset", f"{kind}, {subset.n_questions} questions")
         paper = papers.get(subset.n_questions)
         _Students(table, base, subset, larger, *ending, paper).add_rows(small)
     others = [name for name in config.trace_sources if not subset or name not in small]
     paper = papers.get(config.student_sft.n_questions)
-    _Students(table, base, config.student_sft, larger, suffix, said, paper).add_rows(others)
+    _Students(table, base, config.student_sft, larger, suffix, kind, paper).add_rows(others)
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ class _Students:
     larger: LargerStudent | None
     suffix: str
     """End of the names of their variants: `rlt-large-subset`."""
-    said: str
-    """Behind their names in the table."""
+    kind: str
+    """End of their names in the table: `, larger, 1000 questions`."""
     paper: str | None
-    """Behind the paper's names: `7B-1K`; None where the paper has no such students."""
+    """End of the paper's names: `7B-1K`; None where the paper has no such students."""
 
     def add_rows(self, sources: Iterable[str]) -> None:
         """Add students of other data sets' traces, of solutions alone (without which the value of a
@@ -85,7 +85,7 @@ class _Students:
         for name in sources:
             self._add_source(name)
         solutions, dataset, rlt = (
-            f"{kind}{self.suffix}" for kind in ("solution-only", "dataset", "rlt")
+            f"{traces}{self.suffix}" for traces in ("solution-only", "dataset", "rlt")
         )
         solved = partial(self._student, solutions, empty_thought=True)
         self._add("Solutions alone", solutions, solved, dataset)
@@ -97,7 +97,7 @@ class _Students:
         self, name: str, variant: str, student: OfSeed, baseline: str, paper: str | None = None
     ) -> None:
         quoted = f"{paper}-{self.paper}" if paper and self.paper else None
-        self.table.trained(f"{name}{self.said}", variant, student, quoted, baseline)
+        self.table.trained(f"{name}{self.kind}", variant, student, quoted, baseline)
 
     def _student(self, variant: str, seed: int, *traces: Node, **choice: Any) -> Node:
         nodes = self.table.nodes
@@ -120,16 +120,16 @@ class _Students:
         variant, baseline = f"{name}{'-large' if self.larger else ''}", f"dataset{self.suffix}"
         questions = self.table.nodes.questions_of(source.data, name)
         student = partial(self._student, variant, questions=questions)
-        said = f"Traces of {name}{self.said}"
+        row = f"Traces of {name}{self.kind}"
         if (source.data.source, self.paper) == (S1K, "32B-1K"):
             why = "quoted; with how many continuations, the paper does not say"
             self.table.missing(S1, "s1-32b", why, paper=S1)
         if not source.budgets:
             theirs = (source.data.source, self.paper) == (SKY_T1, "32B")
-            self.table.trained(said, variant, student, "Sky-T1-32B" if theirs else None, baseline)
+            self.table.trained(row, variant, student, "Sky-T1-32B" if theirs else None, baseline)
         for budget in source.budgets:
             times = f"{budget.continuations} continuation{'s' * (budget.continuations != 1)}"
             self.table.trained(
-                f"{said}, budget forcing, {times}", f"{variant}-continued-{budget.continuations}",
+                f"{row}, budget forcing, {times}", f"{variant}-continued-{budget.continuations}",
                 student, baseline=baseline, budget=budget,
             )  # fmt: skip
