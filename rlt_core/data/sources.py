@@ -107,7 +107,7 @@ def read_source(
     elif is_path(data.source):
         rows, licence = list(load(data.source)()), None
     else:
-        return _collect_file(Path(data.source), data, format, progress)
+        return _collect_file(data, format, progress)
     numbered = enumerate(rows, start=1)
     records: Iterator[Numbered] = ((number, partial(dict, row)) for number, row in numbered)
     return _collect(records, data, data.source, rows.__len__, format, progress, licence)
@@ -152,17 +152,13 @@ def read_trace_file(
     path: Path, format: PromptFormat, max_dropped: float, progress: Progress = SILENT
 ) -> Source:
     """Return all rows of a trace file. Raises UserError, also if too many rows cannot be used."""
-    data = trace_file(str(path), max_dropped)
-    return _collect_file(path, data, format, progress, traces=True)
+    return _collect_file(trace_file(str(path), max_dropped), format, progress, traces=True)
 
 
 def _collect_file(
-    path: Path,
-    data: DataConfig,
-    format: PromptFormat | None,
-    progress: Progress,
-    traces: bool = False,
+    data: DataConfig, format: PromptFormat | None, progress: Progress, traces: bool = False
 ) -> Source:
+    path = Path(data.source)
     records, count = read_records(path), partial(count_rows, path)
     return _collect(records, data, str(path), count, format, progress, traces=traces)
 
