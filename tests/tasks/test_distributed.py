@@ -1,4 +1,4 @@
-"""Processes that share a node's work and their owner: nothing is left, and the cause is told."""
+"""Processes that share a node's work, and their owner: none is left, the cause is reported."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ distributed._listen(connection.Client(sys.argv[1], "AF_UNIX"), threading.Event()
 """
 
 
-def test_whoever_loses_its_owner_ends_with_all_that_it_started(tmp_path: Path) -> None:
+def test_a_process_without_its_owner_ends_with_all_that_it_started(tmp_path: Path) -> None:
     """An engine of vLLM would go on, and keep the memory of its GPU."""
     address = str(tmp_path / "owner")
     with connection.Listener(address, "AF_UNIX") as listener:

@@ -73,7 +73,7 @@ def test_an_empty_thought_that_the_template_writes_is_refused() -> None:
             with_template(format, empty)
 
 
-def test_a_template_that_asks_for_the_date_is_told_the_format_s() -> None:
+def test_a_template_that_asks_for_the_date_gets_the_formats() -> None:
     dated = "{{ strftime_now('%d %b %Y') }}" + CHATML
     renderer = with_template(TINY, dated)
     assert renderer.tokenizer.decode(renderer.student_prompt("")).startswith("26 Jul 2024<")

@@ -236,7 +236,7 @@ def test_what_is_no_file_is_not_read_as_one(kind: str, folder: Store, outside: P
         folder.find(KEY)
 
 
-def test_a_stage_that_leaves_a_link_is_told(folder: Store, outside: Path) -> None:
+def test_a_stage_that_leaves_a_link_fails(folder: Store, outside: Path) -> None:
     attempt = attempt_with(folder, "one")
     (attempt.out / "link").symlink_to(outside / "file.txt")
     with pytest.raises(UserError, match="link"):

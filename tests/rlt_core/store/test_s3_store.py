@@ -6,16 +6,16 @@ import http.server
 import logging
 import multiprocessing
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from flows.server.seaweedfs import S3Access
+from infra.faults.s3 import ONLY, FailingS3
 from rlt_core.errors import UserError
 from rlt_core.sql.views import connect
 from rlt_core.store import Lease, Ref, Store, s3_files
@@ -57,74 +57,43 @@ def test_one_of_several_processes_that_commit_at_once_wins_and_all_see_it(store:
     assert store.orphans() == []
 
 
-class Proxy:
-    """Passes bytes on between clients and a server; may lose answers or be away."""
+class Proxy(FailingS3):
+    """Disturbs chosen requests."""
 
-    def __init__(self, port: int) -> None:
-        self._server_port = port
-        self.lose: bytes | None = None
-        """An answer to a request with these bytes is lost, once."""
-        self.lost = 0
-        self.refuse: dict[bytes, bytes] = {}
-        """Requests with these bytes get this answer instead of the server's, once."""
-        self.cut: bytes | None = None
-        """An answer with these bytes ends in their middle, once."""
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(endpoint, rate=0, seed=0, timeouts=False)
+        self.next: dict[str, str] = {}
+        """Part of a path -> fault of the next request for it."""
         self.away = False
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
 
-    def _accept(self) -> None:
-        while True:
-            client = self._listener.accept()[0]
-            if self.away:
-                client.close()
-                continue
-            server = socket.create_connection(("127.0.0.1", self._server_port))
-            lossy = threading.Event()
-            for pair in ((client, server, lossy, True), (server, client, lossy, False)):
-                threading.Thread(target=self._pump, args=pair, daemon=True).start()
-
-    def _pump(
-        self, source: socket.socket, sink: socket.socket, lossy: threading.Event, asks: bool
-    ) -> None:
-        with suppress(OSError):
-            while data := source.recv(1 << 16):
-                if asks and (asked := next((each for each in self.refuse if each in data), b"")):
-                    source.sendall(self.refuse.pop(asked))
-                    break
-                if not asks and self.cut and self.cut in data:
-                    sink.sendall(data[: data.index(self.cut) + 1])
-                    self.cut = None
-                    break
-                if asks and self.lose and self.lose in data:
-                    self.lose = None
-                    lossy.set()
-                if not asks and lossy.is_set():
-                    self.lost += 1
-                    break
-                sink.sendall(data)
-        for end in (source, sink):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+    def fault(self, method: str, path: str) -> str:
+        if self.away:
+            return "reset"
+        for part, fault in self.next.items():
+            if part in path and method == ONLY.get(fault, method):
+                return self.next.pop(part)
+        return ""
 
 
 @pytest.fixture
-def proxy(store_root: str, s3_access: S3Access, monkeypatch: pytest.MonkeyPatch) -> Proxy:
-    made = Proxy(int(s3_access.endpoint.rsplit(":", 1)[1]))
-    monkeypatch.setenv("AWS_ENDPOINT_URL", made.url)
-    return made
+def proxy(store_root: str, s3_access: S3Access, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    with Proxy(s3_access.endpoint) as made:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", made.url)
+        yield made
+        made.shutdown()
 
 
 def test_a_create_whose_acknowledgement_was_lost_is_known_as_our_own(
     proxy: Proxy, store_root: str
 ) -> None:
     store = Store(store_root)
-    proxy.lose = b"/refs/x"
+    proxy.next = {"/refs/x": "lost answer"}
     assert store.files.create("refs/x", b"mine")
-    assert proxy.lost == 1
+    assert proxy.next == {}
     assert not store.files.create("refs/x", b"another's")
-    proxy.lose = b"/refs/x HTTP"
+    proxy.next = {"/refs/x": "lost answer"}
     assert store.files.read("refs/x") == b"mine"
 
 
@@ -143,10 +112,6 @@ def test_the_end_of_long_work_waits_for_a_server_that_is_away(
 def test_bytes_that_are_altered_on_the_way_are_sent_again(
     proxy: Proxy, store_root: str, code: str, tmp_path: Path
 ) -> None:
-    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>hm</Message></Error>".encode()
-    answer = b"HTTP/1.1 400 Bad Request\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(
-        body
-    )
     store = Store(store_root)
     (tmp_path / "file").write_bytes(b"content")
     store.files.write("first", b"")
@@ -155,9 +120,9 @@ def test_bytes_that_are_altered_on_the_way_are_sent_again(
         ("refs/write", lambda path: store.files.write(path, b"content")),
         ("refs/put", lambda path: store.files.put(tmp_path / "file", path)),
     ):
-        proxy.refuse = {path.encode(): answer + body}
+        proxy.next = {path: code}
         send(path)
-        assert proxy.refuse == {} and store.files.read(path) == b"content"
+        assert proxy.next == {} and store.files.read(path) == b"content"
 
 
 def test_a_download_that_is_cut_is_repeated(
@@ -169,9 +134,9 @@ def test_a_download_that_is_cut_is_repeated(
         lambda: store.files.read("refs/x"),
         lambda: store.files.fetch("refs/x", len(content), tmp_path / "x"),
     ):
-        proxy.cut = b"content of a file content"
+        proxy.next = {"refs/x": "truncated"}
         read()
-        assert proxy.cut is None
+        assert proxy.next == {}
     assert store.files.read("refs/x") == (tmp_path / "x").read_bytes() == content
     get, calls = store.files.fs.get_file, []
 
@@ -393,7 +358,7 @@ def answering(status: int, body: str) -> Iterator[str]:
         (418, "Teapot", "answered Teapot: hm"),
     ],
 )
-def test_an_error_of_the_server_is_said_in_words(
+def test_an_error_of_the_server_is_explained(
     store_root: str, status: int, code: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>hm</Message></Error>"

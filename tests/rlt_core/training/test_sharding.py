@@ -148,7 +148,7 @@ def assert_same(one: Path, two: Path) -> None:
 @pytest.mark.parametrize(
     "config", [SFTConfig(steps=1, batch_size=4, learning_rate=1e-3), TEACHER], ids=["sft", "grpo"]
 )
-def test_one_process_has_nobody_to_share_with(model: Path, config: SFTConfig) -> None:
+def test_one_process_cannot_shard(model: Path, config: SFTConfig) -> None:
     with pytest.raises(UserError, match=r"^resources\.sharding=fsdp .* raise resources\.processes"):
         load_policy(model, config, StageResources(device="cpu", sharding="fsdp"))
 
