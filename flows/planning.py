@@ -25,6 +25,7 @@ from rlt_core.experiments.full_pipeline import full_pipeline
 from rlt_core.experiments.nodes import off_policy, with_estimator
 from rlt_core.graph import Node, Planned, key_of, upstream
 from rlt_core.hf_hub import UNPINNED
+from rlt_core.names import nearest
 from rlt_core.overrides import load_config
 from rlt_core.stages import TraceScoringConfig
 from rlt_core.store import Ref, Store
@@ -180,8 +181,8 @@ def plan_stage(
     config = with_keys(config, store)
     node = _choose(stage, config, variant, seed)
     if unknown := sorted(inputs.keys() - node.inputs.keys()):
-        known = ", ".join(node.inputs) or "none"
-        raise UserError(f"{node.name} has no input {unknown[0]!r}; its inputs: {known}")
+        hint = nearest(unknown[0], node.inputs) if node.inputs else "it reads nothing"
+        raise UserError(f"{node.name} has no input {unknown[0]!r}; {hint}")
     refs = {
         name: _given(name, inputs[name], parent, store)
         if name in inputs
@@ -211,8 +212,8 @@ def _choose(stage: str, config: Config, variant: str, seed: int | None) -> Node:
     in_pipeline = [node for node in everywhere if node.key in pipeline]
     nodes = _of_variant(in_pipeline, variant) or _of_variant(everywhere, variant)
     if not nodes:
-        variants = ", ".join(sorted({node.variant or "(empty)" for node in everywhere}))
-        raise UserError(f"variant {variant!r}: {stage} of {config.profile} has {variants}")
+        hint = nearest(variant, {node.variant or "(empty)" for node in everywhere})
+        raise UserError(f"no variant {variant!r} of {stage} in profile {config.profile}; {hint}")
     wanted = config.seeds[0] if seed is None else seed
     for node in nodes:
         if node.seed in (None, wanted):

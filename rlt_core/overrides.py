@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 from rlt_core.config import Config, StageResources
 from rlt_core.config.fields import fields
 from rlt_core.errors import UserError
+from rlt_core.names import nearest as nearest
 from rlt_core.profiles import PROFILES
 from rlt_core.stages import STAGES
 
@@ -30,13 +31,6 @@ FILES = "evaluation.files."
 """`evaluation.files.NAME` is short for `imports.benchmarks.NAME`, and evaluates it as well."""
 SUGGESTED = 16
 """Fields that an error names at most."""
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Return a hint for an unknown name: the nearest known one, or all of them."""
-    names = sorted(names)
-    close = get_close_matches(name, names, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
 
 
 def nearest_fields(path: str, here: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from rich.text import Text
 from rich.tree import Tree
 
-from flows.cli.options import DEFAULT_STORE, JsonOption, StoreOption, existing_store, open_store
+from flows.cli.options import DEFAULT_STORE, JsonOption, StoreOption, existing_store
 from flows.cli.tables import new_table, print_whole, table_console, title
 from flows.cli.terminal import Console, print, print_data
 from flows.cli.transfer import pull, push
@@ -54,7 +54,7 @@ def list_(
     as_json: JsonOption = False,
 ) -> None:
     """List artifacts, the newest last. The table has the last thousand, JSON has all."""
-    opened = open_store(store)
+    opened = existing_store(store)
     found = sorted(opened.manifests(kind), key=lambda one: one.finished_at)
     if as_json:
         names = _names(opened)
@@ -97,7 +97,7 @@ def _summary(manifest: Manifest, names: dict[str, list[str]]) -> dict[str, Any]:
 @app.command()
 def show(key: KeyArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Show one artifact: config, inputs, files, metrics, versions."""
-    opened = open_store(store)
+    opened = existing_store(store)
     manifest = opened.find(key)
     if as_json:
         print_data(manifest.model_dump_json(indent=1))
@@ -148,7 +148,7 @@ def lineage(
     key: KeyArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False
 ) -> None:
     """Show the artifacts that an artifact was made from, down to the first inputs."""
-    opened = open_store(store)
+    opened = existing_store(store)
     manifest = opened.find(key)
     if as_json:
         ancestors, _ = with_inputs(opened, [manifest])
@@ -239,7 +239,7 @@ def _without_checksums(store: Store, manifest: Manifest) -> str:
 @app.command()
 def remove(key: KeyArgument, store: StoreOption = DEFAULT_STORE) -> None:
     """Delete one artifact and its unfinished work; the next run computes it again."""
-    opened = open_store(store)
+    opened = existing_store(store)
     manifest = opened.find(key)
     opened.remove(manifest.ref)
     print(f"removed {title(manifest)} ({manifest.ref.key})")

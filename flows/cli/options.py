@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.cli.terminal import print
 from rlt_core.errors import UserError
 from rlt_core.overrides import read_config
 from rlt_core.store import Store
@@ -72,7 +74,8 @@ def new_plan(
     """Resolve the config and look up every node. Raises UserError, also if the store is a file."""
     from flows.planning import Plan
 
-    open_store(store)
+    if not _exists(open_store(store)):
+        print(f"{store}: there is no store yet; a run makes it", file=sys.stderr)
     place = store_place(store)
     profile, overrides = started_from(profile, config_file, set_)
     return Plan.of(target, profile, overrides, store=place, budget_gpu_hours=budget_gpu_hours)
@@ -91,16 +94,21 @@ def open_store(store: str) -> Store:
 
 
 def existing_store(store: str) -> Store:
-    """Return a store that must exist, since an empty one would look like a result.
-
-    Raises UserError if its folder does not exist.
-    """
-    if "://" not in store and not Path(store).expanduser().exists():
+    """Return a store that must exist, since an empty one would look like a result. Raises
+    UserError."""
+    opened = open_store(store)
+    if not _exists(opened):
         raise UserError(
-            f"no store at {store}: there is no such folder; `rlt run` makes one, --store or "
-            "RLT_STORE names another"
+            f"no store at {store}: nothing is there; `rlt run` makes one, --store or RLT_STORE "
+            "names another"
         )
-    return open_store(store)
+    return opened
+
+
+def _exists(store: Store) -> bool:
+    """Whether there is a folder, or anything at all on S3."""
+    files = store.files
+    return Path(files.root).exists() if files.is_local else bool(files.listed(""))
 
 
 def model_folder(option: str, model: str, store: str) -> tuple[Path, str]:

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.options import DEFAULT_STORE, StoreOption, open_store
+from flows.cli.options import DEFAULT_STORE, StoreOption, existing_store
+from flows.cli.tables import some
 from flows.cli.terminal import data_output, print
 from rlt_core.errors import UserError
+from rlt_core.names import nearest
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -64,7 +66,7 @@ def sql(
     skip_pandas()
     from rlt_core.sql.views import connect, refresh
 
-    opened = open_store(store)
+    opened = existing_store(store)
     with connect(opened, statement) as connection:
         if statement is not None:
             interruptible(connection, lambda: ask(connection, statement, chosen, output))
@@ -109,7 +111,7 @@ def _format(name: str | None, output: Path | None) -> str:
     """Return the format asked for, or by the file's suffix. Raises UserError for an unknown one."""
     chosen = name or (output.suffix[1:] if output and output.suffix else "table")
     if chosen not in FORMATS:
-        raise UserError(f"unknown format {chosen!r}; choose from: {', '.join(FORMATS)}")
+        raise UserError(f"unknown format {chosen!r}; {nearest(chosen, FORMATS)}")
     if chosen == "parquet" and output is None:
         raise UserError("--format parquet needs --output FILE")
     return chosen
@@ -157,10 +159,9 @@ def mixture(connection: DuckDBPyConnection, statement: str) -> str | None:
         query = f"select label, count(distinct run) from {table} group by label order by label"
         found = connection.sql(query).fetchall()
         if (runs := sum(count for _, count in found)) > 1:
-            labels = ", ".join(label for label, _ in found[:SHOWN_LABELS])
-            more = f" and {len(found) - SHOWN_LABELS} more" if len(found) > SHOWN_LABELS else ""
+            labels = some([label for label, _ in found], SHOWN_LABELS)
             return (
-                f"note: {table} has rows of {runs} artifacts ({labels}{more}), and this aggregates "
+                f"note: {table} has rows of {runs} artifacts ({labels}), and this aggregates "
                 "over all of them: group by label, or where label = '…' (run: one artifact)"
             )
     return None

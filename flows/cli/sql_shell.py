@@ -9,24 +9,30 @@ from pathlib import Path
 
 from duckdb import DuckDBPyConnection
 from prompt_toolkit import PromptSession
-from prompt_toolkit.application import get_app
 from prompt_toolkit.completion import WordCompleter
-from prompt_toolkit.filters import Condition
-from prompt_toolkit.history import FileHistory
+from prompt_toolkit.enums import DEFAULT_BUFFER
+from prompt_toolkit.filters import Condition, has_focus
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.lexers import PygmentsLexer
+from prompt_toolkit.shortcuts import clear
 from pygments.lexers.sql import SqlLexer
 
 from flows.cli.terminal import print
 from rlt_core.errors import UserError
+from rlt_core.names import nearest
 from rlt_core.sql.schemas import MEANINGS, VIEWS
 
 COMMANDS = {
     ".tables": "list the tables",
     ".schema": "list the columns of all tables, or of one: `.schema TABLE`",
     ".refresh": "read the artifacts that were committed since the shell started",
+    ".clear": "clear the screen",
     ".help": "show this list",
-    ".quit": "leave (or Ctrl-D)",
+    ".quit": "leave (also .exit, Ctrl-D)",
 }
+"""A command may also be typed as shells have it: `quit`, `exit;`."""
+WORD = re.compile(r"\\?\.?(tables|refresh|clear|help|quit|exit|q)\s*;?", re.IGNORECASE)
 
 
 def shell(
@@ -36,28 +42,39 @@ def shell(
 
     `ask` answers a statement; `refresh` reads the store again and returns the number of artifacts.
     """
-    folder = Path(os.environ.get("XDG_STATE_HOME", "~/.local/state")).expanduser() / "rlt"
-    folder.mkdir(parents=True, exist_ok=True)
+    keys = KeyBindings()
+    # `multiline` is no condition: the layout depends on it, and must not change during a search.
     session: PromptSession[str] = PromptSession(
-        history=FileHistory(str(folder / "sql_history")),
+        history=_history(),
         completer=completer(connection),
         complete_while_typing=False,
+        key_bindings=keys,
         lexer=PygmentsLexer(SqlLexer),
-        multiline=Condition(lambda: unfinished(get_app().current_buffer.text)),
+        multiline=True,
         prompt_continuation=lambda width, line, wrapped: "…> ".rjust(width),
     )
-    print("SQL over the store (DuckDB). A statement ends with `;`. `.help` lists the commands.")
+    is_whole = Condition(lambda: not unfinished(session.default_buffer.text))
+
+    @keys.add("enter", filter=has_focus(DEFAULT_BUFFER) & is_whole)
+    def answer(event: KeyPressEvent) -> None:
+        event.current_buffer.validate_and_handle()
+
+    print("DuckDB over the store. A statement ends with `;`; `help` lists the commands.")
     while True:
         try:
-            text = session.prompt("rlt> ").strip()
+            text = session.prompt("rlt> ").strip().encode(errors="replace").decode()
         except KeyboardInterrupt:
             continue
         except EOFError:
             return
-        if text == ".quit":
-            return
+        if word := WORD.fullmatch(text):
+            text = f".{word[1].lower()}"
         try:
-            if text == ".refresh":
+            if text in (".quit", ".exit", ".q"):
+                return
+            if text == ".clear":
+                clear()
+            elif text == ".refresh":
                 print(f"{refresh()} artifacts")
             elif text.startswith("."):
                 print(command(text))
@@ -69,10 +86,21 @@ def shell(
             print("interrupted")
 
 
+def _history() -> History:
+    """Return the history of earlier shells; where no file can be written, that of this one."""
+    file = Path(os.environ.get("XDG_STATE_HOME", "~/.local/state")).expanduser() / "rlt/sql_history"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("ab").close()
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(str(file))
+
+
 def unfinished(text: str) -> bool:
     """Return whether Enter begins another line: SQL without its `;`."""
     text = text.strip()
-    return bool(text) and not text.startswith(".") and not text.endswith(";")
+    return bool(text) and not (text.endswith(";") or text.startswith(".") or WORD.fullmatch(text))
 
 
 def command(text: str) -> str:
@@ -84,9 +112,9 @@ def command(text: str) -> str:
     if name == ".help":
         return "\n".join(f"{command:<9} {what}" for command, what in COMMANDS.items())
     if name != ".schema":
-        raise UserError(f"unknown command {name}; choose from: {', '.join(COMMANDS)}")
+        raise UserError(f"unknown command {name}; {nearest(name, COMMANDS)}")
     if argument and argument not in VIEWS:
-        raise UserError(f"no table {argument}; choose from: {', '.join(VIEWS)}")
+        raise UserError(f"no table {argument}; {nearest(argument, VIEWS)}")
     lines: list[str] = []
     for table in [argument] if argument else VIEWS:
         columns = (f"  {f.name}  {f.type}  {MEANINGS[table][f.name]}" for f in VIEWS[table])

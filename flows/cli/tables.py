@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, TextIO
 
 from rich.measure import Measurement
@@ -43,6 +43,12 @@ def print_whole(console: Console, table: Table) -> None:
     options = console.options.update(max_width=UNLIMITED)
     table.width = Measurement.get(console, options, table).maximum
     console.print(table, soft_wrap=True)
+
+
+def some(names: Sequence[str], shown: int = 3) -> str:
+    """Return names in a line: `a, b, c and 4 more`."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def title(manifest: Manifest) -> str:

@@ -16,7 +16,7 @@ from rlt_core.experiments.table_1 import table_1
 from rlt_core.experiments.table_2 import table_2
 from rlt_core.extensions import WithEntryPoints
 from rlt_core.graph import Node, upstream
-from rlt_core.overrides import nearest
+from rlt_core.names import nearest
 from rlt_core.stages import STAGES
 
 PAPER: dict[str, Callable[[Config], Node]] = {

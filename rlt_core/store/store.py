@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import get_args
 
@@ -106,7 +107,9 @@ class Store:
         found, problems = read_manifests(self.files, ref.kind if ref else None, prefix)
         keys = [key_of(path) for path in (*found, *problems)]
         if not keys:
-            raise UserError(f"no artifact {prefix!r} in {self}; `rlt artifacts list` shows all")
+            close = get_close_matches(prefix, self.refs(), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "`rlt artifacts list` shows all"
+            raise UserError(f"no artifact {prefix!r} in {self}; {hint}")
         if len(keys) > 1:
             raise UserError(f"{prefix!r} is the beginning of several keys: {', '.join(keys)}")
         for problem in problems.values():

@@ -13,6 +13,7 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.input.ansi_escape_sequences import ANSI_SEQUENCES
 from prompt_toolkit.output import DummyOutput
 from typer.testing import CliRunner
 
@@ -167,6 +168,9 @@ def test_without_a_terminal_statements_come_from_stdin(root):
 
 def test_a_query_gives_the_same_on_both_stores(store_root):
     query = "select question_id, reward, student_solution_logprobs as l from scores order by all"
+    with pytest.raises(UserError, match="no store at"):
+        run(query, "--store", f"{store_root}/typo")
+    commit(Store(store_root), "report", {})
     assert json.loads(run(query, "--store", store_root, "-f", "json")) == []
     rows = [score_row(number, -float(number)) for number in (1, 2)]
     commit(Store(store_root), "trace-scoring[a]", {"scores": rows})
@@ -190,7 +194,7 @@ def test_the_command_needs_neither_torch_nor_prefect_nor_pandas(store_root):
 def type_into_shell(keys, connection, ask, reread):
     """What the shell prints for these keys; a terminal would send the same, and then be closed."""
     with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
-        pipe.send_text(keys)
+        pipe.send_bytes(keys.encode(errors="surrogateescape"))
         pipe.close()
         shell(connection, ask, reread)
 
@@ -243,6 +247,32 @@ def test_completion_knows_commands_tables_columns_and_sql(root, text, expected, 
 def test_enter_ends_a_statement_only_after_its_semicolon():
     assert unfinished("select 1") and unfinished("select 1;\nselect 2")
     assert not any(map(unfinished, ("select 1; ", ".tables", "")))
+
+
+def test_no_key_ends_the_shell(root, tmp_path, monkeypatch):
+    """Also not in a search through the history, and not bytes that are no text."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    leave, paste = "\x04", "\x1b[200~"
+    keys = [key for key in ANSI_SEQUENCES if len(key) < 4 and key not in (leave, paste)]
+    keys += [f"{paste}\x12\x1b[201~", "\udce9", "é"]
+    asked = []
+    with connect(Store(root)) as connection:
+        plain = "".join(f"sel{key}\x07\x03" for key in keys)
+        search = "".join(f"{t}\x12{key}se\x13{key}\x07\x03\x03" for key in keys for t in ("", "a"))
+        type_into_shell(f"{plain}{search}select 'end';\r", connection, asked.append, int)
+    assert asked[-1] == "select 'end';"
+
+
+def test_the_shell_takes_the_usual_words_and_a_folder_that_cannot_be_written(
+    root, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    with connect(Store(root)) as connection:
+        for leave in ("exit", "quit;", "QUIT", ".exit", "\\q"):
+            type_into_shell(f"help\rclear\rtables;\r{leave}\rselect 1;\r", connection, 1, int)
+    shown = capsys.readouterr().out
+    assert shown.count(".schema TABLE") == 5 and shown.count("eval_scores\n") == 5
 
 
 def test_dot_commands():
