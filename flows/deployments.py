@@ -81,6 +81,8 @@ def experiment_flow(name: str) -> Flow[..., State[Any]]:
         for node in (item.node for item in plan.nodes if item.node.stage.name == "report"):
             if report := plan.store.manifest(node.ref.kind, node.key):
                 prefect_artifacts.show_report(plan.store, report)
+        for experiment in [] if state.is_completed() else plan.report_what_exists():
+            get_run_logger().info("what exists: rlt report %s --profile %s", experiment, profile)
         return state
 
     run.__name__ = name.replace("-", "_")

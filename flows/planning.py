@@ -27,7 +27,8 @@ from rlt_core.graph import Node, Planned, key_of, upstream
 from rlt_core.hf_hub import UNPINNED
 from rlt_core.names import nearest
 from rlt_core.overrides import load_config
-from rlt_core.stages import TraceScoringConfig
+from rlt_core.report.unfinished import report_what_exists
+from rlt_core.stages import ReportConfig, TraceScoringConfig
 from rlt_core.store import Ref, Store
 from tasks.stage import NodeSpec
 
@@ -153,6 +154,18 @@ class Plan:
         data = self.config.model_dump_json(indent=1).encode()
         digest = hashlib.sha256(data).hexdigest()[:8]
         self.store.files.write(f"runs/{self.target}-{digest}.json", data)
+
+    def report_what_exists(self) -> list[str]:
+        """Write the reports that a run has not reached, of the nodes that are committed; return
+        their experiments."""
+        committed = self.store.manifests_of(item.node.ref for item in self.nodes)
+        return [
+            node.config.title
+            for node in self.missing
+            if isinstance(node.config, ReportConfig)
+            and node.key not in committed
+            and report_what_exists(node, self.store, committed)
+        ]
 
     def name_artifacts(self, keys: Iterable[str]) -> None:
         """Let `{profile}/{node}` name the artifacts with these keys from now on."""

@@ -1,12 +1,15 @@
 """The process that computes a plan: `python -m flows.runner`, started by `rlt run`.
 
-It leads a session of its own, so that Ctrl-C reaches only the command line, which passes the stop
-request on. On stdin it reads the pickled plan; the end of stdin (also that of a command line that
-died) is a stop request. Exit status: 0 done, 1 failed, 2 the user's mistake, 130 stopped.
+It leads a session of its own, so that Ctrl-C reaches only the command line, which passes it on. On
+stdin it reads the pickled plan, then a byte for each Ctrl-C: the first waits for the current steps,
+the second kills. The end of stdin (of a command line that died, or got a SIGTERM) leaves the steps
+`GRACE_S`. Exit status: 0 done, 1 failed, 2 the user's mistake, 130 stopped.
 """
 
 from __future__ import annotations
 
+import io
+import math
 import os
 import pickle
 import sys
@@ -15,8 +18,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 
+from flows.cli.progress import Display
 from flows.cli.terminal import clean_output
 from flows.planning import Plan
+from flows.schedule import expected_seconds, seen_seconds
 from flows.server.connection import require_server
 from flows.server.ephemeral import serve
 from rlt_core.environment import exit_in_one_line
@@ -25,21 +30,33 @@ from rlt_core.errors import UserError
 QUIET_PREFECT = {
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
+    "DO_NOT_TRACK": "1",  # it prints what it collects, too
 }
 """Prefect's settings for a run without a server: the display of `rlt run` shows everything."""
 
 
 def main() -> int:
     """Compute the plan on stdin; return the exit status."""
-    plan: Plan = pickle.load(sys.stdin.buffer)
+    try:  # read no byte beyond the plan
+        plan: Plan = pickle.load(io.BufferedReader(io.FileIO(0, closefd=False), 1))
+    except (EOFError, pickle.UnpicklingError):
+        return 130  # the command line ended while it sent the plan
     clean_output()
     folder = Path(plan.root) if "://" not in plan.root else Path(".")
     with exit_in_one_line(folder), TemporaryDirectory(prefix="rlt-prefect-") as spare:
         for name, value in QUIET_PREFECT.items():
             os.environ.setdefault(name, value)
         _use_writable_prefect_home(spare)
-        with nullcontext() if require_server() else serve():
-            return _run(plan)
+        seen = seen_seconds(plan)
+        seconds = {
+            node.name: seen.get(node.key) or expected_seconds(plan.estimates[node.key])
+            for node in plan.missing
+        }
+        with (
+            Display(len(seconds), weights=seconds, store=plan.store) as display,
+            nullcontext() if require_server() else serve(),
+        ):
+            return _run(plan, display)
 
 
 def _use_writable_prefect_home(spare: str) -> None:
@@ -56,24 +73,27 @@ def _use_writable_prefect_home(spare: str) -> None:
         os.environ["PREFECT_HOME"] = spare
 
 
-def _run(plan: Plan) -> int:
-    from flows.cli.progress import Display
-    from tasks.child_process import ChildProcesses
+def _run(plan: Plan, display: Display) -> int:
+    from tasks.child_process import GRACE_S, ChildProcesses
 
     children = ChildProcesses(sorted({node.stage.module for node in plan.missing}))
 
     def watch_stdin() -> None:
-        os.read(sys.stdin.fileno(), 1)  # unbuffered: no lock is held when this process exits
-        children.stop()
+        for grace_s in (math.inf, 0.0):
+            pressed = os.read(0, 1)  # unbuffered: no lock is held when this process exits
+            grace_s = grace_s if pressed else GRACE_S
+            display.stopping(grace_s)
+            children.stop(grace_s)
+            if not pressed:
+                return
 
     threading.Thread(target=watch_stdin, daemon=True).start()
     threading.Thread(target=children.start).start()  # while this process imports Prefect
     from flows.executors import LocalExecutor
     from flows.pipeline import run_here
 
-    with Display(len(plan.nodes), len(plan.nodes) - len(plan.missing)) as display:
-        executor = LocalExecutor(children, display, plan.config.resources.cores)
-        outcomes = run_here(plan, executor, display)
+    executor = LocalExecutor(children, display, plan.config.resources.cores)
+    outcomes = run_here(plan, executor, display)
     statuses = {outcome.status for outcome in outcomes.values()}
     if statuses <= {"hit", "done"}:
         return 0

@@ -7,17 +7,21 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from flows.planning import Plan
-from rlt_core.estimate import NodeEstimate
+from rlt_core.estimate import NodeEstimate, estimates
 from rlt_core.graph import Node
-from rlt_core.stages import STAGES
+from rlt_core.stages import STAGES, parse_config
+from rlt_core.store import Manifest
 from tasks.stage import NodeSpec
 
 CPU_FLOPS = 1e11
-"""FLOP/s assumed for a node that runs on no GPU; affects only the order of nodes."""
+"""FLOP/s assumed for a node that runs on no GPU; affects only the order of nodes and a run's
+bar."""
+START_S = 1.0
+"""Seconds that the shortest node takes."""
 
 
 # ---------------------------------------------------------------- batches
@@ -82,11 +86,47 @@ class PrioritySemaphore:
                 self._changed.notify_all()
 
 
-def hours(estimate: NodeEstimate) -> float:
+def expected_seconds(estimate: NodeEstimate) -> float:
     """How long a node takes, well enough to compare it with others."""
     if estimate.wall_hours is not None:
-        return estimate.wall_hours
-    return 2 * (estimate.parameters or 0) * estimate.tokens / CPU_FLOPS / 3600
+        return 3600 * estimate.wall_hours
+    return START_S + 2 * (estimate.parameters or 0) * estimate.tokens / CPU_FLOPS
+
+
+def seen_seconds(plan: Plan) -> dict[str, float]:
+    """Key -> seconds that a missing node should take on CPUs: its tokens by the tokens/s of the
+    newest artifact of its name, else of its stage, that this profile has in the store. Nodes
+    without one are left out."""
+    manifests = {one.ref.key: one for one in plan.store.manifests()} if plan.missing else {}
+    newest: dict[str, Manifest] = {}
+    for one in sorted(manifests.values(), key=lambda one: one.finished_at):
+        if one.profile == plan.profile and one.device == "cpu":
+            newest[one.stage] = newest[one.label] = one
+    seconds = {}
+    for node in plan.missing:
+        made = newest.get(node.label) or newest.get(node.stage.name)
+        if made and not plan.estimates[node.key].on_gpu:
+            tokens = _tokens(made, manifests, plan)
+            share = plan.estimates[node.key].tokens / tokens if tokens else 1.0
+            seconds[node.key] = made.seconds * share
+    return seconds
+
+
+def _tokens(made: Manifest, manifests: Mapping[str, Manifest], plan: Plan) -> int:
+    """The tokens of an artifact, estimated as those of a node are; 0 if this version would make
+    another one."""
+    with suppress(KeyError, ValueError):
+        node = _node_of(made, manifests)
+        if node.key == made.ref.key:
+            return estimates(plan.config, [node], plan.store)[node.key].tokens
+    return 0
+
+
+def _node_of(made: Manifest, manifests: Mapping[str, Manifest]) -> Node:
+    inputs = {name: _node_of(manifests[ref.key], manifests) for name, ref in made.inputs.items()}
+    variant = made.label.removeprefix(made.stage).strip("[]")
+    config = parse_config(made.stage, made.config)
+    return Node(STAGES[made.stage], config, inputs, variant, made.seed)
 
 
 def critical_paths(nodes: Sequence[Node], lengths: Mapping[str, float]) -> dict[str, float]:
@@ -161,7 +201,7 @@ class Schedule:
     @classmethod
     def of(cls, plan: Plan) -> Schedule:
         """The schedule of a plan's missing nodes."""
-        lengths = {key: hours(estimate) for key, estimate in plan.estimates.items()}
+        lengths = {key: expected_seconds(estimate) for key, estimate in plan.estimates.items()}
         limit = plan.budget_gpu_hours
         budget = None if limit is None else Budget(limit, plan.estimates)
         return cls(critical_paths(plan.missing, lengths), budget)

@@ -16,6 +16,9 @@ from rlt_core.stages import Stage
 from rlt_core.store import Manifest, Ref, Store
 
 KEY_DIGITS = 16
+INPUT = "input "
+"""Begins a change that is one of an input's key; NEW is that of a stage without an artifact."""
+NEW = "new"
 COMPARED = 50
 """Newest artifacts that a miss is compared with."""
 
@@ -93,21 +96,32 @@ class Planned:
     hit: bool
     changes: tuple[str, ...]
     """For a miss: what differs from the nearest committed artifact of the same stage."""
+    compared: tuple[str, str] = ("", "")
+    """Profile and label of that artifact."""
 
 
-def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of a config as (`a.b.c`, value)."""
     if isinstance(value, dict) and value:
         for name, inner in value.items():
-            yield from _flatten(inner, f"{path}.{name}" if path else name)
+            yield from flatten(inner, f"{path}.{name}" if path else name)
     else:
         yield path, value
 
 
+def _said(values: Mapping[str, Any], name: str) -> str:
+    """Return a field's value as a config file has it."""
+    if name not in values:
+        return "(absent)"
+    value = values[name]
+    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+
+
 def _changes(node: Node, made: Manifest) -> list[str]:
     """Return the fields and inputs in which a node differs from a committed artifact."""
-    old, new = dict(_flatten(made.config)), dict(_flatten(node.config.model_dump(mode="json")))
+    old, new = dict(flatten(made.config)), dict(flatten(node.config.model_dump(mode="json")))
     changes = [
-        f"{name}: {old.get(name, '(absent)')} → {new.get(name, '(absent)')}"
+        f"{name}: {_said(old, name)} → {_said(new, name)}"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
@@ -117,11 +131,8 @@ def _changes(node: Node, made: Manifest) -> list[str]:
     were = {name: ref.key for name, ref in made.inputs.items()}
     for name in sorted(inputs.keys() | were.keys()):
         if inputs.get(name) != were.get(name):
-            parent = node.inputs[name].name if name in inputs else "(absent)"
-            changes.append(
-                f"input {name} ({parent}): {were.get(name, '(absent)')} → "
-                f"{inputs.get(name, '(absent)')}"
-            )
+            parent = f" ({node.inputs[name].name})" if name in inputs else ""
+            changes.append(f"{INPUT}{name}{parent}: {_said(were, name)} → {_said(inputs, name)}")
     return changes
 
 
@@ -130,12 +141,14 @@ def plan(targets: Iterable[Node], store: Store) -> list[Planned]:
     nodes = upstream(targets)
     hits = store.manifests_of(node.ref for node in nodes)
     misses = [node for node in nodes if node.key not in hits]
-    changes = dict(zip((node.key for node in misses), _nearest(misses, store), strict=True))
-    return [Planned(node, node.key in hits, changes.get(node.key, ())) for node in nodes]
+    compared = dict(zip((node.key for node in misses), _nearest(misses, store), strict=True))
+    return [
+        compared[node.key] if node.key in compared else Planned(node, True, ()) for node in nodes
+    ]
 
 
-def _nearest(misses: list[Node], store: Store) -> list[tuple[str, ...]]:
-    """Return how each differs from the nearest artifact of its label and seed, or of its stage."""
+def _nearest(misses: list[Node], store: Store) -> list[Planned]:
+    """Compare each with the nearest artifact of its label and seed, or of its stage."""
     if not misses:
         return []
     committed = sorted(store.manifests(), key=lambda one: one.finished_at, reverse=True)
@@ -144,10 +157,38 @@ def _nearest(misses: list[Node], store: Store) -> list[tuple[str, ...]]:
     for one in committed:
         by_stage[one.stage].append(one)
         by_label[one.label, one.seed].append(one)
-    nearest: list[tuple[str, ...]] = []
+    planned: list[Planned] = []
     for node in misses:
         candidates = by_label[node.label, node.seed] or by_stage[node.stage.name]
-        changes = [_changes(node, made) for made in candidates[:COMPARED]] or [["new"]]
-        fewest = min(changes, key=len)
-        nearest.append(tuple(fewest))
-    return nearest
+        found = [(_changes(node, made), made) for made in candidates[:COMPARED]]
+        if not found:
+            planned.append(Planned(node, False, (NEW,)))
+            continue
+        changes, made = min(found, key=lambda each: len(each[0]))
+        planned.append(Planned(node, False, tuple(changes), (made.profile, made.label)))
+    return planned
+
+
+def reasons(item: Planned, profile: str) -> tuple[str, ...]:
+    """Why a node is computed: the fields that differ from an earlier one of its name in this
+    profile, else its other inputs; `NEW` if there is none."""
+    if item.compared != (profile, item.node.label):
+        return (NEW,)
+    own = tuple(each for each in item.changes if not each.startswith(INPUT))
+    return own or item.changes
+
+
+def followers_of(misses: Iterable[Planned], profile: str) -> dict[str, list[Planned]]:
+    """Key -> nodes that are computed only because they read this one, directly or not; of every
+    node that has a reason of its own. `misses`: the nodes to compute, inputs first."""
+    cause: dict[str, str] = {}
+    found: dict[str, list[Planned]] = {}
+    for item in misses:
+        key = item.node.key
+        reads = [cause[node.key] for node in item.node.inputs.values() if node.key in cause]
+        if reads and all(one == NEW or one.startswith(INPUT) for one in reasons(item, profile)):
+            cause[key] = reads[0]
+            found[reads[0]].append(item)
+        else:
+            cause[key], found[key] = key, []
+    return found

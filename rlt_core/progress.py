@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from rlt_core.errors import Stopped
 
 Metrics = Mapping[str, float]
 T = TypeVar("T")
+STEPS = 5
+"""Steps whose mean duration is expected of the next one."""
 PART = 1000
 """Units that a part of the work counts as."""
 
@@ -48,3 +52,37 @@ class Progress:
             self.report(index * PART + share, parts * PART, metrics)
 
         return Progress(report, self.should_stop)
+
+
+@dataclass
+class Work:
+    """A piece of work under way, as its reports show it."""
+
+    started: float = field(default_factory=lambda: time.monotonic())
+    done: int = 0
+    total: int | None = None
+    """None: it has not begun; 0: it waits for another run."""
+    metrics: Metrics = field(default_factory=dict)
+    said: float = field(default_factory=lambda: time.monotonic())
+    """When a line about it was printed."""
+    _ends: deque[float] = field(default_factory=lambda: deque(maxlen=STEPS + 1))
+
+    def reached(self, done: int, total: int, metrics: Metrics) -> None:
+        """Take note of a report."""
+        self.done, self.total, self.metrics = done, total, metrics
+        if total:
+            self._ends.append(time.monotonic())
+
+    @property
+    def share(self) -> float:
+        """How much is done, from 0 to 1."""
+        return min(1.0, self.done / self.total) if self.total else 0.0
+
+    def step(self) -> tuple[float | None, float]:
+        """Seconds that a step takes, by the latest ones, and those that the current one should
+        still take; before the first has ended None, and the seconds since the start."""
+        now, ends = time.monotonic(), self._ends
+        if not ends:
+            return None, now - self.started
+        whole = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else ends[0] - self.started
+        return whole, max(0.0, whole - (now - ends[-1]))

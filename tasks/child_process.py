@@ -3,7 +3,7 @@ parent.
 
 A child dies with its parent: the pipe between them closes, the child is asked to stop, has
 `GRACE_S` to checkpoint, and is then killed with its whole process group. The same happens when the
-parent asks (`ChildProcesses.stop`) and when the child receives a SIGTERM.
+child receives a SIGTERM, and when the parent asks (`ChildProcesses.stop`), with a time of its own.
 
 Importing torch, TRL and lighteval takes longer than many a node, so children are forks of a server
 that has done it (tasks/fork_server.py): one of this process, or the one that `rlt worker` shares
@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import math
 import os
 import signal
 import sys
@@ -120,6 +121,7 @@ class ChildProcesses:
         """`preload`: modules that a server of this process's own imports once, for all children."""
         self._preload = list(preload)
         self._stop = threading.Event()
+        self._deadline = math.inf
 
     @property
     def stopping(self) -> bool:
@@ -131,8 +133,10 @@ class ChildProcesses:
         if not _shared_address():
             _own_server(self._preload)
 
-    def stop(self) -> None:
-        """Ask every child to checkpoint and end, and start no more."""
+    def stop(self, grace_s: float = GRACE_S) -> None:
+        """Ask every child to checkpoint and end, and start no more; after `grace_s` they are
+        killed. Called again, the earlier end counts."""
+        self._deadline = min(self._deadline, time.monotonic() + grace_s)
         self._stop.set()
 
     def execute(
@@ -182,7 +186,7 @@ class ChildProcesses:
         lines: _NewLines,
     ) -> _Outcome:
         """Read messages until the child sends an outcome or dies."""
-        deadline = None
+        asked = False
         while True:
             lines.pass_on()
             try:
@@ -195,12 +199,12 @@ class ChildProcesses:
                 return _Outcome(*message["outcome"])
             if "progress" in message:
                 on_progress(*message["progress"])
-            if self.stopping and deadline is None:
-                deadline = time.monotonic() + GRACE_S
+            if self.stopping and not asked:
+                asked = True
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
-            if deadline is not None and time.monotonic() > deadline:
-                return _Outcome("killed", f"killed: no checkpoint within {GRACE_S:.0f} s")
+            if time.monotonic() > self._deadline:
+                return _Outcome("killed", "killed; it continues from its last checkpoint")
 
 
 def _wait_for_exit(channel: Channel) -> None:

@@ -103,7 +103,7 @@ def test_light_commands_import_neither_prefect_nor_torch(
         "assert not heavy, heavy"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, *command, "--store", str(tmp_path / "store")],
+        [sys.executable, "-c", program, *command, "--store", str(tmp_path)],
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ from flows.cli import artifacts, plan, reward, run, server, sql, study
 from flows.cli.config import config
 from flows.cli.fetch import fetch
 from flows.cli.init import init
+from flows.cli.report import report
 from flows.cli.terminal import clean_output, print
 from flows.server.local import current
 from rlt_core import __version__
@@ -30,7 +31,7 @@ app.command()(plan.plan)
 app.command()(config)
 app.command()(init)
 app.command()(run.status)
-app.command()(run.report)
+app.command()(report)
 app.command()(sql.sql)
 app.command()(fetch)
 app.command()(server.up)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +14,7 @@ from flows.cli.options import DEFAULT_STORE, JsonOption, StoreOption, existing_s
 from flows.cli.tables import new_table, print_whole, table_console, title
 from flows.cli.terminal import Console, print, print_data
 from flows.cli.transfer import pull, push
+from rlt_core.graph import flatten
 from rlt_core.stages import Kind
 from rlt_core.store import Manifest, Store
 from rlt_core.store.cache import Cache, bound_bytes
@@ -117,7 +117,7 @@ def show(key: KeyArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOpti
     sections = {
         "made": made,
         "inputs": {name: ref.key for name, ref in manifest.inputs.items()},
-        "config": dict(_flat(manifest.config)),
+        "config": dict(flatten(manifest.config)),
         "metrics": {name: f"{value:.6g}" for name, value in manifest.metrics.items()},
         "packages": manifest.packages,
         f"files in {opened.data_path(manifest)}": {
@@ -133,14 +133,6 @@ def show(key: KeyArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOpti
             for name, value in entries.items():
                 table.add_row(f"  {name}", str(value))
             console.print(table)
-
-
-def _flat(config: dict[str, Any], path: str = "") -> Iterable[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", value
 
 
 @app.command()

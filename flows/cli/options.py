@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.terminal import print
 from rlt_core.errors import UserError
 from rlt_core.overrides import read_config
 from rlt_core.store import Store
@@ -74,8 +72,7 @@ def new_plan(
     """Resolve the config and look up every node. Raises UserError, also if the store is a file."""
     from flows.planning import Plan
 
-    if not _exists(open_store(store)):
-        print(f"{store}: there is no store yet; a run makes it", file=sys.stderr)
+    open_store(store)
     place = store_place(store)
     profile, overrides = started_from(profile, config_file, set_)
     return Plan.of(target, profile, overrides, store=place, budget_gpu_hours=budget_gpu_hours)
@@ -97,7 +94,7 @@ def existing_store(store: str) -> Store:
     """Return a store that must exist, since an empty one would look like a result. Raises
     UserError."""
     opened = open_store(store)
-    if not _exists(opened):
+    if not is_there(opened):
         raise UserError(
             f"no store at {store}: nothing is there; `rlt run` makes one, --store or RLT_STORE "
             "names another"
@@ -105,7 +102,7 @@ def existing_store(store: str) -> Store:
     return opened
 
 
-def _exists(store: Store) -> bool:
+def is_there(store: Store) -> bool:
     """Whether there is a folder, or anything at all on S3."""
     files = store.files
     return Path(files.root).exists() if files.is_local else bool(files.listed(""))

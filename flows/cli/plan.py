@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -19,15 +21,18 @@ from flows.cli.options import (
     SetOption,
     StoreOption,
     TargetArgument,
+    is_there,
     new_plan,
 )
-from flows.cli.tables import new_table, table_console
+from flows.cli.tables import new_table, some, table_console
 from flows.cli.terminal import Console, print, print_data
 from flows.planning import Plan
+from flows.schedule import seen_seconds
 from rlt_core.data.sources import found_layout
 from rlt_core.estimate import Machine, NodeEstimate, assumptions, describe_disk, disk_needed, short
-from rlt_core.graph import Node, Planned
+from rlt_core.graph import Node, Planned, followers_of, reasons
 from rlt_core.prompts.format import label_of
+from rlt_core.report.terminal import duration
 from rlt_core.stages import DatasetPrepConfig, TraceScoringConfig
 from rlt_core.store import Store
 
@@ -35,6 +40,9 @@ CHANGES_SHOWN = 3
 GIB = 1 << 30
 COLUMNS = ("params", "GiB/GPU", "GPUs", "tokens", "GPU-h", "hours", "host", "disk", "artifact")
 """`host` and `disk`: the most that one node needs while it is computed."""
+NARROW = ("GiB/GPU", "GPUs", "tokens", "GPU-h", "hours", "disk")
+"""Columns for which a terminal of 80 columns has room."""
+WIDE = 120
 
 Estimates = Mapping[str, NodeEstimate]
 """Node key -> estimate."""
@@ -53,11 +61,15 @@ def plan(
             help="Needs of the missing nodes; by default shown for nodes on GPUs.",
         ),
     ] = None,
+    changed: Annotated[
+        bool, typer.Option("--changed", help="List every node to compute, with all that changed.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show every node, whether it is in the store, what changed, and what it needs.
+    """Show what a run would compute, why, and what it needs.
 
-    Exit status 2 if a node cannot fit.
+    Nodes that change only with what they read are counted under the change. Exit status 2 if a node
+    cannot fit.
     """
     resolved = new_plan(target, profile, set_, config_file, store)
     planned, found = resolved.nodes, resolved.estimates
@@ -67,11 +79,15 @@ def plan(
         print_data(json.dumps(rows, indent=1))
     else:
         console = table_console()
-        _show_nodes(console, planned)
+        _show_nodes(console, resolved, changed)
+        if not is_there(resolved.store):
+            console.print(f"there is no store at {store} yet; a run makes it", soft_wrap=True)
         for line in (*_layouts(planned), *_formats(planned)):
             console.print(line, soft_wrap=True)
+        if seconds := seen_seconds(resolved):
+            console.print(_hours(resolved, seconds), soft_wrap=True)
         if estimates or (estimates is None and any(each.on_gpu for each in found.values())):
-            _show_estimates(console, resolved)
+            _show_estimates(console, resolved, bool(estimates))
     resolved.require_readable()
     resolved.require_fit()
 
@@ -100,17 +116,36 @@ def row(item: Planned) -> dict[str, Any]:
     }
 
 
-def _show_nodes(console: Console, planned: Sequence[Planned]) -> None:
-    table = new_table("node", "key", "", "what changed", whole=("node", "key", ""))
-    for item in planned:
-        shown = [*item.changes[:CHANGES_SHOWN]]
-        if len(item.changes) > CHANGES_SHOWN:
-            shown.append(f"and {len(item.changes) - CHANGES_SHOWN} more")
-        what = Text("hit", "green") if item.hit else Text("miss", "yellow")
-        table.add_row(item.node.name, item.node.key, what, "\n".join(shown))
-    console.print(table)
-    misses = sum(not item.hit for item in planned)
-    console.print(f"{len(planned)} nodes: {len(planned) - misses} hits, {misses} misses")
+def _show_nodes(console: Console, plan: Plan, changed: bool) -> None:
+    """Print the nodes to compute: the causes with what follows from them, or each on its own."""
+    misses = [item for item in plan.nodes if not item.hit]
+    followers = followers_of(misses, plan.profile)
+    groups: dict[tuple[str, tuple[str, ...]], list[Planned]] = {}
+    for item in misses:
+        if changed or item.node.key in followers:
+            name = item.node.name if changed else item.node.stage.name
+            why = reasons(item, plan.profile) if item.node.key in followers else ()
+            groups.setdefault((name, why), []).append(item)
+    keys = {item.node.key for item in misses}
+    for (_, lines), same in groups.items():
+        first = same[0].node
+        key = f"  {first.key}" if len(same) == 1 else ""
+        names = some([item.node.name for item in same])
+        console.print(Text.assemble((names, "bold"), (key, "dim")), soft_wrap=True)
+        shown = list(lines if changed else lines[:CHANGES_SHOWN])
+        if len(lines) > len(shown):
+            shown.append(f"and {len(lines) - len(shown)} more (--changed shows all)")
+        if changed and (reads := [each.name for each in first.inputs.values() if each.key in keys]):
+            shown.append(f"reads {some(reads)}")
+        then = [each.node.stage.name for item in same for each in followers.get(item.node.key, ())]
+        if then and not changed:
+            counted = (f"{name} ({n})" if n > 1 else name for name, n in Counter(then).items())
+            shown.append(f"→ {len(then)} that read it: {', '.join(counted)}")
+        for line in shown:
+            for part in textwrap.wrap(line, console.width - 4, break_long_words=False):
+                console.print(f"    {part}", soft_wrap=True)
+    there = len(plan.nodes) - len(misses)
+    console.print(f"{len(plan.nodes)} nodes: {there} in the store, {len(misses)} to compute")
 
 
 def _layouts(planned: Sequence[Planned]) -> Iterator[str]:
@@ -136,23 +171,41 @@ def _formats(planned: Sequence[Planned]) -> list[str]:
 
 
 # ---------------------------------------------------------------- estimates
-def _show_estimates(console: Console, plan: Plan) -> None:
-    """Print the needs of the missing nodes: one line per node and per stage, sum, assumptions."""
+def _hours(plan: Plan, seconds: Mapping[str, float]) -> str:
+    """How long the nodes on CPUs take, by what the store has seen."""
+    on_cpu = [node.name for node in plan.missing if not plan.estimates[node.key].on_gpu]
+    unknown = [
+        node.name for node in plan.missing if node.name in on_cpu and node.key not in seconds
+    ]
+    rest = f"; not seen yet: {some(unknown)}" if unknown else ""
+    return (
+        f"about {duration(sum(seconds.values()))} on the CPU, one node at a time, by the speeds "
+        f"seen in this store{rest}"
+    )
+
+
+def _show_estimates(console: Console, plan: Plan, each: bool) -> None:
+    """Print the needs of the missing nodes: a line per node (`each`) and per stage, and how they
+    are estimated."""
     missing, found = plan.missing, plan.estimates
     if not missing:
         return
+    is_wide = console.width >= WIDE
+    columns = COLUMNS if is_wide else NARROW
     stages: dict[str, list[NodeEstimate]] = {}
-    table = new_table("to be computed", *COLUMNS, right=COLUMNS, whole=COLUMNS)
     for node in missing:
         stages.setdefault(node.stage.name, []).append(found[node.key])
-        table.add_row(node.name, *_cells([found[node.key]]))
-    sums = new_table("stage", *COLUMNS, right=COLUMNS, whole=COLUMNS)
-    for stage, own in stages.items():
-        sums.add_row(f"{stage} ({len(own)})", *_cells(own))
-    sums.add_row("all", *_cells([found[node.key] for node in missing]), style="bold")
-    for each in (table, sums):
-        console.print()
-        console.print(each)
+    nodes = {node.name: [found[node.key]] for node in missing} if each or is_wide else {}
+    sums = {f"{stage} ({len(own)})": own for stage, own in stages.items()}
+    sums["all"] = [found[node.key] for node in missing]
+    for title, rows in (("to be computed", nodes), ("stage", sums)):
+        if rows:
+            table = new_table(title, *columns, right=columns, whole=(title, *columns))
+            for name, own in rows.items():
+                cells = dict(zip(COLUMNS, _cells(own), strict=True))
+                table.add_row(name, *(cells[column] for column in columns))
+            console.print()
+            console.print(table)
     console.print(_disk(plan.store, missing, found))
     for line in assumptions(plan.config, missing, found):
         console.print(line, style="dim")

@@ -18,7 +18,6 @@ from flows.cli.options import (
     StoreOption,
     check_output,
     existing_store,
-    open_store,
 )
 from flows.cli.progress import progress_bar
 from flows.cli.reward_score import score
@@ -91,7 +90,7 @@ def replay(
     from flows.cli.sql_output import write
     from rlt_core.reward.replay import changed, chosen, replayed, spec_of, summaries
 
-    opened = open_store(store)
+    opened = existing_store(store)
     manifests = chosen(opened, runs or [])
     given = {
         "alpha": alpha, "kl_weight": kl_weight, "kl": kl,

@@ -57,7 +57,7 @@ def run(
 ) -> None:
     """Compute the nodes of a frozen study, judge its claims and write the bundle.
 
-    Ctrl-C once checkpoints and stops; the same command continues.
+    Ctrl-C saves checkpoints and stops, a second one kills; the same command continues.
     """
     from rlt_core.study.bundle import require_place, write_bundle
     from rlt_core.study.freeze import frozen_path, require_frozen
@@ -70,8 +70,7 @@ def run(
     for experiment in study.experiments:
         plan = new_plan(experiment, study.profile, study.overrides, None, store)
         plan.require_computable()
-        if plan.missing:
-            print(f"{experiment}: {len(plan.nodes)} nodes, {len(plan.missing)} to compute")
+        print(f"{experiment}:")
         if status := compute(plan, quiet=False):
             raise typer.Exit(status)
     _show(write_bundle(resolved, open_store(store), place))

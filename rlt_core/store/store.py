@@ -107,7 +107,9 @@ class Store:
         found, problems = read_manifests(self.files, ref.kind if ref else None, prefix)
         keys = [key_of(path) for path in (*found, *problems)]
         if not keys:
-            close = get_close_matches(prefix, self.refs(), n=1)
+            names = self.refs()
+            known = [*names, *(ref.key for ref in names.values())]
+            close = get_close_matches(prefix, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else "`rlt artifacts list` shows all"
             raise UserError(f"no artifact {prefix!r} in {self}; {hint}")
         if len(keys) > 1:

@@ -59,4 +59,4 @@ def test_all_experiments_run(rlt: Rlt, store: Path) -> None:
     assert quoted == {"QwQ-32B", "DeepSeek-R1"}
     assert all(row["value"] or row["missing"] for row in rows if row["task"] != "mean")
     again = rlt("plan", "all", "--profile", "smoke", "--store", str(store))
-    assert "0 misses" in again.stdout
+    assert "0 to compute" in again.stdout

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from flows.planning import Plan
+from flows.schedule import seen_seconds
+from rlt_core.graph import _said
 from rlt_core.stages import STAGES
 from rlt_core.store import Store
 from tests.flows.conftest import Rlt
@@ -45,7 +49,54 @@ def test_plan_names_the_changed_field(rlt_inside: Rlt, smoke_store: Path) -> Non
     assert rows["teacher-grpo@0"]["changes"] == ["grpo.learning_rate: 0.0001 → 2e-06"]
     assert rows["teacher-sft@0"]["hit"] and not rows["report"]["hit"]
     shown = rlt_inside(*arguments).stdout
-    assert "miss" not in shown.replace("misses", "") and "0 misses" in shown
+    assert "0 to compute" in shown and "→" not in shown
+
+
+def test_plan_folds_what_is_there_and_what_only_follows(rlt_inside: Rlt, smoke_store: Path) -> None:
+    plan = ("plan", "--profile", "smoke", "--store", str(smoke_store), "--set")
+    shown = rlt_inside(*plan, "teacher_grpo.learning_rate=2e-6").stdout.splitlines()
+    assert shown[0].startswith("teacher-grpo@0 ") and shown[3].startswith("25 nodes: 15 in the")
+    assert shown[1] == "    grpo.learning_rate: 0.0001 → 2e-06"
+    assert shown[2].startswith("    → 9 that read it: trace-generation (2), ")
+    assert re.search(r"^about \d.* on the CPU, one node at a time", shown[5])
+    everywhere = rlt_inside(*plan, "student_sft.steps=300", "--changed").stdout
+    assert everywhere.count("    sft.steps: 3 → 300\n") == 4, "each student of its own"
+    assert "evaluation[rlt]@0" in everywhere and "    reads student-sft[rlt]@0\n" in everywhere
+    for value, said in (("null", "null"), ("true", "true"), ('["a"]', '["a"]'), ('"x y"', "x y")):
+        assert _said({"a": json.loads(value)}, "a") == said
+    other = rlt_inside("plan", "--profile", "tiny", "--store", str(smoke_store)).stdout
+    assert other.count("\n    new\n") == 1, "another profile's artifacts are no earlier ones"
+
+
+def test_seconds_are_those_of_the_tokens_that_were_seen(smoke_store: Path) -> None:
+    def seconds(*changes: str) -> dict[str, float]:
+        plan = Plan.of("full-pipeline", "smoke", changes, store=str(smoke_store))
+        found = seen_seconds(plan)
+        return {node.name: found[node.key] for node in plan.missing}
+
+    once, twice = (seconds(f"student_sft.steps={steps}") for steps in (30, 60))
+    name = "student-sft[dataset]@0"
+    assert twice[name] == pytest.approx(2 * once[name]) and once[name] > 0
+    assert seconds() == {}
+
+
+def test_a_stopped_run_has_a_report_of_what_exists(rlt_inside: Rlt, store: Path) -> None:
+    there = Store(str(store))
+    for name in (
+        "report",
+        "rank-statistics[reward]",
+        "evaluation[rlt+rl]@0",
+        "student-grpo[rlt]@0",
+    ):
+        there.remove(there.find(f"smoke/{name}").ref)
+    plan = Plan.of("full-pipeline", "smoke", store=str(store))
+    assert plan.report_what_exists() == ["full-pipeline"]
+    shown = rlt_inside("report", "--store", str(store)).stdout
+    assert "full-pipeline, unfinished: 21 of 24 nodes" in shown
+    assert "countdown" in shown and "rlt+rl" not in shown
+    assert "of the traces have no end" in shown, "alarms are in the terminal"
+    page = Path(rlt_inside("report", "--path", "--store", str(store)).stdout.strip())
+    assert page.with_name("report.html").is_file() and page.with_name("scores.csv").is_file()
 
 
 def test_one_stage_alone_is_a_target(rlt: Rlt, smoke_store: Path) -> None:
@@ -73,7 +124,7 @@ def test_tables_answer(rlt_inside: Rlt, smoke_store: Path) -> None:
 
 
 def test_report_and_status(rlt_inside: Rlt, smoke_store: Path) -> None:
-    text = rlt_inside("report", "--store", str(smoke_store)).stdout
+    text = rlt_inside("report", "--full", "--store", str(smoke_store)).stdout
     assert "positive control" in text
     status = rlt_inside("status", "--store", str(smoke_store))
     assert "smoke" in status.stdout and "with its report" in status.stdout
@@ -107,6 +158,10 @@ def test_an_altered_input_is_one_clear_error(rlt: Rlt, rlt_inside: Rlt, store: P
         ("run --store file/store", "cannot be written"),
         ("artifacts show abc --store .", "no artifact"),
         ("report --store .", "no report"),
+        ("artifacts list", "no store at"),
+        ("sql from_scores", "no store at"),
+        ("status", "no store at"),
+        ("report", "no store at"),
         (
             "run table-2 --set trace_refinement.name=gpt --set trace_refinement.model=m",
             "RLT_REFINE_BASE_URL is not set",

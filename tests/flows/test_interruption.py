@@ -46,7 +46,7 @@ def committed(store: Path) -> dict[str, Manifest]:
 def test_ctrl_c_once_stops_and_the_same_command_goes_on(
     home: Path, served: Served, store: Path
 ) -> None:
-    """Also where the work is a child of a shared fork server, which stays."""
+    """Also where the work is a child of a shared fork server, which stays. Twice kills."""
     there = committed(store)
     command = ("teacher-grpo", "--set", "teacher_sft.learning_rate=2e-3")
     process = start(store, environment(home), *command)
@@ -54,24 +54,30 @@ def test_ctrl_c_once_stops_and_the_same_command_goes_on(
     assert Store(str(store)).working() == {}
     assert committed(store) == there
     again = start(store, served.environment(), *command)
-    interrupt(again, "teacher-grpo", lambda: served.at_work)
+    assert "killed" in interrupt(again, "teacher-grpo", lambda: served.at_work, times=2)
     assert not served.at_work
     new = [manifest for key, manifest in committed(store).items() if key not in there]
     assert [manifest.stage for manifest in new] == ["teacher-sft"]
 
 
 def interrupt(
-    process: subprocess.Popen[str], stage: str, at_work: Callable[[], bool] = lambda: True
-) -> None:
-    """Ctrl-C while the stage runs."""
+    process: subprocess.Popen[str],
+    stage: str,
+    at_work: Callable[[], bool] = lambda: True,
+    times: int = 1,
+) -> str:
+    """Ctrl-C while the stage runs; returns what is printed then."""
     for stages in running_stages(process):
         if stage in stages:
             deadline = time.monotonic() + 60
             while not at_work():
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
-            process.send_signal(signal.SIGINT)
+            for _ in range(times):
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.1)
             break
     output, _ = process.communicate(timeout=90)
     assert process.returncode == 130, output
     assert "the same command continues" in output and "Traceback" not in output
+    return output

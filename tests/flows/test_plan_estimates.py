@@ -45,8 +45,8 @@ def test_estimates_of_a_cpu_are_shown_when_asked_for(rlt_inside, store):
     plain = rlt_inside("plan", "--store", store)
     assert "tokens" not in plain.stdout and plain.returncode == 0
     asked = rlt_inside("plan", "--store", store, "--estimates")
-    lines = [line for line in asked.stdout.splitlines() if line.startswith("teacher-sft@0 ")]
-    teacher = lines[1]  # the first is of the nodes and their keys
+    lines = asked.stdout.splitlines()
+    (teacher,) = [line for line in lines if line.startswith("teacher-sft@0 ")]
     assert teacher.split()[1:3] == ["358", "k"] and "-" in teacher
     assert "On a CPU no hours are estimated" in asked.stdout
 

@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.planning import Plan
-from flows.schedule import Budget, PrioritySemaphore, by_stage, critical_paths, hours, title_of
+from flows.schedule import (
+    Budget,
+    PrioritySemaphore,
+    by_stage,
+    critical_paths,
+    expected_seconds,
+    title_of,
+)
 from rlt_core.estimate import NodeEstimate
 from rlt_core.store import Store
 from tests.flows.conftest import Rlt
@@ -56,7 +63,7 @@ def test_sixteen_students_are_two_runs_and_a_batch_of_one_has_the_nodes_name() -
 
 # ---------------------------------------------------------------- order
 def test_no_node_has_a_longer_path_to_the_end_than_its_inputs() -> None:
-    lengths = {key: hours(found) for key, found in PLAN.estimates.items()}
+    lengths = {key: expected_seconds(found) for key, found in PLAN.estimates.items()}
     paths = critical_paths(PLAN.missing, lengths)
     assert paths.keys() == lengths.keys()
     for node in PLAN.missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import signal
@@ -105,6 +106,25 @@ def test_stop_reaches_the_child_and_no_other_is_started(tmp_path: Path) -> None:
         run(children, "wait", tmp_path, lambda *_: children.stop())
     with pytest.raises(Stopped):
         run(children, 1, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("graces", "says"),
+    [([math.inf], "checkpointed"), ([math.inf, 0.0], "killed"), ([0.2], "killed")],
+)
+def test_a_stop_waits_for_the_step_as_long_as_it_says_and_a_second_one_kills(
+    tmp_path: Path, graces: list[float], says: str
+) -> None:
+    """The step ends 1 s after it hears the request."""
+    children, made = ChildProcesses([]), tmp_path / "made"
+
+    def press(*_: object) -> None:
+        while graces:
+            children.stop(graces.pop(0))
+
+    with pytest.raises(Stopped, match=says):
+        run(children, f"checkpoint {made}", tmp_path, press)
+    assert made.exists() is (says == "checkpointed")
 
 
 def test_a_stop_request_that_comes_at_once_is_heard(

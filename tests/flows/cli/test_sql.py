@@ -181,6 +181,7 @@ def test_a_query_gives_the_same_on_both_stores(store_root):
 
 
 def test_the_command_needs_neither_torch_nor_prefect_nor_pandas(store_root):
+    commit(Store(store_root), "report", {})
     code = (
         "import sys; from flows.cli.sql import sql; "
         f"sql('select count(*) from scores', store={store_root!r}); "

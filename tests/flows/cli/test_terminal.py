@@ -107,10 +107,10 @@ def test_errors_tracebacks_and_log_lines_are_clean_too(kind: str, tmp_path: Path
 def test_square_brackets_are_text_in_bars_and_tables() -> None:
     file = StringIO()
     console = terminal.Console(file=file, force_terminal=True, width=300)
-    with Display(1, console=console) as display:
+    with Display(1, console) as display:
         display.begin(f"student-sft{SEEN}")
         display.progress(f"student-sft{SEEN}", 1, 2, {SEEN: 1.0})
-        display._bars.refresh()
+        display._live.refresh()
         display.end(f"student-sft{SEEN}", SEEN + HOSTILE)
     table = new_table(SEEN, title=SEEN)
     table.add_row(HOSTILE)
