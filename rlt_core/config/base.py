@@ -22,9 +22,9 @@ class Frozen(BaseModel):
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""What NumPy's generators take."""
+"""Range of the seeds of NumPy's generators."""
 Commit = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
-"""Of a repository on the hub."""
+"""Commit of a repository on the hub."""
 DType = Literal["float32", "bfloat16"]
 
 

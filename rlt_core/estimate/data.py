@@ -54,7 +54,7 @@ class Sizes:
         return self._manifests.get(node.key)
 
     def cost(self, node: Node) -> Cost:
-        """What a node computes and makes, by its stage."""
+        """The cost of a node, as its stage declares it."""
         if node.key not in self._costs:
             self._costs[node.key] = node.stage.cost(node.config, SizedInputs(self, node))
         return self._costs[node.key]

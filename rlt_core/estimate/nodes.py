@@ -120,7 +120,7 @@ class Estimator:
         self.shapes = Shapes(store)
 
     def cost(self, node: Node) -> Cost:
-        """What a node computes and makes."""
+        """The cost of a node, as its stage declares it."""
         return self._sizes.cost(node)
 
     def estimate(self, node: Node, resources: StageResources | None = None) -> NodeEstimate:

@@ -49,7 +49,7 @@ Score = Callable[[Sequence[Row]], list[Row]]
 
 @dataclass(frozen=True)
 class Results:
-    """What lighteval computed."""
+    """The results of lighteval."""
 
     samples: list[Row]
     """Rows of `eval_samples`, in the order of tasks and questions."""

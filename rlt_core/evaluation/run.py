@@ -20,7 +20,7 @@ from rlt_core.evaluation.scores import score_rows
 from rlt_core.grading import GradeItem, Grader
 from rlt_core.progress import Metrics, Progress
 from rlt_core.prompts.format import PromptFormat
-from rlt_core.rows import write_rows
+from rlt_core.rows import write_tables
 
 if TYPE_CHECKING:
     from rlt_core.generation import Engine
@@ -159,8 +159,7 @@ class ModelEvaluation:
 
         tasks, ungradable = self._checked()
         results = run_tasks(tasks, self._config.samples_of, graded, score, out)
-        write_rows(out / "eval_samples.parquet", "eval_samples", results.samples)
-        write_rows(out / "eval_scores.parquet", "eval_scores", results.scores)
+        write_tables(out, eval_samples=results.samples, eval_scores=results.scores)
         known = {name: value for name, value in results.metrics.items() if value == value}
         counts = {
             f"{row['task']}/{name}": float(row[name])

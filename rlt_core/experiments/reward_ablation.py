@@ -1,4 +1,4 @@
-"""What each part of the reward is for: teachers of other rewards, their traces, their students.
+"""The use of each part of the reward: teachers of other rewards, their traces, their students.
 
 All traces are scored with the config's own reward, so that their parts can be compared;
 diagnostics measure the failures that the paper names (repetition, copying, over-long explanations).

@@ -172,7 +172,7 @@ def rank_statistic(ranks: RankAblation, name: str) -> str:
 
 # ---------------------------------------------------------------- where it comes from
 def counts(part: Part, table: str, column: str) -> str:
-    """How many rows of a table have each value."""
+    """Return the number of rows of a table with each value."""
     found = Counter(row[column] for row in part.rows(table, column))
     return ", ".join(f"{count} {name}" for name, count in found.items()) or "none"
 

@@ -12,7 +12,7 @@ from rlt_core.printable import printable
 
 
 class Markdown(str):
-    """Text that may stand in Markdown as it is."""
+    """Text that is Markdown already and is not escaped."""
 
 
 class Number(Markdown):

@@ -295,7 +295,7 @@ ARTIFACTS = _declare(
 
 COSTS = _declare(
     "costs",
-    """What each artifact cost to compute: one row per artifact.""",
+    """One row per artifact: the cost of its computation.""",
     run=RUN_KEY,
     stage=(STRING, "stage that made it"),
     label=NODE,

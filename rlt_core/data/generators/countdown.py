@@ -20,7 +20,7 @@ SEED_STRIDE = 10_000_019
 """The generator numbers problem i of seed s as s + i, so seeds must be further apart than that."""
 
 SMALL_NUMBERS, SMALL_LARGEST = 3, 20
-"""How many numbers a small problem has, and the largest number."""
+"""Count of the numbers of a small problem, and the largest number."""
 
 EVALUATION_QUESTIONS, EVALUATION_SEED = 100, 1_000_003
 """Size and seed of the evaluation set `countdown`; no training uses this seed."""
