@@ -112,7 +112,8 @@ class Display:
         share, elapsed = self._share(pieces), time.monotonic() - self._started
         known = REMAINING_FROM <= share < 1 and not self._stopping
         left = f", about {duration(elapsed / share - elapsed)} left" if known else ""
-        bar = Table.grid(expand=True, padding=(0, 2))
+        bar = Table.grid(padding=(0, 2))
+        bar.width = max(1, self.console.width - 3)  # leaves room for the terminal's ^C
         for ratio in (None, 1, None):
             bar.add_column(ratio=ratio, no_wrap=True)
         number = f"{f'{self._ended}/{self._total}':>{self._digits}}"
