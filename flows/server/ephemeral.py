@@ -59,6 +59,9 @@ def _main(listener: int) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
+    from flows.server.one_writer import wait_for_the_writer
+
+    wait_for_the_writer()
     server = uvicorn.Server(
         uvicorn.Config(
             lambda: create_app(ephemeral=True, final=True), factory=True, log_level="error"

@@ -27,9 +27,19 @@ PROFILE = "rlt"
 STOP_S = 40.0
 """Seconds in which workers end; their runs may checkpoint meanwhile."""
 SERVER_STOP_S = 5.0
+QUIET = {
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60",
+    "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # seconds for which SQLite's writers wait
+    # Every 5 s by default, which is most of an idle server's work.
+    "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT15S",
+    "PREFECT_SERVER_SERVICES_CLEANUP_RECONCILER_LOOP_SECONDS": "30",
+    "PREFECT_SERVER_SERVICES_LATE_RUNS_LOOP_SECONDS": "30",
+    "PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_LOOP_SECONDS": "30",
+    "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "30",
+}
+"""Settings of Prefect that the user's environment may replace."""
 PRIVATE = 0o077
 """Umask of the servers: their files are this user's alone."""
-PREFECT = [sys.executable, "-m", "prefect"]
 
 Say = Callable[[str], None]
 
@@ -70,10 +80,7 @@ class LocalServer:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "RLT_STORE": self.store,
         }
-        found.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "60")
-        # SQLite has one writer: wait for it rather than fail.
-        found.setdefault("PREFECT_SERVER_DATABASE_TIMEOUT", "60")
-        return found | self.access()
+        return QUIET | found | self.access()
 
     def login(self) -> dict[str, str]:
         """Return the settings of Prefect with which this user's clients reach the server."""
@@ -142,7 +149,8 @@ def bring_up(wanted: LocalServer, limit: int, say: Say) -> None:
 
     started = not processes.alive("server")
     if started:
-        command = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(wanted.port)]
+        prefect = [sys.executable, "-m", "flows.server.one_writer"]
+        command = [*prefect, "server", "start", "--host", "127.0.0.1", "--port", str(wanted.port)]
         processes.start("server", command, wanted.environment(), PRIVATE)
         processes.wait("server", lambda: is_healthy(wanted.api))
     say(f"server    {'started' if started else 'is up'}: {wanted.dashboard}")
