@@ -6,9 +6,13 @@ computes on its worker: the nodes that a parent run sent, or one that its form d
 
 import logging
 import os
+from collections.abc import Callable
+from inspect import signature
+from textwrap import shorten
 from typing import Annotated, Any
 
-from prefect import flow, get_run_logger
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.flows import Flow
 from prefect.runtime import deployment, flow_run
@@ -20,12 +24,7 @@ from flows import prefect_artifacts
 from flows.cli.options import store_place
 from flows.credentials import use_block
 from flows.executors import LocalExecutor, Outcome, PoolExecutor
-from flows.forms import (
-    ProfileName,
-    assignments,
-    inputs_form,
-    overrides_form,
-)
+from flows.forms import ProfileName, assignments, essentials_form, inputs_form, overrides_form
 from flows.pipeline import run_batches, run_plan, state_of
 from flows.planning import Plan, plan_stage
 from flows.schedule import Schedule, by_stage, title_of
@@ -39,7 +38,13 @@ from tasks.child_process import ChildProcesses
 from tasks.stage import NodeSpec
 
 STORE_HELP = "A folder or s3://bucket/prefix; empty: RLT_STORE of the worker."
+SHOWN_NAME = 120
+"""Characters of a run's name."""
 SET_HELP = "Lines FIELD=VALUE as for `rlt run --set`, e.g. data.n_train=100."
+
+
+# A task, because a page lists the artifacts of a run, in no order, before those of its tasks.
+show_parts = task(name="tables and figures", cache_policy=NO_CACHE)(prefect_artifacts.show_parts)
 
 
 def _store_url(given: str) -> str:
@@ -75,12 +80,14 @@ def experiment_flow(name: str) -> Flow[..., State[Any]]:
             plan.require_computable()
         except UserError as error:
             return _refused(error)
-        prefect_artifacts.show_plan(plan.nodes)
+        place = f"{profile} {name}"
+        prefect_artifacts.show_plan(plan.nodes, place)
         page = prefect_artifacts.RunPage(len(plan.nodes), len(plan.nodes) - len(plan.missing))
-        state = state_of(run_plan(plan, by_stage(plan.specs()), PoolExecutor(page), page))
+        state = state_of(run_plan(plan, by_stage(plan.specs()), PoolExecutor(page, name), page))
         for node in (item.node for item in plan.nodes if item.node.stage.name == "report"):
             if report := plan.store.manifest(node.ref.kind, node.key):
-                prefect_artifacts.show_report(plan.store, report)
+                prefect_artifacts.show_report(plan.store, report, place)
+                show_parts(plan.store, report, place)
         for experiment in [] if state.is_completed() else plan.report_what_exists():
             get_run_logger().info("what exists: rlt report %s --profile %s", experiment, profile)
         return state
@@ -95,37 +102,39 @@ def experiment_flow(name: str) -> Flow[..., State[Any]]:
         budget_gpu_hours: No node starts that would take the run beyond it; empty: no limit.
     """
     side_by_side: Any = ThreadPoolTaskRunner()
-    return flow(name="rlt", flow_run_name=f"{name} {{profile}}", task_runner=side_by_side)(run)
+    return flow(name="rlt", flow_run_name=_run_name, task_runner=side_by_side)(run)
 
 
 # ---------------------------------------------------------------- stages
 def stage_flow(stage: str) -> Flow[..., State[Any]]:
     """The flow of `rlt/<stage>`, with a form of its own."""
-    inputs_type, overrides_type = inputs_form(stage), overrides_form(stage)
-    no_inputs, no_overrides = inputs_type(), overrides_type()
-    default_variant = STAGES[stage].default_variant
+    forms = essentials_form(stage), inputs_form(stage), overrides_form(stage)
+    essentials_type, inputs_type, overrides_type = forms
+    no_essentials, no_inputs, no_overrides = (form() for form in forms)
 
     def run(
         profile: Any = "tiny",
-        variant: Any = default_variant,
+        essentials: Any = no_essentials,
+        variant: Any = STAGES[stage].default_variant,
         seed: Any = None,
         inputs: Any = no_inputs,
-        overrides: Any = no_overrides,
         set: Any = [],  # noqa: B006
         store: Any = "",
+        overrides: Any = no_overrides,
         nodes: Any = [],  # noqa: B006
     ) -> State[Any]:
         try:
             use_block()
             given = inputs.model_dump()
-            if nodes and (given or overrides.model_dump() or set):
+            edits = [*assignments(stage, overrides, essentials), *set]
+            if nodes and (given or edits):
                 raise UserError(
                     "`nodes` was filled in by a parent run, so that the other fields would be "
                     "ignored; empty it to run this stage alone"
                 )
             if nodes:
                 return _compute(stage, [NodeSpec.model_validate(node) for node in nodes])
-            config = load_config(profile, [*assignments(stage, overrides), *set])
+            config = load_config(profile, edits)
             spec = plan_stage(stage, config, variant, seed, given, Store(_store_url(store)))
             return _compute_alone(stage, spec)
         except UserError as error:
@@ -134,12 +143,13 @@ def stage_flow(stage: str) -> Flow[..., State[Any]]:
     run.__name__ = stage.replace("-", "_")
     run.__annotations__ = {
         "profile": ProfileName,
+        "essentials": essentials_type,
         "variant": str,
         "seed": int | None,
         "inputs": inputs_type,
-        "overrides": overrides_type,
         "set": list[str],
         "store": str,
+        "overrides": overrides_type,
         "nodes": list[dict[str, Any]],
         "return": State[Any],
     }
@@ -147,25 +157,44 @@ def stage_flow(stage: str) -> Flow[..., State[Any]]:
 
     Args:
         profile: Which config to start from; what is left empty below is the profile's.
+        essentials: The fields that are edited most often.
         variant: Which of the stage's nodes, as in `rlt plan`: rlt, dataset, rank-3; empty if there is one only.
         seed: Training seed; empty: the profile's first.
         inputs: Artifacts to read, each by key, unique beginning of a key, or name such as tiny/teacher-grpo@0; empty: the latest run's.
-        overrides: Fields that differ from the profile.
         set: {SET_HELP}
         store: {STORE_HELP}
-        nodes: Filled in by a parent run; leave it empty.
+        overrides: All other fields, by section; resources last.
     """  # noqa: E501
+    return _with_form(run, "nodes" if STAGES[stage].essentials else "nodes essentials")
+
+
+def _with_form(run: Callable[..., State[Any]], hidden: str) -> Flow[..., State[Any]]:
+    """A stage's flow, whose form does not show some parameters."""
     one_at_a_time: Any = ThreadPoolTaskRunner(max_workers=1)
-    return flow(name="rlt", flow_run_name=_run_name, task_runner=one_at_a_time)(run)
+    made = flow(name="rlt", flow_run_name=_run_name, task_runner=one_at_a_time)(run)
+    shown = [each for name, each in signature(run).parameters.items() if name not in hidden.split()]
+    made.__signature__ = signature(run).replace(parameters=shown)  # type: ignore[attr-defined]
+    return made
 
 
 def _run_name() -> str:
-    """The name of a stage's run: the nodes that a parent sent, or what the form says."""
+    """The name of a run: the nodes that a parent sent, or what the form says."""
     given = flow_run.parameters
     if specs := [NodeSpec.model_validate(spec) for spec in given.get("nodes") or []]:
         return title_of(specs)
-    stage = deployment.name or "stage"
-    return f"{stage}[{given['variant']}] alone" if given.get("variant") else f"{stage} alone"
+    name = deployment.name or "rlt"
+    edits = given.get("set") or []
+    if name in STAGES:
+        inputs = inputs_form(name).model_validate(given.get("inputs") or {}).model_dump()
+        overrides = overrides_form(name).model_validate(given.get("overrides") or {})
+        essentials = essentials_form(name).model_validate(given.get("essentials") or {})
+        edits = [*assignments(name, overrides, essentials), *edits]
+        edits += [f"{input_}={value}" for input_, value in inputs.items()]
+    if given.get("seed") is not None:
+        edits = [*edits, f"seed={given['seed']}"]
+    variant = f"[{given['variant']}]" if given.get("variant") else ""
+    text = " ".join([f"{name}{variant}", str(given.get("profile")), *edits])
+    return shorten(printable(masked(text)), SHOWN_NAME, placeholder=" …")
 
 
 def _compute_alone(stage: str, spec: NodeSpec) -> State[Any]:

@@ -145,8 +145,8 @@ class LocalExecutor:
 class PoolExecutor:
     """Sends nodes to the work pool of their stage's deployment, and follows the runs there."""
 
-    def __init__(self, reporter: Reporter) -> None:
-        self._reporter = reporter
+    def __init__(self, reporter: Reporter, experiment: str) -> None:
+        self._reporter, self._experiment = reporter, experiment
         self._stop = threading.Event()
         self._turns = PrioritySemaphore(1)
         """A pool takes runs in the order in which they were sent."""
@@ -263,6 +263,7 @@ class PoolExecutor:
                 },
                 flow_run_name=title,
                 work_queue_name=self._queue,
+                tags=[self._experiment],
                 timeout=0,
                 # With a constant key the server would return the failed run of an earlier attempt.
                 idempotency_key=f"{this_run.id}:{this_run.run_count}:{first.key}:{first.machine}",

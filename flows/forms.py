@@ -1,14 +1,16 @@
 """The typed forms of the Prefect UI: every field of a profile that a stage reads, all optional.
 
-A form starts empty, and fields that are filled in replace the profile's. Forms are made from the
-config classes, so that types, limits and help texts are declared once.
+A form starts empty and shows the profiles' values, which fields that are filled in replace. Forms
+are made from the config classes, so that types, limits and help texts are declared once.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from functools import cache
+from textwrap import shorten
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
@@ -26,6 +28,16 @@ from rlt_core.config import Config, ScratchModel, StageResources
 from rlt_core.profiles import PROFILES
 from rlt_core.stages import STAGES
 
+SHOWN_VALUE = 60
+"""Characters of a profile's value that a field shows."""
+SOURCE = FieldInfo(
+    annotation=str,
+    description="Model instead of one from scratch: hub:org/name[@commit], folder:path, "
+    "package:name.",
+)
+RESOURCES = FieldInfo(
+    annotation=StageResources, description="Where it runs; does not change the key."
+)
 ProfileName = Literal[tuple(PROFILES)]  # type: ignore[valid-type]
 
 
@@ -75,58 +87,110 @@ def _help(name: str, text: str | None, **default: Any) -> Any:
     return Field(**default, title=name, description=text, json_schema_extra=_plain)
 
 
-def _optional(name: str, info: FieldInfo) -> tuple[Any, Any]:
-    """Return a form's field for a field of the config."""
-    inner = _model_in(info.annotation)
-    if inner is not None:
-        form: Any = partial(inner)
-        null_is_empty = Annotated[form, BeforeValidator(lambda value: value or {})]
-        return null_is_empty, _help(name, info.description, default_factory=form)
-    annotation: Any = info.annotation
-    for constraint in info.metadata:
-        annotation = Annotated[annotation, constraint]
-    return annotation | None, _help(name, info.description, default=None)
+def essentials(stage: str) -> dict[str, str]:
+    """Return the path of each field of a stage that is edited most often."""
+    models: dict[str, Any] = {
+        section: _model_in(Config.model_fields[section].annotation)
+        for section in STAGES[stage].sections
+    }
+    return {
+        name: next(
+            f"{section}.{name}"
+            for section, model in models.items()
+            if name in (*model.model_fields, "source")
+        )
+        for name in STAGES[stage].essentials
+    }
 
 
 @cache
-def partial(model: type[BaseModel]) -> type[Form]:
-    """Return a form with the fields of a config class, all optional and empty."""
+def _profiles(stage: str) -> dict[str, dict[str, Any]]:
+    """Return each profile as a tree, with the resources of one stage."""
+    found = {}
+    for name, profile in PROFILES.items():
+        config = profile()
+        tree = found[name] = config.model_dump(mode="json")
+        tree["resources"] = config.resources.of(stage).model_dump(mode="json")
+        if repo := tree["base_model"].get("repo"):
+            tree["base_model"]["source"] = f"hub:{repo}"
+    return found
+
+
+def _values(stage: str, path: str) -> str:
+    """Return the values of a field in the profiles: `tiny, smoke: 8 · paper-7b: 256`."""
+    names: dict[str, list[str]] = {}
+    for profile, tree in _profiles(stage).items():
+        value: Any = tree
+        for name in path.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        if value not in (None, {}, []):
+            shown = shorten(json.dumps(value, ensure_ascii=False), SHOWN_VALUE, placeholder=" …")
+            names.setdefault(shown, []).append(profile)
+    if [len(PROFILES)] == [len(each) for each in names.values()]:
+        return f"Every profile: {next(iter(names))}"
+    return " · ".join(f"{', '.join(each)}: {value}" for value, each in names.items())
+
+
+def _optional(stage: str, path: str, info: FieldInfo) -> tuple[Any, Any]:
+    """Return a form's field for a field of the config."""
+    name, text = path.rpartition(".")[2], info.description or ""
+    inner = ScratchModel if path == "base_model" else _model_in(info.annotation)
+    if inner is not None:
+        form: Any = _partial(inner, stage, path)
+        null_is_empty = Annotated[form, BeforeValidator(lambda value: value or {})]
+        return null_is_empty, _help(name, text, default_factory=form)
+    annotation: Any = info.annotation
+    for constraint in info.metadata:
+        annotation = Annotated[annotation, constraint]
+    text = f"{text}\n\n{_values(stage, path)}".strip()  # Markdown: a paragraph of its own
+    return annotation | None, _help(name, text, default=None)
+
+
+@cache
+def _partial(model: type[BaseModel], stage: str, path: str) -> type[Form]:
+    """Return a form with the fields of a section of the config, all optional and empty.
+
+    The browser does not show the fields that `essentials_form` has; the server takes them still.
+    """
     fields = {
-        name: _optional(name, info) for name, info in model.model_fields.items() if name != "kind"
+        name: _optional(stage, f"{path}.{name}", info)
+        for name, info in model.model_fields.items()
+        if name != "kind"
     }
-    made: type[Form] = create_model(f"{model.__name__}Form", __base__=Form, **fields)  # type: ignore[call-overload]
-    return made
+    if path == "base_model":
+        fields["source"] = _optional(stage, "base_model.source", SOURCE)
+    moved = [name for name, where in essentials(stage).items() if where == f"{path}.{name}"]
 
+    def hide(schema: dict[str, Any]) -> None:
+        for name in moved:
+            hidden = schema["properties"].pop(name)
+            schema.setdefault("patternProperties", {})[f"^{name}$"] = hidden
 
-class BaseModelForm(partial(ScratchModel)):  # type: ignore[misc]
-    """Fields of a model from scratch, or `source`."""
-
-    source: str | None = _help(
-        "source",
-        "Model instead of one from scratch: hub:org/name[@commit], folder:path, package:name.",
-        default=None,
-    )
-
-
-def _section(name: str) -> tuple[Any, Any]:
-    info = Config.model_fields[name]
-    if name == "base_model":
-        return BaseModelForm, _help(name, info.description, default_factory=BaseModelForm)
-    return _optional(name, info)
+    return create_model(
+        f"{_camel(path)}Form", __base__=Form, __cls_kwargs__={"json_schema_extra": hide}, **fields
+    )  # type: ignore[call-overload, no-any-return]
 
 
 @cache
 def overrides_form(stage: str) -> type[Form]:
     """Return the form of the fields of a profile that one stage reads."""
-    fields = {name: _section(name) for name in STAGES[stage].sections}
-    resources = partial(StageResources)
-    fields["resources"] = (
-        resources,
-        _help("resources", "Where it runs; does not change the key.", default_factory=resources),
-    )
+    fields = {
+        name: _optional(stage, name, Config.model_fields[name]) for name in STAGES[stage].sections
+    }
+    fields["resources"] = _optional(stage, "resources", RESOURCES)
     name = f"{_camel(stage)}Overrides"
-    made: type[Form] = create_model(name, __base__=Form, **fields)  # type: ignore[call-overload]
-    return made
+    return create_model(name, __base__=Form, **fields)  # type: ignore[call-overload, no-any-return]
+
+
+@cache
+def essentials_form(stage: str) -> type[Form]:
+    """Return the form of the fields that are edited most often, by the last part of their path."""
+    fields = {}
+    for name, path in essentials(stage).items():
+        section: Any = overrides_form(stage).model_fields[path.partition(".")[0]].annotation
+        fields[name] = (section.model_fields[name].annotation, section.model_fields[name])
+    made = create_model(f"{_camel(stage)}Essentials", __base__=Form, **fields)  # type: ignore[call-overload]
+    return made  # type: ignore[no-any-return]
 
 
 @cache
@@ -143,13 +207,15 @@ def inputs_form(stage: str) -> type[Form]:
     return made
 
 
-def _camel(stage: str) -> str:
-    return "".join(part.title() for part in stage.split("-"))
+def _camel(name: str) -> str:
+    return "".join(part.title() for part in re.split(r"[-._]", name))
 
 
-def assignments(stage: str, overrides: BaseModel) -> list[str]:
-    """Return the filled-in fields as `--set` assignments."""
+def assignments(stage: str, overrides: BaseModel, first: BaseModel | None = None) -> list[str]:
+    """Return the filled-in fields, `first` those of `essentials_form`, as `--set` assignments."""
     filled = overrides.model_dump(mode="json")
+    for name, value in (first.model_dump(mode="json") if first else {}).items():
+        filled.setdefault(essentials(stage)[name].partition(".")[0], {})[name] = value
     resources = filled.pop("resources", {})
     found = []
     base = filled.get("base_model", {})

@@ -96,9 +96,9 @@ def run_batches(
     for batch in batches:
         reads = {ref.key for spec in batch for ref in spec.inputs.values()}
         parents: list[Any] = [allow_failure(futures[key]) for key in reads if key in futures]
-        future = run_batch.submit(
-            title_of(batch), list(batch), return_state=False, wait_for=parents
-        )
+        title = title_of(batch)
+        named = run_batch.with_options(name=title)  # what a page shows before the task starts
+        future = named.submit(title, list(batch), return_state=False, wait_for=parents)
         futures |= {spec.key: future for spec in batch}
     _wait_or_stop(futures.values(), executor)
     return outcomes

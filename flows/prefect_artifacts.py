@@ -20,7 +20,9 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.runtime import flow_run
 
+from rlt_core.experiments import ALL, EXPERIMENTS
 from rlt_core.graph import Planned
 from rlt_core.progress import Metrics
 from rlt_core.store import Manifest, Store
@@ -121,8 +123,9 @@ def _bar(description: str, progress: float = 0.0) -> UUID:
 
 
 # ---------------------------------------------------------------- tables, figures, the report
-def show_plan(planned: Sequence[Planned]) -> None:
-    """Show a table of all nodes: hit or miss, and for a miss what changed."""
+def show_plan(planned: Sequence[Planned], place: str) -> None:
+    """Show a table of all nodes: hit or miss, and for a miss what changed. `place` is the
+    experiment and the profile: what keys begin with, so that each has a history of its own."""
     rows = [
         {
             "node": item.node.name,
@@ -133,12 +136,13 @@ def show_plan(planned: Sequence[Planned]) -> None:
         }
         for item in planned
     ]
-    create_table_artifact(table=rows, key="rlt-plan", description="Nodes of this run")
+    create_table_artifact(table=rows, key=_slug(f"{place}-plan"), description="Nodes of this run")
 
 
 def show_node(manifest: Manifest) -> None:
     """Show a table with key, inputs and metrics of an artifact."""
     name = manifest.label if manifest.seed is None else f"{manifest.label}@{manifest.seed}"
+    experiment = next((tag for tag in flow_run.tags or [] if tag in {*EXPERIMENTS, ALL}), "")
     facts: list[tuple[str, Any]] = [
         ("key", manifest.ref.key),
         ("seconds", f"{manifest.seconds:.1f}"),
@@ -149,34 +153,46 @@ def show_node(manifest: Manifest) -> None:
     ]
     create_table_artifact(
         table=[{"what": name_, "value": str(value)} for name_, value in facts],
-        key=_slug(f"node-{manifest.profile}-{name}"),
+        key=_slug(f"{manifest.profile}-{experiment}-node-{name}"),
         description=f"{name} of profile {manifest.profile}",
     )
 
 
-def show_report(store: Store, manifest: Manifest) -> None:
-    """Show a report with its figures and tables, under the name of its experiment."""
-    folder = store.intact(manifest)
-    title = manifest.label.removeprefix("report").strip("[]")
-    place = f"{manifest.profile}-{title}" if title else manifest.profile
-    text = FIGURE.sub(r"*\1* (see the image artifacts)", (folder / "report.md").read_text())
-    create_markdown_artifact(
-        markdown=text, key=_slug(f"{place}-report"), description=f"The report {title}".strip()
+def show_report(store: Store, manifest: Manifest, place: str) -> None:
+    """Show a report's text with its figures inside."""
+    folder, pictures = store.intact(manifest), _pictures(store, manifest)
+    text = FIGURE.sub(
+        lambda figure: f"![{figure[1]}]({pictures.get(figure[2], figure[2])})",
+        (folder / "report.md").read_text(),
     )
-    for table in sorted(folder.rglob("*.csv")):
+    create_markdown_artifact(
+        markdown=text, key=_report_key(manifest, place, "report"), description=manifest.label
+    )
+
+
+def show_parts(store: Store, manifest: Manifest, place: str) -> None:
+    """Show each table and each figure of a report."""
+    for table in sorted(store.intact(manifest).rglob("*.csv")):
         with table.open(newline="") as file:
             rows = list(csv.DictReader(file))
         create_table_artifact(
-            table=rows, key=_slug(f"{place}-{table.stem}"), description=table.name
+            table=rows, key=_report_key(manifest, place, table.stem), description=table.name
         )
-    for picture in sorted(folder.rglob("*.png")):
-        _show_figure(picture, place)
+    for name, uri in _pictures(store, manifest).items():
+        key = _report_key(manifest, place, f"{Path(name).stem}-figure")
+        create_image_artifact(image_url=uri, key=key, description=name)
 
 
-def _show_figure(picture: Path, place: str) -> None:
-    data = base64.b64encode(picture.read_bytes()).decode()
-    create_image_artifact(
-        image_url=f"data:image/png;base64,{data}",
-        key=_slug(f"{place}-{picture.stem}-figure"),
-        description=picture.name,
-    )
+def _report_key(manifest: Manifest, place: str, name: str) -> str:
+    title = manifest.label.removeprefix("report").strip("[]")
+    return _slug(f"{place if place.endswith(title) else f'{place} {title}'} {name}")
+
+
+def _pictures(store: Store, manifest: Manifest) -> dict[str, str]:
+    """Return the data URI of each picture of a report by its path."""
+    folder = store.intact(manifest)
+    return {
+        picture.relative_to(folder).as_posix(): "data:image/png;base64,"
+        + base64.b64encode(picture.read_bytes()).decode()
+        for picture in sorted(folder.rglob("*.png"))
+    }

@@ -7,22 +7,15 @@ as writers wait for each other.
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
-from typing import Any
-
 
 def wait_for_the_writer() -> None:
     """Let every transaction of this process's Prefect server take SQLite's write lock first."""
     from prefect.server.database.configurations import AioSqliteConfiguration
 
     begin = AioSqliteConfiguration.begin_transaction
-
-    def as_writer(
-        self: AioSqliteConfiguration, session: Any, with_for_update: bool = True
-    ) -> AbstractAsyncContextManager[Any]:
-        return begin(self, session, with_for_update=True)
-
-    AioSqliteConfiguration.begin_transaction = as_writer  # type: ignore[method-assign]
+    AioSqliteConfiguration.begin_transaction = (  # type: ignore[method-assign]
+        lambda self, session, with_for_update=True: begin(self, session, with_for_update=True)
+    )
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ class Stage:
     """Artifacts that it reads: name -> help text; None: any number, of any name."""
     sections: tuple[str, ...] = ()
     """Sections of `Config` that it reads: the fields of its form."""
+    essentials: tuple[str, ...] = ()
+    """Fields that its form shows first, each of the first section that has it."""
     default_variant: str = ""
     """Variant that is meant where a form names none."""
     pool: Literal["cpu", "gpu"] = "cpu"

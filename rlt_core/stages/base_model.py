@@ -45,6 +45,7 @@ STAGE = Stage(
     model=True,
     pool="gpu",
     sections=("base_model",),
+    essentials=("source", "layers", "width", "steps", "learning_rate"),
     inputs={"questions": "The questions that a model from scratch is trained on"},
     cost=_cost,
     check=_check,

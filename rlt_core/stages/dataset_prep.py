@@ -47,6 +47,7 @@ STAGE = Stage(
     config=DatasetPrepConfig,
     tables=("questions", "dropped", "eval_overlaps"),
     sections=("data", "rl_data", "countdown"),
+    essentials=("source", "n_train", "n_validation", "n_test", "max_prompt_tokens"),
     inputs={
         "tokenizer": "The imported base model whose tokenizer measures lengths",
         "tested": "A data set whose test questions may not be trained on",

@@ -55,6 +55,7 @@ STAGE = Stage(
     shared="shards",
     tensor_parallel=True,
     sections=("evaluation",),
+    essentials=("tasks", "n", "temperature", "max_tokens", "max_questions"),
     inputs={
         "model": "The model to test",
         "questions": "The held-out questions",

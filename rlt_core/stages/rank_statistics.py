@@ -23,5 +23,6 @@ STAGE = Stage(
     config=RankStatisticsConfig,
     tables=("rank_scores",),
     sections=("rank_ablation",),
+    essentials=("ranks", "n_questions", "resamples"),
     inputs=None,
 )

@@ -29,5 +29,6 @@ STAGE = Stage(
     config=ScoreImportConfig,
     tables=("scores",),
     sections=("imports",),
+    essentials=("scores",),
     check=_check,
 )

@@ -32,6 +32,13 @@ STAGE = Stage(
     shared="steps",
     rollouts=True,
     sections=("student_grpo",),
+    essentials=(
+        "steps",
+        "learning_rate",
+        "questions_per_step",
+        "group_size",
+        "max_completion_tokens",
+    ),
     inputs={"model": "The student to start from", "questions": "The training questions"},
     default_variant="rlt",
     cost=_cost,

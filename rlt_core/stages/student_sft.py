@@ -64,6 +64,7 @@ STAGE = Stage(
     pool="gpu",
     shared="steps",
     sections=("student_sft", "student_sft_subset", "countdown"),
+    essentials=("epochs", "steps", "learning_rate", "batch_size", "max_tokens", "n_questions"),
     inputs={
         "model": "The model that the student starts from",
         "questions": "The questions",

@@ -40,6 +40,7 @@ STAGE = Stage(
     shared="steps",
     rollouts=True,
     sections=("teacher_grpo", "reward"),
+    essentials=("steps", "learning_rate", "questions_per_step", "group_size", "alpha", "kl_weight"),
     inputs={
         "model": "The teacher to start from",
         "student": "The frozen student whose log-probs are the reward",

@@ -32,6 +32,7 @@ STAGE = Stage(
     pool="gpu",
     shared="steps",
     sections=("teacher_sft",),
+    essentials=("traces", "epochs", "steps", "learning_rate", "batch_size"),
     inputs={"model": "The base model", "questions": "Questions with traces"},
     cost=_cost,
 )

@@ -48,6 +48,7 @@ STAGE = Stage(
     shared="shards",
     tensor_parallel=True,
     sections=("trace_generation",),
+    essentials=("n", "n_questions", "temperature", "max_tokens"),
     inputs={
         "teacher": "The model that writes the traces",
         "questions": "The questions to write traces for",

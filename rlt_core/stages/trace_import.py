@@ -42,6 +42,7 @@ STAGE = Stage(
     config=TraceImportConfig,
     tables=("traces", "questions", "dropped"),
     sections=("imports",),
+    essentials=("traces",),
     inputs={
         "tokenizer": "The base model whose tokenizer reads the traces",
         "questions": "The data set whose own traces are imported",

@@ -27,6 +27,7 @@ STAGE = Stage(
     config=TraceRefinementConfig,
     tables=("traces", "dropped"),
     sections=("trace_refinement",),
+    essentials=("model", "template", "temperature", "max_tokens"),
     inputs={
         "traces": "The traces to refine",
         "questions": "The questions of the traces",

@@ -42,6 +42,7 @@ STAGE = Stage(
     pool="gpu",
     shared="shards",
     sections=("trace_scoring", "reward"),
+    essentials=("max_tokens", "alpha", "kl_weight"),
     inputs={
         "traces": "The traces to score",
         "questions": "The questions of the traces",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.hydration import hydrate
+from prefect.utilities.schema_tools.validation import validate
 from pydantic import BaseModel, ValidationError
 
-from flows.forms import assignments, inputs_form, overrides_form
+from flows import deployments
+from flows.forms import assignments, essentials, essentials_form, inputs_form, overrides_form
 from rlt_core.overrides import load_config
 from rlt_core.profiles import PROFILES
 from rlt_core.stages import STAGES
@@ -29,7 +33,7 @@ def fields_of(form: type[BaseModel], path: str = "") -> Iterator[tuple[str, str 
 @EVERY_STAGE
 def test_an_empty_form_changes_nothing_and_explains_every_field(stage: str) -> None:
     assert assignments(stage, overrides_form(stage)()) == []
-    for form in (overrides_form(stage), inputs_form(stage)):
+    for form in (overrides_form(stage), essentials_form(stage), inputs_form(stage)):
         assert [name for name, text in fields_of(form) if not text] == []
 
 
@@ -48,22 +52,79 @@ def untouched(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, 
     return sent
 
 
-def untouched_overrides(stage: str) -> dict[str, Any]:
-    schema = overrides_form(stage).model_json_schema()
-    return untouched(schema, schema["$defs"])
+def untouched_form(form: type[BaseModel]) -> dict[str, Any]:
+    schema = form.model_json_schema()
+    return untouched(schema, schema.get("$defs", {}))
 
 
 @EVERY_STAGE
 def test_an_untouched_form_changes_no_profile(stage: str) -> None:
-    arrives: Any = hydrate(untouched_overrides(stage))  # as Prefect's server does
-    form = overrides_form(stage).model_validate(arrives)
+    forms = [overrides_form(stage), essentials_form(stage)]
+    arrives: Any = [hydrate(untouched_form(form)) for form in forms]  # as Prefect's server does
+    sets = assignments(
+        stage, *(form.model_validate(sent) for form, sent in zip(forms, arrives, strict=True))
+    )
     for profile in PROFILES:
-        assert load_config(profile, assignments(stage, form)) == load_config(profile)
+        assert load_config(profile, sets) == load_config(profile)
+
+
+def parameters(stage: str) -> dict[str, Any]:
+    """The parameters of a deployment, as the browser shows them."""
+    made = getattr(deployments, stage.replace("-", "_"))
+    return dict(parameter_schema(made).model_dump_for_openapi())
+
+
+@EVERY_STAGE
+def test_essentials_are_first_resources_last_and_nodes_nowhere(stage: str) -> None:
+    schema = parameters(stage)
+    shown = sorted(schema["properties"], key=lambda name: schema["properties"][name]["position"])
+    first = essentials(stage)
+    assert shown[:2] == ["profile", "essentials" if first else "variant"]
+    assert shown[-1] == "overrides" and "nodes" not in shown
+    assert list(schema["definitions"][f"{camel(stage)}Overrides"]["properties"])[-1] == "resources"
+    assert len(first) <= 6
+
+
+def camel(stage: str) -> str:
+    return stage.title().replace("-", "")
+
+
+def test_fields_show_what_each_profile_has() -> None:
+    text = essentials_form("teacher-grpo").model_fields["group_size"].description
+    shown = {
+        profile: int(value)
+        for profiles, value in re.findall(r"([a-z0-9, -]+): (\d+)", text or "")
+        for profile in profiles.strip().split(", ")
+    }
+    assert shown == {name: load_config(name).teacher_grpo.group_size for name in PROFILES}
+    resources = overrides_form("teacher-grpo").model_json_schema()["$defs"]["ResourcesForm"]
+    micro = load_config("paper-7b").resources.of("teacher-grpo").micro_batch_size
+    assert f": {micro}" in resources["properties"]["micro_batch_size"]["description"]
+
+
+@EVERY_STAGE
+def test_essentials_are_shown_once_and_taken_in_both_places(stage: str) -> None:
+    tiny = load_config("tiny").model_dump(mode="json")
+    for name, path in essentials(stage).items():
+        section = path.partition(".")[0]
+        value = (tiny[section] or {}).get(name)
+        if value in (None, {}) or section == "base_model":
+            continue
+        overrides = {section: {name: value}}
+        schema = overrides_form(stage).model_json_schema()
+        assert validate(overrides, schema, preprocess=False) == []
+        assert validate({section: {f"{name}s": value}}, schema, preprocess=False) != []
+        title = "".join(part.title() for part in section.split("_"))
+        assert name not in schema["$defs"][f"{title}Form"]["properties"]
+        nested = assignments(stage, overrides_form(stage).model_validate(overrides))
+        first = essentials_form(stage).model_validate({name: value})
+        assert nested == assignments(stage, overrides_form(stage)(), first) != []
 
 
 def test_names_that_the_user_chooses_are_one_field() -> None:
     fields = overrides_form("trace-import").model_json_schema()["$defs"]["ImportsForm"]
-    assert {name: field["type"] for name, field in fields["properties"].items()} == dict.fromkeys(
+    shown = {**fields["properties"], "traces": fields["patternProperties"]["^traces$"]}
+    assert {name: field["type"] for name, field in shown.items()} == dict.fromkeys(
         ("models", "traces", "scores", "benchmarks"), "object"
     )
 

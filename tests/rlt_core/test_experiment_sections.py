@@ -236,16 +236,26 @@ def test_every_report_of_a_profile_has_artifacts_of_its_own(monkeypatch, traces,
             prefect_artifacts, f"create_{kind}_artifact", lambda **given: shown.append(given)
         )
     render_report(traces, tmp_path / "files")
+    (tmp_path / "files" / "reward.png").write_bytes(b"picture")
+    with (tmp_path / "files" / "report.md").open("a") as page:
+        page.write("\n![rewards](reward.png) ![elsewhere](../other.png)\n")
 
     class Reports(Store):
         def intact(self, manifest):
             return tmp_path / "files"
 
     store = Reports(str(tmp_path / "store"))
-    for label in ("report", "report[table-1]", "report[table-2]"):
-        prefect_artifacts.show_report(store, commit(store, label, {}))
+    for label, experiment in (
+        ("report", "full-pipeline"), ("report[table-1]", "table-1"), ("report[table-2]", "all"),
+    ):  # fmt: skip
+        report = commit(store, label, {})
+        prefect_artifacts.show_parts(store, report, f"tiny {experiment}")
+        prefect_artifacts.show_report(store, report, f"tiny {experiment}")
+        shown_figures = "![rewards](data:image/png;base64,cGljdHVyZQ==) ![elsewhere](../other.png)"
+        assert shown_figures in shown[-1]["markdown"]
     keys = [each["key"] for each in shown]
     assert len(set(keys)) == len(keys)
-    assert {"tiny-report", "tiny-scores", "tiny-table-1-report", "tiny-table-2-compared"} <= set(
-        keys
-    )
+    assert {
+        "tiny-full-pipeline-report", "tiny-full-pipeline-scores", "tiny-table-1-report",
+        "tiny-all-table-2-compared",
+    } <= set(keys)  # fmt: skip

@@ -13,8 +13,9 @@ import pytest
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 from prefect.client.schemas.objects import FlowRun
 
+from flows.forms import essentials_form, overrides_form
 from rlt_core.stages import STAGES
-from tests.flows.test_forms import untouched_overrides
+from tests.flows.test_forms import untouched_form
 from tests.server.conftest import Server
 
 CHROMIUM = shutil.which("chromium")
@@ -116,7 +117,9 @@ def test_what_an_untouched_form_sends(server: Server, page: Page) -> None:
             page.route("**/create_flow_run", lambda route: route.abort())
             page.get_by_role("button", name="Submit").click()
         sent = submitted.value.post_data_json["parameters"]
-        assert sent["overrides"] == untouched_overrides(stage), stage
+        assert sent["overrides"] == untouched_form(overrides_form(stage)), stage
+        assert sent.get("essentials", {}) == untouched_form(essentials_form(stage)), stage
+        assert "nodes" not in sent
 
 
 def test_fill_the_form_start_and_see_completed(
@@ -151,11 +154,11 @@ def test_the_page_of_a_pipeline(
     page.wait_for_timeout(3000)
     page.screenshot(path=tmp_path / "pipeline.png")
     page.get_by_text("Artifacts", exact=True).first.click()
-    expect(page.get_by_text("rlt-plan").first).to_be_visible()
-    expect(page.get_by_text("smoke-report").first).to_be_visible()
+    expect(page.get_by_text("smoke-full-pipeline-plan").first).to_be_visible()
+    expect(page.get_by_text("smoke-full-pipeline-report").first).to_be_visible()
     page.screenshot(path=tmp_path / "pipeline-artifacts.png", full_page=True)
-    for name in ("smoke-report", "rlt-plan", "smoke-ranks-figure"):
-        page.goto(f"http://127.0.0.1:{server.port}/artifacts/key/{name}")
+    for name in ("plan", "ranks-figure", "report"):
+        page.goto(f"http://127.0.0.1:{server.port}/artifacts/key/smoke-full-pipeline-{name}")
         page.locator("a[href^='/artifacts/artifact/']").first.click()
         page.wait_for_timeout(1500)
         page.screenshot(path=tmp_path / f"{name}.png")

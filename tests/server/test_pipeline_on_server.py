@@ -57,8 +57,14 @@ def test_the_page_of_the_parent_shows_plan_progress_tables_and_report(
     server: Server, finished: FlowRun
 ) -> None:
     shown = {artifact.key: artifact for artifact in artifacts_of(server, finished)}
-    assert {"rlt-plan", "smoke-report", "smoke-scores", "smoke-ranks-figure"} <= shown.keys()
-    assert "teacher-grpo@0" in str(shown["rlt-plan"].data)
+    place = "smoke-full-pipeline"
+    assert {
+        f"{place}-{one}" for one in ("plan", "report", "scores", "ranks-figure")
+    } <= shown.keys()
+    assert "teacher-grpo@0" in str(shown[f"{place}-plan"].data)
+    of_the_run = {key for key, artifact in shown.items() if not artifact.task_run_id}
+    assert of_the_run == {f"{place}-plan", f"{place}-report", None}, "what a page shows first"
+    assert "](data:image/png;base64," in str(shown[f"{place}-report"].data)
     bars = [one for one in shown.values() if one.type == "progress"]
     assert [float(str(bar.data)) for bar in bars] == [100.0]
 
@@ -73,11 +79,28 @@ def test_the_page_of_a_child_shows_key_metrics_and_the_lines_of_its_process(
     assert manifest
     assert manifest.flow_run_id == str(child.id)
     [table] = [one for one in shown if one.type == "table"]
+    assert table.key == "smoke-full-pipeline-node-teacher-grpo-0"
     assert manifest.ref.key in str(table.data)
     assert "reward_last" in str(table.data)
     assert [one.type for one in shown].count("progress") == 1
     line = f"teacher-grpo@0 | {manifest.ref.key}: attempt {manifest.attempt} on cpu"
     assert line in server.log_of(child.id)
+
+
+def test_tasks_have_their_names_before_they_start(server: Server, finished: FlowRun) -> None:
+    wanted = {
+        "filter": {
+            "occurred": {"since": str(finished.created)},
+            "event": {"name": ["prefect.task-run.Pending"]},
+            "related": {"id": [f"prefect.flow-run.{finished.id}"]},
+        },
+        "limit": 50,
+    }
+    with server.client() as client:
+        events = client._client.post("/events/filter", json=wanted).json()["events"]
+    names = [event["resource"]["prefect.resource.name"] for event in events]
+    assert any(name.startswith("teacher-grpo@0") for name in names), names
+    assert not any(name.startswith("node-") for name in names)
 
 
 def test_a_second_run_is_cached(server: Server, finished: FlowRun) -> None:

@@ -22,6 +22,7 @@ def test_an_edit_makes_a_new_artifact_and_leaves_the_old_one(
         server.start("student-sft", profile="smoke", variant="dataset", overrides=edits)
     )
     assert run.state and run.state.name == "Completed", server.log_of(run.id)
+    assert run.name == "student-sft[dataset] smoke student_sft.learning_rate=2e-06"
     new = store.find("smoke/student-sft[dataset]@0")
     assert new.ref.key != old.ref.key
     assert store.manifest(old.ref.kind, old.ref.key) == old
