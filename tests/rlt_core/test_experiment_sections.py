@@ -1,4 +1,4 @@
-"""The sections of an experiment's report beside its table, and where a report is found."""
+"""The sections of an experiment's report beside its table, and where a report is shown."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,6 @@ from markdown_it import MarkdownIt
 from scipy import stats
 
 from flows import prefect_artifacts
-from flows.cli.run import _latest_report
-from rlt_core.errors import UserError
 from rlt_core.evaluation.overlap import overlap
 from rlt_core.experiments import PAPER, targets
 from rlt_core.overrides import load_config
@@ -209,26 +207,7 @@ def test_every_experiment_s_rows_are_filled_and_render(name, tmp_path, monkeypat
     assert len(data.overlaps) == 3 * 2 * len(report.config.overlaps)
 
 
-# ---------------------------------------------------------------- where it is found
-def test_reports_are_found_by_experiment_and_profile(tmp_path):
-    store = Store(str(tmp_path))
-    with pytest.raises(UserError, match="rlt run full-pipeline"):
-        _latest_report(store, None, None)
-    whole = commit(store, "report", {})
-    table = commit(store, "report[table-1]", {})
-    for profile in ("tiny", "laptop"):
-        store.set_ref(f"{profile}/report", whole.ref)
-    store.set_ref("tiny/report[table-1]", table.ref)
-    store.set_ref("tiny/reported", commit(store, "evaluation[reported]", {}).ref)
-    assert _latest_report(store, None, "table-1").ref == table.ref
-    assert _latest_report(store, "tiny", "full-pipeline").ref == whole.ref
-    assert _latest_report(store, "laptop", None).ref == whole.ref
-    with pytest.raises(UserError, match=r"no report of table-2 .* full-pipeline, table-1"):
-        _latest_report(store, None, "table-2")
-    with pytest.raises(UserError, match="no report of table-1 of profile laptop"):
-        _latest_report(store, "laptop", "table-1")
-
-
+# ---------------------------------------------------------------- where it is shown
 def test_every_report_of_a_profile_has_artifacts_of_its_own(monkeypatch, traces, tmp_path):
     shown = []
     for kind in ("markdown", "table", "image"):
