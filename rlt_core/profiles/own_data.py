@@ -34,44 +34,43 @@ SMOLLM2_360M = HubModel(repo="HuggingFaceTB/SmolLM2-360M-Instruct")
 def laptop() -> Config:
     """SmolLM2-135M-Instruct on anybody's questions, on two cores: a real language model end to end.
 
-    LoRA and bfloat16 keep a training below 2 GB. The numbers are for a look at every stage in
+    LoRA, bfloat16 and checkpointed activations keep memory low. The numbers are for a look at every stage in
     minutes, not for a result.
     """
     training: dict[str, Any] = {"lora": LoRA(), "dtype": "bfloat16", "learning_rate": 2e-4}
-    sampling: dict[str, Any] = {"max_tokens": 192, "dtype": "bfloat16"}
-    student = StudentSFTConfig(
-        epochs=2, batch_size=8, warmup_ratio=0.1, max_tokens=1024, **training
-    )
+    sampling: dict[str, Any] = {"max_tokens": 160, "dtype": "bfloat16"}
+    student = StudentSFTConfig(epochs=1, batch_size=8, warmup_ratio=0.1, max_tokens=640, **training)
     grpo: dict[str, Any] = {
-        "steps": 6, "questions_per_step": 4, "group_size": 4, "max_prompt_tokens": 768,
-        "max_completion_tokens": 192, **training, "learning_rate": 5e-5,
+        "steps": 4, "questions_per_step": 2, "group_size": 4, "max_prompt_tokens": 480,
+        "max_completion_tokens": 160, **training, "learning_rate": 5e-5,
     }  # fmt: skip
     return Config(
         profile="laptop",
         prompt_format="rlt",
         data=DataConfig(
-            source="questions.jsonl", n_train=64, n_validation=4, n_test=40, max_prompt_tokens=512
+            source="questions.jsonl", n_train=48, n_validation=2, n_test=24, max_prompt_tokens=480
         ),
         base_model=PackageModel(),
         teacher_sft=TeacherSFTConfig(
-            epochs=1, batch_size=8, warmup_ratio=0.1, max_tokens=1024, **training
+            epochs=1, batch_size=8, warmup_ratio=0.1, max_tokens=640, **training
         ),
         teacher_grpo=TeacherGRPOConfig(**grpo),
         trace_generation=GenerationConfig(**sampling),
         trace_scoring=ScoringConfig(max_tokens=2048, dtype="bfloat16"),
         rank_ablation=RankAblationConfig(ranks=4, in_full_pipeline=False),
         student_sft=student,
-        student_sft_subset=student.replaced(n_questions=32),
+        student_sft_subset=student.replaced(n_questions=24),
         larger_student=LargerStudent(model=SMOLLM2_360M),
         countdown=CountdownConfig(
             data=DataConfig(
-                source="countdown", n_train=64, n_validation=0, n_test=40, max_prompt_tokens=512
+                source="countdown", n_train=48, n_validation=0, n_test=24, max_prompt_tokens=480
             )
         ),
         student_grpo=StudentGRPOConfig(**grpo),
         evaluation=EvaluationConfig(n=1, **sampling),
         resources=Resources(
-            threads=2, micro_batch_size=1, tokens_per_batch=4096, shard_questions=16,
+            threads=2, micro_batch_size=1, gradient_checkpointing=True, tokens_per_batch=4096,
+            shard_questions=16,
             checkpoint_every_steps=2,
         ),
     )  # fmt: skip
