@@ -34,8 +34,8 @@ SMOLLM2_360M = HubModel(repo="HuggingFaceTB/SmolLM2-360M-Instruct")
 def laptop() -> Config:
     """SmolLM2-135M-Instruct on anybody's questions, on two cores: a real language model end to end.
 
-    LoRA, bfloat16 and checkpointed activations keep memory low. The numbers are for a look at every stage in
-    minutes, not for a result.
+    LoRA, bfloat16 and checkpointed activations keep memory low. The numbers are for a look at every
+    stage in minutes, not for a result.
     """
     training: dict[str, Any] = {"lora": LoRA(), "dtype": "bfloat16", "learning_rate": 2e-4}
     sampling: dict[str, Any] = {"max_tokens": 160, "dtype": "bfloat16"}
