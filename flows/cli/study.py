@@ -70,7 +70,8 @@ def run(
     for experiment in study.experiments:
         plan = new_plan(experiment, study.profile, study.overrides, None, store)
         plan.require_computable()
-        print(f"{experiment}:")
+        if plan.missing:
+            print(f"{experiment}:")
         if status := compute(plan, quiet=False):
             raise typer.Exit(status)
     _show(write_bundle(resolved, open_store(store), place))

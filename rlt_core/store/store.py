@@ -258,9 +258,9 @@ class Store:
         return {key: name for key, name in names.items() if key not in working}
 
     def orphans(self) -> list[Orphan]:
-        """Attempts that no manifest names, workspaces of committed keys, names of artifacts that
-        were removed, and temporary files that a crash left. Keys with a lease are left alone, and
-        so is all that a manifest or lease that cannot be read may be about.
+        """Attempts that no manifest names, workspaces of committed keys, and temporary files that a
+        crash left. Keys with a lease are left alone, and so is all that a manifest or lease that
+        cannot be read may be about.
 
         The order matters: files are listed before leases are read, and leases before manifests, so
         that an attempt under way is never taken for an orphan.
@@ -271,7 +271,6 @@ class Store:
             for path, size in self.files.usage(f"artifacts/{kind}", 2).items()
         }
         workspaces, leftovers = self.files.usage("work", 1), self.files.leftovers()
-        names = self.refs()
         working, unreadable = Lease.read_all(self.files)
         manifests, problems = read_manifests(self.files)
         _warn(unreadable | problems)
@@ -289,11 +288,6 @@ class Store:
             Orphan(f"work/{ref.key}", workspaces[ref.key], ref)
             for ref in committed
             if ref.key in workspaces and ref.key not in kept
-        ]
-        found += [
-            Orphan(f"refs/{name}.json", 0, ref)
-            for name, ref in names.items()
-            if ref not in committed and ref.key not in kept
         ]
         for one in committed.values() if leftovers else ():
             for file in one.files:
@@ -333,10 +327,6 @@ class Store:
                 if committed:
                     self._drop_work(ref.key)
                     return True
-            elif orphan.path.startswith("refs/"):
-                return not committed and self.files.swap(
-                    orphan.path, lambda data: Ref.model_validate_json(data) == ref, None
-                )
             elif not committed or self.folder(committed) != orphan.path:
                 self.files.remove(orphan.path)
                 self.files.prune(ref.folder)

@@ -14,12 +14,12 @@ import pytest
 from rlt_core.config import DataConfig, FieldMapping
 from rlt_core.data.sources import read_source
 from rlt_core.errors import UserError
+from rlt_core.evaluation.benchmarks import pinned_task
 from rlt_core.experiments import targets
 from rlt_core.graph import upstream
 from rlt_core.hf_hub import UNPINNED
 from rlt_core.overrides import load_config
 from rlt_core.profiles import paper_7b
-from tasks.stages.dataset_prep import _evaluated
 from tests.hub_cache import COMMIT, ROWS, write_data_set, write_hub
 
 REPLY = (
@@ -92,7 +92,7 @@ def test_limr_is_read_by_the_papers_mapping(cache: Path) -> None:
 def test_benchmarks_are_compared_as_evaluation_reads_them(cache: Path) -> None:
     write_hub(cache)
     for name, rows in ROWS.items():
-        question, *others = _evaluated(name, COMMIT)
+        question, *others = pinned_task(name, COMMIT).questions
         assert len(others) == len(rows) - 1
         assert (rows[0].get("problem") or rows[0]["Question"]) in question["question"]
     assert all(choice in question["question"] for choice in ("right", "w1", "w2", "w3"))
@@ -100,7 +100,7 @@ def test_benchmarks_are_compared_as_evaluation_reads_them(cache: Path) -> None:
 
 def test_an_evaluation_set_that_was_not_fetched_names_the_fix(cache: Path) -> None:
     with pytest.raises(UserError, match=r"math_500.*rlt fetch"):
-        _evaluated("math_500", UNPINNED)
+        pinned_task("math_500", UNPINNED)
 
 
 def test_the_evaluation_sets_commits_are_part_of_the_key(cache: Path) -> None:

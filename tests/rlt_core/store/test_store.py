@@ -15,7 +15,7 @@ from rlt_core.errors import UserError
 from rlt_core.store import Lease, Ref, Store
 from rlt_core.store.files import Files
 from rlt_core.store.transfer import copy_artifact
-from tests.rlt_core.store.attempts import KEY, attempt_with, committed, key, manifest_of
+from tests.rlt_core.store.attempts import KEY, attempt_with, key, manifest_of
 
 
 def test_an_attempt_is_nothing_until_its_manifest_is_there(store: Store) -> None:
@@ -93,18 +93,6 @@ def test_gc_spares_an_attempt_that_changes_while_it_looks(
     monkeypatch.setattr(Lease, "read_all", change)
     crashed = [f"artifacts/evaluation/{KEY}/{attempt.id}"] if event == "begins" else []
     assert [orphan.path for orphan in store.orphans()] == crashed
-
-
-def test_gc_takes_the_names_of_removed_artifacts_alone(store: Store) -> None:
-    kept, gone = committed(store, "a"), committed(store, "b", key("def"))
-    for name, one in (("tiny/kept", kept), ("tiny/gone", gone), ("tiny/moved", gone)):
-        store.set_ref(name, one.ref)
-    store.remove(gone.ref)
-    orphans = store.orphans()
-    store.set_ref("tiny/moved", kept.ref)  # meanwhile
-    assert {one.path for one in orphans} == {"refs/tiny/gone.json", "refs/tiny/moved.json"}
-    assert [store._collect(one) for one in sorted(orphans, key=lambda o: o.path)] == [True, False]
-    assert store.refs() == {"tiny/kept": kept.ref, "tiny/moved": kept.ref}
 
 
 def test_orphans_tell_their_bytes_and_empty_ones_are_found(store: Store) -> None:
