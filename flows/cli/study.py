@@ -70,8 +70,7 @@ def run(
     for experiment in study.experiments:
         plan = new_plan(experiment, study.profile, study.overrides, None, store)
         plan.require_computable()
-        if plan.missing:
-            print(f"{experiment}:")
+        print(f"{experiment}:")
         if status := compute(plan, quiet=False):
             raise typer.Exit(status)
     _show(write_bundle(resolved, open_store(store), place))

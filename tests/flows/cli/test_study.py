@@ -90,7 +90,7 @@ def test_from_the_file_to_a_verified_bundle(file: Path, tmp_path: Path) -> None:
     assert str(bundle) in said
     verified = rlt("verify", bundle)
     assert "2 verdicts recomputed from the tables: all agree" in verified
-    assert said.splitlines()[:3] == verified.splitlines()[:3], "the same table"
+    assert "\n".join(verified.splitlines()[:3]) in said, "the same table"
 
     (bundle / "verdicts.md").write_text("all is well")
     said = rlt("verify", bundle, code=1)
