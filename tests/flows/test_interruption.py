@@ -48,7 +48,9 @@ def test_ctrl_c_once_stops_and_the_same_command_goes_on(
 ) -> None:
     """Also where the work is a child of a shared fork server, which stays. Twice kills."""
     there = committed(store)
-    command = ("teacher-grpo", "--set", "teacher_sft.learning_rate=2e-3")
+    # Long enough to be found at work.
+    changes = ("--set", "teacher_sft.learning_rate=2e-3", "--set", "teacher_grpo.steps=300")
+    command = ("teacher-grpo", *changes)
     process = start(store, environment(home), *command)
     interrupt(process, "teacher-sft")
     assert Store(str(store)).working() == {}
