@@ -30,6 +30,8 @@ RepoType = Literal["model", "dataset"]
 UNPINNED = "unpinned"
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 """Files taken from a hub repository or a model folder."""
+CARD = "README.md"
+"""A repository's card, which names its licence."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 INDEX = "model.safetensors.index.json"
 FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -66,7 +68,7 @@ def download_size(repo: str, revision: str | None, kind: RepoType) -> int:
     except Exception as error:  # the hub's client raises many kinds; all mean: unavailable
         raise _unreachable(repo, error) from None
     files = {file.rfilename: file.size or 0 for file in info.siblings or []}
-    patterns = list(MODEL_FILES) if kind == "model" else None
+    patterns = [*MODEL_FILES, CARD] if kind == "model" else None
     return sum(
         files[name]
         for name in filter_repo_objects(files, allow_patterns=patterns)
@@ -80,7 +82,7 @@ def download(repo: str, revision: str | None, kind: RepoType) -> str:
     """Download a repository's files, pin its commit and return it. Raises UserError."""
     from huggingface_hub import snapshot_download
 
-    patterns = list(MODEL_FILES) if kind == "model" else None
+    patterns = [*MODEL_FILES, CARD] if kind == "model" else None
     try:
         folder = snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=patterns)
     except Exception as error:
@@ -114,6 +116,19 @@ def snapshot(repo: str, revision: str, kind: RepoType, patterns: Sequence[str]) 
     except (HfHubHTTPError, HFValidationError) as error:
         raise UserError(f"{repo}@{revision}: {error}") from None
     return Path(folder)
+
+
+def card_licence(folder: Path) -> str | None:
+    """Return the licence that the card in a repository's folder names; None for a card without
+    one, or one that cannot be read."""
+    from huggingface_hub import metadata_load
+    from yaml import YAMLError
+
+    try:
+        licence = (metadata_load(folder / CARD) or {}).get("license")
+    except (OSError, ValueError, YAMLError):
+        return None
+    return ", ".join(map(str, licence)) if isinstance(licence, list) else licence
 
 
 def _unreachable(repo: str, error: Exception) -> UserError:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from flows.cli import artifacts, plan, reward, run, server, sql, study
+from flows.cli import artifacts, export, plan, reward, run, server, sql, study
 from flows.cli.config import config
 from flows.cli.fetch import fetch
 from flows.cli.init import init
@@ -41,6 +41,7 @@ app.command("furnish", hidden=True)(server.setup_server)
 app.command()(server.worker)
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(reward.app, name="reward")
+app.add_typer(export.app, name="export")
 app.add_typer(study.app, name="study")
 
 

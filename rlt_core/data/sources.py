@@ -25,7 +25,7 @@ from rlt_core.data.row_files import (
 )
 from rlt_core.errors import UserError
 from rlt_core.extensions import is_path, load
-from rlt_core.hf_hub import UNPINNED, pinned, snapshot
+from rlt_core.hf_hub import UNPINNED, card_licence, pinned, snapshot
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.store.files import sha256_of
@@ -103,7 +103,7 @@ def read_source(
         )
     if data.source.startswith(HUB):
         folder = _hub_folder(data)
-        rows, licence = _hub_rows(folder, data), _card_licence(folder)
+        rows, licence = _hub_rows(folder, data), card_licence(folder)
     elif is_path(data.source):
         rows, licence = list(load(data.source)()), None
     else:
@@ -261,15 +261,6 @@ def _hub_folder(data: DataConfig) -> Path:
             "name one in data.revision"
         )
     return fetch_dataset(repo, revision)
-
-
-def _card_licence(folder: Path) -> str | None:
-    """Return the licence in a data set's card, if there is one."""
-    from huggingface_hub import metadata_load
-
-    card = folder / "README.md"
-    licence = ((metadata_load(card) or {}) if card.is_file() else {}).get("license")
-    return ", ".join(licence) if isinstance(licence, list) else licence
 
 
 def _hub_rows(folder: Path, data: DataConfig) -> Any:

@@ -65,6 +65,29 @@ class PromptFormat(BaseModel):
             self.explanation_close, self.thought_open, self.thought_close,
         )  # fmt: skip
 
+    def missing_padding(self, text: str) -> str:
+        """Return the part of the padding that a text does not end with yet."""
+        starts = range(len(self.padding), 0, -1)
+        found = (self.padding[n:] for n in starts if text.endswith(self.padding[:n]))
+        return next(found, self.padding)
+
+    def messages(
+        self, question: str, solution: str, explanation: str, system: str | None = None
+    ) -> list[dict[str, str]]:
+        """Return what a student is trained on as a chat, for trainers that read texts.
+
+        `system`: the data's own system prompt, for a format that has none of its own (null).
+        """
+        system = system if self.student_system is None else self.student_system
+        answer = (
+            self.thought_open + self.padding + explanation + self.missing_padding(explanation)
+            + self.thought_close + self.separator
+            + self.solution_open + self.padding + solution + self.missing_padding(solution)
+            + self.solution_close
+        )  # fmt: skip
+        turns = {"system": system, "user": question, "assistant": answer}
+        return [{"role": role, "content": text} for role, text in turns.items() if text]
+
 
 def record_format(model: Path, format: PromptFormat) -> None:
     """Write the format that a model was trained with beside its weights."""

@@ -1,0 +1,164 @@
+"""`rlt export hub` of a finished run: other libraries load it, TRL trains on it, a hub gets it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import load_dataset
+from huggingface_hub import DatasetCard, ModelCard
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+
+from rlt_core.rows import read_rows
+from rlt_core.store import Store
+from tests.flows.conftest import COMMAND, Rlt, environment
+
+STUDENT, TRACES = "smoke/student-sft[rlt]@0", "smoke/trace-generation[rlt]@0"
+
+
+def test_a_student_and_its_traces_are_trained_further_with_trl(
+    rlt_inside: Rlt, smoke_store: Path, tmp_path: Path
+) -> None:
+    model, traces = tmp_path / "model", tmp_path / "traces"
+    hub = ("export", "hub", "--store", str(smoke_store), "--what")
+    done = rlt_inside(*hub, "model", "--to", str(model), STUDENT)
+    assert done.returncode == 0 and f"written: {model} (" in done.stdout, done.stderr
+    done = rlt_inside(*hub, "traces", "--to", str(traces), TRACES)
+    assert done.returncode == 0 and "(8 rows, " in done.stdout, done.stderr
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model)
+    assert loaded.generation_config.eos_token_id == tokenizer.eos_token_id
+    ids = torch.tensor([tokenizer.encode("12+34+56")])
+    own = Path(Store(str(smoke_store)).local(Store(str(smoke_store)).find(STUDENT))) / "model"
+    expected = AutoModelForCausalLM.from_pretrained(own)(ids).logits
+    assert torch.equal(loaded(ids).logits, expected)
+    assert {file.name for file in model.iterdir()} > {"README.md", "prompt_format.json"}
+
+    rows = load_dataset(str(traces), split="train", cache_dir=str(tmp_path / "cache"))
+    before = loaded.get_input_embeddings().weight.detach().clone()
+    trainer = SFTTrainer(
+        model=loaded,
+        args=SFTConfig(
+            output_dir=str(tmp_path / "trained"), max_steps=1, use_cpu=True, report_to="none",
+            save_strategy="no", bf16=False,
+        ),
+        train_dataset=rows.select_columns("messages"),
+        processing_class=tokenizer,
+    )  # fmt: skip
+    assert trainer.train().training_loss > 0
+    assert not torch.equal(loaded.get_input_embeddings().weight.cpu(), before)
+
+
+def test_cards_name_lineage_command_and_evaluation(
+    rlt_inside: Rlt, smoke_store: Path, tmp_path: Path
+) -> None:
+    store, cards = Store(str(smoke_store)), {}
+    for what, name, card in (("model", STUDENT, ModelCard), ("traces", TRACES, DatasetCard)):
+        hub = ("export", "hub", "--what", what, "--to", str(tmp_path / what), name)
+        assert rlt_inside(*hub, "--store", str(smoke_store)).returncode == 0
+        cards[what] = card.load(tmp_path / what / "README.md")
+    (score,) = [
+        row
+        for row in read_rows(store.local(store.find("smoke/evaluation[rlt]@0")), "eval_scores")
+        if row["task"] == "test"
+    ]
+    interval = f"[{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
+    for card in cards.values():
+        assert "rlt run full-pipeline --profile smoke\n" in card.text
+        assert interval.replace("[", "").replace("]", "") in card.text
+        for node in ("dataset-prep", "base-model", "teacher-sft@0", "teacher-grpo@0"):
+            name = f"smoke/{node}"
+            assert f"| `{node}` | `{store.find(name).ref.key}` |" in card.text
+        assert "kl\\_weight 3.0" in card.text
+    results = {result.dataset_name: result for result in cards["model"].data.eval_results}
+    assert results["test"].metric_value == pytest.approx(100 * score["value"], abs=0.05)
+    assert cards["model"].data.library_name == "transformers"
+
+
+class Hub(ThreadingHTTPServer):
+    """The part of the hub's interface that an upload uses."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.seen: list[str] = []
+        self.files: dict[str, bytes] = {}
+        self.refuses = False
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.seen.append(self.path)
+        answer: dict[str, Any] = {"url": f"{self.server.url}/datasets/org/name"}
+        if self.path.endswith("/preupload/main"):
+            files = json.loads(body)["files"]
+            answer = {
+                "files": [
+                    {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                    for file in files
+                ]
+            }
+        elif "/commit/main" in self.path:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.server.files[line["value"]["path"]] = base64.b64decode(
+                        line["value"]["content"]
+                    )
+            address = f"{self.server.url}/datasets/org/name/commit/{'a' * 40}"
+            answer = {"success": True, "commitOid": "a" * 40, "commitUrl": address}
+        self.send_response(403 if self.server.refuses else 200)
+        self.send_header("content-type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+    def do_GET(self) -> None:
+        self.send_response(404)
+        self.end_headers()
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+def test_nothing_is_pushed_unless_asked_and_then_everything(
+    smoke_store: Path, tmp_path: Path
+) -> None:
+    hub, folder = Hub(), tmp_path / "out"
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_of_the_test"}
+
+    def push(to: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+        words = ["export", "hub", "--what", "traces", "--to", str(to), "--push", "org/name", TRACES]
+        return subprocess.run(
+            [*COMMAND, *words, "--store", str(smoke_store)], capture_output=True, text=True,
+            env=environment(tmp_path) | online | variables,
+        )  # fmt: skip
+
+    offline = push(folder, HF_HUB_OFFLINE="1")
+    assert offline.returncode == 2 and "HF_HUB_OFFLINE=1" in offline.stderr
+    assert offline.stderr.count("\n") == 1 and not folder.exists() and hub.seen == []
+    done = push(folder)
+    assert done.returncode == 0, done.stderr
+    assert f"pushed: {hub.url}/datasets/org/name" in done.stdout
+    written = {f.relative_to(folder).as_posix(): f for f in folder.rglob("*") if f.is_file()}
+    assert hub.files == {name: file.read_bytes() for name, file in written.items()}
+    assert 'load_dataset("org/name"' in (folder / "README.md").read_text()
+    hub.refuses = True
+    refused = push(tmp_path / "again")
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
+    assert "hf upload org/name" in refused.stderr and (tmp_path / "again/README.md").is_file()
+    hub.shutdown()
