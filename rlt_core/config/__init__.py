@@ -85,7 +85,7 @@ class Config(Frozen):
     seeds: tuple[Seed, ...] = (0,)
     """Training seeds: each expands the nodes that depend on one."""
     prompt_format: str = "rlt"
-    """A shipped format (`rlt`, `r1`, `tiny`) or a format file (JSON)."""
+    """A shipped format (`rlt`, `r1`, `brief`, `tiny`) or a format file (JSON)."""
     teacher_system: str | None = None
     """System prompt of the teacher, in place of the prompt format's: a text file, or the text. The
     student's system prompt may come from the data (`data.fields.system`)."""
@@ -97,6 +97,9 @@ class Config(Frozen):
     """Model that the teacher starts from."""
     reward_student: ModelSource | None = None
     """The frozen student whose log-probs are the reward; empty: the base model."""
+    reward_student_sft: bool = Field(default=False, exclude_if=operator.not_)
+    """Train the reward student on the data set's own traces first, as the distilled students are
+    trained (the paper's is Bespoke-Stratos-7B); each seed then has its own."""
     student: ModelSource | None = None
     """Model that distilled students start from; empty: the base model."""
     teacher_sft: TeacherSFTConfig

@@ -33,9 +33,10 @@ class DataConfig(Frozen):
     """Questions to learn from and questions to be tested on."""
 
     source: str = "arithmetic"
-    """Generated (`arithmetic`, `arithmetic-s1`, `arithmetic-sky-t1`, `countdown`,
-    `countdown-small`), a local .jsonl/.json/.parquet/.csv file, `hub:org/name`, or
-    `module:function` of your own, which returns rows (dicts) as such a file has them."""
+    """Generated (`arithmetic`, `arithmetic-s1`, `arithmetic-sky-t1`, `running-totals`,
+    `running-totals-perfect`, `countdown`, `countdown-small`), a local .jsonl/.json/.parquet/.csv
+    file, `hub:org/name`, or `module:function` of your own, which returns rows (dicts) as such a
+    file has them."""
     revision: Commit | None = None
     """Commit of a hub data set (40 hex digits); empty: the commit that `rlt fetch` pinned here."""
     hub_split: str = "train"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rlt_core.data.generators.arithmetic import operands_of
+from rlt_core.data.generators.arithmetic import SUM, operands_of
 from rlt_core.data.rawrow import RawRow, normalised, question_id
 from rlt_core.progress import Progress
 
@@ -155,8 +155,11 @@ common wording ("find the sum of all positive integers"), not a sign of a copied
 
 
 def problem_of(grader: str | None, question: str, metadata: str | None) -> str | None:
-    """Return a generated problem without the order of its numbers; None for a written question."""
-    if grader == "arithmetic":
+    """Return a generated problem, whose numbers have no order where it does not matter; None for a
+    written question."""
+    if grader == "arithmetic" and '"problem"' in (metadata or ""):
+        return str(json.loads(metadata or "")["problem"])
+    if grader == "arithmetic" and SUM.fullmatch(question):
         return "+".join(map(str, operands_of(question)))
     if grader == "countdown":
         problem = json.loads(metadata or "")

@@ -32,7 +32,7 @@ from rlt_core.store.files import sha256_of
 
 GENERATED = {
     "arithmetic": 1, "arithmetic-s1": 1, "arithmetic-sky-t1": 1, "countdown": 1,
-    "countdown-small": 1,
+    "countdown-small": 1, "running-totals": 1, "running-totals-perfect": 1,
 }  # fmt: skip
 """Generated sources with their versions."""
 HUB = "hub:"
@@ -236,6 +236,7 @@ def _generate(data: DataConfig, spare: int) -> list[RawRow]:
         countdown_rows,
         small_countdown_rows,
     )
+    from rlt_core.data.generators.running_totals import running_total_rows
 
     n = data.n_train + data.n_validation + data.n_test + spare
     # All problems differ, so at most these are dropped because an evaluation set has them.
@@ -249,6 +250,8 @@ def _generate(data: DataConfig, spare: int) -> list[RawRow]:
             return arithmetic_rows(n, data.seed, "sky-t1")
         case "countdown":
             return countdown_rows(n + tested, data.seed)
+        case "running-totals" | "running-totals-perfect":
+            return running_total_rows(n, data.seed, perfect=data.source.endswith("perfect"))
     return small_countdown_rows(n + tested, data.seed)
 
 

@@ -203,11 +203,13 @@ class Nodes:
         """The model that the teacher starts from."""
         return self.model(self.config.base_model)
 
-    @cached_property
-    def reward_student(self) -> Node:
-        """The frozen student whose log-probs are the reward."""
+    def reward_student(self, seed: int) -> Node:
+        """Return the frozen student whose log-probs are the reward."""
         source = self.config.reward_student
-        return self.model(source, "reward-student") if source else self.base
+        student = self.model(source, "reward-student") if source else self.base
+        if not self.config.reward_student_sft:
+            return student
+        return self.student_sft("reward-student" if source else "dataset", seed, base=student)
 
     @cached_property
     def student_base(self) -> Node:
@@ -231,7 +233,7 @@ class Nodes:
         """Return the Reinforcement-Learned Teacher of the config's reward, or of another one."""
         inputs = {
             "model": self.teacher_sft(seed),
-            "student": self.reward_student,
+            "student": self.reward_student(seed),
             "questions": self.questions,
         }
         return self.node(
@@ -300,7 +302,7 @@ class Nodes:
             "traces": traces,
             "questions": self.questions,
             "teacher": teacher,
-            "student": self.reward_student,
+            "student": self.reward_student(seed),
         }
         scoring = self.config.trace_scoring.replaced(off_policy_kl="full")
         node = self.node(

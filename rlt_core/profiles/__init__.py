@@ -7,6 +7,7 @@ from collections.abc import Callable
 from rlt_core.config import Config
 from rlt_core.profiles.own_data import laptop, single_gpu
 from rlt_core.profiles.paper import paper_7b, paper_7b_1k, paper_32b, paper_32b_1k
+from rlt_core.profiles.science import smol_science
 from rlt_core.profiles.toy import smoke, tiny, tiny_science
 
 PROFILES: dict[str, Callable[[], Config]] = {
@@ -14,6 +15,7 @@ PROFILES: dict[str, Callable[[], Config]] = {
     "tiny": tiny,
     "tiny-science": tiny_science,
     "laptop": laptop,
+    "smol-science": smol_science,
     "single-gpu": single_gpu,
     "paper-7b": paper_7b,
     "paper-7b-1k": paper_7b_1k,

@@ -39,11 +39,29 @@ def test_every_profile_can_plan_every_experiment(name: str, profile: str, questi
     changes = []
     if load_config(profile, []).data.source == "questions.jsonl":
         changes = [f"data.source={questions}", "data.n_validation=0", "data.n_test=0"]
-    if profile == "laptop":  # its package may not be installed
+    if profile in ("laptop", "smol-science"):  # their package may not be installed
         changes.append(f"base_model=hub:HuggingFaceTB/SmolLM2-135M-Instruct@{'0' * 40}")
     nodes = upstream(targets(name, load_config(profile, changes)))
     names = [node.name for node in nodes]
     assert len(set(names)) == len(names), "a report finds its inputs by name"
+
+
+def test_the_reward_student_may_be_trained_on_the_data_sets_traces_first() -> None:
+    """It is then the seed's student of those traces, which the table has anyway."""
+    seeds, sft = "seeds=[0,1]", "reward_student_sft=true"
+    plain, trained = (graph("full-pipeline", "smoke", seeds, *more) for more in ((), (sft,)))
+    assert all(
+        plain[f"teacher-grpo@{seed}"].inputs["student"].name == "base-model" for seed in (0, 1)
+    )
+    for seed in (0, 1):
+        student = trained[f"student-sft[dataset]@{seed}"]
+        assert student.key == plain[student.name].key
+        for reader in ("teacher-grpo", "trace-scoring[rlt]", "trace-scoring[sft]"):
+            assert trained[f"{reader}@{seed}"].inputs["student"].key == student.key
+    other = graph("full-pipeline", "smoke", sft, f"reward_student=hub:a/b@{'0' * 40}")
+    student = other["teacher-grpo@0"].inputs["student"]
+    assert student.name == "student-sft[reward-student]@0"
+    assert student.inputs["model"].name == "base-model[reward-student]"
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from rlt_core.data.generators.countdown import (
     countdown_rows,
     small_countdown_rows,
 )
+from rlt_core.data.generators.running_totals import Problem, running_total_rows, trace_of
 from rlt_core.data.prepare import prepare_questions
 from rlt_core.errors import UserError
 from rlt_core.grading import GradeItem
@@ -186,3 +187,113 @@ def test_problems_in_two_splits_or_in_an_evaluation_set_are_found() -> None:
         require_disjoint([train, {**first, "metadata": moved, "split": "test"}], {})
     with pytest.raises(RuntimeError, match="evaluation set task"):
         require_disjoint([train], {"task": [{**first, "metadata": moved}]})
+
+
+# ---------------------------------------------------------------- running totals
+WRITTEN = re.compile(
+    r"(?P<a>-?\d+)(?P<c>[+-]\d)=(?P<d>-?\d+)\."
+    r"|(?P<e>-?\d+) (?P<f>plus|minus) (?P<g>\d) is (?P<h>-?\d+)\."
+    r"|(?P<i>Add|Take) (?P<j>\d) to get (?P<k>-?\d+)\."
+)
+
+
+def problem_in(question: str) -> Problem:
+    """Read the numbers out of the words of a question."""
+    told, _, asked = question.partition(". How many ")
+    (_, start), *changes = re.findall(r"(\w+)(?: away)? (\d+)", told)
+    name, _, _, things = told.split()[:4]
+    assert asked == f"{things.rstrip('.')} does {name} have now?"
+    gains = ("buys", "finds", "gets", "wins", "borrows")
+    return (int(start), *(int(n) if verb in gains else -int(n) for verb, n in changes))
+
+
+def steps_in(problem: Problem, trace: str) -> list[tuple[int, int, int]]:
+    """Return (before, change, after) of every step of a trace."""
+    steps, total = [], problem[0]
+    for found in WRITTEN.finditer(trace):
+        match found["a"], found["e"]:
+            case str(a), None:
+                step = int(a), int(found["c"]), int(found["d"])
+            case None, str(e):
+                sign = 1 if found["f"] == "plus" else -1
+                step = int(e), sign * int(found["g"]), int(found["h"])
+            case _:
+                sign = 1 if found["i"] == "Add" else -1
+                step = total, sign * int(found["j"]), int(found["k"])
+        total = step[2]
+        steps.append(step)
+    return steps
+
+
+def is_perfect(problem: Problem, trace: str) -> bool:
+    steps = steps_in(problem, trace)
+    right = all(before + change == after for before, change, after in steps)
+    return right and [change for _, change, _ in steps] == [*problem[1:]]
+
+
+def test_running_totals_are_right_distinct_and_seeded() -> None:
+    rows = running_total_rows(1000, seed=3)
+    problems = {problem_in(row.question) for row in rows}
+    assert len(problems) == 1000
+    for row in rows:
+        problem = problem_in(row.question)
+        totals = [sum(problem[:n]) for n in range(1, 5)]
+        assert row.solution == row.answer == str(totals[-1]) and min(totals) >= 1
+        assert 5 <= problem[0] <= 30 and all(2 <= abs(change) <= 9 for change in problem[1:])
+        assert json.loads(row.metadata or "") == {
+            "problem": f"{problem[0]}{''.join(f'{change:+}' for change in problem[1:])}"
+        }
+        assert outcome(asdict(row)) == "correct"
+    assert rows == running_total_rows(1000, seed=3) != running_total_rows(1000, seed=4)
+    assert rows[:100] == running_total_rows(100, seed=3)
+
+
+def test_half_of_the_traces_have_no_fault_and_faults_are_of_two_kinds() -> None:
+    rows = running_total_rows(2000, seed=0)
+    assert {row.trace.split()[0] for row in rows if row.trace} >= {"Start:", "Add", "Take"}
+    assert all(steps_in(problem_in(row.question), row.trace or "") for row in rows)
+    perfect = [row for row in rows if is_perfect(problem_in(row.question), row.trace or "")]
+    assert 0.42 < len(perfect) / len(rows) < 0.54
+    faulty = [(problem_in(r.question), r.trace or "") for r in rows if r not in perfect]
+    shorter = sum(len(steps_in(*each)) < 3 for each in faulty)
+    wrong = sum(any(a + b != c for a, b, c in steps_in(*each)) for each in faulty)
+    assert 0.3 < shorter / len(faulty) < 0.6 and 0.5 < wrong / len(faulty) < 0.9
+    for problem, trace in faulty:
+        for before, change, after in steps_in(problem, trace):
+            assert trace.startswith(("Add", "Take")) or abs(before + change - after) <= 2
+
+
+def test_perfect_traces_are_of_the_same_questions() -> None:
+    graded, perfect = running_total_rows(400, 0), running_total_rows(300, 0, perfect=True)
+    assert [row.question for row in graded[:300]] == [row.question for row in perfect]
+    assert all(is_perfect(problem_in(row.question), row.trace or "") for row in perfect)
+    rng = Random(0)
+    assert all(trace_of((9, 2, 3, 4), 1.0, rng) for _ in range(200)), "never empty"
+    with pytest.raises(UserError, match=r"running-totals has \d+ problems"):
+        running_total_rows(1_000_000, 0)
+
+
+def test_running_totals_of_the_test_are_in_no_training_set(tmp_path: Path) -> None:
+    data = DataConfig(source="running-totals", n_train=200, n_validation=20, n_test=300)
+    rows, metrics = prepared(data, tmp_path / "out")
+    test = [row for row in rows if row["split"] == "test"]
+    asked = {problem_in(row["question"]) for row in test}
+    training = {problem_in(row["question"]) for row in rows if row["split"] != "test"}
+    assert len(asked) == 300 and len(training) == 220 and not asked & training
+    assert metrics["problems"] == 520 and metrics["with_trace"] == 520
+    other = data.replaced(source="running-totals-perfect", n_validation=0, n_test=0)
+    perfect, _ = prepared(other, tmp_path / "perfect", test)
+    assert len(perfect) == 200
+    assert not {problem_in(row["question"]) for row in perfect} & asked
+
+
+def test_written_questions_may_have_arithmetic_answers(tmp_path: Path) -> None:
+    source = tmp_path / "questions.jsonl"
+    lines = [{"question": f"What is {a} plus one?", "solution": str(a + 1)} for a in range(30)]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = DataConfig(
+        source=str(source), grader="arithmetic", n_train=20, n_validation=0, n_test=10,
+        near_duplicate=None,
+    )  # fmt: skip
+    rows, _ = prepared(data, tmp_path / "out")
+    assert len(rows) == 30 and {row["grader"] for row in rows} == {"arithmetic"}
