@@ -22,4 +22,4 @@ def sources_changed_at(packages: Iterable[str] = ("rlt_core", "tasks")) -> float
     """Newest change of a file of these packages (seconds since the epoch)."""
     root = Path(__file__).parents[1]
     files = (file for package in packages for file in (root / package).rglob("*.*"))
-    return max(file.stat().st_mtime for file in files if file.suffix != ".pyc")
+    return max(file.stat().st_mtime for file in files if file.parent.name != "__pycache__")
