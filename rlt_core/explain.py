@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from rlt_core.store import Manifest, Store
 Row = dict[str, Any]
 Ask = Callable[..., list[Row]]
 """Runs SQL with parameters."""
+_Texts = Callable[[int, int], tuple[str, str, str]]
+"""The texts before, of and after token i of a number of tokens."""
 
 WORST = 5
 """Tokens of the explanation that are shown for each reason."""
@@ -57,6 +60,7 @@ class Token:
     student: float
     """Natural log-prob."""
     teacher: float | None = None
+    """Like `kl` None where there is no model of the teacher."""
     kl: float | None = None
     """k_t, the token's part in r_KL."""
 
@@ -113,8 +117,8 @@ def explain(store: Store, trace_id: str, run: str | None = None) -> Explained:
         if "reward" not in manifest.config or row["student_think_logprobs"] is None:
             return found
         spec = spec_of(manifest)
-        question, tokenizer, think, solution = _texts(store, ask, manifest, row)
-    tokens = _tokens(row, spec, tokenizer, think, solution)
+        question, think, solution = _texts(store, ask, manifest, row)
+    tokens = _tokens(row, spec, think, solution)
     return dataclasses.replace(found, question=question, parts=_parts(row, spec), **tokens)
 
 
@@ -170,73 +174,97 @@ def _artifact(
 # ---------------------------------------------------------------- parts and tokens
 def _parts(row: Row, spec: RewardSpec) -> list[ExplainedPart]:
     """Return the summands of equations 3 to 5."""
-    kl = f"{spec.kl} of teacher and student"
-    return [
-        ExplainedPart(f"{spec.solution_reduction} log p(solution)", row["solution_mean"], 1.0),
-        ExplainedPart(f"{spec.solution_extreme} log p(solution)", row["solution_min"], spec.alpha),
-        ExplainedPart(f"{spec.think_reduction} {kl}", row["kl_mean"], -spec.kl_weight),
-        ExplainedPart(f"{spec.think_extreme} {kl}", row["kl_max"], -spec.kl_weight * spec.alpha),
-        ExplainedPart("penalty", row["penalty"], 1.0),
+    kl, alpha, weight = f"{spec.kl} of teacher and student", spec.alpha, -spec.kl_weight
+    parts = [
+        (f"{spec.solution_reduction} log p(solution)", row["solution_mean"], 1.0),
+        (f"{spec.solution_extreme} log p(solution)", row["solution_min"], alpha),
+        (f"{spec.think_reduction} {kl}", row["kl_mean"], weight),
+        (f"{spec.think_extreme} {kl}", row["kl_max"], weight * alpha),
+        ("penalty", row["penalty"], 1.0),
     ]
+    return [ExplainedPart(*part) for part in parts if part[1] is not None]
 
 
-def _tokens(
-    row: Row, spec: RewardSpec, tokenizer: Tokenizer | None, think: list[int], solution: list[int]
-) -> dict[str, Any]:
+def _tokens(row: Row, spec: RewardSpec, think: _Texts, solution: _Texts) -> dict[str, Any]:
     """Return the tokens that `Explained` has, by field."""
-    names = ("student_solution_logprobs", "student_think_logprobs", "teacher_think_logprobs")
-    solution_S, student_T, teacher_T = (np.asarray(row[name], np.float64) for name in names)
-    full_T = None if row["think_kl"] is None else np.asarray(row["think_kl"], np.float64)
-    kl_T = token_kl(student_T, teacher_T, full_T, spec)
+
+    def array(name: str) -> Any:
+        return None if row[name] is None else np.asarray(row[name], np.float64)
+
+    solution_S, student_T = array("student_solution_logprobs"), array("student_think_logprobs")
+    teacher_T, kl_T = array("teacher_think_logprobs"), None
+    if teacher_T is not None:
+        kl_T = token_kl(student_T, teacher_T, array("think_kl"), spec)
 
     def think_token(i: int) -> Token:
-        texts = _in_context(tokenizer, think, i, len(student_T))
-        return Token(i, *texts, float(student_T[i]), float(teacher_T[i]), float(kl_T[i]))
-
-    def solution_token(i: int) -> Token:
-        return Token(i, *_in_context(tokenizer, solution, i, len(solution_S)), float(solution_S[i]))
+        token = Token(i, *think(i, len(student_T)), float(student_T[i]))
+        if teacher_T is None or kl_T is None:
+            return token
+        return dataclasses.replace(token, teacher=float(teacher_T[i]), kl=float(kl_T[i]))
 
     every = [think_token(i) for i in range(len(student_T))]
-    answer = [solution_token(i) for i in range(len(solution_S))]
+    answer = [
+        Token(i, *solution(i, len(solution_S)), float(solution_S[i]))
+        for i in range(len(solution_S))
+    ]
+    by_kl: Any = [] if kl_T is None else np.argsort(-kl_T, kind="stable")
     return {
         "explanation": every,
         "solution": answer,
         "worst_solution": answer[int(solution_S.argmin())],
-        "surprising": [every[i] for i in np.argsort(-kl_T, kind="stable")[:WORST]],
+        "surprising": [every[i] for i in by_kl[:WORST]],
         "unlikely": [every[i] for i in np.argsort(student_T, kind="stable")[:WORST]],
     }
 
 
 def _texts(
     store: Store, ask: Ask, manifest: Manifest, row: Row
-) -> tuple[str | None, Tokenizer | None, list[int], list[int]]:
-    """Return the question, the teacher's tokenizer, the ids of the scored explanation and of the
-    solution.
+) -> tuple[str | None, _Texts, _Texts]:
+    """Return the question, and the texts of the tokens of the scored explanation and solution.
 
     They come from the artifacts that the scoring read. One that has left the store, or does not fit
-    the log-probs, gives None or no ids; then the tokens' positions remain.
+    the log-probs, gives None or no texts; then the tokens' positions remain.
     """
     inputs = manifest.inputs
     committed = store.manifests_of(inputs.values())
-    text, tokenizer, think, solution = None, None, [], []
+    models = [committed.get(inputs[name].key) for name in ("student", "teacher") if name in inputs]
+    tokenizer = next((_tokenizer(store, model) for model in models if model), None)
+    padding = manifest.config.get("format", {}).get("padding", "")
+
+    def ids_of(text: str, length: int) -> list[int]:
+        if tokenizer is None:
+            return []
+        tokenizer.encode_special_tokens = True  # as Renderer.encode: a user's text stays text
+        # Tokens of the padding alone are at the end; Renderer.encode_block omits them.
+        return list(tokenizer.encode(text + padding, add_special_tokens=False).ids[:length])
+
+    text: str | None = None
+    think: _Texts = partial(_in_context, tokenizer, [])
+    solution = think
     if "traces" in inputs:
-        sql = "select token_ids from traces where run = ? and trace_id = ?"
-        traces = ask(sql, inputs["traces"].key, row["trace_id"])
-        think = [one for trace in traces for one in trace["token_ids"]]
-    if teacher := committed.get(inputs["teacher"].key if "teacher" in inputs else ""):
-        tokenizer = _tokenizer(store, teacher)
+        sql = "select token_ids, text from traces where run = ? and trace_id = ?"
+        for trace in ask(sql, inputs["traces"].key, row["trace_id"]):
+            ids = trace["token_ids"]
+            if row["teacher_think_logprobs"] is None:  # its ids may be those of another tokenizer
+                ids = ids_of(trace["text"], len(row["student_think_logprobs"]))
+            think = partial(_in_context, tokenizer, ids)
+            if (ends := row["think_span_ends"]) is not None:
+                starts = [0, *ends[:-1]]
+                pieces = [trace["text"][a:b] for a, b in zip(starts, ends, strict=True)]
+                think = partial(_among, pieces)
     if "questions" in inputs:
         sql = "select question, solution from questions where run = ? and question_id = ?"
         for question in ask(sql, inputs["questions"].key, row["question_id"]):
             text = question["question"]
-            if tokenizer is None:
-                continue
-            tokenizer.encode_special_tokens = True  # as Renderer.encode: a user's text stays text
-            padding = manifest.config.get("format", {}).get("padding", "")
-            ids = tokenizer.encode(question["solution"] + padding, add_special_tokens=False).ids
-            # Tokens of the padding alone are at the end; Renderer.encode_block omits them.
-            solution = ids[: len(row["student_solution_logprobs"])]
-    return text, tokenizer, think, solution
+            ids = ids_of(question["solution"], len(row["student_solution_logprobs"]))
+            solution = partial(_in_context, tokenizer, ids)
+    return text, think, solution
+
+
+def _among(pieces: Sequence[str], i: int, length: int) -> tuple[str, str, str]:
+    """Return the texts before, of and after piece i."""
+    before, after = pieces[max(0, i - AROUND) : i], pieces[i + 1 : i + 1 + AROUND]
+    return "".join(before), pieces[i], "".join(after)
 
 
 def _tokenizer(store: Store, model: Manifest) -> Tokenizer | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -228,28 +227,6 @@ def gpus() -> int:
 def use_threads(threads: int) -> None:
     """Set the CPU threads of this process."""
     torch.set_num_threads(threads)
-
-
-# ---------------------------------------------------------------- vocabularies
-def vocabulary_digest(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Return the hex sha256 of the mapping from tokens to ids, added tokens included."""
-    vocabulary = sorted(tokenizer.get_vocab().items())
-    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
-
-
-def require_same_vocabulary(
-    first: PreTrainedTokenizerFast, second: PreTrainedTokenizerFast, names: tuple[str, str]
-) -> None:
-    """Raise UserError unless both tokenizers give every token the same id."""
-    if vocabulary_digest(first) == vocabulary_digest(second):
-        return
-    ours, theirs = first.get_vocab(), second.get_vocab()
-    odd = [token for token in {**ours, **theirs} if ours.get(token) != theirs.get(token)]
-    raise UserError(
-        f"{names[0]} and {names[1]} have different vocabularies ({len(ours)} and {len(theirs)} "
-        f"tokens; {len(odd)} differ, for instance {sorted(odd)[0]!r}): token ids travel between "
-        "them, so choose models of one family"
-    )
 
 
 # ---------------------------------------------------------------- import

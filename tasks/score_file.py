@@ -19,12 +19,12 @@ from rlt_core.config import RewardSpec, StageResources
 from rlt_core.config.base import DType
 from rlt_core.data.imports import EXPLANATION_FIELDS, ExplanationRow, read_explanations
 from rlt_core.hf_hub import folder_digest
-from rlt_core.models import on_device, require_same_vocabulary, try_folder, try_loading
+from rlt_core.models import on_device, try_folder, try_loading
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import RECORD, PromptFormat, Role, require_format
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.rows import read_table, table_files, write_table
-from rlt_core.scoring import Contexts, score_contexts
+from rlt_core.scoring import ContextBuilder, score_contexts
 from rlt_core.sql.schemas import SCORES
 from rlt_core.stages import STAGES
 from rlt_core.store import Workspace
@@ -131,8 +131,8 @@ def _scorer(scoring: Scoring) -> Callable[[Sequence[list[Numbered]], Progress], 
     names = (f"--student {scoring.student}", f"--teacher {scoring.teacher}")
     tried = [try_folder(folder, name) for folder, name in zip(folders, names, strict=True)]
     tokenizers = [tokenizer for tokenizer, _ in tried]
-    require_same_vocabulary(tokenizers[1], tokenizers[0], (names[1], names[0]))
-    student_renderer, teacher_renderer = (Renderer(scoring.format, each) for each in tokenizers)
+    of_student, of_teacher = (Renderer(scoring.format, each) for each in tokenizers)
+    builder = ContextBuilder(of_student, of_teacher, scoring.spec.alignment, (names[1], names[0]))
 
     @cache
     def models() -> list[Any]:
@@ -144,24 +144,23 @@ def _scorer(scoring: Scoring) -> Callable[[Sequence[list[Numbered]], Progress], 
     def score(shard: Sequence[list[Numbered]], progress: Progress) -> list[Row]:
         student, teacher = models()
         rows = [row for group in shard for _, row in group]
-        texts = [(row.question, row.text, row.solution) for row in rows]
         return score_contexts(
-            [_trace(scoring, row, student_renderer) for row in rows],
-            [Contexts(*student_renderer.text_contexts(*each, teacher_renderer)) for each in texts],
+            [_trace(scoring, row) for row in rows],
+            [builder.contexts(row.question, row.solution, row.text) for row in rows],
             student=scoring.name("student"),
             load_student=lambda: on_device(student, scoring.resources),
             load_teacher=lambda: on_device(teacher, scoring.resources),
             spec=scoring.spec,
             max_tokens=min(_positions(student), _positions(teacher)),
             tokens_per_batch=scoring.resources.tokens_per_batch,
-            words=student_renderer.words,
+            words=builder.student.words,
             progress=progress,
         )
 
     return score
 
 
-def _trace(scoring: Scoring, row: ExplanationRow, renderer: Renderer) -> Row:
+def _trace(scoring: Scoring, row: ExplanationRow) -> Row:
     return {
         "trace_id": f"{row.question_id}-{row.sample}",
         "question_id": row.question_id,
@@ -169,7 +168,6 @@ def _trace(scoring: Scoring, row: ExplanationRow, renderer: Renderer) -> Row:
         "teacher": scoring.name("teacher"),
         "sample": row.sample,
         "text": row.text,
-        "token_ids": renderer.encode_block(row.text),
         "closed": row.closed,
         "finish_reason": None,
     }

@@ -68,14 +68,16 @@ class PlainReward(RLTReward):
 
     def _reward(self, prompt: Prompt, ids: Sequence[int], policy: nn.Module) -> float:
         think = self._renderer.split_completion(ids)
-        contexts, tokenizer = self._contexts(prompt, think.ids), self._renderer.tokenizer
-        for context in (contexts.student, contexts.teacher):
+        contexts = self._contexts(prompt, think.text, think.ids)
+        teacher, tokenizer = contexts.teacher, self._renderer.tokenizer
+        assert teacher
+        for context in (contexts.student, teacher):
             tokenizer(tokenizer.decode(context.ids), add_special_tokens=False)
         student_T = all_logprobs(self._student, contexts.student.ids, self._spec.temperature)
-        teacher_T = all_logprobs(policy, contexts.teacher.ids, self._spec.temperature)
+        teacher_T = all_logprobs(policy, teacher.ids, self._spec.temperature)
         return reward_parts(
             student_T[slice(*contexts.solution)], student_T[slice(*contexts.student.think)],
-            teacher_T[slice(*contexts.teacher.think)], closed=think.closed, spec=self._spec,
+            teacher_T[slice(*teacher.think)], closed=think.closed, spec=self._spec,
         ).reward  # fmt: skip
 
 

@@ -58,7 +58,7 @@ from rlt_core.models import (
 from rlt_core.prompts.format import load_format
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.reward.formula import reward_parts
-from rlt_core.scoring import Contexts, token_scores
+from rlt_core.scoring import ContextBuilder, token_scores
 
 TOLERANCE = 1e-3
 QUESTION = (
@@ -155,13 +155,10 @@ def random_model(config: dict[str, Any], folder: Path) -> int:
 # ---------------------------------------------------------------- two ways
 def our_rewards(case: Case) -> list[float]:
     """Return the rewards as the pipeline computes them: one call per model."""
-    renderer, spec = case.renderer, RewardSpec(temperature=case.temperature)
-    contexts = []
-    for item in case.items:
-        think_ids = renderer.encode_block(item.think)
-        student = renderer.student_context(item.question, think_ids, item.solution)
-        teacher = renderer.teacher_context(item.question, item.solution, think_ids)
-        contexts.append(Contexts(student, teacher))
+    builder, spec = (
+        ContextBuilder(case.renderer, case.renderer), RewardSpec(temperature=case.temperature)
+    )  # fmt: skip
+    contexts = [builder.contexts(each.question, each.solution, each.think) for each in case.items]
     scores = token_scores(
         contexts, lambda: nullcontext(case.student), lambda: nullcontext(case.teacher), spec,
         case.tokens_per_batch, ranks=False,

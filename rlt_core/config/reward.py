@@ -44,9 +44,19 @@ class RewardSpec(Frozen):
     """Added when the end-of-explanation tag is missing."""
     empty_think_kl: float = 1.0
     """Value of each KL reduction for an empty explanation, before coefficients."""
+    alignment: Literal["ids", "text"] = Field(default="ids", exclude_if=lambda how: how == "ids")
+    """How an explanation gets from teacher to student: as token `ids`, which needs one vocabulary,
+    or as `text`, for any two models. With two tokenizers, k_t is that of the spans of text that
+    both have."""
     function: OwnReward | None = Field(default=None, exclude_if=lambda path: path is None)
     """`module:function` of your own that returns the reward in place of eq. 5; its arguments are
     the parts of the paper's reward and the log-probs."""
+
+    @model_validator(mode="after")
+    def _one_vocabulary_of_full(self) -> RewardSpec:
+        if self.alignment == "text" and self.kl == "full":
+            raise ValueError("kl=full compares whole vocabularies: it needs alignment=ids")
+        return self
 
     @model_validator(mode="before")
     @classmethod

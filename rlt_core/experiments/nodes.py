@@ -88,6 +88,8 @@ def with_estimator(
     """Return a `TraceScoringConfig` for traces that are off-policy for a reason, or on-policy where
     it is empty. `kl` is used in place of the config's estimator."""
     kl = kl or (config.trace_scoring.off_policy_kl if reason else config.reward.kl)
+    if kl == "full" and config.reward.alignment == "text":
+        kl = "k3"  # never negative either, and it needs no common vocabulary
     reward = config.reward.replaced(kl=kl)
     return scoring.replaced(reward=reward, off_policy=reason)
 

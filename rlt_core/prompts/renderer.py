@@ -166,7 +166,7 @@ class Renderer:
 
     def encode_block(self, text: str) -> list[int]:
         """Return the ids of an explanation or solution between its tags, under the padding rule."""
-        return self._without_padding(self.encode(text + self._missing(text)))
+        return self._without_padding(self.encode(text + self.missing_padding(text)))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of a completion up to its first end of turn."""
@@ -199,15 +199,15 @@ class Renderer:
         return list(ids[:stop])
 
     # ------------------------------------------------------------ padding
-    def _missing(self, text: str) -> str:
-        """The part of the padding that a text does not end with yet."""
+    def missing_padding(self, text: str) -> str:
+        """Return the part of the padding that a text does not end with yet."""
         padding = self.format.padding
         starts = range(len(padding), 0, -1)
         return next((padding[n:] for n in starts if text.endswith(padding[:n])), padding)
 
     def _missing_behind(self, ids: Sequence[int]) -> str:
         size = len(self.format.padding.encode())
-        return self._missing(self._text(ids[-size:])) if size else ""
+        return self.missing_padding(self._text(ids[-size:])) if size else ""
 
     def _without_padding(self, ids: list[int]) -> list[int]:
         """The ids without final tokens that are exactly the padding; all of them if the padding is
@@ -295,19 +295,6 @@ class Renderer:
         closed = self._close(think_ids, self.format.explanation_close), self.to_solution(think_ids)
         last = self._scored(self._missing_behind(think_ids), *closed)
         return self._scored(self.format.padding, *opened, end=True), closed[0][:last]
-
-    def text_contexts(
-        self, question: str, explanation: str, solution: str, teacher: Renderer | None = None
-    ) -> tuple[Context, Context]:
-        """Return student's and teacher's context of an explanation that is known as text only.
-
-        `teacher`: the teacher's renderer, of the same vocabulary; by default this one.
-        """
-        think_ids = self.encode_block(explanation)
-        return (
-            self.student_context(question, think_ids, solution),
-            (teacher or self).teacher_context(question, solution, think_ids),
-        )
 
     # ------------------------------------------------------------ rows to train on
     def teacher_sft_row(self, question: str, solution: str, trace_text: str) -> Row:

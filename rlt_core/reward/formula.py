@@ -31,14 +31,15 @@ class RewardParts:
 
     reward: float
     r_ss: float
-    r_kl: float
+    r_kl: float | None
+    """None, like `kl_mean` and `kl_max`: there are no log-probs of the teacher."""
     solution_mean: float
     """`solution_reduction` of log pi_S(s | q, t)."""
     solution_min: float
     """`solution_extreme` of these log-probs."""
-    kl_mean: float
+    kl_mean: float | None
     """`think_reduction` of the KL at each token."""
-    kl_max: float
+    kl_max: float | None
     """`think_extreme` of this KL."""
     penalty: float
 
@@ -46,7 +47,7 @@ class RewardParts:
 def reward_parts(
     student_solution_logprobs: ArrayLike,
     student_think_logprobs: ArrayLike,
-    teacher_think_logprobs: ArrayLike,
+    teacher_think_logprobs: ArrayLike | None,
     closed: bool,
     spec: RewardSpec,
     think_kl: ArrayLike | None = None,
@@ -57,7 +58,8 @@ def reward_parts(
     r_KL = mean_t k_t + alpha * max_t k_t, k_t as in `token_kl`                  (eq. 4)
     r    = r_SS - lambda * r_KL + penalty                                        (eq. 5)
 
-    Log-probs are natural logarithms, one per token: solution (S,), think (T,) twice. `think_kl`
+    Log-probs are natural logarithms, one per token: solution (S,), think (T,) twice. Without the
+    teacher's, r_KL is unknown and r = r_SS + penalty: nothing is put in its place. `think_kl`
     (T,): KL over the whole vocabulary, for `spec.kl` = full. An empty explanation counts
     `spec.empty_think_kl` for each reduction of k_t. Raises ValueError for an empty solution,
     arrays of unequal length, a missing `think_kl`, and values that are not finite. The user's own
@@ -65,38 +67,45 @@ def reward_parts(
     """
     solution = _checked("student_solution_logprobs", student_solution_logprobs)
     student_think = _checked("student_think_logprobs", student_think_logprobs)
-    teacher_think = _checked("teacher_think_logprobs", teacher_think_logprobs)
     if not solution.size:
         raise ValueError("empty solution: it has no reward")
     if spec.clip_logprob is not None:
         solution = np.maximum(solution, -spec.clip_logprob)
     solution_mean = REDUCTIONS[spec.solution_reduction](solution)
     solution_min = REDUCTIONS[spec.solution_extreme](solution)
-    full = None if think_kl is None else _checked("think_kl", think_kl)
-    kl = token_kl(student_think, teacher_think, full, spec)
-    if kl.size:
-        kl_mean, kl_max = REDUCTIONS[spec.think_reduction](kl), REDUCTIONS[spec.think_extreme](kl)
-    else:
-        kl_mean = kl_max = spec.empty_think_kl
     r_ss = solution_mean + spec.alpha * solution_min
-    r_kl = kl_mean + spec.alpha * kl_max
     penalty = 0.0 if closed else spec.unclosed_penalty
-    parts = RewardParts(
-        reward=r_ss - spec.kl_weight * r_kl + penalty,
-        r_ss=r_ss,
-        r_kl=r_kl,
-        solution_mean=solution_mean,
-        solution_min=solution_min,
-        kl_mean=kl_mean,
-        kl_max=kl_max,
-        penalty=penalty,
-    )
+    teacher_think = None
+    if teacher_think_logprobs is not None:
+        teacher_think = _checked("teacher_think_logprobs", teacher_think_logprobs)
+    kl_mean, kl_max = _reduced_kl(student_think, teacher_think, think_kl, spec)
+    r_kl, reward = None, r_ss + penalty
+    if kl_mean is not None and kl_max is not None:
+        r_kl = kl_mean + spec.alpha * kl_max
+        reward = r_ss - spec.kl_weight * r_kl + penalty
+    parts = RewardParts(reward, r_ss, r_kl, solution_mean, solution_min, kl_mean, kl_max, penalty)
     if spec.function is None:
         return parts
+    if teacher_think is None:
+        raise ValueError(f"{spec.function} needs the teacher's log-probs, and there are none")
     reward = float(load(spec.function)(parts, solution, student_think, teacher_think))
     if not np.isfinite(reward):
         raise ValueError(f"{spec.function} returned {reward}")
     return replace(parts, reward=reward)
+
+
+def _reduced_kl(
+    student_think: Floats, teacher_think: Floats | None, think_kl: ArrayLike | None,
+    spec: RewardSpec,
+) -> tuple[float, float] | tuple[None, None]:  # fmt: skip
+    """Return `kl_mean` and `kl_max` of `RewardParts`."""
+    if teacher_think is None:
+        return None, None
+    full = None if think_kl is None else _checked("think_kl", think_kl)
+    kl = token_kl(student_think, teacher_think, full, spec)
+    if not kl.size:
+        return spec.empty_think_kl, spec.empty_think_kl
+    return REDUCTIONS[spec.think_reduction](kl), REDUCTIONS[spec.think_extreme](kl)
 
 
 def token_kl(

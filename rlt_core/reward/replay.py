@@ -151,11 +151,14 @@ def replayed(
 def _rewards(spec: RewardSpec, number: int) -> str:
     """The query for the new rewards of the artifacts in `scores_{number}`."""
     solution, student, teacher = LOGPROBS
-    alpha, think = literal(spec.alpha), arguments(spec, macros.THINK)
+    alpha, weight = literal(spec.alpha), literal(spec.kl_weight)
+    think = arguments(spec, macros.THINK)
     return f"""
-        select *, rlt_total(r_ss, r_kl, penalty, {literal(spec.kl_weight)}) as new_reward
+        select *, case when by_teacher then rlt_total(r_ss, r_kl, penalty, {weight})
+          else r_ss + penalty end as new_reward
         from (
           select {KEYS}, reward as stored_reward, rank as stored_rank,
+            scores_{number}.r_kl is not null as by_teacher,
             rlt_r_ss({solution}, {alpha}, {arguments(spec, macros.SOLUTION)}) as r_ss,
             rlt_r_kl({student}, {teacher}, {alpha}, {think}, think_kl := think_kl) as r_kl,
             case when r_ss is not null
@@ -166,7 +169,7 @@ def _rewards(spec: RewardSpec, number: int) -> str:
 
 def _reader(source: ds.Dataset, advance: Callable[[int], None]) -> pa.RecordBatchReader:
     """Return a reader of the needed columns that is a few batches ahead at most."""
-    columns = [*KEYS.split(", "), "closed", "reward", "rank", *LOGPROBS, "think_kl"]
+    columns = [*KEYS.split(", "), "closed", "reward", "r_kl", "rank", *LOGPROBS, "think_kl"]
     scanner = source.scanner(columns=columns, **READING)
 
     def batches() -> Iterable[pa.RecordBatch]:

@@ -10,11 +10,11 @@ from typing import Any
 from rlt_core.config import RewardSpec
 from rlt_core.grading import UNGRADED, GradeItem, Grader
 from rlt_core.progress import Progress
-from rlt_core.prompts.renderer import Renderer
 from rlt_core.reward.baselines import mean_likelihood, rank_surprisal_ratio
 from rlt_core.reward.diagnostics import diagnose
 from rlt_core.reward.formula import RewardParts, rank_rewards
-from rlt_core.scoring.tokens import Contexts, Loader, TokenScores, token_scores
+from rlt_core.scoring.alignment import ContextBuilder, Contexts
+from rlt_core.scoring.tokens import Loader, TokenScores, token_scores
 
 Row = dict[str, Any]
 GRADES_A_CHECK = 256
@@ -27,7 +27,7 @@ def score_contexts(
     *,
     student: str,
     load_student: Loader,
-    load_teacher: Loader,
+    load_teacher: Loader | None,
     spec: RewardSpec,
     max_tokens: int,
     tokens_per_batch: int,
@@ -40,7 +40,8 @@ def score_contexts(
     `traces` are rows of the table `traces`, `contexts` as `contexts_of` builds them; `student` is
     the key of the reward student, `words` the tokenizer's, `correct` what `arrivals` returns; empty
     where no answer is known. First the student scores everything, then the teacher; each is loaded
-    once. A trace with a context of more than `max_tokens` is not scored: its status is `too_long`.
+    once. Without a teacher r_KL is None, and r is r_SS plus the penalty. A trace with a context of
+    more than `max_tokens` is not scored: its status is `too_long`.
     Raises RuntimeError with the id of a trace whose reward is not finite.
     """
     kept = [i for i, each in enumerate(contexts) if each.longest <= max_tokens]
@@ -86,20 +87,16 @@ def assign_ranks(rows: Sequence[Row]) -> list[Row]:
 def contexts_of(
     traces: Sequence[Mapping[str, Any]],
     questions: Mapping[str, Mapping[str, Any]],
-    student_renderer: Renderer,
-    teacher_renderer: Renderer,
+    builder: ContextBuilder,
+    as_text: bool = False,
 ) -> list[Contexts]:
-    """Return each trace in both contexts. `questions`: rows of `questions` by id."""
+    """Return the contexts of each trace. `questions`: rows of `questions` by id; `as_text`: the
+    traces' ids may be those of another tokenizer than the teacher's."""
     found = []
     for trace in traces:
-        row, think_ids = questions[trace["question_id"]], trace["token_ids"]
-        question, solution = row["question"], row["solution"]
-        found.append(
-            Contexts(
-                student_renderer.student_context(question, think_ids, solution),
-                teacher_renderer.teacher_context(question, solution, think_ids),
-            )
-        )
+        row = questions[trace["question_id"]]
+        ids = None if as_text else trace["token_ids"]
+        found.append(builder.contexts(row["question"], row["solution"], trace["text"], ids))
     return found
 
 
@@ -138,26 +135,29 @@ def _row(
         "status": "too_long",
         "rank": None,
         "closed": trace["closed"],
-        "think_tokens": len(trace["token_ids"]),
+        "think_tokens": len(contexts.think_ids),
         "solution_tokens": len(solution_ids),
         "temperature": spec.temperature,
         "think_mean": None,
         "rank_surprisal": None,
-        **dataclasses.asdict(diagnose(trace["text"], trace["token_ids"], solution_ids)),
+        **dataclasses.asdict(diagnose(trace["text"], contexts.think_ids, solution_ids)),
         "clipped": trace["finish_reason"] and trace["finish_reason"] == "length",
         **dict.fromkeys(field.name for field in dataclasses.fields(RewardParts)),
         "student_solution_logprobs": None,
         "student_think_logprobs": None,
         "teacher_think_logprobs": None,
         "think_kl": None,
+        "think_span_ends": None,
     }
     if scores is None:
         return row
+    student_think, teacher_think = scores.compared()
     logprobs = {
         "student_solution_logprobs": scores.student_solution,
-        "student_think_logprobs": scores.student_think,
-        "teacher_think_logprobs": scores.teacher_think,
+        "student_think_logprobs": student_think,
+        "teacher_think_logprobs": teacher_think,
         "think_kl": scores.think_kl,
+        "think_span_ends": contexts.shared and contexts.shared.ends,
     }
     assert scores.think_ranks is not None and scores.think_surprisal is not None
     try:

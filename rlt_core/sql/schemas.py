@@ -87,12 +87,19 @@ estimators can be recomputed from the log-prob lists without a model: with the
     student=(STRING, "key of the reward student"),
     sample=SAMPLE,
     status=(STRING, "`scored`, or `too_long` for the student's context: then no reward"),
-    reward=(DOUBLE, "r_ss - lambda * r_kl + penalty"),
+    reward=(
+        DOUBLE,
+        "r_ss - lambda * r_kl + penalty; without a model of the teacher r_ss + penalty",
+    ),
     r_ss=(
         DOUBLE,
         "solution_mean + alpha * solution_min: how likely the student finds the solution",
     ),
-    r_kl=(DOUBLE, "kl_mean + alpha * kl_max: how unlikely the student finds the explanation"),
+    r_kl=(
+        DOUBLE,
+        "kl_mean + alpha * kl_max: how unlikely the student finds the explanation; null without a "
+        "model of the teacher",
+    ),
     solution_mean=(DOUBLE, "mean log-prob of the solution's tokens (or the config's reduction)"),
     solution_min=(DOUBLE, "minimum log-prob of the solution's tokens (or the config's reduction)"),
     kl_mean=(DOUBLE, "mean over the explanation's tokens of teacher minus student log-prob"),
@@ -137,6 +144,11 @@ estimators can be recomputed from the log-prob lists without a model: with the
     think_kl=(
         LOGPROBS,
         "full-vocabulary KL at each token of the explanation; null unless `reward.kl` is `full`",
+    ),
+    think_span_ends=(
+        TOKENS,
+        "of a teacher and a student with different tokenizers: the explanation's log-probs are "
+        "those of spans of text that both have, which end after so many characters; else null",
     ),
 )
 

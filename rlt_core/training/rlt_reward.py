@@ -16,10 +16,10 @@ from torch import nn
 
 from rlt_core.config import RewardSpec, StageResources, TeacherGRPOConfig
 from rlt_core.errors import UserError
-from rlt_core.models import load_model, load_tokenizer, on_device, require_same_vocabulary
+from rlt_core.models import load_model, load_tokenizer, on_device
 from rlt_core.prompts.renderer import Context, Renderer, Span
 from rlt_core.reward.diagnostics import diagnose
-from rlt_core.scoring import Contexts, TokenScores, selected_logprobs, token_scores
+from rlt_core.scoring import ContextBuilder, Contexts, TokenScores, selected_logprobs, token_scores
 from rlt_core.scoring.lm_head import FLOATS
 from rlt_core.training.reward_function import NoReward, Prompt, RewardFunction, Rewards
 
@@ -50,11 +50,11 @@ class RLTReward(RewardFunction):
         resources: StageResources,
     ) -> None:
         """`student`: its model folder. Raises UserError unless teacher (whose tokenizer the
-        renderer has) and student have the same vocabulary, and if the log-probs that the engine
-        records are not those of the reward."""
+        renderer has) and student have the same vocabulary or text travels between them, and if the
+        log-probs that the engine records are not those of the reward."""
         config.check_against(spec)
-        names = ("the teacher", "the reward student")
-        require_same_vocabulary(renderer.tokenizer, load_tokenizer(student), names)
+        of_student = Renderer(renderer.format, load_tokenizer(student))
+        self._builder = ContextBuilder(of_student, renderer, spec.alignment)
         self.stop_ids = renderer.stop_ids
         self._renderer, self._spec, self._resources = renderer, spec, resources
         self._recorded = config.teacher_logprobs == "rollout"
@@ -62,9 +62,9 @@ class RLTReward(RewardFunction):
 
     def check(self, prompts: Sequence[Prompt], max_completion_tokens: int) -> None:
         """Every explanation must fit into the student's context: it is never truncated."""
-        limit = self._student.config.get_text_config().max_position_embeddings
+        limit = self._positions()
         for prompt in prompts:
-            context = self._contexts(prompt, []).student
+            context = self._contexts(prompt, "", []).student
             tokens = len(context.ids) + max_completion_tokens
             if tokens > limit:
                 raise UserError(
@@ -82,11 +82,20 @@ class RLTReward(RewardFunction):
         policy: nn.Module,
     ) -> Rewards:
         thinks = [self._renderer.split_completion(ids) for ids in completions]
-        contexts = [self._contexts(p, think.ids) for p, think in zip(prompts, thinks, strict=True)]
+        contexts = [
+            self._contexts(prompt, think.text, think.ids)
+            for prompt, think in zip(prompts, thinks, strict=True)
+        ]
+        sizes = [len(each.student.ids) for each in contexts]
+        # The student's own tokens of a text may be more than `check` has counted.
+        if not self._builder.one_vocabulary and max(sizes) > self._positions():
+            longest = sizes.index(max(sizes))
+            raise NoReward(longest, f"the student's context has {max(sizes)} tokens")
         if self._recorded:
             rollouts = [
-                Rollout(p.question_id, each.teacher, len(each.teacher.ids) - len(p.ids), ids, old)
+                Rollout(p.question_id, teacher, len(teacher.ids) - len(p.ids), ids, old)
                 for p, each, ids, old in zip(prompts, contexts, completions, sampled, strict=True)
+                if (teacher := each.teacher)
             ]
             scores = self._with_recorded(contexts, rollouts, policy)
         else:
@@ -106,7 +115,9 @@ class RLTReward(RewardFunction):
             except ValueError as error:
                 raise NoReward(place, str(error)) from error
             solution_ids = contexts[place].student.ids[slice(*contexts[place].solution)]
-            diagnostics.append(asdict(diagnose(think.text, think.ids, solution_ids)))
+            diagnostics.append(
+                asdict(diagnose(think.text, contexts[place].think_ids, solution_ids))
+            )
         columns: dict[str, list[float | None]] = {
             name: [getattr(parts, name) for parts in scored] for name in PARTS
         }
@@ -114,12 +125,11 @@ class RLTReward(RewardFunction):
         columns |= {name: [each[name] for each in diagnostics] for name in diagnostics[0]}
         return Rewards([parts.reward for parts in scored], columns)
 
-    def _contexts(self, prompt: Prompt, think_ids: Sequence[int]) -> Contexts:
-        question, solution = prompt.row["question"], prompt.row["solution"]
-        return Contexts(
-            student=self._renderer.student_context(question, think_ids, solution),
-            teacher=self._renderer.teacher_context(question, solution, think_ids),
-        )
+    def _positions(self) -> int:
+        return int(self._student.config.get_text_config().max_position_embeddings)
+
+    def _contexts(self, prompt: Prompt, text: str, ids: Sequence[int]) -> Contexts:
+        return self._builder.contexts(prompt.row["question"], prompt.row["solution"], text, ids)
 
     def _with_recorded(
         self, contexts: Sequence[Contexts], rollouts: Sequence[Rollout], policy: nn.Module
@@ -138,8 +148,8 @@ class RLTReward(RewardFunction):
             lambda ids, spans: [found for (found,) in score(policy, ids, [[s] for s in spans])],
         )
         return [
-            TokenScores(solution, think, by_teacher)
-            for (solution, think), by_teacher in zip(scored, teacher, strict=True)
+            TokenScores(solution, think, by_teacher, shared=each.shared)
+            for each, (solution, think), by_teacher in zip(contexts, scored, teacher, strict=True)
         ]
 
 

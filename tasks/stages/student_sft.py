@@ -14,10 +14,11 @@ from transformers import AutoConfig
 from rlt_core.config import SFTConfig
 from rlt_core.data.trace_selection import best_fitting, choose, columns, match_tokens, rank_traces
 from rlt_core.errors import UserError
-from rlt_core.models import load_tokenizer, vocabulary_digest
+from rlt_core.models import load_tokenizer
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.prompts.renderer import Row as TrainingRow
 from rlt_core.rows import read_table, table_files
+from rlt_core.scoring.alignment import vocabulary_digest
 from rlt_core.sql.schemas import TRACES
 from rlt_core.stages import StudentSFTStageConfig
 from rlt_core.training.sft import train_sft

@@ -10,10 +10,10 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from rlt_core.grading import Grader
-from rlt_core.models import load_model, on_device, require_same_vocabulary
+from rlt_core.models import load_model, on_device
 from rlt_core.progress import Progress
 from rlt_core.rows import read_rows
-from rlt_core.scoring import score_contexts
+from rlt_core.scoring import ContextBuilder, score_contexts
 from rlt_core.scoring.score_traces import arrivals, contexts_of
 from rlt_core.stages import TraceScoringConfig
 from tasks.shards import in_shards
@@ -27,11 +27,10 @@ def run(ctx: StageContext) -> dict[str, float]:
     config = ctx.config_as(TraceScoringConfig)
     if config.note:
         print(config.note)
-    teacher, student = ctx.model("teacher"), ctx.model("student")
-    teacher_renderer = ctx.renderer("teacher", "teacher")
     student_renderer = ctx.renderer("student", "student")
-    tokenizers = teacher_renderer.tokenizer, student_renderer.tokenizer
-    require_same_vocabulary(*tokenizers, ("the teacher", "the reward student"))
+    teacher_renderer = ctx.renderer("teacher", "teacher") if "teacher" in ctx.spec.inputs else None
+    builder = ContextBuilder(student_renderer, teacher_renderer, config.reward.alignment)
+    as_text = config.reward.alignment == "text" and bool(config.off_policy)
     questions = {row["question_id"]: row for row in ctx.rows("questions")}
 
     @cache
@@ -42,10 +41,12 @@ def run(ctx: StageContext) -> dict[str, float]:
         traces = [trace for group in shard for trace in group]
         return score_contexts(
             traces,
-            contexts_of(traces, questions, student_renderer, teacher_renderer),
+            contexts_of(traces, questions, builder, as_text),
             student=ctx.key("student"),
-            load_student=lambda: on_device(loaded(student), ctx.resources),
-            load_teacher=lambda: on_device(loaded(teacher), ctx.resources),
+            load_student=lambda: on_device(loaded(ctx.model("student")), ctx.resources),
+            load_teacher=(lambda: on_device(loaded(ctx.model("teacher")), ctx.resources))
+            if teacher_renderer
+            else None,
             spec=config.reward,
             max_tokens=config.scoring.max_tokens,
             tokens_per_batch=ctx.resources.tokens_per_batch,
@@ -75,7 +76,7 @@ def _metrics(scores: Sequence[Row]) -> dict[str, float]:
     means = {
         f"mean_{name}": sum(row[name] for row in scored) / len(scored)
         for name in ("reward", "r_ss", "r_kl")
-        if scored
+        if scored and scored[0][name] is not None
     }
     graded = [row["correct"] for row in scores if row["correct"] is not None]
     if graded:

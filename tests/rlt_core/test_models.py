@@ -18,12 +18,11 @@ from rlt_core.models import (
     load_model,
     load_tokenizer,
     new_model,
-    require_same_vocabulary,
     save_model,
     tiny_tokenizer,
-    vocabulary_digest,
 )
 from rlt_core.prompts.format import load_format
+from rlt_core.scoring.alignment import require_same_vocabulary, vocabulary_digest
 
 FORMAT = load_format("tiny")
 TOKENIZER = tiny_tokenizer(FORMAT)

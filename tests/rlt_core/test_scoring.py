@@ -22,7 +22,13 @@ from rlt_core.prompts.format import load_format
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.reward.formula import reward_parts
 from rlt_core.rows import read_rows, write_rows
-from rlt_core.scoring import assign_ranks, lm_head, passes, selected_logprobs
+from rlt_core.scoring import (
+    ContextBuilder,
+    assign_ranks,
+    lm_head,
+    passes,
+    selected_logprobs,
+)
 from rlt_core.scoring.lm_head import LogitTransform, head_kl, head_logprobs
 from rlt_core.scoring.passes import length_batches
 from rlt_core.scoring.score_traces import arrivals, contexts_of, score_contexts
@@ -302,7 +308,7 @@ def score(
         "tokens_per_batch": 4000,
         "correct": arrivals(traces, questions, grader, progress) if grader else None,
     }
-    contexts = contexts_of(traces, questions, RENDERER, RENDERER)
+    contexts = contexts_of(traces, questions, ContextBuilder(RENDERER, RENDERER))
     return score_contexts(traces, contexts, **{**arguments, **changes})
 
 

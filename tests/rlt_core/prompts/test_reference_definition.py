@@ -20,7 +20,7 @@ from rlt_core.config import REWARD_PRESETS, RewardSpec, ScratchModel
 from rlt_core.models import CHATML, new_model, tiny_tokenizer
 from rlt_core.prompts.format import PromptFormat, load_format
 from rlt_core.prompts.renderer import Renderer
-from rlt_core.scoring import Contexts, score_contexts
+from rlt_core.scoring import ContextBuilder, score_contexts
 from tests.qwen_tokenizer import qwen_tokenizer
 
 SPEC = REWARD_PRESETS["reference-code"]
@@ -151,7 +151,7 @@ def our_reward(
 ) -> float:  # fmt: skip
     student, teacher = two_models(tokenizer)
     renderer = Renderer(format, tokenizer)
-    contexts = Contexts(*renderer.text_contexts(question, explanation, solution))
+    contexts = ContextBuilder(renderer, renderer).contexts(question, solution, explanation)
     trace = {
         "trace_id": "t", "question_id": "q", "seed": 0, "teacher": "t", "sample": 0,
         "text": explanation, "token_ids": renderer.encode_block(explanation), "closed": closed,

@@ -107,19 +107,6 @@ def test_spans_hold_the_same_explanation_and_the_solution(
 @PROMPTERS
 @quick
 @given(question=text, solution=text, explanation=text)
-def test_contexts_of_text_alone_are_those_of_its_ids(
-    renderer: Renderer, question: str, solution: str, explanation: str
-) -> None:
-    think = renderer.encode_block(explanation)
-    assert renderer.text_contexts(question, explanation, solution) == (
-        renderer.student_context(question, think, solution),
-        renderer.teacher_context(question, solution, think),
-    )
-
-
-@PROMPTERS
-@quick
-@given(question=text, solution=text, explanation=text)
 def test_contexts_read_as_the_format_says(
     renderer: Renderer, question: str, solution: str, explanation: str
 ) -> None:

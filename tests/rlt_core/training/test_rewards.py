@@ -1,6 +1,7 @@
 """Rewards against a slow oracle in float64, and what is refused."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ from rlt_core.grading import Grade, GradeItem, Grader
 from rlt_core.models import load_model, new_model, save_model, tiny_tokenizer
 from rlt_core.prompts.format import load_format
 from rlt_core.prompts.renderer import Renderer
+from rlt_core.scoring import ContextBuilder, score_contexts
 from rlt_core.training.answer_reward import AnswerReward
 from rlt_core.training.reward_function import NoReward, Prompt
 from rlt_core.training.rlt_reward import RLTReward
+from tests.merging_tokenizer import merging_tokenizer
 
 SPEC = RewardSpec(temperature=0.7)
 
@@ -175,3 +178,44 @@ def test_a_broken_grader_stops_the_run(renderer: Renderer) -> None:
     reward = AnswerReward(renderer, CorrectnessReward(), Hanging())
     with pytest.raises(RuntimeError, match="the grader failed on 1 of 1"):
         reward([answer_prompt(renderer, "3")], [completion], [], torch.nn.Identity())
+
+
+def test_a_student_of_another_tokenizer_rewards_text(
+    renderer, model: Path, student: Path, resources, tmp_path: Path
+) -> None:
+    """The same as `trace-scoring` computes; with one tokenizer, what token ids give."""
+    tokenizer = merging_tokenizer([("o", "n"), ("on", "e"), ("1", "2")])
+    other = new_model(ScratchModel(layers=1, width=32, heads=2), tokenizer)
+    save_model(other, tokenizer, tmp_path / "other")
+    as_text = SPEC.model_copy(update={"alignment": "text"})
+    explanations = ["one and 12", "no é", ""]
+    prompts = [prompt_of(renderer, f"{i}+2=?", str(i + 2)) for i in range(3)]
+    completions = [
+        [*renderer.encode_block(text), *renderer._encode_fixed(FORMAT.explanation_close)]
+        for text in explanations
+    ]
+
+    def rewards(student: Path, spec: RewardSpec) -> list[float]:
+        made = RLTReward(renderer, student, spec, TEACHER, resources=resources)
+        return made(prompts, completions, nothing(completions), load_model(model)).rewards
+
+    with pytest.raises(UserError, match=r"alignment=text"):
+        rewards(tmp_path / "other", SPEC)
+    assert rewards(student, as_text) == pytest.approx(rewards(student, SPEC), abs=1e-6)
+    builder = ContextBuilder(Renderer(FORMAT, tokenizer), renderer, "text")
+    scored = score_contexts(
+        [
+            {"trace_id": "t", "question_id": "q", "seed": 0, "teacher": "t", "sample": i,
+             "text": text, "closed": True, "finish_reason": "stop"}
+            for i, text in enumerate(explanations)
+        ],
+        [
+            builder.contexts(*prompt.row.values(), text, renderer.encode_block(text))
+            for prompt, text in zip(prompts, explanations, strict=True)
+        ],
+        student="s", load_student=lambda: nullcontext(load_model(tmp_path / "other")),
+        load_teacher=lambda: nullcontext(load_model(model)), spec=as_text, max_tokens=999,
+        tokens_per_batch=999,
+    )  # fmt: skip
+    expected = [row["reward"] for row in scored]
+    assert rewards(tmp_path / "other", as_text) == pytest.approx(expected, abs=1e-4)

@@ -13,9 +13,10 @@ from training_runs import Killed, assert_same_weights, context, kill_at, steps, 
 from rlt_core.config import LoRA, SFTConfig, StageResources
 from rlt_core.environment import in_one_line
 from rlt_core.errors import Stopped, UserError
-from rlt_core.models import load_model, load_tokenizer, vocabulary_digest
+from rlt_core.models import load_model, load_tokenizer
 from rlt_core.progress import Progress
 from rlt_core.prompts.renderer import IGNORED, Renderer, Row
+from rlt_core.scoring.alignment import vocabulary_digest
 from rlt_core.store import Workspace
 from rlt_core.training.sft import train_sft
 
