@@ -32,7 +32,7 @@ REPLACED = re.compile(
     re.IGNORECASE,
 )
 """Words for which the field has terms of its own."""
-PROMPT = "rlt_core/config/refinement.py"
+PROMPT = "rlt_core/config/endpoint.py"
 """Holds a prompt, whose words are part of keys."""
 FROZEN = {"RankTest"}
 """Two classes of frozen studies' rules, whose sources are hashed."""

@@ -30,7 +30,7 @@ from flows.cli.tables import table_console
 from flows.cli.terminal import print, print_data
 from flows.planning import Plan
 from flows.server.local import current
-from rlt_core.config.refinement import Endpoint
+from rlt_core.config.endpoint import Endpoint
 from rlt_core.graph import Planned
 from rlt_core.store import Store
 from tasks.stage import require_one_machine

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from rlt_core.config.base import DType, Fraction, Frozen, Positive, Seed
 from rlt_core.config.data import DataConfig, FieldMapping
+from rlt_core.config.endpoint import Endpoint, RefinementConfig
 from rlt_core.config.experiments import (
     CountdownConfig,
     LargerStudent,
@@ -38,7 +39,6 @@ from rlt_core.config.models import (
     PackageModel,
     ScratchModel,
 )
-from rlt_core.config.refinement import Endpoint, RefinementConfig
 from rlt_core.config.resources import Resources, StageResources
 from rlt_core.config.reward import (
     REWARD_PRESETS,

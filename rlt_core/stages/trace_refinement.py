@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rlt_core.config import Frozen
-from rlt_core.config.refinement import RefinementConfig
+from rlt_core.config.endpoint import RefinementConfig
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.stages.base import Stage
 from rlt_core.stages.cost import Cost, Inputs

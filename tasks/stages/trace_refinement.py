@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rlt_core.config.refinement import Endpoint
-from rlt_core.refinement import REASONS, Refinement, usage
+from rlt_core.config.endpoint import Endpoint
+from rlt_core.endpoint import REASONS, Refinement, usage
 from rlt_core.stages import TraceRefinementConfig
 from tasks.stage import StageContext
 
@@ -13,7 +13,7 @@ def run(ctx: StageContext) -> dict[str, float]:
     config = ctx.config_as(TraceRefinementConfig)
     endpoint = Endpoint.of_environment()
     traces, renderer = ctx.rows("traces"), ctx.renderer("tokenizer")
-    refinement = Refinement(config.refinement, renderer, traces, ctx.rows("questions"))
+    refinement = Refinement(config.endpoint, renderer, traces, ctx.rows("questions"))
     answers, asked = refinement.answers(ctx.work, endpoint, ctx.progress)
     dropped = [row["reason"] for row in refinement.write(answers, ctx.out)]
     return {

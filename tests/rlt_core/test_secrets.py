@@ -14,10 +14,10 @@ import urllib.parse
 
 import pytest
 
-from rlt_core.config.refinement import Endpoint
+from rlt_core.config.endpoint import Endpoint
+from rlt_core.endpoint import KEY, ChatAnswer, ask_all
 from rlt_core.errors import UserError
 from rlt_core.progress import Progress
-from rlt_core.refinement import KEY, RefinedAnswer, ask_all
 from rlt_core.secrets import CleanRecord, clean_logs, masked
 from tests.chat_server import Reply, completion, serve
 
@@ -107,8 +107,8 @@ def test_log_lines_and_tracebacks_are_clean(caplog: pytest.LogCaptureFixture) ->
     assert "said …Q==␛[2J" in shown
 
 
-def ask(url: str, retries: int = 0) -> list[RefinedAnswer]:
-    kept: list[RefinedAnswer] = []
+def ask(url: str, retries: int = 0) -> list[ChatAnswer]:
+    kept: list[ChatAnswer] = []
     request = {"model": "m", "messages": [{"role": "user", "content": "q"}]}
     ask_all([request], Endpoint(base_url=url, retries=retries), kept.extend, Progress())
     return kept

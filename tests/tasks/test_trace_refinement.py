@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from rlt_core.config.refinement import RefinementConfig
+from rlt_core.config.endpoint import RefinementConfig
 from rlt_core.data.imports import import_traces
+from rlt_core.endpoint import KEY
 from rlt_core.errors import UserError
 from rlt_core.models import tiny_tokenizer
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import load_format
 from rlt_core.prompts.renderer import Renderer
-from rlt_core.refinement import KEY
 from rlt_core.rows import read_rows
 from rlt_core.stages import TraceRefinementConfig
 from rlt_core.store import Ref, Store

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from rlt_core.config import ScratchModel
-from rlt_core.config.refinement import Endpoint, RefinementConfig
+from rlt_core.config.endpoint import Endpoint, RefinementConfig
+from rlt_core.endpoint import KEY, ChatAnswer, ask_all, fault_of, request_of
 from rlt_core.errors import Stopped, UserError
 from rlt_core.models import new_model, save_model, tiny_tokenizer
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import load_format
-from rlt_core.refinement import KEY, RefinedAnswer, ask_all, fault_of, request_of
 from tests.chat_server import KEY as SECRET
 from tests.chat_server import Reply, completion, error, serve
 
@@ -39,8 +39,8 @@ def requests(n: int) -> list[dict[str, Any]]:
 
 def ask(
     url: str, n: int = 1, progress: Progress | None = None, **settings: Any
-) -> list[RefinedAnswer]:
-    kept: list[RefinedAnswer] = []
+) -> list[ChatAnswer]:
+    kept: list[ChatAnswer] = []
     endpoint = Endpoint(base_url=url, **settings)
     ask_all(requests(n), endpoint, kept.extend, progress or Progress())
     return kept
@@ -117,7 +117,7 @@ def test_requests_under_way_and_pace_are_bounded() -> None:
 
 
 def test_a_stop_keeps_what_was_answered() -> None:
-    kept: list[RefinedAnswer] = []
+    kept: list[ChatAnswer] = []
     with serve(lambda n, body: completion("better")) as server:
         endpoint = Endpoint(base_url=server.url, concurrency=2)
         with pytest.raises(Stopped):
@@ -128,14 +128,14 @@ def test_a_stop_keeps_what_was_answered() -> None:
 def test_what_cannot_be_used_is_named() -> None:
     format = load_format("tiny")
     for answer, reason in [
-        (RefinedAnswer(request="", text=" \n"), "empty"),
-        (RefinedAnswer(request="", refusal="I will not"), "refused"),
-        (RefinedAnswer(request="", text="half", finish_reason="length"), "cut"),
-        (RefinedAnswer(request="", text=f"a{format.explanation_close}b"), "tagged"),
-        (RefinedAnswer(request="", rejected="too long"), "rejected"),
+        (ChatAnswer(request="", text=" \n"), "empty"),
+        (ChatAnswer(request="", refusal="I will not"), "refused"),
+        (ChatAnswer(request="", text="half", finish_reason="length"), "cut"),
+        (ChatAnswer(request="", text=f"a{format.explanation_close}b"), "tagged"),
+        (ChatAnswer(request="", rejected="too long"), "rejected"),
     ]:
         assert (fault_of(answer, format) or [""])[0] == reason
-    assert fault_of(RefinedAnswer(request="", text="good", finish_reason="stop"), format) is None
+    assert fault_of(ChatAnswer(request="", text="good", finish_reason="stop"), format) is None
 
 
 def test_texts_with_braces_stay_as_they_are() -> None:
@@ -185,7 +185,7 @@ def test_transformers_serve_answers(tmp_path: Path) -> None:
         )
         question = {"question": "1+1", "solution": "2"}
         request = request_of(asked, question, {"text": "1+1"})
-        kept: list[RefinedAnswer] = []
+        kept: list[ChatAnswer] = []
         endpoint = Endpoint(base_url=f"http://127.0.0.1:{port}/v1", retries=0)
         ask_all([request], endpoint, kept.extend, Progress())
     finally:

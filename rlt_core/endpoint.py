@@ -24,7 +24,7 @@ import openai
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from rlt_core.config.refinement import Endpoint, RefinementConfig
+from rlt_core.config.endpoint import Endpoint, RefinementConfig
 from rlt_core.data.imports import text_columns
 from rlt_core.errors import UserError
 from rlt_core.progress import Progress
@@ -59,7 +59,7 @@ ChatRequest = dict[str, Any]
 """Arguments of a chat completion."""
 
 
-class RefinedAnswer(BaseModel):
+class ChatAnswer(BaseModel):
     """The endpoint's answer to one request."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -98,7 +98,7 @@ def request_hash(request: ChatRequest) -> str:
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
 
-def fault_of(answer: RefinedAnswer, format: PromptFormat) -> tuple[str, str] | None:
+def fault_of(answer: ChatAnswer, format: PromptFormat) -> tuple[str, str] | None:
     """Return why an answer cannot be used (one of REASONS) and a detail; None if it can be."""
     if answer.rejected is not None:
         return "rejected", answer.rejected
@@ -112,18 +112,18 @@ def fault_of(answer: RefinedAnswer, format: PromptFormat) -> tuple[str, str] | N
     return ("tagged", f"it contains {found[0]}") if found else None
 
 
-def saved_answers(work: Workspace) -> dict[str, RefinedAnswer]:
+def saved_answers(work: Workspace) -> dict[str, ChatAnswer]:
     """Return the answers that earlier attempts got, by the hash of the request."""
     found = {}
     for name in work.parts(GROUP):
         text = (work.path(GROUP, name) / FILE).read_text()
         for line in text.split("\n")[:-1]:  # not splitlines: JSON keeps U+2028 as it is
-            answer = RefinedAnswer.model_validate_json(line)
+            answer = ChatAnswer.model_validate_json(line)
             found[answer.request] = answer
     return found
 
 
-def save(work: Workspace, answers: Sequence[RefinedAnswer]) -> None:
+def save(work: Workspace, answers: Sequence[ChatAnswer]) -> None:
     """Commit answers. Those to rejected requests are not saved: a later attempt asks again."""
     lasting = [answer for answer in answers if answer.rejected is None]
     if lasting:
@@ -156,7 +156,7 @@ class Refinement:
 
     def answers(
         self, work: Workspace, endpoint: Endpoint, progress: Progress
-    ) -> tuple[dict[str, RefinedAnswer], int]:
+    ) -> tuple[dict[str, ChatAnswer], int]:
         """Return an answer to each request, by its hash, and how many requests were sent now.
 
         Raises UserError as soon as more traces than `max_dropped` have no usable answer.
@@ -164,7 +164,7 @@ class Refinement:
         found = saved_answers(work)
         asked = [hash for hash in self.requests if hash not in found]
 
-        def keep(answers: list[RefinedAnswer]) -> None:
+        def keep(answers: list[ChatAnswer]) -> None:
             save(work, answers)
             found.update({answer.request: answer for answer in answers})
             progress.report(len(found), len(self.requests), {})
@@ -175,7 +175,7 @@ class Refinement:
             ask_all([self.requests[hash] for hash in asked], endpoint, keep, progress)
         return found, len(asked)
 
-    def dropped(self, answers: Mapping[str, RefinedAnswer]) -> list[Row]:
+    def dropped(self, answers: Mapping[str, ChatAnswer]) -> list[Row]:
         """Return rows of the table `dropped`: traces whose answers cannot be used."""
         rows = []
         for number, (trace, hash) in enumerate(zip(self.traces, self.hashes, strict=True), 1):
@@ -187,7 +187,7 @@ class Refinement:
                              "reason": fault[0], "detail": detail})  # fmt: skip
         return rows
 
-    def check(self, answers: Mapping[str, RefinedAnswer]) -> None:
+    def check(self, answers: Mapping[str, ChatAnswer]) -> None:
         """Raise UserError if too many traces are dropped."""
         rows = self.dropped(answers)
         if len(rows) > self.config.max_dropped * len(self.traces):
@@ -198,7 +198,7 @@ class Refinement:
                 f"{last['reason']}, {last['detail']}"
             )
 
-    def write(self, answers: Mapping[str, RefinedAnswer], out: Path) -> list[Row]:
+    def write(self, answers: Mapping[str, ChatAnswer], out: Path) -> list[Row]:
         """Write the tables `traces` and `dropped`; return the rows of `dropped`."""
         dropped = self.dropped(answers)
         left_out = {row["row"] for row in dropped}
@@ -217,7 +217,7 @@ class Refinement:
         return trace | {"teacher": self.config.name, **columns}
 
 
-def usage(answers: Iterable[RefinedAnswer], endpoint: Endpoint) -> dict[str, float]:
+def usage(answers: Iterable[ChatAnswer], endpoint: Endpoint) -> dict[str, float]:
     """Return the tokens that all answers took, and their cost if both prices are given."""
     answered = [answer for answer in answers if answer.rejected is None]
     prompt = sum(answer.prompt_tokens or 0 for answer in answered)
@@ -239,7 +239,7 @@ def usage(answers: Iterable[RefinedAnswer], endpoint: Endpoint) -> dict[str, flo
 def ask_all(
     requests: Sequence[ChatRequest],
     endpoint: Endpoint,
-    keep: Callable[[list[RefinedAnswer]], None],
+    keep: Callable[[list[ChatAnswer]], None],
     progress: Progress,
 ) -> None:
     """Send all requests and pass each batch of new answers to `keep`.
@@ -261,7 +261,7 @@ class _Client:
     """The state of one call of `ask_all`."""
 
     def __init__(
-        self, endpoint: Endpoint, keep: Callable[[list[RefinedAnswer]], None], progress: Progress
+        self, endpoint: Endpoint, keep: Callable[[list[ChatAnswer]], None], progress: Progress
     ) -> None:
         self.endpoint, self.keep, self.progress = endpoint, keep, progress
         self.key = _key()
@@ -270,7 +270,7 @@ class _Client:
 
     async def run(self, requests: Sequence[ChatRequest]) -> None:
         waiting = iter(requests)
-        tasks: set[asyncio.Task[RefinedAnswer]] = set()
+        tasks: set[asyncio.Task[ChatAnswer]] = set()
         async with openai.AsyncOpenAI(
             api_key=self.key,
             base_url=self.endpoint.base_url,
@@ -300,12 +300,12 @@ class _Client:
                     await asyncio.gather(*late, return_exceptions=True)
                     self._keep(done)
 
-    def _keep(self, done: set[asyncio.Task[RefinedAnswer]]) -> None:
+    def _keep(self, done: set[asyncio.Task[ChatAnswer]]) -> None:
         answers = [task.result() for task in done if not task.exception()]
         if answers:
             self.keep(answers)
 
-    async def _ask(self, client: openai.AsyncOpenAI, request: ChatRequest) -> RefinedAnswer:
+    async def _ask(self, client: openai.AsyncOpenAI, request: ChatRequest) -> ChatAnswer:
         for tried in range(self.endpoint.retries + 1):
             await self._slot()
             try:
@@ -322,7 +322,7 @@ class _Client:
                 await self._wait(error, tried)
         raise AssertionError("the last try returns or raises")
 
-    def _final(self, error: Exception, request: ChatRequest) -> RefinedAnswer | None:
+    def _final(self, error: Exception, request: ChatRequest) -> ChatAnswer | None:
         """Handle an error that another try cannot fix: raise UserError if it concerns the endpoint,
         return the rejection if it concerns this request. None: try again."""
         url, status = self.endpoint.base_url, getattr(error, "status_code", None)
@@ -334,7 +334,7 @@ class _Client:
                 "path; check the model's name and RLT_REFINE_BASE_URL"
             ) from None
         if status in (400, 413, 422):
-            return RefinedAnswer(request=request_hash(request), rejected=_said(error))
+            return ChatAnswer(request=request_hash(request), rejected=_said(error))
         if status is not None and status < 500 and status not in (408, 409, 429):
             raise UserError(f"{url}: {_said(error)}") from None
         return None
@@ -386,14 +386,14 @@ def _retry_after(error: Exception) -> float | None:
     return None
 
 
-def _answer(request: ChatRequest, said: object) -> RefinedAnswer:
+def _answer(request: ChatRequest, said: object) -> ChatAnswer:
     """Convert a reply; the key is masked in it. Raises ValueError if it is not a chat completion,
     which the client does not check."""
     try:
         if not isinstance(said, ChatCompletion):
             raise TypeError
         choice, usage = said.choices[0], said.usage
-        answer = RefinedAnswer(
+        answer = ChatAnswer(
             request=request_hash(request),
             text=choice.message.content or "",
             finish_reason=choice.finish_reason,
