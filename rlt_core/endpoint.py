@@ -1,4 +1,4 @@
-"""Traces refined by an LLM behind an OpenAI-compatible endpoint: requests, answers, refined traces.
+"""Traces written by an LLM behind an OpenAI-compatible endpoint: requests, answers, tables.
 
 Requests run with bounded concurrency, at a limited rate, and are retried after transient faults.
 Every answer is committed when it arrives, so a later attempt asks only for what is missing.
@@ -13,8 +13,10 @@ import os
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -24,13 +26,13 @@ import openai
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from rlt_core.config.endpoint import Endpoint, RefinementConfig
+from rlt_core.config.endpoint import ChatConfig, Endpoint
 from rlt_core.data.imports import text_columns
 from rlt_core.errors import UserError
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.prompts.renderer import Renderer
-from rlt_core.rows import write_rows
+from rlt_core.rows import write_tables
 from rlt_core.secrets import masked
 from rlt_core.store import Workspace
 
@@ -51,6 +53,11 @@ CODES = (
 )  # fmt: skip
 """Codes of an endpoint's errors that are shown. Of the rest of its answer nothing is: it may quote
 the key in any spelling."""
+FIXES = {
+    "seed": " (it refuses `seed`: null sends none)",
+    "top_p": " (it refuses `top_p`: 1 is not sent)",
+}
+"""What helps where an error names this field of a request."""
 REASONS = ("refused", "empty", "cut", "tagged", "rejected")
 """Why a trace has no usable answer."""
 
@@ -76,11 +83,10 @@ class ChatAnswer(BaseModel):
     completion_tokens: int | None = None
 
 
-def request_of(config: RefinementConfig, question: Row, trace: Row) -> ChatRequest:
-    """Return the chat completion that refines one trace."""
-    texts = {"question": question["question"], "solution": question["solution"],
-             "trace": trace["text"]}  # fmt: skip
-    user = re.sub(r"\{(question|solution|trace)\}", lambda found: texts[found[1]], config.template)
+def chat_request(config: ChatConfig, seed: int | None, **texts: str) -> ChatRequest:
+    """Return a chat completion; `texts` by their places in the template."""
+    place = re.compile(rf"\{{({'|'.join(texts)})\}}")
+    user = place.sub(lambda found: texts[found[1]], config.template)
     messages = [{"role": "user", "content": user}]
     if config.system:
         messages.insert(0, {"role": "system", "content": config.system})
@@ -90,12 +96,12 @@ def request_of(config: RefinementConfig, question: Row, trace: Row) -> ChatReque
         "temperature": config.temperature,
         "max_tokens": config.max_tokens,
     }
-    return request if config.seed is None else request | {"seed": config.seed}
+    return request if seed is None else request | {"seed": seed}
 
 
-def request_hash(request: ChatRequest) -> str:
+def hash_of(content: Mapping[str, Any]) -> str:
     """Return the hash of a request; equal requests have equal hashes."""
-    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def fault_of(answer: ChatAnswer, format: PromptFormat) -> tuple[str, str] | None:
@@ -134,87 +140,101 @@ def save(work: Workspace, answers: Sequence[ChatAnswer]) -> None:
         work.commit(GROUP, name)
 
 
-class Refinement:
-    """The traces of one artifact and their refined versions."""
+@dataclass(frozen=True)
+class WantedTrace:
+    """A trace that an LLM is to write."""
+
+    row: Row
+    """Its columns of `traces` that do not depend on the answer."""
+    question: Row
+    request: ChatRequest
+    hash: str
+    """Of the request; traces with the same one share an answer."""
+
+
+class WantedTraces:
+    """The traces of one artifact, and how the answers to their requests become tables."""
 
     def __init__(
-        self,
-        config: RefinementConfig,
-        renderer: Renderer,
-        traces: Sequence[Row],
-        questions: Iterable[Row],
+        self, stage: str, config: ChatConfig, renderer: Renderer, traces: Sequence[WantedTrace]
     ) -> None:
-        by_id = {row["question_id"]: row for row in questions}
-        lacking = [row["trace_id"] for row in traces if row["question_id"] not in by_id]
-        if lacking or not traces:
-            what = f"trace {lacking[0]} has no question" if lacking else "there is no trace"
-            raise UserError(f"trace-refinement: {what}; give the traces' own questions as input")
-        self.config, self.renderer, self.traces, self.questions = config, renderer, traces, by_id
-        requests = [request_of(config, by_id[row["question_id"]], row) for row in traces]
-        self.hashes = [request_hash(request) for request in requests]
-        self.requests = dict(zip(self.hashes, requests, strict=True))
+        if not traces:
+            raise UserError(f"{stage}: there is no trace to be written; its input is empty")
+        self.stage, self.config, self.renderer, self.traces = stage, config, renderer, traces
+        self.by_hash = {trace.hash: trace for trace in traces}
+        self.sharing = Counter(trace.hash for trace in traces)
 
-    def answers(
-        self, work: Workspace, endpoint: Endpoint, progress: Progress
-    ) -> tuple[dict[str, ChatAnswer], int]:
-        """Return an answer to each request, by its hash, and how many requests were sent now.
+    def write(
+        self, work: Workspace, endpoint: Endpoint, out: Path, progress: Progress
+    ) -> dict[str, float]:
+        """Get an answer to each request and write the tables `traces` and `dropped`; return the
+        stage's metrics.
 
         Raises UserError as soon as more traces than `max_dropped` have no usable answer.
         """
-        found = saved_answers(work)
-        asked = [hash for hash in self.requests if hash not in found]
+        answers: dict[str, ChatAnswer] = {}
+        unusable = 0
 
-        def keep(answers: list[ChatAnswer]) -> None:
-            save(work, answers)
-            found.update({answer.request: answer for answer in answers})
-            progress.report(len(found), len(self.requests), {})
-            self.check(found)
+        def add(new: Iterable[ChatAnswer]) -> None:
+            nonlocal unusable
+            for answer in new:
+                answers[answer.request] = answer
+                if fault := self._fault(answer):
+                    unusable += self.sharing[answer.request]
+                    self._require_few(unusable, answer, fault)
 
-        self.check(found)
+        def keep(new: list[ChatAnswer]) -> None:
+            save(work, new)
+            progress.report(len(answers) + len(new), len(self.by_hash), {})
+            add(new)
+
+        add(saved_answers(work).values())
+        asked = {hash: one.request for hash, one in self.by_hash.items() if hash not in answers}
         if asked:
-            ask_all([self.requests[hash] for hash in asked], endpoint, keep, progress)
-        return found, len(asked)
+            ask_all(asked, endpoint, keep, progress)
+        dropped = self._dropped(answers)
+        left_out = {row["row"] for row in dropped}
+        kept = (
+            self._trace(trace, answers[trace.hash].text.strip())
+            for number, trace in enumerate(self.traces, 1)
+            if number not in left_out
+        )
+        counted = write_tables(out, traces=kept, dropped=dropped)
+        reasons = Counter(row["reason"] for row in dropped)
+        return {
+            **counted,
+            **{reason: reasons[reason] for reason in REASONS},
+            "requests": len(self.by_hash),
+            "asked_now": len(asked),
+            **usage(answers.values(), endpoint),
+        }
 
-    def dropped(self, answers: Mapping[str, ChatAnswer]) -> list[Row]:
-        """Return rows of the table `dropped`: traces whose answers cannot be used."""
-        rows = []
-        for number, (trace, hash) in enumerate(zip(self.traces, self.hashes, strict=True), 1):
-            answer = answers.get(hash)
-            fault = answer and fault_of(answer, self.renderer.format)
-            if fault:
-                detail = f"{trace['trace_id']}: {fault[1]}"
-                rows.append({"row": number, "question_id": trace["question_id"],
-                             "reason": fault[0], "detail": detail})  # fmt: skip
-        return rows
+    def _fault(self, answer: ChatAnswer) -> tuple[str, str] | None:
+        return fault_of(answer, self.renderer.format)
 
-    def check(self, answers: Mapping[str, ChatAnswer]) -> None:
-        """Raise UserError if too many traces are dropped."""
-        rows = self.dropped(answers)
-        if len(rows) > self.config.max_dropped * len(self.traces):
-            last = rows[-1]
+    def _require_few(self, unusable: int, last: ChatAnswer, fault: tuple[str, str]) -> None:
+        if unusable > self.config.max_dropped * len(self.traces):
             raise UserError(
-                f"trace-refinement: {len(rows)} of {len(self.traces)} traces have no usable "
-                f"answer, more than max_dropped = {self.config.max_dropped:g}; the last: "
-                f"{last['reason']}, {last['detail']}"
+                f"{self.stage}: {unusable} of {len(self.traces)} traces have no usable answer, "
+                f"more than max_dropped = {self.config.max_dropped:g}; the last: {fault[0]}, "
+                f"{self.by_hash[last.request].row['trace_id']}: {fault[1]}"
             )
 
-    def write(self, answers: Mapping[str, ChatAnswer], out: Path) -> list[Row]:
-        """Write the tables `traces` and `dropped`; return the rows of `dropped`."""
-        dropped = self.dropped(answers)
-        left_out = {row["row"] for row in dropped}
-        write_rows(out / "dropped.parquet", "dropped", dropped)
-        kept = [
-            self._refined(trace, answers[hash].text.strip())
-            for number, (trace, hash) in enumerate(zip(self.traces, self.hashes, strict=True), 1)
-            if number not in left_out
+    def _dropped(self, answers: Mapping[str, ChatAnswer]) -> list[Row]:
+        """Return rows of the table `dropped`: traces whose answers cannot be used."""
+        return [
+            {
+                "row": number,
+                "question_id": trace.row["question_id"],
+                "reason": fault[0],
+                "detail": f"{trace.row['trace_id']}: {fault[1]}",
+            }
+            for number, trace in enumerate(self.traces, 1)
+            if (fault := self._fault(answers[trace.hash]))
         ]
-        write_rows(out / "traces.parquet", "traces", kept)
-        return dropped
 
-    def _refined(self, trace: Row, text: str) -> Row:
-        question = self.questions[trace["question_id"]]
-        columns = text_columns(question, text, self.renderer)
-        return trace | {"teacher": self.config.name, **columns}
+    def _trace(self, trace: WantedTrace, text: str) -> Row:
+        return trace.row | text_columns(trace.question, text, self.renderer)
 
 
 def usage(answers: Iterable[ChatAnswer], endpoint: Endpoint) -> dict[str, float]:
@@ -227,22 +247,20 @@ def usage(answers: Iterable[ChatAnswer], endpoint: Endpoint) -> dict[str, float]
         "completion_tokens": completion,
         "without_usage": sum(answer.prompt_tokens is None for answer in answered),
     }
-    if endpoint.prompt_price is not None and endpoint.completion_price is not None:
-        price = prompt * endpoint.prompt_price + completion * endpoint.completion_price
-        found["cost"] = price / 1e6
-    return found
+    cost = endpoint.cost(prompt, completion)
+    return found if cost is None else found | {"cost": cost}
 
 
 # ---------------------------------------------------------------- the endpoint
 
 
 def ask_all(
-    requests: Sequence[ChatRequest],
+    requests: Mapping[str, ChatRequest],
     endpoint: Endpoint,
     keep: Callable[[list[ChatAnswer]], None],
     progress: Progress,
 ) -> None:
-    """Send all requests and pass each batch of new answers to `keep`.
+    """Send all requests (by their hashes) and pass each batch of new answers to `keep`.
 
     Raises UserError for an endpoint that is unreachable, refuses the key, does not know the model
     or keeps failing; whatever `keep` raises; Stopped. `keep` has had all answers until then.
@@ -268,8 +286,8 @@ class _Client:
         self.next_slot = 0.0
         """Monotonic time in seconds before which nothing is sent."""
 
-    async def run(self, requests: Sequence[ChatRequest]) -> None:
-        waiting = iter(requests)
+    async def run(self, requests: Mapping[str, ChatRequest]) -> None:
+        waiting = iter(requests.items())
         tasks: set[asyncio.Task[ChatAnswer]] = set()
         async with openai.AsyncOpenAI(
             api_key=self.key,
@@ -281,9 +299,9 @@ class _Client:
                 while True:
                     self.progress.check()
                     while len(tasks) < self.endpoint.concurrency and (
-                        request := next(waiting, None)
+                        following := next(waiting, None)
                     ):
-                        tasks.add(asyncio.create_task(self._ask(client, request)))
+                        tasks.add(asyncio.create_task(self._ask(client, *following)))
                     if not tasks:
                         return
                     done, tasks = await asyncio.wait(
@@ -305,15 +323,14 @@ class _Client:
         if answers:
             self.keep(answers)
 
-    async def _ask(self, client: openai.AsyncOpenAI, request: ChatRequest) -> ChatAnswer:
+    async def _ask(self, client: openai.AsyncOpenAI, hash: str, request: ChatRequest) -> ChatAnswer:
         for tried in range(self.endpoint.retries + 1):
             await self._slot()
             try:
-                return _answer(request, await client.chat.completions.create(**request))
+                return _answer(hash, await client.chat.completions.create(**request))
             except (openai.APIConnectionError, openai.APIStatusError, ValueError) as error:
-                rejected = self._final(error, request)
-                if rejected:
-                    return rejected
+                if rejected := self._rejection(error, request):
+                    return ChatAnswer(request=hash, rejected=rejected)
                 if tried == self.endpoint.retries:
                     raise UserError(
                         f"{self.endpoint.base_url}: no answer in {tried + 1} tries; the last: "
@@ -322,9 +339,9 @@ class _Client:
                 await self._wait(error, tried)
         raise AssertionError("the last try returns or raises")
 
-    def _final(self, error: Exception, request: ChatRequest) -> ChatAnswer | None:
+    def _rejection(self, error: Exception, request: ChatRequest) -> str | None:
         """Handle an error that another try cannot fix: raise UserError if it concerns the endpoint,
-        return the rejection if it concerns this request. None: try again."""
+        return status and code if it concerns this request. None: try again."""
         url, status = self.endpoint.base_url, getattr(error, "status_code", None)
         if status in (401, 403):
             raise UserError(f"{url}: {status}, the key is refused; set {KEY}") from None
@@ -334,7 +351,7 @@ class _Client:
                 "path; check the model's name and RLT_REFINE_BASE_URL"
             ) from None
         if status in (400, 413, 422):
-            return ChatAnswer(request=request_hash(request), rejected=_said(error))
+            return _said(error)
         if status is not None and status < 500 and status not in (408, 409, 429):
             raise UserError(f"{url}: {_said(error)}") from None
         return None
@@ -365,8 +382,9 @@ class _Client:
 def _said(error: Exception) -> str:
     """Return the kind of a failure: status and code of an answer, or why there is none."""
     if isinstance(error, openai.APIStatusError):
-        name = type(error).__name__
-        return f"{error.status_code} {error.code if error.code in CODES else name}"
+        code = error.code if error.code in CODES else type(error).__name__
+        fix = next((fix for field, fix in FIXES.items() if field == error.param), "")
+        return f"{error.status_code} {code}{fix}"
     if isinstance(error, openai.APIConnectionError):
         cause = type(error.__cause__).__name__ if error.__cause__ else "no connection"
         return f"{type(error).__name__} ({cause})"
@@ -386,7 +404,7 @@ def _retry_after(error: Exception) -> float | None:
     return None
 
 
-def _answer(request: ChatRequest, said: object) -> ChatAnswer:
+def _answer(hash: str, said: object) -> ChatAnswer:
     """Convert a reply; the key is masked in it. Raises ValueError if it is not a chat completion,
     which the client does not check."""
     try:
@@ -394,7 +412,7 @@ def _answer(request: ChatRequest, said: object) -> ChatAnswer:
             raise TypeError
         choice, usage = said.choices[0], said.usage
         answer = ChatAnswer(
-            request=request_hash(request),
+            request=hash,
             text=choice.message.content or "",
             finish_reason=choice.finish_reason,
             refusal=choice.message.refusal,

@@ -28,6 +28,7 @@ from flows.cli.tables import new_table, some, table_console
 from flows.cli.terminal import Console, print, print_data
 from flows.planning import Plan
 from flows.schedule import seen_seconds
+from rlt_core.config.endpoint import Prices
 from rlt_core.data.sources import found_layout
 from rlt_core.estimate import Machine, NodeEstimate, assumptions, describe_disk, disk_needed, short
 from rlt_core.graph import Node, Planned, followers_of, reasons
@@ -82,7 +83,7 @@ def plan(
         _show_nodes(console, resolved, changed)
         if not is_there(resolved.store):
             console.print(f"there is no store at {store} yet; a run makes it", soft_wrap=True)
-        for line in (*_layouts(planned), *_formats(planned)):
+        for line in (*_layouts(planned), *_formats(planned), *requests_of(resolved)):
             console.print(line, soft_wrap=True)
         if seconds := seen_seconds(resolved):
             console.print(_hours(resolved, seconds), soft_wrap=True)
@@ -171,6 +172,24 @@ def _formats(planned: Sequence[Planned]) -> list[str]:
 
 
 # ---------------------------------------------------------------- estimates
+def requests_of(plan: Plan) -> Iterator[str]:
+    """Yield what LLMs behind endpoints are asked for, and what that costs."""
+    prices = Prices.of_environment()
+    for node in plan.missing:
+        if not (asked := plan.estimates[node.key].requests):
+            continue
+        prompts, answers, most = (
+            asked.count * each for each in (asked.prompt, asked.completion, asked.limit)
+        )
+        costs = prices.cost(prompts, answers), prices.cost(prompts, most)
+        expected, longest = ("" if cost is None else f" ({cost:.4g})" for cost in costs)
+        yield (
+            f"{node.name}: {asked.count} requests, about {short(prompts).strip()} tokens of prompts"
+            f" and {short(answers).strip()} of answers{expected}, at most {short(most).strip()} of "
+            f"answers{longest}{'' if expected else '; no prices are set'}"
+        )
+
+
 def _hours(plan: Plan, seconds: Mapping[str, float]) -> str:
     """How long the nodes on CPUs take, by what the store has seen."""
     on_cpu = [node.name for node in plan.missing if not plan.estimates[node.key].on_gpu]

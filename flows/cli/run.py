@@ -77,7 +77,7 @@ def compute(plan: Plan, quiet: bool) -> int:
         return 0
     for node in plan.missing:
         require_one_machine(node.name, node.stage, plan.resources(node))
-        if node.stage.name == "trace-refinement":
+        if node.stage.spends == "requests":
             Endpoint.of_environment()
     plan.store.files.require_writable()
     plan.require_room_here()

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from rlt_core.config.base import DType, Fraction, Frozen, Positive, Seed
 from rlt_core.config.data import DataConfig, FieldMapping
-from rlt_core.config.endpoint import Endpoint, RefinementConfig
+from rlt_core.config.endpoint import EndpointTeacherConfig, RefinementConfig
 from rlt_core.config.experiments import (
     CountdownConfig,
     LargerStudent,
@@ -112,6 +112,9 @@ class Config(Frozen):
     """How the teacher writes traces."""
     trace_refinement: RefinementConfig | None = None
     """An LLM rewrites the RLT's traces, and a student learns from the result; empty: not done."""
+    endpoint_teacher: EndpointTeacherConfig | None = None
+    """An LLM behind an OpenAI-compatible endpoint explains the questions, and a student learns from
+    the result; empty: not done."""
     trace_scoring: ScoringConfig = ScoringConfig()
     """How traces are scored by the reward."""
     rank_ablation: RankAblationConfig | None = RankAblationConfig()
@@ -142,4 +145,15 @@ class Config(Frozen):
     def _seeds(self) -> Config:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds must be a non-empty list of different integers")
+        return self
+
+    @model_validator(mode="after")
+    def _names(self) -> Config:
+        llms = [each.name for each in (self.trace_refinement, self.endpoint_teacher) if each]
+        named = ["rlt", "rlt+rl", "dataset", *self.imports.traces, *llms]
+        if same := sorted({name for name in named if named.count(name) > 1}):
+            raise ValueError(
+                f"two students would be named {same[0]!r}: change the name in imports.traces, "
+                "trace_refinement.name or endpoint_teacher.name"
+            )
         return self

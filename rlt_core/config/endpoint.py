@@ -1,15 +1,17 @@
-"""Refinement of traces by an LLM behind an OpenAI-compatible endpoint."""
+"""LLMs behind an OpenAI-compatible endpoint: what they are asked for, and how they are reached."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import ClassVar, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 
 from rlt_core.config.base import Fraction, Frozen, Positive
 from rlt_core.errors import UserError
+from rlt_core.names import RelativePath
 
 SYSTEM = (
     "You edit worked reasoning so that a learner can follow it. Keep the line of thought and every "
@@ -20,20 +22,32 @@ TEMPLATE = (
     "Question:\n{question}\n\nCorrect solution:\n{solution}\n\nReasoning to edit:\n{trace}\n\n"
     "Write the edited reasoning. It must lead from the question to this solution."
 )
+TEACHER_SYSTEM = (
+    "You are a teacher. You are given a question and its correct solution, and write the reasoning "
+    "by which a learner who does not know the solution gets from the question to it, step by step. "
+    "Write nothing but the reasoning, and do not mention that you were given the solution."
+)
+TEACHER_TEMPLATE = (
+    "Question:\n{question}\n\nCorrect solution:\n{solution}\n\n"
+    "Write the reasoning that leads from the question to this solution."
+)
 PREFIX = "RLT_REFINE_"
 
 
-class RefinementConfig(Frozen):
-    """Request to the LLM; all of it is hashed."""
+class ChatConfig(Frozen):
+    """Requests to an LLM; all of it is hashed."""
 
-    name: str = Field(min_length=1)
-    """Name of the refined traces' teacher in the tables."""
+    REQUIRED: ClassVar[tuple[str, ...]]
+    """What the template must contain."""
+
+    name: RelativePath
+    """Name of the traces' teacher in the tables."""
     model: str = Field(min_length=1)
     """The LLM's name at the endpoint."""
-    system: str = SYSTEM
+    system: str
     """The system prompt; empty: none is sent."""
-    template: str = TEMPLATE
-    """The user's turn, with `{question}`, `{solution}` and `{trace}` in place of the texts."""
+    template: str
+    """The user's turn."""
     temperature: float = Field(default=0.0, ge=0)
     """0 is greedy."""
     max_tokens: Positive = 16384
@@ -45,13 +59,79 @@ class RefinementConfig(Frozen):
 
     @field_validator("template")
     @classmethod
-    def _has_trace(cls, template: str) -> str:
-        if "{trace}" not in template:
-            raise ValueError("it must contain {trace}")
+    def _has_places(cls, template: str) -> str:
+        if missing := [place for place in cls.REQUIRED if place not in template]:
+            raise ValueError(f"it must contain {missing[0]}")
         return template
 
 
-class Endpoint(Frozen):
+class RefinementConfig(ChatConfig):
+    """An LLM rewrites traces."""
+
+    REQUIRED = ("{trace}",)
+
+    system: str = SYSTEM
+    """The system prompt; empty: none is sent."""
+    template: str = TEMPLATE
+    """The user's turn, with `{question}`, `{solution}` and `{trace}` in place of the texts."""
+
+
+class EndpointTeacherConfig(ChatConfig):
+    """An LLM explains the training questions."""
+
+    REQUIRED = ("{question}", "{solution}")
+
+    system: str = TEACHER_SYSTEM
+    """The system prompt; empty: none is sent."""
+    template: str = TEACHER_TEMPLATE
+    """The user's turn, with `{question}` and `{solution}` in place of the texts."""
+    temperature: float = Field(default=0.7, ge=0)
+    """0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sample among the likeliest tokens that make up this probability; 1 is not sent."""
+    n: Positive = 1
+    """Explanations per question, each by a request of its own."""
+    seed: int | None = 0
+    """Seed sent for the first explanation of a question, raised by one for each further one and
+    training seed; empty: none, for endpoints that refuse one."""
+    n_questions: Positive | None = None
+    """Number of questions to explain, chosen by the training seed; empty: all."""
+
+
+class Prices(Frozen):
+    """Prices of an LLM, from the environment, never hashed."""
+
+    prompt_price: float | None = Field(default=None, ge=0)
+    """RLT_REFINE_PROMPT_PRICE: of a million prompt tokens, in any currency."""
+    completion_price: float | None = Field(default=None, ge=0)
+    """RLT_REFINE_COMPLETION_PRICE: of a million completion tokens."""
+
+    def cost(self, prompt_tokens: float, completion_tokens: float) -> float | None:
+        """Return the price of so many tokens; None unless both prices are given."""
+        if self.prompt_price is None or self.completion_price is None:
+            return None
+        price = prompt_tokens * self.prompt_price + completion_tokens * self.completion_price
+        return price / 1e6
+
+    @classmethod
+    def of_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """Raise UserError naming the variable and the fix, without showing a value."""
+        names = {field: PREFIX + field.upper() for field in cls.model_fields}
+        given = {field: environment[name] for field, name in names.items() if environment.get(name)}
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = names[str(first["loc"][0])]
+            if first["type"] == "missing":
+                raise UserError(
+                    f"{name} is not set: give the address of an OpenAI-compatible endpoint, e.g. "
+                    "http://127.0.0.1:8000/v1"
+                ) from None
+            raise UserError(f"{name}: {first['msg']}") from None
+
+
+class Endpoint(Prices):
     """Address of the LLM and limits of its use: from the environment, never hashed.
 
     The key is not here: `RLT_REFINE_KEY` is read where the requests are made.
@@ -67,10 +147,6 @@ class Endpoint(Frozen):
     """RLT_REFINE_RETRIES: further tries after 429, 5xx, a time-out or a broken connection."""
     timeout_s: float = Field(default=300.0, gt=0)
     """RLT_REFINE_TIMEOUT_S: for one answer."""
-    prompt_price: float | None = Field(default=None, ge=0)
-    """RLT_REFINE_PROMPT_PRICE: of a million prompt tokens, in any currency."""
-    completion_price: float | None = Field(default=None, ge=0)
-    """RLT_REFINE_COMPLETION_PRICE: of a million completion tokens."""
 
     @field_validator("base_url")
     @classmethod
@@ -81,19 +157,3 @@ class Endpoint(Frozen):
         if parts.username or parts.password or parts.query:
             raise ValueError(f"no credentials or query belong in it; the key is {PREFIX}KEY")
         return url
-
-    @classmethod
-    def of_environment(cls, environment: Mapping[str, str] = os.environ) -> Endpoint:
-        """Raise UserError naming the variable and the fix, without showing a value."""
-        names = {field: PREFIX + field.upper() for field in cls.model_fields}
-        given = {field: environment[name] for field, name in names.items() if environment.get(name)}
-        if "base_url" not in given:
-            raise UserError(
-                f"{names['base_url']} is not set: give the address of an OpenAI-compatible "
-                "endpoint, e.g. http://127.0.0.1:8000/v1"
-            )
-        try:
-            return cls.model_validate(given)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(f"{names[str(first['loc'][0])]}: {first['msg']}") from None

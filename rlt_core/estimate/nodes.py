@@ -14,7 +14,15 @@ from rlt_core.estimate.memory import Memory, Rollouts, Trained
 from rlt_core.estimate.shapes import Shape, Shapes
 from rlt_core.estimate.work import ProcessLayout
 from rlt_core.graph import Node
-from rlt_core.stages.cost import Cost, Questions, SamplingWork, ScoringWork, Traces, TrainingWork
+from rlt_core.stages.cost import (
+    Cost,
+    Questions,
+    RequestWork,
+    SamplingWork,
+    ScoringWork,
+    Traces,
+    TrainingWork,
+)
 from rlt_core.store import Store
 from rlt_core.training.data_order import micro_batches, total_steps
 
@@ -60,6 +68,8 @@ class NodeEstimate:
 
     on_gpu: bool = False
     """Computed on a GPU, by what its stage's resources say."""
+    requests: RequestWork | None = None
+    """What an LLM is asked for."""
 
     @property
     def host_bytes(self) -> int | None:
@@ -127,7 +137,8 @@ class Estimator:
         """Return the estimate of one node with its stage's resources, or with others."""
         resources = resources or resources_of(self._config, node)
         stage, need = node.stage, _Body(node, resources, self.shapes, self._sizes).need()
-        computes = stage.pool == "gpu" and not self.cost(node).number_bytes
+        cost = self.cost(node)
+        computes = stage.pool == "gpu" and not cost.number_bytes
         gpus = stage.machines(resources) * stage.gpus(resources) if computes else 0
         there = computes and on_gpu(resources)
         manifest = self._sizes.manifest(node)
@@ -135,6 +146,7 @@ class Estimator:
         known = NodeEstimate(
             parameters=need.parameters, tokens=round(need.tokens), gpus=gpus, on_gpu=there,
             artifact_bytes=size, disk_bytes=size, staged_bytes=size,
+            requests=cost.work if isinstance(cost.work, RequestWork) else None,
         )  # fmt: skip
         if need.memory is None:
             return known
@@ -202,6 +214,8 @@ class _Body:
                 return self._sampled(sampling, shape)
             case ScoringWork() as scoring:
                 return self._scored(scoring)
+            case RequestWork(tokens=tokens):
+                return _Need(tokens=tokens)
         return _Need(shape.parameters if shape and self.node.stage.model else None)
 
     def _layout(self, dtype: str) -> ProcessLayout:

@@ -44,8 +44,8 @@ def _teachers_on_held_out_questions(nodes: Nodes, seed: int) -> list[Node]:
 
 
 def _students(nodes: Nodes, seed: int) -> list[Node]:
-    """Students of the RLT's traces, also refined ones, of the data set's and of imported ones; RL
-    from the first."""
+    """Students of the RLT's traces, also refined ones, of the data set's, of imported ones and of
+    those of an LLM; RL from the first."""
     traces, scores = nodes.rlt_traces(seed)
     rlt = nodes.rlt_student(seed)
     students = {"rlt": rlt}
@@ -56,6 +56,9 @@ def _students(nodes: Nodes, seed: int) -> list[Node]:
     if refinement := nodes.config.trace_refinement:
         refined = nodes.refined_traces(traces, refinement.name, seed)
         students[refinement.name] = nodes.student_sft(refinement.name, seed, refined)
+    if teacher := nodes.config.endpoint_teacher:
+        explained = nodes.endpoint_traces(teacher.name, seed)
+        students[teacher.name] = nodes.student_sft(teacher.name, seed, explained)
     if nodes.config.student_grpo:
         students["rlt+rl"] = nodes.student_grpo(rlt, "rlt", seed)
     evaluations = [nodes.evaluation(node, name, seed) for name, node in students.items()]

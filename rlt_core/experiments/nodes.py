@@ -263,6 +263,12 @@ class Nodes:
             sampling=common.replaced(**sampling), split=split, context=context,
         )  # fmt: skip
 
+    def endpoint_traces(self, variant: str, seed: int) -> Node:
+        """Return explanations by an LLM; `endpoint_teacher` of the config names it."""
+        inputs = {"questions": self.questions, "tokenizer": self.base}
+        teacher = self.config.endpoint_teacher
+        return self.node("endpoint-generation", inputs, variant, seed, teacher=teacher)
+
     def refined_traces(self, traces: Node, variant: str, seed: int) -> Node:
         """Return traces that an LLM rewrote; `trace_refinement` of the config names it."""
         inputs = {"traces": traces, "questions": self.questions, "tokenizer": self.base}

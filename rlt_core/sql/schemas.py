@@ -254,8 +254,8 @@ DROPPED = _declare(
     reason=(
         STRING,
         "`duplicate`, `near_duplicate`, `overlap` or `prompt_too_long`; for a row that cannot be "
-        "used `unreadable`, `missing`, `empty`, `tags`, `turns` or `provider_error`; for a refined "
-        "trace `refused`, `empty`, `cut`, `tagged` or `rejected`; for a kept row `ungradable`",
+        "used `unreadable`, `missing`, `empty`, `tags`, `turns` or `provider_error`; for a trace "
+        "of an LLM `refused`, `empty`, `cut`, `tagged` or `rejected`; for a kept row `ungradable`",
     ),
     detail=(STRING, "details of the reason"),
 )

@@ -15,6 +15,7 @@ from rlt_core.extensions import WithEntryPoints
 from rlt_core.stages.base import Kind, Stage
 from rlt_core.stages.base_model import BaseModelConfig
 from rlt_core.stages.dataset_prep import DatasetPrepConfig
+from rlt_core.stages.endpoint_generation import EndpointGenerationConfig
 from rlt_core.stages.evaluation import EvaluationStageConfig
 from rlt_core.stages.rank_statistics import RankStatisticsConfig
 from rlt_core.stages.report import ReportConfig, TableRow

@@ -40,6 +40,9 @@ class Stage:
     """Whether its vLLM engine may span several GPUs; a trainer's cannot."""
     rollouts: bool = False
     """Whether it samples from the model that it trains."""
+    spends: Literal["completions", "requests"] | None = None
+    """What it takes of a run's token budget: the completions that it samples, or prompts and
+    answers of the LLM that RLT_REFINE_BASE_URL names."""
     cost: Callable[[Any, Inputs], Cost] = lambda config, inputs: Cost()
     """What a node computes and makes, by its config and what it reads: the base of estimates."""
     check: Callable[[Any, Mapping[str, str]], None] = lambda config, paths: None

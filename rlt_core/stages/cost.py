@@ -14,9 +14,12 @@ from rlt_core.config import (
     ScoringConfig,
     SFTConfig,
 )
+from rlt_core.config.endpoint import ChatConfig
 
 TEMPLATE = 60
 """Tokens of system prompt, roles and tags around a question and its answer."""
+CHARACTERS = 4
+"""Characters of a token of English text."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,29 @@ class SamplingWork:
 
 
 @dataclass(frozen=True)
+class RequestWork:
+    """Answers of an LLM behind an endpoint."""
+
+    count: int
+    prompt: float
+    """Tokens of one request; so are the next two of its answer, and of one at most."""
+    completion: float
+    limit: int
+
+    @property
+    def tokens(self) -> float:
+        """All prompts and answers."""
+        return self.count * (self.prompt + self.completion)
+
+
+def requests(config: ChatConfig, count: int, texts: float, inputs: Inputs) -> RequestWork:
+    """Return the work of so many requests, with `texts` tokens each in the template's places."""
+    around = (len(config.system) + len(config.template)) / CHARACTERS
+    limit = config.max_tokens
+    return RequestWork(count, around + texts, inputs.completion(limit), limit)
+
+
+@dataclass(frozen=True)
 class ScoringWork:
     """Traces read by teacher and student."""
 
@@ -126,7 +152,7 @@ class ScoringWork:
 class Cost:
     """What a node computes, if that takes a model, and makes."""
 
-    work: TrainingWork | SamplingWork | ScoringWork | None = None
+    work: TrainingWork | SamplingWork | RequestWork | ScoringWork | None = None
     makes: Questions | Traces | None = None
     number_bytes: int = 0
     """Bytes of a weight of the model that it makes without a training."""

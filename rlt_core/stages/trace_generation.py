@@ -45,6 +45,7 @@ STAGE = Stage(
     config=TraceGenerationConfig,
     tables=("traces",),
     pool="gpu",
+    spends="completions",
     shared="shards",
     tensor_parallel=True,
     sections=("trace_generation",),

@@ -6,7 +6,7 @@ from rlt_core.config import Frozen
 from rlt_core.config.endpoint import RefinementConfig
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.stages.base import Stage
-from rlt_core.stages.cost import Cost, Inputs
+from rlt_core.stages.cost import Cost, Inputs, requests
 
 
 class TraceRefinementConfig(Frozen):
@@ -17,7 +17,10 @@ class TraceRefinementConfig(Frozen):
 
 
 def _cost(config: TraceRefinementConfig, inputs: Inputs) -> Cost:
-    return Cost(makes=inputs.written(inputs.traces))
+    questions, traces = inputs.questions, inputs.traces
+    texts = questions.question + questions.solution + traces.tokens
+    work = requests(config.refinement, traces.count, texts, inputs)
+    return Cost(work, inputs.written(traces))
 
 
 STAGE = Stage(
@@ -26,6 +29,7 @@ STAGE = Stage(
     kind="traces",
     config=TraceRefinementConfig,
     tables=("traces", "dropped"),
+    spends="requests",
     sections=("trace_refinement",),
     essentials=("model", "template", "temperature", "max_tokens"),
     inputs={

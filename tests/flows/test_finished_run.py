@@ -15,7 +15,7 @@ from rlt_core.stages import STAGES
 from rlt_core.store import Store
 from tests.flows.conftest import Rlt
 
-ON_DEMAND = {"trace-import", "trace-refinement", "score-import"}
+ON_DEMAND = {"trace-import", "trace-refinement", "endpoint-generation", "score-import"}
 
 
 def test_every_stage_committed_and_every_file_is_intact(smoke_store: Path) -> None:
@@ -165,6 +165,14 @@ def test_an_altered_input_is_one_clear_error(rlt: Rlt, rlt_inside: Rlt, store: P
         (
             "run table-2 --set trace_refinement.name=gpt --set trace_refinement.model=m",
             "RLT_REFINE_BASE_URL is not set",
+        ),
+        (
+            "run --set endpoint_teacher.name=gpt --set endpoint_teacher.model=m",
+            "RLT_REFINE_BASE_URL is not set",
+        ),
+        (
+            "plan --set endpoint_teacher.name=rlt --set endpoint_teacher.model=m",
+            "two students would be named 'rlt'",
         ),
         ("artifacts verify", "no store at"),
         ("artifacts gc", "no store at"),

@@ -71,7 +71,8 @@ def measured(store: Store) -> dict[str, dict[str, Any]]:
 
 def test_smoke_computes_what_it_did(store_of_all_stages: Store) -> None:
     now = measured(store_of_all_stages)
-    assert {label.partition("[")[0] for label in now} == set(STAGES)
+    stages = {label.partition("[")[0] for label in now}
+    assert stages == set(STAGES) - {"endpoint-generation"}, "the refinement's client and tables"
     if os.environ.get("RENEW_DIGESTS"):
         FILE.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
     golden = json.loads(FILE.read_text())

@@ -14,7 +14,7 @@ import pytest
 
 from rlt_core.config import ScratchModel
 from rlt_core.config.endpoint import Endpoint, RefinementConfig
-from rlt_core.endpoint import KEY, ChatAnswer, ask_all, fault_of, request_of
+from rlt_core.endpoint import KEY, ChatAnswer, ask_all, chat_request, fault_of, hash_of
 from rlt_core.errors import Stopped, UserError
 from rlt_core.models import new_model, save_model, tiny_tokenizer
 from rlt_core.progress import Progress
@@ -30,11 +30,9 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY, SECRET)
 
 
-def requests(n: int) -> list[dict[str, Any]]:
-    return [
-        request_of(CONFIG, {"question": f"q{i}", "solution": "s"}, {"text": f"t{i}"})
-        for i in range(n)
-    ]
+def requests(n: int) -> dict[str, dict[str, Any]]:
+    texts = ({"question": f"q{i}", "solution": "s", "trace": f"t{i}"} for i in range(n))
+    return {hash_of(one): one for one in (chat_request(CONFIG, 0, **each) for each in texts)}
 
 
 def ask(
@@ -139,10 +137,15 @@ def test_what_cannot_be_used_is_named() -> None:
 
 
 def test_texts_with_braces_stay_as_they_are() -> None:
-    asked = request_of(CONFIG, {"question": "{trace}", "solution": "{x}"}, {"text": "{question}"})
+    asked = chat_request(CONFIG, 0, question="{trace}", solution="{x}", trace="{question}")
     user = asked["messages"][-1]["content"]
     assert user == CONFIG.template.replace("{question}", "\0").replace("{trace}", "{question}") \
         .replace("{solution}", "{x}").replace("\0", "{trace}")  # fmt: skip
+
+
+def test_saved_answers_are_found_by_later_versions() -> None:
+    asked = chat_request(CONFIG, 0, question="q", solution="s", trace="t")
+    assert hash_of(asked)[:16] == "0c1dce452d8af38e"
 
 
 def test_bad_settings_name_the_variable() -> None:
@@ -183,11 +186,10 @@ def test_transformers_serve_answers(tmp_path: Path) -> None:
         asked = CONFIG.model_copy(
             update={"model": folder, "max_tokens": 8, "template": "{trace}", "system": ""}
         )
-        question = {"question": "1+1", "solution": "2"}
-        request = request_of(asked, question, {"text": "1+1"})
+        request = chat_request(asked, 0, question="1+1", solution="2", trace="1+1")
         kept: list[ChatAnswer] = []
         endpoint = Endpoint(base_url=f"http://127.0.0.1:{port}/v1", retries=0)
-        ask_all([request], endpoint, kept.extend, Progress())
+        ask_all({"1": request}, endpoint, kept.extend, Progress())
     finally:
         process.terminate()
         process.wait(20)

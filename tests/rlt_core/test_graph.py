@@ -41,6 +41,7 @@ def commit(store: Store, node: Node) -> None:
     [
         (("resources.threads=7", "resources.micro_batch_size=1", "resources.cores=9"), (), ...),
         (("trace_refinement.name=gpt", "trace_refinement.model=m"), ("report",), ...),
+        (("endpoint_teacher.name=gpt", "endpoint_teacher.model=m"), ("report",), ...),
         (
             ("teacher_grpo.learning_rate=2e-6",),
             ("teacher-grpo@0", "report", "evaluation[rlt]@0"),
@@ -73,18 +74,21 @@ def test_seeds_expand_what_depends_on_them_and_share_the_rest() -> None:
 
 def test_what_the_config_names_becomes_nodes(tmp_path: Path) -> None:
     stages = {node.stage.name for node in nodes().values()}
-    assert stages == set(STAGES) - {"trace-import", "trace-refinement", "score-import"}
+    on_demand = {"trace-import", "trace-refinement", "endpoint-generation", "score-import"}
+    assert stages == set(STAGES) - on_demand
     traces = tmp_path / "traces.jsonl"
     traces.write_text("{}")
     more = nodes(
         "imports.models.other=hub:a/b", f"imports.traces.r1={traces}",
         f"imports.scores.theirs={traces}", "trace_refinement.name=gpt", "trace_refinement.model=m",
         "reward_student=hub:c/d", "student=hub:c/d",
+        "endpoint_teacher.name=llm", "endpoint_teacher.model=m",
     ).keys() - nodes().keys()  # fmt: skip
     assert more == {
         "base-model[other]", "evaluation[other]", "trace-import[r1]", "student-sft[r1]@0",
         "evaluation[r1]@0", "score-import[theirs]", "trace-refinement[gpt]@0",
         "student-sft[gpt]@0", "evaluation[gpt]@0", "base-model[student]",
+        "endpoint-generation[llm]@0", "student-sft[llm]@0", "evaluation[llm]@0",
     }, "equal models are one node"  # fmt: skip
 
 

@@ -110,7 +110,7 @@ def test_log_lines_and_tracebacks_are_clean(caplog: pytest.LogCaptureFixture) ->
 def ask(url: str, retries: int = 0) -> list[ChatAnswer]:
     kept: list[ChatAnswer] = []
     request = {"model": "m", "messages": [{"role": "user", "content": "q"}]}
-    ask_all([request], Endpoint(base_url=url, retries=retries), kept.extend, Progress())
+    ask_all({"1": request}, Endpoint(base_url=url, retries=retries), kept.extend, Progress())
     return kept
 
 
