@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlt_core import graph
+from rlt_core.budget import TokenBudget
 from rlt_core.config import Config, StageResources
 from rlt_core.errors import UserError
 from rlt_core.estimate import (
@@ -52,6 +53,15 @@ def with_keys(config: Config, store: Store) -> Config:
 
     found = resolved(tree := config.model_dump(mode="json"))
     return config if found == tree else Config.model_validate(found)
+
+
+def token_budget(config: Config, nodes: Iterable[Node]) -> TokenBudget | None:
+    """Return the budget of a graph's traces, if the config has one."""
+    tokens, usd = config.resources.budget_tokens, config.resources.budget_usd
+    if tokens is None and usd is None:
+        return None
+    keys = tuple(node.key for node in nodes if node.stage.spends)
+    return TokenBudget(tokens=tokens, usd=usd, nodes=keys)
 
 
 # ---------------------------------------------------------------- an experiment
@@ -106,8 +116,9 @@ class Plan:
 
     def specs(self) -> list[NodeSpec]:
         """The missing nodes in the form in which they travel."""
+        budget = token_budget(self.config, (item.node for item in self.nodes))
         return [
-            NodeSpec.of(node, self.root, self.profile, self.resources(node))
+            NodeSpec.of(node, self.root, self.profile, self.resources(node), budget)
             for node in self.missing
         ]
 
@@ -214,7 +225,8 @@ def plan_stage(
         require_servers(config, [node])
         if not inputs:
             require_room(config, [node], require_fit(config, [node], store), store)
-    spec = NodeSpec.of(node, str(store), config.profile, config.resources.of(stage, node.variant))
+    resources, budget = config.resources.of(stage, node.variant), token_budget(config, [node])
+    spec = NodeSpec.of(node, str(store), config.profile, resources, budget)
     return spec.model_copy(update={"key": key, "inputs": refs})
 
 

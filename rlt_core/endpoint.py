@@ -14,7 +14,7 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +26,7 @@ import openai
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from rlt_core.budget import Allowance, exhausted, tokens_of
 from rlt_core.config.endpoint import ChatConfig, Endpoint
 from rlt_core.data.imports import text_columns
 from rlt_core.errors import UserError
@@ -137,7 +138,7 @@ def save(work: Workspace, answers: Sequence[ChatAnswer]) -> None:
         name = lasting[0].request[:16]
         lines = "".join(answer.model_dump_json() + "\n" for answer in lasting)
         (work.begin(GROUP, name) / FILE).write_text(lines)
-        work.commit(GROUP, name)
+        work.commit(GROUP, name, **usage(lasting))
 
 
 @dataclass(frozen=True)
@@ -163,64 +164,91 @@ class WantedTraces:
         self.stage, self.config, self.renderer, self.traces = stage, config, renderer, traces
         self.by_hash = {trace.hash: trace for trace in traces}
         self.sharing = Counter(trace.hash for trace in traces)
+        self.answers: dict[str, ChatAnswer] = {}
+        self.used, self.unusable = Counter(usage([])), 0
 
     def write(
-        self, work: Workspace, endpoint: Endpoint, out: Path, progress: Progress
+        self,
+        work: Workspace,
+        endpoint: Endpoint,
+        out: Path,
+        progress: Progress,
+        allowance: Allowance | None = None,
     ) -> dict[str, float]:
         """Get an answer to each request and write the tables `traces` and `dropped`; return the
         stage's metrics.
 
-        Raises UserError as soon as more traces than `max_dropped` have no usable answer.
+        Raises UserError as soon as more traces than `max_dropped` have no usable answer, or the
+        budget is used up.
         """
-        answers: dict[str, ChatAnswer] = {}
-        unusable = 0
-
-        def add(new: Iterable[ChatAnswer]) -> None:
-            nonlocal unusable
-            for answer in new:
-                answers[answer.request] = answer
-                if fault := self._fault(answer):
-                    unusable += self.sharing[answer.request]
-                    self._require_few(unusable, answer, fault)
-
-        def keep(new: list[ChatAnswer]) -> None:
-            save(work, new)
-            progress.report(len(answers) + len(new), len(self.by_hash), {})
-            add(new)
-
-        add(saved_answers(work).values())
-        asked = {hash: one.request for hash, one in self.by_hash.items() if hash not in answers}
-        if asked:
-            ask_all(asked, endpoint, keep, progress)
-        dropped = self._dropped(answers)
+        asked = self._ask(work, endpoint, progress, allowance)
+        dropped = self._dropped()
         left_out = {row["row"] for row in dropped}
         kept = (
-            self._trace(trace, answers[trace.hash].text.strip())
+            self._trace(trace, self.answers[trace.hash].text.strip())
             for number, trace in enumerate(self.traces, 1)
             if number not in left_out
         )
         counted = write_tables(out, traces=kept, dropped=dropped)
         reasons = Counter(row["reason"] for row in dropped)
+        cost = endpoint.cost(self.used["prompt_tokens"], self.used["completion_tokens"])
         return {
             **counted,
             **{reason: reasons[reason] for reason in REASONS},
             "requests": len(self.by_hash),
-            "asked_now": len(asked),
-            **usage(answers.values(), endpoint),
+            "asked_now": asked,
+            **self.used,
+            **({} if cost is None else {"cost": cost}),
         }
 
-    def _fault(self, answer: ChatAnswer) -> tuple[str, str] | None:
-        return fault_of(answer, self.renderer.format)
+    def _ask(
+        self, work: Workspace, endpoint: Endpoint, progress: Progress, allowance: Allowance | None
+    ) -> int:
+        """Get the answers that earlier attempts have not saved; return how many these are."""
 
-    def _require_few(self, unusable: int, last: ChatAnswer, fault: tuple[str, str]) -> None:
-        if unusable > self.config.max_dropped * len(self.traces):
+        def keep(new: list[ChatAnswer]) -> None:
+            save(work, new)
+            self._add(new)
+            progress.report(len(self.answers), len(self.by_hash), {})
+
+        def spent() -> str | None:
+            if allowance and self.used["without_usage"]:
+                raise UserError(
+                    f"{endpoint.base_url} does not say how many tokens an answer took, so that no "
+                    "budget can be kept: leave out resources.budget_tokens and "
+                    "resources.budget_usd (n_questions limits the requests)"
+                )
+            return allowance.spent(tokens_of(self.used)) if allowance else None
+
+        self._add(saved_answers(work).values())
+        asked = {
+            hash: trace.request for hash, trace in self.by_hash.items() if hash not in self.answers
+        }
+        if asked:
+            ask_all(asked, endpoint, keep, progress, lambda: spent() is None)
+        if unanswered := len(self.by_hash) - len(self.by_hash.keys() & self.answers.keys()):
+            total = len(self.by_hash)
+            raise exhausted(str(spent()), total - unanswered, total, "requests")
+        return len(asked)
+
+    def _add(self, new: Collection[ChatAnswer]) -> None:
+        """Count answers. Raises UserError if too many traces have no usable one."""
+        self.used.update(usage(new))
+        for answer in new:
+            self.answers[answer.request] = answer
+            if fault := fault_of(answer, self.renderer.format):
+                self.unusable += self.sharing[answer.request]
+                self._require_few(answer, fault)
+
+    def _require_few(self, last: ChatAnswer, fault: tuple[str, str]) -> None:
+        if self.unusable > self.config.max_dropped * len(self.traces):
             raise UserError(
-                f"{self.stage}: {unusable} of {len(self.traces)} traces have no usable answer, "
-                f"more than max_dropped = {self.config.max_dropped:g}; the last: {fault[0]}, "
-                f"{self.by_hash[last.request].row['trace_id']}: {fault[1]}"
+                f"{self.stage}: {self.unusable} of {len(self.traces)} traces have no usable "
+                f"answer, more than max_dropped = {self.config.max_dropped:g}; the last: "
+                f"{fault[0]}, {self.by_hash[last.request].row['trace_id']}: {fault[1]}"
             )
 
-    def _dropped(self, answers: Mapping[str, ChatAnswer]) -> list[Row]:
+    def _dropped(self) -> list[Row]:
         """Return rows of the table `dropped`: traces whose answers cannot be used."""
         return [
             {
@@ -230,25 +258,21 @@ class WantedTraces:
                 "detail": f"{trace.row['trace_id']}: {fault[1]}",
             }
             for number, trace in enumerate(self.traces, 1)
-            if (fault := self._fault(answers[trace.hash]))
+            if (fault := fault_of(self.answers[trace.hash], self.renderer.format))
         ]
 
     def _trace(self, trace: WantedTrace, text: str) -> Row:
         return trace.row | text_columns(trace.question, text, self.renderer)
 
 
-def usage(answers: Iterable[ChatAnswer], endpoint: Endpoint) -> dict[str, float]:
-    """Return the tokens that all answers took, and their cost if both prices are given."""
+def usage(answers: Collection[ChatAnswer]) -> dict[str, int]:
+    """Return the tokens that answers took, and how many of the answers do not say so."""
     answered = [answer for answer in answers if answer.rejected is None]
-    prompt = sum(answer.prompt_tokens or 0 for answer in answered)
-    completion = sum(answer.completion_tokens or 0 for answer in answered)
-    found: dict[str, float] = {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
+    return {
+        "prompt_tokens": sum(answer.prompt_tokens or 0 for answer in answered),
+        "completion_tokens": sum(answer.completion_tokens or 0 for answer in answered),
         "without_usage": sum(answer.prompt_tokens is None for answer in answered),
     }
-    cost = endpoint.cost(prompt, completion)
-    return found if cost is None else found | {"cost": cost}
 
 
 # ---------------------------------------------------------------- the endpoint
@@ -259,13 +283,15 @@ def ask_all(
     endpoint: Endpoint,
     keep: Callable[[list[ChatAnswer]], None],
     progress: Progress,
+    allowed: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Send all requests (by their hashes) and pass each batch of new answers to `keep`.
+    """Send requests (by their hashes) while it is allowed, wait for their answers and pass each
+    batch of them to `keep`.
 
     Raises UserError for an endpoint that is unreachable, refuses the key, does not know the model
     or keeps failing; whatever `keep` raises; Stopped. `keep` has had all answers until then.
     """
-    asyncio.run(_Client(endpoint, keep, progress).run(requests))
+    asyncio.run(_Client(endpoint, keep, progress, allowed).run(requests))
 
 
 def _key() -> str:
@@ -279,9 +305,13 @@ class _Client:
     """The state of one call of `ask_all`."""
 
     def __init__(
-        self, endpoint: Endpoint, keep: Callable[[list[ChatAnswer]], None], progress: Progress
+        self,
+        endpoint: Endpoint,
+        keep: Callable[[list[ChatAnswer]], None],
+        progress: Progress,
+        allowed: Callable[[], bool],
     ) -> None:
-        self.endpoint, self.keep, self.progress = endpoint, keep, progress
+        self.endpoint, self.keep, self.progress, self.allowed = endpoint, keep, progress, allowed
         self.key = _key()
         self.next_slot = 0.0
         """Monotonic time in seconds before which nothing is sent."""
@@ -298,8 +328,10 @@ class _Client:
             try:
                 while True:
                     self.progress.check()
-                    while len(tasks) < self.endpoint.concurrency and (
-                        following := next(waiting, None)
+                    while (
+                        len(tasks) < self.endpoint.concurrency
+                        and self.allowed()
+                        and (following := next(waiting, None))
                     ):
                         tasks.add(asyncio.create_task(self._ask(client, *following)))
                     if not tasks:

@@ -10,6 +10,8 @@ from time import monotonic, sleep
 from typing import Any, TypeVar
 
 from rlt_core import processes
+from rlt_core.budget import Allowance, exhausted
+from rlt_core.config.endpoint import Prices
 from rlt_core.progress import Progress
 from rlt_core.rows import write_rows
 from rlt_core.store import Workspace
@@ -52,6 +54,10 @@ class LongWork:
         """Whether the table is in the store."""
         return False
 
+    def allowance(self, prices: Prices | None = None) -> Allowance | None:
+        """What the run's budget leaves; None: there is none."""
+        return None
+
 
 def in_shards(
     ctx: LongWork,
@@ -69,7 +75,7 @@ def in_shards(
     Processes of this machine and runs on others take shards by lease, so that another one takes the
     shard of a lost process. In the first run every process returns once the table is there, the
     other runs raise NoShardLeft. Shards that an earlier attempt committed are not computed again.
-    Raises Stopped between two shards.
+    Raises Stopped between two shards, and UserError once the run's budget is used up.
     """
     # The size is part of the name: another size cuts elsewhere.
     starts = {f"{size}-{start // size:06d}": start for start in range(0, len(items), size)}
@@ -77,6 +83,7 @@ def in_shards(
         name: max(length(item) for item in items[start : start + size])
         for name, start in starts.items()
     }
+    allowance = ctx.allowance()
     while left := starts.keys() - set(ctx.work.parts(GROUP)):
         missing = _in_own_order(ctx, sorted(left, key=lambda name: (-longest[name], name)))
         taken = 0
@@ -86,9 +93,13 @@ def in_shards(
                 raise NoShardLeft
             with suppress(_Taken), _taken(ctx, name):
                 start, done, began = starts[name], len(starts) - len(missing) + taken, monotonic()
+                if allowance and (spent := allowance.spent()):
+                    raise exhausted(spent, done, len(starts), "shards")
                 rows = compute(items[start : start + size], ctx.progress.part(done, len(starts)))
                 write_rows(ctx.work.begin(GROUP, name) / f"{table}.parquet", table, rows)
-                ctx.work.commit(GROUP, name, machine=ctx.machine, seconds=monotonic() - began)
+                tokens = sum(row.get("completion_tokens") or 0 for row in rows)
+                took = {"seconds": monotonic() - began, "completion_tokens": tokens}
+                ctx.work.commit(GROUP, name, machine=ctx.machine, **took)
                 taken += 1
         if not taken:
             sleep(POLL_S)
@@ -103,7 +114,7 @@ def in_shards(
 
 def seconds_elsewhere(ctx: LongWork) -> float:
     """Seconds that shards computed by other machines took."""
-    shards = [ctx.work.manifest(GROUP, name) for name in ctx.work.parts(GROUP)]
+    shards = ctx.work.metrics(GROUP).values()
     return sum((shard["seconds"] for shard in shards if shard.get("machine")), 0.0)
 
 

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from rlt_core import processes
+from rlt_core.budget import Allowance, TokenBudget
 from rlt_core.config import Frozen, StageResources
+from rlt_core.config.endpoint import Prices
 from rlt_core.environment import is_out_of_memory
 from rlt_core.errors import Stopped, UserError
 from rlt_core.estimate import hint
@@ -52,11 +54,20 @@ class NodeSpec(BaseModel):
     flow_run_id: str | None = None
     machine: int = 0
     """Index of this run among those that share the node; run 0 commits it."""
+    budget: TokenBudget | None = None
+    """Of the run that the node belongs to."""
     sent: str = ""
     """Identity shared by those runs; empty if this run was not sent with others."""
 
     @classmethod
-    def of(cls, node: Node, store: str, profile: str, resources: StageResources) -> NodeSpec:
+    def of(
+        cls,
+        node: Node,
+        store: str,
+        profile: str,
+        resources: StageResources,
+        budget: TokenBudget | None = None,
+    ) -> NodeSpec:
         """The spec of a node of a profile's graph."""
         return cls(
             store=store,
@@ -69,6 +80,7 @@ class NodeSpec(BaseModel):
             profile=profile,
             paths=dict(node.paths),
             resources=resources,
+            budget=budget if node.stage.spends else None,
         )
 
     @property
@@ -140,6 +152,10 @@ class StageContext(LongWork):
 
     def is_committed(self) -> bool:
         return self.store.manifest(self.stage.kind, self.spec.key) is not None
+
+    def allowance(self, prices: Prices | None = None) -> Allowance | None:
+        budget = self.spec.budget
+        return Allowance(budget, self.store, self.spec.key, prices) if budget else None
 
     @property
     def seed(self) -> int:

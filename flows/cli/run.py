@@ -78,7 +78,9 @@ def compute(plan: Plan, quiet: bool) -> int:
     for node in plan.missing:
         require_one_machine(node.name, node.stage, plan.resources(node))
         if node.stage.spends == "requests":
-            Endpoint.of_environment()
+            endpoint = Endpoint.of_environment()
+            if plan.config.resources.budget_usd is not None:
+                endpoint.require()
     plan.store.files.require_writable()
     plan.require_room_here()
     status = _supervise(plan, quiet)

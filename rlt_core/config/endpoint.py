@@ -113,6 +113,14 @@ class Prices(Frozen):
         price = prompt_tokens * self.prompt_price + completion_tokens * self.completion_price
         return price / 1e6
 
+    def require(self) -> None:
+        """Raise UserError unless both prices are given."""
+        if self.cost(0, 0) is None:
+            raise UserError(
+                f"resources.budget_usd needs the prices of a million tokens: set {PREFIX}"
+                f"PROMPT_PRICE and {PREFIX}COMPLETION_PRICE"
+            )
+
     @classmethod
     def of_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
         """Raise UserError naming the variable and the fix, without showing a value."""

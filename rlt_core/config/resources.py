@@ -72,6 +72,12 @@ class Resources(StageResources):
     cores: Positive = 2
     """CPU threads that the nodes which run side by side on this machine share; nodes on GPUs do
     not count."""
+    budget_tokens: Positive | None = None
+    """Tokens that all traces of a run's graph may take, what is in the store included: completions
+    of teachers, prompts and answers of an LLM behind an endpoint. When it is used up, the same
+    command with a larger one continues. Empty: no limit."""
+    budget_usd: float | None = Field(default=None, gt=0)
+    """Likewise the cost of LLMs behind an endpoint, by their prices in the environment."""
     stages: dict[str, dict[str, Any]] = Field(default={})
     """Stage name, or `stage:variant` with `*` for any letters -> fields that differ there; fields
     of a variant take precedence over fields of its stage."""

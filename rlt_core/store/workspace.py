@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +91,12 @@ class Workspace:
         fix = self._fix(group, name)
         return intact_copy(self._files, where, part.files, f"{group}/{name}", fix)
 
-    def manifest(self, group: str, name: str) -> dict[str, Any]:
-        """The metrics that a part was committed with."""
-        return self._require(group, name).metrics
+    def metrics(self, group: str, known: Container[str] = ()) -> dict[str, dict[str, Any]]:
+        """The metrics that the parts of a group were committed with, without those known by
+        name."""
+        names = self._files.names(f"{self._root}/{group}")
+        new = self._read(group, [name for name in names if name not in known])
+        return {name: part.metrics for name, part in new.items()}
 
     def remove(self, group: str, name: str) -> None:
         """Delete a part, its manifest first."""

@@ -17,7 +17,7 @@ def run(ctx: StageContext) -> dict[str, float]:
     questions = choose(ctx.training_questions(), teacher.n_questions, config.seed)
     wanted = [_wanted(ctx, teacher, row, i) for row in questions for i in range(teacher.n)]
     traces = WantedTraces("endpoint-generation", teacher, ctx.renderer("tokenizer"), wanted)
-    metrics = traces.write(ctx.work, endpoint, ctx.out, ctx.progress)
+    metrics = traces.write(ctx.work, endpoint, ctx.out, ctx.progress, ctx.allowance(endpoint))
     lengths = read_rows(ctx.out, "traces", ["completion_tokens"])
     mean = sum(row["completion_tokens"] for row in lengths) / max(1, len(lengths))
     return {"questions": len(questions), "mean_tokens": mean, **metrics}

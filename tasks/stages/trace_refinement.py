@@ -27,4 +27,4 @@ def run(ctx: StageContext) -> dict[str, float]:
         row |= {"teacher": config.name}
         wanted.append(WantedTrace(row, question, request, hash_of(request)))
     traces = WantedTraces("trace-refinement", config, ctx.renderer("tokenizer"), wanted)
-    return traces.write(ctx.work, endpoint, ctx.out, ctx.progress)
+    return traces.write(ctx.work, endpoint, ctx.out, ctx.progress, ctx.allowance(endpoint))

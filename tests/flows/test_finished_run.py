@@ -13,6 +13,7 @@ from flows.schedule import seen_seconds
 from rlt_core.graph import _said
 from rlt_core.stages import STAGES
 from rlt_core.store import Store
+from tests.chat_server import completion, serve
 from tests.flows.conftest import Rlt
 
 ON_DEMAND = {"trace-import", "trace-refinement", "endpoint-generation", "score-import"}
@@ -105,6 +106,37 @@ def test_one_stage_alone_is_a_target(rlt: Rlt, smoke_store: Path) -> None:
     assert answer["status"] == 0
     assert all(node["committed"] for node in answer["nodes"])
     assert answer["nodes"][-1]["name"] == "teacher-grpo@0"
+
+
+def test_an_llm_is_a_teacher_within_a_budget(
+    rlt: Rlt, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two seeds share the budget; each answer takes 15 tokens."""
+    changes = [
+        "seeds=[0,1]", "endpoint_teacher.name=gpt", "endpoint_teacher.model=m",
+        "endpoint_teacher.n_questions=4",
+    ]  # fmt: skip
+    command = ["run", "endpoint-generation", "--profile", "smoke", "--store", str(store)]
+    command += [word for change in changes for word in ("--set", change)]
+    monkeypatch.setenv("RLT_REFINE_KEY", "none")
+    monkeypatch.setenv("RLT_REFINE_CONCURRENCY", "1")
+    with serve(lambda *_: completion("because")) as server:
+        monkeypatch.setenv("RLT_REFINE_BASE_URL", server.url)
+        first = rlt(*command, "--set", "resources.budget_tokens=60")
+        assert first.returncode == 2, first.stdout + first.stderr
+        assert 4 <= len(server.seen) <= 5, "one request of each node may be under way"
+        assert "tokens of resources.budget_tokens=60 are spent; " in first.stdout
+        assert "Traceback" not in first.stdout + first.stderr
+        last = rlt(*command, "--set", "resources.budget_tokens=120")
+        assert last.returncode == 0, last.stdout + last.stderr
+    seeds = [body["seed"] for body in server.seen]
+    assert len(seeds) == 8 and set(seeds) == {0, 1}, "a seed of its own for each training seed"
+
+
+def test_a_loop_that_cannot_begin_is_no_success(rlt: Rlt, tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("where the store keeps configs")
+    done = rlt("run", "base-model", "--profile", "smoke", "--store", str(tmp_path))
+    assert done.returncode == 2 and "cannot be written" in done.stderr, done.stdout
 
 
 def test_tables_answer(rlt_inside: Rlt, smoke_store: Path) -> None:

@@ -51,6 +51,30 @@ def test_estimates_of_a_cpu_are_shown_when_asked_for(rlt_inside, store):
     assert "On a CPU no hours are estimated" in asked.stdout
 
 
+def test_plan_shows_what_an_llm_is_asked_for_and_costs(rlt_inside, store, monkeypatch):
+    llm = ("endpoint_teacher", "trace_refinement")
+    sets = [f"{part}.{field}={part}" for part in llm for field in ("name", "model")]
+    sets += ["endpoint_teacher.n=4", "endpoint_teacher.max_tokens=1000", "data.n_train=50"]
+    command = ["plan", "--profile", "smoke", "--store", store]
+    command += [word for change in sets for word in ("--set", change)]
+    plain = rlt_inside(*command)
+    assert plain.stdout.count("; no prices are set") == 2, plain.stdout + plain.stderr
+    monkeypatch.setenv("RLT_REFINE_PROMPT_PRICE", "1")
+    monkeypatch.setenv("RLT_REFINE_COMPLETION_PRICE", "1000")
+    (line,) = [
+        each
+        for each in rlt_inside(*command).stdout.splitlines()
+        if each.startswith("endpoint-generation[endpoint_teacher]@0: ")
+    ]
+    assert "200 requests" in line and "10 k of answers (10.0" in line, line
+    assert "at most 200 k of answers (200" in line, line
+    rows = json.loads(rlt_inside(*command, "--json").stdout)
+    asked = {row["stage"]: row["estimate"]["requests"] for row in rows}
+    assert asked["endpoint-generation"]["count"] == 200
+    assert asked["endpoint-generation"]["limit"] == 1000
+    assert asked["trace-refinement"]["count"] > 0 and asked["trace-scoring"] is None
+
+
 def test_json_carries_estimates(rlt_inside, store):
     shown = rlt_inside("plan", "--profile", "paper-7b", "--store", store, "--json")
     nodes = {node["name"]: node for node in json.loads(shown.stdout)}

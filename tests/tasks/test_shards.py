@@ -41,6 +41,9 @@ class Work:
     def is_committed(self) -> bool:
         return self.committed
 
+    def allowance(self) -> None:
+        return None
+
     def compute(self, items: Sequence[str], progress: Progress) -> list[dict[str, Any]]:
         time.sleep(0.01)
         self.mine += items

@@ -50,7 +50,7 @@ def test_a_store_of_the_first_release_is_read(store: Store) -> None:
 def test_its_unfinished_work_goes_on(store: Store) -> None:
     work = store.workspace("bcf33de241277b68")
     assert work.parts("shards") == ["8-000000"]
-    assert work.manifest("shards", "8-000000") == {"machine": 0, "seconds": 1.5}
+    assert work.metrics("shards")["8-000000"] == {"machine": 0, "seconds": 1.5}
     assert (work.path("shards", "8-000000") / "traces.txt").read_text() == "a shard"
 
 

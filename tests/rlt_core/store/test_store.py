@@ -164,7 +164,7 @@ def test_a_part_exists_once_committed(store: Store) -> None:
     assert work.parts("shards") == []
     work.commit("shards", "00001", rows=3)
     assert work.parts("shards") == ["00001"]
-    assert work.manifest("shards", "00001") == {"rows": 3}
+    assert work.metrics("shards")["00001"] == {"rows": 3}
     assert (work.path("shards", "00001") / "part").read_text() == "half"
     work.remove("shards", "00001")
     assert work.parts("shards") == []
