@@ -37,7 +37,11 @@ def run_here(plan: Plan, executor: Executor, reporter: Reporter) -> dict[str, Ou
         outcomes.update(run_plan(plan, [[spec] for spec in plan.specs()], executor, reporter))
         return state_of(outcomes)
 
-    graph(plan.target, plan.profile, list(plan.overrides), plan.root, return_state=True)
+    state: State[Any] = graph(
+        plan.target, plan.profile, list(plan.overrides), plan.root, return_state=True
+    )
+    if not outcomes:
+        state.result()  # raises the loop's own error
     return outcomes
 
 
