@@ -107,6 +107,7 @@ def score(
     format = load_format(prompt_format)
     note = off_policy_note(kl, OFF_POLICY)
     print(note, file=sys.stderr)
+    from rlt_core.explanations import ModelPair
     from rlt_core.reward.replay import changed
     from tasks.score_file import Scoring
 
@@ -115,12 +116,11 @@ def score(
     spec = changed(REWARD_PRESETS[preset], changes)
     teacher_folder, teacher_name = model_folder("--teacher", teacher, store)
     student_folder, student_name = model_folder("--student", student, store)
-    scoring = Scoring(
-        teacher_folder, student_folder, input_, output, format, spec, dtype,
-        StageResources(device=device), allow_other_format, columns,
-        {"teacher": teacher_name, "student": student_name},
+    models = ModelPair(
+        teacher_folder, student_folder, format, spec, dtype, StageResources(device=device),
+        allow_other_format, {"teacher": teacher_name, "student": student_name},
     )  # fmt: skip
-    table = _score(scoring, quiet=as_json)
+    table = _score(Scoring(models, input_, output, columns), quiet=as_json)
     _show(table, output, {"kl": kl, "kl_note": note}, as_json)
 
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from flows.cli.app import app
 from rlt_core.config import RewardSpec, ScratchModel, StageResources
 from rlt_core.errors import Stopped, UserError
+from rlt_core.explanations import ModelPair
 from rlt_core.models import load_model, load_tokenizer, new_model, save_model, tiny_tokenizer
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import FOLDER, RECORD, load_format, record_format
@@ -57,10 +58,9 @@ def call(models: tuple[str | Path, Path], *options: str) -> Any:
 
 
 def scoring(models: tuple[Path, Path], source: Path, output: Path, size: int = 64) -> Scoring:
-    return Scoring(
-        *models, source, output, load_format("rlt"), RewardSpec(), "float32",
-        StageResources(device="cpu", shard_questions=size),
-    )  # fmt: skip
+    resources = StageResources(device="cpu", shard_questions=size)
+    pair = ModelPair(*models, load_format("rlt"), RewardSpec(), "float32", resources)
+    return Scoring(pair, source, output)
 
 
 def test_a_row_out_for_a_row_in(models: tuple[Path, Path], tmp_path: Path) -> None:
