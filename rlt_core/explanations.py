@@ -1,23 +1,45 @@
-"""Score explanations by any two local models, without a store."""
+"""Score explanations by any two models; the result needs no store."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from rlt_core.config import DType, RewardSpec, StageResources
-from rlt_core.data.imports import ExplanationRow
+import pyarrow as pa
+from pydantic import TypeAdapter, ValidationError
+
+from rlt_core.config import (
+    ArtifactModel,
+    DType,
+    FolderModel,
+    ModelSource,
+    RewardSpec,
+    ScratchModel,
+    StageResources,
+)
+from rlt_core.data.imports import ExplanationRow, explanations_of
+from rlt_core.errors import UserError
 from rlt_core.hf_hub import folder_digest
-from rlt_core.models import on_device, try_folder, try_loading
+from rlt_core.models import local_folder, on_device, try_folder, try_loading
 from rlt_core.progress import Progress
-from rlt_core.prompts.format import RECORD, PromptFormat, Role, require_format
+from rlt_core.prompts.format import RECORD, PromptFormat, Role, load_format, require_format
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.scoring import ContextBuilder, score_contexts
+from rlt_core.sql.schemas import SCORES
 from rlt_core.stages import STAGES
+from rlt_core.store import Store
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+GIVEN = ("trace_id", "question_id", "seed", "teacher", "student", "sample", "closed")
+"""Columns of `scores` that say which explanation it is, not how it scored."""
+MEASURED = [f.name for f in SCORES if f.name not in GIVEN and not pa.types.is_list(f.type)]
 Row = dict[str, Any]
 Scorer = Callable[[Sequence[ExplanationRow], Progress], list[Row]]
 """Scores explanations, all of a question together: they are ranked."""
@@ -110,3 +132,74 @@ class ModelPair:
 
 def _positions(model: Any) -> int:
     return int(model.config.get_text_config().max_position_embeddings)
+
+
+def score_explanations(
+    rows: pd.DataFrame | Iterable[Mapping[str, Any]],
+    teacher: str | Path,
+    student: str | Path,
+    *,
+    prompt_format: str = "rlt",
+    reward: RewardSpec | None = None,
+    dtype: DType = "float32",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    allow_other_format: bool = False,
+    columns: Mapping[str, str] | None = None,
+    store: str | None = None,
+) -> pd.DataFrame:
+    """Return the rows with reward, parts, baselines, diagnostics, and rank within their question.
+
+    `rows` have `question`, `solution`, `explanation` and optionally `closed`, or `columns` maps
+    these to their names. `teacher` and `student` are named as in `rlt score`; `store`: where names
+    are looked up, by default RLT_STORE. `reward`: by default the paper's, with the KL over the
+    whole vocabulary, since the teacher did not sample the explanations.
+
+    Raises UserError for rows, models or formats that cannot be used.
+    """
+    import pandas as pd
+
+    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+    format = load_format(prompt_format)
+    records: list[Any] = frame.to_dict("records")
+    found = explanations_of(records, format, columns)
+    place = store or os.environ.get("RLT_STORE", "rlt-store")
+    with TemporaryDirectory() as folder:
+        teacher_folder, student_folder = (
+            named_model(role, str(name), lambda: Store(place), Path(folder))[0]
+            for role, name in (("teacher", teacher), ("student", student))
+        )
+        spec, resources = reward or RewardSpec(kl="full"), StageResources(device=device)
+        pair = ModelPair(
+            teacher_folder, student_folder, format, spec, dtype, resources, allow_other_format
+        )
+        scored = pair.scorer()(found, Progress())
+    return frame.assign(**{name: [row[name] for row in scored] for name in MEASURED})
+
+
+def named_model(
+    role: str, name: str, open_store: Callable[[], Store], out: Path
+) -> tuple[Path, str]:
+    """Return the folder and the name of a model: a folder, a source such as `hub:org/name@commit`
+    or `package:name`, which may be converted below `out`, or an artifact by its name or key.
+
+    Raises UserError, which begins with the role, if there is none.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder, folder.name
+    try:
+        source: ModelSource = TypeAdapter(ModelSource).validate_python(name)
+    except ValidationError:
+        source = ArtifactModel(name=name)
+    try:
+        match source:
+            case FolderModel(path=path) if Path(path).is_dir():
+                return Path(path), Path(path).name
+            case FolderModel() | ScratchModel():
+                raise UserError("no model can be read from it")
+            case ArtifactModel():
+                store = open_store()
+                return store.intact(store.find_model(source.name)) / "model", source.name
+        return local_folder(source, out), name
+    except UserError as error:
+        raise UserError(f"{role} {name}: not a model folder, and {error}") from None

@@ -38,7 +38,15 @@ from rlt_core.config import (
 )
 from rlt_core.environment import disk_space
 from rlt_core.errors import UserError
-from rlt_core.hf_hub import MODEL_FILES, check_weights, model_files, package_gguf, snapshot
+from rlt_core.hf_hub import (
+    MODEL_FILES,
+    UNPINNED,
+    check_weights,
+    model_files,
+    package_gguf,
+    pinned,
+    snapshot,
+)
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.scoring.trial import check_rows, try_model, try_tokenizer
 
@@ -247,6 +255,18 @@ def import_model(source: ModelSource, out: Path) -> dict[str, float]:
     _neutralise(out)
     model = try_loading(out, "auto", tokenizer, chats, name)
     return {"parameters": model.num_parameters(), "system_turns": float(chats.takes_system)}
+
+
+def local_folder(source: HubModel | PackageModel, out: Path) -> Path:
+    """Return the folder of a model that is not tested: in the hub's cache, or one below `out`, into
+    which a package's is converted. Raises UserError."""
+    if isinstance(source, HubModel):
+        commit = pinned(source.repo, source.revision, "model")
+        return _snapshot(source.replaced(revision=None if commit == UNPINNED else commit))
+    folder = out / source.package
+    if not folder.exists():
+        _convert_gguf(package_gguf(source.package), folder)
+    return folder
 
 
 def try_folder(folder: Path, name: str) -> tuple[PreTrainedTokenizerFast, Chats]:

@@ -108,21 +108,6 @@ def is_there(store: Store) -> bool:
     return Path(files.root).exists() if files.is_local else bool(files.listed(""))
 
 
-def model_folder(option: str, model: str, store: str) -> tuple[Path, str]:
-    """Return a model folder and its name: the folder named, or an artifact's by name or key.
-
-    Raises UserError, which begins with the option, if there is neither.
-    """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder, folder.name
-    try:
-        opened = existing_store(store)
-        return opened.intact(opened.find_model(model)) / "model", model
-    except UserError as error:
-        raise UserError(f"{option} {model}: not a model folder, and {error}") from None
-
-
 def check_output(output: Path, suffixes: Sequence[str] = (".parquet",)) -> None:
     """Raise UserError, before the work, for an --output that cannot be written."""
     if output.suffix not in suffixes:

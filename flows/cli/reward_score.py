@@ -1,4 +1,4 @@
-"""`rlt reward score`: score any explanations with any two local models."""
+"""`rlt score`, also `rlt reward score`: score any explanations with any two models."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -18,7 +19,7 @@ from flows.cli.options import (
     JsonOption,
     StoreOption,
     check_output,
-    model_folder,
+    existing_store,
 )
 from flows.cli.progress import progress_bar
 from flows.cli.tables import line, new_table, table_console
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from tasks.score_file import Scoring
 
+MODEL = "a folder, a name in the store, hub:org/name@commit or package:name"
 OFF_POLICY = "they come from a file"
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl"}
 SHOWN_ROWS = 3
@@ -63,11 +65,21 @@ FieldOption = Annotated[
     list[str] | None,
     typer.Option(metavar="FIELD=COLUMN", help="Column of a field, e.g. question=problem."),
 ]
+KLOption = Annotated[
+    KLEstimator | None,
+    typer.Option(
+        help="KL estimator; by default full, or k3 with --alignment text. k1 is valid for the "
+        "teacher's own samples only."
+    ),
+]
+AlignmentOption = Annotated[
+    Literal["ids", "text"], typer.Option(help="text: the models may have different tokenizers.")
+]
 
 
 def score(
-    teacher: Annotated[str, typer.Option(help="Teacher: a model folder, or a model in the store.")],
-    student: Annotated[str, typer.Option(help="Student: a model folder, or a model in the store.")],
+    teacher: Annotated[str, typer.Option(metavar="MODEL", help=f"Teacher: {MODEL}.")],
+    student: Annotated[str, typer.Option(metavar="MODEL", help=f"Student: {MODEL}.")],
     input_: InputOption,
     output: OutputOption,
     field: FieldOption = None,
@@ -82,10 +94,8 @@ def score(
     ] = "paper",
     alpha: Annotated[float | None, typer.Option(help="Weight of the worst token.")] = None,
     kl_weight: Annotated[float | None, typer.Option("--lambda", help="Weight of r_KL.")] = None,
-    kl: Annotated[
-        KLEstimator,
-        typer.Option(help="KL estimator; k1 is valid for the teacher's own samples only."),
-    ] = "full",
+    kl: KLOption = None,
+    alignment: AlignmentOption = "ids",
     temperature: Annotated[
         float | None, typer.Option(help="Divisor of both models' logits.")
     ] = None,
@@ -105,22 +115,26 @@ def score(
     check_output(output, tuple(FORMATS))
     columns = _columns(field or [])
     format = load_format(prompt_format)
+    kl = kl or ("k3" if alignment == "text" else "full")
     note = off_policy_note(kl, OFF_POLICY)
     print(note, file=sys.stderr)
-    from rlt_core.explanations import ModelPair
+    from rlt_core.explanations import ModelPair, named_model
     from rlt_core.reward.replay import changed
     from tasks.score_file import Scoring
 
-    given = {"alpha": alpha, "kl_weight": kl_weight, "kl": kl, "temperature": temperature}
+    given = {"alpha": alpha, "kl_weight": kl_weight, "temperature": temperature}
     changes = {name: value for name, value in given.items() if value is not None}
-    spec = changed(REWARD_PRESETS[preset], changes)
-    teacher_folder, teacher_name = model_folder("--teacher", teacher, store)
-    student_folder, student_name = model_folder("--student", student, store)
-    models = ModelPair(
-        teacher_folder, student_folder, format, spec, dtype, StageResources(device=device),
-        allow_other_format, {"teacher": teacher_name, "student": student_name},
-    )  # fmt: skip
-    table = _score(Scoring(models, input_, output, columns), quiet=as_json)
+    spec = changed(REWARD_PRESETS[preset], changes | {"kl": kl, "alignment": alignment})
+    with TemporaryDirectory() as folder:
+        (teacher_folder, teacher_name), (student_folder, student_name) = (
+            named_model(option, name, lambda: existing_store(store), Path(folder))
+            for option, name in (("--teacher", teacher), ("--student", student))
+        )
+        models = ModelPair(
+            teacher_folder, student_folder, format, spec, dtype, StageResources(device=device),
+            allow_other_format, {"teacher": teacher_name, "student": student_name},
+        )  # fmt: skip
+        table = _score(Scoring(models, input_, output, columns), quiet=as_json)
     _show(table, output, {"kl": kl, "kl_note": note}, as_json)
 
 

@@ -19,7 +19,14 @@ from rlt_core.data.rawrow import (
     require_text,
     require_written,
 )
-from rlt_core.data.row_files import BadRow, NumberText, Record, read_all, value_of
+from rlt_core.data.row_files import (
+    BadRow,
+    NumberText,
+    Record,
+    first_line,
+    read_all,
+    value_of,
+)
 from rlt_core.data.sources import CHECKED_ROWS, PROGRESS_ROWS, read_trace_file, require_few
 from rlt_core.errors import UserError
 from rlt_core.grading import answer_of
@@ -218,19 +225,47 @@ def read_explanations(
     Raises UserError naming file, row, field and fix for the first bad row: row i of the scores must
     be row i of the file.
     """
+    convert = partial(
+        _explanation, format=format, names=_names(columns), name_it="--field {}=COLUMN"
+    )
+    return _numbered(read_all(path, convert))
+
+
+def explanations_of(
+    records: Iterable[Record], format: PromptFormat, columns: Mapping[str, str] | None = None
+) -> list[ExplanationRow]:
+    """Return `read_explanations` of rows in memory. Raises UserError for the first bad row."""
+    names, found = _names(columns), []
+    for number, record in enumerate(records, start=1):
+        try:
+            row = _explanation(number, record, format, names, "columns={{{!r}: COLUMN}}")
+        except BadRow as error:
+            raise UserError(f"row {number}: {first_line(error)}") from None
+        found.append(row)
+    if not found:
+        raise UserError("there is no row")
+    return _numbered(found)
+
+
+def _names(columns: Mapping[str, str] | None) -> dict[str, str]:
+    return {field: field for field in EXPLANATION_FIELDS} | dict(columns or {})
+
+
+def _numbered(rows: Iterable[ExplanationRow]) -> list[ExplanationRow]:
+    """Return the rows with their numbers among the explanations of their question."""
     samples: Counter[str] = Counter()
     found = []
-    names = {field: field for field in EXPLANATION_FIELDS} | dict(columns or {})
-    for row in read_all(path, partial(_explanation, format=format, names=names)):
+    for row in rows:
         found.append(replace(row, sample=samples[row.question_id]))
         samples[row.question_id] += 1
     return found
 
 
 def _explanation(
-    number: int, record: Record, format: PromptFormat, names: Mapping[str, str]
+    number: int, record: Record, format: PromptFormat, names: Mapping[str, str], name_it: str
 ) -> ExplanationRow:
-    question, solution, text = (_text(record, *each) for each in list(names.items())[:3])
+    """`name_it`: how the user names a column for the field {}."""
+    question, solution, text = (_text(record, *each, name_it) for each in list(names.items())[:3])
     require_written(RawRow(number, question, solution), format)
     for tag in (format.explanation_open, format.explanation_close):
         # It may contain any other tag.
@@ -245,14 +280,14 @@ def _explanation(
     return ExplanationRow(key, 0, question, solution, text, _closed(record, names["closed"]))
 
 
-def _text(record: Record, field: str, name: str) -> str:
+def _text(record: Record, field: str, name: str, name_it: str) -> str:
     try:
         value = value_of(record, name)
     except KeyError:
         raise BadRow(
             "missing",
             f"no field {name!r}; it has {', '.join(map(str, record))}: name the column with "
-            f"--field {field}=COLUMN",
+            f"{name_it.format(field)}",
         ) from None
     if field == "explanation" and value is None:
         value = record.get(name)  # it may be empty, or the text "none"

@@ -98,7 +98,8 @@ def changed(spec: RewardSpec, changes: Changes) -> RewardSpec:
         return RewardSpec.model_validate(spec.model_dump() | dict(changes))
     except ValidationError as error:
         problem = error.errors()[0]
-        raise UserError(f"reward.{problem['loc'][0]}: {problem['msg']}") from None
+        field = ".".join(map(str, ("reward", *problem["loc"])))
+        raise UserError(f"{field}: {problem['msg'].removeprefix('Value error, ')}") from None
 
 
 # ---------------------------------------------------------------- replay

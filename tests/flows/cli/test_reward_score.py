@@ -1,17 +1,22 @@
-"""`rlt reward score`: a row out for a row in, resumed where it was, mistakes in one line."""
+"""`rlt score`, `rlt reward score`, `score_explanations`: a row out for a row in, resumed where it
+was, mistakes in one line."""
 
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from flows.cli.app import app
+from rlt_core import score_explanations
 from rlt_core.config import RewardSpec, ScratchModel, StageResources
 from rlt_core.errors import Stopped, UserError
 from rlt_core.explanations import ModelPair
@@ -22,6 +27,7 @@ from rlt_core.reward.formula import reward_parts
 from rlt_core.sql.schemas import SCORES
 from rlt_core.store import Ref, Store
 from tasks.score_file import Scoring, score_file
+from tests.hub_cache import COMMIT
 from tests.tasks.nodes import committed
 
 ROWS = [
@@ -301,3 +307,93 @@ def test_a_model_of_another_format_is_refused_with_the_fix(
     )
     for more in (["--prompt-format", str(student / RECORD)], ["--allow-other-format"]):
         assert call(both, *options, *more).exit_code == 0
+
+
+def test_python_scores_rows_as_the_command_does(models: tuple[Path, Path], tmp_path: Path) -> None:
+    source, output = written(tmp_path / "rows.jsonl", ROWS), tmp_path / "scores.parquet"
+    files = ["-i", str(source), "-o", str(output)]
+    pair = ["--teacher", str(models[0]), "--student", str(models[1])]
+    done = CliRunner().invoke(app, ["score", *pair, *files])
+    assert done.exit_code == 0, done.output
+    expected = pq.read_table(output).to_pandas()
+    names = {"question": "problem", "solution": "meta.answer", "explanation": "text"}
+    given = pd.DataFrame(
+        [
+            {"problem": row["question"], "meta": {"answer": row["solution"]}, "id": number,
+             "text": row["explanation"], "closed": row.get("closed"), "reward": 7.0}
+            for number, row in enumerate(ROWS)
+        ],
+        index=[10 * number for number in range(len(ROWS))],
+    )  # fmt: skip
+    for found in (
+        score_explanations(ROWS, *models),
+        score_explanations(iter(ROWS), *map(str, models)),
+        score_explanations(given, *models, columns=names),
+    ):
+        for name in ("reward", "r_ss", "r_kl", "think_mean"):
+            assert found[name].to_numpy() == pytest.approx(
+                expected[name].to_numpy(), abs=1e-4, nan_ok=True
+            )
+        for name in ("rank", "status", "think_tokens", "penalty"):
+            assert found[name].tolist() == expected[name].tolist()
+    assert found.index.equals(given.index) and found["id"].equals(given["id"])
+    assert (given["reward"] == 7.0).all(), "the rows that were given stay as they were"
+    assert not {"student_think_logprobs", "trace_id"} & set(found.columns)
+    free = score_explanations(ROWS, *models, reward=RewardSpec(kl_weight=0))
+    scored = free["status"] == "scored"
+    assert (free["reward"] - free["r_ss"] - free["penalty"])[scored].abs().max() < 1e-9
+
+
+def test_python_names_a_bad_row_or_model(models: tuple[Path, Path], tmp_path: Path) -> None:
+    for rows, message in (
+        ([ROWS[0], {"solution": "2"}], "row 2: empty question"),
+        ([{"problem": "2"}], r"row 1: no field 'question'; .*columns=\{'question': COLUMN\}"),
+        ([], "there is no row"),
+    ):
+        with pytest.raises(UserError, match=message):
+            score_explanations(rows, *models)
+    store = str(tmp_path / "store")
+    for name, message in (
+        ("tiny/none", "teacher tiny/none: not a model folder, and no artifact"),
+        ("package:not_there", "not_there is not installed"),
+        ("folder:not_there", "no model can be read from it"),
+        ("hub:org/name", "no commit is pinned"),
+    ):
+        with pytest.raises(UserError, match=message):
+            score_explanations(ROWS, name, models[1], store=store)
+
+
+def test_a_model_of_the_hubs_cache_scores(
+    models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    shutil.copytree(models[0], tmp_path / "models--org--name" / "snapshots" / COMMIT)
+    rewards = [
+        score_explanations(ROWS[:2], teacher, models[1])["reward"].tolist()
+        for teacher in (models[0], f"hub:org/name@{COMMIT}", f"folder:{models[0]}")
+    ]
+    assert rewards[0] == rewards[1] == rewards[2]
+
+
+def test_models_of_two_tokenizers_score_by_text(models: tuple[Path, Path], tmp_path: Path) -> None:
+    other = folder(tmp_path / "other", 3, "r1")
+    source, output = written(tmp_path / "rows.jsonl", ROWS[:3]), tmp_path / "scores.parquet"
+    files = ["-i", str(source), "-o", str(output), "--alignment", "text"]
+    done = call((other, models[1]), *files)
+    assert done.exit_code == 0 and "r_KL by k3" in done.stderr, done.output
+    rewards = pq.read_table(output)["reward"].to_pylist()
+    spec = RewardSpec(kl="k3", alignment="text")
+    found = score_explanations(ROWS[:3], other, models[1], reward=spec)
+    assert found["reward"].tolist() == pytest.approx(rewards, abs=1e-4)
+    done = call(models, *files, "--kl", "full")
+    assert isinstance(done.exception, UserError)
+    assert "reward: kl=full compares whole vocabularies" in str(done.exception)
+
+
+def test_importing_the_package_imports_nothing_that_computes() -> None:
+    program = (
+        "import sys, rlt_core; rlt_core.__version__; "
+        "assert not {'torch', 'pandas', 'pyarrow', 'pydantic'} & set(sys.modules); "
+        "assert not hasattr(rlt_core, 'other')"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
