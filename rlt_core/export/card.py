@@ -159,12 +159,14 @@ def _repositories(found: Iterable[Origin], kind: str) -> list[str]:
 
 
 def _licence_fields(licences: Iterable[str]) -> dict[str, Any]:
-    """Return the fields for the sources' licences; none where nothing is known."""
-    named = (one for text in licences if text not in (UNKNOWN, OWN) for one in text.split(", "))
+    """Return the fields for the sources' licences; none where one of them is not known."""
+    named = [one for text in licences if text != OWN for one in text.split(", ")]
+    if not named or UNKNOWN in named:
+        return {}
     words = (re.sub(r"\b(the|licen[cs]e)\b", "", one.lower()).split() for one in named)
     ids = sorted({"-".join(each) for each in words})
     if all(LICENCE.fullmatch(one) for one in ids):
-        return {"license": ids[0] if len(ids) == 1 else ids} if ids else {}
+        return {"license": ids[0] if len(ids) == 1 else ids}
     return {"license": "other", "license_name": re.sub(r"[^a-z0-9.+]+", "-", "-".join(ids))}
 
 

@@ -166,7 +166,7 @@ class Renderer:
 
     def encode_block(self, text: str) -> list[int]:
         """Return the ids of an explanation or solution between its tags, under the padding rule."""
-        return self._without_padding(self.encode(text + self.missing_padding(text)))
+        return self._without_padding(self.encode(text + self.format.missing_padding(text)))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of a completion up to its first end of turn."""
@@ -199,15 +199,9 @@ class Renderer:
         return list(ids[:stop])
 
     # ------------------------------------------------------------ padding
-    def missing_padding(self, text: str) -> str:
-        """Return the part of the padding that a text does not end with yet."""
-        padding = self.format.padding
-        starts = range(len(padding), 0, -1)
-        return next((padding[n:] for n in starts if text.endswith(padding[:n])), padding)
-
     def _missing_behind(self, ids: Sequence[int]) -> str:
         size = len(self.format.padding.encode())
-        return self.missing_padding(self._text(ids[-size:])) if size else ""
+        return self.format.missing_padding(self._text(ids[-size:])) if size else ""
 
     def _without_padding(self, ids: list[int]) -> list[int]:
         """The ids without final tokens that are exactly the padding; all of them if the padding is

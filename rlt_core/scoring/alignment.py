@@ -147,8 +147,8 @@ def encoded_ends(renderer: Renderer, text: str) -> Ends:
     """Return the ends of the tokens of `renderer.encode_block(text)`."""
     block = renderer.encode_block(text)
     encoding = renderer.tokenizer(
-        text + renderer.missing_padding(text), add_special_tokens=False, split_special_tokens=True,
-        return_offsets_mapping=True,
+        text + renderer.format.missing_padding(text), add_special_tokens=False,
+        split_special_tokens=True, return_offsets_mapping=True,
     )  # fmt: skip
     offsets = encoding["offset_mapping"]
     ends = [end for _, end in offsets]
