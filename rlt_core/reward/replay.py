@@ -155,8 +155,8 @@ def _rewards(spec: RewardSpec, number: int) -> str:
     alpha, weight = literal(spec.alpha), literal(spec.kl_weight)
     think = arguments(spec, macros.THINK)
     return f"""
-        select *, case when by_teacher then rlt_total(r_ss, r_kl, penalty, {weight})
-          else r_ss + penalty end as new_reward
+        select *, case when by_teacher or status <> 'scored'
+          then rlt_total(r_ss, r_kl, penalty, {weight}) else r_ss + penalty end as new_reward
         from (
           select {KEYS}, reward as stored_reward, rank as stored_rank,
             scores_{number}.r_kl is not null as by_teacher,
