@@ -75,7 +75,8 @@ def in_shards(
     Processes of this machine and runs on others take shards by lease, so that another one takes the
     shard of a lost process. In the first run every process returns once the table is there, the
     other runs raise NoShardLeft. Shards that an earlier attempt committed are not computed again.
-    Raises Stopped between two shards, and UserError once the run's budget is used up.
+    Raises Stopped between two shards, and UserError once the run's budget is used up and nobody is
+    at a shard.
     """
     # The size is part of the name: another size cuts elsewhere.
     starts = {f"{size}-{start // size:06d}": start for start in range(0, len(items), size)}
@@ -86,21 +87,25 @@ def in_shards(
     allowance = ctx.allowance()
     while left := starts.keys() - set(ctx.work.parts(GROUP)):
         missing = _in_own_order(ctx, sorted(left, key=lambda name: (-longest[name], name)))
-        taken = 0
+        taken, spent = 0, None
         for name in missing:
             ctx.progress.check()
             if ctx.machine and ctx.is_committed():
                 raise NoShardLeft
+            if allowance and (spent := allowance.spent()):
+                break
             with suppress(_Taken), _taken(ctx, name):
                 start, done, began = starts[name], len(starts) - len(missing) + taken, monotonic()
-                if allowance and (spent := allowance.spent()):
-                    raise exhausted(spent, done, len(starts), "shards")
                 rows = compute(items[start : start + size], ctx.progress.part(done, len(starts)))
                 write_rows(ctx.work.begin(GROUP, name) / f"{table}.parquet", table, rows)
                 tokens = sum(row.get("completion_tokens") or 0 for row in rows)
                 took = {"seconds": monotonic() - began, "completion_tokens": tokens}
                 ctx.work.commit(GROUP, name, machine=ctx.machine, **took)
                 taken += 1
+        if spent and not any(ctx.work.is_leased(GROUP, name) for name in missing):
+            done = len(starts.keys() & set(ctx.work.parts(GROUP)))
+            if done < len(starts):
+                raise exhausted(spent, done, len(starts), "shards")
         if not taken:
             sleep(POLL_S)
     if ctx.machine:

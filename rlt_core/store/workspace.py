@@ -53,6 +53,10 @@ class Workspace:
         """Return the lease of a part that several processes may compute."""
         return Lease(self._files, f"{self._key}/{group}/{name}", waiting=waiting)
 
+    def is_leased(self, group: str, name: str) -> bool:
+        """Whether a process is at a part."""
+        return Lease.holder(self._files, f"{self._key}/{group}/{name}") is not None
+
     def _read(self, group: str, names: Iterable[str]) -> dict[str, _Part]:
         """Return those of these parts that are committed."""
         paths = {self._manifest_path(group, name): name for name in names}

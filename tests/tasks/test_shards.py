@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from rlt_core.errors import Stopped
+from rlt_core.errors import Stopped, UserError
 from rlt_core.progress import Progress
 from rlt_core.rows import read_rows, write_rows
 from rlt_core.store import Store, Workspace
@@ -37,12 +37,17 @@ class Work:
     progress: Progress = field(default_factory=Progress)
     committed: bool = False
     mine: list[str] = field(default_factory=list)
+    shards: int | None = None
+    """Shards until nothing is left of the budget."""
 
     def is_committed(self) -> bool:
         return self.committed
 
-    def allowance(self) -> None:
-        return None
+    def allowance(self) -> Work | None:
+        return self if self.shards is not None else None
+
+    def spent(self) -> str | None:
+        return "all" if len(self.mine) >= SIZE * (self.shards or 0) else None
 
     def compute(self, items: Sequence[str], progress: Progress) -> list[dict[str, Any]]:
         time.sleep(0.01)
@@ -142,6 +147,35 @@ def test_a_shard_that_another_is_at_is_waited_for(machine: Callable[..., Work]) 
     holder.join(20)
     assert first.table() == ITEMS
     assert not set(first.mine) & set(others)
+
+
+def test_a_budget_that_is_used_up_waits_for_the_shards_under_way(
+    machine: Callable[..., Work],
+) -> None:
+    first, second = machine(0, shards=3), machine(1, shards=2)
+    release, failed = threading.Event(), []
+
+    def slow(items: Sequence[str], progress: Progress) -> list[dict[str, Any]]:
+        release.wait(20)
+        return second.compute(items, progress)
+
+    def share() -> None:
+        try:
+            in_shards(second, "dropped", ITEMS, SIZE, slow)
+        except UserError as error:
+            failed.append(str(error))
+
+    helper = threading.Thread(target=share)
+    helper.start()
+    threading.Timer(1.5, release.set).start()
+    with pytest.raises(UserError, match=r"^all; \d of 12 shards are done and saved"):
+        first.run()
+    assert release.is_set(), "the other's shard is finished"
+    helper.join(20)
+    assert len(first.work.parts(GROUP)) == 5 and len(failed) == 1
+    first.shards = 20
+    first.run()
+    assert first.table() == ITEMS and len(first.mine) + len(second.mine) == len(ITEMS)
 
 
 def test_a_stop_request_ends_the_wait(machine: Callable[..., Work]) -> None:
