@@ -1,7 +1,6 @@
-"""Traces written by an LLM behind an OpenAI-compatible endpoint: requests, answers, tables.
+"""Requests to an LLM behind an OpenAI-compatible endpoint, and its answers.
 
 Requests run with bounded concurrency, at a limited rate, and are retried after transient faults.
-Every answer is committed when it arrives, so a later attempt asks only for what is missing.
 """
 
 from __future__ import annotations
@@ -13,29 +12,20 @@ import os
 import random
 import re
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import Any
 
 import openai
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from rlt_core.budget import Allowance, exhausted, tokens_of
 from rlt_core.config.endpoint import ChatConfig, Endpoint
-from rlt_core.data.imports import text_columns
 from rlt_core.errors import UserError
 from rlt_core.progress import Progress
-from rlt_core.prompts.format import PromptFormat
-from rlt_core.prompts.renderer import Renderer
-from rlt_core.rows import write_tables
 from rlt_core.secrets import masked
-from rlt_core.store import Workspace
 
 KEY = "RLT_REFINE_KEY"
 """Environment variable with the endpoint's API key; unset for a server that needs none."""
@@ -46,7 +36,9 @@ LONGEST_RETRY_AFTER_S = 600.0
 GRACE_S = 5.0
 """Time that active requests have to finish when the work ends early; their answers are kept."""
 POLL_S = 0.2
-GROUP, FILE = "responses", "answers.jsonl"
+LIMIT = "max_tokens"
+"""Reasoning models of OpenAI refuse this field, and take `max_completion_tokens` in its place:
+https://platform.openai.com/docs/api-reference/chat/create."""
 CODES = (
     "content_filter", "content_policy_violation", "context_length_exceeded", "insufficient_quota",
     "invalid_request_error", "model_not_found", "rate_limit_exceeded", "server_error",
@@ -57,12 +49,11 @@ the key in any spelling."""
 FIXES = {
     "seed": " (it refuses `seed`: null sends none)",
     "top_p": " (it refuses `top_p`: 1 is not sent)",
+    "max_tokens": " (it refuses this `max_tokens`: try less)",
+    "temperature": " (it refuses this `temperature`: try 1)",
 }
 """What helps where an error names this field of a request."""
-REASONS = ("refused", "empty", "cut", "tagged", "rejected")
-"""Why a trace has no usable answer."""
 
-Row = dict[str, Any]
 ChatRequest = dict[str, Any]
 """Arguments of a chat completion."""
 
@@ -105,179 +96,6 @@ def hash_of(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def fault_of(answer: ChatAnswer, format: PromptFormat) -> tuple[str, str] | None:
-    """Return why an answer cannot be used (one of REASONS) and a detail; None if it can be."""
-    if answer.rejected is not None:
-        return "rejected", answer.rejected
-    if answer.refusal or answer.finish_reason == "content_filter":
-        return "refused", answer.refusal or "content filter"
-    if answer.finish_reason == "length":
-        return "cut", "max_tokens reached"
-    if not answer.text.strip():
-        return "empty", f"finish reason {answer.finish_reason}"
-    found = [tag for tag in format.tags if tag in answer.text]
-    return ("tagged", f"it contains {found[0]}") if found else None
-
-
-def saved_answers(work: Workspace) -> dict[str, ChatAnswer]:
-    """Return the answers that earlier attempts got, by the hash of the request."""
-    found = {}
-    for name in work.parts(GROUP):
-        text = (work.path(GROUP, name) / FILE).read_text()
-        for line in text.split("\n")[:-1]:  # not splitlines: JSON keeps U+2028 as it is
-            answer = ChatAnswer.model_validate_json(line)
-            found[answer.request] = answer
-    return found
-
-
-def save(work: Workspace, answers: Sequence[ChatAnswer]) -> None:
-    """Commit answers. Those to rejected requests are not saved: a later attempt asks again."""
-    lasting = [answer for answer in answers if answer.rejected is None]
-    if lasting:
-        # A request is answered once, so its hash names the part.
-        name = lasting[0].request[:16]
-        lines = "".join(answer.model_dump_json() + "\n" for answer in lasting)
-        (work.begin(GROUP, name) / FILE).write_text(lines)
-        work.commit(GROUP, name, **usage(lasting))
-
-
-@dataclass(frozen=True)
-class WantedTrace:
-    """A trace that an LLM is to write."""
-
-    row: Row
-    """Its columns of `traces` that do not depend on the answer."""
-    question: Row
-    request: ChatRequest
-    hash: str
-    """Of the request; traces with the same one share an answer."""
-
-
-class WantedTraces:
-    """The traces of one artifact, and how the answers to their requests become tables."""
-
-    def __init__(
-        self, stage: str, config: ChatConfig, renderer: Renderer, traces: Sequence[WantedTrace]
-    ) -> None:
-        if not traces:
-            raise UserError(f"{stage}: there is no trace to be written; its input is empty")
-        self.stage, self.config, self.renderer, self.traces = stage, config, renderer, traces
-        self.by_hash = {trace.hash: trace for trace in traces}
-        self.sharing = Counter(trace.hash for trace in traces)
-        self.answers: dict[str, ChatAnswer] = {}
-        self.used, self.unusable = Counter(usage([])), 0
-
-    def write(
-        self,
-        work: Workspace,
-        endpoint: Endpoint,
-        out: Path,
-        progress: Progress,
-        allowance: Allowance | None = None,
-    ) -> dict[str, float]:
-        """Get an answer to each request and write the tables `traces` and `dropped`; return the
-        stage's metrics.
-
-        Raises UserError as soon as more traces than `max_dropped` have no usable answer, or the
-        budget is used up.
-        """
-        asked = self._ask(work, endpoint, progress, allowance)
-        dropped = self._dropped()
-        left_out = {row["row"] for row in dropped}
-        kept = (
-            self._trace(trace, self.answers[trace.hash].text.strip())
-            for number, trace in enumerate(self.traces, 1)
-            if number not in left_out
-        )
-        counted = write_tables(out, traces=kept, dropped=dropped)
-        reasons = Counter(row["reason"] for row in dropped)
-        cost = endpoint.cost(self.used["prompt_tokens"], self.used["completion_tokens"])
-        return {
-            **counted,
-            **{reason: reasons[reason] for reason in REASONS},
-            "requests": len(self.by_hash),
-            "asked_now": asked,
-            **self.used,
-            **({} if cost is None else {"cost": cost}),
-        }
-
-    def _ask(
-        self, work: Workspace, endpoint: Endpoint, progress: Progress, allowance: Allowance | None
-    ) -> int:
-        """Get the answers that earlier attempts have not saved; return how many these are."""
-
-        def keep(new: list[ChatAnswer]) -> None:
-            save(work, new)
-            self._add(new)
-            progress.report(len(self.answers), len(self.by_hash), {})
-
-        def spent() -> str | None:
-            if allowance and self.used["without_usage"]:
-                raise UserError(
-                    f"{endpoint.base_url} does not say how many tokens an answer took, so that no "
-                    "budget can be kept: leave out resources.budget_tokens and "
-                    "resources.budget_usd (n_questions limits the requests)"
-                )
-            return allowance.spent(tokens_of(self.used)) if allowance else None
-
-        self._add(saved_answers(work).values())
-        asked = {
-            hash: trace.request for hash, trace in self.by_hash.items() if hash not in self.answers
-        }
-        if asked:
-            ask_all(asked, endpoint, keep, progress, lambda: spent() is None)
-        if unanswered := len(self.by_hash) - len(self.by_hash.keys() & self.answers.keys()):
-            total = len(self.by_hash)
-            raise exhausted(str(spent()), total - unanswered, total, "requests")
-        return len(asked)
-
-    def _add(self, new: Collection[ChatAnswer]) -> None:
-        """Count answers. Raises UserError if too many traces have no usable one."""
-        self.used.update(usage(new))
-        for answer in new:
-            self.answers[answer.request] = answer
-            if fault := fault_of(answer, self.renderer.format):
-                self.unusable += self.sharing[answer.request]
-                self._require_few(answer, fault)
-
-    def _require_few(self, last: ChatAnswer, fault: tuple[str, str]) -> None:
-        if self.unusable > self.config.max_dropped * len(self.traces):
-            raise UserError(
-                f"{self.stage}: {self.unusable} of {len(self.traces)} traces have no usable "
-                f"answer, more than max_dropped = {self.config.max_dropped:g}; the last: "
-                f"{fault[0]}, {self.by_hash[last.request].row['trace_id']}: {fault[1]}"
-            )
-
-    def _dropped(self) -> list[Row]:
-        """Return rows of the table `dropped`: traces whose answers cannot be used."""
-        return [
-            {
-                "row": number,
-                "question_id": trace.row["question_id"],
-                "reason": fault[0],
-                "detail": f"{trace.row['trace_id']}: {fault[1]}",
-            }
-            for number, trace in enumerate(self.traces, 1)
-            if (fault := fault_of(self.answers[trace.hash], self.renderer.format))
-        ]
-
-    def _trace(self, trace: WantedTrace, text: str) -> Row:
-        return trace.row | text_columns(trace.question, text, self.renderer)
-
-
-def usage(answers: Collection[ChatAnswer]) -> dict[str, int]:
-    """Return the tokens that answers took, and how many of the answers do not say so."""
-    answered = [answer for answer in answers if answer.rejected is None]
-    return {
-        "prompt_tokens": sum(answer.prompt_tokens or 0 for answer in answered),
-        "completion_tokens": sum(answer.completion_tokens or 0 for answer in answered),
-        "without_usage": sum(answer.prompt_tokens is None for answer in answered),
-    }
-
-
-# ---------------------------------------------------------------- the endpoint
-
-
 def ask_all(
     requests: Mapping[str, ChatRequest],
     endpoint: Endpoint,
@@ -313,6 +131,8 @@ class _Client:
     ) -> None:
         self.endpoint, self.keep, self.progress, self.allowed = endpoint, keep, progress, allowed
         self.key = _key()
+        self.limit = LIMIT
+        """The endpoint's name of this field."""
         self.next_slot = 0.0
         """Monotonic time in seconds before which nothing is sent."""
 
@@ -358,9 +178,13 @@ class _Client:
     async def _ask(self, client: openai.AsyncOpenAI, hash: str, request: ChatRequest) -> ChatAnswer:
         for tried in range(self.endpoint.retries + 1):
             await self._slot()
+            sent = {self.limit if name == LIMIT else name: it for name, it in request.items()}
             try:
-                return _answer(hash, await client.chat.completions.create(**request))
+                return _answer(hash, await client.chat.completions.create(**sent))
             except (openai.APIConnectionError, openai.APIStatusError, ValueError) as error:
+                if LIMIT in sent and _refuses_field(error, LIMIT):
+                    self.limit = "max_completion_tokens"
+                    return await self._ask(client, hash, request)
                 if rejected := self._rejection(error, request):
                     return ChatAnswer(request=hash, rejected=rejected)
                 if tried == self.endpoint.retries:
@@ -409,6 +233,12 @@ class _Client:
             )
         # The limit belongs to the key, so it holds for all requests.
         self.next_slot = max(self.next_slot, time.monotonic() + told)
+
+
+def _refuses_field(error: Exception, name: str) -> bool:
+    """Whether the endpoint does not know a field, whatever its value."""
+    unknown = getattr(error, "code", None) == "unsupported_parameter"
+    return unknown and getattr(error, "param", None) == name
 
 
 def _said(error: Exception) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rlt_core.config.endpoint import Endpoint, EndpointTeacherConfig
 from rlt_core.data.trace_selection import choose
-from rlt_core.endpoint import Row, WantedTrace, WantedTraces, chat_request, hash_of
+from rlt_core.endpoint import chat_request, hash_of
+from rlt_core.llm_traces import Row, WantedTrace, WantedTraces
 from rlt_core.rows import read_rows
 from rlt_core.stages import EndpointGenerationConfig
 from tasks.stage import StageContext

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from rlt_core.config.endpoint import Endpoint
-from rlt_core.endpoint import WantedTrace, WantedTraces, chat_request, hash_of
+from rlt_core.endpoint import chat_request, hash_of
 from rlt_core.errors import UserError
+from rlt_core.llm_traces import WantedTrace, WantedTraces
 from rlt_core.stages import TraceRefinementConfig
 from tasks.stage import StageContext
 

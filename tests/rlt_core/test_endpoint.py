@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
@@ -14,8 +15,9 @@ import pytest
 
 from rlt_core.config import ScratchModel
 from rlt_core.config.endpoint import Endpoint, RefinementConfig
-from rlt_core.endpoint import KEY, ChatAnswer, ask_all, chat_request, fault_of, hash_of
+from rlt_core.endpoint import FIXES, KEY, ChatAnswer, ask_all, chat_request, hash_of
 from rlt_core.errors import Stopped, UserError
+from rlt_core.llm_traces import fault_of
 from rlt_core.models import new_model, save_model, tiny_tokenizer
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import load_format
@@ -82,6 +84,30 @@ def test_what_no_retry_fixes_is_requested_once(status: int, said: str) -> None:
         ask(server.url)
     assert said in str(raised.value) and SECRET not in str(raised.value)
     assert len(server.seen) == 1
+
+
+def refusal(field: str, code: str = "unsupported_parameter") -> Reply:
+    said = {"error": {"message": "no", "code": code, "param": field}}
+    return 400, {}, json.dumps(said).encode()
+
+
+def test_a_limit_of_another_name_is_sent_where_the_endpoint_wants_it() -> None:
+    def reply(n: int, body: dict[str, Any]) -> Reply:
+        return refusal("max_tokens") if "max_tokens" in body else completion("better")
+
+    with serve(reply) as server:
+        answers = ask(server.url, 3, concurrency=1, retries=0)
+        assert [answer.text for answer in answers] == ["better"] * 3
+        assert [body.get("max_completion_tokens") for body in server.seen] == [None] + [16384] * 3
+    assert {answer.request for answer in answers} == requests(3).keys()
+
+
+@pytest.mark.parametrize("field", ["seed", "top_p", "temperature", "max_tokens", "x"])
+def test_a_refused_value_is_named_with_the_fix(field: str) -> None:
+    with serve(lambda n, body: refusal(field, "unsupported_value")) as server:
+        (answer,) = ask(server.url)
+    assert answer.rejected and answer.rejected.startswith("400 unsupported_value")
+    assert (f"`{field}`" in answer.rejected) == (field in FIXES) and len(server.seen) == 1
 
 
 def test_no_server_listens() -> None:
