@@ -61,6 +61,10 @@ def smol_science() -> Config:
         student_grpo=StudentGRPOConfig(steps=10, **grpo),
         evaluation=EvaluationConfig(temperature=0.0, **sampling),
         resources=Resources(
-            micro_batch_size=8, tokens_per_batch=8192, shard_questions=20, checkpoint_every_steps=5
+            micro_batch_size=8, tokens_per_batch=10240, checkpoint_every_steps=20,
+            stages={
+                "teacher-grpo": {"checkpoint_every_steps": 5},
+                "student-grpo": {"checkpoint_every_steps": 5},
+            },
         ),
-    )
+    )  # fmt: skip
