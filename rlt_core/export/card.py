@@ -148,7 +148,7 @@ def _data_fields(facts: CardFacts, found: Sequence[Origin], scores: Sequence[Any
         source_datasets=_repositories(found, "data set") or ["original"],
         tags=TAGS,
         configs=[{"config_name": "default", "data_files": files}],
-        **_licence_fields(one.licence for one in found if one.kind == "data set"),
+        **_licence_fields(one.licence for one in found),
     ).to_yaml()
 
 
@@ -189,6 +189,9 @@ def _sources(store: Store, lineage: Iterable[Manifest]) -> Iterator[Origin]:
         imported = one.config.get("imported") or ""
         if one.stage == "base-model" and not imported.startswith("artifact:"):
             found[_model_source(imported)] = None
+        chat = one.config.get("teacher") or one.config.get("refinement") or {}
+        if "model" in chat:
+            found[Origin("model", f"endpoint:{chat['model']}", UNKNOWN)] = None
         if "questions" in one.tables:
             rows = read_rows(store.intact(one, ".parquet"), "questions", ["source", "licence"])
             for name, licence in sorted({(row["source"], row["licence"] or "") for row in rows}):

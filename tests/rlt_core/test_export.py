@@ -157,6 +157,20 @@ def test_the_datas_own_system_prompt_is_a_turn() -> None:
     assert [turn["role"] for turn in own.messages("q", "s", "t")] == ["user", "assistant"]
 
 
+def test_an_llm_that_wrote_traces_is_a_source(store: Store, tmp_path: Path) -> None:
+    traces = store.find(TRACES)
+    rows = read_rows(store.local(traces), "traces")
+    for number, section in enumerate(("teacher", "refinement")):
+        config = {"format": traces.config["format"], section: {"model": f"gpt-{number}"}}
+        inputs = {"questions": traces.inputs["questions"]}
+        ref = commit(
+            store, "traces", f"{number}" * 16, "traces", rows, config=config, inputs=inputs
+        )
+        export(store, tmp_path / section, ref.key)
+        card = (tmp_path / section / "README.md").read_text()
+        assert f"| model | endpoint:gpt-{number} | unknown |" in card and "\nlicense" not in card
+
+
 def test_licences_are_the_hubs_identifiers_or_other() -> None:
     for name in ("apache-2.0", "mit", "cc-by-nc-sa-4.0", "llama3.2", "bsd-3-clause", "cc0-1.0"):
         assert LICENCE.fullmatch(name), name
