@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
+from transformers.utils import logging
 
 from rlt_core.config import (
     ArtifactModel,
@@ -184,6 +185,8 @@ def named_model(
 
     Raises UserError, which begins with the role, if there is none.
     """
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder, folder.name

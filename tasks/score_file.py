@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from transformers.utils import logging
 
 from rlt_core.data.imports import EXPLANATION_FIELDS, ExplanationRow, read_explanations
 from rlt_core.explanations import ModelPair
@@ -61,8 +60,6 @@ def score_file(
     Raises UserError for bad rows, a folder that is no model, and models of different vocabularies;
     Stopped on request.
     """
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     models = scoring.models
     rows = list(enumerate(read_explanations(scoring.input, models.format, scoring.columns)))
     by_question: dict[str, list[Numbered]] = {}
