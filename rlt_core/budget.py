@@ -12,7 +12,7 @@ from rlt_core.config.endpoint import Prices
 from rlt_core.errors import UserError
 from rlt_core.store import Store
 
-GROUPS = ("shards", "responses")
+SHARDS, RESPONSES = "shards", "responses"
 """Groups of a workspace whose parts say what they took."""
 PAUSE = 20
 """The other nodes are read again after this many times as long as reading them took."""
@@ -73,10 +73,11 @@ class Allowance:
     def _of(self, key: str) -> Tokens:
         """Return the tokens of a node, by its manifest or by the parts in its workspace."""
         work = self._store.workspace(key)
-        for group in GROUPS:
+        parts: list[Mapping[str, float]] = []
+        for group in (SHARDS, RESPONSES):
             known = self._parts[key, group]
             known |= work.metrics(group, known)
-        parts = [part for group in GROUPS for part in self._parts[key, group].values()]
+            parts += known.values()
         made = self._store.manifest("traces", key)
         return sum(map(tokens_of, [made.metrics] if made else parts), Tokens())
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlt_core.budget import Allowance, exhausted, tokens_of
+from rlt_core.budget import RESPONSES, Allowance, exhausted, tokens_of
 from rlt_core.config.endpoint import ChatConfig, Endpoint
 from rlt_core.data.imports import text_columns
 from rlt_core.endpoint import ChatAnswer, ChatRequest, ask_all
@@ -22,7 +22,9 @@ from rlt_core.prompts.renderer import Renderer
 from rlt_core.rows import write_tables
 from rlt_core.store import Workspace
 
-GROUP, FILE = "responses", "answers.jsonl"
+FILE = "answers.jsonl"
+MOST = 8
+"""Requests that an endpoint may reject if it has answered none."""
 REASONS = ("refused", "empty", "cut", "tagged", "rejected")
 """Why a trace has no usable answer."""
 
@@ -46,8 +48,8 @@ def fault_of(answer: ChatAnswer, format: PromptFormat) -> tuple[str, str] | None
 def saved_answers(work: Workspace) -> dict[str, ChatAnswer]:
     """Return the answers that earlier attempts got, by the hash of the request."""
     found = {}
-    for name in work.parts(GROUP):
-        text = (work.path(GROUP, name) / FILE).read_text()
+    for name in work.parts(RESPONSES):
+        text = (work.path(RESPONSES, name) / FILE).read_text()
         for line in text.split("\n")[:-1]:  # not splitlines: JSON keeps U+2028 as it is
             answer = ChatAnswer.model_validate_json(line)
             found[answer.request] = answer
@@ -61,8 +63,8 @@ def save(work: Workspace, answers: Sequence[ChatAnswer]) -> None:
         # A request is answered once, so its hash names the part.
         name = lasting[0].request[:16]
         lines = "".join(answer.model_dump_json() + "\n" for answer in lasting)
-        (work.begin(GROUP, name) / FILE).write_text(lines)
-        work.commit(GROUP, name, **usage(lasting))
+        (work.begin(RESPONSES, name) / FILE).write_text(lines)
+        work.commit(RESPONSES, name, answers=len(lasting), **usage(lasting))
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ class WantedTraces:
         return len(asked)
 
     def _add(self, new: Collection[ChatAnswer]) -> None:
-        """Count answers. Raises UserError if too many traces have no usable one."""
+        """Count answers. Raises UserError if too many traces, or all, have no usable one."""
         self.used.update(usage(new))
         for answer in new:
             self.answers[answer.request] = answer
@@ -165,11 +167,14 @@ class WantedTraces:
                 self._require_few(answer, fault)
 
     def _require_few(self, last: ChatAnswer, fault: tuple[str, str]) -> None:
-        if self.unusable > self.config.max_dropped * len(self.traces):
+        many = self.unusable > self.config.max_dropped * len(self.traces)
+        rejected = all(answer.rejected is not None for answer in self.answers.values())
+        if many or self.unusable == len(self.traces) or (rejected and len(self.answers) >= MOST):
+            limit = f", more than max_dropped = {self.config.max_dropped:g}" if many else ""
             raise UserError(
                 f"{self.stage}: {self.unusable} of {len(self.traces)} traces have no usable "
-                f"answer, more than max_dropped = {self.config.max_dropped:g}; the last: "
-                f"{fault[0]}, {self.by_hash[last.request].row['trace_id']}: {fault[1]}"
+                f"answer{limit}; the last: {fault[0]}, "
+                f"{self.by_hash[last.request].row['trace_id']}: {fault[1]}"
             )
 
     def _dropped(self) -> list[Row]:

@@ -28,6 +28,7 @@ from flows.cli.tables import new_table, some, table_console
 from flows.cli.terminal import Console, print, print_data
 from flows.planning import Plan
 from flows.schedule import seen_seconds
+from rlt_core.budget import RESPONSES
 from rlt_core.config.endpoint import Prices
 from rlt_core.data.sources import found_layout
 from rlt_core.estimate import Machine, NodeEstimate, assumptions, describe_disk, disk_needed, short
@@ -173,20 +174,21 @@ def _formats(planned: Sequence[Planned]) -> list[str]:
 
 # ---------------------------------------------------------------- estimates
 def requests_of(plan: Plan) -> Iterator[str]:
-    """Yield what LLMs behind endpoints are asked for, and what that costs."""
+    """Yield what LLMs behind endpoints are still asked for, and what that costs."""
     prices = Prices.of_environment()
     for node in plan.missing:
         if not (asked := plan.estimates[node.key].requests):
             continue
-        prompts, answers, most = (
-            asked.count * each for each in (asked.prompt, asked.completion, asked.limit)
-        )
-        costs = prices.cost(prompts, answers), prices.cost(prompts, most)
+        saved = plan.store.workspace(node.key).metrics(RESPONSES).values()
+        done = sum(part.get("answers", 0) for part in saved)
+        tokens = [(asked.count - done) * n for n in (asked.prompt, asked.completion, asked.limit)]
+        costs = [prices.cost(tokens[0], answers) for answers in tokens[1:]]
         expected, longest = ("" if cost is None else f" ({cost:.4g})" for cost in costs)
+        prompts, answers, most = (short(n).strip() for n in tokens)
         yield (
-            f"{node.name}: {asked.count} requests, about {short(prompts).strip()} tokens of prompts"
-            f" and {short(answers).strip()} of answers{expected}, at most {short(most).strip()} of "
-            f"answers{longest}{'' if expected else '; no prices are set'}"
+            f"{node.name}: {asked.count} requests{f', {done} of them answered' if done else ''}, "
+            f"about {prompts} tokens of prompts and {answers} of answers{expected}, at most {most} "
+            f"of answers{longest}{'' if expected else '; no prices are set'}"
         )
 
 

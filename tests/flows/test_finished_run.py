@@ -109,7 +109,7 @@ def test_one_stage_alone_is_a_target(rlt: Rlt, smoke_store: Path) -> None:
 
 
 def test_an_llm_is_a_teacher_within_a_budget(
-    rlt: Rlt, store: Path, monkeypatch: pytest.MonkeyPatch
+    rlt: Rlt, rlt_inside: Rlt, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two seeds share the budget; each answer takes 15 tokens."""
     changes = [
@@ -127,6 +127,9 @@ def test_an_llm_is_a_teacher_within_a_budget(
         assert 4 <= len(server.seen) <= 5, "one request of each node may be under way"
         assert "tokens of resources.budget_tokens=60 are spent; " in first.stdout
         assert "Traceback" not in first.stdout + first.stderr
+        shown = rlt_inside("plan", *command[1:]).stdout
+        done = [int(n) for n in re.findall(r": 4 requests, (\d) of them answered", shown)]
+        assert sum(done) % 4 == len(server.seen) % 4, shown  # a node with all four is a hit
         last = rlt(*command, "--set", "resources.budget_tokens=120")
         assert last.returncode == 0, last.stdout + last.stderr
     seeds = [body["seed"] for body in server.seen]

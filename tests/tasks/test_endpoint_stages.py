@@ -124,6 +124,34 @@ def test_an_explanation_is_a_trace_of_each_sample(
     assert metrics["mean_tokens"] == sum(row["completion_tokens"] for row in rows) / 6
 
 
+@BOTH
+def test_an_endpoint_that_rejects_everything_is_soon_left_alone(
+    stage: str, tmp_path: Path, environment: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, Any] = {"n": 50} if stage == "endpoint-generation" else {}
+    node = spec(tmp_path, stage, max_dropped=1.0, **changes)
+    with serve(lambda n, body: error(400)) as server:
+        environment.setenv("RLT_REFINE_BASE_URL", server.url)
+        with pytest.raises(
+            UserError, match=r"no usable answer; the last: rejected, .*: 400 BadReq"
+        ):
+            run(node)
+        assert len(server.seen) < 30
+    with serve(refine) as server:
+        environment.setenv("RLT_REFINE_BASE_URL", server.url)
+        assert run(node).metrics["asked_now"] == len(server.seen)
+
+
+@BOTH
+def test_no_trace_at_all_is_no_result(
+    stage: str, tmp_path: Path, environment: pytest.MonkeyPatch
+) -> None:
+    with serve(lambda n, body: completion("")) as server:
+        environment.setenv("RLT_REFINE_BASE_URL", server.url)
+        with pytest.raises(UserError, match="6 of 6 traces have no usable answer; the last: empty"):
+            run(spec(tmp_path, stage, max_dropped=1.0))
+
+
 REFUSED_SEED = json.dumps({"error": {"code": "unsupported_parameter", "param": "seed"}}).encode()
 
 
