@@ -15,7 +15,7 @@ from huggingface_hub import DatasetCard
 
 from infra.sample_manifest import sample_manifest
 from rlt_core.errors import UserError
-from rlt_core.export.card import LICENCE, _licence_fields, _model_source
+from rlt_core.export.card import LICENCE, _licence_fields, _model_source, _repositories
 from rlt_core.export.hub import Export
 from rlt_core.models import tiny_tokenizer
 from rlt_core.prompts.format import load_format, shipped
@@ -195,6 +195,7 @@ def test_a_models_licence_is_its_packages_or_its_cards(
         (snapshot / "README.md").write_text(f"---\n{text}\n---\n")
         found = _model_source(f"hub:org/name@{commit}")
         assert (found.name, found.licence) == (f"hub:org/name@{commit}", licence)
+    assert _repositories([found, _model_source("package:pytest:0")], "model") == ["org/name"]
     assert (
         json.dumps(_model_source("")) == '["model", "trained from scratch", "made by the pipeline"]'
     )

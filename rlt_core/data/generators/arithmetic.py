@@ -28,7 +28,7 @@ from rlt_core.prompts.renderer import Renderer, Row
 
 Operands = tuple[int, ...]
 Manner = Literal["graded", "s1", "sky-t1"]
-SUM = re.compile(r"\d+(\+\d+)*")
+SUM = re.compile(r"\s*\d+\s*(\+\s*\d+\s*)*")
 TERMS = 3
 MIN_VALUE, MAX_VALUE = 10, 99
 DATA_ERROR_RATE, BASE_ERROR_RATE = 0.4, 0.5

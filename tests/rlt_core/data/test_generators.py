@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rlt_core.config import DataConfig
-from rlt_core.data.dedup import require_disjoint
+from rlt_core.data.dedup import problem_of, require_disjoint
 from rlt_core.data.generators import arithmetic
 from rlt_core.data.generators.countdown import (
     countdown_questions,
@@ -297,3 +297,5 @@ def test_written_questions_may_have_arithmetic_answers(tmp_path: Path) -> None:
     )  # fmt: skip
     rows, _ = prepared(data, tmp_path / "out")
     assert len(rows) == 30 and {row["grader"] for row in rows} == {"arithmetic"}
+    assert problem_of("arithmetic", "12 + 7", None) == problem_of("arithmetic", "7+12", None)
+    assert problem_of("arithmetic", "What is 12 + 7?", None) is None
