@@ -280,7 +280,7 @@ def _node_row(one: Manifest) -> dict[str, Any]:
     shown = [
         f"{path}={value}"
         for path, value in leaves
-        if path.rpartition(".")[2] in names and value not in (None, {}, [])
+        if (path.rpartition(".")[2] in names or ".lora." in path) and value not in (None, {}, [])
     ]
     return {"node": code(_title(one)), "key": code(one.ref.key), "config": ", ".join(shown)}
 
