@@ -21,7 +21,7 @@ def hub(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="Name, key or its beginning, e.g. 'tiny/student-sft[rlt]@0'."
+            metavar="NAME", help="Name, key or its beginning, e.g. tiny/teacher-grpo@0."
         ),
     ],
     what: Annotated[
