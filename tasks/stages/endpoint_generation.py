@@ -10,6 +10,10 @@ from rlt_core.rows import read_rows
 from rlt_core.stages import EndpointGenerationConfig
 from tasks.stage import StageContext
 
+MANY_EQUAL = 0.5
+"""Share of a question's further samples that repeat one, above which the endpoint seems to ignore
+temperature or seed."""
+
 
 def run(ctx: StageContext) -> dict[str, float]:
     """Drop and list explanations without a usable answer; the question's others stay."""
@@ -19,9 +23,15 @@ def run(ctx: StageContext) -> dict[str, float]:
     wanted = [_wanted(ctx, teacher, row, i) for row in questions for i in range(teacher.n)]
     traces = WantedTraces("endpoint-generation", teacher, ctx.renderer("tokenizer"), wanted)
     metrics = traces.write(ctx.work, endpoint, ctx.out, ctx.progress, ctx.allowance(endpoint))
-    lengths = read_rows(ctx.out, "traces", ["completion_tokens"])
-    mean = sum(row["completion_tokens"] for row in lengths) / max(1, len(lengths))
-    return {"questions": len(questions), "mean_tokens": mean, **metrics}
+    rows = read_rows(ctx.out, "traces", ["question_id", "text", "completion_tokens"])
+    further = len(rows) - len({row["question_id"] for row in rows})
+    equal = len(rows) - len({(row["question_id"], row["text"]) for row in rows})
+    return {
+        **metrics,
+        "questions": len(questions),
+        "mean_tokens": sum(row["completion_tokens"] for row in rows) / len(rows),
+        "alarm_equal_samples": equal > further * MANY_EQUAL,
+    }
 
 
 def _wanted(

@@ -18,6 +18,7 @@ from rlt_core.models import tiny_tokenizer
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import load_format
 from rlt_core.prompts.renderer import Renderer
+from rlt_core.report.terminal import alarms_of
 from rlt_core.rows import read_rows
 from rlt_core.stages import EndpointGenerationConfig, TraceRefinementConfig
 from rlt_core.store import Ref, Store
@@ -120,6 +121,7 @@ def test_an_explanation_is_a_trace_of_each_sample(
         assert (body["temperature"], body["top_p"]) == (0.7, 0.9)
     metrics = manifest.metrics
     assert (metrics["questions"], metrics["traces"], metrics["requests"]) == (2, 6, 6)
+    assert alarms_of(metrics) == ""
     assert (metrics["prompt_tokens"], metrics["completion_tokens"]) == (60, 30)
     assert metrics["mean_tokens"] == sum(row["completion_tokens"] for row in rows) / 6
 
@@ -192,6 +194,8 @@ def test_what_was_answered_is_never_asked_again(
     once = 1 if stage == "trace-refinement" else 3
     assert set(asked.values()) == {once}, "a lost answer is asked for again, no other"
     assert manifest.metrics["traces"] == 6 and manifest.metrics["asked_now"] == 3
+    if stage == "endpoint-generation":
+        assert alarms_of(manifest.metrics) == "alarm: equal samples", "it ignores the temperature"
     assert manifest.metrics["prompt_tokens"] == 60
     printed = capfd.readouterr()
     assert SECRET not in f"{raised.value}{printed.out}{printed.err}"
