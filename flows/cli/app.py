@@ -9,11 +9,12 @@ from pathlib import Path
 
 import typer
 
-from flows.cli import artifacts, export, plan, reward, run, server, sql, study
+from flows.cli import artifacts, bench, export, plan, reward, run, server, sql, study
 from flows.cli.config import config
 from flows.cli.fetch import fetch
 from flows.cli.init import init
 from flows.cli.report import report
+from flows.cli.teach import teach
 from flows.cli.terminal import clean_output, print
 from flows.server.local import current
 from rlt_core import __version__
@@ -27,6 +28,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command()(run.run)
+app.command()(teach)
 app.command()(plan.plan)
 app.command()(config)
 app.command()(init)
@@ -41,6 +43,7 @@ app.command()(server.setup_server)
 app.command("furnish", hidden=True)(server.setup_server)
 app.command()(server.worker)
 app.add_typer(artifacts.app, name="artifacts")
+app.add_typer(bench.app, name="bench")
 app.add_typer(reward.app, name="reward")
 app.add_typer(export.app, name="export")
 app.add_typer(study.app, name="study")

@@ -58,8 +58,8 @@ def init(
     rows, dropped = len(source.rows), len(source.dropped)
     tokens = [(len(row.question) + len(row.solution)) / CHARS_PER_TOKEN for row in source.rows]
     median, most = np.percentile(tokens, 50), max(tokens)
-    gpu_gib = _gpu_gib()
-    profile = "single-gpu" if gpu_gib else "laptop"
+    memory = gpu_gib()
+    profile = "single-gpu" if memory else "laptop"
     tables: dict[str, dict[str, Any]] = {
         "data": _data_table(data, file, test, rows, load_config(profile).data)
     }
@@ -67,13 +67,13 @@ def init(
         tables["teacher_sft"] = {"traces": "none"}
     if dropped / (rows + dropped) > data.max_dropped:
         tables["data"]["max_dropped"] = round(dropped / (rows + dropped) + 0.01, 2)
-    tables["resources"] = {"gpu_gib": gpu_gib} if gpu_gib else {"threads": 2}
+    tables["resources"] = {"gpu_gib": memory} if memory else {"threads": 2}
     output.write_text(_toml(profile, tables), encoding="utf-8")
     print(f"{file}: {rows} usable questions, {dropped} unusable")
     for reason, count in Counter(row["reason"] for row in source.dropped).most_common():
         example = next(row for row in source.dropped if row["reason"] == reason)
         print(f"  {reason}: {count}, first in row {example['row']}: {example['detail']}")
-    if not gpu_gib:
+    if not memory:
         print(f"  {tables['data']['n_train']} are trained on, since there is no GPU (data.n_train)")
     print(f"question, trace and solution: about {median:.0f} tokens, at most {most:.0f}")
     for name, column in ((source.found and {"read": source.found}) or _columns(data)).items():
@@ -136,7 +136,7 @@ def _data_table(
     return table | ({"fields": changed} if changed else {})
 
 
-def _gpu_gib() -> float | None:
+def gpu_gib() -> float | None:
     """Return the memory of the first GPU in GiB; None without one."""
     if not shutil.which("nvidia-smi"):
         return None

@@ -173,6 +173,23 @@ def _formats(planned: Sequence[Planned]) -> list[str]:
 
 
 # ---------------------------------------------------------------- estimates
+def to_compute(plan: Plan) -> str:
+    """Return what the missing nodes compute, in a line: tokens by stage, and the time; empty where
+    no model is needed."""
+    tokens: Counter[str] = Counter()
+    for node in plan.missing:
+        tokens[node.stage.name] += plan.estimates[node.key].tokens
+    if not +tokens:
+        return ""
+    said = ", ".join(f"{name} {short(n)} tokens" for name, n in tokens.items() if n)
+    hours = sum(plan.estimates[node.key].gpu_hours or 0 for node in plan.missing)
+    if hours:
+        said += f"; about {hours:.1f} GPU-hours"
+    elif seconds := seen_seconds(plan):
+        said += f"; {_hours(plan, seconds)}"
+    return f"at most: {said}"
+
+
 def requests_of(plan: Plan) -> Iterator[str]:
     """Yield what LLMs behind endpoints are still asked for, and what that costs."""
     prices = Prices.of_environment()

@@ -19,7 +19,9 @@ from rlt_core.config.experiments import (
     RankAblationConfig,
     RankedSet,
     RewardAblationConfig,
+    TeacherBenchConfig,
     TraceOrder,
+    TraceSelectionConfig,
     TraceSource,
 )
 from rlt_core.config.inference import (
@@ -117,6 +119,11 @@ class Config(Frozen):
     the result; empty: not done."""
     trace_scoring: ScoringConfig = ScoringConfig()
     """How traces are scored by the reward."""
+    trace_selection: TraceSelectionConfig = TraceSelectionConfig()
+    """Which explanations the experiment `teach` keeps."""
+    teacher_bench: TeacherBenchConfig | None = None
+    """Teachers and students of the experiment `bench-teachers`; empty: the teacher before and after
+    RL, and the model that students start from."""
     rank_ablation: RankAblationConfig | None = RankAblationConfig()
     """Empty: no rank ablation."""
     reward_ablation: RewardAblationConfig | None = RewardAblationConfig()

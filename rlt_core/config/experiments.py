@@ -11,6 +11,7 @@ from rlt_core.config.data import DataConfig
 from rlt_core.config.inference import BudgetForcing
 from rlt_core.config.models import ModelSource
 from rlt_core.config.training import StudentSFTConfig
+from rlt_core.names import Name
 
 TraceOrder = Literal[
     "reward", "r_ss", "r_kl", "likelihood", "rank_surprisal", "length", "correct", "random"
@@ -41,6 +42,28 @@ class RankAblationConfig(Frozen):
     """Orders by which the experiment `rank-ablation` ranks, with `ranks` students each."""
     in_full_pipeline: bool = True
     """Whether the full pipeline has the students of the first of these sets."""
+
+
+class TraceSelectionConfig(Frozen):
+    """Which explanations become a student's training data."""
+
+    keep: Positive = 1
+    """Explanations that are kept of a question, the best by the reward."""
+    only_correct: bool = False
+    """Keep only explanations that arrive at the solution's answer by themselves."""
+    max_student_tokens: Positive | None = None
+    """Longest row of the student (question, explanation, solution); empty: its positions."""
+
+
+class TeacherBenchConfig(Frozen):
+    """Teachers and students that the experiment `bench-teachers` crosses."""
+
+    teachers: dict[Name, ModelSource] = Field(default={})
+    """Models that explain; `endpoint_teacher` comes on top."""
+    students: dict[Name, ModelSource]
+    """Models for which each teacher's explanations are scored."""
+    train: bool = False
+    """Whether each student is also trained on each teacher's best explanations, and tested."""
 
 
 class TraceSource(Frozen):

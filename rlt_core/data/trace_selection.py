@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rlt_core.config import RankedSet, TraceOrder
+from rlt_core.config import RankedSet, TraceOrder, TraceSelectionConfig
 
 Item = TypeVar("Item")
 Rows = Sequence[Mapping[str, Any]]
@@ -101,6 +101,25 @@ def best_fitting(scores: Rows, ranks: Mapping[str, int], fit: Collection[str]) -
         not_first_choice=sum(rank > first[question] for question, (rank, _) in best.items()),
         no_trace_fits=len({row["question_id"] for row in scores} - best.keys()),
     )
+
+
+def unusable(
+    trace: Mapping[str, Any],
+    score: Mapping[str, Any],
+    row_tokens: int,
+    longest: int,
+    selection: TraceSelectionConfig,
+) -> tuple[str, str] | None:
+    """Return why a trace cannot be kept, and a detail; None: it can be."""
+    if trace["finish_reason"] == "length":
+        return "cut", f"it has no end within {trace['completion_tokens']} tokens"
+    if score["reward"] is None or row_tokens > longest:
+        return "too_long", f"a row of {row_tokens} tokens; the student has room for {longest}"
+    if selection.only_correct and score["correct"] is None:
+        return "ungradable", "whether it arrives at the solution cannot be told"
+    if selection.only_correct and not score["correct"]:
+        return "wrong", "it does not arrive at the solution"
+    return None
 
 
 def match_tokens(

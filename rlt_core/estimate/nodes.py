@@ -301,10 +301,12 @@ class _Body:
         return _Need(shape.parameters, held, sampling.tokens, seconds)
 
     def _scored(self, scoring: ScoringWork) -> _Need:
-        teacher, student = (self.shapes.of(self.node.inputs[n]) for n in ("teacher", "student"))
+        inputs = self.node.inputs
+        models = [inputs["student"], inputs.get("teacher", inputs["student"])]
+        student, teacher = (self.shapes.of(model) for model in models)
         traces, most = self.inputs.traces, scoring.config.max_tokens
         length = min(self.inputs.questions.teacher_prompt + traces.tokens, most)
-        tokens = 2 * traces.count * length
+        tokens = (1 + ("teacher" in inputs)) * traces.count * length
         if teacher is None or student is None:
             return _Need(tokens=tokens)
         layout = self._layout(scoring.config.dtype)

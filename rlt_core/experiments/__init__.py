@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from rlt_core.config import Config
 from rlt_core.errors import UserError
+from rlt_core.experiments.bench_teachers import bench_teachers
 from rlt_core.experiments.compare_traces import compare_traces
 from rlt_core.experiments.countdown import countdown
 from rlt_core.experiments.full_pipeline import full_pipeline
@@ -14,6 +15,7 @@ from rlt_core.experiments.rank_ablation import rank_ablation
 from rlt_core.experiments.reward_ablation import reward_ablation
 from rlt_core.experiments.table_1 import table_1
 from rlt_core.experiments.table_2 import table_2
+from rlt_core.experiments.teach import teach
 from rlt_core.extensions import WithEntryPoints
 from rlt_core.graph import Node, upstream
 from rlt_core.names import nearest
@@ -28,7 +30,10 @@ PAPER: dict[str, Callable[[Config], Node]] = {
     "reward-ablation": reward_ablation,
 }
 """The paper's experiments: name -> a function that returns a report, whose inputs are the graph."""
-EXPERIMENTS = WithEntryPoints("rlt.experiments", {"full-pipeline": full_pipeline, **PAPER})
+EXPERIMENTS = WithEntryPoints(
+    "rlt.experiments",
+    {"full-pipeline": full_pipeline, **PAPER, "teach": teach, "bench-teachers": bench_teachers},
+)
 """All experiments, including those of installed packages."""
 ALL = "all"
 """The union of the paper's experiments: what they share runs once."""

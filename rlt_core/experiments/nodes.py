@@ -299,26 +299,42 @@ class Nodes:
     def scores(
         self,
         traces: Node,
-        teacher: Node,
+        teacher: Node | None,
         variant: str,
         seed: int,
         kl: KLEstimator | None = None,
+        student: Node | None = None,
     ) -> Node:
-        """Return rewards and ranks of traces. The KL estimator is `kl`, else `reward.kl` for the
-        teacher's own traces and `trace_scoring.off_policy_kl` for others."""
+        """Return rewards and ranks of traces; of a teacher whose model nobody has (None), what the
+        student alone gives. The KL estimator is `kl`, else `reward.kl` for the teacher's own traces
+        and `trace_scoring.off_policy_kl` for others. `student`: by default the reward student."""
         inputs = {
             "traces": traces,
             "questions": self.questions,
-            "teacher": teacher,
-            "student": self.reward_student(seed),
+            **({"teacher": teacher} if teacher else {}),
+            "student": student or self.reward_student(seed),
         }
         scoring = self.config.trace_scoring.replaced(off_policy_kl="full")
         node = self.node(
             "trace-scoring", inputs, variant, seed, reward=self.config.reward, scoring=scoring
         )
+        if teacher is None:
+            return node
         writer = traces.inputs["teacher"].key if "teacher" in traces.inputs else None
         reason = off_policy(traces.stage.name, traces.config.model_dump(), writer, teacher.key)
         return replace(node, config=with_estimator(node.config, self.config, reason, kl))
+
+    def selected_traces(self, traces: Node, scores: Node, variant: str, seed: int) -> Node:
+        """Return the traces from which the student of the scores learns most, as `trace_selection`
+        says."""
+        inputs = {
+            "traces": traces,
+            "scores": scores,
+            "questions": self.questions,
+            "student": scores.inputs["student"],
+        }
+        selection = self.config.trace_selection
+        return self.node("trace-selection", inputs, variant, seed, selection=selection)
 
     # ------------------------------------------------------------ students
     def student_sft(

@@ -99,6 +99,8 @@ class Export:
                     f"--scores {self.scores}: scores of other traces ({of.key}), not of {self.name}"
                 )
             return named
+        if ref := traces.inputs.get("scores"):  # they chose the traces
+            return self.store.manifest(ref.kind, ref.key)
         own = [m for m in self.store.manifests("scores") if m.inputs.get("traces") == traces.ref]
         own.sort(key=lambda one: one.finished_at, reverse=True)
         if len(own) > 1:
@@ -163,7 +165,7 @@ def _along(
     return one
 
 
-def _joined(store: Store, facts: CardFacts) -> Iterator[Row]:
+def joined(store: Store, facts: CardFacts) -> Iterator[Row]:
     """Yield a row per trace, with its split. Raises UserError if the scores are of other traces."""
     traces = facts.manifest
     asked = _along(store, traces, lambda one: "questions" in one.tables, ("questions", "traces"))
@@ -213,7 +215,7 @@ def _scores_of(store: Store, scores: Manifest | None) -> dict[str, Row]:
     return {row.pop("trace_id"): row for row in rows}
 
 
-def _schema(scored: bool) -> pa.Schema:
+def schema_of(scored: bool) -> pa.Schema:
     """The columns: texts first."""
     tables = [(OF_QUESTION, QUESTIONS), (OF_TRACE, TRACES), (OF_SCORE if scored else (), SCORES)]
     rest = [table.field(name) for names, table in tables for name in names]
@@ -223,12 +225,12 @@ def _schema(scored: bool) -> pa.Schema:
 
 def _write_traces(store: Store, facts: CardFacts, out: Path) -> CardFacts:
     """Write a Parquet file per split; return the facts with splits, columns and means."""
-    schema = _schema(facts.scores is not None)
+    schema = schema_of(facts.scores is not None)
     counts, sums, seen = Counter[str](), Counter[str](), Counter[str]()
     (out / "data").mkdir()
     with ExitStack() as stack:
         writers: dict[str, pq.ParquetWriter] = {}
-        rows = _joined(store, facts)
+        rows = joined(store, facts)
         while batch := list(islice(rows, BATCH_ROWS)):
             for split in dict.fromkeys(row["split"] for row in batch):
                 if split not in writers:

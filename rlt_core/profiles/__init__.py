@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rlt_core.config import Config
-from rlt_core.profiles.own_data import laptop, single_gpu
+from rlt_core.profiles.own_data import laptop, single_gpu, teach
 from rlt_core.profiles.paper import paper_7b, paper_7b_1k, paper_32b, paper_32b_1k
 from rlt_core.profiles.science import smol_science
 from rlt_core.profiles.toy import smoke, tiny, tiny_science
@@ -17,6 +17,7 @@ PROFILES: dict[str, Callable[[], Config]] = {
     "laptop": laptop,
     "smol-science": smol_science,
     "single-gpu": single_gpu,
+    "teach": teach,
     "paper-7b": paper_7b,
     "paper-7b-1k": paper_7b_1k,
     "paper-32b": paper_32b,

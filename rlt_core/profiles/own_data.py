@@ -16,6 +16,7 @@ from rlt_core.config import (
     PackageModel,
     RankAblationConfig,
     Resources,
+    RewardSpec,
     ScoringConfig,
     StudentGRPOConfig,
     StudentSFTConfig,
@@ -73,6 +74,24 @@ def laptop() -> Config:
             shard_questions=16,
             checkpoint_every_steps=2,
         ),
+    )  # fmt: skip
+
+
+def teach() -> Config:
+    """The base of `rlt teach`: two models and a file of questions; what is trained here is not
+    used."""
+    config = laptop()
+    sampling: dict[str, Any] = {"max_tokens": 1024, "dtype": "bfloat16"}
+    return config.replaced(
+        profile="teach",
+        data=DataConfig(
+            source="questions.jsonl", n_validation=0, n_test=0, max_prompt_tokens=2048,
+            max_dropped=1.0, near_duplicate=None,
+        ),
+        teacher_sft=config.teacher_sft.replaced(traces="none"),
+        reward=RewardSpec(alignment="text"),
+        trace_generation=GenerationConfig(n=16, **sampling),
+        resources=Resources(threads=2, tokens_per_batch=16384, shard_questions=4),
     )  # fmt: skip
 
 

@@ -92,7 +92,7 @@ def _reward_line(
         "reward": mean_over_seeds(list(by_seed.values())),
         "by_seed": {seed: sum(values.values()) / len(values) for seed, values in by_seed.items()},
         "r_ss": mean("r_ss"),
-        "r_kl": mean("r_kl"),
+        "r_kl": None if scored[0]["r_kl"] is None else mean("r_kl"),  # without a teacher's model
         "unclosed": 1 - mean("closed"),
         "think_tokens": mean("think_tokens"),
         "traces": len(rows),

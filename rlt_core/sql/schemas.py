@@ -255,7 +255,8 @@ DROPPED = _declare(
         STRING,
         "`duplicate`, `near_duplicate`, `overlap` or `prompt_too_long`; for a row that cannot be "
         "used `unreadable`, `missing`, `empty`, `tags`, `turns` or `provider_error`; for a trace "
-        "of an LLM `refused`, `empty`, `cut`, `tagged` or `rejected`; for a kept row `ungradable`",
+        "of an LLM `refused`, `empty`, `cut`, `tagged` or `rejected`; for one that is not "
+        "selected `cut`, `too_long`, `wrong` or `ungradable`; for a kept row `ungradable`",
     ),
     detail=(STRING, "details of the reason"),
 )

@@ -28,6 +28,7 @@ from rlt_core.stages.trace_generation import TraceGenerationConfig
 from rlt_core.stages.trace_import import TraceImportConfig
 from rlt_core.stages.trace_refinement import TraceRefinementConfig
 from rlt_core.stages.trace_scoring import TraceScoringConfig
+from rlt_core.stages.trace_selection import TraceSelectionStageConfig
 
 _FILES = [file.name for file in iter_modules(__path__) if file.name not in ("base", "cost")]
 _OURS: list[Stage] = [import_module(f"{__name__}.{name}").STAGE for name in _FILES]

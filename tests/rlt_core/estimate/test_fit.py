@@ -32,7 +32,7 @@ from rlt_core.profiles import PROFILES
 from rlt_core.stages import STAGES, Stage
 from rlt_core.stages.cost import Cost, TrainingWork
 
-OWN_DATA = ("laptop", "single-gpu")
+OWN_DATA = ("laptop", "single-gpu", "teach")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def graph(profile: str, questions: Path, *changes: str, target: str = ALL) -> Any:
     own = [f"data.source={questions}"] if profile in OWN_DATA else []
-    if profile in ("laptop", "smol-science"):  # their package may not be installed
+    if profile in ("laptop", "smol-science", "teach"):  # their package may not be installed
         own.append(f"base_model=hub:HuggingFaceTB/SmolLM2-360M-Instruct@{'0' * 40}")
     config = load_config(profile, [*own, *changes])
     return config, upstream(targets(target, config))

@@ -1,0 +1,192 @@
+"""`rlt bench`: models compared by one protocol."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from flows.cli.options import (
+    DEFAULT_STORE,
+    JsonOption,
+    SetOption,
+    StoreOption,
+    new_plan,
+    open_store,
+)
+from flows.cli.plan import to_compute
+from flows.cli.run import compute
+from flows.cli.tables import new_table, table_console
+from flows.cli.teach import (
+    ENDPOINT,
+    BudgetTokens,
+    BudgetUSD,
+    Questions,
+    SamplesOption,
+    name_of,
+    of_data,
+    of_endpoint,
+    of_machine,
+    source_of,
+)
+from flows.cli.terminal import print, print_data
+from rlt_core.errors import UserError
+from rlt_core.evaluation.comparisons import cluster_bootstrap
+from rlt_core.experiments.bench_teachers import NAME, pair
+from rlt_core.rows import read_rows
+from rlt_core.store import Manifest, Store
+
+app = typer.Typer(help="Models compared by one protocol.")
+TESTED = 200
+"""Questions that test trained students; `data.test_source` or `data.n_test` says otherwise."""
+COLUMNS = ("reward", "r_ss", "r_kl", "rank_surprisal", "think_tokens")
+Row = dict[str, Any]
+
+
+@app.command()
+def teachers(
+    questions: Questions,
+    teachers: Annotated[
+        str, typer.Option(help="Models that explain, as `rlt teach --teacher` names one: A,B,C.")
+    ],
+    students: Annotated[str, typer.Option(help="Models to be taught: X,Y.")],
+    train: Annotated[
+        bool,
+        typer.Option("--train", help="Train the students on the best traces as well, and test."),
+    ] = False,
+    samples: SamplesOption = 4,
+    budget_tokens: BudgetTokens = None,
+    budget_usd: BudgetUSD = None,
+    set_: SetOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the teacher for a student: reward, parts, length and cost of every pair.
+
+    After Ctrl-C, or with a larger budget, the same command continues.
+    """
+    opened = open_store(store)
+    named = {one: list(_sources(opened, f"--{one}", text)) for one, text in
+             (("teachers", teachers), ("students", students))}  # fmt: skip
+    if endpoints := [source for _, source in named["students"] if source.startswith(ENDPOINT)]:
+        raise UserError(f"--students {endpoints[0]}: the student's log-probs are needed: a model")
+    plan = new_plan(
+        NAME, "teach",
+        [*of_data(questions), *_bench(named, samples, train), *of_machine(),
+         f"resources.budget_tokens={json.dumps(budget_tokens)}",
+         f"resources.budget_usd={json.dumps(budget_usd)}", *(set_ or ())],
+        None, store,
+    )  # fmt: skip
+    plan.require_computable()
+    if not as_json and (estimate := to_compute(plan)):
+        print(estimate)
+    if status := compute(plan, quiet=as_json):
+        raise typer.Exit(status)
+    committed = plan.store.manifests_of(item.node.ref for item in plan.nodes)
+    rows = list(_matrix(plan.store, list(committed.values()), named, train))
+    if as_json:
+        print_data(json.dumps(rows, indent=1))
+    else:
+        _show(rows, train)
+
+
+def _sources(store: Store, option: str, text: str) -> Iterator[tuple[str, str]]:
+    """Yield name and source of each model. Raises UserError for two of one name."""
+    found: dict[str, str] = {}
+    for model in filter(None, (one.strip() for one in text.split(","))):
+        source = model if model.startswith(ENDPOINT) else source_of(store, option, model)
+        name = name_of(model)
+        if name in found:
+            raise UserError(f"{option}: two models are called {name}")
+        found[name] = source
+    if not found:
+        raise UserError(f"{option}: name at least one model")
+    yield from found.items()
+
+
+def _bench(named: dict[str, list[tuple[str, str]]], samples: int, train: bool) -> Iterator[str]:
+    """Yield the changes that name the models."""
+    models = {n: source for n, source in named["teachers"] if not source.startswith(ENDPOINT)}
+    endpoints = [source for _, source in named["teachers"] if source.startswith(ENDPOINT)]
+    if len(endpoints) > 1:
+        raise UserError(f"--teachers: one endpoint at a time, not {' and '.join(endpoints)}")
+    yield from (of_endpoint(one, samples) for one in endpoints)
+    students = dict(named["students"])
+    bench = {"teachers": models, "students": students, "train": train}
+    yield f"teacher_bench={json.dumps(bench)}"
+    yield f"base_model={json.dumps(next(iter(students.values())))}"
+    yield f"trace_generation.n={samples}"
+    if train:
+        yield f"data.n_test={TESTED}"
+
+
+# ---------------------------------------------------------------- the matrix
+def _matrix(
+    store: Store, made: Sequence[Manifest], named: dict[str, list[tuple[str, str]]], train: bool
+) -> Iterator[Row]:
+    """Yield a row per teacher and student."""
+    by_label = {one.label: one for one in made}
+    for teacher, source in named["teachers"]:
+        stage = "endpoint-generation" if source.startswith(ENDPOINT) else "trace-generation"
+        traces = by_label[f"{stage}[{teacher}]"]
+        for student, _ in named["students"]:
+            variant = pair(teacher, student)
+            scores = by_label[f"trace-scoring[{variant}]"]
+            row: Row = {"teacher": teacher, "student": student, **_means(store, scores)}
+            row["cost"] = traces.metrics.get("cost")
+            row["seconds"] = traces.seconds + scores.seconds
+            if train:
+                row["before"] = _score(store, by_label[f"evaluation[{student}]"])
+                row["after"] = _score(store, by_label[f"evaluation[{variant}]"])
+            yield row
+
+
+def _means(store: Store, scores: Manifest) -> Row:
+    """Means over the scored traces; of the reward with a 95% interval, by question."""
+    rows = read_rows(store.intact(scores, ".parquet"), "scores", ["question_id", *COLUMNS])
+    found: Row = {}
+    for name in COLUMNS:
+        values = [row[name] for row in rows if row["reward"] is not None and row[name] is not None]
+        found[name] = sum(values) / len(values) if values else None
+    by_question: dict[str, list[float]] = {}
+    for row in rows:
+        if row["reward"] is not None:
+            by_question.setdefault(row["question_id"], []).append(row["reward"])
+    means = np.array([sum(each) / len(each) for each in by_question.values()])
+    interval = cluster_bootstrap(means) if len(means) else None
+    return found | {"low": interval and interval.low, "high": interval and interval.high}
+
+
+def _score(store: Store, evaluation: Manifest) -> tuple[float, float, float]:
+    """Percent right and its 95% interval."""
+    rows = read_rows(store.intact(evaluation, ".parquet"), "eval_scores")
+    first = next(row for row in rows if row["metric"].startswith("avg@"))
+    return 100 * first["value"], 100 * first["low"], 100 * first["high"]
+
+
+def _show(rows: Sequence[Row], train: bool) -> None:
+    numbers = ["r_SS", "r_KL", "rank-surprisal", "tokens", "minutes", "cost"]
+    trained = ["% before", "% after training"] if train else []
+    headers = ["teacher", "student", "reward [95%]", *numbers, *trained]
+    table = new_table(*headers, right=headers[2:], whole=headers)
+
+    def shown(value: float | None, digits: int = 2) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    for row in rows:
+        table.add_row(
+            row["teacher"], row["student"],
+            f"{shown(row['reward'])} [{shown(row['low'])}, {shown(row['high'])}]",
+            shown(row["r_ss"]), shown(row["r_kl"]), shown(row["rank_surprisal"]),
+            shown(row["think_tokens"], 0), shown(row["seconds"] / 60, 1), shown(row["cost"], 4),
+            *(f"{v:.1f} [{low:.1f}, {high:.1f}]"
+              for v, low, high in ((row["before"], row["after"]) if train else ())),
+        )  # fmt: skip
+    table_console().print(table)
+    if any(row["r_kl"] is None for row in rows):
+        print("r_KL -: an endpoint gives no log-probs; the reward is r_SS alone, not comparable "
+              "with the others'", file=sys.stderr)  # fmt: skip

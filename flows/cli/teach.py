@@ -1,0 +1,191 @@
+"""`rlt teach`: of a teacher's explanations of questions, those that a student learns most from."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.init import gpu_gib, recognised
+from flows.cli.options import (
+    DEFAULT_STORE,
+    SetOption,
+    StoreOption,
+    check_output,
+    new_plan,
+    open_store,
+)
+from flows.cli.plan import to_compute
+from flows.cli.run import compute
+from flows.cli.tables import table_console
+from flows.cli.teach_output import show_examples, show_table, write
+from flows.cli.terminal import print
+from rlt_core.data.sources import file_digest
+from rlt_core.errors import UserError
+from rlt_core.prompts.format import RECORD
+from rlt_core.store import Store
+
+SOURCES = ("hub:", "folder:", "artifact:", "package:")
+ENDPOINT = "endpoint:"
+
+
+Questions = Annotated[
+    Path, typer.Argument(help="JSONL, JSON, CSV or Parquet: questions with solutions.")
+]
+Teacher = Annotated[
+    str,
+    typer.Option(
+        help="Model that explains: org/name on the hub, a folder, a name in the store, "
+        "package:NAME, or endpoint:NAME for an LLM at RLT_REFINE_BASE_URL.",
+        show_default=False,
+    ),
+]
+Student = Annotated[
+    str,
+    typer.Option(help="Model that will be fine-tuned, named in the same way.", show_default=False),
+]
+OutputOption = Annotated[
+    Path, typer.Option("--output", "-o", help="Chat data to write: .jsonl or .parquet.")
+]
+SamplesOption = Annotated[int, typer.Option(min=1, help="Explanations per question.")]
+BudgetTokens = Annotated[int | None, typer.Option(min=1, help="Tokens that the teacher may use.")]
+BudgetUSD = Annotated[
+    float | None, typer.Option("--budget-usd", min=0, help="Money that an endpoint may cost.")
+]
+
+
+def teach(
+    questions: Questions,
+    teacher: Teacher,
+    student: Student,
+    output: OutputOption = Path("distilled.jsonl"),
+    samples: SamplesOption = 16,
+    keep: Annotated[int, typer.Option(min=1, help="Explanations to keep of a question.")] = 1,
+    only_correct: Annotated[
+        bool, typer.Option("--only-correct", help="Keep those alone that reach the solution.")
+    ] = False,
+    budget_tokens: BudgetTokens = None,
+    budget_usd: BudgetUSD = None,
+    max_student_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Longest row to train on; by default the student's context."),
+    ] = None,
+    set_: SetOption = None,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Write the explanations of your questions from which your student learns most.
+
+    The teacher sees a question and its solution and writes explanations; the student's log-probs
+    score them (`rlt reward`), and the best that fit are kept. After Ctrl-C, or with a larger
+    budget, the same command continues.
+    """
+    check_output(output, (".jsonl", ".parquet"))
+    if budget_usd is not None and not teacher.startswith(ENDPOINT):
+        raise UserError("--budget-usd is for an endpoint; a model's budget is --budget-tokens")
+    opened = open_store(store)
+    changes = [
+        *of_data(questions), *_models(opened, teacher, student, samples),
+        f"trace_selection.keep={keep}", f"trace_selection.only_correct={json.dumps(only_correct)}",
+        f"trace_selection.max_student_tokens={json.dumps(max_student_tokens)}",
+        f"resources.budget_tokens={json.dumps(budget_tokens)}",
+        f"resources.budget_usd={json.dumps(budget_usd)}", *of_machine(), *(set_ or ()),
+    ]  # fmt: skip
+    plan = new_plan("teach", "teach", changes, None, store)
+    plan.require_computable()
+    if estimate := to_compute(plan):
+        print(estimate)
+    if status := compute(plan, quiet=False):
+        raise typer.Exit(status)
+    committed = plan.store.manifests_of(item.node.ref for item in plan.nodes)
+    made = {one.stage: one for one in committed.values()}
+    rows = write(plan.store, made["trace-selection"], output)
+    console = table_console()
+    show_table(console, plan.store, made)
+    show_examples(console, plan.store, made)
+    print(f"written: {output} ({rows} rows)")
+
+
+# ---------------------------------------------------------------- options → config
+def of_data(questions: Path) -> Iterator[str]:
+    """Yield the changes of `data`."""
+    file_digest(str(questions), "QUESTIONS")
+    found = recognised(questions)
+    yield f"data.source={json.dumps(str(questions.absolute()))}"
+    for name, column in found.fields.model_dump(exclude_defaults=True).items():
+        yield f"data.fields.{name}={json.dumps(column)}"
+    if found.split_at:
+        yield f"data.split_at={json.dumps(found.split_at)}"
+
+
+def _models(store: Store, teacher: str, student: str, samples: int) -> Iterator[str]:
+    """Yield the changes that name teacher and student, and how many explanations are sampled."""
+    of_student, of_teacher = source_of(store, "--student", student), ""
+    if teacher.startswith(ENDPOINT):
+        yield f"base_model={json.dumps(of_student)}"
+        yield of_endpoint(teacher, samples)
+    else:
+        of_teacher = source_of(store, "--teacher", teacher)
+        yield f"base_model={json.dumps(of_teacher)}"
+        yield f"trace_generation.n={samples}"
+        if of_student != of_teacher:
+            yield f"reward_student={json.dumps(of_student)}"
+    if format := _format_of(store, of_teacher) or _format_of(store, of_student):
+        yield f"prompt_format={json.dumps(str(format))}"
+        yield "resources.allow_other_format=true"
+
+
+def of_endpoint(teacher: str, samples: int) -> str:
+    """Return the change that makes `endpoint:MODEL` the teacher."""
+    model = teacher.removeprefix(ENDPOINT)
+    chat = {"name": name_of(teacher), "model": model, "n": samples, "max_tokens": 2048}
+    return f"endpoint_teacher={json.dumps(chat | {'max_dropped': 1.0})}"
+
+
+def name_of(model: str) -> str:
+    """Return a model's name in tables: `org/name` is org-name, a folder its last part."""
+    text = Path(model).name if Path(model).is_absolute() else model.partition(":")[2] or model
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "model"
+
+
+def source_of(store: Store, option: str, model: str) -> str:
+    """Return a model's source as the config names it. Raises UserError."""
+    if model.startswith(SOURCES):
+        return model
+    if Path(model).expanduser().is_dir():
+        return f"folder:{Path(model).expanduser().absolute()}"
+    try:
+        return f"artifact:{store.find_model(model).ref.key}"
+    except UserError as error:
+        if re.fullmatch(r"[\w.-]+/[\w.-]+(@[0-9a-f]{40})?", model):
+            return f"hub:{model}"
+        raise UserError(
+            f"{option} {model}: neither org/name on the hub, a model folder nor package:NAME, and "
+            f"{error}"
+        ) from None
+
+
+def _format_of(store: Store, source: str) -> Path | None:
+    """Return the file with the prompt format that a model was trained with, if it was."""
+    kind, _, name = source.partition(":")
+    folder = Path(name)
+    if kind == "artifact":
+        folder = store.intact(store.find_model(name)) / "model"
+    file = folder / RECORD
+    return file if kind in ("artifact", "folder") and file.is_file() else None
+
+
+def of_machine() -> Iterator[str]:
+    """Yield the resources of this machine."""
+    memory = gpu_gib()
+    if not memory:
+        yield "trace_generation.max_tokens=512"
+    else:
+        yield f"resources.gpu_gib={memory}"
+        yield "resources.shard_questions=64"
+        if find_spec("vllm"):
+            yield "resources.engine=vllm"
