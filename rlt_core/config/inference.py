@@ -40,6 +40,10 @@ class ScoringConfig(Frozen):
     """Number format of both models."""
     max_tokens: Positive = 32768
     """A trace with a longer context is not scored: its status is `too_long`."""
+    anchoring: bool = Field(default=False, exclude_if=operator.not_)
+    """Also measure whether an explanation leads to its solution or merely announces it
+    (`anchor_gap` and `solved_at` of `scores`): one more pass of the student over five contexts of
+    each trace."""
     off_policy_kl: KLEstimator = Field(default="full", exclude_if=lambda kl: kl == "full")
     """In place of `reward.kl` for traces that are not samples of the scoring teacher: imported or
     refined ones, the data set's own, another model's. `k1` is unbounded below there."""

@@ -48,7 +48,8 @@ class HeldOutRewards:
 
 
 SCORE_COLUMNS = (
-    "question_id", "status", "reward", "r_ss", "r_kl", "closed", "think_tokens",
+    "question_id", "status", "reward", "r_ss", "r_kl", "closed", "think_tokens", "anchor_gap",
+    "solved_at",
 )  # fmt: skip
 
 
@@ -87,12 +88,18 @@ def _reward_line(
     def mean(column: str) -> float:
         return float(sum(row[column] for row in scored) / len(scored))
 
+    def known(column: str) -> float | None:
+        values = [row[column] for row in scored if row[column] is not None]
+        return sum(values) / len(values) if values else None
+
     return {
         "name": NAMES.get(variant, variant),
         "reward": mean_over_seeds(list(by_seed.values())),
         "by_seed": {seed: sum(values.values()) / len(values) for seed, values in by_seed.items()},
         "r_ss": mean("r_ss"),
-        "r_kl": None if scored[0]["r_kl"] is None else mean("r_kl"),  # without a teacher's model
+        "r_kl": known("r_kl"),  # there is none without a model of the teacher
+        "anchor_gap": known("anchor_gap"),
+        "solved_at": known("solved_at"),
         "unclosed": 1 - mean("closed"),
         "think_tokens": mean("think_tokens"),
         "traces": len(rows),

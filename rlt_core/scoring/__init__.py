@@ -1,6 +1,7 @@
 """Models → log-probs of selected tokens → rows of `scores`."""
 
 from rlt_core.scoring.alignment import ContextBuilder, Contexts
+from rlt_core.scoring.anchoring import with_anchoring
 from rlt_core.scoring.logprobs import selected_logprobs
 from rlt_core.scoring.passes import eval_mode
 from rlt_core.scoring.score_traces import assign_ranks, score_contexts

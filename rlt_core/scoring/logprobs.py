@@ -39,6 +39,7 @@ def selected_logprobs(
     spans: Sequence[Sequence[tuple[int, int]]],
     temperature: float,
     tokens_per_batch: int,
+    progress: Progress | None = None,
 ) -> list[list[FLOATS]]:
     """Return log p(ids[start:end] | ids before each) for every span of every context, in order.
 
@@ -48,7 +49,7 @@ def selected_logprobs(
     Arrays are float32, one per span, as long as the span. Raises ValueError for a span outside its
     context or one that begins at 0, where nothing precedes the token.
     """
-    scores = select(model, contexts_ids, spans, temperature, tokens_per_batch)
+    scores = select(model, contexts_ids, spans, temperature, tokens_per_batch, progress=progress)
     return [
         [span.logprobs for span in each.split([end - start for start, end in of_context])]
         for each, of_context in zip(scores, spans, strict=True)

@@ -148,6 +148,8 @@ def _row(
         "teacher_think_logprobs": None,
         "think_kl": None,
         "think_span_ends": None,
+        "anchor_gap": None,
+        "solved_at": None,
     }
     if scores is None:
         return row

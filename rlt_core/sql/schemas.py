@@ -128,6 +128,16 @@ estimators can be recomputed from the log-prob lists without a model: with the
     ),
     doubt=(DOUBLE, "words of doubt per 1,000 tokens of the explanation"),
     clipped=(BOOL, "cut at the token limit"),
+    anchor_gap=(
+        DOUBLE,
+        "mean log-prob of the solution's tokens minus that of a wrong solution's (its last number "
+        "raised by one, or another question's); null unless `trace_scoring.anchoring` is set",
+    ),
+    solved_at=(
+        DOUBLE,
+        "part of the explanation (a quarter to 1) after which the solution's log-prob has made "
+        "half of its way; null unless `trace_scoring.anchoring`, or it gets no likelier",
+    ),
     temperature=(DOUBLE, "temperature by which logits were divided"),
     student_solution_logprobs=(
         LOGPROBS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from rlt_core.grading import Grader
 from rlt_core.models import load_model, on_device
 from rlt_core.progress import Progress
 from rlt_core.rows import read_rows
-from rlt_core.scoring import ContextBuilder, score_contexts
+from rlt_core.scoring import ContextBuilder, score_contexts, with_anchoring
 from rlt_core.scoring.score_traces import arrivals, contexts_of
 from rlt_core.stages import TraceScoringConfig
 from tasks.shards import in_shards
 from tasks.stage import StageContext
 
 Row = dict[str, Any]
+METRICS = ["status", "reward", "r_ss", "r_kl", "correct", "anchor_gap", "solved_at"]
 
 
 def run(ctx: StageContext) -> dict[str, float]:
@@ -37,13 +39,17 @@ def run(ctx: StageContext) -> dict[str, float]:
     def loaded(folder: Path) -> PreTrainedModel:
         return load_model(folder, config.scoring.dtype)
 
+    def load_student() -> AbstractContextManager[Any]:
+        return on_device(loaded(ctx.model("student")), ctx.resources)
+
     def compute(shard: Sequence[list[Row]], progress: Progress) -> list[Row]:
         traces = [trace for group in shard for trace in group]
-        return score_contexts(
+        contexts = contexts_of(traces, questions, builder, as_text)
+        rows = score_contexts(
             traces,
-            contexts_of(traces, questions, builder, as_text),
+            contexts,
             student=ctx.key("student"),
-            load_student=lambda: on_device(loaded(ctx.model("student")), ctx.resources),
+            load_student=load_student,
             load_teacher=(lambda: on_device(loaded(ctx.model("teacher")), ctx.resources))
             if teacher_renderer
             else None,
@@ -52,7 +58,19 @@ def run(ctx: StageContext) -> dict[str, float]:
             tokens_per_batch=ctx.resources.tokens_per_batch,
             words=student_renderer.words,
             correct=arrivals(traces, questions, grader, progress),
-            progress=progress,
+            progress=progress.part(0, 2) if config.scoring.anchoring else progress,
+        )
+        if not config.scoring.anchoring:
+            return rows
+        return with_anchoring(
+            rows,
+            contexts,
+            questions,
+            student_renderer,
+            load_student,
+            config.reward.temperature,
+            ctx.resources.tokens_per_batch,
+            progress.part(1, 2),
         )
 
     by_question: dict[str, list[Row]] = {}
@@ -61,7 +79,7 @@ def run(ctx: StageContext) -> dict[str, float]:
     groups = list(by_question.values())
     with Grader() as grader:
         in_shards(ctx, "scores", groups, ctx.resources.shard_questions, compute, _length)
-    scores = read_rows(ctx.out, "scores", ["status", "reward", "r_ss", "r_kl", "correct"])
+    scores = read_rows(ctx.out, "scores", METRICS)
     return _metrics(scores)
 
 
@@ -81,5 +99,8 @@ def _metrics(scores: Sequence[Row]) -> dict[str, float]:
     graded = [row["correct"] for row in scores if row["correct"] is not None]
     if graded:
         means["correct"] = sum(graded) / len(graded)
+    for name in ("anchor_gap", "solved_at"):
+        if values := [row[name] for row in scores if row[name] is not None]:
+            means[name] = sum(values) / len(values)
     counts = {"scored": len(scored), "too_long": len(scores) - len(scored)}
     return {**means, **counts, "ungraded": len(scores) - len(graded)}

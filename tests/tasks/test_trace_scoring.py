@@ -61,8 +61,9 @@ def scores(store: Store, student: Ref, teacher: Ref | None, **reward: Any) -> Ma
         "student": student,
     } | ({"teacher": teacher} if teacher else {})
     config = TraceScoringConfig(
-        reward=RewardSpec(**reward), scoring=ScoringConfig(max_tokens=2000), format=FORMAT, seed=0
-    )
+        reward=RewardSpec(**reward), scoring=ScoringConfig(max_tokens=2000, anchoring=True),
+        format=FORMAT, seed=0,
+    )  # fmt: skip
     return run(node_spec(store, "trace-scoring", config, inputs))
 
 
@@ -89,6 +90,7 @@ def test_models_of_different_families_score_each_other(store: Store) -> None:
 def test_traces_without_their_teacher_are_ranked_by_what_is_known(store: Store) -> None:
     made = scores(store, a_model(store, "1", tiny_tokenizer(FORMAT)), None)
     rows = read_rows(store.local(made), "scores")
+    assert all(one["anchor_gap"] is not None for one in rows) and "anchor_gap" in made.metrics
     assert {one["rank"] for one in rows} == {1, 2, 3, 4} and "mean_r_kl" not in made.metrics
     assert all(one["reward"] == one["r_ss"] and one["r_kl"] is None for one in rows)
     with replayed(store, chosen(store, [made.ref.key]), {"alpha": 0.0}) as connection:
