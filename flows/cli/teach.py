@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +26,7 @@ from flows.cli.run import compute
 from flows.cli.tables import table_console
 from flows.cli.teach_output import show_examples, show_table, write
 from flows.cli.terminal import print
+from rlt_core import hf_hub
 from rlt_core.data.sources import file_digest
 from rlt_core.errors import UserError
 from rlt_core.prompts.format import RECORD
@@ -153,7 +155,10 @@ def name_of(model: str) -> str:
 
 
 def source_of(store: Store, option: str, model: str) -> str:
-    """Return a model's source as the config names it. Raises UserError."""
+    """Return a model's source as the config names it; a model of the hub that is not pinned here
+    is downloaded. Raises UserError."""
+    if model.startswith("hub:"):
+        return _fetched(model)
     if model.startswith(SOURCES):
         return model
     if Path(model).expanduser().is_dir():
@@ -162,11 +167,20 @@ def source_of(store: Store, option: str, model: str) -> str:
         return f"artifact:{store.find_model(model).ref.key}"
     except UserError as error:
         if re.fullmatch(r"[\w.-]+/[\w.-]+(@[0-9a-f]{40})?", model):
-            return f"hub:{model}"
+            return _fetched(f"hub:{model}")
         raise UserError(
             f"{option} {model}: neither org/name on the hub, a model folder nor package:NAME, and "
             f"{error}"
         ) from None
+
+
+def _fetched(source: str) -> str:
+    """Download a model of the hub unless a commit is named or was fetched before."""
+    repo, _, revision = source.removeprefix("hub:").partition("@")
+    if hf_hub.pinned(repo, revision or None, "model") == hf_hub.UNPINNED:
+        print(f"{repo}: downloading from the hub", file=sys.stderr)
+        hf_hub.download(repo, None, "model")
+    return source
 
 
 def _format_of(store: Store, source: str) -> Path | None:

@@ -118,6 +118,8 @@ def test_an_endpoint_teaches_and_its_part_of_the_reward_is_unknown(
 def test_what_cannot_be_taught_is_said_in_a_line(teach: Teach, rlt: Rlt, tmp_path: Path) -> None:
     teach("--teacher", "no-such-model", "--student", "smoke/base-model", status=2)
     assert "--teacher no-such-model" in said(teach)
+    teach("--teacher", "no-such-org/no-model", "--student", "smoke/base-model", status=2)
+    assert "no-such-org/no-model" in said(teach) and "HF_HUB_OFFLINE" in said(teach)
     teach(*MODELS, "--budget-usd", "1", status=2)
     assert "--budget-tokens" in said(teach)
     teach(*MODELS, output="out.txt", status=2)
