@@ -76,8 +76,8 @@ def _gain(groups: Sequence[Sequence[Row]]) -> dict[str, float]:
     mean = [sum(score["reward"] for score in group) / len(group) for group in groups]
     found = cluster_bootstrap(np.subtract(best, mean))
     return {
-        "best_reward": sum(best) / len(best),
-        "mean_reward": sum(mean) / len(mean),
+        "mean_reward": sum(best) / len(best),
+        "group_reward": sum(mean) / len(mean),
         "gain": found.value,
         "gain_low": found.low,
         "gain_high": found.high,
