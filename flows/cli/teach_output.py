@@ -81,8 +81,8 @@ def show_table(console: Console, store: Store, made: dict[str, Manifest]) -> Non
         reasons["without an answer"] = failed
     add("explanations", f"{m['traces']:.0f}", _counts(reasons, "dropped: "))
     add("  kept", f"{m['kept']:.0f}")
-    interval = f"[{m['gain_low']:+.3f}, {m['gain_high']:+.3f}]"
-    against = f"{m['gain']:+.3f} {interval} above the mean of a question's, {m['group_reward']:.3f}"
+    interval = f" [{m['gain_low']:+.3f}, {m['gain_high']:+.3f}]" if "gain_low" in m else ""
+    against = f"{m['gain']:+.3f}{interval} above the mean of a question's, {m['group_reward']:.3f}"
     add("reward of the best", f"{m['mean_reward']:.3f}", against)
     if "mean_r_kl" not in made["trace-scoring"].metrics:
         add("", "", "r_SS alone: an endpoint gives no log-probs, so r_KL is unknown")

@@ -71,17 +71,17 @@ def run(ctx: StageContext) -> dict[str, float]:
 
 def _gain(groups: Sequence[Sequence[Row]]) -> dict[str, float]:
     """Rewards of the best against the mean of a question's eligible traces, over questions, with
-    a 95% interval."""
+    a 95% interval where there are several."""
     best = [group[0]["reward"] for group in groups]
     mean = [sum(score["reward"] for score in group) / len(group) for group in groups]
     found = cluster_bootstrap(np.subtract(best, mean))
-    return {
+    means = {
         "mean_reward": sum(best) / len(best),
         "group_reward": sum(mean) / len(mean),
         "gain": found.value,
-        "gain_low": found.low,
-        "gain_high": found.high,
     }
+    interval = {"gain_low": found.low, "gain_high": found.high}
+    return means | (interval if len(groups) > 1 else {})  # one question says nothing of others
 
 
 def _write(ctx: StageContext, names: Sequence[str]) -> None:

@@ -84,6 +84,8 @@ def test_the_best_explanations_of_a_model_become_chat_data(
     assert two[0].keys() == rows[0].keys()
     loaded = load_dataset("json", data_files=str(tmp_path / "out.jsonl"), split="train")
     assert loaded["messages"] == [row["messages"] for row in rows]
+    alone = teach(*MODELS, *SMALL, "--samples", "4", "--set", "data.n_train=1", output="one.jsonl")
+    assert len(alone) <= 1 and "inf" not in said(teach)
     teach(*MODELS, *SMALL, "--samples", "4", "--max-student-tokens", "3", status=2,
           output="none.jsonl")  # fmt: skip
     assert "no explanation can be kept (" in said(teach) and "too_long: " in said(teach)
@@ -162,3 +164,14 @@ def test_teachers_are_compared_for_students(
     refused = rlt("bench", "teachers", str(file), "--teachers", "smoke/base-model", "--students",
                   "endpoint:m", "--store", str(store))  # fmt: skip
     assert refused.returncode == 2 and "log-probs are needed" in refused.stderr
+
+
+def test_what_was_kept_is_exported_with_its_scores(teach: Teach, rlt: Rlt, store: Path) -> None:
+    rows = teach(*MODELS, *SMALL, "--samples", "4")
+    out = store.parent / "hub"
+    command = ("export", "hub", "--what", "traces", "--to", str(out), "--store", str(store))
+    done = rlt(*command, "teach/trace-selection[teach]@0")
+    assert done.returncode == 0, done.stderr
+    loaded = load_dataset(str(out), split="train")
+    assert loaded["reward"] == [row["reward"] for row in rows]
+    assert "rows.filter" not in (out / "README.md").read_text()  # all of them were chosen
