@@ -93,7 +93,8 @@ def render_card(store: Store, facts: CardFacts) -> str:
     )  # fmt: skip
     environment.filters.update(code=code, codes=codes, fenced=fenced, number=number, table=table)
     text = environment.get_template("card.md.jinja").render(
-        name=facts.name, selected=manifest.stage == "trace-selection", place=facts.place, splits=facts.splits, columns=facts.columns,
+        name=facts.name, selected=manifest.stage == "trace-selection", place=facts.place,
+        splits=facts.splits, columns=facts.columns,
         paper=PAPER, markdown=Markdown, role=_role(manifest), format=manifest.config.get("format"),
         scores=_score_table(scores), reward=_rewarded([*lineage, facts.scores or manifest]),
         means=facts.means or _training_rewards(manifest),
