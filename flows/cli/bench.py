@@ -82,8 +82,8 @@ def teachers(
         None, store,
     )  # fmt: skip
     plan.require_computable()
-    if not as_json and (estimate := to_compute(plan)):
-        print(estimate)
+    for text in () if as_json else to_compute(plan):
+        print(text)
     if status := compute(plan, quiet=as_json):
         raise typer.Exit(status)
     committed = plan.store.manifests_of(item.node.ref for item in plan.nodes)

@@ -173,21 +173,22 @@ def _formats(planned: Sequence[Planned]) -> list[str]:
 
 
 # ---------------------------------------------------------------- estimates
-def to_compute(plan: Plan) -> str:
-    """Return what the missing nodes compute, in a line: tokens by stage, and the time; empty where
-    no model is needed."""
+def to_compute(plan: Plan) -> Iterator[str]:
+    """Yield what the missing nodes compute: tokens by stage and the time, and what is asked of
+    LLMs; nothing where no model is needed."""
     tokens: Counter[str] = Counter()
     for node in plan.missing:
         tokens[node.stage.name] += plan.estimates[node.key].tokens
     if not +tokens:
-        return ""
+        return
     said = ", ".join(f"{name} {short(n)} tokens" for name, n in tokens.items() if n)
     hours = sum(plan.estimates[node.key].gpu_hours or 0 for node in plan.missing)
     if hours:
         said += f"; about {hours:.1f} GPU-hours"
     elif seconds := seen_seconds(plan):
         said += f"; {_hours(plan, seconds)}"
-    return f"at most: {said}"
+    yield f"at most: {said}"
+    yield from requests_of(plan)
 
 
 def requests_of(plan: Plan) -> Iterator[str]:

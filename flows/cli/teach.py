@@ -99,8 +99,8 @@ def teach(
     ]  # fmt: skip
     plan = new_plan("teach", "teach", changes, None, store)
     plan.require_computable()
-    if estimate := to_compute(plan):
-        print(estimate)
+    for text in to_compute(plan):
+        print(text)
     if status := compute(plan, quiet=False):
         raise typer.Exit(status)
     committed = plan.store.manifests_of(item.node.ref for item in plan.nodes)

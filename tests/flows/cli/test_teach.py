@@ -112,6 +112,7 @@ def test_an_endpoint_teaches_and_its_part_of_the_reward_is_unknown(
         rows = teach(*model, "--samples", "2")
     assert len(asked) == len(set(asked)) or len(asked) <= 2 * len(QUESTIONS)
     assert len(rows) == len(QUESTIONS) and "r_KL is unknown" in said(teach)
+    assert "12 requests" in said(teach) and "no prices are set" in said(teach)
     for row in rows:
         assert row["r_kl"] is None and row["kl_mean"] is None
         assert row["reward"] == row["r_ss"] and row["teacher"] == "org-some-model"
