@@ -35,7 +35,6 @@ from flows.cli.teach import (
 )
 from flows.cli.terminal import print, print_data
 from rlt_core.errors import UserError
-from rlt_core.evaluation.comparisons import cluster_bootstrap
 from rlt_core.experiments.bench_teachers import NAME, pair
 from rlt_core.rows import read_rows
 from rlt_core.store import Manifest, Store
@@ -147,6 +146,8 @@ def _matrix(
 
 def _means(store: Store, scores: Manifest) -> Row:
     """Means over the scored traces; of the reward with a 95% interval, by question."""
+    from rlt_core.evaluation.comparisons import cluster_bootstrap  # slow to import
+
     rows = read_rows(store.intact(scores, ".parquet"), "scores", ["question_id", *COLUMNS])
     found: Row = {}
     for name in COLUMNS:

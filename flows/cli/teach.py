@@ -24,7 +24,6 @@ from flows.cli.options import (
 from flows.cli.plan import to_compute
 from flows.cli.run import compute
 from flows.cli.tables import table_console
-from flows.cli.teach_output import show_examples, show_table, write
 from flows.cli.terminal import print
 from rlt_core import hf_hub
 from rlt_core.data.sources import file_digest
@@ -105,6 +104,8 @@ def teach(
         raise typer.Exit(status)
     committed = plan.store.manifests_of(item.node.ref for item in plan.nodes)
     made = {one.stage: one for one in committed.values()}
+    from flows.cli.teach_output import show_examples, show_table, write  # slow to import
+
     rows = write(plan.store, made["trace-selection"], output)
     console = table_console()
     show_table(console, plan.store, made)

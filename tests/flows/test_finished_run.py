@@ -16,7 +16,13 @@ from rlt_core.store import Store
 from tests.chat_server import completion, serve
 from tests.flows.conftest import Rlt
 
-ON_DEMAND = {"trace-import", "trace-refinement", "endpoint-generation", "score-import"}
+ON_DEMAND = {
+    "trace-selection",
+    "trace-import",
+    "trace-refinement",
+    "endpoint-generation",
+    "score-import",
+}
 
 
 def test_every_stage_committed_and_every_file_is_intact(smoke_store: Path) -> None:
