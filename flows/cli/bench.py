@@ -31,6 +31,7 @@ from flows.cli.teach import (
     of_data,
     of_endpoint,
     of_machine,
+    require_one_seed,
     source_of,
 )
 from flows.cli.terminal import print, print_data
@@ -73,6 +74,8 @@ def teachers(
              (("teachers", teachers), ("students", students))}  # fmt: skip
     if endpoints := [source for _, source in named["students"] if source.startswith(ENDPOINT)]:
         raise UserError(f"--students {endpoints[0]}: the student's log-probs are needed: a model")
+    if budget_usd is not None and not any(one.startswith(ENDPOINT) for _, one in named["teachers"]):
+        raise UserError("--budget-usd is for an endpoint; a model's budget is --budget-tokens")
     plan = new_plan(
         NAME, "teach",
         [*of_data(questions), *_bench(named, samples, train), *of_machine(),
@@ -80,6 +83,7 @@ def teachers(
          f"resources.budget_usd={json.dumps(budget_usd)}", *(set_ or ())],
         None, store,
     )  # fmt: skip
+    require_one_seed(plan)
     plan.require_computable()
     for text in () if as_json else to_compute(plan):
         print(text)
@@ -145,7 +149,8 @@ def _matrix(
 
 
 def _means(store: Store, scores: Manifest) -> Row:
-    """Means over the scored traces; of the reward with a 95% interval, by question."""
+    """Means over the scored traces; of the reward with a 95% interval over questions, None where
+    there is only one."""
     from rlt_core.evaluation.comparisons import cluster_bootstrap  # slow to import
 
     rows = read_rows(store.intact(scores, ".parquet"), "scores", ["question_id", *COLUMNS])
@@ -158,7 +163,7 @@ def _means(store: Store, scores: Manifest) -> Row:
         if row["reward"] is not None:
             by_question.setdefault(row["question_id"], []).append(row["reward"])
     means = np.array([sum(each) / len(each) for each in by_question.values()])
-    interval = cluster_bootstrap(means) if len(means) else None
+    interval = cluster_bootstrap(means) if len(means) > 1 else None
     return found | {"low": interval and interval.low, "high": interval and interval.high}
 
 

@@ -184,10 +184,10 @@ def to_compute(plan: Plan) -> Iterator[str]:
     said = ", ".join(f"{name} {short(n)} tokens" for name, n in tokens.items() if n)
     hours = sum(plan.estimates[node.key].gpu_hours or 0 for node in plan.missing)
     if hours:
-        said += f"; about {hours:.1f} GPU-hours"
+        said += f"; {hours:.1f} GPU-hours"
     elif seconds := seen_seconds(plan):
         said += f"; {_hours(plan, seconds)}"
-    yield f"at most: {said}"
+    yield f"to compute: about {said}"
     yield from requests_of(plan)
 
 

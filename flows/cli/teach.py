@@ -25,6 +25,7 @@ from flows.cli.plan import to_compute
 from flows.cli.run import compute
 from flows.cli.tables import table_console
 from flows.cli.terminal import print
+from flows.planning import Plan
 from rlt_core import hf_hub
 from rlt_core.data.sources import file_digest
 from rlt_core.errors import UserError
@@ -97,6 +98,7 @@ def teach(
         f"resources.budget_usd={json.dumps(budget_usd)}", *of_machine(), *(set_ or ()),
     ]  # fmt: skip
     plan = new_plan("teach", "teach", changes, None, store)
+    require_one_seed(plan)
     plan.require_computable()
     for text in to_compute(plan):
         print(text)
@@ -114,6 +116,15 @@ def teach(
 
 
 # ---------------------------------------------------------------- options → config
+def require_one_seed(plan: Plan) -> None:
+    """Raise UserError for several training seeds: what is shown and written is that of one."""
+    if len(plan.config.seeds) > 1:
+        raise UserError(
+            f"seeds={list(plan.config.seeds)}: one at a time here; `rlt run {plan.target}` takes "
+            "several"
+        )
+
+
 def of_data(questions: Path) -> Iterator[str]:
     """Yield the changes of `data`."""
     file_digest(str(questions), "QUESTIONS")
@@ -139,7 +150,6 @@ def _models(store: Store, teacher: str, student: str, samples: int) -> Iterator[
             yield f"reward_student={json.dumps(of_student)}"
     if format := _format_of(store, of_teacher) or _format_of(store, of_student):
         yield f"prompt_format={json.dumps(str(format))}"
-        yield "resources.allow_other_format=true"
 
 
 def of_endpoint(teacher: str, samples: int) -> str:
@@ -167,7 +177,9 @@ def source_of(store: Store, option: str, model: str) -> str:
     try:
         return f"artifact:{store.find_model(model).ref.key}"
     except UserError as error:
-        if re.fullmatch(r"[\w.-]+/[\w.-]+(@[0-9a-f]{40})?", model):
+        ours = {name.partition("/")[0] for name in store.refs()}
+        is_repo = re.fullmatch(r"[\w.-]+/[\w.-]+(@[0-9a-f]{40})?", model)
+        if is_repo and model.partition("/")[0] not in ours:
             return _fetched(f"hub:{model}")
         raise UserError(
             f"{option} {model}: neither org/name on the hub, a model folder nor package:NAME, and "

@@ -116,10 +116,10 @@ def show_examples(console: Console, store: Store, made: dict[str, Manifest]) -> 
     texts = {row["question_id"]: row["question"] for row in read_rows(folder, "questions", columns)}
     kept = read_rows(store.intact(selection, ".parquet"), "traces", ["question_id", "trace_id"])
     first = list(dict.fromkeys(row["question_id"] for row in kept))[:SHOWN]
-    best = {row["question_id"]: row["trace_id"] for row in reversed(kept)}
+    chosen = {row["trace_id"] for row in kept}
     ranked = {q: [row for row in scores if row["question_id"] == q and row["rank"]] for q in first}
     pairs = {
-        q: (next(row for row in group if row["trace_id"] == best[q]),
+        q: (min((row for row in group if row["trace_id"] in chosen), key=lambda row: row["rank"]),
             max(group, key=lambda row: row["rank"]))
         for q, group in ranked.items()
     }  # fmt: skip

@@ -13,7 +13,8 @@ NAME = "bench-teachers"
 
 def bench_teachers(config: Config) -> Node:
     """One set of explanations a teacher, one of scores a teacher and student."""
-    return Nodes(config).report(NAME, upstream(_parts(Nodes(config))))
+    nodes = Nodes(config)
+    return nodes.report(NAME, upstream(_parts(nodes)))
 
 
 def pair(teacher: str, student: str) -> str:

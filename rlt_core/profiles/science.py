@@ -24,7 +24,7 @@ from rlt_core.config import (
 
 def smol_science() -> Config:
     """SmolLM2-135M-Instruct on running totals in words: the full pipeline, `rank-ablation` and
-    `table-1` (with perfect traces, and solutions alone) in an hour and a half per seed."""
+    `table-1` (with perfect traces, and solutions alone), sized for 90 minutes per seed."""
     sft: dict[str, Any] = {
         "epochs": 2, "batch_size": 8, "learning_rate": 1e-4, "warmup_ratio": 0.1, "beta2": 0.95,
         "max_tokens": 256, "dtype": "bfloat16",

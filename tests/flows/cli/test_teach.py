@@ -82,6 +82,8 @@ def test_the_best_explanations_of_a_model_become_chat_data(
     two = teach(*MODELS, *SMALL, "--samples", "4", "--keep", "2", output="two.parquet")
     assert "2 to compute" in said(teach) and len(two) > len(rows)
     assert two[0].keys() == rows[0].keys()
+    first = [row["reward"] for row in two if row["question_id"] == two[0]["question_id"]]
+    assert f"best, reward {max(first):.3f}" in said(teach)
     loaded = load_dataset("json", data_files=str(tmp_path / "out.jsonl"), split="train")
     assert loaded["messages"] == [row["messages"] for row in rows]
     alone = teach(*MODELS, *SMALL, "--samples", "4", "--set", "data.n_train=1", output="one.jsonl")
@@ -95,22 +97,16 @@ def test_an_endpoint_teaches_and_its_part_of_the_reward_is_unknown(
     teach: Teach, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = ("--teacher", "endpoint:org/some-model", "--student", "smoke/base-model")
-    asked: list[str] = []
-
-    def answer(body: dict[str, object], *_: object) -> object:
-        asked.append(json.dumps(body))
-        return completion(f"step {len(asked)} of it")
-
     monkeypatch.delenv("RLT_REFINE_BASE_URL", raising=False)
     teach(*model, "--samples", "2", status=2)
     assert "RLT_REFINE_BASE_URL is not set" in said(teach)
-    with serve(answer) as endpoint:
+    with serve(lambda number, _: completion(f"step {number} of it")) as endpoint:
         monkeypatch.setenv("RLT_REFINE_BASE_URL", endpoint.url)
         monkeypatch.setenv("RLT_REFINE_KEY", "none")
         teach(*model, "--samples", "2", "--budget-tokens", "1", status=2)
         assert "budget" in said(teach)
         rows = teach(*model, "--samples", "2")
-    assert len(asked) == len(set(asked)) or len(asked) <= 2 * len(QUESTIONS)
+    assert len(endpoint.seen) == 2 * len(QUESTIONS)  # none was asked again
     assert len(rows) == len(QUESTIONS) and "r_KL is unknown" in said(teach)
     assert "12 requests" in said(teach) and "no prices are set" in said(teach)
     for row in rows:
@@ -125,6 +121,10 @@ def test_what_cannot_be_taught_is_said_in_a_line(teach: Teach, rlt: Rlt, tmp_pat
     assert "no-such-org/no-model" in said(teach) and "HF_HUB_OFFLINE" in said(teach)
     teach(*MODELS, "--budget-usd", "1", status=2)
     assert "--budget-tokens" in said(teach)
+    teach(*MODELS, "--set", "seeds=[0,1]", status=2)
+    assert "one at a time" in said(teach)
+    teach("--teacher", "smoke/teacher-grp", "--student", "smoke/base-model", status=2)
+    assert "no artifact 'smoke/teacher-grp'" in said(teach) and "the hub," in said(teach)
     teach(*MODELS, output="out.txt", status=2)
     assert ".jsonl or .parquet" in said(teach)
     for text, told in (('{"question": "1+1"}\n', "no column looks like the solution"), ("", "")):
