@@ -1,7 +1,5 @@
 """Credentials of a run on a server: an S3 store's, from a block; none of them is logged."""
 
-from __future__ import annotations
-
 import os
 import re
 

@@ -51,7 +51,6 @@ class Outcome:
 
     @property
     def is_committed(self) -> bool:
-        """Whether the node's artifact is in the store."""
         return self.status in ("hit", "done")
 
 

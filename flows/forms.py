@@ -4,8 +4,6 @@ A form starts empty and shows the profiles' values, which fields that are filled
 are made from the config classes, so that types, limits and help texts are declared once.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

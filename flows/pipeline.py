@@ -1,7 +1,5 @@
 """The loop of a run: plan → a task per batch of nodes → outcomes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 

@@ -97,7 +97,6 @@ class Plan:
 
     @property
     def store(self) -> Store:
-        """The store."""
         return Store(self.root)
 
     @cached_property
@@ -111,7 +110,6 @@ class Plan:
         return estimates(self.config, [item.node for item in self.nodes], self.store)
 
     def resources(self, node: Node) -> StageResources:
-        """Where and how a node runs."""
         return self.config.resources.of(node.stage.name, node.variant)
 
     def specs(self) -> list[NodeSpec]:

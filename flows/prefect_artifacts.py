@@ -1,7 +1,5 @@
 """Artifacts on the pages of runs in the Prefect UI: plan, progress, tables, figures, report."""
 
-from __future__ import annotations
-
 import base64
 import csv
 import re
@@ -51,7 +49,6 @@ class NodePage:
         self._updated: dict[str, float] = {}
 
     def started(self, name: str) -> None:
-        """Show the node's bar."""
         get_run_logger().info("%s: started", name)
         self._bars[name] = _bar(name)
         self._updated[name] = 0.0
@@ -67,7 +64,6 @@ class NodePage:
         update_progress_artifact(self._bars[name], progress=share, description=f"{name}: {text}")
 
     def line(self, name: str, text: str) -> None:
-        """Log a line of the process that computes the node."""
         get_run_logger().info("%s | %s", name, text)
 
     def finished(self, name: str, manifest: Manifest) -> None:
@@ -82,7 +78,6 @@ class NodePage:
         show_node(manifest)
 
     def failed(self, name: str, how: str, message: str) -> None:
-        """Log the reason."""
         get_run_logger().error("%s: %s\n%s", name, how, message)
 
 
@@ -112,7 +107,6 @@ class RunPage:
         )  # fmt: skip
 
     def failed(self, name: str, how: str, message: str) -> None:
-        """Log the reason."""
         get_run_logger().error("%s: %s\n%s", name, how, message)
 
 

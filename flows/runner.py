@@ -6,8 +6,6 @@ the second kills. The end of stdin (of a command line that died, or got a SIGTER
 `GRACE_S`. Exit status: 0 done, 1 failed, 2 the user's mistake, 130 stopped.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import os

@@ -12,8 +12,6 @@ reward of the same shape against the plain loop (`infra.benchmarks.reward`). Wit
 tiny shapes on the CPU, and the tests are skipped.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

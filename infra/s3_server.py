@@ -1,7 +1,5 @@
 """A real S3 server on loopback, for benchmarks, the fault harness and tests."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path

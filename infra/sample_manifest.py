@@ -1,7 +1,5 @@
 """Manifests of artifacts that nothing computed, for benchmarks and tests."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any

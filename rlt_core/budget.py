@@ -1,7 +1,5 @@
 """What the traces of a run may take in tokens and money, and what they have taken."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping

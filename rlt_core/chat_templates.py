@@ -5,8 +5,6 @@ Only four chats are rendered, with slots for their texts; the ids of real texts 
 hangs or fills the memory. Imports no torch, so that this process starts fast.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import resource

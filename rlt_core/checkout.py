@@ -1,7 +1,5 @@
 """The source tree that this package runs from."""
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path

@@ -3,8 +3,6 @@
 Requests run with bounded concurrency, at a limited rate, and are retried after transient faults.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """The environment of a run: proxies, full disks, and its errors as one line."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re
@@ -97,7 +95,6 @@ def disk_full(folder: Path, free: int, needed: int = 0) -> str:
 
 
 def mib(size: int) -> str:
-    """Return a number of bytes in MiB."""
     return f"{size / (1 << 20):,.1f} MiB"
 
 

@@ -4,8 +4,6 @@
 module's source, so that an edit of the module changes the keys of the nodes that use it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import importlib.util

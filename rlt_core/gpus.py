@@ -4,8 +4,6 @@ A node is planned for the whole memory of its GPUs. The process that computes it
 each until it ends, so that runs of one worker, of several, and of `rlt run` share a machine.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re

@@ -5,8 +5,6 @@ says what identifies a source's content. Only plain files are read: JSON, text, 
 safetensors, never pickles. Importing this imports no hub library and no torch, since keys need it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import json

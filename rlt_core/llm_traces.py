@@ -3,8 +3,6 @@
 Every answer is committed when it arrives, so a later attempt asks only for what is missing.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass

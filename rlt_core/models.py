@@ -1,7 +1,5 @@
 """Models and tokenizers: built from scratch, imported, loaded and saved (safetensors only)."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Names and paths from outside (a manifest, a listing, a config) that become part of a path."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches

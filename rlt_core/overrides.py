@@ -1,8 +1,6 @@
 """`--set a.b=c` and `--config FILE.toml`: a profile with some fields changed, refused with the
 nearest names when unknown."""
 
-from __future__ import annotations
-
 import json
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence

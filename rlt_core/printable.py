@@ -1,7 +1,5 @@
 """Make text of unknown origin safe to show on a terminal or a page."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

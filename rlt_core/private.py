@@ -1,7 +1,5 @@
 """Files and folders of this user alone, whatever the umask is."""
 
-from __future__ import annotations
-
 import os
 import stat
 from contextlib import suppress

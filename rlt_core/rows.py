@@ -1,7 +1,5 @@
 """Read and write an artifact's Parquet tables (columns: `rlt_core.sql.schemas`)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path

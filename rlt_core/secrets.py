@@ -5,8 +5,6 @@ rot13, hexadecimal, percent- and backslash-escapes, HTML entities, base64 and ba
 longer encoded text and broken by spaces or quotes.
 """
 
-from __future__ import annotations
-
 import base64
 import codecs
 import logging

@@ -125,7 +125,6 @@ class ChildProcesses:
 
     @property
     def stopping(self) -> bool:
-        """Whether children were asked to stop."""
         return self._stop.is_set()
 
     def start(self) -> None:

@@ -3,8 +3,6 @@
 `execute_node` is the caller's side; `execute` runs in the child.
 """
 
-from __future__ import annotations
-
 import hashlib
 import platform
 import tempfile

@@ -7,8 +7,6 @@ long. The socket gets its name once the imports are done. The server ends with t
 started it, and removes its socket.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import json
@@ -168,11 +166,9 @@ class ForkServer:
 
     @property
     def pid(self) -> int:
-        """The server's process id."""
         return self._process.pid
 
     def is_alive(self) -> bool:
-        """Return whether the server runs."""
         return self._process.poll() is None
 
     def fork(self, request: Mapping[str, Any]) -> tuple[int, Channel]:

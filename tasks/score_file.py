@@ -1,7 +1,5 @@
 """Score the explanations of a file with any two local models, into the table `scores`."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence

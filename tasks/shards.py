@@ -1,7 +1,5 @@
 """Long work in shards that commit on their own, so that a killed run goes on where it was."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass

@@ -134,7 +134,6 @@ class StageContext(LongWork):
 
     @property
     def stage(self) -> Stage:
-        """The stage's declaration."""
         return STAGES[self.spec.stage]
 
     @property
@@ -163,7 +162,6 @@ class StageContext(LongWork):
         return self.spec.seed or 0
 
     def config_as(self, kind: type[Config]) -> Config:
-        """The stage's config, typed."""
         assert isinstance(self.config, kind)
         return self.config
 
@@ -179,7 +177,6 @@ class StageContext(LongWork):
         return read_rows(self.tables(name), table or name, columns)
 
     def training_questions(self) -> list[dict[str, Any]]:
-        """The training questions of the input `questions`."""
         return [row for row in self.rows("questions") if row["split"] == "train"]
 
     def model(self, name: str) -> Path:
@@ -222,7 +219,6 @@ class StageContext(LongWork):
         )
 
     def key(self, name: str) -> str:
-        """Key of an input."""
         return self.manifests[name].ref.key
 
 

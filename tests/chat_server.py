@@ -1,7 +1,5 @@
 """A chat-completions endpoint on loopback whose faults are scripted."""
 
-from __future__ import annotations
-
 import json
 import threading
 import time

@@ -1,7 +1,5 @@
 """No test talks to a hub or the internet; one thread a process, and one GPU at most."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import uuid

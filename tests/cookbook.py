@@ -1,7 +1,5 @@
 """The queries of docs/sql.md, read from the page."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 PAGE = Path(__file__).parents[1] / "docs" / "sql.md"

@@ -1,7 +1,5 @@
 """A driver that names GPUs which are not there."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

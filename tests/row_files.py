@@ -1,7 +1,5 @@
 """Files of rows, as users have them."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Reports of stores that tests wrote by hand, and their pages as tables."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser

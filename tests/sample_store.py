@@ -1,7 +1,5 @@
 """A small store as a run leaves it, written by hand: no model computed it."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta

@@ -3,8 +3,6 @@
 The layers `flows → tasks → rlt_core` are contracts of import-linter in `pyproject.toml`.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 import subprocess

@@ -4,8 +4,6 @@ A key changes when a stage's version, its config or an input changes; artifacts 
 are then not found again. After a deliberate change: `make digests`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -5,8 +5,6 @@ stage's output changes for the same config, raise its version in `rlt_core/stage
 golden test below still passes), renew the digests: `make digests`.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import json

@@ -74,7 +74,6 @@ def _use_store_of_up() -> None:
 
 
 def main() -> None:
-    """Entry point of the console script."""
     clean_output()
     with exit_in_one_line(Path(".")):
         require_environment()

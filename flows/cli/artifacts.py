@@ -1,7 +1,5 @@
 """`rlt artifacts`: list, inspect, verify, copy and remove the artifacts of a store."""
 
-from __future__ import annotations
-
 import json
 from typing import Annotated, Any
 
@@ -13,13 +11,12 @@ from rich.tree import Tree
 from flows.cli.options import DEFAULT_STORE, JsonOption, StoreOption, existing_store
 from flows.cli.tables import new_table, print_whole, table_console, title
 from flows.cli.terminal import Console, print, print_data
-from flows.cli.transfer import pull, push
+from flows.cli.transfer import chosen_of, pull, push
 from rlt_core.graph import flatten
 from rlt_core.stages import Kind
 from rlt_core.store import Manifest, Store
 from rlt_core.store.cache import Cache, bound_bytes
 from rlt_core.store.files import Damaged
-from rlt_core.store.manifests import read_manifests
 from rlt_core.store.transfer import with_inputs
 
 app = typer.Typer(
@@ -185,7 +182,7 @@ def verify(
     Tables whose pages have no checksums are noted: a change after this check goes unnoticed there.
     """
     opened = existing_store(store)
-    chosen, unreadable = _chosen(opened, key)
+    chosen, unreadable = chosen_of(opened, [] if key is None else [key])
     damaged = len(unreadable)
     for problem in unreadable:
         print(problem)
@@ -202,17 +199,6 @@ def verify(
     total = len(chosen) + len(unreadable)
     print(f"{total - damaged} of {total} artifacts are intact")
     raise typer.Exit(1 if damaged else 0)
-
-
-def _chosen(store: Store, key: str | None) -> tuple[list[Manifest], list[str]]:
-    """Return one artifact or all, and a line for each manifest that cannot be read."""
-    if key is None:
-        manifests, problems = read_manifests(store.files)
-        return list(manifests.values()), list(problems.values())
-    try:
-        return [store.find(key)], []
-    except Damaged as error:
-        return [], [str(error)]
 
 
 def _without_checksums(store: Store, manifest: Manifest) -> str:

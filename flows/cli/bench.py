@@ -1,7 +1,5 @@
 """`rlt bench`: models compared by one protocol."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """`rlt config`: every field with its value, type, limits, help and where the value comes from."""
 
-from __future__ import annotations
-
 import json
 from typing import Annotated, Any
 

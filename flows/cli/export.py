@@ -1,7 +1,5 @@
 """`rlt export`: artifacts for other tools."""
 
-from __future__ import annotations
-
 import shlex
 import sys
 from pathlib import Path

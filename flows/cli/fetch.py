@@ -1,7 +1,5 @@
 """`rlt fetch`: download a profile's models and data sets from the hub, and pin their commits."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass

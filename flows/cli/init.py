@@ -1,7 +1,5 @@
 """`rlt init`: look at a file of questions and write a config for it that fits this machine."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess
@@ -119,7 +117,6 @@ def _columns(data: DataConfig) -> Mapping[str, str]:
 def _data_table(
     data: DataConfig, file: Path, test: Path | None, rows: int, profile: DataConfig
 ) -> dict[str, Any]:
-    """Return the section `data` of the config."""
     part = max(1, int(HELD_OUT * rows))
     table: dict[str, Any] = {"source": str(file)}
     if test:

@@ -1,7 +1,5 @@
 """`rlt plan`: every node, whether it is in the store, and what the missing ones need."""
 
-from __future__ import annotations
-
 import json
 import sys
 import textwrap

@@ -1,7 +1,5 @@
 """Results of SQL as a table, CSV, JSON, JSON Lines or Parquet, streamed."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math

@@ -1,7 +1,5 @@
 """The SQL shell: history, completion, and a few commands that begin with a dot."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable

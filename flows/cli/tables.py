@@ -1,7 +1,5 @@
 """Tables for a terminal, a file or a pipe."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Collection, Sequence
 from typing import Any, TextIO

@@ -1,7 +1,5 @@
 """`rlt teach`: of a teacher's explanations of questions, those that a student learns most from."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys
@@ -126,7 +124,6 @@ def require_one_seed(plan: Plan) -> None:
 
 
 def of_data(questions: Path) -> Iterator[str]:
-    """Yield the changes of `data`."""
     file_digest(str(questions), "QUESTIONS")
     found = recognised(questions)
     yield f"data.source={json.dumps(str(questions.absolute()))}"
@@ -207,7 +204,6 @@ def _format_of(store: Store, source: str) -> Path | None:
 
 
 def of_machine() -> Iterator[str]:
-    """Yield the resources of this machine."""
     memory = gpu_gib()
     if not memory:
         yield "trace_generation.max_tokens=512"

@@ -1,7 +1,5 @@
 """What `rlt teach` writes and shows."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections import Counter

@@ -4,8 +4,6 @@ Names, labels and texts come from stores, models and servers. Control characters
 symbols, and square brackets are no markup of rich's.
 """
 
-from __future__ import annotations
-
 import builtins
 import io
 import sys

@@ -1,7 +1,5 @@
 """`rlt artifacts pull` and `push`: copy artifacts between stores."""
 
-from __future__ import annotations
-
 import sys
 import threading
 from typing import Annotated
@@ -69,7 +67,7 @@ def _copy(
         raise UserError("name the artifacts to copy, or give --all")
     if str(source) == str(target):
         raise UserError(f"{source}: source and target are the same store")
-    chosen, unreadable = _chosen(source, keys)
+    chosen, unreadable = chosen_of(source, keys)
     missing: list[str] = []
     if inputs or every:
         chosen, gone = with_inputs(source, chosen)
@@ -101,8 +99,8 @@ def _copy(
     raise typer.Exit(1 if failed or missing else 0)
 
 
-def _chosen(source: Store, keys: list[str]) -> tuple[list[Manifest], list[str]]:
-    """Return the artifacts to copy, without keys all, and why others cannot be read."""
+def chosen_of(source: Store, keys: list[str]) -> tuple[list[Manifest], list[str]]:
+    """Return the artifacts of these keys, without keys all, and why others cannot be read."""
     if not keys:
         manifests, problems = read_manifests(source.files)
         return list(manifests.values()), list(problems.values())

@@ -1,7 +1,5 @@
 """The Prefect server that PREFECT_API_URL names, in the environment or in Prefect's profile."""
 
-from __future__ import annotations
-
 import os
 
 from flows.server.local import current

@@ -3,8 +3,6 @@
 Prefect's own outlives a killed run, has no login and takes requests of any page in a browser.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess

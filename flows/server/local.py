@@ -1,7 +1,5 @@
 """`rlt up` and `rlt down`: a Prefect server, its workers and an S3 server on this machine."""
 
-from __future__ import annotations
-
 import json
 import os
 import secrets
@@ -60,7 +58,6 @@ class LocalServer:
 
     @property
     def api(self) -> str:
-        """The address of the API."""
         return f"{self.dashboard}/api"
 
     @property
@@ -174,7 +171,6 @@ def bring_up(wanted: LocalServer, limit: int, say: Say) -> None:
 
 
 def is_healthy(api: str) -> bool:
-    """Return whether a server answers."""
     try:
         with urllib.request.urlopen(f"{api}/health", timeout=2):
             return True

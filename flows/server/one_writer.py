@@ -5,8 +5,6 @@ once, whatever the timeout (SQLITE_BUSY_SNAPSHOT), and the client gets 503. Tran
 as writers wait for each other.
 """
 
-from __future__ import annotations
-
 
 def wait_for_the_writer() -> None:
     """Let every transaction of this process's Prefect server take SQLite's write lock first."""

@@ -1,7 +1,5 @@
 """Background processes that outlive the command that starts them."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -42,7 +40,6 @@ class Processes:
         os.replace(temporary, self._file)
 
     def log(self, name: str) -> Path:
-        """Return the file with a process's output."""
         return self.home / f"{name}.log"
 
     def alive(self, name: str) -> bool:

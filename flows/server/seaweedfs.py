@@ -6,8 +6,6 @@ flows.server.seaweedfs FOLDER` serves all interfaces with the keys of the enviro
 (infra/compose.yaml).
 """
 
-from __future__ import annotations
-
 import json
 import os
 import secrets

@@ -3,8 +3,6 @@
 `python -m flows.server.setup` prints `prefect.yaml`.
 """
 
-from __future__ import annotations
-
 import inspect
 import json
 import subprocess
@@ -109,7 +107,6 @@ def _make_automation(client: SyncPrefectClient, wanted: AutomationCore) -> None:
 
 
 def has_worker(pool: str) -> bool:
-    """Return whether a worker of the pool is online."""
     online = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
     with get_client(sync_client=True) as client:
         return bool(client.read_workers_for_work_pool(pool, worker_filter=online))

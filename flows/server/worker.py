@@ -5,8 +5,6 @@ Prefect's own worker kills its runs' processes at SIGTERM and leaves the runs Ru
 Slurm allocation or a container, no process is left to checkpoint.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

@@ -23,8 +23,6 @@ shuffling the ranks within each seed.
 Shapes: S seeds, R ranks, Q questions.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -132,7 +130,6 @@ def describe(name: str, values_SRQ: Shares, rng: np.random.Generator) -> None:
 
 
 def main(table: Path) -> None:
-    """Print both parts."""
     all_seeds, correct_SRQ, samples_SRQ = read_students(table)
     rng, students = np.random.default_rng(0), (correct_SRQ, samples_SRQ)
     _, R, Q = correct_SRQ.shape

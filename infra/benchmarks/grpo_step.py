@@ -14,8 +14,6 @@ status 1 if one differs by 1e-3. Later steps differ, since rounding moves the we
 a sampled token changes.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 import time
@@ -61,7 +59,6 @@ class PlainReward(RLTReward):
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]],
         sampled: Sequence[FLOATS], policy: nn.Module,
     ) -> Rewards:  # fmt: skip
-        """Return a reward per completion."""
         with torch.no_grad(), eval_mode(policy):
             pairs = zip(prompts, completions, strict=True)
             return Rewards([self._reward(prompt, ids, policy) for prompt, ids in pairs], {})
@@ -92,11 +89,9 @@ class Timed(RewardFunction):
         self.first: list[float] = []
 
     def check(self, prompts: Sequence[Prompt], max_completion_tokens: int) -> None:
-        """See `RewardFunction.check`."""
         self._reward.check(prompts, max_completion_tokens)
 
     def __call__(self, *arguments: Any, **named: Any) -> Rewards:
-        """Return the function's rewards."""
         started = time.perf_counter()
         result = self._reward(*arguments, **named)
         if len(result.rewards) == self._batch_size:
@@ -161,7 +156,6 @@ def measure(
 
 
 def main() -> int:
-    """Measure the three ways, print a line per way and return the exit status."""
     config = tiny()
     resources = config.resources.of("teacher-grpo").model_copy(update={"device": "cpu"})
     torch.set_num_threads(resources.threads)

@@ -8,8 +8,6 @@ process of its own: `plan` once on a machine that has nothing of the store, then
 REPEATS times, of which the least counts.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import subprocess
@@ -84,7 +82,6 @@ def timed(arguments: list[str], root: str) -> float:
 
 
 def main() -> None:
-    """Fill the stores, measure, print a line per command."""
     sizes = (FEW, int(sys.argv[1]) if len(sys.argv) > 1 else 20_000)
     seconds: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder, serve(Path(folder) / "s3", BUCKET) as access:

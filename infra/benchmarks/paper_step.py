@@ -10,8 +10,6 @@ completion tokens per second of the steps after the first, and the GPU's peak me
 estimate that `rlt plan` prints.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import tempfile
@@ -105,7 +103,6 @@ def describe(config: Config, step: PaperStep) -> str:
 
 
 def main() -> None:
-    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", default=MODEL)
     parser.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")

@@ -17,8 +17,6 @@ by 1e-3 in float32.
 Shapes: T tokens of a text, V vocabulary.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -263,7 +261,6 @@ def compare(case: Case, repeats: int) -> Comparison:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare on one case and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("case", nargs="?", default="tiny")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))

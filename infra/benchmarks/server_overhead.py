@@ -7,8 +7,6 @@ process per node with a fork of a server that has the stages' imports.
 The server is up before the clock starts.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -53,7 +51,6 @@ def children() -> None:
 
 
 def main() -> None:
-    """Measure and print."""
     if sys.argv[1:] == ["children"]:
         return children()
     profile = sys.argv[1] if len(sys.argv) > 1 else "smoke"

@@ -12,8 +12,6 @@ A replay is the command as a user types it, over all artifacts on the disk, with
 The loop calls `reward_parts` on the rows of one artifact; both must give the same rewards.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import os
@@ -176,7 +174,6 @@ def compare_replay(store: Store, manifests: list[Manifest], folder: Path) -> Non
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Fill both stores and compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--artifacts", type=int, default=100)
     parser.add_argument("--rows", type=int, default=20_000, help="rows per artifact")

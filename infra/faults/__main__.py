@@ -5,8 +5,6 @@
 Exit status 1 if anything was lost or failed.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os
@@ -102,7 +100,6 @@ def _kill_on_server(folder: Path, reference: Contents, seed: int) -> int:
 
 
 def main() -> None:
-    """Run all parts and print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--short", action="store_true", help="a sample, without whole runs")
     parser.add_argument("--seed", type=int, default=0)

@@ -192,7 +192,6 @@ class Bench:
 
 
 def size_mb(folder: Path) -> float:
-    """Return the megabytes of all files below a folder."""
     return float(sum(size for size in Store(str(folder)).files.sizes("").values())) / 1e6
 
 
@@ -216,7 +215,6 @@ def _stop(*_: object) -> NoReturn:
 
 
 def main() -> None:
-    """Run, and print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--csv", type=Path, default=Path("endurance.csv"))

@@ -1,7 +1,5 @@
 """Whole runs under `smoke`: killed at random times, on an S3 that fails, beside other commands."""
 
-from __future__ import annotations
-
 import os
 import random
 import subprocess
@@ -53,7 +51,6 @@ def require_same(found: Contents, reference: Contents) -> None:
 
 
 def kind_of(process: psutil.Process) -> str:
-    """Return what a process of ours is."""
     line = " ".join(process.cmdline())
     if is_fork(line):
         parent = process.parent()
@@ -72,7 +69,6 @@ def is_fork(line: str) -> bool:
 def by_kind(
     processes: Processes, kinds: Collection[str] | None = None
 ) -> dict[str, list[psutil.Process]]:
-    """Return the running processes of these kinds."""
     found: dict[str, list[psutil.Process]] = {}
     for process in processes.marked():
         with suppress(psutil.Error):

@@ -1,7 +1,5 @@
 """An S3 server on loopback, and a proxy before it that disturbs requests at random."""
 
-from __future__ import annotations
-
 import http.client
 import http.server
 import os

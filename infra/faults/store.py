@@ -5,8 +5,6 @@ unlink, mkdir, …) or a request to S3. An operation runs in a fork that ends wi
 killed: nothing is flushed, no `finally` runs. Another fork looks at the store and tries again.
 """
 
-from __future__ import annotations
-
 import os
 import pickle
 import random

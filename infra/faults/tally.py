@@ -1,7 +1,5 @@
 """What a harness counts: tries, what was lost, what failed."""
 
-from __future__ import annotations
-
 import time
 import traceback
 from collections.abc import Iterator

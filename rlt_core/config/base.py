@@ -1,7 +1,5 @@
 """Base class and field types of the config classes."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field

@@ -1,7 +1,5 @@
 """Questions to learn from and to be tested on."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field, field_validator

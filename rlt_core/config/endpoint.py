@@ -1,7 +1,5 @@
 """LLMs behind an OpenAI-compatible endpoint: what they are asked for, and how they are reached."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from typing import ClassVar, Self

@@ -3,8 +3,6 @@
 `python -m rlt_core.config.fields` prints docs/config.md.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

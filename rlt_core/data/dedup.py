@@ -4,8 +4,6 @@ Questions are compared by the n-grams of their words, as 64-bit hashes; generate
 they ask for.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """Import from a user's file: traces, scores, and explanations to be scored."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -202,8 +200,6 @@ EXPLANATION_FIELDS = ("question", "solution", "explanation", "closed")
 
 @dataclass(frozen=True)
 class ExplanationRow:
-    """One row of a file of explanations."""
-
     question_id: str
     sample: int
     """Index among the explanations of its question, in the file's order."""

@@ -1,7 +1,5 @@
 """Which columns of a data set to read: as configured, or by one of the common layouts."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -51,8 +49,6 @@ class Layout:
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question and its reply."""
-
     question: str
     reply: str = ""
     thought: str | None = None

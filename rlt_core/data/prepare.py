@@ -1,7 +1,5 @@
 """Prepare a data set: merge duplicates, measure, split, and find overlaps with evaluation sets."""
 
-from __future__ import annotations
-
 import logging
 from array import array
 from collections import Counter

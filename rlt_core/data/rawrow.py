@@ -1,7 +1,5 @@
 """One row of a data source, and the checks of its texts."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import unicodedata
@@ -79,7 +77,6 @@ def question_id(question: str) -> str:
 
 
 def question_row(row: RawRow, split: str, source: str) -> dict[str, Any]:
-    """Return a row of the table `questions`."""
     return {
         "question_id": question_id(row.question),
         "split": split,
@@ -97,7 +94,6 @@ def question_row(row: RawRow, split: str, source: str) -> dict[str, Any]:
 
 
 def dropped_row(row: int, reason: str, detail: str, question: str | None = None) -> dict[str, Any]:
-    """Return a row of the table `dropped`."""
     key = None if question is None else question_id(question)
     return {"row": row, "question_id": key, "reason": reason, "detail": detail}
 

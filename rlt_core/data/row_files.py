@@ -1,7 +1,5 @@
 """Read a user's file row by row: JSONL, JSON, CSV or Parquet. Errors name file, row and fix."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math

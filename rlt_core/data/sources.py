@@ -1,7 +1,5 @@
 """Read questions from generators, local files and data sets of the hub."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 Nothing here depends on the order of rows: random numbers derive from the seed and an id.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The assumptions of estimates, in words."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 
 from rlt_core.config import Config

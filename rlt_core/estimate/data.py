@@ -1,7 +1,5 @@
 """Questions, traces and tokens of a node: counted where the store or a file knows, else assumed."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,11 +48,9 @@ class Sizes:
         self._costs: dict[str, Cost] = {}
 
     def manifest(self, node: Node) -> Manifest | None:
-        """The manifest of a node, if it is committed."""
         return self._manifests.get(node.key)
 
     def cost(self, node: Node) -> Cost:
-        """The cost of a node, as its stage declares it."""
         if node.key not in self._costs:
             self._costs[node.key] = node.stage.cost(node.config, SizedInputs(self, node))
         return self._costs[node.key]

@@ -1,7 +1,5 @@
 """Refuse a plan that cannot run: name the number, and the one change that helps most."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

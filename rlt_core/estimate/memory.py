@@ -6,8 +6,6 @@ transformers' Llama and Qwen2 under SDPA (tests compare with what it saves); tem
 the code named at each formula.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -40,12 +38,10 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """Bytes at that moment."""
         return sum(self.parts.values())
 
     @property
     def fits(self) -> bool:
-        """Whether the peak is within the limit."""
         return self.peak <= self.limit
 
 
@@ -83,7 +79,6 @@ class Trained:
 
     @property
     def sharded(self) -> bool:
-        """Whether the model is sharded (FSDP2)."""
         return self.resources.sharding != "none"
 
     @property
@@ -99,7 +94,6 @@ class Trained:
 
     @property
     def trainable(self) -> int:
-        """Parameters that are trained."""
         return self.shape.lora(self.lora.rank) if self.lora else self.shape.parameters
 
     @property

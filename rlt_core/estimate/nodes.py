@@ -1,7 +1,5 @@
 """Estimates of nodes: the costs that their stages declare, with models and resources."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -96,7 +94,6 @@ class _Need:
 
 
 def resources_of(config: Config, node: Node) -> StageResources:
-    """Resources of a node."""
     return config.resources.of(node.stage.name, node.variant)
 
 
@@ -130,7 +127,6 @@ class Estimator:
         self.shapes = Shapes(store)
 
     def cost(self, node: Node) -> Cost:
-        """The cost of a node, as its stage declares it."""
         return self._sizes.cost(node)
 
     def estimate(self, node: Node, resources: StageResources | None = None) -> NodeEstimate:

@@ -1,7 +1,5 @@
 """Shapes of models without loading them: from a config.json, a GGUF header, or as published."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Tokens of a node, and the time that GPUs take for them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from rlt_core.config import GRPOConfig, SFTConfig, StageResources

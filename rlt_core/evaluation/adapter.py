@@ -10,8 +10,6 @@ aggregates them with our metric. Version 0.13 needs some help:
 - Importing it turns gradients off in the whole process.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections import defaultdict

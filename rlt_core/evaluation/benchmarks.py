@@ -3,8 +3,6 @@
 To add a benchmark, add a row to `BENCHMARKS`, or name one's own in `imports.benchmarks`.
 """
 
-from __future__ import annotations
-
 import random
 import re
 import tempfile

@@ -5,8 +5,6 @@ solved with one sample each; sizes and overlaps are averages over all samples. W
 of correct samples: |ours| = sum p, |theirs| = sum r, |both| = sum p r.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -47,8 +47,6 @@ class SampleRequest:
 
 @dataclass(frozen=True)
 class EvalCompletion:
-    """One completion."""
-
     ids: list[int]
     finish_reason: str
 

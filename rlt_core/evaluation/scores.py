@@ -1,7 +1,5 @@
 """Scores of graded samples: avg@n and pass@k with their intervals."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The experiments: functions from a config to a graph of nodes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 

@@ -1,7 +1,5 @@
 """Which teacher for which student: every teacher's explanations, scored for every student."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from rlt_core.config import Config

@@ -1,7 +1,5 @@
 """Qualitative: the data set's trace beside the RLT's of the same question, with their rewards."""
 
-from __future__ import annotations
-
 from rlt_core.config import Config
 from rlt_core.experiments.nodes import Nodes
 from rlt_core.graph import Node, upstream

@@ -1,7 +1,5 @@
 """Figure, left: a domain that the teacher never saw, against transfer and direct RL."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The whole pipeline once: teacher, its traces, students of them, and what they score."""
 
-from __future__ import annotations
-
 from rlt_core.config import Config
 from rlt_core.experiments.nodes import Nodes
 from rlt_core.experiments.rank_ablation import rank_students

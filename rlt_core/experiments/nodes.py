@@ -1,7 +1,5 @@
 """From the config to nodes: one method per stage, so that equal work has equal keys."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -291,7 +289,6 @@ class Nodes:
         return self.node("trace-import", inputs, "dataset", name="dataset", digest=None)
 
     def imported_scores(self, name: str, path: str) -> Node:
-        """Return the rewards of a file."""
         digest = file_digest(path, f"imports.scores.{name}")
         paths = {"source": str(Path(path).absolute())}
         return self.node("score-import", {}, name, paths=paths, name=name, digest=digest)

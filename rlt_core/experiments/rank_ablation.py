@@ -5,8 +5,6 @@ the traces of each rank. Besides the reward, traces are ranked by baselines and 
 explain the result (a random order, length, correctness, the number of tokens).
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -4,8 +4,6 @@ All traces are scored with the config's own reward, so that their parts can be c
 diagnostics measure the failures that the paper names (repetition, copying, over-long explanations).
 """
 
-from __future__ import annotations
-
 from rlt_core.config import Config, RewardSpec
 from rlt_core.errors import UserError
 from rlt_core.experiments.nodes import Nodes

@@ -1,7 +1,5 @@
 """A table of the paper while its graph is being built: its rows and the nodes that fill them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Table 1, distillation: students of RLT traces against students of other traces."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial

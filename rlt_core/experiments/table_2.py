@@ -1,7 +1,5 @@
 """Table 2, RL cold-start: reinforcement learning of answers from different starts."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from rlt_core.config import Config

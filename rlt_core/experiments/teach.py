@@ -1,7 +1,5 @@
 """The explanations that a student learns most from: sampled, scored for it, and the best kept."""
 
-from __future__ import annotations
-
 from rlt_core.config import Config
 from rlt_core.experiments.nodes import Nodes
 from rlt_core.graph import Node, upstream

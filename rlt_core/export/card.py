@@ -3,8 +3,6 @@
 Everything in a card is read from the store's manifests and tables.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import re
@@ -81,7 +79,6 @@ class CardFacts:
 
 
 def render_card(store: Store, facts: CardFacts) -> str:
-    """Return the card."""
     manifest, is_model = facts.manifest, not facts.splits
     lineage = _lineage(store, [manifest, *([facts.scores] if facts.scores else [])])
     found = list(_sources(store, lineage))

@@ -1,7 +1,5 @@
 """Write an artifact as a folder in the layout of the Hugging Face hub, and push it."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections import Counter
@@ -39,8 +37,6 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
-
     folder: Path
     rows: int
     """Rows of a data set; 0 for a model."""

@@ -1,7 +1,5 @@
 """Completions from a model folder, with one interface. Importing this imports no engine."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from rlt_core.config import DType, StageResources

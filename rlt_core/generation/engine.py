@@ -1,7 +1,5 @@
 """The interface of generation engines."""
 
-from __future__ import annotations
-
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence

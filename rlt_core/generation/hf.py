@@ -3,8 +3,6 @@
 Shapes: Q prompts of a batch, R running completions, P padded prompt length, V vocabulary, N steps.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -55,7 +53,6 @@ class TransformersEngine(ClosesItself):
         return int(self.model.config.get_text_config().max_position_embeddings)
 
     def close(self) -> None:
-        """Release the model."""
         del self.model
 
     def generate(
@@ -66,7 +63,6 @@ class TransformersEngine(ClosesItself):
         stop_ids: Iterable[int],
         progress: Progress | None = None,
     ) -> list[list[Completion]]:
-        """See `Engine.generate`."""
         check_requests(prompts, seeds, self.context)
         progress = progress or Progress()
         stop = torch.tensor(sorted(stop_ids), dtype=torch.long, device=self.model.device)

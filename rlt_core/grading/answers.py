@@ -3,8 +3,6 @@ r"""Typed answers: numbers, sets, tuples, intervals, matrices, equations, times,
 `parse` finds an answer's type; `compare.same` compares two answers by their types.
 """
 
-from __future__ import annotations
-
 import re
 from fractions import Fraction
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Multiple choice: find the letter that a solution chooses."""
 
-from __future__ import annotations
-
 import json
 import re
 from string import ascii_uppercase

@@ -1,7 +1,5 @@
 """Compare typed answers. math-verify is slow to import and can hang: call this in the worker."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction

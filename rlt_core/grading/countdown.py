@@ -5,8 +5,6 @@ never evaluated as code.
 """
 
 # ruff: noqa: RUF001
-from __future__ import annotations
-
 import ast
 import json
 import re

@@ -1,7 +1,5 @@
 """Grade one solution in this process. `Grader` does it in a process that can be killed."""
 
-from __future__ import annotations
-
 import json
 import operator
 from collections.abc import Callable

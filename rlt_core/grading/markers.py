@@ -5,8 +5,6 @@ last of them in the text counts. `The answer is x` is read if there is no strong
 is linear in the text's length.
 """
 
-from __future__ import annotations
-
 import re
 from collections import deque
 from dataclasses import dataclass

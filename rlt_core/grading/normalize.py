@@ -5,8 +5,6 @@ full-width and ASCII digits. `answers.py` interprets the result.
 """
 
 # ruff: noqa: RUF001
-from __future__ import annotations
-
 import re
 import unicodedata
 from functools import lru_cache

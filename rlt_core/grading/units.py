@@ -1,7 +1,5 @@
 """Units of measurement: which are equal, and which are multiples of each other."""
 
-from __future__ import annotations
-
 import re
 from fractions import Fraction
 from functools import lru_cache

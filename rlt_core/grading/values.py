@@ -3,8 +3,6 @@
 Expressions stay LaTeX: math-verify reads them only when a comparison needs it.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from fractions import Fraction

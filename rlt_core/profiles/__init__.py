@@ -1,7 +1,5 @@
 """Profiles: functions that return a whole config. `paper-*` holds the paper's every number."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from rlt_core.config import Config

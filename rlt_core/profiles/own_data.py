@@ -1,7 +1,5 @@
 """Language models on a user's own questions."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from rlt_core.config import (

@@ -1,7 +1,5 @@
 """The paper's recipes, number for number (arXiv 2506.08388, appendix; the authors' code)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from rlt_core.config import (

@@ -1,7 +1,5 @@
 """The paper's claims with a real language model, small enough for two CPU cores."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from rlt_core.config import (

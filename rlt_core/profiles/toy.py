@@ -1,7 +1,5 @@
 """Models of less than a million parameters on generated problems: minutes on a CPU."""
 
-from __future__ import annotations
-
 from rlt_core.config import (
     BudgetForcing,
     Config,

@@ -1,7 +1,5 @@
 """Prompt formats are data: system prompts, tags and separators as JSON files."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from datetime import date

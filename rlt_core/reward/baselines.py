@@ -3,8 +3,6 @@
 The remaining baselines are parts of the reward (r_SS, r_KL) and the explanation's length.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike
 

@@ -5,8 +5,6 @@ the finish reason `length` of a completion. Doubt works the other way: a teacher
 solution expresses less of it, and its students generalise worse out of domain (arXiv 2603.24472).
 """
 
-from __future__ import annotations
-
 import re
 import zlib
 from collections.abc import Iterator, Sequence

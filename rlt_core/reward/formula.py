@@ -3,8 +3,6 @@
 Source: arXiv 2506.08388, eq. 3-5, with the numbers of the authors' code. Everything is float64.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 

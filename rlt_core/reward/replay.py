@@ -4,8 +4,6 @@ One query with the macros of `rlt_core.sql.macros` recomputes them, without a mo
 stream through DuckDB, which keeps one narrow row per trace and may spill to disk.
 """
 
-from __future__ import annotations
-
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

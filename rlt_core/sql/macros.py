@@ -8,8 +8,6 @@ with `rlt_core.reward.formula`, the reference. NULL log-probs (a trace that was 
 empty solution give NULL. Think log-probs of unequal length are an error, as in Python.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import duckdb

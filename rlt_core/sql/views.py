@@ -8,8 +8,6 @@ place, on a local disk or S3. `run`, the key of the artifact that wrote a row, j
 reward's formula is available as macros (`rlt_core.sql.macros`).
 """
 
-from __future__ import annotations
-
 import json
 import re
 import tempfile

@@ -4,8 +4,6 @@ A stage's version is raised by hand when its output would change for the same co
 a digest of the sources of each stage and fails until that was decided.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any

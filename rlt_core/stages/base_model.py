@@ -1,7 +1,5 @@
 """A model to start from: trained from scratch, or imported."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,8 +1,6 @@
 """What a node computes and makes, as its stage declares it: `rlt_core.estimate` has the models and
 the resources, and finds memory, disk and hours."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -113,7 +111,6 @@ class SamplingWork:
 
     @property
     def tokens(self) -> float:
-        """All prompts and completions."""
         return sum(count * (prompt + completion) for count, prompt, completion in self.asked)
 
 
@@ -129,7 +126,6 @@ class RequestWork:
 
     @property
     def tokens(self) -> float:
-        """All prompts and answers."""
         return self.count * (self.prompt + self.completion)
 
 

@@ -1,7 +1,5 @@
 """Questions to learn from and to be tested on: read, checked, deduplicated and split."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Mapping
 

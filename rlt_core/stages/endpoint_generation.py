@@ -1,7 +1,5 @@
 """Explanations by an LLM."""
 
-from __future__ import annotations
-
 from rlt_core.config import Frozen
 from rlt_core.config.endpoint import EndpointTeacherConfig
 from rlt_core.prompts.format import PromptFormat

@@ -1,7 +1,5 @@
 """Benchmarks of a model."""
 
-from __future__ import annotations
-
 import operator
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """Statistics of student score over rank."""
 
-from __future__ import annotations
-
 from rlt_core.config import Frozen, RankedSet
 from rlt_core.stages.base import Stage
 

@@ -1,7 +1,5 @@
 """The report of a run."""
 
-from __future__ import annotations
-
 from rlt_core.config import Frozen
 from rlt_core.stages.base import Stage
 

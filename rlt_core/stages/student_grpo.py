@@ -1,7 +1,5 @@
 """Reinforcement learning of a student."""
 
-from __future__ import annotations
-
 from rlt_core.config import Frozen, StudentGRPOConfig
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.stages.base import Stage

@@ -1,7 +1,5 @@
 """Supervised warm-up of the teacher."""
 
-from __future__ import annotations
-
 from rlt_core.config import Frozen, SFTConfig
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.stages.base import Stage

@@ -1,7 +1,5 @@
 """Traces sampled from a model."""
 
-from __future__ import annotations
-
 import operator
 from typing import Literal
 

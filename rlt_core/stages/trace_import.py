@@ -1,7 +1,5 @@
 """Traces from a file or from the data set."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from rlt_core.config import Frozen

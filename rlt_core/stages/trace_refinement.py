@@ -1,7 +1,5 @@
 """Traces rewritten by an LLM."""
 
-from __future__ import annotations
-
 from rlt_core.config import Frozen
 from rlt_core.config.endpoint import RefinementConfig
 from rlt_core.prompts.format import PromptFormat

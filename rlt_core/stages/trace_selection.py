@@ -1,7 +1,5 @@
 """The best explanations for a student."""
 
-from __future__ import annotations
-
 from rlt_core.config import Frozen, TraceSelectionConfig
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.stages.base import Stage

@@ -10,8 +10,6 @@ Whole files are evicted, least recently used first, and never one in a folder th
 has asked for; these may exceed the bound.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib
@@ -44,7 +42,6 @@ def bound_bytes() -> int:
 
 
 def default_home() -> Path:
-    """The default folder of copies."""
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "rlt"
 
 
@@ -120,7 +117,6 @@ class Cache:
             shutil.rmtree(staged, ignore_errors=True)
 
     def usage(self) -> Usage:
-        """Return how much is cached now."""
         found = list(self._files())
         return Usage(len(found), sum(size for _, size, _ in found))
 

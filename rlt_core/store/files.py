@@ -6,8 +6,6 @@ yet, replaces one, or swaps one whose content is as expected. Other processes ma
 of a file meanwhile; it is then made again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

@@ -130,7 +130,6 @@ class Manifest(BaseModel):
 
     @property
     def bytes(self) -> int:
-        """Size of all files."""
         return sum(file.bytes for file in self.files)
 
     @property

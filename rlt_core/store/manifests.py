@@ -4,8 +4,6 @@ A committed manifest never changes, so a copy with the listed size and time equa
 store. Copies may be deleted at any time.
 """
 
-from __future__ import annotations
-
 import os
 import time
 import uuid

@@ -5,8 +5,6 @@ AWS_PROFILE names, a container's or machine's role. They stay inside the client:
 manifest, message or cache ever contains one.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator

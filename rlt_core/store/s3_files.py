@@ -1,7 +1,5 @@
 """Files under `s3://bucket/prefix`, with local copies of what never changes."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import math

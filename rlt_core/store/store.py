@@ -1,7 +1,5 @@
 """The store: find, begin, commit and verify artifacts, and delete what no manifest names."""
 
-from __future__ import annotations
-
 import logging
 import re
 import uuid
@@ -162,7 +160,6 @@ class Store:
 
     # ------------------------------------------------------------ writing
     def begin(self, ref: Ref) -> Attempt:
-        """Begin an attempt at an artifact."""
         attempt = uuid.uuid4().hex[:12]
         out = self.files.new_folder(f"{ref.folder}/{attempt}")
         return Attempt(ref=ref, id=attempt, out=out)

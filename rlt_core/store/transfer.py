@@ -4,8 +4,6 @@ As in a run, files come first and the manifest last, create-only. An interrupted
 where it stopped, and every file is hashed at the target before the manifest is written.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Shards and checkpoints of long work, each with its own commit, for the next attempt."""
 
-from __future__ import annotations
-
 import uuid
 from collections.abc import Callable, Container, Iterable
 from pathlib import Path
@@ -15,8 +13,6 @@ from rlt_core.store.manifest import AttemptId, FileEntry, describe_files, intact
 
 
 class _Part(BaseModel):
-    """The manifest of a part."""
-
     model_config = ConfigDict(ser_json_inf_nan="constants")
 
     folder: AttemptId

@@ -7,8 +7,6 @@ verdicts.json, verdicts.md  what follows
 bundle.json                 sha256 of every file
 """
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

@@ -4,8 +4,6 @@ The digests are in a file beside the study's, to be committed with it. The graph
 out: no verdict rests on them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Verdicts for people: cells of a table, and Markdown."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 
 from rlt_core.study.claims import CLAIM_SEEDS, Study

@@ -1,7 +1,5 @@
 """Correctness of an answer as the reward, for the RL cold-start (arXiv 2506.08388, section 2.1)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import nn

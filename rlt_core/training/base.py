@@ -1,7 +1,5 @@
 """A small base model trained from scratch on generated documents."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Collection
 from dataclasses import replace

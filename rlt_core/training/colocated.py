@@ -1,8 +1,6 @@
 """vLLM in the trainer's processes, one engine per process: TRL's colocate mode, with a seed per
 completion. Separate from `rollout`, since importing this imports vLLM."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What a training gets from its stage: where it writes, on what, and to whom it reports."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

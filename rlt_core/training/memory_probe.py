@@ -1,8 +1,6 @@
 """A pass over the longest sequences before the first step, so that a training that runs out of
 memory does so at once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """The model in training: how it is loaded and adapted, and the arguments of its trainer."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import fields
 from pathlib import Path

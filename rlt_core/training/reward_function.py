@@ -1,7 +1,5 @@
 """The interface between GRPO and its reward: prompts and completions in, rewards out."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

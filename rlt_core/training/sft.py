@@ -1,7 +1,5 @@
 """Supervised fine-tuning on token ids, with TRL's SFTTrainer."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -7,8 +7,6 @@ unsharded training: float32 weights, bfloat16 where autocast uses it. The proces
 numbers of forward calls, except inside `whole`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path

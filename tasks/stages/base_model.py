@@ -1,7 +1,5 @@
 """base-model: a small Llama trained from scratch, or a model from outside."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from rlt_core.config import FolderModel, HubModel, ModelSource, PackageModel

@@ -1,7 +1,5 @@
 """dataset-prep: a source of questions → the table `questions`, checked and split."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from rlt_core.data.prepare import prepare_questions

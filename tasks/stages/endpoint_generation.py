@@ -1,7 +1,5 @@
 """endpoint-generation: an LLM's explanations, `n` per question → the tables `traces`, `dropped`."""
 
-from __future__ import annotations
-
 from rlt_core.config.endpoint import Endpoint, EndpointTeacherConfig
 from rlt_core.data.trace_selection import choose
 from rlt_core.endpoint import chat_request, hash_of

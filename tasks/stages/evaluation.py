@@ -1,7 +1,5 @@
 """evaluation: one model on the benchmarks that the config names."""
 
-from __future__ import annotations
-
 import shutil
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """rank-statistics: does the rank of a trace predict what a student learns from it?"""
 
-from __future__ import annotations
-
 from typing import Any
 
 from rlt_core.data.trace_selection import columns_of_set, ranks_of_set

@@ -1,7 +1,5 @@
 """report: tables, figures and sample texts of a run."""
 
-from __future__ import annotations
-
 from rlt_core.report.gather import ReportData
 from rlt_core.report.render import render_report
 from rlt_core.stages import ReportConfig

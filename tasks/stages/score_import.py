@@ -1,7 +1,5 @@
 """score-import: rewards computed elsewhere → the table `scores`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from rlt_core.data.imports import import_scores

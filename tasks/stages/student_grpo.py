@@ -1,7 +1,5 @@
 """student-grpo: RL on answer correctness, started from a distilled student."""
 
-from __future__ import annotations
-
 from rlt_core.errors import UserError
 from rlt_core.grading import Grader
 from rlt_core.stages import StudentGRPOStageConfig

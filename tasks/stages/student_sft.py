@@ -1,7 +1,5 @@
 """student-sft: supervised training of a student on traces."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """teacher-grpo: RL of the teacher with the RLT reward."""
 
-from __future__ import annotations
-
 from rlt_core.stages import TeacherGRPOStageConfig
 from rlt_core.training.grpo import train_grpo
 from rlt_core.training.reward_function import Prompt

@@ -1,7 +1,5 @@
 """teacher-sft: the warm-up, question + solution → trace."""
 
-from __future__ import annotations
-
 from rlt_core.errors import UserError
 from rlt_core.stages import TeacherSFTStageConfig
 from rlt_core.training.sft import train_sft

@@ -1,7 +1,5 @@
 """trace-generation: a teacher's explanations or a solver's thoughts, `n` per question."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,7 +25,6 @@ class _Writer:
     context: Literal["teacher", "student"]
 
     def prompt(self, question: Row) -> list[int]:
-        """Ids before the completion."""
         if self.context == "student":
             return self.renderer.student_prompt(question["question"])
         return self.renderer.teacher_prompt(question["question"], question["solution"])

@@ -1,7 +1,5 @@
 """trace-import: traces from elsewhere → the tables `traces`, `questions` and `dropped`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from rlt_core.data.imports import import_traces, own_traces

@@ -1,7 +1,5 @@
 """trace-refinement: traces, each rewritten by an LLM → the tables `traces` and `dropped`."""
 
-from __future__ import annotations
-
 from rlt_core.config.endpoint import Endpoint
 from rlt_core.endpoint import chat_request, hash_of
 from rlt_core.errors import UserError

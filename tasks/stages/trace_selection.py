@@ -1,8 +1,6 @@
 """trace-selection: the best explanations of each question that its student can learn from → the
 tables `traces`, and `dropped` with the reason of each that was not eligible."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The command line as a user runs it, and one finished `smoke` run for all tests."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

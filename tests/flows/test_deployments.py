@@ -1,7 +1,5 @@
 """Every experiment and every stage is deployed: its flow, on its pool, from a wheel as well."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

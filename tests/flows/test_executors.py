@@ -1,7 +1,5 @@
 """Runs that share a node: when the others are waited for."""
 
-from __future__ import annotations
-
 import pytest
 from prefect.states import Completed, Failed, Pending, Running, Scheduled, State
 

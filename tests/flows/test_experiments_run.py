@@ -1,7 +1,5 @@
 """The paper's experiments as a user runs them, on what a finished pipeline has left."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

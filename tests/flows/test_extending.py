@@ -1,7 +1,5 @@
 """The examples of docs/extending.md, read out of the page and run from a folder of their own."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -1,7 +1,5 @@
 """Commands on a finished run."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

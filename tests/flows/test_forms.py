@@ -1,7 +1,5 @@
 """The forms of the UI: every field explained, nothing filled in changes nothing, edits arrive."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from typing import Any

@@ -5,8 +5,6 @@ may sample another token). After a deliberate change: raise the stage's version,
 digests`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Stopped in any stage, the next run goes on. `make faults` kills it (infra/faults/runs.py)."""
 
-from __future__ import annotations
-
 import re
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """`rlt plan` says what nodes take; what cannot fit is refused by every command before it runs."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

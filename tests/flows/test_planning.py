@@ -1,7 +1,5 @@
 """A plan is resolved once and travels; a stage alone follows the inputs that it is given."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import re

@@ -1,7 +1,5 @@
 """A run whose store is a bucket of a real S3 server."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Batches, the order of nodes, and a budget that no node exceeds."""
 
-from __future__ import annotations
-
 import threading
 import time
 from pathlib import Path

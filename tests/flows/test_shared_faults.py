@@ -1,7 +1,5 @@
 """Processes and machines that share a node are stopped or killed: none is left, work goes on."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import time

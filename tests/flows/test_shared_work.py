@@ -1,7 +1,5 @@
 """A node's work shared by processes, machines or attempts: the same results as of one process."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Faults of the machine end a command in one line with its status; the same command goes on."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Stages with `engine=vllm`, as a user runs them on the CPU: what the transformers engine gives."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from pathlib import Path

@@ -4,8 +4,6 @@ The fast lane runs the same few examples each time, `make fuzz` many new ones (F
 failure prints its example; it stays as an `@example` below.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

@@ -1,8 +1,6 @@
 """Files of infra/ for machines that no test has: each is checked against its schema or by its
 linter, and what they name is there."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import os

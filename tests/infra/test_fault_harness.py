@@ -1,7 +1,5 @@
 """A sample of `make faults`: nothing is lost, whatever is killed or fails."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

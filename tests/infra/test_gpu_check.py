@@ -1,7 +1,5 @@
 """The check for a machine with a GPU runs on a CPU with tiny shapes, and a failure is a line."""
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The step of a published shape runs on a CPU with a tiny shape, and its estimate is the plan's."""
 
-from __future__ import annotations
-
 from infra.benchmarks import paper_step
 from infra.gpu_check import TINY
 

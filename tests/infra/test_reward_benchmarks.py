@@ -1,7 +1,5 @@
 """The plain loop that the reward is compared with does the same work."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

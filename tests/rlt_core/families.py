@@ -1,8 +1,6 @@
 # ruff: noqa: E501
 """Tiny random models with the shape of real families, and templates with their templates' logic."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Student and teacher with different tokenizers: log-probs of the spans of text that both share."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Whether explanations lead to the solution: against its definition, one context at a time."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Requests reach a real server on loopback, through every fault that it can have."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import socket

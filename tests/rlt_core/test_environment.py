@@ -1,7 +1,5 @@
 """Proxies, full disks and errors of the environment."""
 
-from __future__ import annotations
-
 import errno
 import gc
 import os

@@ -1,7 +1,5 @@
 """`rlt export hub`: layout, card, refusals, whole or not at all; on a committed store of ours."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from datetime import UTC, datetime

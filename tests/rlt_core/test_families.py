@@ -1,7 +1,5 @@
 """Every family imports, and its log-probs, in scoring and in training, are the model's own."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

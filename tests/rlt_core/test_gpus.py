@@ -1,7 +1,5 @@
 """Each GPU of a machine belongs to one node at a time, whichever process computes it."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import tempfile

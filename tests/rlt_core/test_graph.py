@@ -1,7 +1,5 @@
 """A key is a function of stage, version, config and inputs, and of nothing else."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

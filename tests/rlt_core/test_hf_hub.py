@@ -1,7 +1,5 @@
 """What is pinned is looked up where the hub's own library downloads to."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The newest report of a store, committed or of what exists, on both kinds of store."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

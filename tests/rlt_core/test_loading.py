@@ -1,7 +1,5 @@
 """Weights come from their file as they were saved, and are shared by all that map it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

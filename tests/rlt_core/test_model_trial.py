@@ -1,7 +1,5 @@
 """What would fail or go wrong later is refused at import, in one line."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

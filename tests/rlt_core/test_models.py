@@ -1,7 +1,5 @@
 """Tokenizers round-trip, weights are seeded, imports are refused for the right reason."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

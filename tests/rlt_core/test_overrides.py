@@ -1,7 +1,5 @@
 """Profiles and `--set`: unknown names and wrong types are refused with the field and the fix."""
 
-from __future__ import annotations
-
 import json
 from functools import reduce
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a process that shares a node's work sees of its machine."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

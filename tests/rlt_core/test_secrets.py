@@ -1,7 +1,5 @@
 """No spelling of a key reaches a log, an error or a stored answer."""
 
-from __future__ import annotations
-
 import base64
 import codecs
 import html

@@ -1,7 +1,5 @@
 """A real Prefect server with its pools and workers, as `rlt up` starts them."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """A real PostgreSQL server on loopback for tests."""
 
-from __future__ import annotations
-
 import os
 import pwd
 import shutil

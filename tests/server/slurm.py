@@ -1,7 +1,5 @@
 """A real Slurm cluster for tests: a controller and nodes, all on this machine's loopback."""
 
-from __future__ import annotations
-
 import os
 import pwd
 import secrets

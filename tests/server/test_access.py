@@ -1,7 +1,5 @@
 """Other users of the machine, and other pages of a browser, reach nothing of `rlt up`."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

@@ -1,7 +1,5 @@
 """A Prefect server elsewhere: https, behind a path, with a login and a certificate of its own."""
 
-from __future__ import annotations
-
 import asyncio
 import datetime
 import ipaddress

@@ -1,7 +1,5 @@
 """Faults on a server: failures, cancellation, killed processes, workers and machines."""
 
-from __future__ import annotations
-
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator

@@ -1,7 +1,5 @@
 """A stage alone, started as a person starts it: Chromium, the deployment's page, its form."""
 
-from __future__ import annotations
-
 import http.server
 import shutil
 import threading

@@ -1,7 +1,5 @@
 """A node that several runs of a pool share, and nodes that several pipelines share."""
 
-from __future__ import annotations
-
 import pytest
 from prefect.client.schemas.actions import WorkPoolUpdate
 

@@ -1,7 +1,5 @@
 """Deployments, pools and queues unchanged, with PostgreSQL as Prefect's database."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`infra/slurm/worker.sbatch` as it is, on a real Slurm cluster of two nodes and a real server."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Iterator

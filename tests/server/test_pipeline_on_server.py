@@ -1,7 +1,5 @@
 """`rlt/full-pipeline` on a server: pools, pages, logs; what is there is not computed again."""
 
-from __future__ import annotations
-
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,

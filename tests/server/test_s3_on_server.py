@@ -1,7 +1,5 @@
 """A store on S3 behind a server; its keys are in a block on the server and nowhere else."""
 
-from __future__ import annotations
-
 import time
 import uuid
 from pathlib import Path

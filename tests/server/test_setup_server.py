@@ -1,7 +1,5 @@
 """`rlt setup-server` on a server that runs elsewhere, and what its Kubernetes pools would start."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`rlt/<stage>` from its form: on committed inputs, with edits, again, and with mistakes."""
 
-from __future__ import annotations
-
 from prefect.client.schemas.objects import FlowRun
 
 from tests.server.conftest import Server

@@ -1,7 +1,5 @@
 """The browser sends a submission once: a server that answers 503 has lost it."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 

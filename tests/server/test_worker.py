@@ -1,7 +1,5 @@
 """`rlt worker`: asked to end, it takes no more runs, and what it runs checkpoints first."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 from collections.abc import Iterator

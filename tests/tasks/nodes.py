@@ -1,7 +1,5 @@
 """Stores with given inputs, and nodes that compute on them in this process."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any

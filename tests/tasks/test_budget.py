@@ -1,7 +1,5 @@
 """A budget is shared by the nodes of a run, holds for all attempts and loses nothing."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any

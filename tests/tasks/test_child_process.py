@@ -1,7 +1,5 @@
 """A child's result, error or death reaches its parent; it dies with its parent."""
 
-from __future__ import annotations
-
 import math
 import os
 import pickle

@@ -1,7 +1,5 @@
 """Processes that share a node's work, and their owner: none is left, the cause is reported."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from multiprocessing import connection

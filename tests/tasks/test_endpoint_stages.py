@@ -1,8 +1,6 @@
 """The stages that ask an LLM, on a real store and server: what they keep, drop, count and never
 ask twice."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path

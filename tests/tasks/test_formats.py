@@ -1,7 +1,5 @@
 """A model's prompt format: recorded, checked, and with the system prompt of the data."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

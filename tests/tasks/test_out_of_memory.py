@@ -1,7 +1,5 @@
 """A stage that runs out of memory says so in one line, with what to change."""
 
-from __future__ import annotations
-
 import errno
 from pathlib import Path
 from typing import Any

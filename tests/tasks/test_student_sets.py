@@ -1,7 +1,5 @@
 """What students are given to learn from, by real runs of the stages on a tiny random model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Teacher and student of different families, and traces whose teacher nobody has, by real runs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

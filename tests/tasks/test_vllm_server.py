@@ -1,7 +1,5 @@
 """A vLLM server has the weights of one training at a time."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

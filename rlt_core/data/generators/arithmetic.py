@@ -16,8 +16,6 @@ Two more sources imitate other data sets, for comparison:
 - `sky-t1`: graded as above, but only traces with the right sum are kept, all in one style.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterator, Sequence
 from random import Random
@@ -45,7 +43,6 @@ def _operands(rng: Random) -> Operands:
 
 
 def question_of(operands: Operands) -> str:
-    """Return the question as the model reads it."""
     return "+".join(map(str, operands))
 
 

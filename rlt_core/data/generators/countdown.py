@@ -4,8 +4,6 @@
 three numbers in their order, to be added or subtracted.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from itertools import combinations_with_replacement, count, permutations, product

@@ -9,8 +9,6 @@ what was written. About half of the traces have no fault. A solution is always t
 `running-totals-perfect` has the same questions, and traces without a fault.
 """
 
-from __future__ import annotations
-
 import json
 from itertools import accumulate, product
 from random import Random

@@ -1,7 +1,5 @@
 """`rlt export hub` of a finished run: other libraries load it, TRL trains on it, a hub gets it."""
 
-from __future__ import annotations
-
 import base64
 import json
 import subprocess

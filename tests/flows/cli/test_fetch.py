@@ -1,7 +1,5 @@
 """`rlt fetch` against a hub on loopback: downloads, pins, and then everything works offline."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """What a direct run prints: the cause of a failure is not hidden."""
 
-from __future__ import annotations
-
 import io
 import math
 import os

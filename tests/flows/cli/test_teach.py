@@ -1,8 +1,6 @@
 """`rlt teach`: questions of a file, explanations of a model or of an endpoint, the best as chat
 data."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Callable

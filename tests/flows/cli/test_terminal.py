@@ -1,7 +1,5 @@
 """Whatever a store, a model or a server says, it is shown and cannot control the terminal."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os

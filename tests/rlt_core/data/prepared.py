@@ -1,7 +1,5 @@
 """A renderer and prepared data sets, for the tests of `rlt_core.data`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

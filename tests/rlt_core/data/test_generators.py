@@ -1,7 +1,5 @@
 """Generated questions: right, distinct, seeded, disjoint, and held out where they must be."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import asdict

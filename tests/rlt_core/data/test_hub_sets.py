@@ -3,8 +3,6 @@
 Columns: https://huggingface.co/datasets/ + the repository's name.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Traces, explanations and scores of others: every row is used, or an error names row and fix."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Data sets as people have them: common layouts are found, bad rows are dropped and listed."""
 
-from __future__ import annotations
-
 import json
 from decimal import Decimal
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Near-duplicates and overlaps: found whenever there, by anyone's slow definition."""
 
-from __future__ import annotations
-
 import json
 import math
 import random

@@ -1,7 +1,5 @@
 """Questions are merged, measured and split; nothing is lost in silence."""
 
-from __future__ import annotations
-
 import gc
 import tracemalloc
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Sources are read as written; an error names row and fix."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

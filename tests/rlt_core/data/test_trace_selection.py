@@ -1,7 +1,5 @@
 """Sets of traces: whole, repeatable, the same in any order of rows, and as long as they claim."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from typing import Any, get_args
 

@@ -1,7 +1,5 @@
 """Random models of a few million parameters, and a training of them by the project's own code."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

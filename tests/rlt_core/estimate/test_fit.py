@@ -1,7 +1,5 @@
 """What cannot fit is refused, and the hint reduces the number that the refusal names."""
 
-from __future__ import annotations
-
 import math
 import pickle
 import re

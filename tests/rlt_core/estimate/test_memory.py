@@ -1,7 +1,5 @@
 """Bytes of tensors that are really held, against the estimate."""
 
-from __future__ import annotations
-
 import gc
 from functools import partial
 from typing import Any

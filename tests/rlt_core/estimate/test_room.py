@@ -1,7 +1,5 @@
 """Main memory and disk: what a training leaves there, and what is refused for lack of it."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from typing import Any

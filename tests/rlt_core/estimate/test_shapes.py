@@ -1,7 +1,5 @@
 """Parameters of models that nobody loads, against those that transformers counts."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

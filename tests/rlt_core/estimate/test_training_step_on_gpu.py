@@ -1,7 +1,5 @@
 """Memory of a training step on a GPU, against the estimate."""
 
-from __future__ import annotations
-
 import gc
 
 import pytest

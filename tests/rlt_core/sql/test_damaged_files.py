@@ -1,7 +1,5 @@
 """A flipped bit in a table's file is one error that names the file, or changes nothing."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 from typing import Any

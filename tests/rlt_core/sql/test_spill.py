@@ -1,7 +1,5 @@
 """What DuckDB writes to disk while it computes."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

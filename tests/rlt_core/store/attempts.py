@@ -1,7 +1,5 @@
 """Attempts and manifests for tests of the store."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

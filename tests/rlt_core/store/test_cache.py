@@ -1,7 +1,5 @@
 """Local copies of files on S3: bounded, never wrong, never removed while a process uses them."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 from pathlib import Path

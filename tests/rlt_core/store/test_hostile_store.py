@@ -1,7 +1,5 @@
 """A store that came from somebody else: nothing leads out of it, and one bad item stops nothing."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """One holder at a time, on both stores, whatever the holders and the server do."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

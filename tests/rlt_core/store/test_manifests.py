@@ -1,7 +1,5 @@
 """All manifests of a store: exactly the committed artifacts, each read once from S3."""
 
-from __future__ import annotations
-
 import pytest
 
 from rlt_core.errors import UserError

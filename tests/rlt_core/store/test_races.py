@@ -1,7 +1,5 @@
 """Many processes and gc on one store: no error, and nothing that was committed is lost."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

@@ -3,8 +3,6 @@
 `release_store` holds nodes of a `smoke` run, an unfinished one among them; it is never renewed.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A store on S3: credentials, a network, a server, other machines."""
 
-from __future__ import annotations
-
 import http.server
 import logging
 import multiprocessing

@@ -1,7 +1,5 @@
 """No manifest, no artifact; the first to commit wins; nothing half-written is ever seen."""
 
-from __future__ import annotations
-
 import errno
 from collections.abc import Callable
 from pathlib import Path

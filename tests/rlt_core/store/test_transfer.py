@@ -1,7 +1,5 @@
 """Copies between stores: whole, verified, resumable, between any two kinds of store."""
 
-from __future__ import annotations
-
 import uuid
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A study, its graph and the tables of a run that never was: answers drawn from known rates."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """SFT, then GRPO, of models that route tokens to experts or transform their logits."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The longest sequences are tried before the first step, and the results are the same."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
