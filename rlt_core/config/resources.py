@@ -58,6 +58,9 @@ class StageResources(Frozen):
     `evaluation.n` completions of one question); a shard commits on its own."""
     checkpoint_every_steps: Positive = 25
     """Optimiser steps between two checkpoints of training."""
+    rollouts_every_steps: Positive | None = None
+    """Steps of GRPO between two whose completions the table `rollouts` keeps, with their log-probs;
+    the first and the last step are always among them. Empty: none."""
     nodes_per_run: Positive = 1
     """Nodes of one stage that one worker-pool run computes; raise it where nodes are small."""
     allow_other_format: bool = False

@@ -71,6 +71,7 @@ def laptop() -> Config:
             threads=2, micro_batch_size=1, gradient_checkpointing=True, tokens_per_batch=4096,
             shard_questions=16,
             checkpoint_every_steps=2,
+            rollouts_every_steps=2,
         ),
     )  # fmt: skip
 
@@ -127,6 +128,7 @@ def single_gpu() -> Config:
             micro_batch_size=2,
             gradient_checkpointing=True,
             tokens_per_batch=32768,
+            rollouts_every_steps=25,
             stages={
                 "teacher-grpo": {"vllm_memory": 0.4, "offload": True},
                 "student-grpo": {"vllm_memory": 0.4},

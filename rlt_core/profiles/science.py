@@ -60,6 +60,7 @@ def smol_science() -> Config:
         evaluation=EvaluationConfig(temperature=0.0, **sampling),
         resources=Resources(
             micro_batch_size=8, tokens_per_batch=10240, checkpoint_every_steps=20,
+            rollouts_every_steps=5,
             stages={
                 "teacher-grpo": {"checkpoint_every_steps": 5},
                 "student-grpo": {"checkpoint_every_steps": 5},

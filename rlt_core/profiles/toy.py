@@ -80,7 +80,7 @@ def tiny() -> Config:
             tasks=("test", "countdown"), n=4, temperature=0.7, max_tokens=96, max_questions=200,
             pass_at=(4,),
         ),
-        resources=Resources(tokens_per_batch=65536, nodes_per_run=8),
+        resources=Resources(tokens_per_batch=65536, nodes_per_run=8, rollouts_every_steps=10),
     )  # fmt: skip
 
 
@@ -151,5 +151,7 @@ def smoke() -> Config:
         evaluation=EvaluationConfig(
             tasks=("test", "countdown"), temperature=0.7, max_tokens=24, max_questions=6
         ),
-        resources=Resources(checkpoint_every_steps=1, shard_questions=2, nodes_per_run=8),
+        resources=Resources(
+            checkpoint_every_steps=1, shard_questions=2, nodes_per_run=8, rollouts_every_steps=2
+        ),
     )

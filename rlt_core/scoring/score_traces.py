@@ -153,14 +153,6 @@ def _row(
     }
     if scores is None:
         return row
-    student_think, teacher_think = scores.compared()
-    logprobs = {
-        "student_solution_logprobs": scores.student_solution,
-        "student_think_logprobs": student_think,
-        "teacher_think_logprobs": teacher_think,
-        "think_kl": scores.think_kl,
-        "think_span_ends": contexts.shared and contexts.shared.ends,
-    }
     assert scores.think_ranks is not None and scores.think_surprisal is not None
     try:
         parts = scores.reward(trace["closed"], spec)
@@ -169,7 +161,7 @@ def _row(
     return (
         row
         | dataclasses.asdict(parts)
-        | logprobs
+        | scores.columns()
         | {
             "status": "scored",
             "think_mean": mean_likelihood(scores.student_think),

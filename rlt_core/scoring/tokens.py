@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,17 @@ class TokenScores:
             return self.student_think, self.teacher_think
         student = self.shared.summed(self.student_think, self.shared.student)
         return student, self.shared.summed(self.teacher_think, self.shared.teacher)
+
+    def columns(self) -> dict[str, Any]:
+        """Return the columns of `scores` with one number per token, or per shared span."""
+        student_think, teacher_think = self.compared()
+        return {
+            "student_solution_logprobs": self.student_solution,
+            "student_think_logprobs": student_think,
+            "teacher_think_logprobs": teacher_think,
+            "think_kl": self.think_kl,
+            "think_span_ends": self.shared and self.shared.ends,
+        }
 
     def reward(self, closed: bool, spec: RewardSpec) -> RewardParts:
         """Return the reward and its parts (`rlt_core.reward.formula`). Raises ValueError."""

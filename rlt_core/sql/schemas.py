@@ -239,6 +239,44 @@ TRAIN_STEPS = _declare(
     rollout_ratio=(DOUBLE, "mean importance ratio: probability in training / at sampling"),
 )
 
+_PARTS = ("reward", "r_ss", "r_kl", "solution_mean", "solution_min", "kl_mean", "kl_max", "penalty")
+_TOKENWISE = (
+    "student_solution_logprobs", "student_think_logprobs", "teacher_think_logprobs", "think_kl",
+    "think_span_ends",
+)  # fmt: skip
+
+
+def _as_in_scores(*names: str) -> dict[str, Column]:
+    return {name: (SCORES.field(name).type, MEANINGS["scores"][name]) for name in names}
+
+
+ROLLOUTS = _declare(
+    "rollouts",
+    """One row per completion that GRPO sampled, was rewarded for and learned from, at every
+`resources.rollouts_every_steps`th step, the first and the last: all completions of at most four of
+the step's questions. A step has questions of its own; those that more of the logged steps have
+are preferred, so that one can be followed over the steps where the data is seen again. Its
+log-probs are those before the step's update.""",
+    stage=(STRING, "`teacher-grpo` or `student-grpo`"),
+    seed=SEED,
+    step=(INT, "optimiser step, from 1"),
+    question_id=QUESTION_ID,
+    sample=SAMPLE,
+    advantage=(DOUBLE, "(reward - mean of the group) / (standard deviation of the group + 1e-4)"),
+    **_as_in_scores(*_PARTS),
+    correct=(BOOL, "graded correct; null where the reward is not correctness"),
+    closed=(BOOL, "the end tag of the explanation (in `student-grpo`: of the answer) was written"),
+    **_as_in_scores("clipped", "copied", "compression", "doubt"),
+    text=(STRING, "the explanation alone, tags excluded; in `student-grpo` the whole completion"),
+    token_ids=(TOKENS, "token ids of `text`, as sampled"),
+    completion_ids=(TOKENS, "the whole completion as sampled, tags and end-of-turn included"),
+    completion_logprobs=(
+        LOGPROBS,
+        "log-prob of each token of the completion, as the engine recorded it when it sampled",
+    ),
+    **_as_in_scores(*_TOKENWISE),
+)
+
 RANK_SCORES = _declare(
     "rank_scores",
     """One row per ranked set, seed, rank and task of the rank ablation.""",
@@ -289,6 +327,7 @@ TABLES: dict[str, pa.Schema] = {
     "eval_samples": EVAL_SAMPLES,
     "eval_scores": EVAL_SCORES,
     "train_steps": TRAIN_STEPS,
+    "rollouts": ROLLOUTS,
     "rank_scores": RANK_SCORES,
     "dropped": DROPPED,
     "eval_overlaps": EVAL_OVERLAPS,

@@ -50,9 +50,10 @@ class AnswerReward(RewardFunction):
         policy: nn.Module,
     ) -> Rewards:
         outcomes = ["unformatted"] * len(completions)
+        texts = [self._renderer.decode(ids) for ids in completions]
         items: dict[int, GradeItem] = {}
-        for i, (prompt, ids) in enumerate(zip(prompts, completions, strict=True)):
-            answer, row = self._renderer.split_answer(self._renderer.decode(ids)), prompt.row
+        for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+            answer, row = self._renderer.split_answer(text), prompt.row
             if answer.formatted:
                 items[i] = GradeItem(answer.solution, row["answer"], row["grader"], row["metadata"])
         grades = self._grader.grade_many(list(items.values()))
@@ -75,4 +76,13 @@ class AnswerReward(RewardFunction):
                 name: [float(each == counted) for each in outcomes]
                 for name, counted in columns.items()
             },
+            [
+                {
+                    "correct": outcome == "correct",
+                    "closed": outcome != "unformatted",
+                    "text": text,
+                    "token_ids": ids,
+                }
+                for outcome, text, ids in zip(outcomes, texts, completions, strict=True)
+            ],
         )

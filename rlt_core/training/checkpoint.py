@@ -1,8 +1,9 @@
 """Checkpoints in a workspace, for an exact resume in any number of processes, sharded or not.
 
 A checkpoint holds the weights in training, optimiser, schedule, counters, the rows of `train_steps`
-and what a trainer keeps beside its model (a reference model). It holds no random states: each step
-begins with its own seed. Torch reads it with `weights_only=True`; no artifact contains any of it.
+and `rollouts`, and what a trainer keeps beside its model (a reference model). It holds no random
+states: each step begins with its own seed. Torch reads it with `weights_only=True`; no artifact
+contains any of it.
 
 `ResumableTrainer` overrides private methods of transformers' Trainer, which has no hooks for them;
 each says why.
@@ -33,7 +34,7 @@ from rlt_core.config import StageResources
 from rlt_core.environment import disk_space
 from rlt_core.errors import Stopped
 from rlt_core.models import load_model, load_tokenizer, save_model, saved_dtype
-from rlt_core.rows import write_rows
+from rlt_core.rows import read_rows, table_files, write_rows
 from rlt_core.sql.schemas import TRAIN_STEPS
 from rlt_core.store import Workspace
 from rlt_core.training import sharding
@@ -194,6 +195,8 @@ class ResumableTrainer(Trainer):
         (folder,) = self._work.path(GROUP, parts[-1]).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
         rows = json.loads((folder / ROWS).read_text())
         self._recorder.rows[:] = [dict.fromkeys(TRAIN_STEPS.names) | row for row in rows]
+        if table_files(folder, "rollouts"):
+            self._recorder.rollouts[:] = read_rows(folder, "rollouts")
         return str(folder)
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -212,8 +215,10 @@ class ResumableTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
                 if main:
-                    rows = json.dumps(self._recorder.rows)
-                    (self._part / f"{PREFIX_CHECKPOINT_DIR}-{step}" / ROWS).write_text(rows)
+                    folder = self._part / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+                    (folder / ROWS).write_text(json.dumps(self._recorder.rows))
+                    if rollouts := self._recorder.rollouts:
+                        write_rows(folder / "rollouts.parquet", "rollouts", rollouts)
         except BaseException:
             shutil.rmtree(self._part, ignore_errors=True)  # the last whole one stays
             raise

@@ -34,7 +34,8 @@ from trl import GRPOTrainer
 from rlt_core.config import DType, GRPOConfig, ReferenceSync, Sampling, StageResources
 from rlt_core.generation import Completion, sample_seed
 from rlt_core.models import load_tokenizer
-from rlt_core.processes import join
+from rlt_core.processes import join, rank
+from rlt_core.rows import write_rows
 from rlt_core.scoring.lm_head import FLOATS
 from rlt_core.store import Workspace
 from rlt_core.training import sharding
@@ -45,6 +46,7 @@ from rlt_core.training.metrics import StepRecorder, grpo_metrics
 from rlt_core.training.policy import adapters, load_policy, trainer_arguments
 from rlt_core.training.reward_function import NoReward, Prompt, RewardFunction, Rewards
 from rlt_core.training.rollout import open_rollouts, require_context
+from rlt_core.training.rollout_rows import logged_groups
 
 PINNED: dict[str, Any] = {
     "num_iterations": 1, "shuffle_dataset": False, "top_k": 0, "min_p": None,
@@ -64,7 +66,7 @@ def train_grpo(
     model: Path, prompts: Sequence[Prompt], reward: RewardFunction, config: GRPOConfig, key: str,
     context: TrainingContext,
 ) -> dict[str, float]:  # fmt: skip
-    """Train a model folder on its own completions; write `model/` and `train_steps.parquet`.
+    """Train a model folder on its own completions; write `model/`, `train_steps` and `rollouts`.
 
     The engine that `resources` name samples from the current policy, with seeds derived from `key`
     (the node's), step, question and sample. Prompts longer than `config.max_prompt_tokens` are
@@ -84,6 +86,7 @@ def train_grpo(
     batch_size, processes = config.questions_per_step * config.group_size, join(resources)
     micro = micro_batches(batch_size, resources.micro_batch_size, processes.num_processes)
     recorder = StepRecorder(context, steps, epochs_per_step=config.questions_per_step / len(kept))
+    recorder.logged = logged_groups(order, config, steps, resources.rollouts_every_steps)
     sync = config.reference_sync or ReferenceSync()
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TRLConfig(
@@ -113,6 +116,8 @@ def train_grpo(
         )
         trainer.run(context.work, recorder)
     trainer.finish(model, context.out, config.dtype)
+    if rank() == 0:
+        write_rows(context.out / "rollouts.parquet", "rollouts", recorder.rollouts)
     return grpo_metrics(recorder.rows, len(kept), len(prompts) - len(kept))
 
 
@@ -207,7 +212,7 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
             fault = f"trace {trace}: {error}"
         if faults := [each for each in gather_object([fault]) if each is not None]:
             raise RuntimeError(faults[0])
-        self._recorder.record_rewards(result, rollouts, self._group_size, self.accelerator)
+        self._recorder.record_rewards(batch, rollouts, result, self._group_size, self.accelerator)
         return result.rewards
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Tensor]:
@@ -215,6 +220,7 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         completions of similar length go together, which saves padding; the gradient is the same."""
         if self._step % self._micro_batches == 0:
             batch = self._generate_and_score_completions(generation_batch)
+            self._recorder.record_rollouts(self.state.global_step + 1, batch["advantages"])
             order_N = batch["completion_mask"].sum(1).argsort(descending=True, stable=True)
             self._buffered_inputs = [
                 {name: rows[chunk_B] for name, rows in batch.items() if rows.dim() > 0}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ from rlt_core.generation import Completion
 from rlt_core.reward.diagnostics import explanation_alarms
 from rlt_core.sql.schemas import TRAIN_STEPS
 from rlt_core.training.context import TrainingContext
-from rlt_core.training.reward_function import Rewards
+from rlt_core.training.reward_function import Prompt, Rewards
+from rlt_core.training.rollout_rows import rollout_rows
 
 Row = dict[str, Any]
 ZERO_VARIANCE_STEPS = 3
@@ -86,6 +87,10 @@ class StepRecorder(TrainerCallback):
 
     def __init__(self, context: TrainingContext, total: int, epochs_per_step: float) -> None:
         self.rows: list[Row] = []
+        self.rollouts: list[Row] = []
+        """Rows of `rollouts`."""
+        self.logged: Mapping[int, Sequence[int]] = {}
+        """See `logged_groups`."""
         self.parts: dict[str, float | None] = {}
         """Columns of the current step that only GRPO has: the reward, its parts, the gap."""
         self.stopped = False
@@ -98,8 +103,9 @@ class StepRecorder(TrainerCallback):
         self._started = 0.0
 
     def record_rewards(
-        self, result: Rewards, rollouts: Sequence[Completion], group: int, accelerator: Accelerator
-    ) -> None:
+        self, prompts: Sequence[Prompt], rollouts: Sequence[Completion], result: Rewards,
+        group: int, accelerator: Accelerator,
+    ) -> None:  # fmt: skip
         """Fill in the columns of the step's rewards, from those of every process."""
 
         def gathered(values: Sequence[float]) -> Tensor:
@@ -110,6 +116,7 @@ class StepRecorder(TrainerCallback):
             known_N = values_N[gathered([float(value is not None) for value in values]).bool()]
             return known_N.mean().item() if len(known_N) else None
 
+        self._rewarded = (prompts, rollouts, result, group)
         rewards_N = gathered(result.rewards)
         rewards_QG = rewards_N.view(-1, group)
         columns: dict[str, Sequence[float | None]] = {
@@ -122,6 +129,13 @@ class StepRecorder(TrainerCallback):
             "reward_std": rewards_QG.std(1).mean().item(),
             "zero_std_groups": (rewards_QG.amax(1) == rewards_QG.amin(1)).float().mean().item(),
         }
+
+    def record_rollouts(self, step: int, advantages_N: Tensor) -> None:
+        """Keep the completions that were rewarded last, if the step is logged."""
+        if step in self.logged:
+            ids = self._ids | {"step": step}
+            groups = self.logged[step]
+            self.rollouts += rollout_rows(ids, *self._rewarded, advantages_N.tolist(), groups)
 
     def record_gap(self, gap_T: Tensor, accelerator: Accelerator) -> None:
         """Fill in how far the policy's log-probs of this process's tokens are from those that the

@@ -1,7 +1,7 @@
 """The interface between GRPO and its reward: prompts and completions in, rewards out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -26,7 +26,10 @@ class Rewards:
 
     rewards: list[float]
     parts: dict[str, list[float | None]]
-    """Columns of `train_steps`, which records the mean over a step's completions with a value."""
+    """Columns of `train_steps`, which records the mean over a step's completions with a value;
+    and of `rollouts`, which has those of its own columns per completion."""
+    rollouts: list[dict[str, Any]] = field(default_factory=list)
+    """Further columns of `rollouts`, of each completion."""
 
 
 class NoReward(Exception):

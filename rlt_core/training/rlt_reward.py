@@ -108,7 +108,7 @@ class RLTReward(RewardFunction):
                 ranks=False,
                 words=self._renderer.words,
             )
-        scored, diagnostics = [], []
+        scored, diagnostics, details = [], [], []
         for place, (each, think) in enumerate(zip(scores, thinks, strict=True)):
             try:
                 scored.append(each.reward(think.closed, self._spec))
@@ -118,12 +118,21 @@ class RLTReward(RewardFunction):
             diagnostics.append(
                 asdict(diagnose(think.text, contexts[place].think_ids, solution_ids))
             )
+            details.append(
+                {
+                    "penalty": scored[-1].penalty,
+                    "closed": think.closed,
+                    "text": think.text,
+                    "token_ids": think.ids,
+                    **each.columns(),
+                }
+            )
         columns: dict[str, list[float | None]] = {
             name: [getattr(parts, name) for parts in scored] for name in PARTS
         }
         columns["unclosed"] = [float(not think.closed) for think in thinks]
         columns |= {name: [each[name] for each in diagnostics] for name in diagnostics[0]}
-        return Rewards([parts.reward for parts in scored], columns)
+        return Rewards([parts.reward for parts in scored], columns, details)
 
     def _positions(self) -> int:
         return int(self._student.config.get_text_config().max_position_embeddings)

@@ -68,7 +68,8 @@ def measured(store: Store) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for manifest in sorted(store.manifests(), key=lambda one: len(one.inputs)):
         numbers = {name: v for name, v in manifest.metrics.items() if name not in TIMES}
-        rows = {f"rows of {f.path}": f.rows for f in manifest.files if f.rows is not None}
+        files = [f for f in manifest.files if f.path != "rollouts.parquet"]  # as `Resources` say
+        rows = {f"rows of {f.path}": f.rows for f in files if f.rows is not None}
         found[manifest.label] = numbers | rows
     return found
 

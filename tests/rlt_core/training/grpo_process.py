@@ -28,7 +28,12 @@ from rlt_core.training.rlt_reward import RLTReward
 CONFIG = {
     "group_size": 4, "max_prompt_tokens": 60, "reference_sync": {"every_steps": 2},
 }  # fmt: skip
-RESOURCES = {"device": "cpu", "micro_batch_size": 4, "checkpoint_every_steps": 1}
+RESOURCES = {
+    "device": "cpu",
+    "micro_batch_size": 4,
+    "checkpoint_every_steps": 1,
+    "rollouts_every_steps": 2,
+}
 
 
 class Faulty(RLTReward):

@@ -16,6 +16,7 @@ from training_runs import (
     assert_same_weights,
     context,
     kill_at,
+    rollouts,
     scratch_folder,
     steps,
     stop_after,
@@ -202,14 +203,18 @@ def test_micro_batches_change_nothing_but_rounding(train: Run, resources) -> Non
         (kill_at(5), {"lora": LoRA(rank=2, alpha=4), "reference_sync": None}),
     ],
 )
-def test_an_interrupted_run_ends_bit_equal(train: Run, interrupt: Progress, changes: dict) -> None:
+def test_an_interrupted_run_ends_bit_equal(
+    train: Run, interrupt: Progress, changes: dict, resources: StageResources
+) -> None:
     config = CONFIG.model_copy(update=changes)
-    whole, _ = train("whole", config=config)
+    with_rollouts = resources.model_copy(update={"rollouts_every_steps": 1})
+    whole, _ = train("whole", config=config, resources=with_rollouts)
     with pytest.raises((Stopped, Killed)):
-        train("broken", config=config, progress=interrupt)
-    broken, _ = train("broken", config=config)
+        train("broken", config=config, progress=interrupt, resources=with_rollouts)
+    broken, _ = train("broken", config=config, resources=with_rollouts)
     assert weights(broken) == weights(whole)
     assert steps(broken) == steps(whole)
+    assert rollouts(broken) == rollouts(whole)
 
 
 def test_a_checkpoint_from_before_a_column_can_be_gone_on_from(

@@ -10,9 +10,10 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from training_runs import assert_same_weights, launch, steps, weights
+from training_runs import assert_same_weights, launch, rollouts, steps, weights
 
 from rlt_core.models import load_model, load_tokenizer, save_model
+from rlt_core.rows import read_rows
 
 SCRIPT = Path(__file__).with_name("grpo_process.py")
 CONFIG = {"steps": 4, "questions_per_step": 3, "learning_rate": 1e-3, "max_completion_tokens": 8}
@@ -52,6 +53,14 @@ def test_two_processes_are_one(tmp_path: Path, model: Path, alone: Callable[...,
     assert not (broken / "out").exists()
     assert run(2, model, broken) == 0
     assert weights(broken / "out") == weights(two / "out")
+    assert rollouts(broken / "out") == rollouts(two / "out")
+    for row, other in zip(
+        *(read_rows(each / "out", "rollouts") for each in (one, two)), strict=True
+    ):
+        for name in ("step", "question_id", "sample", "text"):
+            assert row[name] == other[name]
+        for name in ("reward", "advantage", "student_think_logprobs"):
+            assert row[name] == pytest.approx(other[name], rel=1e-2, abs=1e-4), name
 
 
 @pytest.mark.slow

@@ -59,6 +59,10 @@ def steps(out: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
 
+def rollouts(out: Path) -> bytes:
+    return (out / "rollouts.parquet").read_bytes()
+
+
 def stop_after(step: int) -> Progress:
     """Asks the training to stop once `step` has been reported."""
     seen = [0]

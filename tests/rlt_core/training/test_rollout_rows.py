@@ -1,0 +1,109 @@
+"""The table `rollouts`: which completions it keeps, and that its numbers are the step's."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from training_runs import TEACHER, context, rollouts, scratch_folder, steps, weights
+
+from rlt_core.config import CorrectnessReward, RewardSpec, StageResources
+from rlt_core.grading import Grader
+from rlt_core.prompts.renderer import Renderer
+from rlt_core.reward.formula import reward_parts
+from rlt_core.rows import read_rows
+from rlt_core.store import Workspace
+from rlt_core.store.files import Files
+from rlt_core.training.answer_reward import AnswerReward
+from rlt_core.training.grpo import train_grpo
+from rlt_core.training.reward_function import Prompt, RewardFunction
+from rlt_core.training.rlt_reward import RLTReward
+from rlt_core.training.rollout_rows import LOGGED_QUESTIONS, logged_groups
+
+SPEC = RewardSpec(temperature=0.7)
+
+
+@pytest.fixture
+def prompts(renderer: Renderer) -> list[Prompt]:
+    rows = [
+        {"question": f"{a}+{a}=?", "solution": str(2 * a), "answer": str(2 * a),
+         "grader": "arithmetic", "metadata": "{}"}
+        for a in range(3, 9)
+    ]  # fmt: skip
+    return [
+        Prompt(row["question"], renderer.teacher_prompt(row["question"], row["solution"]), row)
+        for row in rows
+    ]
+
+
+def train(
+    folder: Path, model: Path, prompts: list[Prompt], reward: RewardFunction,
+    every: int | None = 2, steps: int = 5,
+) -> Path:  # fmt: skip
+    resources = StageResources(device="cpu", micro_batch_size=4, rollouts_every_steps=every)
+    work, out = Workspace(Files(str(folder / "store")), "key"), folder / "out"
+    config = TEACHER.model_copy(update={"steps": steps})
+    train_grpo(model, prompts, reward, config, "node", context(out, work, resources))
+    return out
+
+
+@pytest.fixture
+def reward(renderer: Renderer, tmp_path: Path, resources: StageResources) -> RLTReward:
+    student = scratch_folder(tmp_path / "student", seed=1)
+    return RLTReward(renderer, student, SPEC, TEACHER, resources=resources)
+
+
+def test_a_row_is_what_the_completion_was_rewarded_for(
+    tmp_path: Path, model: Path, prompts: list[Prompt], reward: RLTReward, renderer: Renderer
+) -> None:
+    out = train(tmp_path / "on", model, prompts, reward)
+    rows, means = read_rows(out, "rollouts"), {row["step"]: row for row in steps(out)}
+    assert sorted({row["step"] for row in rows}) == [1, 2, 4, 5]
+    assert len(rows) == 4 * TEACHER.questions_per_step * TEACHER.group_size
+    assert len({(row["step"], row["question_id"], row["sample"]) for row in rows}) == len(rows)
+    for step in (1, 2, 4, 5):
+        of_step = [row for row in rows if row["step"] == step]
+        for part in ("reward", "r_ss", "r_kl", "kl_max", "doubt"):
+            mean = np.mean([row[part] for row in of_step])
+            assert mean == pytest.approx(means[step][part], rel=1e-5), part
+        rewards = np.array([row["reward"] for row in of_step]).reshape(3, 4)
+        centred = rewards - rewards.mean(1, keepdims=True)
+        advantages = centred / (rewards.std(1, ddof=1, keepdims=True) + 1e-4)
+        assert [row["advantage"] for row in of_step] == pytest.approx(advantages.ravel(), rel=1e-3)
+    for row in rows:
+        names = ("student_solution_logprobs", "student_think_logprobs", "teacher_think_logprobs")
+        parts = reward_parts(*(row[name] for name in names), row["closed"], SPEC)
+        assert row["reward"] == pytest.approx(parts.reward) and row["penalty"] == parts.penalty
+        assert len(row["completion_logprobs"]) == len(row["completion_ids"])
+        assert renderer.split_completion(row["completion_ids"]).text == row["text"]
+        assert renderer.decode(row["token_ids"]) == row["text"]
+        assert row["clipped"] or row["completion_ids"][-1] in renderer.stop_ids
+        assert (row["stage"], row["seed"], row["correct"]) == ("teacher-grpo", 0, None)
+    off = train(tmp_path / "off", model, prompts, reward, every=None)
+    assert read_rows(off, "rollouts") == []
+    assert weights(off) == weights(out) and steps(off) == steps(out)
+    assert rollouts(train(tmp_path / "twice", model, prompts, reward)) == rollouts(out)
+
+
+def test_answers_are_kept_too(
+    tmp_path: Path, model: Path, prompts: list[Prompt], renderer: Renderer
+) -> None:
+    with Grader() as grader:
+        reward = AnswerReward(renderer, CorrectnessReward(), grader)
+        rows = read_rows(train(tmp_path, model, prompts, reward, steps=1), "rollouts")
+    assert len(rows) == TEACHER.questions_per_step * TEACHER.group_size
+    for row in rows:
+        assert row["reward"] == CorrectnessReward().unformatted
+        assert (row["correct"], row["closed"], row["r_ss"]) == (False, False, None)
+        assert row["text"] == renderer.decode(row["completion_ids"])
+        assert row["student_think_logprobs"] is None and row["completion_logprobs"]
+
+
+def test_a_question_is_followed_where_the_steps_have_it_again() -> None:
+    config = TEACHER.model_copy(update={"questions_per_step": 6})
+    order = [*range(6), *range(6, 12), *[12, 13, 5, 14, 15, 5]]
+    logged = logged_groups(order, config, 3, every=2)
+    assert list(logged) == [1, 2, 3]
+    assert logged == {1: [0, 1, 2, 5], 2: [0, 1, 2, 3], 3: [0, 1, 2, 3]}
+    assert all(len(groups) == LOGGED_QUESTIONS for groups in logged.values())
+    assert list(logged_groups(order, config, 3, every=9)) == [1, 3]
+    assert logged_groups(order, config, 3, every=None) == {}
