@@ -15,7 +15,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[1]
 PAGES = {
     "README.md": "index.md", "ARCHITECTURE.md": "architecture.md", "CHANGELOG.md": "changelog.md",
-    "SECURITY.md": "security.md",
+    "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md",
 }  # fmt: skip
 """Pages at the root of the repository, and what they are called in the site."""
 LINK = re.compile(r"(!?)\[((?:[^][]|\[[^]]*\])*)\]\((?!\w+:|#|/)([^)#\s]+)(#[^)\s]*)?\)")

@@ -1,4 +1,4 @@
-"""Every block of commands, SQL and Python of the documentation runs, here or in the test that it names.
+"""Every block of commands, SQL and Python in the documentation runs, here or in the test it names.
 
 A comment in the line above a block says where, if not in the fast tests here:
 
@@ -10,6 +10,7 @@ A comment in the line above a block says where, if not in the fast tests here:
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -29,6 +30,7 @@ import typer
 from flows.cli.app import app
 from flows.cli.reference import reference
 from flows.server.processes import free_port
+from infra import site
 from rlt_core.config.fields import fields
 from rlt_core.overrides import FILES
 from rlt_core.sql.views import connect
@@ -38,7 +40,8 @@ from tests.flows.conftest import Rlt, Served, environment
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(
-    r"^(?:<!-- block: (?P<marker>[^\n]+) -->\n)?^```(?P<language>sh|sql|python)\n(?P<text>.*?)^```$",
+    r"^(?:<!-- block: (?P<marker>[^\n]+) -->\n)?"
+    r"^```(?P<language>sh|sql|python)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 FENCE = re.compile(r"^ *```(sh|bash|console|shell|sql|python|py)\n", re.MULTILINE)
@@ -105,6 +108,7 @@ def blocks() -> list[Block]:
 
 BLOCKS = blocks()
 FIELDS = list(fields())
+COMMAND = typer.main.get_command(app)
 SHELL = [block for block in BLOCKS if block.language == "sh"]
 
 
@@ -122,6 +126,8 @@ def place(smoke_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = "".join(json.dumps(row) + "\n" for row in EXAMPLES)
     for name in ("questions.jsonl", "rows.jsonl"):
         (folder / name).write_text(rows)
+    (folder / "odd.jsonl").write_text('{"id": 1, "text": "What is 2+2?", "result": "4"}')
+    (folder / "half.jsonl").write_text(rows.splitlines()[0] + '\n{"question": "?", "solution": ""}')
     (folder / "query.sql").write_text("select * from eval_scores")
     return folder
 
@@ -187,7 +193,6 @@ def test_every_block_says_where_it_runs() -> None:
         assert found == known, f"{page}: write ```sh, ```sql or ```python in the first column"
         assert "<!-- block" not in re.sub(BLOCK, "", text), f"{page}: a marker without its block"
     for block in BLOCKS:
-        kind, _, what = block.marker.partition(" ")
         if block.marker.startswith("run by "):
             source = (ROOT / block.marker.removeprefix("run by ")).read_text("utf-8")
             for words in (words for words in block.commands() if words[0] != "export"):
@@ -213,7 +218,7 @@ def is_field(path: str) -> bool:
 
 def command_of(words: list[str]) -> tuple[Any, Any, list[str]]:
     """The command that words name, its context and its arguments."""
-    command: Any = typer.main.get_command(app)
+    command: Any = COMMAND
     context, rest = typer.Context(command, info_name="rlt"), words[1:]
     while hasattr(command, "list_commands") and rest and not rest[0].startswith("-"):
         name = rest.pop(0)
@@ -265,3 +270,65 @@ def test_commands_options_and_fields_exist() -> None:
 def test_the_reference_of_commands_is_generated() -> None:
     page = ROOT / "docs" / "cli.md"
     assert page.read_text("utf-8") == reference(), "python -m flows.cli.reference > docs/cli.md"
+
+
+def test_the_site_and_llms_txt_have_every_page() -> None:
+    listed = re.findall(r"\]\((\S+)\)", (ROOT / "llms.txt").read_text("utf-8"))
+    assert sorted(listed) == sorted(page.relative_to(ROOT).as_posix() for page in PAGES)
+    shown = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)
+    names = {site.PAGES.get(name, name.removeprefix("docs/")) for name in listed}
+    assert sorted(shown) == sorted(names)
+
+
+# ---------------------------------------------------------------- troubleshooting
+TROUBLE = ROOT / "docs" / "troubleshooting.md"
+SHOWN = re.compile(
+    r"^(?:<!-- message of (?P<file>\S+) -->\n)?```text\n"
+    r"(?:\$ rlt (?P<command>[^\n]*)\n)?(?P<text>.*?)^```",
+    re.MULTILINE | re.DOTALL,
+)
+MESSAGES = list(SHOWN.finditer(TROUBLE.read_text("utf-8")))
+
+
+def pattern(text: str) -> str:
+    return ".*".join(re.escape(part) for part in text.strip().split("…"))
+
+
+def literals(file: Path) -> list[str]:
+    """The texts of a file, `…` for what is filled in."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            found.append("".join(
+                part.value if isinstance(part, ast.Constant) else "…" for part in node.values
+            ))  # fmt: skip
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+    return found
+
+
+def test_messages_are_those_of_the_code() -> None:
+    assert len(MESSAGES) > 20
+    for message in MESSAGES:
+        if message["file"]:
+            shown = message["text"].strip()
+            texts = [text for text in literals(ROOT / message["file"]) if len(text) > 30]
+            assert any(
+                re.fullmatch(pattern(text), shown, re.DOTALL)
+                or re.fullmatch(pattern(shown), text, re.DOTALL)
+                for text in texts
+            ), shown
+        else:
+            assert message["command"], f"no command, no file: {message['text']}"
+
+
+@pytest.mark.parametrize(
+    "message", [m for m in MESSAGES if m["command"]], ids=lambda m: m["command"]
+)
+def test_messages_are_printed(
+    message: re.Match[str], rlt_inside: Rlt, place: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(place)
+    done = rlt_inside(*shlex.split(message["command"]))
+    assert done.returncode == 2
+    assert re.search(pattern(message["text"]), done.stderr), done.stderr
