@@ -18,7 +18,10 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md",
 }  # fmt: skip
 """Pages at the root of the repository, and what they are called in the site."""
-LINK = re.compile(r"(!?)\[((?:[^][]|\[[^]]*\])*)\]\((?!\w+:|#|/)([^)#\s]+)(#[^)\s]*)?\)")
+TARGET = r"\]\((?!\w+:|#|/)([^)#\s]+)(#[^)\s]*)?\)"
+IMAGE = re.compile(r"(!\[[^][]*)" + TARGET)
+TITLED = re.compile(r"^(```\w+) ([\w.]+)$", re.MULTILINE)
+LINK = re.compile(r"(?<!!)(\[(?:[^][]|\[[^][]*\])*)" + TARGET)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -30,9 +33,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Let links of a page of docs/ name pages of the site."""
+    """Let links of a page of docs/ name pages of the site, and a block's file be its title."""
     source = page.file.src_uri
-    return markdown if source in PAGES.values() else with_links(f"docs/{source}", markdown)
+    if source in PAGES.values():
+        return markdown
+    return with_links(f"docs/{source}", TITLED.sub(r'\1 title="\2"', markdown))
 
 
 def with_links(source: str, text: str) -> str:
@@ -40,17 +45,16 @@ def with_links(source: str, text: str) -> str:
     becomes its path. `source` is the page's path in the repository. Raise where no such file is."""
 
     def link(found: re.Match[str]) -> str:
-        image, label, target, anchor = found.groups()
+        label, target, anchor = found.groups()
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
         if not (ROOT / path).exists():
             raise PluginError(f"{source}: the link to {target} leads nowhere")
         if path in PAGES or path.startswith("docs/"):
-            return (
-                f"{image}[{label}]({PAGES.get(path) or path.removeprefix('docs/')}{anchor or ''})"
-            )
-        return label if "`" in label or path in label else f"{label} (`{path}`)"
+            return f"{label}]({PAGES.get(path) or path.removeprefix('docs/')}{anchor or ''})"
+        words = label[1:]
+        return words if "`" in words or path in words or words[0] == "!" else f"{words} (`{path}`)"
 
-    return LINK.sub(link, text)
+    return LINK.sub(link, IMAGE.sub(link, text))
 
 
 def formula(source: str, *_: Any, **__: Any) -> str:

@@ -41,7 +41,7 @@ def _section(command: Any, context: Any) -> str:
     text = f"\n{depth} {context.command_path}\n\n{_escaped(command.help)}\n\n    {usage}\n"
     rows = list(filter(None, (param.get_help_record(context) for param in command.params)))
     if rows:
-        text += "\n| | |\n|---|---|\n"
+        text += "\n| argument or option | meaning |\n|---|---|\n"
     for name, words in rows:
         cells = (f"`{name}`", _escaped(" ".join(words.split())))
         text += "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
