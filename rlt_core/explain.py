@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from rlt_core.config import RewardSpec
+from rlt_core.config import Reduction, RewardSpec
 from rlt_core.errors import UserError
 from rlt_core.overrides import nearest
-from rlt_core.reward.formula import token_kl
-from rlt_core.reward.replay import GROUP, chosen, spec_of
+from rlt_core.reward.formula import Floats, reward_parts, token_kl
+from rlt_core.reward.replay import GROUP, LOGPROBS, chosen, spec_of
 from rlt_core.sql.macros import literal
 from rlt_core.sql.views import connect, sql_errors
 from rlt_core.store import Manifest, Store
@@ -25,6 +25,10 @@ from rlt_core.store import Manifest, Store
 Row = dict[str, Any]
 Ask = Callable[..., list[Row]]
 """Runs SQL with parameters."""
+Find = Callable[[str, str, str], Row | None]
+"""Returns a row of `traces` or `questions`: (table, artifact's key, the row's id)."""
+IDS = {"traces": "trace_id", "questions": "question_id", "scores": "trace_id"}
+"""Column that names a row inside an artifact, by table."""
 _Texts = Callable[[int, int], tuple[str, str, str]]
 """The texts before, of and after token i of a number of tokens."""
 
@@ -63,6 +67,10 @@ class Token:
     """Like `kl` None where there is no model of the teacher."""
     kl: float | None = None
     """k_t, the token's part in r_KL."""
+    share: float = 0.0
+    """What the token adds to the reward; with the penalty, all shares add up to the reward."""
+    sets: str = ""
+    """The reduction whose value is this token's alone: `min` or `max`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,13 +121,36 @@ def explain(store: Store, trace_id: str, run: str | None = None) -> Explained:
             f"where run = ? and {same} order by rank nulls last, sample",
             key, *(row[name] for name in GROUP.split(", ")),
         )  # fmt: skip
-        found = Explained(manifest, elsewhere, row, group)
-        if "reward" not in manifest.config or row["student_think_logprobs"] is None:
-            return found
-        spec = spec_of(manifest)
-        question, think, solution = _texts(store, ask, manifest, row)
+
+        def find(table: str, run: str, name: str) -> Row | None:
+            rows = ask(f"from {table} where run = ? and {IDS[table]} = ?", run, name)
+            return rows[0] if rows else None
+
+        return take_apart(store, find, Explained(manifest, elsewhere, row, group))
+
+
+def take_apart(
+    store: Store, find: Find, found: Explained, spec: RewardSpec | None = None
+) -> Explained:
+    """Return it with parts, texts and tokens, where there are log-probs; `spec` is that of its row
+    (`replayed_row`), by default the scoring's own."""
+    manifest, row = found.manifest, found.row
+    if "reward" not in manifest.config or row["student_think_logprobs"] is None:
+        return found
+    spec = spec or spec_of(manifest)
+    question, think, solution = _texts(store, find, manifest, row)
     tokens = _tokens(row, spec, think, solution)
     return dataclasses.replace(found, question=question, parts=_parts(row, spec), **tokens)
+
+
+def replayed_row(row: Row, spec: RewardSpec) -> Row:
+    """Return a row of `scores` with the reward and its parts under another spec."""
+    if row["student_solution_logprobs"] is None:
+        return row
+    solution, student, teacher = (row[name] for name in LOGPROBS)
+    return row | vars(
+        reward_parts(solution, student, teacher, row["closed"], spec, row["think_kl"])
+    )
 
 
 def choose(
@@ -196,17 +227,31 @@ def _tokens(row: Row, spec: RewardSpec, think: _Texts, solution: _Texts) -> dict
     if teacher_T is not None:
         kl_T = token_kl(student_T, teacher_T, array("think_kl"), spec)
 
+    clipped_S = np.maximum(solution_S, -(spec.clip_logprob or np.inf))
+    shares_S, sets_S = _shares(
+        clipped_S, (spec.solution_reduction, 1.0), (spec.solution_extreme, spec.alpha)
+    )
+    weight = -spec.kl_weight
+    shares_T, sets_T = _shares(
+        np.zeros_like(student_T) if kl_T is None else kl_T,
+        (spec.think_reduction, weight), (spec.think_extreme, weight * spec.alpha),
+    )  # fmt: skip
+
     def think_token(i: int) -> Token:
         token = Token(i, *think(i, len(student_T)), float(student_T[i]))
         if teacher_T is None or kl_T is None:
             return token
-        return dataclasses.replace(token, teacher=float(teacher_T[i]), kl=float(kl_T[i]))
+        return dataclasses.replace(
+            token, teacher=float(teacher_T[i]), kl=float(kl_T[i]), share=float(shares_T[i]),
+            sets=sets_T.get(i, ""),
+        )  # fmt: skip
 
     every = [think_token(i) for i in range(len(student_T))]
     answer = [
-        Token(i, *solution(i, len(solution_S)), float(solution_S[i]))
+        Token(i, *solution(i, len(solution_S)), float(solution_S[i]), share=float(shares_S[i]),
+              sets=sets_S.get(i, ""))
         for i in range(len(solution_S))
-    ]
+    ]  # fmt: skip
     by_kl: Any = [] if kl_T is None else np.argsort(-kl_T, kind="stable")
     return {
         "explanation": every,
@@ -217,8 +262,30 @@ def _tokens(row: Row, spec: RewardSpec, think: _Texts, solution: _Texts) -> dict
     }
 
 
+def _shares(values: Floats, *terms: tuple[Reduction, float]) -> tuple[Floats, dict[int, str]]:
+    """Return what each value adds to the sum of weight * reduction(values), and the reduction that
+    a value sets alone, by position. Of equal extremes the first is taken."""
+    shares: Floats = np.zeros(len(values))
+    sets: dict[int, str] = {}
+    n = len(values)
+    order = np.argsort(values, kind="stable")
+    for reduction, weight in terms if n else ():
+        if reduction in ("mean", "sum"):
+            shares += weight * values / (n if reduction == "mean" else 1)
+            continue
+        at = {
+            "min": [order[0]], "max": [values.argmax()],
+            "median": [order[(n - 1) // 2], order[n // 2]],
+        }[reduction]  # fmt: skip
+        for i in at:
+            shares[i] += weight * values[i] / len(at)
+        if reduction != "median":
+            sets[int(at[0])] = reduction
+    return shares, sets
+
+
 def _texts(
-    store: Store, ask: Ask, manifest: Manifest, row: Row
+    store: Store, find: Find, manifest: Manifest, row: Row
 ) -> tuple[str | None, _Texts, _Texts]:
     """Return the question, and the texts of the tokens of the scored explanation and solution.
 
@@ -234,30 +301,29 @@ def _texts(
     def ids_of(text: str, length: int) -> list[int]:
         if tokenizer is None:
             return []
-        tokenizer.encode_special_tokens = True  # as Renderer.encode: a user's text stays text
         # Tokens of the padding alone are at the end; Renderer.encode_block omits them.
         return list(tokenizer.encode(text + padding, add_special_tokens=False).ids[:length])
 
     text: str | None = None
     think: _Texts = partial(_in_context, tokenizer, [])
     solution = think
-    if "traces" in inputs:
-        sql = "select token_ids, text from traces where run = ? and trace_id = ?"
-        for trace in ask(sql, inputs["traces"].key, row["trace_id"]):
-            ids = trace["token_ids"]
-            if row["teacher_think_logprobs"] is None:  # its ids may be those of another tokenizer
-                ids = ids_of(trace["text"], len(row["student_think_logprobs"]))
-            think = partial(_in_context, tokenizer, ids)
-            if (ends := row["think_span_ends"]) is not None:
-                starts = [0, *ends[:-1]]
-                pieces = [trace["text"][a:b] for a, b in zip(starts, ends, strict=True)]
-                think = partial(_among, pieces)
-    if "questions" in inputs:
-        sql = "select question, solution from questions where run = ? and question_id = ?"
-        for question in ask(sql, inputs["questions"].key, row["question_id"]):
-            text = question["question"]
-            ids = ids_of(question["solution"], len(row["student_solution_logprobs"]))
-            solution = partial(_in_context, tokenizer, ids)
+
+    def row_of(table: str) -> Row | None:
+        return find(table, inputs[table].key, row[IDS[table]]) if table in inputs else None
+
+    if trace := row_of("traces"):
+        ids = trace["token_ids"]
+        if row["teacher_think_logprobs"] is None:  # its ids may be those of another tokenizer
+            ids = ids_of(trace["text"], len(row["student_think_logprobs"]))
+        think = partial(_in_context, tokenizer, ids)
+        if (ends := row["think_span_ends"]) is not None:
+            starts = [0, *ends[:-1]]
+            pieces = [trace["text"][a:b] for a, b in zip(starts, ends, strict=True)]
+            think = partial(_among, pieces)
+    if question := row_of("questions"):
+        text = question["question"]
+        ids = ids_of(question["solution"], len(row["student_solution_logprobs"]))
+        solution = partial(_in_context, tokenizer, ids)
     return text, think, solution
 
 
@@ -271,7 +337,14 @@ def _tokenizer(store: Store, model: Manifest) -> Tokenizer | None:
     file = "model/tokenizer.json"
     if file not in {entry.path for entry in model.files}:
         return None
-    return Tokenizer.from_file(str(store.intact(model, file) / file))
+    return _read_tokenizer(str(store.intact(model, file) / file))
+
+
+@lru_cache(maxsize=4)
+def _read_tokenizer(file: str) -> Tokenizer:
+    tokenizer = Tokenizer.from_file(file)
+    tokenizer.encode_special_tokens = True  # as Renderer.encode: a user's text stays text
+    return tokenizer
 
 
 def _in_context(

@@ -89,6 +89,13 @@ def test_the_parts_add_up_to_the_reward(tmp_path, spec):
     assert [part.value for part in found.parts] == [
         stored[name] for name in ("solution_mean", "solution_min", "kl_mean", "kl_max", "penalty")
     ]
+    shares = [token.share for token in (*found.explanation, *found.solution)]
+    assert sum(shares) + stored["penalty"] == pytest.approx(stored["reward"])
+    framed = {token.sets: token for token in (*found.explanation, *found.solution) if token.sets}
+    floor = -(spec.clip_logprob or np.inf)
+    assert framed["min"] == min(found.solution, key=lambda token: max(token.student, floor))
+    if spec.think_extreme == "max":
+        assert framed["max"] == found.surprising[0]
     unclosed = explain(store, "q001-2")
     assert unclosed.parts[-1].contribution == -1
 

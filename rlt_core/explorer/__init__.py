@@ -1,0 +1,1 @@
+"""A local, read-only page of traces, their rewards and their tokens."""
