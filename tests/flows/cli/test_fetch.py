@@ -133,8 +133,8 @@ def test_a_missing_repository_is_one_clear_error(hub: str, tmp_path: Path) -> No
     assert "nobody/nothing" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_a_profile_that_needs_no_hub(hub: str, tmp_path: Path) -> None:
-    done = rlt(hub, tmp_path, "fetch", "--profile", "tiny")
+def test_a_profile_that_needs_no_hub(rlt_inside: Rlt) -> None:
+    done = rlt_inside("fetch", "--profile", "tiny")
     assert done.returncode == 0 and "nothing from the hub" in done.stdout
 
 

@@ -4,6 +4,7 @@ data."""
 import csv
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -33,7 +34,9 @@ def teach(rlt: Rlt, store: Path, tmp_path: Path) -> Teach:
         writer.writeheader()
         writer.writerows([*QUESTIONS, {"problem": "1+1=", "answer": ""}])
 
-    def run(*arguments: str, status: int = 0, output: str = "out.jsonl") -> list[dict[str, object]]:
+    def run(
+        *arguments: str, status: int = 0, output: str = "out.jsonl", rlt: Rlt = rlt
+    ) -> list[dict[str, object]]:
         out = tmp_path / output
         done = rlt("teach", str(file), "-o", str(out), "--store", str(store), *arguments)
         assert done.returncode == status, done.stdout + done.stderr
@@ -54,7 +57,7 @@ def said(teach: Teach) -> str:
 
 
 def test_the_best_explanations_of_a_model_become_chat_data(
-    teach: Teach, store: Path, tmp_path: Path
+    teach: Teach, rlt_inside: Rlt, store: Path, tmp_path: Path
 ) -> None:
     rows = teach(*MODELS, *SMALL, "--samples", "4")
     opened = Store(str(store))
@@ -73,6 +76,13 @@ def test_the_best_explanations_of_a_model_become_chat_data(
     assert len(rows) == chosen.metrics["kept"] == chosen.metrics["questions"] > 0
     for told in ("left out: empty 1", "reward of the best", "above the mean", "best, reward"):
         assert told in said(teach)
+    hub = ("export", "hub", "--what", "traces", "--to", str(tmp_path / "hub"))
+    done = rlt_inside(*hub, "teach/trace-selection[teach]@0", "--store", str(store))
+    assert done.returncode == 0, done.stderr
+    exported = load_dataset(str(tmp_path / "hub"), split="train")
+    assert exported["reward"] == [row["reward"] for row in rows]
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert "rows.filter" not in card, "all of them were chosen"
     # Once more nothing is computed; another selection computes nothing but itself.
     teach(*MODELS, *SMALL, "--samples", "4", output="again.parquet")
     assert "0 to compute" in said(teach)
@@ -92,11 +102,11 @@ def test_the_best_explanations_of_a_model_become_chat_data(
 
 
 def test_an_endpoint_teaches_and_its_part_of_the_reward_is_unknown(
-    teach: Teach, monkeypatch: pytest.MonkeyPatch
+    teach: Teach, rlt_inside: Rlt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = ("--teacher", "endpoint:org/some-model", "--student", "smoke/base-model")
     monkeypatch.delenv("RLT_REFINE_BASE_URL", raising=False)
-    teach(*model, "--samples", "2", status=2)
+    teach(*model, "--samples", "2", status=2, rlt=rlt_inside)
     assert "RLT_REFINE_BASE_URL is not set" in said(teach)
     with serve(lambda number, _: completion(f"step {number} of it")) as endpoint:
         monkeypatch.setenv("RLT_REFINE_BASE_URL", endpoint.url)
@@ -112,28 +122,31 @@ def test_an_endpoint_teaches_and_its_part_of_the_reward_is_unknown(
         assert row["reward"] == row["r_ss"] and row["teacher"] == "org-some-model"
 
 
-def test_what_cannot_be_taught_is_said_in_a_line(teach: Teach, rlt: Rlt, tmp_path: Path) -> None:
-    teach("--teacher", "no-such-model", "--student", "smoke/base-model", status=2)
+def test_what_cannot_be_taught_is_said_in_a_line(
+    teach: Teach, rlt_inside: Rlt, tmp_path: Path
+) -> None:
+    refused = partial(teach, status=2, rlt=rlt_inside)
+    refused("--teacher", "no-such-model", "--student", "smoke/base-model")
     assert "--teacher no-such-model" in said(teach)
-    teach("--teacher", "no-such-org/no-model", "--student", "smoke/base-model", status=2)
+    refused("--teacher", "no-such-org/no-model", "--student", "smoke/base-model")
     assert "no-such-org/no-model" in said(teach) and "HF_HUB_OFFLINE" in said(teach)
-    teach(*MODELS, "--budget-usd", "1", status=2)
+    refused(*MODELS, "--budget-usd", "1")
     assert "--budget-tokens" in said(teach)
-    teach(*MODELS, "--set", "seeds=[0,1]", status=2)
+    refused(*MODELS, "--set", "seeds=[0,1]")
     assert "one at a time" in said(teach)
-    teach("--teacher", "smoke/teacher-grp", "--student", "smoke/base-model", status=2)
+    refused("--teacher", "smoke/teacher-grp", "--student", "smoke/base-model")
     assert "no artifact 'smoke/teacher-grp'" in said(teach) and "the hub," in said(teach)
-    teach(*MODELS, output="out.txt", status=2)
+    refused(*MODELS, output="out.txt")
     assert ".jsonl or .parquet" in said(teach)
     for text, told in (('{"question": "1+1"}\n', "no column looks like the solution"), ("", "")):
         file = tmp_path / "bad.jsonl"
         file.write_text(text)
-        done = rlt("teach", str(file), *MODELS, "-o", str(tmp_path / "o.jsonl"))
+        done = rlt_inside("teach", str(file), *MODELS, "-o", str(tmp_path / "o.jsonl"))
         assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr
 
 
 def test_teachers_are_compared_for_students(
-    rlt: Rlt, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rlt: Rlt, rlt_inside: Rlt, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "questions.jsonl"
     rows = [{"question": f"{a}+{a + 2}=", "solution": f"{2 * a + 2}"} for a in range(10, 22)]
@@ -158,19 +171,8 @@ def test_teachers_are_compared_for_students(
         assert row["low"] <= row["reward"] <= row["high"] and row["rank_surprisal"] > 0
         assert (row["r_kl"] is None) == (teacher == "some-llm")
         assert len(row["before"]) == len(row["after"]) == 3
-    shown = rlt(*command[:-1])
+    shown = rlt_inside(*command[:-1])
     assert shown.returncode == 0 and "% after training" in shown.stdout
-    refused = rlt("bench", "teachers", str(file), "--teachers", "smoke/base-model", "--students",
-                  "endpoint:m", "--store", str(store))  # fmt: skip
+    refused = rlt_inside("bench", "teachers", str(file), "--teachers", "smoke/base-model",
+                         "--students", "endpoint:m", "--store", str(store))  # fmt: skip
     assert refused.returncode == 2 and "log-probs are needed" in refused.stderr
-
-
-def test_what_was_kept_is_exported_with_its_scores(teach: Teach, rlt: Rlt, store: Path) -> None:
-    rows = teach(*MODELS, *SMALL, "--samples", "4")
-    out = store.parent / "hub"
-    command = ("export", "hub", "--what", "traces", "--to", str(out), "--store", str(store))
-    done = rlt(*command, "teach/trace-selection[teach]@0")
-    assert done.returncode == 0, done.stderr
-    loaded = load_dataset(str(out), split="train")
-    assert loaded["reward"] == [row["reward"] for row in rows]
-    assert "rows.filter" not in (out / "README.md").read_text()  # all of them were chosen
