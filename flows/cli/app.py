@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from flows.cli import artifacts, bench, export, plan, reward, run, server, sql, study
+from flows.cli import artifacts, bench, export, plan, reward, run, server, sql, study, traces
 from flows.cli.config import config
 from flows.cli.fetch import fetch
 from flows.cli.init import init
@@ -45,6 +45,7 @@ app.command()(server.worker)
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(bench.app, name="bench")
 app.add_typer(reward.app, name="reward")
+app.add_typer(traces.app, name="traces")
 app.add_typer(export.app, name="export")
 app.add_typer(study.app, name="study")
 

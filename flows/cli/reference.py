@@ -28,6 +28,8 @@ def _sections(command: Any, context: Any) -> str:
     if not hasattr(command, "list_commands"):
         return _section(command, context)
     text = f"\n## {context.command_path}\n\n{command.help}\n" if context.parent else ""
+    if command.invoke_without_command:
+        text = _section(command, context)
     for name in command.list_commands(context):
         below = command.get_command(context, name)
         if not below.hidden:

@@ -1,0 +1,100 @@
+"""`rlt traces`: a local page of traces, their rewards and their tokens; `rlt traces export`."""
+
+import socket
+import sys
+import webbrowser
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+from flows.cli.options import DEFAULT_STORE, StoreOption, check_output, existing_store
+from flows.cli.terminal import print
+from rlt_core.errors import UserError
+
+PORT = 8484
+
+app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
+
+
+@app.callback()
+def traces(
+    context: typer.Context,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Open no browser.")] = False,
+    port: Annotated[int, typer.Option(help="Port of the page, on this machine alone.")] = PORT,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Show why explanations were rewarded: every token, side by side, in a browser."""
+    if context.invoked_subcommand:
+        return
+    import secrets
+
+    import uvicorn
+
+    from rlt_core.explorer.app import create_app
+    from rlt_core.explorer.queries import Library
+
+    library = Library(existing_store(store))
+    listener = _listen(port)
+    port, token = listener.getsockname()[1], secrets.token_urlsafe(24)
+    address = f"http://127.0.0.1:{port}/?token={token}"
+    print(f"traces of {library.store}: {address}")
+    print("for you alone, read-only; stop: Ctrl-C")
+    sys.stdout.flush()
+    with TemporaryDirectory(prefix="rlt-open-") as folder:  # private: mode 0700
+        if not no_open:
+            _open(Path(folder) / "traces.html", address)
+        config = uvicorn.Config(
+            create_app(library, token, port), log_level="warning", access_log=False,
+            server_header=False,
+        )  # fmt: skip
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+@app.command()
+def export(
+    file: Annotated[Path, typer.Argument(metavar="FILE.html", help="File to write.")],
+    question: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="A question's id; may be repeated.")
+    ] = None,
+    best: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=50, show_default="3", help="The first questions of the page instead."
+        ),
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Write questions as one HTML file that works offline: for a paper's appendix, a colleague."""
+    if question and best:
+        raise UserError("give --question or --best, not both")
+    check_output(file, (".html",))
+    from rlt_core.explorer.export import export as write
+    from rlt_core.explorer.queries import Library
+
+    library = Library(existing_store(store))
+    names = question or library.first_questions(best or 3)
+    write(library, names, file)
+    print(f"{len(names)} questions: {file}")
+
+
+def _listen(port: int) -> socket.socket:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise UserError(
+            f"--port {port}: {getattr(error, 'strerror', None) or error}; choose another"
+        ) from None
+    return listener
+
+
+def _open(file: Path, address: str) -> None:
+    """Open an address through a private file: the arguments of a process, which a browser is, can
+    be read by all users of a machine."""
+    file.write_text(f'<meta http-equiv="refresh" content="0; url={address}">')
+    if not webbrowser.open(file.as_uri()):
+        print("no browser was found here; open the address above in one")

@@ -1,0 +1,232 @@
+"""One question's explanations side by side: ranks, parts of the reward, and why one is better."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlt_core.config import RewardSpec
+from rlt_core.errors import UserError
+from rlt_core.explain import Explained, ExplainedPart, Row, Token, replayed_row, take_apart
+from rlt_core.explorer.queries import Library
+from rlt_core.printable import printable
+from rlt_core.reward.replay import changed, spec_of
+
+REPLAYED = (
+    "alpha", "kl_weight", "kl", "solution_reduction", "solution_extreme", "think_reduction",
+    "think_extreme",
+)  # fmt: skip
+"""Fields of the reward that a reader can change."""
+
+Changes = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Side:
+    """An explanation as a page shows it."""
+
+    row: Row
+    """Of the index, with its `place` on the page and `name`, the teacher's."""
+    found: Explained
+    spec: RewardSpec | None
+    """None, like the tokens: there are no log-probs."""
+    text: str
+    """The explanation's, for one without tokens."""
+
+    @property
+    def title(self) -> str:
+        """Return the rank on the page and the teacher."""
+        return f"rank {self.row['place']} ({self.row['name']})"
+
+    @property
+    def least_likely(self) -> Token | None:
+        """The solution's token with the lowest log-prob."""
+        return self.found.worst_solution
+
+    @property
+    def most_surprising(self) -> Token | None:
+        """The explanation's token with the largest KL, if there is a teacher's model."""
+        return self.found.surprising[0] if self.found.surprising else None
+
+
+@dataclass(frozen=True)
+class ComparedPair:
+    """A question's explanations, two of them side by side."""
+
+    question: Row | None
+    """None: its questions have left the store."""
+    rows: list[Row]
+    """Of the index, the best first, each with `place`, the place as scored, `was`, and `name`."""
+    sides: list[Side]
+    """Two, or the only one."""
+    why: list[str]
+
+    @property
+    def scored(self) -> list[Row]:
+        """Return the rows with a reward."""
+        return [row for row in self.rows if row["reward"] is not None]
+
+    @property
+    def title(self) -> str:
+        """Return the question, or its id."""
+        return str(self.question["question"] if self.question else self.rows[0]["question_id"])
+
+    @property
+    def pairs(self) -> list[tuple[str, Row, Row]]:
+        """Return pairs to look at, with a title: best and worst, and the teachers' best."""
+        best: dict[str, Row] = {}
+        for row in self.scored:
+            best.setdefault(row["name"], row)
+        names = list(best)
+        return [
+            ("best and worst", self.scored[0], self.scored[-1]),
+            *((f"best of {names[0]} and of {n}", best[names[0]], best[n]) for n in names[1:]),
+        ] if len(self.scored) > 1 else []  # fmt: skip
+
+
+def compared(
+    library: Library, rows: Sequence[Row], changes: Changes, a: str | None, b: str | None
+) -> ComparedPair:
+    """Rank a question's rows of the index under changes of the reward and compare two of them, `a`
+    and `b` (RUN.TRACE_ID), by default the best and the worst with a reward."""
+    found = ranked(library, rows, changes)
+    by_name = {f"{row['run']}.{row['trace_id']}": row for row in found}
+    with_reward = [row for row in found if row["reward"] is not None] or found
+    one, other = by_name.get(a or "", with_reward[0]), by_name.get(b or "", with_reward[-1])
+    chosen = [one] if one is other else [one, other]
+    sides = [side(library, row, changes) for row in chosen]
+    asked = library.manifests[one["run"]].inputs.get("questions")
+    question = library.find("questions", asked.key, one["question_id"]) if asked else None
+    return ComparedPair(question, found, sides, why(*sides) if len(sides) == 2 else [])
+
+
+def spec_under(library: Library, run: str, changes: Changes) -> RewardSpec | None:
+    """Return the spec of an artifact's rewards with these changes; None if it cannot be replayed:
+    imported rewards, or a user's own function."""
+    config = library.manifests[run].config.get("reward")
+    if config is None or "function" in config:
+        return None
+    return changed(spec_of(library.manifests[run]), changes)
+
+
+def ranked(library: Library, rows: Sequence[Row], changes: Changes) -> list[Row]:
+    """Return a question's rows by reward under the changes, with `place`, the former place `was`
+    and the teacher's `name`. Raises UserError if a row lacks what the changes need."""
+    found = [
+        row | {"was": place, "name": library.name_of(row["teacher"] or "unknown")}
+        for place, row in enumerate(rows, 1)
+    ]
+    if changes:
+        for run in {row["run"] for row in found}:
+            spec = spec_under(library, run, changes)
+            full = library.read("scores", run, "question_id", found[0]["question_id"])
+            by_id = {row["trace_id"]: row for row in full}
+            for row in found:
+                if row["run"] == run and spec:
+                    new = _replayed(by_id[row["trace_id"]], spec)
+                    row |= {name: new[name] for name in row.keys() & new.keys()}
+        found.sort(key=lambda row: (row["reward"] is None, -(row["reward"] or 0.0)))
+    return [row | {"place": place} for place, row in enumerate(found, 1)]
+
+
+def _replayed(row: Row, spec: RewardSpec) -> Row:
+    try:
+        return replayed_row(row, spec)
+    except ValueError as error:
+        raise UserError(f"trace {row['trace_id']} cannot be replayed: {error}") from None
+
+
+def side(library: Library, row: Row, changes: Changes) -> Side:
+    """Take one ranked row apart."""
+    run, spec = row["run"], spec_under(library, row["run"], changes)
+    full = library.find("scores", run, row["trace_id"]) or row
+    if changes and spec:
+        full = _replayed(full, spec)
+    found = take_apart(
+        library.store, library.find, Explained(library.manifests[run], [], full, []), spec
+    )
+    trace = (
+        None if found.explanation else library.find("traces", row["traces_run"], row["trace_id"])
+    )
+    return Side(row, found, spec, trace["text"] if trace else "")
+
+
+# ---------------------------------------------------------------- why
+def differences(a: Side, b: Side) -> list[tuple[ExplainedPart, ExplainedPart, float]]:
+    """Return the parts of two rewards, and what each adds to the difference of a and b."""
+    parts = zip(a.found.parts, b.found.parts, strict=False)
+    return [(one, other, one.contribution - other.contribution) for one, other in parts]
+
+
+def why(a: Side, b: Side) -> list[str]:
+    """Return sentences that say why `a` has the larger reward: the part that differs most, and the
+    tokens that set the extremes. `a` and `b` change places if `b` has."""
+    rewards = a.row["reward"], b.row["reward"]
+    if None in rewards:
+        return [
+            f"{(a if rewards[0] is None else b).title} has no reward, so there is no comparison."
+        ]
+    if rewards[0] < rewards[1]:
+        a, b = b, a
+    gap = abs(rewards[0] - rewards[1])
+    if gap == 0:
+        return [f"{_capital(a.title)} and {b.title} have the same reward."]
+    lead = f"{_capital(a.title)} beats {b.title} by {gap:.3g}"
+    parts = differences(a, b)
+    if len(a.found.parts) != len(b.found.parts) or not parts:
+        return [f"{lead}; the parts of the rewards are not known."]
+    which = max(range(len(parts)), key=lambda i: parts[i][2])
+    part, other, most = parts[which]
+    much = "nearly all of it" if 0.9 <= most / gap <= 1.1 else f"{most:+.3g} of it"
+    if most > 1.1 * gap:
+        much = f"{most:+.3g}, less what other parts take back,"
+    sentences = [f"{lead}: {much} because {_reason(part.name, part.value, other.value, a, b)}."]
+    if a.least_likely and b.least_likely:
+        one, two = a.least_likely, b.least_likely
+        sentences.append(
+            f"The solution's least likely token is {_quoted(one)} ({_percent(one.student)}) after "
+            f"{_short(a)} and {_quoted(two)} ({_percent(two.student)}) after {_short(b)}."
+        )
+    if a.most_surprising and b.most_surprising:
+        one, two = a.most_surprising, b.most_surprising
+        sentences.append(
+            f"The token that surprises the student most is {_quoted(one)} (KL {one.kl:.2f}) in "
+            f"{_short(a)} and {_quoted(two)} (KL {two.kl:.2f}) in {_short(b)}."
+        )
+    return sentences
+
+
+def _reason(name: str, value: float, other: float, a: Side, b: Side) -> str:
+    if name == "penalty":
+        return f"{_short(b)} has no end-of-explanation tag"
+    if name == "mean log p(solution)":
+        return (
+            f"after reading it the student gives the solution's tokens a probability of "
+            f"{_percent(value)} on average, and after {_short(b)} of {_percent(other)}"
+        )
+    if "log p(solution)" in name:
+        kind = name.partition(" ")[0]
+        return f"the solution's {kind} log-prob is {value:.3g}, and {other:.3g} after {_short(b)}"
+    kind = name.partition(" ")[0]
+    return (
+        f"its words surprise the student less: their {kind} KL is {value:.3g}, and {other:.3g} in "
+        f"{_short(b)}"
+    )
+
+
+def _short(side: Side) -> str:
+    return f"rank {side.row['place']}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _quoted(token: Token) -> str:
+    text = printable(token.text)
+    return f"“{text.strip() or repr(text)[1:-1]}”"
+
+
+def _percent(logprob: float) -> str:
+    p = math.exp(logprob)
+    return f"{p:.0%}" if p >= 0.095 else f"{p:.1%}" if p >= 0.001 else f"{p:.1e}"

@@ -1,0 +1,370 @@
+"""The rows that the explorer's pages show.
+
+An index in DuckDB has one narrow row per scored trace, so that pages of filters are fast and memory
+is bounded: it may spill to a private folder. Log-probs and texts stay in the store; a page reads
+them from the row groups that hold its question.
+"""
+
+import hashlib
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from rlt_core.config import TraceOrder
+from rlt_core.data.trace_selection import choose, columns, rank_traces
+from rlt_core.errors import UserError
+from rlt_core.explain import IDS, Row
+from rlt_core.reward.diagnostics import COMPRESSION_ALARM, COPIED_ALARM
+from rlt_core.sql.schemas import SCORES, SQL_TYPES
+from rlt_core.sql.views import dataset
+from rlt_core.store import Manifest, Store
+
+MEMORY = "400MB"
+"""DuckDB's own limit; what exceeds it spills."""
+PAGE_ROWS = 50
+FRESH_S = 15.0
+"""Seconds for which the list of artifacts is not read again."""
+NARROW = [field.name for field in SCORES if not pa.types.is_list(field.type)]
+RANGES = {
+    "reward": "reward", "r_ss": "r_ss", "r_kl": "r_kl", "rank": "rank", "tokens": "think_tokens",
+}  # fmt: skip
+"""Columns that `min-NAME` and `max-NAME` limit."""
+BADGES = {
+    "correct": "correct", "wrong": "not correct", "unclosed": "not closed", "clipped": "clipped",
+    "copies": f"copied > {COPIED_ALARM}", "repeats": f"compression > {COMPRESSION_ALARM}",
+    "too long": "status = 'too_long'",
+}  # fmt: skip
+"""Diagnostics, and the condition of each."""
+QUESTION_SORTS = {
+    "spread": "best - worst", "best": "best", "worst": "-worst", "explanations": "explanations",
+}  # fmt: skip
+TRACE_SORTS = {
+    "highest": "reward", "lowest": "-reward", "longest": "think_tokens",
+    "shortest": "-think_tokens", "r_ss": "r_ss", "r_kl": "r_kl",
+    "copied": "copied", "compression": "compression",
+}  # fmt: skip
+"""Orders, each by an expression, the largest first; nulls come last."""
+SEARCHES = 8
+"""Texts whose matches are kept."""
+
+Filters = Mapping[str, Any]
+"""Names of the URL's parameters -> texts; `is` -> several."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A page of rows."""
+
+    rows: list[Row]
+    total: int
+    """Rows of all pages."""
+    after: str | None
+    """The next page's parameter `after`; None: this is the last."""
+
+
+class Library:
+    """The scored traces of a store; several threads may use it."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.manifests: dict[str, Manifest] = {}
+        """Every artifact by key."""
+        self._spill = tempfile.TemporaryDirectory(prefix="rlt-traces-")
+        self._lock, self._read_at, self._searches = threading.RLock(), -FRESH_S, [""] * SEARCHES
+        self._db = duckdb.connect(
+            config={"memory_limit": MEMORY, "temp_directory": self._spill.name}
+        )
+        columns = ", ".join(f"{name} {SQL_TYPES[SCORES.field(name).type]}" for name in NARROW)
+        self._db.execute(
+            f"create table listed (run varchar, file varchar, {columns}, judge varchar, "
+            "traces_run varchar, badges varchar[])"
+        )
+        self._db.execute(
+            "create table placed (run varchar, file varchar, trace_id varchar, question_id varchar)"
+        )
+        self._db.execute("create table asked (run varchar, question_id varchar, question varchar)")
+        self.refresh()
+        if not self.ask("select 1 from listed limit 1"):
+            raise UserError(f"no scored traces in {store}; `rlt run trace-scoring` makes them")
+
+    def ask(self, sql: str, *parameters: Any) -> list[Row]:
+        """Run SQL on the index."""
+        with self._lock:
+            return list(self._db.sql(sql, params=list(parameters)).to_arrow_table().to_pylist())
+
+    # ------------------------------------------------------------ index
+    def refresh(self) -> None:
+        """Add artifacts that were committed since, drop those that were removed."""
+        with self._lock:
+            if time.monotonic() - self._read_at < FRESH_S:
+                return
+            found = {one.ref.key: one for one in self.store.manifests()}
+            for table in ("listed", "placed", "asked"):
+                for key in self.manifests.keys() - found.keys():
+                    self._db.execute(f"delete from {table} where run = ?", [key])
+            for key in found.keys() - self.manifests.keys():
+                self._index(found[key])
+            self.manifests = found
+            self._read_at = time.monotonic()
+            self._searches = [""] * SEARCHES
+            self._trained_on.cache_clear()
+
+    def _index(self, one: Manifest) -> None:
+        key, badges = one.ref.key, [f"case when {sql} then '{b}' end" for b, sql in BADGES.items()]
+        if one.ref.kind == "scores" and "scores" in one.tables:
+            judge = {name: one.config.get(name) for name in ("reward", "scoring")}
+            digest = hashlib.sha256(json.dumps(judge, sort_keys=True).encode()).hexdigest()[:8]
+            self._insert(
+                one, "scores", NARROW,
+                f"""insert into listed select '{key}', __filename, {", ".join(NARROW)},
+                left(coalesce(student, ''), 8) || '{digest}', ?,
+                list_filter([{", ".join(badges)}], lambda b: b is not null) from incoming""",
+                one.inputs["traces"].key if "traces" in one.inputs else None,
+            )  # fmt: skip
+        if "traces" in one.tables:
+            insert = f"insert into placed select '{key}', __filename, trace_id, question_id"
+            self._insert(one, "traces", ["trace_id", "question_id"], f"{insert} from incoming")
+        if "questions" in one.tables:
+            insert = f"insert into asked select '{key}', question_id, question from incoming"
+            self._insert(one, "questions", ["question_id", "question"], insert)
+
+    def _insert(
+        self, one: Manifest, table: str, columns: list[str], sql: str, *parameters: Any
+    ) -> None:
+        scanner = dataset(self.store, table, [one]).scanner(columns=[*columns, "__filename"])
+        self._db.register("incoming", scanner.to_reader())
+        self._db.execute(sql, list(parameters))
+        self._db.unregister("incoming")
+
+    # ------------------------------------------------------------ rows by file
+    def read(self, table: str, run: str, column: str, value: str) -> list[Row]:
+        """Return an artifact's rows of a table in which a column has this value."""
+        if not (one := self.manifests.get(run)) or table not in one.tables:
+            return []
+        where = ds.field(column) == value
+        if index := {"scores": "listed", "traces": "placed"}.get(table):
+            sql = f"select distinct file from {index} where run = ? and {column} = ?"
+            files = {row["file"] for row in self.ask(sql, run, value)}
+            root = self.store.data_path(one)
+            kept = [each for each in one.files if f"{root}/{each.path}" in files]
+            one = one.model_copy(update={"files": kept})
+        source, rows = dataset(self.store, table, [one]), []
+        source.scanner()  # compares the files with the manifest
+        for fragment in source.get_fragments():
+            for group in fragment.split_by_row_group():
+                if group.count_rows(filter=where):
+                    rows += group.to_table(source.schema, filter=where).to_pylist()
+        return rows
+
+    def find(self, table: str, run: str, name: str) -> Row | None:
+        """Return the row with this id of an artifact, or None."""
+        rows = self.read(table, run, IDS[table], name)
+        return rows[0] if rows else None
+
+    # ------------------------------------------------------------ filters
+    def runs(self) -> list[Manifest]:
+        """The artifacts with scores, the newest first."""
+        scored = [one for one in self.manifests.values() if one.ref.kind == "scores"]
+        return sorted(scored, key=lambda one: one.finished_at, reverse=True)
+
+    def latest(self) -> list[str]:
+        """Keys of the latest scores of each profile, node and seed."""
+        found = {(one.profile, one.label, one.seed): one.ref.key for one in self.runs()[::-1]}
+        return list(found.values())
+
+    def name_of(self, key: str) -> str:
+        """Return an artifact's label, with its seed if others have the label; else the key."""
+        if not (one := self.manifests.get(key)):
+            return key
+        seeds = {other.seed for other in self.manifests.values() if other.label == one.label}
+        return one.label if len(seeds) == 1 else f"{one.label} seed {one.seed}"
+
+    def teachers(self) -> dict[str, str]:
+        """Names of the teachers of all traces, by key."""
+        rows = self.ask("select distinct teacher from listed where teacher is not null")
+        return {row["teacher"]: self.name_of(row["teacher"]) for row in rows}
+
+    def _where(self, filters: Filters) -> tuple[str, list[Any]]:
+        """Return a condition on `listed` and its parameters. Raises UserError for no number."""
+        runs = [filters["run"]] if filters.get("run") else self.latest()
+        terms: list[str] = ["list_contains(?, run)"]
+        given: list[Any] = [runs]
+        for name in ("teacher", "question_id"):
+            if filters.get(name):
+                terms.append(f"{name} = ?")
+                given.append(filters[name])
+        for bound, sign in (("min", ">="), ("max", "<=")):
+            for name, column in RANGES.items():
+                if text := filters.get(f"{bound}-{name}"):
+                    terms.append(f"{column} {sign} ?")
+                    given.append(number(f"{bound}-{name}", text))
+        for badge in filters.get("is") or ():
+            terms.append("list_contains(badges, ?)")
+            given.append(badge)
+        if student := filters.get("trained"):
+            terms.append("(traces_run = ? and trace_id in (select unnest(?::varchar[])))")
+            traces, names = self.trained_on(student)
+            given += [traces, sorted(names)]
+        if text := filters.get("q", "").strip().lower():
+            terms.append(
+                f"""(trace_id = ? or starts_with(question_id, ?)
+                or question_id in (select question_id from asked where contains(lower(question), ?))
+                or (traces_run, trace_id) in (from {self._search(text)}))"""
+            )
+            given += [text] * 3
+        return " and ".join(terms), given
+
+    def _search(self, text: str) -> str:
+        """Return the table with the run and id of each trace whose text contains this one."""
+        with self._lock:
+            if text in self._searches:
+                return f"found_{self._searches.index(text)}"
+            place = self._searches.index("") if "" in self._searches else 0
+            traces = [one for one in self.manifests.values() if "traces" in one.tables]
+            self._db.register("texts", dataset(self.store, "traces", traces))
+            self._db.execute(
+                f"create or replace table found_{place} as "
+                "select run, trace_id from texts where contains(lower(text), ?)", [text],
+            )  # fmt: skip
+            self._db.unregister("texts")
+            self._searches[place] = text
+            return f"found_{place}"
+
+    # ------------------------------------------------------------ pages
+    def questions(self, filters: Filters, sort: str, after: str | None) -> Listing:
+        """Questions with a trace that the filters leave, and the range of their rewards."""
+        where, given = self._where(filters)
+        sql = f"""select judge, question_id, question_id as name, count(*) as explanations,
+            count(distinct teacher) as teachers, max(reward) as best, min(reward) as worst
+            from listed where {where} group by judge, question_id having count(reward) > 0"""
+        return self._page(sql, given, QUESTION_SORTS[sort], after)
+
+    def first_questions(self, count: int) -> list[str]:
+        """Return the ids of the first questions, those whose explanations differ most."""
+        rows = self.questions({}, next(iter(QUESTION_SORTS)), None).rows
+        return list(dict.fromkeys(row["question_id"] for row in rows))[:count]
+
+    def traces(self, filters: Filters, sort: str, after: str | None) -> Listing:
+        """Traces that the filters leave."""
+        where, given = self._where(filters)
+        sql = f"select *, run || trace_id as name from listed where {where}"
+        return self._page(sql, given, TRACE_SORTS[sort], after)
+
+    def _page(self, sql: str, given: list[Any], order: str, after: str | None) -> Listing:
+        """The page after the row `after`, a place in the order and a name: no page is counted
+        through."""
+        place = f"coalesce(({order})::double, '-inf'::double)"
+        start, more = "true", []
+        if after:
+            value, _, name = after.partition("~")
+            start = "place < ? or (place = ? and name > ?)"
+            more = [number("after", value)] * 2 + [name]
+        rows = self.ask(
+            f"""with found as ({sql}), ordered as (select *, {place} as place from found)
+            select ordered.*, (select count(*) from found) as total,
+              (select any_value(question) from asked where asked.question_id = ordered.question_id)
+                as question
+            from (select * from ordered where {start} order by place desc, name
+                  limit {PAGE_ROWS + 1}) as ordered
+            order by place desc, name""",
+            *given, *more,
+        )  # fmt: skip
+        last = rows[PAGE_ROWS - 1] if len(rows) > PAGE_ROWS else None
+        total = rows[0]["total"] if rows else 0
+        follow = f"{last['place']!r}~{last['name']}" if last else None
+        return Listing(rows[:PAGE_ROWS], total, follow)
+
+    def of_question(self, name: str, judge: str | None, run: str | None) -> list[Row]:
+        """Narrow rows of a question's traces, the best first: those that one student scored with
+        one reward, `judge`, by default the one with most. Raises UserError, naming the nearest."""
+        runs = [run] if run else self.latest()
+        sql = "from listed where question_id = ? and list_contains(?, run)"
+        rows = self.ask(f"{sql} order by reward desc nulls last, run, sample", name, runs)
+        if not rows:
+            close = self.ask(
+                "from (select distinct question_id from listed) "
+                "order by levenshtein(question_id, ?), question_id limit 3", name,
+            )  # fmt: skip
+            hint = ", ".join(row["question_id"] for row in close)
+            raise UserError(f"no scored trace of question {name} in {self.store}; nearest: {hint}")
+        judges = [row["judge"] for row in rows]
+        chosen = judge if judge in judges else max(judges, key=judges.count)
+        return [row | {"judges": sorted(set(judges))} for row in rows if row["judge"] == chosen]
+
+    # ------------------------------------------------------------ students
+    def trained_on(self, student: str) -> tuple[str, frozenset[str]]:
+        """Return the artifact of a student's training traces and their ids; empty: other texts."""
+        return self._trained_on(student)
+
+    @lru_cache(maxsize=256)  # noqa: B019  one library per process
+    def _trained_on(self, student: str) -> tuple[str, frozenset[str]]:
+        one = self.manifests.get(student)
+        while one and one.stage != "student-sft":  # student-grpo continues a student
+            one = self.manifests.get(one.inputs["model"].key) if "model" in one.inputs else None
+        if not one or "traces" not in one.inputs:
+            return "", frozenset()
+        run, config = one.inputs["traces"].key, one.config
+        rank = 1 if config.get("fits") else config.get("rank")
+        if rank is None:
+            rows = self.ask("from placed where run = ?", run)
+            question_of = {row["trace_id"]: row["question_id"] for row in rows}
+            names = set(question_of)
+        else:
+            key = one.inputs["scores"].key
+            question_of, ranks = self._ranks(key, config["order"], config["seed"])
+            names = {name for name, place in ranks.items() if place == rank}
+        asked = sorted({question_of[name] for name in names})
+        keep = set(choose(asked, config.get("n_questions"), one.seed or 0))
+        return run, frozenset(name for name in names if question_of[name] in keep)
+
+    @lru_cache(maxsize=16)  # noqa: B019
+    def _ranks(
+        self, scores: str, order: TraceOrder, seed: int
+    ) -> tuple[dict[str, str], dict[str, int]]:
+        """Return the question and the rank of each trace of an artifact, by id."""
+        rows = self.ask(f"select {', '.join(columns(order))} from listed where run = ?", scores)
+        question_of = {row["trace_id"]: row["question_id"] for row in rows}
+        return question_of, rank_traces(rows, order, seed)
+
+    def students_of(self, row: Row) -> list[Manifest]:
+        """Return the students that were trained on a trace."""
+        return [
+            one
+            for one in self.manifests.values()
+            if one.stage in ("student-sft", "student-grpo")
+            and (found := self.trained_on(one.ref.key))[0] == row["traces_run"]
+            and row["trace_id"] in found[1]
+        ]
+
+    def evaluations(self, model: str) -> list[Manifest]:
+        """Return the evaluations of a model."""
+        return [
+            one
+            for one in self.manifests.values()
+            if "eval_samples" in one.tables and one.inputs["model"].key == model
+        ]
+
+    def rows_of(
+        self, table: str, manifests: Sequence[Manifest], sql: str, *given: Any
+    ) -> list[Row]:
+        """Run SQL on a table of some artifacts, read in place."""
+        with self._lock:
+            self._db.register(table, dataset(self.store, table, manifests))
+            return self.ask(sql, *given)
+
+
+def number(name: str, text: str) -> float:
+    """Return a parameter as a number. Raises UserError."""
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"{name}={text}: give a number") from None

@@ -1,0 +1,312 @@
+"""The explorer's pages on a small store: who may see them, what they say, what is inert."""
+
+import html
+import re
+from operator import itemgetter
+from urllib.parse import urlencode
+
+import pytest
+from starlette.testclient import TestClient
+
+from rlt_core.config import RewardSpec
+from rlt_core.errors import UserError
+from rlt_core.explorer import queries
+from rlt_core.explorer.app import create_app
+from rlt_core.explorer.compare import compared, why
+from rlt_core.explorer.export import export
+from rlt_core.explorer.queries import Library
+from rlt_core.reward.formula import reward_parts
+from rlt_core.sql.views import connect
+from rlt_core.store import Store
+from tests.sample_store import (
+    commit,
+    eval_row,
+    sample_run,
+    score_row,
+    scored_training_traces,
+)  # fmt: skip
+
+TOKEN, PORT = "right-token", 8484
+QUESTION = "q005"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Two teachers explained the same questions; a student learned from the best of one."""
+    store = Store(str(tmp_path_factory.mktemp("store")))
+    made = sample_run(store, seeds=(0,))
+    [_, _], [traces, scores] = (
+        scored_training_traces(store, made, variant=variant) for variant in ("rlt", "sft")
+    )
+    config = {"rank": 1, "order": "reward", "seed": 0, "fits": False, "n_questions": None}
+    inputs = {"model": made["base-model"], "traces": traces, "scores": scores}
+    student = commit(store, "student-sft[mine]", {}, seed=0, inputs=inputs, config=config)
+    answers = [eval_row(q, q % 2 == 0, model=student.ref.key) for q in range(60)]
+    commit(store, "evaluation[mine]", {"eval_samples": answers}, seed=0, inputs={"model": student})
+    return store
+
+
+@pytest.fixture(scope="module")
+def library(store):
+    return Library(store)
+
+
+@pytest.fixture(scope="module")
+def client(library):
+    client = TestClient(create_app(library, TOKEN, PORT), base_url=f"http://127.0.0.1:{PORT}")
+    client.get("/", params={"token": TOKEN})
+    return client
+
+
+def rows_of(store, sql):
+    with connect(store) as connection:
+        return connection.sql(sql).to_arrow_table().to_pylist()
+
+
+def links(page, start):
+    return [html.unescape(to) for to in re.findall(rf'href="({start}[^"]*)"', page)]
+
+
+# ---------------------------------------------------------------- who may see them
+PATHS = (
+    "/",
+    "/traces",
+    "/students",
+    f"/question/{QUESTION}",
+    "/explorer.css",
+    "/explorer.js",
+    "/x",
+)
+
+
+@pytest.mark.parametrize(
+    ("headers", "query"),
+    [
+        ({}, ""),
+        ({}, "?token=wrong"),
+        ({"cookie": f"rlt-traces-{PORT}=wrong"}, ""),
+        ({"host": "evil.example"}, f"?token={TOKEN}"),
+        ({"host": "127.0.0.1"}, f"?token={TOKEN}"),
+        ({"host": f"evil.example:{PORT}"}, f"?token={TOKEN}"),
+        ({"origin": "http://evil.example"}, f"?token={TOKEN}"),
+        ({"origin": "null"}, f"?token={TOKEN}"),
+    ],
+)
+def test_nobody_else_sees_anything(library, headers, query):
+    stranger = TestClient(create_app(library, TOKEN, PORT), base_url=f"http://127.0.0.1:{PORT}")
+    for path in PATHS:
+        answer = stranger.get(path + query, headers=headers)
+        assert answer.status_code == 403 and not answer.cookies, path
+        assert QUESTION not in answer.text and "default-src 'none'" in str(answer.headers)
+
+
+def test_the_token_becomes_a_cookie_and_leaves_the_address(library):
+    mine = TestClient(create_app(library, TOKEN, PORT), base_url=f"http://localhost:{PORT}")
+    answer = mine.get(f"//evil.example/?q=a&token={TOKEN}", follow_redirects=False)
+    assert answer.headers["location"] in ("/evil.example/?q=a", "/?q=a")
+    cookie = answer.headers["set-cookie"].lower()
+    assert "httponly" in cookie and "samesite=lax" in cookie
+    assert mine.get("/").status_code == 200
+
+
+def test_nothing_can_be_sent(client):
+    for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
+        assert client.request(method, "/").status_code == 405
+
+
+# ---------------------------------------------------------------- what they say
+def test_every_page_answers_and_texts_are_inert(client, store):
+    seen, todo = set(), ["/", "/traces", "/students"]
+    while todo and len(seen) < 150:
+        path = todo.pop(0)
+        if (kind := path.partition("?")[0]) in seen:
+            continue
+        seen.add(kind)
+        page = client.get(path)
+        assert page.status_code == 200, path
+        assert re.findall(r"<script[^>]*>", page.text) == ['<script src="/explorer.js" defer>']
+        assert not re.search(r"<[^>]* (style|on\w+)=", page.text), path
+        assert "<b>question" not in page.text
+        policy = page.headers["content-security-policy"]
+        assert "unsafe" not in policy and "default-src 'none'" in policy
+        todo += links(page.text, "/(?:question|trace|student)")
+    kinds = {path.split("/")[1] for path in seen}
+    assert kinds == {"", "traces", "students", "question", "trace", "student"}
+    assert any("&lt;script&gt;alert" in client.get(path).text for path in seen if "/trace/" in path)
+
+
+def test_a_question_ranks_all_teachers_and_says_why(client, library, store):
+    page = client.get(f"/question/{QUESTION}").text
+    scored = rows_of(
+        store,
+        f"select * from scores where question_id = '{QUESTION}' and teacher_think_logprobs is not "
+        "null order by reward desc",
+    )
+    rows = library.of_question(QUESTION, None, None)
+    assert [row["trace_id"] for row in rows[: len(scored)]] == [r["trace_id"] for r in scored]
+    found = compared(library, rows, {}, None, None)
+    best, worst = found.sides
+    gap = best.row["reward"] - worst.row["reward"]
+    parts = zip(best.found.parts, worst.found.parts, strict=True)
+    by_part = {a.name: a.contribution - b.contribution for a, b in parts}
+    assert sum(by_part.values()) == pytest.approx(gap)
+    lead, solution, *_ = why(best, worst)
+    assert lead.startswith("Rank 1 (") and f"beats rank {len(rows)} (" in lead
+    assert f"by {gap:.3g}" in lead
+    reason = {"mean log p(solution)": "probability of", "penalty": "no end-of-explanation tag"}
+    largest = max(by_part.items(), key=itemgetter(1))[0]
+    assert reason.get(largest, "surprise the student less") in lead
+    assert f"“{worst.found.worst_solution.text}”" in solution
+    assert html.escape(lead, quote=False) in html.unescape(page) or lead in html.unescape(page)
+    assert why(worst, best) == why(best, worst)
+    assert why(best, best) == [
+        f"Rank 1 ({best.row['name']}) and rank 1 ({best.row['name']}) have the same reward."
+    ]
+
+
+def test_the_reward_is_replayed_from_the_stored_log_probs(library, client, store):
+    rows = library.of_question(QUESTION, None, None)
+    changes = {"kl_weight": 0.25, "alpha": 0.5, "kl": "k3", "solution_reduction": "sum"}
+    found = compared(library, rows, changes, None, None)
+    expected = []
+    for row in rows:
+        full = library.find("scores", row["run"], row["trace_id"])
+        names = ("student_solution_logprobs", "student_think_logprobs", "teacher_think_logprobs")
+        spec = RewardSpec(**changes)
+        expected.append(reward_parts(*(full[name] for name in names), full["closed"], spec).reward)
+    rewards = [row["reward"] for row in found.rows]
+    assert rewards == pytest.approx(sorted(expected, reverse=True))
+    assert [row["place"] for row in found.rows] == list(range(1, len(rows) + 1))
+    assert sorted(row["was"] for row in found.rows) == list(range(1, len(rows) + 1))
+    assert sum(part.contribution for part in found.sides[0].found.parts) == pytest.approx(
+        rewards[0]
+    )
+    page = client.get(f"/question/{QUESTION}?{urlencode(changes)}").text
+    assert f"{rewards[0]:.3f}".replace("-", "\u2212") in page and ">was<" in page
+    for wrong in ("alpha=much", "kl=k9", "kl=full", "alpha=nan", "think_extreme=best"):
+        answer = client.get(f"/question/{QUESTION}?{wrong}")
+        assert answer.status_code == 404 and "Traceback" not in answer.text, wrong
+
+
+def test_two_chosen_explanations_stand_side_by_side(client, library):
+    first, *_, last = library.of_question(QUESTION, None, None)
+    query = {"a": f"{last['run']}.{last['trace_id']}", "b": f"{first['run']}.{first['trace_id']}"}
+    page = client.get(f"/question/{QUESTION}?{urlencode(query)}&channel=reward").text
+    titles = re.findall(r'aria-label="(rank \d+)', page)
+    assert titles == [f"rank {len(library.of_question(QUESTION, None, None))}", "rank 1"]
+    assert re.search(r'id="by-reward" value="reward" checked', page)
+
+
+# ---------------------------------------------------------------- lists
+@pytest.mark.parametrize(
+    ("filters", "condition"),
+    [
+        ({}, "true"),
+        ({"min-reward": "-3", "max-reward": "-2"}, "reward between -3 and -2"),
+        ({"max-rank": "2"}, "rank <= 2"),
+        ({"min-tokens": "12"}, "think_tokens >= 12"),
+        ({"is": ["correct"]}, "correct"),
+        ({"is": ["unclosed", "wrong"]}, "not closed and not correct"),
+        ({"is": ["too long"]}, "status = 'too_long'"),
+        ({"q": "q005"}, "question_id = 'q005'"),
+        ({"q": "QUESTION</B> 7"}, "question_id = 'q007'"),
+        ({"q": "sft-held-out explains"}, "label = 'trace-scoring[sft-held-out]'"),
+        ({"q": "%"}, "false"),
+    ],
+)  # fmt: skip
+def test_filters_leave_what_they_say(library, client, store, filters, condition):
+    expected = rows_of(store, f"select run, trace_id from scores where {condition}")
+    found, after, pages = [], None, 0
+    while True:
+        page = library.traces(filters, "lowest", after)
+        found += page.rows
+        assert page.total == len(expected) or not page.rows
+        pages, after = pages + 1, page.after
+        if after is None:
+            break
+    assert pages == max(1, -(-len(expected) // queries.PAGE_ROWS))
+    names = sorted((row["run"], row["trace_id"]) for row in found)
+    assert names == sorted((row["run"], row["trace_id"]) for row in expected)
+    rewards = [row["reward"] for row in found if row["reward"] is not None]
+    assert rewards == sorted(rewards) and all(
+        r["reward"] is not None for r in found[: len(rewards)]
+    )
+    assert client.get("/traces", params=filters).status_code == 200
+    questions = {row["question_id"] for row in found if row["reward"] is not None}
+    listed = library.questions(filters, "spread", None)
+    assert {row["question_id"] for row in listed.rows} == questions
+
+
+def test_mistakes_are_one_line_with_the_nearest(client, tmp_path):
+    for path, said in {
+        "/question/q05": "no scored trace of question q05", "/question/q05?x": "nearest: q005",
+        "/trace/none/none": "no trace none", "/student/none": "no evaluation of a model none",
+        "/traces?min-reward=high": "min-reward=high: give a number", "/?sort=x": "choose from",
+        "/?after=x": "give a number",
+    }.items():  # fmt: skip
+        answer = client.get(path)
+        assert answer.status_code == 404 and said in html.unescape(answer.text), path
+    with pytest.raises(UserError, match="no scored traces in"):
+        Library(Store(str(tmp_path)))
+
+
+# ---------------------------------------------------------------- links
+def test_from_a_student_s_answers_to_its_traces_and_back(client, library, store):
+    [student] = [one for one in store.manifests() if one.label == "student-sft[mine]"]
+    trained = rows_of(
+        store, "select s.trace_id from scores s where label = 'trace-scoring[sft]' and rank = 1"
+    )
+    assert library.trained_on(student.ref.key)[1] == {row["trace_id"] for row in trained}
+    page = client.get(f"/student/{student.ref.key}").text
+    assert "30 correct" in page and "30 wrong" in page
+    wrong = client.get(links(page, '/student/[^"]*outcome=wrong')[0]).text
+    assert wrong.count('class="answer"') == 30 and 'b-correct"' not in wrong
+    [more] = [to for to in links(page, "/student") if "first=" in to]
+    assert client.get(more).text.count('class="answer"') == 60 - 50
+    traces = client.get(links(page, r"/traces\?")[0]).text
+    found = links(traces, "/trace/")
+    assert len(found) == len(trained)
+    assert f"/student/{student.ref.key}" in client.get(found[0]).text
+
+
+def test_new_artifacts_appear_and_removed_ones_go(tmp_path):
+    store = Store(str(tmp_path))
+    made = sample_run(store, seeds=(0,), ranks=0)
+    library = Library(store)
+    before = library.traces({}, "highest", None).total
+    scored_training_traces(store, made)
+    library._read_at = -queries.FRESH_S
+    library.refresh()
+    assert library.traces({}, "highest", None).total == before + 24
+    store.remove(made["trace-scoring[sft-held-out]@0"].ref)
+    library._read_at = -queries.FRESH_S
+    library.refresh()
+    assert library.traces({}, "highest", None).total == before + 24 - 8
+
+
+def test_an_imported_reward_has_no_tokens_but_a_page(tmp_path):
+    store = Store(str(tmp_path))
+    commit(store, "trace-scoring[imported]", {"scores": [
+        score_row(1, reward, sample, student=None, teacher=None, rank=sample + 1)
+        for sample, reward in enumerate((2.0, 1.0))
+    ]})  # fmt: skip
+    mine = TestClient(create_app(Library(store), TOKEN, PORT), base_url=f"http://127.0.0.1:{PORT}")
+    page = mine.get(f"/question/q001?token={TOKEN}").text
+    assert "beats rank 2 (unknown) by 1; the parts of the rewards are not known" in page
+
+
+# ---------------------------------------------------------------- one file
+def test_an_exported_file_needs_nothing_else(library, tmp_path):
+    file = tmp_path / "appendix.html"
+    export(library, [QUESTION, "q001"], file)
+    page = file.read_text()
+    assert not re.search(r'(?:src|href)="(?!data:)', page) and "@import" not in page
+    assert not re.search(r"<[^>]* (style|on\w+)=", page.partition("<body>")[2])
+    policy = html.unescape(page)
+    assert "script-src 'sha256-" in policy and "style-src 'sha256-" in policy
+    assert page.count("<article>") == 2 and "beats rank" in page
+    assert page.count('class="side"') == len(library.of_question(QUESTION, None, None)) + len(
+        library.of_question("q001", None, None)
+    )
+    with pytest.raises(UserError, match="nearest: q005"):
+        export(library, ["q05"], file)
