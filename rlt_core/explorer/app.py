@@ -160,6 +160,29 @@ class Pages:
             next_first=first + ANSWERS if len(answers) > ANSWERS else None,
         )  # fmt: skip
 
+    def training(self, request: Request) -> Response:
+        """A question's completions over the steps of GRPO."""
+        query, library = request.query_params, self.library
+        runs = {one.ref.key: one for one in library.trained()}
+        if not runs:
+            raise UserError(
+                f"{library.store} has no completions of GRPO; keep some with --set "
+                "resources.rollouts_every_steps=10"
+            )
+        one = runs.get(query.get("run", ""), next(iter(runs.values())))
+        steps = library.steps(one)
+        name = query["question"] if query.get("question") in steps else next(iter(steps))
+        at = query.get("at", "")
+        place = min(int(at) if at.isdecimal() else len(steps[name]), len(steps[name]) - 1)
+        rows = library.completions(one, name, steps[name][place]["step"])
+        sides = [compare.completion_side(library, one, row) for row in rows]
+        asked = one.inputs.get("questions")
+        return self._page(
+            "training.html", request, runs=runs, one=one, steps=steps, chosen=name, place=place,
+            sides=sides, question=library.find("questions", asked.key, name) if asked else None,
+            channel=_channel(request),
+        )  # fmt: skip
+
     def _results(self) -> dict[str, list[Row]]:
         """Return the scores of each evaluated model, by its key."""
         scored = [one for one in self.library.manifests.values() if "eval_scores" in one.tables]
@@ -215,6 +238,7 @@ def create_app(library: Library, token: str, port: int) -> Starlette:
         Route("/", pages.listing), Route("/traces", pages.listing),
         Route("/question/{question}", pages.question), Route("/trace/{run}/{trace}", pages.trace),
         Route("/students", pages.students), Route("/student/{key}", pages.student),
+        Route("/training", pages.training),
         Route("/explorer.css", static), Route("/explorer.js", static),
     ]  # fmt: skip
     return Starlette(

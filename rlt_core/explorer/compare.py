@@ -11,6 +11,7 @@ from rlt_core.explain import Explained, ExplainedPart, Row, Token, replayed_row,
 from rlt_core.explorer.queries import Library
 from rlt_core.printable import printable
 from rlt_core.reward.replay import changed, spec_of
+from rlt_core.store import Manifest
 
 REPLAYED = (
     "alpha", "kl_weight", "kl", "solution_reduction", "solution_extreme", "think_reduction",
@@ -149,6 +150,17 @@ def side(library: Library, row: Row, changes: Changes) -> Side:
         None if found.explanation else library.find("traces", row["traces_run"], row["trace_id"])
     )
     return Side(row, found, spec, trace["text"] if trace else "")
+
+
+def completion_side(library: Library, one: Manifest, row: Row) -> Side:
+    """Take apart a row of `rollouts`, a completion of a GRPO step."""
+
+    def find(table: str, run: str, name: str) -> Row | None:
+        return row if table == "traces" else library.find(table, run, name)
+
+    manifest = one.model_copy(update={"inputs": one.inputs | {"traces": one.ref}})
+    found = take_apart(library.store, find, Explained(manifest, [], row, []))
+    return Side(row | {"name": f"step {row['step']}"}, found, None, row["text"])
 
 
 # ---------------------------------------------------------------- why

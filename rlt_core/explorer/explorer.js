@@ -12,6 +12,7 @@ function address() {
 }
 
 form?.addEventListener("input", async (event) => {
+  if ("load" in event.target.dataset) return form.requestSubmit();
   const shown = event.target.closest("label")?.querySelector("output");
   if (shown) shown.value = event.target.value;
   pending?.abort();

@@ -119,7 +119,7 @@ class Library:
             self._trained_on.cache_clear()
 
     def _index(self, one: Manifest) -> None:
-        key, badges = one.ref.key, [f"case when {sql} then '{b}' end" for b, sql in BADGES.items()]
+        key = one.ref.key
         if one.ref.kind == "scores" and "scores" in one.tables:
             judge = {name: one.config.get(name) for name in ("reward", "scoring")}
             digest = hashlib.sha256(json.dumps(judge, sort_keys=True).encode()).hexdigest()[:8]
@@ -127,7 +127,7 @@ class Library:
                 one, "scores", NARROW,
                 f"""insert into listed select '{key}', __filename, {", ".join(NARROW)},
                 left(coalesce(student, ''), 8) || '{digest}', ?,
-                list_filter([{", ".join(badges)}], lambda b: b is not null) from incoming""",
+                {_badges(BADGES)} from incoming""",
                 one.inputs["traces"].key if "traces" in one.inputs else None,
             )  # fmt: skip
         if "traces" in one.tables:
@@ -353,6 +353,35 @@ class Library:
             if "eval_samples" in one.tables and one.inputs["model"].key == model
         ]
 
+    # ------------------------------------------------------------ GRPO
+    def trained(self) -> list[Manifest]:
+        """Return the artifacts with completions of GRPO steps, the newest first."""
+        found = [one for one in self.manifests.values() if "rollouts" in one.tables]
+        return sorted(found, key=lambda one: one.finished_at, reverse=True)
+
+    def steps(self, one: Manifest) -> dict[str, list[Row]]:
+        """Return the logged steps of each question, the question with most steps first: step,
+        completions, mean and best reward."""
+        rows = self.rows_of(
+            "rollouts", [one],
+            """select question_id, step, count(*) as completions, avg(reward) as mean,
+            max(reward) as best from rollouts group by all order by all""",
+        )  # fmt: skip
+        found: dict[str, list[Row]] = {}
+        for row in rows:
+            found.setdefault(row["question_id"], []).append(row)
+        return dict(sorted(found.items(), key=lambda pair: (-len(pair[1]), pair[0])))
+
+    def completions(self, one: Manifest, question: str, step: int) -> list[Row]:
+        """Return a step's completions of a question as rows of the index, the best first."""
+        badges = _badges({name: sql for name, sql in BADGES.items() if name != "too long"})
+        return self.rows_of(
+            "rollouts", [one],
+            f"""select *, step || '-' || sample as trace_id, len(token_ids) as think_tokens,
+            {badges} as badges, row_number() over (order by reward desc nulls last, sample) as place
+            from rollouts where question_id = ? and step = ? order by place""", question, step,
+        )  # fmt: skip
+
     def rows_of(
         self, table: str, manifests: Sequence[Manifest], sql: str, *given: Any
     ) -> list[Row]:
@@ -360,6 +389,11 @@ class Library:
         with self._lock:
             self._db.register(table, dataset(self.store, table, manifests))
             return self.ask(sql, *given)
+
+
+def _badges(conditions: Mapping[str, str]) -> str:
+    cases = ", ".join(f"case when {sql} then '{badge}' end" for badge, sql in conditions.items())
+    return f"list_filter([{cases}], lambda badge: badge is not null)"
 
 
 def number(name: str, text: str) -> float:

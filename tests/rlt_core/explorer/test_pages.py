@@ -15,16 +15,18 @@ from rlt_core.explorer.app import create_app
 from rlt_core.explorer.compare import compared, why
 from rlt_core.explorer.export import export
 from rlt_core.explorer.queries import Library
+from rlt_core.prompts.format import load_format
 from rlt_core.reward.formula import reward_parts
 from rlt_core.sql.views import connect
 from rlt_core.store import Store
 from tests.sample_store import (
     commit,
     eval_row,
+    row,
     sample_run,
     score_row,
     scored_training_traces,
-)  # fmt: skip
+)
 
 TOKEN, PORT = "right-token", 8484
 QUESTION = "q005"
@@ -43,7 +45,24 @@ def store(tmp_path_factory):
     student = commit(store, "student-sft[mine]", {}, seed=0, inputs=inputs, config=config)
     answers = [eval_row(q, q % 2 == 0, model=student.ref.key) for q in range(60)]
     commit(store, "evaluation[mine]", {"eval_samples": answers}, seed=0, inputs={"model": student})
+    rollouts = [
+        _rollout(step, q, sample) for step in (1, 10, 20) for q in (5, 6) for sample in (0, 1)
+    ]
+    config = {"reward": RewardSpec().model_dump(), "format": load_format("tiny").model_dump()}
+    inputs = {"student": made["base-model"], "questions": made["dataset-prep"]}
+    commit(store, "teacher-grpo[x]", {"rollouts": rollouts}, seed=0, inputs=inputs, config=config)
     return store
+
+
+def _rollout(step, question, sample):
+    """A completion of two tokens, better at each step; question 6 is not in the last one."""
+    lists = [-0.5, -1.0 / step], [-0.5 - sample, -0.25], [-0.25, -0.25]
+    names = ("student_solution_logprobs", "student_think_logprobs", "teacher_think_logprobs")
+    return row(
+        "rollouts", stage="teacher-grpo", seed=0, step=step, sample=sample, text="so it is",
+        question_id=f"q{question:03}" if step < 20 else "q005", token_ids=[1, 2], closed=True,
+        **vars(reward_parts(*lists, True, RewardSpec())), **dict(zip(names, lists, strict=True)),
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +135,7 @@ def test_nothing_can_be_sent(client):
 
 # ---------------------------------------------------------------- what they say
 def test_every_page_answers_and_texts_are_inert(client, store):
-    seen, todo = set(), ["/", "/traces", "/students"]
+    seen, todo = set(), ["/", "/traces", "/students", "/training"]
     while todo and len(seen) < 150:
         path = todo.pop(0)
         if (kind := path.partition("?")[0]) in seen:
@@ -131,7 +150,7 @@ def test_every_page_answers_and_texts_are_inert(client, store):
         assert "unsafe" not in policy and "default-src 'none'" in policy
         todo += links(page.text, "/(?:question|trace|student)")
     kinds = {path.split("/")[1] for path in seen}
-    assert kinds == {"", "traces", "students", "question", "trace", "student"}
+    assert kinds == {"", "traces", "students", "training", "question", "trace", "student"}
     assert any("&lt;script&gt;alert" in client.get(path).text for path in seen if "/trace/" in path)
 
 
@@ -169,8 +188,8 @@ def test_the_reward_is_replayed_from_the_stored_log_probs(library, client, store
     changes = {"kl_weight": 0.25, "alpha": 0.5, "kl": "k3", "solution_reduction": "sum"}
     found = compared(library, rows, changes, None, None)
     expected = []
-    for row in rows:
-        full = library.find("scores", row["run"], row["trace_id"])
+    for one in rows:
+        full = library.find("scores", one["run"], one["trace_id"])
         names = ("student_solution_logprobs", "student_think_logprobs", "teacher_think_logprobs")
         spec = RewardSpec(**changes)
         expected.append(reward_parts(*(full[name] for name in names), full["closed"], spec).reward)
@@ -213,7 +232,7 @@ def test_two_chosen_explanations_stand_side_by_side(client, library):
         ({"q": "sft-held-out explains"}, "label = 'trace-scoring[sft-held-out]'"),
         ({"q": "%"}, "false"),
     ],
-)  # fmt: skip
+)
 def test_filters_leave_what_they_say(library, client, store, filters, condition):
     expected = rows_of(store, f"select run, trace_id from scores where {condition}")
     found, after, pages = [], None, 0
@@ -293,6 +312,16 @@ def test_an_imported_reward_has_no_tokens_but_a_page(tmp_path):
     mine = TestClient(create_app(Library(store), TOKEN, PORT), base_url=f"http://127.0.0.1:{PORT}")
     page = mine.get(f"/question/q001?token={TOKEN}").text
     assert "beats rank 2 (unknown) by 1; the parts of the rewards are not known" in page
+
+
+def test_a_question_s_completions_over_the_steps_of_grpo(client):
+    page = client.get("/training").text
+    assert "q005, 3 steps" in page and "q006, 2 steps" in page
+    assert "Step 20: mean reward" in page and page.count('class="side"') == 4
+    first = client.get("/training?question=q005&at=0&channel=reward").text
+    assert "Step 1: mean reward" in first and first.count('class="side"') == 2
+    assert first.count("sets the maximum") == 2 and "<b>question</b> 5" in html.unescape(first)
+    assert "Step 10: mean" in client.get("/training?question=q006&at=99&run=none").text
 
 
 # ---------------------------------------------------------------- one file
