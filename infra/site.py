@@ -25,10 +25,12 @@ LINK = re.compile(r"(?<!!)(\[(?:[^][]|\[[^][]*\])*)" + TARGET)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages at the root of the repository."""
+    """Add the pages at the root of the repository, and llms.txt with links to the site's."""
     for name, page in PAGES.items():
         text = with_links(name, (ROOT / name).read_text("utf-8"))
         files.append(File.generated(config, page, content=text))
+    listed = with_links("llms.txt", (ROOT / "llms.txt").read_text("utf-8"))
+    files.append(File.generated(config, "llms.txt", content=listed.replace(".md)", ".html)")))
     return files
 
 
