@@ -161,7 +161,7 @@ class Pages:
         )  # fmt: skip
 
     def training(self, request: Request) -> Response:
-        """A question's completions over the steps of GRPO."""
+        """Completions over the steps of GRPO: the best and the worst of each question."""
         query, library = request.query_params, self.library
         runs = {one.ref.key: one for one in library.trained()}
         if not runs:
@@ -170,17 +170,23 @@ class Pages:
                 "resources.rollouts_every_steps=10"
             )
         one = runs.get(query.get("run", ""), next(iter(runs.values())))
-        steps = library.steps(one)
-        name = query["question"] if query.get("question") in steps else next(iter(steps))
+        repeated = library.repeated(one)
+        chosen = query["question"] if query.get("question") in repeated else None
+        steps = library.steps(one, chosen)
         at = query.get("at", "")
-        place = min(int(at) if at.isdecimal() else len(steps[name]), len(steps[name]) - 1)
-        rows = library.completions(one, name, steps[name][place]["step"])
-        sides = [compare.completion_side(library, one, row) for row in rows]
-        asked = one.inputs.get("questions")
+        place = min(int(at) if at.isdecimal() else len(steps), len(steps) - 1)
+        groups = []
+        rows = library.completions(one, steps[place]["step"], chosen)
+        for name, group in groupby(rows, itemgetter("question_id")):
+            best, *others = group
+            shown = [best, *(others if chosen else others[-1:])]
+            sides = [compare.completion_side(library, one, row) for row in shown]
+            asked = one.inputs.get("questions")
+            question = library.find("questions", asked.key, name) if asked else None
+            groups.append((question["question"] if question else name, sides, 1 + len(others)))
         return self._page(
-            "training.html", request, runs=runs, one=one, steps=steps, chosen=name, place=place,
-            sides=sides, question=library.find("questions", asked.key, name) if asked else None,
-            channel=_channel(request),
+            "training.html", request, runs=runs, one=one, repeated=repeated, steps=steps,
+            chosen=chosen, place=place, groups=groups, channel=_channel(request),
         )  # fmt: skip
 
     def _results(self) -> dict[str, list[Row]]:

@@ -359,27 +359,35 @@ class Library:
         found = [one for one in self.manifests.values() if "rollouts" in one.tables]
         return sorted(found, key=lambda one: one.finished_at, reverse=True)
 
-    def steps(self, one: Manifest) -> dict[str, list[Row]]:
-        """Return the logged steps of each question, the question with most steps first: step,
-        completions, mean and best reward."""
+    def steps(self, one: Manifest, question: str | None) -> list[Row]:
+        """Return the logged steps (of a question): step, completions, mean and best reward."""
+        return self.rows_of(
+            "rollouts", [one],
+            """select step, count(*) as completions, avg(reward) as mean, max(reward) as best
+            from rollouts where question_id = coalesce(?, question_id) group by all order by all""",
+            question,
+        )  # fmt: skip
+
+    def repeated(self, one: Manifest) -> dict[str, int]:
+        """Return the questions of several logged steps, with their number of steps."""
         rows = self.rows_of(
             "rollouts", [one],
-            """select question_id, step, count(*) as completions, avg(reward) as mean,
-            max(reward) as best from rollouts group by all order by all""",
+            """select question_id, count(distinct step) as steps from rollouts group by all
+            having steps > 1 order by steps desc, question_id""",
         )  # fmt: skip
-        found: dict[str, list[Row]] = {}
-        for row in rows:
-            found.setdefault(row["question_id"], []).append(row)
-        return dict(sorted(found.items(), key=lambda pair: (-len(pair[1]), pair[0])))
+        return {row["question_id"]: row["steps"] for row in rows}
 
-    def completions(self, one: Manifest, question: str, step: int) -> list[Row]:
-        """Return a step's completions of a question as rows of the index, the best first."""
+    def completions(self, one: Manifest, step: int, question: str | None) -> list[Row]:
+        """Return a step's completions (of a question) as rows of the index, by question and place,
+        the best first."""
         badges = _badges({name: sql for name, sql in BADGES.items() if name != "too long"})
+        order = "partition by question_id order by reward desc nulls last, sample"
         return self.rows_of(
             "rollouts", [one],
             f"""select *, step || '-' || sample as trace_id, len(token_ids) as think_tokens,
-            {badges} as badges, row_number() over (order by reward desc nulls last, sample) as place
-            from rollouts where question_id = ? and step = ? order by place""", question, step,
+            {badges} as badges, row_number() over ({order}) as place
+            from rollouts where step = ? and question_id = coalesce(?, question_id)
+            order by question_id, place""", step, question,
         )  # fmt: skip
 
     def rows_of(

@@ -314,14 +314,15 @@ def test_an_imported_reward_has_no_tokens_but_a_page(tmp_path):
     assert "beats rank 2 (unknown) by 1; the parts of the rewards are not known" in page
 
 
-def test_a_question_s_completions_over_the_steps_of_grpo(client):
+def test_completions_over_the_steps_of_grpo(client):
     page = client.get("/training").text
     assert "q005, 3 steps" in page and "q006, 2 steps" in page
-    assert "Step 20: mean reward" in page and page.count('class="side"') == 4
-    first = client.get("/training?question=q005&at=0&channel=reward").text
-    assert "Step 1: mean reward" in first and first.count('class="side"') == 2
-    assert first.count("sets the maximum") == 2 and "<b>question</b> 5" in html.unescape(first)
-    assert "Step 10: mean" in client.get("/training?question=q006&at=99&run=none").text
+    assert "Step 20 of 20" in page and page.count('class="side"') == 2
+    first = client.get("/training?at=0&channel=reward").text
+    assert "Step 1 of 20" in first and first.count('class="side"') == 4
+    assert first.count("sets the maximum") == 4 and "<b>question</b> 6" in html.unescape(first)
+    chosen = client.get("/training?question=q006&at=99&run=none").text
+    assert "Step 10 of 10" in chosen and chosen.count('class="side"') == 2
 
 
 # ---------------------------------------------------------------- one file
