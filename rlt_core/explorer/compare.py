@@ -19,6 +19,9 @@ REPLAYED = (
 )  # fmt: skip
 """Fields of the reward that a reader can change."""
 
+DATASET = "dataset"
+"""Name of the data set's own trace of a question."""
+
 Changes = Mapping[str, Any]
 
 
@@ -36,8 +39,9 @@ class Side:
 
     @property
     def title(self) -> str:
-        """Return the rank on the page and the teacher."""
-        return f"rank {self.row['place']} ({self.row['name']})"
+        """Return the rank on the page, if there is one, and the teacher."""
+        place, name = self.row["place"], str(self.row["name"])
+        return f"rank {place} ({name})" if place else name
 
     @property
     def least_likely(self) -> Token | None:
@@ -73,16 +77,23 @@ class ComparedPair:
         return str(self.question["question"] if self.question else self.rows[0]["question_id"])
 
     @property
-    def pairs(self) -> list[tuple[str, Row, Row]]:
-        """Return pairs to look at, with a title: best and worst, and the teachers' best."""
+    def pairs(self) -> list[tuple[str, str, str]]:
+        """Return pairs to look at, as a title and two names: best and worst, the best of two
+        teachers, the best and what was not scored."""
+        if not self.scored:
+            return []
         best: dict[str, Row] = {}
-        for row in self.scored:
+        for row in self.rows:
             best.setdefault(row["name"], row)
-        names = list(best)
-        return [
-            ("best and worst", self.scored[0], self.scored[-1]),
-            *((f"best of {names[0]} and of {n}", best[names[0]], best[n]) for n in names[1:]),
-        ] if len(self.scored) > 1 else []  # fmt: skip
+        first, *others = best.values()
+        rows = [("best and worst", self.scored[0], self.scored[-1])]
+        rows += [(f"best of {first['name']} and of {row['name']}", first, row) for row in others]
+        return [(title, name_of(a), name_of(b)) for title, a, b in rows if a is not b]
+
+
+def name_of(row: Row) -> str:
+    """Return a row's name in the page's address."""
+    return f"{row['run']}.{row['trace_id']}"
 
 
 def compared(
@@ -90,14 +101,21 @@ def compared(
 ) -> ComparedPair:
     """Rank a question's rows of the index under changes of the reward and compare two of them, `a`
     and `b` (RUN.TRACE_ID), by default the best and the worst with a reward."""
+    asked = library.manifests[rows[0]["run"]].inputs.get("questions")
+    question = library.find("questions", asked.key, rows[0]["question_id"]) if asked else None
     found = ranked(library, rows, changes)
-    by_name = {f"{row['run']}.{row['trace_id']}": row for row in found}
+    unscored = library.unscored(rows[0]["question_id"])
+    if asked and question and question["trace"]:
+        unscored.append({"run": asked.key, "trace_id": DATASET, "name": "the data set's own trace"})
+    for row in unscored:
+        row.setdefault("name", library.name_of(row["run"]))
+        found.append(dict.fromkeys(found[0]) | row | {"badges": ["not scored"]})
+    by_name = {name_of(row): row for row in found}
     with_reward = [row for row in found if row["reward"] is not None] or found
     one, other = by_name.get(a or "", with_reward[0]), by_name.get(b or "", with_reward[-1])
-    chosen = [one] if one is other else [one, other]
-    sides = [side(library, row, changes) for row in chosen]
-    asked = library.manifests[one["run"]].inputs.get("questions")
-    question = library.find("questions", asked.key, one["question_id"]) if asked else None
+    sides = [
+        side(library, row, changes, question) for row in ([one] if one is other else [one, other])
+    ]
     return ComparedPair(question, found, sides, why(*sides) if len(sides) == 2 else [])
 
 
@@ -127,7 +145,10 @@ def ranked(library: Library, rows: Sequence[Row], changes: Changes) -> list[Row]
                     new = _replayed(by_id[row["trace_id"]], spec)
                     row |= {name: new[name] for name in row.keys() & new.keys()}
         found.sort(key=lambda row: (row["reward"] is None, -(row["reward"] or 0.0)))
-    return [row | {"place": place} for place, row in enumerate(found, 1)]
+    return [
+        row | {"place": None if row["reward"] is None else place}
+        for place, row in enumerate(found, 1)
+    ]
 
 
 def _replayed(row: Row, spec: RewardSpec) -> Row:
@@ -137,18 +158,19 @@ def _replayed(row: Row, spec: RewardSpec) -> Row:
         raise UserError(f"trace {row['trace_id']} cannot be replayed: {error}") from None
 
 
-def side(library: Library, row: Row, changes: Changes) -> Side:
-    """Take one ranked row apart."""
+def side(library: Library, row: Row, changes: Changes, question: Row | None = None) -> Side:
+    """Take one row apart; `question` has the text of the data set's own trace."""
     run, spec = row["run"], spec_under(library, row["run"], changes)
     full = library.find("scores", run, row["trace_id"]) or row
     if changes and spec:
         full = _replayed(full, spec)
-    found = take_apart(
-        library.store, library.find, Explained(library.manifests[run], [], full, []), spec
-    )
-    trace = (
-        None if found.explanation else library.find("traces", row["traces_run"], row["trace_id"])
-    )
+    explained = Explained(library.manifests[run], [], full, [])
+    found = take_apart(library.store, library.find, explained, spec)
+    if found.explanation:
+        return Side(row, found, spec, "")
+    if row["trace_id"] == DATASET and question:
+        return Side(row, found, None, question["trace"])
+    trace = library.find("traces", row["traces_run"] or run, row["trace_id"])
     return Side(row, found, spec, trace["text"] if trace else "")
 
 
@@ -175,9 +197,8 @@ def why(a: Side, b: Side) -> list[str]:
     tokens that set the extremes. `a` and `b` change places if `b` has."""
     rewards = a.row["reward"], b.row["reward"]
     if None in rewards:
-        return [
-            f"{(a if rewards[0] is None else b).title} has no reward, so there is no comparison."
-        ]
+        without = a if rewards[0] is None else b
+        return [f"{_capital(without.title)} has no reward, so rewards cannot be compared."]
     if rewards[0] < rewards[1]:
         a, b = b, a
     gap = abs(rewards[0] - rewards[1])

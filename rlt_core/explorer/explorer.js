@@ -15,12 +15,14 @@ form?.addEventListener("input", async (event) => {
   if ("load" in event.target.dataset) return form.requestSubmit();
   const shown = event.target.closest("label")?.querySelector("output");
   if (shown) shown.value = event.target.value;
-  pending?.abort();
-  pending = new AbortController();
   const to = address();
   history.replaceState(null, "", to);
+  pending?.abort();
+  const { signal } = (pending = new AbortController());
+  await new Promise((done) => setTimeout(done, 60)); // a slider moves on
+  if (signal.aborted) return;
   try {
-    const answer = await fetch(to, { signal: pending.signal });
+    const answer = await fetch(to, { signal });
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
     const found = page.querySelector("#results") ?? page.querySelector("main");
     document.querySelector("#results").replaceChildren(...found.childNodes);

@@ -22,7 +22,11 @@ def export(library: Library, questions: Sequence[str], file: Path) -> None:
             library, library.of_question(name, None, None), {}, None, None
         )
         shown = [one.row for one in comparison.sides]
-        others = [compare.side(library, row, {}) for row in comparison.rows if row not in shown]
+        others = [
+            compare.side(library, row, {}, comparison.question)
+            for row in comparison.rows
+            if row not in shown
+        ]
         found.append((comparison, others))
     inline = {"style": style(), "script": script()}
     policy = "; ".join(

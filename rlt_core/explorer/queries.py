@@ -300,6 +300,14 @@ class Library:
         chosen = judge if judge in judges else max(judges, key=judges.count)
         return [row | {"judges": sorted(set(judges))} for row in rows if row["judge"] == chosen]
 
+    def unscored(self, question: str) -> list[Row]:
+        """Return run and id of traces of a question that nothing has scored."""
+        return self.ask(
+            f"""select run, trace_id from placed where question_id = ?
+            and run not in (select traces_run from listed where traces_run is not null)
+            order by all limit {PAGE_ROWS}""", question,
+        )  # fmt: skip
+
     # ------------------------------------------------------------ students
     def trained_on(self, student: str) -> tuple[str, frozenset[str]]:
         """Return the artifact of a student's training traces and their ids; empty: other texts."""

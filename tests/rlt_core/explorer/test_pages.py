@@ -193,10 +193,10 @@ def test_the_reward_is_replayed_from_the_stored_log_probs(library, client, store
         names = ("student_solution_logprobs", "student_think_logprobs", "teacher_think_logprobs")
         spec = RewardSpec(**changes)
         expected.append(reward_parts(*(full[name] for name in names), full["closed"], spec).reward)
-    rewards = [row["reward"] for row in found.rows]
+    rewards = [one["reward"] for one in found.scored]
     assert rewards == pytest.approx(sorted(expected, reverse=True))
-    assert [row["place"] for row in found.rows] == list(range(1, len(rows) + 1))
-    assert sorted(row["was"] for row in found.rows) == list(range(1, len(rows) + 1))
+    assert [one["place"] for one in found.scored] == list(range(1, len(rows) + 1))
+    assert sorted(one["was"] for one in found.scored) == list(range(1, len(rows) + 1))
     assert sum(part.contribution for part in found.sides[0].found.parts) == pytest.approx(
         rewards[0]
     )
@@ -214,6 +214,21 @@ def test_two_chosen_explanations_stand_side_by_side(client, library):
     titles = re.findall(r'aria-label="(rank \d+)', page)
     assert titles == [f"rank {len(library.of_question(QUESTION, None, None))}", "rank 1"]
     assert re.search(r'id="by-reward" value="reward" checked', page)
+
+
+def test_what_was_not_scored_stands_beside_what_was(client, library, store):
+    page = client.get(f"/question/{QUESTION}").text
+    both = [to for to in links(page, "/question") if to.endswith(".dataset#sides") and "a=" in to]
+    assert "best of" in page and page.count(">not scored<") == 1
+    compared_page = html.unescape(client.get(both[0].partition("#")[0]).text)
+    assert "The data set's own trace has no reward, so rewards cannot be compared" in compared_page
+    assert re.search(r'<div class="heat">data set ```trace``` 5</div>', compared_page)
+    texts = [row("traces", trace_id="q007-0", question_id="q007", sample=0, text="refined")]
+    refined = commit(store, "trace-import[refined]", {"traces": texts})
+    library._read_at = -queries.FRESH_S
+    client.get("/")
+    both = client.get(f"/question/q007?b={refined.ref.key}.q007-0").text
+    assert both.count("trace-import[refined]") >= 2 and '<div class="heat">refined</div>' in both
 
 
 # ---------------------------------------------------------------- lists
@@ -335,8 +350,8 @@ def test_an_exported_file_needs_nothing_else(library, tmp_path):
     policy = html.unescape(page)
     assert "script-src 'sha256-" in policy and "style-src 'sha256-" in policy
     assert page.count("<article>") == 2 and "beats rank" in page
-    assert page.count('class="side"') == len(library.of_question(QUESTION, None, None)) + len(
-        library.of_question("q001", None, None)
-    )
+    traces = [len(library.of_question(name, None, None)) for name in (QUESTION, "q001")]
+    assert page.count('class="side"') == sum(traces) + 2, "and the data set's own"
+    assert page.count("data set ```trace```") == 4
     with pytest.raises(UserError, match="nearest: q005"):
         export(library, ["q05"], file)
