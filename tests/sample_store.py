@@ -10,6 +10,7 @@ import numpy as np
 from infra.sample_manifest import sample_manifest
 from rlt_core.config import RewardSpec
 from rlt_core.evaluation.scores import score_rows
+from rlt_core.evaluation.utility import utility_by_rank
 from rlt_core.prompts.format import load_format
 from rlt_core.ranking import rank_ablation
 from rlt_core.reward.formula import rank_rewards, reward_parts
@@ -181,9 +182,17 @@ def _rank_statistics(
     rows, metrics = rank_ablation(
         samples, dict.fromkeys(seeds, traces), "test", resamples, ranked_by
     )
+    utilities = [
+        {"seed": seed, "rank": rank, "question_id": f"q{q}", "utility": (q - 1) / (rank + q)}
+        for seed in seeds
+        for rank in range(1, ranks + 1)
+        for q in range(4)
+    ]
+    utility, prediction = utility_by_rank(utilities if ranked_by == "reward" else [])
+    rows = [row | {"utility": utility.get((row["seed"], row["rank"]))} for row in rows]
     named = {f"rank-{rank}@{seed}": one for (seed, rank), one in inputs.items()}
     label = f"rank-statistics[{ranked_by}]"
-    return commit(store, label, {"rank_scores": rows}, inputs=named, metrics=metrics)
+    return commit(store, label, {"rank_scores": rows}, inputs=named, metrics=metrics | prediction)
 
 
 def _questions() -> list[dict[str, Any]]:

@@ -155,6 +155,15 @@ class Config(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _held_out(self) -> Config:
+        if self.trace_scoring.utility_questions and not self.data.n_validation:
+            raise ValueError(
+                "trace_scoring.utility_questions measures on validation questions, and "
+                "data.n_validation is 0: set it, e.g. to 32"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _names(self) -> Config:
         llms = [each.name for each in (self.trace_refinement, self.endpoint_teacher) if each]
         named = ["rlt", "rlt+rl", "dataset", *self.imports.traces, *llms]

@@ -33,6 +33,12 @@ class GenerationConfig(Sampling):
     """Number of questions to write traces for, chosen by the seed; empty: all."""
 
 
+ANCHORING_CONTEXTS = 5
+"""The solution after none, a quarter, half and three quarters of an explanation; a wrong one."""
+UTILITY_QUESTIONS = 32
+"""Held-out questions, the first by id, on which the utility of a trace is measured."""
+
+
 class ScoringConfig(Frozen):
     """Log-probs of traces under the reward student and the teacher."""
 
@@ -44,6 +50,13 @@ class ScoringConfig(Frozen):
     """Also measure whether an explanation leads to its solution or merely announces it
     (`anchor_gap` and `solved_at` of `scores`): one more pass of the student over five contexts of
     each trace."""
+    utility_questions: int = Field(default=0, ge=0, exclude_if=operator.not_)
+    """Training questions, chosen by the seed, of whose traces the utility is measured (`utility` of
+    `scores`): one SFT step of the student on the trace, and the change of the log-prob of held-out
+    solutions (`data.n_validation`). One backward pass and 32 contexts for each trace."""
+    utility_learning_rate: float = Field(default=1e-4, gt=0, exclude_if=lambda lr: lr == 1e-4)
+    """Learning rate of that step. A small one measures the direction: a full one of a recipe
+    harms on any single trace."""
     off_policy_kl: KLEstimator = Field(default="full", exclude_if=lambda kl: kl == "full")
     """In place of `reward.kl` for traces that are not samples of the scoring teacher: imported or
     refined ones, the data set's own, another model's. `k1` is unbounded below there."""

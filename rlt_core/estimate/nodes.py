@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rlt_core.config import Config, GRPOConfig, SFTConfig, StageResources
+from rlt_core.config.inference import ANCHORING_CONTEXTS, UTILITY_QUESTIONS
 from rlt_core.estimate import host, memory, work
 from rlt_core.estimate.data import SizedInputs, Sizes
 from rlt_core.estimate.host import TrainingFiles
@@ -323,5 +324,15 @@ class _Body:
             )
         }
         flops = sum(work.read_flops(shape, traces.count, length) for shape in (student, teacher))
+        if scoring.config.anchoring:
+            flops += work.read_flops(student, ANCHORING_CONTEXTS * traces.count, length)
+        if chosen := min(scoring.config.utility_questions, traces.questions):
+            stepped, recipe = chosen * traces.count / traces.questions, SFTConfig()
+            held_out = min(UTILITY_QUESTIONS, self.inputs.questions.validation)
+            flops += work.train_flops(student, stepped, length, recipe, False)
+            flops += work.read_flops(student, held_out * stepped, length)
+            step = Trained(student, recipe, self.resources, 1).step(longest, False)
+            read = {"scoring": 0 if self.resources.offload else number * both}
+            moments |= {f"step on a trace, {name}": {**each, **read} for name, each in step.items()}
         held = memory.fullest(moments, self.resources)
         return _Need(teacher.parameters, held, tokens, layout.reading_s(flops))

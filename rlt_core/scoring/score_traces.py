@@ -150,6 +150,7 @@ def _row(
         "think_span_ends": None,
         "anchor_gap": None,
         "solved_at": None,
+        "utility": None,
     }
     if scores is None:
         return row

@@ -138,6 +138,11 @@ estimators can be recomputed from the log-prob lists without a model: with the
         "part of the explanation (a quarter to 1) after which the solution's log-prob has made "
         "half of its way; null unless `trace_scoring.anchoring`, or it gets no likelier",
     ),
+    utility=(
+        DOUBLE,
+        "change of the mean log-prob of held-out solutions after one SFT step of the student on "
+        "the trace; null unless `trace_scoring.utility_questions` chose its question",
+    ),
     temperature=(DOUBLE, "temperature by which logits were divided"),
     student_solution_logprobs=(
         LOGPROBS,
@@ -292,6 +297,7 @@ RANK_SCORES = _declare(
     high=(DOUBLE, "upper end of the interval"),
     mean_reward=(DOUBLE, "mean reward of the traces of this rank"),
     traces=(INT, "number of traces"),
+    utility=(DOUBLE, "mean measured utility of the traces of this rank; null: not measured"),
 )
 
 DROPPED = _declare(

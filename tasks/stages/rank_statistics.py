@@ -3,6 +3,7 @@
 from typing import Any
 
 from rlt_core.data.trace_selection import columns_of_set, ranks_of_set
+from rlt_core.evaluation.utility import utility_by_rank
 from rlt_core.ranking import rank_ablation
 from rlt_core.rows import write_rows
 from rlt_core.stages import RankStatisticsConfig
@@ -21,8 +22,10 @@ def run(ctx: StageContext) -> dict[str, float]:
     }
     ranked = {seed: _ranked(ctx, config, seed) for seed in config.seeds}
     rows, metrics = rank_ablation(samples, ranked, config.task, config.resamples, config.ranked_by)
+    utility, prediction = utility_by_rank([row for rows in ranked.values() for row in rows])
+    rows = [row | {"utility": utility.get((row["seed"], row["rank"]))} for row in rows]
     write_rows(ctx.out / "rank_scores.parquet", "rank_scores", rows)
-    return metrics
+    return metrics | prediction
 
 
 def _answers(ctx: StageContext, name: str, task: str) -> list[Row]:
@@ -33,11 +36,12 @@ def _answers(ctx: StageContext, name: str, task: str) -> list[Row]:
 def _ranked(ctx: StageContext, config: RankStatisticsConfig, seed: int) -> list[Row]:
     """Rewards and ranks of the traces of a seed's sets, before `n_questions` and the limit of a
     row's length drop any."""
-    columns = [*columns_of_set(config.ranked_by), "reward"]
+    columns = [*columns_of_set(config.ranked_by), "question_id", "reward", "utility"]
     scores = ctx.rows(f"scores@{seed}", "scores", columns)
     ranks = ranks_of_set(scores, config.ranked_by, seed)
     return [
-        {"rank": ranks[row["trace_id"]], "reward": row["reward"]}
+        {name: row[name] for name in ("question_id", "reward", "utility")}
+        | {"seed": seed, "rank": ranks[row["trace_id"]]}
         for row in scores
         if row["trace_id"] in ranks
     ]

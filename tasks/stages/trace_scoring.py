@@ -10,18 +10,19 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from rlt_core.data.trace_selection import choose
 from rlt_core.grading import Grader
 from rlt_core.models import load_model, on_device
 from rlt_core.progress import Progress
 from rlt_core.rows import read_rows
-from rlt_core.scoring import ContextBuilder, score_contexts, with_anchoring
+from rlt_core.scoring import ContextBuilder, score_contexts, with_anchoring, with_utility
 from rlt_core.scoring.score_traces import arrivals, contexts_of
 from rlt_core.stages import TraceScoringConfig
 from tasks.shards import in_shards
 from tasks.stage import StageContext
 
 Row = dict[str, Any]
-METRICS = ["status", "reward", "r_ss", "r_kl", "correct", "anchor_gap", "solved_at"]
+METRICS = ["status", "reward", "r_ss", "r_kl", "correct", "anchor_gap", "solved_at", "utility"]
 
 
 def run(ctx: StageContext) -> dict[str, float]:
@@ -32,12 +33,18 @@ def run(ctx: StageContext) -> dict[str, float]:
     student_renderer = ctx.renderer("student", "student")
     teacher_renderer = ctx.renderer("teacher", "teacher") if "teacher" in ctx.spec.inputs else None
     builder = ContextBuilder(student_renderer, teacher_renderer, config.reward.alignment)
+    scoring = config.scoring
+    parts = 1 + scoring.anchoring + bool(scoring.utility_questions)
     as_text = config.reward.alignment == "text" and bool(config.off_policy)
     questions = {row["question_id"]: row for row in ctx.rows("questions")}
 
     @cache
     def loaded(folder: Path) -> PreTrainedModel:
-        return load_model(folder, config.scoring.dtype)
+        return load_model(folder, scoring.dtype)
+
+    @cache
+    def trained(folder: Path) -> PreTrainedModel:
+        return load_model(folder, "float32")
 
     def load_student() -> AbstractContextManager[Any]:
         return on_device(loaded(ctx.model("student")), ctx.resources)
@@ -54,29 +61,48 @@ def run(ctx: StageContext) -> dict[str, float]:
             if teacher_renderer
             else None,
             spec=config.reward,
-            max_tokens=config.scoring.max_tokens,
+            max_tokens=scoring.max_tokens,
             tokens_per_batch=ctx.resources.tokens_per_batch,
             words=student_renderer.words,
             correct=arrivals(traces, questions, grader, progress),
-            progress=progress.part(0, 2) if config.scoring.anchoring else progress,
+            progress=progress.part(0, parts),
         )
-        if not config.scoring.anchoring:
+        if scoring.anchoring:
+            rows = with_anchoring(
+                rows,
+                contexts,
+                questions,
+                student_renderer,
+                load_student,
+                config.reward.temperature,
+                ctx.resources.tokens_per_batch,
+                progress.part(1, parts),
+            )
+        if not scoring.utility_questions:
             return rows
-        return with_anchoring(
-            rows,
-            contexts,
+        chosen = [
+            i
+            for i, row in enumerate(rows)
+            if row["question_id"] in measured and row["status"] == "scored"
+        ]
+        found = with_utility(
+            [rows[i] for i in chosen],
+            [contexts[i].think_ids for i in chosen],
             questions,
             student_renderer,
-            load_student,
-            config.reward.temperature,
+            lambda: on_device(trained(ctx.model("student")), ctx.resources),
+            scoring.utility_learning_rate,
             ctx.resources.tokens_per_batch,
-            progress.part(1, 2),
+            progress.part(parts - 1, parts),
         )
+        return [dict(zip(chosen, found, strict=True)).get(i, row) for i, row in enumerate(rows)]
 
     by_question: dict[str, list[Row]] = {}
     for trace in ctx.rows("traces"):
         by_question.setdefault(trace["question_id"], []).append(trace)
     groups = list(by_question.values())
+    asked = [name for name in sorted(by_question) if questions[name]["split"] == "train"]
+    measured = set(choose(asked, scoring.utility_questions, config.seed))
     with Grader() as grader:
         in_shards(ctx, "scores", groups, ctx.resources.shard_questions, compute, _length)
     scores = read_rows(ctx.out, "scores", METRICS)
@@ -99,7 +125,7 @@ def _metrics(scores: Sequence[Row]) -> dict[str, float]:
     graded = [row["correct"] for row in scores if row["correct"] is not None]
     if graded:
         means["correct"] = sum(graded) / len(graded)
-    for name in ("anchor_gap", "solved_at"):
+    for name in ("anchor_gap", "solved_at", "utility"):
         if values := [row[name] for row in scores if row[name] is not None]:
             means[name] = sum(values) / len(values)
     counts = {"scored": len(scored), "too_long": len(scores) - len(scored)}

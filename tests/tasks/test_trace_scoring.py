@@ -40,9 +40,12 @@ def a_model(store: Store, digit: str, tokenizer: PreTrainedTokenizerFast) -> Ref
 def scores(store: Store, student: Ref, teacher: Ref | None, **reward: Any) -> Manifest:
     """Score TEXTS, which the teacher wrote."""
     writer = Renderer(FORMAT, tiny_tokenizer(FORMAT))
-    question = row(
-        "questions", question_id="q", split="train", question="1+2", solution="3", answer="3",
-        grader="arithmetic",
+    question, held_out = (
+        row(
+            "questions", question_id=name, split=split, question="1+2", solution="3", answer="3",
+            grader="arithmetic",
+        )
+        for name, split in (("q", "train"), ("v", "validation"))
     )  # fmt: skip
     traces = [
         row(
@@ -53,13 +56,14 @@ def scores(store: Store, student: Ref, teacher: Ref | None, **reward: Any) -> Ma
     ]  # fmt: skip
     inputs = {
         "questions": committed(
-            store, Ref(kind="dataset", key="a" * 16), table("questions", [question])
+            store, Ref(kind="dataset", key="a" * 16), table("questions", [question, held_out])
         ),
         "traces": committed(store, Ref(kind="traces", key="b" * 16), table("traces", traces)),
         "student": student,
     } | ({"teacher": teacher} if teacher else {})
     config = TraceScoringConfig(
-        reward=RewardSpec(**reward), scoring=ScoringConfig(max_tokens=2000, anchoring=True),
+        reward=RewardSpec(**reward), 
+        scoring=ScoringConfig(max_tokens=2000, anchoring=True, utility_questions=1),
         format=FORMAT, seed=0,
     )  # fmt: skip
     return run(node_spec(store, "trace-scoring", config, inputs))
@@ -88,6 +92,7 @@ def test_models_of_different_families_score_each_other(store: Store) -> None:
 def test_traces_without_their_teacher_are_ranked_by_what_is_known(store: Store) -> None:
     made = scores(store, a_model(store, "1", tiny_tokenizer(FORMAT)), None)
     rows = read_rows(store.local(made), "scores")
+    assert all(one["utility"] is not None for one in rows) and "utility" in made.metrics
     assert all(one["anchor_gap"] is not None for one in rows) and "anchor_gap" in made.metrics
     assert {one["rank"] for one in rows} == {1, 2, 3, 4} and "mean_r_kl" not in made.metrics
     assert all(one["reward"] == one["r_ss"] and one["r_kl"] is None for one in rows)
