@@ -327,7 +327,7 @@ class _Body:
         if scoring.config.anchoring:
             flops += work.read_flops(student, ANCHORING_CONTEXTS * traces.count, length)
         if chosen := min(scoring.config.utility_questions, traces.questions):
-            stepped, recipe = chosen * traces.count / traces.questions, SFTConfig()
+            stepped, recipe = chosen * traces.count / traces.questions, SFTConfig(steps=1)
             held_out = min(UTILITY_QUESTIONS, self.inputs.questions.validation)
             flops += work.train_flops(student, stepped, length, recipe, False)
             flops += work.read_flops(student, held_out * stepped, length)

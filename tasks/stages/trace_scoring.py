@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
@@ -14,8 +14,9 @@ from rlt_core.data.trace_selection import choose
 from rlt_core.grading import Grader
 from rlt_core.models import load_model, on_device
 from rlt_core.progress import Progress
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.rows import read_rows
-from rlt_core.scoring import ContextBuilder, score_contexts, with_anchoring, with_utility
+from rlt_core.scoring import ContextBuilder, Contexts, score_contexts, with_anchoring, with_utility
 from rlt_core.scoring.score_traces import arrivals, contexts_of
 from rlt_core.stages import TraceScoringConfig
 from tasks.shards import in_shards
@@ -42,10 +43,6 @@ def run(ctx: StageContext) -> dict[str, float]:
     def loaded(folder: Path) -> PreTrainedModel:
         return load_model(folder, scoring.dtype)
 
-    @cache
-    def trained(folder: Path) -> PreTrainedModel:
-        return load_model(folder, "float32")
-
     def load_student() -> AbstractContextManager[Any]:
         return on_device(loaded(ctx.model("student")), ctx.resources)
 
@@ -69,33 +66,15 @@ def run(ctx: StageContext) -> dict[str, float]:
         )
         if scoring.anchoring:
             rows = with_anchoring(
-                rows,
-                contexts,
-                questions,
-                student_renderer,
-                load_student,
-                config.reward.temperature,
-                ctx.resources.tokens_per_batch,
-                progress.part(1, parts),
-            )
+                rows, contexts, questions, student_renderer, load_student,
+                config.reward.temperature, ctx.resources.tokens_per_batch, progress.part(1, parts),
+            )  # fmt: skip
         if not scoring.utility_questions:
             return rows
-        chosen = [
-            i
-            for i, row in enumerate(rows)
-            if row["question_id"] in measured and row["status"] == "scored"
-        ]
-        found = with_utility(
-            [rows[i] for i in chosen],
-            [contexts[i].think_ids for i in chosen],
-            questions,
-            student_renderer,
-            lambda: on_device(trained(ctx.model("student")), ctx.resources),
-            scoring.utility_learning_rate,
-            ctx.resources.tokens_per_batch,
+        return _with_utility(
+            ctx, rows, contexts, questions, student_renderer, measured,
             progress.part(parts - 1, parts),
-        )
-        return [dict(zip(chosen, found, strict=True)).get(i, row) for i, row in enumerate(rows)]
+        )  # fmt: skip
 
     by_question: dict[str, list[Row]] = {}
     for trace in ctx.rows("traces"):
@@ -107,6 +86,35 @@ def run(ctx: StageContext) -> dict[str, float]:
         in_shards(ctx, "scores", groups, ctx.resources.shard_questions, compute, _length)
     scores = read_rows(ctx.out, "scores", METRICS)
     return _metrics(scores)
+
+
+def _with_utility(
+    ctx: StageContext,
+    rows: Sequence[Row],
+    contexts: Sequence[Contexts],
+    questions: Mapping[str, Row],
+    renderer: Renderer,
+    measured: Collection[str],
+    progress: Progress,
+) -> list[Row]:
+    """Return the rows, those of the scored traces of some questions with their utility."""
+    chosen = {
+        i: contexts[i].think_ids
+        for i, row in enumerate(rows)
+        if row["question_id"] in measured and row["status"] == "scored"
+    }
+    found = with_utility(
+        [rows[i] for i in chosen],
+        list(chosen.values()),
+        questions,
+        renderer,
+        lambda: on_device(load_model(ctx.model("student"), "float32"), ctx.resources),
+        ctx.config_as(TraceScoringConfig).scoring.utility_learning_rate,
+        ctx.resources.tokens_per_batch,
+        progress,
+    )
+    by_place = dict(zip(chosen, found, strict=True))
+    return [by_place.get(i, row) for i, row in enumerate(rows)]
 
 
 def _length(group: Sequence[Row]) -> int:

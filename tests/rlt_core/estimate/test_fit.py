@@ -189,6 +189,19 @@ def of_stage(stage: str, profile: str, questions: Path, *changes: str) -> NodeEs
     return estimates(config, nodes)[next(n.key for n in nodes if n.stage.name == stage)]
 
 
+def test_what_scoring_measures_beside_the_reward_is_in_the_estimate(questions):
+    plain, anchored, stepped = (
+        of_stage("trace-scoring", "single-gpu", questions, *changes)
+        for changes in (
+            (),
+            ("trace_scoring.anchoring=true",),
+            ("trace_scoring.utility_questions=64", "data.n_validation=32"),
+        )
+    )
+    assert plain.gpu_hours < anchored.gpu_hours and plain.peak_bytes == anchored.peak_bytes
+    assert plain.gpu_hours < stepped.gpu_hours and plain.peak_bytes < stepped.peak_bytes
+
+
 LAID_OUT = ("teacher-sft", "teacher-grpo", "student-grpo", "trace-scoring", "trace-generation")
 SMALLER = {  # whose larger value never needs more memory
     "processes": (1, 2, 4, 8), "machines": (1, 2, 4), "offload": (False, True),
