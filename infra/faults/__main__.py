@@ -48,7 +48,7 @@ def store_parts(folder: Path, endpoint: str, short: bool, seed: int) -> list[Tal
     races = Tally("races, folder"), Tally("races, S3")
     for race, root in zip(races, (str(folder / "race"), f"{remote}/race"), strict=True):
         target = str(folder / race.part)
-        with race.trial("races", tries=0), beside(race, root, target, 2 if short else 30):
+        with race.trial("races", tries=0), beside(race, root, target, 0.5 if short else 30):
             pass
     return [on_folder, on_s3, faults, *races]
 

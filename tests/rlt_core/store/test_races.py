@@ -16,7 +16,7 @@ from rlt_core.store.files import LEFT_S
 from tests.rlt_core.store.attempts import attempt_with, committed, key, manifest_of
 
 PROCESSES = 6
-SECONDS = 3.0
+SECONDS = 1.0
 KEYS = [key(start) for start in "abc"]
 
 
@@ -82,7 +82,7 @@ def test_many_runs_and_gc_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for process in processes:
         process.join()
     assert [each for each in found if isinstance(each, str)] == []
-    assert sum(found) > 100
+    assert sum(found) > 20
     store = Store(root)
     assert store.working() == {}
     store.gc()
