@@ -29,7 +29,7 @@ UPDATE_EVERY_S = 2.0
 """Seconds between two updates of one progress bar."""
 WAITING = "waiting for another run, which computes the same key or holds the GPUs"
 SHOWN_METRICS = 6
-FIGURE = re.compile(r"!\[([^\]]*)\]\(([^)]+\.png)\)")
+FIGURE = re.compile(r"!\[([^\]]*)\]\(([^)]+\.(?:svg|png))\)")
 
 
 def _slug(name: str) -> str:
@@ -186,7 +186,8 @@ def _pictures(store: Store, manifest: Manifest) -> dict[str, str]:
     """Return the data URI of each picture of a report by its path."""
     folder = store.intact(manifest)
     return {
-        picture.relative_to(folder).as_posix(): "data:image/png;base64,"
+        picture.relative_to(folder).as_posix(): f"data:{kind};base64,"
         + base64.b64encode(picture.read_bytes()).decode()
-        for picture in sorted(folder.rglob("*.png"))
+        for ending, kind in (("svg", "image/svg+xml"), ("png", "image/png"))
+        for picture in sorted(folder.rglob(f"*.{ending}"))
     }

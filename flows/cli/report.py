@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from flows.cli.options import DEFAULT_STORE, StoreOption, existing_store
-from flows.cli.tables import table_console
+from flows.cli.tables import new_table, table_console
 from flows.cli.terminal import Console, print
 from rlt_core.errors import UserError
 from rlt_core.report.latest import latest_report
@@ -58,21 +58,25 @@ def report(
 
 
 def show(console: Console, folder: Path) -> None:
-    """Print a report's title, alarms and scores: on a terminal as much as one screen holds."""
-    from rlt_core.report.terminal import opening, summary_table
+    """Print a report's answer, alarms and first table; on a terminal one screen of it."""
+    from rlt_core.report.terminal import opening
 
-    title, notes, alarms = opening(folder)
-    table = summary_table(folder)
+    found = opening(folder)
+    names, *rows = found.table or [[]]
+    table = new_table(*names, right=names[1:])
+    for row in rows:
+        table.add_row(*row)
     with console.capture() as captured:
-        console.print(f"\n{title}", style="bold")
-        for note in notes:
-            console.print(note, style="dim")
-        more = [f"and {len(alarms) - ALARMS} more alarms"] if len(alarms) > ALARMS else []
-        for line in (*(f"alarm: {alarm}" for alarm in alarms[:ALARMS]), *more):
-            console.print(line, style="red", no_wrap=True, overflow="ellipsis")
-        if table.row_count:
-            console.print(table.title, style="italic")
-            table.title = None
+        console.print(f"\n{found.title}", style="bold")
+        for note in found.notes:
+            console.print(note, style="dim", soft_wrap=True)
+        for line in found.answer:
+            console.print(line, style="bold" if line.startswith("Answer.") else "", soft_wrap=True)
+        alarms, more = found.alarms[:ALARMS], len(found.alarms) - ALARMS
+        for line in (*(f"alarm: {alarm}" for alarm in alarms), f"and {more} more alarms"):
+            if more > 0 or line.startswith("alarm: "):
+                console.print(line, style="red", no_wrap=True, overflow="ellipsis")
+        if rows:
             console.print(table)
     lines = captured.get().splitlines()
     room = console.height - 4 if console.is_terminal else len(lines)

@@ -47,6 +47,7 @@ class Compared:
     """Sign test of wins against losses, two-sided."""
     by_question: list[Row]
     """Rows of `compared.csv`."""
+    seeds: int
     texts: list[Row]
     """Questions with the first trace of each set: `sides`, its text and parts of the reward."""
 
@@ -92,6 +93,7 @@ def compared(names: tuple[str, str], parts: Parts) -> Compared:
             }
             for q, question in enumerate(common)
         ],
+        seeds=len(first),
         texts=_texts(parts, first[0], second[0], common[:SHOWN]),
     )
 

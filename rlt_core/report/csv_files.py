@@ -4,6 +4,7 @@ a text that a spreadsheet would take for a formula begins with an apostrophe."""
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from rlt_core.report import experiment, overlaps, scores, trace_sets
 from rlt_core.report.gather import ReportData
 from rlt_core.report.inputs import Row
 from rlt_core.report.ranks import RankAblation
-from rlt_core.report.terminal import ALL
 
+ALL = "all"
+"""Seed in `scores.csv` of the line over all seeds of a model."""
 RANKS = (
     "ranked_by", "task", "quantity", "rank", "seed", "value", "low", "high", "mean_reward",
     "traces",
@@ -40,11 +42,17 @@ def write_csv_files(data: ReportData, folder: Path) -> None:
 
 
 def _write(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        for row in map(_flat, rows):
-            writer.writerow({name: spreadsheet_cell(value) for name, value in row.items()})
+    path.write_text(csv_text(columns, rows), encoding="utf-8")
+
+
+def csv_text(columns: Sequence[str], rows: Sequence[Row]) -> str:
+    """Return rows as CSV."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in map(_flat, rows):
+        writer.writerow({name: spreadsheet_cell(value) for name, value in row.items()})
+    return file.getvalue()
 
 
 def _flat(row: Row) -> Row:

@@ -59,6 +59,16 @@ class Experiment:
     """The contrast that was named before the run, in words; empty without one."""
 
     @property
+    def quotes(self) -> bool:
+        """Whether a row has a number of the paper."""
+        return any(row["paper_mean_percent"] for row in self.rows)
+
+    @property
+    def last(self) -> list[Row]:
+        """The rows of the mean, or of the only task."""
+        return list(self.tables.values())[-1]
+
+    @property
     def rows(self) -> list[Row]:
         """The rows of all tables."""
         return [row for rows in self.tables.values() for row in rows]

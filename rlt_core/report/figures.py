@@ -1,195 +1,258 @@
-"""The figures of a report, as PNG."""
+"""The figures of a report: what each shows, and the SQL that reads the same from the store."""
 
 from __future__ import annotations
 
-import io
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Plot
-from matplotlib.ticker import MaxNLocator
 
 from rlt_core.evaluation.intervals import Estimate
+from rlt_core.evaluation.scores import UNGRADED
+from rlt_core.report.answer import Summary
 from rlt_core.report.gather import ReportData
-from rlt_core.report.inputs import Row
+from rlt_core.report.inputs import Part, Row
 from rlt_core.report.ranks import NOISE, RankAblation
-from rlt_core.report.scores import BASE
+from rlt_core.report.scores import BASE, by_information
+from rlt_core.report.svg import GREY, DrawnPoint, Panel, Series, together
 from rlt_core.report.training import Curve
+from rlt_core.sql.macros import literal
 
-COLORS = ("#2a5c8a", "#c4622d", "#4c8c4a", "#8a4f9e", "#8c6d31", "#7f7f7f")
-GREY = "#8c8c8c"
-DASHES = ("-", "--", ":")
 SMOOTH_STEPS = 5
-PANELS_A_ROW = 2
-DPI = 130
+MOST_POINTS = 240
+"""Points of a line; a longer one shows means of several steps."""
+NAMES = {
+    "reward": "reward", "r_ss": "r_SS, of the solution", "r_kl": "r_KL, of the explanation",
+    "correct": "share correct", "reference_kl": "KL to the reference model",
+    "completion_tokens": "tokens of a completion", "loss": "loss",
+}  # fmt: skip
+"""Column of a training step -> the title of its chart."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot with its caption."""
+    """A figure of one or several charts."""
 
-    file: str
+    name: str
     caption: str
-    png: bytes
+    panels: Sequence[Panel]
+    sql: str
+    """Reads what the figure shows from the store."""
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}.svg"
+
+    @property
+    def svg(self) -> str:
+        """All charts in one file."""
+        return together(self.panels)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The points, as they are drawn."""
+        return [
+            {"chart": panel.title, "series": series.name} | point._asdict()
+            for panel in self.panels
+            for series in panel.series
+            for point in series.points
+        ]
 
 
-def plot_figures(data: ReportData) -> dict[str, Figure]:
-    """Return file name -> figure, for all parts of the report that have data."""
-    return {file: Figure(file, caption, _png(plot)) for file, caption, plot in _plots(data)}
+def plot_figures(data: ReportData, answer: Summary) -> dict[str, Figure]:
+    """Return name -> figure, for all parts of the report that have data."""
+    others = (one for each in (_scores, _pairs, _rewards, _training, _ranks) for one in each(data))
+    return {one.name: one for one in (*_answer(data, answer), *others) if one.panels}
 
 
-def _png(plot: Plot) -> bytes:
-    buffer = io.BytesIO()
-    plot.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()
+def _query(columns: str, table: str, parts: Sequence[Part], also: str = "order by all") -> str:
+    """A query of some artifacts' rows."""
+    keys = ", ".join(dict.fromkeys(literal(part.manifest.ref.key) for part in parts))
+    return f"select {columns}\nfrom {table}\nwhere run in ({keys})\n{also}"
 
 
-def _plots(data: ReportData) -> Iterator[tuple[str, str, Plot]]:
-    if data.totals:
-        yield (
-            "scores.png",
-            "Scores of the models over all seeds, with 95% intervals.",
-            _scores(data.totals),
+def _scored(parts: Sequence[Part], tasks: Sequence[str]) -> str:
+    """A query of each model's score, from its answers; the difference of two is a contrast."""
+    chosen, ungraded = (", ".join(map(literal, names)) for names in (tasks, sorted(UNGRADED)))
+    answers = _query(
+        "task, label, seed, question_id, avg((outcome = 'correct')::int) as correct",
+        "eval_samples", parts,
+        f"  and task in ({chosen}) and outcome not in ({ungraded})\ngroup by all",
+    )  # fmt: skip
+    columns = "task, label, seed, avg(correct) as score, count(*) as questions"
+    return (
+        f"with answers as (\n{answers})\nselect {columns}\nfrom answers\ngroup by all order by all"
+    )
+
+
+def _point(estimate: Estimate) -> DrawnPoint:
+    return DrawnPoint(None, estimate.value, estimate.low, estimate.high)
+
+
+# ---------------------------------------------------------------- scores
+def _answer(data: ReportData, answer: Summary) -> Iterator[Figure]:
+    """The contrasts: those of scores in one chart, of rewards in another."""
+    for unit in ("points", ""):
+        chosen = [one for one in answer.contrasts if (one.task is None) is (unit == "")]
+        series = [
+            Series(one.name, [_point(one.difference)], GREY if number else 1)
+            for number, one in enumerate(chosen)
+        ]
+        if not series:
+            continue
+        title = f"Difference on {chosen[0].task}" if unit else "Difference in reward"
+        label = "percentage points; right of 0: the first is better" if unit else "reward"
+        parts = [part for one in chosen for part in one.parts]
+        sql = _scored(parts, [chosen[0].task or ""]) if unit else _rewarded(data)
+        panel = Panel(title, series, label, unit=unit)
+        yield Figure(
+            "answer", "Differences with 95% intervals, the primary one first.", [panel], sql
         )
+        return
+
+
+def _rewarded(data: ReportData) -> str:
+    parts = [one for one in data.nodes if one.stage == "trace-scoring"]
+    columns = "label, seed, avg(reward) as reward, count(*) as traces"
+    return _query(columns, "scores", parts, "  and status = 'scored'\ngroup by all order by all")
+
+
+def _scores(data: ReportData) -> Iterator[Figure]:
+    rows = [row for row in data.totals if row["metric"].startswith("avg@")]
+    panels = [
+        Panel(
+            task,
+            [
+                Series(
+                    data.name_of(row["model"]), [_point(row["value"])],
+                    GREY if row["model"] == BASE else 0,
+                )
+                for row in models
+            ],
+            "% correct", unit="percent", bounds=(0.0, 1.0),
+        )
+        for task, models in by_information(rows)[0].items()
+    ]  # fmt: skip
+    evaluations = [
+        part for one in data.evaluations.students for part in data.evaluations.parts[one]
+    ]
+    sql = _scored(evaluations, [panel.title for panel in panels])
+    yield Figure("scores", "Scores of the models over all seeds, with 95% intervals.", panels, sql)
+
+
+def _pairs(data: ReportData) -> Iterator[Figure]:
+    tasks: dict[str, list[Series]] = {}
+    for pair in data.pairs:
+        if pair["difference"].low != pair["difference"].high:
+            name = f"{data.name_of(pair['model'])} − {data.name_of(pair['against'])}"  # noqa: RUF001
+            tasks.setdefault(pair["task"], []).append(Series(name, [_point(pair["difference"])]))
+    panels = [
+        Panel(task, series, "percentage points", unit="points") for task, series in tasks.items()
+    ]
+    evaluations = [
+        part for one in data.evaluations.students for part in data.evaluations.parts[one]
+    ]
+    caption = "Model against model on the same questions, with 95% intervals."
+    yield Figure("pairs", caption, panels, _scored(evaluations, list(tasks)))
+
+
+# ---------------------------------------------------------------- training
+def _rewards(data: ReportData) -> Iterator[Figure]:
+    series = [Series(line["name"], [_point(line["reward"])]) for line in data.rewards.lines]
+    panels = [Panel("Mean reward of scored traces", series, "reward")] if len(series) > 1 else []
+    caption = "Mean rewards of scored traces, with 95% intervals."
+    yield Figure("rewards", caption, panels, _rewarded(data))
+
+
+def _training(data: ReportData) -> Iterator[Figure]:
+    """Reward and its parts over the steps of RL; the loss of supervised training."""
     captions = {
-        "reward": f"Mean reward of each GRPO step (thin) and a mean of {SMOOTH_STEPS} (thick).",
-        "loss": f"Loss of supervised training, step by step (thin) and a mean of {SMOOTH_STEPS} "
-        "(thick).",
+        "reward": "The reward and its parts over the steps of RL",
+        "loss": "Loss of supervised training",
     }
     for quantity, caption in captions.items():
         chosen = [curve for curve in data.curves if curve.quantity == quantity]
-        if chosen:
-            yield f"{quantity}.png", caption, _curves(chosen, quantity)
-    if data.ranks and data.ranks.lines:
-        base = next(
-            (
-                row["value"]
-                for row in data.totals
-                if (row["model"], row["task"]) == (BASE, data.ranks.task)
-            ),
-            None,
-        )
-        caption = "What students learn from traces of each rank, with 95% intervals."
-        yield "ranks.png", caption, _ranks(data.ranks, base)
+        panels = [
+            Panel(
+                f"{label}: {NAMES[name]}",
+                [line for color, curve in enumerate(runs) for line in _lines(curve, name, color)],
+                name, "step",
+            )
+            for label in dict.fromkeys(curve.label for curve in chosen)
+            for runs in [[curve for curve in chosen if curve.label == label]]
+            for name in NAMES
+            if name in runs[0].columns and (quantity == "reward") is (name != "loss")
+        ]  # fmt: skip
+        made = {curve.name for curve in chosen}
+        parts = [part for part in data.nodes if part.name in made]
+        names = ", ".join(name for name in NAMES if any(name in one.columns for one in chosen))
+        sql = _query(f"label, seed, step, {names}", "train_steps", parts)
+        caption += f": each step (thin) and a mean of {SMOOTH_STEPS} (thick)."
+        yield Figure(quantity, caption, panels, sql)
+
+
+def _lines(curve: Curve, name: str, color: int) -> Iterator[Series]:
+    seed = "" if curve.seed is None else f"seed {curve.seed}"
+    values = [np.nan if value is None else value for value in curve.columns.get(name, [])]
+    if len(values) > SMOOTH_STEPS:
+        yield Series(seed, _points(curve.steps, values), color, thin=True)
+        smooth = np.convolve(values, np.ones(SMOOTH_STEPS) / SMOOTH_STEPS, mode="valid")
+        yield Series(seed, _points(curve.steps[SMOOTH_STEPS - 1 :], smooth.tolist()), color)
+    else:
+        yield Series(seed, _points(curve.steps, values), color, marks=True)
+
+
+def _points(steps: Sequence[int], values: Sequence[float]) -> list[DrawnPoint]:
+    """At most `MOST_POINTS`: means of as many steps as that takes."""
+    size = -(-len(values) // MOST_POINTS)
+    return [
+        DrawnPoint(steps[min(at + size, len(values)) - 1], float(np.mean(values[at : at + size])))
+        for at in range(0, len(values), max(size, 1))
+    ]
+
+
+# ---------------------------------------------------------------- ranks
+def _ranks(data: ReportData) -> Iterator[Figure]:
     sets = [one for one in data.rank_sets if one.lines]
-    if len(sets) > 1:
-        caption = "Student score over rank, a line for each score by which traces were ranked."
-        yield "rank_sets.png", caption, _rank_sets(sets)
-
-
-def _axes(panels: int, height: float = 3.2) -> tuple[Plot, list[Axes]]:
-    columns = min(panels, PANELS_A_ROW)
-    rows = -(-panels // columns)
-    figure = Plot(figsize=(5.2 * columns, height * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
-    for axes in grid[panels:]:
-        axes.set_axis_off()
-    for axes in grid[:panels]:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25, linewidth=0.6)
-    return figure, grid[:panels]
-
-
-def _scores(rows: Sequence[Row]) -> Plot:
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    figure, panels = _axes(len(tasks), height=1.2 + 0.35 * len(models))
-    for task, axes in zip(tasks, panels, strict=True):
-        for row in rows:
-            if row["task"] != task or not row["metric"].startswith("avg@"):
-                continue
-            y, score = models.index(row["model"]), row["value"]
-            color = GREY if row["model"] == BASE else COLORS[0]
-            axes.plot([100 * score.low, 100 * score.high], [y, y], color=color, linewidth=2)
-            axes.plot(100 * score.value, y, "o", color=color)
-        axes.set_yticks(range(len(models)), models)
-        axes.set_ylim(len(models) - 0.5, -0.5)
-        axes.set_xlim(-2, 102)
-        axes.set_xlabel("% correct")
-        axes.set_title(task, fontsize=10)
-    return figure
-
-
-def _curves(curves: Sequence[Curve], quantity: str) -> Plot:
-    labels = list(dict.fromkeys(curve.label for curve in curves))
-    figure, panels = _axes(len(labels))
-    for label, axes in zip(labels, panels, strict=True):
-        chosen = [curve for curve in curves if curve.label == label]
-        for curve, color in zip(chosen, itertools.cycle(COLORS)):
-            name = None if curve.seed is None else f"seed {curve.seed}"
-            smooth, steps = _smooth(curve.values), curve.steps[: len(curve.values)]
-            axes.plot(steps, curve.values, color=color, linewidth=0.8, alpha=0.4)
-            axes.plot(steps[len(steps) - len(smooth) :], smooth, color=color, label=name)
-        axes.set_title(label, fontsize=10)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("step")
-        axes.set_ylabel(quantity)
-        if len(chosen) > 1:
-            axes.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def _smooth(values: Sequence[float]) -> list[float]:
-    """Mean over the last `SMOOTH_STEPS` steps, from where there are so many."""
-    window = min(SMOOTH_STEPS, len(values))
-    return np.convolve(values, np.ones(window) / window, mode="valid").tolist()
-
-
-def _ranks(ablation: RankAblation, base: Estimate | None) -> Plot:
-    figure, (axes,) = _axes(1, height=3.6)
-    lows, highs = (
-        100 * np.array([getattr(line, end) for line in ablation.lines]) for end in ("low", "high")
-    )
-    ranks = np.array([line.rank for line in ablation.lines], dtype=np.float64)
-    axes.vlines(ranks, lows, highs, color=COLORS[0], linewidth=2)
-    fitted = {"color": COLORS[1], "linewidth": 1.2, "linestyle": "--"}
-    _points_and_line(axes, ablation, {"color": COLORS[0]}, fitted)
-    if base:
-        axes.axhline(100 * base.value, color=GREY, linewidth=1)
-        axes.annotate(
-            "base", (1.01, 100 * base.value), xycoords=axes.get_yaxis_transform(), color=GREY,
-            fontsize=8, va="center",
-        )  # fmt: skip
-    pearson = ablation.statistic("pearson")
-    if pearson.value is not None:
-        axes.set_title(
-            f"Pearson {pearson.value:.2f} [{pearson.low:.2f}, {pearson.high:.2f}]", fontsize=10
+    if not sets:
+        return
+    noise = next((one for one in sets if one.ranked_by == NOISE), None)
+    beside = [_base(data, sets[0])] if not noise or noise is sets[0] else [_line(noise, GREY)]
+    panels = [
+        Panel(
+            f"% correct, ranked by {one.ranked_by}",
+            [*(each for each in beside if each.points and one is not noise), _line(one, 0)],
+            "% correct", "rank, 1 is best", unit="percent", bounds=(0.0, 1.0),
         )
-    axes.set_xlabel(f"{ablation.ranked_by} rank of the traces a student was trained on (1 is best)")
-    axes.set_ylabel(f"% correct, {ablation.task}")
-    axes.set_xticks(ranks)
-    return figure
+        for one in sets
+    ]  # fmt: skip
+    parts = [one for one in data.nodes if one.stage == "rank-statistics"]
+    columns = "ranked_by, rank, seed, value, low, high, mean_reward, traces"
+    caption = (
+        f"What students learn from the traces of each rank, on {sets[0].task}, with 95% intervals. "
+        f"Grey: {'the random ranks' if noise else 'the base model'}."
+    )
+    yield Figure("ranks", caption, panels, _query(columns, "rank_scores", parts))
 
 
-def _points_and_line(axes: Axes, ablation: RankAblation, points: Row, line: Row) -> None:
-    """Plot the students' scores over the rank, and the fitted line where there are several."""
-    ranks = np.array([one.rank for one in ablation.lines], dtype=np.float64)
-    values = 100 * np.array([one.value for one in ablation.lines])
-    axes.plot(ranks, values, "o", **points)
-    if len(ranks) > 1:
-        slope, start = np.polyfit(ranks, values, 1)
-        axes.plot(ranks, start + slope * ranks, **line)
+def _line(ranks: RankAblation, color: int) -> Series:
+    points = [
+        DrawnPoint(one.rank, one.value, one.low, one.high)
+        for one in ranks.lines
+        if one.value is not None
+    ]
+    if color == GREY:
+        points = [point._replace(low=None, high=None) for point in points]
+    return Series(ranks.ranked_by, points, color, marks=color != GREY)
 
 
-def _rank_sets(sets: Sequence[RankAblation]) -> Plot:
-    figure, (axes,) = _axes(1, height=4.2)
-    figure.set_figwidth(7.2)
-    for number, one in enumerate(sets):
-        noise = one.ranked_by == NOISE
-        color = GREY if noise else COLORS[number % (len(COLORS) - 1)]
-        dashes = DASHES[number // (len(COLORS) - 1) % len(DASHES)]
-        label = "random (the noise floor)" if noise else one.ranked_by
-        points = {"color": color, "markersize": 3, "alpha": 0.6}
-        fitted = {"color": color, "linestyle": dashes, "label": label}
-        _points_and_line(axes, one, points, fitted)
-    axes.set_xlabel("rank of the traces a student was trained on (1 is best)")
-    axes.set_ylabel(f"% correct, {sets[0].task}")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(
-        frameon=False, fontsize=8, title="ranked by", title_fontsize=8, loc="upper left",
-        bbox_to_anchor=(1.01, 1.0),
-    )  # fmt: skip
-    return figure
+def _base(data: ReportData, ranks: RankAblation) -> Series:
+    """The base model's score, as far as the ranks go."""
+    scores = [
+        row["value"].value
+        for row in data.totals
+        if (row["model"], row["task"]) == (BASE, ranks.task) and row["metric"].startswith("avg@")
+    ]
+    ends = (ranks.lines[0].rank, ranks.lines[-1].rank)
+    points = [DrawnPoint(rank, value) for value in scores for rank in ends]
+    return Series(BASE, points, GREY)

@@ -25,9 +25,14 @@ class ReportData:
     """Everything that a report shows, read and computed from a run's artifacts."""
 
     def __init__(
-        self, inputs: Mapping[str, tuple[Manifest, Path]], config: ReportConfig, key: str
+        self,
+        inputs: Mapping[str, tuple[Manifest, Path]],
+        config: ReportConfig,
+        key: str,
+        of: int = 0,
     ) -> None:
-        """`inputs`: name in the graph -> manifest and local folder; `key`: key of the report.
+        """`inputs`: name in the graph -> manifest and local folder; `key`: key of the report; `of`:
+        nodes that it reads when the run is finished, if it is not.
 
         Rank statistics need the evaluations that they were made from among the inputs. An
         experiment's rows replace the pairs of all models.
@@ -38,6 +43,7 @@ class ReportData:
         self.title, self.profile, self.key = config.title, config.profile, key
         self.is_toy = config.profile in TOY_PROFILES
         self.nodes = parts.all
+        self.unfinished = f"unfinished: {len(inputs)} of {of} nodes" if of else ""
         self.seeds = sorted({part.seed for part in parts.all if part.seed is not None})
         self.git_commits = sorted({one.git_commit for one in manifests if one.git_commit})
         self.packages = {name: one for each in manifests for name, one in each.packages.items()}
@@ -49,7 +55,13 @@ class ReportData:
         self.rank_sets = rank_sets(parts, evaluations)
         self.examples = examples(parts, evaluations.students)
         self.rewards, self.curves, self.traces = rewards(parts), curves(parts), trace_sets(parts)
+        self.evaluations = evaluations
         self.alarms = list(alarms(parts, self.curves, self.rewards, self.traces))
+
+    def name_of(self, model: str) -> str:
+        """The name of a model's row, or of its variant."""
+        rows = self.experiment.last if self.experiment else []
+        return next((row["row"] for row in rows if row["model"] == model), model)
 
     @property
     def ranks(self) -> RankAblation | None:

@@ -6,10 +6,11 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from rlt_core.evaluation.crossed import fraction
+from rlt_core.evaluation.intervals import Estimate
 from rlt_core.ranking import STATISTICS
 from rlt_core.report.inputs import Part, Parts, Row
 from rlt_core.report.scores import Evaluations
-from rlt_core.report.statistics import matrix
+from rlt_core.report.statistics import matrix, paired_difference
 from rlt_core.report.trace_sets import known_mean
 
 REWARD, NOISE = "reward", "random"
@@ -32,6 +33,8 @@ class RankLine:
     """None for a statistic; so are the next two."""
     mean_reward: float | None = None
     traces: int | None = None
+    student: str = ""
+    """Variant of its evaluations."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class RankAblation:
     lines: list[RankLine]
     statistics: list[RankLine]
     undefined_resamples: float
+    first_minus_last: Estimate | None
+    """Score of the students of the first rank minus that of the last, on the same questions."""
 
     def statistic(self, name: str) -> RankLine:
         return next(one for one in self.statistics if one.quantity == name)
@@ -69,13 +74,14 @@ def _rank_set(part: Part, parts: Parts, evaluations: Evaluations) -> RankAblatio
     for row in rows:
         by_rank[row["rank"]].append(row)
     seeds = sorted({row["seed"] for row in rows})
+    lines = [
+        _rank_line(rank, by_rank[rank], students[named[f"rank-{rank}"]], evaluations)
+        for rank in sorted(by_rank)
+    ]
     return RankAblation(
         ranked_by=next((row["ranked_by"] for row in rows if row["ranked_by"]), REWARD),
         task=rows[0]["task"] if rows else "",
-        lines=[
-            _rank_line(rank, by_rank[rank], students[named[f"rank-{rank}"]], evaluations)
-            for rank in sorted(by_rank)
-        ],
+        lines=lines,
         statistics=[
             RankLine(
                 name,
@@ -87,6 +93,14 @@ def _rank_set(part: Part, parts: Parts, evaluations: Evaluations) -> RankAblatio
             for name in STATISTICS
         ],
         undefined_resamples=metrics.get("undefined_resamples", 0.0),
+        first_minus_last=paired_difference(
+            *(
+                evaluations.by_question(line.student, rows[0]["task"], "avg")
+                for line in (lines[0], lines[-1])
+            )
+        )
+        if len(lines) > 1
+        else None,
     )
 
 
@@ -106,4 +120,5 @@ def _rank_line(rank: int, rows: list[Row], student: str, evaluations: Evaluation
         mean_reward=known_mean([row["mean_reward"] for row in rows]),
         traces=sum(row["traces"] for row in rows),
         by_seed={row["seed"]: row["value"] for row in rows},
+        student=student,
     )

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,26 +13,39 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
+from rlt_core.printable import printable
 from rlt_core.prompts.format import label_of
-from rlt_core.report import paper, tables, texts
-from rlt_core.report.csv_files import write_csv_files
+from rlt_core.report import paper, svg, tables, texts
+from rlt_core.report.answer import Summary, answer
+from rlt_core.report.csv_files import csv_text, write_csv_files
 from rlt_core.report.figures import Figure, plot_figures
 from rlt_core.report.gather import ReportData
-from rlt_core.report.texts import NOTHING, Markdown, Number, cell, joined, number
+from rlt_core.report.legend import legend
+from rlt_core.report.scores import by_information
+from rlt_core.report.texts import (
+    NOTHING,
+    Markdown,
+    Number,
+    as_markdown,
+    cell,
+    for_page,
+    joined,
+    number,
+    only_html,
+    only_markdown,
+)  # fmt: skip
 from rlt_core.report.trace_sets import NOTE
 from rlt_core.report.training import WINDOW_STEPS
 
 TEMPLATES = FileSystemLoader(Path(__file__).parent)
-STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+STYLE = svg.STYLE + Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 STYLE_SHA256 = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 """The page's Content-Security-Policy allows this style and its figures: no script, no request."""
-SIDE = Markdown("\x1e")
-"""Stands around texts that a wide page shows side by side; no text holds it (`printable`)."""
 CELLS = {
     each.__name__: each
     for each in (
         texts.percent, texts.points, texts.number, texts.p_value, texts.duration, texts.joined,
-        texts.code, texts.fenced,
+        texts.code, texts.fenced, texts.only_html, texts.only_markdown,
     )
 }  # fmt: skip
 
@@ -42,30 +53,34 @@ CELLS = {
 def render_report(data: ReportData, out: Path) -> None:
     """Write the report's files into a folder."""
     out.mkdir(parents=True, exist_ok=True)
-    figures = plot_figures(data)
+    found = answer(data)
+    figures = plot_figures(data, found)
     for figure in figures.values():
-        (out / figure.file).write_bytes(figure.png)
+        (out / figure.file).write_text(figure.svg, encoding="utf-8")
     write_csv_files(data, out)
-    title = f"{data.title}, profile {data.profile}"
-    text = _page(data, title, figures)
-    markdown = text.replace(f"\n{SIDE}\n", "\n").replace(SIDE, "")
-    (out / "report.md").write_text(markdown, encoding="utf-8")
+    title = f"{data.title}, {data.unfinished or f'profile {data.profile}'}"
+    text = _page(data, found, title, figures)
+    (out / "report.md").write_text(as_markdown(text), encoding="utf-8")
     page = Environment(loader=TEMPLATES, keep_trailing_newline=True, autoescape=True)
     html = page.get_template("report.html.jinja").render(
-        title=title, body=_html(text, figures), style=Markup(STYLE), style_sha256=STYLE_SHA256
+        title=title, body=_html(text), style=Markup(STYLE), style_sha256=STYLE_SHA256
     )
     (out / "report.html").write_text(html, encoding="utf-8")
 
 
-def _page(data: ReportData, title: str, figures: Mapping[str, Figure]) -> str:
-    """The page as Markdown, with `SIDE`s."""
+def _page(data: ReportData, found: Summary, title: str, figures: Mapping[str, Figure]) -> str:
+    """Both pages: Markdown, with what only one of them has."""
     environment = Environment(
         loader=TEMPLATES, finalize=cell, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
 
-    def figure(file: str) -> Markdown:
-        return Markdown(f"![{cell(figures[file].caption)}]({file})")
+    def figure(name: str) -> Markdown:
+        """A figure, if there is one of the name."""
+        if name not in figures:
+            return Markdown()
+        image = f"![{cell(figures[name].caption)}]({figures[name].file})"
+        return Markdown(only_markdown(image) + only_html(_figure(figures[name])))
 
     def table(rows: Sequence[Any], columns: Mapping[str, str] | None = None) -> Markdown:
         """`columns`: name -> expression over the fields of a row, and `row` itself."""
@@ -89,35 +104,44 @@ def _page(data: ReportData, title: str, figures: Mapping[str, Figure]) -> str:
     environment.filters.update(CELLS | {"table": table, "several": several})
     environment.globals.update(
         CELLS | {name: each for name, each in vars(tables).items() if callable(each)},
-        markdown=Markdown, figure=figure, figures=figures, label_of=label_of, paper=paper,
-        NOTHING=NOTHING, NOTE=NOTE, SIDE=SIDE, WINDOW_STEPS=WINDOW_STEPS,
+        markdown=Markdown, figure=figure, legend=legend, by_information=by_information,
+        label_of=label_of, paper=paper,
+        NOTHING=NOTHING, NOTE=NOTE, WINDOW_STEPS=WINDOW_STEPS,
         MEASURE_NAMES=tables.MEASURE_NAMES,
     )  # fmt: skip
     template = environment.get_template("report.md.jinja")
-    return template.render(data=data, title=title).strip("\n") + "\n"
+    return template.render(data=data, answer=found, title=title).strip("\n") + "\n"
 
 
-def _html(text: str, figures: Mapping[str, Figure]) -> Markup:
+def _html(text: str) -> Markup:
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
-    pieces = [markdown.render(each) for each in text.split(SIDE)]
-    for place, piece in enumerate(pieces):  # between, left, right, between, …
-        if place % 3:
-            sides = ('<div class="sides">', "") if place % 3 == 1 else ("", "</div>")
-            pieces[place] = f"<div>{piece}</div>".join(sides)
-    html = (
-        "\n".join(pieces)
+    pieces = for_page(text)
+    pieces[::2] = map(markdown.render, pieces[::2])
+    return Markup(
+        "".join(pieces)
         .replace(' style="text-align:right"', ' class="right"')
         .replace("<table>", '<div class="wide"><table>')
+        .replace("</table>", "</table></div>")
     )
-    html = html.replace("</table>", "</table></div>")
-    picture = r'<p><img src="([^"]*)" alt="[^"]*" /></p>'
-    return Markup(re.sub(picture, partial(_figure, figures), html))
 
 
-def _figure(figures: Mapping[str, Figure], found: re.Match[str]) -> str:
-    """A picture with its bytes in the page."""
-    figure = figures[found[1]]
-    source = f"data:image/png;base64,{base64.b64encode(figure.png).decode()}"
-    caption = escape(figure.caption)
-    image = f'<img src="{source}" alt="{caption}">'
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+def _figure(figure: Figure) -> str:
+    """The charts, and below them the SQL and the downloads."""
+    charts = "".join(panel.svg() for panel in figure.panels)
+    table = csv_text(["chart", "series", "x", "value", "low", "high"], figure.rows)
+    links = " ".join(
+        _download(*each)
+        for each in (
+            (figure.file, "image/svg+xml", figure.svg), (f"{figure.name}.csv", "text/csv", table),
+        )
+    )  # fmt: skip
+    return (
+        f'<figure><div class="charts">{charts}</div><figcaption>{escape(figure.caption)} '
+        f"</figcaption><details><summary>SQL and data</summary><pre>{escape(printable(figure.sql))}"
+        f"</pre>{links}</details></figure>"
+    )
+
+
+def _download(file: str, kind: str, content: str) -> str:
+    data = base64.b64encode(content.encode()).decode()
+    return f'<a download="{file}" href="data:{kind};base64,{data}">{file}</a>'

@@ -15,10 +15,12 @@ from rlt_core.evaluation.crossed import Floats, fraction
 from rlt_core.evaluation.intervals import Estimate, pass_at_k
 from rlt_core.evaluation.scores import UNGRADED
 from rlt_core.report.inputs import Part, Parts, Row
-from rlt_core.report.statistics import matrix, paired_difference
+from rlt_core.report.statistics import matrix, paired_difference, seeds_of
 
 BASE = "base"
 """Variant of the evaluation that the others are compared with."""
+DATASET = "dataset"
+"""Variant of the student of the data set's traces."""
 RANKED = re.compile(rf"(?:(?:{'|'.join(get_args(RankedSet))})-)?rank-\d+")
 """Students of the rank ablation: they have their own table."""
 COLUMNS = (
@@ -47,9 +49,9 @@ class Evaluations:
 
     @property
     def students(self) -> list[str]:
-        """Models except the students of a rank; the base model first."""
+        """Models except the students of a rank; those that others are compared with first."""
         found = [variant for variant in self.parts if not RANKED.fullmatch(variant)]
-        return sorted(found, key=lambda variant: variant != BASE)
+        return sorted(found, key=lambda variant: (variant != BASE, variant != DATASET))
 
     def tasks(self, variants: Sequence[str]) -> list[str]:
         """Tasks of any of some models, in the order in which they were asked."""
@@ -133,6 +135,21 @@ def _value(metric: str, marks: list[bool]) -> float | None:
 
 
 # ---------------------------------------------------------------- rows
+def by_information(rows: Sequence[Row]) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
+    """Task -> its rows: of the tasks that tell models apart, and of those on which every model has
+    the same score."""
+    tasks: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        tasks[row["task"]].append(row)
+    alike = {
+        task: scored
+        for task, each in tasks.items()
+        if len(scored := [row for row in each if row["value"]]) > 1
+        and len({row["value"].value for row in scored}) == 1
+    }
+    return {task: each for task, each in tasks.items() if task not in alike}, alike
+
+
 def score_table(evaluations: Evaluations) -> list[Row]:
     """Every model except the rank students: over its seeds, and each seed where it has several."""
     found = [
@@ -195,6 +212,7 @@ def pair_table(evaluations: Evaluations) -> list[Row]:
             "model": ours,
             "against": theirs,
             "difference": paired_difference(one, other),
+            "seeds": seeds_of(one, other),
         }
         for task, metric in scores
         for theirs, ours in itertools.combinations(evaluations.students, 2)

@@ -62,9 +62,15 @@ def paired_difference(ours: list[dict[str, float]], theirs: list[dict[str, float
         matrix([{question: values[question] for question in common} for values in side])
         for side in (ours, theirs)
     )
-    if len(ours) != len(theirs) and 1 not in (len(ours), len(theirs)):
+    if seeds_of(ours, theirs) < max(len(ours), len(theirs)):
         ours_SQ, theirs_SQ = (each.mean(axis=0, keepdims=True) for each in (ours_SQ, theirs_SQ))
     return crossed_mean(ours_SQ - theirs_SQ)
+
+
+def seeds_of(ours: Sequence[object], theirs: Sequence[object]) -> int:
+    """Return for how many training seeds the interval of `paired_difference` holds."""
+    averaged = len(ours) != len(theirs) and 1 not in (len(ours), len(theirs))
+    return 1 if averaged else max(len(ours), len(theirs))
 
 
 def mean_contrast(tasks: Sequence[Sequence[Floats]], weights_K: Sequence[float]) -> Contrast:

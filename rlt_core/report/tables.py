@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from rich.filesize import decimal
 
@@ -69,10 +69,12 @@ def share(ratio: Ratio | None) -> str:
     return f"{value}; {possible}: the data-set student's gain may be nothing"
 
 
-def overview(experiment: Experiment) -> list[Row]:
-    """Models by tasks: the paper's number where the task is one of the paper's, and ours."""
+def overview(experiment: Experiment, alike: Collection[str]) -> list[Row]:
+    """Models by tasks: the paper's number where the task is one of the paper's, and ours; without
+    the tasks on which all are `alike`."""
     shown = []
-    for rows in zip(*experiment.tables.values(), strict=True):
+    tables = [rows for task, rows in experiment.tables.items() if task not in alike]
+    for rows in zip(*(tables or experiment.tables.values()), strict=True):
         line: Row = {"row": rows[0]["row"]}
         for row in rows:
             task = row["task"]

@@ -7,12 +7,16 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rlt_core.evaluation.intervals import Estimate
 from rlt_core.printable import printable
+from rlt_core.report import terminal
 
 
 class Markdown(str):
     """Text that is Markdown already and is not escaped."""
+
+
+MANY = 4
+"""Rows of a table from which equal columns are written once."""
 
 
 class Number(Markdown):
@@ -20,37 +24,65 @@ class Number(Markdown):
 
 
 NOTHING = Number("–")  # noqa: RUF001
+_HTML, _MARKDOWN = "\x1e", "\x1f"
+"""Stand around what only one of the two pages has; no other text holds them (`printable`)."""
+
+
+def only_html(tags: str) -> Markdown:
+    """Tags that are in the page alone."""
+    return Markdown(f"{_HTML}{tags}{_HTML}")
+
+
+def only_markdown(text: str) -> Markdown:
+    """Text that the page has in another form."""
+    return Markdown(f"{_MARKDOWN}{text}{_MARKDOWN}")
+
+
+def as_markdown(text: str) -> str:
+    """Return the text of `report.md`."""
+    return (
+        re.sub(f"\n*{_HTML}[^{_HTML}]*{_HTML}\n*", "\n\n", text).replace(_MARKDOWN, "").strip("\n")
+        + "\n"
+    )
+
+
+def for_page(text: str) -> list[str]:
+    """Return what the page has: Markdown and tags in turn."""
+    return re.sub(f"{_MARKDOWN}[^{_MARKDOWN}]*{_MARKDOWN}", "", text).split(_HTML)
 
 
 def percent(value: Any) -> Number:
     """`84.0 [79.1, 88.2]` of something with value, low and high; `84.0` of a fraction."""
-    if value is None:
-        return NOTHING
-    if isinstance(value, float | int):
-        return Number(f"{100 * value:.1f}")
-    return Number(f"{100 * value.value:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]")
+    return _shown(value, ".1f", 100)
 
 
-def points(value: Estimate | None) -> Number:
+def points(value: Any) -> Number:
     """A difference of fractions in percentage points, signed."""
-    if value is None:
-        return NOTHING
-    if value.low == value.high == 0:
-        return Number("0.0 (equal on every question)")
-    return Number(f"{100 * value.value:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]")
+    if isinstance(value, float | int | None) or value.low or value.high:
+        return _shown(value, "+.1f", 100)
+    return Number("0.0 (equal on every question)")
 
 
 def number(value: Any) -> Number:
-    """Four digits, or all before the point; with an interval where there is one."""
-    if value is None:
-        return NOTHING
-    if isinstance(value, float | int):
-        if not math.isfinite(value):
-            return Number("not finite")
-        return Number(f"{value:.0f}" if abs(value) >= 10_000 else f"{value:.4g}")
+    """About three digits: `1234`, `123`, `12.3`, `1.23`, `0.123`, and `1.2e-05` where this would be
+    nothing; with its interval, to as many places, where there is one."""
+    parts = (
+        [value] if isinstance(value, float | int | None) else [value.value, value.low, value.high]
+    )
+    size = max((abs(each) for each in parts if each is not None), default=0.0)
+    places = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
+    return _shown(value, f".{places}f" if size >= 0.001 or not size else ".1e")
+
+
+def _shown(value: Any, form: str, scale: int = 1) -> Number:
+    if isinstance(value, float | int | None):
+        if value is None:
+            return NOTHING
+        return Number(f"{scale * value:{form}}" if math.isfinite(value) else "not finite")
     if value.value is None:
         return NOTHING
-    return Number(f"{value.value:.4g} [{value.low:.4g}, {value.high:.4g}]")
+    low, high = (f"{scale * end:{form}}" for end in (value.low, value.high))
+    return Number(f"{scale * value.value:{form}} [{low}, {high}]")
 
 
 def p_value(value: float | None) -> Number:
@@ -61,18 +93,13 @@ def p_value(value: float | None) -> Number:
 
 
 def duration(seconds: float) -> Number:
-    """`42.0 s`, `12 min 5 s`, `3 h 20 min`."""
-    if seconds < 100:
-        return Number(f"{seconds:.1f} s")
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return Number(f"{minutes} min {rest} s")
-    return Number(f"{minutes // 60} h {minutes % 60} min")
+    """As on a terminal: `1.7 s`, `85 s`, `12 min`, `3.4 h`."""
+    return Number(terminal.duration(seconds))
 
 
-def joined(values: Iterable[Number]) -> Number:
-    """Several numbers in one cell."""
-    return Number("; ".join(values)) or NOTHING
+def joined(values: Iterable[Markdown], by: str = "; ") -> Number:
+    """Several numbers or names in one cell."""
+    return Number(by.join(values)) or NOTHING
 
 
 # ---------------------------------------------------------------- text of unknown origin
@@ -106,16 +133,26 @@ def cell(text: object) -> Markdown:
 def table(rows: Sequence[dict[str, Any]]) -> Markdown:
     """Rows (column -> value) as a Markdown table without the columns that are empty throughout.
 
-    Values that are not `Markdown` are escaped. Columns of numbers are aligned to the right. No
-    rows are no table.
+    Values that are not `Markdown` are escaped. Columns of numbers are aligned to the right. What
+    `MANY` rows or more have in common is a line below. No rows are no table.
     """
     if not rows:
         return Markdown()
-    columns = [name for name in rows[0] if any(row[name] != NOTHING for row in rows)]
+    first, *others = (name for name in rows[0] if any(row[name] != NOTHING for row in rows))
+    same = [
+        name
+        for name in others
+        if len(rows) >= MANY and all(row[name] == rows[0][name] for row in rows)
+    ]
+    columns = [first, *(name for name in others if name not in same)]
     marks = ["---:" if _is_numeric(row[name] for row in rows) else "---" for name in columns]
     cells = [[cell(row[name]) for name in columns] for row in rows]
     lines: list[Sequence[str]] = [[cell(name) for name in columns], marks, *cells]
-    return Markdown("\n".join("| " + " | ".join(line) + " |" for line in lines))
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    if same:
+        common = "; ".join(f"{cell(name)} {cell(rows[0][name])}" for name in same)
+        text += f"\n\nAll rows: {common}."
+    return Markdown(text)
 
 
 def _is_numeric(values: Iterable[Any]) -> bool:

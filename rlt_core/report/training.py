@@ -119,6 +119,8 @@ class Curve:
     """`reward` or `loss`."""
     steps: list[int]
     values: list[float]
+    columns: dict[str, list[float | None]]
+    """Name -> value of each step, of the `PLOTTED` columns that have any."""
     first: float
     """Mean of the first `WINDOW_STEPS` steps."""
     last: float
@@ -130,6 +132,10 @@ class Curve:
 OTHERS = (
     "reference_kl", "grad_norm", "zero_std_groups", "unclosed", "tokens_per_s", *DIAGNOSTICS,
 )  # fmt: skip
+
+
+PLOTTED = ("reward", "r_ss", "r_kl", "correct", "reference_kl", "completion_tokens", "loss")
+"""Columns of a step that figures have."""
 
 
 def curves(parts: Parts) -> list[Curve]:
@@ -152,6 +158,11 @@ def curves(parts: Parts) -> list[Curve]:
                 quantity=quantity,
                 steps=[row["step"] for row in rows],
                 values=values,
+                columns={
+                    name: [row[name] for row in rows]
+                    for name in PLOTTED
+                    if any(row[name] is not None for row in rows)
+                },
                 first=sum(values[:window]) / window,
                 last=sum(values[-window:]) / window,
                 last_row={

@@ -35,8 +35,7 @@ def report_what_exists(node: Node, store: Store, committed: Mapping[str, Manifes
     assert isinstance(node.config, ReportConfig)
     inputs = {name: (made, store.intact(made, ".parquet")) for name, made in there.items()}
     config = _without_the_missing(node.config, list(there.values()))
-    title = f"{config.title}, unfinished: {len(there)} of {len(node.inputs)} nodes"
-    data = ReportData(inputs, config.model_copy(update={"title": title}), node.key)
+    data = ReportData(inputs, config, node.key, of=len(node.inputs))
     folder = FOLDER.format(key=node.key)
     with tempfile.TemporaryDirectory() as made:
         render_report(data, Path(made))

@@ -167,8 +167,8 @@ def test_sets_of_ranks_stand_in_one_table_and_one_figure(tmp_path):
     text, html, tables = written(data, tmp_path / "report")
     for page in (text, html):
         assert "random (the noise floor)" in page.replace("\\", "")
-    assert "](rank_sets.png)" in text and html.count("<img") == 3
-    assert "> 0.89 (quoted)" in text and (tmp_path / "report" / "rank_sets.png").exists()
+    assert "](ranks.svg)" in text and html.count('class="chart"') == 5  # answer, scores, sets
+    assert "> 0.89 (quoted)" in text and (tmp_path / "report" / "ranks.svg").exists()
     found = {(each["ranked_by"], each["quantity"], each["rank"], each["seed"]): each
              for each in tables["ranks.csv"]}  # fmt: skip
     assert float(found["length", "pearson", "", ""]["low"]) == pearson.low
@@ -180,7 +180,7 @@ def test_sets_of_ranks_stand_in_one_table_and_one_figure(tmp_path):
 @pytest.mark.parametrize("name", [one for one in PAPER if one != "compare-traces"])
 def test_every_experiment_s_rows_are_filled_and_render(name, tmp_path, monkeypatch):
     """The report's own config, and invented answers of all that it reads."""
-    monkeypatch.setattr("rlt_core.report.render.plot_figures", lambda _: {})
+    monkeypatch.setattr("rlt_core.report.render.plot_figures", lambda *_: {})
     (report,) = targets(name, load_config("smoke", ["seeds=[3,4]"]))
     store, made = Store(str(tmp_path / "store")), {}
     for node in report.inputs.values():
@@ -215,9 +215,9 @@ def test_every_report_of_a_profile_has_artifacts_of_its_own(monkeypatch, traces,
             prefect_artifacts, f"create_{kind}_artifact", lambda **given: shown.append(given)
         )
     render_report(traces, tmp_path / "files")
-    (tmp_path / "files" / "reward.png").write_bytes(b"picture")
+    (tmp_path / "files" / "reward.svg").write_bytes(b"picture")
     with (tmp_path / "files" / "report.md").open("a") as page:
-        page.write("\n![rewards](reward.png) ![elsewhere](../other.png)\n")
+        page.write("\n![rewards](reward.svg) ![elsewhere](../other.svg)\n")
 
     class Reports(Store):
         def intact(self, manifest):
@@ -230,7 +230,9 @@ def test_every_report_of_a_profile_has_artifacts_of_its_own(monkeypatch, traces,
         report = commit(store, label, {})
         prefect_artifacts.show_parts(store, report, f"tiny {experiment}")
         prefect_artifacts.show_report(store, report, f"tiny {experiment}")
-        shown_figures = "![rewards](data:image/png;base64,cGljdHVyZQ==) ![elsewhere](../other.png)"
+        shown_figures = (
+            "![rewards](data:image/svg+xml;base64,cGljdHVyZQ==) ![elsewhere](../other.svg)"
+        )
         assert shown_figures in shown[-1]["markdown"]
     keys = [each["key"] for each in shown]
     assert len(set(keys)) == len(keys)

@@ -19,6 +19,7 @@ from flows.cli.tables import print_whole
 from flows.cli.terminal import Console
 from flows.runner import QUIET_PREFECT
 from flows.server.ephemeral import QUIET_SERVER
+from rlt_core.report.terminal import Opening
 from rlt_core.store import Manifest, Store
 from tests.sample_store import commit
 
@@ -127,15 +128,15 @@ def test_a_runs_scores_are_not_cut_in_a_file(
 ) -> None:
     store = Store(str(tmp_path))
     made = commit(store, "report", {})
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_row("a" * 60, "b" * 60)
-    monkeypatch.setattr("rlt_core.report.terminal.summary_table", lambda _: table)
-    monkeypatch.setattr("rlt_core.report.terminal.opening", lambda _: ("title", [], ["c" * 200]))
+    table = [["model", "score"], ["a" * 60, "b" * 60]]
+    found = Opening("title", [], ["d" * 200], ["c" * 200], table)
+    monkeypatch.setattr("rlt_core.report.terminal.opening", lambda _: found)
     node = SimpleNamespace(stage=SimpleNamespace(name="report"), ref=made.ref, key=made.ref.key)
     planned: Any = [SimpleNamespace(node=node)]
     _summary(store, planned)
     shown = capsys.readouterr().out
     assert f"{'a' * 60}  {'b' * 60}\n" in shown and f"alarm: {'c' * 200}\n" in shown
+    assert f"{'d' * 200}\n" in shown
 
 
 def test_prefects_own_server_prints_nothing_into_a_direct_run() -> None:

@@ -1,0 +1,207 @@
+"""The first lines of a report and its figures: they say what the tables and the store say."""
+
+import base64
+import csv
+import io
+import re
+from functools import partial
+
+import numpy as np
+import pytest
+
+from rlt_core.report.answer import answer
+from rlt_core.report.figures import plot_figures
+from rlt_core.report.gather import ReportData
+from rlt_core.report.svg import DrawnPoint, Panel, Series
+from rlt_core.report.terminal import opening
+from rlt_core.report.texts import number, points
+from rlt_core.sql.views import connect
+from rlt_core.stages import ReportConfig, TableRow
+from rlt_core.store import Store
+from tests import sample_report
+from tests.sample_report import Page, answers, written
+from tests.sample_store import commit, evaluated, rank_set, sample_run, step_rows
+
+NASTY = 'x | <script>alert(1)</script> </svg> **b** `c` "q"'
+report_of = partial(sample_report.report_of, title="full-pipeline")
+
+
+def models(store, rates, seeds=(0,), tasks=("test",)):
+    made = {}
+    for number_, (model, rate) in enumerate(rates.items()):
+        for seed in (None,) if model == "base" else seeds:
+            given = {
+                task: answers(rate, questions=60, seed=10 * number_ + (seed or 0)) for task in tasks
+            }
+            made |= evaluated(store, model, given, seed)
+    return made
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_the_answer_has_the_interval_of_the_table_and_says_what_it_holds_for(tmp_path, seeds):
+    store = Store(str(tmp_path / "store"))
+    made = models(store, {"base": 0.2, "dataset": 0.4, "rlt": 0.8}, seeds)
+    data = report_of(store, made)
+    text, html, _ = written(data, tmp_path / "report")
+    (pair,) = [one for one in data.pairs if (one["model"], one["against"]) == ("rlt", "dataset")]
+    shown = points(pair["difference"]).replace(" ", " points ", 1)
+    said = opening(tmp_path / "report").answer
+    for page in (text, Page(html).text, " ".join(said)):
+        assert shown in page and points(pair["difference"]) in text
+        several = "3 were trained" in page
+        assert several is (len(seeds) > 1)
+        assert ("not for other training seeds" in page) is not several
+        assert ("Yes, with the seed of this run." in page) is not several
+    assert [line.partition(".")[0] for line in said] == ["Asked", "Answer", "How certain", "Cost"]
+    assert text.index(shown) < text.index("## ") and html.index(shown[:6]) < html.index("<h2>")
+
+
+@pytest.mark.parametrize(
+    ("rates", "said"),
+    [
+        ({"dataset": 0.8, "rlt": 0.3}, "No, the reverse"),
+        ({"dataset": 0.5, "rlt": 0.52}, "Undecided"),
+        ({"dataset": -9.0, "rlt": -9.0}, "No difference"),
+        ({"rlt": 0.5}, "Nothing yet"),
+    ],
+)
+def test_the_verdict_is_that_of_the_interval(tmp_path, rates, said):
+    store = Store(str(tmp_path))
+    assert said in answer(report_of(store, models(store, rates))).sentence
+
+
+def test_the_primary_row_is_the_answer_of_an_experiment_and_names_are_inert(tmp_path):
+    store = Store(str(tmp_path / "store"))
+    made = models(store, {"base": 0.2, "dataset": 0.5, "rlt": 0.9})
+    rows = (
+        TableRow(name="Base", model="base", trained=False),
+        TableRow(name="Data set", model="dataset", baseline="base"),
+        TableRow(name=NASTY, model="rlt", baseline="dataset"),
+    )
+    data = report_of(store, made, rows, primary="rlt", title="table-1")
+    (primary,) = [row for row in data.experiment.last if row["primary"]]
+    assert answer(data).contrasts[0].difference == primary["difference"]
+    text, html, _ = written(data, tmp_path / "report")
+    page = Page(html)
+    assert "script" not in page.tags and "b" not in page.tags
+    assert page.tags.count("svg") == html.count("</svg>") > 0
+    for shown in (page.text, opening(tmp_path / "report").answer[1]):
+        assert " ".join(NASTY.split()).replace("**", "").replace("`", "") in shown.replace(
+            "**", ""
+        ).replace("`", "")
+    assert "<script>" not in text.replace("\\<script\\>", "")
+
+
+def test_ranks_are_the_answer_where_they_are_the_question(tmp_path):
+    store = Store(str(tmp_path))
+    made = models(store, {"base": 0.2}) | rank_set(store, "reward", [0.9, 0.6, 0.3])
+    base = (TableRow(name="Base", model="base", trained=False),)
+    found = answer(report_of(store, made, base, title="rank-ablation"))
+    assert "rank 1 by reward against students of rank 3" in found.sentence
+    difference = found.contrasts[0].difference
+    assert difference.value == pytest.approx(0.6) and difference.low > 0.3
+
+
+def test_an_unfinished_run_says_so_first(tmp_path):
+    store = Store(str(tmp_path / "store"))
+    made = models(store, {"base": 0.2, "rlt": 0.5})
+    inputs = {name: (one, store.local(one)) for name, one in made.items()}
+    config = ReportConfig(profile="laptop", title="full-pipeline")
+    written(ReportData(inputs, config, "0" * 16, of=9), tmp_path / "report")
+    found = opening(tmp_path / "report")
+    assert found.title == "full-pipeline, unfinished: 4 of 9 nodes"
+    assert "unfinished: 4 of 9 nodes" in found.notes[0] and "against" in found.answer[1]
+
+
+def test_a_task_that_tells_no_models_apart_is_one_line(tmp_path):
+    store = Store(str(tmp_path / "store"))
+    rates = {"base": -9.0, "dataset": -9.0, "rlt": -9.0, "rlt+rl": -9.0}
+    made = {}
+    for number_, model in enumerate(rates):
+        given = {
+            "test": answers(0.2 * number_, questions=40), "countdown": np.zeros((30, 2))
+        }  # fmt: skip
+        made |= evaluated(store, model, given, None if model == "base" else 0)
+    text, html, _ = written(report_of(store, made), tmp_path / "report")
+    (line,) = [line for line in text.splitlines() if "countdown" in line]
+    assert "every model has the same score, 0.0 [" in line and "30 questions" in line
+    assert not [row for table in Page(html).tables for row in table if "countdown" in row]
+
+
+def test_there_is_one_format_of_numbers(tmp_path):
+    store = Store(str(tmp_path / "store"))
+    _, html, _ = written(report_of(store, sample_run(store)), tmp_path / "report")
+    cells = [cell for table in Page(html).tables for row in table for cell in row]
+    numbers = [each for cell in cells for each in re.findall(r"-?\d+\.\d+(?:e-\d+)?", cell)]
+    assert len(numbers) > 50
+    for each in numbers:
+        digits = each.lstrip("-0.").replace(".", "")
+        assert len(digits.partition("e")[0]) <= 4, each  # 123.4 of a percentage
+    written_ = {1234.5: "1234", 123.4: "123", 12.345: "12.3", -1.2345: "-1.23", 0.12345: "0.123",
+                0.0: "0.000", 1.2e-5: "1.2e-05", float("nan"): "not finite"}  # fmt: skip
+    assert {value: number(value) for value in written_} == written_
+
+
+# ---------------------------------------------------------------- figures
+def test_the_sql_of_a_figure_reads_what_it_shows_and_its_download_has_it(tmp_path):
+    store = Store(str(tmp_path / "store"))
+    data = report_of(store, sample_run(store, seeds=(0,)))
+    figures = plot_figures(data, answer(data))
+    assert {"answer", "scores", "pairs", "rewards", "reward", "loss", "ranks"} == set(figures)
+    with connect(store) as connection:
+        found = {
+            name: connection.sql(figure.sql).to_arrow_table().to_pylist()
+            for name, figure in figures.items()
+        }
+    scores = {row["label"]: row["score"] for row in found["scores"]}
+    for row in figures["scores"].rows:
+        assert row["value"] == pytest.approx(scores[f"evaluation[{row['series']}]"])
+    values = {row["label"]: row["score"] for row in found["answer"]}
+    assert figures["answer"].rows[0]["value"] == pytest.approx(
+        values["evaluation[rlt]"] - values["evaluation[dataset]"]
+    )
+    assert [row["value"] for row in found["ranks"]] == [
+        row["value"] for row in figures["ranks"].rows if row["series"] == "reward"
+    ]
+    rewards = [row["value"] for row in figures["reward"].rows if row["chart"].endswith("reward")]
+    assert set(row["reward"] for row in found["reward"]) <= set(rewards)
+    _, html, _ = written(data, tmp_path / "report")
+    links = re.findall(r'download="(\w+).csv" href="data:text/csv;base64,([^"]*)"', html)
+    assert {name for name, _ in links} == set(figures)
+    for name, content in links:
+        rows = list(csv.DictReader(io.StringIO(base64.b64decode(content).decode())))
+        assert len(rows) == len(figures[name].rows)
+        assert rows[0]["value"] == str(figures[name].rows[0]["value"])
+
+
+def test_a_line_does_not_leave_the_data():
+    scores = [0.96, 0.94, 0.9, 0.3, 0.02, 0.01]
+    line = Series(
+        "reward", [DrawnPoint(x, y, y - 0.1, y + 0.1) for x, y in enumerate(scores)], 0, True
+    )
+    panel = Panel("score", [line], "% correct", "rank", unit="percent", bounds=(0.0, 1.0))
+    numbers = re.findall(r' (?:x|y|x1|x2|y1|y2|cx|cy)="([-\d.]+)"', panel.svg())
+    assert all(-1 <= float(each) <= max(360, panel.height) for each in numbers)
+    (path,) = re.findall(r'points="([^"]*)"', panel.svg())
+    drawn = [tuple(map(float, each.split(","))) for each in path.split()]
+    assert len(drawn) == len(scores) and drawn == sorted(drawn)
+    assert [y for _, y in drawn] == sorted(y for _, y in drawn)
+
+
+@pytest.mark.parametrize("values", [[], [float("nan")], [1.0], [2.0, float("inf"), 2.0, 3.0]])
+def test_any_values_can_be_drawn(values):
+    series = [Series("a", [DrawnPoint(x, y) for x, y in enumerate(values, 1)], marks=True)]
+    drawn = Panel("t", series, "y", "step").svg()
+    assert "nan" not in drawn and "inf" not in drawn.replace("no finite value", "")
+
+
+def test_a_long_training_is_drawn_with_few_points_and_the_same_mean(tmp_path):
+    store = Store(str(tmp_path))
+    rewards = np.sin(np.arange(5000) / 50)
+    made = {"teacher-grpo@0": commit(store, "teacher-grpo", {
+        "train_steps": step_rows("teacher-grpo", rewards.tolist())}, seed=0)}  # fmt: skip
+    data = report_of(store, made)
+    rows = plot_figures(data, answer(data))["reward"].rows
+    thin = rows[: len(rows) // 2]
+    assert len(rows) < 1000 and rows[-1]["x"] == 5000
+    assert np.mean([row["value"] for row in thin]) == pytest.approx(rewards.mean(), abs=0.02)
