@@ -7,49 +7,22 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli.study import app
-from infra.sample_manifest import manifest_of_node
 from rlt_core.errors import UserError
 from rlt_core.experiments import targets
-from rlt_core.graph import Node
-from rlt_core.rows import write_rows
 from rlt_core.store import Store
 from rlt_core.study.freeze import resolve
 from tests.flows.conftest import COMMAND, environment
 from tests.imports import imported
-from tests.sample_store import START, eval_row
+from tests.rlt_core.study.made_up_study import STUDY, commit_all
 
-STUDY = """
-name = "made-up"
-profile = "smoke"
-seeds = [101, 102]
-
-[[claims]]
-name = "beats"
-statement = "RLT traces are better."
-kind = "difference"
-experiment = "full-pipeline"
-task = "test"
-ours = "rlt"
-theirs = "base"
-primary = true
-
-[[claims]]
-name = "control"
-statement = "Nothing changes."
-kind = "equivalence"
-experiment = "full-pipeline"
-task = "test"
-ours = "rlt"
-theirs = "dataset"
-margin = 0.5
-"""
+PRIMARY = STUDY.replace('theirs = "dataset"', 'theirs = "dataset"\nprimary = true')
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     """A study file, not frozen yet."""
     path = tmp_path / "made-up.toml"
-    path.write_text(STUDY)
+    path.write_text(PRIMARY)
     return path
 
 
@@ -61,31 +34,15 @@ def rlt(*arguments: object, code: int = 0) -> str:
     return result.output
 
 
-def commit(store: Store, node: Node) -> None:
-    """A node's artifact, as if it had been computed."""
-    attempt = store.begin(node.ref)
-    (attempt.out / "report.md").write_text("nothing\n")
-    if node.stage.name == "evaluation":
-        solved = 4 if node.variant == "base" else 16
-        rows = [eval_row(q, q < solved + (node.seed or 0) % 2, model=node.inputs["model"].key)
-                for q in range(20)]  # fmt: skip
-        write_rows(attempt.out / "eval_samples.parquet", "eval_samples", rows)
-    origins = {"config": {}, "inputs": {}, "started_at": START, "finished_at": START}
-    store.commit(manifest_of_node(node, attempt.id, store.describe(attempt), **origins))
-
-
 def test_from_the_file_to_a_verified_bundle(file: Path, tmp_path: Path) -> None:
     place = tmp_path / "store"
     said = rlt("freeze", file, "--store", place)
     assert f"then: rlt study run {file}" in said
     assert "unchanged" in rlt("freeze", file, "--store", place)
     resolved = resolve(file)
-    for node in [*resolved.nodes, *targets("full-pipeline", resolved.config)]:
-        commit(Store(str(place)), node)
+    commit_all(resolved, Store(str(place)), targets("full-pipeline", resolved.config))
     said = rlt("run", file, "--store", place)
-    assert (
-        "beats (primary)" in said and "holds (pilot)" in said and "RLT traces are better." in said
-    )
+    assert "beats (primary)" in said and "(pilot)" in said and "RLT traces are better." in said
     bundle = tmp_path / "made-up.bundle"
     assert str(bundle) in said
     verified = rlt("verify", bundle)
