@@ -20,7 +20,6 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated
 
 from pydantic import BaseModel, Field
@@ -178,12 +177,7 @@ class Lease:
                     "the lease %s was not renewed and will be tried again: %s", self._path, error
                 )
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
         try:
