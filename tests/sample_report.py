@@ -31,7 +31,7 @@ def report_of(
     """What a report of these artifacts says; `config`: fields of its config."""
     inputs = {name: (manifest, store.local(manifest)) for name, manifest in made.items()}
     shown = ReportConfig(**{"profile": "laptop", "title": "table-1", "rows": tuple(rows)} | config)
-    return ReportData(inputs, shown, "0123456789abcdef")
+    return ReportData(inputs, shown, "0123456789abcdef", store)
 
 
 def written(data: ReportData, folder: Path) -> tuple[str, str, dict[str, list[dict[str, str]]]]:

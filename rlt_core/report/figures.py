@@ -121,7 +121,7 @@ def _scores(data: ReportData) -> Iterator[Figure]:
     rows = [row for row in data.totals if row["metric"].startswith("avg@")]
     panels = [
         Panel(
-            task,
+            f"Score on {task}",
             [
                 Series(
                     data.name_of(row["model"]), [_point(row["value"])],
@@ -136,7 +136,7 @@ def _scores(data: ReportData) -> Iterator[Figure]:
     evaluations = [
         part for one in data.evaluations.students for part in data.evaluations.parts[one]
     ]
-    sql = _scored(evaluations, [panel.title for panel in panels])
+    sql = _scored(evaluations, list(by_information(rows)[0]))
     yield Figure("scores", "Scores of the models over all seeds, with 95% intervals.", panels, sql)
 
 
@@ -147,7 +147,8 @@ def _pairs(data: ReportData) -> Iterator[Figure]:
             name = f"{data.name_of(pair['model'])} − {data.name_of(pair['against'])}"  # noqa: RUF001
             tasks.setdefault(pair["task"], []).append(Series(name, [_point(pair["difference"])]))
     panels = [
-        Panel(task, series, "percentage points", unit="points") for task, series in tasks.items()
+        Panel(f"Difference on {task}", series, "percentage points", unit="points")
+        for task, series in tasks.items()
     ]
     evaluations = [
         part for one in data.evaluations.students for part in data.evaluations.parts[one]
@@ -243,7 +244,9 @@ def _line(ranks: RankAblation, color: int) -> Series:
     ]
     if color == GREY:
         points = [point._replace(low=None, high=None) for point in points]
-    return Series(ranks.ranked_by, points, color, marks=color != GREY)
+    return Series(
+        "random ranks" if color == GREY else "students", points, color, marks=color != GREY
+    )
 
 
 def _base(data: ReportData, ranks: RankAblation) -> Series:

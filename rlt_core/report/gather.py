@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rlt_core.report.compared import compared
-from rlt_core.report.examples import examples
+from rlt_core.report.examples import answers, explanations
 from rlt_core.report.experiment import experiment
 from rlt_core.report.inputs import Parts, Row
 from rlt_core.report.overlaps import overlap_rows
@@ -15,7 +15,7 @@ from rlt_core.report.scores import Evaluations, pair_table, score_table
 from rlt_core.report.trace_sets import trace_sets
 from rlt_core.report.training import alarms, curves, rewards
 from rlt_core.stages import ReportConfig
-from rlt_core.store import Manifest
+from rlt_core.store import Manifest, Store
 
 TOY_PROFILES = ("smoke", "tiny", "tiny-science")
 """Profiles whose results only show that the pipeline works."""
@@ -29,10 +29,11 @@ class ReportData:
         inputs: Mapping[str, tuple[Manifest, Path]],
         config: ReportConfig,
         key: str,
+        store: Store,
         of: int = 0,
     ) -> None:
-        """`inputs`: name in the graph -> manifest and local folder; `key`: key of the report; `of`:
-        nodes that it reads when the run is finished, if it is not.
+        """`inputs`: name in the graph -> manifest and local folder; `key`: key of the report;
+        `store`: has the tokenizers; `of`: nodes that a finished run has, where it is not.
 
         Rank statistics need the evaluations that they were made from among the inputs. An
         experiment's rows replace the pairs of all models.
@@ -53,7 +54,8 @@ class ReportData:
         self.overlaps = list(overlap_rows(config.overlaps, evaluations))
         self.compared = compared(config.compared, parts) if config.compared else None
         self.rank_sets = rank_sets(parts, evaluations)
-        self.examples = examples(parts, evaluations.students)
+        self.explanations = explanations(parts, store)
+        self.answers = answers(parts, evaluations.students)
         self.rewards, self.curves, self.traces = rewards(parts), curves(parts), trace_sets(parts)
         self.evaluations = evaluations
         self.alarms = list(alarms(parts, self.curves, self.rewards, self.traces))

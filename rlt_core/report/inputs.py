@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlt_core.rows import read_rows, table_files
+from rlt_core.explain import IDS
+from rlt_core.rows import read_rows, read_table, table_files
 from rlt_core.store import Manifest
 
 Row = dict[str, Any]
@@ -21,6 +22,10 @@ class Part:
     """Label and seed: `student-sft[rlt]@0`."""
     manifest: Manifest
     folder: Path
+
+    @property
+    def key(self) -> str:
+        return self.manifest.ref.key
 
     @property
     def stage(self) -> str:
@@ -43,6 +48,12 @@ class Part:
     def rows(self, table: str, *columns: str) -> list[Row]:
         """Rows of a table."""
         return read_rows(self.folder, table, list(columns) or None)
+
+    def row(self, table: str, name: str) -> Row | None:
+        """The row of a table with an id."""
+        files = table_files(self.folder, table)
+        rows = read_table(files, filters=[(IDS[table], "=", name)]) if files else None
+        return next(iter(rows.to_pylist()), None) if rows else None
 
 
 def first_by_question(rows: Iterable[Row]) -> dict[str, Row]:

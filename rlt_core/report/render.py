@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
+from rlt_core.explorer import heatmap
 from rlt_core.printable import printable
 from rlt_core.prompts.format import label_of
 from rlt_core.report import paper, svg, tables, texts
@@ -38,7 +39,7 @@ from rlt_core.report.trace_sets import NOTE
 from rlt_core.report.training import WINDOW_STEPS
 
 TEMPLATES = FileSystemLoader(Path(__file__).parent)
-STYLE = svg.STYLE + Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+STYLE = heatmap.CSS + svg.STYLE + Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 STYLE_SHA256 = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 """The page's Content-Security-Policy allows this style and its figures: no script, no request."""
 CELLS = {

@@ -17,7 +17,7 @@ from rlt_core.printable import printable
 from rlt_core.report.texts import number, percent, points
 
 STYLE = Path(__file__).with_name("figure.css").read_text(encoding="utf-8")
-WIDTH, ROW, PLOT = 360, 36, 150
+WIDTH, ROW, PLOT, LETTER = 360, 36, 150, 6.5
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 24, 36
 COLORS = 6
 GREY = -1
@@ -63,7 +63,13 @@ class Panel:
     def height(self) -> int:
         if self.x_label:
             return TOP + PLOT + BOTTOM + 14 * self._has_names
-        return TOP + ROW * len(self.series) + BOTTOM
+        return TOP + self._row * len(self.series) + BOTTOM
+
+    @property
+    def _row(self) -> int:
+        """Height of a row; higher where a name and its value are longer than a line."""
+        most = max(len(one.name) + len(self._value(one.points[0])) for one in self.series)
+        return ROW + 16 * (most * LETTER > WIDTH)
 
     @property
     def _has_names(self) -> bool:
@@ -83,7 +89,7 @@ class Panel:
     def _rows(self) -> Iterator[str]:
         ends = [end for one in self.series for end in _ends(one.points[0])]
         scale = _Scale(*(self.bounds or _around([0.0, *ends])), 0, WIDTH)
-        bottom = TOP + ROW * len(self.series)
+        row, bottom = self._row, TOP + self._row * len(self.series)
         for tick in scale.ticks(5):
             strong = " zero" if tick == 0 and self.unit != "percent" else ""
             yield _line(scale(tick), TOP, scale(tick), bottom + 4, f"grid{strong}")
@@ -93,13 +99,13 @@ class Panel:
             yield _text(scale(tick), bottom + 17, self._tick(tick), f"tick {anchor}")
         yield _text(WIDTH / 2, bottom + 32, self.y_label, "tick middle")
         for place, one in enumerate(self.series):
-            y, point = TOP + ROW * place, one.points[0]
+            y, point = TOP + row * place, one.points[0]
             shown = self._value(point)
             yield f'<g class="{_color(one.color)}">' + _text(0, y + 14, one.name)
-            yield _text(WIDTH, y + 14, shown, "end")
+            yield _text(WIDTH, y + row - 22, shown, "end")
             if point.low is not None and point.high is not None:
-                yield _line(scale(point.low), y + 25, scale(point.high), y + 25, "bar")
-            yield _dot(scale(point.value), y + 25, f"{one.name}: {shown}") + "</g>"
+                yield _line(scale(point.low), y + row - 11, scale(point.high), y + row - 11, "bar")
+            yield _dot(scale(point.value), y + row - 11, f"{one.name}: {shown}") + "</g>"
 
     def _value(self, point: DrawnPoint) -> str:
         return FORMS[self.unit](point.value if point.low is None else point)

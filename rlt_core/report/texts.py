@@ -66,9 +66,10 @@ def points(value: Any) -> Number:
 def number(value: Any) -> Number:
     """About three digits: `1234`, `123`, `12.3`, `1.23`, `0.123`, and `1.2e-05` where this would be
     nothing; with its interval, to as many places, where there is one."""
-    parts = (
-        [value] if isinstance(value, float | int | None) else [value.value, value.low, value.high]
-    )
+    if value == 0:
+        return Number("0")
+    is_single = isinstance(value, float | int | None)
+    parts = [value] if is_single else [value.value, value.low, value.high]
     size = max((abs(each) for each in parts if each is not None), default=0.0)
     places = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
     return _shown(value, f".{places}f" if size >= 0.001 or not size else ".1e")

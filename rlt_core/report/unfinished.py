@@ -35,7 +35,7 @@ def report_what_exists(node: Node, store: Store, committed: Mapping[str, Manifes
     assert isinstance(node.config, ReportConfig)
     inputs = {name: (made, store.intact(made, ".parquet")) for name, made in there.items()}
     config = _without_the_missing(node.config, list(there.values()))
-    data = ReportData(inputs, config, node.key, of=len(node.inputs))
+    data = ReportData(inputs, config, node.key, store, of=len(node.inputs))
     folder = FOLDER.format(key=node.key)
     with tempfile.TemporaryDirectory() as made:
         render_report(data, Path(made))

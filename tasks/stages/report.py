@@ -10,5 +10,5 @@ def run(ctx: StageContext) -> dict[str, float]:
     """Render a report of every input's tables."""
     config = ctx.config_as(ReportConfig)
     inputs = {name: (manifest, ctx.tables(name)) for name, manifest in ctx.manifests.items()}
-    render_report(ReportData(inputs, config, ctx.spec.key), ctx.out)
+    render_report(ReportData(inputs, config, ctx.spec.key, ctx.store), ctx.out)
     return {"nodes": len(inputs)}

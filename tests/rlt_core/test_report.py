@@ -222,7 +222,7 @@ def test_columns_that_an_older_artifact_lacks_are_no_values(tmp_path):
         folder / "scores.parquet",
     )
     config = ReportConfig(profile="laptop", title="report")
-    data = ReportData({"old": (made, folder)}, config, "0" * 16)
+    data = ReportData({"old": (made, folder)}, config, "0" * 16, store)
     assert (data.traces[0]["clipped"], data.traces[0]["think_tokens"]) == (None, 20)
     assert data.alarms == []
 

@@ -20,7 +20,14 @@ from rlt_core.stages import ReportConfig, TableRow
 from rlt_core.store import Store
 from tests import sample_report
 from tests.sample_report import Page, answers, written
-from tests.sample_store import commit, evaluated, rank_set, sample_run, step_rows
+from tests.sample_store import (
+    commit,
+    evaluated,
+    rank_set,
+    sample_run,
+    scored_training_traces,
+    step_rows,
+)
 
 NASTY = 'x | <script>alert(1)</script> </svg> **b** `c` "q"'
 report_of = partial(sample_report.report_of, title="full-pipeline")
@@ -107,7 +114,7 @@ def test_an_unfinished_run_says_so_first(tmp_path):
     made = models(store, {"base": 0.2, "rlt": 0.5})
     inputs = {name: (one, store.local(one)) for name, one in made.items()}
     config = ReportConfig(profile="laptop", title="full-pipeline")
-    written(ReportData(inputs, config, "0" * 16, of=9), tmp_path / "report")
+    written(ReportData(inputs, config, "0" * 16, store, of=9), tmp_path / "report")
     found = opening(tmp_path / "report")
     assert found.title == "full-pipeline, unfinished: 4 of 9 nodes"
     assert "unfinished: 4 of 9 nodes" in found.notes[0] and "against" in found.answer[1]
@@ -138,7 +145,7 @@ def test_there_is_one_format_of_numbers(tmp_path):
         digits = each.lstrip("-0.").replace(".", "")
         assert len(digits.partition("e")[0]) <= 4, each  # 123.4 of a percentage
     written_ = {1234.5: "1234", 123.4: "123", 12.345: "12.3", -1.2345: "-1.23", 0.12345: "0.123",
-                0.0: "0.000", 1.2e-5: "1.2e-05", float("nan"): "not finite"}  # fmt: skip
+                0.0: "0", 1.2e-5: "1.2e-05", float("nan"): "not finite"}  # fmt: skip
     assert {value: number(value) for value in written_} == written_
 
 
@@ -161,7 +168,7 @@ def test_the_sql_of_a_figure_reads_what_it_shows_and_its_download_has_it(tmp_pat
         values["evaluation[rlt]"] - values["evaluation[dataset]"]
     )
     assert [row["value"] for row in found["ranks"]] == [
-        row["value"] for row in figures["ranks"].rows if row["series"] == "reward"
+        row["value"] for row in figures["ranks"].rows if row["series"] == "students"
     ]
     rewards = [row["value"] for row in figures["reward"].rows if row["chart"].endswith("reward")]
     assert set(row["reward"] for row in found["reward"]) <= set(rewards)
@@ -205,3 +212,20 @@ def test_a_long_training_is_drawn_with_few_points_and_the_same_mean(tmp_path):
     thin = rows[: len(rows) // 2]
     assert len(rows) < 1000 and rows[-1]["x"] == 5000
     assert np.mean([row["value"] for row in thin]) == pytest.approx(rewards.mean(), abs=0.02)
+
+
+# ---------------------------------------------------------------- explanations
+def test_three_explanations_have_their_tokens_and_lead_to_the_explorer(tmp_path):
+    store = Store(str(tmp_path / "store"))
+    made = sample_run(store, seeds=(0,))
+    kept = {name: one for name, one in made.items() if "held-out" not in name}
+    scored = {one.label: one for one in scored_training_traces(store, made)}
+    text, html, _ = written(report_of(store, kept | scored), tmp_path / "report")
+    page = Page(html)
+    assert page.tags.count("div") > 0 and html.count('class="heat"') == 6
+    for rank in ("Rank 1 of 4", "Rank 3 of 4", "Rank 4 of 4"):
+        assert rank in page.text and rank in text
+    key = scored["trace-scoring[sft]"].ref.key
+    assert f'href="http://127.0.0.1:8484/trace/{key}/q004-' in html
+    assert "http://127.0.0.1:8484/question/q004" in html and "script" not in page.tags
+    assert "let us see: 10 or" in text and "<span" not in text
