@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rlt_core.errors import UserError
 from rlt_core.evaluation.adapter import Results, Row, run_tasks
@@ -100,10 +101,12 @@ def test_a_bad_task_is_refused(name: str, rows: list[Row], message: str) -> None
 
 
 # ---------------------------------------------------------------- the import
-def test_importing_lighteval_leaves_gradients_as_they_were() -> None:
-    import torch
-
+def test_importing_lighteval_leaves_gradients_on() -> None:
     assert torch.is_grad_enabled(), "after the import above"
+
+
+@pytest.mark.slow
+def test_importing_lighteval_leaves_gradients_off() -> None:
     code = (
         "import torch; torch.set_grad_enabled(False); import rlt_core.evaluation.adapter; "
         "assert not torch.is_grad_enabled()"
