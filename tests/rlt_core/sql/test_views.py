@@ -226,9 +226,10 @@ def test_sql_reaches_nothing_but_the_views(store, tmp_path):
     file = tmp_path / "secret.parquet"
     pq.write_table(secret, file)
     before = {path: store.files.read(path) for path in store.files.walk("artifacts")}
-    for statement in FORBIDDEN:
-        with connect(store) as connection, pytest.raises(duckdb.Error):
-            connection.sql(statement.format(file=file)).fetchall()
+    with connect(store) as connection:
+        for statement in FORBIDDEN:
+            with pytest.raises(duckdb.Error):
+                connection.sql(statement.format(file=file)).fetchall()
     assert list(tmp_path.iterdir()) == [file]
     assert pq.read_table(file) == secret
     assert {path: store.files.read(path) for path in store.files.walk("artifacts")} == before

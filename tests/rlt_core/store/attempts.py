@@ -1,8 +1,10 @@
 """Attempts and manifests for tests of the store."""
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 from infra.sample_manifest import sample_manifest
@@ -46,3 +48,13 @@ def committed(store: Store, text: str, key: str = KEY, **inputs: Manifest) -> Ma
     attempt = attempt_with(store, text, key)
     refs = {name: manifest.ref for name, manifest in inputs.items()}
     return store.commit(manifest_of(store, attempt).model_copy(update={"inputs": refs}))
+
+
+def race(root: str, number: int, start: object, results: object) -> None:
+    """Commit beside other processes, with copies of one's own; tell who has won."""
+    store = Store(root, Path(os.environ["XDG_CACHE_HOME"]) / str(number))
+    attempt = attempt_with(store, str(number))
+    start.wait()
+    standing = store.commit(manifest_of(store, attempt))
+    text = (store.local(standing) / "deep/file.txt").read_text()
+    results.put((number, standing.attempt == attempt.id, standing.attempt, text))

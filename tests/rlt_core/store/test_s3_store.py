@@ -18,7 +18,7 @@ from rlt_core.errors import UserError
 from rlt_core.sql.views import connect
 from rlt_core.store import Lease, Ref, Store, s3_files
 from rlt_core.store import lease as leases
-from tests.rlt_core.store.attempts import KEY, attempt_with, manifest_of
+from tests.rlt_core.store.attempts import KEY, attempt_with, manifest_of, race
 from tests.sample_store import commit, score_row
 
 TOPS = ("artifacts", "refs", "work")
@@ -27,21 +27,12 @@ pytestmark = pytest.mark.parametrize("store_root", ["s3"], indirect=True)
 
 
 # ---------------------------------------------------------------- commits
-def _commit(root: str, number: int, start: object, results: object) -> None:
-    store = Store(root, Path(os.environ["XDG_CACHE_HOME"]) / str(number))
-    attempt = attempt_with(store, str(number))
-    start.wait()
-    standing = store.commit(manifest_of(store, attempt))
-    text = (store.local(standing) / "deep/file.txt").read_text()
-    results.put((number, standing.attempt == attempt.id, standing.attempt, text))
-
-
 def test_one_of_several_processes_that_commit_at_once_wins_and_all_see_it(store: Store) -> None:
     context = multiprocessing.get_context("spawn")
-    count = 4
+    count = 3
     start, results = context.Barrier(count), context.Queue()
     children = [
-        context.Process(target=_commit, args=(str(store), number, start, results))
+        context.Process(target=race, args=(str(store), number, start, results))
         for number in range(count)
     ]
     for child in children:
