@@ -36,7 +36,8 @@ class GenerationConfig(Sampling):
 ANCHORING_CONTEXTS = 5
 """The solution after none, a quarter, half and three quarters of an explanation; a wrong one."""
 UTILITY_QUESTIONS = 32
-"""Held-out questions, the first by id, on which the utility of a trace is measured."""
+"""Validation questions, at most, on which the utility of a trace is measured: the first by id whose
+own explanation arrives at the solution."""
 
 
 class ScoringConfig(Frozen):
@@ -53,7 +54,8 @@ class ScoringConfig(Frozen):
     utility_questions: int = Field(default=0, ge=0, exclude_if=operator.not_)
     """Training questions, chosen by the seed, of whose traces the utility is measured (`utility` of
     `scores`): one SFT step of the student on the trace, and the change of the log-prob of held-out
-    solutions (`data.n_validation`). One backward pass and 32 contexts for each trace."""
+    solutions, each after the data set's own explanation, if that arrives at it
+    (`data.n_validation`). One backward pass and up to 32 contexts for each trace."""
     utility_learning_rate: float = Field(default=1e-4, gt=0, exclude_if=lambda lr: lr == 1e-4)
     """Learning rate of that step. A small one measures the direction: a full one of a recipe
     harms on any single trace."""

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlt_core.config.inference import UTILITY_QUESTIONS
 from rlt_core.progress import Progress
 from rlt_core.prompts.renderer import IGNORED, Context, Renderer
 from rlt_core.scoring.logprobs import selected_logprobs
@@ -22,6 +21,7 @@ def with_utility(
     rows: Sequence[Row],
     think_ids: Sequence[Sequence[int]],
     questions: Mapping[str, Mapping[str, Any]],
+    held_out: Sequence[Mapping[str, Any]],
     renderer: Renderer,
     load_student: Loader,
     learning_rate: float,
@@ -30,17 +30,16 @@ def with_utility(
 ) -> list[Row]:
     """Return scored rows of `scores` with `utility`, from the ids of their explanations.
 
-    utility: mean over held-out questions h of log p(S_h | q_h, t_h) per token after one SFT step of
-    the student on (q, t, S), minus that before it. t_h is the data set's own explanation of h, or
-    empty. The step is the first of AdamW without weight decay on the mean loss of the assistant
-    turn, lr * g / (|g| + 1e-8); every trace starts from the same weights.
+    utility: mean over `held_out` questions h of log p(S_h | q_h, t_h) per token after one SFT step
+    of the student on (q, t, S), minus that before it. t_h is the data set's own explanation of h,
+    which has to arrive at S_h: after a wrong one a student that follows it finds S_h unlikely. The
+    step is the first of AdamW without weight decay on the mean loss of the assistant turn,
+    lr * g / (|g| + 1e-8); every trace starts from the same weights.
     `renderer`: the student's; `load_student` gives float32 weights, which are the same afterwards.
     """
-    held_out = [questions[name] for name in sorted(questions)]
-    held_out = [each for each in held_out if each["split"] == "validation"][:UTILITY_QUESTIONS]
     contexts = [
         renderer.student_context(
-            each["question"], renderer.encode_block(each["trace"] or ""), each["solution"]
+            each["question"], renderer.encode_block(each["trace"]), each["solution"]
         )
         for each in held_out
     ]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from rlt_core.config.inference import UTILITY_QUESTIONS
 from rlt_core.data.trace_selection import choose
+from rlt_core.errors import UserError
 from rlt_core.grading import Grader
 from rlt_core.models import load_model, on_device
 from rlt_core.progress import Progress
@@ -18,6 +19,7 @@ from rlt_core.prompts.renderer import Renderer
 from rlt_core.rows import read_rows
 from rlt_core.scoring import ContextBuilder, Contexts, score_contexts, with_anchoring, with_utility
 from rlt_core.scoring.score_traces import arrivals, contexts_of
+from rlt_core.scoring.tokens import Loader
 from rlt_core.stages import TraceScoringConfig
 from tasks.shards import in_shards
 from tasks.stage import StageContext
@@ -43,8 +45,8 @@ def run(ctx: StageContext) -> dict[str, float]:
     def loaded(folder: Path) -> PreTrainedModel:
         return load_model(folder, scoring.dtype)
 
-    def load_student() -> AbstractContextManager[Any]:
-        return on_device(loaded(ctx.model("student")), ctx.resources)
+    def loader(name: str) -> Loader:
+        return lambda: on_device(loaded(ctx.model(name)), ctx.resources)
 
     def compute(shard: Sequence[list[Row]], progress: Progress) -> list[Row]:
         traces = [trace for group in shard for trace in group]
@@ -53,10 +55,8 @@ def run(ctx: StageContext) -> dict[str, float]:
             traces,
             contexts,
             student=ctx.key("student"),
-            load_student=load_student,
-            load_teacher=(lambda: on_device(loaded(ctx.model("teacher")), ctx.resources))
-            if teacher_renderer
-            else None,
+            load_student=loader("student"),
+            load_teacher=loader("teacher") if teacher_renderer else None,
             spec=config.reward,
             max_tokens=scoring.max_tokens,
             tokens_per_batch=ctx.resources.tokens_per_batch,
@@ -66,13 +66,13 @@ def run(ctx: StageContext) -> dict[str, float]:
         )
         if scoring.anchoring:
             rows = with_anchoring(
-                rows, contexts, questions, student_renderer, load_student,
+                rows, contexts, questions, student_renderer, loader("student"),
                 config.reward.temperature, ctx.resources.tokens_per_batch, progress.part(1, parts),
             )  # fmt: skip
         if not scoring.utility_questions:
             return rows
         return _with_utility(
-            ctx, rows, contexts, questions, student_renderer, measured,
+            ctx, rows, contexts, questions, held_out, student_renderer, measured,
             progress.part(parts - 1, parts),
         )  # fmt: skip
 
@@ -83,9 +83,26 @@ def run(ctx: StageContext) -> dict[str, float]:
     asked = [name for name in sorted(by_question) if questions[name]["split"] == "train"]
     measured = set(choose(asked, scoring.utility_questions, config.seed))
     with Grader() as grader:
+        held_out = _held_out(ctx, questions, grader) if measured else []
         in_shards(ctx, "scores", groups, ctx.resources.shard_questions, compute, _length)
     scores = read_rows(ctx.out, "scores", METRICS)
     return _metrics(scores)
+
+
+def _held_out(ctx: StageContext, questions: Mapping[str, Row], grader: Grader) -> list[Row]:
+    """Return the validation questions on which utility is measured. Raises UserError."""
+    rows = [questions[name] for name in sorted(questions)]
+    rows = [row for row in rows if row["split"] == "validation" and row["trace"]]
+    asked = [{"text": row["trace"], "question_id": row["question_id"]} for row in rows]
+    arrived = arrivals(asked, questions, grader, ctx.progress)
+    found = [row for row, right in zip(rows, arrived, strict=True) if right][:UTILITY_QUESTIONS]
+    if not found:
+        raise UserError(
+            f"{ctx.spec.name}: utility is measured on validation questions whose own explanation "
+            "arrives at the solution, and the data has none: set "
+            "trace_scoring.utility_questions=0, or take data with traces"
+        )
+    return found
 
 
 def _with_utility(
@@ -93,6 +110,7 @@ def _with_utility(
     rows: Sequence[Row],
     contexts: Sequence[Contexts],
     questions: Mapping[str, Row],
+    held_out: Sequence[Row],
     renderer: Renderer,
     measured: Collection[str],
     progress: Progress,
@@ -107,6 +125,7 @@ def _with_utility(
         [rows[i] for i in chosen],
         list(chosen.values()),
         questions,
+        held_out,
         renderer,
         lambda: on_device(load_model(ctx.model("student"), "float32"), ctx.resources),
         ctx.config_as(TraceScoringConfig).scoring.utility_learning_rate,

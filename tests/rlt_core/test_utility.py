@@ -21,11 +21,11 @@ from rlt_core.scoring import selected_logprobs, with_utility
 RENDERER = Renderer(load_format("tiny"), tiny_tokenizer(load_format("tiny")))
 SIZE = ScratchModel(layers=1, width=32, heads=2, seed=3)
 QUESTIONS = {
-    "a": {"question": "1+2", "solution": "3", "trace": "12", "split": "train"},
-    "b": {"question": "4+4", "solution": "8", "trace": "44", "split": "validation"},
-    "c": {"question": "5+2", "solution": "7", "trace": None, "split": "validation"},
-    "d": {"question": "5+3", "solution": "8", "trace": "x", "split": "test"},
+    "a": {"question": "1+2", "solution": "3", "trace": None},
+    "b": {"question": "4+4", "solution": "8", "trace": "44 is 8"},
+    "c": {"question": "5+2", "solution": "7", "trace": "7"},
 }
+HELD_OUT = [QUESTIONS["b"], QUESTIONS["c"]]
 TRACES = ("one and two make 3", "", "9")
 
 
@@ -35,9 +35,8 @@ def model() -> Any:
 
 def held_out(student: Any) -> float:
     means = []
-    for name in ("b", "c"):
-        row = QUESTIONS[name]
-        ids = RENDERER.encode_block(row["trace"] or "")
+    for row in HELD_OUT:
+        ids = RENDERER.encode_block(str(row["trace"]))
         context = RENDERER.student_context(str(row["question"]), ids, str(row["solution"]))
         assert context.solution
         ((found,),) = selected_logprobs(student, [context.ids], [[context.solution]], 1.0, 999)
@@ -53,7 +52,7 @@ def test_utility_is_one_step_of_adamw_and_leaves_the_student_as_it_was() -> None
         yield student
 
     rows = [{"question_id": "a", "sample": i} for i in range(len(TRACES))]
-    given = rows, thoughts, QUESTIONS, RENDERER, load, 1e-3, 999
+    given = rows, thoughts, QUESTIONS, HELD_OUT, RENDERER, load, 1e-3, 999
     found = [row["utility"] for row in with_utility(*given)]
     for weight, as_before in zip(student.parameters(), model().parameters(), strict=True):
         assert torch.equal(weight, as_before)

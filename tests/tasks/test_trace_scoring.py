@@ -37,13 +37,15 @@ def a_model(store: Store, digit: str, tokenizer: PreTrainedTokenizerFast) -> Ref
     return committed(store, ref, lambda out: save_model(model, tokenizer, out / "model"))
 
 
-def scores(store: Store, student: Ref, teacher: Ref | None, **reward: Any) -> Manifest:
+def scores(
+    store: Store, student: Ref, teacher: Ref | None, own: str = "so 3", **reward: Any
+) -> Manifest:
     """Score TEXTS, which the teacher wrote."""
     writer = Renderer(FORMAT, tiny_tokenizer(FORMAT))
     question, held_out = (
         row(
             "questions", question_id=name, split=split, question="1+2", solution="3", answer="3",
-            grader="arithmetic",
+            grader="arithmetic", trace=own,
         )
         for name, split in (("q", "train"), ("v", "validation"))
     )  # fmt: skip
@@ -107,3 +109,9 @@ def test_traces_without_their_teacher_are_ranked_by_what_is_known(store: Store) 
     ]  # fmt: skip
     assert "".join(token.text for token in shown.explanation) == TEXTS[0]
     assert shown.explanation[0].teacher is None and not shown.surprising
+
+
+@pytest.mark.parametrize("own", ["so 4", None])
+def test_utility_is_not_measured_after_wrong_explanations(store: Store, own: Any) -> None:
+    with pytest.raises(UserError, match="arrives at the solution, and the data has none"):
+        scores(store, a_model(store, "1", tiny_tokenizer(FORMAT)), None, own)
