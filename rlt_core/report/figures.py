@@ -19,7 +19,7 @@ from rlt_core.report.training import Curve
 from rlt_core.sql.macros import literal
 
 SMOOTH_STEPS = 5
-MOST_POINTS = 240
+MOST_POINTS = 160
 """Points of a line; a longer one shows means of several steps."""
 NAMES = {
     "reward": "reward", "r_ss": "r_SS, of the solution", "r_kl": "r_KL, of the explanation",
@@ -176,7 +176,7 @@ def _training(data: ReportData) -> Iterator[Figure]:
         panels = [
             Panel(
                 f"{label}: {NAMES[name]}",
-                [line for color, curve in enumerate(runs) for line in _lines(curve, name, color)],
+                list(_lines(runs, name)),
                 name, "step",
             )
             for label in dict.fromkeys(curve.label for curve in chosen)
@@ -188,19 +188,20 @@ def _training(data: ReportData) -> Iterator[Figure]:
         parts = [part for part in data.nodes if part.name in made]
         names = ", ".join(name for name in NAMES if any(name in one.columns for one in chosen))
         sql = _query(f"label, seed, step, {names}", "train_steps", parts)
-        caption += f": each step (thin) and a mean of {SMOOTH_STEPS} (thick)."
+        caption += f": means of {SMOOTH_STEPS} steps; of a single seed each step, too (thin)."
         yield Figure(quantity, caption, panels, sql)
 
 
-def _lines(curve: Curve, name: str, color: int) -> Iterator[Series]:
-    seed = "" if curve.seed is None else f"seed {curve.seed}"
-    values = [np.nan if value is None else value for value in curve.columns.get(name, [])]
-    if len(values) > SMOOTH_STEPS:
-        yield Series(seed, _points(curve.steps, values), color, thin=True)
-        smooth = np.convolve(values, np.ones(SMOOTH_STEPS) / SMOOTH_STEPS, mode="valid")
-        yield Series(seed, _points(curve.steps[SMOOTH_STEPS - 1 :], smooth.tolist()), color)
-    else:
-        yield Series(seed, _points(curve.steps, values), color, marks=True)
+def _lines(runs: Sequence[Curve], name: str) -> Iterator[Series]:
+    """A mean of some steps for each seed; each step, too, where there is one seed."""
+    for color, curve in enumerate(runs):
+        seed = "" if curve.seed is None else f"seed {curve.seed}"
+        values = [np.nan if value is None else value for value in curve.columns.get(name, [])]
+        window = SMOOTH_STEPS if len(values) > SMOOTH_STEPS else 1
+        if len(runs) == 1 and window > 1:
+            yield Series(seed, _points(curve.steps, values), color, thin=True)
+        smooth = np.convolve(values or [np.nan], np.ones(window) / window, mode="valid").tolist()
+        yield Series(seed, _points(curve.steps[window - 1 :], smooth), color, window == 1)
 
 
 def _points(steps: Sequence[int], values: Sequence[float]) -> list[DrawnPoint]:

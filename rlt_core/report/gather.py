@@ -58,7 +58,7 @@ class ReportData:
         self.answers = answers(parts, evaluations.students)
         self.rewards, self.curves, self.traces = rewards(parts), curves(parts), trace_sets(parts)
         self.evaluations = evaluations
-        self.alarms = list(alarms(parts, self.curves, self.rewards, self.traces))
+        self.alarms = alarms(parts, self.curves, self.rewards, self.traces)
 
     def name_of(self, model: str) -> str:
         """The name of a model's row, or of its variant."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from rlt_core.explain import IDS
 from rlt_core.rows import read_rows, read_table, table_files
+from rlt_core.sql.schemas import TABLES
 from rlt_core.store import Manifest
 
 Row = dict[str, Any]
@@ -52,8 +53,9 @@ class Part:
     def row(self, table: str, name: str) -> Row | None:
         """The row of a table with an id."""
         files = table_files(self.folder, table)
-        rows = read_table(files, filters=[(IDS[table], "=", name)]) if files else None
-        return next(iter(rows.to_pylist()), None) if rows else None
+        given = {"filters": [(IDS[table], "=", name)], "schema": TABLES[table]}
+        rows = (row for file in files for row in read_table(file, **given).to_pylist())
+        return next(rows, None)
 
 
 def first_by_question(rows: Iterable[Row]) -> dict[str, Row]:

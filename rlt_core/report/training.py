@@ -177,8 +177,21 @@ def curves(parts: Parts) -> list[Curve]:
 # ---------------------------------------------------------------- alarms
 def alarms(
     parts: Parts, trained: Sequence[Curve], scored: HeldOutRewards, traces: Sequence[Row]
+) -> list[str]:
+    """Return one line for each problem to look at before the numbers are believed."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for alarm in _alarms(parts, trained, scored, traces):
+        name, _, text = alarm.partition(": ")
+        names[text].append(name)
+    return [
+        f"{', '.join(each[:3])}{f' and {len(each) - 3} more' if len(each) > 3 else ''}: {text}"
+        for text, each in names.items()
+    ]
+
+
+def _alarms(
+    parts: Parts, trained: Sequence[Curve], scored: HeldOutRewards, traces: Sequence[Row]
 ) -> Iterator[str]:
-    """Yield one line for each problem to look at before the numbers are believed."""
     for part in parts.all:
         for metric, value in part.manifest.metrics.items():
             if metric in ALARMS and value:

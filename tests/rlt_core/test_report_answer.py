@@ -7,6 +7,7 @@ import re
 from functools import partial
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from rlt_core.report.answer import answer
@@ -107,6 +108,18 @@ def test_ranks_are_the_answer_where_they_are_the_question(tmp_path):
     assert "rank 1 by reward against students of rank 3" in found.sentence
     difference = found.contrasts[0].difference
     assert difference.value == pytest.approx(0.6) and difference.low > 0.3
+
+
+def test_an_alarm_of_several_artifacts_is_one_line(tmp_path):
+    store = Store(str(tmp_path))
+    flat = {"alarm_zero_variance": 1.0}
+    steps = {"train_steps": step_rows("teacher-grpo", [-1.0] * 12)}
+    made = {
+        f"teacher-grpo@{seed}": commit(store, "teacher-grpo", steps, seed=seed, metrics=flat)
+        for seed in range(5)
+    }
+    (alarm,) = report_of(store, made).alarms
+    assert alarm.startswith("teacher-grpo@0, teacher-grpo@1, teacher-grpo@2 and 2 more: in its")
 
 
 def test_an_unfinished_run_says_so_first(tmp_path):
@@ -229,3 +242,22 @@ def test_three_explanations_have_their_tokens_and_lead_to_the_explorer(tmp_path)
     assert f'href="http://127.0.0.1:8484/trace/{key}/q004-' in html
     assert "http://127.0.0.1:8484/question/q004" in html and "script" not in page.tags
     assert "let us see: 10 or" in text and "<span" not in text
+
+
+def test_explanations_of_an_older_version_are_shown(tmp_path):
+    """`scores` had fewer columns."""
+    store = Store(str(tmp_path / "store"))
+    made = sample_run(store, seeds=(0,))
+    for one in scored_training_traces(store, made):
+        made[one.label] = one
+    inputs = {n: (one, store.local(one)) for n, one in made.items() if "held-out" not in n}
+    (manifest, folder) = inputs["trace-scoring[sft]"]
+    older = tmp_path / "older"
+    for file in folder.rglob("*.parquet"):
+        (older / "scores").mkdir(parents=True, exist_ok=True)
+        table = pq.read_table(file).drop_columns(["think_span_ends", "think_kl"])
+        pq.write_table(table, older / "scores" / file.name)
+    inputs["trace-scoring[sft]"] = (manifest, older)
+    config = ReportConfig(profile="laptop", title="full-pipeline")
+    data = ReportData(inputs, config, "0" * 16, store)
+    assert sum('class="heat"' in each for each in data.explanations) == 3
