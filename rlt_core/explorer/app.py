@@ -20,7 +20,6 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 
 from rlt_core.errors import UserError
-from rlt_core.explain import Row
 from rlt_core.explorer import compare, heatmap, queries
 from rlt_core.explorer.look import CHOICES, script, style, templates
 from rlt_core.explorer.queries import Library
@@ -118,7 +117,7 @@ class Pages:
         ranked = compare.ranked(library, rows, {})
         row = next((r for r in ranked if (r["run"], r["trace_id"]) == (run, name)), None)
         row = row or compare.ranked(library, found, {})[0]  # of an older artifact
-        results = self._results()
+        results = self.library.results()
         students = [(one, results.get(one.ref.key, [])) for one in library.students_of(row)]
         return self._page(
             "trace.html", request, side=compare.side(library, row, {}), ranked=ranked,
@@ -127,7 +126,7 @@ class Pages:
 
     def students(self, request: Request) -> Response:
         """All evaluated models."""
-        found = list(self._results().items())
+        found = list(self.library.results().items())
         found.sort(key=lambda pair: -max(
             (row["value"] or 0.0 for row in pair[1] if row["metric"].startswith("avg")), default=0.0
         ))  # fmt: skip
@@ -143,7 +142,7 @@ class Pages:
         for name in ("task", "outcome"):
             if query.get(name):
                 where, given = f"{where} and {name} = ?", [*given, query[name]]
-        first = int(query.get("first") or 0) if (query.get("first") or "0").isdecimal() else 0
+        first = _whole(query.get("first"), 0)
         answers = library.rows_of(
             "eval_samples", evaluations,
             f"select * from eval_samples where {where} order by task, question_id, sample "
@@ -156,7 +155,7 @@ class Pages:
         )
         return self._page(
             "student.html", request, key=key, answers=answers[:ANSWERS], counts=counts,
-            results=self._results().get(key, []), trained=library.trained_on(key),
+            results=self.library.results().get(key, []), trained=library.trained_on(key),
             next_first=first + ANSWERS if len(answers) > ANSWERS else None,
         )  # fmt: skip
 
@@ -173,8 +172,7 @@ class Pages:
         repeated = library.repeated(one)
         chosen = query["question"] if query.get("question") in repeated else None
         steps = library.steps(one, chosen)
-        at = query.get("at", "")
-        place = min(int(at) if at.isdecimal() else len(steps), len(steps) - 1)
+        place = min(_whole(query.get("at"), len(steps)), len(steps) - 1)
         groups = []
         rows = library.completions(one, steps[place]["step"], chosen)
         for name, group in groupby(rows, itemgetter("question_id")):
@@ -189,13 +187,6 @@ class Pages:
             chosen=chosen, place=place, groups=groups, channel=_channel(request),
         )  # fmt: skip
 
-    def _results(self) -> dict[str, list[Row]]:
-        """Return the scores of each evaluated model, by its key."""
-        scored = [one for one in self.library.manifests.values() if "eval_scores" in one.tables]
-        sql = "select * from eval_scores order by model, task, metric"
-        rows = self.library.rows_of("eval_scores", scored, sql) if scored else []
-        return {key: list(found) for key, found in groupby(rows, itemgetter("model"))}
-
     def _changes(self, request: Request, run: str) -> tuple[compare.Changes, Any]:
         """Return the fields of the reward that the address changes, and the scoring's own spec."""
         base = compare.spec_under(self.library, run, {})
@@ -208,6 +199,10 @@ class Pages:
             if value != getattr(base, name):
                 changes[name] = value
         return changes, base
+
+
+def _whole(text: str | None, default: int) -> int:
+    return int(text) if text and text.isdecimal() and len(text) < 10 else default
 
 
 def _channel(request: Request) -> str:

@@ -19,6 +19,8 @@ REPLAYED = (
 )  # fmt: skip
 """Fields of the reward that a reader can change."""
 
+PAIRS = 5
+"""Pairs that a page proposes."""
 DATASET = "dataset"
 """Name of the data set's own trace of a question."""
 
@@ -42,16 +44,6 @@ class Side:
         """Return the rank on the page, if there is one, and the teacher."""
         place, name = self.row["place"], str(self.row["name"])
         return f"rank {place} ({name})" if place else name
-
-    @property
-    def least_likely(self) -> Token | None:
-        """The solution's token with the lowest log-prob."""
-        return self.found.worst_solution
-
-    @property
-    def most_surprising(self) -> Token | None:
-        """The explanation's token with the largest KL, if there is a teacher's model."""
-        return self.found.surprising[0] if self.found.surprising else None
 
 
 @dataclass(frozen=True)
@@ -88,7 +80,7 @@ class ComparedPair:
         first, *others = best.values()
         rows = [("best and worst", self.scored[0], self.scored[-1])]
         rows += [(f"best of {first['name']} and of {row['name']}", first, row) for row in others]
-        return [(title, name_of(a), name_of(b)) for title, a, b in rows if a is not b]
+        return [(title, name_of(a), name_of(b)) for title, a, b in rows[:PAIRS] if a is not b]
 
 
 def name_of(row: Row) -> str:
@@ -206,7 +198,8 @@ def why(a: Side, b: Side) -> list[str]:
         return [f"{_capital(a.title)} and {b.title} have the same reward."]
     lead = f"{_capital(a.title)} beats {b.title} by {gap:.3g}"
     parts = differences(a, b)
-    if len(a.found.parts) != len(b.found.parts) or not parts:
+    replayable = a.spec and b.spec  # a user's own function is no sum of these parts
+    if len(a.found.parts) != len(b.found.parts) or not parts or not replayable:
         return [f"{lead}; the parts of the rewards are not known."]
     which = max(range(len(parts)), key=lambda i: parts[i][2])
     part, other, most = parts[which]
@@ -214,14 +207,13 @@ def why(a: Side, b: Side) -> list[str]:
     if most > 1.1 * gap:
         much = f"{most:+.3g}, less what other parts take back,"
     sentences = [f"{lead}: {much} because {_reason(part.name, part.value, other.value, a, b)}."]
-    if a.least_likely and b.least_likely:
-        one, two = a.least_likely, b.least_likely
+    if (one := a.found.worst_solution) and (two := b.found.worst_solution):
         sentences.append(
             f"The solution's least likely token is {_quoted(one)} ({_percent(one.student)}) after "
             f"{_short(a)} and {_quoted(two)} ({_percent(two.student)}) after {_short(b)}."
         )
-    if a.most_surprising and b.most_surprising:
-        one, two = a.most_surprising, b.most_surprising
+    if a.found.surprising and b.found.surprising:
+        one, two = a.found.surprising[0], b.found.surprising[0]
         sentences.append(
             f"The token that surprises the student most is {_quoted(one)} (KL {one.kl:.2f}) in "
             f"{_short(a)} and {_quoted(two)} (KL {two.kl:.2f}) in {_short(b)}."
@@ -241,9 +233,10 @@ def _reason(name: str, value: float, other: float, a: Side, b: Side) -> str:
         kind = name.partition(" ")[0]
         return f"the solution's {kind} log-prob is {value:.3g}, and {other:.3g} after {_short(b)}"
     kind = name.partition(" ")[0]
+    compared = "less" if value < other else "more"
     return (
-        f"its words surprise the student less: their {kind} KL is {value:.3g}, and {other:.3g} in "
-        f"{_short(b)}"
+        f"its words surprise the student {compared}: their {kind} KL is {value:.3g}, and "
+        f"{other:.3g} in {_short(b)}"
     )
 
 

@@ -7,12 +7,15 @@ them from the row groups that hold its question.
 
 import hashlib
 import json
+import logging
 import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import duckdb
@@ -25,7 +28,7 @@ from rlt_core.errors import UserError
 from rlt_core.explain import IDS, Row
 from rlt_core.reward.diagnostics import COMPRESSION_ALARM, COPIED_ALARM
 from rlt_core.sql.schemas import SCORES, SQL_TYPES
-from rlt_core.sql.views import dataset
+from rlt_core.sql.views import dataset, sql_errors
 from rlt_core.store import Manifest, Store
 
 MEMORY = "400MB"
@@ -53,8 +56,11 @@ TRACE_SORTS = {
     "copied": "copied", "compression": "compression",
 }  # fmt: skip
 """Orders, each by an expression, the largest first; nulls come last."""
+_NONE = "", frozenset[str]()
 SEARCHES = 8
 """Texts whose matches are kept."""
+
+log = logging.getLogger(__name__)
 
 Filters = Mapping[str, Any]
 """Names of the URL's parameters -> texts; `is` -> several."""
@@ -98,7 +104,7 @@ class Library:
 
     def ask(self, sql: str, *parameters: Any) -> list[Row]:
         """Run SQL on the index."""
-        with self._lock:
+        with self._lock, sql_errors(sql):
             return list(self._db.sql(sql, params=list(parameters)).to_arrow_table().to_pylist())
 
     # ------------------------------------------------------------ index
@@ -112,11 +118,15 @@ class Library:
                 for key in self.manifests.keys() - found.keys():
                     self._db.execute(f"delete from {table} where run = ?", [key])
             for key in found.keys() - self.manifests.keys():
-                self._index(found[key])
+                try:
+                    self._index(found[key])
+                except UserError as error:  # the others can be shown
+                    log.warning("%s", error)
             self.manifests = found
             self._read_at = time.monotonic()
             self._searches = [""] * SEARCHES
-            self._trained_on.cache_clear()
+            for cached in (self._trained_on, self._ranks, self.results, self.name_of):
+                cached.cache_clear()
 
     def _index(self, one: Manifest) -> None:
         key = one.ref.key
@@ -142,7 +152,8 @@ class Library:
     ) -> None:
         scanner = dataset(self.store, table, [one]).scanner(columns=[*columns, "__filename"])
         self._db.register("incoming", scanner.to_reader())
-        self._db.execute(sql, list(parameters))
+        with sql_errors(sql):
+            self._db.execute(sql, list(parameters))
         self._db.unregister("incoming")
 
     # ------------------------------------------------------------ rows by file
@@ -159,10 +170,16 @@ class Library:
             one = one.model_copy(update={"files": kept})
         source, rows = dataset(self.store, table, [one]), []
         source.scanner()  # compares the files with the manifest
-        for fragment in source.get_fragments():
-            for group in fragment.split_by_row_group():
-                if group.count_rows(filter=where):
-                    rows += group.to_table(source.schema, filter=where).to_pylist()
+        try:
+            for fragment in source.get_fragments():
+                for group in fragment.split_by_row_group():
+                    if group.count_rows(filter=where):
+                        rows += group.to_table(source.schema, filter=where).to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(
+                f"{table} of {one.label} ({run}) cannot be read: {error}; "
+                "`rlt artifacts verify` lists what is damaged"
+            ) from None
         return rows
 
     def find(self, table: str, run: str, name: str) -> Row | None:
@@ -181,6 +198,7 @@ class Library:
         found = {(one.profile, one.label, one.seed): one.ref.key for one in self.runs()[::-1]}
         return list(found.values())
 
+    @lru_cache(maxsize=4096)  # noqa: B019
     def name_of(self, key: str) -> str:
         """Return an artifact's label, with its seed if others have the label; else the key."""
         if not (one := self.manifests.get(key)):
@@ -231,10 +249,10 @@ class Library:
             place = self._searches.index("") if "" in self._searches else 0
             traces = [one for one in self.manifests.values() if "traces" in one.tables]
             self._db.register("texts", dataset(self.store, "traces", traces))
-            self._db.execute(
-                f"create or replace table found_{place} as "
-                "select run, trace_id from texts where contains(lower(text), ?)", [text],
-            )  # fmt: skip
+            sql = f"""create or replace table found_{place} as
+                select run, trace_id from texts where contains(lower(text), ?)"""
+            with sql_errors(sql):
+                self._db.execute(sql, [text])
             self._db.unregister("texts")
             self._searches[place] = text
             return f"found_{place}"
@@ -311,19 +329,23 @@ class Library:
     # ------------------------------------------------------------ students
     def trained_on(self, student: str) -> tuple[str, frozenset[str]]:
         """Return the artifact of a student's training traces and their ids; empty: other texts."""
-        return self._trained_on(student)
+        one = self._distilled(student)
+        return (one.inputs["traces"].key, self._trained_on(one.ref.key)) if one else _NONE
 
-    @lru_cache(maxsize=256)  # noqa: B019  one library per process
-    def _trained_on(self, student: str) -> tuple[str, frozenset[str]]:
+    def _distilled(self, student: str) -> Manifest | None:
+        """Return the student that was trained on traces: this one, or that which RL continued."""
         one = self.manifests.get(student)
-        while one and one.stage != "student-sft":  # student-grpo continues a student
+        while one and one.stage != "student-sft":
             one = self.manifests.get(one.inputs["model"].key) if "model" in one.inputs else None
-        if not one or "traces" not in one.inputs:
-            return "", frozenset()
-        run, config = one.inputs["traces"].key, one.config
+        return one if one and "traces" in one.inputs else None
+
+    @lru_cache(maxsize=1024)  # noqa: B019  one library per process
+    def _trained_on(self, student: str) -> frozenset[str]:
+        one = self.manifests[student]
+        config = one.config
         rank = 1 if config.get("fits") else config.get("rank")
         if rank is None:
-            rows = self.ask("from placed where run = ?", run)
+            rows = self.ask("from placed where run = ?", one.inputs["traces"].key)
             question_of = {row["trace_id"]: row["question_id"] for row in rows}
             names = set(question_of)
         else:
@@ -332,7 +354,7 @@ class Library:
             names = {name for name, place in ranks.items() if place == rank}
         asked = sorted({question_of[name] for name in names})
         keep = set(choose(asked, config.get("n_questions"), one.seed or 0))
-        return run, frozenset(name for name in names if question_of[name] in keep)
+        return frozenset(name for name in names if question_of[name] in keep)
 
     @lru_cache(maxsize=16)  # noqa: B019
     def _ranks(
@@ -349,9 +371,18 @@ class Library:
             one
             for one in self.manifests.values()
             if one.stage in ("student-sft", "student-grpo")
-            and (found := self.trained_on(one.ref.key))[0] == row["traces_run"]
-            and row["trace_id"] in found[1]
+            and (base := self._distilled(one.ref.key))
+            and base.inputs["traces"].key == row["traces_run"]
+            and row["trace_id"] in self._trained_on(base.ref.key)
         ]
+
+    @lru_cache(maxsize=1)  # noqa: B019
+    def results(self) -> dict[str, list[Row]]:
+        """Return the scores of each evaluated model, by its key."""
+        scored = [one for one in self.manifests.values() if "eval_scores" in one.tables]
+        sql = "select * from eval_scores order by model, task, metric"
+        rows = self.rows_of("eval_scores", scored, sql) if scored else []
+        return {key: list(found) for key, found in groupby(rows, itemgetter("model"))}
 
     def evaluations(self, model: str) -> list[Manifest]:
         """Return the evaluations of a model."""

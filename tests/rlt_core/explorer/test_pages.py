@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 
 from rlt_core.config import RewardSpec
 from rlt_core.errors import UserError
+from rlt_core.explain import explain
 from rlt_core.explorer import queries
 from rlt_core.explorer.app import create_app
 from rlt_core.explorer.compare import compared, why
@@ -19,6 +20,7 @@ from rlt_core.prompts.format import load_format
 from rlt_core.reward.formula import reward_parts
 from rlt_core.sql.views import connect
 from rlt_core.store import Store
+from tests.rlt_core.test_explain import TRACE, scored
 from tests.sample_store import (
     commit,
     eval_row,
@@ -316,6 +318,36 @@ def test_new_artifacts_appear_and_removed_ones_go(tmp_path):
     library._read_at = -queries.FRESH_S
     library.refresh()
     assert library.traces({}, "highest", None).total == before + 24 - 8
+
+
+def test_on_a_disk_and_on_s3(store_root):
+    store = Store(store_root)
+    manifest, stored = scored(store)
+    library = Library(store)
+    found = library.find("scores", manifest.ref.key, TRACE)
+    assert found["student_think_logprobs"] == stored["student_think_logprobs"]
+    rows = library.of_question("q001", None, None)
+    assert [row["trace_id"] for row in rows][-1] == "q001-4"
+    comparison = compared(library, rows, {}, f"{manifest.ref.key}.{TRACE}", None)
+    assert comparison.sides[0].found.explanation == explain(store, TRACE).explanation
+
+
+def test_a_damaged_artifact_is_named_and_hides_no_other(tmp_path, caplog):
+    store = Store(str(tmp_path))
+    made = sample_run(store, seeds=(0,), ranks=0)
+    bad = made["trace-scoring[rlt-held-out]@0"]
+    (store.local(bad) / "scores.parquet").write_bytes(b"PAR1 no more")
+    library = Library(store)
+    assert library.traces({}, "highest", None).total == 8
+    assert bad.ref.key in caplog.text
+    traces = made["trace-generation[sft-held-out]@0"]
+    for file in (store.local(traces) / "traces").iterdir():
+        file.write_bytes(b"PAR1 no more")
+    mine = TestClient(create_app(library, TOKEN, PORT), base_url=f"http://127.0.0.1:{PORT}")
+    mine.get("/", params={"token": TOKEN})
+    for path in ("/question/q001", "/traces?q=explains"):
+        answer = mine.get(path)
+        assert answer.status_code == 404 and "when committed" in answer.text, path
 
 
 def test_an_imported_reward_has_no_tokens_but_a_page(tmp_path):
