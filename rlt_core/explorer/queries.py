@@ -53,7 +53,7 @@ QUESTION_SORTS = {
 TRACE_SORTS = {
     "highest": "reward", "lowest": "-reward", "longest": "think_tokens",
     "shortest": "-think_tokens", "r_ss": "r_ss", "r_kl": "r_kl",
-    "copied": "copied", "compression": "compression",
+    "copied": "copied", "compression": "compression", "utility": "utility",
 }  # fmt: skip
 """Orders, each by an expression, the largest first; nulls come last."""
 _NONE = "", frozenset[str]()
