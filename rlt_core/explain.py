@@ -312,7 +312,7 @@ def _texts(
         return find(table, inputs[table].key, row[IDS[table]]) if table in inputs else None
 
     if trace := row_of("traces"):
-        ids = trace["token_ids"]
+        ids = trace["token_ids"] or []
         if row["teacher_think_logprobs"] is None:  # its ids may be those of another tokenizer
             ids = ids_of(trace["text"], len(row["student_think_logprobs"]))
         think = partial(_in_context, tokenizer, ids)

@@ -200,11 +200,15 @@ class Library:
 
     @lru_cache(maxsize=4096)  # noqa: B019
     def name_of(self, key: str) -> str:
-        """Return an artifact's label, with its seed if others have the label; else the key."""
+        """Return an artifact's label, with what tells it from others of the label; else the key."""
         if not (one := self.manifests.get(key)):
             return key
-        seeds = {other.seed for other in self.manifests.values() if other.label == one.label}
-        return one.label if len(seeds) == 1 else f"{one.label} seed {one.seed}"
+        others = [each for each in self.manifests.values() if each.label == one.label]
+        same = [each for each in others if each.seed == one.seed]
+        name = one.label if len(same) == len(others) else f"{one.label} seed {one.seed}"
+        if {each.profile for each in same} != {one.profile}:
+            name += f" of {one.profile}"
+        return f"{name} ({key[:6]})" if [e.profile for e in same].count(one.profile) > 1 else name
 
     def teachers(self) -> dict[str, str]:
         """Names of the teachers of all traces, by key."""

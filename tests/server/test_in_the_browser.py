@@ -1,7 +1,6 @@
 """A stage alone, started as a person starts it: Chromium, the deployment's page, its form."""
 
 import http.server
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,14 +12,10 @@ from prefect.client.schemas.objects import FlowRun
 
 from flows.forms import essentials_form, overrides_form
 from rlt_core.stages import STAGES
+from tests.chromium import CHROMIUM, FLAGS
 from tests.flows.test_forms import untouched_form
 from tests.server.conftest import Server
 
-CHROMIUM = shutil.which("chromium")
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 WORK_S = 120_000.0
 """Milliseconds in which a stage of profile smoke surely ends."""
 

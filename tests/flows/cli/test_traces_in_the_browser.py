@@ -10,8 +10,8 @@ from playwright.sync_api import expect, sync_playwright
 from rlt_core.explorer.export import export
 from rlt_core.explorer.queries import Library
 from rlt_core.store import Store
+from tests.chromium import CHROMIUM, FLAGS
 from tests.sample_store import commit, row, sample_run, score_row, scored_training_traces
-from tests.server.test_in_the_browser import CHROMIUM, FLAGS
 
 pytestmark = [
     pytest.mark.slow,
