@@ -8,6 +8,7 @@ Pages are asked for as a browser does. `first` is a page with filters nobody ask
 
 import argparse
 import html
+import multiprocessing
 import re
 import resource
 import statistics
@@ -54,8 +55,9 @@ def _commit(store: Store, kind: str, stage: str, tables: Mapping[str, pa.Table],
     )  # fmt: skip
 
 
-def fill(store: Store, traces: int, think_tokens: int) -> None:
+def fill(place: str, traces: int, think_tokens: int) -> None:
     """Commit questions, traces and scores."""
+    store = Store(place)
     scores, rng = scores_table(traces, think_tokens), np.random.default_rng(1)
     texts = [" ".join(words) for words in rng.choice(WORDS, (traces, think_tokens)).tolist()]
 
@@ -90,7 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(f"{folder}/store")
-        fill(store, given.traces, given.think_tokens)
+        filling = multiprocessing.get_context("spawn").Process(
+            target=fill, args=(str(store), given.traces, given.think_tokens)
+        )
+        filling.start()  # its memory is not that of the pages
+        filling.join()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         started = time.perf_counter()
         library = Library(store)
@@ -116,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             seconds, page = _timed(client, path)
             print(f"{'/' + kind:<50} first {seconds:.3f} s")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-        print(f"peak memory {peak:.0f} MB, {before:.0f} MB of it before the index")
+        print(f"peak memory {peak:.0f} MB; {before:.0f} MB before the index")
     if slow:
         raise SystemExit(f"too slow: {', '.join(slow)}")
 

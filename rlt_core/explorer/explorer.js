@@ -13,8 +13,8 @@ function address() {
 
 form?.addEventListener("input", async (event) => {
   if ("load" in event.target.dataset) return form.requestSubmit();
-  const shown = event.target.closest("label")?.querySelector("output");
-  if (shown) shown.value = event.target.value;
+  const shown = event.target.closest("label")?.querySelector("b");
+  if (shown) shown.textContent = event.target.value;
   const to = address();
   history.replaceState(null, "", to);
   pending?.abort();
