@@ -91,8 +91,8 @@ class Library:
         )
         columns = ", ".join(f"{name} {SQL_TYPES[SCORES.field(name).type]}" for name in NARROW)
         self._db.execute(
-            f"create table listed (run varchar, file varchar, {columns}, judge varchar, "
-            "traces_run varchar, badges varchar[])"
+            f"create table listed (run varchar, file varchar, id varchar, {columns}, "
+            "judge varchar, traces_run varchar, badges varchar[])"
         )
         self._db.execute(
             "create table placed (run varchar, file varchar, trace_id varchar, question_id varchar)"
@@ -135,7 +135,8 @@ class Library:
             digest = hashlib.sha256(json.dumps(judge, sort_keys=True).encode()).hexdigest()[:8]
             self._insert(
                 one, "scores", NARROW,
-                f"""insert into listed select '{key}', __filename, {", ".join(NARROW)},
+                f"""insert into listed
+                select '{key}', __filename, '{key}' || trace_id, {", ".join(NARROW)},
                 left(coalesce(student, ''), 8) || '{digest}', ?,
                 {_badges(BADGES)} from incoming""",
                 one.inputs["traces"].key if "traces" in one.inputs else None,
@@ -265,7 +266,7 @@ class Library:
     def questions(self, filters: Filters, sort: str, after: str | None) -> Listing:
         """Questions with a trace that the filters leave, and the range of their rewards."""
         where, given = self._where(filters)
-        sql = f"""select judge, question_id, question_id as name, count(*) as explanations,
+        sql = f"""select judge, question_id, question_id as id, count(*) as explanations,
             count(distinct teacher) as teachers, max(reward) as best, min(reward) as worst
             from listed where {where} group by judge, question_id having count(reward) > 0"""
         return self._page(sql, given, QUESTION_SORTS[sort], after)
@@ -278,7 +279,7 @@ class Library:
     def traces(self, filters: Filters, sort: str, after: str | None) -> Listing:
         """Traces that the filters leave."""
         where, given = self._where(filters)
-        sql = f"select *, run || trace_id as name from listed where {where}"
+        sql = f"select * from listed where {where}"
         return self._page(sql, given, TRACE_SORTS[sort], after)
 
     def _page(self, sql: str, given: list[Any], order: str, after: str | None) -> Listing:
@@ -288,21 +289,19 @@ class Library:
         start, more = "true", []
         if after:
             value, _, name = after.partition("~")
-            start = "place < ? or (place = ? and name > ?)"
+            start = f"({place} < ? or ({place} = ? and id > ?))"
             more = [number("after", value)] * 2 + [name]
         rows = self.ask(
-            f"""with found as ({sql}), ordered as (select *, {place} as place from found)
-            select ordered.*, (select count(*) from found) as total,
-              (select any_value(question) from asked where asked.question_id = ordered.question_id)
-                as question
-            from (select * from ordered where {start} order by place desc, name
-                  limit {PAGE_ROWS + 1}) as ordered
-            order by place desc, name""",
+            f"""select page.*, (select any_value(question) from asked
+              where asked.question_id = page.question_id) as question
+            from (select *, {place} as place from ({sql}) where {start}
+                  order by {place} desc, id limit {PAGE_ROWS + 1}) as page
+            order by place desc, id""",
             *given, *more,
         )  # fmt: skip
         last = rows[PAGE_ROWS - 1] if len(rows) > PAGE_ROWS else None
-        total = rows[0]["total"] if rows else 0
-        follow = f"{last['place']!r}~{last['name']}" if last else None
+        follow = f"{last['place']!r}~{last['id']}" if last else None
+        total = self.ask(f"select count(*) as rows from ({sql})", *given)[0]["rows"]
         return Listing(rows[:PAGE_ROWS], total, follow)
 
     def of_question(self, name: str, judge: str | None, run: str | None) -> list[Row]:
