@@ -69,7 +69,7 @@ def run(ctx: StageContext) -> dict[str, float]:
                 rows, contexts, questions, student_renderer, loader("student"),
                 config.reward.temperature, ctx.resources.tokens_per_batch, progress.part(1, parts),
             )  # fmt: skip
-        if not scoring.utility_questions:
+        if not measured:
             return rows
         return _with_utility(
             ctx, rows, contexts, questions, held_out, student_renderer, measured,

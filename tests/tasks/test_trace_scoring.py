@@ -38,7 +38,12 @@ def a_model(store: Store, digit: str, tokenizer: PreTrainedTokenizerFast) -> Ref
 
 
 def scores(
-    store: Store, student: Ref, teacher: Ref | None, own: str = "so 3", **reward: Any
+    store: Store,
+    student: Ref,
+    teacher: Ref | None,
+    own: str = "so 3",
+    split: str = "train",
+    **reward: Any,
 ) -> Manifest:
     """Score TEXTS, which the teacher wrote."""
     writer = Renderer(FORMAT, tiny_tokenizer(FORMAT))
@@ -47,7 +52,7 @@ def scores(
             "questions", question_id=name, split=split, question="1+2", solution="3", answer="3",
             grader="arithmetic", trace=own,
         )
-        for name, split in (("q", "train"), ("v", "validation"))
+        for name, split in (("q", split), ("v", "validation"))
     )  # fmt: skip
     traces = [
         row(
@@ -115,3 +120,9 @@ def test_traces_without_their_teacher_are_ranked_by_what_is_known(store: Store) 
 def test_utility_is_not_measured_after_wrong_explanations(store: Store, own: Any) -> None:
     with pytest.raises(UserError, match="arrives at the solution, and the data has none"):
         scores(store, a_model(store, "1", tiny_tokenizer(FORMAT)), None, own)
+
+
+def test_traces_of_held_out_questions_have_no_utility(store: Store) -> None:
+    student = a_model(store, "1", tiny_tokenizer(FORMAT))
+    made = scores(store, student, None, split="validation")
+    assert all(one["utility"] is None for one in read_rows(store.local(made), "scores"))
