@@ -15,6 +15,8 @@ from rlt_core.report.trace_sets import known_mean
 
 REWARD, NOISE = "reward", "random"
 """Sets: the paper's, and the noise floor."""
+UTILITY = "utility_spearman"
+"""Statistic of a set whose traces have a measured utility."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class RankLine:
     rank: int | None = None
     """None for a statistic; so are the next two."""
     mean_reward: float | None = None
+    utility: float | None = None
     traces: int | None = None
     student: str = ""
     """Variant of its evaluations."""
@@ -49,8 +52,8 @@ class RankAblation:
     first_minus_last: Estimate | None
     """Score of the students of the first rank minus that of the last, on the same questions."""
 
-    def statistic(self, name: str) -> RankLine:
-        return next(one for one in self.statistics if one.quantity == name)
+    def statistic(self, name: str) -> RankLine | None:
+        return next((one for one in self.statistics if one.quantity == name), None)
 
     @property
     def spread(self) -> float | None:
@@ -90,7 +93,7 @@ def _rank_set(part: Part, parts: Parts, evaluations: Evaluations) -> RankAblatio
                 high=metrics.get(f"{name}_high"),
                 by_seed={s: metrics[f"{name}@{s}"] for s in seeds if f"{name}@{s}" in metrics},
             )
-            for name in STATISTICS
+            for name in (*STATISTICS, *({UTILITY} & metrics.keys()))
         ],
         undefined_resamples=metrics.get("undefined_resamples", 0.0),
         first_minus_last=paired_difference(
@@ -118,6 +121,7 @@ def _rank_line(rank: int, rows: list[Row], student: str, evaluations: Evaluation
         low=low,
         high=high,
         mean_reward=known_mean([row["mean_reward"] for row in rows]),
+        utility=known_mean([row["utility"] for row in rows]),
         traces=sum(row["traces"] for row in rows),
         by_seed={row["seed"]: row["value"] for row in rows},
         student=student,

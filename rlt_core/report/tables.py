@@ -167,6 +167,8 @@ def set_name(ranks: RankAblation) -> str:
 def rank_statistic(ranks: RankAblation, name: str) -> str:
     """A statistic with its interval, or in words where it is not defined."""
     found = ranks.statistic(name)
+    if found is None:
+        return NOTHING
     if found.value is None or not math.isfinite(found.value):
         return "not defined: all students have the same score"
     return number(found)

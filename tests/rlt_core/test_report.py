@@ -133,6 +133,10 @@ def test_the_rank_ablation_is_that_of_its_artifact(data, run):
     assert data.ranks.statistic("pearson").value == metrics["pearson"]
     assert data.ranks.statistic("slope_points").low == metrics["slope_points_low"]
     assert data.ranks.lines[0].value > data.ranks.lines[-1].value
+    assert data.ranks.statistic("utility_spearman").low == metrics["utility_spearman_low"]
+    assert data.ranks.lines[0].utility is not None
+    others = [one for one in data.rank_sets if one.ranked_by != "reward"]
+    assert [one.statistic("utility_spearman") for one in others] == [None] * len(others)
 
 
 def test_data_costs_and_lineage(data, run, folder):
