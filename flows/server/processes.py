@@ -57,8 +57,13 @@ class Processes:
     def start(
         self, name: str, command: Sequence[str], environment: Mapping[str, str], umask: int = -1
     ) -> None:
-        """Start a process in a session of its own, so that Ctrl-C does not reach it."""
+        """Start a process in a session of its own, so that Ctrl-C does not reach it.
+
+        Its log begins empty; that of the start before is kept as `{name}.log.1`.
+        """
         private_folder(self.home)
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(self.log(name), f"{self.log(name)}.1")
         with self.log(name).open("ab") as log:
             child = subprocess.Popen(
                 command,
