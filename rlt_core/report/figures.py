@@ -118,25 +118,27 @@ def _rewarded(data: ReportData) -> str:
 
 
 def _scores(data: ReportData) -> Iterator[Figure]:
-    rows = [row for row in data.totals if row["metric"].startswith("avg@")]
+    rows = data.experiment.rows if data.experiment else data.totals
+    tasks = by_information([row for row in rows if row.get("metric", "avg@").startswith("avg@")])[0]
     panels = [
         Panel(
             f"Score on {task}",
             [
                 Series(
-                    data.name_of(row["model"]), [_point(row["value"])],
+                    data.name_of(row["model"]), [_point(row.get("method") or row["value"])],
                     GREY if row["model"] == BASE else 0,
                 )
                 for row in models
+                if row["value"]
             ],
             "% correct", unit="percent", bounds=(0.0, 1.0),
         )
-        for task, models in by_information(rows)[0].items()
+        for task, models in tasks.items()
+        if any(row["value"] for row in models)
     ]  # fmt: skip
-    evaluations = [
-        part for one in data.evaluations.students for part in data.evaluations.parts[one]
-    ]
-    sql = _scored(evaluations, list(by_information(rows)[0]))
+    models = dict.fromkeys(row["model"] for row in rows)
+    evaluations = [part for one in models for part in data.evaluations.parts.get(one, [])]
+    sql = _scored(evaluations, list(tasks))
     yield Figure("scores", "Scores of the models over all seeds, with 95% intervals.", panels, sql)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
 
 from rlt_core.report.gather import ReportData
 from rlt_core.report.inputs import Part, Row
@@ -11,36 +11,37 @@ from rlt_core.report.scores import RANKED
 
 def legend(data: ReportData) -> list[Row]:
     """One row per evaluated model, the students of ranks as one."""
-    made = {part.manifest.ref.key: part for part in data.nodes}
+    made = {part.key: part for part in data.nodes}
     rows: dict[str, Row] = {}
     for model, parts in data.evaluations.parts.items():
-        part = made.get(parts[0].manifest.inputs["model"].key)
-        what = _what(part, made)
+        what = _what(_input(parts[0], "model", made), made)
         if RANKED.fullmatch(model) and data.name_of(model) == model:
             model = f"{model.rpartition('-')[0]}-1, -2, …"
-            what = what.replace("the best ", "the best, second best, … ")
+            what = re.sub("the best by|number [0-9]+ by", "the best, second best, … by", what)
         rows.setdefault(model, {"model": data.name_of(model), "variant": model, "what": what})
     return list(rows.values())
 
 
-def _what(part: Part | None, made: Mapping[str, Part]) -> str:
+def _input(part: Part, name: str, made: dict[str, Part]) -> Part | None:
+    """An artifact that this one read, if the report has it."""
+    ref = part.manifest.inputs.get(name)
+    return made.get(ref.key) if ref else None
+
+
+def _what(part: Part | None, made: dict[str, Part]) -> str:
     """A model in words."""
     if part is None:
         return "not in this report"
-    config = part.manifest.config
-
-    def source(name: str) -> str:
-        ref = part.manifest.inputs.get(name)
-        return _what(made.get(ref.key) if ref else None, made)
-
+    source = _input(part, "model", made)
+    start = "the base" if source and source.stage == "base-model" else f"({_what(source, made)})"
     match part.stage:
         case "base-model":
-            imported = config.get("imported")
+            imported = part.manifest.config.get("imported")
             return f"{imported}, as it is" if imported else "trained from scratch, without RL"
         case "student-sft":
-            return f"{_start(source('model'))} fine-tuned on {_traces(part, made)}"
+            return f"{start} fine-tuned on {_traces(part, made)}"
         case "student-grpo":
-            return f"RL on correct answers, from: {source('model')}"
+            return f"RL on correct answers, from {start}"
         case "teacher-sft":
             return "the teacher before RL"
         case "teacher-grpo":
@@ -49,23 +50,18 @@ def _what(part: Part | None, made: Mapping[str, Part]) -> str:
             return part.manifest.label
 
 
-def _start(model: str) -> str:
-    return "the base" if model.endswith(("as it is", "without RL")) else f"({model})"
-
-
-def _traces(part: Part, made: Mapping[str, Part]) -> str:
+def _traces(part: Part, made: dict[str, Part]) -> str:
     """What a student learned from."""
-    config, inputs = part.manifest.config, part.manifest.inputs
-    if config.get("traces") == "dataset":
-        return "the data set's own traces"
-    if config.get("traces") == "none":
-        return "the solutions alone"
-    traces = made.get(inputs["traces"].key) if "traces" in inputs else None
+    config, traces = part.manifest.config, _input(part, "traces", made)
     if traces is None:
-        return "traces"
-    teacher = traces.manifest.inputs.get("teacher")
-    writer = f"traces of {_what(made.get(teacher.key), made)}" if teacher else traces.manifest.label
+        known = {"dataset": "the data set's own traces", "none": "the solutions alone"}
+        return known.get(config.get("traces", ""), "traces")
+    teacher = _input(traces, "teacher", made)
+    found = f"traces of {_what(teacher, made)}" if teacher else traces.manifest.label
+    questions = _input(traces, "questions", made)
+    if questions and questions.variant:
+        found += f" about the questions of {questions.variant}"
     if rank := config.get("rank"):
         best = "the best" if rank == 1 else f"number {rank}"
-        return f"{best} by {config.get('order', 'reward')} of each question's {writer}"
-    return writer
+        return f"{best} by {config.get('order', 'reward')} of each question's {found}"
+    return found

@@ -26,12 +26,9 @@ from rlt_core.report.scores import by_information
 from rlt_core.report.texts import (
     NOTHING,
     Markdown,
-    Number,
     as_markdown,
     cell,
     for_page,
-    joined,
-    number,
     only_html,
     only_markdown,
 )  # fmt: skip
@@ -99,14 +96,11 @@ def _page(data: ReportData, found: Summary, title: str, figures: Mapping[str, Fi
             ]
         )
 
-    def several(numbers: Sequence[float]) -> Number:
-        return joined(map(number, numbers)) if len(numbers) > 1 else NOTHING
-
-    environment.filters.update(CELLS | {"table": table, "several": several})
+    environment.filters.update(CELLS | {"table": table, "several": texts.several})
     environment.globals.update(
         CELLS | {name: each for name, each in vars(tables).items() if callable(each)},
-        markdown=Markdown, figure=figure, legend=legend, by_information=by_information,
-        label_of=label_of, paper=paper,
+        markdown=Markdown, figure=figure, figures=figures, legend=legend,
+        by_information=by_information, label_of=label_of, paper=paper,
         NOTHING=NOTHING, NOTE=NOTE, WINDOW_STEPS=WINDOW_STEPS,
         MEASURE_NAMES=tables.MEASURE_NAMES,
     )  # fmt: skip

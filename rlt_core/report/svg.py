@@ -101,7 +101,7 @@ class Panel:
         for place, one in enumerate(self.series):
             y, point = TOP + row * place, one.points[0]
             shown = self._value(point)
-            yield f'<g class="{_color(one.color)}">' + _text(0, y + 14, one.name)
+            yield f'<g class="{_color(one.color)}">' + _text(0, y + 14, _cut(one.name))
             yield _text(WIDTH, y + row - 22, shown, "end")
             if point.low is not None and point.high is not None:
                 yield _line(scale(point.low), y + row - 11, scale(point.high), y + row - 11, "bar")
@@ -200,6 +200,11 @@ def _runs(points: Iterable[DrawnPoint]) -> Iterator[list[DrawnPoint]]:
             run = []
     if run:
         yield run
+
+
+def _cut(name: str) -> str:
+    most = int(WIDTH / LETTER)
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def _color(number: int) -> str:

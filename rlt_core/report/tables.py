@@ -29,6 +29,7 @@ from rlt_core.report.texts import (
     p_value,
     percent,
     points,
+    several,
 )
 from rlt_core.store import Manifest, Ref
 
@@ -72,16 +73,19 @@ def share(ratio: Ratio | None) -> str:
 def overview(experiment: Experiment, alike: Collection[str]) -> list[Row]:
     """Models by tasks: the paper's number where the task is one of the paper's, and ours; without
     the tasks on which all are `alike`."""
-    shown = []
+    shown, ours = [], ", ours" if experiment.quotes else ""
     tables = [rows for task, rows in experiment.tables.items() if task not in alike]
     for rows in zip(*(tables or experiment.tables.values()), strict=True):
-        line: Row = {"row": rows[0]["row"]}
+        line: Row = {"model": rows[0]["row"]}
         for row in rows:
             task = row["task"]
             if task != paper.MEAN:
                 line[f"{task}, the paper"] = quoted(row)
             if task:
-                line[f"{task_name(task)}, ours"] = _ours(row, row["method"] or row["value"])
+                line[f"{task_name(task)}{ours}"] = _ours(row, row["method"] or row["value"])
+        last, prefix = rows[-1], "method_" if rows[-1]["method_difference"] else ""
+        line["difference"] = points(last[f"{prefix}difference"])
+        line["against"] = last["against"] or NOTHING
         line["mean of its three benchmarks, the paper"] = quoted(rows[0], "paper_mean_percent")
         line["the paper's row"] = rows[0]["paper_row"] or NOTHING
         line["did not run"] = rows[0]["missing"] or NOTHING
@@ -114,11 +118,11 @@ def _task_row(row: Row) -> Row:
     sizes = Number(f"{row['questions']} × {samples} × {row['seeds']}")  # noqa: RUF001
     missing = f"did not run: {row['missing']}"
     return {
-        "row": row["row"],
+        "model": row["row"],
         "the paper": quoted(row),
         "ours, this checkpoint": missing if row["missing"] else _ours(row, row["value"]),
         "ours, this method": percent(row["method"]),
-        "by seed": joined(map(percent, by_seed.values() if len(by_seed) > 1 else ())),
+        "by seed": several(list(by_seed.values()), percent),
         "questions × samples × seeds": sizes if scored else NOTHING,  # noqa: RUF001
         "ungraded": row["ungraded"] if scored else NOTHING,
         "grader failed (wrong)": row["grader_failed"] if scored else NOTHING,
@@ -129,8 +133,8 @@ def _task_row(row: Row) -> Row:
         "p; Holm, the method": _p(row, "method_p"),
         "detectable": percent(row["detectable"]),
         "share of the data-set student's gain": share(row["gain"]),
-        "model": codes(row["model_keys"] or ()),
-        "evaluation": codes(row["evaluation_keys"] or ()),
+        "key of the model": codes(row["model_keys"] or ()),
+        "key of the evaluation": codes(row["evaluation_keys"] or ()),
     }
 
 

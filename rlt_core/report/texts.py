@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rlt_core.printable import printable
@@ -101,6 +101,13 @@ def duration(seconds: float) -> Number:
 def joined(values: Iterable[Markdown], by: str = "; ") -> Number:
     """Several numbers or names in one cell."""
     return Number(by.join(values)) or NOTHING
+
+
+def several(values: Sequence[float], form: Callable[[float], Number] = number) -> Number:
+    """The values of several seeds; the ends of many. One is no list."""
+    if len(values) <= MANY:
+        return joined(map(form, values)) if len(values) > 1 else NOTHING
+    return Number(f"{form(min(values))} to {form(max(values))}")
 
 
 # ---------------------------------------------------------------- text of unknown origin

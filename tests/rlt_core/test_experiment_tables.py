@@ -132,12 +132,13 @@ def test_quotes_are_beside_their_benchmark_only_and_are_marked(pages):
     _, text, html, tables = pages
     overview, _, aime, test, mean = Page(html).tables[:5]
     assert overview[0] == [
-        "row", "aime24, the paper", "aime24, ours", "test, ours", "mean over tasks, ours",
-        "mean of its three benchmarks, the paper", "the paper's row", "did not run",
+        "model", "aime24, the paper", "aime24, ours", "test, ours", "mean over tasks, ours",
+        "difference", "against", "mean of its three benchmarks, the paper", "the paper's row",
+        "did not run",
     ]  # fmt: skip
     by_name = {line[0]: line for line in overview[1:]}
-    assert by_name[NASTY][1] == "23.3 (quoted)" and by_name[NASTY][5] == "49.50 (quoted)"
-    assert by_name["Solutions"][1] == by_name["Solutions"][5] == "\u2013"
+    assert by_name[NASTY][1] == "23.3 (quoted)" and by_name[NASTY][7] == "49.50 (quoted)"
+    assert by_name["Solutions"][1] == by_name["Solutions"][7] == "\u2013"
     assert "the paper" in aime[0] and "the paper" not in test[0] and "the paper" not in mean[0]
     for line in [*overview[1:], *aime[1:]]:
         assert line[1] == "\u2013" or "(quoted" in line[1]
