@@ -51,8 +51,8 @@ def sql(
 ) -> None:
     """Query the store's tables with SQL (DuckDB).
 
-    Tables: questions, traces, scores, eval_samples, eval_scores, train_steps, rank_scores, dropped,
-    eval_overlaps, artifacts, costs, lineage, refs.
+    Tables: questions, traces, scores, eval_samples, eval_scores, train_steps, rollouts,
+    rank_scores, dropped, eval_overlaps, artifacts, costs, lineage, refs.
     """
     chosen = _format(format, output)
     if safe_csv:
@@ -143,7 +143,9 @@ def ask(connection: DuckDBPyConnection, text: str, format: str, output: Path | N
 
 
 AGGREGATE = re.compile(r"\b(avg|mean|sum|count|min|max|median|mode|stddev\w*|quantile\w*)\s*\(")
-MIXED = ("traces", "scores", "eval_samples", "eval_scores", "train_steps", "rank_scores")
+MIXED = (
+    "traces", "scores", "eval_samples", "eval_scores", "train_steps", "rollouts", "rank_scores",
+)  # fmt: skip
 SHOWN_LABELS = 4
 
 

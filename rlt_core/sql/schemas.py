@@ -257,17 +257,22 @@ def _as_in_scores(*names: str) -> dict[str, Column]:
 
 ROLLOUTS = _declare(
     "rollouts",
-    """One row per completion that GRPO sampled, was rewarded for and learned from, at every
-`resources.rollouts_every_steps`th step, the first and the last: all completions of at most four of
-the step's questions. A step has questions of its own; those that more of the logged steps have
-are preferred, so that one can be followed over the steps where the data is seen again. Its
-log-probs are those before the step's update.""",
+    """One row per completion of a logged step of GRPO (the first, the last, every
+`resources.rollouts_every_steps`th), sampled and scored before the step's update. With an
+`advantage`: the step's own completions, from which it learned, all of at most four of its
+questions; each step has others. Without: four new completions of each of two watched questions,
+the same ones at every logged step, which show how explanations change; nothing is learned from
+them, but the last steps may have these questions, too.""",
     stage=(STRING, "`teacher-grpo` or `student-grpo`"),
     seed=SEED,
     step=(INT, "optimiser step, from 1"),
     question_id=QUESTION_ID,
     sample=SAMPLE,
-    advantage=(DOUBLE, "(reward - mean of the group) / (standard deviation of the group + 1e-4)"),
+    advantage=(
+        DOUBLE,
+        "(reward - mean of the group) / (standard deviation of the group + 1e-4); null for a "
+        "watched question",
+    ),
     **_as_in_scores(*_PARTS),
     correct=(BOOL, "graded correct; null where the reward is not correctness"),
     closed=(BOOL, "the end tag of the explanation (in `student-grpo`: of the answer) was written"),

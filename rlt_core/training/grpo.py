@@ -46,7 +46,7 @@ from rlt_core.training.metrics import StepRecorder, grpo_metrics
 from rlt_core.training.policy import adapters, load_policy, trainer_arguments
 from rlt_core.training.reward_function import NoReward, Prompt, RewardFunction, Rewards
 from rlt_core.training.rollout import open_rollouts, require_context
-from rlt_core.training.rollout_rows import logged_groups
+from rlt_core.training.rollout_rows import choose, sample_watched
 
 PINNED: dict[str, Any] = {
     "num_iterations": 1, "shuffle_dataset": False, "top_k": 0, "min_p": None,
@@ -86,7 +86,7 @@ def train_grpo(
     batch_size, processes = config.questions_per_step * config.group_size, join(resources)
     micro = micro_batches(batch_size, resources.micro_batch_size, processes.num_processes)
     recorder = StepRecorder(context, steps, epochs_per_step=config.questions_per_step / len(kept))
-    recorder.logged = logged_groups(order, config, steps, resources.rollouts_every_steps)
+    recorder.logged, watched = choose(order, config, steps, resources.rollouts_every_steps)
     sync = config.reference_sync or ReferenceSync()
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TRLConfig(
@@ -105,6 +105,7 @@ def train_grpo(
         )
         trainer = PolicyTrainer(
             prompts=kept,
+            watched=[kept[question] for question in watched],
             key=key,
             reward=reward,
             resources=resources,
@@ -130,8 +131,8 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
     _buffered_inputs: Any
 
     def __init__(
-        self, *, prompts: Sequence[Prompt], key: str, reward: RewardFunction,
-        resources: StageResources, **arguments: Any,
+        self, *, prompts: Sequence[Prompt], watched: Sequence[Prompt], key: str,
+        reward: RewardFunction, resources: StageResources, **arguments: Any,
     ) -> None:  # fmt: skip
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You are using 'rollout_func'")  # experimental
@@ -143,7 +144,7 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
             self.ref_model.float()  # on the device: see `load_model`
         elif self.ref_model is not None:
             sharding.shard(self.ref_model, resources, bool(self.args.bf16))
-        self._prompts, self._key, self._reward = prompts, key, reward
+        self._prompts, self._watched, self._key, self._reward = prompts, watched, key, reward
         self._group_size = cast(int, self.args.num_generations)
         self._micro_batches = cast(int, self.args.steps_per_generation)
         self._sampling = Sampling(
@@ -195,13 +196,8 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         finite: TRL would ignore a NaN silently.
         """
         batch, result, fault = [self._prompts[row] for row in prompts], Rewards([], {}), None
-        ids = [each.ids for each in rollouts]
-        logprobs = [cast(FLOATS, each.logprobs) for each in rollouts]
-        policy = self.accelerator.unwrap_model(self.model)
-        gathered = sharding.whole(policy) if self._reward.reads_policy else nullcontext()
         try:
-            with self.accelerator.autocast(), gathered:
-                result = self._reward(batch, ids, logprobs, policy)
+            result = self._rewards(batch, rollouts)
             finite_N = torch.tensor(result.rewards, dtype=torch.float32).isfinite()
             if not finite_N.all():
                 place = finite_N.tolist().index(False)
@@ -215,12 +211,32 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         self._recorder.record_rewards(batch, rollouts, result, self._group_size, self.accelerator)
         return result.rewards
 
+    def _rewards(self, prompts: Sequence[Prompt], rollouts: Sequence[Completion]) -> Rewards:
+        """The rewards of completions under the current policy. Raises NoReward."""
+        ids = [each.ids for each in rollouts]
+        logprobs = [cast(FLOATS, each.logprobs) for each in rollouts]
+        policy = self.accelerator.unwrap_model(self.model)
+        gathered = sharding.whole(policy) if self._reward.reads_policy else nullcontext()
+        with self.accelerator.autocast(), gathered:
+            return self._reward(prompts, ids, logprobs, policy)
+
+    def _record_rollouts(self, step: int, advantages_N: Tensor) -> None:
+        """Keep completions of a logged step, and new ones of the watched questions, which every
+        process samples alike and nothing is learned from."""
+        if step in self._recorder.logged:
+            self._recorder.record_rollouts(step, advantages_N)
+            more = (self._key, step, self._sampling, self._reward.stop_ids)
+            watched, rollouts = sample_watched(self._engine, self._watched, *more)
+            with suppress(NoReward):
+                result = self._rewards(watched, rollouts)
+                self._recorder.record_watched(step, watched, rollouts, result)
+
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Tensor]:
         """Override: TRL shuffles a step's completions before it cuts them into micro-batches. Here
         completions of similar length go together, which saves padding; the gradient is the same."""
         if self._step % self._micro_batches == 0:
             batch = self._generate_and_score_completions(generation_batch)
-            self._recorder.record_rollouts(self.state.global_step + 1, batch["advantages"])
+            self._record_rollouts(self.state.global_step + 1, batch["advantages"])
             order_N = batch["completion_mask"].sum(1).argsort(descending=True, stable=True)
             self._buffered_inputs = [
                 {name: rows[chunk_B] for name, rows in batch.items() if rows.dim() > 0}

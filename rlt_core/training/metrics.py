@@ -22,7 +22,7 @@ from rlt_core.reward.diagnostics import explanation_alarms
 from rlt_core.sql.schemas import TRAIN_STEPS
 from rlt_core.training.context import TrainingContext
 from rlt_core.training.reward_function import Prompt, Rewards
-from rlt_core.training.rollout_rows import rollout_rows
+from rlt_core.training.rollout_rows import WATCHED_SAMPLES, own_rows, rollout_row
 
 Row = dict[str, Any]
 ZERO_VARIANCE_STEPS = 3
@@ -95,6 +95,7 @@ class StepRecorder(TrainerCallback):
         """Columns of the current step that only GRPO has: the reward, its parts, the gap."""
         self.stopped = False
         """Training ended early after a stop request."""
+        self.context = context
         self._ids = {"stage": context.stage, "seed": context.seed}
         self._total, self._epochs_per_step = total, epochs_per_step
         self._checkpoint_every = context.resources.checkpoint_every_steps
@@ -131,11 +132,17 @@ class StepRecorder(TrainerCallback):
         }
 
     def record_rollouts(self, step: int, advantages_N: Tensor) -> None:
-        """Keep the completions that were rewarded last, if the step is logged."""
-        if step in self.logged:
-            ids = self._ids | {"step": step}
-            groups = self.logged[step]
-            self.rollouts += rollout_rows(ids, *self._rewarded, advantages_N.tolist(), groups)
+        """Keep the completions of a logged step, which were rewarded last."""
+        ids, groups = self._ids | {"step": step}, self.logged[step]
+        self.rollouts += own_rows(ids, *self._rewarded, advantages_N.tolist(), groups)
+
+    def record_watched(
+        self, step: int, prompts: Sequence[Prompt], rollouts: Sequence[Completion], result: Rewards
+    ) -> None:
+        """Keep completions of the watched questions, those of each one after another."""
+        for place, (prompt, completion) in enumerate(zip(prompts, rollouts, strict=True)):
+            ids = self._ids | {"step": step, "sample": place % WATCHED_SAMPLES}
+            self.rollouts.append(rollout_row(ids, prompt, completion, result, place))
 
     def record_gap(self, gap_T: Tensor, accelerator: Accelerator) -> None:
         """Fill in how far the policy's log-probs of this process's tokens are from those that the

@@ -5,72 +5,89 @@ Shapes: N completions of this process in a step, G completions of a question (it
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accelerate.utils import gather_object
 
-from rlt_core.config import GRPOConfig
-from rlt_core.generation import Completion
+from rlt_core.config import GRPOConfig, Sampling
+from rlt_core.generation import Completion, sample_seed
+from rlt_core.generation.engine import Engine
 from rlt_core.processes import rank
 from rlt_core.sql.schemas import ROLLOUTS
 from rlt_core.training.reward_function import Prompt, Rewards
 
 LOGGED_QUESTIONS = 4
 """Questions of a logged step whose completions are kept."""
+WATCHED_QUESTIONS, WATCHED_SAMPLES = 2, 4
+"""Questions with new completions at every logged step, and the number of these."""
 
 
-def logged_groups(
+def choose(
     order: Sequence[int], config: GRPOConfig, steps: int, every: int | None
-) -> dict[int, list[int]]:
-    """Return logged step (from 1) -> places in the step of the questions to keep: the first and
-    last step, and each `every`th.
+) -> tuple[dict[int, list[int]], list[int]]:
+    """Return the logged steps (from 1) with the places in them of the questions to keep, and the
+    questions to watch.
 
-    `order`: the question at every position of the training (`data_order`). A question that more of
-    the logged steps have goes first; one that a step has twice is kept once.
+    Logged are the first step, the last, and each `every`th. Watched are those that training uses
+    last, so that most of what they show was learned from others. Kept are the first ones of a step,
+    none that is watched, and one that a step has twice once. `order`: the question at every
+    position of the training (`data_order`).
     """
     if every is None:
-        return {}
-    logged = sorted({1, steps, *range(every, steps + 1, every)})
-    size = config.questions_per_step
-    parts = {step: order[(step - 1) * size : step * size] for step in logged}
-    common = Counter(question for part in parts.values() for question in set(part))
-    kept = {
-        step: sorted(dict.fromkeys(part), key=lambda question: -common[question])
-        for step, part in parts.items()
-    }
+        return {}, []
+    first_use = {question: place for place, question in reversed(list(enumerate(order)))}
+    watched = sorted(first_use, key=lambda question: -first_use[question])[:WATCHED_QUESTIONS]
+    size, groups = config.questions_per_step, {}
+    for step in sorted({1, steps, *range(every, steps + 1, every)}):
+        part = order[(step - 1) * size : step * size]
+        kept = [question for question in dict.fromkeys(part) if question not in watched]
+        groups[step] = [part.index(question) for question in kept[:LOGGED_QUESTIONS]]
+    return groups, watched
+
+
+def sample_watched(
+    engine: Engine, watched: Sequence[Prompt], key: str, step: int, sampling: Sampling,
+    stop_ids: Sequence[int],
+) -> tuple[list[Prompt], list[Completion]]:  # fmt: skip
+    """Sample completions of the watched questions, with seeds of their own; return each with its
+    prompt."""
+    places, key = range(WATCHED_SAMPLES), f"{key}:watched:{step}"
+    seeds = [[sample_seed(key, each.question_id, place) for place in places] for each in watched]
+    sampled = engine.generate([each.ids for each in watched], sampling, seeds, stop_ids)
+    prompts = [each for each in watched for _ in places]
+    return prompts, [completion for group in sampled for completion in group]
+
+
+def rollout_row(
+    ids: Mapping[str, Any], prompt: Prompt, completion: Completion, result: Rewards, place: int
+) -> dict[str, Any]:
+    """Return the row of the completion at this place of a batch. `ids`: columns that the caller
+    knows."""
+    parts = {name: each[place] for name, each in result.parts.items() if name in ROLLOUTS.names}
     return {
-        step: sorted(parts[step].index(question) for question in questions[:LOGGED_QUESTIONS])
-        for step, questions in kept.items()
+        **dict.fromkeys(ROLLOUTS.names),
+        **parts,
+        **(result.rollouts[place] if result.rollouts else {}),
+        "question_id": prompt.question_id,
+        "reward": result.rewards[place],
+        "clipped": completion.finish_reason == "length",
+        "completion_ids": completion.ids,
+        "completion_logprobs": completion.logprobs,
+        **ids,
     }
 
 
-def rollout_rows(
+def own_rows(
     ids: Mapping[str, Any], prompts: Sequence[Prompt], completions: Sequence[Completion],
     result: Rewards, group_size: int, advantages: Sequence[float], groups: Sequence[int],
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Return the rows of these groups of a step, of the completions of all processes, which must
     call it together with their own (N)."""
     first, rows = rank() * len(prompts), []
-    for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        group, sample = divmod(first + i, group_size)
-        if group not in groups:
-            continue
-        parts = {name: values[i] for name, values in result.parts.items() if name in ROLLOUTS.names}
-        rows.append(
-            {
-                **dict.fromkeys(ROLLOUTS.names),
-                **ids,
-                **parts,
-                **(result.rollouts[i] if result.rollouts else {}),
-                "question_id": prompt.question_id,
-                "sample": sample,
-                "reward": result.rewards[i],
-                "advantage": advantages[i],
-                "clipped": completion.finish_reason == "length",
-                "completion_ids": completion.ids,
-                "completion_logprobs": completion.logprobs,
-            }
-        )
+    for place, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        group, sample = divmod(first + place, group_size)
+        if group in groups:
+            more = {**ids, "sample": sample, "advantage": advantages[place]}
+            rows.append(rollout_row(more, prompt, completion, result, place))
     return list(gather_object(rows))

@@ -17,7 +17,7 @@ from rlt_core.training.answer_reward import AnswerReward
 from rlt_core.training.grpo import train_grpo
 from rlt_core.training.reward_function import Prompt, RewardFunction
 from rlt_core.training.rlt_reward import RLTReward
-from rlt_core.training.rollout_rows import LOGGED_QUESTIONS, logged_groups
+from rlt_core.training.rollout_rows import WATCHED_QUESTIONS, WATCHED_SAMPLES, choose
 
 SPEC = RewardSpec(temperature=0.7)
 
@@ -27,7 +27,7 @@ def prompts(renderer: Renderer) -> list[Prompt]:
     rows = [
         {"question": f"{a}+{a}=?", "solution": str(2 * a), "answer": str(2 * a),
          "grader": "arithmetic", "metadata": "{}"}
-        for a in range(3, 9)
+        for a in range(3, 15)
     ]  # fmt: skip
     return [
         Prompt(row["question"], renderer.teacher_prompt(row["question"], row["solution"]), row)
@@ -57,11 +57,16 @@ def test_a_row_is_what_the_completion_was_rewarded_for(
 ) -> None:
     out = train(tmp_path / "on", model, prompts, reward)
     rows, means = read_rows(out, "rollouts"), {row["step"]: row for row in steps(out)}
-    assert sorted({row["step"] for row in rows}) == [1, 2, 4, 5]
-    assert len(rows) == 4 * TEACHER.questions_per_step * TEACHER.group_size
+    watched = [row for row in rows if row["advantage"] is None]
     assert len({(row["step"], row["question_id"], row["sample"]) for row in rows}) == len(rows)
+    assert len({row["question_id"] for row in watched}) == WATCHED_QUESTIONS
+    assert len(watched) == 4 * WATCHED_QUESTIONS * WATCHED_SAMPLES
+    assert len({row["text"] for row in watched}) > len(watched) / 2
     for step in (1, 2, 4, 5):
-        of_step = [row for row in rows if row["step"] == step]
+        of_step = [row for row in rows if row["step"] == step and row["advantage"] is not None]
+        if step > 2:  # a watched question is among those of a late step
+            assert not {row["question_id"] for row in of_step} & {w["question_id"] for w in watched}
+            continue
         for part in ("reward", "r_ss", "r_kl", "kl_max", "doubt"):
             mean = np.mean([row[part] for row in of_step])
             assert mean == pytest.approx(means[step][part], rel=1e-5), part
@@ -90,7 +95,7 @@ def test_answers_are_kept_too(
     with Grader() as grader:
         reward = AnswerReward(renderer, CorrectnessReward(), grader)
         rows = read_rows(train(tmp_path, model, prompts, reward, steps=1), "rollouts")
-    assert len(rows) == TEACHER.questions_per_step * TEACHER.group_size
+    assert {row["advantage"] for row in rows} == {0.0, None}
     for row in rows:
         assert row["reward"] == CorrectnessReward().unformatted
         assert (row["correct"], row["closed"], row["r_ss"]) == (False, False, None)
@@ -98,12 +103,11 @@ def test_answers_are_kept_too(
         assert row["student_think_logprobs"] is None and row["completion_logprobs"]
 
 
-def test_a_question_is_followed_where_the_steps_have_it_again() -> None:
+def test_which_steps_and_questions_are_kept() -> None:
     config = TEACHER.model_copy(update={"questions_per_step": 6})
-    order = [*range(6), *range(6, 12), *[12, 13, 5, 14, 15, 5]]
-    logged = logged_groups(order, config, 3, every=2)
-    assert list(logged) == [1, 2, 3]
-    assert logged == {1: [0, 1, 2, 5], 2: [0, 1, 2, 3], 3: [0, 1, 2, 3]}
-    assert all(len(groups) == LOGGED_QUESTIONS for groups in logged.values())
-    assert list(logged_groups(order, config, 3, every=9)) == [1, 3]
-    assert logged_groups(order, config, 3, every=None) == {}
+    order = [*range(6), *range(6, 12), *[12, 13, 5, 14, 12, 15]]
+    assert choose(order, config, 3, every=2) == (
+        {1: [0, 1, 2, 3], 2: [0, 1, 2, 3], 3: [0, 1, 2]}, [15, 14],
+    )  # fmt: skip
+    assert list(choose(order, config, 3, every=9)[0]) == [1, 3]
+    assert choose(order, config, 3, every=None) == ({}, [])
