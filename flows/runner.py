@@ -18,6 +18,7 @@ from tempfile import NamedTemporaryFile, TemporaryDirectory
 
 from flows.cli.progress import Display
 from flows.cli.terminal import clean_output
+from flows.cli.watch import announced
 from flows.planning import Plan
 from flows.schedule import expected_seconds, seen_seconds
 from flows.server.connection import require_server
@@ -52,9 +53,11 @@ def main() -> int:
         }
         with (
             Display(len(seconds), weights=seconds, store=plan.store) as display,
+            announced(plan.store, f"{plan.profile}/{plan.target}", display.note) as status,
             nullcontext() if require_server() else serve(),
         ):
-            return _run(plan, display)
+            status.append(_run(plan, display))
+            return status[-1]
 
 
 def _use_writable_prefect_home(spare: str) -> None:

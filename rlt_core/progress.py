@@ -6,7 +6,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TypeVar
+
+from pydantic import BaseModel
 
 from rlt_core.errors import Stopped
 
@@ -14,6 +17,7 @@ Metrics = Mapping[str, float]
 T = TypeVar("T")
 STEPS = 5
 """Steps whose mean duration is expected of the next one."""
+CURVE_POINTS = 40
 PART = 1000
 """Units that a part of the work counts as."""
 
@@ -54,6 +58,20 @@ class Progress:
         return Progress(report, self.should_stop)
 
 
+class Note(BaseModel):
+    """The progress of a piece of work, told with its lease."""
+
+    done: int = 0
+    total: int | None = None
+    share: float = 0.0
+    """How much is done, from 0 to 1."""
+    left_s: float | None = None
+    """Seconds that it should still take."""
+    metrics: dict[str, float] = {}
+    curve: list[float] = []
+    """The reward, or the loss, so far."""
+
+
 @dataclass
 class Work:
     """A piece of work under way, as its reports show it."""
@@ -65,6 +83,8 @@ class Work:
     metrics: Metrics = field(default_factory=dict)
     said: float = field(default_factory=lambda: time.monotonic())
     """When a line about it was printed."""
+    curve: list[float] = field(default_factory=list)
+    """The reward, or the loss, at each report that has one."""
     _ends: deque[float] = field(default_factory=lambda: deque(maxlen=STEPS + 1))
 
     def reached(self, done: int, total: int, metrics: Metrics) -> None:
@@ -72,6 +92,8 @@ class Work:
         self.done, self.total, self.metrics = done, total, metrics
         if total:
             self._ends.append(time.monotonic())
+        if (value := metrics.get("reward", metrics.get("loss"))) is not None:
+            self.curve.append(value)
 
     @property
     def share(self) -> float:
@@ -86,3 +108,24 @@ class Work:
             return None, now - self.started
         whole = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else ends[0] - self.started
         return whole, max(0.0, whole - (now - ends[-1]))
+
+    def note(self) -> Note:
+        """What others may see of it."""
+        step, left = self.step()
+        if self.total and step is not None:
+            left += step * max(0, self.total - self.done - 1)
+        return Note(
+            done=self.done,
+            total=self.total,
+            share=self.share,
+            left_s=left if self.total and step is not None else None,
+            metrics={k: float(v) for k, v in self.metrics.items() if v is not None},
+            curve=_thinned(self.curve),
+        )
+
+
+def _thinned(values: list[float]) -> list[float]:
+    """Return at most `CURVE_POINTS` means of equal parts of the values."""
+    parts = min(CURVE_POINTS, len(values))
+    ends = [len(values) * i // parts for i in range(parts + 1)] if parts else []
+    return [sum(values[a:b]) / (b - a) for a, b in pairwise(ends)]

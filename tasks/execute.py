@@ -21,7 +21,7 @@ from rlt_core.config import StageResources
 from rlt_core.errors import UserError
 from rlt_core.estimate import hint
 from rlt_core.graph import key_of
-from rlt_core.progress import Metrics, Progress
+from rlt_core.progress import Metrics, Progress, Work
 from rlt_core.rows import table_files
 from rlt_core.sql.schemas import TABLES
 from rlt_core.stages import STAGES, Stage, parse_config
@@ -92,13 +92,17 @@ def execute(argument: dict[str, Any], progress: Progress) -> str | None:
 
 def compute(spec: NodeSpec, progress: Progress) -> Manifest:
     """Compute and commit a node, or return the manifest that another run committed meanwhile."""
-    stage, store = STAGES[spec.stage], Store(spec.store)
+    stage, store, work = STAGES[spec.stage], Store(spec.store), Work()
+
+    def report(done: int, total: int, metrics: Metrics) -> None:
+        work.reached(done, total, metrics)
+        progress.report(done, total, metrics)
 
     def waiting(_: dict[str, object]) -> None:
         progress.report(0, 0, {})
         progress.check()
 
-    with Lease(store.files, spec.key, spec.name, waiting):
+    with Lease(store.files, spec.key, spec.name, waiting, work.note):
         if (committed := store.manifest(stage.kind, spec.key)) is not None:
             return committed
         store.files.write(f"work/{spec.key}/node.txt", spec.name.encode())
@@ -107,7 +111,8 @@ def compute(spec: NodeSpec, progress: Progress) -> Manifest:
             attempt = store.begin(Ref(kind=stage.kind, key=spec.key))
             started = datetime.now(UTC)
             try:
-                ctx = context_of(spec, store, attempt.out, progress)
+                seen = Progress(report, progress.should_stop)
+                ctx = context_of(spec, store, attempt.out, seen)
                 metrics = _body(ctx, f"{spec.key}: attempt {attempt.id}")
                 _validate(stage, attempt)
                 return store.commit(_manifest(ctx, attempt, metrics, started))

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from flows.cli.tables import some
 from flows.cli.terminal import Console
-from rlt_core.progress import Metrics, Work
+from rlt_core.progress import Metrics, Note, Work
 from rlt_core.report.terminal import alarms_of, duration, facts, scores_of
 from rlt_core.store import Manifest, Store
 
@@ -109,15 +109,14 @@ class Display:
         room = max(1, self.console.height - 4)
         if len(lines) > room:
             lines[room:] = [Text(f"{'':>{self._digits}}  … and {len(lines) - room} more")]
-        share, elapsed = self._share(pieces), time.monotonic() - self._started
-        known = REMAINING_FROM <= share < 1 and not self._stopping
-        left = f", about {duration(elapsed / share - elapsed)} left" if known else ""
+        note, elapsed = self.note(), time.monotonic() - self._started
+        left = f", about {duration(note.left_s)} left" if note.left_s is not None else ""
         bar = Table.grid(padding=(0, 2))
         bar.width = max(1, self.console.width - 3)  # leaves room for the terminal's ^C
         for ratio in (None, 1, None):
             bar.add_column(ratio=ratio, no_wrap=True)
         number = f"{f'{self._ended}/{self._total}':>{self._digits}}"
-        bar.add_row(number, ProgressBar(1.0, share), f"{duration(elapsed)}{left}")
+        bar.add_row(number, ProgressBar(1.0, note.share), f"{duration(elapsed)}{left}")
         return Group(*lines, bar)
 
     def _share(self, pieces: Sequence[tuple[str, Work]]) -> float:
@@ -125,6 +124,15 @@ class Display:
         under_way = sum(self._weights.get(name, 1.0) * piece.share for name, piece in pieces)
         every = sum(self._weights.values()) if self._weights else self._total
         return min(1.0, (self._ended_weight + under_way) / every) if every else 1.0
+
+    def note(self) -> Note:
+        """What others may see of the run."""
+        with self._lock:
+            share = self._share(list(self._pieces.items()))
+            elapsed = time.monotonic() - self._started
+            known = REMAINING_FROM <= share < 1 and not self._stopping
+            left = elapsed / share - elapsed if known else None
+            return Note(done=self._ended, total=self._total, share=share, left_s=left)
 
     def stopping(self, grace_s: float) -> None:
         """Say what a stop request does, and how long the current steps should still take."""

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from typing import Annotated
 
 import typer
 
@@ -27,7 +28,8 @@ from flows.cli.options import (
 from flows.cli.plan import row, show_estimators
 from flows.cli.report import near, show
 from flows.cli.tables import table_console
-from flows.cli.terminal import print, print_data
+from flows.cli.terminal import Console, print, print_data
+from flows.cli.watch import line_of, watch
 from flows.planning import Plan
 from flows.server.local import current
 from rlt_core.config.endpoint import Endpoint
@@ -127,9 +129,17 @@ def _summary(store: Store, planned: list[Planned]) -> None:
 
 
 # ---------------------------------------------------------------- status
-def status(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+def status(
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+    watch_: Annotated[
+        bool, typer.Option("--watch", help="Follow what runs, and exit as the run exits.")
+    ] = False,
+) -> None:
     """Show running and unfinished nodes, and the latest run of each profile."""
     opened = existing_store(store)
+    if watch_:
+        raise typer.Exit(watch(opened, Console()))
     working, unfinished = opened.working(), opened.unfinished()
     profiles: dict[str, list[str]] = {}
     for name in opened.refs():
@@ -144,7 +154,7 @@ def status(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
         print(f"  server      {running.dashboard}, store {running.store}  (rlt down stops it)")
     for key, lease in sorted(working.items()):
         place = f"{lease['host']} pid {lease['pid']}"
-        print(f"  running     {lease.get('name') or key}  {key}  {place}")
+        print(f"  running     {line_of(lease)}  {key}  {place}")
     for key, name in unfinished.items():
         print(f"  unfinished  {name}  {key}  (the same command continues from its checkpoints)")
     for profile, nodes in sorted(profiles.items()):

@@ -25,9 +25,12 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from rlt_core.errors import UserError
+from rlt_core.progress import Note
 from rlt_core.store.files import Files, reason
 
 RENEW_S = 10.0
+NOTE_S = 2.0
+"""Seconds between two renewals on a local disk of a lease that tells progress."""
 EXPIRES_S = 60.0
 """Clocks of machines that share a store may differ by less than the difference: a lease from the
 future expires like one from the past."""
@@ -47,6 +50,8 @@ class _Document(BaseModel):
     machine: str | None = None
     """Machine, boot and PID namespace, within which the pid names the process."""
     renewed_at: float
+    note: Note | None = None
+    """Progress of the work, if the holder tells it."""
 
 
 def _parsed(_: str, data: bytes) -> dict[str, object]:
@@ -101,13 +106,15 @@ class Lease:
         key: str,
         name: str = "",
         waiting: Callable[[dict[str, object]], None] = lambda _: None,
+        note: Callable[[], Note] | None = None,
     ) -> None:
         """`name`: the work, in messages. `waiting(lease)` is called about once a second while
-        another holder works; it may raise to give up."""
+        another holder works; it may raise to give up. `note`: returns the work's progress."""
         self._files = files
         self._path = f"work/{key}/lease.json"
         self._name = name
-        self._waiting = waiting
+        self._waiting, self._note = waiting, note
+        self._renew_s = NOTE_S if note and files.is_local else RENEW_S
         self._id = uuid.uuid4().hex
         self._done = threading.Event()
 
@@ -120,6 +127,7 @@ class Lease:
             "started": _process_started("self"),
             "machine": _machine(),
             "renewed_at": time.time(),
+            "note": self._note and self._note().model_dump(),
         }
         return json.dumps(lease).encode()
 
@@ -167,7 +175,7 @@ class Lease:
             return False
 
     def _renew(self) -> None:
-        while not self._done.wait(RENEW_S):
+        while not self._done.wait(self._renew_s):
             try:
                 if not self._files.swap(self._path, self._is_mine, self._payload()):
                     log.warning("the lease of %s was lost: others may work on it now", self._path)

@@ -54,8 +54,20 @@ def test_ctrl_c_once_stops_and_the_same_command_goes_on(
     assert Store(str(store)).working() == {}
     assert committed(store) == there
     again = start(store, served.environment(), *command)
-    assert "killed" in interrupt(again, "teacher-grpo", lambda: served.at_work, times=2)
+    watch = [*COMMAND, "status", "--watch", "--store", str(store)]
+    watching: list[subprocess.Popen[str]] = []
+
+    def at_work() -> bool:
+        if not watching:
+            watching.append(subprocess.Popen(watch, stdout=subprocess.PIPE, text=True))
+            assert watching[0].stdout and "smoke/teacher-grpo" in watching[0].stdout.readline()
+        return served.at_work
+
+    assert "killed" in interrupt(again, "teacher-grpo", at_work, times=2)
     assert not served.at_work
+    watched, _ = watching[0].communicate(timeout=30)
+    assert watching[0].returncode == 130, "it ends as the run ends"
+    assert watched.endswith("smoke/teacher-grpo was stopped; the same command continues it\n")
     new = [manifest for key, manifest in committed(store).items() if key not in there]
     assert [manifest.stage for manifest in new] == ["teacher-sft"]
 
