@@ -11,6 +11,7 @@ import typer
 
 from flows.cli import artifacts, bench, export, plan, reward, run, server, sql, study, traces
 from flows.cli.config import config
+from flows.cli.doctor import doctor
 from flows.cli.fetch import fetch
 from flows.cli.init import init
 from flows.cli.report import report
@@ -33,6 +34,7 @@ app.command()(plan.plan)
 app.command()(config)
 app.command()(init)
 app.command()(run.status)
+app.command()(doctor)
 app.command()(report)
 app.command()(sql.sql)
 app.command()(reward.score)

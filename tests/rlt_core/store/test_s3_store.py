@@ -1,13 +1,11 @@
 """A store on S3: credentials, a network, a server, other machines."""
 
-import http.server
 import logging
 import multiprocessing
 import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from rlt_core.sql.views import connect
 from rlt_core.store import Lease, Ref, Store, s3_files
 from rlt_core.store import lease as leases
 from tests.rlt_core.store.attempts import KEY, attempt_with, manifest_of, race
+from tests.s3_server import answering
 from tests.sample_store import commit, score_row
 
 TOPS = ("artifacts", "refs", "work")
@@ -309,31 +308,6 @@ def test_a_missing_bucket(store_root: str, s3_access: S3Access) -> None:
         "s3://no-such-bucket/p",
         steps=2,  # SeaweedFS makes the bucket at the first write
     )
-
-
-@contextmanager
-def answering(status: int, body: str) -> Iterator[str]:
-    """A server with one answer to everything."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            self.rfile.read(int(self.headers.get("content-length", 0)))
-            self.send_response(status)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        do_PUT = do_DELETE = do_GET
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
 
 
 @pytest.mark.parametrize(
