@@ -12,6 +12,7 @@ from typing import Any
 from rlt_core import graph
 from rlt_core.budget import TokenBudget
 from rlt_core.config import Config, StageResources
+from rlt_core.environment import require_tracker
 from rlt_core.errors import UserError
 from rlt_core.estimate import (
     Machine,
@@ -62,6 +63,13 @@ def token_budget(config: Config, nodes: Iterable[Node]) -> TokenBudget | None:
         return None
     keys = tuple(node.key for node in nodes if node.stage.spends)
     return TokenBudget(tokens=tokens, usd=usd, nodes=keys)
+
+
+def require_trackers(config: Config, nodes: Iterable[Node]) -> None:
+    """Raises UserError if a node that trains reports to a tracker that cannot be used."""
+    for node in nodes:
+        if "train_steps" in node.stage.tables:
+            require_tracker(config.resources.of(node.stage.name, node.variant).tracking)
 
 
 # ---------------------------------------------------------------- an experiment
@@ -134,7 +142,9 @@ class Plan:
             node.stage.check(node.config, node.paths)
 
     def require_fit(self) -> None:
-        """Raises UserError if missing nodes cannot fit the machines that `resources` describe."""
+        """Raises UserError if missing nodes cannot fit the machines that `resources` describe, or
+        report to a tracker that is not there."""
+        require_trackers(self.config, self.missing)
         if self.missing:
             found = require_fit(self.config, self.missing, self.store)
             require_room(self.config, self.missing, found, self.store)
@@ -221,6 +231,7 @@ def plan_stage(
     if store.manifest(node.stage.kind, key) is None:
         node.stage.check(node.config, node.paths)
         require_servers(config, [node])
+        require_trackers(config, [node])
         if not inputs:
             require_room(config, [node], require_fit(config, [node], store), store)
     resources, budget = config.resources.of(stage, node.variant), token_budget(config, [node])

@@ -1,6 +1,7 @@
 """The environment of a run: proxies, full disks, and its errors as one line."""
 
 import errno
+import netrc
 import os
 import re
 import shutil
@@ -8,7 +9,9 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from rlt_core.errors import UserError
 from rlt_core.printable import printable
@@ -50,6 +53,35 @@ def bypass_proxies_on_loopback() -> None:
         if "*" not in hosts:
             missing = [host for host in LOOPBACK if host not in hosts]
             os.environ[name] = ",".join([*hosts, *missing])
+
+
+def require_tracker(name: str) -> None:
+    """Raise UserError if a tracker (`resources.tracking`) is not installed or has no login."""
+    if name == "none":
+        return
+    if find_spec(name) is None:
+        raise UserError(
+            f"resources.tracking={name}: {name} is not installed; pip install "
+            "'rlt-pipeline[tracking]', or set tracking=none"
+        )
+    if name == "wandb" and not _has_wandb_login():
+        raise UserError(
+            "resources.tracking=wandb: no login; run `wandb login`, set WANDB_API_KEY, or "
+            "WANDB_MODE=offline to keep the run on this machine"
+        )
+
+
+def _has_wandb_login() -> bool:
+    """Whether wandb would start a run without asking: by its mode, key or ~/.netrc."""
+    offline = os.environ.get("WANDB_MODE", "online") != "online"
+    if offline or os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        file = os.environ.get("NETRC") or str(Path("~/.netrc").expanduser())
+        return netrc.netrc(file).authenticators(host or "") is not None
+    except (OSError, RuntimeError, netrc.NetrcParseError):
+        return False
 
 
 # ---------------------------------------------------------------- full disks

@@ -25,6 +25,7 @@ ALIASES = {
     "model": "base_model", "dataset": "data.source", "gradient_accumulation": "micro_batch_size",
 }  # fmt: skip
 """What other tools call a field."""
+SHORT = {"tracking": "resources.tracking"}
 FILES = "evaluation.files."
 """`evaluation.files.NAME` is short for `imports.benchmarks.NAME`, and evaluates it as well."""
 SUGGESTED = 16
@@ -182,6 +183,7 @@ def load_config(profile: str, assignments: Iterable[str] = ()) -> Config:
             name = path.split(".")[2]
             tasks = tree["evaluation"]["tasks"]
             tree["evaluation"]["tasks"] = [*tasks, *([] if name in tasks else [name])]
+        path = SHORT.get(path, path)
         named = path.startswith(("imports.models.", "imports.benchmarks."))
         if named and path.count(".") == 2:
             path += ".source"  # the other fields are set beside it, before or after

@@ -215,8 +215,9 @@ class StageContext(LongWork):
     def training(self, seed: int) -> TrainingContext:
         """What a training of this node gets."""
         return TrainingContext(
-            self.spec.stage, seed, self.out, self.work, self.resources, self.progress
-        )
+            self.spec.stage, seed, self.out, self.work, self.resources, self.progress,
+            name=f"{self.spec.profile}/{self.spec.name}",
+        )  # fmt: skip
 
     def key(self, name: str) -> str:
         return self.manifests[name].ref.key

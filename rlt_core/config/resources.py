@@ -10,6 +10,8 @@ from pydantic_core import InitErrorDetails
 
 from rlt_core.config.base import Engine, Fraction, Frozen, Positive
 
+Tracking = Literal["none", "trackio", "tensorboard", "wandb"]
+
 
 class StageResources(Frozen):
     """Where one stage runs and how fast."""
@@ -59,8 +61,13 @@ class StageResources(Frozen):
     checkpoint_every_steps: Positive = 25
     """Optimiser steps between two checkpoints of training."""
     rollouts_every_steps: Positive | None = None
-    """Steps of GRPO between two whose completions the table `rollouts` keeps, with their log-probs;
-    the first and the last step are always among them. Empty: none."""
+    """Steps of GRPO between two whose completions the table `rollouts` keeps, with their log-probs,
+    beside new ones of two questions that are watched over all of them; the first and the last step
+    are always among them. Empty: none."""
+    tracking: Tracking = "none"
+    """Tracker that gets the metrics of training, and the completions that `rollouts_every_steps`
+    keeps: `trackio` (local, `trackio show --project rlt`), `tensorboard` (in `tensorboard/` of the
+    store) or `wandb`. `--set tracking=…` is short for it."""
     nodes_per_run: Positive = 1
     """Nodes of one stage that one worker-pool run computes; raise it where nodes are small."""
     allow_other_format: bool = False

@@ -33,6 +33,16 @@ class Workspace:
         self._root = f"work/{key}"
         self._open: dict[tuple[str, str], str] = {}
 
+    @property
+    def folder(self) -> Path:
+        """Local folder for what no other attempt needs."""
+        return self._files.local(self._root)
+
+    @property
+    def store(self) -> Path:
+        """Local folder of the store, or of its files that wait to be sent."""
+        return self._files.local("")
+
     def _manifest_path(self, group: str, name: str) -> str:
         return f"{self._root}/{group}/{name}/manifest.json"
 

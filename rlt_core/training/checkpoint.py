@@ -41,6 +41,7 @@ from rlt_core.training import sharding
 from rlt_core.training.data_order import KEPT_CHECKPOINTS
 from rlt_core.training.memory_probe import probe_memory
 from rlt_core.training.metrics import StepRecorder
+from rlt_core.training.tracking import Tracker
 
 GROUP = "checkpoints"
 ROWS = "train_steps.json"
@@ -81,9 +82,17 @@ class ResumableTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(recorder)
         self.add_callback(_Begin(self))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of TRL's calls into transformers
-            self.train(resume_from_checkpoint=self._latest())
+        tracked = self._resources.tracking != "none" and self.accelerator.is_main_process
+        tracker = Tracker(recorder) if tracked else None
+        if tracker:
+            self.add_callback(tracker)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of TRL's calls into transformers
+                self.train(resume_from_checkpoint=self._latest())
+        finally:
+            if tracker:
+                tracker.close(self.args, self.state, self.control)
         if recorder.stopped:
             raise Stopped(f"stopped after step {self.state.global_step} of {self.state.max_steps}")
 

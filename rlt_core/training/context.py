@@ -21,3 +21,5 @@ class TrainingContext:
     """Where checkpoints are kept: called again with the same one, the training resumes."""
     resources: StageResources
     progress: Progress
+    name: str = ""
+    """The node's, with its profile and seed, in a tracker."""

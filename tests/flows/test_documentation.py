@@ -32,7 +32,7 @@ from flows.cli.reference import reference
 from flows.server.processes import free_port
 from infra import site
 from rlt_core.config.fields import fields
-from rlt_core.overrides import FILES
+from rlt_core.overrides import FILES, SHORT
 from rlt_core.sql.views import connect
 from rlt_core.store import Store
 from tests.flows.conftest import Rlt, Served, environment
@@ -229,7 +229,7 @@ def is_field(path: str) -> bool:
             name in (part, "NAME") for part, name in zip(parts, names, strict=False)
         ):
             return True
-    return path.startswith(FILES)
+    return path in SHORT or path.startswith(FILES)
 
 
 def command_of(words: list[str]) -> tuple[Any, Any, list[str]]:
