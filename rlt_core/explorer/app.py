@@ -237,7 +237,8 @@ def create_app(library: Library, token: str, port: int) -> Starlette:
 
     routes = [
         Route("/", pages.listing), Route("/traces", pages.listing),
-        Route("/question/{question}", pages.question), Route("/trace/{run}/{trace}", pages.trace),
+        Route("/question/{question:path}", pages.question),
+        Route("/trace/{run}/{trace:path}", pages.trace),
         Route("/students", pages.students), Route("/student/{key}", pages.student),
         Route("/training", pages.training),
         Route("/explorer.css", static), Route("/explorer.js", static),

@@ -239,7 +239,7 @@ class Library:
             given += [traces, sorted(names)]
         if text := filters.get("q", "").strip().lower():
             terms.append(
-                f"""(trace_id = ? or starts_with(question_id, ?)
+                f"""(lower(trace_id) = ? or starts_with(lower(question_id), ?)
                 or question_id in (select question_id from asked where contains(lower(question), ?))
                 or (traces_run, trace_id) in (from {self._search(text)}))"""
             )

@@ -351,14 +351,21 @@ def test_a_damaged_artifact_is_named_and_hides_no_other(tmp_path, caplog):
 
 
 def test_an_imported_reward_has_no_tokens_but_a_page(tmp_path):
-    store = Store(str(tmp_path))
+    store, odd = Store(str(tmp_path)), "A/b?c=/&d\"<i>~'é"
     commit(store, "trace-scoring[imported]", {"scores": [
         score_row(1, reward, sample, student=None, teacher=None, rank=sample + 1)
         for sample, reward in enumerate((2.0, 1.0))
+    ] + [
+        score_row(1, 3.0, question_id=odd, trace_id=f"{odd}-0", student=None, teacher=odd)
     ]})  # fmt: skip
     mine = TestClient(create_app(Library(store), TOKEN, PORT), base_url=f"http://127.0.0.1:{PORT}")
     page = mine.get(f"/question/q001?token={TOKEN}").text
     assert "beats rank 2 (unknown) by 1; the parts of the rewards are not known" in page
+    for path in ("/", "/traces"):
+        assert odd in html.unescape(mine.get(path).text)
+        for link in links(mine.get(f"{path}?q=a/B").text, "/(?:question|trace)/"):
+            answer = mine.get(link)
+            assert answer.status_code == 200 and odd in html.unescape(answer.text), link
 
 
 def test_completions_over_the_steps_of_grpo(client):
