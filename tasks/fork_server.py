@@ -8,6 +8,7 @@ started it, and removes its socket.
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import math
@@ -183,6 +184,7 @@ def serve(listener_fd: int, target: str, modules: Iterable[str]) -> None:
     for module in (target.partition(":")[0], *modules):
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
+    gc.freeze()  # a child's collections, one at each start of a training, need not visit all that
     woken, wakes = os.pipe()
     for end in (woken, wakes):
         os.set_blocking(end, False)

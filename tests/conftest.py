@@ -1,5 +1,6 @@
 """No test talks to a hub or the internet; one thread a process, and one GPU at most."""
 
+import gc
 import os
 import subprocess
 import uuid
@@ -22,6 +23,12 @@ os.environ.update(
     AWS_EC2_METADATA_DISABLED="true",
 )
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # TRL's trainers refuse several in one process
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: garbage collections, of which each training has one, skip it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

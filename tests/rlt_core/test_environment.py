@@ -123,8 +123,9 @@ def test_every_writer_of_ours_says_which_disk_is_full_and_how_much_is_missing(
     with pytest.raises(DiskFull) as caught, disk_space(tiny_disk / "new", 4 * MIB):
         write(tiny_disk)
     line = str(caught.value)
-    del caught  # torch's writer, which keeps its file open
-    gc.collect()
+    del caught
+    if write is _torch:  # its writer keeps the file open
+        gc.collect()
     assert str(tiny_disk) in line and "1.0 MiB free" in line and "3.0 MiB are missing" in line
     assert "\n" not in line
     for file in tiny_disk.iterdir():
