@@ -31,6 +31,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # else libraries report what is left as leaks
+
+
 @pytest.fixture
 def small_disk() -> Iterator[Callable[[Path, str], Path]]:
     """A function that makes a folder a disk of its own: (folder, size as in `1m`) -> folder."""
