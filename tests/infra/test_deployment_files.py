@@ -32,6 +32,11 @@ def check(*command: str | Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_citation_is_valid() -> None:
+    schema = "vendor.citation-file-format"
+    check(BIN / "check-jsonschema", "--builtin-schema", schema, "CITATION.cff")
+
+
 # ---------------------------------------------------------------- images and compose
 @pytest.mark.parametrize("name", ["cpu", "cuda"])
 def test_images_are_pinned_checked_and_nobodys_root(name: str) -> None:
