@@ -27,6 +27,7 @@ from rlt_core.explorer.queries import Library
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+        "img-src 'self'; "
         "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
@@ -37,6 +38,10 @@ HEADERS = {
 }
 MORE = ("is", "run", "trained")
 """Parameters of the folded filters."""
+ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 2 1">'
+    '<path fill="#ec8030" d="M0 0h1v1H0z"/><path fill="#4c97d2" d="M1 0h1v1H1z"/></svg>'
+)
 ANSWERS = 50
 """Answers of a student on a page."""
 
@@ -225,9 +230,11 @@ def create_app(library: Library, token: str, port: int) -> Starlette:
         return response
 
     def static(request: Request) -> Response:
-        css = request.url.path.endswith(".css")
-        content, kind = (style(), "text/css") if css else (script(), "text/javascript")
-        return Response(content, media_type=kind)
+        content, kind = {
+            "css": (style, "text/css"), "js": (script, "text/javascript"),
+            "ico": (lambda: ICON, "image/svg+xml"),
+        }[request.url.path.rpartition(".")[2]]  # fmt: skip
+        return Response(content(), media_type=kind)
 
     def failed(request: Request, error: Exception) -> Response:
         status = 404 if isinstance(error, UserError) else getattr(error, "status_code", 500)
@@ -241,7 +248,7 @@ def create_app(library: Library, token: str, port: int) -> Starlette:
         Route("/trace/{run}/{trace:path}", pages.trace),
         Route("/students", pages.students), Route("/student/{key}", pages.student),
         Route("/training", pages.training),
-        Route("/explorer.css", static), Route("/explorer.js", static),
+        *(Route(path, static) for path in ("/explorer.css", "/explorer.js", "/favicon.ico")),
     ]  # fmt: skip
     return Starlette(
         routes=routes,
