@@ -262,7 +262,7 @@ ROLLOUTS = _declare(
 `advantage`: the step's own completions, from which it learned, all of at most four of its
 questions; each step has others. Without: four new completions of each of two watched questions,
 the same ones at every logged step, which show how explanations change; nothing is learned from
-them, but the last steps may have these questions, too.""",
+them. Training uses these questions late or never.""",
     stage=(STRING, "`teacher-grpo` or `student-grpo`"),
     seed=SEED,
     step=(INT, "optimiser step, from 1"),

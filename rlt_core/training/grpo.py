@@ -86,7 +86,8 @@ def train_grpo(
     batch_size, processes = config.questions_per_step * config.group_size, join(resources)
     micro = micro_batches(batch_size, resources.micro_batch_size, processes.num_processes)
     recorder = StepRecorder(context, steps, epochs_per_step=config.questions_per_step / len(kept))
-    recorder.logged, watched = choose(order, config, steps, resources.rollouts_every_steps)
+    every = resources.rollouts_every_steps
+    recorder.logged, watched = choose(order, len(kept), config, steps, every)
     sync = config.reference_sync or ReferenceSync()
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TRLConfig(

@@ -24,23 +24,28 @@ WATCHED_QUESTIONS, WATCHED_SAMPLES = 2, 4
 
 
 def choose(
-    order: Sequence[int], config: GRPOConfig, steps: int, every: int | None
+    order: Sequence[int], count: int, config: GRPOConfig, steps: int, every: int | None
 ) -> tuple[dict[int, list[int]], list[int]]:
     """Return the logged steps (from 1) with the places in them of the questions to keep, and the
-    questions to watch.
+    questions to watch, of `count`.
 
-    Logged are the first step, the last, and each `every`th. Watched are those that training uses
-    last, so that most of what they show was learned from others. Kept are the first ones of a step,
-    none that is watched, and one that a step has twice once. `order`: the question at every
-    position of the training (`data_order`).
+    Logged are the first step, the last, and each `every`th. Watched are questions that training
+    never uses, else those of no logged step, else the last ones: what they show was learned from
+    others. Kept are the first ones of a step, none that is watched, and one that a step has twice
+    once. `order`: the question at every position of the training (`data_order`).
     """
     if every is None:
         return {}, []
+    size = config.questions_per_step
+    logged = sorted({1, steps, *range(every, steps + 1, every)})
+    parts = {step: order[(step - 1) * size : step * size] for step in logged}
+    in_logged = {question for part in parts.values() for question in part}
     first_use = {question: place for place, question in reversed(list(enumerate(order)))}
-    watched = sorted(first_use, key=lambda question: -first_use[question])[:WATCHED_QUESTIONS]
-    size, groups = config.questions_per_step, {}
-    for step in sorted({1, steps, *range(every, steps + 1, every)}):
-        part = order[(step - 1) * size : step * size]
+    latest = sorted(
+        range(count), key=lambda each: (each in in_logged, -first_use.get(each, len(order)))
+    )
+    watched, groups = latest[:WATCHED_QUESTIONS], {}
+    for step, part in parts.items():
         kept = [question for question in dict.fromkeys(part) if question not in watched]
         groups[step] = [part.index(question) for question in kept[:LOGGED_QUESTIONS]]
     return groups, watched

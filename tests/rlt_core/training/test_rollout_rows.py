@@ -106,8 +106,10 @@ def test_answers_are_kept_too(
 def test_which_steps_and_questions_are_kept() -> None:
     config = TEACHER.model_copy(update={"questions_per_step": 6})
     order = [*range(6), *range(6, 12), *[12, 13, 5, 14, 12, 15]]
-    assert choose(order, config, 3, every=2) == (
-        {1: [0, 1, 2, 3], 2: [0, 1, 2, 3], 3: [0, 1, 2]}, [15, 14],
-    )  # fmt: skip
-    assert list(choose(order, config, 3, every=9)[0]) == [1, 3]
-    assert choose(order, config, 3, every=None) == ({}, [])
+    groups = {1: [0, 1, 2, 3], 2: [0, 1, 2, 3], 3: [0, 1, 2]}
+    assert choose(order, 16, config, 3, every=2) == (groups, [15, 14])
+    unused = choose(order, 18, config, 3, every=2)
+    assert unused == (groups | {3: [0, 1, 2, 3]}, [16, 17])
+    others = choose(order, 16, config, 3, every=9)  # the second step is not logged
+    assert others == ({1: [0, 1, 2, 3], 3: [0, 1, 2, 3]}, [11, 10])
+    assert choose(order, 16, config, 3, every=None) == ({}, [])
