@@ -45,6 +45,7 @@ TIMEOUTS_S = {"torch": 90.0, "profile": 60.0}
 FIXES = {
     "store": "name another with --store, or check the server and its keys (docs/s3.md)",
     "prefect": "check the server that PREFECT_API_URL names",
+    "profile": "change the field with --set, or name another --profile",
 }
 """Fixes of checks that do not end, or whose error names none."""
 CONNECT_TIMEOUT_S = 5.0
