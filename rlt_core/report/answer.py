@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rich.filesize import decimal
 
 from rlt_core.evaluation.intervals import Estimate
+from rlt_core.report import paper
 from rlt_core.report.gather import ReportData
 from rlt_core.report.inputs import Part, Row
 from rlt_core.report.scores import BASE
@@ -28,6 +29,8 @@ ASKED = {
     "bench-teachers": "Which teacher explains best for which student?",
 }
 """Experiment -> its question, such that the primary contrast above 0 means yes where it can."""
+ANY = "Is there a difference?"
+"""The question of other experiments."""
 ROLES = {
     BASE: "the base model",
     "dataset": "the student of the data set's traces",
@@ -57,6 +60,8 @@ class PairedContrast:
     """The evaluations of both."""
     name: str = ""
     """As figures have it."""
+    answers: bool = False
+    """Whether it is the one that the experiment's question is about."""
 
     @property
     def shown(self) -> str:
@@ -67,20 +72,25 @@ class PairedContrast:
         return difference.replace(" ", " points ", 1)
 
     @property
-    def sentence(self) -> Markdown:
-        """The difference in words."""
+    def verdict(self) -> str:
+        """The answer to a question of which it is the contrast."""
         low, high = self.difference.low, self.difference.high
         if low == high == 0:
-            verdict = "No difference."
-        elif low <= 0 <= high:
-            verdict = "Undecided: the interval holds 0."
-        else:
-            verdict = "Yes" if low > 0 else "No, the reverse"
-            verdict += ", with the seed of this run." if self.seeds == 1 else "."
+            return "No difference."
+        if low <= 0 <= high:
+            return "Undecided: the interval holds 0."
+        seed = ", with the seed of this run" if self.seeds == 1 else ""
+        return f"{'Yes' if low > 0 else 'No, the reverse'}{seed}."
+
+    @property
+    def sentence(self) -> Markdown:
+        """The difference in words."""
         where = f" on {code(self.task)}" if self.task else ""
+        if self.task == paper.MEAN:
+            where = " on the mean over tasks"
         scores = "{}% against {}% correct, ".format(*map(percent, self.values or (0, 0)))
         return Markdown(
-            f"**{verdict}** {self.ours[0].upper()}{self.ours[1:]} against {self.theirs}{where}: "
+            f"{self.ours[0].upper()}{self.ours[1:]} against {self.theirs}{where}: "
             f"{scores if self.values else ''}**{self.shown}**."
         )
 
@@ -99,7 +109,14 @@ class Summary:
 
     @property
     def sentence(self) -> Markdown:
-        return self.contrasts[0].sentence if self.contrasts else self.otherwise
+        if not self.contrasts:
+            return self.otherwise
+        first, verdict = self.contrasts[0], ""
+        if first.answers or self.asked == ANY:
+            verdict = f"**{first.verdict}** "
+        elif self.asked.startswith(("Do", "Is")):
+            verdict = "**Not answered:** the models that it needs are not there. So far: "
+        return Markdown(verdict + first.sentence)
 
 
 def answer(data: ReportData) -> Summary:
@@ -108,7 +125,7 @@ def answer(data: ReportData) -> Summary:
         one for each in (_experiment, _pairs, _ranks, _compared, _rewards) for one in each(data)
     ]
     primary = contrasts[0] if contrasts else None
-    asked = ASKED.get(data.title) or "Is there a difference?"
+    asked = ASKED.get(data.title) or ANY
     return Summary(asked, contrasts, list(_certain(data, primary)), _cost(data), _otherwise(data))
 
 
@@ -126,12 +143,17 @@ def _experiment(data: ReportData) -> Iterator[PairedContrast]:
         both = (row, against)
         yield PairedContrast(
             ours=_quoted(row["row"]), theirs=_quoted(against["row"]),
-            difference=row[f"{prefix}difference"], seeds=row["seeds"] if prefix else 1,
-            task=row["task"], values=(row["value"].value, against["value"].value),
+            difference=row[f"{prefix}difference"], seeds=row["seeds"] or 1 if prefix else 1,
+            task=row["task"], values=_values(both),
             p=row[f"{prefix}p"], detectable=row["detectable"],
             parts=[part for one in both for part in data.evaluations.parts[one["model"]]],
-            name=_minus(one["row"] for one in both),
+            name=_minus(one["row"] for one in both), answers=row["primary"],
         )  # fmt: skip
+
+
+def _values(both: Sequence[Row]) -> tuple[float, float] | None:
+    scores = [row["value"] and row["value"].value for row in both]
+    return None if None in scores else (scores[0], scores[1])
 
 
 def _quoted(name: str) -> Markdown:
@@ -157,6 +179,7 @@ def _pairs(data: ReportData) -> Iterator[PairedContrast]:
             ours=_role(ours), theirs=_role(theirs), difference=pair["difference"],
             seeds=pair["seeds"], task=pair["task"], values=(scores[ours], scores[theirs]),
             parts=[part for parts in evaluated for part in parts], name=_minus((ours, theirs)),
+            answers=(ours, theirs) == wanted[0],
         )  # fmt: skip
 
 
@@ -182,6 +205,7 @@ def _ranks(data: ReportData) -> Iterator[PairedContrast]:
         (first.value or 0.0, last.value or 0.0),
         parts=[part for line in (first, last) for part in data.evaluations.parts[line.student]],
         name=_minus((f"rank {first.rank}", f"rank {last.rank}")),
+        answers=data.title == "rank-ablation",
     )
 
 
@@ -192,7 +216,7 @@ def _compared(data: ReportData) -> Iterator[PairedContrast]:
         yield PairedContrast(
             Markdown(f"traces of {ours}"), Markdown(f"traces of {theirs}"),
             line["method"] or line["checkpoint"], data.compared.seeds if line["method"] else 1,
-            p=line["p"], name=_minus(data.compared.names[::-1]),
+            p=line["p"], name=_minus(data.compared.names[::-1]), answers=True,
         )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from rlt_core.evaluation.intervals import Estimate
 from rlt_core.evaluation.scores import UNGRADED
+from rlt_core.report import paper
 from rlt_core.report.answer import Summary
 from rlt_core.report.gather import ReportData
 from rlt_core.report.inputs import Part, Row
@@ -100,15 +101,25 @@ def _answer(data: ReportData, answer: Summary) -> Iterator[Figure]:
         ]
         if not series:
             continue
-        title = f"Difference on {chosen[0].task}" if unit else "Difference in reward"
+        task = chosen[0].task or ""
+        tasks = [one for one in data.evaluations.tasks(_models(data)) if task in (one, paper.MEAN)]
+        title = f"Difference on {task}" if unit else "Difference in reward"
         label = "percentage points; right of 0: the first is better" if unit else "reward"
         parts = [part for one in chosen for part in one.parts]
-        sql = _scored(parts, [chosen[0].task or ""]) if unit else _rewarded(data)
+        sql = _scored(parts, tasks) if unit else _rewarded(data)
         panel = Panel(title, series, label, unit=unit)
         yield Figure(
             "answer", "Differences with 95% intervals, the primary one first.", [panel], sql
         )
         return
+
+
+def _models(data: ReportData) -> list[str]:
+    """The models of the tables."""
+    rows = data.experiment.last if data.experiment else data.totals
+    return [
+        one for one in dict.fromkeys(row["model"] for row in rows) if one in data.evaluations.parts
+    ]
 
 
 def _rewarded(data: ReportData) -> str:
@@ -136,8 +147,7 @@ def _scores(data: ReportData) -> Iterator[Figure]:
         for task, models in tasks.items()
         if any(row["value"] for row in models)
     ]  # fmt: skip
-    models = dict.fromkeys(row["model"] for row in rows)
-    evaluations = [part for one in models for part in data.evaluations.parts.get(one, [])]
+    evaluations = [part for one in _models(data) for part in data.evaluations.parts[one]]
     sql = _scored(evaluations, list(tasks))
     yield Figure("scores", "Scores of the models over all seeds, with 95% intervals.", panels, sql)
 
@@ -152,9 +162,7 @@ def _pairs(data: ReportData) -> Iterator[Figure]:
         Panel(f"Difference on {task}", series, "percentage points", unit="points")
         for task, series in tasks.items()
     ]
-    evaluations = [
-        part for one in data.evaluations.students for part in data.evaluations.parts[one]
-    ]
+    evaluations = [part for one in _models(data) for part in data.evaluations.parts[one]]
     caption = "Model against model on the same questions, with 95% intervals."
     yield Figure("pairs", caption, panels, _scored(evaluations, list(tasks)))
 

@@ -67,15 +67,19 @@ def test_the_answer_has_the_interval_of_the_table_and_says_what_it_holds_for(tmp
 @pytest.mark.parametrize(
     ("rates", "said"),
     [
+        ({"dataset": 0.3, "rlt": 0.8}, "Yes"),
         ({"dataset": 0.8, "rlt": 0.3}, "No, the reverse"),
         ({"dataset": 0.5, "rlt": 0.52}, "Undecided"),
         ({"dataset": -9.0, "rlt": -9.0}, "No difference"),
+        ({"base": 0.2, "dataset": 0.9}, "Not answered:"),
+        ({"base": 0.2, "rlt": 0.9}, "Not answered:"),
         ({"rlt": 0.5}, "Nothing yet"),
     ],
 )
 def test_the_verdict_is_that_of_the_interval(tmp_path, rates, said):
     store = Store(str(tmp_path))
-    assert said in answer(report_of(store, models(store, rates))).sentence
+    sentence = answer(report_of(store, models(store, rates))).sentence
+    assert said in sentence and ("Yes" in sentence) is (said == "Yes")
 
 
 def test_the_primary_row_is_the_answer_of_an_experiment_and_names_are_inert(tmp_path):
@@ -98,6 +102,22 @@ def test_the_primary_row_is_the_answer_of_an_experiment_and_names_are_inert(tmp_
             "**", ""
         ).replace("`", "")
     assert "<script>" not in text.replace("\\<script\\>", "")
+
+
+def test_the_mean_over_tasks_is_the_answer_where_there_are_several(tmp_path):
+    store = Store(str(tmp_path / "store"))
+    made = models(store, {"dataset": 0.4, "rlt": 0.9}, tasks=("aime24", "test"))
+    rows = (
+        TableRow(name="Data set", model="dataset"),
+        TableRow(name="RLT", model="rlt", baseline="dataset"),
+    )
+    data = report_of(store, made, rows, primary="rlt", title="table-1")
+    found = answer(data)
+    assert "on the mean over tasks" in found.sentence and "Yes" in found.sentence
+    with connect(store) as connection:
+        sql = plot_figures(data, found)["answer"].sql
+        tasks = {row["task"] for row in connection.sql(sql).to_arrow_table().to_pylist()}
+    assert tasks == {"aime24", "test"}
 
 
 def test_ranks_are_the_answer_where_they_are_the_question(tmp_path):
