@@ -60,19 +60,13 @@ def diagnostic_alarms(
     clipped: float | None,
 ) -> Iterator[str]:
     """The alarms of the diagnostics in words: for an artifact, about these texts of it."""
+    said = {
+        "alarm_copied": f"{100 * (copied or 0):.0f}% of the solutions' runs of {NGRAM_TOKENS} "
+        f"tokens are also in {texts} (alarm above {100 * COPIED_ALARM:g}%)",
+        "alarm_repetition": f"{texts} compress {compression or 0:.1f} times, as repetition does "
+        f"(alarm above {COMPRESSION_ALARM:g})",
+        "alarm_over_length": f"{100 * (clipped or 0):.0f}% of {texts} are cut at the token limit "
+        f"(alarm above {100 * CLIPPED_ALARM:g}%)",
+    }
     alarms = explanation_alarms(copied, compression, clipped)
-    if alarms["alarm_copied"] and copied is not None:
-        yield (
-            f"{name}: {100 * copied:.0f}% of the solutions' runs of {NGRAM_TOKENS} tokens are also "
-            f"in {texts} (alarm above {100 * COPIED_ALARM:g}%)"
-        )
-    if alarms["alarm_repetition"] and compression is not None:
-        yield (
-            f"{name}: {texts} compress {compression:.1f} times, as repetition does (alarm above "
-            f"{COMPRESSION_ALARM:g})"
-        )
-    if alarms["alarm_over_length"] and clipped is not None:
-        yield (
-            f"{name}: {100 * clipped:.0f}% of {texts} are cut at the token limit (alarm above "
-            f"{100 * CLIPPED_ALARM:g}%)"
-        )
+    yield from (f"{name}: {text}" for alarm, text in said.items() if alarms[alarm])

@@ -85,22 +85,18 @@ def _reward_line(
     rows = [row for rows in rows_by_seed.values() for row in rows]
     scored = [row for row in rows if row["status"] == "scored"]
 
-    def mean(column: str) -> float:
-        return float(sum(row[column] for row in scored) / len(scored))
-
-    def known(column: str) -> float | None:
-        values = [row[column] for row in scored if row[column] is not None]
-        return sum(values) / len(values) if values else None
+    def mean(column: str) -> float | None:
+        return known_mean([row[column] for row in scored])
 
     return {
         "name": NAMES.get(variant, variant),
         "reward": mean_over_seeds(list(by_seed.values())),
         "by_seed": {seed: sum(values.values()) / len(values) for seed, values in by_seed.items()},
         "r_ss": mean("r_ss"),
-        "r_kl": known("r_kl"),  # there is none without a model of the teacher
-        "anchor_gap": known("anchor_gap"),
-        "solved_at": known("solved_at"),
-        "unclosed": 1 - mean("closed"),
+        "r_kl": mean("r_kl"),  # there is none without a model of the teacher
+        "anchor_gap": mean("anchor_gap"),
+        "solved_at": mean("solved_at"),
+        "unclosed": 1 - (mean("closed") or 0.0),
         "think_tokens": mean("think_tokens"),
         "traces": len(rows),
         "too_long": len(rows) - len(scored),
