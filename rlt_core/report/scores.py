@@ -136,8 +136,8 @@ def _value(metric: str, marks: list[bool]) -> float | None:
 
 # ---------------------------------------------------------------- rows
 def by_information(rows: Sequence[Row]) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
-    """Task -> its rows: of the tasks that tell models apart, and of those on which every model has
-    the same score."""
+    """Task -> its rows: of the tasks that tell models apart (of all, if none does), and of those on
+    which every model has the same score."""
     tasks: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         tasks[row["task"]].append(row)
@@ -147,7 +147,8 @@ def by_information(rows: Sequence[Row]) -> tuple[dict[str, list[Row]], dict[str,
         if len(scored := [row for row in each if row["value"]]) > 1
         and len({row["value"].value for row in scored}) == 1
     }
-    return {task: each for task, each in tasks.items() if task not in alike}, alike
+    differing = {task: each for task, each in tasks.items() if task not in alike}
+    return (differing, alike) if differing else (tasks, {})
 
 
 def score_table(evaluations: Evaluations) -> list[Row]:

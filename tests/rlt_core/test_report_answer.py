@@ -168,6 +168,14 @@ def test_a_task_that_tells_no_models_apart_is_one_line(tmp_path):
     assert not [row for table in Page(html).tables for row in table if "countdown" in row]
 
 
+def test_scores_that_are_all_alike_are_in_the_table(tmp_path):
+    store = Store(str(tmp_path / "store"))
+    made = models(store, {"base": -9.0, "dataset": -9.0, "rlt": -9.0}, tasks=("test", "countdown"))
+    written(report_of(store, made), tmp_path / "report")
+    _, *rows = opening(tmp_path / "report").table
+    assert len(rows) == 6 and {row[1] for row in rows} == {"test", "countdown"}
+
+
 def test_there_is_one_format_of_numbers(tmp_path):
     store = Store(str(tmp_path / "store"))
     _, html, _ = written(report_of(store, sample_run(store)), tmp_path / "report")
