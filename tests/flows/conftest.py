@@ -170,6 +170,7 @@ def smoke_store(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, env=found | container)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "report.md" in done.stdout
+    assert "leaked" not in done.stderr, "its processes end in silence"
     return store
 
 

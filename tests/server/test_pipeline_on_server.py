@@ -62,7 +62,7 @@ def test_the_page_of_the_parent_shows_plan_progress_tables_and_report(
     assert "teacher-grpo@0" in str(shown[f"{place}-plan"].data)
     of_the_run = {key for key, artifact in shown.items() if not artifact.task_run_id}
     assert of_the_run == {f"{place}-plan", f"{place}-report", None}, "what a page shows first"
-    assert "](data:image/png;base64," in str(shown[f"{place}-report"].data)
+    assert "](data:image/svg+xml;base64," in str(shown[f"{place}-report"].data)
     bars = [one for one in shown.values() if one.type == "progress"]
     assert [float(str(bar.data)) for bar in bars] == [100.0]
 
