@@ -184,11 +184,10 @@ class Pages:
             best, *others = group
             shown = [best, *(others if chosen else others[-1:])]
             sides = [compare.completion_side(library, one, row) for row in shown]
-            asked = one.inputs.get("questions")
-            question = library.find("questions", asked.key, name) if asked else None
-            groups.append((question["question"] if question else name, sides, 1 + len(others)))
+            groups.append((library.question_text(one, name), sides, 1 + len(others)))
         return self._page(
-            "training.html", request, runs=runs, one=one, repeated=repeated, steps=steps,
+            "training.html", request, runs=runs, one=one, steps=steps,
+            repeated={name: (library.question_text(one, name), n) for name, n in repeated.items()},
             chosen=chosen, place=place, groups=groups, channel=_channel(request),
         )  # fmt: skip
 

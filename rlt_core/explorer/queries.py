@@ -397,9 +397,11 @@ class Library:
 
     # ------------------------------------------------------------ GRPO
     def trained(self) -> list[Manifest]:
-        """Return the artifacts with completions of GRPO steps, the newest first."""
+        """Return the artifacts with completions of GRPO steps: teachers', whose tokens have
+        log-probs, before students', the newest first."""
         found = [one for one in self.manifests.values() if "rollouts" in one.tables]
-        return sorted(found, key=lambda one: one.finished_at, reverse=True)
+        found.sort(key=lambda one: one.finished_at, reverse=True)
+        return sorted(found, key=lambda one: one.stage != "teacher-grpo")
 
     def steps(self, one: Manifest, question: str | None) -> list[Row]:
         """Return the logged steps (of a question): step, completions, mean and best reward."""
@@ -411,13 +413,19 @@ class Library:
         )  # fmt: skip
 
     def repeated(self, one: Manifest) -> dict[str, int]:
-        """Return the questions of several logged steps, with their number of steps."""
+        """Return up to 50 questions of several logged steps, with their number of steps."""
         rows = self.rows_of(
             "rollouts", [one],
             """select question_id, count(distinct step) as steps from rollouts group by all
-            having steps > 1 order by steps desc, question_id""",
+            having steps > 1 order by steps desc, question_id limit 50""",
         )  # fmt: skip
         return {row["question_id"]: row["steps"] for row in rows}
+
+    def question_text(self, one: Manifest, name: str) -> str:
+        """Return the text of a question of a training, or its id where it has left the store."""
+        asked = one.inputs.get("questions")
+        found = self.find("questions", asked.key, name) if asked else None
+        return str(found["question"]) if found else name
 
     def completions(self, one: Manifest, step: int, question: str | None) -> list[Row]:
         """Return a step's completions (of a question) as rows of the index, by question and place,

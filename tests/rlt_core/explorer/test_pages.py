@@ -380,7 +380,8 @@ def test_an_imported_reward_has_no_tokens_but_a_page(tmp_path):
 
 def test_completions_over_the_steps_of_grpo(client):
     page = client.get("/training").text
-    assert "q005, 3 steps" in page and "q006, 2 steps" in page
+    options = html.unescape(page)
+    assert "<b>question</b> 5, 3 steps" in options and "<b>question</b> 6, 2 steps" in options
     assert "Step 20 of 20" in page and page.count('class="side"') == 2
     first = client.get("/training?at=0&channel=reward").text
     assert "Step 1 of 20" in first and first.count('class="side"') == 4
