@@ -66,6 +66,7 @@ def _exit_status(store: Store, key: str) -> int | None:
 def watch(store: Store, console: Console) -> int:
     """Show what runs until every run has ended; return the largest exit status."""
     runs: dict[str, str] = {}
+    nodes: dict[str, str] = {}
     said: dict[str, float] = {}
     last = time.monotonic()
     live = Live(console=console, auto_refresh=False, transient=True)
@@ -74,6 +75,7 @@ def watch(store: Store, console: Console) -> int:
             leases: Leases = store.files.patiently(store.working)
             running = {key: lease["name"] for key, lease in leases.items() if key.startswith(RUN)}
             runs |= running
+            nodes |= {key: lease["name"] for key, lease in leases.items() if key not in running}
             now = time.monotonic()
             last = now if leases else last
             if not running and (runs or now - last > STARTS_IN_S):
@@ -91,6 +93,13 @@ def watch(store: Store, console: Console) -> int:
                         said[key] = now
                         console.print(line_of(lease, width), soft_wrap=True)
             time.sleep(EVERY_S if store.files.is_local else EVERY_S_ON_S3)
+    if not runs and nodes:  # of a server's runs, which hold no lease
+        made = {one.ref.key for one in store.manifests()}
+        failed = sorted(name for key, name in nodes.items() if key not in made)
+        console.print(f"nothing runs in {store} any more", soft_wrap=True)
+        for name in failed:
+            console.print(f"{name} ended without an artifact", soft_wrap=True)
+        return int(bool(failed))
     if not runs:
         console.print(f"nothing runs in {store}")
     statuses = [_exit_status(store, key) for key in runs]
