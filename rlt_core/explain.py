@@ -67,8 +67,9 @@ class Token:
     """Like `kl` None where there is no model of the teacher."""
     kl: float | None = None
     """k_t, the token's part in r_KL."""
-    share: float = 0.0
-    """What the token adds to the reward; with the penalty, all shares add up to the reward."""
+    share: float | None = 0.0
+    """What the token adds to the reward; with the penalty, all shares add up to the reward. None
+    for a user's own reward function, which is no sum over tokens; `sets` is empty then, too."""
     sets: str = ""
     """The reduction whose value is this token's alone: `min` or `max`."""
 
@@ -139,8 +140,16 @@ def take_apart(
         return found
     spec = spec or spec_of(manifest)
     question, think, solution = _texts(store, find, manifest, row)
-    tokens = _tokens(row, spec, think, solution)
-    return dataclasses.replace(found, question=question, parts=_parts(row, spec), **tokens)
+    tokens, parts = _tokens(row, spec, think, solution), _parts(row, spec)
+    if "function" in manifest.config["reward"]:  # of the user's, no sum of these
+        parts, tokens = [], {name: _without_share(each) for name, each in tokens.items()}
+    return dataclasses.replace(found, question=question, parts=parts, **tokens)
+
+
+def _without_share(found: Any) -> Any:
+    if isinstance(found, list):
+        return [_without_share(each) for each in found]
+    return dataclasses.replace(found, share=None, sets="")
 
 
 def replayed_row(row: Row, spec: RewardSpec) -> Row:

@@ -1,6 +1,5 @@
 """One question's explanations side by side: ranks, parts of the reward, and why one is better."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from rlt_core.config import RewardSpec
 from rlt_core.errors import UserError
 from rlt_core.explain import Explained, ExplainedPart, Row, Token, replayed_row, take_apart
+from rlt_core.explorer.heatmap import percent
 from rlt_core.explorer.queries import Library
 from rlt_core.printable import printable
 from rlt_core.reward.replay import changed, spec_of
@@ -209,8 +209,8 @@ def why(a: Side, b: Side) -> list[str]:
     sentences = [f"{lead}: {much} because {_reason(part.name, part.value, other.value, a, b)}."]
     if (one := a.found.worst_solution) and (two := b.found.worst_solution):
         sentences.append(
-            f"The solution's least likely token is {_quoted(one)} ({_percent(one.student)}) after "
-            f"{_short(a)} and {_quoted(two)} ({_percent(two.student)}) after {_short(b)}."
+            f"The solution's least likely token is {_quoted(one)} ({percent(one.student)}) after "
+            f"{_short(a)} and {_quoted(two)} ({percent(two.student)}) after {_short(b)}."
         )
     if a.found.surprising and b.found.surprising:
         one, two = a.found.surprising[0], b.found.surprising[0]
@@ -227,7 +227,7 @@ def _reason(name: str, value: float, other: float, a: Side, b: Side) -> str:
     if name == "mean log p(solution)":
         return (
             f"after reading it the student gives the solution's tokens a probability of "
-            f"{_percent(value)} on average, and after {_short(b)} of {_percent(other)}"
+            f"{percent(value)} on average, and after {_short(b)} of {percent(other)}"
         )
     if "log p(solution)" in name:
         kind = name.partition(" ")[0]
@@ -251,8 +251,3 @@ def _capital(text: str) -> str:
 def _quoted(token: Token) -> str:
     text = printable(token.text)
     return f"“{text.strip() or repr(text)[1:-1]}”"
-
-
-def _percent(logprob: float) -> str:
-    p = math.exp(logprob)
-    return f"{p:.0%}" if p >= 0.095 else f"{p:.1%}" if p >= 0.001 else f"{p:.1e}"

@@ -58,7 +58,8 @@ CHANNELS = {
     ),
     "reward": TokenColour(
         "share of the reward", "what the token adds to the reward: orange lowers it",
-        lambda token: -token.share, _SHARES, tuple(f"-{s:g}" for s in _SHARES), two_sided=True,
+        lambda token: None if token.share is None else -token.share, _SHARES,
+        tuple(f"-{s:g}" for s in _SHARES), two_sided=True,
     ),
 }  # fmt: skip
 """By the name that URLs use; its first letter begins the classes."""
@@ -97,20 +98,23 @@ def values(token: Token) -> str:
     lines = [f"“{printable(token.text)}” · token {token.position + 1}"]
     for name, value in (("student", token.student), ("teacher", token.teacher)):
         if value is not None:
-            lines.append(f"{name} {value:.3f} ({_percent(math.exp(value))})")
+            lines.append(f"{name} {value:.3f} ({percent(value)})")
     if token.teacher is not None and token.kl is not None:
         difference = token.teacher - token.student
         lines.append(f"teacher - student {difference:+.3f}")
         if not math.isclose(token.kl, difference, abs_tol=1e-6):
             lines.append(f"KL at the token {token.kl:.3f}")
-    lines.append(f"adds {token.share:+.4f} to the reward")
+    if token.share is not None:
+        lines.append(f"adds {token.share:+.4f} to the reward")
     if token.sets:
         lines.append(f"sets the {token.sets}imum")
     return "\n".join(lines)
 
 
-def _percent(p: float) -> str:
-    return f"{p:.0%}" if p >= 0.1 else f"{p:.2%}" if p >= 1e-4 else f"{p:.1e}"
+def percent(logprob: float) -> str:
+    """Return a probability in percent, a very small one as a number."""
+    p = math.exp(logprob)
+    return f"{p:.0%}" if p >= 0.095 else f"{p:.1%}" if p >= 0.001 else f"{p:.1e}"
 
 
 def _level(channel: TokenColour, token: Token) -> int:

@@ -8,7 +8,7 @@ import pytest
 
 from rlt_core.config import RewardSpec
 from rlt_core.errors import UserError
-from rlt_core.explain import AROUND, WORST, explain
+from rlt_core.explain import AROUND, WORST, Explained, explain, take_apart
 from rlt_core.models import tiny_tokenizer
 from rlt_core.prompts.format import load_format
 from rlt_core.prompts.renderer import Renderer
@@ -222,3 +222,19 @@ def test_a_damaged_file_is_one_clear_error(tmp_path):
         file.write_bytes(b"PAR1 no more")
     with pytest.raises(UserError, match=r"(?s)cannot be read.*rlt artifacts verify"):
         explain(store, TRACE)
+
+
+def test_a_users_own_reward_is_no_sum_of_ours(tmp_path):
+    store = Store(str(tmp_path))
+    manifest, _ = scored(store)
+    own = manifest.model_copy(
+        update={"config": {"reward": manifest.config["reward"] | {"function": "mine:reward"}}}
+    )
+
+    def find(table, run, name):
+        return None
+
+    row = explain(store, TRACE).row
+    found = take_apart(store, find, Explained(own, [], row, []), RewardSpec())
+    assert found.parts == [] and found.explanation and found.solution
+    assert {token.share for token in (*found.explanation, *found.solution)} == {None}
