@@ -228,9 +228,12 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
             self._recorder.record_rollouts(step, advantages_N)
             more = (self._key, step, self._sampling, self._reward.stop_ids)
             watched, rollouts = sample_watched(self._engine, self._watched, *more)
-            with suppress(NoReward):
+            try:
                 result = self._rewards(watched, rollouts)
-                self._recorder.record_watched(step, watched, rollouts, result)
+            except NoReward as error:  # nothing is learned from them, so training goes on
+                print(f"step {step} logs no watched question: {error}")
+                return
+            self._recorder.record_watched(step, watched, rollouts, result)
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Tensor]:
         """Override: TRL shuffles a step's completions before it cuts them into micro-batches. Here

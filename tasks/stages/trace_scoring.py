@@ -121,6 +121,8 @@ def _with_utility(
         for i, row in enumerate(rows)
         if row["question_id"] in measured and row["status"] == "scored"
     }
+    if not chosen:
+        return list(rows)
     found = with_utility(
         [rows[i] for i in chosen],
         list(chosen.values()),
