@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from rlt_core.config import Frozen
+from rlt_core.errors import UserError
 from rlt_core.extensions import digest
 from rlt_core.stages import Stage
 from rlt_core.store import Manifest, Ref, Store
@@ -86,6 +87,23 @@ def upstream(targets: Iterable[Node]) -> list[Node]:
     for target in targets:
         visit(target)
     return list(found.values())
+
+
+def by_name(nodes: Iterable[Node]) -> dict[str, Node]:
+    """Return nodes by name. Raises UserError where two share one, or a label of which only one has
+    a seed: references, tables and reports could not tell them apart."""
+    found: dict[str, Node] = {}
+    seeded: dict[str, bool] = {}
+    for node in nodes:
+        other = found.setdefault(node.name, node)
+        mixed = seeded.setdefault(node.label, node.seed is not None) != (node.seed is not None)
+        if mixed or other.key != node.key:
+            raise UserError(
+                f"two nodes would be named {node.label!r}: give one of them another name (the names "
+                "are from imports, trace_sources, teacher_bench, trace_refinement.name and "
+                "endpoint_teacher.name)"
+            )
+    return found
 
 
 @dataclass(frozen=True)

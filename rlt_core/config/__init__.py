@@ -162,14 +162,3 @@ class Config(Frozen):
                 "data.n_validation is 0: set it, e.g. to 32"
             )
         return self
-
-    @model_validator(mode="after")
-    def _names(self) -> Config:
-        llms = [each.name for each in (self.trace_refinement, self.endpoint_teacher) if each]
-        named = ["rlt", "rlt+rl", "dataset", *self.imports.traces, *llms]
-        if same := sorted({name for name in named if named.count(name) > 1}):
-            raise ValueError(
-                f"two students would be named {same[0]!r}: change the name in imports.traces, "
-                "trace_refinement.name or endpoint_teacher.name"
-            )
-        return self

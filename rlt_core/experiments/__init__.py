@@ -15,7 +15,7 @@ from rlt_core.experiments.table_1 import table_1
 from rlt_core.experiments.table_2 import table_2
 from rlt_core.experiments.teach import teach
 from rlt_core.extensions import WithEntryPoints
-from rlt_core.graph import Node, upstream
+from rlt_core.graph import Node, by_name, upstream
 from rlt_core.names import nearest
 from rlt_core.stages import STAGES
 
@@ -51,7 +51,9 @@ def targets(name: str, config: Config) -> list[Node]:
     """
     require_target(name)
     if name == ALL:
-        return [experiment(config) for experiment in PAPER.values()]
+        reports = [experiment(config) for experiment in PAPER.values()]
+        by_name(upstream(reports))
+        return reports
     if name in EXPERIMENTS:
         return [EXPERIMENTS[name](config)]
     if nodes := [node for node in upstream([full_pipeline(config)]) if node.stage.name == name]:

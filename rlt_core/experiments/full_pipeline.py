@@ -46,18 +46,16 @@ def _students(nodes: Nodes, seed: int) -> list[Node]:
     those of an LLM; RL from the first."""
     traces, scores = nodes.rlt_traces(seed)
     rlt = nodes.rlt_student(seed)
-    students = {"rlt": rlt}
+    students = [("rlt", rlt)]
     if nodes.config.teacher_sft.traces == "dataset":
-        students["dataset"] = nodes.student_sft("dataset", seed)
-    for name, path in nodes.config.imports.traces.items():
-        students[name] = nodes.student_sft(name, seed, nodes.imported_traces(name, path))
+        students.append(("dataset", nodes.student_sft("dataset", seed)))
+    imported = nodes.config.imports.traces.items()
+    sets = [(name, nodes.imported_traces(name, path)) for name, path in imported]
     if refinement := nodes.config.trace_refinement:
-        refined = nodes.refined_traces(traces, refinement.name, seed)
-        students[refinement.name] = nodes.student_sft(refinement.name, seed, refined)
+        sets.append((refinement.name, nodes.refined_traces(traces, refinement.name, seed)))
     if teacher := nodes.config.endpoint_teacher:
-        explained = nodes.endpoint_traces(teacher.name, seed)
-        students[teacher.name] = nodes.student_sft(teacher.name, seed, explained)
+        sets.append((teacher.name, nodes.endpoint_traces(teacher.name, seed)))
+    students += [(name, nodes.student_sft(name, seed, learned)) for name, learned in sets]
     if nodes.config.student_grpo:
-        students["rlt+rl"] = nodes.student_grpo(rlt, "rlt", seed)
-    evaluations = [nodes.evaluation(node, name, seed) for name, node in students.items()]
-    return [scores, *evaluations]
+        students.append(("rlt+rl", nodes.student_grpo(rlt, "rlt", seed)))
+    return [scores, *(nodes.evaluation(node, name, seed) for name, node in students)]

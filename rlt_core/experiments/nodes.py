@@ -28,7 +28,7 @@ from rlt_core.data.sources import GENERATED, data_digest, file_digest
 from rlt_core.errors import UserError
 from rlt_core.evaluation.benchmarks import BENCHMARKS, require_known
 from rlt_core.extensions import is_path
-from rlt_core.graph import Node
+from rlt_core.graph import Node, by_name
 from rlt_core.hf_hub import source_digest
 from rlt_core.prompts.format import PromptFormat, load_format
 from rlt_core.stages import STAGES
@@ -432,7 +432,6 @@ class Nodes:
     def report(self, title: str, parts: list[Node], **shown: Any) -> Node:
         """Return the report over an experiment's nodes; `shown` are fields of `ReportConfig`."""
         variant = "" if title == "full-pipeline" else title
-        inputs = {part.name: part for part in parts}
         return self.node(
-            "report", inputs, variant, profile=self.config.profile, title=title, **shown
+            "report", by_name(parts), variant, profile=self.config.profile, title=title, **shown
         )

@@ -23,7 +23,7 @@ def table_1(config: Config) -> Node:
     imported = {source.repo for source in sources if isinstance(source, HubModel)}
     for repo in REFERENCES:
         row = REPOSITORIES[repo]
-        if repo not in imported:
+        if repo not in imported and row.lower() not in config.imports.models:
             why = f"quoted; `--set imports.models.{row.lower()}=hub:{repo}` evaluates it here"
             table.missing(row, row.lower(), why, paper=row)
     student = config.student or config.base_model

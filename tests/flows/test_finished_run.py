@@ -218,7 +218,7 @@ def test_an_altered_input_is_one_clear_error(rlt: Rlt, rlt_inside: Rlt, store: P
         ),
         (
             "plan --set endpoint_teacher.name=rlt --set endpoint_teacher.model=m",
-            "two students would be named 'rlt'",
+            "two nodes would be named 'student-sft[rlt]'",
         ),
         ("artifacts verify", "no store at"),
         ("artifacts gc", "no store at"),

@@ -1,5 +1,6 @@
 """The paper's experiments as graphs: what they share, what they compare, and that all can plan."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,42 @@ def test_the_reward_student_may_be_trained_on_the_data_sets_traces_first() -> No
 def test_what_is_missing_is_named(name: str, change: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         targets(name, load_config("smoke", [change]))
+
+
+GIVEN = f"hub:a/b@{'0' * 40}"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "clash"),
+    [
+        ("full-pipeline", [f"imports.models.base={GIVEN}"], "evaluation[base]"),
+        ("full-pipeline", [f"imports.models.rlt={GIVEN}"], "evaluation[rlt]"),
+        ("full-pipeline", [f"imports.models.rank-1={GIVEN}"], "evaluation[rank-1]"),
+        ("full-pipeline", [f"imports.models.student={GIVEN}", "student.kind=scratch"],
+         "base-model[student]"),
+        ("full-pipeline", ["imports.traces.dataset=FILE"], "student-sft[dataset]"),
+        ("full-pipeline", ["imports.traces.x=FILE", f"imports.models.x={GIVEN}"], "evaluation[x]"),
+        ("full-pipeline", ["endpoint_teacher.model=m", "endpoint_teacher.name=rlt"],
+         "student-sft[rlt]"),
+        ("table-1", [f"imports.models.base-large={GIVEN}"], "evaluation[base-large]"),
+        ("table-1", ["trace_sources.rlt.data.source=arithmetic-s1"], "student-sft[rlt]"),
+        ("bench-teachers", ["teacher_bench.teachers.x=scratch", f"teacher_bench.students.x={GIVEN}"],
+         "base-model[x]"),
+        (ALL, ["trace_sources.raw.data.source=arithmetic-s1"], "student-sft[raw]"),
+    ],
+)  # fmt: skip
+def test_a_name_that_another_node_has_is_refused(
+    name: str, changes: list[str], clash: str, questions: str
+) -> None:
+    given = [change.replace("FILE", questions) for change in changes]
+    with pytest.raises(UserError, match=re.escape(f"two nodes would be named '{clash}'")):
+        graph(name, "smoke", *given)
+
+
+def test_a_model_of_one_s_own_takes_the_row_of_a_quoted_one() -> None:
+    rows = [row for row in shown("table-1", "smoke", f"imports.models.qwq-32b={GIVEN}").rows]
+    (row,) = [row for row in rows if row.model == "qwq-32b"]
+    assert not row.missing
 
 
 def test_a_stage_alone_can_be_any_experiment_s() -> None:
