@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from rlt_core.config import Config, StageResources
 from rlt_core.config.fields import fields
 from rlt_core.errors import UserError
+from rlt_core.graph import flatten
 from rlt_core.names import nearest as nearest
 from rlt_core.profiles import PROFILES
 from rlt_core.stages import STAGES
@@ -28,6 +29,7 @@ ALIASES = {
 SHORT = {"tracking": "resources.tracking"}
 FILES = "evaluation.files."
 """`evaluation.files.NAME` is short for `imports.benchmarks.NAME`, and evaluates it as well."""
+KINDS = ("scratch", "hub", "folder", "artifact", "package")
 SUGGESTED = 16
 """Fields that an error names at most."""
 
@@ -94,34 +96,41 @@ def _is_open(parents: list[str]) -> bool:
     return parents[:1] in (["imports"], ["trace_sources"]) or parents[:2] == ["resources", "stages"]
 
 
-def _fields_at(location: Sequence[str | int]) -> list[str]:
+def _fields_at(location: Sequence[str]) -> list[str]:
     """Return the fields of the config class at a place in the tree."""
     if tuple(location[:2]) == ("resources", "stages"):
         return list(StageResources.model_fields) if len(location) == 3 else []
     current: type[BaseModel] | None = Config
-    for name in location:
-        field = current.model_fields.get(str(name)) if current else None
+    names = iter(location)
+    for name in names:
+        field = current.model_fields.get(name) if current else None
         if field is None:
             break
         candidates = [field.annotation, *get_args(field.annotation)]
         current = next(
             (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None
         )
+        if get_origin(field.annotation) is dict:
+            next(names, None)  # the user's own name
     return list(current.model_fields) if current else []
 
 
 def _message(error: ErrorDetails) -> str:
-    path = ".".join(str(part) for part in error["loc"])
+    names: list[str] = []
+    for part in map(str, error["loc"]):  # of a model's source, its kind is no field's name
+        if part not in KINDS or "kind" not in _fields_at(names):
+            names.append(part)
+    path = ".".join(names)
     if error["type"] == "extra_forbidden":
-        here = _fields_at(error["loc"][:-1])
+        here = _fields_at(names[:-1])
         return f"unknown field {path!r}" + (f"; {nearest_fields(path, here)}" if here else "")
     given = error.get("input")
     shown = f" (given: {given!r:.200})" if not isinstance(given, dict) else ""
     problem = error["msg"].removeprefix("Value error, ")
     if error["type"] == "tuple_type":
         problem = f"write a list, as --set '{path}=[…]'"
-    elif error["type"] == "model_type":
-        first = next(iter(_fields_at(error["loc"])), "field")
+    elif error["type"] == "model_type" and path:
+        first = next(iter(_fields_at(names)), "field")
         problem = f"it has fields; set them, as --set {path}.{first}=…"
         if NoneType in get_args(Config.model_fields[path.partition(".")[0]].annotation):
             problem += f"; --set {path}=null leaves it out"
@@ -155,6 +164,8 @@ def read_config(file: Path) -> tuple[str | None, list[str]]:
     except (ValueError, RecursionError) as error:  # not TOML, or not UTF-8
         raise UserError(f"--config {file}: {error}") from None
     profile = tree.pop("profile", None)
+    if not isinstance(profile, str | None):
+        raise UserError(f"--config {file}: profile: write a name in quotes (given: {profile})")
     return profile, list(_leaves(tree))
 
 
@@ -163,7 +174,7 @@ def _leaves(tree: dict[str, Any], path: str = "") -> Iterator[str]:
         if isinstance(value, dict):
             yield from _leaves(value, f"{path}{name}.")
         else:
-            yield f"{path}{name}={json.dumps(value)}"
+            yield f"{path}{name}={json.dumps(value, default=str)}"  # TOML has dates
 
 
 def load_config(profile: str, assignments: Iterable[str] = ()) -> Config:
@@ -192,6 +203,11 @@ def load_config(profile: str, assignments: Iterable[str] = ()) -> Config:
         config = Config.model_validate(tree)
     except ValidationError as error:
         raise UserError("; ".join(_message(e) for e in error.errors())) from None
+    for path, value in flatten(config.model_dump(mode="json")):
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            raise UserError(f"{path}: write finite numbers (given: {value})") from None
     for name in config.resources.stages:
         stage = name.partition(":")[0]
         if stage not in STAGES:

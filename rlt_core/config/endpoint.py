@@ -99,9 +99,9 @@ class EndpointTeacherConfig(ChatConfig):
 class Prices(Frozen):
     """Prices of an LLM, from the environment, never hashed."""
 
-    prompt_price: float | None = Field(default=None, ge=0)
+    prompt_price: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """RLT_REFINE_PROMPT_PRICE: of a million prompt tokens, in any currency."""
-    completion_price: float | None = Field(default=None, ge=0)
+    completion_price: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """RLT_REFINE_COMPLETION_PRICE: of a million completion tokens."""
 
     def cost(self, prompt_tokens: float, completion_tokens: float) -> float | None:
@@ -147,11 +147,11 @@ class Endpoint(Prices):
     """RLT_REFINE_BASE_URL, e.g. http://127.0.0.1:8000/v1."""
     concurrency: Positive = 8
     """RLT_REFINE_CONCURRENCY: requests under way at once."""
-    requests_per_minute: float | None = Field(default=None, gt=0)
+    requests_per_minute: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """RLT_REFINE_REQUESTS_PER_MINUTE, tries after a fault included; empty: no limit."""
     retries: int = Field(default=6, ge=0)
     """RLT_REFINE_RETRIES: further tries after 429, 5xx, a time-out or a broken connection."""
-    timeout_s: float = Field(default=300.0, gt=0)
+    timeout_s: float = Field(default=300.0, gt=0, allow_inf_nan=False)
     """RLT_REFINE_TIMEOUT_S: for one answer."""
 
     @field_validator("base_url")

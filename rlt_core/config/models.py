@@ -1,6 +1,6 @@
 """Where models come from."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -15,19 +15,28 @@ class ScratchModel(Frozen):
     layers: Positive = 3
     """Transformer blocks."""
     width: Positive = 96
-    """Hidden size; a multiple of `heads`."""
+    """Hidden size; an even multiple of `heads`."""
     heads: Positive = 4
     """Attention heads."""
     steps: int = Field(default=700, ge=0)
     """Optimiser steps; 0 leaves the weights random."""
     batch_size: Positive = 64
     """Documents per step."""
-    learning_rate: float = 1e-3
+    learning_rate: float = Field(default=1e-3, gt=0)
     """Peak of AdamW's learning rate."""
     max_positions: Positive = 512
     """Longest context in tokens."""
     seed: Seed = 0
     """Seed of the initial weights and of the order of the documents."""
+
+    @model_validator(mode="after")
+    def _heads_are_even(self) -> Self:
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width {self.width} is no even multiple of {self.heads} heads, as rotary "
+                f"embeddings need: set it to a multiple of {2 * self.heads}, or change heads"
+            )
+        return self
 
 
 class HubModel(Frozen):

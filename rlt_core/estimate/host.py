@@ -5,7 +5,6 @@ Counted from `rlt_core.training.checkpoint` and `rlt_core.training.sharding`; P 
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import psutil
 from rlt_core.config import GRPOConfig, SFTConfig, StageResources
 from rlt_core.estimate.memory import GIB
 from rlt_core.estimate.shapes import Shape
+from rlt_core.store.files import listed_below
 from rlt_core.training.data_order import KEPT_CHECKPOINTS
 
 PROCESS = 2 * GIB
@@ -92,8 +92,10 @@ class Machine:
         counts as free."""
         while not folder.exists():
             folder = folder.parent
-        files = (file for each in unfinished for file in each.rglob("*") if file.is_file())
-        return cls(_memory(), shutil.disk_usage(folder).free + sum(map(os.path.getsize, files)))
+        there = sum(
+            file.bytes or 0 for each in unfinished for file in listed_below(each, deep=True)
+        )
+        return cls(_memory(), shutil.disk_usage(folder).free + there)
 
 
 def _memory() -> int:

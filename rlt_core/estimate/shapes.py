@@ -7,7 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from rlt_core.config import ScratchModel
+from rlt_core.errors import UserError
 from rlt_core.graph import Node
 from rlt_core.hf_hub import cache_folder, package_gguf
 from rlt_core.prompts.format import PromptFormat
@@ -99,7 +102,10 @@ class Shape:
 def of_config(config: Mapping[str, Any]) -> Shape | None:
     """The shape that a config.json describes; None for other families and for missing fields."""
     kind = str(config.get("model_type"))
-    if kind not in FAMILIES or not config.keys() >= NEEDED:
+    given = {name: config.get(name) for name in (*NEEDED, "num_key_value_heads", "head_dim")}
+    sizes = {name: size for name, size in given.items() if size is not None}
+    whole = all(isinstance(size, int) and size > 0 for size in sizes.values())
+    if kind not in FAMILIES or not whole or not sizes.keys() >= NEEDED:
         return None
     heads, width = config["num_attention_heads"], config["hidden_size"]
     bias = bool(config.get("attention_bias", False))
@@ -194,11 +200,18 @@ class Shapes:
             return None
         path = f"{self._store.folder(manifest)}/model/config.json"
         data = self._store.files.read(path)
-        return of_config(json.loads(data)) if data else None
+        return _of_json(data, path) if data else None
 
 
 def _of_file(path: Path) -> Shape | None:
-    return of_config(json.loads(path.read_text())) if path.is_file() else None
+    return _of_json(path.read_bytes(), str(path)) if path.is_file() else None
+
+
+def _of_json(data: bytes, path: str) -> Shape | None:
+    try:
+        return of_config(TypeAdapter(dict[str, Any]).validate_json(data))
+    except ValidationError as error:
+        raise UserError(f"{path}: no JSON object: {error.errors()[0]['msg']}") from None
 
 
 @cache

@@ -41,7 +41,10 @@ def _text_or_file(given: str, field: str) -> str:
     """Return a text, or the content of a file. One word is a path."""
     path = Path(given)
     if len(given) < MAX_PATH and path.is_file():
-        return path.read_text(encoding="utf-8").strip()
+        try:
+            return path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{field}={given!r} cannot be read as UTF-8: {error}") from None
     if given and len(given.split()) < 2:
         raise UserError(f"{field}={given!r}: no such file (paths start at {Path.cwd()})")
     return given

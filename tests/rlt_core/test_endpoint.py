@@ -176,6 +176,7 @@ def test_bad_settings_name_the_variable() -> None:
     good = {"RLT_REFINE_BASE_URL": "http://h/v1"}
     assert Endpoint.of_environment(good).base_url == "http://h/v1"
     for name, value in [("BASE_URL", ""), ("BASE_URL", "ftp://h"), ("CONCURRENCY", "0"),
+                        ("TIMEOUT_S", "inf"), ("PROMPT_PRICE", "nan"),
                         ("BASE_URL", f"http://me:{SECRET}@h/v1")]:  # fmt: skip
         with pytest.raises(UserError, match=f"RLT_REFINE_{name}") as raised:
             Endpoint.of_environment(good | {f"RLT_REFINE_{name}": value})

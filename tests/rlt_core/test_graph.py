@@ -151,3 +151,6 @@ def test_the_teachers_system_prompt_is_a_text_or_a_file_by_content(tmp_path: Pat
     assert {"teacher-sft@0", "teacher-grpo@0", "trace-generation[rlt]@0"} <= changes
     with pytest.raises(UserError, match=r"teacher_system='nowhere\.txt': no such file"):
         nodes("teacher_system=nowhere.txt")
+    file.write_bytes("Erkläre.".encode("latin-1"))
+    with pytest.raises(UserError, match=r"teacher_system=.*teacher\.txt' cannot be read as UTF-8"):
+        nodes(f"teacher_system={file}")

@@ -52,6 +52,17 @@ def test_every_profile_survives_its_own_json(profile: str) -> None:
         (f"evaluation.revisions.aime24={'0' * 40}", "aime24, not among `tasks`"),
         ("trace_sources.mine.recip=student_sft", "recipe"),
         ("trace_sources.s1.budgets=" + '[{"continuations":1},{"continuations":1}]', "must differ"),
+        ("trace_sources.mine.data=5", r"trace_sources\.mine\.data: .*\.data\.source=…"),
+        ("trace_sources.mine.data.sourc=a", "did you mean 'source'"),
+        ("reward.alpha=NaN", r"reward\.alpha: write finite numbers \(given: nan"),
+        ("reward.clip_kl=-Infinity", r"reward\.clip_kl: "),
+        ("teacher_grpo.beta=1e999", r"teacher_grpo\.beta: write finite numbers"),
+        ("resources.budget_usd=nan", r"resources\.budget_usd: "),
+        ("reward_ablation.alphas=[0.1,NaN]", r"reward_ablation\.alphas: write finite"),
+        ("base_model.width=90", r"^base_model: width 90 .* multiple of 8, or change heads"),
+        ("larger_student.model.heads=7", r"^larger_student\.model: width 160 "),
+        ("base_model.kind=hub", r"^base_model\.repo: Field required"),
+        ("imports.models.hub.source.steps=-1", r"^imports\.models\.hub\.source"),
         ("data", "field.name=value"),
         ("profile=smoke", "--profile"),
     ],
@@ -123,13 +134,31 @@ def test_a_config_file_is_the_assignments_in_it(tmp_path: Path) -> None:
     ])  # fmt: skip
 
 
-@pytest.mark.parametrize("content", [b"a = ", b"\xff\xfe", None])
-def test_a_config_file_that_cannot_be_read_is_named(content: bytes | None, tmp_path: Path) -> None:
-    file = tmp_path / "mine.toml"
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("mine.toml", b"a = "), ("mine.toml", b"\xff\xfe"), ("mine.toml", None),
+        ("mine.toml", b"profile = 5"), ("mine.toml", b"profile = ['tiny']"),
+        ("mine.toml", b"[profile]\nname = 'tiny'"), ("mine.toml", b"profile = 2026-11-30"),
+        ("mine.json", b"5"), ("mine.json", b"[]"), ("mine.json", b"null"), ("mine.json", b"{"),
+    ],
+)  # fmt: skip
+def test_a_config_file_that_cannot_be_read_is_named(
+    name: str, content: bytes | None, tmp_path: Path
+) -> None:
+    file = tmp_path / name
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(UserError, match=r"--config .*mine\.toml: "):
+    with pytest.raises(UserError, match=rf"--config .*{name}: ") as caught:
         read_config(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_date_in_a_config_file_is_its_text(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("data.source = 2026-11-30\n")
+    _, changes = read_config(file)
+    assert load_config("smoke", changes).data.source == "2026-11-30"
 
 
 def test_every_field_of_the_config_is_explained_and_documented() -> None:

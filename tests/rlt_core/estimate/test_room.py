@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -152,6 +154,23 @@ def test_the_disk_is_the_store_s_and_what_is_there_of_unfinished_nodes_counts(tm
         file.truncate(10**12)  # takes no room
     resumed = Machine.here(tmp_path, [tmp_path / "work/key"])
     assert resumed.disk - empty.disk == pytest.approx(10**12, rel=0.01)
+
+
+def test_files_that_disappear_meanwhile_are_left_out(tmp_path):
+    folder, ended = tmp_path / "checkpoints", threading.Event()
+
+    def rotate():
+        while not ended.is_set():
+            folder.mkdir()
+            (folder / "weights").write_bytes(b"1")
+            shutil.rmtree(folder)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(rotate)
+        try:
+            assert all(Machine.here(tmp_path, [tmp_path]).disk for _ in range(500))
+        finally:
+            ended.set()
 
 
 def test_resources_come_before_this_machine():

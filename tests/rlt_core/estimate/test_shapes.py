@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from rlt_core.config import ScratchModel
-from rlt_core.estimate.shapes import of_config, of_scratch, published
+from rlt_core.errors import UserError
+from rlt_core.estimate.shapes import Shapes, of_config, of_scratch, published
+from rlt_core.graph import Node
 from rlt_core.models import new_model, tiny_tokenizer
 from rlt_core.prompts.format import load_format, shipped
+from rlt_core.stages import STAGES, BaseModelConfig
 
 FAMILIES = (LlamaConfig, Qwen2Config, Qwen3Config, MistralConfig)
 
@@ -82,5 +85,20 @@ def test_published_shapes_have_the_parameters_of_the_hub(repo):
     assert f"huggingface.co/{repo}/" in config["source"]
 
 
-def test_other_families_are_not_guessed():
+def test_other_families_and_sizes_that_are_none_are_not_guessed():
     assert of_config({"model_type": "deepseek_v3", "hidden_size": 7168}) is None
+    whole = published()["Qwen/Qwen2.5-7B-Instruct"]
+    for field in ("num_attention_heads", "hidden_size", "num_key_value_heads", "head_dim"):
+        for value in (0, -1, "28", [28], 1.5):
+            assert of_config(whole | {field: value}) is None
+    assert of_config(whole | {"vocab_size": None}) is None
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"null", b"\xff"])
+def test_a_config_json_that_is_none_is_named(content, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    base = Node(STAGES["base-model"], BaseModelConfig(imported="folder:x", format=None),
+                paths={"source": str(tmp_path)})  # fmt: skip
+    with pytest.raises(UserError, match=r"config\.json: no JSON object") as caught:
+        Shapes(None).of(base)
+    assert "\n" not in str(caught.value)
