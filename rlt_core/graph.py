@@ -99,8 +99,8 @@ def by_name(nodes: Iterable[Node]) -> dict[str, Node]:
         mixed = seeded.setdefault(node.label, node.seed is not None) != (node.seed is not None)
         if mixed or other.key != node.key:
             raise UserError(
-                f"two nodes would be named {node.label!r}: give one of them another name (the names "
-                "are from imports, trace_sources, teacher_bench, trace_refinement.name and "
+                f"two nodes would be named {node.label!r}: give one of them another name (in "
+                "imports, trace_sources, teacher_bench, trace_refinement.name or "
                 "endpoint_teacher.name)"
             )
     return found

@@ -137,10 +137,13 @@ def verify(folder: Path) -> Verified:
     same_rules = stored.rules_sha256 == rules_sha256()
     verdicts: tuple[Verdict, ...] = ()
     if not problems:
-        verdicts = tuple(judge(study, Evidence(folder, Catalogue(entries), study)))
+        try:
+            verdicts = tuple(judge(study, Evidence(folder, Catalogue(entries), study)))
+        except (ArithmeticError, TypeError, ValueError) as error:  # rows without an id, say
+            raise UserError(f"{folder}: its tables give no verdict: {error}") from None
         problems += _verdict_problems(stored.verdicts, verdicts, same_rules)
-        text = (folder / "verdicts.md").read_text(encoding="utf-8")
-        if same_rules and text != markdown(study, frozen, stored.verdicts, stored.rules_sha256):
+        text = markdown(study, frozen, stored.verdicts, stored.rules_sha256)
+        if same_rules and text.encode() != (folder / "verdicts.md").read_bytes():
             problems.append("verdicts.md does not say what verdicts.json says")
     return Verified(
         freeze=frozen, verdicts=verdicts, problems=tuple(problems),

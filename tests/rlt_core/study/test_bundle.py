@@ -149,6 +149,11 @@ def prettier(bundle: Path) -> None:
     replaced(bundle, "verdicts.md", "RLT traces are", "RLT traces must be")
 
 
+def not_utf_8(bundle: Path) -> None:
+    (bundle / "verdicts.md").write_bytes(b"\xff")
+    rehash(bundle)
+
+
 def another_model(bundle: Path) -> None:
     with edited(bundle, "nodes.json") as nodes:
         for node in nodes:
@@ -164,6 +169,7 @@ def another_model(bundle: Path) -> None:
         (drop, ["verdicts.json: claim 'beats' has no verdict"]),
         (another_baseline, ["study.toml is not what was frozen"]),
         (prettier, ["verdicts.md does not say what verdicts.json says"]),
+        (not_utf_8, ["verdicts.md does not say what verdicts.json says"]),
         (another_model, ["is not in the frozen graph"]),
     ],
 )
@@ -231,13 +237,23 @@ def break_table(bundle: Path) -> None:
     rehash(bundle)
 
 
+def lose_ids(bundle: Path) -> None:
+    file = table_of(bundle, "evaluation[rlt]@102")
+    table = pq.read_table(file)
+    ids = table["question_id"].to_pylist()
+    place = table.schema.get_field_index("question_id")
+    pq.write_table(table.set_column(place, "question_id", pa.array([None, *ids[1:]])), file)
+    rehash(bundle)
+
+
 def break_nodes(bundle: Path) -> None:
     (bundle / "nodes.json").write_text('[{"name": 3}]')
     rehash(bundle)
 
 
 @pytest.mark.parametrize(
-    "spoil", [break_index, lose_index, lose_verdicts, forget_nodes, break_table, break_nodes]
+    "spoil",
+    [break_index, lose_index, lose_verdicts, forget_nodes, break_table, lose_ids, break_nodes],
 )
 def test_a_broken_bundle_is_one_line(bundle, spoil):
     spoil(bundle)
