@@ -2,16 +2,17 @@
 
     python -m infra.benchmarks.paper_step [MODEL] [--engine vllm]
 
-MODEL is described in `rlt_core/estimate/published.json`; a large one needs a GPU. The settings are
-the paper's but for fewer questions and completions, shorter texts, and adapters, since the AdamW
-states of 7B parameters do not fit on one GPU. The reward's student has the same shape. Random
-weights never end a completion, so every completion has the full length. Prints seconds and
+MODEL is described in `rlt_core/estimate/published.json` (a large one needs a GPU), or `tiny`. The
+settings are the paper's but for fewer questions and completions, shorter texts, and adapters, since
+the AdamW states of 7B parameters do not fit on one GPU. The reward's student has the same shape.
+Random weights never end a completion, so every completion has the full length. Prints seconds and
 completion tokens per second of the steps after the first, and the GPU's peak memory beside the
-estimate that `rlt plan` prints.
+estimate that `rlt plan` prints; exit status 1 if they differ by more than a fifth.
 """
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,13 @@ from rlt_core.prompts.renderer import Renderer
 from rlt_core.training.rlt_reward import RLTReward
 
 MODEL = "Qwen/Qwen2.5-7B-Instruct"
+TINY = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 300, "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+"""The shape for a CPU."""
+TOLERANCE = 0.2
 
 
 class PaperStep(NamedTuple):
@@ -80,13 +88,15 @@ def measure_step(shape: dict[str, Any], config: Config) -> PaperStep:
         return PaperStep(training, parameters, peak)
 
 
-def estimated_bytes(model: str, config: Config) -> int | None:
-    """Return the peak that `rlt plan` prints for the step; None for a model of unknown shape."""
+def estimated_bytes(model: str, config: Config) -> int:
+    """Return the peak that `rlt plan` prints for the step."""
     base = config.base_model.model_copy(update={"repo": model})
     config = config.model_copy(update={"base_model": base})
     nodes = upstream(targets("teacher-grpo", config))
     node = next(node for node in nodes if node.stage.name == "teacher-grpo")
-    return estimates(config, nodes)[node.key].peak_bytes
+    peak = estimates(config, nodes)[node.key].peak_bytes
+    assert peak is not None
+    return peak
 
 
 def describe(config: Config, step: PaperStep) -> str:
@@ -96,13 +106,13 @@ def describe(config: Config, step: PaperStep) -> str:
     seconds = step.training.step_s
     rate = grpo.questions_per_step * grpo.group_size * tokens / seconds
     return (
-        f"{grpo.questions_per_step} questions x {grpo.group_size} completions of {tokens:.0f} "
-        f"tokens: {seconds:.1f} s a step, {step.training.scoring_s:.1f} s of it the reward, "
-        f"{rate:,.0f} completion tokens/s"
+        f"{step.parameters / 1e9:.2f} G parameters, {grpo.questions_per_step} questions x "
+        f"{grpo.group_size} completions of {tokens:.0f} tokens: {seconds:.1f} s a step, "
+        f"{step.training.scoring_s:.1f} s of it the reward, {rate:,.0f} completion tokens/s"
     )
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", default=MODEL)
     parser.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")
@@ -115,13 +125,19 @@ def main() -> None:
         given.questions, given.completions, given.tokens, device=device, engine=given.engine
     )
     processes.take_gpus(config.resources.of("teacher-grpo"), 1)
-    step = measure_step(json.loads(PUBLISHED.read_text())[given.model], config)
-    print(f"{given.model}, {step.parameters / 1e9:.2f} G parameters, {device}")
-    print(describe(config, step))
-    if step.peak_bytes is not None:
-        estimate = (estimated_bytes(given.model, config) or 0) / 2**30
-        print(f"peak memory {step.peak_bytes / 2**30:.1f} GiB, `rlt plan` {estimate:.1f} GiB")
+    shape = TINY if given.model == "tiny" else json.loads(PUBLISHED.read_text())[given.model]
+    step = measure_step(shape, config)
+    said = f"{given.model}, {device}, {describe(config, step)}"
+    if step.peak_bytes is None or given.model == "tiny":
+        print(f"{said}; memory not compared")
+        return 0
+    estimate = estimated_bytes(given.model, config)
+    print(
+        f"{said}; peak memory {step.peak_bytes / 2**30:.1f} GiB, `rlt plan` {estimate / 2**30:.1f} "
+        f"GiB, ratio {step.peak_bytes / estimate:.2f}"
+    )
+    return int(abs(step.peak_bytes / estimate - 1) > TOLERANCE)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,7 +12,7 @@ The plain loop does what the RLT authors' code does, without its garbage collect
 flushes: one completion at a time, eight texts encoded per completion (completion, explanation, chat
 and solution to find spans; both chats to compare them; both once more to run the models), float32
 logits of every position, log-softmax over the whole vocabulary. Exit status 1 if a reward differs
-by 1e-3 in float32.
+by 1e-3 in float32, 0.1 in bfloat16.
 
 Shapes: T tokens of a text, V vocabulary.
 """
@@ -287,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{result.plain_s:.2f} s, ours {result.ours_s:.2f} s, ratio "
         f"{result.plain_s / result.ours_s:.1f}; rewards differ by {result.gap:.1e} at most"
     )
-    return int(result.gap > TOLERANCE and case.student.dtype == torch.float32)
+    return int(result.gap > (TOLERANCE if case.student.dtype == torch.float32 else 0.1))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def countdown(config: Config) -> Node:
         )  # fmt: skip
 
     table = Table(nodes, "countdown")
-    table.given("Base model", "countdown-base", base, **asked)
+    table.add("Base model", "countdown-base", base, **asked)
     for name, model, student, baseline in (
         ("Data set's student, as it is", "dataset", dataset, "base"),
         ("RLT student, as it is", "rlt", nodes.rlt_student, "dataset"),
@@ -55,7 +55,5 @@ def countdown(config: Config) -> Node:
          "dataset"),
         ("Zero-shot RLT traces", "zero-shot", zero_shot, "base+rl"),
     ):  # fmt: skip
-        table.trained(
-            name, f"countdown-{model}", student, baseline=f"countdown-{baseline}", **asked
-        )
+        table.add(name, f"countdown-{model}", student, baseline=f"countdown-{baseline}", **asked)
     return table.report(primary="countdown-zero-shot", overlaps=OVERLAPS)

@@ -21,14 +21,14 @@ def rank_ablation(config: Config) -> Node:
     if config.rank_ablation is None:
         raise UserError(f"profile {config.profile} has no rank_ablation; set rank_ablation.ranks")
     table = Table(nodes, "rank-ablation")
-    table.given("Base model", "base", nodes.student_base)
+    table.add("Base model", "base", nodes.student_base)
     dataset = partial(nodes.student_sft, "dataset")
-    table.trained("Data set's traces", "dataset", dataset, baseline="base")
+    table.add("Data set's traces", "dataset", dataset, baseline="base")
     task = config.evaluation.tasks[:1]
     for ranked_by in config.rank_ablation.sets:
         table.parts += rank_students(nodes, ranked_by)
     first = config.rank_ablation.sets[0]
-    table.trained(
+    table.add(
         "Rank 1, teacher before RL", rank_variant(first, 1),
         lambda seed: _student(nodes, seed, first, 1), baseline="dataset", tasks=task,
     )  # fmt: skip

@@ -15,18 +15,20 @@ def reward_ablation(config: Config) -> Node:
     """The config's reward first, then one teacher a change."""
     nodes = Nodes(config)
     table = Table(nodes, "reward-ablation")
-    table.given("Base model", "base", nodes.student_base)
-    for variant, reward in {"rlt": config.reward, **variants(config)}.items():
+    table.add("Base model", "base", nodes.student_base)
+    # Every teacher writes one trace a question; the pipeline's RLT may write several.
+    ours = "rlt" if config.trace_generation.n == 1 else "rlt-one-trace"
+    for variant, reward in {ours: config.reward, **variants(config)}.items():
 
         def student(seed: int, variant: str = variant, reward: RewardSpec = reward) -> Node:
-            teacher = nodes.teacher_grpo(seed, reward, "" if variant == "rlt" else variant)
+            teacher = nodes.teacher_grpo(seed, reward, "" if variant == ours else variant)
             traces = nodes.traces(teacher, variant, seed, n=1)
             table.parts.append(nodes.scores(traces, teacher, variant, seed))
             return nodes.student_sft(variant, seed, traces)
 
         name = f"Reward of lambda {reward.kl_weight:g}, alpha {reward.alpha:g}"
-        baseline = "base" if variant == "rlt" else "rlt"
-        table.trained(name, variant, student, baseline=baseline)
+        baseline = "base" if variant == ours else ours
+        table.add(name, variant, student, baseline=baseline)
     return table.report()
 
 

@@ -31,36 +31,27 @@ class Table:
         self.rows: list[TableRow] = []
         self.parts: list[Node] = []
 
-    def trained(
+    def add(
         self,
         name: str,
         model: str,
-        student: OfSeed,
+        student: OfSeed | Node,
         paper: str | None = None,
         baseline: str | None = None,
         **evaluation: Any,
     ) -> None:
-        """Add a model that this run trains, once per seed. `paper`: row of the paper's table;
-        `evaluation`: fields that differ from the config's."""
-        for seed in self.nodes.config.seeds:
-            self.parts.append(self.nodes.evaluation(student(seed), model, seed, **evaluation))
-        paper = self._quoted(paper, evaluation)
-        self.rows.append(TableRow(name=name, model=model, paper=paper, baseline=baseline))
-
-    def given(
-        self,
-        name: str,
-        model: str,
-        node: Node,
-        paper: str | None = None,
-        baseline: str | None = None,
-        **evaluation: Any,
-    ) -> None:
-        """Add a model that this run does not train; it has no training seeds."""
-        self.parts.append(self.nodes.evaluation(node, model, None, **evaluation))
+        """Add a model that this run trains, once per seed, or a given one without training seeds.
+        `paper`: row of the paper's table; `evaluation`: fields that differ from the config's."""
+        trained = not isinstance(student, Node)
+        if isinstance(student, Node):
+            made: dict[int | None, Node] = {None: student}
+        else:
+            made = {seed: student(seed) for seed in self.nodes.config.seeds}
+        for seed, node in made.items():
+            self.parts.append(self.nodes.evaluation(node, model, seed, **evaluation))
         paper = self._quoted(paper, evaluation)
         self.rows.append(
-            TableRow(name=name, model=model, paper=paper, baseline=baseline, trained=False)
+            TableRow(name=name, model=model, paper=paper, baseline=baseline, trained=trained)
         )
 
     def _quoted(self, paper: str | None, changes: Mapping[str, Any]) -> str | None:

@@ -27,15 +27,15 @@ def table_1(config: Config) -> Node:
             why = f"quoted; `--set imports.models.{row.lower()}=hub:{repo}` evaluates it here"
             table.missing(row, row.lower(), why, paper=row)
     student = config.student or config.base_model
-    table.given("Base model", "base", nodes.student_base, paper=_quoted(student))
+    table.add("Base model", "base", nodes.student_base, paper=_quoted(student))
     _rows(table, nodes.student_base, None, paper_size(config, student))
     if larger := config.larger_student:
         base = nodes.model(larger.model, "larger-student")
         quoted = _quoted(larger.model)
-        table.given("Base model, larger", "base-large", base, paper=quoted, baseline="base")
+        table.add("Base model, larger", "base-large", base, paper=quoted, baseline="base")
         _rows(table, base, larger, paper_size(config, larger.model))
     for name, model in config.imports.models.items():
-        table.given(
+        table.add(
             f"Imported: {name}", name, nodes.model(model.source, name), _quoted(model.source),
             baseline="base", format=model.format,
         )  # fmt: skip
@@ -95,7 +95,7 @@ class _Students:
         self, name: str, variant: str, student: OfSeed, baseline: str, paper: str | None = None
     ) -> None:
         quoted = f"{paper}-{self.paper}" if paper and self.paper else None
-        self.table.trained(f"{name}{self.kind}", variant, student, quoted, baseline)
+        self.table.add(f"{name}{self.kind}", variant, student, quoted, baseline)
 
     def _student(self, variant: str, seed: int, *traces: Node, **choice: Any) -> Node:
         nodes = self.table.nodes
@@ -124,10 +124,10 @@ class _Students:
             self.table.missing(S1, "s1-32b", why, paper=S1)
         if not source.budgets:
             theirs = (source.data.source, self.paper) == (SKY_T1, "32B")
-            self.table.trained(row, variant, student, "Sky-T1-32B" if theirs else None, baseline)
+            self.table.add(row, variant, student, "Sky-T1-32B" if theirs else None, baseline)
         for budget in source.budgets:
             times = f"{budget.continuations} continuation{'s' * (budget.continuations != 1)}"
-            self.table.trained(
+            self.table.add(
                 f"{row}, budget forcing, {times}", f"{variant}-continued-{budget.continuations}",
                 student, baseline=baseline, budget=budget,
             )  # fmt: skip

@@ -15,7 +15,7 @@ def table_2(config: Config) -> Node:
         raise UserError(f"profile {config.profile} has no student_grpo; set student_grpo.steps")
     nodes = Nodes(config)
     table = Table(nodes, "table-2")
-    table.given("Base model", "base", nodes.student_base)
+    table.add("Base model", "base", nodes.student_base)
     theirs = paper_size(config, config.student or config.base_model) == "7B"
 
     def quoted(row: str) -> str | None:
@@ -64,7 +64,7 @@ def _refined_rows(table: Table, raw: OfSeed, paper: str | None) -> None:
 
 
 def _rows(table: Table, name: str, variant: str, start: OfSeed, paper: str | None) -> None:
-    table.trained(name, variant, start, baseline="base")
+    table.add(name, variant, start, baseline="base")
     _after_rl(table, f"{name} + RL", variant, start, paper)
 
 
@@ -73,4 +73,4 @@ def _after_rl(table: Table, name: str, variant: str, start: OfSeed, paper: str |
         return table.nodes.student_grpo(start(seed), variant, seed)
 
     baseline = None if variant == "dataset" else "dataset+rl"
-    table.trained(name, f"{variant}+rl", student, paper, baseline)
+    table.add(name, f"{variant}+rl", student, paper, baseline)

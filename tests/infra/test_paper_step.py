@@ -1,12 +1,11 @@
 """The step of a published shape runs on a CPU with a tiny shape, and its estimate is the plan's."""
 
 from infra.benchmarks import paper_step
-from infra.gpu_check import TINY
 
 
 def test_a_step_of_a_small_shape() -> None:
     config = paper_step.settings(questions=2, completions=4, tokens=16, device="cpu")
-    step = paper_step.measure_step(TINY, config)
+    step = paper_step.measure_step(paper_step.TINY, config)
     assert [row["step"] for row in step.training.steps] == [1, 2, 3]
     assert all(row["loss"] is not None and row["seconds"] > 0 for row in step.training.steps)
     assert len(step.training.first_rewards) == 8 and step.training.scoring_s > 0
@@ -21,4 +20,4 @@ def test_a_larger_model_is_estimated_to_take_more() -> None:
         paper_step.estimated_bytes(f"Qwen/Qwen2.5-{size}-Instruct", config)
         for size in ("1.5B", "7B")
     )
-    assert small is not None and large is not None and 2**30 < small < large
+    assert 2**30 < small < large

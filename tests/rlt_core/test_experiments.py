@@ -13,6 +13,8 @@ from rlt_core.overrides import load_config
 from rlt_core.profiles import PROFILES
 from rlt_core.stages import ReportConfig, StudentSFTStageConfig, TraceScoringConfig
 
+GIVEN = f"hub:a/b@{'0' * 40}"
+
 
 @pytest.fixture
 def questions(tmp_path: Path) -> str:
@@ -92,9 +94,6 @@ def test_what_is_missing_is_named(name: str, change: str, message: str) -> None:
         targets(name, load_config("smoke", [change]))
 
 
-GIVEN = f"hub:a/b@{'0' * 40}"
-
-
 @pytest.mark.parametrize(
     ("name", "changes", "clash"),
     [
@@ -171,11 +170,21 @@ def test_experiments_share_what_is_the_same() -> None:
     )
     separate = {node.key for name in PAPER for node in graph(name).values()}
     assert {node.key for node in upstream(targets(ALL, load_config("smoke")))} == separate
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (), ("trace_generation.n=4",), ("reward_student_sft=true",), ("reward.kl=full",),
+        ("trace_scoring.off_policy_kl=k1",), (f"student={GIVEN}",), ("teacher_sft.traces=none",),
+    ],
+)  # fmt: skip
+def test_a_name_is_of_one_node_in_all_experiments(changes: tuple[str, ...]) -> None:
+    """`{profile}/{name}` is a reference in the store: two artifacts may not share one."""
     keys: dict[str, set[str]] = {}
     for name in EXPERIMENTS:
-        for node in graph(name).values():
+        for node in graph(name, "smoke", *changes).values():
             keys.setdefault(node.name, set()).add(node.key)
-    # `{profile}/{name}` is a reference in the store: two artifacts may not share one.
     assert {name for name, found in keys.items() if len(found) > 1} == set()
 
 
