@@ -46,7 +46,7 @@ def nearest_fields(path: str, here: Iterable[str]) -> str:
     alike = get_close_matches(wanted, set(leaves.values()), n=1, cutoff=0.75)
     for matches in (
         [one for one in leaves if one == wanted or one.endswith(f".{wanted}")],
-        [one for one, leaf in leaves.items() if wanted in leaf],
+        [one for one, leaf in leaves.items() if len(wanted) > 2 and wanted in leaf],
         [one for one, leaf in leaves.items() if leaf in alike],
     ):
         section = path.rpartition(".")[0]

@@ -19,6 +19,8 @@ class Frozen(BaseModel):
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Probability = Annotated[float, Field(gt=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """Range of the seeds of NumPy's generators."""
 Commit = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 
-from rlt_core.config.base import Fraction, Frozen, Positive
+from rlt_core.config.base import Fraction, Frozen, Positive, Probability
 from rlt_core.errors import UserError
 from rlt_core.names import RelativePath
 
@@ -85,7 +85,7 @@ class EndpointTeacherConfig(ChatConfig):
     """The user's turn, with `{question}` and `{solution}` in place of the texts."""
     temperature: float = Field(default=0.7, ge=0)
     """0 is greedy."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_p: Probability = 1.0
     """Sample among the likeliest tokens that make up this probability; 1 is not sent."""
     n: Positive = 1
     """Explanations per question, each by a request of its own."""

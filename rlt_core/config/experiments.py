@@ -35,10 +35,10 @@ class RankAblationConfig(Frozen):
     """Number of questions with completions to rank, chosen by the seed; empty: all."""
     resamples: Positive = 2000
     """Bootstrap resamples of seeds and test questions."""
-    sets: tuple[RankedSet, ...] = (
+    sets: tuple[RankedSet, ...] = Field(min_length=1, default=(
         "reward", "random", "length", "correct", "token-matched", "r_ss", "r_kl", "likelihood",
         "rank_surprisal",
-    )  # fmt: skip
+    ))  # fmt: skip
     """Orders by which the experiment `rank-ablation` ranks, with `ranks` students each."""
     in_full_pipeline: bool = True
     """Whether the full pipeline has the students of the first of these sets."""
@@ -60,7 +60,7 @@ class TeacherBenchConfig(Frozen):
 
     teachers: dict[Name, ModelSource] = Field(default={})
     """Models that explain; `endpoint_teacher` comes on top."""
-    students: dict[Name, ModelSource]
+    students: dict[Name, ModelSource] = Field(min_length=1)
     """Models for which each teacher's explanations are scored."""
     train: bool = False
     """Whether each student is also trained on each teacher's best explanations, and tested."""

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rlt_core.config.base import Commit, DType, Fraction, Frozen, Positive
+from rlt_core.config.base import Commit, DType, Frozen, Positive, Probability
 from rlt_core.config.reward import KLEstimator
 
 
@@ -18,7 +18,7 @@ class Sampling(Frozen):
     """Completions per question."""
     temperature: float = Field(default=0.7, ge=0)
     """0 is greedy."""
-    top_p: Fraction = 1.0
+    top_p: Probability = 1.0
     """Sample among the likeliest tokens that make up this probability."""
     max_tokens: Positive = 16384
     """New tokens at most; a completion that reaches it has finish reason `length`."""

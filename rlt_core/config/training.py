@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlt_core.config.base import DType, Fraction, Frozen, Positive
+from rlt_core.config.base import Decay, DType, Fraction, Frozen, Positive, Probability
 from rlt_core.config.reward import CorrectnessReward, RewardSpec
 from rlt_core.errors import UserError
 
@@ -31,9 +31,9 @@ class Optimizer(Frozen):
     """Learning-rate schedule after the warm-up."""
     warmup_ratio: Fraction = 0.0
     """Fraction of the steps in which the learning rate rises to its peak."""
-    beta1: Fraction = 0.9
+    beta1: Decay = 0.9
     """AdamW's decay of the gradients' mean."""
-    beta2: Fraction = 0.999
+    beta2: Decay = 0.999
     """AdamW's decay of the gradients' mean square."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's weight decay."""
@@ -108,7 +108,7 @@ class GRPOConfig(Optimizer):
     """Weight of the KL penalty (k3) towards the reference model."""
     temperature: float = Field(default=0.7, gt=0)
     """Temperature of sampling, and of the policy's and reference's log-probs."""
-    top_p: Fraction = 1.0
+    top_p: Probability = 1.0
     """Sample among the likeliest tokens that make up this probability."""
     max_prompt_tokens: Positive = 16384
     """Questions with a longer prompt are dropped and counted."""

@@ -23,7 +23,7 @@ def assumptions(
         f"{data.LONGEST + TEMPLATE} at most."
     )
     if any(each.on_gpu for each in found.values()):
-        layouts = [resources_of(config, node) for node in nodes]
+        layouts = [resources_of(config, node) for node in nodes if found[node.key].on_gpu]
         cards = {work.gpu_of(layout) for layout in layouts}
         for card in sorted(cards, key=lambda card: card.gib):
             yield (

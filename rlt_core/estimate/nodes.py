@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from rlt_core.config import Config, GRPOConfig, SFTConfig, StageResources
+from rlt_core.config import Config, GRPOConfig, SFTConfig, StageResources, TeacherGRPOConfig
 from rlt_core.config.inference import ANCHORING_CONTEXTS, UTILITY_QUESTIONS
 from rlt_core.estimate import host, memory, work
 from rlt_core.estimate.data import SizedInputs, Sizes
@@ -274,7 +274,9 @@ class _Body:
         read = work.read_flops(shape, rollouts, length)
         reading = read * (config.beta > 0)
         if student is not None:
-            reading += read + work.read_flops(student, rollouts, length)
+            reading += work.read_flops(student, rollouts, length)
+            if isinstance(config, TeacherGRPOConfig) and config.teacher_logprobs == "exact":
+                reading += read
         sampling = steps * work.decode_s(shape, layout, batch, prompt, completion, limit)
         other_s = sampling + layout.reading_s(reading)
         return self._trained(shape, config, held, steps, rollouts, length, other_s)

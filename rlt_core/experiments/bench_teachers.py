@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from rlt_core.config import Config
+from rlt_core.errors import UserError
 from rlt_core.experiments.nodes import Nodes
 from rlt_core.graph import Node, upstream
 
@@ -22,6 +23,11 @@ def pair(teacher: str, student: str) -> str:
 
 def _parts(nodes: Nodes) -> Iterator[Node]:
     bench = nodes.config.teacher_bench
+    if bench and not (bench.teachers or nodes.config.endpoint_teacher):
+        raise UserError(
+            "no teacher explains: set teacher_bench.teachers.NAME, or endpoint_teacher.name and "
+            "endpoint_teacher.model"
+        )
     students = {"student": nodes.student_base}
     if bench:
         students = {name: nodes.model(source, name) for name, source in bench.students.items()}

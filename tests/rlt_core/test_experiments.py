@@ -75,6 +75,7 @@ def test_the_reward_student_may_be_trained_on_the_data_sets_traces_first() -> No
         ("rank-ablation", "rank_ablation=null", r"rank_ablation\.ranks"),
         ("reward-ablation", "reward_ablation=null", r"reward_ablation\.kl_weights"),
         (ALL, "countdown=null", r"countdown\.data\.n_test"),
+        ("bench-teachers", "teacher_bench.students.x=scratch", r"set teacher_bench\.teachers"),
         ("teacher-grp", "seeds=[0]", "'teacher-grpo'"),
         ("student-grpo", "student_grpo=null", "has no student-grpo node with these settings"),
         ("trace-import", "seeds=[0]", "the experiment `compare-traces` has"),

@@ -202,6 +202,14 @@ def test_what_scoring_measures_beside_the_reward_is_in_the_estimate(questions):
     assert plain.gpu_hours < stepped.gpu_hours and plain.peak_bytes < stepped.peak_bytes
 
 
+def test_log_probs_that_the_engine_recorded_save_a_forward_pass(questions):
+    exact, recorded = (
+        of_stage("teacher-grpo", "paper-7b", questions, f"teacher_grpo.teacher_logprobs={how}")
+        for how in ("exact", "rollout")
+    )
+    assert recorded.gpu_hours < exact.gpu_hours
+
+
 LAID_OUT = ("teacher-sft", "teacher-grpo", "student-grpo", "trace-scoring", "trace-generation")
 SMALLER = {  # whose larger value never needs more memory
     "processes": (1, 2, 4, 8), "machines": (1, 2, 4), "offload": (False, True),
