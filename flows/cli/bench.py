@@ -76,7 +76,7 @@ def teachers(
         raise UserError("--budget-usd is for an endpoint; a model's budget is --budget-tokens")
     plan = new_plan(
         NAME, "teach",
-        [*of_data(questions), *_bench(named, samples, train), *of_machine(),
+        [*of_data(questions, set_ or ()), *_bench(named, samples, train), *of_machine(),
          f"resources.budget_tokens={json.dumps(budget_tokens)}",
          f"resources.budget_usd={json.dumps(budget_usd)}", *(set_ or ())],
         None, store,

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,8 +16,8 @@ import typer
 from flows.cli.terminal import print
 from rlt_core.config import DataConfig, FieldMapping
 from rlt_core.data.layouts import layout_of
-from rlt_core.data.row_files import checked, read_records
-from rlt_core.data.sources import HEADS, read_source
+from rlt_core.data.row_files import BadRow, Record, checked, read_all, read_records, value_of
+from rlt_core.data.sources import heads_of, read_source
 from rlt_core.errors import UserError
 from rlt_core.overrides import load_config
 
@@ -26,6 +27,8 @@ NAMES = {
     "trace": ("trace", "reasoning", "thinking", "thought", "cot", "rationale", "explanation"),
 }
 """What people call a column, most usual names first."""
+OPTIONS = {"choices", "options"}
+"""Columns whose text a question cannot be answered without."""
 MARKER = "####"
 """GSM8K's mark between the working and the final answer."""
 CHARS_PER_TOKEN = 3.5
@@ -85,14 +88,18 @@ def recognised(file: Path) -> DataConfig:
 
     Raises UserError, naming the columns, if question or solution is not found.
     """
-    heads = [checked(read) for _, read in islice(read_records(file), HEADS)]
-    if not heads:
-        raise UserError(f"{file}: there are no rows")
+    heads, _ = heads_of(read_records(file))
+    heads = heads or list(islice(read_all(file, lambda _, row: row), 1))  # names the first bad row
     data = DataConfig(source=str(file))
     if layout_of(data, heads).found:
         return data
     columns = list(dict.fromkeys(str(name) for head in heads for name in head))
-    lower = {name.lower(): name for name in reversed(columns)}
+    lower = {name.strip().lower(): name for name in reversed(columns)}
+    if options := OPTIONS & lower.keys():
+        raise UserError(
+            f"{file}: column {lower[min(options)]!r} has the options of multiple-choice questions, "
+            "which would not be shown; write them into the question, and rename the column"
+        )
     found: dict[str, str] = {}
     for field, names in NAMES.items():
         for name in names:
@@ -101,13 +108,20 @@ def recognised(file: Path) -> DataConfig:
     if missing := [name for name in ("question", "solution") if name not in found]:
         raise UserError(
             f"{file}: no column looks like the {' and the '.join(missing)}; it has "
-            f"{', '.join(columns)}. Name it: --set data.fields.{missing[0]}=COLUMN"
+            f"{', '.join(columns)}. Rename one, or tell `rlt run` or `rlt teach`: "
+            f"--set data.fields.{missing[0]}=COLUMN"
         )
-    marked = sum(MARKER in str(head.get(found["solution"], "")) for head in heads)
+    marked = sum(_is_marked(head, found["solution"]) for head in heads)
     if 2 * marked > len(heads):
         found.pop("trace", None)
         return data.replaced(fields=FieldMapping(**found), split_at=MARKER)
     return data.replaced(fields=FieldMapping(**found))
+
+
+def _is_marked(head: Record, column: str) -> bool:
+    with suppress(BadRow, KeyError):
+        return MARKER in str(checked(lambda: value_of(head, column)))
+    return False
 
 
 def _columns(data: DataConfig) -> Mapping[str, str]:

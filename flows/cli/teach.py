@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -89,7 +89,7 @@ def teach(
         raise UserError("--budget-usd is for an endpoint; a model's budget is --budget-tokens")
     opened = open_store(store)
     changes = [
-        *of_data(questions), *_models(opened, teacher, student, samples),
+        *of_data(questions, set_ or ()), *_models(opened, teacher, student, samples),
         f"trace_selection.keep={keep}", f"trace_selection.only_correct={json.dumps(only_correct)}",
         f"trace_selection.max_student_tokens={json.dumps(max_student_tokens)}",
         f"resources.budget_tokens={json.dumps(budget_tokens)}",
@@ -123,10 +123,13 @@ def require_one_seed(plan: Plan) -> None:
         )
 
 
-def of_data(questions: Path) -> Iterator[str]:
+def of_data(questions: Path, given: Sequence[str]) -> Iterator[str]:
+    """Yield the changes that name the file and, unless some are given, its columns."""
     file_digest(str(questions), "QUESTIONS")
-    found = recognised(questions)
     yield f"data.source={json.dumps(str(questions.absolute()))}"
+    if any(change.startswith("data.fields.") for change in given):
+        return
+    found = recognised(questions)
     for name, column in found.fields.model_dump(exclude_defaults=True).items():
         yield f"data.fields.{name}={json.dumps(column)}"
     if found.split_at:

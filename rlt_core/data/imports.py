@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rlt_core.data.layouts import scalar
 from rlt_core.data.rawrow import (
     RawRow,
     dropped_row,
@@ -289,7 +290,9 @@ def _text(record: Record, field: str, name: str, name_it: str) -> str:
         value = record.get(name)  # it may be empty, or the text "none"
     elif value is None:
         raise BadRow("empty", f"empty {name}; it has no reward: leave the row out")
-    if not isinstance(value, str) or isinstance(value, NumberText):
+    if field == "solution":
+        [value] = scalar(value, field, name)
+    elif not isinstance(value, str) or isinstance(value, NumberText):
         kind = "a number" if isinstance(value, NumberText) else type(value).__name__
         raise BadRow("unreadable", f"{name} must be text, found {kind}")
     return require_text(value, name)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from rlt_core.config import DataConfig, FieldMapping
 from rlt_core.data.rawrow import RawRow, require_no_error, require_text
-from rlt_core.data.row_files import BadRow, NumberText, Record, checked, value_of
+from rlt_core.data.row_files import BadRow, NumberText, Record, checked, in_cell, value_of
 
 CHATS = ("conversations", "messages", "conversation")
 """Columns with a list of turns: ShareGPT's {from, value}, OpenAI's {role, content}."""
@@ -31,6 +31,10 @@ TAGGED = {
 }  # fmt: skip
 """Tags around thought and solution in a reply (Bespoke-Stratos-17k and Sky-T1; DeepSeek-R1)."""
 SYSTEM = "system"
+INSTRUCTION, RESPONSES, MORE = "instruction", ("output", "response"), ("input", "context")
+"""Columns of Alpaca and Dolly: the question, its solution, and what may follow the question."""
+TURNS_IN_CELL = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
+"""Beginning of a CSV file's cell with a list of turns."""
 Turns = Literal["one", "last"]
 
 
@@ -45,6 +49,8 @@ class Layout:
     """Whether a reply has a thought and a solution."""
     found: str | None = None
     """Description of a layout that was not configured but recognised."""
+    more: tuple[str, ...] = ()
+    """Columns whose text follows that of the question, in rows that have it."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,10 @@ def layout_of(data: DataConfig, heads: Sequence[Record]) -> Layout:
         return _columns(fields, names, "problem", "answer" if "answer" in names else None)
     if "prompt" in names and "reward_model" in names:
         return _columns(fields, names, "prompt", GROUND_TRUTH)
+    if INSTRUCTION in names and (reply := next((one for one in RESPONSES if one in names), None)):
+        found = fields.model_copy(update={"question": INSTRUCTION, "solution": reply})
+        parts = f"question from {INSTRUCTION!r} and {' or '.join(map(repr, MORE))}"
+        return Layout(found, more=MORE, found=f"{parts}, solution from {reply!r}")
     if chat is None:
         return Layout(fields)
     own_trace = fields.trace not in (None, chat)
@@ -141,7 +151,9 @@ def row_of(
             raise BadRow("tags", "the reply has tags of a thought, which other rows do not have")
     else:
         pair = _question(value("question", fields.question), data.turns, fields.question)
-        question = pair.question
+        more = (_question(text, data.turns, name) for name in layout.more
+                if name in record and (text := value_of(record, name)))  # fmt: skip
+        question = "\n\n".join([pair.question, *(one.question for one in more)])
         name = "answer" if fields.solution == fields.answer else "solution"
         solutions = _texts(value("solution", fields.solution), name, fields.solution)
         solutions = solutions or [_filled("", "solution", fields.solution)]
@@ -191,7 +203,7 @@ def _field(record: Record, name: str, column: str, names_are_free: bool) -> Any:
 
 def _question(value: Any, turns: Turns, column: str) -> Exchange:
     """Read a text, or the turns of a prompt (verl)."""
-    if isinstance(value, list):
+    if isinstance(value, list) or (isinstance(value, str) and TURNS_IN_CELL.match(value)):
         return exchange(value, turns, replied=False)
     if isinstance(value, NumberText) or not isinstance(value, str | None):
         raise BadRow("unreadable", f"the question (field {column!r}) is {_kind(value)}, not text")
@@ -201,19 +213,20 @@ def _question(value: Any, turns: Turns, column: str) -> Exchange:
 def _texts(value: Any, name: str, column: str) -> list[str]:
     """Read one text, or the texts of a list: accepted answers, steps of a trace. A number counts as
     text, and a list may be written as JSON."""
-    if name == "answer" and isinstance(value, str) and value.startswith('["'):
-        value = json.loads(value)
+    if name == "answer" and isinstance(value, str) and value.startswith(('["', "['")):
+        value = in_cell(value)
     if isinstance(value, list):
-        texts = [text for item in value for text in _scalar(item, name, column)]
+        texts = [text for item in value for text in scalar(item, name, column)]
     else:
-        texts = _scalar(value, name, column)
+        texts = scalar(value, name, column)
     if name == "trace":
         return [_filled("\n".join(texts), name, column)]
     kept = [text.strip() for text in dict.fromkeys(texts) if text.strip()]
     return kept if kept or name == "answer" else [_filled("", name, column)]
 
 
-def _scalar(value: Any, name: str, column: str) -> list[str]:
+def scalar(value: Any, name: str, column: str) -> list[str]:
+    """Return a text, or a number as one, in a list; nothing for a missing value. Raises BadRow."""
     value = value_of({"": value}, "")
     if value is None:
         return []
@@ -254,7 +267,7 @@ def exchange(value: Any, turns: Turns, replied: bool = True) -> Exchange:
     """Return the question of a conversation and, if `replied`, its reply; with `turns` = last those
     of the last exchange. Raises BadRow."""
     if isinstance(value, str) and value.lstrip().startswith("["):
-        value = json.loads(value)  # a CSV file's cell
+        value = in_cell(value)
     if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
         raise BadRow(
             "turns", "a conversation must be a list of {from, value} or {role, content} turns"
@@ -295,10 +308,18 @@ def _role(turn: Record) -> str:
 def _content(turn: Record) -> str:
     content = turn["content"] if turn.get("content") is not None else turn.get("value")
     if isinstance(content, list):  # OpenAI's parts
-        content = "\n".join(part["text"] for part in content if part.get("type") == "text")
+        content = "\n".join(map(_part, content))
     if not isinstance(content, str | None):
         raise BadRow("turns", f"a turn holds {_kind(content)}, not text")
     return content or ""
+
+
+def _part(part: Any) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else _kind(part)
+    text = part.get("text") if isinstance(part, Mapping) and kind == "text" else part
+    if not isinstance(text, str):
+        raise BadRow("turns", f"a turn has a part of type {kind!r}; only text can be read")
+    return text
 
 
 def _thought_and_solution(reply: str) -> tuple[str, str]:

@@ -1,12 +1,13 @@
 """Read a user's file row by row: JSONL, JSON, CSV or Parquet. Errors name file, row and fix."""
 
+import ast
 import csv
 import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -15,6 +16,17 @@ import numpy as np
 from rlt_core.errors import UserError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+BLANK = b"\xef\xbb\xbf\0 \t\r\n"
+"""Bytes of a line without a row, or before the first one."""
+OTHER_FILES = {
+    b"version https://git-lfs": "a Git LFS pointer; `git lfs pull` fetches the file itself",
+    b"\x1f\x8b": "compressed (gzip); unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed (zstd); unpack it",
+    b"BZh": "compressed (bzip2); unpack it",
+    b"\xfd7zXZ": "compressed (xz); unpack it",
+    b"PK\x03\x04": "a ZIP archive or a spreadsheet; unpack it, or save it as CSV",
+}
+"""First bytes of files that people have in place of one of rows."""
 BATCH_ROWS = 256
 """Number of rows of a Parquet file that are decoded at once."""
 MISSING = frozenset({"", "nan", "-nan", "<na>", "null", "none", "inf", "-inf"})
@@ -42,27 +54,42 @@ class Twice:
     """The value of a field whose name occurs twice in the row."""
 
 
+def require_file(path: Path, field: str = "", others: str = "") -> None:
+    """Raise UserError for what is no file of rows, by its name and first bytes. `field` of the
+    config names the path; `others`: what it could have been, too."""
+    shown = f"{field}={str(path)!r}" if field else str(path)
+    if not path.exists():
+        raise UserError(f"{shown}: no such file (paths start at {Path.cwd()}){others}")
+    ends = f"a file that ends in {', '.join(SUFFIXES)}"
+    if not path.is_file():
+        raise UserError(f"{shown}: not a file; name {ends}")
+    with path.open("rb") as file:
+        start = file.read(32)
+    for first, what in OTHER_FILES.items():
+        if start.startswith(first):
+            raise UserError(f"{path}: {what}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path}: expected {ends}")
+
+
 def read_records(path: Path) -> Iterator[tuple[int, Read]]:
     """Yield (1-based number, function that reads the fields) for each row. In JSONL it is the line.
 
     Reading a row may raise `BadRow` or any parser's error: call it inside `checked`. Raises
     UserError for a file that is unreadable as a whole.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such file (paths start at {Path.cwd()})")
-    if path.suffix not in SUFFIXES or not path.is_file():
-        raise UserError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
-    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
-    row = 0
+    require_file(path)
+    suffix, row = path.suffix.lower(), 0
+    readers = {".jsonl": _json, ".json": _json, ".csv": _csv, ".parquet": _parquet}
     try:
-        for row, read in readers[path.suffix](path):
+        for row, read in readers[suffix](path):
             yield row, read
     except UserError:
         raise
     except Exception as error:  # a damaged file makes its parser raise anything
         place = f"{path}, row {row + 1}" if row else f"{path}"
         raise UserError(
-            f"{place}: not a readable {path.suffix} file ({first_line(error)}); write it again"
+            f"{place}: not a readable {suffix} file ({first_line(error)}); write it again"
         ) from None
 
 
@@ -101,14 +128,15 @@ def first_line(error: Exception) -> str:
 
 def count_rows(path: Path) -> int:
     """Return the approximate number of rows in a file, without parsing them."""
-    if path.suffix == ".parquet":
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
         import pyarrow.parquet as pq
 
         try:
             return int(pq.read_metadata(path).num_rows)
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: not a Parquet file ({first_line(error)})") from None
-    mark = b"}" if path.suffix == ".json" else b"\n"
+    mark = b"}" if suffix == ".json" else b"\n"
     with path.open("rb") as file:
         return max(1, sum(block.count(mark) for block in iter(partial(file.read, 1 << 20), b"")))
 
@@ -134,7 +162,7 @@ def _nested(record: Any, name: str) -> Any:
     value = record
     for part in name.split("."):
         if isinstance(value, str) and value.startswith(("{", "[")):
-            value = DECODER.decode(value)  # a CSV file's cell
+            value = in_cell(value)
         if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
             value = value[int(part)]
         elif isinstance(value, Mapping) and part in value:
@@ -142,6 +170,22 @@ def _nested(record: Any, name: str) -> Any:
         else:
             raise KeyError(name)
     return value
+
+
+def in_cell(text: str) -> Any:
+    """Return the list or object that a CSV file's cell holds, as JSON or as pandas writes it.
+    Raises BadRow."""
+    try:
+        return DECODER.decode(text.strip())
+    except json.JSONDecodeError:
+        pass
+    try:
+        return ast.literal_eval(text.strip())
+    except (SyntaxError, ValueError, MemoryError):
+        raise BadRow(
+            "unreadable",
+            "a cell has a list that is neither JSON nor Python; write the file as JSONL or Parquet",
+        ) from None
 
 
 def _once(names: Iterable[str], values: Iterable[Any]) -> dict[str, Any]:
@@ -188,10 +232,33 @@ def _no_utf8(byte: int) -> str:
     return f"byte 0x{byte:02x} is not UTF-8; save the file as UTF-8"
 
 
-def _jsonl(path: Path) -> Iterator[tuple[int, Read]]:
+def _json(path: Path) -> Iterator[tuple[int, Read]]:
+    """Read one list of objects, or an object per line, whichever of the two the file has."""
+    return _lines(path) if _has_lines(path) else _list(path)
+
+
+def _has_lines(path: Path) -> bool:
+    with path.open("rb") as file:
+        first, second = islice(chain(filter(_is_row, file), (b"", b"")), 2)
+    if first.strip(BLANK).startswith(b"["):
+        return False
+    if path.suffix.lower() == ".jsonl":
+        return True
+    try:
+        checked(partial(_line, first))
+    except BadRow:
+        return False
+    return bool(second)
+
+
+def _is_row(line: bytes) -> bool:
+    return bool(line.strip(BLANK))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Read]]:
     with path.open("rb") as file:
         for row, line in enumerate(file, start=1):
-            if not line.strip(b"\xef\xbb\xbf\0 \t\r\n"):
+            if not _is_row(line):
                 continue
             if not line.endswith(b"\n"):
                 _require_whole(path, row, partial(_line, line))
@@ -208,7 +275,7 @@ def _require_whole(path: Path, row: int, read: Read) -> None:
         ) from None
 
 
-def _json(path: Path) -> Iterator[tuple[int, Read]]:
+def _list(path: Path) -> Iterator[tuple[int, Read]]:
     data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")
@@ -226,9 +293,7 @@ def _json(path: Path) -> Iterator[tuple[int, Read]]:
             "it again"
         ) from None
     except TypeError:
-        raise UserError(
-            f"{path}: expected a list of objects; for one object a line use .jsonl"
-        ) from None
+        raise UserError(f"{path}: expected a list of objects, or an object per line") from None
 
 
 def _items(text: str) -> Iterator[Any]:
@@ -259,7 +324,10 @@ def _csv(path: Path) -> Iterator[tuple[int, Read]]:
         ends = _ends_in_line_break(binary)
     # Bytes that are not UTF-8 become lone surrogates, which `require_text` refuses.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        lines = csv.reader(file, strict=True)
+        first = next(filter(str.strip, file), "")
+        file.seek(0)
+        signs = (sign for sign in ";\t" if sign in first and "," not in first)
+        lines = csv.reader(file, strict=True, delimiter=next(signs, ","))
         header = next(filter(None, lines), [])
         for byte in chain.from_iterable(map(surrogates, header)):
             raise UserError(f"{path}, header: {_no_utf8(byte & 0xFF)}")

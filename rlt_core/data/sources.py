@@ -20,6 +20,7 @@ from rlt_core.data.row_files import (
     count_rows,
     first_line,
     read_records,
+    require_file,
 )
 from rlt_core.errors import UserError
 from rlt_core.extensions import is_path, load
@@ -62,11 +63,8 @@ def file_digest(source: str, field: str, others: str = "") -> str:
     """Return the content's digest and the type of a file of rows. Raises UserError, which ends in
     `others` where there is no file."""
     path = Path(source)
-    if not path.is_file():
-        raise UserError(f"{field}={source!r}: no such file (paths start at {Path.cwd()}){others}")
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
-    return f"{sha256_of(path)}{path.suffix}"
+    require_file(path, field, others)
+    return f"{sha256_of(path)}{path.suffix.lower()}"
 
 
 @dataclass(frozen=True)
@@ -114,9 +112,9 @@ def read_source(
 def found_layout(data: DataConfig) -> str | None:
     """Describe the recognised layout of a local file; None for other sources or if configured."""
     path = Path(data.source)
-    if data.source in GENERATED or not path.is_file() or path.suffix not in SUFFIXES:
+    if data.source in GENERATED or not path.is_file() or path.suffix.lower() not in SUFFIXES:
         return None
-    heads, _ = _heads(read_records(path))
+    heads, _ = heads_of(read_records(path))
     return layout_of(data, heads).found
 
 
@@ -161,7 +159,7 @@ def _collect_file(
     return _collect(records, data, str(path), count, format, progress, traces=traces)
 
 
-def _heads(records: Iterator[Numbered]) -> tuple[list[Record], Iterator[Numbered]]:
+def heads_of(records: Iterator[Numbered]) -> tuple[list[Record], Iterator[Numbered]]:
     """Return the readable ones among the first rows, and all rows."""
     first = list(islice(records, HEADS))
     heads = []
@@ -182,7 +180,7 @@ def _collect(
     traces: bool = False,
 ) -> Source:
     """Return usable and dropped rows. `traces`: a trace file, whose rows all need a trace."""
-    heads, records = _heads(records)
+    heads, records = heads_of(records)
     if traces and not any(data.fields.question in head for head in heads):
         untraced = data.fields.model_copy(update={"trace": None})
         data = data.model_copy(update={"fields": untraced})

@@ -14,7 +14,7 @@ from rlt_core.errors import UserError
 from rlt_core.overrides import load_config, read_config
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+def write(path: Path, rows: list[Any]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -70,15 +70,25 @@ def test_unusable_rows_are_told_and_allowed_and_a_test_file_is_used(tmp_path: Pa
             r"the solution; .*data\.fields\.solution",
         ),
         ([{"question": "", "solution": "2"}], "no usable row; row 1: .*empty"),
-        ([], "no rows"),
+        ([], "no row"),
+        ([{"question": "1+1?", "choices": ["1", "2"], "answer": 1}], "'choices' has the options"),
+        (["# a comment", "no JSON"], "row 1: expected an object with fields"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_one_line(
-    rows: list[dict[str, Any]], message: str, tmp_path: Path
+    rows: list[Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
         made(tmp_path, write(tmp_path / "a.jsonl", rows))
     assert not (tmp_path / "rlt.toml").exists()
+
+
+def test_bad_rows_at_the_start_are_counted(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", [{"Question ": f"{n}+1?", "answer": "3"} for n in range(20)])
+    file.write_bytes(b"// made by hand\n\xff\n" + file.read_bytes())
+    config, said = made(tmp_path, file)
+    assert "20 usable questions, 2 unusable" in said
+    assert len(read_source(config.data).rows) == 20
 
 
 def test_a_config_is_not_overwritten(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
+from flows.cli.teach import of_data
+from rlt_core.errors import UserError
 from rlt_core.rows import read_rows
 from rlt_core.store import Store
 from tests.chat_server import completion, serve
@@ -99,6 +101,15 @@ def test_the_best_explanations_of_a_model_become_chat_data(
     teach(*MODELS, *SMALL, "--samples", "4", "--max-student-tokens", "3", status=2,
           output="none.jsonl")  # fmt: skip
     assert "no explanation can be kept (" in said(teach) and "too_long: " in said(teach)
+
+
+def test_columns_that_are_named_are_not_looked_for(tmp_path: Path) -> None:
+    file = tmp_path / "own.jsonl"
+    file.write_text('{"q": "1+1=", "s": "2"}\n')
+    with pytest.raises(UserError, match=r"the question and the solution; .*data\.fields\.question"):
+        list(of_data(file, ["seeds=[1]"]))
+    given = ["data.fields.question=q", "data.fields.solution=s"]
+    assert list(of_data(file, given)) == [f"data.source={json.dumps(str(file))}"]
 
 
 def test_an_endpoint_teaches_and_its_part_of_the_reward_is_unknown(

@@ -72,6 +72,9 @@ VERL = {"data_source": "x", "prompt": [{"role": "user", "content": "2+2?"}],
         ({"problem": "2+2?", "solution": "It is 4.", "answer": "4", "messages": OPENAI},
          ("2+2?", None, "It is 4.", "4", None)),
         ({"problem": "2+2?", "answer": 4}, ("2+2?", None, "4", "4", None)),
+        ({"instruction": "Add", "input": "2+2", "output": "4"},
+         ("Add\n\n2+2", None, "4", None, None)),
+        ({"instruction": "2+2?", "context": "", "response": "4"}, ("2+2?", None, "4", None, None)),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
@@ -98,10 +101,19 @@ def test_configured_columns_go_before_found_ones(tmp_path: Path) -> None:
     assert only(tmp_path, plain).question == "2+2?"
 
 
-def test_a_csv_cell_may_hold_json(tmp_path: Path) -> None:
-    path = write(tmp_path / "data.csv", [{"messages": json.dumps(OPENAI)}])
+@pytest.mark.parametrize("written", [json.dumps, repr], ids=["JSON", "as pandas writes it"])
+def test_a_csv_cell_may_hold_a_list_or_an_object(tmp_path: Path, written: Any) -> None:
+    path = write(tmp_path / "data.csv", [{"messages": written(OPENAI)}])
     (row,) = read_source(DataConfig(source=str(path))).rows
     assert (row.question, row.trace, row.solution) == ("2+2?", "hm", "It is 4.")
+    truth = {"ground_truth": ["4", "IV"]}
+    record = {**VERL, "prompt": written(VERL["prompt"]), "reward_model": written(truth)}
+    path = write(tmp_path / "data.csv", [record])
+    (row,) = read_source(DataConfig(source=str(path))).rows
+    assert (row.question, row.answer, row.metadata) == ("2+2?", "4", '{"accepted": ["4", "IV"]}')
+    path = write(tmp_path / "data.csv", [{"messages": "[{'from': 'human'} {'from': 'gpt'}]"}])
+    with pytest.raises(UserError, match=r"row 1: .*neither JSON nor Python"):  # numpy's array
+        read_source(DataConfig(source=str(path)))
 
 
 def test_several_exchanges_are_refused_unless_the_last_is_chosen(tmp_path: Path) -> None:
@@ -127,6 +139,9 @@ def test_several_exchanges_are_refused_unless_the_last_is_chosen(tmp_path: Path)
         [*SHAREGPT, SHAREGPT[0]],
         [SHAREGPT[0], {"from": "tool", "value": "4"}, SHAREGPT[1]],
         [SHAREGPT[0], {"from": "gpt", "value": None}],
+        [{"role": "user", "content": [{"type": "text", "text": "2+2?"},
+                                      {"type": "image_url", "image_url": "x"}]}, OPENAI[2]],
+        [{"role": "user", "content": [{"type": "text"}]}, OPENAI[2]],
         [], None, "text", ["text"], [SHAREGPT[0], {"from": "gpt"}], {"from": "human"},
     ],
 )  # fmt: skip

@@ -104,6 +104,49 @@ def test_bad_files_of_other_types(tmp_path: Path) -> None:
         read(tmp_path / "absent.jsonl")
 
 
+SAME = {
+    "list.jsonl": '[{"question": "a", "solution": "b"},\n {"question": "c", "solution": "d"}]',
+    "lines.json": '\n{"question": "a", "solution": "b"}\n{"question": "c", "solution": "d"}',
+    "CAPITALS.JSONL": '{"question": "a", "solution": "b"}\n{"question": "c", "solution": "d"}\n',
+    "semicolons.csv": "\ufeffquestion;solution\r\na;b\r\nc;d\r\n",
+    "tabs.CSV": "\nquestion\tsolution\na\tb\nc\td\n",
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_what_programs_call_json_or_csv_is_read(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text(SAME[name], encoding="utf-8")
+    rows = read(path)
+    assert [(row.question, row.solution) for row in rows] == [("a", "b"), ("c", "d")]
+    assert data_digest(DataConfig(source=str(path))).endswith(path.suffix.lower())
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer"),
+        (b"\x1f\x8b\x08", "gzip"), (b"\x28\xb5\x2f\xfd\x04", "zstd"), (b"BZh9", "bzip2"),
+        (b"\xfd7zXZ\x00", "xz"), (b"PK\x03\x04\x14", "a ZIP archive or a spreadsheet"),
+    ],
+)  # fmt: skip
+def test_a_file_that_holds_something_else_is_named(
+    tmp_path: Path, start: bytes, message: str
+) -> None:
+    for name in ("data.jsonl", "data.csv", "data.parquet", "data.jsonl.gz", "data"):
+        path = tmp_path / name
+        path.write_bytes(start + bytes(40))
+        for use in (read, lambda path: data_digest(DataConfig(source=str(path)))):
+            with pytest.raises(UserError, match=message):
+                use(path)
+
+
+def test_a_folder_is_no_file_of_rows(tmp_path: Path) -> None:
+    for use in (read, lambda path: data_digest(DataConfig(source=str(path)))):
+        with pytest.raises(UserError, match="not a file; name a file that ends in"):
+            use(tmp_path)
+
+
 def test_bytes_that_are_no_text_in_parquet(tmp_path: Path) -> None:
     good = pa.array([b"a", b"b", b"\xff"])
     text = pa.StringArray.from_buffers(3, good.buffers()[1], good.buffers()[2])
