@@ -48,7 +48,7 @@ class _Document(BaseModel):
     started: str | None = None
     """Start time of the process in clock ticks since boot, which tells reused pids apart."""
     machine: str | None = None
-    """Machine, boot and PID namespace, within which the pid names the process."""
+    """Boot of a machine and PID namespace, within which the pid names the process."""
     renewed_at: float
     note: Note | None = None
     """Progress of the work, if the holder tells it."""
@@ -67,17 +67,16 @@ def _process_started(pid: int | str) -> str | None:
 
 
 def _machine() -> str | None:
-    """Return the machine, its boot and the PID namespace; None if one of them is unknown, or if
-    /proc shows another namespace."""
+    """Return the boot, whose random id no other machine has, and the PID namespace; None if one of
+    them is unknown, or if /proc shows another namespace."""
     try:
         if os.readlink("/proc/self") != str(os.getpid()):
             return None
-        machine = Path("/etc/machine-id").read_text().strip()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = os.readlink("/proc/self/ns/pid")
     except OSError:
         return None
-    return f"{machine} {boot} {namespace}" if machine and boot else None
+    return f"{boot} {namespace}" if boot else None
 
 
 def is_live(lease: dict[str, object], now: float) -> bool:
