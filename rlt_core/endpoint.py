@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rlt_core.config.endpoint import ChatConfig, Endpoint
 from rlt_core.errors import UserError
 from rlt_core.progress import Progress
-from rlt_core.secrets import masked
+from rlt_core.secrets import SHORTEST, masked
 
 KEY = "RLT_REFINE_KEY"
 """Environment variable with the endpoint's API key; unset for a server that needs none."""
@@ -265,7 +265,8 @@ def _retry_after(error: Exception) -> float | None:
 
 
 def _answer(hash: str, said: object) -> ChatAnswer:
-    """Convert a reply; the key is masked in it. Raises ValueError if it is not a chat completion,
+    """Convert a reply; a key is masked in it, unless it is so short that it could be a word or a
+    number of the text. Raises ValueError if it is not a chat completion,
     which the client does not check."""
     try:
         if not isinstance(said, ChatCompletion):
@@ -283,4 +284,5 @@ def _answer(hash: str, said: object) -> ChatAnswer:
         raise ValueError("not a chat completion") from None
     answer.text.encode()  # half of a surrogate pair cannot be stored
     texts = {name: getattr(answer, name) for name in ("text", "finish_reason", "refusal")}
-    return answer.model_copy(update={name: masked(text) for name, text in texts.items() if text})
+    kept = {name: masked(text, SHORTEST) for name, text in texts.items() if text}
+    return answer.model_copy(update=kept)

@@ -22,18 +22,30 @@ SECRETS = (
     "OPENAI_API_KEY", "WANDB_API_KEY",
 )  # fmt: skip
 """Environment variables whose values are masked."""
-SHORTEST = 8
-"""Shorter values are words such as `none`, which servers without a key take."""
+SHORTEST, FEWEST = 8, 4
+"""Characters of a value that is masked in every spelling, and of one that is masked only as a word
+of its own. A short value of letters alone is not: servers without keys take `none`, `test`, …"""
 MASK = "…"
 _BREAK = r"[\s\"'+,;&\\\u200b\u2060]{0,6}"
 
 
-def masked(text: str) -> str:
-    """Return the text with every spelling of a secret replaced."""
-    values = {os.environ.get(name, "").strip() for name in SECRETS}
-    values |= {part for value in values for part in value.split(":")}
-    secrets = tuple(sorted((one for one in values if len(one) >= SHORTEST), key=len, reverse=True))
-    return _pattern(secrets).sub(MASK, text) if secrets else text
+def masked(text: str, fewest: int = FEWEST) -> str:
+    """Return the text with every spelling of a secret of at least `fewest` characters replaced."""
+    secrets = {one for one in _values() if len(one) >= fewest}
+    long = sorted((one for one in secrets if len(one) >= SHORTEST), key=len, reverse=True)
+    text = _pattern(tuple(long)).sub(MASK, text) if long else text
+    for one in secrets.difference(long):
+        if not one.isalpha():
+            text = re.sub(rf"(?<!\w){re.escape(one)}(?!\w)", MASK, text)
+    return text
+
+
+def _values() -> Iterator[str]:
+    """Yield the secrets, and the password of a URL or of `user:password`."""
+    for value in (os.environ.get(name, "").strip() for name in SECRETS):
+        yield value
+        yield value.partition("://")[2].rpartition("@")[0].partition(":")[2]
+        yield value.partition(":")[2]
 
 
 @lru_cache(maxsize=8)

@@ -79,6 +79,39 @@ def test_other_text_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert masked(f"none {SECRET}") == f"none {SECRET}"
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "secret"),
+    [
+        (KEY, "k-42", "k-42"), (KEY, "abc1234", "abc1234"), (KEY, "1234567", "1234567"),
+        ("PREFECT_API_AUTH_STRING", "team:pw7!", "pw7!"),
+        ("PREFECT_API_DATABASE_CONNECTION_URL", "postgresql://rlt:p@ss1@db:5432/rlt", "p@ss1"),
+        ("PREFECT_API_DATABASE_CONNECTION_URL", "postgresql://rlt:a-long-1@db:5432/rlt",
+         "a-long-1"),
+    ],
+)  # fmt: skip
+def test_a_short_secret_is_masked_as_a_word(
+    name: str, value: str, secret: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert masked(f"key={secret}, '{secret}' and {value}.").count("…") == 3
+    others = f"x{secret}x of team rlt at postgresql://db:5432/rlt"
+    assert len(secret) >= 8 or masked(others) == others
+    logged = CleanRecord("x", logging.INFO, "f", 1, "said %s", (secret,), None)
+    assert logged.getMessage() == "said …"
+
+
+@pytest.mark.parametrize("value", ["none", "EMPTY", "test", "ollama", "k-1", "abc"])
+def test_a_placeholder_is_no_secret(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, value)
+    assert masked(f"the task {value}") == f"the task {value}"
+
+
+def test_an_answer_keeps_words_that_are_like_a_short_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, "12345")
+    with serve(lambda n, _: completion("it is 12345")) as server:
+        assert ask(server.url)[0].text == "it is 12345"
+
+
 def test_long_texts_take_no_time() -> None:
     rng = random.Random(0)
     text = "".join(rng.choices(string.ascii_letters + string.digits + " +/%\\", k=200_000))
