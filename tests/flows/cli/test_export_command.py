@@ -89,6 +89,8 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.seen: list[str] = []
         self.files: dict[str, bytes] = {}
+        self.large: dict[str, bytes] = {}
+        """Bytes sent to Git LFS, by their SHA-256."""
         self.refuses = False
 
     @property
@@ -100,26 +102,38 @@ class _Handler(BaseHTTPRequestHandler):
     server: Hub
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        self.server.seen.append(self.path)
-        answer: dict[str, Any] = {"url": f"{self.server.url}/datasets/org/name"}
+        body, server = self.rfile.read(int(self.headers["content-length"])), self.server
+        server.seen.append(self.path)
+        answer: dict[str, Any] = {"url": f"{server.url}/org/name"}
         if self.path.endswith("/preupload/main"):
-            files = json.loads(body)["files"]
-            answer = {
-                "files": [
-                    {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
-                    for file in files
-                ]
-            }
+            answer = {"files": [
+                {"path": file["path"], "shouldIgnore": False,
+                 "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular"}
+                for file in json.loads(body)["files"]
+            ]}  # fmt: skip
+        elif self.path.endswith("/info/lfs/objects/batch"):
+            answer = {"transfer": "basic", "objects": [
+                {**one, "actions": {"upload": {"href": f"{server.url}/lfs/{one['oid']}"}}}
+                for one in json.loads(body)["objects"]
+            ]}  # fmt: skip
         elif "/commit/main" in self.path:
             for line in map(json.loads, body.splitlines()):
+                sent = line["value"]
                 if line["key"] == "file":
-                    self.server.files[line["value"]["path"]] = base64.b64decode(
-                        line["value"]["content"]
-                    )
-            address = f"{self.server.url}/datasets/org/name/commit/{'a' * 40}"
+                    server.files[sent["path"]] = base64.b64decode(sent["content"])
+                elif line["key"] == "lfsFile":
+                    server.files[sent["path"]] = server.large[sent["oid"]]
+            address = f"{server.url}/org/name/commit/{'a' * 40}"
             answer = {"success": True, "commitOid": "a" * 40, "commitUrl": address}
-        self.send_response(403 if self.server.refuses else 200)
+        self.reply(403 if server.refuses else 200, answer)
+
+    def do_PUT(self) -> None:
+        oid = self.path.rpartition("/")[2]
+        self.server.large[oid] = self.rfile.read(int(self.headers["content-length"]))
+        self.reply(200, {})
+
+    def reply(self, status: int, answer: dict[str, Any]) -> None:
+        self.send_response(status)
         self.send_header("content-type", "application/json")
         self.end_headers()
         self.wfile.write(json.dumps(answer).encode())
@@ -139,24 +153,30 @@ def test_nothing_is_pushed_unless_asked_and_then_everything(
     threading.Thread(target=hub.serve_forever, daemon=True).start()
     online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_of_the_test"}
 
-    def push(to: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-        words = ["export", "hub", "--what", "traces", "--to", str(to), "--push", "org/name", TRACES]
+    def push(to: Path, what: str, name: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        words = ["export", "hub", "--what", what, "--to", str(to), "--push", "org/name", name]
         return subprocess.run(
             [*COMMAND, *words, "--store", str(smoke_store)], capture_output=True, text=True,
             env=environment(tmp_path) | online | variables,
         )  # fmt: skip
 
-    offline = push(folder, HF_HUB_OFFLINE="1")
+    offline = push(folder, "traces", TRACES, HF_HUB_OFFLINE="1")
     assert offline.returncode == 2 and "HF_HUB_OFFLINE=1" in offline.stderr
     assert offline.stderr.count("\n") == 1 and not folder.exists() and hub.seen == []
-    done = push(folder)
-    assert done.returncode == 0, done.stderr
-    assert f"pushed: {hub.url}/datasets/org/name" in done.stdout
-    written = {f.relative_to(folder).as_posix(): f for f in folder.rglob("*") if f.is_file()}
-    assert hub.files == {name: file.read_bytes() for name, file in written.items()}
-    assert 'load_dataset("org/name"' in (folder / "README.md").read_text()
+    for what, name, use in (
+        ("traces", TRACES, 'load_dataset("org/name"'),
+        ("model", STUDENT, 'from_pretrained("org/name"'),
+    ):
+        hub.files, folder = {}, tmp_path / what
+        done = push(folder, what, name)
+        assert done.returncode == 0, done.stderr
+        assert f"pushed: {hub.url}/" in done.stdout
+        written = {f.relative_to(folder).as_posix(): f for f in folder.rglob("*") if f.is_file()}
+        assert hub.files == {name: file.read_bytes() for name, file in written.items()}
+        assert use in (folder / "README.md").read_text()
+    assert len(hub.large) == 1, "the model's weights"
     hub.refuses = True
-    refused = push(tmp_path / "again")
+    refused = push(tmp_path / "again", "model", STUDENT)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
     assert "hf upload org/name" in refused.stderr and (tmp_path / "again/README.md").is_file()
     hub.shutdown()
