@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from difflib import get_close_matches
-from functools import partial
 from typing import Any, Literal
 
 from rlt_core.config import DataConfig, FieldMapping
@@ -117,7 +116,7 @@ def _are_tagged(heads: Sequence[Record], chat: str, turns: Turns) -> bool:
     found = []
     for head in heads:
         try:
-            pair = checked(partial(exchange, head.get(chat), turns))
+            pair = checked(lambda head=head: exchange(head.get(chat), turns))  # type: ignore[misc]
         except BadRow:
             continue
         tagged = any(tag in pair.reply for tags in TAGGED for tag in tags)
@@ -151,9 +150,13 @@ def row_of(
             raise BadRow("tags", "the reply has tags of a thought, which other rows do not have")
     else:
         pair = _question(value("question", fields.question), data.turns, fields.question)
-        more = (_question(text, data.turns, name) for name in layout.more
-                if name in record and (text := value_of(record, name)))  # fmt: skip
-        question = "\n\n".join([pair.question, *(one.question for one in more)])
+        more = (
+            text
+            for name in layout.more
+            if name in record
+            for text in scalar(value_of(record, name), "question", name)
+        )
+        question = "\n\n".join([pair.question, *more])
         name = "answer" if fields.solution == fields.answer else "solution"
         solutions = _texts(value("solution", fields.solution), name, fields.solution)
         solutions = solutions or [_filled("", "solution", fields.solution)]

@@ -59,14 +59,15 @@ def require_file(path: Path, field: str = "", others: str = "") -> None:
     config names the path; `others`: what it could have been, too."""
     shown = f"{field}={str(path)!r}" if field else str(path)
     if not path.exists():
-        raise UserError(f"{shown}: no such file (paths start at {Path.cwd()}){others}")
+        start = "write $HOME for ~" if str(path)[:1] == "~" else f"paths start at {Path.cwd()}"
+        raise UserError(f"{shown}: no such file ({start}){others}")
     ends = f"a file that ends in {', '.join(SUFFIXES)}"
     if not path.is_file():
         raise UserError(f"{shown}: not a file; name {ends}")
     with path.open("rb") as file:
-        start = file.read(32)
+        begin = file.read(32)
     for first, what in OTHER_FILES.items():
-        if start.startswith(first):
+        if begin.startswith(first):
             raise UserError(f"{path}: {what}")
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path}: expected {ends}")

@@ -148,11 +148,19 @@ def test_a_folder_is_no_file_of_rows(tmp_path: Path) -> None:
 
 
 def test_bytes_that_are_no_text_in_parquet(tmp_path: Path) -> None:
-    good = pa.array([b"a", b"b", b"\xff"])
-    text = pa.StringArray.from_buffers(3, good.buffers()[1], good.buffers()[2])
+    def text(*values: bytes) -> pa.Array:
+        good = pa.array(values)
+        return pa.StringArray.from_buffers(len(good), *good.buffers()[1:])
+
     path = tmp_path / "data.parquet"
-    pq.write_table(pa.table({"question": text, "solution": ["1", "2", "3"]}), path)
+    pq.write_table(pa.table({"question": text(b"a", b"b", b"\xff"), "solution": [*"123"]}), path)
     with pytest.raises(UserError, match="row 3: its text is not UTF-8"):
+        read(path)
+    turn = pa.StructArray.from_arrays(
+        [text(b"user", b"gpt"), text(b"a", b"\xff")], ["from", "value"]
+    )
+    pq.write_table(pa.table({"conversations": pa.ListArray.from_arrays([0, 2], turn)}), path)
+    with pytest.raises(UserError, match="row 1: its text is not UTF-8"):
         read(path)
 
 
