@@ -8,5 +8,11 @@ class UserError(Exception):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, in characters that every terminal can show."""
+    text = str(error).strip().splitlines() or [type(error).__name__]
+    return text[0].encode("utf-8", "backslashreplace").decode()
+
+
 class Stopped(Exception):
     """A stop request ended the work; it is checkpointed, and the same command continues."""

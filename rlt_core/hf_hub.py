@@ -21,7 +21,7 @@ from rlt_core.config import (
     PackageModel,
     ScratchModel,
 )
-from rlt_core.errors import UserError
+from rlt_core.errors import UserError, first_line
 from rlt_core.store.files import sha256_of
 
 RepoType = Literal["model", "dataset"]
@@ -56,36 +56,28 @@ def pinned(repo: str, revision: str | None, kind: RepoType) -> str:
 
 def download_size(repo: str, revision: str | None, kind: RepoType) -> int:
     """Return the size in bytes of the files that the cache lacks. Raises UserError."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.utils import filter_repo_objects
-
-    try:
-        api = HfApi()
-        about = api.model_info if kind == "model" else api.dataset_info
-        info = about(repo, revision=revision, files_metadata=True)
-    except Exception as error:  # the hub's client raises many kinds; all mean: unavailable
-        raise _unreachable(repo, error) from None
-    files = {file.rfilename: file.size or 0 for file in info.siblings or []}
-    patterns = [*MODEL_FILES, CARD] if kind == "model" else None
-    return sum(
-        files[name]
-        for name in filter_repo_objects(files, allow_patterns=patterns)
-        if not isinstance(
-            try_to_load_from_cache(repo, name, revision=info.sha, repo_type=kind), str
-        )
-    )
+    files = _download(repo, revision, kind, dry_run=True)
+    return sum(file.file_size or 0 for file in files if file.will_download)
 
 
 def download(repo: str, revision: str | None, kind: RepoType) -> str:
     """Download a repository's files, pin its commit and return it. Raises UserError."""
+    return Path(_download(repo, revision, kind)).name
+
+
+def _download(repo: str, revision: str | None, kind: RepoType, **options: Any) -> Any:
     from huggingface_hub import snapshot_download
 
     patterns = [*MODEL_FILES, CARD] if kind == "model" else None
     try:
-        folder = snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=patterns)
-    except Exception as error:
-        raise _unreachable(repo, error) from None
-    return Path(folder).name
+        return snapshot_download(
+            repo, repo_type=kind, revision=revision, allow_patterns=patterns, **options
+        )
+    except Exception as error:  # the hub's client raises many kinds; all mean: unavailable
+        raise UserError(
+            f"hub repository {repo} is unavailable: {first_line(error.__cause__ or error)}; check "
+            "its name, the network (HF_HUB_OFFLINE=0), and HF_TOKEN where it is gated"
+        ) from None
 
 
 def snapshot(repo: str, revision: str, kind: RepoType, patterns: Sequence[str]) -> Path:
@@ -127,14 +119,6 @@ def card_licence(folder: Path) -> str | None:
     except (OSError, ValueError, YAMLError):
         return None
     return ", ".join(map(str, licence)) if isinstance(licence, list) else licence
-
-
-def _unreachable(repo: str, error: Exception) -> UserError:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return UserError(
-        f"hub repository {repo} is unavailable: {first}; check its name, the network "
-        "(HF_HUB_OFFLINE=0), and HF_TOKEN where it is gated"
-    )
 
 
 # ---------------------------------------------------------------- model folders

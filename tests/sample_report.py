@@ -29,7 +29,7 @@ def report_of(
     **config: Any,
 ) -> ReportData:
     """What a report of these artifacts says; `config`: fields of its config."""
-    inputs = {name: (manifest, store.local(manifest)) for name, manifest in made.items()}
+    inputs = {name: (manifest, store.intact(manifest)) for name, manifest in made.items()}
     shown = ReportConfig(**{"profile": "laptop", "title": "table-1", "rows": tuple(rows)} | config)
     return ReportData(inputs, shown, "0123456789abcdef", store)
 

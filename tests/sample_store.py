@@ -177,7 +177,7 @@ def _rank_statistics(
         for seed in seeds
         for rank in range(1, ranks + 1)
     }
-    samples = {at: read_rows(store.local(one), "eval_samples") for at, one in inputs.items()}
+    samples = {at: read_rows(store.intact(one), "eval_samples") for at, one in inputs.items()}
     traces = [{"rank": rank, "reward": -float(rank)} for rank in range(1, ranks + 1)]
     rows, metrics = rank_ablation(
         samples, dict.fromkeys(seeds, traces), "test", resamples, ranked_by

@@ -48,7 +48,7 @@ def filled(tmp_path_factory):
 def table(filled):
     """The rows of an artifact's table, by the artifact's name."""
     store, made = filled
-    return lambda name, table: read_rows(store.local(made[name]), table)
+    return lambda name, table: read_rows(store.intact(made[name]), table)
 
 
 def rows_of(store, sql):
@@ -97,7 +97,7 @@ def test_every_query_gives_the_right_rows(filled, place, request, tmp_path, monk
 def test_a_query_about_one_name_opens_no_other_file(filled):
     store = filled[0]
     old = next(m for m in store.manifests() if m.label == "trace-scoring[sft]" and m.seed == 7)
-    file = store.local(old) / "scores.parquet"
+    file = store.intact(old) / "scores.parquet"
     file.rename(file.with_suffix(".away"))
     about_one = [sql for sql in QUERIES.values() if "run_of(" in sql]
     assert len(about_one) >= 8

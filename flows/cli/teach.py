@@ -201,7 +201,7 @@ def _format_of(store: Store, source: str) -> Path | None:
     kind, _, name = source.partition(":")
     folder = Path(name)
     if kind == "artifact":
-        folder = store.intact(store.find_model(name)) / "model"
+        folder = store.intact(store.find_model(name), RECORD) / "model"  # not the weights
     file = folder / RECORD
     return file if kind in ("artifact", "folder") and file.is_file() else None
 

@@ -160,7 +160,7 @@ def compare_replay(store: Store, manifests: list[Manifest], folder: Path) -> Non
             row["student_solution_logprobs"], row["student_think_logprobs"],
             row["teacher_think_logprobs"], row["closed"], spec,
         ).reward
-        for row in read_rows(store.local(manifests[0]), "scores")
+        for row in read_rows(store.intact(manifests[0]), "scores")
     }  # fmt: skip
     loop = (time.perf_counter() - started) / len(rewards)
     replayed = pq.read_table(output, columns=["run", "trace_id", "reward"]).to_pylist()

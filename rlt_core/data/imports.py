@@ -22,12 +22,11 @@ from rlt_core.data.row_files import (
     BadRow,
     NumberText,
     Record,
-    first_line,
     read_all,
     value_of,
 )
 from rlt_core.data.sources import CHECKED_ROWS, PROGRESS_ROWS, read_trace_file, require_few
-from rlt_core.errors import UserError
+from rlt_core.errors import UserError, first_line
 from rlt_core.grading import answer_of
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import PromptFormat

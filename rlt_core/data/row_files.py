@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
-from rlt_core.errors import UserError
+from rlt_core.errors import UserError, first_line
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 BLANK = b"\xef\xbb\xbf\0 \t\r\n"
@@ -119,12 +119,6 @@ def read_all(path: Path, convert: Callable[[int, Record], T]) -> Iterator[T]:
             raise UserError(f"{path}, row {row}: {first_line(error)}") from None
     if not row:
         raise UserError(f"{path}: there is no row in it")
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, in characters that every terminal can show."""
-    text = str(error).strip().splitlines() or [type(error).__name__]
-    return text[0].encode("utf-8", "backslashreplace").decode()
 
 
 def count_rows(path: Path) -> int:

@@ -18,11 +18,10 @@ from rlt_core.data.row_files import (
     Record,
     checked,
     count_rows,
-    first_line,
     read_records,
     require_file,
 )
-from rlt_core.errors import UserError
+from rlt_core.errors import UserError, first_line
 from rlt_core.extensions import is_path, load
 from rlt_core.hf_hub import UNPINNED, card_licence, pinned, snapshot
 from rlt_core.progress import Progress
@@ -216,11 +215,6 @@ def require_few(source: str, dropped: Sequence[Row], count: int, most: float) ->
         )
 
 
-def fetch_dataset(repo: str, revision: str) -> Path:
-    """Return the folder of a hub data set's files at a commit; download what the cache lacks."""
-    return snapshot(repo, revision, "dataset", HUB_FILES)
-
-
 def _generate(data: DataConfig, spare: int) -> list[RawRow]:
     if data.n_train is None:
         raise UserError(
@@ -259,7 +253,7 @@ def _hub_folder(data: DataConfig) -> Path:
             f"{data.source}: no commit is pinned; `rlt fetch` downloads the newest and pins it, or "
             "name one in data.revision"
         )
-    return fetch_dataset(repo, revision)
+    return snapshot(repo, revision, "dataset", HUB_FILES)
 
 
 def _hub_rows(folder: Path, data: DataConfig) -> Any:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlt_core.environment import disk_space
-from rlt_core.errors import UserError
+from rlt_core.errors import UserError, first_line
 from rlt_core.export.card import CardFacts, render_card
 from rlt_core.hf_hub import CARD, model_files
 from rlt_core.prompts.format import PromptFormat
@@ -275,9 +275,8 @@ def push(folder: Path, repo: str, what: What) -> str:
         address = str(api.create_repo(repo, repo_type=kind, exist_ok=True))
         api.upload_folder(folder_path=folder, repo_id=repo, repo_type=kind)
     except Exception as error:  # the hub's client raises many kinds
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"--push {repo}: {first}; {folder} is complete: "
+            f"--push {repo}: {first_line(error)}; {folder} is complete: "
             f"`hf upload {repo} {folder} --repo-type {kind}` pushes it (login: HF_TOKEN)"
         ) from None
     return address

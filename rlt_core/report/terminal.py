@@ -98,7 +98,7 @@ def scores_of(manifest: Manifest, store: Store | None) -> list[str]:
     from rlt_core.rows import read_rows
 
     names = ["task", "metric", "value", "low", "high"]
-    rows = read_rows(store.local(manifest.only(".parquet")), "eval_scores", names)
+    rows = read_rows(store.intact(manifest, ".parquet"), "eval_scores", names)
     return [
         f"{row['task']} {100 * row['value']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
         for row in rows

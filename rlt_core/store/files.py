@@ -394,14 +394,14 @@ class Files:
         self._change(lambda: folder.mkdir(parents=True))
         return folder
 
-    def upload(self, path: str, advance: Advance = silent) -> None:
+    def upload(self, path: str) -> None:
         """Make all files in `new_folder(path)` durable."""
         with self.changing():
             for folder, _, names in os.walk(self.local(path)):
                 for name in (*names, "."):
                     _sync(Path(folder, name))
 
-    def download(self, path: str, sizes: Mapping[str, int], advance: Advance = silent) -> Path:
+    def download(self, path: str, sizes: Mapping[str, int]) -> Path:
         """Return a local folder with these files (name -> bytes) of a committed folder.
 
         Raises Damaged if a file is missing or of another size, or if anything there is a link.

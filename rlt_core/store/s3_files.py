@@ -298,7 +298,7 @@ class S3Files(Files):
                     f"store {self.url}: {errors[0]['Key']} cannot be deleted ({errors[0]['Code']})"
                 )
 
-    def upload(self, path: str, advance: Advance = silent) -> None:
+    def upload(self, path: str) -> None:
         """Make all files in `new_folder(path)` durable.
 
         Called again after an error, it sends what has not arrived. The local folder becomes a copy
@@ -310,7 +310,7 @@ class S3Files(Files):
         missing = [name for name, size in here.items() if there.get(name) != size]
 
         def put(name: str) -> None:
-            self.put(folder / name, f"{path}/{name}", advance)
+            self.put(folder / name, f"{path}/{name}")
 
         parallel(put, missing, FILES_AT_ONCE)
         if missing and (there := self.sizes(path)) != here:
@@ -320,7 +320,7 @@ class S3Files(Files):
             self.cache.adopt(folder, self._copies / path)
             self.cache.trim()
 
-    def download(self, path: str, sizes: Mapping[str, int], advance: Advance = silent) -> Path:
+    def download(self, path: str, sizes: Mapping[str, int]) -> Path:
         """Return a local folder with these files (name -> bytes) of a committed folder.
 
         Missing copies are fetched, several at once. All of them stay until this process ends.
@@ -333,10 +333,8 @@ class S3Files(Files):
 
             def fetch(name: str) -> None:
                 with self.cache.making(folder / name):
-                    if _touched(folder / name, sizes[name]):  # by another process meanwhile
-                        advance(sizes[name])
-                    else:
-                        self.fetch(f"{path}/{name}", sizes[name], folder / name, advance)
+                    if not _touched(folder / name, sizes[name]):  # by another process meanwhile
+                        self.fetch(f"{path}/{name}", sizes[name], folder / name)
 
             parallel(fetch, missing, FILES_AT_ONCE)
             if missing:

@@ -127,36 +127,20 @@ class Store:
         """Folder of the artifact's files, as the store's file system sees it."""
         return self.files.full(self.folder(manifest))
 
-    def local(self, manifest: Manifest) -> Path:
-        """Local folder with the artifact's files; remote ones are fetched once.
-
-        Raises UserError if a file is missing in the store.
-        """
-        sizes = {file.path: file.bytes for file in manifest.files}
-        try:
-            return self.files.download(self.folder(manifest), sizes)
-        except Damaged as error:
-            what, fix = self._name_and_fix(manifest)
-            raise UserError(f"{what} is damaged: {error}. {fix}") from None
-
-    def verify(self, manifest: Manifest, suffix: str = "") -> list[str]:
-        """Hash every file (with this suffix) in the store; return one line per damaged file."""
-        return problems_in_store(self.files, self.folder(manifest), manifest.only(suffix).files)
+    def verify(self, manifest: Manifest) -> list[str]:
+        """Hash every file in the store; return one line per damaged file."""
+        return problems_in_store(self.files, self.folder(manifest), manifest.files)
 
     def intact(self, manifest: Manifest, suffix: str = "") -> Path:
-        """Return `local` of the files with this suffix, all of them hashed.
+        """Return a local folder with the artifact's files (with this suffix), all of them hashed;
+        remote ones are fetched once.
 
         Raises UserError that names a file that is damaged in the store, and the fix.
         """
-        files = manifest.only(suffix).files
-        return intact_copy(self.files, self.folder(manifest), files, *self._name_and_fix(manifest))
-
-    @staticmethod
-    def _name_and_fix(manifest: Manifest) -> tuple[str, str]:
-        """The artifact in words, and how to replace it if it is damaged."""
-        key = manifest.ref.key
+        key, files = manifest.ref.key, manifest.only(suffix).files
+        what = f"artifact {manifest.label} ({key})"
         fix = f"Remove it with `rlt artifacts remove {key}` and run again."
-        return f"artifact {manifest.label} ({key})", fix
+        return intact_copy(self.files, self.folder(manifest), files, what, fix)
 
     # ------------------------------------------------------------ writing
     def begin(self, ref: Ref) -> Attempt:

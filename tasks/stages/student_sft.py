@@ -192,4 +192,5 @@ def _same_vocabulary(ctx: StageContext, digest: str) -> bool:
         if found is None:
             raise UserError(f"{ctx.spec.name}: the traces' writer ({ref.key}) is not in the store")
         writer = found
-    return vocabulary_digest(load_tokenizer(ctx.store.local(writer) / "model")) == digest
+    folder = ctx.store.intact(writer, ".json") / "model"  # not the weights
+    return vocabulary_digest(load_tokenizer(folder)) == digest

@@ -178,7 +178,7 @@ def test_report_and_status(rlt_inside: Rlt, smoke_store: Path) -> None:
 
 def test_an_altered_input_is_one_clear_error(rlt: Rlt, rlt_inside: Rlt, store: Path) -> None:
     opened = Store(str(store))
-    [weights] = opened.local(opened.find("smoke/base-model")).rglob("model.safetensors")
+    [weights] = opened.intact(opened.find("smoke/base-model")).rglob("model.safetensors")
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)

@@ -68,7 +68,7 @@ def folder(store: Path, manifest: Manifest) -> Path:
     opened = Store(str(store))
     found = opened.manifest(manifest.ref.kind, manifest.ref.key)
     assert found is not None
-    return opened.local(found)
+    return opened.intact(found)
 
 
 def rows(store: Path, manifest: Manifest, table: str) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ def store(run: Rlt, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rows(store: Path, name: str, table: str) -> list[dict]:
     opened = Store(str(store))
-    return read_rows(opened.local(opened.find(f"smoke/{name}")), table)
+    return read_rows(opened.intact(opened.find(f"smoke/{name}")), table)
 
 
 def forget(store: Path, name: str) -> None:

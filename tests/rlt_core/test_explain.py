@@ -218,7 +218,7 @@ def test_mistakes_say_what_is_nearest(tmp_path):
 def test_a_damaged_file_is_one_clear_error(tmp_path):
     store = Store(str(tmp_path))
     manifest, _ = scored(store)
-    for file in (store.local(manifest) / "scores").iterdir():
+    for file in (store.intact(manifest) / "scores").iterdir():
         file.write_bytes(b"PAR1 no more")
     with pytest.raises(UserError, match=r"(?s)cannot be read.*rlt artifacts verify"):
         explain(store, TRACE)

@@ -52,8 +52,8 @@ def test_traces_are_a_data_set_with_questions_rewards_and_a_card(
     loaded = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
     assert list(loaded) == ["validation"]  # the split of its questions
     rows = loaded["validation"].to_list()
-    traces = {row["trace_id"]: row for row in read_rows(store.local(store.find(TRACES)), "traces")}
-    scores = {row["trace_id"]: row for row in read_rows(store.local(store.find(SCORES)), "scores")}
+    traces = {row["trace_id"]: row for row in read_rows(store.intact(store.find(TRACES)), "traces")}
+    scores = {row["trace_id"]: row for row in read_rows(store.intact(store.find(SCORES)), "scores")}
     assert {row["trace_id"] for row in rows} == set(traces) and done.rows == len(traces) == 16
     for row in rows:
         trace, score = traces[row["trace_id"]], scores[row["trace_id"]]
@@ -74,7 +74,7 @@ def test_traces_are_a_data_set_with_questions_rewards_and_a_card(
 def test_scores_are_the_newest_of_the_traces_or_those_named(store: Store, tmp_path: Path) -> None:
     traces = store.find(TRACES)
     rows = [
-        row | {"reward": 1.0} for row in read_rows(store.local(store.find(SCORES)), "scores")
+        row | {"reward": 1.0} for row in read_rows(store.intact(store.find(SCORES)), "scores")
     ]  # fmt: skip
     new = {"stage": "trace-scoring", "label": "trace-scoring[again]"}
     mine = {"finished_at": datetime.now(UTC), "inputs": {"traces": traces.ref}}
@@ -157,7 +157,7 @@ def test_the_datas_own_system_prompt_is_a_turn() -> None:
 
 def test_an_llm_that_wrote_traces_is_a_source(store: Store, tmp_path: Path) -> None:
     traces = store.find(TRACES)
-    rows = read_rows(store.local(traces), "traces")
+    rows = read_rows(store.intact(traces), "traces")
     for number, section in enumerate(("teacher", "refinement")):
         config = {"format": traces.config["format"], section: {"model": f"gpt-{number}"}}
         inputs = {"questions": traces.inputs["questions"]}

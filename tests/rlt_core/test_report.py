@@ -220,7 +220,7 @@ def test_columns_that_an_older_artifact_lacks_are_no_values(tmp_path):
     made = commit(store, "trace-scoring[old]", {"scores": [score_row(1, -1.0)]}, seed=0)
     folder = tmp_path / "old"
     folder.mkdir()
-    (file,) = store.local(made).glob("scores.parquet")
+    (file,) = store.intact(made).glob("scores.parquet")
     pq.write_table(
         pq.read_table(file).drop_columns(["copied", "clipped", "rank_surprisal"]),
         folder / "scores.parquet",

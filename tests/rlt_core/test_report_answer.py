@@ -145,7 +145,7 @@ def test_an_alarm_of_several_artifacts_is_one_line(tmp_path):
 def test_an_unfinished_run_says_so_first(tmp_path):
     store = Store(str(tmp_path / "store"))
     made = models(store, {"base": 0.2, "rlt": 0.5})
-    inputs = {name: (one, store.local(one)) for name, one in made.items()}
+    inputs = {name: (one, store.intact(one)) for name, one in made.items()}
     config = ReportConfig(profile="laptop", title="full-pipeline")
     written(ReportData(inputs, config, "0" * 16, store, of=9), tmp_path / "report")
     found = opening(tmp_path / "report")
@@ -278,7 +278,7 @@ def test_explanations_of_an_older_version_are_shown(tmp_path):
     made = sample_run(store, seeds=(0,))
     for one in scored_training_traces(store, made):
         made[one.label] = one
-    inputs = {n: (one, store.local(one)) for n, one in made.items() if "held-out" not in n}
+    inputs = {n: (one, store.intact(one)) for n, one in made.items() if "held-out" not in n}
     (manifest, folder) = inputs["trace-scoring[sft]"]
     older = tmp_path / "older"
     for file in folder.rglob("*.parquet"):

@@ -111,7 +111,7 @@ def test_a_childs_mistake_is_the_parents_and_a_retry_goes_on_once_it_is_fixed(
     server: Server, finished: FlowRun
 ) -> None:
     store = server.open_store()
-    [weights] = store.local(store.find("smoke/student-sft[rlt]@0")).rglob("*.safetensors")
+    [weights] = store.intact(store.find("smoke/student-sft[rlt]@0")).rglob("*.safetensors")
     intact = weights.read_bytes()
     weights.write_bytes(intact[:-1])
     run = server.finish(

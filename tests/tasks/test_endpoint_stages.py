@@ -104,7 +104,7 @@ def test_an_explanation_is_a_trace_of_each_sample(
         environment.setenv("RLT_REFINE_BASE_URL", server.url)
         manifest = run(node)
     out = Store(node.store).intact(manifest)
-    questions = read_rows(Store(node.store).local(Store(node.store).find("1" * 16)), "questions")
+    questions = read_rows(Store(node.store).intact(Store(node.store).find("1" * 16)), "questions")
     rows = read_rows(out, "traces")
     ids = [row["question_id"] for row in questions for _ in range(3)]
     assert [row["trace_id"] for row in rows] == [f"{id}-{i % 3}" for i, id in enumerate(ids)]

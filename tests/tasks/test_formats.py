@@ -94,7 +94,7 @@ def test_a_students_system_prompt_is_the_datas_to_the_letter(
     store: Store, model: Ref, questions: Ref
 ) -> None:
     made = student(store, model, questions, OF_DATA)
-    recorded = json.loads((store.local(made) / "model" / RECORD).read_text())
+    recorded = json.loads((store.intact(made) / "model" / RECORD).read_text())
     assert recorded == FORMAT.model_dump(mode="json") | {"student_system": SYSTEM}
     config = StudentSFTStageConfig(
         sft=SFT, traces="dataset", rank=None, n_questions=None, format=OF_DATA, seed=0

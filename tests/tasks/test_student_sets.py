@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from infra.sample_manifest import sample_manifest
 from rlt_core.config import (
     GenerationConfig,
     RewardSpec,
@@ -22,6 +24,7 @@ from rlt_core.prompts.format import load_format
 from rlt_core.prompts.renderer import Renderer, Row
 from rlt_core.rows import read_rows
 from rlt_core.scoring import assign_ranks
+from rlt_core.scoring.alignment import vocabulary_digest
 from rlt_core.stages import (
     RankStatisticsConfig,
     StudentSFTStageConfig,
@@ -282,7 +285,7 @@ def test_a_solver_sees_the_question_alone_and_its_thought_is_the_trace(
     prompts = [PROMPTER.student_prompt(f"{q}+1") for q in range(QUESTIONS)]
     seeds = [[sample_seed(manifest.ref.key, q, i) for i in range(2)] for q in questions]
     resources = StageResources(device="cpu")
-    with open_engine(store.local(student) / "model", sampling.dtype, resources) as engine:
+    with open_engine(store.intact(student) / "model", sampling.dtype, resources) as engine:
         expected = engine.generate(prompts, sampling, seeds, PROMPTER.stop_ids)
     flat = [one for group in expected for one in group]
     for trace, completion in zip(traces, flat, strict=True):
@@ -375,3 +378,18 @@ def test_the_rank_of_another_launcher_is_ignored(
     assert (
         run(node_spec(store, "trace-generation", config, inputs)).metrics["traces"] == 2 * QUESTIONS
     )
+
+
+def test_a_vocabulary_is_compared_without_the_weights(tmp_path: Path) -> None:
+    """On S3 they would be downloaded."""
+    store = Store(str(tmp_path / "store"))
+    attempt = store.begin(Ref(kind="model", key="a" * 16))
+    PROMPTER.tokenizer.save_pretrained(attempt.out / "model")
+    (attempt.out / "model" / "config.json").write_text('{"model_type": "llama"}')
+    (attempt.out / "model" / "model.safetensors").write_bytes(b"weights")
+    made = store.commit(sample_manifest(attempt.ref, attempt.id, store.describe(attempt)))
+    (store.intact(made) / "model" / "model.safetensors").unlink()
+    context: Any = SimpleNamespace(store=store, manifests={"traces": made})
+    digest = vocabulary_digest(PROMPTER.tokenizer)
+    assert student_sft._same_vocabulary(context, digest)
+    assert not student_sft._same_vocabulary(context, "another")

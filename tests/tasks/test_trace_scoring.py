@@ -82,7 +82,7 @@ def test_models_of_different_families_score_each_other(store: Store) -> None:
     with pytest.raises(UserError, match=r"reward\.alignment=text"):
         scores(store, merging, characters)
     made = scores(store, merging, characters, alignment="text")
-    rows = read_rows(store.local(made), "scores")
+    rows = read_rows(store.intact(made), "scores")
     assert [one["rank"] for one in rows if one["rank"]] and made.metrics["scored"] == len(TEXTS)
     first = rows[0]
     assert first["think_span_ends"][-1] == len(TEXTS[0])
@@ -98,7 +98,7 @@ def test_models_of_different_families_score_each_other(store: Store) -> None:
 
 def test_traces_without_their_teacher_are_ranked_by_what_is_known(store: Store) -> None:
     made = scores(store, a_model(store, "1", tiny_tokenizer(FORMAT)), None)
-    rows = read_rows(store.local(made), "scores")
+    rows = read_rows(store.intact(made), "scores")
     assert all(one["utility"] is not None for one in rows) and "utility" in made.metrics
     assert all(one["anchor_gap"] is not None for one in rows) and "anchor_gap" in made.metrics
     assert {one["rank"] for one in rows} == {1, 2, 3, 4} and "mean_r_kl" not in made.metrics
@@ -125,4 +125,4 @@ def test_utility_is_not_measured_after_wrong_explanations(store: Store, own: Any
 def test_traces_of_held_out_questions_have_no_utility(store: Store) -> None:
     student = a_model(store, "1", tiny_tokenizer(FORMAT))
     made = scores(store, student, None, split="validation")
-    assert all(one["utility"] is None for one in read_rows(store.local(made), "scores"))
+    assert all(one["utility"] is None for one in read_rows(store.intact(made), "scores"))

@@ -77,11 +77,11 @@ def test_verify_names_an_altered_and_a_missing_file(store):
     altered = commit(store, "trace-scoring[b]", {"scores": [score_row(1, -2.0)]})
     missing = commit(store, "trace-scoring[c]", {"scores": [score_row(1, -3.0)]})
     assert "3 of 3 artifacts are intact" in run(store, "verify")
-    file = store.local(altered) / "scores.parquet"
+    file = store.intact(altered) / "scores.parquet"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    gone = store.local(missing) / "scores.parquet"
+    gone = store.intact(missing) / "scores.parquet"
     gone.unlink()
     shown = run(store, "verify", code=1)
     assert f"{file}: altered" in shown

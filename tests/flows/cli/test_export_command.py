@@ -36,7 +36,7 @@ def test_a_student_and_its_traces_are_trained_further_with_trl(
     loaded: Any = AutoModelForCausalLM.from_pretrained(model)
     assert loaded.generation_config.eos_token_id == tokenizer.eos_token_id
     ids = torch.tensor([tokenizer.encode("12+34+56")])
-    own = Path(Store(str(smoke_store)).local(Store(str(smoke_store)).find(STUDENT))) / "model"
+    own = Store(str(smoke_store)).intact(Store(str(smoke_store)).find(STUDENT)) / "model"
     expected = AutoModelForCausalLM.from_pretrained(own)(ids).logits
     assert torch.equal(loaded(ids).logits, expected)
     assert {file.name for file in model.iterdir()} > {"README.md", "prompt_format.json"}
@@ -66,7 +66,7 @@ def test_cards_name_lineage_command_and_evaluation(
         cards[what] = card.load(tmp_path / what / "README.md")
     (score,) = [
         row
-        for row in read_rows(store.local(store.find("smoke/evaluation[rlt]@0")), "eval_scores")
+        for row in read_rows(store.intact(store.find("smoke/evaluation[rlt]@0")), "eval_scores")
         if row["task"] == "test"
     ]
     interval = f"[{100 * score['low']:.1f}, {100 * score['high']:.1f}]"

@@ -58,7 +58,7 @@ def test_names_keys_and_beginnings_with_or_without_inputs(here, tmp_path):
 def test_one_damaged_artifact_does_not_keep_the_others(here, tmp_path):
     good = commit(here, "trace-scoring[a]", {"scores": [score_row(1, -1.0)]})
     bad = commit(here, "trace-scoring[b]", {"scores": [score_row(1, -2.0)]})
-    (here.local(bad) / "scores.parquet").write_bytes(b"")
+    (here.intact(bad) / "scores.parquet").write_bytes(b"")
     there = tmp_path / "there"
     shown = run("push", "--all", "--to", there, "--store", here, code=1)
     assert "1 artifacts copied" in shown and "1 failed" in shown and bad.ref.key in shown

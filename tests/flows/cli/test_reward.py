@@ -55,7 +55,7 @@ def test_replay_says_what_changed_and_writes_every_trace(store, tmp_path):
             row["student_solution_logprobs"], row["student_think_logprobs"],
             row["teacher_think_logprobs"], row["closed"], spec,
         ).reward
-        for row in read_rows(store.local(manifest), "scores")
+        for row in read_rows(store.intact(manifest), "scores")
         if row["status"] == "scored"
     }  # fmt: skip
     assert found["traces"] == len(expected) == 23 and len(rows) == 24
@@ -101,7 +101,7 @@ def test_without_a_name_the_latest_of_each_label_is_replayed(tmp_path):
 
 
 def test_explain_shows_parts_tokens_and_the_questions_traces(store):
-    scores = read_rows(store.local(store.find(NAME)), "scores")
+    scores = read_rows(store.intact(store.find(NAME)), "scores")
     row = next(row for row in scores if row["trace_id"] == "q005-2")
     shown = run(store, "explain", "q005-2", "--run", NAME)
     lines = [line.split() for line in shown.splitlines()]
@@ -118,7 +118,7 @@ def test_explain_shows_parts_tokens_and_the_questions_traces(store):
 
 
 def test_explain_finds_the_best_and_the_worst_trace(store):
-    scores = read_rows(store.local(store.find(NAME)), "scores")
+    scores = read_rows(store.intact(store.find(NAME)), "scores")
     rows = sorted((row for row in scores if row["reward"] is not None), key=lambda r: r["reward"])
     own = [row for row in rows if row["question_id"] == "q005"]
     for options, row in [

@@ -346,12 +346,12 @@ def test_a_damaged_artifact_is_named_and_hides_no_other(tmp_path, caplog):
     store = Store(str(tmp_path))
     made = sample_run(store, seeds=(0,), ranks=0)
     bad = made["trace-scoring[rlt-held-out]@0"]
-    (store.local(bad) / "scores.parquet").write_bytes(b"PAR1 no more")
+    (store.intact(bad) / "scores.parquet").write_bytes(b"PAR1 no more")
     library = Library(store)
     assert library.traces({}, "highest", None).total == 8
     assert bad.ref.key in caplog.text
     traces = made["trace-generation[sft-held-out]@0"]
-    for file in (store.local(traces) / "traces").iterdir():
+    for file in (store.intact(traces) / "traces").iterdir():
         file.write_bytes(b"PAR1 no more")
     mine = TestClient(create_app(library, TOKEN, PORT), base_url=f"http://127.0.0.1:{PORT}")
     mine.get("/", params={"token": TOKEN})

@@ -174,7 +174,7 @@ def replay(store, manifests, changes=None):
 
 def scored_anew(store, manifest, spec):
     """The artifact's rows as the stage itself would give them under a spec."""
-    rows = read_rows(store.local(manifest), "scores")
+    rows = read_rows(store.intact(manifest), "scores")
     for row in rows:
         if row["reward"] is not None:
             lists = [row[name] for name in NAMES]
@@ -195,7 +195,7 @@ def test_nothing_changed_gives_what_is_stored(tmp_path, spec):
     manifest = filled(store, spec)
     rows, effects = replay(store, [manifest])
     summary = effects[manifest.ref.key]
-    stored = read_rows(store.local(manifest), "scores")
+    stored = read_rows(store.intact(manifest), "scores")
     assert by_identity(rows, "rank") == by_identity(stored, "rank")
     parts = ("reward", "r_ss", "r_kl", "penalty")
     found, expected = by_identity(rows, *parts), by_identity(stored, *parts)

@@ -95,7 +95,7 @@ def test_the_pages_of_a_large_file_are_checked(
 
 def test_tables_of_a_folder_are_checked_by_page(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
-    folder = store.local(commit(store, "trace-scoring[a]", {"scores": scores()}))
+    folder = store.intact(commit(store, "trace-scoring[a]", {"scores": scores()}))
     file = folder / "scores.parquet"
     whole = file.read_bytes()
     frame = whole.index(b"(\xb5/\xfd")

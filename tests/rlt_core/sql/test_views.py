@@ -58,7 +58,7 @@ def test_a_view_holds_the_rows_of_all_artifacts(store, table):
     for manifest in store.manifests():
         files = [file.path for file in manifest.files]
         if any(path.split("/")[0].removesuffix(".parquet") == table for path in files):
-            rows = read_rows(store.local(manifest), table)
+            rows = read_rows(store.intact(manifest), table)
             label = {} if "label" in TABLES[table].names else {"label": manifest.label}
             expected += [{"run": manifest.ref.key, **label, **row} for row in rows]
     with connect(store) as connection:

@@ -56,5 +56,5 @@ def race(root: str, number: int, start: object, results: object) -> None:
     attempt = attempt_with(store, str(number))
     start.wait()
     standing = store.commit(manifest_of(store, attempt))
-    text = (store.local(standing) / "deep/file.txt").read_text()
+    text = (store.intact(standing) / "deep/file.txt").read_text()
     results.put((number, standing.attempt == attempt.id, standing.attempt, text))

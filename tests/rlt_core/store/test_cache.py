@@ -105,7 +105,7 @@ def test_a_commit_leaves_a_copy_and_nothing_staged(store_root: str, tmp_path: Pa
 def test_a_damaged_copy_is_fetched_again(store_root: str, tmp_path: Path, damage: bytes) -> None:
     manifest = committed(Store(store_root), "one")
     store = other_machine(store_root, tmp_path)
-    (store.local(manifest) / FILE).write_bytes(damage)
+    (store.intact(manifest) / FILE).write_bytes(damage)
     assert store.verify(manifest) == []
     assert (store.intact(manifest) / FILE).read_text() == "one"
     work = store.workspace("key")
@@ -125,8 +125,8 @@ def test_a_bound_of_nothing_keeps_what_is_used_and_drops_the_rest(
     first, second = committed(store, "one", key("a")), committed(store, "two", key("b"))
     assert copies(home) == []
     attempt = attempt_with(store, "three", key("c"))
-    folder = store.local(first)
-    assert (store.local(second) / FILE).read_text() == "two"
+    folder = store.intact(first)
+    assert (store.intact(second) / FILE).read_text() == "two"
     assert (folder / FILE).read_text() == "one"
     assert (attempt.out / FILE).exists()
     store.commit(manifest_of(store, attempt))

@@ -33,7 +33,7 @@ def test_the_first_commit_wins_and_the_loser_leaves_nothing(store: Store) -> Non
     store.commit(manifest_of(store, first))
     standing = store.commit(manifest_of(store, second))
     assert standing.attempt == first.id
-    assert (store.local(standing) / "deep/file.txt").read_text() == "one"
+    assert (store.intact(standing) / "deep/file.txt").read_text() == "one"
     assert store.orphans() == []
 
 
