@@ -19,9 +19,14 @@ SECRETS = (
     "RLT_REFINE_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
     "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING",
     "PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL", "HF_TOKEN",
-    "OPENAI_API_KEY", "WANDB_API_KEY",
+    "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY",
 )  # fmt: skip
 """Environment variables whose values are masked."""
+URLS = (
+    "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy",
+    "RLT_REFINE_BASE_URL", "AWS_ENDPOINT_URL", "PREFECT_API_URL", "HF_ENDPOINT",
+)  # fmt: skip
+"""Those whose password alone is masked, as in `https://user:password@host`."""
 SHORTEST, FEWEST = 8, 4
 """Characters of a value that is masked in every spelling, and of one that is masked only as a word
 of its own. A short value of letters alone is not: servers without keys take `none`, `test`, …"""
@@ -41,11 +46,12 @@ def masked(text: str, fewest: int = FEWEST) -> str:
 
 
 def _values() -> Iterator[str]:
-    """Yield the secrets, and the password of a URL or of `user:password`."""
-    for value in (os.environ.get(name, "").strip() for name in SECRETS):
-        yield value
+    """Yield the secrets, and the passwords of `user:password` and of URLs."""
+    for name in (*SECRETS, *URLS):
+        value = os.environ.get(name, "").strip()
+        if name in SECRETS:
+            yield from (value, value.partition(":")[2])
         yield value.partition("://")[2].rpartition("@")[0].partition(":")[2]
-        yield value.partition(":")[2]
 
 
 @lru_cache(maxsize=8)

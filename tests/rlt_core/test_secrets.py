@@ -87,6 +87,8 @@ def test_other_text_stays(monkeypatch: pytest.MonkeyPatch) -> None:
         ("PREFECT_API_DATABASE_CONNECTION_URL", "postgresql://rlt:p@ss1@db:5432/rlt", "p@ss1"),
         ("PREFECT_API_DATABASE_CONNECTION_URL", "postgresql://rlt:a-long-1@db:5432/rlt",
          "a-long-1"),
+        ("https_proxy", "http://me:pr0xy@proxy:3128", "pr0xy"),
+        ("AWS_ENDPOINT_URL", "https://me:another-pw@host", "another-pw"),
     ],
 )  # fmt: skip
 def test_a_short_secret_is_masked_as_a_word(
@@ -94,7 +96,7 @@ def test_a_short_secret_is_masked_as_a_word(
 ) -> None:
     monkeypatch.setenv(name, value)
     assert masked(f"key={secret}, '{secret}' and {value}.").count("…") == 3
-    others = f"x{secret}x of team rlt at postgresql://db:5432/rlt"
+    others = f"x{secret}x of team rlt at postgresql://db:5432/rlt, http://proxy:3128"
     assert len(secret) >= 8 or masked(others) == others
     logged = CleanRecord("x", logging.INFO, "f", 1, "said %s", (secret,), None)
     assert logged.getMessage() == "said …"
