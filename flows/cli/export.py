@@ -40,7 +40,8 @@ def hub(
 ) -> None:
     """Write a model or a data set of traces in the layout of the Hugging Face hub, with a card.
 
-    Nothing leaves this machine without --push.
+    Nothing leaves this machine without --push, which makes a repository public unless it is there
+    and private, or the organisation makes new ones private.
     """
     opened = existing_store(store)
     from rlt_core.export.hub import Export, push, require_pushable
