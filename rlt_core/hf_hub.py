@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -162,7 +163,7 @@ def check_weights(folder: Path) -> None:
                 f"{folder / name}: only complete, unquantised models are supported; "
                 "merge the adapters or dequantise the model, and save it"
             )
-    for name, kind in _fields(json.loads((folder / "config.json").read_text())):
+    for name, kind in _fields(_object(folder / "config.json")):
         if name in ("quantization_config", "compression_config") and kind:
             method = kind.get("quant_method", "unknown") if isinstance(kind, dict) else kind
             raise UserError(
@@ -171,7 +172,10 @@ def check_weights(folder: Path) -> None:
             )
     names = {"model.safetensors"}
     if (folder / INDEX).is_file() and not (folder / "model.safetensors").is_file():
-        names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+        named = _object(folder / INDEX).get("weight_map")
+        names = set(map(str, named.values())) if isinstance(named, dict) else set()
+    if not names:
+        raise UserError(f"{folder / INDEX}: names no weights; copy or download the model again")
     for name in sorted(names):
         if not name.endswith(".safetensors") or Path(name).name != name:
             raise UserError(
@@ -180,6 +184,18 @@ def check_weights(folder: Path) -> None:
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: missing; copy or download the model again")
         _check_tensors(folder / name)
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """Return the fields of a JSON file. Raises UserError."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+        reason = "it is no object"
+    except (ValueError, RecursionError) as error:
+        reason = first_line(error)
+    raise UserError(f"{file}: not readable ({reason}); copy or download the model again")
 
 
 def _fields(config: Any) -> Iterator[tuple[str, Any]]:
@@ -198,17 +214,18 @@ def _check_tensors(file: Path) -> None:
         try:
             header: dict[str, Any] = json.loads(stream.read(min(length, size)))
             header.pop("__metadata__", None)
-            end = max(each["data_offsets"][1] for each in header.values())
-        except (ValueError, KeyError, AttributeError):
+            end = max(int(each["data_offsets"][1]) for each in header.values())
+            formats = {name: str(each["dtype"]) for name, each in header.items()}
+        except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
             raise UserError(f"{file}: its header is broken; copy the model again") from None
     if 8 + length + end != size:
         raise UserError(
             f"{file}: has {size} bytes instead of {8 + length + end}; copy or download it again"
         )
-    for name, each in header.items():
-        if name.endswith(".weight") and each["dtype"] not in FLOATS:
+    for name, dtype in formats.items():
+        if name.endswith(".weight") and dtype not in FLOATS:
             raise UserError(
-                f"{file}: {name} is quantised ({each['dtype']}); take the model's bfloat16 version"
+                f"{file}: {name} is quantised ({dtype}); take the model's bfloat16 version"
             )
 
 
@@ -220,7 +237,9 @@ def folder_digest(folder: Path) -> str:
 
 def package_gguf(package: str) -> Path:
     """Return the GGUF file that an installed Python package ships. Raises UserError."""
-    spec = importlib.util.find_spec(package)
+    spec = None
+    with suppress(ImportError, ValueError):  # of a package above it, or for what is no name
+        spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise UserError(
             f"the model package {package} is not installed: "
