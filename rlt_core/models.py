@@ -270,15 +270,11 @@ def local_folder(source: HubModel | PackageModel, out: Path) -> Path:
 def try_folder(folder: Path, name: str) -> tuple[PreTrainedTokenizerFast, Chats]:
     """Return the tokenizer of an imported folder, and its chat template's chats. Raises UserError
     for what the pipeline cannot use, with the reason."""
-    try:
+    with _loading(name):
         model_files(folder)
         check_weights(folder)
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         tokenizer = load_tokenizer(folder)
-    except UserError:
-        raise
-    except Exception as error:  # imported files: anything may be wrong with them
-        raise UserError(f"{name}: cannot be loaded (remote code is never run): {error}") from None
     chats = try_tokenizer(tokenizer, name)
     check_rows(config.get_text_config().vocab_size, tokenizer, chats, name)
     return tokenizer, chats
@@ -288,15 +284,23 @@ def try_loading(
     folder: Path, dtype: str, tokenizer: PreTrainedTokenizerFast, chats: Chats, name: str
 ) -> PreTrainedModel:
     """Load the model of a folder that passed `try_folder`, and test it. Raises UserError."""
-    try:
+    with _loading(name):
         model = load_model(folder, dtype)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{name}: cannot be loaded: {error}") from None
     model.generation_config = GenerationConfig.from_dict(_neutral(folder))
     try_model(model, tokenizer, chats, name)
     return model
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Errors of imported files, with which anything may be wrong, as a UserError in one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{name}: cannot be loaded (remote code is never run): {said}") from None
 
 
 def _neutralise(folder: Path) -> None:

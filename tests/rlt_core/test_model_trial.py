@@ -137,6 +137,7 @@ FAULTS: list[tuple[Callable[[Path], None], str]] = [
     (lambda f: (f / "x.txt").symlink_to("gone"), "not a plain file"),
     (lambda f: (f / "adapter_config.json").write_text("{}"), "merge the adapters"),
     (lambda f: edit(f, "config.json", model_type="unheard-of"), "cannot be loaded"),
+    (lambda f: (f / "tokenizer.json").unlink(), "cannot be loaded"),
     (lambda f: (f / "chat_template.jinja").write_text("{% if %}"), "it is not valid"),
     (lambda f: (f / "chat_template.jinja").write_text("{{ cycler(1) }}" + CHAT), "two times"),
     (other_transform, "in a way that scoring does not know"),
@@ -150,7 +151,7 @@ def test_a_fault_is_refused_in_one_line(
     fault(folder)
     with pytest.raises(UserError, match=reason) as caught:
         imported(folder)
-    assert "Traceback" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_how_its_makers_ran_a_model_is_not_taken_over(folder: Path) -> None:
