@@ -137,7 +137,7 @@ FAULTS: list[tuple[Callable[[Path], None], str]] = [
     (lambda f: (f / "x.txt").symlink_to("gone"), "not a plain file"),
     (lambda f: (f / "adapter_config.json").write_text("{}"), "merge the adapters"),
     (lambda f: edit(f, "config.json", model_type="unheard-of"), "cannot be loaded"),
-    (lambda f: (f / "tokenizer.json").unlink(), "cannot be loaded"),
+    (lambda f: (f / "tokenizer.json").write_text("{"), "cannot be loaded"),
     (lambda f: (f / "chat_template.jinja").write_text("{% if %}"), "it is not valid"),
     (lambda f: (f / "chat_template.jinja").write_text("{{ cycler(1) }}" + CHAT), "two times"),
     (other_transform, "in a way that scoring does not know"),
