@@ -22,11 +22,12 @@ from rlt_core.data.row_files import (
     BadRow,
     NumberText,
     Record,
+    converted,
     read_all,
     value_of,
 )
 from rlt_core.data.sources import CHECKED_ROWS, PROGRESS_ROWS, read_trace_file, require_few
-from rlt_core.errors import UserError, first_line
+from rlt_core.errors import UserError
 from rlt_core.grading import answer_of
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import PromptFormat
@@ -231,16 +232,11 @@ def explanations_of(
     records: Iterable[Record], format: PromptFormat, columns: Mapping[str, str] | None = None
 ) -> list[ExplanationRow]:
     """Return `read_explanations` of rows in memory. Raises UserError for the first bad row."""
-    names, found = _names(columns), []
-    for number, record in enumerate(records, start=1):
-        try:
-            row = _explanation(number, record, format, names, "columns={{{!r}: COLUMN}}")
-        except BadRow as error:
-            raise UserError(f"row {number}: {first_line(error)}") from None
-        found.append(row)
-    if not found:
-        raise UserError("there is no row")
-    return _numbered(found)
+    convert = partial(
+        _explanation, format=format, names=_names(columns), name_it="columns={{{!r}: COLUMN}}"
+    )
+    numbered = enumerate(records, start=1)
+    return _numbered(converted(((n, partial(dict, record)) for n, record in numbered), convert))
 
 
 def _names(columns: Mapping[str, str] | None) -> dict[str, str]:

@@ -111,14 +111,22 @@ def checked(read: Callable[[], T]) -> T:
 
 def read_all(path: Path, convert: Callable[[int, Record], T]) -> Iterator[T]:
     """Yield every row of a file, converted. Raises UserError for the first bad row."""
+    return converted(read_records(path), convert, str(path))
+
+
+def converted(
+    records: Iterable[tuple[int, Read]], convert: Callable[[int, Record], T], file: str = ""
+) -> Iterator[T]:
+    """Yield every row, converted. Raises UserError for the first bad row, or if there is none."""
     row = 0
-    for row, read in read_records(path):
+    for row, read in records:
         try:
             yield checked(lambda row=row, read=read: convert(row, read()))  # type: ignore[misc]
         except BadRow as error:
-            raise UserError(f"{path}, row {row}: {first_line(error)}") from None
+            place = f"{file}, row {row}" if file else f"row {row}"
+            raise UserError(f"{place}: {first_line(error)}") from None
     if not row:
-        raise UserError(f"{path}: there is no row in it")
+        raise UserError(f"{file}: there is no row in it" if file else "there is no row")
 
 
 def count_rows(path: Path) -> int:

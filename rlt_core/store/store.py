@@ -31,6 +31,9 @@ from rlt_core.store.workspace import Workspace
 NAMED = rb"(?<![0-9a-f])[0-9a-f]{16}(?![0-9a-f])"
 """A key in the text of a manifest."""
 
+SHOWN_KEYS = 8
+"""Keys that an error lists at most."""
+
 log = logging.getLogger(__name__)
 
 
@@ -111,7 +114,9 @@ class Store:
             hint = f"did you mean {close[0]!r}?" if close else "`rlt artifacts list` shows all"
             raise UserError(f"no artifact {prefix!r} in {self}; {hint}")
         if len(keys) > 1:
-            raise UserError(f"{prefix!r} is the beginning of several keys: {', '.join(keys)}")
+            more = f" and {len(keys) - SHOWN_KEYS} more" if len(keys) > SHOWN_KEYS else ""
+            shown = ", ".join(keys[:SHOWN_KEYS])
+            raise UserError(f"{prefix!r} is the beginning of several keys: {shown}{more}")
         for problem in problems.values():
             raise Damaged(problem)
         return next(iter(found.values()))
