@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from difflib import get_close_matches
@@ -150,13 +150,7 @@ def row_of(
             raise BadRow("tags", "the reply has tags of a thought, which other rows do not have")
     else:
         pair = _question(value("question", fields.question), data.turns, fields.question)
-        more = (
-            text
-            for name in layout.more
-            if name in record
-            for text in scalar(value_of(record, name), "question", name)
-        )
-        question = "\n\n".join([pair.question, *more])
+        question = "\n\n".join([pair.question, *_more(record, layout)])
         name = "answer" if fields.solution == fields.answer else "solution"
         solutions = _texts(value("solution", fields.solution), name, fields.solution)
         solutions = solutions or [_filled("", "solution", fields.solution)]
@@ -186,6 +180,13 @@ def row_of(
         licence=licence and str(licence),
         system=system and require_text(str(system), "system prompt"),
     )
+
+
+def _more(record: Record, layout: Layout) -> Iterator[str]:
+    """Yield the texts that follow the question's own."""
+    for name in layout.more:
+        if name in record:
+            yield from scalar(value_of(record, name), "question", name)
 
 
 def _field(record: Record, name: str, column: str, names_are_free: bool) -> Any:
