@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,17 @@ class Plan:
             require_room(self.config, self.missing, found, self.store)
 
     def require_room_here(self) -> None:
-        """Raises UserError if this machine lacks the main memory or disk for missing nodes."""
+        """Raises UserError if this machine lacks vLLM, main memory or disk for missing nodes."""
+        engines = (
+            self.resources(node).engine
+            for node in self.missing
+            if node.stage.rollouts or node.stage.tensor_parallel
+        )
+        if not find_spec("vllm") and "vllm" in set(engines):
+            raise UserError(
+                f"{self.profile} generates with vLLM, which is not installed; pip install "
+                "'rlt-pipeline[vllm]', or --set resources.engine=transformers"
+            )
         files = self.store.files
         unfinished = [files.local(f"work/{node.key}") for node in self.missing]
         here = Machine.here(files.local(""), unfinished)

@@ -279,11 +279,6 @@ def _profile(profile: str | None, set_: list[str] | None, store: str) -> str:
 
     plan = new_plan("full-pipeline", profile, set_, None, store)
     plan.require_computable()
-    if _vllm_package() is None and "vllm" in {plan.resources(each).engine for each in plan.missing}:
-        raise UserError(
-            f"{name} generates with vLLM, which is not installed; pip install '{PACKAGE}[vllm]', "
-            "or --set resources.engine=transformers"
-        )
     plan.require_room_here()
     here = Machine.here(plan.store.files.local(""), [])
     memory, disk = (here.memory or 0) / 2**30, (here.disk or 0) / 1e9

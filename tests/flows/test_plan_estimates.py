@@ -1,6 +1,7 @@
 """`rlt plan` says what nodes take; what cannot fit is refused by every command before it runs."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,15 @@ def test_what_cannot_fit_is_refused(rlt_inside, store, command):
     assert "--set resources.stages.teacher-sft.sharding=fsdp" in refused.stderr
     assert ("teacher-sft@0" in refused.stdout) == (command == "plan")  # the table comes first
     assert not Store(str(store)).manifests()
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_a_run_that_samples_with_a_missing_vllm_is_refused_before_it_trains(rlt_inside, store):
+    vllm = ("--profile", "smoke", "--store", store, "--set", "resources.engine=vllm")
+    refused = rlt_inside("run", *vllm)
+    assert refused.returncode == 2 and not Store(store).manifests()
+    assert "smoke generates with vLLM, which is not installed" in refused.stderr
+    assert rlt_inside("plan", *vllm).returncode == 0  # another machine may compute it
 
 
 def test_what_is_in_the_store_already_is_not_refused(smoke_store):
