@@ -157,7 +157,7 @@ class Plan:
             for node in self.missing
             if node.stage.rollouts or node.stage.tensor_parallel
         )
-        if not find_spec("vllm") and "vllm" in set(engines):
+        if not find_spec("vllm") and "vllm" in engines:
             raise UserError(
                 f"{self.profile} generates with vLLM, which is not installed; pip install "
                 "'rlt-pipeline[vllm]', or --set resources.engine=transformers"

@@ -52,9 +52,19 @@ def _text_or_file(given: str, field: str) -> str:
 
 def _identified(data: DataConfig, paths: dict[str, str], name: str) -> DataConfig:
     """Return a source by its content; `paths[name]` becomes the path of a local file, and
-    `paths["test_source"]` that of its test questions."""
+    `paths["test_source"]` that of its test questions. Raises UserError for a name that another file
+    has: a benchmark's may be `source`."""
+
+    def note(name: str, path: str) -> None:
+        if name in paths:
+            raise UserError(
+                f"imports.benchmarks: {name!r} is the name of another file of the data; choose "
+                "another name, and give a benchmark no test_source"
+            )
+        paths[name] = str(Path(path).absolute())
+
     if data.test_source is not None:
-        paths["test_source"] = str(Path(data.test_source).absolute())
+        note("test_source", data.test_source)
         digest = file_digest(data.test_source, "data.test_source")
         data = data.replaced(test_source=digest)
     if data.source.startswith("hub:"):
@@ -62,7 +72,7 @@ def _identified(data: DataConfig, paths: dict[str, str], name: str) -> DataConfi
         return data.replaced(revision=commit)
     if data.source in GENERATED or is_path(data.source):
         return data
-    paths[name] = str(Path(data.source).absolute())
+    note(name, data.source)
     return data.replaced(source=data_digest(data))
 
 

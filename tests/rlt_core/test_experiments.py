@@ -123,6 +123,22 @@ def test_a_name_that_another_node_has_is_refused(
         graph(name, "smoke", *given)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("evaluation.files.source=FILE",),
+        ("data.test_source=FILE", "evaluation.files.test_source=FILE"),
+        ("data.test_source=FILE", "evaluation.files.x=FILE", "evaluation.files.x.test_source=FILE"),
+    ],
+)
+def test_a_benchmark_s_file_never_takes_the_place_of_the_data(
+    changes: tuple[str, ...], questions: str
+) -> None:
+    given = [change.replace("FILE", questions) for change in ("data.source=FILE", *changes)]
+    with pytest.raises(UserError, match=r"imports\.benchmarks: '(test_)?source' is the name"):
+        graph("full-pipeline", "smoke", *given)
+
+
 def test_a_model_of_one_s_own_takes_the_row_of_a_quoted_one() -> None:
     rows = [row for row in shown("table-1", "smoke", f"imports.models.qwq-32b={GIVEN}").rows]
     (row,) = [row for row in rows if row.model == "qwq-32b"]
