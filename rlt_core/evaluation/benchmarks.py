@@ -129,9 +129,9 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 def require_known(tasks: Sequence[str], own: Collection[str]) -> None:
     """Raise UserError for an unknown name in `evaluation.tasks`, if it is empty, or if one of the
-    user's `own` benchmarks has the name of another task."""
-    if taken := sorted({*OWN, *BENCHMARKS} & set(own)):
-        raise UserError(f"imports.benchmarks.{taken[0]}: there is a task of this name; rename it")
+    user's `own` benchmarks has the name of another task or of the mean over tasks."""
+    if taken := sorted({*OWN, *BENCHMARKS, "mean"} & set(own)):  # tables have a row `mean`
+        raise UserError(f"imports.benchmarks.{taken[0]}: the name is taken; rename it")
     known = (*OWN, *BENCHMARKS, *own)
     unknown = [name for name in tasks if name not in known]
     if unknown or not tasks:

@@ -84,6 +84,12 @@ def test_the_reward_student_may_be_trained_on_the_data_sets_traces_first() -> No
             'evaluation.tasks=["test","aime25"]',
             r"evaluation\.tasks: .*'aime25'.* aime24",
         ),
+        ("full-pipeline", "evaluation.files.mean=a.jsonl", r"benchmarks\.mean: the name is taken"),
+        (
+            "full-pipeline",
+            "evaluation.files.aime24=a.jsonl",
+            r"benchmarks\.aime24: the name is tak",
+        ),
         ("table-1", "evaluation.tasks=[]", r"evaluation\.tasks: .* names no task.* test"),
         ("table-1", "teacher_sft.traces=a.jsonl", r"teacher_sft\.traces='a\.jsonl': no such file"),
         ("full-pipeline", "imports.traces.r1=a.jsonl", r"imports\.traces\.r1='a\.jsonl': no such"),
