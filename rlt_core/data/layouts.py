@@ -272,6 +272,11 @@ def exchange(value: Any, turns: Turns, replied: bool = True) -> Exchange:
     of the last exchange. Raises BadRow."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = in_cell(value)
+    if isinstance(value, Mapping):  # a `Sequence` of the datasets library
+        lists = [each for each in value.values() if isinstance(each, list)]
+        if len(lists) == len(value) and len(set(map(len, lists))) == 1:
+            rows = zip(*lists, strict=True)
+            value = [dict(zip(value, row, strict=True)) for row in rows]
     if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
         raise BadRow(
             "turns", "a conversation must be a list of {from, value} or {role, content} turns"

@@ -106,7 +106,8 @@ class Manifest(BaseModel):
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
-            if _schema_version(data) > SCHEMA_VERSION:
+            faults = {(each["loc"], each["type"]) for each in error.errors()}
+            if (("schema_version",), "less_than_equal") in faults:
                 raise Damaged(
                     f"{where} was written by a newer rlt; update this one (pip install -U)"
                 ) from None
@@ -136,17 +137,6 @@ class Manifest(BaseModel):
     def rows(self) -> int:
         """Rows of all Parquet files."""
         return sum(file.rows or 0 for file in self.files)
-
-
-class _Version(BaseModel):
-    schema_version: int = 0
-
-
-def _schema_version(data: bytes) -> int:
-    try:
-        return _Version.model_validate_json(data).schema_version
-    except ValidationError:
-        return 0
 
 
 def describe_files(folder: Path) -> list[FileEntry]:

@@ -48,6 +48,8 @@ VERL = {"data_source": "x", "prompt": [{"role": "user", "content": "2+2?"}],
     ("record", "expected"),
     [
         ({"conversations": SHAREGPT}, ("2+2?", "hm", "It is 4.", None, None)),
+        ({"conversations": {"from": ["human", "gpt"], "value": ["2+2?", REPLY]}},
+         ("2+2?", "hm", "It is 4.", None, None)),
         ({"messages": OPENAI}, ("2+2?", "hm", "It is 4.", None, "Think.")),
         ({"system": "S", "messages": OPENAI[1:]}, ("2+2?", "hm", "It is 4.", None, "S")),
         (
@@ -142,6 +144,7 @@ def test_several_exchanges_are_refused_unless_the_last_is_chosen(tmp_path: Path)
         [{"role": "user", "content": [{"type": "text", "text": "2+2?"},
                                       {"type": "image_url", "image_url": "x"}]}, OPENAI[2]],
         [{"role": "user", "content": [{"type": "text"}]}, OPENAI[2]],
+        {"role": ["user", "assistant"], "content": ["2+2?"]}, {},
         [], None, "text", ["text"], [SHAREGPT[0], {"from": "gpt"}], {"from": "human"},
     ],
 )  # fmt: skip
