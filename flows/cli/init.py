@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -77,8 +77,8 @@ def init(
     if not memory:
         print(f"  {tables['data']['n_train']} are trained on, since there is no GPU (data.n_train)")
     print(f"question, trace and solution: about {median:.0f} tokens, at most {most:.0f}")
-    for name, column in ((source.found and {"read": source.found}) or _columns(data)).items():
-        print(f"  {name}: {column}")
+    for line in [f"read: {source.found}"] if source.found else columns_of(file, data):
+        print(f"  {line}")
     print(f"wrote {output} (profile {profile}); next:")
     print(f"  rlt plan --config {output}\n  rlt run --config {output}")
 
@@ -124,8 +124,14 @@ def _is_marked(head: Record, column: str) -> bool:
     return False
 
 
-def _columns(data: DataConfig) -> Mapping[str, str]:
-    return {name: f"column {value!r}" for name, value in data.fields.model_dump().items() if value}
+def columns_of(file: Path, data: DataConfig) -> Iterator[str]:
+    """Yield which column is used for what, and those that are not used."""
+    used = {name: column for name, column in data.fields.model_dump().items() if column}
+    yield from (f"{name}: column {column!r}" for name, column in used.items())
+    heads, _ = heads_of(read_records(file))
+    columns = dict.fromkeys(str(name) for head in heads for name in head)
+    if others := [name for name in columns if name not in used.values()]:
+        yield f"not used: {', '.join(map(repr, others))}"
 
 
 def _data_table(

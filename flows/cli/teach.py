@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.init import gpu_gib, recognised
+from flows.cli.init import columns_of, gpu_gib, recognised
 from flows.cli.options import (
     DEFAULT_STORE,
     SetOption,
@@ -25,7 +25,7 @@ from flows.cli.tables import table_console
 from flows.cli.terminal import print
 from flows.planning import Plan
 from rlt_core import hf_hub
-from rlt_core.data.sources import file_digest
+from rlt_core.data.sources import file_digest, found_layout
 from rlt_core.errors import UserError
 from rlt_core.prompts.format import RECORD
 from rlt_core.store import Store
@@ -130,6 +130,8 @@ def of_data(questions: Path, given: Sequence[str]) -> Iterator[str]:
     if any(change.startswith("data.fields.") for change in given):
         return
     found = recognised(questions)
+    if not found_layout(found):
+        print(f"{questions}: {'; '.join(columns_of(questions, found))}", file=sys.stderr)
     for name, column in found.fields.model_dump(exclude_defaults=True).items():
         yield f"data.fields.{name}={json.dumps(column)}"
     if found.split_at:

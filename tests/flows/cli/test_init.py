@@ -84,10 +84,14 @@ def test_a_file_that_cannot_be_used_is_one_line(
 
 
 def test_bad_rows_at_the_start_are_counted(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.jsonl", [{"Question ": f"{n}+1?", "answer": "3"} for n in range(20)])
+    file = write(
+        tmp_path / "a.jsonl",
+        [{"Question ": f"{n}+1?", "answer": "3", "context": "x"} for n in range(20)],
+    )
     file.write_bytes(b"// made by hand\n\xff\n" + file.read_bytes())
     config, said = made(tmp_path, file)
     assert "20 usable questions, 2 unusable" in said
+    assert "  solution: column 'answer'\n  not used: 'context'\n" in said
     assert len(read_source(config.data).rows) == 20
 
 
