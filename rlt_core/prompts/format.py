@@ -3,10 +3,11 @@
 import json
 from collections.abc import Mapping
 from datetime import date
+from itertools import permutations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from rlt_core.errors import UserError
 
@@ -22,6 +23,22 @@ Role = Literal["teacher", "student"]
 FOLDER = Path(__file__).parent / "formats"
 
 
+def _text(text: str) -> str:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("it has half of a character; write the whole one")
+    return text
+
+
+def _tag(text: str) -> str:
+    if not text.strip():
+        raise ValueError("a tag cannot be empty; texts are told apart by it")
+    return _text(text)
+
+
+Text = Annotated[str, AfterValidator(_text)]
+Tag = Annotated[str, AfterValidator(_tag)]
+
+
 class PromptFormat(BaseModel):
     """The text around question, solution and explanation, for teacher and student.
 
@@ -33,20 +50,20 @@ class PromptFormat(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    name: str
-    teacher_system: str
+    name: Text
+    teacher_system: Text
     """System prompt of the teacher; empty: no system turn."""
-    student_system: str | None
+    student_system: Text | None
     """System prompt of the student; empty: no system turn; null: the data set's own, which a node
     reads from the table `questions` of its input `system`."""
-    solution_open: str
-    solution_close: str
-    explanation_open: str
-    explanation_close: str
-    thought_open: str
-    thought_close: str
-    separator: str = "\n\n"
-    padding: str = "\n\n"
+    solution_open: Tag
+    solution_close: Tag
+    explanation_open: Tag
+    explanation_close: Tag
+    thought_open: Tag
+    thought_close: Tag
+    separator: Text = "\n\n"
+    padding: Text = "\n\n"
     """Text inside every pair of tags, after the opening and before the closing one, encoded with
     them."""
     score_padding: bool = False
@@ -54,6 +71,14 @@ class PromptFormat(BaseModel):
     in the reference code. Off: only their own tokens are scored (paper, eq. 3-4)."""
     template_date: date = date(2024, 7, 26)
     """Date for chat templates that ask for today's (Llama 3.2's default)."""
+
+    @model_validator(mode="after")
+    def _students_tags_differ(self) -> Self:
+        tags = (self.thought_open, self.thought_close, self.solution_open, self.solution_close)
+        for one, other in permutations(tags, 2):
+            if one in other:
+                raise ValueError(f"a student's tags {one!r} and {other!r} cannot be told apart")
+        return self
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -143,10 +168,10 @@ def _parsed(text: bytes, name: str) -> PromptFormat:
     try:
         return PromptFormat.model_validate(json.loads(text))
     except ValidationError as error:
-        problems = (
-            f"{'.'.join(map(str, each['loc']))}: {RENAMED.get(str(each['loc'][-1]), each['msg'])}"
-            for each in error.errors()
-        )
+        problems = []
+        for each in error.errors():
+            field, said = ".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, ")
+            problems.append(": ".join(filter(None, (field, RENAMED.get(field, said)))))
         raise UserError(f"prompt format {name}: {'; '.join(problems)}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"prompt format {name} is not JSON: {error}") from None

@@ -148,6 +148,11 @@ class Renderer:
         """Closes an assistant turn; the last token of every training row."""
         self.stop_ids: tuple[int, ...] = tuple(sorted({self.end_of_turn} | self._eos_ids()))
         """Tokens that end a completion."""
+        for text in (*format.tags, format.padding, format.separator):
+            if not set(self.stop_ids).isdisjoint(self._encode_fixed(text)):
+                raise UserError(
+                    f"prompt format {format.name}: {text!r} ends the model's turn; write another"
+                )
         self._tags = lru_cache(ENCODED_TEXTS)(self._encode_tags)
 
     @cached_property

@@ -192,6 +192,27 @@ def test_earlier_names_of_formats_and_fields_are_refused_with_the_fix(tmp_path: 
         load_format(str(old))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"explanation_close": ""}, "explanation_close: a tag cannot be empty"),
+        ({"thought_open": " \n"}, "thought_open: a tag cannot be empty"),
+        ({"solution_open": "<|begin_of_thought|>"}, "cannot be told apart"),
+        ({"thought_close": "<x>", "solution_close": "</<x>>"}, "cannot be told apart"),
+        ({"teacher_system": "\ud83d"}, "teacher_system: it has half of a character"),
+        ({"explanation_close": "</e><|im_end|>"}, "ends the model's turn"),
+        ({"padding": "<|im_end|>"}, "ends the model's turn"),
+    ],
+)
+def test_a_format_whose_texts_could_not_be_told_apart_is_refused(
+    changes: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps(RLT.model_dump(mode="json") | changes))
+    with pytest.raises(UserError, match=message):
+        Renderer(load_format(str(file)), qwen_tokenizer())
+
+
 # ---------------------------------------------------------------- rows to train on
 @PROMPTERS
 def test_training_rows_learn_the_completion_and_its_end(renderer: Renderer) -> None:
