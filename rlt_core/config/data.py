@@ -38,11 +38,11 @@ class DataConfig(Frozen):
     revision: Commit | None = None
     """Commit of a hub data set (40 hex digits); empty: the commit that `rlt fetch` pinned here."""
     hub_split: str = "train"
-    """Split of a hub data set."""
+    """Split of a hub data set; of one with several configs `CONFIG/SPLIT`, e.g. `main/train`."""
     fields: FieldMapping = FieldMapping()
     """Columns of the source. If the source does not have them, `problem` / `solution` / `answer`,
-    verl's `reward_model.ground_truth`, ShareGPT's `conversations` and OpenAI's `messages` are
-    looked for; `rlt plan` shows what was found."""
+    verl's `reward_model.ground_truth`, Alpaca's `instruction`, ShareGPT's `conversations` and
+    OpenAI's `messages` are looked for; `rlt plan` shows what was found."""
     split_at: str | None = None
     """When the solution column holds the working and then the final answer (GSM8K: `####`),
     the text before this marker becomes the trace and the text after it the solution."""

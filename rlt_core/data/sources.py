@@ -259,9 +259,10 @@ def _hub_folder(data: DataConfig) -> Path:
 def _hub_rows(folder: Path, data: DataConfig) -> Any:
     from datasets import load_dataset
 
+    config, _, split = data.hub_split.rpartition("/")
     try:
-        return load_dataset(str(folder), split=data.hub_split)
+        return load_dataset(str(folder), config or None, split=split)
     except Exception as error:  # its builders and parsers raise anything for a damaged file
-        raise UserError(
-            f"{data.source}, data.hub_split={data.hub_split!r}: {first_line(error)}"
-        ) from None
+        said = " ".join(str(error).strip().splitlines()[:2]) or first_line(error)
+        fix = "; write data.hub_split=CONFIG/SPLIT" if "available configs" in said else ""
+        raise UserError(f"{data.source}, data.hub_split={data.hub_split!r}: {said}{fix}") from None

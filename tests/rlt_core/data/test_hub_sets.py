@@ -87,6 +87,28 @@ def test_limr_is_read_by_the_papers_mapping(cache: Path) -> None:
         read_source(data.model_copy(update={"hub_split": "dev"}))
 
 
+def test_a_data_set_of_several_configs_is_read_by_the_named_one(cache: Path) -> None:
+    files = "".join(
+        f"- config_name: {name}\n  data_files:\n  - split: {split}\n    path: train.jsonl\n"
+        for name, split in (("main", "train"), ("socratic", "other"))
+    )
+    row = {"question": "What is 2+2?", "answer": "So 4.\n#### 4"}
+    write_data_set(cache, "openai/gsm8k", [row], card=f"configs:\n{files}")
+    data = DataConfig(
+        source="hub:openai/gsm8k", split_at="####", fields=FieldMapping(solution="answer")
+    )
+    for split in ("main/train", "socratic/other"):
+        (row,) = read_source(data.replaced(hub_split=split)).rows
+        assert (row.question, row.trace, row.solution) == ("What is 2+2?", "So 4.", "4")
+    for split, message in (
+        ("train", r"\['main', 'socratic'\]; write data\.hub_split=CONFIG/SPLIT"),
+        ("none/train", "none"), ("main/test", "test"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message) as error:
+            read_source(data.replaced(hub_split=split))
+        assert "\n" not in str(error.value)
+
+
 def test_benchmarks_are_compared_as_evaluation_reads_them(cache: Path) -> None:
     write_hub(cache)
     for name, rows in ROWS.items():
