@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rlt_core.config import DataConfig
 from rlt_core.data.row_files import count_rows
+from rlt_core.data.sources import GENERATED as GENERATORS
 from rlt_core.data.sources import found_layout
 from rlt_core.graph import Node
 from rlt_core.stages.cost import Cost, Questions, Traces
@@ -124,7 +125,7 @@ class SizedInputs:
 
 def _expected(data: DataConfig, path: str | None) -> Questions:
     """Questions of a data set that is not prepared yet."""
-    lengths = ASSUMED if path or data.source.startswith("hub:") else GENERATED
+    lengths = GENERATED if data.source in GENERATORS else ASSUMED
     rows = count_rows(Path(path)) if path else ROWS.get(data.source, UNKNOWN_ROWS)
     taken = data.n_validation + (0 if data.test_source else data.n_test)
     left = max(1, rows - taken)

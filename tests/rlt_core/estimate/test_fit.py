@@ -92,6 +92,16 @@ def test_questions_of_a_test_file_are_not_taken_from_the_others(file, train, que
     assert Sizes(None, nodes).questions(prepared).train == train
 
 
+def test_texts_of_one_s_own_function_are_no_shorter_than_those_of_a_file(questions):
+    own = "data.source=rlt_core.data.generators.arithmetic:arithmetic_rows"
+    sizes = []
+    for changes in ((), (own,)):
+        _, nodes = graph("single-gpu", questions, *changes)
+        (prepared,) = (node for node in nodes if node.label == "dataset-prep")
+        sizes.append(Sizes(None, nodes).questions(prepared))
+    assert sizes[0].question == sizes[1].question and sizes[0].solution == sizes[1].solution
+
+
 REFUSED = [
     ("paper-7b", ["resources.gpu_gib=48", "larger_student=null"]),
     ("paper-7b", ["resources.sharding=none", "resources.processes=1"]),
