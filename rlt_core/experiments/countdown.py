@@ -31,7 +31,7 @@ def countdown(config: Config) -> Node:
     nodes = Nodes(config)
     problems = nodes.questions_of(problems_config.data, TASK)
     asked: dict[str, Any] = {"tasks": (TASK,), "countdown": problems}
-    base, dataset = nodes.student_base, partial(nodes.student_sft, "dataset")
+    base, dataset = nodes.student_base, partial(nodes.dataset_student, "dataset")
 
     def after_rl(start: str, seed: int) -> Node:
         model = base if start == "base" else dataset(seed)

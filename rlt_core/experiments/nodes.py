@@ -24,7 +24,7 @@ from rlt_core.config import (
     SFTConfig,
     StudentSFTConfig,
 )
-from rlt_core.data.sources import GENERATED, data_digest, file_digest
+from rlt_core.data.sources import GENERATED, check_file, data_digest, file_digest, is_file
 from rlt_core.errors import UserError
 from rlt_core.evaluation.benchmarks import BENCHMARKS, require_known
 from rlt_core.extensions import is_path
@@ -103,6 +103,10 @@ def with_estimator(
         kl = "k3"  # never negative either, and it needs no common vocabulary
     reward = config.reward.replaced(kl=kl)
     return scoring.replaced(reward=reward, off_policy=reason)
+
+
+class NoTraces(UserError):
+    """The data has no traces of its own."""
 
 
 class Nodes:
@@ -377,6 +381,18 @@ class Nodes:
             traces="none" if empty_thought else "traces" if traces else "dataset",
             **{"rank": None} | choice,
         )  # fmt: skip
+
+    def dataset_student(self, variant: str, seed: int, **options: Any) -> Node:
+        """Return a student of the data set's own traces. Raises NoTraces where a file has none."""
+        if not self._has_traces:
+            raise NoTraces("the data has no traces of its own (data.fields.trace, data.split_at)")
+        return self.student_sft(variant, seed, **options)
+
+    @cached_property
+    def _has_traces(self) -> bool:
+        """Whether the data has traces, by the first rows of a file; of other sources it may."""
+        data = self.config.data
+        return not is_file(data.source) or any(row.trace for row in check_file(data)[0].rows)
 
     def rlt_traces(self, seed: int) -> tuple[Node, Node]:
         """Return the traces of the Reinforcement-Learned Teacher, and their scores."""

@@ -22,7 +22,7 @@ def rank_ablation(config: Config) -> Node:
         raise UserError(f"profile {config.profile} has no rank_ablation; set rank_ablation.ranks")
     table = Table(nodes, "rank-ablation")
     table.add("Base model", "base", nodes.student_base)
-    dataset = partial(nodes.student_sft, "dataset")
+    dataset = partial(nodes.dataset_student, "dataset")
     table.add("Data set's traces", "dataset", dataset, baseline="base")
     task = config.evaluation.tasks[:1]
     for ranked_by in config.rank_ablation.sets:

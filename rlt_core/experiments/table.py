@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rlt_core.config import Config, HubModel, ModelSource
-from rlt_core.experiments.nodes import Nodes
+from rlt_core.experiments.nodes import Nodes, NoTraces
 from rlt_core.graph import Node, upstream
 from rlt_core.report import paper as paper_numbers
 from rlt_core.stages import TableRow
@@ -41,12 +41,16 @@ class Table:
         **evaluation: Any,
     ) -> None:
         """Add a model that this run trains, once per seed, or a given one without training seeds.
-        `paper`: row of the paper's table; `evaluation`: fields that differ from the config's."""
+        `paper`: row of the paper's table; `evaluation`: fields that differ from the config's. A
+        student of traces that the data does not have is a row with the reason."""
         trained = not isinstance(student, Node)
         if isinstance(student, Node):
             made: dict[int | None, Node] = {None: student}
         else:
-            made = {seed: student(seed) for seed in self.nodes.config.seeds}
+            try:
+                made = {seed: student(seed) for seed in self.nodes.config.seeds}
+            except NoTraces as error:
+                return self.missing(name, model, str(error), paper)
         for seed, node in made.items():
             self.parts.append(self.nodes.evaluation(node, model, seed, **evaluation))
         paper = self._quoted(paper, evaluation)

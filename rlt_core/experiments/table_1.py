@@ -88,7 +88,9 @@ class _Students:
         solved = partial(self._student, solutions, empty_thought=True)
         self._add("Solutions alone", solutions, solved, dataset)
         base = "base-large" if self.larger else "base"
-        self._add("Data set's traces", dataset, partial(self._student, dataset), base, "Bespoke")
+        of_data = self.table.nodes.dataset_student
+        student = partial(of_data, dataset, base=self.base, recipe=self.recipe)
+        self._add("Data set's traces", dataset, student, base, "Bespoke")
         self._add("RLT traces", rlt, partial(self._rlt_student, rlt), dataset, "RLT")
 
     def _add(

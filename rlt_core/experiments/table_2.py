@@ -31,7 +31,7 @@ def table_2(config: Config) -> Node:
         lambda seed: nodes.student_sft("raw", seed, raw(seed)), quoted("RL cold-start (raw) + RL"),
     )  # fmt: skip
     _refined_rows(table, raw, quoted("RL cold-start (GPT) + RL"))
-    dataset = partial(nodes.student_sft, "dataset")
+    dataset = partial(nodes.dataset_student, "dataset")
     _rows(table, "Data set's traces", "dataset", dataset, quoted("Bespoke-7B + RL"))
     _rows(table, "RLT traces", "rlt", nodes.rlt_student, quoted("RLT-7B + RL"))
     return table.report(primary="rlt+rl")

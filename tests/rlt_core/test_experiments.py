@@ -159,6 +159,20 @@ def test_a_stage_alone_can_be_any_experiment_s() -> None:
     assert {"rlt", "raw", "solution-only", "random-rank-1"} <= variants
 
 
+@pytest.mark.parametrize("name", ["table-1", "table-2", "countdown", "rank-ablation"])
+def test_without_traces_in_the_data_their_students_are_rows_with_the_reason(
+    name: str, questions: str
+) -> None:
+    own = (f"data.source={questions}", "teacher_sft.traces=none")
+    rows = {row.model: row for row in shown(name, "smoke", *own).rows}
+    of_data = {model for model in rows if "dataset" in re.split("[-+]", model)}
+    assert of_data == {model for model, row in rows.items() if "no traces of its own" in (
+        row.missing or "")}  # fmt: skip
+    assert not any("[dataset" in node for node in graph(name, "smoke", *own))
+    traced = shown(name, "smoke", *own, "data.fields.trace=solution")
+    assert not any(row.missing for row in traced.rows if row.model in of_data)
+
+
 @pytest.mark.parametrize("name", [one for one in PAPER if one != "compare-traces"])
 def test_every_row_has_its_evaluations_or_a_reason(name: str) -> None:
     config = load_config("smoke", ["seeds=[3,4]"])
