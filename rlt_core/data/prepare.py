@@ -242,9 +242,11 @@ def _given_test(
         return None
     own = data.replaced(source=data.test_source, test_source=None)
     source = read_source(own, 0, renderer.format)
-    dropped += source.dropped
-    rows = _fitting(_merge(source.rows, None, dropped, progress), own, renderer, dropped, progress)
-    dropped += _check_answers(rows, own.source, progress)
+    left_out = source.dropped
+    rows = _merge(source.rows, None, left_out, progress)
+    rows = _fitting(rows, own, renderer, left_out, progress)
+    left_out += _check_answers(rows, own.source, progress)
+    dropped += [one | {"detail": f"of data.test_source: {one['detail']}"} for one in left_out]
     if not rows:
         raise UserError(f"data.test_source={data.test_source!r}: no usable question is left")
     order = np.random.default_rng(data.seed).permutation(len(rows))

@@ -60,6 +60,8 @@ def test_questions_of_a_test_file_are_the_test_and_leave_the_training(tmp_path: 
     assert metrics["test"] == 5
     assert (metrics["train"], metrics["validation"], metrics["duplicates"]) == (14, 2, 4)
     assert metrics["bad_rows"] == 1
+    (bad,) = (row for row in read_rows(tmp_path / "out", "dropped") if row["reason"] == "empty")
+    assert bad["detail"].startswith("of data.test_source: the question")
     fewer = prepare(tmp_path, numbered(20), test_source=str(file), n_test=2, max_dropped=0.5)
     assert fewer["test"] == 2
 
