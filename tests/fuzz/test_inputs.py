@@ -80,8 +80,9 @@ EDITS = st.lists(st.tuples(st.integers(0, 1 << 20), st.binary(max_size=4)), max_
 
 # ---------------------------------------------------------------- data files
 COLUMNS = st.sampled_from(
-    ["question", "solution", "answer", "trace", "problem", "messages", "conversations", "x", "a.b"]
-)
+    ["question", "solution", "answer", "trace", "problem", "messages", "conversations", "x", "a.b",
+     "instruction", "input", "output", "prompt", "reward_model"]
+)  # fmt: skip
 TURNS = st.lists(
     st.dictionaries(st.sampled_from(["role", "content", "from", "value"]), SCALAR, max_size=3),
     max_size=3,
@@ -89,6 +90,7 @@ TURNS = st.lists(
 ROWS = st.lists(
     st.dictionaries(COLUMNS, TREE | TURNS | st.just("1+1 = 2"), max_size=4) | TREE, max_size=4
 )
+CELL = TEXT | COLUMNS | TURNS.map(repr) | TREE.map(repr)
 
 
 def read_in_every_way(content: bytes, suffix: str) -> None:
@@ -116,9 +118,9 @@ def test_json_files(rows: list[Any], suffix: str, edits: list[tuple[int, bytes]]
 
 
 @fuzz
-@given(st.lists(st.lists(TEXT | COLUMNS, max_size=4), max_size=4), EDITS)
-def test_csv_files(rows: list[list[str]], edits: list[tuple[int, bytes]]) -> None:
-    text = "\n".join(",".join(row) for row in rows)
+@given(st.lists(st.lists(CELL, max_size=4), max_size=4), st.sampled_from(",;\t"), EDITS)
+def test_csv_files(rows: list[list[str]], sign: str, edits: list[tuple[int, bytes]]) -> None:
+    text = "\n".join(sign.join(row) for row in rows)
     read_in_every_way(damaged(text.encode("utf-8", "surrogatepass"), edits), ".csv")
 
 
