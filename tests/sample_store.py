@@ -23,6 +23,7 @@ KINDS = {
     "teacher-grpo": "model", "student-sft": "model", "student-grpo": "model",
     "trace-generation": "traces", "trace-scoring": "scores", "evaluation": "evaluation",
     "rank-statistics": "ranking", "report": "report", "trace-import": "traces",
+    "trace-selection": "traces",
 }  # fmt: skip
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -108,7 +108,7 @@ class Pages:
         found = compare.compared(library, rows, changes, query.get("a"), query.get("b"))
         return self._page(
             "question.html", request, found=found, base=base, changes=changes,
-            channel=_channel(request), others=set(rows[0]["judges"]) - {rows[0]["judge"]},
+            channel=_channel(request), others=rows[0]["others"],
         )  # fmt: skip
 
     def trace(self, request: Request) -> Response:
@@ -123,7 +123,7 @@ class Pages:
         row = next((r for r in ranked if (r["run"], r["trace_id"]) == (run, name)), None)
         row = row or compare.ranked(library, found, {})[0]  # of an older artifact
         results = self.library.results()
-        students = [(one, results.get(one.ref.key, [])) for one in library.students_of(row)]
+        students = [(*one, results.get(one[0].ref.key, [])) for one in library.students_of(row)]
         return self._page(
             "trace.html", request, side=compare.side(library, row, {}), ranked=ranked,
             students=students, channel=_channel(request),
@@ -160,7 +160,7 @@ class Pages:
         )
         return self._page(
             "student.html", request, key=key, answers=answers[:ANSWERS], counts=counts,
-            results=self.library.results().get(key, []), trained=library.trained_on(key),
+            results=self.library.results().get(key, []),
             next_first=first + ANSWERS if len(answers) > ANSWERS else None,
         )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """One question's explanations side by side: ranks, parts of the reward, and why one is better."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlt_core.config import RewardSpec
@@ -64,14 +64,20 @@ class ComparedPair:
         return [row for row in self.rows if row["reward"] is not None]
 
     @property
+    def typical(self) -> list[Row]:
+        """Return the rows of typical length, if there are two."""
+        found = [row for row in self.scored if row["typical"]]
+        return found if len(found) > 1 else []
+
+    @property
     def title(self) -> str:
         """Return the question, or its id."""
         return str(self.question["question"] if self.question else self.rows[0]["question_id"])
 
     @property
     def pairs(self) -> list[tuple[str, str, str]]:
-        """Return pairs to look at, as a title and two names: best and worst, the best of two
-        teachers, the best and what was not scored."""
+        """Return pairs to look at, as a title and two names: best and worst (of typical length, of
+        all), the best of two teachers, the best and what was not scored."""
         if not self.scored:
             return []
         best: dict[str, Row] = {}
@@ -79,6 +85,8 @@ class ComparedPair:
             best.setdefault(row["name"], row)
         first, *others = best.values()
         rows = [("best and worst", self.scored[0], self.scored[-1])]
+        if self.typical and (self.typical[0], self.typical[-1]) != rows[0][1:]:
+            rows.insert(0, ("of typical length", self.typical[0], self.typical[-1]))
         rows += [(f"best of {first['name']} and of {row['name']}", first, row) for row in others]
         return [(title, name_of(a), name_of(b)) for title, a, b in rows[:PAIRS] if a is not b]
 
@@ -92,7 +100,7 @@ def compared(
     library: Library, rows: Sequence[Row], changes: Changes, a: str | None, b: str | None
 ) -> ComparedPair:
     """Rank a question's rows of the index under changes of the reward and compare two of them, `a`
-    and `b` (RUN.TRACE_ID), by default the best and the worst with a reward."""
+    and `b` (RUN.TRACE_ID), by default the best and the worst of typical length, or of all."""
     asked = library.manifests[rows[0]["run"]].inputs.get("questions")
     question = library.find("questions", asked.key, rows[0]["question_id"]) if asked else None
     found = ranked(library, rows, changes)
@@ -103,12 +111,13 @@ def compared(
         row.setdefault("name", library.name_of(row["run"]))
         found.append(dict.fromkeys(found[0]) | row | {"badges": ["not scored"]})
     by_name = {name_of(row): row for row in found}
-    with_reward = [row for row in found if row["reward"] is not None] or found
-    one, other = by_name.get(a or "", with_reward[0]), by_name.get(b or "", with_reward[-1])
+    pair = ComparedPair(question, found, [], [])
+    default = pair.typical or pair.scored or found
+    one, other = by_name.get(a or "", default[0]), by_name.get(b or "", default[-1])
     sides = [
         side(library, row, changes, question) for row in ([one] if one is other else [one, other])
     ]
-    return ComparedPair(question, found, sides, why(*sides) if len(sides) == 2 else [])
+    return replace(pair, sides=sides, why=why(*sides) if len(sides) == 2 else [])
 
 
 def spec_under(library: Library, run: str, changes: Changes) -> RewardSpec | None:

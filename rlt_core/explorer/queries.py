@@ -23,9 +23,10 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from rlt_core.config import TraceOrder
-from rlt_core.data.trace_selection import choose, columns, rank_traces
+from rlt_core.data.trace_selection import columns, rank_traces
 from rlt_core.errors import UserError
 from rlt_core.explain import IDS, Row
+from rlt_core.explorer.students import Learned, chosen
 from rlt_core.reward.diagnostics import COMPRESSION_ALARM, COPIED_ALARM
 from rlt_core.sql.schemas import SCORES, SQL_TYPES
 from rlt_core.sql.views import dataset, sql_errors
@@ -47,8 +48,25 @@ BADGES = {
     "too long": "status = 'too_long'",
 }  # fmt: skip
 """Diagnostics, and the condition of each."""
+TYPICAL = "typical"
+"""Order of questions by the best and the worst of their explanations of typical length alone."""
+MARK_TYPICAL = """update listed set typical = found.typical from (
+    select rowid as place, reward is not null
+    and think_tokens between 0.8 * median(think_tokens) over same and 1.25 * median(think_tokens)
+    over same and not list_has_any(badges, ['unclosed', 'clipped', 'repeats']) as typical
+    from listed window same as (partition by judge, question_id)
+) as found where listed.rowid = found.place"""
+"""Mark the rows that can be compared with others of their question: one token or an endless text
+has the worst reward, but shows nothing about explanations."""
+ENDS = {
+    "best": "max(reward)", "worst": "min(reward)",
+    "first": "arg_max(run || '.' || trace_id, reward)",
+    "last": "arg_min(run || '.' || trace_id, reward)",
+}  # fmt: skip
+"""A question's highest and lowest reward, and the names of the explanations that have them."""
 QUESTION_SORTS = {
-    "spread": "best - worst", "best": "best", "worst": "-worst", "explanations": "explanations",
+    TYPICAL: "case when typical then best - worst end", "spread": "best - worst",
+    "best": "best", "worst": "-worst", "explanations": "explanations",
 }  # fmt: skip
 TRACE_SORTS = {
     "highest": "reward", "lowest": "-reward", "longest": "think_tokens",
@@ -56,7 +74,6 @@ TRACE_SORTS = {
     "copied": "copied", "compression": "compression", "utility": "utility",
 }  # fmt: skip
 """Orders, each by an expression, the largest first; nulls come last."""
-_NONE = "", frozenset[str]()
 SEARCHES = 8
 """Texts whose matches are kept."""
 
@@ -92,7 +109,7 @@ class Library:
         columns = ", ".join(f"{name} {SQL_TYPES[SCORES.field(name).type]}" for name in NARROW)
         self._db.execute(
             f"create table listed (run varchar, file varchar, id varchar, {columns}, "
-            "judge varchar, traces_run varchar, badges varchar[])"
+            "judge varchar, traces_run varchar, badges varchar[], typical boolean)"
         )
         self._db.execute(
             "create table placed (run varchar, file varchar, trace_id varchar, question_id varchar)"
@@ -122,10 +139,12 @@ class Library:
                     self._index(found[key])
                 except UserError as error:  # the others can be shown
                     log.warning("%s", error)
+            if found.keys() != self.manifests.keys():
+                self._db.execute(MARK_TYPICAL)
             self.manifests = found
             self._read_at = time.monotonic()
             self._searches = [""] * SEARCHES
-            for cached in (self._trained_on, self._ranks, self.results, self.name_of):
+            for cached in (self.learned, self._ranks, self.results, self.name_of):
                 cached.cache_clear()
 
     def _index(self, one: Manifest) -> None:
@@ -138,7 +157,7 @@ class Library:
                 f"""insert into listed
                 select '{key}', __filename, '{key}' || trace_id, {", ".join(NARROW)},
                 left(coalesce(student, ''), 8) || '{digest}', ?,
-                {_badges(BADGES)} from incoming""",
+                {_badges(BADGES)}, false from incoming""",
                 one.inputs["traces"].key if "traces" in one.inputs else None,
             )  # fmt: skip
         if "traces" in one.tables:
@@ -218,7 +237,11 @@ class Library:
 
     def _where(self, filters: Filters) -> tuple[str, list[Any]]:
         """Return a condition on `listed` and its parameters. Raises UserError for no number."""
-        runs = [filters["run"]] if filters.get("run") else self.latest()
+        runs: list[Any] = [filters["run"]] if filters.get("run") else self.latest()
+        student = filters.get("trained")
+        learned = self.learned(student) if student else None
+        if student:
+            runs = [(learned and learned.scores) or "none"]
         terms: list[str] = ["list_contains(?, run)"]
         given: list[Any] = [runs]
         for name in ("teacher", "question_id"):
@@ -233,10 +256,9 @@ class Library:
         for badge in filters.get("is") or ():
             terms.append("list_contains(badges, ?)")
             given.append(badge)
-        if student := filters.get("trained"):
-            terms.append("(traces_run = ? and trace_id in (select unnest(?::varchar[])))")
-            traces, names = self.trained_on(student)
-            given += [traces, sorted(names)]
+        if learned:
+            terms.append("trace_id in (select unnest(?::varchar[]))")
+            given.append(sorted(learned.names or ()))
         if text := filters.get("q", "").strip().lower():
             terms.append(
                 f"""(lower(trace_id) = ? or starts_with(lower(question_id), ?)
@@ -266,13 +288,18 @@ class Library:
     def questions(self, filters: Filters, sort: str, after: str | None) -> Listing:
         """Questions with a trace that the filters leave, and the range of their rewards."""
         where, given = self._where(filters)
+        is_typical = "count(*) filter (typical) > 1" if sort == TYPICAL else "false"
+        ends = ", ".join(
+            f"case when {is_typical} then {end} filter (typical) else {end} end as {name}"
+            for name, end in ENDS.items()
+        )
         sql = f"""select judge, question_id, question_id as id, count(*) as explanations,
-            count(distinct teacher) as teachers, max(reward) as best, min(reward) as worst
+            {is_typical} as typical, {ends}
             from listed where {where} group by judge, question_id having count(reward) > 0"""
         return self._page(sql, given, QUESTION_SORTS[sort], after)
 
     def first_questions(self, count: int) -> list[str]:
-        """Return the ids of the first questions, those whose explanations differ most."""
+        """Return the ids of the first questions."""
         rows = self.questions({}, next(iter(QUESTION_SORTS)), None).rows
         return list(dict.fromkeys(row["question_id"] for row in rows))[:count]
 
@@ -306,7 +333,8 @@ class Library:
 
     def of_question(self, name: str, judge: str | None, run: str | None) -> list[Row]:
         """Narrow rows of a question's traces, the best first: those that one student scored with
-        one reward, `judge`, by default the one with most. Raises UserError, naming the nearest."""
+        one reward, `judge`, by default the one with most. `others`: the other judges, each with the
+        key of scores by it. Raises UserError, naming the nearest."""
         runs = [run] if run else self.latest()
         sql = "from listed where question_id = ? and list_contains(?, run)"
         rows = self.ask(f"{sql} order by reward desc nulls last, run, sample", name, runs)
@@ -319,7 +347,8 @@ class Library:
             raise UserError(f"no scored trace of question {name} in {self.store}; nearest: {hint}")
         judges = [row["judge"] for row in rows]
         chosen = judge if judge in judges else max(judges, key=judges.count)
-        return [row | {"judges": sorted(set(judges))} for row in rows if row["judge"] == chosen]
+        others = {row["judge"]: row["run"] for row in rows if row["judge"] != chosen}
+        return [row | {"others": others} for row in rows if row["judge"] == chosen]
 
     def unscored(self, question: str) -> list[Row]:
         """Return run and id of traces of a question that nothing has scored."""
@@ -330,34 +359,33 @@ class Library:
         )  # fmt: skip
 
     # ------------------------------------------------------------ students
-    def trained_on(self, student: str) -> tuple[str, frozenset[str]]:
-        """Return the artifact of a student's training traces and their ids; empty: other texts."""
-        one = self._distilled(student)
-        return (one.inputs["traces"].key, self._trained_on(one.ref.key)) if one else _NONE
-
-    def _distilled(self, student: str) -> Manifest | None:
-        """Return the student that was trained on traces: this one, or that which RL continued."""
+    @lru_cache(maxsize=1024)  # noqa: B019  one library per process
+    def learned(self, student: str) -> Learned | None:
+        """Return what a student learned from, or that which RL continued; None: other texts."""
         one = self.manifests.get(student)
         while one and one.stage != "student-sft":
             one = self.manifests.get(one.inputs["model"].key) if "model" in one.inputs else None
-        return one if one and "traces" in one.inputs else None
+        if one is None or "traces" not in one.inputs:
+            return None
+        names, told, traces = self._names(one), one.metrics.get("traces"), one.inputs["traces"].key
+        while (source := self.manifests.get(traces)) and source.stage == "trace-selection":
+            traces = source.inputs["traces"].key  # the same traces, but those were scored
+        scores = one.inputs["scores"].key if "scores" in one.inputs else None
+        if scores not in self.manifests:
+            scored = [each for each in self.runs() if "traces" in each.inputs]
+            keys = (each.ref.key for each in scored if each.inputs["traces"].key == traces)
+            scores = next(keys, None)
+        count = len(names) if names is not None else None if told is None else int(told)
+        too_long = int(one.metrics.get("dropped_too_long", 0))
+        return Learned(traces, scores, names, count, too_long)
 
-    @lru_cache(maxsize=1024)  # noqa: B019  one library per process
-    def _trained_on(self, student: str) -> frozenset[str]:
-        one = self.manifests[student]
-        config = one.config
-        rank = 1 if config.get("fits") else config.get("rank")
-        if rank is None:
+    def _names(self, one: Manifest) -> frozenset[str] | None:
+        """Return the ids of the traces that a student was trained on, if they are known."""
+        if one.config.get("rank") is None and not one.config.get("fits"):
             rows = self.ask("from placed where run = ?", one.inputs["traces"].key)
-            question_of = {row["trace_id"]: row["question_id"] for row in rows}
-            names = set(question_of)
-        else:
-            key = one.inputs["scores"].key
-            question_of, ranks = self._ranks(key, config["order"], config["seed"])
-            names = {name for name, place in ranks.items() if place == rank}
-        asked = sorted({question_of[name] for name in names})
-        keep = set(choose(asked, config.get("n_questions"), one.seed or 0))
-        return frozenset(name for name in names if question_of[name] in keep)
+            return chosen(one, {row["trace_id"]: row["question_id"] for row in rows})
+        scores, order, seed = one.inputs["scores"].key, one.config["order"], one.config["seed"]
+        return chosen(one, *self._ranks(scores, order, seed))
 
     @lru_cache(maxsize=16)  # noqa: B019
     def _ranks(
@@ -368,15 +396,15 @@ class Library:
         question_of = {row["trace_id"]: row["question_id"] for row in rows}
         return question_of, rank_traces(rows, order, seed)
 
-    def students_of(self, row: Row) -> list[Manifest]:
-        """Return the students that were trained on a trace."""
+    def students_of(self, row: Row) -> list[tuple[Manifest, Learned]]:
+        """Return the students that were trained on a trace, or may have been."""
         return [
-            one
+            (one, learned)
             for one in self.manifests.values()
             if one.stage in ("student-sft", "student-grpo")
-            and (base := self._distilled(one.ref.key))
-            and base.inputs["traces"].key == row["traces_run"]
-            and row["trace_id"] in self._trained_on(base.ref.key)
+            and (learned := self.learned(one.ref.key))
+            and learned.traces == row["traces_run"]
+            and (learned.names is None or row["trace_id"] in learned.names)
         ]
 
     @lru_cache(maxsize=1)  # noqa: B019

@@ -18,6 +18,7 @@ from rlt_core.config import (
 )
 from rlt_core.data.trace_selection import choose
 from rlt_core.errors import UserError
+from rlt_core.explorer.queries import Library
 from rlt_core.generation import open_engine, sample_seed
 from rlt_core.models import new_model, save_model, tiny_tokenizer
 from rlt_core.prompts.format import load_format
@@ -393,3 +394,27 @@ def test_a_vocabulary_is_compared_without_the_weights(tmp_path: Path) -> None:
     digest = vocabulary_digest(PROMPTER.tokenizer)
     assert student_sft._same_vocabulary(context, digest)
     assert not student_sft._same_vocabulary(context, "another")
+
+
+def test_rlt_traces_says_what_a_student_learned_from_or_that_it_is_not_known(
+    given: Any, taught: Any
+) -> None:
+    roomy = SFT.model_copy(update={"max_tokens": 400})
+    narrow = SFT.model_copy(update={"max_tokens": len(row_of(2, TEXTS[2, 0]))})
+    for choice in (
+        {}, {"n_questions": 3}, {"rank": 2}, {"rank": 1, "order": "length", "n_questions": 4},
+        {"fits": True, "sft": roomy, "n_questions": 4}, {"rank": 3, "token_matched": True},
+        {"rank": 2, "token_matched": True, "n_questions": 4},
+        {"rank": 3, "token_matched": True, "sft": narrow}, {"fits": True, "sft": narrow},
+    ):  # fmt: skip
+        manifest, rows, _ = taught(**choice)
+        library = Library(given[0])
+        found = library.learned(manifest.ref.key)
+        assert found.count == len(rows), choice
+        if choice == {"fits": True, "sft": narrow}:
+            assert found.names is None
+            continue
+        names = rows_of(*(name.removeprefix("q") for name in found.names))
+        assert sorted(names) == sorted(each.input_ids for each in rows), choice
+        listed = library.traces({"trained": manifest.ref.key}, "highest", None)
+        assert {row["trace_id"] for row in listed.rows} == found.names

@@ -13,13 +13,14 @@ from rlt_core.errors import UserError
 from rlt_core.explain import explain
 from rlt_core.explorer import queries
 from rlt_core.explorer.app import create_app
-from rlt_core.explorer.compare import compared, why
+from rlt_core.explorer.compare import compared, name_of, why
 from rlt_core.explorer.export import export
 from rlt_core.explorer.queries import Library
 from rlt_core.prompts.format import load_format
 from rlt_core.reward.formula import reward_parts
+from rlt_core.rows import read_rows
 from rlt_core.sql.views import connect
-from rlt_core.store import Store
+from rlt_core.store import Ref, Store
 from tests.rlt_core.test_explain import TRACE, scored
 from tests.sample_store import (
     commit,
@@ -74,6 +75,11 @@ def library(store):
 
 @pytest.fixture(scope="module")
 def client(library):
+    return opened(library)
+
+
+def opened(library):
+    """A browser that has the token."""
     client = TestClient(create_app(library, TOKEN, PORT), base_url=f"http://127.0.0.1:{PORT}")
     client.get("/", params={"token": TOKEN})
     return client
@@ -167,7 +173,6 @@ def test_every_page_answers_and_texts_are_inert(client, store):
 
 
 def test_a_question_ranks_all_teachers_and_says_why(client, library, store):
-    page = client.get(f"/question/{QUESTION}").text
     scored = rows_of(
         store,
         f"select * from scores where question_id = '{QUESTION}' and teacher_think_logprobs is not "
@@ -175,8 +180,9 @@ def test_a_question_ranks_all_teachers_and_says_why(client, library, store):
     )
     rows = library.of_question(QUESTION, None, None)
     assert [row["trace_id"] for row in rows[: len(scored)]] == [r["trace_id"] for r in scored]
-    found = compared(library, rows, {}, None, None)
-    best, worst = found.sides
+    ends = name_of(rows[0]), name_of(rows[-1])
+    best, worst = compared(library, rows, {}, *ends).sides
+    page = client.get(f"/question/{QUESTION}", params=dict(zip("ab", ends, strict=True))).text
     gap = best.row["reward"] - worst.row["reward"]
     parts = zip(best.found.parts, worst.found.parts, strict=True)
     by_part = {a.name: a.contribution - b.contribution for a, b in parts}
@@ -209,9 +215,9 @@ def test_the_reward_is_replayed_from_the_stored_log_probs(library, client, store
     assert rewards == pytest.approx(sorted(expected, reverse=True))
     assert [one["place"] for one in found.scored] == list(range(1, len(rows) + 1))
     assert sorted(one["was"] for one in found.scored) == list(range(1, len(rows) + 1))
-    assert sum(part.contribution for part in found.sides[0].found.parts) == pytest.approx(
-        rewards[0]
-    )
+    shown = found.sides[0]
+    total = sum(part.contribution for part in shown.found.parts)
+    assert total == pytest.approx(shown.row["reward"]) and shown.row["reward"] in rewards
     page = client.get(f"/question/{QUESTION}?{urlencode(changes)}").text
     assert f"{rewards[0]:.3f}".replace("-", "\u2212") in page and ">was<" in page
     for wrong in ("alpha=much", "kl=k9", "kl=full", "alpha=nan", "think_extreme=best"):
@@ -302,7 +308,7 @@ def test_from_a_student_s_answers_to_its_traces_and_back(client, library, store)
     trained = rows_of(
         store, "select s.trace_id from scores s where label = 'trace-scoring[sft]' and rank = 1"
     )
-    assert library.trained_on(student.ref.key)[1] == {row["trace_id"] for row in trained}
+    assert library.learned(student.ref.key).names == {row["trace_id"] for row in trained}
     page = client.get(f"/student/{student.ref.key}").text
     assert "30 correct" in page and "30 wrong" in page
     wrong = client.get(links(page, '/student/[^"]*outcome=wrong')[0]).text
@@ -313,6 +319,87 @@ def test_from_a_student_s_answers_to_its_traces_and_back(client, library, store)
     found = links(traces, "/trace/")
     assert len(found) == len(trained)
     assert f"/student/{student.ref.key}" in client.get(found[0]).text
+
+
+def test_what_a_student_learned_from_is_shown_as_far_as_it_is_known(tmp_path):
+    """Chosen traces were scored under another artifact; older scores were theirs; lost ones."""
+    store = Store(str(tmp_path))
+    made = sample_run(store, seeds=(0,), ranks=0)
+    traces, scores = scored_training_traces(store, made)
+    base, texts = made["base-model"], read_rows(store.local(traces), "traces")
+    chosen = {"traces": [one for one in texts if one["sample"] == 2]}
+    selected = commit(store, "trace-selection[a]", chosen, inputs={"traces": traces})
+    imported = commit(store, "trace-import[b]", chosen)
+    lost = scores.model_copy(update={"ref": Ref(kind="scores", key="0" * 16)})
+    plain, ranked = {"rank": None, "seed": 0}, {"rank": 1, "order": "reward", "seed": 0}
+    said = {
+        "selected": (plain, {"traces": selected}, {}, "6 explanations</a>"),
+        "unscored": (plain, {"traces": imported}, {}, "(nothing scored them)"),
+        "cut": (plain, {"traces": traces}, {"dropped_too_long": 4.0}, "4 of them too long"),
+        "fits": ({"fits": True, "order": "reward", "seed": 0}, {"traces": traces, "scores": scores},
+                 {"traces": 6.0, "not_first_choice": 1.0}, "6 explanations by"),
+        "lost": (ranked, {"traces": traces, "scores": lost}, {}, "the store does not say which"),
+        "others": (plain, {}, {}, "other texts"),
+    }  # fmt: skip
+    students = {
+        name: commit(store, f"student-sft[{name}]", {}, seed=0, config=config, metrics=metrics,
+                     inputs={"model": base, **inputs})
+        for name, (config, inputs, metrics, _) in said.items()
+    }  # fmt: skip
+    for name, student in students.items():
+        answers = {"eval_samples": [eval_row(1, True, model=student.ref.key)]}
+        commit(store, f"evaluation[{name}]", answers, seed=0, inputs={"model": student})
+    mine = opened(Library(store))
+    for name, student in students.items():
+        page = mine.get(f"/student/{student.ref.key}").text
+        assert said[name][-1] in page, name
+        for link in links(page, "/traces"):
+            listed = mine.get(link).text
+            assert len(links(listed, "/trace/")) == int(
+                re.findall(r"(\d+) explanations,", listed)[0]
+            )
+            assert "No explanation is like that" not in listed, name
+    for name in ("others", "fits", "lost"):
+        assert "/trace/" not in mine.get(f"/traces?trained={students[name].ref.key}").text
+    trace = mine.get(f"/trace/{scores.ref.key}/q004-2").text
+    assert {name for name in said if f"student-sft[{name}]" in trace} == {
+        "selected", "cut", "fits", "lost"
+    }  # fmt: skip
+    assert trace.count("perhaps: the store does not say which") == 2
+
+
+def test_the_first_question_shows_two_explanations_that_can_be_compared(tmp_path):
+    """A single token has the worst reward, an endless text the best; neither says anything."""
+    store = Store(str(tmp_path))
+    given = {
+        1: [(-9.0, 1, True), (-1.0, 40, True), (-2.0, 44, True), (-0.5, 400, False)],
+        2: [(-6.0, 41, True), (-1.5, 40, True), (-3.0, 42, True)],
+        3: [(-20.0, 1, True), (-1.0, 50, True)],
+    }
+    rows = [
+        score_row(question, reward, sample, think_tokens=tokens, closed=closed, clipped=False)
+        for question, each in given.items()
+        for sample, (reward, tokens, closed) in enumerate(each)
+    ]
+    one = commit(store, "trace-scoring[x]", {"scores": rows})
+    library = Library(store)
+    mine = opened(library)
+
+    def shown(sort):
+        found = library.questions({}, sort, None).rows
+        return [(row["question_id"], row["best"], row["worst"]) for row in found]
+
+    assert shown("typical") == [("q002", -1.5, -6.0), ("q001", -1.0, -2.0), ("q003", -1.0, -20.0)]
+    assert [row[0] for row in shown("spread")] == ["q003", "q001", "q002"]
+    page = mine.get("/").text
+    assert "best and worst of typical length first. Typical length: 80% to 125%" in page
+    for path in ("/question/q001", links(page, "/question/q001")[0]):
+        assert "Rank 2 (unknown) beats rank 3 (unknown) by 1" in mine.get(path).text
+    [extremes] = links(mine.get("/?sort=spread").text, "/question/q001")
+    question = mine.get(extremes).text
+    assert "Rank 1 (unknown) beats rank 4 (unknown) by 8.5" in question
+    assert f"a={one.ref.key}.q001-1&amp;b={one.ref.key}.q001-2#sides" in question
+    assert library.first_questions(2) == ["q002", "q001"]
 
 
 def test_new_artifacts_appear_and_removed_ones_go(tmp_path):
@@ -353,8 +440,7 @@ def test_a_damaged_artifact_is_named_and_hides_no_other(tmp_path, caplog):
     traces = made["trace-generation[sft-held-out]@0"]
     for file in (store.intact(traces) / "traces").iterdir():
         file.write_bytes(b"PAR1 no more")
-    mine = TestClient(create_app(library, TOKEN, PORT), base_url=f"http://127.0.0.1:{PORT}")
-    mine.get("/", params={"token": TOKEN})
+    mine = opened(library)
     for path in ("/question/q001", "/traces?q=explains"):
         answer = mine.get(path)
         assert answer.status_code == 404 and "when committed" in answer.text, path
@@ -368,8 +454,8 @@ def test_an_imported_reward_has_no_tokens_but_a_page(tmp_path):
     ] + [
         score_row(1, 3.0, question_id=odd, trace_id=f"{odd}-0", student=None, teacher=odd)
     ]})  # fmt: skip
-    mine = TestClient(create_app(Library(store), TOKEN, PORT), base_url=f"http://127.0.0.1:{PORT}")
-    page = mine.get(f"/question/q001?token={TOKEN}").text
+    mine = opened(Library(store))
+    page = mine.get("/question/q001").text
     assert "beats rank 2 (unknown) by 1; the parts of the rewards are not known" in page
     for path in ("/", "/traces"):
         assert odd in html.unescape(mine.get(path).text)
