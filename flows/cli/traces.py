@@ -3,6 +3,8 @@
 import socket
 import sys
 import webbrowser
+from contextlib import suppress
+from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -14,6 +16,7 @@ from flows.cli.terminal import print
 from rlt_core.errors import UserError
 
 PORT = 8484
+"""Where the page is, unless the port is taken."""
 
 app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
 
@@ -22,7 +25,15 @@ app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
 def traces(
     context: typer.Context,
     no_open: Annotated[bool, typer.Option("--no-open", help="Open no browser.")] = False,
-    port: Annotated[int, typer.Option(help="Port of the page, on this machine alone.")] = PORT,
+    page: Annotated[
+        str, typer.Option(metavar="PATH", help="Page to open first, e.g. question/ID.")
+    ] = "",
+    port: Annotated[
+        int | None,
+        typer.Option(
+            help="Port of the page, on this machine alone.", show_default=f"{PORT}, or a free one"
+        ),
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Show why explanations were rewarded: every token, side by side, in a browser."""
@@ -38,7 +49,7 @@ def traces(
     library = Library(existing_store(store))
     listener = _listen(port)
     port, token = listener.getsockname()[1], secrets.token_urlsafe(24)
-    address = f"http://127.0.0.1:{port}/?token={token}"
+    address = _address(port, token, page)
     print(f"traces of {library.store}: {address}")
     print("for you alone, read-only; stop: Ctrl-C")
     sys.stdout.flush()
@@ -79,11 +90,19 @@ def export(
     print(f"{len(names)} questions: {file}")
 
 
-def _listen(port: int) -> socket.socket:
+def _address(port: int, token: str, page: str) -> str:
+    path, _, query = page.lstrip("/").partition("?")
+    return f"http://127.0.0.1:{port}/{path}?token={token}{query and f'&{query}'}"
+
+
+def _listen(port: int | None) -> socket.socket:
+    if port is None:
+        with suppress(UserError):
+            return _listen(PORT)
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind(("127.0.0.1", port))
+        listener.bind(("127.0.0.1", port or 0))
     except (OSError, OverflowError) as error:
         listener.close()
         raise UserError(
@@ -95,6 +114,6 @@ def _listen(port: int) -> socket.socket:
 def _open(file: Path, address: str) -> None:
     """Open an address through a private file: the arguments of a process, which a browser is, can
     be read by all users of a machine."""
-    file.write_text(f'<meta http-equiv="refresh" content="0; url={address}">')
+    file.write_text(f'<meta http-equiv="refresh" content="0; url={escape(address)}">')
     if not webbrowser.open(file.as_uri()):
         print("no browser was found here; open the address above in one")

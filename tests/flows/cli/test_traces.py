@@ -5,6 +5,7 @@ import socket
 import pytest
 from typer.testing import CliRunner
 
+from flows.cli import traces
 from flows.cli.app import app
 from rlt_core.errors import UserError
 from rlt_core.store import Store
@@ -45,6 +46,19 @@ def test_mistakes_are_one_line(store, tmp_path):
     assert "nearest: q00" in failure("export", file, "--question", "q0", "--store", store)
     assert "not both" in failure("export", file, "--question", "q001", "--best", 1)
     assert not file.exists()
+
+
+def test_without_a_port_a_taken_one_is_no_hindrance_and_any_page_can_be_the_first(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setattr(traces, "PORT", taken.getsockname()[1])
+        with traces._listen(None) as free:
+            assert free.getsockname()[1] != traces.PORT
+    page = "/question/a%2Fb?channel=reward"
+    assert traces._address(1, "t", page) == (
+        "http://127.0.0.1:1/question/a%2Fb?token=t&channel=reward"
+    )
 
 
 def test_export_writes_the_questions_that_differ_most(store, tmp_path):
