@@ -157,7 +157,7 @@ def show_report(store: Store, manifest: Manifest, place: str) -> None:
     folder, pictures = store.intact(manifest), _pictures(store, manifest)
     text = FIGURE.sub(
         lambda figure: f"![{figure[1]}]({pictures.get(figure[2], figure[2])})",
-        (folder / "report.md").read_text(),
+        (folder / "report.md").read_text("utf-8"),
     )
     create_markdown_artifact(
         markdown=text, key=_report_key(manifest, place, "report"), description=manifest.label
@@ -167,7 +167,7 @@ def show_report(store: Store, manifest: Manifest, place: str) -> None:
 def show_parts(store: Store, manifest: Manifest, place: str) -> None:
     """Show each table and each figure of a report."""
     for table in sorted(store.intact(manifest).rglob("*.csv")):
-        with table.open(newline="") as file:
+        with table.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         create_table_artifact(
             table=rows, key=_report_key(manifest, place, table.stem), description=table.name

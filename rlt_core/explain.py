@@ -3,8 +3,6 @@
 Shapes: T tokens of the explanation, S of the solution, scored padding included.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial

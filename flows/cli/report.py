@@ -1,7 +1,5 @@
 """`rlt report`: what a run has shown, on one screen; of a run that failed or was stopped, too."""
 
-from __future__ import annotations
-
 import sys
 import webbrowser
 from pathlib import Path
@@ -52,9 +50,10 @@ def report(
     elif sys.stdout.isatty():
         from rich.markdown import Markdown  # slow to import
 
-        Console().print(Markdown((folder / "report.md").read_text(), hyperlinks=False))
+        text = (folder / "report.md").read_text("utf-8")
+        Console().print(Markdown(text, hyperlinks=False))
     else:
-        print((folder / "report.md").read_text())
+        print((folder / "report.md").read_text("utf-8"))
 
 
 def show(console: Console, folder: Path) -> None:

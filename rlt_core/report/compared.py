@@ -3,11 +3,8 @@
 Shapes: S seeds of the teacher that scored, Q questions.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
@@ -26,35 +23,21 @@ SHOWN = 3
 """Questions whose texts are shown: the first by id."""
 
 
-@dataclass(frozen=True)
-class Compared:
-    """The comparison of two sets."""
+def compared(names: tuple[str, str], parts: Parts) -> Row:
+    """Compare two variants of trace-scoring on the questions for which both have a scored trace
+    under every seed.
 
-    names: tuple[str, str]
-    estimators: tuple[str, str]
-    """KL estimator of each set's rewards, with its reason where the traces are off-policy."""
-    questions: list[str]
-    """Questions for which both have a scored trace under every seed."""
-    lines: list[Row]
-    """One row per part of the reward, on the questions where both sets have it: `means` of both,
-    and second minus first for these seeds (`checkpoint`), with random training seeds too (`method`,
-    None for one seed), and by a paired permutation test of the questions (`p`)."""
-    wins: int
-    """Questions on which the second set has the better reward."""
-    ties: int
-    losses: int
-    sign_p: float
-    """Sign test of wins against losses, two-sided."""
-    by_question: list[Row]
-    """Rows of `compared.csv`."""
-    seeds: int
-    texts: list[Row]
-    """Questions with the first trace of each set: `sides`, its text and parts of the reward."""
+    `estimators`: the KL estimator of each set's rewards, with its reason where the traces are
+    off-policy. `lines`: one row per part of the reward that both have: `means` of both, and second
+    minus first for these seeds (`checkpoint`), with random training seeds too (`method`, None for
+    one seed), and by a paired permutation test of the questions (`p`). `wins`, `ties`, `losses`:
+    questions on which the second set has the better reward, and the sign test's two-sided p,
+    `sign_p`. `by_question`: rows of `compared.csv`. `texts`: questions with the first trace of each
+    set, `sides`, its text and parts of the reward.
 
-
-def compared(names: tuple[str, str], parts: Parts) -> Compared:
-    """Compare two variants of trace-scoring. Raises ValueError if one is not among the inputs, if
-    their seeds differ or if they share no question."""
+    Raises ValueError if a variant is not among the inputs, if their seeds differ or if they share
+    no question.
+    """
     found = parts.by_variant("trace-scoring")
     for name in names:
         if name not in found:
@@ -75,16 +58,16 @@ def compared(names: tuple[str, str], parts: Parts) -> Compared:
     }
     gain_Q = np.diff([side_SQ.mean(axis=0) for side_SQ in values["reward"]], axis=0)[0]
     wins, losses = int((gain_Q > 0).sum()), int((gain_Q < 0).sum())
-    return Compared(
-        names=names,
-        estimators=(_estimator(first[0]), _estimator(second[0])),
-        questions=common,
-        lines=[line for part in PARTS if (line := _part_line(part, *values[part]))],
-        wins=wins,
-        ties=len(common) - wins - losses,
-        losses=losses,
-        sign_p=float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0,
-        by_question=[
+    return {
+        "names": names,
+        "estimators": (_estimator(first[0]), _estimator(second[0])),
+        "questions": common,
+        "lines": [line for part in PARTS if (line := _part_line(part, *values[part]))],
+        "wins": wins,
+        "ties": len(common) - wins - losses,
+        "losses": losses,
+        "sign_p": float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0,
+        "by_question": [
             {"question_id": question, "reward_difference": float(gain_Q[q])}
             | {
                 f"{part}[{name}]": _known(side_SQ[:, q].mean())
@@ -93,9 +76,9 @@ def compared(names: tuple[str, str], parts: Parts) -> Compared:
             }
             for q, question in enumerate(common)
         ],
-        seeds=len(first),
-        texts=_texts(parts, first[0], second[0], common[:SHOWN]),
-    )
+        "seeds": len(first),
+        "texts": _texts(parts, first[0], second[0], common[:SHOWN]),
+    }
 
 
 def _known(value: float) -> float | None:

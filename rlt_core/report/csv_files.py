@@ -1,8 +1,6 @@
 """The report's tables as CSV: every number, unrounded; a value that does not exist is empty, and
 a text that a spreadsheet would take for a formula begins with an apostrophe."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +33,7 @@ def write_csv_files(data: ReportData, folder: Path) -> None:
     if data.overlaps:
         _write(folder / "overlaps.csv", overlaps.COLUMNS, data.overlaps)
     if data.compared:
-        rows = data.compared.by_question
+        rows = data.compared["by_question"]
         _write(folder / "compared.csv", list(rows[0]), rows)
     if data.rank_sets:
         _write(folder / "ranks.csv", RANKS, [row for one in data.rank_sets for row in _ranks(one)])

@@ -4,8 +4,6 @@ Shapes: S, T training seeds of two models, Q questions, N samples per question. 
 intervals (`rlt_core.evaluation.crossed`): for these checkpoints, and for the method.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,13 +20,10 @@ from rlt_core.evaluation.crossed import (
 from rlt_core.evaluation.intervals import clustered_mean
 from rlt_core.report import paper
 from rlt_core.report.inputs import Row
-from rlt_core.report.scores import Evaluations
+from rlt_core.report.scores import BASE, DATASET, Evaluations
 from rlt_core.report.statistics import mean_contrast, mean_estimate
 from rlt_core.stages import ReportConfig, TableRow
 
-DATASET, BASE = "dataset", "base"
-"""Prefixes of the variants whose gain is the reference for others: a student of the data set and
-its base, of any size and amount of data (`dataset-large-subset` over `base-large`)."""
 COLUMNS = (
     "row", "model", "task", "missing", "paper_row", "paper_percent", "paper_mean_percent",
     "paper_from_others", "value", "low", "high", "method_low", "method_high", "by_seed",
@@ -55,8 +50,6 @@ class Experiment:
 
     tables: Mapping[str, list[Row]]
     """Task, or `mean` -> one row per model."""
-    contrast: str
-    """The contrast that was named before the run, in words; empty without one."""
 
     @property
     def quotes(self) -> bool:
@@ -89,18 +82,10 @@ def experiment(config: ReportConfig, evaluations: Evaluations) -> Experiment | N
         tables[paper.MEAN] = [_mean_row(one, tables, answers) for one in config.rows]
     for rows in tables.values():
         _adjust(rows, config.primary)
-    found = Experiment(tables or {"": [_row(one, "") for one in config.rows]}, _contrast(config))
+    found = Experiment(tables or {"": [_row(one, "") for one in config.rows]})
     for row in found.rows:
         row["primary"] = row["model"] == config.primary
     return found
-
-
-def _contrast(config: ReportConfig) -> str:
-    models = {one.model: one for one in config.rows}
-    primary = models.get(config.primary or "")
-    baseline = models.get((primary and primary.baseline) or "")
-    against = f" against {baseline.name}" if baseline else ""
-    return f"{primary.name}{against}" if primary else ""
 
 
 def _row(model: TableRow, task: str) -> Row:
@@ -157,8 +142,10 @@ class _TaskAnswers:
             "seeds": len(means),
             "questions": checkpoint.questions,
             "samples": correct_SQN.shape[-1],
-            "ungraded": self.evaluations.ungraded(model.model, self.task),
-            "grader_failed": self.evaluations.grader_failed(model.model, self.task),
+            **{
+                name: self.evaluations.counted(model.model, self.task, name)
+                for name in ("ungraded", "grader_failed")
+            },
         }
 
     def shared(self, *models: str) -> list[Floats] | None:
@@ -217,7 +204,8 @@ class _TaskAnswers:
 
 
 def _measures_gain(reference: str, base: str) -> bool:
-    """Whether these are a data-set student and the model that it started from."""
+    """Whether these are a data-set student and the model that it started from, of any size and
+    amount of data: `dataset-large-subset` and `base-large`."""
     after_rl = reference.endswith("+rl")
     return reference.startswith(DATASET) and base.startswith(BASE) and not after_rl
 

@@ -1,7 +1,5 @@
 """The figures of a report: what each shows, and the SQL that reads the same from the store."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,13 +8,12 @@ import numpy as np
 from rlt_core.evaluation.intervals import Estimate
 from rlt_core.evaluation.scores import UNGRADED
 from rlt_core.report import paper
-from rlt_core.report.answer import Summary
+from rlt_core.report.answer import PairedContrast
 from rlt_core.report.gather import ReportData
 from rlt_core.report.inputs import Part, Row
 from rlt_core.report.ranks import NOISE, RankAblation
 from rlt_core.report.scores import BASE, by_information
 from rlt_core.report.svg import GREY, DrawnPoint, Panel, Series, together
-from rlt_core.report.training import Curve
 from rlt_core.sql.macros import literal
 
 SMOOTH_STEPS = 5
@@ -28,6 +25,11 @@ NAMES = {
     "completion_tokens": "tokens of a completion", "loss": "loss",
 }  # fmt: skip
 """Column of a training step -> the title of its chart."""
+TRAINED = {
+    "reward": "The reward and its parts over the steps of RL",
+    "loss": "Loss of supervised training",
+}
+"""Figures of training, by the quantity of their curves."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,13 @@ class Figure:
         ]
 
 
-def plot_figures(data: ReportData, answer: Summary) -> dict[str, Figure]:
+def plot_figures(data: ReportData, found: Sequence[PairedContrast]) -> dict[str, Figure]:
     """Return name -> figure, for all parts of the report that have data."""
-    others = (one for each in (_scores, _pairs, _rewards, _training, _ranks) for one in each(data))
-    return {one.name: one for one in (*_answer(data, answer), *others) if one.panels}
+    every = (
+        _answer(data, found), _scores(data), _pairs(data), _rewards(data),
+        *(_training(data, name) for name in TRAINED), _ranks(data),
+    )  # fmt: skip
+    return {one.name: one for one in every if one and one.panels}
 
 
 def _query(columns: str, table: str, parts: Sequence[Part], also: str = "order by all") -> str:
@@ -91,27 +96,27 @@ def _point(estimate: Estimate) -> DrawnPoint:
 
 
 # ---------------------------------------------------------------- scores
-def _answer(data: ReportData, answer: Summary) -> Iterator[Figure]:
-    """The contrasts: those of scores in one chart, of rewards in another."""
-    for unit in ("points", ""):
-        chosen = [one for one in answer.contrasts if (one.task is None) is (unit == "")]
-        series = [
-            Series(one.name, [_point(one.difference)], GREY if number else 1)
-            for number, one in enumerate(chosen)
-        ]
-        if not series:
-            continue
-        task = chosen[0].task or ""
-        tasks = [one for one in data.evaluations.tasks(_models(data)) if task in (one, paper.MEAN)]
-        title = f"Difference on {task}" if unit else "Difference in reward"
-        label = "percentage points; right of 0: the first is better" if unit else "reward"
-        parts = [part for one in chosen for part in one.parts]
-        sql = _scored(parts, tasks) if unit else _rewarded(data)
-        panel = Panel(title, series, label, unit=unit)
-        yield Figure(
-            "answer", "Differences with 95% intervals, the primary one first.", [panel], sql
-        )
-        return
+def _answer(data: ReportData, found: Sequence[PairedContrast]) -> Figure | None:
+    """The contrasts: those of scores, or of rewards where there are none."""
+    scores = [one for one in found if one.task is not None]
+    chosen = scores or list(found)
+    if not chosen:
+        return None
+    series = [
+        Series(one.name, [_point(one.difference)], GREY if number else 1)
+        for number, one in enumerate(chosen)
+    ]
+    caption = "Differences with 95% intervals, the primary one first."
+    if not scores:
+        panel = Panel("Difference in reward", series, "reward")
+        return Figure("answer", caption, [panel], _rewarded(data))
+    task = chosen[0].task
+    tasks = [one for one in data.evaluations.tasks(_models(data)) if task in (one, paper.MEAN)]
+    label = "percentage points; right of 0: the first is better"
+    panel = Panel(f"Difference on {task}", series, label, unit="points")
+    return Figure(
+        "answer", caption, [panel], _scored([part for one in chosen for part in one.parts], tasks)
+    )
 
 
 def _models(data: ReportData) -> list[str]:
@@ -122,13 +127,18 @@ def _models(data: ReportData) -> list[str]:
     ]
 
 
+def _evaluated(data: ReportData, tasks: Sequence[str]) -> str:
+    """A query of the scores of the models of the tables."""
+    return _scored([part for one in _models(data) for part in data.evaluations.parts[one]], tasks)
+
+
 def _rewarded(data: ReportData) -> str:
     parts = [one for one in data.nodes if one.stage == "trace-scoring"]
     columns = "label, seed, avg(reward) as reward, count(*) as traces"
     return _query(columns, "scores", parts, "  and status = 'scored'\ngroup by all order by all")
 
 
-def _scores(data: ReportData) -> Iterator[Figure]:
+def _scores(data: ReportData) -> Figure:
     rows = data.experiment.rows if data.experiment else data.totals
     tasks = by_information([row for row in rows if row.get("metric", "avg@").startswith("avg@")])[0]
     panels = [
@@ -147,12 +157,11 @@ def _scores(data: ReportData) -> Iterator[Figure]:
         for task, models in tasks.items()
         if any(row["value"] for row in models)
     ]  # fmt: skip
-    evaluations = [part for one in _models(data) for part in data.evaluations.parts[one]]
-    sql = _scored(evaluations, list(tasks))
-    yield Figure("scores", "Scores of the models over all seeds, with 95% intervals.", panels, sql)
+    caption = "Scores of the models over all seeds, with 95% intervals."
+    return Figure("scores", caption, panels, _evaluated(data, list(tasks)))
 
 
-def _pairs(data: ReportData) -> Iterator[Figure]:
+def _pairs(data: ReportData) -> Figure:
     tasks: dict[str, list[Series]] = {}
     for pair in data.pairs:
         if pair["difference"].low != pair["difference"].high:
@@ -162,56 +171,47 @@ def _pairs(data: ReportData) -> Iterator[Figure]:
         Panel(f"Difference on {task}", series, "percentage points", unit="points")
         for task, series in tasks.items()
     ]
-    evaluations = [part for one in _models(data) for part in data.evaluations.parts[one]]
     caption = "Model against model on the same questions, with 95% intervals."
-    yield Figure("pairs", caption, panels, _scored(evaluations, list(tasks)))
+    return Figure("pairs", caption, panels, _evaluated(data, list(tasks)))
 
 
 # ---------------------------------------------------------------- training
-def _rewards(data: ReportData) -> Iterator[Figure]:
-    series = [Series(line["name"], [_point(line["reward"])]) for line in data.rewards.lines]
+def _rewards(data: ReportData) -> Figure:
+    series = [Series(line["name"], [_point(line["reward"])]) for line in data.rewards]
     panels = [Panel("Mean reward of scored traces", series, "reward")] if len(series) > 1 else []
     caption = "Mean rewards of scored traces, with 95% intervals."
-    yield Figure("rewards", caption, panels, _rewarded(data))
+    return Figure("rewards", caption, panels, _rewarded(data))
 
 
-def _training(data: ReportData) -> Iterator[Figure]:
+def _training(data: ReportData, quantity: str) -> Figure:
     """Reward and its parts over the steps of RL; the loss of supervised training."""
-    captions = {
-        "reward": "The reward and its parts over the steps of RL",
-        "loss": "Loss of supervised training",
-    }
-    for quantity, caption in captions.items():
-        chosen = [curve for curve in data.curves if curve.quantity == quantity]
-        panels = [
-            Panel(
-                f"{label}: {NAMES[name]}",
-                list(_lines(runs, name)),
-                name, "step",
-            )
-            for label in dict.fromkeys(curve.label for curve in chosen)
-            for runs in [[curve for curve in chosen if curve.label == label]]
-            for name in NAMES
-            if name in runs[0].columns and (quantity == "reward") is (name != "loss")
-        ]  # fmt: skip
-        made = {curve.name for curve in chosen}
-        parts = [part for part in data.nodes if part.name in made]
-        names = ", ".join(name for name in NAMES if any(name in one.columns for one in chosen))
-        sql = _query(f"label, seed, step, {names}", "train_steps", parts)
-        caption += f": means of {SMOOTH_STEPS} steps; of a single seed each step, too (thin)."
-        yield Figure(quantity, caption, panels, sql)
+    chosen = [curve for curve in data.curves if curve["quantity"] == quantity]
+    names = [name for name in NAMES if any(name in one["columns"] for one in chosen)]
+    labels = dict.fromkeys(curve["label"] for curve in chosen)
+    runs = {label: [curve for curve in chosen if curve["label"] == label] for label in labels}
+    panels = [
+        Panel(f"{label}: {NAMES[name]}", list(_lines(each, name)), name, "step")
+        for label, each in runs.items()
+        for name in names
+        if name in each[0]["columns"] and (quantity == "reward") is (name != "loss")
+    ]
+    made = {curve["name"] for curve in chosen}
+    parts = [part for part in data.nodes if part.name in made]
+    sql = _query(f"label, seed, step, {', '.join(names)}", "train_steps", parts)
+    means = f"means of {SMOOTH_STEPS} steps; of a single seed each step, too (thin)."
+    return Figure(quantity, f"{TRAINED[quantity]}: {means}", panels, sql)
 
 
-def _lines(runs: Sequence[Curve], name: str) -> Iterator[Series]:
+def _lines(runs: Sequence[Row], name: str) -> Iterator[Series]:
     """A mean of some steps for each seed; each step, too, where there is one seed."""
     for color, curve in enumerate(runs):
-        seed = "" if curve.seed is None else f"seed {curve.seed}"
-        values = [np.nan if value is None else value for value in curve.columns.get(name, [])]
+        seed = "" if curve["seed"] is None else f"seed {curve['seed']}"
+        values = [np.nan if value is None else value for value in curve["columns"].get(name, [])]
         window = SMOOTH_STEPS if len(values) > SMOOTH_STEPS else 1
         if len(runs) == 1 and window > 1:
-            yield Series(seed, _points(curve.steps, values), color, thin=True)
+            yield Series(seed, _points(curve["steps"], values), color, thin=True)
         smooth = np.convolve(values or [np.nan], np.ones(window) / window, mode="valid").tolist()
-        yield Series(seed, _points(curve.steps[window - 1 :], smooth), color, window == 1)
+        yield Series(seed, _points(curve["steps"][window - 1 :], smooth), color, window == 1)
 
 
 def _points(steps: Sequence[int], values: Sequence[float]) -> list[DrawnPoint]:
@@ -224,10 +224,10 @@ def _points(steps: Sequence[int], values: Sequence[float]) -> list[DrawnPoint]:
 
 
 # ---------------------------------------------------------------- ranks
-def _ranks(data: ReportData) -> Iterator[Figure]:
+def _ranks(data: ReportData) -> Figure | None:
     sets = [one for one in data.rank_sets if one.lines]
     if not sets:
-        return
+        return None
     noise = next((one for one in sets if one.ranked_by == NOISE), None)
     beside = [_base(data, sets[0])] if not noise or noise is sets[0] else [_line(noise, GREY)]
     panels = [
@@ -244,7 +244,7 @@ def _ranks(data: ReportData) -> Iterator[Figure]:
         f"What students learn from the traces of each rank, on {sets[0].task}, with 95% intervals. "
         f"Grey: {'the random ranks' if noise else 'the base model'}."
     )
-    yield Figure("ranks", caption, panels, _query(columns, "rank_scores", parts))
+    return Figure("ranks", caption, panels, _query(columns, "rank_scores", parts))
 
 
 def _line(ranks: RankAblation, color: int) -> Series:

@@ -1,19 +1,17 @@
 """Read a run's artifacts and compute everything that its report shows."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 
 from rlt_core.report.compared import compared
 from rlt_core.report.examples import answers, explanations
 from rlt_core.report.experiment import experiment
-from rlt_core.report.inputs import Parts, Row
+from rlt_core.report.inputs import Parts
 from rlt_core.report.overlaps import overlap_rows
-from rlt_core.report.ranks import RankAblation, rank_sets
+from rlt_core.report.ranks import rank_sets
 from rlt_core.report.scores import Evaluations, pair_table, score_table
-from rlt_core.report.trace_sets import trace_sets
-from rlt_core.report.training import alarms, curves, rewards
+from rlt_core.report.trace_sets import rewards, trace_sets
+from rlt_core.report.training import alarms, curves
 from rlt_core.stages import ReportConfig
 from rlt_core.store import Manifest, Store
 
@@ -49,14 +47,18 @@ class ReportData:
         self.git_commits = sorted({one.git_commit for one in manifests if one.git_commit})
         self.packages = {name: one for each in manifests for name, one in each.packages.items()}
         self.scores = score_table(evaluations)
+        self.totals = [line for line in self.scores if line["seed"] is None]
+        self.single_seeds = [line for line in self.scores if line["seed"] is not None]
         self.pairs = [] if config.rows else pair_table(evaluations)
         self.experiment = experiment(config, evaluations)
         self.overlaps = list(overlap_rows(config.overlaps, evaluations))
         self.compared = compared(config.compared, parts) if config.compared else None
         self.rank_sets = rank_sets(parts, evaluations)
+        self.ranks = self.rank_sets[0] if self.rank_sets else None  # by reward, if there is one
         self.explanations = explanations(parts, store)
         self.answers = answers(parts, evaluations.students)
-        self.rewards, self.curves, self.traces = rewards(parts), curves(parts), trace_sets(parts)
+        self.rewards, self.reward_gain = rewards(parts)
+        self.curves, self.traces = curves(parts), trace_sets(parts)
         self.evaluations = evaluations
         self.alarms = alarms(parts, self.curves, self.rewards, self.traces)
 
@@ -64,18 +66,3 @@ class ReportData:
         """The name of a model's row, or of its variant."""
         rows = self.experiment.last if self.experiment else []
         return next((row["row"] for row in rows if row["model"] == model), model)
-
-    @property
-    def ranks(self) -> RankAblation | None:
-        """The set by reward, or the first where there is none: `rank_sets` begins with it."""
-        return self.rank_sets[0] if self.rank_sets else None
-
-    @property
-    def totals(self) -> list[Row]:
-        """Scores over all seeds of each model."""
-        return [line for line in self.scores if line["seed"] is None]
-
-    @property
-    def single_seeds(self) -> list[Row]:
-        """Scores of each seed of the models that have several."""
-        return [line for line in self.scores if line["seed"] is not None]

@@ -1,7 +1,5 @@
 """The artifacts that a report reads, found by the stage that made them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

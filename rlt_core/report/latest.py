@@ -1,7 +1,5 @@
 """The reports of a store: committed ones, and those of what exists of an unfinished run."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """What each model of a report is, from how it was made."""
 
-from __future__ import annotations
-
 import re
 
 from rlt_core.report.gather import ReportData
@@ -53,15 +51,21 @@ def _what(part: Part | None, made: dict[str, Part]) -> str:
 def _traces(part: Part, made: dict[str, Part]) -> str:
     """What a student learned from."""
     config, traces = part.manifest.config, _input(part, "traces", made)
+    asked = part.manifest.metrics.get("questions") if config.get("n_questions") else None
+    some = f", {asked:.0f} questions" if asked else ""
     if traces is None:
         known = {"dataset": "the data set's own traces", "none": "the solutions alone"}
-        return known.get(config.get("traces", ""), "traces")
+        return known.get(config.get("traces", ""), "traces") + some
     teacher = _input(traces, "teacher", made)
     found = f"traces of {_what(teacher, made)}" if teacher else traces.manifest.label
     questions = _input(traces, "questions", made)
     if questions and questions.variant:
         found += f" about the questions of {questions.variant}"
-    if rank := config.get("rank"):
-        best = "the best" if rank == 1 else f"number {rank}"
-        return f"{best} by {config.get('order', 'reward')} of each question's {found}"
-    return found
+    rank, fits = config.get("rank"), config.get("fits")
+    if rank or fits:
+        best = "the best" if rank in (None, 1) else f"number {rank}"
+        fitting = " that fits into its rows" if fits else ""
+        found = f"{best} by {config.get('order', 'reward')} of each question's {found}{fitting}"
+    if config.get("token_matched"):
+        found += ", cut to as many tokens as those of the other ranks"
+    return found + some

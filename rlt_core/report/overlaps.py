@@ -1,7 +1,5 @@
 """Overlap of the problems that two models solve, for the pairs of an experiment."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Sequence
 

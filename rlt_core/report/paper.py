@@ -1,8 +1,6 @@
 """Numbers of the paper (arXiv 2506.08388), in percent. They are only quoted beside ours: its
 answers to each question are not known, so no test can compare with them."""
 
-from __future__ import annotations
-
 TASKS = ("aime24", "math_500", "gpqa_diamond")
 MEAN = "mean"
 """Mean over `TASKS`, each counting the same."""

@@ -1,8 +1,5 @@
 """Students of one rank each: their scores, and whether the ranks predict them."""
 
-from __future__ import annotations
-
-from collections import defaultdict
 from dataclasses import dataclass
 
 from rlt_core.evaluation.crossed import fraction
@@ -21,18 +18,17 @@ UTILITY = "utility_spearman"
 
 @dataclass(frozen=True)
 class RankLine:
-    """The score of the students of one rank, or a statistic over the ranks, over all seeds."""
+    """The `score` of the students of one rank, or a statistic over the ranks, over all seeds; None
+    where it is not defined."""
 
     quantity: str
-    """`score`, or the name of the statistic."""
     value: float | None
-    """None where the statistic is not defined; so are the ends of its 95% interval."""
     low: float | None
+    """Like `high` the end of its 95% interval."""
     high: float | None
     by_seed: dict[int, float]
-    """The value of each seed alone, where it is defined."""
     rank: int | None = None
-    """None for a statistic; so are the next two."""
+    """None for a statistic; so are the next three."""
     mean_reward: float | None = None
     utility: float | None = None
     traces: int | None = None
@@ -70,59 +66,51 @@ def rank_sets(parts: Parts, evaluations: Evaluations) -> list[RankAblation]:
 
 def _rank_set(part: Part, parts: Parts, evaluations: Evaluations) -> RankAblation:
     rows = [row for row in part.rows("rank_scores") if row["value"] is not None]
+    task = rows[0]["task"] if rows else ""
     metrics = part.manifest.metrics
     students = {one.manifest.ref.key: one.variant for one in parts.of("evaluation")}
     named = {name.partition("@")[0]: ref.key for name, ref in part.manifest.inputs.items()}
-    by_rank: dict[int, list[Row]] = defaultdict(list)
-    for row in rows:
-        by_rank[row["rank"]].append(row)
+    lines = []
+    for rank in sorted({row["rank"] for row in rows}):
+        student = students[named[f"rank-{rank}"]]
+        of_rank = [row for row in rows if row["rank"] == rank]
+        lines.append(_rank_line(of_rank, student, evaluations.by_question(student, task, "avg")))
     seeds = sorted({row["seed"] for row in rows})
-    lines = [
-        _rank_line(rank, by_rank[rank], students[named[f"rank-{rank}"]], evaluations)
-        for rank in sorted(by_rank)
-    ]
+    first_minus_last = None
+    if len(lines) > 1:
+        ends = (lines[0].student, lines[-1].student)
+        first_minus_last = paired_difference(
+            *(evaluations.by_question(student, task, "avg") for student in ends)
+        )
     return RankAblation(
         ranked_by=next((row["ranked_by"] for row in rows if row["ranked_by"]), REWARD),
-        task=rows[0]["task"] if rows else "",
+        task=task,
         lines=lines,
         statistics=[
             RankLine(
-                name,
-                value=metrics.get(name),
-                low=metrics.get(f"{name}_low"),
+                name, value=metrics.get(name), low=metrics.get(f"{name}_low"),
                 high=metrics.get(f"{name}_high"),
                 by_seed={s: metrics[f"{name}@{s}"] for s in seeds if f"{name}@{s}" in metrics},
             )
             for name in (*STATISTICS, *({UTILITY} & metrics.keys()))
         ],
         undefined_resamples=metrics.get("undefined_resamples", 0.0),
-        first_minus_last=paired_difference(
-            *(
-                evaluations.by_question(line.student, rows[0]["task"], "avg")
-                for line in (lines[0], lines[-1])
-            )
-        )
-        if len(lines) > 1
-        else None,
-    )
+        first_minus_last=first_minus_last,
+    )  # fmt: skip
 
 
-def _rank_line(rank: int, rows: list[Row], student: str, evaluations: Evaluations) -> RankLine:
+def _rank_line(rows: list[Row], student: str, values: list[dict[str, float]]) -> RankLine:
     """With one seed the interval that the ablation recorded, else one that includes the seeds."""
     low, high = rows[0]["low"], rows[0]["high"]
     if len(rows) > 1:
-        values = evaluations.by_question(student, rows[0]["task"], "avg")
         estimate = fraction(matrix(values), sum(map(len, values)))
         low, high = estimate.low, estimate.high
     return RankLine(
-        "score",
-        rank=rank,
-        value=sum(row["value"] for row in rows) / len(rows),
-        low=low,
-        high=high,
+        "score", value=sum(row["value"] for row in rows) / len(rows), low=low, high=high,
+        by_seed={row["seed"]: row["value"] for row in rows},
+        rank=rows[0]["rank"],
         mean_reward=known_mean([row["mean_reward"] for row in rows]),
         utility=known_mean([row["utility"] for row in rows]),
         traces=sum(row["traces"] for row in rows),
-        by_seed={row["seed"]: row["value"] for row in rows},
         student=student,
-    )
+    )  # fmt: skip

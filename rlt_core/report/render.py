@@ -1,7 +1,5 @@
 """Write a report: report.md, report.html (one file with its figures inside), CSV files, figures."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -17,48 +15,41 @@ from rlt_core.explorer import heatmap
 from rlt_core.printable import printable
 from rlt_core.prompts.format import label_of
 from rlt_core.report import paper, svg, tables, texts
-from rlt_core.report.answer import Summary, answer
+from rlt_core.report.answer import ANY, ASKED, PairedContrast, contrasts
 from rlt_core.report.csv_files import csv_text, write_csv_files
 from rlt_core.report.figures import Figure, plot_figures
 from rlt_core.report.gather import ReportData
 from rlt_core.report.legend import legend
 from rlt_core.report.scores import by_information
-from rlt_core.report.texts import (
-    NOTHING,
-    Markdown,
-    as_markdown,
-    cell,
-    for_page,
-    only_html,
-    only_markdown,
-)  # fmt: skip
-from rlt_core.report.trace_sets import NOTE
 from rlt_core.report.training import WINDOW_STEPS
+from rlt_core.reward import diagnostics
 
 TEMPLATES = FileSystemLoader(Path(__file__).parent)
 STYLE = heatmap.CSS + svg.STYLE + Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 STYLE_SHA256 = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 """The page's Content-Security-Policy allows this style and its figures: no script, no request."""
+MOST_TOKENS = 1500
+"""Tokens that a page shows of a text; `rlt traces` shows all."""
 CELLS = {
-    each.__name__: each
-    for each in (
-        texts.percent, texts.points, texts.number, texts.p_value, texts.duration, texts.joined,
-        texts.code, texts.fenced, texts.only_html, texts.only_markdown,
-    )
-}  # fmt: skip
+    name: each
+    for module in (texts, tables)
+    for name, each in vars(module).items()
+    if callable(each)
+}
+"""What templates call."""
 
 
 def render_report(data: ReportData, out: Path) -> None:
     """Write the report's files into a folder."""
     out.mkdir(parents=True, exist_ok=True)
-    found = answer(data)
+    found = contrasts(data)
     figures = plot_figures(data, found)
     for figure in figures.values():
         (out / figure.file).write_text(figure.svg, encoding="utf-8")
     write_csv_files(data, out)
     title = f"{data.title}, {data.unfinished or f'profile {data.profile}'}"
     text = _page(data, found, title, figures)
-    (out / "report.md").write_text(as_markdown(text), encoding="utf-8")
+    (out / "report.md").write_text(texts.as_markdown(text), encoding="utf-8")
     page = Environment(loader=TEMPLATES, keep_trailing_newline=True, autoescape=True)
     html = page.get_template("report.html.jinja").render(
         title=title, body=_html(text), style=Markup(STYLE), style_sha256=STYLE_SHA256
@@ -66,21 +57,23 @@ def render_report(data: ReportData, out: Path) -> None:
     (out / "report.html").write_text(html, encoding="utf-8")
 
 
-def _page(data: ReportData, found: Summary, title: str, figures: Mapping[str, Figure]) -> str:
+def _page(
+    data: ReportData, found: list[PairedContrast], title: str, figures: Mapping[str, Figure]
+) -> str:
     """Both pages: Markdown, with what only one of them has."""
     environment = Environment(
-        loader=TEMPLATES, finalize=cell, undefined=StrictUndefined,
+        loader=TEMPLATES, finalize=texts.cell, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
 
-    def figure(name: str) -> Markdown:
+    def figure(name: str) -> texts.Markdown:
         """A figure, if there is one of the name."""
         if name not in figures:
-            return Markdown()
-        image = f"![{cell(figures[name].caption)}]({figures[name].file})"
-        return Markdown(only_markdown(image) + only_html(_figure(figures[name])))
+            return texts.Markdown()
+        image = f"![{texts.cell(figures[name].caption)}]({figures[name].file})"
+        return texts.Markdown(texts.only_markdown(image) + texts.only_html(_figure(figures[name])))
 
-    def table(rows: Sequence[Any], columns: Mapping[str, str] | None = None) -> Markdown:
+    def table(rows: Sequence[Any], columns: Mapping[str, str] | None = None) -> texts.Markdown:
         """`columns`: name -> expression over the fields of a row, and `row` itself."""
         if columns is None:
             return texts.table(rows)
@@ -96,21 +89,25 @@ def _page(data: ReportData, found: Summary, title: str, figures: Mapping[str, Fi
             ]
         )
 
-    environment.filters.update(CELLS | {"table": table, "several": texts.several})
+    environment.filters.update(
+        CELLS | {"table": table, "scale": heatmap.legend},
+        channel_input=lambda name: heatmap.channel_input(name, name == "reward"),
+    )
     environment.globals.update(
-        CELLS | {name: each for name, each in vars(tables).items() if callable(each)},
-        markdown=Markdown, figure=figure, figures=figures, legend=legend,
+        CELLS,
+        markdown=texts.Markdown, figure=figure, figures=figures, legend=legend,
         by_information=by_information, label_of=label_of, paper=paper,
-        NOTHING=NOTHING, NOTE=NOTE, WINDOW_STEPS=WINDOW_STEPS,
-        MEASURE_NAMES=tables.MEASURE_NAMES,
+        NOTHING=texts.NOTHING, WINDOW_STEPS=WINDOW_STEPS,
+        MOST_TOKENS=MOST_TOKENS, CHANNELS=heatmap.CHANNELS,
+        heatmap=heatmap.heatmap, diagnostics=diagnostics, ASKED=ASKED, ANY=ANY,
     )  # fmt: skip
     template = environment.get_template("report.md.jinja")
-    return template.render(data=data, answer=found, title=title).strip("\n") + "\n"
+    return template.render(data=data, contrasts=found, title=title).strip("\n") + "\n"
 
 
 def _html(text: str) -> Markup:
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
-    pieces = for_page(text)
+    pieces = texts.for_page(text)
     pieces[::2] = map(markdown.render, pieces[::2])
     return Markup(
         "".join(pieces)

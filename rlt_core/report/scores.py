@@ -1,11 +1,9 @@
 """Scores of the models: overall, by seed, and against each other on the same questions."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -81,29 +79,23 @@ class Evaluations:
                     correct_SQN[s, q, sample] = np.nan if mark is None else mark
         return correct_SQN
 
-    def ungraded(self, variant: str, task: str) -> int:
-        """Completions of a model, over its seeds, that are in no score."""
-        by_question = (each for marks in self.marks(variant, task) for each in marks.values())
-        return sum(mark is None for each in by_question for mark in each.values())
-
-    def grader_failed(self, variant: str, task: str) -> int:
-        """Completions of a model, over its seeds, counted as wrong because the grader failed."""
-        failed = 0
-        for part in self.asked(variant, task):
-            rows = (row for row in self._scores[part.name] if row["task"] == task)
-            failed += next(rows, {}).get("grader_failed") or 0
-        return failed
+    def counted(self, variant: str, task: str, column: str) -> int:
+        """Completions of a model, over its seeds, by a column of `eval_scores`: `ungraded`, in no
+        score, or `grader_failed`, counted as wrong because the grader hung or died."""
+        rows = [self._scores[part.name] for part in self.asked(variant, task)]
+        found = (next((row for row in each if row["task"] == task), {}) for each in rows)
+        return sum(row.get(column) or 0 for row in found)
 
     def by_question(self, variant: str, task: str, metric: str) -> list[dict[str, float]]:
         """Question -> value of a metric, one entry per seed of the model that has any."""
-        by_seed = []
-        for marks in self.marks(variant, task):
-            graded = {
-                question: [mark for mark in each.values() if mark is not None]
+        by_seed = [
+            {
+                question: value
                 for question, each in marks.items()
+                if (value := _value(metric, each)) is not None
             }
-            values = {question: _value(metric, each) for question, each in graded.items()}
-            by_seed.append({q: value for q, value in values.items() if value is not None})
+            for marks in self.marks(variant, task)
+        ]
         return [values for values in by_seed if values]
 
     def metrics(self, variant: str) -> Iterator[tuple[str, str, list[tuple[int | None, Row]]]]:
@@ -126,12 +118,13 @@ def _answers(part: Part) -> dict[str, Marks]:
     return found
 
 
-def _value(metric: str, marks: list[bool]) -> float | None:
+def _value(metric: str, marks: Mapping[int, bool | None]) -> float | None:
     """Value of one question under `avg@n` or `pass@k`; None where it has too few answers."""
     kind, _, number = metric.partition("@")
+    graded = [mark for mark in marks.values() if mark is not None]
     if kind == "avg":
-        return sum(marks) / len(marks) if marks else None
-    return pass_at_k(sum(marks), len(marks), int(number)) if len(marks) >= int(number) else None
+        return sum(graded) / len(graded) if graded else None
+    return pass_at_k(sum(graded), len(graded), int(number)) if len(graded) >= int(number) else None
 
 
 # ---------------------------------------------------------------- rows

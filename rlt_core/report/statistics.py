@@ -11,8 +11,6 @@ same on every task, so its contributions are not:
     among    = the seeds' variance component of their means over the tasks, over S.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -4,10 +4,9 @@ A chart is as wide as a phone; a page sets several side by side. Nothing is draw
 points are joined, never extrapolated.
 """
 
-from __future__ import annotations
-
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -132,7 +131,9 @@ class Panel:
         yield _text((LEFT + WIDTH) / 2, bottom + 31, self.x_label, "tick middle")
         for one in self.series:
             yield f'<g class="{_color(one.color)}">'
-            for run in _runs(one.points):
+            for is_drawn, run in itertools.groupby(one.points, _finite):
+                if not is_drawn:
+                    continue
                 path = " ".join(f"{x_scale(p.x or 0.0):.1f},{y_scale(p.value):.1f}" for p in run)
                 yield f'<polyline class="{"thin" if one.thin else "line"}" points="{path}"/>'
             for point in one.points if one.marks else ():
@@ -187,19 +188,6 @@ def _ends(point: DrawnPoint) -> list[float]:
 
 def _finite(point: DrawnPoint) -> bool:
     return math.isfinite(point.value)
-
-
-def _runs(points: Iterable[DrawnPoint]) -> Iterator[list[DrawnPoint]]:
-    """Yield the pieces of a line between values that are not finite."""
-    run: list[DrawnPoint] = []
-    for point in points:
-        if _finite(point):
-            run.append(point)
-        elif run:
-            yield run
-            run = []
-    if run:
-        yield run
 
 
 def _cut(name: str) -> str:

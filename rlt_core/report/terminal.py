@@ -1,7 +1,5 @@
 """What a terminal shows of a report and of one node. No numpy."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,6 +48,7 @@ def _plain(text: str) -> str:
 
 # ---------------------------------------------------------------- of one node
 MANY_UNCLOSED = 0.5
+"""Share of completions without an end from which an alarm is raised."""
 FACTS = {
     "train": "{:.0f} to train", "mean_reward": "reward {:.3g}", "correct": "{:.0%} correct",
     "scored": "{:.0f} scored", "traces": "{:.0f} traces", "mean_tokens": "{:.0f} tokens each",

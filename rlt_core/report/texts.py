@@ -1,7 +1,5 @@
 """Values and tables as Markdown; text of unknown origin is made inert."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence

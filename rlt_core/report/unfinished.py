@@ -1,7 +1,5 @@
 """The report of what exists, of a run that was stopped or failed."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 import time

@@ -96,27 +96,27 @@ def traces(tmp_path_factory):
 
 def test_two_trace_sets_are_compared_question_by_question(traces, tmp_path):
     found = traces.compared
-    assert found.questions == ["q000", "q001", "q002", "q004", "q005"]
+    assert found["questions"] == ["q000", "q001", "q002", "q004", "q005"]
     gains = np.array([2.0, 0.0, -1.0, 4.0, 1.0]) + 0.25
-    reward = found.lines[0]
+    reward = found["lines"][0]
     assert reward["part"] == "reward" and reward["means"][0] == pytest.approx(-13 / 5)
     assert reward["checkpoint"].value == pytest.approx(gains.mean()) and reward["method"] is None
-    assert (found.wins, found.ties, found.losses) == (4, 0, 1)
-    assert found.sign_p == pytest.approx(stats.binomtest(4, 5).pvalue)
-    doubt = next(line for line in found.lines if line["part"] == "doubt")
+    assert (found["wins"], found["ties"], found["losses"]) == (4, 0, 1)
+    assert found["sign_p"] == pytest.approx(stats.binomtest(4, 5).pvalue)
+    doubt = next(line for line in found["lines"] if line["part"] == "doubt")
     assert doubt["checkpoint"].questions == 4
     _, html, tables = written(traces, tmp_path)
     rows = tables["compared.csv"]
-    assert [each["question_id"] for each in rows] == found.questions
+    assert [each["question_id"] for each in rows] == found["questions"]
     assert [float(each["reward_difference"]) for each in rows] == pytest.approx(gains.tolist())
     assert rows[0]["doubt[rlt]"] == "" and float(rows[1]["reward[rlt]"]) == pytest.approx(-1.75)
     assert "wins 4, ties 0 and loses 1" in html
-    assert found.estimators == ("full, off-policy: the data set's own", "full")
+    assert found["estimators"] == ("full, off-policy: the data set's own", "full")
     assert "KL estimators: dataset full, off-policy: the data set" in html
 
 
 def test_the_first_questions_stand_side_by_side_and_inert(traces, tmp_path):
-    shown = traces.compared.texts
+    shown = traces.compared["texts"]
     assert [each["question_id"] for each in shown] == ["q000", "q001", "q002"]
     assert shown[0]["sides"][1]["text"] == "rlt says <script>0-0</script> ```"
     assert shown[0]["sides"][1]["reward"] == -1.0

@@ -12,7 +12,7 @@ from rlt_core.experiments import targets
 from rlt_core.overrides import load_config
 from rlt_core.report import paper
 from rlt_core.report.statistics import mean_contrast, mean_estimate
-from rlt_core.report.tables import share
+from rlt_core.report.tables import gain_share
 from rlt_core.report.terminal import opening
 from rlt_core.stages import TableRow
 from rlt_core.store import Store
@@ -274,7 +274,7 @@ NO_GAIN, LOSS = Estimate(0.0, -0.1, 0.1, 9), Estimate(-0.072, -0.13, -0.012, 200
     ],
 )  # fmt: skip
 def test_a_share_is_a_number_only_where_there_was_a_gain(ratio, said):
-    assert share(ratio) == said
+    assert gain_share(ratio) == said
 
 
 def test_ungraded_answers_are_no_score_and_no_zero(tmp_path):

@@ -18,6 +18,7 @@ from markdown_it import MarkdownIt
 from rlt_core.evaluation.scores import score_rows
 from rlt_core.printable import printable
 from rlt_core.report.gather import ReportData
+from rlt_core.report.legend import legend
 from rlt_core.report.render import render_report
 from rlt_core.report.statistics import mean_over_seeds, paired_difference
 from rlt_core.report.terminal import opening
@@ -26,7 +27,15 @@ from rlt_core.stages import ReportConfig
 from rlt_core.store import Store
 from tests import sample_report
 from tests.sample_report import Page, written
-from tests.sample_store import commit, eval_row, row, sample_run, score_row, step_rows
+from tests.sample_store import (
+    commit,
+    eval_row,
+    row,
+    sample_run,
+    score_row,
+    scored_training_traces,
+    step_rows,
+)
 
 TOY = "positive control of the pipeline at toy scale, not evidence for the paper"
 report_of = partial(sample_report.report_of, profile="tiny", title="full-pipeline")
@@ -106,22 +115,22 @@ def test_ungraded_completions_and_pass_at_k_as_the_evaluation_has_them(tmp_path)
 
 
 def test_rewards_before_and_after_on_the_same_questions(data):
-    before, after = data.rewards.lines
+    before, after = data.rewards
     assert "before RL" in before["name"] and "after RL" in after["name"]
     assert after["reward"].value - before["reward"].value == pytest.approx(2.0)
-    assert data.rewards.difference.value == pytest.approx(2.0)
+    assert data.reward_gain.value == pytest.approx(2.0)
     assert before["by_seed"] == pytest.approx(dict.fromkeys((0, 1), before["reward"].value))
     assert before["traces"] == 16
 
 
 def test_curves_are_of_rewards_and_losses_but_not_of_rank_students(data):
-    rewards = [curve for curve in data.curves if curve.quantity == "reward"]
-    assert [curve.name for curve in rewards] == ["teacher-grpo@0", "teacher-grpo@1"]
+    rewards = [curve for curve in data.curves if curve["quantity"] == "reward"]
+    assert [curve["name"] for curve in rewards] == ["teacher-grpo@0", "teacher-grpo@1"]
     steps = np.linspace(-3, -1, 25)
-    assert rewards[0].first == pytest.approx(steps[:10].mean())
-    assert rewards[0].last == pytest.approx(steps[-10:].mean())
-    assert not any("rank-" in curve.name for curve in data.curves)
-    assert {curve.label for curve in data.curves if curve.quantity == "loss"} == {
+    assert rewards[0]["first"] == pytest.approx(steps[:10].mean())
+    assert rewards[0]["last"] == pytest.approx(steps[-10:].mean())
+    assert not any("rank-" in curve["name"] for curve in data.curves)
+    assert {curve["label"] for curve in data.curves if curve["quantity"] == "loss"} == {
         "teacher-sft", "student-sft[rlt]", "student-sft[dataset]",
     }  # fmt: skip
 
@@ -137,6 +146,35 @@ def test_the_rank_ablation_is_that_of_its_artifact(data, run):
     assert data.ranks.lines[0].utility is not None
     others = [one for one in data.rank_sets if one.ranked_by != "reward"]
     assert [one.statistic("utility_spearman") for one in others] == [None] * len(others)
+
+
+def test_the_legend_says_which_traces_a_student_learned_from(tmp_path):
+    store = Store(str(tmp_path))
+    made = sample_run(store, seeds=(0,), ranks=0)
+    traces, _ = scored_training_traces(store, made)
+    teacher = "of each question's traces of the teacher before RL"
+    said = {
+        "fits": ({"fits": True}, f"the best by reward {teacher} that fits into its rows"),
+        "cut": ({"rank": 2, "token_matched": True}, f"number 2 by reward {teacher}, cut to as "
+                "many tokens as those of the other ranks"),
+        "few": ({"n_questions": 9}, "traces of the teacher before RL, 4 questions"),
+        "own": ({"n_questions": 9, "traces": "dataset"}, "the data set's own traces, 4 questions"),
+    }  # fmt: skip
+    made["traces"] = traces
+    for name, (config, _) in said.items():
+        given = {"traces": traces} if name != "own" else {}
+        student = commit(
+            store, f"student-sft[{name}]", {}, seed=0, config=config, metrics={"questions": 4.0},
+            inputs={"model": made["base-model"], **given},
+        )  # fmt: skip
+        answers = {"eval_samples": [eval_row(1, True)], "eval_scores": []}
+        made[student.label] = student
+        made[f"{name}@0"] = commit(
+            store, f"evaluation[{name}]", answers, seed=0, inputs={"model": student}
+        )
+    shown = {row["model"]: row["what"] for row in legend(report_of(store, made))}
+    for name, (_, words) in said.items():
+        assert shown[name] == f"the base fine-tuned on {words}"
 
 
 def test_data_costs_and_lineage(data, run, folder):

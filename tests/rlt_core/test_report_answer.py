@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from rlt_core.report.answer import answer
+from rlt_core.report.answer import contrasts
 from rlt_core.report.figures import plot_figures
 from rlt_core.report.gather import ReportData
 from rlt_core.report.svg import DrawnPoint, Panel, Series
@@ -34,6 +34,12 @@ NASTY = 'x | <script>alert(1)</script> </svg> **b** `c` "q"'
 report_of = partial(sample_report.report_of, title="full-pipeline")
 
 
+def said(data, folder):
+    """The answer as the page has it."""
+    written(data, folder)
+    return opening(folder).answer[1]
+
+
 def models(store, rates, seeds=(0,), tasks=("test",)):
     made = {}
     for number_, (model, rate) in enumerate(rates.items()):
@@ -53,19 +59,19 @@ def test_the_answer_has_the_interval_of_the_table_and_says_what_it_holds_for(tmp
     text, html, _ = written(data, tmp_path / "report")
     (pair,) = [one for one in data.pairs if (one["model"], one["against"]) == ("rlt", "dataset")]
     shown = points(pair["difference"]).replace(" ", " points ", 1)
-    said = opening(tmp_path / "report").answer
-    for page in (text, Page(html).text, " ".join(said)):
+    lines = opening(tmp_path / "report").answer
+    for page in (text, Page(html).text, " ".join(lines)):
         assert shown in page and points(pair["difference"]) in text
         several = "3 were trained" in page
         assert several is (len(seeds) > 1)
         assert ("not for other training seeds" in page) is not several
         assert ("Yes, with the seed of this run." in page) is not several
-    assert [line.partition(".")[0] for line in said] == ["Asked", "Answer", "How certain", "Cost"]
+    assert [line.partition(".")[0] for line in lines] == ["Asked", "Answer", "How certain", "Cost"]
     assert text.index(shown) < text.index("## ") and html.index(shown[:6]) < html.index("<h2>")
 
 
 @pytest.mark.parametrize(
-    ("rates", "said"),
+    ("rates", "verdict"),
     [
         ({"dataset": 0.3, "rlt": 0.8}, "Yes"),
         ({"dataset": 0.8, "rlt": 0.3}, "No, the reverse"),
@@ -76,10 +82,10 @@ def test_the_answer_has_the_interval_of_the_table_and_says_what_it_holds_for(tmp
         ({"rlt": 0.5}, "Nothing yet"),
     ],
 )
-def test_the_verdict_is_that_of_the_interval(tmp_path, rates, said):
-    store = Store(str(tmp_path))
-    sentence = answer(report_of(store, models(store, rates))).sentence
-    assert said in sentence and ("Yes" in sentence) is (said == "Yes")
+def test_the_verdict_is_that_of_the_interval(tmp_path, rates, verdict):
+    store = Store(str(tmp_path / "store"))
+    sentence = said(report_of(store, models(store, rates)), tmp_path / "report")
+    assert verdict in sentence and ("Yes" in sentence) is (verdict == "Yes")
 
 
 def test_the_primary_row_is_the_answer_of_an_experiment_and_names_are_inert(tmp_path):
@@ -92,7 +98,7 @@ def test_the_primary_row_is_the_answer_of_an_experiment_and_names_are_inert(tmp_
     )
     data = report_of(store, made, rows, primary="rlt", title="table-1")
     (primary,) = [row for row in data.experiment.last if row["primary"]]
-    assert answer(data).contrasts[0].difference == primary["difference"]
+    assert contrasts(data)[0].difference == primary["difference"]
     text, html, _ = written(data, tmp_path / "report")
     page = Page(html)
     assert "script" not in page.tags and "b" not in page.tags
@@ -112,21 +118,21 @@ def test_the_mean_over_tasks_is_the_answer_where_there_are_several(tmp_path):
         TableRow(name="RLT", model="rlt", baseline="dataset"),
     )
     data = report_of(store, made, rows, primary="rlt", title="table-1")
-    found = answer(data)
-    assert "on the mean over tasks" in found.sentence and "Yes" in found.sentence
+    sentence = said(data, tmp_path / "report")
+    assert "on the mean over tasks" in sentence and "Yes" in sentence
     with connect(store) as connection:
-        sql = plot_figures(data, found)["answer"].sql
+        sql = plot_figures(data, contrasts(data))["answer"].sql
         tasks = {row["task"] for row in connection.sql(sql).to_arrow_table().to_pylist()}
     assert tasks == {"aime24", "test"}
 
 
 def test_ranks_are_the_answer_where_they_are_the_question(tmp_path):
-    store = Store(str(tmp_path))
+    store = Store(str(tmp_path / "store"))
     made = models(store, {"base": 0.2}) | rank_set(store, "reward", [0.9, 0.6, 0.3])
     base = (TableRow(name="Base", model="base", trained=False),)
-    found = answer(report_of(store, made, base, title="rank-ablation"))
-    assert "rank 1 by reward against students of rank 3" in found.sentence
-    difference = found.contrasts[0].difference
+    data = report_of(store, made, base, title="rank-ablation")
+    assert "rank 1 by reward against students of rank 3" in said(data, tmp_path / "report")
+    difference = contrasts(data)[0].difference
     assert difference.value == pytest.approx(0.6) and difference.low > 0.3
 
 
@@ -194,7 +200,7 @@ def test_there_is_one_format_of_numbers(tmp_path):
 def test_the_sql_of_a_figure_reads_what_it_shows_and_its_download_has_it(tmp_path):
     store = Store(str(tmp_path / "store"))
     data = report_of(store, sample_run(store, seeds=(0,)))
-    figures = plot_figures(data, answer(data))
+    figures = plot_figures(data, contrasts(data))
     assert {"answer", "scores", "pairs", "rewards", "reward", "loss", "ranks"} == set(figures)
     with connect(store) as connection:
         found = {
@@ -249,7 +255,7 @@ def test_a_long_training_is_drawn_with_few_points_and_the_same_mean(tmp_path):
     made = {"teacher-grpo@0": commit(store, "teacher-grpo", {
         "train_steps": step_rows("teacher-grpo", rewards.tolist())}, seed=0)}  # fmt: skip
     data = report_of(store, made)
-    rows = plot_figures(data, answer(data))["reward"].rows
+    rows = plot_figures(data, contrasts(data))["reward"].rows
     thin = rows[: len(rows) // 2]
     assert len(rows) < 1000 and rows[-1]["x"] == 5000
     assert np.mean([row["value"] for row in thin]) == pytest.approx(rewards.mean(), abs=0.02)
@@ -267,8 +273,8 @@ def test_three_explanations_have_their_tokens_and_lead_to_the_explorer(tmp_path)
     for rank in ("Rank 1 of 4", "Rank 3 of 4", "Rank 4 of 4"):
         assert rank in page.text and rank in text
     key = scored["trace-scoring[sft]"].ref.key
-    assert f'href="http://127.0.0.1:8484/trace/{key}/q004-' in html
-    assert "http://127.0.0.1:8484/question/q004" in html and "script" not in page.tags
+    assert f"<code>rlt traces --page trace/{key}/q004-" in html and "127.0.0.1" not in html
+    assert "type `rlt traces --page question/q004`" in text and "script" not in page.tags
     assert "let us see: 10 or" in text and "<span" not in text
 
 
@@ -288,4 +294,4 @@ def test_explanations_of_an_older_version_are_shown(tmp_path):
     inputs["trace-scoring[sft]"] = (manifest, older)
     config = ReportConfig(profile="laptop", title="full-pipeline")
     data = ReportData(inputs, config, "0" * 16, store)
-    assert sum('class="heat"' in each for each in data.explanations) == 3
+    assert [bool(each["found"].explanation) for each in data.explanations["shown"]] == [True] * 3
