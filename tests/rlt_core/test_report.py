@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import re
-import shutil
 import subprocess
 import sys
 import unicodedata
@@ -26,6 +25,7 @@ from rlt_core.report.texts import cell, fenced
 from rlt_core.stages import ReportConfig
 from rlt_core.store import Store
 from tests import sample_report
+from tests.chromium import CHROMIUM, FLAGS
 from tests.sample_report import Page, written
 from tests.sample_store import (
     commit,
@@ -323,10 +323,8 @@ def test_the_page_runs_no_script_and_sends_no_request(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_chromium_keeps_a_hostile_text_from_acting(folder, tmp_path):
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("chromium is not installed")
     from playwright.sync_api import sync_playwright
 
     hostile = """
@@ -340,8 +338,7 @@ def test_chromium_keeps_a_hostile_text_from_acting(folder, tmp_path):
     file.write_text((folder / "report.html").read_text().replace("<body>", f"<body>{hostile}", 1))
     requests = []
     with sync_playwright() as playwright:
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu"]
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page()
         page.on("requestfinished", lambda request: requests.append(request.url))
         page.goto(file.as_uri())
