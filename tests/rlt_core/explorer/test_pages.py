@@ -326,7 +326,7 @@ def test_what_a_student_learned_from_is_shown_as_far_as_it_is_known(tmp_path):
     store = Store(str(tmp_path))
     made = sample_run(store, seeds=(0,), ranks=0)
     traces, scores = scored_training_traces(store, made)
-    base, texts = made["base-model"], read_rows(store.local(traces), "traces")
+    base, texts = made["base-model"], read_rows(store.intact(traces), "traces")
     chosen = {"traces": [one for one in texts if one["sample"] == 2]}
     selected = commit(store, "trace-selection[a]", chosen, inputs={"traces": traces})
     imported = commit(store, "trace-import[b]", chosen)
