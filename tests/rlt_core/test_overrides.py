@@ -6,18 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from rlt_core.config import Config, HubModel
+from rlt_core.config import HubModel
 from rlt_core.config.fields import fields, reference
 from rlt_core.errors import UserError
 from rlt_core.overrides import load_config, read_config
 from rlt_core.profiles import PROFILES
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-def test_every_profile_survives_its_own_json(profile: str) -> None:
-    config = load_config(profile)
-    assert config.profile == profile
-    assert Config.model_validate_json(config.model_dump_json()) == config
 
 
 @pytest.mark.parametrize(
@@ -232,6 +225,7 @@ def test_the_config_of_a_run_can_be_run_again(profile: str, tmp_path: Path) -> N
     config = load_config(profile, ["seeds=[3]", "teacher_grpo.epochs=2", "student_grpo=null"])
     file = tmp_path / "run.json"
     file.write_text(config.model_dump_json())
+    assert config.profile == profile
     assert load_config(*read_config(file)) == config  # type: ignore[arg-type]
     file.write_text('{"profile": "tiny", "sceds": [1]}')
     with pytest.raises(UserError, match=r"run\.json: not the config of a run: .*unknown field 'sc"):
