@@ -129,7 +129,8 @@ def _expected(data: DataConfig, path: str | None) -> Questions:
     rows = count_rows(Path(path)) if path else ROWS.get(data.source, UNKNOWN_ROWS)
     taken = data.n_validation + (0 if data.test_source else data.n_test)
     left = max(1, rows - taken)
-    traced = data.fields.trace is not None or data.split_at is not None or not path
+    traced = data.fields.trace is not None or data.split_at is not None or data.conversations
+    traced = traced or not path
     if path and not traced:
         traced = "trace" in (found_layout(data.model_copy(update={"source": path})) or "")
     train = data.n_train or left

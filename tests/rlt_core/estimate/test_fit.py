@@ -102,6 +102,17 @@ def test_texts_of_one_s_own_function_are_no_shorter_than_those_of_a_file(questio
     assert sizes[0].question == sizes[1].question and sizes[0].solution == sizes[1].solution
 
 
+@pytest.mark.parametrize(
+    ("field", "traced"),
+    [("data.seed=1", False), ("data.fields.trace=trace", True), ("data.conversations=true", True)],
+)
+def test_a_file_s_own_traces_are_counted_however_it_holds_them(field, traced, questions):
+    _, nodes = graph("single-gpu", questions, field, target="full-pipeline")
+    (prepared,) = (node for node in nodes if node.label == "dataset-prep")
+    found = Sizes(None, nodes).questions(prepared)
+    assert found.with_trace == (found.train if traced else 0)
+
+
 REFUSED = [
     ("paper-7b", ["resources.gpu_gib=48", "larger_student=null"]),
     ("paper-7b", ["resources.sharding=none", "resources.processes=1"]),
