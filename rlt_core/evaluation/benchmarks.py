@@ -128,14 +128,16 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def require_known(tasks: Sequence[str], own: Collection[str]) -> None:
-    """Raise UserError for an unknown name in `evaluation.tasks`, if it is empty, or if one of the
-    user's `own` benchmarks has the name of another task or of the mean over tasks."""
+    """Raise UserError if `evaluation.tasks` is empty or has an unknown name or one twice, or if one
+    of the user's `own` benchmarks has the name of another task or of the mean over tasks."""
     if taken := sorted({*OWN, *BENCHMARKS, "mean"} & set(own)):  # tables have a row `mean`
         raise UserError(f"imports.benchmarks.{taken[0]}: the name is taken; rename it")
     known = (*OWN, *BENCHMARKS, *own)
     unknown = [name for name in tasks if name not in known]
-    if unknown or not tasks:
+    twice = [name for name in tasks if list(tasks).count(name) > 1]
+    if unknown or twice or not tasks:
         problem = f"there is no task {unknown[0]!r}" if unknown else "it names no task"
+        problem = f"{twice[0]!r} is named twice" if twice else problem
         raise UserError(f"evaluation.tasks: {problem}; there are {', '.join(known)}")
 
 

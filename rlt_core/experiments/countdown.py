@@ -22,7 +22,7 @@ OVERLAPS = (
 def countdown(config: Config) -> Node:
     """Return the report of students of zero-shot traces, students as they are, and direct RL."""
     problems_config, rl = config.countdown, config.student_grpo
-    if problems_config is None or rl is None:
+    if problems_config is None or rl is None or not problems_config.data.n_test:
         raise UserError(
             f"profile {config.profile} has no countdown problems or no student_grpo; set "
             "countdown.data.source=countdown, countdown.data.n_train, countdown.data.n_test and "

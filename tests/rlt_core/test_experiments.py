@@ -90,6 +90,8 @@ def test_the_reward_student_may_be_trained_on_the_data_sets_traces_first() -> No
             "evaluation.files.aime24=a.jsonl",
             r"benchmarks\.aime24: the name is tak",
         ),
+        ("table-1", 'evaluation.tasks=["test","test"]', "'test' is named twice"),
+        ("countdown", "countdown.data.n_test=0", r"countdown\.data\.n_test"),
         ("table-1", "evaluation.tasks=[]", r"evaluation\.tasks: .* names no task.* test"),
         ("table-1", "teacher_sft.traces=a.jsonl", r"teacher_sft\.traces='a\.jsonl': no such file"),
         ("full-pipeline", "imports.traces.r1=a.jsonl", r"imports\.traces\.r1='a\.jsonl': no such"),
