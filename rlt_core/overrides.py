@@ -146,6 +146,18 @@ def _replaced_lengths(changed: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield f"{section}.{other}", None
 
 
+def _kinds_first(pairs: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Put the kind of a source, which replaces all its fields, before those beside it."""
+    ordered: list[tuple[str, Any]] = []
+    for path, value in pairs:
+        place, beside = len(ordered), path.removesuffix("kind")
+        while path.endswith(".kind") and place and ordered[place - 1][0].startswith(beside):
+            place -= 1
+        theirs = any(name == path for name, _ in ordered[place:])  # the fields of another kind
+        ordered.insert(len(ordered) if theirs else place, (path, value))
+    return ordered
+
+
 def read_config(file: Path) -> tuple[str | None, list[str]]:
     """Return the profile that a config file names, if it does, and its fields as `--set`
     assignments. JSON is the whole config of a run, TOML has some fields. Raises UserError."""
@@ -185,7 +197,7 @@ def load_config(profile: str, assignments: Iterable[str] = ()) -> Config:
     if profile not in PROFILES:
         raise UserError(f"unknown profile {profile!r}; {nearest(profile, PROFILES)}")
     tree = PROFILES[profile]().model_dump(mode="json")
-    pairs = [parse_set(assignment) for assignment in assignments]
+    pairs = _kinds_first([parse_set(assignment) for assignment in assignments])
     for path, value in [*_replaced_lengths(dict(pairs)), *pairs]:
         if path == "profile":
             raise UserError("--set profile=…: choose a profile with --profile")

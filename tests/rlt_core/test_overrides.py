@@ -167,6 +167,17 @@ def test_every_field_of_the_config_is_explained_and_documented() -> None:
     assert document.read_text() == reference(), "python -m rlt_core.config.fields > docs/config.md"
 
 
+@pytest.mark.parametrize("profile", ["tiny", "single-gpu"])
+def test_the_kind_of_a_model_and_its_fields_come_in_any_order(profile: str) -> None:
+    kind, *beside = ("base_model.kind=scratch", "base_model.layers=5", "base_model.width=64")
+    one, other = (load_config(profile, order) for order in ([kind, *beside], [*beside, kind]))
+    assert one == other and other.base_model.layers == 5  # type: ignore[union-attr]
+    hub = ["base_model.repo=a/b", "base_model.kind=hub"]
+    assert load_config(profile, hub).base_model == HubModel(repo="a/b")
+    again = load_config(profile, [*hub, kind, *beside]).base_model  # after those of a file, say
+    assert again == one.base_model
+
+
 def test_an_imported_model_keeps_its_source_and_format_in_any_order() -> None:
     sets = ["imports.models.x=hub:a/b", "imports.models.x.format=r1"]
     for ordered in (sets, sets[::-1]):
