@@ -250,7 +250,7 @@ def test_what_is_too_long_is_said(models: tuple[Path, Path], tmp_path: Path) -> 
     [
         ({"solution": "2", "explanation": ""}, "row 2: no field 'question'"),
         ({"question": "q", "solution": "", "explanation": "e"}, "row 2: empty solution"),
-        ({"question": "q", "solution": 2, "explanation": "e"}, "row 2: solution must be text"),
+        ({"question": "q", "solution": [2], "explanation": "e"}, "row 2: the solution (field"),
         ({**ROWS[0], "closed": "perhaps"}, "row 2: closed must be true or false"),
         ({**ROWS[0], "explanation": "so<|end_of_explanation|>"}, "row 2: the explanation contains"),
         ({**ROWS[0], "solution": "<|end_of_solution|>"}, "row 2: the solution contains"),
