@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails
 
 from rlt_core.config.base import Engine, Fraction, Frozen, Positive
@@ -74,6 +75,13 @@ class StageResources(Frozen):
     """Use a model with another prompt format than the one it was trained with."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+
+    @field_validator("vllm_server")
+    @classmethod
+    def _is_address(cls, url: str | None) -> str | None:
+        if url is not None and not re.match(r"https?://[^/:?#@]", url):
+            raise ValueError("write an address, as http://host:8000")
+        return url
 
 
 class Resources(StageResources):

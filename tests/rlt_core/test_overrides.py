@@ -52,6 +52,11 @@ from rlt_core.profiles import PROFILES
         ("teacher_grpo.beta=1e999", r"teacher_grpo\.beta: write finite numbers"),
         ("resources.budget_usd=nan", r"resources\.budget_usd: "),
         ("reward_ablation.alphas=[0.1,NaN]", r"reward_ablation\.alphas: write finite"),
+        ("resources.vllm_server=localhost:8000", r"vllm_server: write an address, as http://host"),
+        (
+            "resources.stages.student-grpo.vllm_server=http://",
+            r"vllm_server: write an",
+        ),
         ("rank_ablation.sets=[]", r"rank_ablation\.sets: .*at least 1"),
         ("teacher_bench.students={}", r"teacher_bench\.students: .*at least 1"),
         ("student_sft.beta2=1", r"student_sft\.beta2: .*less than 1"),
