@@ -221,7 +221,9 @@ def load_config(profile: str, assignments: Iterable[str] = ()) -> Config:
         except ValueError:
             raise UserError(f"{path}: write finite numbers (given: {value})") from None
     for name in config.resources.stages:
-        stage = name.partition(":")[0]
+        stage, colon, variant = name.partition(":")
         if stage not in STAGES:
             raise UserError(f"resources.stages.{name}: unknown stage; {nearest(stage, STAGES)}")
+        if colon and not variant:
+            raise UserError(f"resources.stages.{name}: name a variant after the colon, or `*`")
     return config

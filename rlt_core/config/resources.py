@@ -135,10 +135,9 @@ class Resources(StageResources):
 
     def _names_of(self, stage: str, variant: str) -> list[str]:
         """Return the keys in `stages` that match; the stage's own name is the first."""
-        named = [(name, *name.partition(":")[::2]) for name in self.stages]
-        of_variant = [
-            name
-            for name, of_stage, pattern in named
-            if of_stage == stage and pattern and fnmatchcase(variant, pattern)
-        ]
-        return [name for name in (stage,) if name in self.stages] + of_variant
+        found = [stage] if stage in self.stages else []
+        for name in self.stages:
+            of_stage, _, pattern = name.partition(":")
+            if of_stage == stage and pattern and fnmatchcase(variant, pattern):
+                found.append(name)
+        return found

@@ -129,10 +129,9 @@ def _expected(data: DataConfig, path: str | None) -> Questions:
     rows = count_rows(Path(path)) if path else ROWS.get(data.source, UNKNOWN_ROWS)
     taken = data.n_validation + (0 if data.test_source else data.n_test)
     left = max(1, rows - taken)
-    traced = data.fields.trace is not None or data.split_at is not None or data.conversations
-    traced = traced or not path
+    traced = not path or bool(data.fields.trace or data.split_at or data.conversations)
     if path and not traced:
-        traced = "trace" in (found_layout(data.model_copy(update={"source": path})) or "")
+        traced = "trace" in (found_layout(data.replaced(source=path)) or "")
     train = data.n_train or left
     if path or data.source.startswith("hub:"):
         train = min(train, left)

@@ -57,6 +57,7 @@ from rlt_core.profiles import PROFILES
             "resources.stages.student-grpo.vllm_server=http://",
             r"vllm_server: write an",
         ),
+        ("resources.stages.evaluation:.threads=2", "name a variant after the colon"),
         ("rank_ablation.sets=[]", r"rank_ablation\.sets: .*at least 1"),
         ("teacher_bench.students={}", r"teacher_bench\.students: .*at least 1"),
         ("student_sft.beta2=1", r"student_sft\.beta2: .*less than 1"),
