@@ -181,8 +181,13 @@ def _explain(sql: str, message: str) -> str:
         hint = _nearest("table", match[1], list(VIEWS))
     elif match := _NO_COLUMN.search(message):
         mentioned = [name for name in VIEWS if re.search(rf"\b{name}\b", sql, re.IGNORECASE)]
-        columns = {column for name in mentioned for column in VIEWS[name].names}
-        hint = _nearest("column", match[1] or match[2], sorted(columns))
+        owners: dict[str, list[str]] = {}
+        for name in mentioned:
+            for column in VIEWS[name].names:
+                owners.setdefault(column, []).append(name)
+        hint = _nearest("column", match[1] or match[2], sorted(owners))
+        if of := owners.get(hint.rpartition(": ")[2]):
+            hint += f" (of {', '.join(of)})"
     elif match := _UNREADABLE.match(message):
         cause = message[match.end() :].partition(". Detail: Python exception")[0]
         hint = (

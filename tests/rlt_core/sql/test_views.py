@@ -241,6 +241,10 @@ def test_a_mistake_in_sql_says_what_is_nearest(tmp_path):
             ("select * from scors", "scors.*nearest table: scores"),
             ("select rewrd from scores", "rewrd.*nearest column: reward"),
             ("select s.rnk from scores s", "rnk.*nearest column: rank"),
+            (
+                "select t.correct from scores s join traces t using (trace_id)",
+                r"correct.*nearest column: correct \(of scores\)",
+            ),
             ("select zzz from dropped", "zzz.*detail"),
             ("select 1 frm scores", "syntax error.*scores"),
             ("select 'a'::int", "'a'"),
