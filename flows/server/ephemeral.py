@@ -11,8 +11,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flows.server.local import PRIVATE, is_healthy, locked, new_login
-from flows.server.processes import wait_until
+from flows.server.local import is_healthy, locked, new_login
+from flows.server.processes import PRIVATE, wait_until
 
 STOP_S = 5.0
 QUIET_SERVER = {"PREFECT_UI_ENABLED": "0", "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL"}

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from flows.server import seaweedfs
-from flows.server.processes import Processes, free_port
+from flows.server import postgres, seaweedfs
+from flows.server.processes import PRIVATE, Processes, free_port
 from rlt_core import gpus
 from rlt_core.errors import UserError
 from rlt_core.private import home, private_folder, write_private
@@ -36,9 +36,6 @@ QUIET = {
     "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "30",
 }
 """Settings of Prefect that the user's environment may replace."""
-PRIVATE = 0o077
-"""Umask of the servers: their files are this user's alone."""
-
 Say = Callable[[str], None]
 
 
@@ -144,11 +141,14 @@ def bring_up(wanted: LocalServer, limit: int, say: Say) -> None:
     os.environ.update(wanted.login())  # before Prefect is imported
     from flows.server import setup
 
-    started = not processes.alive("server")
+    started, settings = not processes.alive("server"), dict[str, str]()
+    if started or (home() / "postgres").is_dir():
+        settings, which = postgres.database(processes)
+        say(f"database  {which}")
     if started:
         prefect = [sys.executable, "-m", "flows.server.one_writer"]
         command = [*prefect, "server", "start", "--host", "127.0.0.1", "--port", str(wanted.port)]
-        processes.start("server", command, wanted.environment(), PRIVATE)
+        processes.start("server", command, wanted.environment() | settings, PRIVATE)
         processes.wait("server", lambda: is_healthy(wanted.api))
     say(f"server    {'started' if started else 'is up'}: {wanted.dashboard}")
     setup.set_up()
@@ -258,6 +258,7 @@ def take_down(say: Say) -> None:
         processes.stop(["worker-cpu", "worker-gpu"], STOP_S)  # with their runs
         processes.stop_others(STOP_S)  # runs that a killed worker left
         processes.stop(["server", "s3"], SERVER_STOP_S)
+        processes.stop(["postgres"], SERVER_STOP_S)  # once its clients have left
         processes.stop_others(0.0)
         say(f"stopped {len(found)} processes; `rlt up` continues with the same store")
     _leave_profile()

@@ -17,6 +17,8 @@ from rlt_core.private import private_folder
 
 MARK = "RLT_UP"
 """Environment variable that marks the started processes and their children."""
+PRIVATE = 0o077
+"""Umask of the servers: their files are this user's alone."""
 READY_S = 180.0
 """Seconds in which a started process must be ready."""
 

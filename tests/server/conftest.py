@@ -29,6 +29,8 @@ from rlt_core.store import Store
 
 RLT = [sys.executable, "-m", "flows.cli.app"]
 ROOT = Path(__file__).parents[2]
+DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
+"""Also on a machine with PostgreSQL."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -155,6 +157,7 @@ def new_server(folder: Path, **environment: str) -> Server:
     own = {
         "RLT_HOME": str(home),
         "PREFECT_HOME": str(folder / "prefect"),
+        DATABASE: f"sqlite+aiosqlite:///{folder / 'prefect' / 'prefect.db'}",
         "PYTHONPATH": str(ROOT),
         "COLUMNS": "200",
     }
