@@ -11,6 +11,7 @@ from flows.cli.terminal import print_data
 from rlt_core.config import Config
 from rlt_core.config.fields import fields
 from rlt_core.errors import UserError
+from rlt_core.graph import flatten
 from rlt_core.overrides import load_config, nearest_fields
 
 MISSING = object()
@@ -31,24 +32,22 @@ def config(
 ) -> None:
     """Show the fields of a config: value, type and limits, where the value comes from, help."""
     profile, changes = started_from(diff[0] if diff else profile, config_file, set_)
-    resolved = load_config(profile, changes)
-    started = load_config(profile)
-    other = load_config(diff[1]) if diff else resolved
+    chosen = [one for one in fields() if not section or f"{one.path}.".startswith(f"{section}.")]
+    if not chosen:
+        raise UserError(
+            f"unknown field {section!r}; {nearest_fields(section, Config.model_fields)}"
+        )
+    resolved, started = _values(profile, changes), _values(profile, [])
+    other = _values(diff[1], []) if diff else resolved
     rows = []
-    for field in fields():
-        if section and not f"{field.path}.".startswith(f"{section}."):
-            continue
-        value, there = _value(resolved, field.path), _value(other, field.path)
+    for field in chosen:
+        value, there = (each.get(field.path, MISSING) for each in (resolved, other))
         if diff:
             value, there = (None if each is MISSING else each for each in (value, there))
         if value is MISSING or (diff and there == value):
             continue  # in a section that is empty, or of another kind
-        changed = value != _value(started, field.path)
+        changed = value != started.get(field.path, MISSING)
         rows.append((field, value, there, "changed" if changed and not diff else profile))
-    if not rows and section and not any(f"{f.path}.".startswith(f"{section}.") for f in fields()):
-        raise UserError(
-            f"unknown field {section!r}; {nearest_fields(section, Config.model_fields)}"
-        )
     if as_json:
         found = [
             {"field": field.path, "value": value, "type": field.type, "origin": origin}
@@ -68,14 +67,9 @@ def config(
     console.print(table)
 
 
-def _value(config: Config, path: str) -> Any:
-    """Return a field's value as JSON; MISSING if its section is empty or of another kind."""
-    found: Any = config.model_dump(mode="json")
-    for name in path.split("."):
-        if not isinstance(found, dict) or name not in found:
-            return MISSING
-        found = found[name]
-    return MISSING if isinstance(found, dict) and found else found
+def _values(profile: str, changes: list[str]) -> dict[str, Any]:
+    """Return each field's value as JSON by its path."""
+    return dict(flatten(load_config(profile, changes).model_dump(mode="json")))
 
 
 def _shown(value: Any) -> str:
