@@ -144,8 +144,13 @@ def _data_table(
         table["test_source"] = str(test)
     n_test = profile.n_test if test else min(profile.n_test, part)
     table |= {"n_validation": min(profile.n_validation, part), "n_test": n_test}
+    held_out = table["n_validation"] + (0 if test else n_test)
+    if rows <= held_out:
+        raise UserError(
+            f"{file}: {rows} usable questions; {held_out + 1} are needed at least, of which "
+            f"{held_out} are held out for validation{'' if test else ' and test'}"
+        )
     if profile.n_train:
-        held_out = table["n_validation"] + (0 if test else n_test)
         table["n_train"] = min(profile.n_train, rows - held_out)
     if data.split_at:
         table["split_at"] = data.split_at

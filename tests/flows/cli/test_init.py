@@ -73,6 +73,7 @@ def test_unusable_rows_are_told_and_allowed_and_a_test_file_is_used(tmp_path: Pa
         ([], "no row"),
         ([{"question": "1+1?", "choices": ["1", "2"], "answer": 1}], "'choices' has the options"),
         (["# a comment", "no JSON"], "row 1: expected an object with fields"),
+        ([{"question": "1+1?", "solution": "2"}] * 2, "2 usable questions; 3 are needed"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_one_line(
