@@ -183,7 +183,8 @@ def _require(wanted: Iterable[Requirement], fix: str) -> None:
 def _packages() -> str:
     """Versions that are required, and those that were tested."""
     wanted, file = _required(), CONSTRAINTS / f"{_vllm_package() or 'cpu'}.txt"
-    fix = f"pip install -c {file} {PACKAGE}"
+    tried = f"-c {file}" if file.is_file() else "--upgrade"
+    fix = f"pip install {tried} {PACKAGE}"
     _require(wanted, fix)
     lines = file.read_text().splitlines() if file.is_file() else []
     tested = dict(line.split("==") for line in lines if "==" in line)

@@ -38,6 +38,8 @@ def _wanted(config: Config, target: str) -> Iterator[Wanted]:
     sources."""
     sources = [config.base_model, config.reward_student, config.student]
     sources += [model.source for model in config.imports.models.values()]
+    if bench := config.teacher_bench:
+        sources += [*bench.teachers.values(), *bench.students.values()]
     data_sets = [config.data, config.rl_data, *config.imports.benchmarks.values()]
     if target in ("table-1", ALL):
         sources += [config.larger_student.model] if config.larger_student else []

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from flows.cli.fetch import _wanted
 from rlt_core.evaluation.benchmarks import BENCHMARKS
+from rlt_core.overrides import load_config
 from tests.flows.conftest import Rlt
 from tests.hub_cache import ROWS, write_hub
 
@@ -113,6 +115,13 @@ def test_what_is_fetched_is_pinned_and_no_pickle_comes_along(hub: str, tmp_path:
     again = rlt(hub, tmp_path, "fetch", *source)
     assert "0.00 GiB" in again.stdout
     assert sorted(_Hub.downloads) == ["config.json", "model.safetensors"]
+
+
+def test_models_that_are_compared_are_fetched_too() -> None:
+    bench = {"teachers": {"a": "hub:some/teacher"}, "students": {"b": "hub:some/student"}}
+    config = load_config("teach", [f"teacher_bench={json.dumps(bench)}"])
+    repos = {each.repo for each in _wanted(config, "bench-teachers")}
+    assert {"some/teacher", "some/student"} <= repos
 
 
 def test_too_little_disk_is_said_before_anything_is_downloaded(hub: str, tmp_path: Path) -> None:
