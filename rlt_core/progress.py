@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -92,7 +93,8 @@ class Work:
         self.done, self.total, self.metrics = done, total, metrics
         if total:
             self._ends.append(time.monotonic())
-        if (value := metrics.get("reward", metrics.get("loss"))) is not None:
+        value = metrics.get("reward", metrics.get("loss"))
+        if value is not None and math.isfinite(value):
             self.curve.append(value)
 
     @property

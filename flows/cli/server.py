@@ -24,12 +24,15 @@ def up(
         bool, typer.Option("--s3", help="Also start an S3 server, with the store on it.")
     ] = False,
     port: Annotated[
-        int | None, typer.Option(help="Port of the Prefect server.", show_default="4200")
+        int | None,
+        typer.Option(min=1, max=65535, help="Port of the Prefect server.", show_default="4200"),
     ] = None,
     gpu_runs: Annotated[
         int | None,
         typer.Option(
-            help="Concurrent runs of the gpu pool.", show_default="one per GPU, else per core"
+            min=1,
+            help="Concurrent runs of the gpu pool.",
+            show_default="one per GPU, else per core",
         ),
     ] = None,
     store: StoreOption = "",

@@ -131,6 +131,9 @@ def test_a_curve_of_any_length_is_short() -> None:
     work = Work()
     for step in range(1000):
         work.reached(step + 1, 1000, {"reward": float(step)})
+    for value in ("nan", "inf"):  # a training that diverges is watched, too
+        work.reached(1000, 1000, {"reward": float(value)})
+    assert line_of({"name": "teacher-grpo@0", "note": work.note().model_dump()})
     curve = work.note().curve
     assert len(curve) == CURVE_POINTS and curve == sorted(curve)
     assert curve[0] == pytest.approx(12) and curve[-1] == pytest.approx(987)
