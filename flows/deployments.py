@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
+from prefect.exceptions import TerminationSignal
 from prefect.flows import Flow
 from prefect.runtime import deployment, flow_run
 from prefect.states import Failed, State
@@ -22,6 +23,7 @@ from pydantic import Field
 
 from flows import prefect_artifacts
 from flows.cli.options import store_place
+from flows.cli.watch import announced
 from flows.credentials import use_block
 from flows.executors import LocalExecutor, Outcome, PoolExecutor
 from flows.forms import ProfileName, assignments, essentials_form, inputs_form, overrides_form
@@ -29,6 +31,7 @@ from flows.pipeline import run_batches, run_plan, state_of
 from flows.planning import Plan, plan_stage
 from flows.schedule import Schedule, by_stage, title_of
 from rlt_core.errors import UserError
+from rlt_core.experiments import ALL, EXPERIMENTS
 from rlt_core.overrides import load_config
 from rlt_core.printable import printable
 from rlt_core.secrets import masked
@@ -78,19 +81,9 @@ def experiment_flow(name: str) -> Flow[..., State[Any]]:
             url = _store_url(store)
             plan = Plan.of(name, profile, set, store=url, budget_gpu_hours=budget_gpu_hours)
             plan.require_computable()
+            return _compute_plan(plan)
         except UserError as error:
             return _refused(error)
-        place = f"{profile} {name}"
-        prefect_artifacts.show_plan(plan.nodes, place)
-        page = prefect_artifacts.RunPage(len(plan.nodes), len(plan.nodes) - len(plan.missing))
-        state = state_of(run_plan(plan, by_stage(plan.specs()), PoolExecutor(page, name), page))
-        for node in (item.node for item in plan.nodes if item.node.stage.name == "report"):
-            if report := plan.store.manifest(node.ref.kind, node.key):
-                prefect_artifacts.show_report(plan.store, report, place)
-                show_parts(plan.store, report, place)
-        for experiment in [] if state.is_completed() else plan.report_what_exists():
-            get_run_logger().info("what exists: rlt report %s --profile %s", experiment, profile)
-        return state
 
     run.__name__ = name.replace("-", "_")
     run.__doc__ = f"""Compute what the store lacks of {name}, each node in the pool of its stage.
@@ -103,6 +96,35 @@ def experiment_flow(name: str) -> Flow[..., State[Any]]:
     """
     side_by_side: Any = ThreadPoolTaskRunner()
     return flow(name="rlt", flow_run_name=_run_name, task_runner=side_by_side)(run)
+
+
+def _compute_plan(plan: Plan) -> State[Any]:
+    """Send the missing nodes to their pools, and show plan, progress and reports on the page. Of a
+    run that fails or is stopped, what exists is reported."""
+    place = f"{plan.profile} {plan.target}"
+    prefect_artifacts.show_plan(plan.nodes, place)
+    page = prefect_artifacts.RunPage(len(plan.nodes), len(plan.nodes) - len(plan.missing))
+    batches, executor = by_stage(plan.specs()), PoolExecutor(page, plan.target)
+    with announced(plan.store, f"{plan.profile}/{plan.target}", page.note) as status:
+        try:
+            state = state_of(run_plan(plan, batches, executor, page))
+        except TerminationSignal:
+            status.append(130)
+            _say_what_exists(plan)
+            raise
+        status.append(0 if state.is_completed() else 1)
+    for node in (item.node for item in plan.nodes if item.node.stage.name == "report"):
+        if report := plan.store.manifest(node.ref.kind, node.key):
+            prefect_artifacts.show_report(plan.store, report, place)
+            show_parts(plan.store, report, place)
+    if not state.is_completed():
+        _say_what_exists(plan)
+    return state
+
+
+def _say_what_exists(plan: Plan) -> None:
+    for experiment in plan.report_what_exists():
+        get_run_logger().info("what exists: rlt report %s --profile %s", experiment, plan.profile)
 
 
 # ---------------------------------------------------------------- stages
@@ -231,30 +253,10 @@ def _compute(stage: str, specs: list[NodeSpec]) -> State[Any]:
 
 
 # ---------------------------------------------------------------- entrypoints
-full_pipeline = experiment_flow("full-pipeline")
-table_1 = experiment_flow("table-1")
-table_2 = experiment_flow("table-2")
-countdown = experiment_flow("countdown")
-rank_ablation = experiment_flow("rank-ablation")
-compare_traces = experiment_flow("compare-traces")
-teach = experiment_flow("teach")
-bench_teachers = experiment_flow("bench-teachers")
-reward_ablation = experiment_flow("reward-ablation")
-all_experiments = experiment_flow("all")
-
-dataset_prep = stage_flow("dataset-prep")
-base_model = stage_flow("base-model")
-teacher_sft = stage_flow("teacher-sft")
-teacher_grpo = stage_flow("teacher-grpo")
-trace_generation = stage_flow("trace-generation")
-endpoint_generation = stage_flow("endpoint-generation")
-trace_import = stage_flow("trace-import")
-trace_refinement = stage_flow("trace-refinement")
-trace_selection = stage_flow("trace-selection")
-trace_scoring = stage_flow("trace-scoring")
-score_import = stage_flow("score-import")
-student_sft = stage_flow("student-sft")
-student_grpo = stage_flow("student-grpo")
-evaluation = stage_flow("evaluation")
-rank_statistics = stage_flow("rank-statistics")
-report = stage_flow("report")
+def __getattr__(function: str) -> Flow[..., State[Any]]:
+    """Make the flow of one target, `full_pipeline` or `teacher_grpo`, when it is asked for: a run
+    needs the form of its own stage only."""
+    for name in (*EXPERIMENTS, ALL, *STAGES):
+        if name.replace("-", "_") == function:
+            return stage_flow(name) if name in STAGES else experiment_flow(name)
+    raise AttributeError(function)

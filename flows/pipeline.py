@@ -87,7 +87,15 @@ def run_batches(
                 ready.append(spec.model_copy(update={"flow_run_id": flow_run.id or None}))
         if ready:
             priority = max(schedule.priorities.get(spec.key, 0.0) for spec in ready)
-            for spec, outcome in zip(ready, executor.execute(ready, priority), strict=True):
+            try:
+                found = executor.execute(ready, priority)
+            except (
+                Exception
+            ) as error:  # the server or the store, while nodes were sent or looked up
+                why = Outcome("failed", f"{type(error).__name__}: {error}")
+                outcomes.update(dict.fromkeys((spec.key for spec in ready), why))
+                raise
+            for spec, outcome in zip(ready, found, strict=True):
                 outcomes[spec.key] = outcome
                 if budget:
                     manifest = spec.manifest()

@@ -186,9 +186,10 @@ class Plan:
         self.store.files.write(f"runs/{self.target}-{digest}.json", data)
 
     def report_what_exists(self) -> list[str]:
-        """Write the reports that a run has not reached, of the nodes that are committed; return
-        their experiments."""
+        """Of a run that was stopped or failed: name the nodes that are committed, write the reports
+        that it has not reached of them, and return their experiments."""
         committed = self.store.manifests_of(item.node.ref for item in self.nodes)
+        self.name_artifacts(committed)
         return [
             node.config.title
             for node in self.missing

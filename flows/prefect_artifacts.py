@@ -5,11 +5,13 @@ import csv
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect import get_run_logger
 from prefect.artifacts import (
     create_image_artifact,
@@ -22,7 +24,7 @@ from prefect.runtime import flow_run
 
 from rlt_core.experiments import ALL, EXPERIMENTS
 from rlt_core.graph import Planned
-from rlt_core.progress import Metrics
+from rlt_core.progress import Metrics, Note
 from rlt_core.store import Manifest, Store
 
 UPDATE_EVERY_S = 2.0
@@ -41,6 +43,15 @@ def _numbers(metrics: Metrics) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:SHOWN_METRICS])
 
 
+@contextmanager
+def _if_the_server_answers() -> Iterator[None]:
+    """Show something, or go on without: a server that restarts ends no computation."""
+    try:
+        yield
+    except httpx.HTTPError as error:
+        get_run_logger().warning("not shown on the page: %s", error)
+
+
 class NodePage:
     """Reports the nodes that a run computes itself: a progress bar and a table for each."""
 
@@ -50,8 +61,15 @@ class NodePage:
 
     def started(self, name: str) -> None:
         get_run_logger().info("%s: started", name)
-        self._bars[name] = _bar(name)
         self._updated[name] = 0.0
+        self._move(name, 0.0, name)
+
+    def _move(self, name: str, share: float, text: str) -> None:
+        with _if_the_server_answers():
+            if bar := self._bars.get(name):
+                update_progress_artifact(bar, progress=share, description=text)
+            else:
+                self._bars[name] = _bar(text, share)
 
     def progress(self, name: str, done: int, total: int, metrics: Metrics) -> None:
         """Move the bar, at most every `UPDATE_EVERY_S`."""
@@ -60,22 +78,20 @@ class NodePage:
             return
         self._updated[name] = now
         text = _numbers(metrics) if total else WAITING
-        share = 100 * done / total if total else 0.0
-        update_progress_artifact(self._bars[name], progress=share, description=f"{name}: {text}")
+        self._move(name, 100 * done / total if total else 0.0, f"{name}: {text}")
 
     def line(self, name: str, text: str) -> None:
         get_run_logger().info("%s | %s", name, text)
 
     def finished(self, name: str, manifest: Manifest) -> None:
         """Fill the bar and show what was committed."""
-        update_progress_artifact(
-            self._bars[name], progress=100.0, description=f"{name}: {_numbers(manifest.metrics)}"
-        )
+        self._move(name, 100.0, f"{name}: {_numbers(manifest.metrics)}")
         get_run_logger().info(
             "%s: committed %s after %.1f s  %s",
             name, manifest.ref.key, manifest.seconds, _numbers(manifest.metrics),
         )  # fmt: skip
-        show_node(manifest)
+        with _if_the_server_answers():
+            show_node(manifest)
 
     def failed(self, name: str, how: str, message: str) -> None:
         get_run_logger().error("%s: %s\n%s", name, how, message)
@@ -92,14 +108,19 @@ class RunPage:
     def _share(self) -> float:
         return 100 * self._done / self._total if self._total else 100.0
 
+    def note(self) -> Note:
+        """What others may see of the run."""
+        return Note(done=self._done, total=self._total, share=self._share() / 100)
+
     def finished(self, name: str, manifest: Manifest) -> None:
         """Move the bar by one node."""
         with self._lock:
             self._done += 1
             done = self._done
-        update_progress_artifact(
-            self._bar, progress=self._share(), description=f"{done} of {self._total} nodes"
-        )
+        with _if_the_server_answers():
+            update_progress_artifact(
+                self._bar, progress=self._share(), description=f"{done} of {self._total} nodes"
+            )
         get_run_logger().info(
             "%d/%d  %s  %s  %.1f s  %s",
             done, self._total, name, manifest.ref.key, manifest.seconds,
