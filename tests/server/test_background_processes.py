@@ -5,18 +5,24 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli.app import app
 from flows.server.processes import Processes
+
+
+@pytest.mark.parametrize("option", ["--port=0", "--port=99999", "--gpu-runs=0"])
+def test_a_number_out_of_range_starts_nothing(option: str) -> None:
+    done = CliRunner().invoke(app, ["up", option])
+    assert done.exit_code == 2 and "Input should be" in done.output
 
 
 def test_a_start_begins_an_empty_log_and_keeps_the_one_before(tmp_path: Path) -> None:
     processes = Processes(tmp_path / "home")
     for said in ("first", "second", "third"):
-        command = [
-            sys.executable,
-            "-c",
-            f"import time; print('{said}', flush=True); time.sleep(60)",
-        ]
-        processes.start("server", command, os.environ)
+        code = f"import time; print('{said}', flush=True); time.sleep(60)"
+        processes.start("server", [sys.executable, "-c", code], os.environ)
         while not processes.log("server").read_text():
             time.sleep(0.02)
         processes.stop(["server"], 5)
