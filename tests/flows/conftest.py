@@ -10,10 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import Result
+from typer import Typer
+from typer.testing import CliRunner
 
 from flows.cli.app import main
 from flows.server.local import is_healthy
 from flows.server.processes import Processes, free_port
+from rlt_core.errors import UserError
 from rlt_core.store import Manifest, Store
 from tasks.child_process import SHARED_SERVER
 
@@ -115,6 +119,16 @@ def rlt_process(served: Served) -> Rlt:
         )
 
     return run
+
+
+def invoke(app: Typer, *arguments: object, code: int = 0, text: str | None = None) -> Result:
+    """A command of one group in this process, with its exit status checked; raises its
+    UserError."""
+    result = CliRunner().invoke(app, list(map(str, arguments)), input=text)
+    if isinstance(result.exception, UserError):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
 
 
 def inside(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed, Failed, Pending, Running, Scheduled, State
 
 from flows import prefect_artifacts
@@ -41,7 +41,8 @@ def test_a_server_that_does_not_answer_ends_no_computation(
     """A worker computes on while its server is started again."""
     monkeypatch.setattr(prefect_artifacts, "get_run_logger", logging.getLogger)
     made = commit(Store(str(tmp_path)), "base-model", {})
-    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+    away = {PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_CLIENT_MAX_RETRIES: 0}
+    with temporary_settings(away):
         page = prefect_artifacts.NodePage()
         page.started("base-model")
         page.progress("base-model", 1, 2, {})

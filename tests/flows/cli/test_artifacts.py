@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
 
 from flows.cli import artifacts
 from flows.cli.artifacts import app
 from rlt_core.errors import UserError
 from rlt_core.store import Ref, Store
+from tests.flows.conftest import invoke
 from tests.sample_store import commit, sample_run, score_row
 
 
@@ -18,11 +18,7 @@ def store(tmp_path):
 
 
 def run(store, *arguments, code=0):
-    result = CliRunner().invoke(app, [*arguments, "--store", str(store)])
-    if isinstance(result.exception, UserError):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.stdout
+    return invoke(app, *arguments, "--store", store, code=code).stdout
 
 
 def test_list_names_every_artifact(store):

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from flows.cli.artifacts import app
 from rlt_core.errors import UserError
 from rlt_core.store import Store
+from tests.flows.conftest import invoke
 from tests.sample_store import commit, sample_run, score_row
 
 
@@ -18,11 +18,7 @@ def here(tmp_path):
 
 
 def run(*arguments, code=0):
-    result = CliRunner().invoke(app, list(map(str, arguments)))
-    if isinstance(result.exception, UserError):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.output
+    return invoke(app, *arguments, code=code).output
 
 
 def test_everything_goes_there_and_back(here, store_root, tmp_path):

@@ -7,7 +7,6 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
 from flows.cli.reward import _tokens_table, app
 from flows.cli.terminal import Console
@@ -17,6 +16,7 @@ from rlt_core.explain import Token
 from rlt_core.reward.formula import reward_parts
 from rlt_core.rows import read_rows
 from rlt_core.store import Store
+from tests.flows.conftest import invoke
 from tests.imports import imported
 from tests.sample_store import commit, sample_run, score_row, scored_training_traces
 
@@ -32,11 +32,7 @@ def store(tmp_path_factory):
 
 
 def run(store, *arguments, code=0):
-    result = CliRunner().invoke(app, [*arguments, "--store", str(store)])
-    if isinstance(result.exception, UserError):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.stdout
+    return invoke(app, *arguments, "--store", store, code=code).stdout
 
 
 def test_replay_says_what_changed_and_writes_every_trace(store, tmp_path):

@@ -14,7 +14,6 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.input.ansi_escape_sequences import ANSI_SEQUENCES
 from prompt_toolkit.output import DummyOutput
-from typer.testing import CliRunner
 
 from flows.cli.sql import FORMATS, ask, mixture, sql
 from flows.cli.sql_shell import command, completer, shell, unfinished
@@ -23,6 +22,7 @@ from flows.server.seaweedfs import S3Access
 from rlt_core.errors import UserError
 from rlt_core.sql.views import connect, refresh
 from rlt_core.store import Store
+from tests.flows.conftest import invoke
 from tests.imports import imported
 from tests.sample_store import commit, sample_run, score_row
 
@@ -40,12 +40,10 @@ def run(*arguments, text=None):
     app = typer.Typer()
     app.command()(sql)
     finder = list(sys.meta_path)
-    result = CliRunner().invoke(app, list(arguments), input=text)
-    sys.meta_path[:] = finder
-    if isinstance(result.exception, UserError):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.stdout
+    try:
+        return invoke(app, *arguments, text=text).stdout
+    finally:
+        sys.meta_path[:] = finder
 
 
 @pytest.mark.parametrize(

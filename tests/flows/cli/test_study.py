@@ -4,14 +4,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from flows.cli.study import app
 from rlt_core.errors import UserError
 from rlt_core.experiments import targets
 from rlt_core.store import Store
 from rlt_core.study.freeze import resolve
-from tests.flows.conftest import COMMAND, environment
+from tests.flows.conftest import COMMAND, environment, invoke
 from tests.imports import imported
 from tests.rlt_core.study.made_up_study import STUDY, commit_all
 
@@ -27,11 +26,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def rlt(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(app, [str(one) for one in arguments])
-    if isinstance(result.exception, UserError):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.output
+    return invoke(app, *arguments, code=code).output
 
 
 def test_from_the_file_to_a_verified_bundle(file: Path, tmp_path: Path) -> None:
