@@ -1,7 +1,6 @@
 """`rlt init`: look at a file of questions and write a config for it that fits this machine."""
 
 import json
-import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ import numpy as np
 import typer
 
 from flows.cli.terminal import print
+from rlt_core import gpus
 from rlt_core.config import DataConfig, FieldMapping
 from rlt_core.data.layouts import layout_of
 from rlt_core.data.row_files import BadRow, Record, checked, read_all, read_records, value_of
@@ -159,10 +159,11 @@ def _data_table(
 
 
 def gpu_gib() -> float | None:
-    """Return the memory of the first GPU in GiB; None without one."""
-    if not shutil.which("nvidia-smi"):
+    """Return the memory in GiB of the first GPU that this process may use; None without one."""
+    if not (mine := gpus.here()):
         return None
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    command = ["nvidia-smi", "-i", next(iter(mine.values())), "--query-gpu=memory.total",
+               "--format=csv,noheader,nounits"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     first = done.stdout.split("\n")[0].strip()
     return round(int(first) / 1024, 1) if done.returncode == 0 and first.isdigit() else None

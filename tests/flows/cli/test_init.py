@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gpu_driver
 import pytest
 from typer.testing import CliRunner
 
 from flows.cli.app import app
+from flows.cli.init import gpu_gib
 from rlt_core.config import Config
 from rlt_core.data.sources import read_source
 from rlt_core.errors import UserError
@@ -102,3 +104,13 @@ def test_a_config_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists; remove it"):
         made(tmp_path, file)
     assert (tmp_path / "rlt.toml").read_text() == "seeds = [7]"
+
+
+def test_the_gpu_is_the_first_that_may_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu_driver.install(tmp_path, 2, monkeypatch)
+    assert gpu_gib() == 10.0
+    for visible, memory in (("1", 11.0), ("GPU-0001,0", 11.0), ("", None)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert gpu_gib() == memory
