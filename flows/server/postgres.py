@@ -12,13 +12,11 @@ from urllib.parse import quote
 
 from flows.server.processes import PRIVATE, Processes
 from rlt_core.private import private_folder
+from tasks.fork_server import LONGEST_ADDRESS
 
-NAMES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
-"""Environment variables that name a database of the user's."""
+URL = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 PACKAGED = Path("/usr/lib/postgresql")
 """Where Debian keeps what is not on the PATH, by version."""
-LONGEST_ADDRESS = 100
-"""Bytes that the address of a Unix socket may have, rounded down."""
 CONNECTIONS = 200
 
 
@@ -40,8 +38,10 @@ def database(processes: Processes) -> tuple[dict[str, str], str]:
     """Start PostgreSQL, unless SQLite is used; return the settings of Prefect's server for it, and
     which database it is. Raises UserError if files of PostgreSQL are there and it does not start.
     """
-    if named := next((name for name in NAMES if name in os.environ), None):
-        return {}, f"the one that {named} names"
+    from prefect.settings import get_current_settings
+
+    if {"connection_url", "driver"} & get_current_settings().server.database.model_fields_set:
+        return {}, "the one that Prefect's settings name"
     folder = processes.home / "postgres"
     if not folder.is_dir():
         try:
@@ -58,7 +58,7 @@ def database(processes: Processes) -> tuple[dict[str, str], str]:
     ask = [str(found / "pg_isready"), "-q", "-h", str(folder)]
     processes.wait("postgres", lambda: subprocess.run(ask).returncode == 0)
     url = f"postgresql+asyncpg://prefect@/postgres?host={quote(str(folder))}"
-    return {NAMES[0]: url}, f"PostgreSQL in {folder}"
+    return {URL: url}, f"PostgreSQL in {folder}"
 
 
 def _make(folder: Path) -> None:

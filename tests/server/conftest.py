@@ -24,13 +24,12 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.events.schemas.automations import AutomationCore
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
+from flows.server.postgres import URL
 from flows.server.processes import MARK, free_port
 from rlt_core.store import Store
 
 RLT = [sys.executable, "-m", "flows.cli.app"]
 ROOT = Path(__file__).parents[2]
-DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
-"""Also on a machine with PostgreSQL."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -157,7 +156,7 @@ def new_server(folder: Path, **environment: str) -> Server:
     own = {
         "RLT_HOME": str(home),
         "PREFECT_HOME": str(folder / "prefect"),
-        DATABASE: f"sqlite+aiosqlite:///{folder / 'prefect' / 'prefect.db'}",
+        URL: f"sqlite+aiosqlite:///{folder / 'prefect' / 'prefect.db'}",  # with PostgreSQL, too
         "PYTHONPATH": str(ROOT),
         "COLUMNS": "200",
     }

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, temporary_settings
 
 from flows.server import postgres
 from flows.server.processes import Processes
@@ -29,8 +30,8 @@ def test_sqlite_is_used_with_the_reason(tmp_path: Path, monkeypatch: pytest.Monk
     assert "is not installed" in said()
     (tmp_path / "deployed").touch()
     assert said() == "SQLite (it has the history of earlier runs)"
-    monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "postgresql+asyncpg://elsewhere")
-    assert said() == "the one that PREFECT_API_DATABASE_CONNECTION_URL names"
+    with temporary_settings({PREFECT_API_DATABASE_CONNECTION_URL: "postgresql+asyncpg://x/y"}):
+        assert said() == "the one that Prefect's settings name"
 
 
 @pytest.mark.slow
@@ -39,7 +40,7 @@ def test_a_pipeline_runs_on_postgres(tmp_path: Path, monkeypatch: pytest.MonkeyP
     if subprocess.run([*AS_A_USER, "true"]).returncode:
         pytest.skip("PostgreSQL refuses to run as root")
     server, folder = new_server(tmp_path), tmp_path / "home" / "postgres"
-    del server.environment[conftest.DATABASE]
+    del server.environment[postgres.URL]
 
     def query(sql: str) -> list[str]:
         psql = [str((postgres.binaries() or Path()) / "psql"), "-h", str(folder), "-U", "prefect"]
