@@ -12,7 +12,6 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling, Scheduled
 
-from flows.cli.watch import ENDED, RUN
 from rlt_core.experiments import targets
 from rlt_core.graph import Node, upstream
 from rlt_core.overrides import load_config
@@ -126,26 +125,21 @@ def test_a_childs_mistake_is_the_parents_and_a_retry_goes_on_once_it_is_fixed(
     assert run.state and run.state.name == "Completed", run.state.message
 
 
-def test_cancelling_the_parent_ends_the_whole_process_tree_and_reports_what_exists(
+def test_cancelling_the_parent_ends_the_whole_process_tree(
     server: Server, finished: FlowRun
 ) -> None:
     permanent = {process.pid for process in server.processes()}
-    change = ["student_grpo.steps=400"]
-    planned = nodes("full-pipeline", change)
-    run = server.start("full-pipeline", profile="smoke", set=change)
-    child = computing(server, run, planned[GRPO])
+    change = [line.format(seed=1) for line in LONG]
+    base_model = nodes(SHORT, change)["base-model"]
+    run = server.start(SHORT, profile="smoke", set=change)
+    child = computing(server, run, base_model)
     assert len(server.processes()) > len(permanent)
-    files = server.open_store().files
-    [watched] = [key for key in server.open_store().working() if key.startswith(RUN)]
     with server.client() as client:
         client.set_flow_run_state(run, Cancelling())
     wait_for(lambda: {one.pid for one in server.processes()} <= permanent, 60)
     assert server.finish(run, 30).state.is_cancelled()  # type: ignore[union-attr]
     assert server.finish(child.id, 30).state.is_cancelled()  # type: ignore[union-attr]
-    assert checkpoints(server, planned[GRPO])
-    assert files.read(f"{ENDED}/{watched}") == b"130", "`rlt status --watch` says how it ended"
-    report = planned["report[full-pipeline]"].key
-    assert b"missing" in (files.read(f"work/{report}/report/report.md") or b"")
+    assert checkpoints(server, base_model)
 
 
 @pytest.fixture
