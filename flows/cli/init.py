@@ -91,28 +91,30 @@ def recognised(file: Path) -> DataConfig:
     heads, _ = heads_of(read_records(file))
     heads = heads or list(islice(read_all(file, lambda _, row: row), 1))  # names the first bad row
     data = DataConfig(source=str(file))
-    if layout_of(data, heads).found:
-        return data
     columns = list(dict.fromkeys(str(name) for head in heads for name in head))
     lower = {name.strip().lower(): name for name in reversed(columns)}
+    layout = layout_of(data, heads)
+    if layout.chat:
+        return data
     if options := OPTIONS & lower.keys():
         raise UserError(
             f"{file}: column {lower[min(options)]!r} has the options of multiple-choice questions, "
             "which would not be shown; write them into the question, and rename the column"
         )
     found: dict[str, str] = {}
-    for field, names in NAMES.items():
-        for name in names:
+    for field in ("trace",) if layout.found else NAMES:
+        for name in NAMES[field]:
             if name in lower and lower[name] not in found.values():
                 found.setdefault(field, lower[name])
-    if missing := [name for name in ("question", "solution") if name not in found]:
+    missing = [name for name in ("question", "solution") if name not in found]
+    if missing and not layout.found:
         raise UserError(
             f"{file}: no column looks like the {' and the '.join(missing)}; it has "
             f"{', '.join(columns)}. Rename one, or tell `rlt run` or `rlt teach`: "
             f"--set data.fields.{missing[0]}=COLUMN"
         )
-    marked = sum(_is_marked(head, found["solution"]) for head in heads)
-    if 2 * marked > len(heads):
+    solution = found.get("solution", layout.fields.solution)
+    if 2 * sum(_is_marked(head, solution) for head in heads) > len(heads):
         found.pop("trace", None)
         return data.replaced(fields=FieldMapping(**found), split_at=MARKER)
     return data.replaced(fields=FieldMapping(**found))

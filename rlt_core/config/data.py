@@ -41,8 +41,9 @@ class DataConfig(Frozen):
     """Split of a hub data set; of one with several configs `CONFIG/SPLIT`, e.g. `main/train`."""
     fields: FieldMapping = FieldMapping()
     """Columns of the source. If the source does not have them, `problem` / `solution` / `answer`,
-    verl's `reward_model.ground_truth`, Alpaca's `instruction`, ShareGPT's `conversations` and
-    OpenAI's `messages` are looked for; `rlt plan` shows what was found."""
+    verl's `reward_model.ground_truth`, TRL's `prompt` / `completion`, Alpaca's `instruction`,
+    ShareGPT's `conversations` and OpenAI's `messages` are looked for; `rlt plan` shows what was
+    found."""
     split_at: str | None = None
     """When the solution column holds the working and then the final answer (GSM8K: `####`),
     the text before this marker becomes the trace and the text after it the solution."""

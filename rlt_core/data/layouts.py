@@ -80,6 +80,9 @@ def layout_of(data: DataConfig, heads: Sequence[Record]) -> Layout:
         found = fields.model_copy(update={"question": INSTRUCTION, "solution": reply})
         parts = f"question from {INSTRUCTION!r} and {' or '.join(map(repr, MORE))}"
         return Layout(found, more=MORE, found=f"{parts}, solution from {reply!r}")
+    if {"prompt", "completion"} <= names:  # TRL's, as texts or as turns
+        found = fields.model_copy(update={"question": "prompt", "solution": "completion"})
+        return Layout(found, found="question from 'prompt', solution from 'completion'")
     if chat is None:
         return Layout(fields)
     own_trace = fields.trace not in (None, chat)
@@ -220,6 +223,8 @@ def _texts(value: Any, name: str, column: str) -> list[str]:
     if name == "answer" and isinstance(value, str) and value.startswith(('["', "['")):
         value = in_cell(value)
     if isinstance(value, list):
+        if len(value) == 1 and isinstance(value[0], Mapping) and _role(value[0]) == "assistant":
+            value = [_content(value[0])]
         texts = [text for item in value for text in scalar(item, name, column)]
     else:
         texts = scalar(value, name, column)
