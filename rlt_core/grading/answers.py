@@ -3,6 +3,7 @@ r"""Typed answers: numbers, sets, tuples, intervals, matrices, equations, times,
 `parse` finds an answer's type; `compare.same` compares two answers by their types.
 """
 
+import operator
 import re
 from fractions import Fraction
 from functools import lru_cache
@@ -15,8 +16,9 @@ from rlt_core.grading.values import MONTH, PROSE, SPOKEN, THOUSANDS, Answer, sca
 _MAX_DEPTH = 12
 
 
-_TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))? ?(?:(?:\\text\{)? ?([ap])\.? ?m\.? ?\}?)?",
-                   re.I)  # fmt: skip
+_HALF = r"(?:\\text\{)? ?([ap])\.? ?m\.? ?\}?"
+_TIME = re.compile(rf"(\d{{1,2}}):([0-5]\d)(?::([0-5]\d))? ?(?:{_HALF})?", re.I)
+_HOUR = re.compile(rf"(1[0-2]|0?[1-9]) ?{_HALF}", re.I)
 _BASE = re.compile(r"[({]?([0-9A-Fa-f]+)[)}]?_\{?(?:\\text\{)?([0-9]+|[a-z]+)\}*")
 _MATRIX = re.compile(r"[\[(]?\\begin\{([pbBvV]?(?:small)?matrix|array)\}(?:\{[lcr| ]*\})?(.*)"
                      r"\\end\{\1\}[\])]?", re.S)  # fmt: skip
@@ -45,11 +47,14 @@ def _parse(text: str, depth: int) -> Answer:
     if match := _TIME.fullmatch(text):
         return Answer("time", text, (int(match[1]), int(match[2]), int(match[3] or 0),
                                      (match[4] or "").lower()))  # fmt: skip
+    if match := _HOUR.fullmatch(text):
+        return Answer("time", text, (int(match[1]), 0, 0, match[2].lower()))
     inner = re.fullmatch(r"\\text\{([^{}]*)\}", text)
     if inner and inner[1].strip():
         return _inside_text(inner[1].strip(), depth)
-    if (match := _BASE.fullmatch(text)) and re.search(r"\d", match[1]):
+    if match := _BASE.fullmatch(text):
         base = str(SPOKEN.get(match[2], match[2]))
+    if match and (re.search(r"\d", match[1]) or (base == "16" and len(match[1]) > 1)):
         return Answer("base", text, (match[1].upper().lstrip("0"), base))
     if (match := _MATRIX.fullmatch(text)) and match[2].count(r"\begin") == 0:
         return _matrix(text, match[1], match[2], depth)
@@ -67,7 +72,7 @@ def _parse(text: str, depth: int) -> Answer:
 
 def _inside_text(inner: str, depth: int) -> Answer:
     found = _parse(normalized(inner), depth + 1)
-    exact = found.kind in ("time", "base", "set") or (
+    exact = found.kind in ("time", "base", "set", "list", "region") or (
         found.kind == "scalar" and isinstance(found.parts[0], Fraction)
     )
     return found if exact else words(inner)
@@ -134,8 +139,18 @@ def _several(text: str, depth: int) -> Answer | None:
 
 
 def _collected(answers: list[Answer], text: str) -> Answer:
-    """Return a flat list (`\\pm 1, 2`)."""
+    """Return a flat list (`\\pm 1, 2`), or the sum that one quantity is written as
+    (`2 hours and 30 minutes`)."""
     flat = [part for each in answers for part in (each.parts if each.kind == "list" else [each])]
+    units = [each.parts[2] for each in flat if each.kind == "scalar"]
+    if len(units) == len(flat) and None not in units and len({unit[0] for unit in units}) == 1:
+        factors = [factor for _, factor in units]
+        amounts = [each.parts[0] for each in flat]
+        if factors == sorted(set(factors), reverse=True) and all(
+            isinstance(amount, Fraction) for amount in amounts
+        ):
+            whole = sum(map(operator.mul, amounts, factors)) / factors[0]
+            return Answer("scalar", text, (whole, False, units[0]))
     return Answer("list", text, tuple(flat))
 
 
@@ -231,11 +246,13 @@ def _bracketed(text: str, depth: int) -> Answer | None:
         r"\\?(?:text\{)?no (?:real )?solutions?\}?", text, re.I
     ):
         return Answer("set", text)
-    if re.fullmatch(r"\\mathbb\{?R\}?", text):
+    if re.fullmatch(r"\\mathbb\{?R\}?|all (?:real numbers|reals)", text, re.I):
         low, high = scalar("-" + _INFINITY), scalar(_INFINITY)
         return Answer("region", text, ((low, False, high, False),))
-    if len(text) < 3 or text[0] not in "([" or text[-1] not in ")]":
+    if len(text) < 3 or text[0] not in "([]" or text[-1] not in ")][":
         return None
+    if text[0] == "]" or text[-1] == "[":  # ]2,5[ is (2,5)
+        text = text[0].replace("]", "(") + text[1:-1] + text[-1].replace("[", ")")
     if len(_split(text[1:-1], re.compile("(?!)"))[0]) != 1 or not _encloses(text):
         return None
     items, _ = _items(text[1:-1], True)
@@ -262,13 +279,29 @@ def _encloses(text: str) -> bool:
 
 
 def _united(text: str, depth: int) -> Answer | None:
-    sides, operators = _split(text, re.compile(r"\\cup(?![A-Za-z])"))
+    sides, operators = _split(text, re.compile(r"\\(?:cup|setminus|backslash)(?![A-Za-z])"))
     if not operators:
         return None
     regions = [as_region(_parse(side, depth + 1)) for side in sides if side]
     if None in regions:
         return None
+    if operators[0] != r"\cup":
+        return _without(text, *regions) if len(regions) == 2 else None
     return Answer("region", text, tuple(piece for region in regions for piece in region or ()))
+
+
+def _without(text: str, region: tuple[Any, ...], points: tuple[Any, ...]) -> Answer | None:
+    """Return an interval without points, which are assumed to be inside it."""
+    numbers = [low.parts[0] for low, *_ in points if low.kind == "scalar"]
+    if len(region) > 1 or len(numbers) < len(points):
+        return None
+    if not all(isinstance(number, Fraction) for number in numbers):
+        return None
+    (low, closed, high, closed_above), pieces = region[0], []
+    for point, *_ in sorted(points, key=lambda piece: piece[0].parts[0]):
+        pieces.append((low, closed, point, False))
+        low, closed = point, False
+    return Answer("region", text, (*pieces, (low, closed, high, closed_above)))
 
 
 def as_region(answer: Answer) -> tuple[Any, ...] | None:

@@ -2,12 +2,13 @@
 
 import json
 import re
+import unicodedata
 from string import ascii_uppercase
 
 from rlt_core.grading import markers
 
 _DEFAULT_CHOICES = 4
-_MARKUP = re.compile(r"\\(?:text(?:bf|rm|it)?|mathrm|mathbf|mbox|rm|left|right)(?![A-Za-z])|\\.|"
+_MARKUP = re.compile(r"\\(?:text(?:bf|rm|it)?|mathrm|mathbf|mbox|rm|bf|left|right)(?![A-Za-z])|\\.|"
                      r"[*_`${}]")  # fmt: skip
 _LEAD = re.compile(
     r"(?i:(?:the )?(?:correct |final )?(?:answer|option|choice)(?: is)?:? |it(?:'s| is) )?"
@@ -15,10 +16,18 @@ _LEAD = re.compile(
     r"(?P<upper>[A-Z])(?=[).:,/&]|$| (?:because|since|is|as|and|or|nor|-|\N{EN DASH}) ?))"
 )
 _ANOTHER = re.compile(r"\W*(?:and|or|nor|[,/&])\W*[A-Z]\b")
-_STANDING = re.compile(r"(?<![\w'\\^])(?!A (?!or |and |nor )[a-z])([A-Z])(?![\w'^=+]| ?=)")
+_DENIED = re.compile(r"\W* (?i:is|are|was)(?i:n't| not| wrong| incorrect| false)\b")
+_STANDING = re.compile(
+    r"(?<![\w'\\^])(?<![Nn]ot )(?!A (?!or |and |nor )[a-z])([A-Z])(?![\w'^=+]| ?=)"
+)
+_LAST = re.compile(
+    r"(?<![\w/&,(])(?<![A-Z/&] )(?<![A-Z], )(?<!n't )(?<!\b(?i:and|nor|not) )(?<!\bor )"
+    r"\(?([A-Z])[)*.!。]{0,3}$"
+)
 _SAID = re.compile(
-    r"\b(?i:answer|option|choice|choose|pick|select)\b(?i:\s{1,3}(?:is|would be|must be|clearly|"
-    r"thus|therefore|definitely|option|choice|answer|the|correct|letter)){0,5}[\s:]{0,4}"
+    r"(?:\b(?i:answer|option|choice|choose|pick|select)\b|答案[是为]?)"
+    r"(?i:\s{1,3}(?:is|would be|must be|clearly|thus|therefore|definitely|option|"
+    r"choice|answer|the|correct|letter)){0,5}[\s:]{0,4}"
     r"(?:[(\[]([A-Za-z])[)\]]|([A-Z])(?![\w']))"
 )
 
@@ -44,8 +53,9 @@ def _leading(text: str, letters: str) -> str | None:
         return None
     group = str(match.lastgroup)
     letter = match[group].upper()
-    another = _ANOTHER.match(_plain(text), match.end(group))
-    return None if another or letter not in letters else letter
+    end = match.end(group)
+    other = _ANOTHER.match(_plain(text), end) or _DENIED.match(_plain(text), end)
+    return None if other or letter not in letters else letter
 
 
 def _chosen(text: str, letters: str) -> str | None:
@@ -57,7 +67,8 @@ def _chosen(text: str, letters: str) -> str | None:
 def choice_letter(text: str, metadata: str | None = None) -> str | None:
     """Return the letter that a solution chooses: in a box, else in its last line `Answer: …`, else
     at its start or in its text (`the answer is C`, `option C`)."""
-    letters, text = _letters(metadata), markers.after_thought(text)
+    letters = _letters(metadata)
+    text = unicodedata.normalize("NFKC", markers.after_thought(text))
     box = markers.last_box(text)
     if box is not None and not box.content:
         return None
@@ -73,6 +84,9 @@ def choice_letter(text: str, metadata: str | None = None) -> str | None:
     if letter is None:
         for said in _SAID.finditer(text):
             found = (said[1] or said[2]).upper()
-            if found in letters and not _ANOTHER.match(text, said.end()):
+            denied = _ANOTHER.match(text, said.end()) or _DENIED.match(text, said.end())
+            if found in letters and not denied:
                 letter = found
+    if letter is None and (last := _LAST.search(_plain(text[-markers.TAIL_CHARS :]))):
+        letter = last[1] if last[1] in letters else None
     return letter

@@ -14,7 +14,7 @@ _NEVER_S = 10**6
 """math-verify's own timeouts turn a hang into `wrong`; they are so long that the worker is killed
 first, and the item is reported as grader_failed."""
 _POINTS, _TRIES = 3, 12
-_DIGITS = 30
+_DIGITS, _EQUAL_DIGITS = 40, 25
 _DIFFERENTIAL = re.compile(r"(?<![\\A-Za-z])([a-z]?)d(?=[a-z]{1,2}(?![A-Za-z]))")
 """A product `dc`, which math-verify would read as a differential."""
 
@@ -188,7 +188,7 @@ def expression(value: Fraction | str) -> Any:
 
 
 def equal_expressions(a: Any, b: Any) -> bool:
-    """Compare values at a few points to 15 digits, relative to their size, since math-verify treats
+    """Compare values at a few points to 25 digits, relative to their size, since math-verify treats
     numbers below 1e-6 as equal; let math-verify decide if there are no values. Points outside the
     domain of real functions are skipped."""
     from math_verify import verify
@@ -218,7 +218,7 @@ def _close(x: Any, y: Any) -> bool:
 
     if x.is_infinite or y.is_infinite or (x.is_Rational and y.is_Rational):
         return bool(x == y)
-    return bool(abs(x - y) <= max(abs(x), abs(y)) * Rational(10) ** -(_DIGITS // 2))
+    return bool(abs(x - y) <= max(abs(x), abs(y)) * Rational(10) ** -_EQUAL_DIGITS)
 
 
 def _value(expression: Any, point: int) -> Any:

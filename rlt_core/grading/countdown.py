@@ -27,14 +27,16 @@ _OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] 
 }
 _RULES = [(re.compile(pattern), new) for pattern, new in [
     (r"\\[dtc]?frac ?\{([^{}]*)\} ?\{([^{}]*)\}", r"((\1)/(\2))"),
-    (r"\\(?:times|cdot|ast)(?![A-Za-z])|[×·⋅∙✕✖]", "*"),
+    (r"\\(?:times|cdot|ast)(?![A-Za-z])|\\\*|[×·⋅∙✕✖∗]", "*"),
+    (r"[０-９]", lambda digit: str(int(digit[0]))),
+    (r"\\(?:text|mathrm)\{([^{}]*)\}", r"\1"),
     (r"\\div(?![A-Za-z])|[÷∕⁄]", "/"),
     (r"[−–]", "-"),
     (r"(?<=[\d)\]]) ?[xX] ?(?=[\d(\[])", "*"),
     (r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])|\\[,;!: ]|\\[()\[\]]|[$`]", " "),
     (r"(?<![\d)\]])(?<![\d)\]] )\*\*|\*\*(?!\s*[\d(])", " "),  # bold
     (r"\\?[\[{]", "("), (r"\\?[\]}]", ")"),
-    (r"(?<=[\d)]) ?(?=\()|(?<=\)) ?(?=\d)", "*"),
+    (r"(?<=[\d)]) ?(?=\(\s*[-\d(])|(?<=\)) ?(?=\d)", "*"),
 ]]  # fmt: skip
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)]) +")
 _RUN = re.compile(

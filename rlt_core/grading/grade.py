@@ -13,6 +13,7 @@ from rlt_core.grading.answers import Answer, parse
 from rlt_core.grading.choice import choice_letter
 from rlt_core.grading.compare import same
 from rlt_core.grading.markers import (
+    LIMITED,
     MAX_ANSWER_CHARS,
     is_bare,
     last_number,
@@ -100,11 +101,12 @@ def _parse_gold(answer: str) -> Answer | None:
 
 
 def _parse_given(solution: str, gold: Answer) -> Answer | None:
-    """Parse a solution's answer. If it is prose and the right one is not, its only formula or
-    number counts."""
+    """Parse a solution's answer. If it is prose that affirms, and the right one is not prose, its
+    only formula or number counts."""
     read = read_answer(solution)
     given = parse(read) if read else None
-    if read and given and given.kind == "words" and gold.kind != "words":
+    prose = given is not None and given.kind == "words" and gold.kind != "words"
+    if read and prose and not LIMITED.search(read):
         found = mathematics(read)
         return (parse(found[0]) if len(found) == 1 else None) or given
     return given

@@ -18,22 +18,27 @@ TAIL_CHARS = 4 * MAX_ANSWER_CHARS
 
 THOUGHT_END = re.compile(r"</(?:think|thinking|thought|reasoning)>|<\|end_of_thought\|>")
 THOUGHT = re.compile(r"<(?:think|thinking|thought|reasoning)>|<\|begin_of_thought\|>")
-BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
+BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
 BOX_TOKEN = re.compile(r"[^\s${}\\,;]+")
 HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*(\S.*)")
 HEADING = re.compile(r"\W*(?:step|part|case|final|answer|solution|conclusion|verif|summar|check)|"
                      r"\d+[.):] ", re.I)  # fmt: skip
 ANSWER = re.compile(
-    r"\banswer(?: \([^()\n]{0,40}\))?[ \t*_]*[:=][ \t*_]*|"
+    r"\banswer(?: \([^()\n]{0,40}\))?[ \t*_\"]*[:=][ \t*_\"]*|答案\s*(?:是|为|[:\uff1a=])|"
     r"^[ \t#*_>]*(?:the )?(?:final |correct )?answer[ \t*_]*\n",
     re.I | re.M,
 )
 TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.I | re.S)
 SAID = re.compile(
-    r"\banswers?\b[^.\n:=]{0,60}?\b(?:is|are|be|equals|was)\b(?: ?:)?[ \t]*\n?[ \t]*(\S[^\n]*)",
-    re.I,
+    r"\banswers?\b[^.\n:=]{0,60}?\b(?:is|are|be|equals|was)\b(?: ?:)?[ \t]*(?=\s{0,8}[^\s:])", re.I
 )
-SENTENCE_END = re.compile(r"\.[*_]*(?:\s+(?=[A-Z\\$*])|\s*$)|,?\s(?:because|since|which)\b")
+SENTENCE_END = re.compile(
+    r"\.[*_]*(?:\s+(?=[A-Z\\$*])|\s*$)|,?\s\(?(?:because|since|which|as)\b|,\s*not\b|\?\s*$"
+)
+LIMITED = re.compile(
+    r"\b(?:not|never|wrong|incorrect|least|most|more|less|fewer|between|over|under)\b|n't\b", re.I
+)
+"""Words in prose by which a number in it is not the answer."""
 COMMANDS = re.compile(r"\\(?:text|mbox|mathrm)\{[^{}]*\}|\\[A-Za-z]+")
 WORD = re.compile(r"[^\W\d_]{3,}|\b(?:so|it|is|we|if|as|to|of|by)\b", re.I)
 INLINE = re.compile(r"\$\$([^$]+)\$\$|(?<!\\)\$([^$\n]+)\$|\\\(([^\n]+?)\\\)|\\\[(.+?)\\\]", re.S)
@@ -126,11 +131,11 @@ def _line(text: str, start: int) -> str:
 def _clean(content: str) -> str:
     content = content.strip()
     said = SAID.search(content)
-    content = said[1] if said else content
+    content = content[said.end() :].strip() if said else content
     end = SENTENCE_END.search(content)
     content = content[: end.start()] if end and end.start() else content
     bold = re.match(r"\*\*([^*\n]+)\*\*", content)
-    return (bold[1] if bold else content).strip().strip("*_`").strip()
+    return (bold[1] if bold else content).strip().strip('*_`"“”').strip()
 
 
 def marked_answer(text: str) -> str | None:
@@ -154,8 +159,8 @@ def marked_answer(text: str) -> str | None:
             found.append((tagged.start(), _clean(tagged[1])))
     if found:
         return max(found, key=lambda each: each[0])[1]
-    said = [match[1] for match in SAID.finditer(text)]
-    return _clean(said[-1]) if said else None
+    said = next(iter(deque(SAID.finditer(text), maxlen=1)), None)
+    return _clean(_line(text, said.end())) if said else None
 
 
 # ---------------------------------------------------------------- mathematics in prose
@@ -164,7 +169,7 @@ def read_answer(text: str) -> str | None:
     else the last mathematics in it. None if there is none, or if it is too long."""
     answer = marked_answer(text)
     if answer is None:
-        text = after_thought(text).strip()
+        text = after_thought(text).strip().lstrip("# ")
         if len(text) <= MAX_ANSWER_CHARS and is_bare(text):
             answer = text
         else:

@@ -18,19 +18,22 @@ _SYMBOLS = str.maketrans({
     "ℕ": r"\mathbb{N}", "…": r"\ldots ", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ",
     "θ": r"\theta ", "φ": r"\phi ", "λ": r"\lambda ", "μ": r"\mu ", "σ": r"\sigma ",
     "ω": r"\omega ", "€": r"\euro ", "£": r"\pounds ", "¥": r"\yen ", "₹": r"\rupee ",
+    "¢": " cents", "∛": r"\sqrt[3]", "✓": "", "✔": "",
     "⟨": "(", "⟩": ")", "’": "'", "\u2009": r"\,", "\u202f": r"\,", "\u00a0": r"\,",
     "\u200b": "", "\ufeff": "", "\0": "",
 })  # fmt: skip
 _SCRIPTS = {"^": "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "_": "₀₁₂₃₄₅₆₇₈₉₊₋"}
-_NAMES = r"pi|theta|alpha|beta|infty|sqrt|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln"
+_NAMES = r"pi|theta|alpha|beta|infty|sqrt|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|exp"
 _SPACES = r"(?:\\[,;: ]|~|\\thinspace(?![A-Za-z]))"
 
 _COMMANDS = {name: new for names, new in {
     "langle lparen": "(", "rangle rparen": ")", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[",
-    "rbrack": "]", "dfrac tfrac cfrac": r"\frac", "varnothing O": r"\emptyset", "lt": "<",
-    "gt": ">", "leqslant leqq leq": r"\le ", "geqslant geqq geq": r"\ge ", "neq": r"\ne ",
-    "lor vee": " or ", "land wedge": " and ", "simeq thickapprox": r"\approx ", "quad qquad": " ",
-    "displaystyle textstyle limits notag negthinspace": "",
+    "rbrack": "]", "dfrac tfrac cfrac nicefrac sfrac": r"\frac", "varnothing O": r"\emptyset",
+    "lt": "<", "gt": ">", "leqslant leqq leq": r"\le ", "geqslant geqq geq": r"\ge ",
+    "neq": r"\ne ", "lor vee": " or ", "land wedge": " and ", "simeq thickapprox": r"\approx ", 
+    "quad qquad": " ",
+    "displaystyle textstyle limits notag negthinspace therefore checkmark bf it sf tt": "",
+    "tiny small normalsize large Large LARGE huge Huge": "",
 }.items() for name in names.split()}  # fmt: skip
 """LaTeX commands and their replacement."""
 # In this order; each once.
@@ -40,7 +43,19 @@ _RULES = [(re.compile(pattern), new) for pattern, new in [
     (r"(?<=[\d,])" + _SPACES + r"+(?=\d{3}(?!\d))", ""),
     (r"(?<!\\)" + _SPACES, " "),
     (r"\\(?:mathrm|operatorname|rm)\s*\{\s*([a-z])\s*\}", r"\1"),
-    (r"\\(?:mathbf|boldsymbol|mathit|bm|vec)\s*\{([^{}]*)\}", r"\1"),
+    (r"\\(?:mathbf|boldsymbol|mathit|bm|vec|hat|underline)\s*\{([^{}]*)\}", r"\1"),
+    (r"\\(?:overline|overrightarrow)\s*\{([A-Z]{2,})\}", r"\1"),
+    (r"\\(?:text)?color\s*\{[a-z]*\}", ""),
+    (r"\{?\s*(\w+)\s*\\choose\s*(\w+)\s*\}?", r"\\binom{\1}{\2}"),
+    (r"\\equiv(?![A-Za-z])", "="),
+    (r"\s*(?:\\[pb]?mod|\(mod)(?![A-Za-z])\s*\{?\d+\}?\)?$", ""),
+    (r"^<([^<>]+,[^<>]+)>$", r"(\1)"),
+    (r"^(\d+ ?[a-z]+) (\d+(?:\.\d+)? ?[a-z]+)$", r"\1, \2"),
+    (r"\\log_\{?e\}?(?![A-Za-z])", r"\\ln "),
+    (r"(?<![A-Za-z])(?:negative|minus) (?=[\d\\])", "-"),
+    (r"^US(?=\\dollar)", ""), (r"^USD ?(?=\d)", r"\\dollar "),
+    (r"^(?:Rs\.?|INR) ?(?=\d)", r"\\rupee "),
+    (r"(\.\d{0,9}?)(\d{1,9}?)\2{2,}(?:\.{2,3}|\\[lc]?dots)", r"\1\\overline{\2}"),
     (r"\\(?:text(?:bf|rm|it|normal|sf|tt)?|mathrm|mbox|operatorname\*?|hbox)\s*\{", r"\\text{"),
     (r"\\text\{\s*\}", " "),
     (r"\\text\{\s*,?\s*(and|or)\s*\}", r" \1 "),
@@ -57,7 +72,7 @@ _RULES = [(re.compile(pattern), new) for pattern, new in [
     (r"\*\*", "^"),
     (r"\\sqrt\s+(?=[\[{])", r"\\sqrt"),
     (r"\\sqrt\s+(\d+(?:\.\d+)?|[A-Za-z]|\\pi(?![A-Za-z]))", r"\\sqrt{\1}"),
-    (r"\\sqrt([0-9A-Za-z])(?![A-Za-z])", r"\\sqrt{\1}"),
+    (r"\\sqrt(\[\d+\])?\s*([0-9A-Za-z])(?![A-Za-z])", r"\\sqrt\1{\2}"),
     (r"\^\s*([-+]?\d{2,}|[-+]\d)", r"^{\1}"),
     (r"\^\s*\{\s*([0-9A-Za-z])\s*\}", r"^\1"),
     (r"(?<![\d.])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),
@@ -92,7 +107,8 @@ def unwrapped(text: str) -> str:
     final full stop."""
     while True:
         before = text
-        text = text.strip().rstrip(",;").removesuffix(".").strip()
+        text = text.strip().lstrip("=: ").rstrip(",;\\ ")
+        text = text if text.endswith("..") else text.removesuffix(".").strip()
         for opened, closed in _WRAPPERS:
             inner = text[len(opened) : -len(closed)]
             if (

@@ -35,15 +35,27 @@ _NUMBER = re.compile(r"(?P<sign>[-+]?) ?(?:"
     r"(?P<decimal>\d+\.?\d*|\.\d+)(?:/(?P<over>\d+\.?\d*)|[eE](?P<e>[-+]?\d{1,3})|"
     r"(?:\\times|\\cdot|\*) ?10\^\{?(?P<exponent>[-+]?\d{1,3})\}?)?)")  # fmt: skip
 THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
-_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
            "trillion": 10**12}  # fmt: skip
 SPOKEN = {word: n for n, word in enumerate((
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
-    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
-    "twenty"))}  # fmt: skip
+    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"
+))}  # fmt: skip
+_TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70,
+         "eighty": 80, "ninety": 90}  # fmt: skip
+SPOKEN |= _TENS | {
+    f"{ten}-{one}": _TENS[ten] + n for ten in _TENS for one, n in list(SPOKEN.items())[1:10]
+}
 _CURRENCY = re.compile(r"\\(dollar|euro|pounds|yen|rupee)(?![A-Za-z]) ?")
-_UNIT = re.compile(r"(.*?[^\s{(])\s*((?:\\text\{[^{}]*\}|\^\\circ ?[CF]?(?![A-Za-z]))[^\\=+*]*)")
-_PLAIN_UNIT = re.compile(r"([-+]?(?:[\d.,/eE+-]*[\d.]|\S*\}))( ?)([A-Za-z][A-Za-z .²^/\d-]*)")
+_UNIT = re.compile(
+    r"(.*?[^\s{(])\s*((?:\\text\{(?:[^{}]|\{[^{}]*\})*\}|\^\\circ ?[CF]?(?![A-Za-z])|"
+    r"\\frac\{\\text|\\mu ?(?=\\text|[msL]\b)|[kM]?\\Omega)(?:\\text|\\cdot|[^\\=+*])*)"
+)
+_PLAIN_UNIT = re.compile(
+    r"([-+]?(?:[\d.,/eE+-]*[\d.]|.*\}))( ?)([A-Za-zμΩ°Å](?:\\cdot|[\w .^/{}-])*)"
+)
+_GLUED = ("mm", "cm", "km", "mg", "kg", "ml", "ft", "in", "hr", "lb", "oz")
+"""Units of two small letters that count without a space; others may be a product, as in `3ns`."""
 MONTH = re.compile(r"\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\b", re.I)
 PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}|[A-Za-z]{2,} [A-Za-z]{2,}")
 _SHORT_WORDS = ("no", "yes", "odd", "all", "any")
@@ -54,6 +66,7 @@ def words(text: str) -> Answer:
     plain = re.sub(r"\\text|[{}$]", " ", text).replace("\\ ", " ").casefold()
     plain = re.sub(r"(?<=\d)(?:st|nd|rd|th)\b", "", " ".join(plain.split()).strip(" .()"))
     plain = re.sub(r"^(?:the|an|a) (?=\w{2})", "", plain)
+    plain = "does not exist" if plain == "dne" else plain
     if MONTH.search(plain) and re.search(r"\d", plain):
         plain = " ".join(sorted(re.findall(r"\w+", plain)))
     return Answer("words", text, (re.sub(r"\s*([^\w\s])\s*", r"\1", plain),))
@@ -87,11 +100,10 @@ def scalar(text: str) -> Answer:
     if exact is not None:
         return Answer("scalar", text, (exact, False, None))
     body, percent, unit = _measured(text)
-    spoken = SPOKEN.get(body.casefold())
-    exact = number(body) if spoken is None else Fraction(spoken)
-    scale = re.fullmatch(r"(.*\d) (hundred|thousand|million|billion|trillion)", body, re.I)
-    if scale and (times := number(scale[1])) is not None:
-        exact = times * _SCALES[scale[2].lower()]
+    exact = _spoken(body)
+    head, _, scale = body.rpartition(" ")
+    if scale.lower() in _SCALES and (times := _spoken(head)) is not None:
+        exact = times * _SCALES[scale.lower()]
     if exact is not None:
         return Answer("scalar", text, (exact, percent, unit))
     letters = re.sub(r"\\(?:text\{[^{}]*\}|[A-Za-z]+)", " ", body)
@@ -101,18 +113,23 @@ def scalar(text: str) -> Answer:
     return Answer("scalar", text, (body, percent, unit))
 
 
+def _spoken(text: str) -> Fraction | None:
+    word = SPOKEN.get(text.casefold().replace(" ", "-"))
+    return number(text) if word is None else Fraction(word)
+
+
 def _measured(text: str) -> tuple[str, bool, Unit | None]:
     """Return a quantity without its unit, whether that is percent, and the unit if it is known."""
-    body = re.sub(r"^(?:\\approx|approximately|about|roughly|exactly) ?", "", text)
+    body = re.sub(r"^(?:(?:[A-Za-z] ?)?\\approx|approximately|about|roughly|exactly) ?", "", text)
     body = body.split(r"\approx")[0].strip() or body
     unit: Unit | None = None
     if (match := _CURRENCY.search(body)) and re.search(r"\d", body):
-        unit, body = (match[1], Fraction(1)), _CURRENCY.sub("", body).strip()
-    percent = re.fullmatch(r"(.*?) ?(?:\\?%|\\text\{ ?percent ?\}|percent)", body)
+        unit, body = read_unit(match[1]), _CURRENCY.sub("", body).strip()
+    percent = re.fullmatch(r"(.*?) ?(?:\\?%|\\text\{ ?per ?cent ?\}|per ?cent)", body)
     if percent:
         return percent[1], True, None
     quantity = re.search(r"\d|\\pi|\\sqrt", body) is not None
-    if quantity and r"\sin" not in body and r"\cos" not in body and r"\tan" not in body:
+    if quantity and not re.search(r"\\(?:sin|cos|tan|sec|csc|cot)(?![A-Za-z])", body):
         match = _UNIT.fullmatch(body)
         if match and re.search(r"\d|\\pi|\\sqrt", match[1]):
             return _measured_by(match[1], match[2], unit)
@@ -121,7 +138,9 @@ def _measured(text: str) -> tuple[str, bool, Unit | None]:
             first = match[3].split()[0]
             known = first.lower() in _SCALES or read_unit(match[3]) is not None
             long = match[2] == " " and re.search(r"[A-Za-z]{3}", match[3]) is not None
-            if long or (known and (match[2] or len(match[3]) > 1)):
+            glued = re.fullmatch("[a-z]{2}", match[3]) is None or match[3] in _GLUED
+            one = match[2] == " " and match[3] in "mgshLJNWKÅΩ"
+            if long or (known and (one if len(match[3]) == 1 else match[2] or glued)):
                 return _measured_by(match[1], match[3], unit)
     return body, False, unit
 
