@@ -63,9 +63,7 @@ class Grade:
 
 def grade(item: GradeItem) -> Grade:
     """Return the verdict on one item. May hang or raise inside math-verify: see `Grader`."""
-    if '"accepted"' in (item.metadata or "") and (
-        accepted := json.loads(item.metadata or "")["accepted"]
-    ):
+    if accepted := _accepted(item.metadata):
         grades = [grade(replace(item, answer=answer, metadata=None)) for answer in accepted]
         return min(grades, key=lambda grade: OUTCOMES.index(grade.outcome))
     solution, answer = item.solution or "", item.answer
@@ -93,6 +91,14 @@ def grade(item: GradeItem) -> Grade:
         return Grade("ungradable" if gold is None else "unparsable")
     extracted = given.text if isinstance(given, Answer) else str(given)
     return Grade("correct" if right(gold, given) else "wrong", extracted[:MAX_ANSWER_CHARS])
+
+
+def _accepted(metadata: str | None) -> list[str]:
+    """Return the right answers that an item's metadata lists."""
+    if '"accepted"' not in (metadata or ""):
+        return []
+    found = json.loads(metadata or "")
+    return list(found.get("accepted") or []) if isinstance(found, dict) else []
 
 
 def _parse_gold(answer: str) -> Answer | None:

@@ -15,6 +15,7 @@ import signal
 import sys
 from dataclasses import asdict
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from rlt_core.extensions import is_path, load
@@ -22,7 +23,8 @@ from rlt_core.grading.grade import GradeItem, grade, grades_itself
 
 PR_SET_PDEATHSIG = 1
 MAX_MEMORY_BYTES = 4 * 2**30
-"""Limit of the address space: a number with ten billion digits must not exhaust the machine."""
+"""Address space for grading, beside what imports have mapped: a number with ten billion digits must
+not exhaust the machine."""
 
 
 def _die_with(parent: int) -> None:
@@ -30,6 +32,18 @@ def _die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the call
             os._exit(0)
+
+
+def _limit_memory(more: int) -> None:
+    """Limit the address space to this much more than is mapped."""
+    if sys.platform == "linux":
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        limit = mapped + more
+        resource.setrlimit(
+            resource.RLIMIT_AS,
+            (limit if most == resource.RLIM_INFINITY else min(limit, most), most),
+        )
 
 
 def _send(connection: Connection[Any, Any], message: Any) -> None:
@@ -41,7 +55,6 @@ def main() -> None:
     connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
     _die_with(int(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     while True:
         try:
             operation, fields = json.loads(connection.recv_bytes())
@@ -51,8 +64,10 @@ def main() -> None:
             item = GradeItem(**fields)
             if item.grader == "math":
                 import math_verify  # noqa: F401  (slow the first time)
-            elif is_path(item.grader):
+            elif is_path(item.grader):  # it may import torch, whose GPU libraries map much more
+                _limit_memory(64 * MAX_MEMORY_BYTES)
                 load(item.grader)
+            _limit_memory(MAX_MEMORY_BYTES)
             _send(connection, "begun")
             value = grades_itself(item) if operation == "check" else asdict(grade(item))
             reply: dict[str, Any] = {"value": value}

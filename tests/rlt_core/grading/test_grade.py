@@ -185,6 +185,11 @@ def test_any_accepted_answer_is_right(solution: str, verdict: str) -> None:
     assert outcome(solution, "18", "math", accepted=["18", "0.5"]) == verdict
 
 
+@pytest.mark.parametrize("metadata", ['{"status": "accepted"}', '["accepted"]'])
+def test_metadata_of_the_users_own_is_not_a_list_of_answers(metadata: str) -> None:
+    assert grade(GradeItem("18", "18", "math", metadata)).outcome == "correct"
+
+
 def test_a_box_may_hold_braces_and_the_last_one_counts() -> None:
     assert marked_answer(r"\boxed{1} or \boxed{\frac{1}{2}} or \boxed{\frac{1}") == ""
     assert marked_answer(r"\boxed{1} or \boxed{\frac{1}{2}}") == r"1, \frac{1}{2}"

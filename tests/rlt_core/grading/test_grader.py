@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from rlt_core.extensions import pinned
 from rlt_core.grading import GradeItem, Grader
 
 HANG = GradeItem(r"\boxed{9^{9^{9^{9}}}}", "3", "math")
@@ -60,6 +61,27 @@ def test_an_answer_too_big_for_the_machine_is_not_correct() -> None:
     with Grader(timeout_s=2.0) as grader:
         [grade] = grader.grade_many([GradeItem(r"\boxed{2^{10^{11}}}", "7", "math")])
         assert grade.outcome in ("wrong", "grader_failed")
+
+
+LARGE_IMPORT = """
+import mmap
+held = mmap.mmap(-1, 6 * 2**30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)
+def right(solution, answer):
+    return len(bytearray(int(solution))) == int(answer)
+"""
+"""Maps address space as GPU libraries do (0x4000: MAP_NORESERVE); then takes memory as told."""
+
+
+def test_a_graders_own_imports_do_not_count_as_memory_of_an_item(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "large_import.py").write_text(LARGE_IMPORT)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    path = pinned("large_import:right")
+    with Grader() as grader:
+        grades = grader.grade_many([GradeItem(n, n, path) for n in ("7", str(5 * 2**30))])
+    assert [grade.outcome for grade in grades] == ["correct", "grader_failed"]
 
 
 def test_a_groups_worth_of_items_is_graded_at_once() -> None:
