@@ -27,7 +27,6 @@ import torch
 from accelerate.utils import gather_object, set_seed
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.nn.functional import pad
 from trl import GRPOConfig as TRLConfig
 from trl import GRPOTrainer
 
@@ -43,6 +42,7 @@ from rlt_core.training.checkpoint import ResumableTrainer
 from rlt_core.training.context import TrainingContext
 from rlt_core.training.data_order import data_order, fitting_prompts, micro_batches, total_steps
 from rlt_core.training.metrics import StepRecorder, grpo_metrics
+from rlt_core.training.padding import UnpaddedGRPOTrainer
 from rlt_core.training.policy import adapters, load_policy, trainer_arguments
 from rlt_core.training.reward_function import NoReward, Prompt, RewardFunction, Rewards
 from rlt_core.training.rollout import open_rollouts, require_context
@@ -124,7 +124,7 @@ def train_grpo(
 
 
 # ---------------------------------------------------------------- trainer
-class PolicyTrainer(ResumableTrainer, GRPOTrainer):
+class PolicyTrainer(ResumableTrainer, UnpaddedGRPOTrainer):
     """GRPOTrainer whose rows are indices into `prompts`. The completions of a question follow one
     another in the generation batch, over all processes."""
 
@@ -193,16 +193,11 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
     def score(self, prompts: list[int], rollouts: list[Completion], **_: Any) -> list[float]:
         """TRL's reward function: rewards of this process's completions (N).
 
-        Raises RuntimeError in every process if one of them has a completion whose reward is not
-        finite: TRL would ignore a NaN silently.
+        Raises RuntimeError in every process if one of them has a completion without a reward.
         """
         batch, result, fault = [self._prompts[row] for row in prompts], Rewards([], {}), None
         try:
             result = self._rewards(batch, rollouts)
-            finite_N = torch.tensor(result.rewards, dtype=torch.float32).isfinite()
-            if not finite_N.all():
-                place = finite_N.tolist().index(False)
-                raise NoReward(place, f"its reward is {result.rewards[place]}")
         except NoReward as error:
             sample = self.accelerator.process_index * len(batch) + error.place
             trace = f"{batch[error.place].question_id}-{sample % self._group_size}"
@@ -248,34 +243,6 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
             ]
         return self._buffered_inputs[self._step % self._micro_batches]
 
-    def _get_per_token_logps_and_entropies(
-        self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int,
-        batch_size: int | None = None, **options: Any,
-    ) -> tuple[Tensor, Tensor | None, None]:  # fmt: skip
-        """Override: log-probs (B, C) without columns that are padding in every row, which TRL
-        computes; and `compute_loss` needs the policy's log-probs, which TRL does not return."""
-        order_B = attention_mask[:, -logits_to_keep:].sum(1).argsort(descending=True, stable=True)
-        logps, entropies = [], []
-        for chunk in order_B.split(batch_size or len(order_B)):
-            used = attention_mask[chunk].any(0).nonzero()
-            start, end = int(used[0]), int(used[-1]) + 1
-            cut = attention_mask.size(1) - end
-            logps_BC, entropies_BC, _ = super()._get_per_token_logps_and_entropies(
-                model,
-                input_ids[chunk, start:end],
-                attention_mask[chunk, start:end],
-                logits_to_keep - cut,
-                **options,
-            )
-            logps.append(pad(logps_BC, (0, cut)))
-            if entropies_BC is not None:
-                entropies.append(pad(entropies_BC, (0, cut)))
-        back_B = order_B.argsort()
-        logps_BC = torch.cat(logps)[back_B]
-        if torch.is_grad_enabled():
-            self._logps_BC = logps_BC.detach()
-        return logps_BC, torch.cat(entropies)[back_B] if entropies else None, None
-
     def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **options: Any) -> Any:
         """TRL's loss. The log-probs of the policy that has just sampled are compared with those
         that the engine recorded."""
@@ -298,11 +265,9 @@ class PolicyTrainer(ResumableTrainer, GRPOTrainer):
         if self._reward.reads_policy:
             fitting = max(1, self._resources.tokens_per_batch // len(ids_T))
             count = min(fitting, batch_size * self._micro_batches) if ids_T.is_cuda else 1
-            logprobs = [np.zeros(len(filler), np.float32)] * count
-            policy = self.accelerator.unwrap_model(self.model)
-            # If the filler has no reward, training itself reports what is wrong.
-            with suppress(NoReward), self.accelerator.autocast(), sharding.whole(policy):
-                self._reward([prompt] * count, [filler] * count, logprobs, policy)
+            filled = Completion(filler, "length", np.zeros(len(filler), np.float32))
+            with suppress(NoReward):  # training itself reports what is wrong
+                self._rewards([prompt] * count, [filled] * count)
         ids_BT = ids_T.expand(batch_size, -1)
         batch: tuple[Any, ...] = (ids_BT, torch.ones_like(ids_BT), len(filler))
         if self.ref_model is not None:

@@ -1,5 +1,6 @@
 """The interface between GRPO and its reward: prompts and completions in, rewards out."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,9 +21,18 @@ class Prompt:
     """Its row of `questions`."""
 
 
+class NoReward(Exception):
+    """The completion at this place in the batch has no finite reward."""
+
+    def __init__(self, place: int, reason: str) -> None:
+        super().__init__(reason)
+        self.place = place
+
+
 @dataclass(frozen=True)
 class Rewards:
-    """Rewards of a batch, in the order of the completions."""
+    """Rewards of a batch, in the order of the completions. Raises NoReward for one that is not
+    finite: TRL would ignore a NaN silently."""
 
     rewards: list[float]
     parts: dict[str, list[float | None]]
@@ -31,13 +41,10 @@ class Rewards:
     rollouts: list[dict[str, Any]] = field(default_factory=list)
     """Further columns of `rollouts`, of each completion."""
 
-
-class NoReward(Exception):
-    """The completion at this place in the batch has no finite reward."""
-
-    def __init__(self, place: int, reason: str) -> None:
-        super().__init__(reason)
-        self.place = place
+    def __post_init__(self) -> None:
+        for place, reward in enumerate(self.rewards):
+            if not math.isfinite(reward):
+                raise NoReward(place, f"its reward is {reward}")
 
 
 class RewardFunction:
