@@ -1,10 +1,10 @@
 """The interface between GRPO and its reward: prompts and completions in, rewards out."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from rlt_core.scoring.lm_head import FLOATS
@@ -32,7 +32,7 @@ class NoReward(Exception):
 @dataclass(frozen=True)
 class Rewards:
     """Rewards of a batch, in the order of the completions. Raises NoReward for one that is not
-    finite: TRL would ignore a NaN silently."""
+    finite in float32: TRL would ignore a NaN silently."""
 
     rewards: list[float]
     parts: dict[str, list[float | None]]
@@ -43,7 +43,7 @@ class Rewards:
 
     def __post_init__(self) -> None:
         for place, reward in enumerate(self.rewards):
-            if not math.isfinite(reward):
+            if not abs(reward) <= np.finfo(np.float32).max:
                 raise NoReward(place, f"its reward is {reward}")
 
 

@@ -8,6 +8,7 @@ stopped.
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class Faulty(RLTReward):
             raise NoReward(1, "broken")
         result = super().__call__(prompts, completions, *rest)
         if self.fault == "returned" and not first and len(completions) > 1:
-            result.rewards[1] = float("inf")
+            return replace(result, rewards=[result.rewards[0], float("inf"), *result.rewards[2:]])
         return result
 
 
