@@ -13,5 +13,6 @@ from rlt_core.grading.grade import (
     GradeItem,
     Outcome,
     answer_of,
+    has_answer,
 )
 from rlt_core.grading.grader import Grader

@@ -2,7 +2,7 @@
 
 import json
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal, get_args
@@ -121,6 +121,14 @@ def _parse_given(solution: str, gold: Answer) -> Answer | None:
 def _last_number(solution: str) -> Fraction | None:
     marked = marked_answer(solution)
     return last_number(solution if marked is None else marked)
+
+
+def has_answer(question: Mapping[str, Any]) -> bool:
+    """Return whether a question (a row with grader and answer) can be graded; countdown needs no
+    answer."""
+    if question["grader"] == "countdown":
+        return True
+    return question["grader"] != "none" and question["answer"] is not None
 
 
 def grades_itself(item: GradeItem) -> bool:

@@ -17,7 +17,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from rlt_core.grading.grade import Grade, GradeItem
+from rlt_core.grading.grade import Grade, GradeItem, has_answer
 
 START_TIMEOUT_S = 120.0
 """Time to start Python and import a grader's library; a busy machine is not a hanging item."""
@@ -114,8 +114,7 @@ class Grader:
         items = {
             place: GradeItem(None, row["answer"], row["grader"], row["metadata"])
             for place, row in enumerate(questions)
-            if row["grader"] == "countdown"
-            or (row["grader"] != "none" and row["answer"] is not None)
+            if has_answer(row)
         }
         replies = self._ask([("check", asdict(item)) for item in items.values()])
         return [place for place, passed in zip(items, replies, strict=True) if not passed]

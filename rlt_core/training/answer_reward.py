@@ -5,42 +5,26 @@ from collections.abc import Sequence
 from torch import nn
 
 from rlt_core.config import CorrectnessReward
-from rlt_core.errors import UserError
 from rlt_core.grading import GradeItem, Grader
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.scoring.lm_head import FLOATS
 from rlt_core.training.reward_function import Prompt, RewardFunction, Rewards
 
 MAX_GRADER_FAILURES = 0.5
-"""Share of a batch's grades above which the grader, not the answers, is at fault."""
+"""Share of a batch's grades above which the grader is tried on the right answers."""
 
 
 class AnswerReward(RewardFunction):
     """Correctness of a student's answer, for the RL cold-start (paper, section 2.1).
 
     An answer on which the grader hangs or dies is rewarded as wrong, as evaluation scores it, and
-    counted in `grader_failed`. Should that happen to most of a batch, the grader itself is broken:
-    RuntimeError.
+    counted in `grader_failed`. Should that happen to most of a batch, and the right answers fail
+    too, the grader itself is broken: RuntimeError.
     """
 
     def __init__(self, renderer: Renderer, spec: CorrectnessReward, grader: Grader) -> None:
         self.stop_ids = renderer.stop_ids
         self._renderer, self._spec, self._grader = renderer, spec, grader
-
-    def check(self, prompts: Sequence[Prompt], max_completion_tokens: int) -> None:
-        """Every question needs an answer to compare with (countdown: its numbers)."""
-        ungradable = [
-            prompt.question_id
-            for prompt in prompts
-            if prompt.row["grader"] == "none"
-            or (prompt.row["answer"] is None and prompt.row["grader"] != "countdown")
-        ]
-        if ungradable:
-            raise UserError(
-                f"RL on correctness: {len(ungradable)} of {len(prompts)} questions have no answer "
-                f"to grade with, for instance question {ungradable[0]}; map data.fields.answer, "
-                "or set student_grpo=null"
-            )
 
     def __call__(
         self,
@@ -61,9 +45,11 @@ class AnswerReward(RewardFunction):
             outcomes[i] = grade.outcome
             if grade.outcome == "ungradable":
                 raise RuntimeError(f"question {prompts[i].question_id} cannot be graded")
-        failed = outcomes.count("grader_failed")
-        if failed > MAX_GRADER_FAILURES * max(1, len(items)):
-            raise RuntimeError(f"the grader failed on {failed} of {len(items)} answers")
+        failed = [prompts[i].row for i in items if outcomes[i] == "grader_failed"]
+        if len(failed) > MAX_GRADER_FAILURES * len(items) and self._grader.self_check(failed):
+            raise RuntimeError(
+                f"the grader failed on {len(failed)} of {len(items)} answers, and on right ones"
+            )
         rewards = {"correct": self._spec.correct, "unformatted": self._spec.unformatted}
         columns = {
             "unclosed": "unformatted",

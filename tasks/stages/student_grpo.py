@@ -1,7 +1,7 @@
 """student-grpo: RL on answer correctness, started from a distilled student."""
 
 from rlt_core.errors import UserError
-from rlt_core.grading import Grader
+from rlt_core.grading import Grader, has_answer
 from rlt_core.stages import StudentGRPOStageConfig
 from rlt_core.training.answer_reward import AnswerReward
 from rlt_core.training.grpo import train_grpo
@@ -15,7 +15,7 @@ def run(ctx: StageContext) -> dict[str, float]:
     model = ctx.model("model")
     renderer = ctx.renderer("model", "student")
     rows = ctx.training_questions()
-    gradable = [row for row in rows if row["grader"] != "none"]
+    gradable = [row for row in rows if has_answer(row)]
     if not gradable:
         raise UserError(
             "student-grpo: no training question has an answer to grade with; map "

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlt_core.grading import OUTCOMES, GradeItem, answer_of
+from rlt_core.grading import OUTCOMES, GradeItem, answer_of, has_answer
 from rlt_core.grading.grade import grade
 from rlt_core.grading.markers import last_number, marked_answer
 from rlt_core.grading.values import number
@@ -137,6 +137,11 @@ def test_countdown_without_its_task_is_ungradable() -> None:
 )
 def test_multiple_choice(solution: str, verdict: str) -> None:
     assert outcome(solution, "B", "multiple_choice") == verdict
+
+
+def test_a_question_has_an_answer_unless_it_is_countdown() -> None:
+    rows = [{"grader": g, "answer": a} for g in ("math", "none", "countdown") for a in ("4", None)]
+    assert [has_answer(row) for row in rows] == [True, False, False, False, True, True]
 
 
 def test_nothing_to_compare_with_is_ungradable() -> None:

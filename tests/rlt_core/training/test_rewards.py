@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,8 +145,8 @@ def grader() -> Iterator[Grader]:
         yield grader
 
 
-def answer_prompt(renderer: Renderer, answer: str | None, grader: str = "arithmetic") -> Prompt:
-    row = {"question": "1+2=?", "answer": answer, "grader": grader, "metadata": None}
+def answer_prompt(renderer: Renderer) -> Prompt:
+    row = {"question": "1+2=?", "answer": "3", "grader": "arithmetic", "metadata": None}
     return Prompt("q1", renderer.student_prompt("1+2=?"), row)
 
 
@@ -154,7 +155,7 @@ def test_correctness(renderer: Renderer, grader: Grader) -> None:
     texts = ["<think>x</think><solution>3</solution>", "<think>x</think><solution>4</solution>",
              "<think>x</think>3"]  # fmt: skip
     completions = [[*renderer._encode_fixed(text), renderer.end_of_turn] for text in texts]
-    prompts = [answer_prompt(renderer, "3")] * 3
+    prompts = [answer_prompt(renderer)] * 3
     result = reward(prompts, completions, nothing(completions), torch.nn.Identity())
     assert result.rewards == [1.0, -0.5, -1.0]
     assert result.parts == {
@@ -162,22 +163,24 @@ def test_correctness(renderer: Renderer, grader: Grader) -> None:
     }  # fmt: skip
 
 
-def test_a_question_without_answer_is_refused(renderer: Renderer, grader: Grader) -> None:
-    reward = AnswerReward(renderer, CorrectnessReward(), grader)
-    with pytest.raises(UserError, match="1 of 2 questions have no answer"):
-        reward.check([answer_prompt(renderer, "3"), answer_prompt(renderer, None)], 10)
-
-
-def test_a_broken_grader_stops_the_run(renderer: Renderer) -> None:
+def test_a_broken_grader_stops_the_run_and_a_hanging_answer_does_not(renderer: Renderer) -> None:
     class Hanging(Grader):
+        broken = True
+
         def grade_many(self, items: Sequence[GradeItem]) -> list[Grade]:
             return [Grade("grader_failed") for _ in items]
 
+        def self_check(self, questions: Sequence[Any]) -> list[int]:
+            return [*range(len(questions))] if self.broken else super().self_check(questions)
+
     text = "<think>x</think><solution>3</solution>"
-    completion = [*renderer._encode_fixed(text), renderer.end_of_turn]
-    reward = AnswerReward(renderer, CorrectnessReward(), Hanging())
-    with pytest.raises(RuntimeError, match="the grader failed on 1 of 1"):
-        reward([answer_prompt(renderer, "3")], [completion], [], torch.nn.Identity())
+    batch = ([answer_prompt(renderer)], [[*renderer._encode_fixed(text), renderer.end_of_turn]])
+    with Hanging() as grader:
+        reward = AnswerReward(renderer, CorrectnessReward(), grader)
+        with pytest.raises(RuntimeError, match="the grader failed on 1 of 1"):
+            reward(*batch, [], torch.nn.Identity())
+        grader.broken = False
+        assert reward(*batch, [], torch.nn.Identity()).rewards == [-0.5]
 
 
 def test_a_student_of_another_tokenizer_rewards_text(
