@@ -222,13 +222,14 @@ class ModelEvaluation:
 
 
 def given_solution(renderer: Renderer, text: str) -> str | None:
-    """Return the part of a completion to be graded: its solution block; the whole text if it uses
-    none of the format's tags (a model that never saw the format); None if it is incomplete."""
-    solution = renderer.split_answer(text).solution
-    if solution is not None:
+    """Return the part of a completion to be graded: its solution block; what follows its thought,
+    for a model that knows thoughts alone (R1, Qwen3); the whole text of a model that never saw the
+    format; None if a thought or solution is not closed."""
+    solution, format = renderer.split_answer(text).solution, renderer.format
+    if solution is not None or format.solution_open in text:
         return solution
-    tags = (renderer.format.thought_open, renderer.format.solution_open)
-    return None if any(tag in text for tag in tags) else text
+    answer = text.rpartition(format.thought_close)[2]
+    return None if format.thought_open in answer else answer
 
 
 # ---------------------------------------------------------------- completions

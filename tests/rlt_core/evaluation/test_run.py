@@ -304,6 +304,8 @@ def test_a_completion_without_the_formats_tags_is_its_own_solution() -> None:
     solution = f"{FORMAT.solution_open}4{FORMAT.solution_close}"
     assert given_solution(renderer, thought + solution) == "4"
     assert given_solution(renderer, "It is 4.") == "It is 4."
+    for written in (thought, f"2+2{FORMAT.thought_close}"):  # the template may open the thought
+        assert given_solution(renderer, f"{written}\nIt is 4.") == "\nIt is 4."
     assert given_solution(renderer, f"{FORMAT.thought_open}2+2 is 4, no, 5") is None
     assert given_solution(renderer, f"{thought}{FORMAT.solution_open}4") is None
 
