@@ -23,7 +23,8 @@ Row = dict[str, Any]
 def wrong_solution(solution: str, others: Iterable[str]) -> str | None:
     """Return the solution with its last number raised by one, or where it has none, the first
     other solution that differs; None: there is no other."""
-    numbers = list(re.finditer(r"\d+", solution))
+    # Of a number too long for `int`, its last digits.
+    numbers = list(re.finditer(r"\d{1,18}(?!\d)", solution))
     if numbers:
         start, end = numbers[-1].span()
         return f"{solution[:start]}{int(solution[start:end]) + 1}{solution[end:]}"

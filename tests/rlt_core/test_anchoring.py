@@ -81,5 +81,6 @@ def test_an_announced_solution_is_predictable_early(means: list[float], at: floa
 def test_a_wrong_solution_differs() -> None:
     assert wrong_solution("so 3 of 99", []) == "so 3 of 100"
     assert wrong_solution("0.5", ["7"]) == "0.6"
+    assert wrong_solution("7" * 5000, []) == "7" * 4999 + "8"
     assert wrong_solution("yes", ["yes ", "no"]) == "no"
     assert wrong_solution("yes", ["yes"]) is None
