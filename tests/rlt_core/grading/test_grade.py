@@ -56,14 +56,9 @@ def test_arithmetic(solution: str | None, verdict: str) -> None:
 @pytest.mark.parametrize(
     ("solution", "answer", "verdict"),
     [
-        (r"\boxed{\frac{3}{4}}", "0.75", "correct"),
         (r"\frac{3}{4}", r"\frac34", "correct"),
-        ("so it is $x=5$", "5", "correct"),
         (r"ANSWER: q - p", "-p+q", "correct"),
         ("Therefore, the final answer is: $\\boxed{204}$. I hope it is correct", "204", "correct"),
-        (r"\boxed{Evelyn}", r"\text{Evelyn}", "correct"),
-        (r"\boxed{(3, \frac{\pi}{2})}", r"\left( 3, \frac{\pi}{2} \right)", "correct"),
-        ("#### Step 1\nwe find \\boxed{7}", "7", "correct"),
         (r"\boxed{3}", "4", "wrong"),
         ("I do not know", "4", "unparsable"),
         (None, "4", "unparsable"),
@@ -79,20 +74,15 @@ def test_math(solution: str | None, answer: str | None, verdict: str) -> None:
 @pytest.mark.parametrize(
     ("solution", "verdict"),
     [
-        ("(2 + 3) * 4", "correct"),
         ("4*(3+2) = 20", "correct"),
         ("Let us see.\n#### (2+3)\N{MULTIPLICATION SIGN}4", "correct"),
         ("First 3+2 is 5, then\n4*(3+2)", "correct"),
-        ("2 * 3 + 4", "wrong"),
         ("4 * 5", "wrong"),
         ("20", "wrong"),
-        ("(2+3)*4*1", "wrong"),
         ("4/(2-2)+3", "wrong"),
         ("2+3**4", "unparsable"),
         ("10**10**10", "unparsable"),
         ("__import__('os').getcwd()", "unparsable"),
-        ("abs(2)+3*4", "unparsable"),
-        ("x+2", "unparsable"),
         ("(2).real+3*4", "unparsable"),
         ("[2,3,4][0]", "unparsable"),
         ("2 if 3 else 4", "unparsable"),
@@ -123,17 +113,7 @@ def test_countdown_without_its_task_is_ungradable() -> None:
 
 @pytest.mark.parametrize(
     ("solution", "verdict"),
-    [
-        ("B", "correct"),
-        ("(B)", "correct"),
-        ("Answer: B", "correct"),
-        ("**Answer: B) 3 m/s**", "correct"),
-        ("so the answer is B because", "correct"),
-        (r"\boxed{\text{B}}", "correct"),
-        ("Answer: C", "wrong"),
-        ("A long story about nothing", "unparsable"),
-        ("", "unparsable"),
-    ],
+    [("B", "correct"), ("Answer: C", "wrong"), ("A long story about nothing", "unparsable")],
 )
 def test_multiple_choice(solution: str, verdict: str) -> None:
     assert outcome(solution, "B", "multiple_choice") == verdict
