@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from rlt_core.config import RewardSpec, StageResources, TeacherGRPOConfig
@@ -93,7 +92,7 @@ class RLTReward(RewardFunction):
             raise NoReward(longest, f"the student's context has {max(sizes)} tokens")
         if self._recorded:
             rollouts = [
-                Rollout(p.question_id, teacher, len(teacher.ids) - len(p.ids), ids, old)
+                Rollout(teacher, ids, old, len(p.ids))
                 for p, each, ids, old in zip(prompts, contexts, completions, sampled, strict=True)
                 if (teacher := each.teacher)
             ]
@@ -166,54 +165,29 @@ class RLTReward(RewardFunction):
 class Rollout:
     """A completion whose explanation its own teacher scores."""
 
-    question_id: str
     context: Context
     """The teacher's: its prompt, then the explanation."""
-    think_tokens: int
-    """Tokens of the explanation and the scored padding after it, at the context's end."""
     completion: Sequence[int]
     sampled: FLOATS
     """As long as the completion."""
+    prompt_tokens: int
 
     @property
-    def prefix(self) -> Span:
-        """Scored tokens of the prompt, which were given, not sampled."""
-        return Span(self.context.think.start, len(self.context.ids) - self.think_tokens)
-
-    @property
-    def as_sampled(self) -> bool:
-        """Whether the completion begins with the explanation, token by token. It does not if the
-        explanation's last characters shared a token with the closing tag and were re-encoded."""
-        ids = self.context.ids[self.prefix.end :]
-        return ids == list(self.completion[: self.think_tokens])
+    def scored(self) -> FLOATS | None:
+        """The log-probs as sampled, if the completion begins with the tokens to score; else None.
+        It does not if the prefilled padding is scored too, or if the explanation's last characters
+        shared a token with the closing tag and were re-encoded."""
+        start, end = self.context.think
+        ids = self.context.ids[start:end]
+        recorded = start >= self.prompt_tokens or not ids
+        same = recorded and ids == list(self.completion[: len(ids)])
+        return self.sampled[: len(ids)] if same else None
 
 
 def recorded_logprobs(rollouts: Sequence[Rollout], score: Score) -> list[FLOATS]:
-    """Return the log-probs of each context's think span, (T,).
-
-    `score` is called once: for the scored prefix of each question (it depends on the prompt alone),
-    and for explanations that are not as sampled.
-    """
-    changed = {
-        i: (each.context.ids, each.context.think)
-        for i, each in enumerate(rollouts)
-        if not each.as_sampled
-    }
-    prefixes = {
-        each.question_id: (each.context.ids[: each.prefix.end], each.prefix)
-        for each in rollouts
-        if each.as_sampled and each.think_tokens and each.prefix.start < each.prefix.end
-    }
-    asked = [*changed.values(), *prefixes.values()]
-    computed = score([ids for ids, _ in asked], [span for _, span in asked])
-    found: dict[int | str, FLOATS] = dict(zip([*changed, *prefixes], computed, strict=True))
-    logprobs = []
-    for i, each in enumerate(rollouts):
-        if i in changed:
-            logprobs.append(found[i])
-        elif each.think_tokens and each.question_id in prefixes:
-            sampled = each.sampled[: each.think_tokens]
-            logprobs.append(np.concatenate([found[each.question_id], sampled]))
-        else:
-            logprobs.append(each.sampled[: each.think_tokens])
-    return logprobs
+    """Return the log-probs of each context's think span, (T,). `score` is called once, for those
+    that were not sampled like this."""
+    found = [each.scored for each in rollouts]
+    asked = [each.context for each, own in zip(rollouts, found, strict=True) if own is None]
+    computed = iter(score([each.ids for each in asked], [each.think for each in asked]))
+    return [next(computed) if own is None else own for own in found]
