@@ -3,6 +3,7 @@
 To add a benchmark, add a row to `BENCHMARKS`, or name one's own in `imports.benchmarks`.
 """
 
+import logging
 import random
 import re
 import tempfile
@@ -18,6 +19,8 @@ from rlt_core.errors import UserError
 from rlt_core.extensions import is_path
 from rlt_core.grading import GRADERS
 from rlt_core.hf_hub import UNPINNED, pinned, snapshot
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -142,26 +145,33 @@ def require_known(tasks: Sequence[str], own: Collection[str]) -> None:
 
 
 def own_task(name: str, data: DataConfig) -> EvalTask:
-    """Return all usable rows of a user's own benchmark. Raises UserError for data that cannot be
-    had, and for more unusable rows than `data.max_dropped` allows."""
+    """Return all usable rows of a user's own benchmark, of equal questions the first. Raises
+    UserError for data that cannot be had, and for more unusable rows than `data.max_dropped`
+    allows."""
     from rlt_core.data.rawrow import question_id
     from rlt_core.data.sources import read_source
 
     answer = data.fields.answer or "answer"
     fields = data.fields.model_copy(update={"solution": answer, "answer": answer})
     rows = read_source(data.model_copy(update={"fields": fields})).rows
-    questions = {
-        question_id(row.question): {
+    questions: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        key = question_id(row.question)
+        asked = {
+            "question_id": key,
             "question": row.question,
             "answer": row.answer,
             "grader": row.grader or data.grader or "math",
             "metadata": row.metadata,
         }
-        for row in reversed(rows)
-    }
-    return EvalTask(
-        name, [{"question_id": key, **rest} for key, rest in reversed(questions.items())]
-    )
+        questions.setdefault(key, asked)
+    if repeated := len(rows) - len(questions):
+        log.warning(
+            "task %s: %d of %d rows repeat the question of an earlier one and are left out; where "
+            "their choices or data differ, write these into the question",
+            name, repeated, len(rows),
+        )  # fmt: skip
+    return EvalTask(name, list(questions.values()))
 
 
 def pinned_task(

@@ -1,14 +1,15 @@
 """Benchmarks of the hub: prompts, right answers and samples, from rows in the hub's schema."""
 
+import json
 import random
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
-from rlt_core.config import PromptPreset
+from rlt_core.config import DataConfig, PromptPreset
 from rlt_core.errors import UserError
-from rlt_core.evaluation.benchmarks import BENCHMARKS, CHOICES_SEED, benchmark_task
+from rlt_core.evaluation.benchmarks import BENCHMARKS, CHOICES_SEED, benchmark_task, own_task
 from rlt_core.profiles.paper import EVALUATION
 from rlt_core.prompts.format import load_format
 from rlt_core.stages import EvaluationStageConfig
@@ -107,6 +108,17 @@ def test_the_stage_asks_with_the_configs_prompts() -> None:
             task = evaluation._task(None, name, config)  # type: ignore[arg-type]
             assert task == benchmark_task(name, prompts=prompts)
     assert EVALUATION.prompts == "skythought"
+
+
+def test_equal_questions_of_a_users_file_are_asked_once_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "mine.jsonl"
+    rows = [{"question": text, "answer": str(i)} for i, text in enumerate(("a?", "b?", "A?"))]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = own_task("mine", DataConfig(source=str(file))).questions
+    assert [(row["question"], row["answer"]) for row in asked] == [("a?", "0"), ("b?", "1")]
+    assert "task mine: 1 of 3 rows repeat the question of an earlier one" in caplog.text
 
 
 def test_benchmarks_are_read_without_lighteval(hub: Path) -> None:
