@@ -24,17 +24,25 @@ HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*(\S.*)")
 HEADING = re.compile(r"\W*(?:step|part|case|final|answer|solution|conclusion|verif|summar|check)|"
                      r"\d+[.):] ", re.I)  # fmt: skip
 ANSWER = re.compile(
-    r"\banswer(?: \([^()\n]{0,40}\))?[ \t*_\"]*[:=][ \t*_\"]*|答案\s*(?:是|为|[:\uff1a=])|"
-    r"^[ \t#*_>]*(?:the )?(?:final |correct )?answer[ \t*_]*\n",
+    r"(?<![A-Za-z])answer(?: \([^()\n]{0,40}\))?[ \t*_\"']*[:=](?:[ \t*_\"'}]|</\w{1,9}>)*|"
+    r"答案\s*(?:是|为|[:\uff1a=])|"
+    r"^[ \t#*_>]*(?:the )?(?:final |correct )?answer[ \t*_]*\n(?:[-=]{3,}\n)?",
     re.I | re.M,
 )
-TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.I | re.S)
+TAGGED = re.compile(
+    r"<(?:final_)?answer>((?:(?!<(?:final_)?answer>).)*?)</(?:final_)?answer>", re.I | re.S
+)
 SAID = re.compile(
-    r"\banswers?\b[^.\n:=]{0,60}?\b(?:is|are|be|equals|was)\b(?: ?:)?[ \t]*(?=\s{0,8}[^\s:])", re.I
+    r"\banswers?\b[^.\n:=]{0,60}?\b(?:is|are|be|equals|was)\b"
+    r"(?:,? (?:therefore|thus|then|hence|clearly|simply|just|indeed),?)?"
+    r"(?: ?:)?[ \t]*(?=\s{0,8}[^\s:])",
+    re.I,
 )
 SENTENCE_END = re.compile(
-    r"\.[*_]*(?:\s+(?=[A-Z\\$*])|\s*$)|,?\s\(?(?:because|since|which|as)\b|,\s*not\b|\?\s*$"
+    r"\.[*_]*(?:\s+(?=[A-Z\\$*])|\s*$)|,?\s\(?(?:because|since|which|as)\b|"
+    r",\s*not\b|\s\((?:see|not|rounded)\b|\?\s*$|<\||</s>"
 )
+BULLET = re.compile(r"[-*>•] +")
 LIMITED = re.compile(
     r"\b(?:not|never|wrong|incorrect|least|most|more|less|fewer|between|over|under)\b|n't\b", re.I
 )
@@ -119,7 +127,10 @@ def answer_line(text: str) -> tuple[int, str] | None:
 def _line(text: str, start: int) -> str:
     r"""Return the answer that begins at `start`: the rest of its line or the next line that is not
     blank, with further lines while a LaTeX environment or display is open."""
-    line, *more = text[start : start + TAIL_CHARS].lstrip().split("\n")
+    rest = text[start : start + TAIL_CHARS]
+    line, *more = rest.lstrip().split("\n")
+    if "\n" in text[max(0, start - 1) : start] + rest[: len(rest) - len(rest.lstrip())]:
+        line = BULLET.sub("", line, count=1) if BULLET.match(line) else line
     for following in more:
         opened = line.count(r"\begin{") - line.count(r"\end{") + line.count(r"\[")
         if opened <= line.count(r"\]") and line.count("$$") % 2 == 0 and line.strip("*_ `"):
@@ -135,7 +146,9 @@ def _clean(content: str) -> str:
     end = SENTENCE_END.search(content)
     content = content[: end.start()] if end and end.start() else content
     bold = re.match(r"\*\*([^*\n]+)\*\*", content)
-    return (bold[1] if bold else content).strip().strip('*_`"“”').strip()
+    content = (bold[1] if bold else content).strip().strip('*_`"“”。').strip()
+    content = re.sub(r"(?:\"[,}\s]*|'[,}]+)$", "", content)
+    return content.removesuffix("$") if content.count("$") % 2 else content
 
 
 def marked_answer(text: str) -> str | None:
