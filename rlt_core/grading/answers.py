@@ -286,7 +286,7 @@ def _united(text: str, depth: int) -> Answer | None:
     if None in regions:
         return None
     if operators[0] != r"\cup":
-        return _without(text, *regions) if len(regions) == 2 else None
+        return _without(text, regions[0] or (), regions[1] or ()) if len(regions) == 2 else None
     return Answer("region", text, tuple(piece for region in regions for piece in region or ()))
 
 
@@ -297,7 +297,8 @@ def _without(text: str, region: tuple[Any, ...], points: tuple[Any, ...]) -> Ans
         return None
     if not all(isinstance(number, Fraction) for number in numbers):
         return None
-    (low, closed, high, closed_above), pieces = region[0], []
+    pieces: list[tuple[Any, ...]] = []
+    low, closed, high, closed_above = region[0]
     for point, *_ in sorted(points, key=lambda piece: piece[0].parts[0]):
         pieces.append((low, closed, point, False))
         low, closed = point, False

@@ -55,7 +55,7 @@ def _read_table() -> dict[str, Unit]:
             for prefix, power in _PREFIXES.items():
                 short, long = prefix.split()
                 add((short if len(name) < 4 else long) + name, symbol, Fraction(10) ** power)
-    litre = (("m", 3),)
+    litre: tuple[tuple[str, int], ...] = (("m", 3),)
     return {
         name: (litre, factor / 1000) if base[0][0] == "L" else (base, factor)
         for name, (base, factor) in found.items()
