@@ -293,7 +293,7 @@ def _united(text: str, depth: int) -> Answer | None:
 def _without(text: str, region: tuple[Any, ...], points: tuple[Any, ...]) -> Answer | None:
     """Return an interval without points, which are assumed to be inside it."""
     numbers = [low.parts[0] for low, *_ in points if low.kind == "scalar"]
-    if len(region) > 1 or len(numbers) < len(points):
+    if len(region) != 1 or len(numbers) < len(points):
         return None
     if not all(isinstance(number, Fraction) for number in numbers):
         return None
