@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 def with_utility(
     rows: Sequence[Row],
-    think_ids: Sequence[Sequence[int]],
+    think_ids: Sequence[Sequence[int] | None],
     questions: Mapping[str, Mapping[str, Any]],
     held_out: Sequence[Mapping[str, Any]],
     renderer: Renderer,
@@ -28,7 +28,7 @@ def with_utility(
     tokens_per_batch: int,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Return scored rows of `scores` with `utility`, from the ids of their explanations.
+    """Return rows of `scores`, with `utility` those of which the explanation's ids are given.
 
     utility: mean over `held_out` questions h of log p(S_h | q_h, t_h) per token after one SFT step
     of the student on (q, t, S), minus that before it. t_h is the data set's own explanation of h,
@@ -37,6 +37,8 @@ def with_utility(
     lr * g / (|g| + 1e-8); every trace starts from the same weights.
     `renderer`: the student's; `load_student` gives float32 weights, which are the same afterwards.
     """
+    if all(ids is None for ids in think_ids):
+        return list(rows)
     contexts = [
         renderer.student_context(
             each["question"], renderer.encode_block(each["trace"]), each["solution"]
@@ -49,6 +51,9 @@ def with_utility(
         before = [each.detach().clone() for each in weights]
         start = _mean_logprob(student, contexts, tokens_per_batch)
         for row, ids in progress.over(zip(rows, think_ids, strict=True), len(rows)):
+            if ids is None:
+                measured.append(row)
+                continue
             question = questions[row["question_id"]]
             turn = renderer.student_sft_row(question["question"], ids, question["solution"])
             loss = _loss(student, turn.input_ids, turn.labels)

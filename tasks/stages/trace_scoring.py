@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,8 @@ from rlt_core.errors import UserError
 from rlt_core.grading import Grader
 from rlt_core.models import load_model, on_device
 from rlt_core.progress import Progress
-from rlt_core.prompts.renderer import Renderer
 from rlt_core.rows import read_rows
-from rlt_core.scoring import ContextBuilder, Contexts, score_contexts, with_anchoring, with_utility
+from rlt_core.scoring import ContextBuilder, score_contexts, with_anchoring, with_utility
 from rlt_core.scoring.score_traces import arrivals, contexts_of
 from rlt_core.scoring.tokens import Loader
 from rlt_core.stages import TraceScoringConfig
@@ -71,8 +70,14 @@ def run(ctx: StageContext) -> dict[str, float]:
             )  # fmt: skip
         if not measured:
             return rows
-        return _with_utility(
-            ctx, rows, contexts, questions, held_out, student_renderer, measured,
+        think_ids = [
+            each.think_ids if row["question_id"] in measured and row["status"] == "scored" else None
+            for row, each in zip(rows, contexts, strict=True)
+        ]
+        return with_utility(
+            rows, think_ids, questions, held_out, student_renderer,
+            lambda: on_device(load_model(ctx.model("student"), "float32"), ctx.resources),
+            scoring.utility_learning_rate, ctx.resources.tokens_per_batch,
             progress.part(parts - 1, parts),
         )  # fmt: skip
 
@@ -103,39 +108,6 @@ def _held_out(ctx: StageContext, questions: Mapping[str, Row], grader: Grader) -
             "trace_scoring.utility_questions=0, or take data with traces"
         )
     return found
-
-
-def _with_utility(
-    ctx: StageContext,
-    rows: Sequence[Row],
-    contexts: Sequence[Contexts],
-    questions: Mapping[str, Row],
-    held_out: Sequence[Row],
-    renderer: Renderer,
-    measured: Collection[str],
-    progress: Progress,
-) -> list[Row]:
-    """Return the rows, those of the scored traces of some questions with their utility."""
-    chosen = {
-        i: contexts[i].think_ids
-        for i, row in enumerate(rows)
-        if row["question_id"] in measured and row["status"] == "scored"
-    }
-    if not chosen:
-        return list(rows)
-    found = with_utility(
-        [rows[i] for i in chosen],
-        list(chosen.values()),
-        questions,
-        held_out,
-        renderer,
-        lambda: on_device(load_model(ctx.model("student"), "float32"), ctx.resources),
-        ctx.config_as(TraceScoringConfig).scoring.utility_learning_rate,
-        ctx.resources.tokens_per_batch,
-        progress,
-    )
-    by_place = dict(zip(chosen, found, strict=True))
-    return [by_place.get(i, row) for i, row in enumerate(rows)]
 
 
 def _length(group: Sequence[Row]) -> int:

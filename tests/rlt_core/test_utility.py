@@ -51,9 +51,11 @@ def test_utility_is_one_step_of_adamw_and_leaves_the_student_as_it_was() -> None
     def load() -> Iterator[Any]:
         yield student
 
-    rows = [{"question_id": "a", "sample": i} for i in range(len(TRACES))]
-    given = rows, thoughts, QUESTIONS, HELD_OUT, RENDERER, load, 1e-3, 999
-    found = [row["utility"] for row in with_utility(*given)]
+    rows = [{"question_id": "a", "sample": i} for i in range(len(TRACES) + 1)]
+    given = rows, [*thoughts, None], QUESTIONS, HELD_OUT, RENDERER, load, 1e-3, 999
+    *measured, other = with_utility(*given)
+    found = [row["utility"] for row in measured]
+    assert other == rows[-1]
     for weight, as_before in zip(student.parameters(), model().parameters(), strict=True):
         assert torch.equal(weight, as_before)
     for ids, utility in zip(thoughts, found, strict=True):
