@@ -28,7 +28,6 @@ _OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] 
 _RULES = [(re.compile(pattern), new) for pattern, new in [
     (r"\\[dtc]?frac ?\{([^{}]*)\} ?\{([^{}]*)\}", r"((\1)/(\2))"),
     (r"\\(?:times|cdot|ast)(?![A-Za-z])|\\\*|[×·⋅∙✕✖∗]", "*"),
-    (r"[０-９]", lambda digit: str(int(digit[0]))),
     (r"\\(?:text|mathrm)\{([^{}]*)\}", r"\1"),
     (r"\\div(?![A-Za-z])|[÷∕⁄]", "/"),
     (r"[−–]", "-"),
@@ -38,6 +37,7 @@ _RULES = [(re.compile(pattern), new) for pattern, new in [
     (r"\\?[\[{]", "("), (r"\\?[\]}]", ")"),
     (r"(?<=[\d)]) ?(?=\(\s*[-\d(])|(?<=\)) ?(?=\d)", "*"),
 ]]  # fmt: skip
+_WIDE_DIGITS = {0xFF10 + digit: str(digit) for digit in range(10)}
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)]) +")
 _RUN = re.compile(
     r"(?<![\w.,+*/-])(?:-(?=[\d(]))?[(\d][-+*/()\d \t]*(?:= *[-+*/()\d \t]+)*(?![\w,]|\.\d)"
@@ -67,6 +67,7 @@ def parse_task(metadata: str | None) -> Task | None:
 
 def _plain(text: str) -> str:
     """Convert LaTeX and typography to Python's arithmetic."""
+    text = text.translate(_WIDE_DIGITS)
     for pattern, new in _RULES:
         for _ in range(4 if "frac" in pattern.pattern else 1):  # fractions of fractions
             text = pattern.sub(new, text)

@@ -43,7 +43,7 @@ class Rewards:
 
     def __post_init__(self) -> None:
         for place, reward in enumerate(self.rewards):
-            if not abs(reward) <= np.finfo(np.float32).max:
+            if not abs(reward) <= float(np.finfo(np.float32).max):
                 raise NoReward(place, f"its reward is {reward}")
 
 
