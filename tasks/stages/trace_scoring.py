@@ -68,8 +68,6 @@ def run(ctx: StageContext) -> dict[str, float]:
                 rows, contexts, questions, student_renderer, loader("student"),
                 config.reward.temperature, ctx.resources.tokens_per_batch, progress.part(1, parts),
             )  # fmt: skip
-        if not measured:
-            return rows
         return with_utility(
             rows, _measured_ids(rows, contexts, measured), questions, held_out, student_renderer,
             lambda: on_device(load_model(ctx.model("student"), "float32"), ctx.resources),
@@ -86,8 +84,7 @@ def run(ctx: StageContext) -> dict[str, float]:
     with Grader() as grader:
         held_out = _held_out(ctx, questions, grader) if measured else []
         in_shards(ctx, "scores", groups, ctx.resources.shard_questions, compute, _length)
-    scores = read_rows(ctx.out, "scores", METRICS)
-    return _metrics(scores)
+    return _metrics(read_rows(ctx.out, "scores", METRICS))
 
 
 def _held_out(ctx: StageContext, questions: Mapping[str, Row], grader: Grader) -> list[Row]:
