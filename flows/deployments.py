@@ -31,7 +31,7 @@ from flows.pipeline import run_batches, run_plan, state_of
 from flows.planning import Plan, plan_stage
 from flows.schedule import Schedule, by_stage, title_of
 from rlt_core.errors import UserError
-from rlt_core.experiments import ALL, EXPERIMENTS
+from rlt_core.experiments import EXPERIMENTS
 from rlt_core.overrides import load_config
 from rlt_core.printable import printable
 from rlt_core.secrets import masked
@@ -253,10 +253,34 @@ def _compute(stage: str, specs: list[NodeSpec]) -> State[Any]:
 
 
 # ---------------------------------------------------------------- entrypoints
-def __getattr__(function: str) -> Flow[..., State[Any]]:
-    """Make the flow of one target, `full_pipeline` or `teacher_grpo`, when it is asked for: a run
-    needs the form of its own stage only."""
-    for name in (*EXPERIMENTS, ALL, *STAGES):
-        if name.replace("-", "_") == function:
-            return stage_flow(name) if name in STAGES else experiment_flow(name)
-    raise AttributeError(function)
+full_pipeline = experiment_flow("full-pipeline")
+table_1 = experiment_flow("table-1")
+table_2 = experiment_flow("table-2")
+countdown = experiment_flow("countdown")
+rank_ablation = experiment_flow("rank-ablation")
+compare_traces = experiment_flow("compare-traces")
+teach = experiment_flow("teach")
+bench_teachers = experiment_flow("bench-teachers")
+reward_ablation = experiment_flow("reward-ablation")
+all_experiments = experiment_flow("all")
+
+dataset_prep = stage_flow("dataset-prep")
+base_model = stage_flow("base-model")
+teacher_sft = stage_flow("teacher-sft")
+teacher_grpo = stage_flow("teacher-grpo")
+trace_generation = stage_flow("trace-generation")
+endpoint_generation = stage_flow("endpoint-generation")
+trace_import = stage_flow("trace-import")
+trace_refinement = stage_flow("trace-refinement")
+trace_selection = stage_flow("trace-selection")
+trace_scoring = stage_flow("trace-scoring")
+score_import = stage_flow("score-import")
+student_sft = stage_flow("student-sft")
+student_grpo = stage_flow("student-grpo")
+evaluation = stage_flow("evaluation")
+rank_statistics = stage_flow("rank-statistics")
+report = stage_flow("report")
+
+for _name in (*EXPERIMENTS, *STAGES):
+    if (_function := _name.replace("-", "_")) not in globals():  # a user's own
+        globals()[_function] = (stage_flow if _name in STAGES else experiment_flow)(_name)

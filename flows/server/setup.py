@@ -138,7 +138,7 @@ def declared() -> dict[str, Any]:
             {
                 "name": name,
                 "description": _description(name),
-                "entrypoint": f"flows.deployments.{name.replace('-', '_')}",
+                "entrypoint": f"flows.deployments.{_function(name)}",
                 "work_pool": {
                     "name": STAGES[name].pool if name in STAGES else "cpu",
                     "work_queue_name": "default",
@@ -148,6 +148,10 @@ def declared() -> dict[str, Any]:
             for name in pipeline
         ],
     }
+
+
+def _function(name: str) -> str:
+    return "all_experiments" if name == ALL else name.replace("-", "_")
 
 
 def _group(stage: str) -> str:
