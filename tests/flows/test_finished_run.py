@@ -2,19 +2,25 @@
 
 import json
 import re
+import signal
 import time
 from pathlib import Path
 
 import pytest
+from prefect.exceptions import TerminationSignal
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows import deployments
+from flows.cli.watch import ENDED
 from flows.planning import Plan
 from flows.schedule import seen_seconds
 from rlt_core.graph import _said
 from rlt_core.stages import STAGES
 from rlt_core.store import Store
 from tests.chat_server import Reply, completion, serve
-from tests.flows.conftest import Rlt
+from tests.flows.conftest import Rlt, Served
 
+GRPO = "student-grpo[rlt]@0"
 ON_DEMAND = {
     "trace-selection",
     "trace-import",
@@ -86,17 +92,29 @@ def test_seconds_are_those_of_the_tokens_that_were_seen(smoke_store: Path) -> No
     assert seconds() == {}
 
 
-def test_a_stopped_run_has_a_report_of_what_exists(rlt_inside: Rlt, store: Path) -> None:
+def test_a_stopped_run_has_a_report_of_what_exists(
+    served: Served, rlt_inside: Rlt, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here one that is cancelled on a server while its nodes run."""
     there = Store(str(store))
-    for name in (
-        "report",
-        "rank-statistics[reward]",
-        "evaluation[rlt+rl]@0",
-        "student-grpo[rlt]@0",
-    ):
+    for name in ("report", "rank-statistics[reward]", "evaluation[rlt+rl]@0", GRPO):
         there.remove(there.find(f"smoke/{name}").ref)
-    plan = Plan.of("full-pipeline", "smoke", store=str(store))
-    assert plan.report_what_exists() == ["full-pipeline"]
+    named = there.refs()["smoke/base-model"]
+    there.files.remove("refs/smoke/base-model.json")
+
+    def cancelled(*_: object) -> None:
+        assert any(one["name"] == "smoke/full-pipeline" for one in there.working().values())
+        raise TerminationSignal(signal.SIGTERM)
+
+    monkeypatch.setattr(deployments, "run_plan", cancelled)
+    api = served.environment()["PREFECT_API_URL"]
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # Prefect sends it again
+    with temporary_settings({PREFECT_API_URL: api}), pytest.raises(TerminationSignal):
+        deployments.experiment_flow("full-pipeline")(profile="smoke", store=str(store))
+    signal.signal(signal.SIGTERM, before)
+    ended = sorted(there.files.names(ENDED))[-1]
+    assert there.files.read(f"{ENDED}/{ended}") == b"130", "rlt status --watch says how it ended"
+    assert there.refs()["smoke/base-model"] == named, "what is committed has its name"
     shown = rlt_inside("report", "--store", str(store)).stdout
     assert "full-pipeline, unfinished: 21 of 24 nodes" in shown
     assert "countdown" in shown and "rlt+rl" not in shown
