@@ -66,7 +66,7 @@ def _chosen(text: str, letters: str) -> str | None:
 
 def choice_letter(text: str, metadata: str | None = None) -> str | None:
     """Return the letter that a solution chooses: in a box, else in its last line `Answer: …`, else
-    at its start or in its text (`the answer is C`, `option C`)."""
+    at its start, in its text (`the answer is C`, `option C`) or in its last line."""
     letters = _letters(metadata)
     text = unicodedata.normalize("NFKC", markers.after_thought(text))
     box = markers.last_box(text)
@@ -74,19 +74,24 @@ def choice_letter(text: str, metadata: str | None = None) -> str | None:
         return None
     if box is not None and (letter := _leading(box.content, letters)):
         return letter
-    line = markers.answer_line(text)
-    if line is not None:
-        return _chosen(line[1], letters)
+    marked_line = markers.answer_line(text)
+    if marked_line is not None:
+        return _chosen(marked_line[1], letters)
     marked = markers.marked_answer(text) if box is None else None
     letter = _chosen(marked, letters) if marked else None
     if letter is None and len(text) < markers.MAX_ANSWER_CHARS:
         letter = _leading(text, letters)
     if letter is None:
-        for said in _SAID.finditer(text):
+        plain = _plain(text)
+        for said in _SAID.finditer(plain):
             found = (said[1] or said[2]).upper()
-            denied = _ANOTHER.match(text, said.end()) or _DENIED.match(text, said.end())
+            denied = _ANOTHER.match(plain, said.end()) or _DENIED.match(plain, said.end())
             if found in letters and not denied:
                 letter = found
-    if letter is None and (last := _LAST.search(_plain(text[-markers.TAIL_CHARS :]))):
-        letter = last[1] if last[1] in letters else None
+    if letter is None:
+        lines = [each for each in text[-markers.TAIL_CHARS :].splitlines() if each.strip()] or [""]
+        last = _LAST.search(_plain(lines[-1]))
+        listed = len(lines) > 1 and _leading(lines[-2], letters)  # the choices, repeated
+        letter = last[1] if last and last[1] in letters else None
+        letter = letter or (None if listed else _leading(lines[-1], letters))
     return letter
