@@ -1,6 +1,7 @@
 "use strict";
 // Changes of the form show at once; the address stays the whole state.
 const form = document.querySelector("#state");
+const tokens = () => [...document.querySelectorAll(".heat .t")];
 let pending;
 
 function address() {
@@ -25,7 +26,9 @@ form?.addEventListener("input", async (event) => {
     const answer = await fetch(to, { signal });
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
     const found = page.querySelector("#results") ?? page.querySelector("main");
+    const focused = tokens().indexOf(document.activeElement);
     document.querySelector("#results").replaceChildren(...found.childNodes);
+    tokens()[focused]?.focus();
   } catch (error) {
     if (error.name !== "AbortError") throw error;
   }
