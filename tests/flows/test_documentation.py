@@ -45,6 +45,9 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 FENCE = re.compile(r"^ *```(sh|bash|console|shell|sql|python|py)\n", re.MULTILINE)
+FENCED = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
+TABLE = re.compile(r"(^\|.*\n)+", re.MULTILINE)
+BAR = re.compile(r"(?<!\\)\|")
 HERE = ("slow", "server")
 SMALLER = {
     "--profile tiny": "--profile smoke", "profile=tiny": "profile=smoke",
@@ -294,6 +297,19 @@ def test_the_site_and_llms_txt_have_every_page() -> None:
     shown = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)
     names = {site.PAGES.get(name, name.removeprefix("docs/")) for name in listed}
     assert sorted(shown) == sorted(names)
+
+
+def test_rows_of_tables_are_whole() -> None:
+    """Each row has as many cells as its header."""
+    tables = [
+        (page, table.group().splitlines())
+        for page in PAGES
+        for table in TABLE.finditer(FENCED.sub("", page.read_text("utf-8")))
+    ]
+    assert len(tables) > 50
+    for page, rows in tables:
+        for row in rows:
+            assert len(BAR.findall(row)) == len(BAR.findall(rows[0])), f"{page}: {row}"
 
 
 # ---------------------------------------------------------------- troubleshooting
