@@ -22,7 +22,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers.utils.import_utils import is_flash_attn_2_available
 
 from rlt_core.chat_templates import CHATML, Chats
 from rlt_core.config import (
@@ -192,14 +191,8 @@ def _neutral(folder: Path) -> dict[str, Any]:
 @contextmanager
 def on_device(model: PreTrainedModel, resources: StageResources) -> Iterator[PreTrainedModel]:
     """Move a frozen model to its device; with `resources.offload`, move it back afterwards, to the
-    memory that it was loaded into (of a mapped file, processes share it).
-
-    On a GPU in bfloat16 it uses flash-attn if that is installed: its kernels read packed sequences
-    (`rlt_core.scoring.passes`).
-    """
+    memory that it was loaded into (of a mapped file, processes share it)."""
     device = pick_device(resources.device)
-    if device == "cuda" and model.dtype == torch.bfloat16 and is_flash_attn_2_available():
-        model.set_attn_implementation("flash_attention_2")
     outside = {name: each.data for name, each in model.named_parameters() if resources.offload}
     model.to(device)  # type: ignore[arg-type]
     try:

@@ -20,8 +20,7 @@ from rlt_core.prompts.renderer import Span
 from rlt_core.reward.formula import RewardParts, reward_parts
 from rlt_core.scoring.alignment import Contexts, SharedSpans
 from rlt_core.scoring.lm_head import FLOATS, HeadScores
-from rlt_core.scoring.logprobs import States, select
-from rlt_core.scoring.passes import decoder_and_head, logit_transform
+from rlt_core.scoring.logprobs import States, decoder_and_head, logit_transform, select
 
 Loader = Callable[[], AbstractContextManager[nn.Module]]
 """Provides a model for one phase, after which it may keep, offload or free it."""
@@ -121,9 +120,10 @@ def token_scores(
 
 
 def _scores(contexts: Contexts, student: HeadScores, teacher: HeadScores | None) -> TokenScores:
-    solution, think = student.split([_size(contexts.solution), _size(contexts.student.think)])
+    size = _size(contexts.solution)
+    think = student.part(size, len(student.logprobs))
     return TokenScores(
-        student_solution=solution.logprobs,
+        student_solution=student.logprobs[:size],
         student_think=think.logprobs,
         teacher_think=None if teacher is None else teacher.logprobs,
         think_kl=None if teacher is None else teacher.kl,

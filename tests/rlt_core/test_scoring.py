@@ -26,11 +26,10 @@ from rlt_core.scoring import (
     ContextBuilder,
     assign_ranks,
     lm_head,
-    passes,
     selected_logprobs,
 )
 from rlt_core.scoring.lm_head import LogitTransform, head_kl, head_logprobs
-from rlt_core.scoring.passes import length_batches
+from rlt_core.scoring.logprobs import length_batches
 from rlt_core.scoring.score_traces import arrivals, contexts_of, score_contexts
 
 VOCABULARY = 23
@@ -82,7 +81,6 @@ def contexts(draw: st.DrawFn) -> Contexts:
     temperature=st.sampled_from([0.3, 0.7, 1.0, 2.0]),
     tokens_per_batch=st.sampled_from([1, 17, 64, 10_000]),
     block_logits=st.sampled_from([1, 5, 40, 1 << 21]),
-    packed=st.booleans(),
 )
 def test_equals_the_oracle_for_any_shape_budget_and_block(
     many: Contexts,
@@ -92,13 +90,10 @@ def test_equals_the_oracle_for_any_shape_budget_and_block(
     temperature: float,
     tokens_per_batch: int,
     block_logits: int,
-    packed: bool,
 ) -> None:
     model = random_llama(seed, heads, tied)
     ids, spans = [each[0] for each in many], [each[1] for each in many]
     with pytest.MonkeyPatch.context() as patch:
-        # The CPU's attention takes packed sequences too, only not fast.
-        patch.setattr(passes, "_takes_packed", lambda decoder: packed)
         patch.setitem(lm_head.BLOCK_LOGITS, "cpu", block_logits)
         got = selected_logprobs(model, ids, spans, temperature, tokens_per_batch)
     assert [len(arrays) for arrays in got] == [len(each) for each in spans]
@@ -125,18 +120,12 @@ def test_no_logits_beyond_a_block_ever_exist(monkeypatch: pytest.MonkeyPatch) ->
     model = random_llama(0)
     blocks: list[tuple[int, ...]] = []
 
-    def linear(hidden: torch.Tensor, weight: torch.Tensor, bias: Any) -> torch.Tensor:
-        logits = torch.nn.functional.linear(hidden, weight, bias)
-        blocks.append(tuple(logits.shape))
-        return logits
-
-    monkeypatch.setattr(lm_head, "linear", linear)
-    monkeypatch.setitem(lm_head.BLOCK_WORDS, "cpu", 10)
+    model.lm_head.register_forward_hook(lambda head, args, logits: blocks.append(logits.shape))
     ids = [[i % VOCABULARY for i in range(50)] for _ in range(6)]
     spans = [[(10, 14), (40, 50)]] * 6
     monkeypatch.setitem(lm_head.BLOCK_LOGITS, "cpu", 80)
     selected_logprobs(model, ids, spans, 1.0, 1000)
-    assert max(rows * words for rows, words in blocks) <= 80
+    assert max(rows for rows, _ in blocks) == 80 // VOCABULARY
     # All words of the selected positions, nothing else.
     assert sum(rows * words for rows, words in blocks) == 6 * 14 * VOCABULARY
 
@@ -156,7 +145,6 @@ def test_ranks_surprisal_and_full_kl_equal_the_oracle(
     hidden_p, hidden_q = torch.randn(positions, 6) * 3, torch.randn(positions, 4) * 3
     targets = torch.randint(words, (positions,))
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setitem(lm_head.BLOCK_WORDS, "cpu", 7)
         patch.setitem(lm_head.BLOCK_LOGITS, "cpu", block_logits)
         got = head_logprobs(p, hidden_p, targets, temperature, ranks=True)
         kl = head_kl((p, q), (hidden_p, hidden_q), temperature)
@@ -224,8 +212,7 @@ def test_transforms_of_logits_and_padded_heads_equal_the_oracle(
     hidden = [torch.randn(9, 6) * 4 for _ in heads]
     targets = torch.randint(23, (9,))
     transforms = tuple(LogitTransform(*each) for each in zip(scales, softcaps, strict=True))
-    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setitem(lm_head.BLOCK_WORDS, "cpu", 7)
+    with torch.no_grad():
         got = head_logprobs(
             heads[0], hidden[0], targets, temperature, transform=transforms[0], ranks=True
         )
