@@ -10,8 +10,7 @@ from rlt_core.report.scores import Evaluations
 
 COLUMNS = (
     "first", "second", "task", "first_seed", "second_seed", "questions", "solved_by_first",
-    "solved_by_second", "solved_by_both", "measure", "value", "low", "high", "chance", "chance_low",
-    "chance_high", "p", "ceiling_first", "ceiling_second", "paper",
+    "solved_by_second", "solved_by_both", "measure", "value", "low", "high", "chance", "paper",
 )  # fmt: skip
 """Columns of `overlaps.csv`; `paper` is the paper's number for the pair. A row has the Measure as
 `measured`, too."""
@@ -19,8 +18,7 @@ COLUMNS = (
 
 def overlap_rows(pairs: Sequence[tuple[str, str]], evaluations: Evaluations) -> Iterator[Row]:
     """One row per pair, task, seed and measure: two trained models are compared seed by seed, a
-    model without seeds with every seed. Seeds are not pooled: the ceiling is that of one model with
-    itself. A pair without graded answers has no row."""
+    model without seeds with every seed. A pair without graded answers has no row."""
     for pair in pairs:
         quoted = paper.OVERLAP[1] if pair == paper.OVERLAP[0] else None
         for task in evaluations.tasks(pair):
@@ -42,6 +40,4 @@ def overlap_rows(pairs: Sequence[tuple[str, str]], evaluations: Evaluations) -> 
                         "questions": found.questions, "solved_by_first": found.ours,
                         "solved_by_second": found.theirs, "solved_by_both": found.both,
                         "measure": name, "measured": measure, "paper": quoted,
-                        "ceiling_first": measure.ceiling_ours,
-                        "ceiling_second": measure.ceiling_theirs,
                     }  # fmt: skip
