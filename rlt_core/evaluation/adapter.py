@@ -1,7 +1,7 @@
 """All that knows lighteval (pinned to 0.13.0), which takes ten seconds to import.
 
-lighteval's `Pipeline` asks `_Model` for completions through `greedy_until`, which come graded, and
-aggregates them with our metric. Version 0.13 needs some help:
+lighteval's `Pipeline` asks `_Model` for the completions, which are graded already, and aggregates
+them with our metric. Version 0.13 needs some help:
 
 - Its `Registry` imports every built-in task, and `tasks/tiny_benchmarks.py` downloads a pickle on
   import (`requests.exceptions.ConnectionError` offline). `_Pipeline` does without a registry.
@@ -13,8 +13,7 @@ aggregates them with our metric. Version 0.13 needs some help:
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +26,7 @@ with torch.set_grad_enabled(torch.is_grad_enabled()):  # restores what the impor
     from lighteval.pipeline import ParallelismManager, Pipeline, PipelineParameters
 from lighteval.logging.evaluation_tracker import EvaluationTracker
 from lighteval.metrics.metrics_corpus import CorpusLevelComputation
-from lighteval.metrics.metrics_sample import SampleLevelComputation, SamplingMetric
+from lighteval.metrics.metrics_sample import SampleLevelComputation
 from lighteval.metrics.utils.metric_utils import CorpusLevelMetric
 from lighteval.models.abstract_model import LightevalModel, ModelConfig
 from lighteval.models.model_output import ModelResponse
@@ -36,66 +35,48 @@ from lighteval.tasks.requests import Doc, SamplingMethod
 
 from rlt_core.evaluation.benchmarks import EvalTask
 
-METRIC, SPLIT = "graded", "test"
+SPLIT = "test"
 
 Row = dict[str, Any]
-Answer = Callable[[], Sequence[Row]]
-"""Completes all questions; returns graded rows of `eval_samples`."""
 Score = Callable[[Sequence[Row]], list[Row]]
-"""Converts the rows of one task to its rows of `eval_scores`."""
-
-
-@dataclass(frozen=True)
-class Results:
-    """The results of lighteval."""
-
-    samples: list[Row]
-    """Rows of `eval_samples`, in the order of tasks and questions."""
-    scores: list[Row]
-    """Rows of `eval_scores`."""
-    metrics: dict[str, float]
-    """`{task}/{metric}` -> lighteval's aggregate; NaN if nothing could be graded."""
+"""Converts the graded rows of one task to its rows of `eval_scores`."""
 
 
 def run_tasks(
-    tasks: Sequence[EvalTask],
-    samples_of: Callable[[str], int],
-    answer: Answer,
-    score: Score,
-    out: Path,
-) -> Results:
-    """Complete and score all tasks with lighteval's pipeline.
+    tasks: Sequence[EvalTask], samples: Sequence[Row], score: Score, out: Path
+) -> tuple[list[Row], dict[str, float]]:
+    """Score graded rows of `eval_samples` with lighteval's pipeline.
 
-    `samples_of`: completions per question of a task. lighteval requires the folder `out`, to which
-    nothing is written. Raises what the callbacks raise, KeyError for a question without completions
-    and RuntimeError for one with too few.
+    Returns rows of `eval_scores`, and `{task}/{metric}` -> lighteval's aggregate, NaN if nothing
+    could be graded. lighteval requires the folder `out`, to which nothing is written. Raises
+    KeyError for a question without completions.
     """
-    metrics = {task.name: _Score(score) for task in tasks}
-    made = [_task(task, samples_of(task.name), metrics[task.name]) for task in tasks]
-    pipeline = _Pipeline(made, _Model(answer), out)
+    rows: dict[tuple[str, str], list[Row]] = {}
+    for row in samples:
+        rows.setdefault((row["task"], row["question_id"]), []).append(row)
+    scores = {task.name: _Score(score) for task in tasks}
+    made = []
+    for task in tasks:
+        made.append(_task(task.name, scores[task.name]))
+        lines = [
+            {"question": each, "rows": rows[task.name, each["question_id"]]}
+            for each in task.questions
+        ]
+        made[-1].dataset = {SPLIT: lines}
+    pipeline = _Pipeline(made, out)
     pipeline.evaluate()
-    details = pipeline.get_details()
     aggregated = pipeline.evaluation_tracker.metrics_logger.metric_aggregated
-    return Results(
-        samples=[
-            row
-            for task in tasks
-            for detail in sorted(details[_full(task.name)], key=lambda one: int(one.doc.id))
-            for row in detail.metric[METRIC]
-        ],
-        scores=[row for metric in metrics.values() for row in metric.rows],
-        metrics={
-            f"{task.name}/{name}": value
-            for task in tasks
-            for name, value in aggregated[_full(task.name)].items()
-        },
-    )
+    return [row for each in scores.values() for row in each.rows], {
+        f"{task.name}/{name}": value
+        for task in tasks  # lighteval's name includes the number of few-shot examples
+        for name, value in aggregated[f"{task.name}|0"].items()
+    }
 
 
 class _Pipeline(Pipeline):
     """lighteval's pipeline over tasks in memory."""
 
-    def __init__(self, tasks: Sequence[LightevalTask], model: LightevalModel, out: Path) -> None:
+    def __init__(self, tasks: Sequence[LightevalTask], out: Path) -> None:
         self._given = tasks
         super().__init__(
             tasks="",
@@ -105,7 +86,7 @@ class _Pipeline(Pipeline):
                 bootstrap_iters=0,
             ),
             evaluation_tracker=EvaluationTracker(output_dir=str(out), save_details=False),
-            model=model,
+            model=_Model(),
         )
 
     def _init_tasks_and_requests(self, tasks: str) -> None:
@@ -118,38 +99,19 @@ class _Pipeline(Pipeline):
         self.evaluation_tracker.task_config_logger.log(self.tasks_dict)
 
 
-@dataclass
-class _Response(ModelResponse):
-    """The completions of one question, with their rows of `eval_samples`."""
-
-    rows: list[Row] = field(default_factory=list)
-
-
 class _Model(LightevalModel):
-    """Our engine as a lighteval model."""
+    """Our engine's completions as a lighteval model."""
 
     add_special_tokens = False
     max_length = None  # type: ignore[assignment]  # nothing is truncated
     tokenizer = None  # type: ignore[assignment]  # the renderer builds prompts as token ids
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self) -> None:
         self.config = ModelConfig(model_name="rlt")
         self._cache = SimpleNamespace(_init_registry=lambda _: None)  # the workspace resumes
-        self._answer = answer
 
     def greedy_until(self, docs: list[Doc]) -> list[ModelResponse]:
-        """Return `num_samples` completions for each doc; lighteval has shuffled the docs."""
-        rows: dict[tuple[str, str], list[Row]] = {}
-        for row in self._answer():
-            rows.setdefault((row["task"], row["question_id"]), []).append(row)
-        return [self._response(doc, rows) for doc in docs]
-
-    def _response(self, doc: Doc, rows: Mapping[tuple[str, str], list[Row]]) -> _Response:
-        assert doc.specific is not None  # see _doc
-        found = rows[doc.task_name.split("|")[0], doc.specific["question_id"]]
-        if len(found) != doc.num_samples:
-            raise RuntimeError(f"{doc.task_name}: {len(found)} completions, not {doc.num_samples}")
-        return _Response(text=[row["completion"] for row in found], rows=found)
+        return [ModelResponse(text=[row["completion"] for row in _rows(doc)]) for doc in docs]
 
     def loglikelihood(self, docs: list[Doc]) -> list[ModelResponse]:
         raise NotImplementedError("our tasks are generative")
@@ -157,20 +119,11 @@ class _Model(LightevalModel):
     loglikelihood_rolling = loglikelihood
 
 
-class _Graded(SamplingMetric, SampleLevelComputation):
-    """The graded rows of a question; `num_samples` becomes `Doc.num_samples`."""
+class _Graded(SampleLevelComputation):
+    """The graded rows of a question."""
 
-    def __init__(self, samples: int) -> None:
-        super().__init__()
-        self._samples = samples
-
-    def compute(  # type: ignore[override]
-        self, doc: Doc, model_response: _Response, **_: Any
-    ) -> list[Row]:
-        return model_response.rows
-
-    def num_samples(self) -> int:
-        return self._samples
+    def compute(self, doc: Doc, **_: Any) -> list[Row]:  # type: ignore[override]
+        return _rows(doc)
 
 
 class _Score(CorpusLevelComputation):
@@ -187,16 +140,16 @@ class _Score(CorpusLevelComputation):
         }
 
 
-def _task(task: EvalTask, samples: int, score: _Score) -> LightevalTask:
+def _task(name: str, score: _Score) -> LightevalTask:
     metric = CorpusLevelMetric(
-        metric_name=METRIC,
+        metric_name="graded",
         higher_is_better=True,
         category=SamplingMethod.GENERATIVE,
-        sample_level_fn=_Graded(samples),
+        sample_level_fn=_Graded(),
         corpus_level_fn=score,
     )
     config = LightevalTaskConfig(
-        name=task.name,
+        name=name,
         prompt_function=_doc,
         hf_repo="",
         hf_subset="",
@@ -205,18 +158,18 @@ def _task(task: EvalTask, samples: int, score: _Score) -> LightevalTask:
         evaluation_splits=[SPLIT],
         few_shots_split=SPLIT,  # never used: zero shots
     )
-    made = LightevalTask(config)
-    made.dataset = {SPLIT: [{"question": question} for question in task.questions]}
-    return made
+    return LightevalTask(config)
 
 
 def _doc(line: dict[str, Any], task_name: str) -> Doc:
-    """Convert a question for lighteval; the prompt is built from the question, not from this."""
+    """Convert a question for lighteval, which does not build the prompt."""
     question = line["question"]
     gold = question["answer"] or ""
-    return Doc(query=question["question"], choices=[gold], gold_index=0, specific=dict(question))
+    specific = {"rows": line["rows"]}
+    return Doc(query=question["question"], choices=[gold], gold_index=0, specific=specific)
 
 
-def _full(name: str) -> str:
-    """lighteval's name of a task, which includes its number of few-shot examples."""
-    return f"{name}|0"
+def _rows(doc: Doc) -> list[Row]:
+    assert doc.specific is not None  # see _doc
+    rows: list[Row] = doc.specific["rows"]
+    return rows

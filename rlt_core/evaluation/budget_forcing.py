@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Draft:
-    """An unfinished completion."""
+    """A completion, finished or not."""
 
     ids: list[int]
     """Sampled and forced tokens so far."""
@@ -30,8 +30,8 @@ class Draft:
     """Number of times that an end of thinking was replaced."""
     answering: bool = False
     """Whether thinking is over; nothing is forced any more."""
-    finish_reason: FinishReason = "length"
-    """Finish reason of a finished completion."""
+    finish_reason: str = "length"
+    """Finish reason of a finished completion; `too_long`: its prompt leaves no space."""
 
 
 @dataclass(frozen=True)

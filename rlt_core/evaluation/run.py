@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
@@ -44,29 +44,6 @@ class SampleRequest:
     """Numbers of the samples among those of the question."""
 
 
-@dataclass(frozen=True)
-class EvalCompletion:
-    ids: list[int]
-    finish_reason: str
-
-
-def requests_of(
-    tasks: Sequence[EvalTask], config: EvaluationConfig, renderer: Renderer
-) -> list[SampleRequest]:
-    """Return all requests, in the tasks' order. No request has more than `config.n` samples, so
-    that they are alike even if a task has more, and any of them can share the work."""
-    requests = []
-    for task in tasks:
-        samples = range(config.samples_of(task.name))
-        for question in task.questions:
-            prompt_ids = renderer.student_prompt(question["question"])
-            requests += [
-                SampleRequest(task.name, question, prompt_ids, samples[start : start + config.n])
-                for start in samples[:: config.n]
-            ]
-    return requests
-
-
 class ModelEvaluation:
     """The evaluation of one model; as a context manager it closes engine and grader.
 
@@ -103,7 +80,20 @@ class ModelEvaluation:
         self._key, self._label = key, label or model_key
         self._constant = {"seed": seed, "model": model_key}
         self._grader = Grader(config.grading_timeout_s)
-        self.requests = requests_of(self._tasks, config, self._renderer)
+        self.requests = self._requests()
+
+    def _requests(self) -> list[SampleRequest]:
+        """Return all requests, in the tasks' order. No request has more than `config.n` samples, so
+        that they are alike even if a task has more, and any of them can share the work."""
+        n = self._config.n
+        return [
+            SampleRequest(task.name, question, prompt_ids, samples[start : start + n])
+            for task in self._tasks
+            for question in task.questions
+            for prompt_ids in [self._renderer.student_prompt(question["question"])]
+            for samples in [range(self._config.samples_of(task.name))]
+            for start in samples[::n]
+        ]
 
     @cached_property
     def _engine(self) -> Engine:
@@ -131,8 +121,8 @@ class ModelEvaluation:
                 "finish_reason": one.finish_reason,
                 "completion_tokens": len(one.ids),
             }
-            for request, completions in zip(requests, completed, strict=True)
-            for sample, one in zip(request.samples, completions, strict=True)
+            for request, drafts in zip(requests, completed, strict=True)
+            for sample, one in zip(request.samples, drafts, strict=True)
         ]
 
     def run(
@@ -151,64 +141,51 @@ class ModelEvaluation:
         def score(samples: Sequence[Row]) -> list[Row]:
             return score_rows(samples, self._config.pass_at, self._label)
 
-        def graded() -> list[Row]:
-            return self._graded(tasks, answer(), progress)
-
-        tasks, ungradable = self._checked()
-        results = run_tasks(tasks, self._config.samples_of, graded, score, out)
-        write_tables(out, eval_samples=results.samples, eval_scores=results.scores)
-        known = {name: value for name, value in results.metrics.items() if value == value}
+        ungradable = self._ungradable()
+        samples = self._graded(answer(), ungradable, progress)
+        scores, metrics = run_tasks(self._tasks, samples, score, out)
+        write_tables(out, eval_samples=samples, eval_scores=scores)
+        too_long = [row["task"] for row in samples if row["finish_reason"] == TOO_LONG]
         counts = {
-            f"{row['task']}/{name}": float(row[name])
-            for row in results.scores
-            for name in ("ungraded", "grader_failed")
+            **Counter(f"{task}/{TOO_LONG}" for task in too_long),
+            **Counter(f"{task}/ungradable" for task, _ in ungradable),
         }
-        too_long = Counter(
-            f"{row['task']}/{TOO_LONG}"
-            for row in results.samples
-            if row["finish_reason"] == TOO_LONG
-        )
-        return known | counts | ungradable | {name: float(n) for name, n in too_long.items()}
+        for row in scores:
+            counts |= {f"{row['task']}/{name}": row[name] for name in ("ungraded", "grader_failed")}
+        known = {name: value for name, value in metrics.items() if value == value}
+        return known | {name: float(count) for name, count in counts.items()}
 
-    def _checked(self) -> tuple[list[EvalTask], dict[str, float]]:
-        """Return the tasks, where questions whose right answer is not graded correct against itself
-        have no grader, and the numbers of such questions as metrics."""
-        tasks, counts = [], {}
+    def _ungradable(self) -> set[tuple[str, str]]:
+        """Return task and id of the questions whose right answer is not graded correct against
+        itself."""
+        found = set()
         for task in self._tasks:
-            failing = self._grader.self_check(task.questions)
+            failing = [task.questions[i] for i in self._grader.self_check(task.questions)]
+            found |= {(task.name, question["question_id"]) for question in failing}
             if failing:
-                first = task.questions[failing[0]]
                 log.warning(
                     "task %s: %d right answers are not graded correct against themselves, so their "
                     "questions are not graded (outcome ungradable); question %s: %r",
-                    task.name, len(failing), first["question_id"], first["answer"],
+                    task.name, len(failing), failing[0]["question_id"], failing[0]["answer"],
                 )  # fmt: skip
-                counts[f"{task.name}/ungradable"] = float(len(failing))
-            questions = [
-                {**question, "grader": "none"} if place in failing else question
-                for place, question in enumerate(task.questions)
-            ]
-            tasks.append(EvalTask(task.name, questions))
-        return tasks, counts
+        return found
 
     def _graded(
-        self, tasks: Sequence[EvalTask], rows: Sequence[Row], progress: Progress
+        self, rows: Sequence[Row], ungradable: Collection[tuple[str, str]], progress: Progress
     ) -> list[Row]:
-        questions = {
-            (task.name, question["question_id"]): question
-            for task in tasks
-            for question in task.questions
-        }
-        items = [
-            GradeItem(
-                solution=given_solution(self._renderer, row["completion"]),
-                answer=question["answer"],
-                grader=question["grader"],
-                metadata=question["metadata"],
+        items = []
+        asked = [request for request in self.requests for _ in request.samples]
+        for row, request in zip(rows, asked, strict=True):
+            question = request.question
+            none = (request.task, question["question_id"]) in ungradable
+            items.append(
+                GradeItem(
+                    solution=given_solution(self._renderer, row["completion"]),
+                    answer=question["answer"],
+                    grader="none" if none else question["grader"],
+                    metadata=question["metadata"],
+                )
             )
-            for row in rows
-            for question in [questions[row["task"], row["question_id"]]]
-        ]
         grades = self._grader.grade_many(items, progress.check)
         return [row | vars(grade) for row, grade in zip(rows, grades, strict=True)]
 
@@ -245,77 +222,54 @@ class Completer:
     forcer: Forcer | None = None
     """Controls the length of thinking; None leaves completions as they are sampled."""
 
-    def complete(
-        self, requests: Sequence[SampleRequest], progress: Progress
-    ) -> list[list[EvalCompletion]]:
-        """Return the completions of each request. Progress counts completions. Raises Stopped."""
-        fitting = [one for one in requests if len(one.prompt_ids) < self.engine.context]
-        complete = self._force if self.forcer else self._sample
-        completed = iter(complete(fitting, progress) if fitting else [])
-        nothing = EvalCompletion([], TOO_LONG)
-        return [
-            next(completed)
-            if len(one.prompt_ids) < self.engine.context
-            else [nothing for _ in one.samples]
-            for one in requests
-        ]
+    def complete(self, requests: Sequence[SampleRequest], progress: Progress) -> list[list[Draft]]:
+        """Return the finished completions of each request. Progress counts completions. Raises
+        Stopped.
 
-    def _sample(
-        self, requests: Sequence[SampleRequest], progress: Progress
-    ) -> list[list[EvalCompletion]]:
-        completions = self.engine.generate(
-            [request.prompt_ids for request in requests],
-            self.config,
-            [[self._seed(request, sample) for sample in request.samples] for request in requests],
-            self.stop_ids,
-            progress,
-        )
-        return [
-            [EvalCompletion(list(one.ids), one.finish_reason) for one in group]
-            for group in completions
-        ]
-
-    def _force(
-        self, requests: Sequence[SampleRequest], progress: Progress
-    ) -> list[list[EvalCompletion]]:
-        """Sample in phases; a phase has all completions that are not finished."""
-        assert self.forcer is not None
-        samples = [(request, sample) for request in requests for sample in request.samples]
-        drafts = [self.forcer.first() for _ in samples]
+        Completions are sampled in phases, without a forcer in one; a phase has all that are not
+        finished.
+        """
+        asked = [(request, sample) for request in requests for sample in request.samples]
+        first = self.forcer.first() if self.forcer else Draft([], self.config.max_tokens)
+        drafts = [self._within_context(request, first, TOO_LONG) for request, _ in asked]
         for phase in count():
-            drafts = [
-                self._within_context(request, draft)
-                for (request, _), draft in zip(samples, drafts, strict=True)
-            ]
             pending = [i for i, draft in enumerate(drafts) if draft.max_new_tokens]
             if not pending:
                 break
             prompts: dict[tuple[int, ...], list[int]] = {}
             for i in pending:
-                prompt = (*samples[i][0].prompt_ids, *drafts[i].ids)
+                prompt = (*asked[i][0].prompt_ids, *drafts[i].ids)
                 prompts.setdefault(prompt, []).append(i)
-            max_tokens = max(drafts[i].max_new_tokens for i in pending)
             completions = self.engine.generate(
                 list(prompts),
-                self.config.model_copy(update={"max_tokens": max_tokens}),
-                [[self._seed(*samples[i], phase) for i in group] for group in prompts.values()],
+                self.config.model_copy(
+                    update={"max_tokens": max(drafts[i].max_new_tokens for i in pending)}
+                ),
+                [[self._seed(*asked[i], phase) for i in group] for group in prompts.values()],
                 self.stop_ids,
-                _constant_progress(progress, len(drafts) - len(pending), len(drafts)),
+                _constant_progress(progress, len(drafts) - len(pending), len(drafts))
+                if self.forcer
+                else progress,
             )
             for group, sampled in zip(prompts.values(), completions, strict=True):
                 for i, one in zip(group, sampled, strict=True):
-                    drafts[i] = self.forcer.after(drafts[i], one.ids, one.finish_reason)
-        completed = iter(EvalCompletion(draft.ids, draft.finish_reason) for draft in drafts)
-        return [[next(completed) for _ in request.samples] for request in requests]
+                    draft = (
+                        self.forcer.after(drafts[i], one.ids, one.finish_reason)
+                        if self.forcer
+                        else Draft(list(one.ids), finish_reason=one.finish_reason)
+                    )
+                    drafts[i] = self._within_context(asked[i][0], draft, "length")
+        finished = iter(drafts)
+        return [[next(finished) for _ in request.samples] for request in requests]
 
-    def _within_context(self, request: SampleRequest, draft: Draft) -> Draft:
+    def _within_context(self, request: SampleRequest, draft: Draft, reason: str) -> Draft:
         """End a draft that fills the model's context, forced tokens included."""
-        left = self.engine.context - len(request.prompt_ids)
+        left = max(0, self.engine.context - len(request.prompt_ids))
         if not draft.max_new_tokens or len(draft.ids) < left:
             return draft
-        return replace(draft, ids=draft.ids[:left], max_new_tokens=0, finish_reason="length")
+        return replace(draft, ids=draft.ids[:left], max_new_tokens=0, finish_reason=reason)
 
-    def _seed(self, request: SampleRequest, sample: int, phase: int = 0) -> int:
+    def _seed(self, request: SampleRequest, sample: int, phase: int) -> int:
         """Return a sample's seed; in the first phase the one without budget forcing."""
         from rlt_core.generation import sample_seed
 

@@ -10,8 +10,8 @@ import pytest
 from rlt_core.config import BudgetForcing, EvaluationConfig, Sampling, ScratchModel, StageResources
 from rlt_core.errors import Stopped
 from rlt_core.evaluation.benchmarks import EvalTask
-from rlt_core.evaluation.budget_forcing import Forcer
-from rlt_core.evaluation.run import Completer, EvalCompletion, ModelEvaluation, SampleRequest
+from rlt_core.evaluation.budget_forcing import Draft, Forcer
+from rlt_core.evaluation.run import Completer, ModelEvaluation, SampleRequest
 from rlt_core.generation import Completion, open_engine, sample_seed
 from rlt_core.generation.engine import ClosesItself, FinishReason
 from rlt_core.models import new_model, save_model, tiny_tokenizer
@@ -106,7 +106,7 @@ def named(renderer: Renderer, reply: Reply) -> Reply:
     )
 
 
-Completed = list[list[EvalCompletion]]
+Completed = list[list[Draft]]
 
 
 def complete(
@@ -198,7 +198,7 @@ def test_the_context_bounds_the_whole_completion_with_what_is_forced(room: int) 
             if room:
                 assert one.finish_reason == "stop" or len(one.ids) >= min(room, 21)
             else:
-                assert one == EvalCompletion([], "too_long")
+                assert one == Draft([], finish_reason="too_long")
 
 
 @PROMPTERS
