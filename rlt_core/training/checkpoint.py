@@ -39,7 +39,6 @@ from rlt_core.sql.schemas import TRAIN_STEPS
 from rlt_core.store import Workspace
 from rlt_core.training import sharding
 from rlt_core.training.data_order import KEPT_CHECKPOINTS
-from rlt_core.training.memory_probe import probe_memory
 from rlt_core.training.metrics import StepRecorder
 from rlt_core.training.tracking import Tracker
 
@@ -48,14 +47,8 @@ ROWS = "train_steps.json"
 EXTRA = "reference.safetensors"
 
 
-class _Begin(TrainerCallback):
-    """Probes the memory before the first step, and seeds every step."""
-
-    def __init__(self, trainer: ResumableTrainer) -> None:
-        self._trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        probe_memory(self._trainer, self._trainer.longest_loss)
+class _Seed(TrainerCallback):
+    """Seeds every step."""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A step's random numbers (dropout) depend on the seed, the step and the process. Saved
@@ -81,7 +74,7 @@ class ResumableTrainer(Trainer):
         self._work, self._recorder = work, recorder
         self.remove_callback(PrinterCallback)
         self.add_callback(recorder)
-        self.add_callback(_Begin(self))
+        self.add_callback(_Seed())
         tracked = self._resources.tracking != "none" and self.accelerator.is_main_process
         tracker = Tracker(recorder) if tracked else None
         if tracker:
@@ -113,10 +106,6 @@ class ResumableTrainer(Trainer):
             save_model(plain.to(getattr(torch, dtype)), load_tokenizer(start), out / "model")
             write_rows(out / "train_steps.parquet", "train_steps", self._recorder.rows)
         self.accelerator.wait_for_everyone()
-
-    def longest_loss(self, model: nn.Module) -> Tensor:
-        """Return a loss of a micro-batch of the longest possible sequences (`probe_memory`)."""
-        raise NotImplementedError
 
     def extra_state(self) -> dict[str, Tensor]:
         """Return what this trainer changes beside model and optimiser, by name."""

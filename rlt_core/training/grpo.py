@@ -17,12 +17,11 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object, set_seed
 from datasets import Dataset
@@ -254,27 +253,7 @@ class PolicyTrainer(ResumableTrainer, UnpaddedGRPOTrainer):
             self._gaps = []
         return loss
 
-    # ------------------------------------------------------------ memory and checkpoints
-    def longest_loss(self, model: nn.Module) -> Tensor:
-        """Scoring, reference and policy on the longest prompt with the longest completion: its
-        log-probs, summed. Sampling is left out: vLLM takes its memory when it starts."""
-        prompt = max(self._prompts, key=lambda each: len(each.ids))
-        filler = [prompt.ids[-1]] * self._sampling.max_tokens
-        ids_T = torch.tensor([*prompt.ids, *filler], device=self.accelerator.device)
-        batch_size = self.args.per_device_train_batch_size
-        if self._reward.reads_policy:
-            fitting = max(1, self._resources.tokens_per_batch // len(ids_T))
-            count = min(fitting, batch_size * self._micro_batches) if ids_T.is_cuda else 1
-            filled = Completion(filler, "length", np.zeros(len(filler), np.float32))
-            with suppress(NoReward):  # training itself reports what is wrong
-                self._rewards([prompt] * count, [filled] * count)
-        ids_BT = ids_T.expand(batch_size, -1)
-        batch: tuple[Any, ...] = (ids_BT, torch.ones_like(ids_BT), len(filler))
-        if self.ref_model is not None:
-            with torch.no_grad():
-                self._get_per_token_logps_and_entropies(self.ref_model, *batch)
-        return self._get_per_token_logps_and_entropies(model, *batch, compute_entropy=True)[0].sum()
-
+    # ------------------------------------------------------------ checkpoints
     def extra_state(self) -> dict[str, Tensor]:
         """The reference model, if it is synced: TRL does not save it."""
         if not self.args.sync_ref_model:

@@ -2,13 +2,11 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from accelerate.utils import set_seed
 from datasets import Dataset
-from torch import Tensor, nn
 from transformers import PreTrainedModel
 from trl import SFTConfig as TRLConfig
 from trl import SFTTrainer
@@ -27,14 +25,6 @@ from rlt_core.training.policy import adapters, load_policy, trainer_arguments
 
 class _Trainer(ResumableTrainer, SFTTrainer):
     """SFTTrainer that resumes exactly."""
-
-    longest: Row
-
-    def longest_loss(self, model: nn.Module) -> Tensor:
-        """TRL's loss without its counts of tokens."""
-        batch = self.data_collator([asdict(self.longest)] * self.args.per_device_train_batch_size)
-        output = model(**self._prepare_inputs(batch), use_cache=False, fused_lm_head=True)
-        return cast(Tensor, -output.log_probs.sum())
 
 
 def train_sft(
@@ -76,7 +66,6 @@ def train_sft(
             processing_class=load_tokenizer(model),
             peft_config=adapters(config.lora),
         )
-        trainer.longest = max(kept, key=lambda row: len(row.input_ids))
         trainer.run(context.work, recorder)
     trainer.finish(model, context.out, config.dtype)
     return _metrics(recorder.rows, len(kept), len(rows) - len(kept))
