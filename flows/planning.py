@@ -20,7 +20,6 @@ from rlt_core.estimate import (
     NodeEstimate,
     estimates,
     require_fit,
-    require_room,
     require_servers,
 )
 from rlt_core.experiments import nodes_of_stage, targets
@@ -101,7 +100,7 @@ class Plan:
         """Resolve the config and look every node up in the store. Raises UserError."""
         changes = tuple(overrides or ())
         config = with_keys(load_config(profile, changes), Store(store))
-        nodes = graph.plan(targets(target, config), Store(store))
+        nodes = graph.plan(targets(target, config), Store(store), profile)
         return cls(target, profile, changes, store, budget_gpu_hours, config, nodes)
 
     @property
@@ -147,8 +146,7 @@ class Plan:
         report to a tracker that is not there."""
         require_trackers(self.config, self.missing)
         if self.missing:
-            found = require_fit(self.config, self.missing, self.store)
-            require_room(self.config, self.missing, found, self.store)
+            require_fit(self.config, self.missing, self.store)
 
     def require_room_here(self) -> None:
         """Raises UserError if this machine lacks vLLM, main memory or disk for missing nodes."""
@@ -165,7 +163,7 @@ class Plan:
         files = self.store.files
         unfinished = [files.local(f"work/{node.key}") for node in self.missing]
         here = Machine.here(files.local(""), unfinished)
-        require_room(self.config, self.missing, self.estimates, self.store, here)
+        require_fit(self.config, self.missing, self.store, here)
 
     def _require_pinned(self) -> None:
         loose = [node.name for node in self.missing if UNPINNED in node.config.model_dump_json()]
@@ -245,7 +243,7 @@ def plan_stage(
         require_servers(config, [node])
         require_trackers(config, [node])
         if not inputs:
-            require_room(config, [node], require_fit(config, [node], store), store)
+            require_fit(config, [node], store)
     resources, budget = config.resources.of(stage, node.variant), token_budget(config, [node])
     spec = NodeSpec.of(node, str(store), config.profile, resources, budget)
     return spec.model_copy(update={"key": key, "inputs": refs})

@@ -18,7 +18,7 @@ from rlt_core.store import Manifest, Ref, Store
 
 KEY_DIGITS = 16
 INPUT = "input "
-"""Begins a change that is one of an input's key; NEW is that of a stage without an artifact."""
+"""Begins a change that is one of an input's key; NEW is that of a node without a predecessor."""
 NEW = "new"
 COMPARED = 50
 """Newest artifacts that a miss is compared with."""
@@ -112,10 +112,14 @@ class Planned:
 
     node: Node
     hit: bool
-    changes: tuple[str, ...]
-    """For a miss: what differs from the nearest committed artifact of the same stage."""
-    compared: tuple[str, str] = ("", "")
-    """Profile and label of that artifact."""
+    changes: tuple[str, ...] = ()
+    """For a miss: what differs from the nearest artifact of its name in this profile; `NEW` if
+    there is none."""
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it is computed: changed fields, else other inputs."""
+        return tuple(one for one in self.changes if not one.startswith(INPUT)) or self.changes
 
 
 def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -154,49 +158,28 @@ def _changes(node: Node, made: Manifest) -> list[str]:
     return changes
 
 
-def plan(targets: Iterable[Node], store: Store) -> list[Planned]:
-    """Return every node that the targets need, hit or miss, and for a miss what changed."""
+def plan(targets: Iterable[Node], store: Store, profile: str) -> list[Planned]:
+    """Return every node that the targets need, hit or miss, and for a miss what changed since the
+    profile's artifacts of its name."""
     nodes = upstream(targets)
     hits = store.manifests_of(node.ref for node in nodes)
-    misses = [node for node in nodes if node.key not in hits]
-    compared = dict(zip((node.key for node in misses), _nearest(misses, store), strict=True))
-    return [
-        compared[node.key] if node.key in compared else Planned(node, True, ()) for node in nodes
-    ]
+    made: dict[tuple[str, int | None], list[Manifest]] = defaultdict(list)
+    if len(hits) < len(nodes):
+        for one in sorted(store.manifests(), key=lambda one: one.finished_at, reverse=True):
+            if one.profile == profile:
+                made[one.label, one.seed].append(one)
+
+    def planned(node: Node) -> Planned:
+        if node.key in hits:
+            return Planned(node, True)
+        compared = made[node.label, node.seed][:COMPARED]
+        found = sorted((_changes(node, one) for one in compared), key=len) or [[NEW]]
+        return Planned(node, False, tuple(found[0]))
+
+    return list(map(planned, nodes))
 
 
-def _nearest(misses: list[Node], store: Store) -> list[Planned]:
-    """Compare each with the nearest artifact of its label and seed, or of its stage."""
-    if not misses:
-        return []
-    committed = sorted(store.manifests(), key=lambda one: one.finished_at, reverse=True)
-    by_stage: dict[str, list[Manifest]] = defaultdict(list)
-    by_label: dict[tuple[str, int | None], list[Manifest]] = defaultdict(list)
-    for one in committed:
-        by_stage[one.stage].append(one)
-        by_label[one.label, one.seed].append(one)
-    planned: list[Planned] = []
-    for node in misses:
-        candidates = by_label[node.label, node.seed] or by_stage[node.stage.name]
-        found = [(_changes(node, made), made) for made in candidates[:COMPARED]]
-        if not found:
-            planned.append(Planned(node, False, (NEW,)))
-            continue
-        changes, made = min(found, key=lambda each: len(each[0]))
-        planned.append(Planned(node, False, tuple(changes), (made.profile, made.label)))
-    return planned
-
-
-def reasons(item: Planned, profile: str) -> tuple[str, ...]:
-    """Why a node is computed: the fields that differ from an earlier one of its name in this
-    profile, else its other inputs; `NEW` if there is none."""
-    if item.compared != (profile, item.node.label):
-        return (NEW,)
-    own = tuple(each for each in item.changes if not each.startswith(INPUT))
-    return own or item.changes
-
-
-def followers_of(misses: Iterable[Planned], profile: str) -> dict[str, list[Planned]]:
+def followers_of(misses: Iterable[Planned]) -> dict[str, list[Planned]]:
     """Key -> nodes that are computed only because they read this one, directly or not; of every
     node that has a reason of its own. `misses`: the nodes to compute, inputs first."""
     cause: dict[str, str] = {}
@@ -204,7 +187,7 @@ def followers_of(misses: Iterable[Planned], profile: str) -> dict[str, list[Plan
     for item in misses:
         key = item.node.key
         reads = [cause[node.key] for node in item.node.inputs.values() if node.key in cause]
-        if reads and all(one == NEW or one.startswith(INPUT) for one in reasons(item, profile)):
+        if reads and all(one == NEW or one.startswith(INPUT) for one in item.reasons):
             cause[key] = reads[0]
             found[reads[0]].append(item)
         else:

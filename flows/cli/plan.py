@@ -30,7 +30,7 @@ from rlt_core.budget import RESPONSES
 from rlt_core.config.endpoint import Prices
 from rlt_core.data.sources import found_layout
 from rlt_core.estimate import Machine, NodeEstimate, assumptions, describe_disk, disk_needed, short
-from rlt_core.graph import Node, Planned, followers_of, reasons
+from rlt_core.graph import Node, Planned, followers_of
 from rlt_core.prompts.format import label_of
 from rlt_core.report.terminal import duration
 from rlt_core.stages import DatasetPrepConfig, TraceScoringConfig
@@ -119,12 +119,12 @@ def row(item: Planned) -> dict[str, Any]:
 def _show_nodes(console: Console, plan: Plan, changed: bool) -> None:
     """Print the nodes to compute: the causes with what follows from them, or each on its own."""
     misses = [item for item in plan.nodes if not item.hit]
-    followers = followers_of(misses, plan.profile)
+    followers = followers_of(misses)
     groups: dict[tuple[str, tuple[str, ...]], list[Planned]] = {}
     for item in misses:
         if changed or item.node.key in followers:
             name = item.node.name if changed else item.node.stage.name
-            why = reasons(item, plan.profile) if item.node.key in followers else ()
+            why = item.reasons if item.node.key in followers else ()
             groups.setdefault((name, why), []).append(item)
     keys = {item.node.key for item in misses}
     for (_, lines), same in groups.items():

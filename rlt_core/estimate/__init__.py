@@ -4,15 +4,14 @@ Imports no torch. The assumptions are in `data` (lengths), `work` (throughput) a
 of a GPU's memory that tensors may take).
 """
 
-from rlt_core.estimate.assumed import assumptions
 from rlt_core.estimate.fit import (
+    Machine,
+    assumptions,
     describe_disk,
     disk_needed,
     hint,
     require_fit,
-    require_room,
     require_servers,
     short,
 )
-from rlt_core.estimate.host import Machine
-from rlt_core.estimate.nodes import Estimator, NodeEstimate, estimates, on_gpu
+from rlt_core.estimate.nodes import Estimator, NodeEstimate, estimates

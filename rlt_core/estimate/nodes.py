@@ -1,17 +1,35 @@
 """Estimates of nodes: the costs that their stages declare, with models and resources."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from __future__ import annotations
 
-from rlt_core.config import Config, GRPOConfig, SFTConfig, StageResources, TeacherGRPOConfig
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from rlt_core.config import (
+    Config,
+    DataConfig,
+    GRPOConfig,
+    SFTConfig,
+    StageResources,
+    TeacherGRPOConfig,
+)
 from rlt_core.config.inference import ANCHORING_CONTEXTS, UTILITY_QUESTIONS
-from rlt_core.estimate import host, memory, work
-from rlt_core.estimate.data import SizedInputs, Sizes
-from rlt_core.estimate.host import TrainingFiles
-from rlt_core.estimate.memory import Memory, Rollouts, Trained
-from rlt_core.estimate.shapes import Shape, Shapes
-from rlt_core.estimate.work import ProcessLayout
+from rlt_core.data.row_files import count_rows
+from rlt_core.estimate import data, memory
+from rlt_core.estimate.memory import (
+    GIB,
+    Memory,
+    Parts,
+    Trained,
+    TrainingFiles,
+    on_gpu,
+    training_files,
+)
+from rlt_core.estimate.shapes import Shape, shape_of_base
+from rlt_core.estimate.work import ProcessLayout, read_flops, train_flops
 from rlt_core.graph import Node
 from rlt_core.stages.cost import (
     Cost,
@@ -29,6 +47,10 @@ TRACE_BYTES, SCORE_BYTES, TEXT_BYTES = 4.4, 3.4, 1.4
 """Bytes in a Parquet file of a token of `traces` (text, and ids twice), of a log-prob of `scores`,
 of a token of text alone. Measured on 82,000 tokens of English documentation in SmolLM2's
 vocabulary, traces of 2,000 tokens, with random log-probs."""
+PROCESS = 2 * GIB
+"""Main memory of a process with torch, CUDA and the libraries, beside tensors. An assumption."""
+CERTAIN = ("weights", "adapters", "optimizer", "gradients", "reference", "reward student")
+"""Parts that a process holds however short its sequences are."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +62,7 @@ class NodeEstimate:
     unknown."""
     peak_bytes: int | None = None
     """On one GPU, or in a process's memory where there is none; None: as `parameters`."""
-    parts: Mapping[str, int] = field(default_factory=dict)
+    parts: Parts = field(default_factory=dict)
     """The peak by what holds it."""
     limit_bytes: int | None = None
     """The most that the peak may be; None: nothing is computed on a GPU."""
@@ -58,24 +80,19 @@ class NodeEstimate:
     """In the store at most while it is computed: checkpoints or shards, and the artifact."""
     staged_bytes: int = 0
     """On a machine that computes for a store elsewhere: inputs and a checkpoint or the artifact."""
-    loading_bytes: int | None = None
-    """Main memory of a machine while models load, or all that is used on CPUs."""
-    gathering_bytes: int = 0
-    """Main memory of the first machine while it gathers a checkpoint or the trained model."""
-    certain_bytes: int = 0
-    """Main memory that a machine needs even for short sequences and with no file in its cache."""
-
+    host_bytes: int | None = None
+    """Main memory that a machine certainly needs, even for short sequences; files of models, which
+    may be read again, do not count."""
     on_gpu: bool = False
     """Computed on a GPU, by what its stage's resources say."""
     requests: RequestWork | None = None
     """What an LLM is asked for."""
 
     @property
-    def host_bytes(self) -> int | None:
-        """Main memory of a machine at most."""
-        if self.loading_bytes is None:
-            return None
-        return max(self.loading_bytes, self.gathering_bytes)
+    def excess_bytes(self) -> int:
+        """Bytes of the peak beyond the limit; negative where it fits."""
+        known = self.peak_bytes is not None and self.limit_bytes is not None
+        return (self.peak_bytes or 0) - (self.limit_bytes or 0) if known else 0
 
     @property
     def temporary_bytes(self) -> int:
@@ -83,25 +100,8 @@ class NodeEstimate:
         return self.disk_bytes - self.artifact_bytes
 
 
-@dataclass(frozen=True)
-class _Need:
-    """Needs of a stage's body; the rest of an estimate follows from the layout."""
-
-    parameters: int | None = None
-    memory: Memory | None = None
-    tokens: float = 0
-    seconds: float = 0
-    files: TrainingFiles = field(default_factory=TrainingFiles)
-
-
 def resources_of(config: Config, node: Node) -> StageResources:
     return config.resources.of(node.stage.name, node.variant)
-
-
-def on_gpu(resources: StageResources) -> bool:
-    """Whether a stage is computed on a GPU by what its resources say: `device` is `cuda`, or it is
-    `auto` and the engine is vLLM. A GPU that `auto` may find by chance does not count."""
-    return resources.device == "cuda" or (resources.device == "auto" and resources.engine == "vllm")
 
 
 def sequences_per_step(recipe: SFTConfig | GRPOConfig) -> int:
@@ -116,107 +116,184 @@ def estimates(
 ) -> dict[str, NodeEstimate]:
     """Node key -> estimate, for all nodes; what `store` holds is counted, not assumed."""
     estimator = Estimator(config, nodes, store)
-    return {node.key: estimator.estimate(node) for node in nodes}
+    return {node.key: estimator.of(node).estimate() for node in nodes}
 
 
 class Estimator:
-    """Estimates nodes of one graph."""
+    """The work of nodes of one graph."""
 
-    def __init__(self, config: Config, nodes: Sequence[Node], store: Store | None) -> None:
-        self._config = config
-        self._sizes = Sizes(store, list(nodes))
-        self.shapes = Shapes(store)
+    def __init__(self, config: Config, nodes: Sequence[Node], store: Store | None = None) -> None:
+        self.config, self.store = config, store
+        self.manifests = store.manifests_of([node.ref for node in nodes]) if store else {}
+        self._works: dict[str, Work] = {}
 
-    def cost(self, node: Node) -> Cost:
-        return self._sizes.cost(node)
+    def of(self, node: Node) -> Work:
+        if node.key not in self._works:
+            self._works[node.key] = Work(self, node)
+        return self._works[node.key]
 
-    def estimate(self, node: Node, resources: StageResources | None = None) -> NodeEstimate:
-        """Return the estimate of one node with its stage's resources, or with others."""
-        resources = resources or resources_of(self._config, node)
-        stage, need = node.stage, _Body(node, resources, self.shapes, self._sizes).need()
-        cost = self.cost(node)
+
+@dataclass
+class _Need:
+    """Needs of a stage's body; the rest of an estimate follows from the layout."""
+
+    parameters: int | None = None
+    tokens: float = 0
+    memory: Memory | None = None
+    seconds: float = 0
+    files: TrainingFiles = field(default_factory=TrainingFiles)
+
+
+class Work:
+    """The work of one node; as `rlt_core.stages.cost.Inputs`, what it reads and makes."""
+
+    def __init__(self, estimator: Estimator, node: Node) -> None:
+        self.node, self._estimator = node, estimator
+        self.resources = resources_of(estimator.config, node)
+        self.world = node.stage.processes(self.resources) * node.stage.machines(self.resources)
+        self._manifest = estimator.manifests.get(node.key)
+
+    def _input(self, name: str) -> Work:
+        return self._estimator.of(self.node.inputs[name])
+
+    @cached_property
+    def cost(self) -> Cost:
+        return self.node.stage.cost(self.node.config, self)
+
+    @cached_property
+    def shape(self) -> Shape | None:
+        """The shape of the model that the node makes or computes with (of several, the writer's);
+        None where there is none, or only a download would tell."""
+        if self.node.stage.name == "base-model":
+            return shape_of_base(self.node, self._estimator.store)
+        base = next((name for name in ("model", "teacher") if name in self.node.inputs), None)
+        return self._input(base).shape if base else None
+
+    # ------------------------------------------------------------ data
+    @property
+    def questions(self) -> Questions:
+        return self._input("questions").made_questions
+
+    @property
+    def traces(self) -> Traces:
+        return self._input("traces").made_traces
+
+    def data_set(self, name: str) -> Questions | None:
+        return self._input(name).made_questions if name in self.node.inputs else None
+
+    @property
+    def made_questions(self) -> Questions:
+        """Questions of a data set, or of a file of traces that brings its own."""
+        if isinstance(made := self.cost.makes, Questions):
+            return made
+        rows, longest = self.made_traces.count, data.LONGEST
+        return Questions(
+            rows, 0, 0, data.QUESTION, data.SOLUTION, data.TRACE, with_trace=rows, longest=longest
+        )  # fmt: skip
+
+    @property
+    def made_traces(self) -> Traces:
+        """Traces of a node; of one whose stage declares none, as many as it reads."""
+        if isinstance(made := self.cost.makes, Traces):
+            return made
+        return self.written(self.traces if "traces" in self.node.inputs else Traces(0, 0, 0))
+
+    def prepared(self, config: DataConfig) -> Questions:
+        if self._manifest is None:
+            return data.expected_questions(config, self.node.paths.get("source"))
+        found = self._manifest.metrics
+        question, solution, trace = (
+            found.get(f"{name}_tokens_p50", 0.0) for name in ("question", "solution", "trace")
+        )
+        longest = sum(found.get(f"{name}_tokens_p100", 0.0) for name in ("question", "solution"))
+        train, validation, test = (int(found[name]) for name in ("train", "validation", "test"))
+        return Questions(
+            train, validation, test, question, solution, trace,
+            with_trace=int(found["with_trace"]), longest=longest,
+        )  # fmt: skip
+
+    def written(self, expected: Traces | None = None) -> Traces:
+        found = self._manifest.metrics if self._manifest else {}
+        if "traces" in found and "mean_tokens" in found:
+            count = int(found["traces"])
+            return Traces(count, int(found.get("questions", count)), found["mean_tokens"])
+        if expected is not None:
+            return expected
+        rows = count_rows(Path(self.node.paths["source"]))
+        return Traces(rows, rows, data.TRACE)
+
+    def completion(self, limit: int) -> float:
+        usual = data.OF_GENERATED[2] if self.questions.question < 60 else data.COMPLETION
+        return min(usual, limit / 2)
+
+    # ------------------------------------------------------------ the estimate
+    def estimate(self) -> NodeEstimate:
+        """Return the estimate of the node with its stage's resources."""
+        resources, stage, cost, need = self.resources, self.node.stage, self.cost, self._need()
+        size = self._manifest.bytes if self._manifest else round(self._artifact_bytes())
         computes = stage.pool == "gpu" and not cost.number_bytes
         gpus = stage.machines(resources) * stage.gpus(resources) if computes else 0
         there = computes and on_gpu(resources)
-        manifest = self._sizes.manifest(node)
-        size = manifest.bytes if manifest else round(self._artifact_bytes(node))
+        held, files, processes = need.memory, need.files, stage.processes(resources)
         known = NodeEstimate(
             parameters=need.parameters, tokens=round(need.tokens), gpus=gpus, on_gpu=there,
             artifact_bytes=size, disk_bytes=size, staged_bytes=size,
             requests=cost.work if isinstance(cost.work, RequestWork) else None,
         )  # fmt: skip
-        if need.memory is None:
+        if held is None:
             return known
         hours = need.seconds / 3600 if there else None
-        # The files of a model are in main memory once: all processes of a machine map them, and a
-        # change of number format happens where it computes (`rlt_core.models.load_model`).
-        models = {each.key: self._saved(each) for each in node.inputs.values() if each.stage.model}
-        loaded, processes = sum(models.values()), stage.processes(resources)
-        parts, files, around = need.memory.parts, need.files, processes * host.PROCESS
-        certain = sum(held for name, held in parts.items() if name in host.CERTAIN)
+        inputs = sum(self._input(n).model_bytes for n, one in self.node.inputs.items()
+                     if one.stage.model)  # fmt: skip
+        certain = sum(held.parts.get(name, 0) for name in CERTAIN)
         return replace(
             known,
-            peak_bytes=need.memory.peak,
-            parts=parts,
-            limit_bytes=need.memory.limit if there else None,
+            peak_bytes=held.peak,
+            parts=held.parts,
+            limit_bytes=held.limit if there else None,
             gpu_hours=None if hours is None else hours * gpus,
             wall_hours=hours,
             checkpoint_bytes=files.checkpoint,
             disk_bytes=files.disk or size * (2 if stage.shared == "shards" else 1),
-            staged_bytes=loaded + max(files.checkpoint, size),
-            loading_bytes=loaded + around if there else processes * sum(parts.values()),
-            gathering_bytes=files.gathered + around if there else 0,
-            certain_bytes=files.gathered if there else processes * certain,
+            staged_bytes=inputs + max(files.checkpoint, size),
+            host_bytes=files.gathered * there + processes * (PROCESS if there else certain),
         )
 
-    def _saved(self, node: Node) -> int:
-        """Bytes of the files of a node's model; 0 for one of unknown shape."""
-        shape, cost = self.shapes.of(node), self.cost(node)
-        number = cost.number_bytes
-        if isinstance(cost.work, TrainingWork):
-            number = 2 if cost.work.recipe.dtype == "bfloat16" else 4
-        return shape.parameters * number if shape else 0
+    @property
+    def model_bytes(self) -> int:
+        """Bytes of the files of the node's model; 0 for one of unknown shape."""
+        number = self.cost.number_bytes
+        if isinstance(self.cost.work, TrainingWork):
+            number = 2 if self.cost.work.recipe.dtype == "bfloat16" else 4
+        return self.shape.parameters * number if self.shape else 0
 
-    def _artifact_bytes(self, node: Node) -> float:
-        cost = self.cost(node)
-        match cost.makes or cost.work:
+    def _artifact_bytes(self) -> float:
+        match self.cost.makes or self.cost.work:
             case Questions(tokens=tokens) | SamplingWork(tokens=tokens):
                 return tokens * TEXT_BYTES
             case Traces(count, _, tokens):
                 return count * tokens * TRACE_BYTES
             case ScoringWork():
-                inputs = SizedInputs(self._sizes, node)
-                traces, solution = inputs.traces, inputs.questions.solution
-                return traces.count * (2 * traces.tokens + solution) * SCORE_BYTES
-        return self._saved(node) if node.stage.model else 0
+                logprobs = 2 * self.traces.tokens + self.questions.solution
+                return self.traces.count * logprobs * SCORE_BYTES
+        return self.model_bytes if self.node.stage.model else 0
 
-
-class _Body:
-    """The work of one node with some resources."""
-
-    def __init__(self, node: Node, resources: StageResources, shapes: Shapes, sizes: Sizes) -> None:
-        self.node, self.resources, self.shapes = node, resources, shapes
-        self.work, self.inputs = sizes.cost(node).work, SizedInputs(sizes, node)
-        self.world = node.stage.processes(resources) * node.stage.machines(resources)
-        self.device = "cuda" if on_gpu(resources) else "cpu"
-
-    def need(self) -> _Need:
-        shape = self.shapes.of(self.node)
-        match self.work:
-            case TrainingWork(GRPOConfig() as config) as training:
-                return self._grpo(training, config, shape)
-            case TrainingWork(SFTConfig() as config) as training:
-                return self._sft(training, config, shape)
+    def _need(self) -> _Need:
+        match self.cost.work:
+            case TrainingWork(recipe=GRPOConfig() as recipe) as training:
+                return self._grpo(training, recipe)
+            case TrainingWork(recipe=SFTConfig() as recipe) as training:
+                return self._sft(training, recipe)
             case SamplingWork() as sampling:
-                return self._sampled(sampling, shape)
+                return self._sampled(sampling)
             case ScoringWork() as scoring:
                 return self._scored(scoring)
             case RequestWork(tokens=tokens):
                 return _Need(tokens=tokens)
-        return _Need(shape.parameters if shape and self.node.stage.model else None)
+        return _Need(self.shape.parameters if self.shape and self.node.stage.model else None)
 
     def _layout(self, dtype: str) -> ProcessLayout:
-        return ProcessLayout(self.resources, self.world, dtype == "bfloat16")
+        return ProcessLayout(self.resources, self.world, dtype)
 
     def _micro(self, batch: int, longest: int) -> tuple[int, bool]:
         """Tokens of a micro-batch, and whether a step has several; for a batch that cannot be
@@ -226,115 +303,96 @@ class _Body:
         size = min(limit, share + 1) if rest else micro_batches(batch, limit, self.world).size
         return size * longest, size < share
 
-    def _trained(
-        self, shape: Shape, config: SFTConfig | GRPOConfig, held: Memory, steps: int,
-        sequences: int, length: float, other_s: float = 0,
-    ) -> _Need:  # fmt: skip
-        """A training on sequences of this many tokens on average; `other_s`: seconds beside it."""
-        again = self.resources.gradient_checkpointing
-        flops = work.train_flops(shape, sequences, length, config, again)
-        seconds = other_s + self._layout(config.dtype).training_s(flops)
-        files = host.training_files(shape, config, steps, self.resources)
-        return _Need(shape.parameters, held, sequences * length, seconds, files)
+    def _trained(self, need: _Need, shape: Shape, config: SFTConfig | GRPOConfig, steps: int,
+                 length: float) -> _Need:  # fmt: skip
+        """Add time and files of a training on sequences of this many tokens on average."""
+        again, layout = self.resources.gradient_checkpointing, self._layout(config.dtype)
+        flops = train_flops(shape, steps * sequences_per_step(config), length, config, again)
+        need.seconds += layout.training_s(flops)
+        need.files = training_files(shape, config, steps, self.resources)
+        return need
 
-    def _sft(self, training: TrainingWork, config: SFTConfig, shape: Shape | None) -> _Need:
-        row = min(training.tokens, config.max_tokens)
-        steps = total_steps(config, max(training.rows, 1), config.batch_size)
-        sequences = steps * config.batch_size
+    def _sft(self, training: TrainingWork, config: SFTConfig) -> _Need:
+        shape, batch = self.shape, config.batch_size
+        steps = total_steps(config, max(training.rows, 1), batch)
+        length = min(training.tokens, config.max_tokens)
         if shape is None:
-            return _Need(tokens=sequences * row)
+            return _Need(tokens=steps * batch * length)
         trained = Trained(shape, config, self.resources, self.world)
-        longest = min(config.max_tokens, shape.positions)
-        moments = trained.step(*self._micro(config.batch_size, longest))
-        held = memory.fullest(moments, self.resources)
-        return self._trained(shape, config, held, steps, sequences, row)
+        moments = trained.step(*self._micro(batch, min(config.max_tokens, shape.positions)))
+        held = memory.fullest(moments.values(), self.resources)
+        need = _Need(shape.parameters, steps * batch * length, held)
+        return self._trained(need, shape, config, steps, length)
 
-    def _grpo(self, training: TrainingWork, config: GRPOConfig, shape: Shape | None) -> _Need:
+    def _grpo(self, training: TrainingWork, config: GRPOConfig) -> _Need:
+        shape, limit = self.shape, config.max_completion_tokens
         prompt = min(training.tokens, config.max_prompt_tokens)
-        limit = config.max_completion_tokens
-        completion = self.inputs.completion(limit)
+        completion = self.completion(limit)
         steps = total_steps(config, max(training.rows, 1), config.questions_per_step)
-        batch = sequences_per_step(config)
-        rollouts, length = steps * batch, prompt + completion
+        batch, length = sequences_per_step(config), prompt + completion
         teacher = "student" in self.node.inputs
-        student = self.shapes.of(self.node.inputs["student"]) if teacher else None
+        student = self._input("student").shape if teacher else None
+        need = _Need(shape.parameters if shape else None, steps * batch * length)
         if shape is None or (teacher and student is None):
-            return _Need(shape.parameters if shape else None, tokens=rollouts * length)
-        layout = self._layout(config.dtype)
-        most = min(math.ceil(self.inputs.questions.longest_prompt), config.max_prompt_tokens)
+            return need
+        most = min(math.ceil(self.questions.longest_prompt), config.max_prompt_tokens)
         longest = min(most + limit, shape.positions)
-        held = memory.grpo(
-            Trained(shape, config, self.resources, self.world),
-            student,
-            Rollouts(batch, config.group_size, longest, *self._micro(batch, longest)),
-            reference=config.beta > 0 and config.lora is None,
-            full_kl=training.full_kl,
-            device=self.device,
-        )
-        read = work.read_flops(shape, rollouts, length)
-        reading = read * (config.beta > 0)
-        if student is not None:
-            reading += work.read_flops(student, rollouts, length)
-            if isinstance(config, TeacherGRPOConfig) and config.teacher_logprobs == "exact":
-                reading += read
-        sampling = steps * work.decode_s(shape, layout, batch, prompt, completion, limit)
-        other_s = sampling + layout.reading_s(reading)
-        return self._trained(shape, config, held, steps, rollouts, length, other_s)
+        need.memory = memory.grpo(
+            Trained(shape, config, self.resources, self.world), student, config, longest,
+            self._micro(batch, longest),
+        )  # fmt: skip
+        exact = isinstance(config, TeacherGRPOConfig) and config.teacher_logprobs == "exact"
+        passes = (config.beta > 0) + (teacher and exact)
+        reading = passes * read_flops(shape, steps * batch, length)
+        reading += read_flops(student, steps * batch, length) if student else 0
+        layout = self._layout(config.dtype)
+        sampling_s = layout.decode_s(shape, batch, prompt, completion, limit)
+        need.seconds = steps * sampling_s + layout.reading_s(reading)
+        return self._trained(need, shape, config, steps, length)
 
-    def _sampled(self, sampling: SamplingWork, shape: Shape | None) -> _Need:
+    def _sampled(self, sampling: SamplingWork) -> _Need:
+        config, shape = sampling.config, self.shape
         if shape is None:
             return _Need(tokens=sampling.tokens)
-        config, layout = sampling.config, self._layout(sampling.config.dtype)
-        longest = math.ceil(self.inputs.questions.longest_prompt) + config.max_tokens
+        layout = self._layout(config.dtype)
+        longest = math.ceil(self.questions.longest_prompt) + config.max_tokens
         longest = min(longest, shape.positions)
-        if self.resources.engine == "vllm":
-            held = memory.vllm(shape, self.resources, layout.number_bytes, longest)
-        else:
-            moments = memory.engine(shape, self.resources, layout.number_bytes, longest, config.n)
-            held = memory.fullest(moments, self.resources)
-        seconds = sum(
-            work.decode_s(shape, layout, *asked, config.max_tokens)
-            for asked in sampling.asked
-            if asked[0]
-        )
-        return _Need(shape.parameters, held, sampling.tokens, seconds)
+        held = memory.engine(shape, self.resources, layout.number, longest, config.n)
+        asked = [one for one in sampling.asked if one[0]]
+        seconds = sum(layout.decode_s(shape, *one, config.max_tokens) for one in asked)
+        return _Need(shape.parameters, sampling.tokens, held, seconds)
 
     def _scored(self, scoring: ScoringWork) -> _Need:
-        inputs = self.node.inputs
-        models = [inputs["student"], inputs.get("teacher", inputs["student"])]
-        student, teacher = (self.shapes.of(model) for model in models)
-        traces, most = self.inputs.traces, scoring.config.max_tokens
-        length = min(self.inputs.questions.teacher_prompt + traces.tokens, most)
+        inputs, config, traces = self.node.inputs, scoring.config, self.traces
+        student = self._input("student").shape
+        teacher = self._input("teacher" if "teacher" in inputs else "student").shape
+        length = min(self.questions.teacher_prompt + traces.tokens, config.max_tokens)
         tokens = (1 + ("teacher" in inputs)) * traces.count * length
         if teacher is None or student is None:
             return _Need(tokens=tokens)
-        layout = self._layout(scoring.config.dtype)
-        number = layout.number_bytes
-        longest = min(most, teacher.positions, student.positions)
-        reads = memory.scored_tokens(self.resources, longest, self.device)
-        both = teacher.parameters + student.parameters
-        full_kl = scoring.full_kl
-        moments = {
-            name: {
-                "weights": number * (shape.parameters if self.resources.offload else both),
+        layout = self._layout(config.dtype)
+        longest = min(config.max_tokens, teacher.positions, student.positions)
+        reads, offload = memory.scored_tokens(self.resources, longest), self.resources.offload
+        number = layout.number
+        both = number * (teacher.parameters + student.parameters)
+        moments = [
+            {
+                "weights": number * shape.parameters if offload else both,
                 "activations": memory.pass_activations(shape, number, number, reads),
-                "logits": block,
+                "logits": memory.scored_logits(self.resources),
             }
-            for name, shape, block in (
-                ("student", student, memory.head_block(number, self.device, ranks=True)),
-                ("teacher", teacher, memory.head_block(number, self.device, full_kl=full_kl)),
-            )
-        }
-        flops = sum(work.read_flops(shape, traces.count, length) for shape in (student, teacher))
-        if scoring.config.anchoring:
-            flops += work.read_flops(student, ANCHORING_CONTEXTS * traces.count, length)
-        if chosen := min(scoring.config.utility_questions, traces.questions):
+            for shape in (student, teacher)
+        ]
+        flops = sum(read_flops(shape, traces.count, length) for shape in (student, teacher))
+        if config.anchoring:
+            flops += read_flops(student, ANCHORING_CONTEXTS * traces.count, length)
+        if chosen := min(config.utility_questions, traces.questions):
             stepped, recipe = chosen * traces.count / traces.questions, SFTConfig(steps=1)
-            held_out = min(UTILITY_QUESTIONS, self.inputs.questions.validation)
-            flops += work.train_flops(student, stepped, length, recipe, False)
-            flops += work.read_flops(student, held_out * stepped, length)
+            held_out = min(UTILITY_QUESTIONS, self.questions.validation)
+            flops += train_flops(student, stepped, length, recipe, False)
+            flops += read_flops(student, held_out * stepped, length)
             step = Trained(student, recipe, self.resources, 1).step(longest, False)
-            read = {"scoring": 0 if self.resources.offload else number * both}
-            moments |= {f"step on a trace, {name}": {**each, **read} for name, each in step.items()}
+            beside = {"scoring models": 0 if offload else both}
+            moments += [beside | parts for parts in step.values()]
         held = memory.fullest(moments, self.resources)
-        return _Need(teacher.parameters, held, tokens, layout.reading_s(flops))
+        return _Need(teacher.parameters, tokens, held, layout.reading_s(flops))

@@ -44,35 +44,45 @@ def gpu_of(resources: StageResources) -> GPU:
     return next((gpu for gpu in GPUS if resources.gpu_gib <= gpu.gib), GPUS[-1])
 
 
-@dataclass(frozen=True)
 class ProcessLayout:
-    """The processes that compute a node."""
+    """The processes that compute a node: `world` on all machines."""
 
-    resources: StageResources
-    world: int
-    """Processes on all machines."""
-    half: bool
-    """Matrix products are in bfloat16."""
-
-    @property
-    def gpu(self) -> GPU:
-        return gpu_of(self.resources)
-
-    @property
-    def number_bytes(self) -> int:
+    def __init__(self, resources: StageResources, world: int, dtype: str) -> None:
+        self.resources, self.world, self.gpu = resources, world, gpu_of(resources)
+        self.number = 2 if dtype == "bfloat16" else 4
         """Bytes of a number in matrix products."""
-        return 2 if self.half else 4
-
-    @property
-    def flops(self) -> float:
-        """Peak FLOP/s of all processes."""
-        return self.world * (self.gpu.bf16 if self.half else self.gpu.fp32)
+        self.flops = self.gpu.bf16 if dtype == "bfloat16" else self.gpu.fp32
+        """Peak FLOP/s of one process."""
 
     def training_s(self, flops: float) -> float:
-        return flops / (self.flops * TRAINING)
+        return flops / (self.world * self.flops * TRAINING)
 
     def reading_s(self, flops: float) -> float:
-        return flops / (self.flops * READING)
+        return flops / (self.world * self.flops * READING)
+
+    def decode_s(
+        self, shape: Shape, completions: float, prompt: float, tokens: float, limit: int
+    ) -> float:
+        """Seconds to sample completions of so many tokens on average, `limit` at most.
+
+        A step reads all weights and the caches of the completions under way, and multiplies each
+        completion's token with the weights.
+        """
+        resources, number = self.resources, self.number
+        weights = number * shape.parameters
+        cache = shape.kv_bytes(prompt + tokens / 2, number, number)
+        share, prefill = completions / self.world, read_flops(shape, completions, prompt)
+        split, least, steps = 1, LAUNCH_S, float(limit)
+        batch = float(max(1, resources.tokens_per_batch // int(prompt + limit)))
+        if resources.engine == "vllm":
+            split, least, steps = resources.tensor_parallel, 0.0, tokens
+            free = split * resources.vllm_memory * resources.gpu_gib * GIB - weights
+            longest = shape.kv_bytes(prompt + tokens, number, number)
+            batch = max(1.0, min(SEQUENCES, free / longest))
+        batch = min(batch, share)
+        read_s = (weights + batch * cache) / (self.gpu.bandwidth * DECODING)
+        step_s = read_s + batch * read_flops(shape, 1, 1) / (self.flops * READING)
+        return self.reading_s(prefill) / split + share / batch * steps * max(least, step_s / split)
 
 
 def read_flops(shape: Shape, sequences: float, length: float) -> float:
@@ -89,39 +99,3 @@ def train_flops(
     frozen weights need no gradient; `again`: activations are computed twice (checkpointing)."""
     passes = (2 if config.lora else 3) + again
     return passes * read_flops(shape, sequences, length)
-
-
-def decode_s(
-    shape: Shape,
-    layout: ProcessLayout,
-    completions: float,
-    prompt: float,
-    tokens: float,
-    limit: int,
-) -> float:
-    """Seconds to sample completions of so many tokens on average, `limit` at most.
-
-    A step reads all weights and the caches of the completions under way, and multiplies each
-    completion's token with the weights.
-    """
-    resources, gpu = layout.resources, layout.gpu
-    number = layout.number_bytes
-    weights = number * shape.parameters
-    cache = shape.kv_bytes(prompt + tokens / 2, number, number)
-    share = completions / layout.world
-    flops = read_flops(shape, 1, 1)
-    peak = gpu.bf16 if layout.half else gpu.fp32
-    prefill = layout.reading_s(read_flops(shape, completions, prompt))
-    if resources.engine == "vllm":
-        split = resources.tensor_parallel
-        free = split * resources.vllm_memory * resources.gpu_gib * GIB - weights
-        most = max(1.0, min(SEQUENCES, free / shape.kv_bytes(prompt + tokens, number, number)))
-        batch = min(most, share)
-        bandwidth, peak = split * gpu.bandwidth, split * peak
-        step = (weights + batch * cache) / (bandwidth * DECODING) + batch * flops / (peak * READING)
-        return prefill / split + share / batch * tokens * step
-    batch = max(1, resources.tokens_per_batch // int(prompt + limit))
-    batch = min(batch, share)
-    read = (weights + batch * cache) / (gpu.bandwidth * DECODING)
-    step = max(LAUNCH_S, read + batch * flops / (peak * READING))
-    return prefill + share / batch * limit * step

@@ -97,8 +97,6 @@ class TrainingWork:
     """Rows to train on; questions of GRPO."""
     tokens: float
     """Of a row; of a prompt of GRPO."""
-    full_kl: bool = False
-    """The reward is computed from the whole vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,6 @@ class ScoringWork:
     """Traces read by teacher and student."""
 
     config: ScoringConfig
-    full_kl: bool
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ class TeacherGRPOStageConfig(Frozen):
 
 
 def _cost(config: TeacherGRPOStageConfig, inputs: Inputs) -> Cost:
-    questions, full_kl = inputs.questions, config.reward.kl == "full"
-    return Cost(TrainingWork(config.grpo, questions.train, questions.teacher_prompt, full_kl))
+    questions = inputs.questions
+    return Cost(TrainingWork(config.grpo, questions.train, questions.teacher_prompt))
 
 
 STAGE = Stage(

@@ -30,7 +30,7 @@ class TraceScoringConfig(Frozen):
 
 
 def _cost(config: TraceScoringConfig, inputs: Inputs) -> Cost:
-    return Cost(ScoringWork(config.scoring, full_kl=config.reward.kl == "full"))
+    return Cost(ScoringWork(config.scoring))
 
 
 STAGE = Stage(

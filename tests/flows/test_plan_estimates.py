@@ -90,7 +90,7 @@ def test_a_plan_needs_no_name_of_a_server_and_a_run_does(rlt_inside, store):
     for profile in ("paper-32b", "paper-32b-1k"):
         shown = rlt_inside("plan", "--profile", profile, "--store", store)
         assert shown.returncode == 0, shown.stderr
-        assert "vllm_server=http://HOST:8000" in shown.stdout
+        assert "`vllm serve` at http://localhost:8000" in shown.stdout
     refused = rlt_inside("run", "--profile", "paper-32b", "--store", store)
     assert refused.returncode == 2
     assert "--set resources.stages.student-grpo.vllm_server=http://HOST:8000" in refused.stderr
@@ -100,7 +100,7 @@ def test_the_rank_ablation_of_the_paper_is_a_target_of_its_own(rlt_inside, store
     shown = rlt_inside("plan", "rank-ablation", "--profile", "paper-7b", "--store", store)
     assert shown.returncode == 0 and "student-sft (145)" in shown.stdout
     refused = rlt_inside("plan", "rank-statistics", "--profile", "paper-7b", "--store", store)
-    assert refused.returncode == 2 and "`rank-ablation` has" in refused.stderr
+    assert refused.returncode == 2 and "rank-ablation" in refused.stderr
 
 
 @pytest.mark.parametrize("command", ["plan", "run"])

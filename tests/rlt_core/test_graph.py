@@ -113,14 +113,18 @@ def test_the_plan_says_what_changed(tmp_path: Path) -> None:
     for node in nodes().values():
         commit(store, node)
     config = load_config("smoke", ["teacher_grpo.learning_rate=2e-6"])
-    planned = {item.node.name: item for item in plan(targets("full-pipeline", config), store)}
+    planned = {
+        item.node.name: item for item in plan(targets("full-pipeline", config), store, "smoke")
+    }
     assert planned["teacher-sft@0"].hit
     grpo = planned["teacher-grpo@0"]
     assert not grpo.hit
     assert grpo.changes == ("grpo.learning_rate: 0.0001 → 2e-06",)
     (change,) = planned["trace-generation[rlt]@0"].changes
     assert change.startswith("input teacher (teacher-grpo@0): ")
-    assert all(item.hit for item in plan(targets("full-pipeline", load_config("smoke")), store))
+    assert planned["student-grpo[rlt]@0"].reasons == planned["student-grpo[rlt]@0"].changes
+    same = targets("full-pipeline", load_config("smoke"))
+    assert all(item.hit for item in plan(same, store, "smoke"))
 
 
 def test_nodes_that_read_the_datas_system_prompt_depend_on_the_data(tmp_path: Path) -> None:

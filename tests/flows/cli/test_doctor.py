@@ -66,7 +66,7 @@ def test_every_fault_has_its_fix(
         "store": ("/proc/store cannot be written", "--store"),
         "prefect": ("no Prefect server answers", "start it"),
         "proxies": ("HTTPS_PROXY (127.0.0.1)", "correct or unset HTTPS_PROXY"),
-        "profile": ("there is no room for this", "larger disk"),
+        "profile": ("this layout cannot run", "larger disk"),
     }
     for name, (said, fix) in expected.items():
         assert found[name].state == "broken", name

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 
 from rlt_core.config import ScratchModel
 from rlt_core.errors import UserError
-from rlt_core.estimate.shapes import Shapes, of_config, of_scratch, published
+from rlt_core.estimate.shapes import of_config, of_scratch, published, shape_of_base
 from rlt_core.graph import Node
 from rlt_core.models import new_model, tiny_tokenizer
 from rlt_core.prompts.format import load_format, shipped
@@ -100,5 +100,5 @@ def test_a_config_json_that_is_none_is_named(content, tmp_path):
     base = Node(STAGES["base-model"], BaseModelConfig(imported="folder:x", format=None),
                 paths={"source": str(tmp_path)})  # fmt: skip
     with pytest.raises(UserError, match=r"config\.json: no JSON object") as caught:
-        Shapes(None).of(base)
+        shape_of_base(base, None)
     assert "\n" not in str(caught.value)

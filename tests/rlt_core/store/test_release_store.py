@@ -59,6 +59,6 @@ def test_its_configs_have_their_keys_and_a_plan_finds_them(store: Store) -> None
         config = parse_config(one.stage, one.config)
         inputs = {name: ref.key for name, ref in one.inputs.items()}
         assert key_of(STAGES[one.stage], config, inputs) == one.ref.key, one.label
-    planned = graph.plan(targets("full-pipeline", load_config("smoke")), store)
+    planned = graph.plan(targets("full-pipeline", load_config("smoke")), store, "smoke")
     hits = {item.node.key for item in planned if item.hit}
     assert {one.ref.key for one in current if one.stage == "dataset-prep"} <= hits
