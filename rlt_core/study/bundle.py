@@ -7,7 +7,6 @@ verdicts.json, verdicts.md  what follows
 bundle.json                 sha256 of every file
 """
 
-import json
 import math
 import shutil
 from collections.abc import Iterable, Iterator
@@ -113,12 +112,9 @@ class Verified(Frozen):
 
     freeze: Freeze
     verdicts: tuple[Verdict, ...]
-    """Recomputed; empty if the files are not those of the bundle."""
+    """Recomputed; empty if the files are not those of the bundle, or the rules are others."""
     problems: tuple[str, ...]
     """One line each; empty: all agrees."""
-    rules: str
-    """By which rules it was judged, and whether these are others."""
-    same_rules: bool
 
 
 def verify(folder: Path) -> Verified:
@@ -126,103 +122,76 @@ def verify(folder: Path) -> Verified:
     tables; no store, no model. Raises UserError for a folder that is no whole bundle."""
     if missing := [name for name in OWN if not (folder / name).is_file()]:
         raise UserError(f"{folder}: {', '.join(missing)} is missing: no whole bundle")
-    problems = list(_file_problems(folder))
-    study = load_study(folder / "study.toml")
-    frozen = read_json(folder / "frozen.json", Freeze)
+    study, frozen = load_study(folder / "study.toml"), read_json(folder / "frozen.json", Freeze)
+    entries = read_json(folder / "nodes.json", list[NodeEntry])
+    stored = read_json(folder / "verdicts.json", Judgement)
+    problems = [*_file_problems(folder), *_node_problems(study, frozen, entries)]
     if frozen.study_sha256 != sha256_of(folder / "study.toml"):
         problems.append("study.toml is not what was frozen (sha256 differs from frozen.json)")
-    entries = read_json(folder / "nodes.json", list[NodeEntry])
-    problems += _node_problems(study, frozen, entries)
-    stored = read_json(folder / "verdicts.json", Judgement)
-    same_rules = stored.rules_sha256 == rules_sha256()
-    verdicts: tuple[Verdict, ...] = ()
-    if not problems:
-        try:
-            verdicts = tuple(judge(study, Evidence(folder, Catalogue(entries), study)))
-        except (ArithmeticError, TypeError, ValueError) as error:  # rows without an id, say
-            raise UserError(f"{folder}: its tables give no verdict: {error}") from None
-        problems += _verdict_problems(stored.verdicts, verdicts, same_rules)
-        text = markdown(study, frozen, stored.verdicts, stored.rules_sha256)
-        if same_rules and text.encode() != (folder / "verdicts.md").read_bytes():
-            problems.append("verdicts.md does not say what verdicts.json says")
-    return Verified(
-        freeze=frozen, verdicts=verdicts, problems=tuple(problems),
-        rules=_rules(stored, frozen, same_rules), same_rules=same_rules,
-    )  # fmt: skip
-
-
-def _rules(stored: Judgement, frozen: Freeze, same_rules: bool) -> str:
-    """By which rules a bundle was judged, and where to find them if they are not these."""
-    as_frozen = stored.rules_sha256 == frozen.rules_sha256
-    text = f"judged by the rules {stored.rules_sha256[:12]} of version {stored.version}; "
-    text += "those of the freeze" if as_frozen else "changed after the freeze"
-    if not same_rules:
-        text += (
-            f"; recomputed by others ({rules_sha256()[:12]} of version {__version__}), so that "
-            "verdicts may differ"
+    if stored.rules_sha256 != rules_sha256():
+        problems.append(
+            f"judged by the rules {stored.rules_sha256[:12]} of version {stored.version}; these "
+            f"are {rules_sha256()[:12]} of version {__version__}: to recompute, check out commit "
+            f"{frozen.git_commit or '(unknown)'}"
         )
-        if as_frozen and frozen.git_commit:
-            text += f"; to recompute by its own rules, check out commit {frozen.git_commit}"
-    return text
+    if problems:
+        return Verified(freeze=frozen, verdicts=(), problems=tuple(problems))
+    try:
+        verdicts = tuple(judge(study, Evidence(folder, Catalogue(entries), study)))
+    except (ArithmeticError, TypeError, ValueError) as error:  # rows without an id, say
+        raise UserError(f"{folder}: its tables give no verdict: {error}") from None
+    problems += _verdict_problems(stored.verdicts, verdicts)
+    text = markdown(study, frozen, stored.verdicts, stored.rules_sha256)
+    if text.encode() != (folder / "verdicts.md").read_bytes():
+        problems.append("verdicts.md does not say what verdicts.json says")
+    return Verified(freeze=frozen, verdicts=verdicts, problems=tuple(problems))
 
 
 def _file_problems(folder: Path) -> Iterator[str]:
     files = read_json(folder / INDEX, dict[str, dict[str, str]]).get("files", {})
     found = tree(folder).keys() - {INDEX}
-    for name, sha256 in files.items():
+    for name in sorted(found | files.keys()):
         if name not in found:
             yield f"{name}: missing"
-        elif sha256_of(folder / name) != sha256:
+        elif name not in files:
+            yield f"{name}: not part of the bundle"
+        elif sha256_of(folder / name) != files[name]:
             yield f"{name}: altered (sha256 differs from {INDEX})"
-    yield from (f"{name}: not part of the bundle" for name in sorted(found - files.keys()))
 
 
 def _node_problems(study: Study, frozen: Freeze, entries: list[NodeEntry]) -> Iterator[str]:
     """Nodes that were not frozen, and evaluations of the claims' models that were left out."""
     fixed = {key: NodeEntry.parse(key, name, {}) for key, name in frozen.nodes.items()}
     for entry in entries:
-        if fixed.get(entry.key) != entry.model_copy(update={"inputs": {}}):
-            yield f"nodes.json: {entry.name} ({entry.key}) is not in the frozen graph"
-        for name, key in entry.inputs.items():
-            if key not in fixed:
-                yield f"nodes.json: {entry.name} reads {name} {key}, which is not frozen"
+        known = fixed.get(entry.key) == entry.model_copy(update={"inputs": {}})
+        if not known or not fixed.keys() >= set(entry.inputs.values()):
+            yield f"nodes.json: {entry.name} ({entry.key}) or its input is not in the frozen graph"
     given = {entry.key for entry in entries}
     for entry in Catalogue(fixed.values()).needed(study.claims):
         if entry.key not in given:
             yield f"nodes.json: {entry.name} ({entry.key}) was frozen and is left out"
 
 
-def _verdict_problems(
-    stored: Iterable[Verdict], found: Iterable[Verdict], same_rules: bool
-) -> Iterator[str]:
-    """The fields in which verdicts differ from those that the tables give; other rules may have
-    left out fields that there are now."""
-    before, now = ({one.claim: one for one in each} for each in (stored, found))
+def _verdict_problems(stored: Iterable[Verdict], found: Iterable[Verdict]) -> Iterator[str]:
+    """The fields in which verdicts differ from those that the tables give."""
+    before, now = ({one.claim: one.model_dump(mode="json") for one in each}
+                   for each in (stored, found))  # fmt: skip
     for name in dict.fromkeys([*before, *now]):
         if name not in before or name not in now:
             what = "has no verdict" if name in now else "is not in the study"
             yield f"verdicts.json: claim {name!r} {what}"
             continue
-        fields = None if same_rules else before[name].model_fields_set
-        old, new = (each[name].model_dump(mode="json", include=fields) for each in (before, now))
-        for field in old:
-            if not _equal(old[field], new[field]):
-                yield (
-                    f"claim {name!r}: {field}: verdicts.json says {_short(old[field])}, the tables "
-                    f"say {_short(new[field])}"
-                )
+        for field, new in now[name].items():
+            if not _equal(old := before[name][field], new):
+                said = f"verdicts.json says {old!r:.80}, the tables say {new!r:.80}"
+                yield f"claim {name!r}: {field}: {said}"
 
 
 def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
-    if isinstance(one, list) and isinstance(other, list):
+    if isinstance(one, dict):
+        return isinstance(other, dict) and _equal([*one.items()], [*other.items()])
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(_equal, one, other))
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
     return bool(one == other)
-
-
-def _short(value: Any) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
