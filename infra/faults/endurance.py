@@ -11,7 +11,6 @@ table of what was measured. Exit status 1 if anything was lost.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import random
 import signal
@@ -19,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -26,9 +26,10 @@ from uuid import UUID
 
 import httpx
 import numpy as np
+import pandas as pd
 
 from flows.server.processes import Processes, free_port
-from infra.faults.runs import RLT, Contents, by_kind, contents, kind_of, require_same
+from infra.faults.runs import RLT, Contents, contents, kind_of, require_same
 from infra.faults.tally import Lost
 from rlt_core.experiments import targets
 from rlt_core.graph import upstream
@@ -43,8 +44,7 @@ SEEDS = 3
 UP_ATTEMPTS = 10
 ROUND_S = 3600.0
 """The longest round."""
-KILLS = {"worker": 1, "fork server": 1, "flow run": 2, "computation": 4}
-"""What is killed, and how often relative to each other."""
+KILLED = ("worker", "fork server", "flow run", "computation")
 SETTINGS = {
     "OMP_NUM_THREADS": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -81,13 +81,10 @@ class Bench:
 
     def up(self) -> None:
         """Start what is not running; on a busy machine that may take several attempts."""
-        for attempt in range(UP_ATTEMPTS):
-            try:
+        for _ in range(UP_ATTEMPTS):
+            with suppress(AssertionError):
                 return self.rlt(*self._up)
-            except AssertionError as error:
-                say(f"  {error}")
-                if attempt == UP_ATTEMPTS - 1:
-                    raise
+        self.rlt(*self._up)
 
     @staticmethod
     def client() -> SyncPrefectClient:
@@ -105,14 +102,13 @@ class Bench:
 
     def kill(self) -> None:
         """Kill a process at random; start a killed worker again."""
-        victims = by_kind(self.processes, KILLS)
-        if not victims:
-            return
-        [kind] = self.choice.choices(list(victims), [KILLS[kind] for kind in victims])
-        self.choice.choice(victims[kind]).kill()
-        say(f"  killed: {kind}")
-        if kind == "worker":
-            self.up()
+        kinds = {process: kind_of(process) for process in self.processes.marked()}
+        if victims := [process for process, kind in kinds.items() if kind in KILLED]:
+            victim = self.choice.choice(victims)
+            victim.kill()
+            say(f"  killed: {kinds[victim]}")
+            if kinds[victim] == "worker":
+                self.up()
 
     # ------------------------------------------------------------ a round
     def compute(self, seed: int, kills: int, mean_s: float) -> dict[str, float]:
@@ -168,12 +164,15 @@ class Bench:
     def sample(self) -> dict[str, float]:
         """Measure between two rounds, once the processes of the last run have ended."""
         deadline = time.monotonic() + 60
-        while by_kind(self.processes, ("flow run", "computation")) and time.monotonic() < deadline:
+        while True:
+            processes = self.processes.marked()
+            kinds = [kind_of(process) for process in processes]
+            if not {"flow run", "computation"} & {*kinds} or time.monotonic() > deadline:
+                break
             time.sleep(1)
-        processes = self.processes.marked()
-        rss = dict.fromkeys(("server", "worker", "fork server"), 0)
-        for process in processes:
-            rss[kind_of(process)] = rss.get(kind_of(process), 0) + process.memory_info().rss
+        rss: Counter[str] = Counter()
+        for process, kind in zip(processes, kinds, strict=True):
+            rss[kind] += process.memory_info().rss
         database = self.folder.glob("prefect/prefect.db*")
         return {
             "server_mb": rss["server"] / 1e6,
@@ -196,18 +195,17 @@ def size_mb(folder: Path) -> float:
 
 
 # ---------------------------------------------------------------- figures
-def table(rows: list[dict[str, float]]) -> str:
+def table(rows: pd.DataFrame) -> str:
     """Return first, last, least and largest value of each column, and its slope per hour in the
     second half of the time."""
-    lines = [f"{'':16}{'first':>10}{'last':>10}{'least':>10}{'largest':>10}{'per hour':>10}"]
-    columns = {name: np.array([row[name] for row in rows]) for name in (rows or [{}])[0]}
-    hours = columns.pop("hours", np.array([]))
-    late = hours >= max(hours, default=0) / 2
-    for name, values in columns.items():
-        slope = np.polyfit(hours[late], values[late], 1)[0] if sum(late) > 2 else np.nan
-        shown = (values[0], values[-1], min(values), max(values), slope)
-        lines.append(f"{name:16}" + "".join(f"{value:10.2f}" for value in shown))
-    return "\n".join(lines)
+    late = rows[rows["hours"] >= rows["hours"].max() / 2]
+    slopes = {
+        name: np.polyfit(late["hours"], late[name], 1)[0] if len(late) > 2 else np.nan
+        for name in rows
+    }
+    columns = {"first": rows.iloc[0], "last": rows.iloc[-1], "least": rows.min(),
+               "largest": rows.max(), "per hour": pd.Series(slopes)}  # fmt: skip
+    return pd.DataFrame(columns).drop("hours").to_string(float_format="%.2f")
 
 
 def _stop(*_: object) -> NoReturn:
@@ -241,10 +239,7 @@ def main() -> None:
                 bench.clear()
                 row = {"hours": (time.monotonic() - began) / 3600} | done | bench.sample()
                 rows.append(row)
-                with options.csv.open("w") as file:
-                    writer = csv.DictWriter(file, list(row))
-                    writer.writeheader()
-                    writer.writerows(rows)
+                pd.DataFrame(rows).to_csv(options.csv, index=False)
                 say(" ".join(f"{name}={value:.4g}" for name, value in row.items()))
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -254,7 +249,7 @@ def main() -> None:
             print(
                 f"{len(rows)} rounds in {(time.monotonic() - began) / 60:.0f} min, {kills:.0f} "
                 f"kills, {retries:.0f} retries, {lost} rounds lost, {left} processes after "
-                f"`rlt down`\n{table(rows)}",
+                f"`rlt down`\n{table(pd.DataFrame(rows)) if rows else ''}",
                 flush=True,
             )
     sys.exit(1 if lost or left else 0)

@@ -5,7 +5,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -51,30 +51,22 @@ def require_same(found: Contents, reference: Contents) -> None:
 
 
 def kind_of(process: psutil.Process) -> str:
-    line = " ".join(process.cmdline())
-    if is_fork(line):
-        parent = process.parent()
-        return "computation" if parent and is_fork(" ".join(parent.cmdline())) else "fork server"
+    """Return what a process does; `other` for one that has ended."""
     kinds = {
         "app worker": "worker", "prefect.engine": "flow run", "prefect server": "server",
         "app run": "command", "flows.runner": "runner",
     }  # fmt: skip
-    return next((kind for part, kind in kinds.items() if part in line), "other")
+    with suppress(psutil.Error):
+        line, parent = " ".join(process.cmdline()), process.parent()
+        if is_fork(line):
+            above = " ".join(parent.cmdline()) if parent else ""
+            return "computation" if is_fork(above) else "fork server"
+        return next((kind for part, kind in kinds.items() if part in line), "other")
+    return "other"
 
 
 def is_fork(line: str) -> bool:
     return "forkserver" in line or "fork_server" in line
-
-
-def by_kind(
-    processes: Processes, kinds: Collection[str] | None = None
-) -> dict[str, list[psutil.Process]]:
-    found: dict[str, list[psutil.Process]] = {}
-    for process in processes.marked():
-        with suppress(psutil.Error):
-            if kinds is None or kind_of(process) in kinds:
-                found.setdefault(kind_of(process), []).append(process)
-    return found
 
 
 class Runs:
@@ -118,10 +110,9 @@ class Runs:
                     raise Failed("rlt run hangs")
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(choice.expovariate(1 / mean_s))
-                if tally.tries < kills and (victims := by_kind(self.processes)):
-                    victim = choice.choice(victims[choice.choice(list(victims))])
+                if tally.tries < kills and (victims := self.processes.marked()):
                     with suppress(psutil.NoSuchProcess):
-                        victim.kill()
+                        choice.choice(victims).kill()
                         tally.tries += 1
             now = {manifest.ref.key: manifest.attempt for manifest in store.manifests()}
             require(before.items() <= now.items(), "what was committed was made again")
