@@ -11,9 +11,8 @@ reward's formula is available as macros (`rlt_core.sql.macros`).
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
@@ -22,6 +21,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from rlt_core.errors import UserError
+from rlt_core.names import nearest
 from rlt_core.sql import macros
 from rlt_core.sql.checked_files import CheckedDataset
 from rlt_core.sql.schemas import ARTIFACTS, COSTS, LINEAGE, REFS, TABLES, VIEWS
@@ -62,13 +62,13 @@ def refresh(connection: duckdb.DuckDBPyConnection, store: Store, sql: str | None
         connection.register(table, dataset(store, table, having))
     refs = store.refs() if "refs" in named else {}
     built = {
-        "artifacts": _table(ARTIFACTS, map(_facts, manifests) if "artifacts" in named else ()),
-        "costs": _table(COSTS, map(_facts, manifests) if "costs" in named else ()),
-        "lineage": _table(LINEAGE, _lineage(manifests) if "lineage" in named else ()),
-        "refs": _table(REFS, ({"name": name, "run": ref.key} for name, ref in refs.items())),
+        "artifacts": (ARTIFACTS, map(_facts, manifests) if "artifacts" in named else ()),
+        "costs": (COSTS, map(_facts, manifests) if "costs" in named else ()),
+        "lineage": (LINEAGE, _lineage(manifests) if "lineage" in named else ()),
+        "refs": (REFS, ({"name": name, "run": ref.key} for name, ref in refs.items())),
     }
-    for view, made in built.items():
-        connection.register(view, made)
+    for view, (schema, rows) in built.items():
+        connection.register(view, pa.Table.from_pylist(list(rows), schema))
     for macro, query in LOOK_UPS.items():
         name = macro.partition("(")[0]
         if name in named:
@@ -150,11 +150,6 @@ def _lineage(manifests: Sequence[Manifest]) -> Iterator[dict[str, Any]]:
             }  # fmt: skip
 
 
-def _table(schema: pa.Schema, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    found = list(rows)
-    return pa.table([pa.array([row[f.name] for row in found], f.type) for f in schema], schema)
-
-
 # ---------------------------------------------------------------- errors
 @contextmanager
 def sql_errors(sql: str) -> Iterator[None]:
@@ -178,29 +173,22 @@ _UNREADABLE = re.compile(
 def _explain(sql: str, message: str) -> str:
     """Return DuckDB's message, with the nearest view or column instead of DuckDB's guesses."""
     if match := _NO_TABLE.search(message):
-        hint = _nearest("table", match[1], list(VIEWS))
+        hint = nearest(match[1], VIEWS)
     elif match := _NO_COLUMN.search(message):
-        mentioned = [name for name in VIEWS if re.search(rf"\b{name}\b", sql, re.IGNORECASE)]
-        owners: dict[str, list[str]] = {}
-        for name in mentioned:
-            for column in VIEWS[name].names:
-                owners.setdefault(column, []).append(name)
-        hint = _nearest("column", match[1] or match[2], sorted(owners))
-        if of := owners.get(hint.rpartition(": ")[2]):
-            hint += f" (of {', '.join(of)})"
+        used = [name for name in VIEWS if re.search(rf"\b{name}\b", sql, re.IGNORECASE)]
+        column = match[1] or match[2]
+        owners = [name for name in used if column in VIEWS[name].names]
+        hint = (
+            f"{column} is a column of {', '.join(owners)}"
+            if owners
+            else (nearest(column, {each for name in used for each in VIEWS[name].names}))
+        )
     elif match := _UNREADABLE.match(message):
         cause = message[match.end() :].partition(". Detail: Python exception")[0]
-        hint = (
-            "S3 did not return the file: check its server, endpoint and credentials"
-            if "AWS Error" in cause
-            else "`rlt artifacts verify` lists what is damaged"
+        return (
+            f"{match[1]} cannot be read: {cause}\n`rlt artifacts verify` lists what is damaged; on "
+            "S3 check the server, endpoint and credentials"
         )
-        return f"{match[1]} cannot be read: {cause}\n{hint}"
     else:
         return message
     return f"{_GUESS.sub('', message)}\n{hint}"
-
-
-def _nearest(what: str, name: str, known: list[str]) -> str:
-    close = get_close_matches(name, known, n=1)
-    return f"nearest {what}: {close[0]}" if close else f"{what}s: {', '.join(known)}"

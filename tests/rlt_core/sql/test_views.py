@@ -238,12 +238,12 @@ def test_sql_reaches_nothing_but_the_views(store, tmp_path):
 def test_a_mistake_in_sql_says_what_is_nearest(tmp_path):
     with connect(Store(str(tmp_path))) as connection:
         for statement, hint in (
-            ("select * from scors", "scors.*nearest table: scores"),
-            ("select rewrd from scores", "rewrd.*nearest column: reward"),
-            ("select s.rnk from scores s", "rnk.*nearest column: rank"),
+            ("select * from scors", "scors.*did you mean 'scores'"),
+            ("select rewrd from scores", "rewrd.*did you mean 'reward'"),
+            ("select s.rnk from scores s", "rnk.*did you mean 'rank'"),
             (
                 "select t.correct from scores s join traces t using (trace_id)",
-                r"correct.*nearest column: correct \(of scores\)",
+                r"correct is a column of scores",
             ),
             ("select zzz from dropped", "zzz.*detail"),
             ("select 1 frm scores", "syntax error.*scores"),
@@ -289,7 +289,7 @@ def test_an_s3_server_that_has_gone_is_one_clear_error(tmp_path, monkeypatch):
     with connection, pytest.raises(UserError) as caught, sql_errors(sql):
         connection.sql(sql).fetchall()
     message = str(caught.value)
-    assert "scores cannot be read" in message and "check its server" in message
+    assert "scores cannot be read" in message and "check the server" in message
     assert access.secret_key not in message and access.access_key not in message
 
 
