@@ -178,15 +178,8 @@ def read_config(file: Path) -> tuple[str | None, list[str]]:
     profile = tree.pop("profile", None)
     if not isinstance(profile, str | None):
         raise UserError(f"--config {file}: profile: write a name in quotes (given: {profile})")
-    return profile, list(_leaves(tree))
-
-
-def _leaves(tree: dict[str, Any], path: str = "") -> Iterator[str]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}={json.dumps(value, default=str)}"  # TOML has dates
+    leaves = (leaf for leaf in flatten(tree) if leaf[1] != {})  # TOML has empty tables, and dates
+    return profile, [f"{path}={json.dumps(value, default=str)}" for path, value in leaves]
 
 
 def load_config(profile: str, assignments: Iterable[str] = ()) -> Config:

@@ -85,12 +85,8 @@ def _from_text(value: object) -> object:
     if kind == "hub" and rest:
         repo, _, revision = rest.partition("@")
         return {"kind": "hub", "repo": repo, "revision": revision or None}
-    if kind == "folder" and rest:
-        return {"kind": "folder", "path": rest}
-    if kind == "artifact" and rest:
-        return {"kind": "artifact", "name": rest}
-    if kind == "package" and rest:
-        return {"kind": "package", "package": rest}
+    if (field := {"folder": "path", "artifact": "name", "package": "package"}.get(kind)) and rest:
+        return {"kind": kind, field: rest}
     if value == "scratch":
         return {"kind": "scratch"}
     raise ValueError(

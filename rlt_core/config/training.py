@@ -148,23 +148,14 @@ class TeacherGRPOConfig(GRPOConfig):
 
     def check_against(self, reward: RewardSpec) -> None:
         """Raise UserError if the log-probs that the engine records are not those of the reward."""
-        if self.teacher_logprobs == "exact":
-            return
-        if self.temperature != reward.temperature:
-            problem = (
-                f"teacher_grpo.temperature is {self.temperature:g} and reward.temperature "
-                f"{reward.temperature:g}; set them to the same value"
+        same = self.temperature == reward.temperature and self.top_p == 1 and reward.kl != "full"
+        if self.teacher_logprobs == "rollout" and not same:
+            raise UserError(
+                "teacher_grpo.teacher_logprobs=rollout takes log-probs as they were recorded in "
+                "sampling: set teacher_grpo.temperature and reward.temperature to the same value, "
+                "teacher_grpo.top_p to 1 and reward.kl to k1 or k3, or set "
+                "teacher_grpo.teacher_logprobs=exact"
             )
-        elif self.top_p != 1:
-            problem = f"teacher_grpo.top_p is {self.top_p:g}; set it to 1"
-        elif reward.kl == "full":
-            problem = "reward.kl is full, which needs the whole distribution; set it to k1 or k3"
-        else:
-            return
-        raise UserError(
-            "teacher_grpo.teacher_logprobs=rollout takes log-probs as they were recorded in "
-            f"sampling, but {problem}, or set teacher_grpo.teacher_logprobs=exact"
-        )
 
 
 class StudentGRPOConfig(GRPOConfig):

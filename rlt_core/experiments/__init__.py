@@ -1,6 +1,6 @@
 """The experiments: functions from a config to a graph of nodes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 
 from rlt_core.config import Config
@@ -58,26 +58,17 @@ def targets(name: str, config: Config) -> list[Node]:
         return [EXPERIMENTS[name](config)]
     if nodes := [node for node in upstream([full_pipeline(config)]) if node.stage.name == name]:
         return nodes
-    others = (
-        experiment
-        for experiment, report in _possible(config)
-        if any(node.stage.name == name for node in upstream([report]))
+    raise UserError(
+        f"the full pipeline of {config.profile} has no {name} node with these settings; name an "
+        f"experiment that has: {', '.join(EXPERIMENTS)}"
     )
-    experiment = next(others, None)
-    hint = f"; the experiment `{experiment}` has" if experiment else " with these settings"
-    raise UserError(f"the full pipeline of {config.profile} has no {name} node{hint}")
 
 
 def nodes_of_stage(name: str, config: Config) -> list[Node]:
     """Return every node of a stage in the experiments that the config allows; nodes of the full
     pipeline come first."""
-    reports = [report for _, report in _possible(config)]
-    return [node for node in upstream(reports) if node.stage.name == name]
-
-
-def _possible(config: Config) -> Iterator[tuple[str, Node]]:
-    """Yield the full pipeline, and the experiments for which the config has all that they need."""
-    yield "full-pipeline", full_pipeline(config)
-    for name in list(EXPERIMENTS)[1:]:
+    reports = [full_pipeline(config)]
+    for experiment in list(EXPERIMENTS)[1:]:
         with suppress(UserError):
-            yield name, EXPERIMENTS[name](config)
+            reports.append(EXPERIMENTS[experiment](config))
+    return [node for node in upstream(reports) if node.stage.name == name]

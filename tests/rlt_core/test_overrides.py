@@ -127,6 +127,7 @@ def test_a_config_file_is_the_assignments_in_it(tmp_path: Path) -> None:
         epochs = 1
         [resources.stages.base-model]
         threads = 1
+        [evaluation]
         """
     )
     profile, changes = read_config(file)
