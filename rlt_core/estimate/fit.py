@@ -19,7 +19,7 @@ from rlt_core.estimate.memory import ENGINE, GIB, USABLE
 from rlt_core.estimate.nodes import (
     Estimator,
     NodeEstimate,
-    Work,
+    NodeWork,
     resources_of,
     sequences_per_step,
 )
@@ -118,7 +118,7 @@ def _name(config: Config, node: Node) -> str:
     return config.resources.name_of(node.stage.name, node.variant)
 
 
-def _contradiction(work: Work, name: str) -> str | None:
+def _contradiction(work: NodeWork, name: str) -> str | None:
     """Why a node cannot run with its resources, whatever the memory."""
     node, resources, training = work.node, work.resources, work.cost.work
     stage, at = node.stage, f"resources.stages.{name}"
@@ -153,7 +153,7 @@ def _contradiction(work: Work, name: str) -> str | None:
     return None
 
 
-def _shortage(work: Work, name: str, estimate: NodeEstimate, here: Machine) -> str | None:
+def _shortage(work: NodeWork, name: str, estimate: NodeEstimate, here: Machine) -> str | None:
     """Say how much memory of a GPU or machine a node needs, with a hint; None if it fits."""
     node, resources, host = work.node, work.resources, estimate.host_bytes or 0
     if estimate.excess_bytes > 0:

@@ -125,11 +125,11 @@ class Estimator:
     def __init__(self, config: Config, nodes: Sequence[Node], store: Store | None = None) -> None:
         self.config, self.store = config, store
         self.manifests = store.manifests_of([node.ref for node in nodes]) if store else {}
-        self._works: dict[str, Work] = {}
+        self._works: dict[str, NodeWork] = {}
 
-    def of(self, node: Node) -> Work:
+    def of(self, node: Node) -> NodeWork:
         if node.key not in self._works:
-            self._works[node.key] = Work(self, node)
+            self._works[node.key] = NodeWork(self, node)
         return self._works[node.key]
 
 
@@ -144,7 +144,7 @@ class _Need:
     files: TrainingFiles = field(default_factory=TrainingFiles)
 
 
-class Work:
+class NodeWork:
     """The work of one node; as `rlt_core.stages.cost.Inputs`, what it reads and makes."""
 
     def __init__(self, estimator: Estimator, node: Node) -> None:
@@ -153,7 +153,7 @@ class Work:
         self.world = node.stage.processes(self.resources) * node.stage.machines(self.resources)
         self._manifest = estimator.manifests.get(node.key)
 
-    def _input(self, name: str) -> Work:
+    def _input(self, name: str) -> NodeWork:
         return self._estimator.of(self.node.inputs[name])
 
     @cached_property
@@ -200,7 +200,7 @@ class Work:
 
     def prepared(self, config: DataConfig) -> Questions:
         if self._manifest is None:
-            return data.expected_questions(config, self.node.paths.get("source"))
+            return data.expected_questions(config, self.node.paths.get(config.source))
         found = self._manifest.metrics
         question, solution, trace = (
             found.get(f"{name}_tokens_p50", 0.0) for name in ("question", "solution", "trace")
