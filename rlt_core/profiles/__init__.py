@@ -5,8 +5,7 @@ from collections.abc import Callable
 from rlt_core.config import Config
 from rlt_core.profiles.own_data import laptop, single_gpu, teach
 from rlt_core.profiles.paper import paper_7b, paper_7b_1k, paper_32b, paper_32b_1k
-from rlt_core.profiles.science import smol_science
-from rlt_core.profiles.toy import smoke, tiny, tiny_science
+from rlt_core.profiles.toy import smoke, smol_science, tiny, tiny_science
 
 PROFILES: dict[str, Callable[[], Config]] = {
     "smoke": smoke,
