@@ -151,10 +151,10 @@ def _show_nodes(console: Console, plan: Plan, changed: bool) -> None:
 def _layouts(planned: Sequence[Planned]) -> Iterator[str]:
     """Yield how data files are read where that is not configured."""
     for item in planned:
-        config, path = item.node.config, item.node.paths.get("source")
-        if not isinstance(config, DatasetPrepConfig) or path is None or item.hit:
+        config, paths = item.node.config, item.node.paths
+        if not isinstance(config, DatasetPrepConfig) or config.data.source not in paths or item.hit:
             continue
-        if found := found_layout(config.data.model_copy(update={"source": path})):
+        if found := found_layout(config.data.located(paths)):
             yield f"{item.node.name}: {found}"
 
 

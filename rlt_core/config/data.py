@@ -1,5 +1,8 @@
 """Questions to learn from and to be tested on."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -78,6 +81,11 @@ class DataConfig(Frozen):
     `drop` leaves them out, `report` only lists them (table `eval_overlaps`)."""
     seed: Seed = 0
     """Seed of the generator, of the split and of subsets."""
+
+    def located(self, paths: Mapping[str, str]) -> DataConfig:
+        """Return the config with the paths of local files that it names by content."""
+        test_source = self.test_source and paths.get(self.test_source, self.test_source)
+        return self.replaced(source=paths.get(self.source, self.source), test_source=test_source)
 
     @field_validator("source")
     @classmethod

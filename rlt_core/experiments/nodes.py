@@ -50,30 +50,20 @@ def _text_or_file(given: str, field: str) -> str:
     return given
 
 
-def _identified(data: DataConfig, paths: dict[str, str], name: str) -> DataConfig:
-    """Return a source by its content; `paths[name]` becomes the path of a local file, and
-    `paths["test_source"]` that of its test questions. Raises UserError for a name that another file
-    has: a benchmark's may be `source`."""
-
-    def note(name: str, path: str) -> None:
-        if name in paths:
-            raise UserError(
-                f"imports.benchmarks: {name!r} is the name of another file of the data; choose "
-                "another name, and give a benchmark no test_source"
-            )
-        paths[name] = str(Path(path).absolute())
-
+def _identified(data: DataConfig, paths: dict[str, str]) -> DataConfig:
+    """Return a data set whose local files are named by content; `paths` receives where they are."""
     if data.test_source is not None:
-        note("test_source", data.test_source)
         digest = file_digest(data.test_source, "data.test_source")
+        paths[digest] = str(Path(data.test_source).absolute())
         data = data.replaced(test_source=digest)
     if data.source.startswith("hub:"):
         commit = hf_hub.pinned(data.source.removeprefix("hub:"), data.revision, "dataset")
         return data.replaced(revision=commit)
     if data.source in GENERATED or is_path(data.source):
         return data
-    note(name, data.source)
-    return data.replaced(source=data_digest(data))
+    digest = data_digest(data)
+    paths[digest] = str(Path(data.source).absolute())
+    return data.replaced(source=digest)
 
 
 def _only(base: type[Frozen], value: Frozen) -> Any:
@@ -158,7 +148,7 @@ class Nodes:
         """Return the questions of a data set; training questions of others than `config.data` are
         compared with its test questions as well."""
         paths: dict[str, str] = {}
-        identified = _identified(data, paths, "source")
+        identified = _identified(data, paths)
         base = self.config.base_model
         inputs = {} if isinstance(base, ScratchModel) else {"tokenizer": self.model(base)}
         if data != self.config.data and self.config.data.n_test:
@@ -177,7 +167,7 @@ class Nodes:
     def _own_benchmarks(self, tasks: Sequence[str], paths: dict[str, str]) -> dict[str, DataConfig]:
         """Return the user's own among these tasks, by content; `paths` receives their files."""
         own = self.config.imports.benchmarks
-        return {name: _identified(own[name], paths, name) for name in tasks if name in own}
+        return {name: _identified(own[name], paths) for name in tasks if name in own}
 
     def _benchmark_commit(self, name: str) -> str:
         """Return the commit of a benchmark's data set on the hub."""

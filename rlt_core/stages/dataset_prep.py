@@ -31,11 +31,10 @@ def _check(config: DatasetPrepConfig, paths: Mapping[str, str]) -> None:
     from rlt_core.data.prepare import check_data
     from rlt_core.evaluation.benchmarks import own_task
 
-    named = {name: paths[name] for name in ("source", "test_source") if name in paths}
-    if named:
-        check_data(config.data.replaced(**named), config.format)
+    if {config.data.source, config.data.test_source} & paths.keys():
+        check_data(config.data.located(paths), config.format)
     for name, own in config.benchmarks.items():
-        own_task(name, own.replaced(source=paths.get(name, own.source)))
+        own_task(name, own.located(paths))
 
 
 STAGE = Stage(

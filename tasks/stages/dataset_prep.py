@@ -17,8 +17,7 @@ def run(ctx: StageContext) -> dict[str, float]:
         tokenizer = load_tokenizer(ctx.model("tokenizer"))
     else:
         tokenizer = tiny_tokenizer(config.format)
-    paths = {name: ctx.spec.paths.get(name) for name in ("source", "test_source")}
-    data = config.data.replaced(**{name: path for name, path in paths.items() if path})
+    data = config.data.located(ctx.spec.paths)
     # The teacher's prompts alone are measured; a system prompt of the data's own is the student's.
     format = config.format.model_copy(update={"student_system": ""})
     renderer = Renderer(format, tokenizer)
@@ -26,8 +25,7 @@ def run(ctx: StageContext) -> dict[str, float]:
         name: pinned_task(name, commit).questions for name, commit in config.evaluated.items()
     }
     for name, own in config.benchmarks.items():
-        source = ctx.spec.paths.get(name, own.source)
-        evaluated[name] = own_task(name, own.model_copy(update={"source": source})).questions
+        evaluated[name] = own_task(name, own.located(ctx.spec.paths)).questions
     tested = []
     if "tested" in ctx.manifests:
         tested = [row for row in ctx.rows("tested", "questions") if row["split"] == "test"]

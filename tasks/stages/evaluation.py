@@ -67,8 +67,7 @@ def _task(ctx: StageContext, name: str, config: EvaluationStageConfig) -> EvalTa
     if name == "test":
         return EvalTask(name, _held_out(ctx, "questions", "data.n_test"))
     if own := config.own_benchmarks.get(name):
-        source = ctx.spec.paths.get(name, own.source)
-        return own_task(name, own.model_copy(update={"source": source}))
+        return own_task(name, own.located(ctx.spec.paths))
     evaluation = config.evaluation
     commit = config.benchmarks.get(name)
     return pinned_task(name, commit, evaluation.max_questions, evaluation.prompts)
