@@ -70,11 +70,6 @@ def test_a_mistake_is_one_line_that_names_claim_and_field(file, old, new, said):
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="No such file"):
-        load_study(tmp_path / "none.toml")
-
-
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
