@@ -19,10 +19,7 @@ TraceOrder = Literal[
 """Order of a question's traces, best first: by the reward or one of its parts; by the student's
 mean log-prob of the explanation; by the rank-surprisal ratio (lower is better); by fewest tokens;
 by whether the explanation arrives at the solution; at random (seeded)."""
-RankedSet = Literal[
-    "reward", "r_ss", "r_kl", "likelihood", "rank_surprisal", "length", "correct", "random",
-    "token-matched",
-]  # fmt: skip
+RankedSet = Literal[TraceOrder, "token-matched"]
 """A `TraceOrder`, or `token-matched`: ranked by reward, with as many tokens in every set."""
 
 

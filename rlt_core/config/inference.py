@@ -22,13 +22,13 @@ class Sampling(Frozen):
     """Sample among the likeliest tokens that make up this probability."""
     max_tokens: Positive = 16384
     """New tokens at most; a completion that reaches it has finish reason `length`."""
+    dtype: DType = "float32"
+    """Number format of the model."""
 
 
 class GenerationConfig(Sampling):
     """Traces written by a teacher."""
 
-    dtype: DType = "float32"
-    """Number format of the model."""
     n_questions: Positive | None = None
     """Number of questions to write traces for, chosen by the seed; empty: all."""
 
@@ -107,8 +107,6 @@ class EvaluationConfig(Sampling):
     completions per question of any task."""
     grading_timeout_s: float = Field(default=10.0, gt=0)
     """Seconds for grading one answer, after which it counts as `grader_failed`."""
-    dtype: DType = "float32"
-    """Number format of the model."""
     budget: BudgetForcing | None = None
     """Budget forcing of every tested model; empty: none."""
 

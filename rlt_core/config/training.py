@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -23,7 +23,7 @@ class LoRA(Frozen):
 
 
 class Optimizer(Frozen):
-    """AdamW and its schedule."""
+    """AdamW, its schedule, and how long it trains which weights."""
 
     learning_rate: float = Field(gt=0)
     """Peak of AdamW's learning rate."""
@@ -39,6 +39,20 @@ class Optimizer(Frozen):
     """AdamW's weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the rows or questions; give either this or `steps`."""
+    steps: Positive | None = None
+    """Optimiser steps; give either this or `epochs`."""
+    dtype: DType = "float32"
+    """Number format of the weights in training."""
+    lora: LoRA | None = None
+    """Train low-rank adapters; empty: all weights."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of `epochs` and `steps`")
+        return self
 
 
 class SFTConfig(Optimizer):
@@ -46,24 +60,10 @@ class SFTConfig(Optimizer):
 
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak of AdamW's learning rate."""
-    epochs: float | None = Field(default=None, gt=0)
-    """Passes over the rows; give either this or `steps`."""
-    steps: Positive | None = None
-    """Optimiser steps; give either this or `epochs`."""
     batch_size: Positive = 16
     """Sequences per step, over all devices and micro-batches."""
     max_tokens: Positive = 16384
     """Longer rows are dropped and counted, never cut."""
-    dtype: DType = "float32"
-    """Number format of the weights in training."""
-    lora: LoRA | None = None
-    """Train low-rank adapters; empty: all weights."""
-
-    @model_validator(mode="after")
-    def _one_length(self) -> SFTConfig:
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give exactly one of `epochs` and `steps`")
-        return self
 
 
 class TeacherSFTConfig(SFTConfig):
@@ -96,10 +96,6 @@ class GRPOConfig(Optimizer):
     """Peak of AdamW's learning rate."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Learning-rate schedule after the warm-up."""
-    epochs: float | None = Field(default=None, gt=0)
-    """Passes over the questions; give either this or `steps`."""
-    steps: Positive | None = None
-    """Optimiser steps; give either this or `epochs`."""
     questions_per_step: Positive = 16
     """Questions per step, each with `group_size` completions."""
     group_size: Annotated[int, Field(ge=2)] = 64
@@ -116,15 +112,9 @@ class GRPOConfig(Optimizer):
     """Maximum number of new tokens per completion."""
     reference_sync: ReferenceSync | None = None
     """Let the reference model follow the policy; empty: it stays as it was at the start."""
-    dtype: DType = "float32"
-    """Number format of the weights in training."""
-    lora: LoRA | None = None
-    """Train low-rank adapters; empty: all weights."""
 
     @model_validator(mode="after")
     def _consistent(self) -> GRPOConfig:
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give exactly one of `epochs` and `steps`")
         if self.lora and self.reference_sync:
             raise ValueError(
                 "lora and reference_sync exclude each other: with adapters the reference model "
