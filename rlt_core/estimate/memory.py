@@ -22,7 +22,7 @@ TILE_TOKENS, TILE_WORDS = 4096, 32768
 (`trl/kernels/chunked_logprob.py`, `trl/trainer/utils.py`)."""
 BLOCK_LOGITS, CPU_BLOCK_LOGITS = 1 << 26, 1 << 21
 CPU_TOKENS = 2048
-"""Limits of scoring (`rlt_core.scoring.lm_head`, `rlt_core.scoring.passes`)."""
+"""Limits of scoring (`rlt_core.scoring.lm_head`, `rlt_core.scoring.logprobs`)."""
 ENGINE = "engine's weights"
 
 Parts = dict[str, int]
