@@ -12,6 +12,7 @@ from rlt_core.config import (
     Config,
     DataConfig,
     GRPOConfig,
+    ScoringConfig,
     SFTConfig,
     StageResources,
     TeacherGRPOConfig,
@@ -36,7 +37,6 @@ from rlt_core.stages.cost import (
     Questions,
     RequestWork,
     SamplingWork,
-    ScoringWork,
     Traces,
     TrainingWork,
 )
@@ -273,7 +273,7 @@ class NodeWork:
                 return tokens * TEXT_BYTES
             case Traces(count, _, tokens):
                 return count * tokens * TRACE_BYTES
-            case ScoringWork():
+            case ScoringConfig():
                 logprobs = 2 * self.traces.tokens + self.questions.solution
                 return self.traces.count * logprobs * SCORE_BYTES
         return self.model_bytes if self.node.stage.model else 0
@@ -286,7 +286,7 @@ class NodeWork:
                 return self._sft(training, recipe)
             case SamplingWork() as sampling:
                 return self._sampled(sampling)
-            case ScoringWork() as scoring:
+            case ScoringConfig() as scoring:
                 return self._scored(scoring)
             case RequestWork(tokens=tokens):
                 return _Need(tokens=tokens)
@@ -362,8 +362,8 @@ class NodeWork:
         seconds = sum(layout.decode_s(shape, *one, config.max_tokens) for one in asked)
         return _Need(shape.parameters, sampling.tokens, held, seconds)
 
-    def _scored(self, scoring: ScoringWork) -> _Need:
-        inputs, config, traces = self.node.inputs, scoring.config, self.traces
+    def _scored(self, config: ScoringConfig) -> _Need:
+        inputs, traces = self.node.inputs, self.traces
         student = self._input("student").shape
         teacher = self._input("teacher" if "teacher" in inputs else "student").shape
         length = min(self.questions.teacher_prompt + traces.tokens, config.max_tokens)

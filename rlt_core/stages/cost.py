@@ -135,17 +135,11 @@ def requests(config: ChatConfig, count: int, texts: float, inputs: Inputs) -> Re
 
 
 @dataclass(frozen=True)
-class ScoringWork:
-    """Traces read by teacher and student."""
-
-    config: ScoringConfig
-
-
-@dataclass(frozen=True)
 class Cost:
     """What a node computes, if that takes a model, and makes."""
 
-    work: TrainingWork | SamplingWork | RequestWork | ScoringWork | None = None
+    work: TrainingWork | SamplingWork | RequestWork | ScoringConfig | None = None
+    """With a ScoringConfig, traces are read by teacher and student."""
     makes: Questions | Traces | None = None
     number_bytes: int = 0
     """Bytes of a weight of the model that it makes without a training."""

@@ -10,7 +10,7 @@ from rlt_core.config import Frozen, RewardSpec, ScoringConfig
 from rlt_core.config.reward import off_policy_note
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.stages.base import Stage
-from rlt_core.stages.cost import Cost, Inputs, ScoringWork
+from rlt_core.stages.cost import Cost, Inputs
 
 
 class TraceScoringConfig(Frozen):
@@ -30,7 +30,7 @@ class TraceScoringConfig(Frozen):
 
 
 def _cost(config: TraceScoringConfig, inputs: Inputs) -> Cost:
-    return Cost(ScoringWork(config.scoring))
+    return Cost(config.scoring)
 
 
 STAGE = Stage(
