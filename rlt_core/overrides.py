@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_origin
+from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from rlt_core.config import Config, StageResources
@@ -100,19 +100,14 @@ def _fields_at(location: Sequence[str]) -> list[str]:
     """Return the fields of the config class at a place in the tree."""
     if tuple(location[:2]) == ("resources", "stages"):
         return list(StageResources.model_fields) if len(location) == 3 else []
-    current: type[BaseModel] | None = Config
-    names = iter(location)
-    for name in names:
-        field = current.model_fields.get(name) if current else None
-        if field is None:
-            break
-        candidates = [field.annotation, *get_args(field.annotation)]
-        current = next(
-            (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None
-        )
-        if get_origin(field.annotation) is dict:
-            next(names, None)  # the user's own name
-    return list(current.model_fields) if current else []
+    depth, paths = len(location), (field.path.split(".") for field in fields())
+    found = (
+        path[depth]
+        for path in paths
+        if len(path) > depth
+        and all(name in (own, "NAME") for name, own in zip(path, location, strict=False))
+    )
+    return list(dict.fromkeys(found))
 
 
 def _message(error: ErrorDetails) -> str:
