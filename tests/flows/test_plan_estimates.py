@@ -96,13 +96,6 @@ def test_a_plan_needs_no_name_of_a_server_and_a_run_does(rlt_inside, store):
     assert "--set resources.stages.student-grpo.vllm_server=http://HOST:8000" in refused.stderr
 
 
-def test_the_rank_ablation_of_the_paper_is_a_target_of_its_own(rlt_inside, store):
-    shown = rlt_inside("plan", "rank-ablation", "--profile", "paper-7b", "--store", store)
-    assert shown.returncode == 0 and "student-sft (145)" in shown.stdout
-    refused = rlt_inside("plan", "rank-statistics", "--profile", "paper-7b", "--store", store)
-    assert refused.returncode == 2 and "rank-ablation" in refused.stderr
-
-
 @pytest.mark.parametrize("command", ["plan", "run"])
 def test_what_the_machines_have_no_room_for_is_refused(rlt_inside, store, command):
     small = ("--set", "resources.disk_gb=300")

@@ -72,6 +72,7 @@ HUB = {
     "bespokelabs/Bespoke-Stratos-7B": 7_615_616_512,
     "Qwen/Qwen2.5-32B-Instruct": 32_763_876_352,
     "Qwen/QwQ-32B": 32_763_876_352,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
     "HuggingFaceTB/SmolLM2-360M-Instruct": 361_821_120,
 }
 """Parameters that the hub shows beside each model's files."""
