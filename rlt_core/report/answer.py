@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rlt_core.evaluation.intervals import Estimate
 from rlt_core.report.gather import ReportData
-from rlt_core.report.inputs import Part
+from rlt_core.report.inputs import Part, Row
 from rlt_core.report.scores import BASE
 from rlt_core.report.texts import Markdown, cell, code, number, points
 
@@ -67,22 +67,21 @@ class PairedContrast:
 
 def contrasts(data: ReportData) -> list[PairedContrast]:
     """What a finished or unfinished run has to say, the primary difference first."""
-    every = (_experiment, _pairs, _ranks, _compared, _rewards)
-    return [one for each in every for one in each(data)]
+    return [one for each in (_scores, _ranks, _compared, _rewards) for one in each(data)]
 
 
-def _experiment(data: ReportData) -> Iterator[PairedContrast]:
-    """The primary contrast, named before the run; else the first there is."""
+def _scores(data: ReportData) -> Iterator[PairedContrast]:
+    """The contrasts of the tables, the primary one first."""
     if not data.experiment:
         return
-    rows = [row for row in data.experiment.last if row["difference"]]
-    if data.ranks and not any(row["primary"] for row in rows):
-        rows = []  # the ranks are the question
-    for row in sorted(rows, key=lambda row: not row["primary"]):
+    rows = data.experiment.contrasts
+    if data.has_rows and data.ranks and not any(row["primary"] for row in rows):
+        return  # the ranks are the question
+    for row in rows:
+        table = data.experiment.tables[row["task"]]
+        both = (row, next(one for one in table if one["model"] == row["baseline"]))
+        ours, theirs = (_named(one, data.has_rows) for one in both)
         prefix = "method_" if row["method_difference"] else ""
-        against = next(one for one in data.experiment.last if one["model"] == row["baseline"])
-        both = (row, against)
-        ours, theirs = (Markdown(f"“{cell(one['row'])}”") for one in both)
         yield PairedContrast(
             ours=ours, theirs=theirs, name=_minus(one["row"] for one in both),
             difference=row[f"{prefix}difference"], seeds=row["seeds"] or 1 if prefix else 1,
@@ -93,50 +92,31 @@ def _experiment(data: ReportData) -> Iterator[PairedContrast]:
         )  # fmt: skip
 
 
-def _pairs(data: ReportData) -> Iterator[PairedContrast]:
-    """The students of the RLT against those of the data set and the base, on the first task."""
-    first = next((row["task"] for row in data.totals), None)
-    pairs = [pair for pair in data.pairs if pair["task"] == first]
-    wanted = [("rlt", "dataset"), ("rlt", BASE), ("rlt+rl", "rlt"), ("dataset", BASE)]
-    known = {(pair["model"], pair["against"]): pair for pair in pairs}
-    scores = {
-        row["model"]: row["value"].value
-        for row in data.totals
-        if row["task"] == first and row["metric"].startswith("avg@")
-    }
-    for pair in [known[each] for each in wanted if each in known] or pairs[:1]:
-        both = (pair["model"], pair["against"])
-        evaluated = (data.evaluations.asked(one, pair["task"]) for one in both)
-        yield PairedContrast(
-            ours=_role(both[0]), theirs=_role(both[1]), name=_minus(both),
-            difference=pair["difference"], seeds=pair["seeds"], answers=both == wanted[0],
-            task=pair["task"], values=tuple(scores[one] for one in both),
-            parts=[part for parts in evaluated for part in parts],
-        )  # fmt: skip
-
-
 def _minus(names: Iterable[str]) -> str:
     return " − ".join(names)  # noqa: RUF001
 
 
-def _role(model: str) -> Markdown:
+def _named(row: Row, has_rows: bool) -> Markdown:
+    """A model, by the name of its row or by what it is."""
+    model = row["model"]
+    if has_rows:
+        return Markdown(f"“{cell(row['row'])}”")
     return Markdown(f"{ROLES[model]} ({code(model)})" if model in ROLES else code(model))
 
 
 def _ranks(data: ReportData) -> Iterator[PairedContrast]:
     ranks = data.ranks
-    if not ranks or not ranks.first_minus_last:
-        return
-    first, last = both = (ranks.lines[0], ranks.lines[-1])
-    yield PairedContrast(
-        ours=Markdown(f"students of rank {first.rank} by {cell(ranks.ranked_by)}"),
-        theirs=Markdown(f"students of rank {last.rank}"),
-        name=_minus(f"rank {one.rank}" for one in both),
-        difference=ranks.first_minus_last, seeds=len(first.by_seed),
-        answers=data.title == "rank-ablation", task=ranks.task,
-        values=tuple(one.value or 0.0 for one in both),
-        parts=[part for one in both for part in data.evaluations.parts[one.student]],
-    )  # fmt: skip
+    if ranks and ranks.first_minus_last:
+        first, last = both = (ranks.lines[0], ranks.lines[-1])
+        yield PairedContrast(
+            ours=Markdown(f"students of rank {first['rank']} by {cell(ranks.ranked_by)}"),
+            theirs=Markdown(f"students of rank {last['rank']}"),
+            name=_minus(f"rank {one['rank']}" for one in both),
+            difference=ranks.first_minus_last, seeds=len(first["by_seed"]),
+            answers=data.title == "rank-ablation", task=ranks.task,
+            values=tuple(one["value"].value for one in both),
+            parts=[part for one in both for part in data.evaluations.parts[one["student"]]],
+        )  # fmt: skip
 
 
 def _compared(data: ReportData) -> Iterator[PairedContrast]:

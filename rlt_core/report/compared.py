@@ -4,14 +4,13 @@ Shapes: S seeds of the teacher that scored, Q questions.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
 
 from rlt_core.evaluation.comparisons import cluster_bootstrap, permutation_p
 from rlt_core.evaluation.crossed import Floats, crossed_mean
-from rlt_core.report.inputs import Part, Parts, Row, first_by_question
+from rlt_core.report.inputs import Part, Parts, Row
 from rlt_core.report.trace_sets import known_mean
 
 PARTS = (
@@ -33,7 +32,7 @@ def compared(names: tuple[str, str], parts: Parts) -> Row:
     one seed), and by a paired permutation test of the questions (`p`). `wins`, `ties`, `losses`:
     questions on which the second set has the better reward, and the sign test's two-sided p,
     `sign_p`. `by_question`: rows of `compared.csv`. `texts`: questions with the first trace of each
-    set, `sides`, its text and parts of the reward.
+    set, `sides`, its text and reward.
 
     Raises ValueError if a variant is not among the inputs, if their seeds differ or if they share
     no question.
@@ -58,6 +57,11 @@ def compared(names: tuple[str, str], parts: Parts) -> Row:
     }
     gain_Q = np.diff([side_SQ.mean(axis=0) for side_SQ in values["reward"]], axis=0)[0]
     wins, losses = int((gain_Q > 0).sum()), int((gain_Q < 0).sum())
+    columns = {
+        f"{part}[{name}]": side_SQ.mean(axis=0)
+        for part, sides in values.items()
+        for name, side_SQ in zip(names, sides, strict=True)
+    }
     return {
         "names": names,
         "estimators": (_estimator(first[0]), _estimator(second[0])),
@@ -70,19 +74,14 @@ def compared(names: tuple[str, str], parts: Parts) -> Row:
         "by_question": [
             {"question_id": question, "reward_difference": float(gain_Q[q])}
             | {
-                f"{part}[{name}]": _known(side_SQ[:, q].mean())
-                for part, sides in values.items()
-                for name, side_SQ in zip(names, sides, strict=True)
+                name: None if np.isnan(each[q]) else float(each[q])
+                for name, each in columns.items()
             }
             for q, question in enumerate(common)
         ],
         "seeds": len(first),
         "texts": _texts(parts, first[0], second[0], common[:SHOWN]),
     }
-
-
-def _known(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
 
 
 def _estimator(part: Part) -> str:
@@ -119,23 +118,24 @@ def _part_line(part: str, first_SQ: Floats, second_SQ: Floats) -> Row | None:
     }
 
 
-def _texts(parts: Parts, first: Part, second: Part, questions: Sequence[str]) -> list[Row]:
+def _texts(parts: Parts, first: Part, second: Part, questions: list[str]) -> list[Row]:
     """The first scored trace of each question, of the first seed."""
     asked = parts.questions(first)
-    one, other = (_first_traces(parts, part) for part in (first, second))
+    sides = [_first_traces(parts, part) for part in (first, second)]
     return [
-        asked[question] | {"sides": (one[question], other[question])}
+        asked[question] | {"sides": [side[question] for side in sides]}
         for question in questions
-        if question in asked and question in one and question in other
+        if all(question in each for each in (asked, *sides))
     ]
 
 
 def _first_traces(parts: Parts, scoring: Part) -> dict[str, Row]:
     """Question -> its first scored trace, with its text."""
     texts = {row["trace_id"]: row["text"] for row in parts.input_rows(scoring, "traces", "traces")}
-    rows = scoring.rows("scores", "trace_id", "question_id", "sample", "status", *PARTS)
-    return first_by_question(
-        row | {"text": texts[row["trace_id"]]}
+    rows = scoring.rows("scores", "trace_id", "question_id", "sample", "reward")
+    rows.sort(key=lambda row: -row["sample"])
+    return {
+        row["question_id"]: row | {"text": texts[row["trace_id"]]}
         for row in rows
-        if row["status"] == "scored" and row["trace_id"] in texts
-    )
+        if row["reward"] is not None and row["trace_id"] in texts
+    }

@@ -3,47 +3,36 @@ a text that a spreadsheet would take for a formula begins with an apostrophe."""
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rlt_core.evaluation.intervals import Estimate
 from rlt_core.printable import spreadsheet_cell
-from rlt_core.report import experiment, overlaps, scores, trace_sets
+from rlt_core.report import experiment, overlaps, ranks, scores, trace_sets
 from rlt_core.report.gather import ReportData
 from rlt_core.report.inputs import Row
-from rlt_core.report.ranks import RankAblation
-
-ALL = "all"
-"""Seed in `scores.csv` of the line over all seeds of a model."""
-RANKS = (
-    "ranked_by", "task", "quantity", "rank", "seed", "value", "low", "high", "mean_reward",
-    "traces",
-)  # fmt: skip
-"""`quantity`: `score` of the students of a rank, `spread` of a set's, or a statistic over its
-ranks; without a seed, over all seeds."""
 
 
 def write_csv_files(data: ReportData, folder: Path) -> None:
     """Write the CSV files that have content; `scores.csv` and `traces.csv` always."""
-    rows = [row | {"seed": ALL if row["seed"] is None else row["seed"]} for row in data.scores]
-    _write(folder / "scores.csv", scores.COLUMNS, rows)
-    _write(folder / "traces.csv", trace_sets.COLUMNS, data.traces)
+    files: dict[str, tuple[Sequence[str], Iterable[Row]]] = {
+        "scores": (scores.COLUMNS, data.evaluations.scores),
+        "traces": (("name", "traces", *trace_sets.MEANS), data.traces),
+    }
     if data.experiment:
-        _write(folder / "table.csv", experiment.COLUMNS, data.experiment.rows)
+        files["table"] = (experiment.COLUMNS, data.experiment.rows)
     if data.overlaps:
-        _write(folder / "overlaps.csv", overlaps.COLUMNS, data.overlaps)
+        files["overlaps"] = (overlaps.COLUMNS, data.overlaps)
     if data.compared:
         rows = data.compared["by_question"]
-        _write(folder / "compared.csv", list(rows[0]), rows)
+        files["compared"] = ([*rows[0]], rows)
     if data.rank_sets:
-        _write(folder / "ranks.csv", RANKS, [row for one in data.rank_sets for row in _ranks(one)])
+        files["ranks"] = (ranks.COLUMNS, [row for one in data.rank_sets for row in one.rows])
+    for name, (columns, rows) in files.items():
+        (folder / f"{name}.csv").write_text(csv_text(columns, rows), encoding="utf-8")
 
 
-def _write(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    path.write_text(csv_text(columns, rows), encoding="utf-8")
-
-
-def csv_text(columns: Sequence[str], rows: Sequence[Row]) -> str:
+def csv_text(columns: Sequence[str], rows: Iterable[Row]) -> str:
     """Return rows as CSV."""
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
@@ -67,12 +56,3 @@ def _flat(row: Row) -> Row:
         else:
             flat.setdefault(name, ";".join(value) if isinstance(value, list) else value)
     return flat
-
-
-def _ranks(ranks: RankAblation) -> Iterator[Row]:
-    one_set = {"ranked_by": ranks.ranked_by, "task": ranks.task}
-    for line in [*ranks.lines, *ranks.statistics]:
-        yield one_set | vars(line)
-        single = one_set | {"quantity": line.quantity, "rank": line.rank}
-        yield from (single | {"seed": s, "value": value} for s, value in line.by_seed.items())
-    yield one_set | {"quantity": "spread", "value": ranks.spread}

@@ -1,6 +1,5 @@
-"""Sample texts: explanations of one question with their tokens, answers to another."""
+"""Sample texts: explanations of one question with their tokens."""
 
-from collections.abc import Sequence
 from urllib.parse import quote
 
 from rlt_core.explain import Explained, take_apart
@@ -9,9 +8,6 @@ from rlt_core.report.trace_sets import AFTER, BEFORE, NAMES
 from rlt_core.store import Store
 
 REWARDS = ("reward", "r_ss", "r_kl", "penalty")
-ANSWER_COLUMNS = (
-    "task", "question_id", "sample", "question", "completion", "extracted", "answer", "outcome",
-)  # fmt: skip
 
 
 def explanations(parts: Parts, store: Store) -> Row | None:
@@ -55,20 +51,3 @@ def _explanation(parts: Parts, store: Store, part: Part, row: Row) -> Row:
         "text": trace["text"] if trace else "",
         "page": f"trace/{part.key}/{quote(row['trace_id'], safe='')}",
     }
-
-
-def answers(parts: Parts, students: Sequence[str]) -> dict[str, Row]:
-    """Student -> its answer to the first test question that all were asked."""
-    evaluations = parts.by_variant("evaluation")
-    answers: dict[str, dict[tuple[str, str], Row]] = {}
-    for student in students:
-        rows = evaluations[student][0].rows("eval_samples", *ANSWER_COLUMNS)
-        rows.sort(key=lambda row: -row["sample"])
-        answers[student] = {(row["task"], row["question_id"]): row for row in rows}
-    first = next(iter(answers.values()), {})
-    common = set(first).intersection(*answers.values())
-    if not common:
-        return {}
-    first_task = next(iter(first))[0]
-    chosen = min(common, key=lambda name: (name[0] != first_task, name))
-    return {student: rows[chosen] for student, rows in answers.items()}

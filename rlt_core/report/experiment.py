@@ -4,7 +4,8 @@ Shapes: S, T training seeds of two models, Q questions, N samples per question. 
 intervals (`rlt_core.evaluation.crossed`): for these checkpoints, and for the method.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +22,7 @@ from rlt_core.evaluation.intervals import clustered_mean
 from rlt_core.report import paper
 from rlt_core.report.inputs import Row
 from rlt_core.report.scores import BASE, DATASET, Evaluations
-from rlt_core.report.statistics import mean_contrast, mean_estimate
+from rlt_core.report.statistics import mean_contrast, mean_estimate, paired_difference
 from rlt_core.stages import ReportConfig, TableRow
 
 COLUMNS = (
@@ -44,12 +45,19 @@ died; `mcnemar_p` is known where both models have one binary answer per question
 OTHERS = ("method", "gain", "against")
 
 
+WANTED = (("rlt", DATASET), ("rlt", BASE), ("rlt+rl", "rlt"), (DATASET, BASE))
+"""Pairs that a report without an experiment's rows compares, the primary one first."""
+
+
 @dataclass(frozen=True)
 class Experiment:
     """The tables of its tasks and, where there are several, of their mean."""
 
     tables: Mapping[str, list[Row]]
     """Task, or `mean` -> one row per model."""
+    contrasts: list[Row]
+    """The differences that answer the experiment's question, the primary one first: rows like those
+    of the tables."""
 
     @property
     def quotes(self) -> bool:
@@ -66,26 +74,64 @@ class Experiment:
         """The rows of all tables."""
         return [row for rows in self.tables.values() for row in rows]
 
+    @property
+    def alike(self) -> set[str]:
+        """Tasks on which every model has the same score, unless no task tells models apart."""
+        scores = {
+            task: [row["value"].value for row in rows if row["value"]]
+            for task, rows in self.tables.items()
+        }
+        found = {task for task, each in scores.items() if len(each) > 1 and len({*each}) == 1}
+        return found if found < scores.keys() else set()
+
 
 def experiment(config: ReportConfig, evaluations: Evaluations) -> Experiment | None:
-    """Return the tables; None for a report without rows. Raises ValueError for a row that should
-    have an evaluation among the report's inputs and has none."""
-    if not config.rows:
+    """Return the tables, of a report without rows those of all models against the base; None
+    without models. Raises ValueError for a row that should have an evaluation among the report's
+    inputs and has none."""
+    models = config.rows or tuple(_against_base(one) for one in evaluations.students)
+    if not models:
         return None
-    for one in config.rows:
+    for one in models:
         if not one.missing and one.model not in evaluations.parts:
             raise ValueError(f"row {one.name!r}: no evaluation[{one.model}] to read")
-    tasks = evaluations.tasks([one.model for one in config.rows])
-    answers = [_TaskAnswers(config, evaluations, task) for task in tasks]
-    tables = {each.task: [each.row(one) for one in config.rows] for each in answers}
-    if len(tasks) > 1:
-        tables[paper.MEAN] = [_mean_row(one, tables, answers) for one in config.rows]
+    tasks = evaluations.tasks([one.model for one in models])
+    answers = [_TaskAnswers(models, evaluations, task, bool(config.rows)) for task in tasks]
+    tables = {each.task: [each.row(one) for one in models] for each in answers}
+    if config.rows and len(tasks) > 1:
+        tables[paper.MEAN] = [_mean_row(one, tables, answers) for one in models]
     for rows in tables.values():
         _adjust(rows, config.primary)
-    found = Experiment(tables or {"": [_row(one, "") for one in config.rows]})
-    for row in found.rows:
+    tables = tables or {"": [_row(one, "") for one in models]}
+    for row in itertools.chain(*tables.values()):
         row["primary"] = row["model"] == config.primary
-    return found
+    if config.rows:
+        last = [*tables.values()][-1]
+        contrasts = sorted((row for row in last if row["difference"]), key=_primary_first)
+    else:
+        contrasts = list(_pairs(answers[0], [one.model for one in models]))
+    return Experiment(tables, contrasts)
+
+
+def _against_base(model: str, baseline: str = BASE) -> TableRow:
+    trained = model != BASE
+    return TableRow(
+        name=model, model=model, baseline=baseline if trained else None, trained=trained
+    )
+
+
+def _primary_first(row: Row) -> bool:
+    return not row["primary"]
+
+
+def _pairs(answers: "_TaskAnswers", models: Sequence[str]) -> Iterator[Row]:
+    """Yield those of `WANTED` whose models were tested on a task; of others one pair."""
+    tested = [one for one in models if one in answers.correct]
+    pairs = [pair for pair in WANTED if {*pair} <= {*tested}]
+    for model, baseline in pairs or [tuple(tested[1::-1])] * (len(tested) > 1):
+        row = answers.row(_against_base(model, baseline))
+        if row["difference"]:
+            yield row | {"primary": (model, baseline) == WANTED[0]}
 
 
 def _row(model: TableRow, task: str) -> Row:
@@ -104,9 +150,13 @@ def _row(model: TableRow, task: str) -> Row:
 class _TaskAnswers:
     """The answers of all models to the questions of one task."""
 
-    def __init__(self, config: ReportConfig, evaluations: Evaluations, task: str) -> None:
-        self.task = task
-        self.models = {one.model: one for one in config.rows}
+    def __init__(
+        self, models: Sequence[TableRow], evaluations: Evaluations, task: str, resamples: bool
+    ) -> None:
+        """`resamples`: whether intervals of differences for these checkpoints come from resampling
+        questions, as an experiment's do; else they are t intervals."""
+        self.task, self.resamples = task, resamples
+        self.models = {one.model: one for one in models}
         self.evaluations = evaluations
         self.parts = {model: evaluations.asked(model, task) for model in self.models}
         self.correct = {
@@ -175,7 +225,7 @@ class _TaskAnswers:
         answers = [self.correct[one.model].shape[::2] for one in (model, baseline)]  # S, N
         return {
             "against": baseline.name,
-            "difference": found.checkpoint,
+            "difference": found.checkpoint if self.resamples else paired_difference(ours, theirs),
             "p": found.checkpoint_p,
             "method_difference": found.method if method else None,
             "method_p": found.method_p if method else None,

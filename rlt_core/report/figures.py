@@ -12,7 +12,7 @@ from rlt_core.report.answer import PairedContrast
 from rlt_core.report.gather import ReportData
 from rlt_core.report.inputs import Part, Row
 from rlt_core.report.ranks import NOISE, RankAblation
-from rlt_core.report.scores import BASE, by_information
+from rlt_core.report.scores import BASE
 from rlt_core.report.svg import GREY, DrawnPoint, Panel, Series, together
 from rlt_core.sql.macros import literal
 
@@ -65,7 +65,7 @@ class Figure:
 def plot_figures(data: ReportData, found: Sequence[PairedContrast]) -> dict[str, Figure]:
     """Return name -> figure, for all parts of the report that have data."""
     every = (
-        _answer(data, found), _scores(data), _pairs(data), _rewards(data),
+        _answer(data, found), _scores(data), _rewards(data),
         *(_training(data, name) for name in TRAINED), _ranks(data),
     )  # fmt: skip
     return {one.name: one for one in every if one and one.panels}
@@ -91,8 +91,8 @@ def _scored(parts: Sequence[Part], tasks: Sequence[str]) -> str:
     )
 
 
-def _point(estimate: Estimate) -> DrawnPoint:
-    return DrawnPoint(None, estimate.value, estimate.low, estimate.high)
+def _point(estimate: Estimate, x: int | None = None) -> DrawnPoint:
+    return DrawnPoint(x, estimate.value, estimate.low, estimate.high)
 
 
 # ---------------------------------------------------------------- scores
@@ -111,25 +111,12 @@ def _answer(data: ReportData, found: Sequence[PairedContrast]) -> Figure | None:
         panel = Panel("Difference in reward", series, "reward")
         return Figure("answer", caption, [panel], _rewarded(data))
     task = chosen[0].task
-    tasks = [one for one in data.evaluations.tasks(_models(data)) if task in (one, paper.MEAN)]
+    parts = [part for one in chosen for part in one.parts]
+    models = [part.variant for part in parts]
+    tasks = [one for one in data.evaluations.tasks(models) if task in (one, paper.MEAN)]
     label = "percentage points; right of 0: the first is better"
     panel = Panel(f"Difference on {task}", series, label, unit="points")
-    return Figure(
-        "answer", caption, [panel], _scored([part for one in chosen for part in one.parts], tasks)
-    )
-
-
-def _models(data: ReportData) -> list[str]:
-    """The models of the tables."""
-    rows = data.experiment.last if data.experiment else data.totals
-    return [
-        one for one in dict.fromkeys(row["model"] for row in rows) if one in data.evaluations.parts
-    ]
-
-
-def _evaluated(data: ReportData, tasks: Sequence[str]) -> str:
-    """A query of the scores of the models of the tables."""
-    return _scored([part for one in _models(data) for part in data.evaluations.parts[one]], tasks)
+    return Figure("answer", caption, [panel], _scored(parts, tasks))
 
 
 def _rewarded(data: ReportData) -> str:
@@ -138,41 +125,32 @@ def _rewarded(data: ReportData) -> str:
     return _query(columns, "scores", parts, "  and status = 'scored'\ngroup by all order by all")
 
 
-def _scores(data: ReportData) -> Figure:
-    rows = data.experiment.rows if data.experiment else data.totals
-    tasks = by_information([row for row in rows if row.get("metric", "avg@").startswith("avg@")])[0]
+def _scores(data: ReportData) -> Figure | None:
+    if not data.experiment:
+        return None
+    tables = {
+        task: scored
+        for task, rows in data.experiment.tables.items()
+        if task not in data.experiment.alike and (scored := [row for row in rows if row["value"]])
+    }
     panels = [
         Panel(
             f"Score on {task}",
             [
                 Series(
-                    data.name_of(row["model"]), [_point(row.get("method") or row["value"])],
+                    row["row"], [_point(row["method"] or row["value"])],
                     GREY if row["model"] == BASE else 0,
                 )
-                for row in models
-                if row["value"]
+                for row in rows
             ],
             "% correct", unit="percent", bounds=(0.0, 1.0),
         )
-        for task, models in tasks.items()
-        if any(row["value"] for row in models)
+        for task, rows in tables.items()
     ]  # fmt: skip
+    models = dict.fromkeys(row["model"] for rows in tables.values() for row in rows)
+    parts = [part for model in models for part in data.evaluations.parts[model]]
     caption = "Scores of the models over all seeds, with 95% intervals."
-    return Figure("scores", caption, panels, _evaluated(data, list(tasks)))
-
-
-def _pairs(data: ReportData) -> Figure:
-    tasks: dict[str, list[Series]] = {}
-    for pair in data.pairs:
-        if pair["difference"].low != pair["difference"].high:
-            name = f"{data.name_of(pair['model'])} − {data.name_of(pair['against'])}"  # noqa: RUF001
-            tasks.setdefault(pair["task"], []).append(Series(name, [_point(pair["difference"])]))
-    panels = [
-        Panel(f"Difference on {task}", series, "percentage points", unit="points")
-        for task, series in tasks.items()
-    ]
-    caption = "Model against model on the same questions, with 95% intervals."
-    return Figure("pairs", caption, panels, _evaluated(data, list(tasks)))
+    return Figure("scores", caption, panels, _scored(parts, [*tables]))
 
 
 # ---------------------------------------------------------------- training
@@ -228,12 +206,15 @@ def _ranks(data: ReportData) -> Figure | None:
     sets = [one for one in data.rank_sets if one.lines]
     if not sets:
         return None
-    noise = next((one for one in sets if one.ranked_by == NOISE), None)
-    beside = [_base(data, sets[0])] if not noise or noise is sets[0] else [_line(noise, GREY)]
+    noise = [one for one in sets[1:] if one.ranked_by == NOISE]
+    grey = Series("random ranks", _by_rank(noise[0]), GREY) if noise else _base(data, sets[0])
     panels = [
         Panel(
             f"% correct, ranked by {one.ranked_by}",
-            [*(each for each in beside if each.points and one is not noise), _line(one, 0)],
+            [
+                *([grey] if one not in noise and grey.points else []),
+                Series("students", _by_rank(one), marks=True),
+            ],
             "% correct", "rank, 1 is best", unit="percent", bounds=(0.0, 1.0),
         )
         for one in sets
@@ -247,26 +228,13 @@ def _ranks(data: ReportData) -> Figure | None:
     return Figure("ranks", caption, panels, _query(columns, "rank_scores", parts))
 
 
-def _line(ranks: RankAblation, color: int) -> Series:
-    points = [
-        DrawnPoint(one.rank, one.value, one.low, one.high)
-        for one in ranks.lines
-        if one.value is not None
-    ]
-    if color == GREY:
-        points = [point._replace(low=None, high=None) for point in points]
-    return Series(
-        "random ranks" if color == GREY else "students", points, color, marks=color != GREY
-    )
+def _by_rank(ranks: RankAblation) -> list[DrawnPoint]:
+    return [_point(line["value"], line["rank"]) for line in ranks.lines]
 
 
 def _base(data: ReportData, ranks: RankAblation) -> Series:
     """The base model's score, as far as the ranks go."""
-    scores = [
-        row["value"].value
-        for row in data.totals
-        if (row["model"], row["task"]) == (BASE, ranks.task) and row["metric"].startswith("avg@")
-    ]
-    ends = (ranks.lines[0].rank, ranks.lines[-1].rank)
-    points = [DrawnPoint(rank, value) for value in scores for rank in ends]
-    return Series(BASE, points, GREY)
+    rows = data.experiment.tables.get(ranks.task, []) if data.experiment else []
+    scores = [row["value"].value for row in rows if row["model"] == BASE and row["value"]]
+    ends = (ranks.lines[0]["rank"], ranks.lines[-1]["rank"])
+    return Series(BASE, [DrawnPoint(rank, value) for value in scores for rank in ends], GREY)

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rlt_core.report.compared import compared
-from rlt_core.report.examples import answers, explanations
+from rlt_core.report.examples import explanations
 from rlt_core.report.experiment import experiment
 from rlt_core.report.inputs import Parts
 from rlt_core.report.overlaps import overlap_rows
 from rlt_core.report.ranks import rank_sets
-from rlt_core.report.scores import Evaluations, pair_table, score_table
+from rlt_core.report.scores import Evaluations
 from rlt_core.report.trace_sets import rewards, trace_sets
 from rlt_core.report.training import alarms, curves
 from rlt_core.stages import ReportConfig
@@ -33,36 +33,32 @@ class ReportData:
         """`inputs`: name in the graph -> manifest and local folder; `key`: key of the report;
         `store`: has the tokenizers; `of`: nodes that a finished run has, where it is not.
 
-        Rank statistics need the evaluations that they were made from among the inputs. An
-        experiment's rows replace the pairs of all models.
+        Rank statistics need the evaluations that they were made from among the inputs.
         """
         parts = Parts(inputs)
-        evaluations = Evaluations(parts)
         manifests = [part.manifest for part in parts.all]
         self.title, self.profile, self.key = config.title, config.profile, key
         self.is_toy = config.profile in TOY_PROFILES
+        self.has_rows = bool(config.rows)
         self.nodes = parts.all
         self.unfinished = f"unfinished: {len(inputs)} of {of} nodes" if of else ""
         self.seeds = sorted({part.seed for part in parts.all if part.seed is not None})
         self.git_commits = sorted({one.git_commit for one in manifests if one.git_commit})
         self.packages = {name: one for each in manifests for name, one in each.packages.items()}
-        self.scores = score_table(evaluations)
-        self.totals = [line for line in self.scores if line["seed"] is None]
-        self.single_seeds = [line for line in self.scores if line["seed"] is not None]
-        self.pairs = [] if config.rows else pair_table(evaluations)
+        self.evaluations = evaluations = Evaluations(parts)
         self.experiment = experiment(config, evaluations)
         self.overlaps = list(overlap_rows(config.overlaps, evaluations))
         self.compared = compared(config.compared, parts) if config.compared else None
         self.rank_sets = rank_sets(parts, evaluations)
         self.ranks = self.rank_sets[0] if self.rank_sets else None  # by reward, if there is one
         self.explanations = explanations(parts, store)
-        self.answers = answers(parts, evaluations.students)
         self.rewards, self.reward_gain = rewards(parts)
         self.curves, self.traces = curves(parts), trace_sets(parts)
-        self.evaluations = evaluations
         self.alarms = alarms(parts, self.curves, self.rewards, self.traces)
 
-    def name_of(self, model: str) -> str:
-        """The name of a model's row, or of its variant."""
-        rows = self.experiment.last if self.experiment else []
-        return next((row["row"] for row in rows if row["model"] == model), model)
+    @property
+    def names(self) -> dict[str, str]:
+        """Variant of a model's evaluations -> the name of its row."""
+        return {
+            row["model"]: row["row"] for row in (self.experiment.last if self.experiment else ())
+        }

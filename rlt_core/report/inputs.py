@@ -1,6 +1,6 @@
 """The artifacts that a report reads, found by the stage that made them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,6 @@ class Part:
         """Its training seed; None if all seeds share it."""
         return self.manifest.seed
 
-    def has(self, table: str) -> bool:
-        """Whether the artifact holds a table."""
-        return bool(table_files(self.folder, table))
-
     def rows(self, table: str, *columns: str) -> list[Row]:
         """Rows of a table."""
         return read_rows(self.folder, table, list(columns) or None)
@@ -54,11 +50,6 @@ class Part:
         given = {"filters": [(IDS[table], "=", name)], "schema": TABLES[table]}
         rows = (row for file in files for row in read_table(file, **given).to_pylist())
         return next(rows, None)
-
-
-def first_by_question(rows: Iterable[Row]) -> dict[str, Row]:
-    """Question -> its row with the lowest number of a sample."""
-    return {row["question_id"]: row for row in sorted(rows, key=lambda row: -row["sample"])}
 
 
 class Parts:

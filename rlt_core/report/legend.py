@@ -9,14 +9,14 @@ from rlt_core.report.scores import RANKED
 
 def legend(data: ReportData) -> list[Row]:
     """One row per evaluated model, the students of ranks as one."""
-    made = {part.key: part for part in data.nodes}
+    made, names = {part.key: part for part in data.nodes}, data.names
     rows: dict[str, Row] = {}
     for model, parts in data.evaluations.parts.items():
         what = _what(_input(parts[0], "model", made), made)
-        if RANKED.fullmatch(model) and data.name_of(model) == model:
+        if RANKED.fullmatch(model) and model not in names:
             model = f"{model.rpartition('-')[0]}-1, -2, …"
             what = re.sub("the best by|number [0-9]+ by", "the best, second best, … by", what)
-        rows.setdefault(model, {"model": data.name_of(model), "variant": model, "what": what})
+        rows.setdefault(model, {"model": names.get(model, model), "variant": model, "what": what})
     return list(rows.values())
 
 

@@ -20,7 +20,6 @@ def overlap_rows(pairs: Sequence[tuple[str, str]], evaluations: Evaluations) -> 
     """One row per pair, task, seed and measure: two trained models are compared seed by seed, a
     model without seeds with every seed. A pair without graded answers has no row."""
     for pair in pairs:
-        quoted = paper.OVERLAP[1] if pair == paper.OVERLAP[0] else None
         for task in evaluations.tasks(pair):
             first, second = (
                 zip(evaluations.asked(model, task), evaluations.correct(model, task), strict=True)
@@ -39,5 +38,6 @@ def overlap_rows(pairs: Sequence[tuple[str, str]], evaluations: Evaluations) -> 
                         "first_seed": one.seed, "second_seed": other.seed,
                         "questions": found.questions, "solved_by_first": found.ours,
                         "solved_by_second": found.theirs, "solved_by_both": found.both,
-                        "measure": name, "measured": measure, "paper": quoted,
+                        "measure": name, "measured": measure,
+                        "paper": paper.OVERLAP[1] if pair == paper.OVERLAP[0] else None,
                     }  # fmt: skip

@@ -2,38 +2,23 @@
 
 from dataclasses import dataclass
 
-from rlt_core.evaluation.crossed import fraction
+from rlt_core.evaluation.crossed import method_score, question_means
 from rlt_core.evaluation.intervals import Estimate
 from rlt_core.ranking import STATISTICS
 from rlt_core.report.inputs import Part, Parts, Row
 from rlt_core.report.scores import Evaluations
-from rlt_core.report.statistics import matrix, paired_difference
+from rlt_core.report.statistics import paired_difference
 from rlt_core.report.trace_sets import known_mean
 
 REWARD, NOISE = "reward", "random"
 """Sets: the paper's, and the noise floor."""
 UTILITY = "utility_spearman"
 """Statistic of a set whose traces have a measured utility."""
-
-
-@dataclass(frozen=True)
-class RankLine:
-    """The `score` of the students of one rank, or a statistic over the ranks, over all seeds; None
-    where it is not defined."""
-
-    quantity: str
-    value: float | None
-    low: float | None
-    """Like `high` the end of its 95% interval."""
-    high: float | None
-    by_seed: dict[int, float]
-    rank: int | None = None
-    """None for a statistic; so are the next three."""
-    mean_reward: float | None = None
-    utility: float | None = None
-    traces: int | None = None
-    student: str = ""
-    """Variant of its evaluations."""
+COLUMNS = (
+    "ranked_by", "task", "quantity", "rank", "value", "low", "high", "by_seed", "mean_reward",
+    "traces",
+)  # fmt: skip
+"""Columns of `ranks.csv`; `quantity`: `score` of the students of a rank, or a statistic."""
 
 
 @dataclass(frozen=True)
@@ -42,20 +27,20 @@ class RankAblation:
 
     ranked_by: str
     task: str
-    lines: list[RankLine]
-    statistics: list[RankLine]
+    lines: list[Row]
+    """One per rank: `value`, the score of its students over all seeds (an Estimate), and `by_seed`,
+    `mean_reward`, `utility`, `traces`, `student` (variant of its evaluations)."""
+    statistics: dict[str, Row]
+    """Name -> `value`, an Estimate, and `by_seed`; without those that are not defined."""
     undefined_resamples: float
     first_minus_last: Estimate | None
     """Score of the students of the first rank minus that of the last, on the same questions."""
 
-    def statistic(self, name: str) -> RankLine | None:
-        return next((one for one in self.statistics if one.quantity == name), None)
-
     @property
-    def spread(self) -> float | None:
-        """Best student's score minus the worst's."""
-        values = [line.value for line in self.lines if line.value is not None]
-        return max(values) - min(values) if values else None
+    def rows(self) -> list[Row]:
+        """Rows of `ranks.csv`."""
+        one_set = {"ranked_by": self.ranked_by, "task": self.task}
+        return [one_set | row for row in [*self.lines, *self.statistics.values()]]
 
 
 def rank_sets(parts: Parts, evaluations: Evaluations) -> list[RankAblation]:
@@ -68,49 +53,42 @@ def _rank_set(part: Part, parts: Parts, evaluations: Evaluations) -> RankAblatio
     rows = [row for row in part.rows("rank_scores") if row["value"] is not None]
     task = rows[0]["task"] if rows else ""
     metrics = part.manifest.metrics
-    students = {one.manifest.ref.key: one.variant for one in parts.of("evaluation")}
+    students = {one.key: one.variant for one in parts.of("evaluation")}
     named = {name.partition("@")[0]: ref.key for name, ref in part.manifest.inputs.items()}
+    by_rank = {rank: students[named[f"rank-{rank}"]] for rank in sorted({r["rank"] for r in rows})}
+    correct = {rank: evaluations.correct(student, task) for rank, student in by_rank.items()}
     lines = []
-    for rank in sorted({row["rank"] for row in rows}):
-        student = students[named[f"rank-{rank}"]]
+    for rank, student in by_rank.items():
         of_rank = [row for row in rows if row["rank"] == rank]
-        lines.append(_rank_line(of_rank, student, evaluations.by_question(student, task, "avg")))
-    seeds = sorted({row["seed"] for row in rows})
+        first = of_rank[0]
+        recorded = Estimate(first["value"], first["low"], first["high"], 0)
+        lines.append(
+            {
+                "quantity": "score", "rank": rank, "student": student,
+                "value": method_score(correct[rank]) or recorded,  # None of a single seed
+                "by_seed": {row["seed"]: row["value"] for row in of_rank},
+                "mean_reward": known_mean([row["mean_reward"] for row in of_rank]),
+                "utility": known_mean([row["utility"] for row in of_rank]),
+                "traces": sum(row["traces"] for row in of_rank),
+            }
+        )  # fmt: skip
     first_minus_last = None
     if len(lines) > 1:
-        ends = (lines[0].student, lines[-1].student)
-        first_minus_last = paired_difference(
-            *(evaluations.by_question(student, task, "avg") for student in ends)
-        )
-    return RankAblation(
-        ranked_by=next((row["ranked_by"] for row in rows if row["ranked_by"]), REWARD),
-        task=task,
-        lines=lines,
-        statistics=[
-            RankLine(
-                name, value=metrics.get(name), low=metrics.get(f"{name}_low"),
-                high=metrics.get(f"{name}_high"),
-                by_seed={s: metrics[f"{name}@{s}"] for s in seeds if f"{name}@{s}" in metrics},
-            )
-            for name in (*STATISTICS, *({UTILITY} & metrics.keys()))
-        ],
-        undefined_resamples=metrics.get("undefined_resamples", 0.0),
-        first_minus_last=first_minus_last,
-    )  # fmt: skip
-
-
-def _rank_line(rows: list[Row], student: str, values: list[dict[str, float]]) -> RankLine:
-    """With one seed the interval that the ablation recorded, else one that includes the seeds."""
-    low, high = rows[0]["low"], rows[0]["high"]
-    if len(rows) > 1:
-        estimate = fraction(matrix(values), sum(map(len, values)))
-        low, high = estimate.low, estimate.high
-    return RankLine(
-        "score", value=sum(row["value"] for row in rows) / len(rows), low=low, high=high,
-        by_seed={row["seed"]: row["value"] for row in rows},
-        rank=rows[0]["rank"],
-        mean_reward=known_mean([row["mean_reward"] for row in rows]),
-        utility=known_mean([row["utility"] for row in rows]),
-        traces=sum(row["traces"] for row in rows),
-        student=student,
-    )  # fmt: skip
+        ends = (question_means(correct[line["rank"]]) for line in (lines[0], lines[-1]))
+        first_minus_last = paired_difference(*ends)
+    ranked_by = next((row["ranked_by"] for row in rows if row["ranked_by"]), REWARD)
+    statistics = {
+        name: {
+            "quantity": name,
+            "value": Estimate(*(metrics[f"{name}{end}"] for end in ("", "_low", "_high")), 0),
+            "by_seed": {
+                row["seed"]: metrics[f"{name}@{row['seed']}"]
+                for row in rows
+                if f"{name}@{row['seed']}" in metrics
+            },
+        }
+        for name in (*STATISTICS, UTILITY)
+        if name in metrics
+    }
+    undefined = metrics.get("undefined_resamples", 0.0)
+    return RankAblation(ranked_by, task, lines, statistics, undefined, first_minus_last)

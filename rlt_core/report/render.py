@@ -20,7 +20,6 @@ from rlt_core.report.csv_files import csv_text, write_csv_files
 from rlt_core.report.figures import Figure, plot_figures
 from rlt_core.report.gather import ReportData
 from rlt_core.report.legend import legend
-from rlt_core.report.scores import by_information
 from rlt_core.report.training import WINDOW_STEPS
 from rlt_core.reward import diagnostics
 
@@ -96,7 +95,7 @@ def _page(
     environment.globals.update(
         CELLS,
         markdown=texts.Markdown, figure=figure, figures=figures, legend=legend,
-        by_information=by_information, label_of=label_of, paper=paper,
+        label_of=label_of, paper=paper,
         NOTHING=texts.NOTHING, WINDOW_STEPS=WINDOW_STEPS,
         MOST_TOKENS=MOST_TOKENS, CHANNELS=heatmap.CHANNELS,
         heatmap=heatmap.heatmap, diagnostics=diagnostics, ASKED=ASKED, ANY=ANY,

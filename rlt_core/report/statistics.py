@@ -1,4 +1,4 @@
-"""Statistics of a report: differences on the same questions, and means over several tasks.
+"""Differences on the same questions, and means over several tasks.
 
 Shapes: T tasks, K models, S training seeds, Q questions of a task. Every seed answers the same
 questions: the two are crossed.
@@ -12,7 +12,6 @@ same on every task, so its contributions are not:
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -22,53 +21,22 @@ from rlt_core.evaluation.crossed import (
     Means,
     crossed_mean,
     crossed_means,
+    shared_questions,
     with_seeds,
 )
 from rlt_core.evaluation.intervals import Estimate
 
 
-def matrix(by_seed: list[dict[str, float]]) -> Floats:
-    """(S, Q) over the questions that every seed has, in the order of their names."""
-    questions = sorted(set.intersection(*(set(values) for values in by_seed)))
-    return np.array([[values[question] for question in questions] for values in by_seed])
-
-
-def mean_over_seeds(by_seed: list[dict[str, float]]) -> Estimate:
-    """Mean of the questions' values on those that every seed has, crossed with seeds.
-
-    If the seeds have no question in common, each of them has questions of its own: then the mean
-    and t interval of the seeds' means.
-    """
-    values_SQ = matrix(by_seed)
-    if values_SQ.shape[1]:
-        return crossed_mean(values_SQ)
-    means_S = [sum(values.values()) / len(values) for values in by_seed]
-    estimate = crossed_mean(np.array([means_S]))
-    return replace(estimate, questions=sum(map(len, by_seed)))
-
-
-def paired_difference(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> Estimate:
-    """Mean of ours - theirs on the questions that both have, seed by seed.
+def paired_difference(ours_SQ: Floats, theirs_SQ: Floats) -> Estimate:
+    """Mean of ours - theirs on the questions that both have, seed by seed, with a t interval.
 
     A side with one seed is compared with every seed of the other. Other unequal numbers of seeds
     are averaged first. Raises ValueError if they share no question.
     """
-    common = sorted(set.intersection(*(set(values) for values in (*ours, *theirs))))
-    if not common:
-        raise ValueError("no question in common")
-    ours_SQ, theirs_SQ = (
-        matrix([{question: values[question] for question in common} for values in side])
-        for side in (ours, theirs)
-    )
-    if seeds_of(ours, theirs) < max(len(ours), len(theirs)):
-        ours_SQ, theirs_SQ = (each.mean(axis=0, keepdims=True) for each in (ours_SQ, theirs_SQ))
-    return crossed_mean(ours_SQ - theirs_SQ)
-
-
-def seeds_of(ours: Sequence[object], theirs: Sequence[object]) -> int:
-    """Return for how many training seeds the interval of `paired_difference` holds."""
-    averaged = len(ours) != len(theirs) and 1 not in (len(ours), len(theirs))
-    return 1 if averaged else max(len(ours), len(theirs))
+    both = shared_questions(ours_SQ, theirs_SQ)
+    if len(ours_SQ) != len(theirs_SQ) and 1 not in (len(ours_SQ), len(theirs_SQ)):
+        both = [values_SQ.mean(axis=0, keepdims=True) for values_SQ in both]
+    return crossed_mean(both[0] - both[1])
 
 
 def mean_contrast(tasks: Sequence[Sequence[Floats]], weights_K: Sequence[float]) -> Contrast:

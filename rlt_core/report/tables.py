@@ -1,19 +1,17 @@
 """Cells and rows of the report's tables that take more than an expression in `report.md.jinja`.
 The paper's numbers have columns of their own, and each says that it is quoted."""
 
-import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.filesize import decimal
 
 from rlt_core.evaluation.comparisons import Ratio
 from rlt_core.evaluation.intervals import Estimate
 from rlt_core.report import paper, texts
-from rlt_core.report.compared import PARTS
 from rlt_core.report.experiment import Experiment
 from rlt_core.report.inputs import Part, Row
-from rlt_core.report.ranks import RankAblation
+from rlt_core.report.ranks import UTILITY, RankAblation
 from rlt_core.store import Manifest, Ref
 
 
@@ -44,19 +42,15 @@ def gain_share(ratio: Ratio | None) -> str:
     if ratio.bounded:
         ((low, high),) = ratio.intervals
         return texts.Number(f"{value} [{100 * low:.0f}%, {100 * high:.0f}%]")
-    possible = "any share is possible"
-    if len(ratio.intervals) == 2:
-        (_, low), (high, _) = ratio.intervals
-        possible = f"all but {100 * low:.0f}% to {100 * high:.0f}% is possible"
-    return f"{value}; {possible}: the data-set student's gain may be nothing"
+    return f"{value}, unbounded: the data-set student's gain may be nothing"
 
 
-def overview(experiment: Experiment, alike: Collection[str]) -> list[Row]:
+def overview(experiment: Experiment) -> list[Row]:
     """Models by tasks: the paper's number where the task is one of the paper's, and ours; without
-    the tasks on which all are `alike`."""
+    the tasks on which all are alike."""
     shown, suffix = [], ", ours" if experiment.quotes else ""
-    tables = [rows for task, rows in experiment.tables.items() if task not in alike]
-    for rows in zip(*(tables or experiment.tables.values()), strict=True):
+    tables = [rows for task, rows in experiment.tables.items() if task not in experiment.alike]
+    for rows in zip(*tables, strict=True):
         line: Row = {"model": rows[0]["row"]}
         for row in rows:
             task = row["task"]
@@ -64,9 +58,8 @@ def overview(experiment: Experiment, alike: Collection[str]) -> list[Row]:
                 line[f"{task}, the paper"] = quoted(row)
             if task:
                 line[f"{task_name(task)}{suffix}"] = ours(row, row["method"] or row["value"])
-        last, prefix = rows[-1], "method_" if rows[-1]["method_difference"] else ""
-        line["difference"] = texts.points(last[f"{prefix}difference"])
-        line["against"] = last["against"] or texts.NOTHING
+        line["difference"] = texts.points(rows[-1]["method_difference"] or rows[-1]["difference"])
+        line["against"] = rows[-1]["against"] or texts.NOTHING
         line["mean of its three benchmarks, the paper"] = quoted(rows[0], "paper_mean_percent")
         line["the paper's row"] = rows[0]["paper_row"] or texts.NOTHING
         line["did not run"] = rows[0]["missing"] or texts.NOTHING
@@ -92,24 +85,11 @@ def both_p(row: Row, p: str) -> texts.Number:
     return texts.joined([texts.p_value(row[p]), adjusted])
 
 
-# ---------------------------------------------------------------- trace sets and ranks
-def parts_of_both(one: Row, other: Row, names: tuple[str, str]) -> list[Row]:
-    """The parts of the reward of two traces, where either has them."""
-    return [
-        {"part": part, names[0]: texts.number(one[part]), names[1]: texts.number(other[part])}
-        for part in PARTS
-        if one[part] is not None or other[part] is not None
-    ]
-
-
 def rank_statistic(ranks: RankAblation, name: str) -> str:
     """A statistic with its interval, or in words where it is not defined."""
-    found = ranks.statistic(name)
-    if found is None:
-        return texts.NOTHING
-    if found.value is None or not math.isfinite(found.value):
-        return "not defined: all students have the same score"
-    return texts.number(found)
+    if found := ranks.statistics.get(name):
+        return texts.number(found["value"])
+    return texts.NOTHING if name == UTILITY else "not defined: all students have the same score"
 
 
 # ---------------------------------------------------------------- where it comes from

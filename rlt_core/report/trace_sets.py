@@ -2,10 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+import numpy as np
+
+from rlt_core.evaluation.crossed import Floats, crossed_mean
 from rlt_core.evaluation.intervals import Estimate
 from rlt_core.report.inputs import Parts, Row
-from rlt_core.report.statistics import mean_over_seeds, paired_difference
+from rlt_core.report.statistics import paired_difference
 
 BEFORE, AFTER = "sft-held-out", "rlt-held-out"
 """Variants of the scores on questions that no teacher was trained on, before and after RL."""
@@ -20,25 +24,25 @@ MEANS = (
     "copied", "compression", "doubt", "clipped", "think_tokens", "think_mean", "rank_surprisal",
 )  # fmt: skip
 """Columns of `scores` whose means a line of rewards has, and a trace set."""
-COLUMNS = ("name", "traces", *MEANS)
-"""Columns of `traces.csv`."""
 
 
 def rewards(parts: Parts) -> tuple[list[Row], Estimate | None]:
     """Mean rewards of each teacher's scored traces over all seeds, clustered by question and
     crossed with seeds; and after RL minus before, on the same held-out questions."""
-    lines, questions = {}, {}
-    for variant, group in parts.by_variant("trace-scoring").items():
-        columns = ("question_id", "status", "reward", "closed", *PARTS)
-        rows = {part.seed: part.rows("scores", *columns) for part in group}
-        by_seed = {seed: values for seed, each in rows.items() if (values := _by_question(each))}
-        if by_seed:
-            lines[variant] = _reward_line(variant, rows, by_seed)
-            questions[variant] = list(by_seed.values())
-    order = [*(name for name in NAMES if name in lines), *(v for v in lines if v not in NAMES)]
-    both = AFTER in lines and BEFORE in lines
-    gain = paired_difference(questions[AFTER], questions[BEFORE]) if both else None
-    return [lines[variant] for variant in order], gain
+    columns = ("question_id", "status", "reward", "closed", *PARTS)
+    found = {
+        variant: {part.seed: part.rows("scores", *columns) for part in group}
+        for variant, group in parts.by_variant("trace-scoring").items()
+    }
+    by_seed = {
+        variant: {seed: values for seed, rows in each.items() if (values := _by_question(rows))}
+        for variant, each in found.items()
+    }
+    order = sorted(filter(by_seed.get, found), key=lambda one: [*NAMES, one].index(one))
+    gain = None
+    if by_seed.get(AFTER) and by_seed.get(BEFORE):
+        gain = paired_difference(*_aligned(*([*by_seed[one].values()] for one in (AFTER, BEFORE))))
+    return [_reward_line(one, found[one], by_seed[one]) for one in order], gain
 
 
 def _by_question(rows: Sequence[Row]) -> dict[str, float]:
@@ -48,6 +52,28 @@ def _by_question(rows: Sequence[Row]) -> dict[str, float]:
         if row["status"] == "scored":
             found[row["question_id"]].append(row["reward"])
     return {question: sum(each) / len(each) for question, each in found.items()}
+
+
+def _aligned(*sides: Sequence[Mapping[str, float]]) -> list[Floats]:
+    """(S, Q) of each side over the questions of all, in the order of their names; NaN for none."""
+    questions = sorted({name for side in sides for values in side for name in values})
+    return [
+        np.array([[values.get(q, np.nan) for q in questions] for values in side]) for side in sides
+    ]
+
+
+def mean_over_seeds(by_seed: Sequence[Mapping[str, float]]) -> Estimate:
+    """Mean of the questions' values on those that every seed has, crossed with seeds.
+
+    If the seeds have no question in common, each of them has questions of its own: then the mean
+    and t interval of the seeds' means.
+    """
+    [values_SQ] = _aligned(by_seed)
+    common_Q = ~np.isnan(values_SQ).any(axis=0)
+    if common_Q.any():
+        return crossed_mean(values_SQ[:, common_Q])
+    estimate = crossed_mean(np.nanmean(values_SQ, axis=1)[None])
+    return replace(estimate, questions=sum(map(len, by_seed)))
 
 
 def _reward_line(

@@ -40,24 +40,22 @@ def curves(parts: Parts) -> list[Row]:
     first and last `WINDOW_STEPS`, of the `OTHERS` over the last."""
     found = []
     for part in parts.all:
-        if RANKED.fullmatch(part.variant) or not part.has("train_steps"):
+        if RANKED.fullmatch(part.variant) or "train_steps" not in part.manifest.tables:
             continue
         rows = sorted(part.rows("train_steps"), key=lambda row: row["step"])
         if not rows:
             continue
         columns = {name: [row[name] for row in rows] for name in PLOTTED}
         quantity = "reward" if rows[0]["reward"] is not None else "loss"
-        window = min(WINDOW_STEPS, len(rows))
+        first, last = rows[:WINDOW_STEPS], rows[-WINDOW_STEPS:]
         found.append(
             {
                 "name": part.name, "label": part.manifest.label, "seed": part.seed,
                 "quantity": quantity, "steps": [row["step"] for row in rows],
                 "columns": {n: each for n, each in columns.items() if set(each) != {None}},
-                "first": sum(columns[quantity][:window]) / window,
-                "last": sum(columns[quantity][-window:]) / window,
-                "last_row": {
-                    name: known_mean([row[name] for row in rows[-window:]]) for name in OTHERS
-                },
+                "first": sum(row[quantity] for row in first) / len(first),
+                "last": sum(row[quantity] for row in last) / len(last),
+                "last_row": {name: known_mean([row[name] for row in last]) for name in OTHERS},
                 "seconds": sum(row["seconds"] or 0.0 for row in rows),
             }
         )  # fmt: skip
@@ -89,26 +87,26 @@ def _alarms(
                 of_task = f"{value:.0f} completions of {metric.removesuffix('/ungraded')}"
                 yield part.name, f"{of_task} could not be graded and are in no score"
     for curve in trained:
-        last, name = "the completions of its last steps", curve["name"]
+        name, last, texts = curve["name"], curve["last_row"], "the completions of its last steps"
         if not all(map(math.isfinite, curve["columns"][curve["quantity"]])):
             yield name, f"its {curve['quantity']} was not finite"
-        yield from ((name, text) for text in _diagnosed(curve["last_row"], last))
-        share = curve["last_row"]["unclosed"]
-        if share is not None and share > MANY_UNCLOSED:
-            yield name, f"{100 * share:.0f}% of {last} have no end"
+        yield from _diagnosed(name, last, texts, last["unclosed"])
     for line in scored:
-        name, too_long, unclosed = line["name"], line["too_long"], line["unclosed"]
-        if too_long:
-            yield name, f"{too_long} of {line['traces']} traces were too long to score"
-        if unclosed > MANY_UNCLOSED:
-            yield name, f"{100 * unclosed:.0f}% of the traces have no end"
+        if line["too_long"]:
+            yield (
+                line["name"],
+                f"{line['too_long']} of {line['traces']} traces were too long to score",
+            )
+        yield from _diagnosed(line["name"], {}, "the traces", line["unclosed"])
     for made in traces:
-        yield from ((made["name"], text) for text in _diagnosed(made, "the traces"))
+        yield from _diagnosed(made["name"], made, "the traces")
 
 
-def _diagnosed(means: Mapping[str, float | None], texts: str) -> list[str]:
-    """The alarms of the diagnostics about these texts, in words."""
-    copied, compression, clipped = (means[name] for name in DIAGNOSTICS)
+def _diagnosed(
+    name: str, means: Mapping[str, float | None], texts: str, unclosed: float | None = None
+) -> Iterator[tuple[str, str]]:
+    """Yield the alarms of the diagnostics about these texts."""
+    copied, compression, clipped = (means.get(one) for one in DIAGNOSTICS)
     said = {
         "alarm_copied": f"{100 * (copied or 0):.0f}% of the solutions' runs of {NGRAM_TOKENS} "
         f"tokens are also in {texts} (alarm above {100 * COPIED_ALARM:g}%)",
@@ -118,4 +116,6 @@ def _diagnosed(means: Mapping[str, float | None], texts: str) -> list[str]:
         f"(alarm above {100 * CLIPPED_ALARM:g}%)",
     }
     raised = explanation_alarms(copied, compression, clipped)
-    return [text for alarm, text in said.items() if raised[alarm]]
+    yield from ((name, text) for alarm, text in said.items() if raised[alarm])
+    if unclosed is not None and unclosed > MANY_UNCLOSED:
+        yield name, f"{100 * unclosed:.0f}% of {texts} have no end"
