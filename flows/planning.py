@@ -29,7 +29,7 @@ from rlt_core.graph import Node, Planned, key_of, upstream
 from rlt_core.hf_hub import UNPINNED
 from rlt_core.names import nearest
 from rlt_core.overrides import load_config
-from rlt_core.report.unfinished import report_what_exists
+from rlt_core.report.stored import report_what_exists
 from rlt_core.stages import ReportConfig, TraceScoringConfig
 from rlt_core.store import Ref, Store
 from tasks.stage import NodeSpec

@@ -1,13 +1,17 @@
 """Reports of stores that tests wrote by hand, and their pages as tables."""
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from markdown_it import MarkdownIt
 
+from flows.cli.report import show
+from flows.cli.terminal import Console
 from rlt_core.evaluation.crossed import Floats
 from rlt_core.report.gather import ReportData
 from rlt_core.report.render import render_report
@@ -42,6 +46,30 @@ def written(data: ReportData, folder: Path) -> tuple[str, str, dict[str, list[di
         with file.open(newline="") as opened:
             tables[file.name] = list(csv.DictReader(opened))
     return (folder / "report.md").read_text(), (folder / "report.html").read_text(), tables
+
+
+class Opening(NamedTuple):
+    """The beginning of a report's text, as a terminal shows it."""
+
+    title: str
+    answer: list[str]
+    """What was asked, the answer, how certain it is, the cost."""
+    table: list[list[str]]
+    """The first table: its names, then its rows."""
+
+
+def opening(folder: Path) -> Opening:
+    """What `rlt report` prints of a rendered report."""
+    out = io.StringIO()
+    show(Console(file=out, width=100_000), folder)
+    title, *lines = out.getvalue().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("Asked."))
+    text = (folder / "report.md").read_text()
+    html = MarkdownIt("commonmark").enable("table").render(text)
+    table = [[" ".join(cell.split()) for cell in row] for row in Page(html).tables[0]]
+    for row in table:
+        assert any(all(cell in line for cell in row) for line in lines), row
+    return Opening(title, lines[first : first + 4], table)
 
 
 def lines_of(data: ReportData, task: str) -> dict[str, dict[str, Any]]:

@@ -1,5 +1,6 @@
 """`rlt report`: what a run has shown, on one screen; of a run that failed or was stopped, too."""
 
+import re
 import sys
 import webbrowser
 from pathlib import Path
@@ -12,10 +13,7 @@ from flows.cli.options import DEFAULT_STORE, StoreOption, existing_store
 from flows.cli.tables import new_table, table_console
 from flows.cli.terminal import Console, print
 from rlt_core.errors import UserError
-from rlt_core.report.latest import latest_report
-
-ALARMS = 3
-"""Alarms that one screen shows."""
+from rlt_core.report.stored import latest_report
 
 
 def report(
@@ -40,8 +38,6 @@ def report(
         print(folder / "report.md")
     elif in_browser:
         print(page)
-        if not page.is_file():
-            raise UserError(f"{folder} was made by a version without pages; --full prints it")
         if not webbrowser.open(page.as_uri()):
             raise UserError("no browser was found here; open the file above in one")
     elif not full:
@@ -58,31 +54,31 @@ def report(
 
 def show(console: Console, folder: Path) -> None:
     """Print a report's answer, alarms and first table; on a terminal one screen of it."""
-    from rlt_core.report.terminal import opening
-
-    found = opening(folder)
-    names, *rows = found.table or [[]]
+    text = (folder / "report.md").read_text("utf-8")
+    first = re.search(r"^\|.*(?:\n\|.*)*", text, re.MULTILINE)
+    before, rows = (text[: first.start()], first[0].splitlines()) if first else (text, ["", ""])
+    cells = [[plain(cell) for cell in re.split(r"(?<!\\) ?\| ?", row)[1:-1]] for row in rows]
+    names, _, *lines = cells
     table = new_table(*names, right=names[1:])
-    for row in rows:
-        table.add_row(*row)
-    with console.capture() as captured:
-        console.print(f"\n{found.title}", style="bold")
-        for note in found.notes:
-            console.print(note, style="dim", soft_wrap=True)
-        for line in found.answer:
-            console.print(line, style="bold" if line.startswith("Answer.") else "", soft_wrap=True)
-        alarms, more = found.alarms[:ALARMS], len(found.alarms) - ALARMS
-        for line in (*(f"alarm: {alarm}" for alarm in alarms), f"and {more} more alarms"):
-            if more > 0 or line.startswith("alarm: "):
-                console.print(line, style="red", no_wrap=True, overflow="ellipsis")
-        if rows:
-            console.print(table)
-    lines = captured.get().splitlines()
-    room = console.height - 4 if console.is_terminal else len(lines)
-    if len(lines) > room:
-        lines[room:] = [f"… {len(lines) - room} more lines: rlt report --full"]
     for line in lines:
-        console.print(Text.from_ansi(line), soft_wrap=True)
+        table.add_row(*line)
+    with console.capture() as captured:
+        for paragraph in before.splitlines():
+            if paragraph and not paragraph.startswith("!["):
+                bold = paragraph.startswith(("#", "**Answer"))
+                console.print(plain(paragraph), style="bold" if bold else "", soft_wrap=True)
+        console.print(table)
+    shown = captured.get().splitlines()
+    room = console.height - 4 if console.is_terminal else len(shown)
+    if len(shown) > room:
+        shown[room:] = [f"… {len(shown) - room} more lines: rlt report --full"]
+    for one in shown:
+        console.print(Text.from_ansi(one), soft_wrap=True)
+
+
+def plain(text: str) -> str:
+    """Text without emphasis and code marks and without the marks that make others inert."""
+    return re.sub(r"^[#>]+ |\*\*|`|\\([\\`*_{}\[\]<>#|!~&$])", lambda found: found[1] or "", text)
 
 
 def near(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Two trace sets on the same questions: each part of the reward in both, and texts.
+"""Two trace sets on the same questions: each part of the reward in both.
 
 Shapes: S seeds of the teacher that scored, Q questions.
 """
@@ -18,8 +18,6 @@ PARTS = (
     "think_tokens", "think_mean", "rank_surprisal", "copied", "compression", "doubt",
 )  # fmt: skip
 """The reward, its parts, and the diagnostics beside it."""
-SHOWN = 3
-"""Questions whose texts are shown: the first by id."""
 
 
 def compared(names: tuple[str, str], parts: Parts) -> Row:
@@ -31,8 +29,7 @@ def compared(names: tuple[str, str], parts: Parts) -> Row:
     minus first for these seeds (`checkpoint`), with random training seeds too (`method`, None for
     one seed), and by a paired permutation test of the questions (`p`). `wins`, `ties`, `losses`:
     questions on which the second set has the better reward, and the sign test's two-sided p,
-    `sign_p`. `by_question`: rows of `compared.csv`. `texts`: questions with the first trace of each
-    set, `sides`, its text and reward.
+    `sign_p`. `by_question`: rows of `compared.csv`.
 
     Raises ValueError if a variant is not among the inputs, if their seeds differ or if they share
     no question.
@@ -80,7 +77,6 @@ def compared(names: tuple[str, str], parts: Parts) -> Row:
             for q, question in enumerate(common)
         ],
         "seeds": len(first),
-        "texts": _texts(parts, first[0], second[0], common[:SHOWN]),
     }
 
 
@@ -115,27 +111,4 @@ def _part_line(part: str, first_SQ: Floats, second_SQ: Floats) -> Row | None:
         "checkpoint": cluster_bootstrap(gain_Q),
         "method": crossed_mean(second - first) if len(first) > 1 else None,
         "p": permutation_p(gain_Q),
-    }
-
-
-def _texts(parts: Parts, first: Part, second: Part, questions: list[str]) -> list[Row]:
-    """The first scored trace of each question, of the first seed."""
-    asked = parts.questions(first)
-    sides = [_first_traces(parts, part) for part in (first, second)]
-    return [
-        asked[question] | {"sides": [side[question] for side in sides]}
-        for question in questions
-        if all(question in each for each in (asked, *sides))
-    ]
-
-
-def _first_traces(parts: Parts, scoring: Part) -> dict[str, Row]:
-    """Question -> its first scored trace, with its text."""
-    texts = {row["trace_id"]: row["text"] for row in parts.input_rows(scoring, "traces", "traces")}
-    rows = scoring.rows("scores", "trace_id", "question_id", "sample", "reward")
-    rows.sort(key=lambda row: -row["sample"])
-    return {
-        row["question_id"]: row | {"text": texts[row["trace_id"]]}
-        for row in rows
-        if row["reward"] is not None and row["trace_id"] in texts
     }

@@ -91,7 +91,7 @@ def _scored(parts: Sequence[Part], tasks: Sequence[str]) -> str:
     )
 
 
-def _point(estimate: Estimate, x: int | None = None) -> DrawnPoint:
+def _point(estimate: Estimate, x: float | None = None) -> DrawnPoint:
     return DrawnPoint(x, estimate.value, estimate.low, estimate.high)
 
 
@@ -176,20 +176,18 @@ def _training(data: ReportData, quantity: str) -> Figure:
     made = {curve["name"] for curve in chosen}
     parts = [part for part in data.nodes if part.name in made]
     sql = _query(f"label, seed, step, {', '.join(names)}", "train_steps", parts)
-    means = f"means of {SMOOTH_STEPS} steps; of a single seed each step, too (thin)."
-    return Figure(quantity, f"{TRAINED[quantity]}: {means}", panels, sql)
+    caption = f"{TRAINED[quantity]}: means of {SMOOTH_STEPS} steps."
+    return Figure(quantity, caption, panels, sql)
 
 
 def _lines(runs: Sequence[Row], name: str) -> Iterator[Series]:
-    """A mean of some steps for each seed; each step, too, where there is one seed."""
+    """A line of means of some steps for each seed."""
     for color, curve in enumerate(runs):
         seed = "" if curve["seed"] is None else f"seed {curve['seed']}"
         values = [np.nan if value is None else value for value in curve["columns"].get(name, [])]
         window = SMOOTH_STEPS if len(values) > SMOOTH_STEPS else 1
-        if len(runs) == 1 and window > 1:
-            yield Series(seed, _points(curve["steps"], values), color, thin=True)
         smooth = np.convolve(values or [np.nan], np.ones(window) / window, mode="valid").tolist()
-        yield Series(seed, _points(curve["steps"][window - 1 :], smooth), color, window == 1)
+        yield Series(seed, _points(curve["steps"][window - 1 :], smooth), color)
 
 
 def _points(steps: Sequence[int], values: Sequence[float]) -> list[DrawnPoint]:
@@ -207,13 +205,14 @@ def _ranks(data: ReportData) -> Figure | None:
     if not sets:
         return None
     noise = [one for one in sets[1:] if one.ranked_by == NOISE]
-    grey = Series("random ranks", _by_rank(noise[0]), GREY) if noise else _base(data, sets[0])
+    beside = "the random ranks" if noise else "the base model"
+    grey = _by_rank(noise[0]) if noise else _base(data, sets[0])
     panels = [
         Panel(
             f"% correct, ranked by {one.ranked_by}",
             [
-                *([grey] if one not in noise and grey.points else []),
-                Series("students", _by_rank(one), marks=True),
+                *([Series(beside, grey, GREY)] if grey and one not in noise else []),
+                Series("students", _by_rank(one)),
             ],
             "% correct", "rank, 1 is best", unit="percent", bounds=(0.0, 1.0),
         )
@@ -223,7 +222,7 @@ def _ranks(data: ReportData) -> Figure | None:
     columns = "ranked_by, rank, seed, value, low, high, mean_reward, traces"
     caption = (
         f"What students learn from the traces of each rank, on {sets[0].task}, with 95% intervals. "
-        f"Grey: {'the random ranks' if noise else 'the base model'}."
+        f"Grey: {beside}."
     )
     return Figure("ranks", caption, panels, _query(columns, "rank_scores", parts))
 
@@ -232,9 +231,9 @@ def _by_rank(ranks: RankAblation) -> list[DrawnPoint]:
     return [_point(line["value"], line["rank"]) for line in ranks.lines]
 
 
-def _base(data: ReportData, ranks: RankAblation) -> Series:
+def _base(data: ReportData, ranks: RankAblation) -> list[DrawnPoint]:
     """The base model's score, as far as the ranks go."""
     rows = data.experiment.tables.get(ranks.task, []) if data.experiment else []
     scores = [row["value"].value for row in rows if row["model"] == BASE and row["value"]]
     ends = (ranks.lines[0]["rank"], ranks.lines[-1]["rank"])
-    return Series(BASE, [DrawnPoint(rank, value) for value in scores for rank in ends], GREY)
+    return [DrawnPoint(rank, value) for value in scores for rank in ends]

@@ -70,11 +70,8 @@ class Parts:
         return found
 
     def questions(self, part: Part) -> dict[str, Row]:
-        """The questions that `part` read, by their ids."""
-        return {row["question_id"]: row for row in self.input_rows(part, "questions", "questions")}
-
-    def input_rows(self, part: Part, name: str, table: str) -> list[Row]:
-        """Rows of the artifact that `part` read under a name; none if the report lacks it."""
-        ref = part.manifest.inputs.get(name)
-        made = (one for one in self.all if ref and one.manifest.ref.key == ref.key)
-        return next((one.rows(table) for one in made), [])
+        """The questions that `part` read, by their ids; none if the report lacks them."""
+        ref = part.manifest.inputs.get("questions")
+        made = (one for one in self.all if ref and one.key == ref.key)
+        rows = next((one.rows("questions") for one in made), [])
+        return {row["question_id"]: row for row in rows}

@@ -21,6 +21,8 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 8, 24, 36
 COLORS = 6
 GREY = -1
 """Color of what the others are compared with."""
+MOST_MARKS = 16
+"""Points of a line that have marks; of more, the line is all there is."""
 FORMS = {"percent": percent, "points": points, "": number}
 
 
@@ -40,9 +42,6 @@ class Series:
     name: str
     points: Sequence[DrawnPoint]
     color: int = 0
-    marks: bool = False
-    """Whether points have marks, else the line is all there is."""
-    thin: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,10 +134,9 @@ class Panel:
                 if not is_drawn:
                     continue
                 path = " ".join(f"{x_scale(p.x or 0.0):.1f},{y_scale(p.value):.1f}" for p in run)
-                yield f'<polyline class="{"thin" if one.thin else "line"}" points="{path}"/>'
-            for point in one.points if one.marks else ():
-                if not _finite(point):
-                    continue
+                yield f'<polyline class="line" points="{path}"/>'
+            marked = [each for each in one.points if _finite(each)] if one.color != GREY else []
+            for point in marked if len(marked) <= MOST_MARKS else []:
                 x = x_scale(point.x or 0.0)
                 if point.low is not None and point.high is not None:
                     yield _line(x, y_scale(point.low), x, y_scale(point.high), "bar")

@@ -1,52 +1,10 @@
-"""What a terminal shows of a report and of one node. No numpy."""
+"""What a terminal shows of one node. No numpy."""
 
-import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 from rlt_core.progress import Metrics
 from rlt_core.store import Manifest, Store
 
-
-class Opening(NamedTuple):
-    """The beginning of a report's text, without Markdown's marks."""
-
-    title: str
-    notes: list[str]
-    answer: list[str]
-    """What was asked, the answer, how certain it is, the cost."""
-    alarms: list[str]
-    table: list[list[str]]
-    """The first table: its names, then its rows."""
-
-
-def opening(folder: Path) -> Opening:
-    """Read the first lines of a report, its alarms and its first table."""
-    text = (folder / "report.md").read_text(encoding="utf-8")
-    before, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
-    lines = [_plain(line) for line in before.splitlines() if line and not line.startswith("![")]
-    alarms = next((one for one in sections if one.startswith("Alarms\n")), "").splitlines()
-    table = re.search(r"^\|.*(?:\n\|.*)*", text, re.MULTILINE)
-    rows = [
-        [_plain(cell) for cell in re.split(r"(?<!\\) ?\| ?", row)[1:-1]]
-        for row in (table[0].splitlines() if table else ())
-    ]
-    return Opening(
-        title=lines[0].removeprefix("# "),
-        notes=[line.removeprefix("> ") for line in lines if line.startswith("> ")],
-        answer=[line for line in lines[1:] if not line.startswith("> ")],
-        alarms=[_plain(line).removeprefix("- ") for line in alarms if line.startswith("- ")],
-        table=rows[:1] + rows[2:],
-    )
-
-
-def _plain(text: str) -> str:
-    """Text without emphasis and code marks and without the marks that make others inert."""
-    return re.sub(r"\*\*|`|\\([\\`*_{}\[\]<>#|!~&$])", lambda found: found[1] or "", text)
-
-
-# ---------------------------------------------------------------- of one node
 MANY_UNCLOSED = 0.5
 """Share of completions without an end from which an alarm is raised."""
 FACTS = {

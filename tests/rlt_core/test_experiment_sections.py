@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from markdown_it import MarkdownIt
 from scipy import stats
 
 from flows import prefect_artifacts
@@ -13,7 +12,7 @@ from rlt_core.report.render import render_report
 from rlt_core.report.scores import RANKED
 from rlt_core.stages import TableRow
 from rlt_core.store import Store
-from tests.sample_report import Page, answers, lines_of, report_of, written
+from tests.sample_report import answers, lines_of, report_of, written
 from tests.sample_store import commit, evaluated, rank_set, row, score_row
 
 
@@ -113,19 +112,6 @@ def test_two_trace_sets_are_compared_question_by_question(traces, tmp_path):
     assert "wins 4, ties 0 and loses 1" in html
     assert found["estimators"] == ("full, off-policy: the data set's own", "full")
     assert "KL estimators: dataset full, off-policy: the data set" in html
-
-
-def test_the_first_questions_stand_side_by_side_and_inert(traces, tmp_path):
-    shown = traces.compared["texts"]
-    assert [each["question_id"] for each in shown] == ["q000", "q001", "q002"]
-    assert shown[0]["sides"][1]["text"] == "rlt says <script>0-0</script> ```"
-    assert shown[0]["sides"][1]["reward"] == -1.0
-    text, html, _ = written(traces, tmp_path)
-    assert "script" not in Page(html).tags
-    tokens = MarkdownIt("commonmark").enable("table").parse(text)
-    blocks = [token.content.strip() for token in tokens if token.type == "fence"]
-    assert "dataset says <script>2-0</script> ```" in blocks and "`1`" in blocks
-    assert not [token for token in tokens if token.type == "html_block"]
 
 
 # ---------------------------------------------------------------- sets of ranks

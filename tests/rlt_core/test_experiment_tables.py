@@ -13,10 +13,9 @@ from rlt_core.overrides import load_config
 from rlt_core.report import paper
 from rlt_core.report.statistics import mean_contrast, mean_estimate
 from rlt_core.report.tables import gain_share
-from rlt_core.report.terminal import opening
 from rlt_core.stages import TableRow
 from rlt_core.store import Store
-from tests.sample_report import Page, answers, lines_of, report_of, written
+from tests.sample_report import Page, answers, lines_of, opening, report_of, written
 from tests.sample_store import commit, evaluated
 
 NASTY = 'x | <script>alert(1)</script> **b** `c` "q"'

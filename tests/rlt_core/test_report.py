@@ -20,14 +20,13 @@ from rlt_core.report.gather import ReportData
 from rlt_core.report.legend import legend
 from rlt_core.report.render import render_report
 from rlt_core.report.statistics import paired_difference
-from rlt_core.report.terminal import opening
 from rlt_core.report.texts import cell, fenced
 from rlt_core.report.trace_sets import mean_over_seeds
 from rlt_core.stages import ReportConfig
 from rlt_core.store import Store
 from tests import sample_report
 from tests.chromium import CHROMIUM, FLAGS
-from tests.sample_report import Page, lines_of, written
+from tests.sample_report import Page, lines_of, opening, written
 from tests.sample_store import (
     commit,
     eval_row,

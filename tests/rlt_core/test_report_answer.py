@@ -14,13 +14,12 @@ from rlt_core.report.answer import contrasts
 from rlt_core.report.figures import plot_figures
 from rlt_core.report.gather import ReportData
 from rlt_core.report.svg import DrawnPoint, Panel, Series
-from rlt_core.report.terminal import opening
 from rlt_core.report.texts import number, points
 from rlt_core.sql.views import connect
 from rlt_core.stages import ReportConfig, TableRow
 from rlt_core.store import Store
 from tests import sample_report
-from tests.sample_report import Page, answers, written
+from tests.sample_report import Page, answers, opening, written
 from tests.sample_store import (
     commit,
     evaluated,
@@ -156,7 +155,7 @@ def test_an_unfinished_run_says_so_first(tmp_path):
     written(ReportData(inputs, config, "0" * 16, store, of=9), tmp_path / "report")
     found = opening(tmp_path / "report")
     assert found.title == "full-pipeline, unfinished: 4 of 9 nodes"
-    assert "unfinished: 4 of 9 nodes" in found.notes[0] and "against" in found.answer[1]
+    assert "against" in found.answer[1]
 
 
 def test_a_task_that_tells_no_models_apart_is_one_line(tmp_path):
@@ -218,7 +217,7 @@ def test_the_sql_of_a_figure_reads_what_it_shows_and_its_download_has_it(tmp_pat
         row["value"] for row in figures["ranks"].rows if row["series"] == "students"
     ]
     rewards = [row["value"] for row in figures["reward"].rows if row["chart"].endswith("reward")]
-    assert set(row["reward"] for row in found["reward"]) <= set(rewards)
+    assert rewards[-1] == pytest.approx(np.mean([row["reward"] for row in found["reward"][-5:]]))
     _, html, _ = written(data, tmp_path / "report")
     links = re.findall(r'download="(\w+).csv" href="data:text/csv;base64,([^"]*)"', html)
     assert {name for name, _ in links} == set(figures)
@@ -230,9 +229,7 @@ def test_the_sql_of_a_figure_reads_what_it_shows_and_its_download_has_it(tmp_pat
 
 def test_a_line_does_not_leave_the_data():
     scores = [0.96, 0.94, 0.9, 0.3, 0.02, 0.01]
-    line = Series(
-        "reward", [DrawnPoint(x, y, y - 0.1, y + 0.1) for x, y in enumerate(scores)], 0, True
-    )
+    line = Series("reward", [DrawnPoint(x, y, y - 0.1, y + 0.1) for x, y in enumerate(scores)], 0)
     panel = Panel("score", [line], "% correct", "rank", unit="percent", bounds=(0.0, 1.0))
     numbers = re.findall(r' (?:x|y|x1|x2|y1|y2|cx|cy)="([-\d.]+)"', panel.svg())
     assert all(-1 <= float(each) <= max(360, panel.height) for each in numbers)
@@ -244,7 +241,7 @@ def test_a_line_does_not_leave_the_data():
 
 @pytest.mark.parametrize("values", [[], [float("nan")], [1.0], [2.0, float("inf"), 2.0, 3.0]])
 def test_any_values_can_be_drawn(values):
-    series = [Series("a", [DrawnPoint(x, y) for x, y in enumerate(values, 1)], marks=True)]
+    series = [Series("a", [DrawnPoint(x, y) for x, y in enumerate(values, 1)])]
     drawn = Panel("t", series, "y", "step").svg()
     assert "nan" not in drawn and "inf" not in drawn.replace("no finite value", "")
 
@@ -256,9 +253,8 @@ def test_a_long_training_is_drawn_with_few_points_and_the_same_mean(tmp_path):
         "train_steps": step_rows("teacher-grpo", rewards.tolist())}, seed=0)}  # fmt: skip
     data = report_of(store, made)
     rows = plot_figures(data, contrasts(data))["reward"].rows
-    thin = rows[: len(rows) // 2]
     assert len(rows) < 1000 and rows[-1]["x"] == 5000
-    assert np.mean([row["value"] for row in thin]) == pytest.approx(rewards.mean(), abs=0.02)
+    assert np.mean([row["value"] for row in rows]) == pytest.approx(rewards.mean(), abs=0.02)
 
 
 # ---------------------------------------------------------------- explanations

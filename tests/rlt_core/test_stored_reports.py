@@ -5,8 +5,7 @@ import json
 import pytest
 
 from rlt_core.errors import UserError
-from rlt_core.report.latest import latest_report
-from rlt_core.report.unfinished import ABOUT, FOLDER
+from rlt_core.report.stored import ABOUT, FOLDER, latest_report
 from rlt_core.store import Store
 from tests.sample_store import commit
 
