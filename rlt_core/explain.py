@@ -4,8 +4,9 @@ Shapes: T tokens of the explanation, S of the solution, scored padding included.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -27,13 +28,11 @@ Find = Callable[[str, str, str], Row | None]
 """Returns a row of `traces` or `questions`: (table, artifact's key, the row's id)."""
 IDS = {"traces": "trace_id", "questions": "question_id", "scores": "trace_id"}
 """Column that names a row inside an artifact, by table."""
-_Texts = Callable[[int, int], tuple[str, str, str]]
-"""The texts before, of and after token i of a number of tokens."""
 
 WORST = 5
 """Tokens of the explanation that are shown for each reason."""
 AROUND = 5
-"""Tokens of context on each side."""
+"""Tokens of context on each side, and those before a token that its text is decoded after."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +51,11 @@ class ExplainedPart:
 
 @dataclasses.dataclass(frozen=True)
 class Token:
-    """A token and its context."""
+    """A token of the explanation or the solution."""
 
     position: int
-    """From 0, in the scored tokens of the explanation or the solution."""
-    before: str
+    """From 0, in the scored tokens."""
     text: str
-    after: str
     student: float
     """Natural log-prob."""
     teacher: float | None = None
@@ -92,11 +89,29 @@ class Explained:
     """Every token, in order."""
     solution: list[Token] = dataclasses.field(default_factory=list)
     """Every token, in order."""
-    worst_solution: Token | None = None
-    surprising: list[Token] = dataclasses.field(default_factory=list)
-    """Tokens of the explanation with the largest k_t."""
-    unlikely: list[Token] = dataclasses.field(default_factory=list)
-    """Tokens of the explanation with the lowest log-prob under the student."""
+
+    @property
+    def worst_solution(self) -> Token | None:
+        """The solution's token with the lowest log-prob."""
+        return min(self.solution, key=lambda token: token.student, default=None)
+
+    @property
+    def surprising(self) -> list[Token]:
+        """Tokens of the explanation with the largest k_t."""
+        known = [token for token in self.explanation if token.kl is not None]
+        return sorted(known, key=lambda token: -(token.kl or 0.0))[:WORST]
+
+    @property
+    def unlikely(self) -> list[Token]:
+        """Tokens of the explanation with the lowest log-prob under the student."""
+        return sorted(self.explanation, key=lambda token: token.student)[:WORST]
+
+
+def context(tokens: Sequence[Token], token: Token) -> tuple[str, str]:
+    """Return the texts before and after one of the tokens."""
+    at = token.position
+    texts = [each.text for each in tokens]
+    return "".join(texts[max(0, at - AROUND) : at]), "".join(texts[at + 1 : at + 1 + AROUND])
 
 
 def explain(store: Store, trace_id: str, run: str | None = None) -> Explained:
@@ -137,17 +152,13 @@ def take_apart(
     if "reward" not in manifest.config or row["student_think_logprobs"] is None:
         return found
     spec = spec or spec_of(manifest)
-    question, think, solution = _texts(store, find, manifest, row)
-    tokens, parts = _tokens(row, spec, think, solution), _parts(row, spec)
-    if "function" in manifest.config["reward"]:  # of the user's, no sum of these
-        parts, tokens = [], {name: _without_share(each) for name, each in tokens.items()}
-    return dataclasses.replace(found, question=question, parts=parts, **tokens)
-
-
-def _without_share(found: Any) -> Any:
-    if isinstance(found, list):
-        return [_without_share(each) for each in found]
-    return dataclasses.replace(found, share=None, sets="")
+    is_sum = "function" not in manifest.config["reward"]  # the user's is no sum of these
+    question, think, answer = _texts(store, find, manifest, row)
+    explanation, solution = _tokens(row, spec, think, answer, is_sum)
+    return dataclasses.replace(
+        found, question=question, parts=_parts(row, spec) if is_sum else [],
+        explanation=explanation, solution=solution,
+    )  # fmt: skip
 
 
 def replayed_row(row: Row, spec: RewardSpec) -> Row:
@@ -223,50 +234,40 @@ def _parts(row: Row, spec: RewardSpec) -> list[ExplainedPart]:
     return [ExplainedPart(*part) for part in parts if part[1] is not None]
 
 
-def _tokens(row: Row, spec: RewardSpec, think: _Texts, solution: _Texts) -> dict[str, Any]:
-    """Return the tokens that `Explained` has, by field."""
+def _tokens(
+    row: Row, spec: RewardSpec, think: Sequence[str], answer: Sequence[str], is_sum: bool
+) -> tuple[list[Token], list[Token]]:
+    """Return the tokens of the explanation and of the solution, from their texts; without shares
+    where the reward is no sum over tokens."""
 
     def array(name: str) -> Any:
         return None if row[name] is None else np.asarray(row[name], np.float64)
 
-    solution_S, student_T = array("student_solution_logprobs"), array("student_think_logprobs")
-    teacher_T, kl_T = array("teacher_think_logprobs"), None
-    if teacher_T is not None:
-        kl_T = token_kl(student_T, teacher_T, array("think_kl"), spec)
+    def tokens(texts: Sequence[str], shared: tuple[Floats, dict[int, str]], **values: Any) -> Any:
+        shares, sets = shared
+        columns = {name: each.tolist() for name, each in values.items()}
+        found = []
+        for i, text in enumerate(texts):
+            own = (
+                {"share": float(shares[i]), "sets": sets.get(i, "")} if is_sum else {"share": None}
+            )
+            found.append(Token(i, text, **{name: one[i] for name, one in columns.items()}, **own))
+        return found
 
+    solution_S, student_T = array("student_solution_logprobs"), array("student_think_logprobs")
     clipped_S = np.maximum(solution_S, -(spec.clip_logprob or np.inf))
-    shares_S, sets_S = _shares(
+    of_solution = _shares(
         clipped_S, (spec.solution_reduction, 1.0), (spec.solution_extreme, spec.alpha)
     )
+    solution = tokens(answer, of_solution, student=solution_S)
+    if (teacher_T := array("teacher_think_logprobs")) is None:
+        return tokens(think, (np.zeros_like(student_T), {}), student=student_T), solution
+    kl_T = token_kl(student_T, teacher_T, array("think_kl"), spec)
     weight = -spec.kl_weight
-    shares_T, sets_T = _shares(
-        np.zeros_like(student_T) if kl_T is None else kl_T,
-        (spec.think_reduction, weight), (spec.think_extreme, weight * spec.alpha),
-    )  # fmt: skip
-
-    def think_token(i: int) -> Token:
-        token = Token(i, *think(i, len(student_T)), float(student_T[i]))
-        if teacher_T is None or kl_T is None:
-            return token
-        return dataclasses.replace(
-            token, teacher=float(teacher_T[i]), kl=float(kl_T[i]), share=float(shares_T[i]),
-            sets=sets_T.get(i, ""),
-        )  # fmt: skip
-
-    every = [think_token(i) for i in range(len(student_T))]
-    answer = [
-        Token(i, *solution(i, len(solution_S)), float(solution_S[i]), share=float(shares_S[i]),
-              sets=sets_S.get(i, ""))
-        for i in range(len(solution_S))
-    ]  # fmt: skip
-    by_kl: Any = [] if kl_T is None else np.argsort(-kl_T, kind="stable")
-    return {
-        "explanation": every,
-        "solution": answer,
-        "worst_solution": answer[int(solution_S.argmin())],
-        "surprising": [every[i] for i in by_kl[:WORST]],
-        "unlikely": [every[i] for i in np.argsort(student_T, kind="stable")[:WORST]],
-    }
+    of_think = _shares(
+        kl_T, (spec.think_reduction, weight), (spec.think_extreme, weight * spec.alpha)
+    )
+    return tokens(think, of_think, student=student_T, teacher=teacher_T, kl=kl_T), solution
 
 
 def _shares(values: Floats, *terms: tuple[Reduction, float]) -> tuple[Floats, dict[int, str]]:
@@ -293,17 +294,16 @@ def _shares(values: Floats, *terms: tuple[Reduction, float]) -> tuple[Floats, di
 
 def _texts(
     store: Store, find: Find, manifest: Manifest, row: Row
-) -> tuple[str | None, _Texts, _Texts]:
-    """Return the question, and the texts of the tokens of the scored explanation and solution.
-
-    They come from the artifacts that the scoring read. One that has left the store, or does not fit
-    the log-probs, gives None or no texts; then the tokens' positions remain.
-    """
+) -> tuple[str | None, list[str], list[str]]:
+    """Return the question, and the texts of the tokens of the scored explanation and solution, from
+    the artifacts that the scoring read. Where one has left the store, the question is None and a
+    token's text is its id, or `?`."""
     inputs = manifest.inputs
     committed = store.manifests_of(inputs.values())
     models = [committed.get(inputs[name].key) for name in ("student", "teacher") if name in inputs]
     tokenizer = next((_tokenizer(store, model) for model in models if model), None)
     padding = manifest.config.get("format", {}).get("padding", "")
+    T, S = (len(row[f"student_{name}_logprobs"]) for name in ("think", "solution"))
 
     def ids_of(text: str, length: int) -> list[int]:
         if tokenizer is None:
@@ -311,33 +311,19 @@ def _texts(
         # Tokens of the padding alone are at the end; Renderer.encode_block omits them.
         return list(tokenizer.encode(text + padding, add_special_tokens=False).ids[:length])
 
-    text: str | None = None
-    think: _Texts = partial(_in_context, tokenizer, [])
-    solution = think
-
     def row_of(table: str) -> Row | None:
         return find(table, inputs[table].key, row[IDS[table]]) if table in inputs else None
 
-    if trace := row_of("traces"):
-        ids = trace["token_ids"] or []
-        if row["teacher_think_logprobs"] is None:  # its ids may be those of another tokenizer
-            ids = ids_of(trace["text"], len(row["student_think_logprobs"]))
-        think = partial(_in_context, tokenizer, ids)
-        if (ends := row["think_span_ends"]) is not None:
-            starts = [0, *ends[:-1]]
-            pieces = [trace["text"][a:b] for a, b in zip(starts, ends, strict=True)]
-            think = partial(_among, pieces)
-    if question := row_of("questions"):
-        text = question["question"]
-        ids = ids_of(question["solution"], len(row["student_solution_logprobs"]))
-        solution = partial(_in_context, tokenizer, ids)
-    return text, think, solution
-
-
-def _among(pieces: Sequence[str], i: int, length: int) -> tuple[str, str, str]:
-    """Return the texts before, of and after piece i."""
-    before, after = pieces[max(0, i - AROUND) : i], pieces[i + 1 : i + 1 + AROUND]
-    return "".join(before), pieces[i], "".join(after)
+    trace, question = row_of("traces"), row_of("questions")
+    ids = (trace["token_ids"] or []) if trace else []
+    if trace and row["teacher_think_logprobs"] is None:  # its ids may be of another tokenizer
+        ids = ids_of(trace["text"], T)
+    think = _pieces(tokenizer, ids, T)
+    if trace and row["think_span_ends"] is not None:
+        spans = itertools.pairwise([0, *row["think_span_ends"]])
+        think = [trace["text"][start:end] for start, end in spans]
+    solution = _pieces(tokenizer, ids_of(question["solution"], S) if question else [], S)
+    return question and str(question["question"]), think, solution
 
 
 def _tokenizer(store: Store, model: Manifest) -> Tokenizer | None:
@@ -354,26 +340,19 @@ def _read_tokenizer(file: str) -> Tokenizer:
     return tokenizer
 
 
-def _in_context(
-    tokenizer: Tokenizer | None, ids: Sequence[int], i: int, length: int
-) -> tuple[str, str, str]:
-    """Return the texts before, of and after token i of `length`.
-
-    Where there is no tokenizer they are ids, and where `ids` does not fit the length, `?`.
-    """
-    start, end = max(0, i - AROUND), min(length, i + 1 + AROUND)
-    known = list(ids[start:end]) if len(ids) == length else []
-    if tokenizer is None or not known:
-        shown = [str(one) for one in known] or ["?"] * (end - start)
-        left, right = shown[: i - start], shown[i - start + 1 :]
-        return " ".join([*left, ""]), shown[i - start], " ".join(["", *right])
+def _pieces(tokenizer: Tokenizer | None, ids: Sequence[int], length: int) -> list[str]:
+    """Return the text of each of `length` tokens; `?` where `ids` does not fit the length."""
+    if tokenizer is None or len(ids) != length:
+        return [f"{one} " for one in ids] if len(ids) == length else ["?"] * length
 
     def text(part: Sequence[int]) -> str:
         return str(tokenizer.decode(list(part), skip_special_tokens=False))
 
-    # Some tokenizers drop the space in front of what they decode: so each text extends the last.
-    before, with_token, whole = (text(known[:stop]) for stop in (i - start, i - start + 1, None))
-    if with_token.startswith(before) and whole.startswith(with_token):
-        return before, with_token[len(before) :], whole[len(with_token) :]
-    parts = known[: i - start], known[i - start : i - start + 1], known[i - start + 1 :]
-    return text(parts[0]), text(parts[1]), text(parts[2])  # a character is split between tokens
+    pieces = []
+    for i in range(length):
+        # Some tokenizers drop the space in front of what they decode: so the text extends another.
+        start = max(0, i - AROUND)
+        before, both = text(ids[start:i]), text(ids[start : i + 1])
+        is_whole = both.startswith(before)  # else a character is split between tokens
+        pieces.append(both[len(before) :] if is_whole else text(ids[i : i + 1]))
+    return pieces

@@ -199,14 +199,17 @@ def explain_(
     else:
         console.print(f"reward {_number(row['reward'])}, imported: there are no log-probs")
     least = [found.worst_solution] if found.worst_solution else []
-    for heading, tokens in (
-        ("worst token of the solution", least),
-        ("tokens of the explanation with the largest k", found.surprising),
-        ("tokens of the explanation least likely to the student", found.unlikely),
-    ):
+    for heading, every, tokens in (
+        ("worst token of the solution", found.solution, least),
+        ("tokens of the explanation with the largest k", found.explanation, found.surprising),
+        (
+            "tokens of the explanation least likely to the student", found.explanation,
+            found.unlikely,
+        ),
+    ):  # fmt: skip
         if tokens:
             console.print(f"\n{heading}", style="bold")
-            console.print(_tokens_table(tokens))
+            console.print(_tokens_table(tokens, every))
     measured = [f"{name} {_number(row[name])}" for name in MEASURES if row[name] is not None]
     if measured:
         console.print(Text.assemble("\n", ("measures", "bold"), f"  {', '.join(measured)}"))
@@ -253,16 +256,16 @@ def _parts_table(found: Explained) -> Table:
     return table
 
 
-def _tokens_table(tokens: list[Token]) -> Table:
+def _tokens_table(tokens: list[Token], every: list[Token]) -> Table:
     """Show positions, log-probs, k if there is one, and the token among its neighbours."""
-    explanation = tokens[0].kl is not None
-    numbers = ("log p student", *(("log p teacher", "k") if explanation else ()))
+    from rlt_core.explain import context
+
+    numbers = ("log p student", *(("log p teacher", "k") if tokens[0].kl is not None else ()))
     table = new_table("token", *numbers, "text", right=("token", *numbers))
     for token in tokens:
         values = [v for v in (token.student, token.teacher, token.kl) if v is not None]
-        text = Text.assemble(
-            line(token.before), (f"[{line(token.text)}]", "bold reverse"), line(token.after)
-        )
+        before, after = map(line, context(every, token))
+        text = Text.assemble(before, (f"[{line(token.text)}]", "bold reverse"), after)
         table.add_row(str(token.position), *(f"{value:.3f}" for value in values), text)
     return table
 

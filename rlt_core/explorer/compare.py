@@ -210,47 +210,41 @@ def why(a: Side, b: Side) -> list[str]:
     replayable = a.spec and b.spec  # a user's own function is no sum of these parts
     if len(a.found.parts) != len(b.found.parts) or not parts or not replayable:
         return [f"{lead}; the parts of the rewards are not known."]
-    which = max(range(len(parts)), key=lambda i: parts[i][2])
-    part, other, most = parts[which]
-    much = "nearly all of it" if 0.9 <= most / gap <= 1.1 else f"{most:+.3g} of it"
-    if most > 1.1 * gap:
-        much = f"{most:+.3g}, less what other parts take back,"
-    sentences = [f"{lead}: {much} because {_reason(part.name, part.value, other.value, a, b)}."]
-    if (one := a.found.worst_solution) and (two := b.found.worst_solution):
+    part, other, most = max(parts, key=lambda each: each[2])
+    one, two = (f"rank {each.row['place']}" for each in (a, b))
+    much = "nearly all of it" if 0.9 <= most / gap <= 1.1 else f"{most:+.3g}"
+    sentences = [f"{lead}: {much} because {_reason(part, other, two)}."]
+    if (worst := a.found.worst_solution) and (other_worst := b.found.worst_solution):
         sentences.append(
-            f"The solution's least likely token is {_quoted(one)} ({percent(one.student)}) after "
-            f"{_short(a)} and {_quoted(two)} ({percent(two.student)}) after {_short(b)}."
+            f"The solution's least likely token is {_quoted(worst)} ({percent(worst.student)}) "
+            f"after {one} and {_quoted(other_worst)} ({percent(other_worst.student)}) after {two}."
         )
     if a.found.surprising and b.found.surprising:
-        one, two = a.found.surprising[0], b.found.surprising[0]
+        first, second = a.found.surprising[0], b.found.surprising[0]
         sentences.append(
-            f"The token that surprises the student most is {_quoted(one)} (KL {one.kl:.2f}) in "
-            f"{_short(a)} and {_quoted(two)} (KL {two.kl:.2f}) in {_short(b)}."
+            f"The token that surprises the student most is {_quoted(first)} (KL {first.kl:.2f}) in "
+            f"{one} and {_quoted(second)} (KL {second.kl:.2f}) in {two}."
         )
     return sentences
 
 
-def _reason(name: str, value: float, other: float, a: Side, b: Side) -> str:
-    if name == "penalty":
-        return f"{_short(b)} has no end-of-explanation tag"
-    if name == "mean log p(solution)":
+def _reason(part: ExplainedPart, other: ExplainedPart, loser: str) -> str:
+    kind = part.name.partition(" ")[0]
+    if part.name == "penalty":
+        return f"{loser} has no end-of-explanation tag"
+    if part.name == "mean log p(solution)":
         return (
             f"after reading it the student gives the solution's tokens a probability of "
-            f"{percent(value)} on average, and after {_short(b)} of {percent(other)}"
+            f"{percent(part.value)} on average, and after {loser} of {percent(other.value)}"
         )
-    if "log p(solution)" in name:
-        kind = name.partition(" ")[0]
-        return f"the solution's {kind} log-prob is {value:.3g}, and {other:.3g} after {_short(b)}"
-    kind = name.partition(" ")[0]
-    compared = "less" if value < other else "more"
+    if "log p(solution)" in part.name:
+        both = f"{part.value:.3g}, and {other.value:.3g} after {loser}"
+        return f"the solution's {kind} log-prob is {both}"
+    compared = "less" if part.value < other.value else "more"
     return (
-        f"its words surprise the student {compared}: their {kind} KL is {value:.3g}, and "
-        f"{other:.3g} in {_short(b)}"
+        f"its words surprise the student {compared}: their {kind} KL is {part.value:.3g}, and "
+        f"{other.value:.3g} in {loser}"
     )
-
-
-def _short(side: Side) -> str:
-    return f"rank {side.row['place']}"
 
 
 def _capital(text: str) -> str:

@@ -23,10 +23,9 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from rlt_core.config import TraceOrder
-from rlt_core.data.trace_selection import columns, rank_traces
+from rlt_core.data.trace_selection import choose, columns, rank_traces
 from rlt_core.errors import UserError
 from rlt_core.explain import IDS, Row
-from rlt_core.explorer.students import Learned, chosen
 from rlt_core.reward.diagnostics import COMPRESSION_ALARM, COPIED_ALARM
 from rlt_core.sql.schemas import SCORES, SQL_TYPES
 from rlt_core.sql.views import dataset, sql_errors
@@ -74,8 +73,6 @@ TRACE_SORTS = {
     "copied": "copied", "compression": "compression", "utility": "utility",
 }  # fmt: skip
 """Orders, each by an expression, the largest first; nulls come last."""
-SEARCHES = 8
-"""Texts whose matches are kept."""
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +91,22 @@ class Listing:
     """The next page's parameter `after`; None: this is the last."""
 
 
+@dataclass(frozen=True)
+class Learned:
+    """The explanations that a student was trained on, as far as the store says."""
+
+    traces: str
+    """Key of the artifact that has them."""
+    scores: str | None
+    """Key of the scores that rank or show them; None: nothing scored them."""
+    names: frozenset[str] | None
+    """Their ids; None: the store does not say which they are."""
+    count: int | None
+    """Their number; None: it is not known, either."""
+    too_long: int
+    """How many of them were left out, since they made rows longer than the student's."""
+
+
 class Library:
     """The scored traces of a store; several threads may use it."""
 
@@ -102,7 +115,7 @@ class Library:
         self.manifests: dict[str, Manifest] = {}
         """Every artifact by key."""
         self._spill = tempfile.TemporaryDirectory(prefix="rlt-traces-")
-        self._lock, self._read_at, self._searches = threading.RLock(), -FRESH_S, [""] * SEARCHES
+        self._lock, self._read_at, self._found = threading.RLock(), -FRESH_S, ""
         self._db = duckdb.connect(
             config={"memory_limit": MEMORY, "temp_directory": self._spill.name}
         )
@@ -143,8 +156,8 @@ class Library:
                 self._db.execute(MARK_TYPICAL)
             self.manifests = found
             self._read_at = time.monotonic()
-            self._searches = [""] * SEARCHES
-            for cached in (self.learned, self._ranks, self.results, self.name_of):
+            self._found = ""
+            for cached in (self.learned, self._ranked, self.results, self.name_of):
                 cached.cache_clear()
 
     def _index(self, one: Manifest) -> None:
@@ -260,34 +273,31 @@ class Library:
             terms.append("trace_id in (select unnest(?::varchar[]))")
             given.append(sorted(learned.names or ()))
         if text := filters.get("q", "").strip().lower():
+            self._search(text)
             terms.append(
-                f"""(lower(trace_id) = ? or starts_with(lower(question_id), ?)
+                """(lower(trace_id) = ? or starts_with(lower(question_id), ?)
                 or question_id in (select question_id from asked where contains(lower(question), ?))
-                or (traces_run, trace_id) in (from {self._search(text)}))"""
+                or (traces_run, trace_id) in (from found))"""
             )
             given += [text] * 3
         return " and ".join(terms), given
 
-    def _search(self, text: str) -> str:
-        """Return the table with the run and id of each trace whose text contains this one."""
-        with self._lock:
-            if text in self._searches:
-                return f"found_{self._searches.index(text)}"
-            place = self._searches.index("") if "" in self._searches else 0
-            traces = [one for one in self.manifests.values() if "traces" in one.tables]
-            self._db.register("texts", dataset(self.store, "traces", traces))
-            sql = f"""create or replace table found_{place} as
-                select run, trace_id from texts where contains(lower(text), ?)"""
-            with sql_errors(sql):
-                self._db.execute(sql, [text])
-            self._db.unregister("texts")
-            self._searches[place] = text
-            return f"found_{place}"
+    def _search(self, text: str) -> None:
+        """Fill the table `found` with the run and id of each trace whose text contains this one."""
+        if text == self._found:
+            return
+        traces = [one for one in self.manifests.values() if "traces" in one.tables]
+        self._db.register("texts", dataset(self.store, "traces", traces))
+        sql = """create or replace table found as
+            select run, trace_id from texts where contains(lower(text), ?)"""
+        with sql_errors(sql):
+            self._db.execute(sql, [text])
+        self._db.unregister("texts")
+        self._found = text
 
     # ------------------------------------------------------------ pages
     def questions(self, filters: Filters, sort: str, after: str | None) -> Listing:
         """Questions with a trace that the filters leave, and the range of their rewards."""
-        where, given = self._where(filters)
         is_typical = "count(*) filter (typical) > 1" if sort == TYPICAL else "false"
         ends = ", ".join(
             f"case when {is_typical} then {end} filter (typical) else {end} end as {name}"
@@ -295,8 +305,8 @@ class Library:
         )
         sql = f"""select judge, question_id, question_id as id, count(*) as explanations,
             {is_typical} as typical, {ends}
-            from listed where {where} group by judge, question_id having count(reward) > 0"""
-        return self._page(sql, given, QUESTION_SORTS[sort], after)
+            from kept group by judge, question_id having count(reward) > 0"""
+        return self._page(sql, filters, QUESTION_SORTS[sort], after)
 
     def first_questions(self, count: int) -> list[str]:
         """Return the ids of the first questions."""
@@ -305,30 +315,31 @@ class Library:
 
     def traces(self, filters: Filters, sort: str, after: str | None) -> Listing:
         """Traces that the filters leave."""
-        where, given = self._where(filters)
-        sql = f"select * from listed where {where}"
-        return self._page(sql, given, TRACE_SORTS[sort], after)
+        return self._page("select * from kept", filters, TRACE_SORTS[sort], after)
 
-    def _page(self, sql: str, given: list[Any], order: str, after: str | None) -> Listing:
-        """The page after the row `after`, a place in the order and a name: no page is counted
-        through."""
+    def _page(self, sql: str, filters: Filters, order: str, after: str | None) -> Listing:
+        """The page of a query of `kept`, the rows that the filters leave, after the row `after`, a
+        place in the order and a name: no page is counted through."""
         place = f"coalesce(({order})::double, '-inf'::double)"
         start, more = "true", []
         if after:
             value, _, name = after.partition("~")
             start = f"({place} < ? or ({place} = ? and id > ?))"
             more = [number("after", value)] * 2 + [name]
-        rows = self.ask(
-            f"""select page.*, (select any_value(question) from asked
-              where asked.question_id = page.question_id) as question
-            from (select *, {place} as place from ({sql}) where {start}
-                  order by {place} desc, id limit {PAGE_ROWS + 1}) as page
-            order by place desc, id""",
-            *given, *more,
-        )  # fmt: skip
+        with self._lock:  # a search of another request would replace `found`
+            where, given = self._where(filters)
+            kept = f"with kept as (from listed where {where})"
+            rows = self.ask(
+                f"""{kept} select page.*, (select any_value(question) from asked
+                  where asked.question_id = page.question_id) as question
+                from (select *, {place} as place from ({sql}) where {start}
+                      order by {place} desc, id limit {PAGE_ROWS + 1}) as page
+                order by place desc, id""",
+                *given, *more,
+            )  # fmt: skip
+            total = self.ask(f"{kept} select count(*) as rows from ({sql})", *given)[0]["rows"]
         last = rows[PAGE_ROWS - 1] if len(rows) > PAGE_ROWS else None
         follow = f"{last['place']!r}~{last['id']}" if last else None
-        total = self.ask(f"select count(*) as rows from ({sql})", *given)[0]["rows"]
         return Listing(rows[:PAGE_ROWS], total, follow)
 
     def of_question(self, name: str, judge: str | None, run: str | None) -> list[Row]:
@@ -375,20 +386,30 @@ class Library:
             scored = [each for each in self.runs() if "traces" in each.inputs]
             keys = (each.ref.key for each in scored if each.inputs["traces"].key == traces)
             scores = next(keys, None)
-        count = len(names) if names is not None else None if told is None else int(told)
+        count = len(names) if names else told and int(told)
         too_long = int(one.metrics.get("dropped_too_long", 0))
         return Learned(traces, scores, names, count, too_long)
 
     def _names(self, one: Manifest) -> frozenset[str] | None:
-        """Return the ids of the traces that a student was trained on, if they are known."""
-        if one.config.get("rank") is None and not one.config.get("fits"):
-            rows = self.ask("from placed where run = ?", one.inputs["traces"].key)
-            return chosen(one, {row["trace_id"]: row["question_id"] for row in rows})
-        scores, order, seed = one.inputs["scores"].key, one.config["order"], one.config["seed"]
-        return chosen(one, *self._ranks(scores, order, seed))
+        """Return the ids of the traces that the student-sft `one` was trained on; None if they are
+        not known: it had another number than the store has, or not the first choice."""
+        config = one.config
+        if (rank := config.get("rank") or (1 if config.get("fits") else None)) is None:
+            traces = self.ask("from placed where run = ?", one.inputs["traces"].key)
+            question_of = {row["trace_id"]: row["question_id"] for row in traces}
+            names = [*question_of]
+        else:
+            scores, order, seed = one.inputs["scores"].key, config["order"], config["seed"]
+            question_of, ranks = self._ranked(scores, order, seed)
+            names = [name for name, place in ranks.items() if place == rank]
+        asked = {question_of[name] for name in (question_of if config.get("fits") else names)}
+        keep = set(choose(sorted(asked), config.get("n_questions"), one.seed or 0))
+        found = frozenset(name for name in names if question_of[name] in keep)
+        is_known = one.metrics.get("traces") in (None, len(found)) and found
+        return found if is_known and not one.metrics.get("not_first_choice") else None
 
     @lru_cache(maxsize=16)  # noqa: B019
-    def _ranks(
+    def _ranked(
         self, scores: str, order: TraceOrder, seed: int
     ) -> tuple[dict[str, str], dict[str, int]]:
         """Return the question and the rank of each trace of an artifact, by id."""

@@ -140,9 +140,10 @@ def test_explain_of_what_has_no_log_probs(store):
 
 
 def test_a_model_s_escape_sequences_and_markup_do_not_reach_the_terminal():
-    token = Token(3, "before\x1b[31m", "\x1b]0;\n", "[bold]after", -1.0, -2.0, -1.0)
+    texts = ("before\x1b[31m", "\x1b]0;\n", "[bold]after")
+    tokens = [Token(i, text, -1.0, -2.0, -1.0) for i, text in enumerate(texts)]
     console = Console(file=io.StringIO(), width=200)
-    console.print(_tokens_table([token]))
+    console.print(_tokens_table(tokens[1:2], tokens))
     shown = console.file.getvalue()
     assert "\x1b" not in shown
     assert "before␛[31m[␛]0;⏎][bold]after" in shown

@@ -11,7 +11,7 @@ from tests.rlt_core.test_explain import TRACE, scored
 
 
 def token(text="word", **values):
-    return Token(0, "", text, "", **{"student": -0.01, "teacher": -0.01, "kl": 0.0, **values})
+    return Token(0, text, **{"student": -0.01, "teacher": -0.01, "kl": 0.0, **values})
 
 
 def classes(found):
