@@ -31,7 +31,7 @@ UPDATE_EVERY_S = 2.0
 """Seconds between two updates of one progress bar."""
 WAITING = "waiting for another run, which computes the same key or holds the GPUs"
 SHOWN_METRICS = 6
-FIGURE = re.compile(r"!\[([^\]]*)\]\(([^)]+\.(?:svg|png))\)")
+FIGURE = re.compile(r"!\[([^\]]*)\]\(([^)]+\.svg)\)")
 
 
 def _slug(name: str) -> str:
@@ -52,7 +52,14 @@ def _if_the_server_answers() -> Iterator[None]:
         get_run_logger().warning("not shown on the page: %s", error)
 
 
-class NodePage:
+class _Page:
+    """Shows outcomes of nodes."""
+
+    def failed(self, name: str, how: str, message: str) -> None:
+        get_run_logger().error("%s: %s\n%s", name, how, message)
+
+
+class NodePage(_Page):
     """Reports the nodes that a run computes itself: a progress bar and a table for each."""
 
     def __init__(self) -> None:
@@ -86,49 +93,40 @@ class NodePage:
     def finished(self, name: str, manifest: Manifest) -> None:
         """Fill the bar and show what was committed."""
         self._move(name, 100.0, f"{name}: {_numbers(manifest.metrics)}")
-        get_run_logger().info(
-            "%s: committed %s after %.1f s  %s",
-            name, manifest.ref.key, manifest.seconds, _numbers(manifest.metrics),
-        )  # fmt: skip
+        _log_commit(name, manifest)
         with _if_the_server_answers():
             show_node(manifest)
 
-    def failed(self, name: str, how: str, message: str) -> None:
-        get_run_logger().error("%s: %s\n%s", name, how, message)
 
-
-class RunPage:
+class RunPage(_Page):
     """Reports the nodes that a run sends to other runs: one progress bar for all."""
 
     def __init__(self, total: int, hits: int) -> None:
         self._total, self._done = total, hits
         self._lock = threading.Lock()
-        self._bar = _bar("all nodes", self._share())
-
-    def _share(self) -> float:
-        return 100 * self._done / self._total if self._total else 100.0
+        self._bar = _bar("all nodes", 100 * self.note().share)
 
     def note(self) -> Note:
         """What others may see of the run."""
-        return Note(done=self._done, total=self._total, share=self._share() / 100)
+        share = self._done / self._total if self._total else 1.0
+        return Note(done=self._done, total=self._total, share=share)
 
     def finished(self, name: str, manifest: Manifest) -> None:
         """Move the bar by one node."""
         with self._lock:
             self._done += 1
-            done = self._done
+            note = self.note()
         with _if_the_server_answers():
-            update_progress_artifact(
-                self._bar, progress=self._share(), description=f"{done} of {self._total} nodes"
-            )
-        get_run_logger().info(
-            "%d/%d  %s  %s  %.1f s  %s",
-            done, self._total, name, manifest.ref.key, manifest.seconds,
-            _numbers(manifest.metrics),
-        )  # fmt: skip
+            text = f"{note.done} of {note.total} nodes"
+            update_progress_artifact(self._bar, progress=100 * note.share, description=text)
+        _log_commit(f"{note.done}/{note.total}  {name}", manifest)
 
-    def failed(self, name: str, how: str, message: str) -> None:
-        get_run_logger().error("%s: %s\n%s", name, how, message)
+
+def _log_commit(name: str, manifest: Manifest) -> None:
+    get_run_logger().info(
+        "%s: committed %s after %.1f s  %s",
+        name, manifest.ref.key, manifest.seconds, _numbers(manifest.metrics),
+    )  # fmt: skip
 
 
 def _bar(description: str, progress: float = 0.0) -> UUID:
@@ -175,7 +173,8 @@ def show_node(manifest: Manifest) -> None:
 
 def show_report(store: Store, manifest: Manifest, place: str) -> None:
     """Show a report's text with its figures inside."""
-    folder, pictures = store.intact(manifest), _pictures(store, manifest)
+    folder = store.intact(manifest)
+    pictures = _pictures(folder)
     text = FIGURE.sub(
         lambda figure: f"![{figure[1]}]({pictures.get(figure[2], figure[2])})",
         (folder / "report.md").read_text("utf-8"),
@@ -187,13 +186,14 @@ def show_report(store: Store, manifest: Manifest, place: str) -> None:
 
 def show_parts(store: Store, manifest: Manifest, place: str) -> None:
     """Show each table and each figure of a report."""
-    for table in sorted(store.intact(manifest).rglob("*.csv")):
+    folder = store.intact(manifest)
+    for table in sorted(folder.glob("*.csv")):
         with table.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         create_table_artifact(
             table=rows, key=_report_key(manifest, place, table.stem), description=table.name
         )
-    for name, uri in _pictures(store, manifest).items():
+    for name, uri in _pictures(folder).items():
         key = _report_key(manifest, place, f"{Path(name).stem}-figure")
         create_image_artifact(image_url=uri, key=key, description=name)
 
@@ -203,12 +203,9 @@ def _report_key(manifest: Manifest, place: str, name: str) -> str:
     return _slug(f"{place if place.endswith(title) else f'{place} {title}'} {name}")
 
 
-def _pictures(store: Store, manifest: Manifest) -> dict[str, str]:
-    """Return the data URI of each picture of a report by its path."""
-    folder = store.intact(manifest)
+def _pictures(folder: Path) -> dict[str, str]:
+    """Return the data URI of each figure of a report by its file name."""
     return {
-        picture.relative_to(folder).as_posix(): f"data:{kind};base64,"
-        + base64.b64encode(picture.read_bytes()).decode()
-        for ending, kind in (("svg", "image/svg+xml"), ("png", "image/png"))
-        for picture in sorted(folder.rglob(f"*.{ending}"))
+        picture.name: "data:image/svg+xml;base64," + base64.b64encode(picture.read_bytes()).decode()
+        for picture in sorted(folder.glob("*.svg"))
     }

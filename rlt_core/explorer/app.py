@@ -36,7 +36,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-MORE = ("is", "run", "trained")
+MORE = ("is", "run")
 """Parameters of the folded filters."""
 ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 2 1">'
@@ -123,7 +123,7 @@ class Pages:
         row = next((r for r in ranked if (r["run"], r["trace_id"]) == (run, name)), None)
         row = row or compare.ranked(library, found, {})[0]  # of an older artifact
         results = self.library.results()
-        students = [(*one, results.get(one[0].ref.key, [])) for one in library.students_of(row)]
+        students = [(one, results.get(one.ref.key, [])) for one in library.students_of(row)]
         return self._page(
             "trace.html", request, side=compare.side(library, row, {}), ranked=ranked,
             students=students, channel=_channel(request),

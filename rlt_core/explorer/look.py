@@ -1,6 +1,5 @@
 """How the explorer looks: its templates, style and script, numbers and bars."""
 
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -62,24 +61,6 @@ def _axis(least: float, most: float, *marks: tuple[float, float, str]) -> Markup
     ).format(drawn)
 
 
-def curve(values: Sequence[float | None], at: int) -> Markup:
-    """Return a line through values, with the one at a place marked."""
-    known = [(place, value) for place, value in enumerate(values) if value is not None]
-    least, most = min((v for _, v in known), default=0.0), max((v for _, v in known), default=0.0)
-    scale_x, scale_y = 96 / max(1, len(values) - 1), 24 / (most - least) if most > least else 0.0
-    points = [(2 + scale_x * place, 27 - scale_y * (value - least)) for place, value in known]
-    marked = [point for point, (place, _) in zip(points, known, strict=True) if place == at]
-    return Markup(
-        '<svg class="curve" viewBox="0 0 100 30" preserveAspectRatio="none" aria-hidden="true">'
-        '<polyline points="{}"/>{}</svg>'
-    ).format(
-        " ".join(f"{x:.1f},{y:.1f}" for x, y in points),
-        Markup("").join(
-            Markup('<line x1="{0:.1f}" x2="{0:.1f}" y1="0" y2="30"/>').format(x) for x, _ in marked
-        ),
-    )
-
-
 @cache
 def templates() -> Environment:
     """Return the pages' environment; every text is escaped."""
@@ -89,8 +70,7 @@ def templates() -> Environment:
     )  # fmt: skip
     found.filters |= {"text": printable, "number": number, "signed": signed}
     found.globals |= {
-        "bar": bar, "span": span, "curve": curve,
-        "heatmap": heatmap.heatmap, "legend": heatmap.legend,
+        "bar": bar, "span": span, "heatmap": heatmap.heatmap, "legend": heatmap.legend,
         "channel_input": heatmap.channel_input, "CHANNELS": heatmap.CHANNELS, "CHOICES": CHOICES,
         "RANGES": queries.RANGES, "BADGES": queries.BADGES, "differences": compare.differences,
     }  # fmt: skip

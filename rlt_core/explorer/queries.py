@@ -22,8 +22,6 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from rlt_core.config import TraceOrder
-from rlt_core.data.trace_selection import choose, columns, rank_traces
 from rlt_core.errors import UserError
 from rlt_core.explain import IDS, Row
 from rlt_core.reward.diagnostics import COMPRESSION_ALARM, COPIED_ALARM
@@ -91,22 +89,6 @@ class Listing:
     """The next page's parameter `after`; None: this is the last."""
 
 
-@dataclass(frozen=True)
-class Learned:
-    """The explanations that a student was trained on, as far as the store says."""
-
-    traces: str
-    """Key of the artifact that has them."""
-    scores: str | None
-    """Key of the scores that rank or show them; None: nothing scored them."""
-    names: frozenset[str] | None
-    """Their ids; None: the store does not say which they are."""
-    count: int | None
-    """Their number; None: it is not known, either."""
-    too_long: int
-    """How many of them were left out, since they made rows longer than the student's."""
-
-
 class Library:
     """The scored traces of a store; several threads may use it."""
 
@@ -157,8 +139,8 @@ class Library:
             self.manifests = found
             self._read_at = time.monotonic()
             self._found = ""
-            for cached in (self.learned, self._ranked, self.results, self.name_of):
-                cached.cache_clear()
+            self.results.cache_clear()
+            self.name_of.cache_clear()
 
     def _index(self, one: Manifest) -> None:
         key = one.ref.key
@@ -171,7 +153,7 @@ class Library:
                 select '{key}', __filename, '{key}' || trace_id, {", ".join(NARROW)},
                 left(coalesce(student, ''), 8) || '{digest}', ?,
                 {_badges(BADGES)}, false from incoming""",
-                one.inputs["traces"].key if "traces" in one.inputs else None,
+                _traces_of(one),
             )  # fmt: skip
         if "traces" in one.tables:
             insert = f"insert into placed select '{key}', __filename, trace_id, question_id"
@@ -201,19 +183,18 @@ class Library:
             root = self.store.data_path(one)
             kept = [each for each in one.files if f"{root}/{each.path}" in files]
             one = one.model_copy(update={"files": kept})
-        source, rows = dataset(self.store, table, [one]), []
+        source = dataset(self.store, table, [one])
         source.scanner()  # compares the files with the manifest
         try:
-            for fragment in source.get_fragments():
-                for group in fragment.split_by_row_group():
-                    if group.count_rows(filter=where):
-                        rows += group.to_table(source.schema, filter=where).to_pylist()
+            groups = [g for each in source.get_fragments() for g in each.split_by_row_group()]
+            kept = [group for group in groups if group.count_rows(filter=where)]
+            tables = [group.to_table(source.schema, filter=where) for group in kept]
         except (OSError, pa.ArrowException) as error:
             raise UserError(
                 f"{table} of {one.label} ({run}) cannot be read: {error}; "
                 "`rlt artifacts verify` lists what is damaged"
             ) from None
-        return rows
+        return [row for each in tables for row in each.to_pylist()]
 
     def find(self, table: str, run: str, name: str) -> Row | None:
         """Return the row with this id of an artifact, or None."""
@@ -251,10 +232,6 @@ class Library:
     def _where(self, filters: Filters) -> tuple[str, list[Any]]:
         """Return a condition on `listed` and its parameters. Raises UserError for no number."""
         runs: list[Any] = [filters["run"]] if filters.get("run") else self.latest()
-        student = filters.get("trained")
-        learned = self.learned(student) if student else None
-        if student:
-            runs = [(learned and learned.scores) or "none"]
         terms: list[str] = ["list_contains(?, run)"]
         given: list[Any] = [runs]
         for name in ("teacher", "question_id"):
@@ -269,9 +246,6 @@ class Library:
         for badge in filters.get("is") or ():
             terms.append("list_contains(badges, ?)")
             given.append(badge)
-        if learned:
-            terms.append("trace_id in (select unnest(?::varchar[]))")
-            given.append(sorted(learned.names or ()))
         if text := filters.get("q", "").strip().lower():
             self._search(text)
             terms.append(
@@ -370,62 +344,40 @@ class Library:
         )  # fmt: skip
 
     # ------------------------------------------------------------ students
-    @lru_cache(maxsize=1024)  # noqa: B019  one library per process
-    def learned(self, student: str) -> Learned | None:
-        """Return what a student learned from, or that which RL continued; None: other texts."""
+    def learned(self, student: str) -> Row | None:
+        """Return what a student learned from, or that which RL continued: `traces`, the key of the
+        artifact that has them; `scores`, of those that rank or show them; the `rank` that it chose
+        in an `order`; their `count`, and those `too_long` for its rows. None: other texts."""
         one = self.manifests.get(student)
         while one and one.stage != "student-sft":
             one = self.manifests.get(one.inputs["model"].key) if "model" in one.inputs else None
         if one is None or "traces" not in one.inputs:
             return None
-        names, told, traces = self._names(one), one.metrics.get("traces"), one.inputs["traces"].key
+        config, traces = one.config, one.inputs["traces"].key
         while (source := self.manifests.get(traces)) and source.stage == "trace-selection":
             traces = source.inputs["traces"].key  # the same traces, but those were scored
-        scores = one.inputs["scores"].key if "scores" in one.inputs else None
-        if scores not in self.manifests:
-            scored = [each for each in self.runs() if "traces" in each.inputs]
-            keys = (each.ref.key for each in scored if each.inputs["traces"].key == traces)
-            scores = next(keys, None)
-        count = len(names) if names else told and int(told)
-        too_long = int(one.metrics.get("dropped_too_long", 0))
-        return Learned(traces, scores, names, count, too_long)
+        scored = [one.inputs["scores"]] if "scores" in one.inputs else []
+        scored += [
+            run.ref for run in self.runs() if run.inputs.get("traces", run.ref).key == traces
+        ]
+        return {
+            "traces": traces,
+            "scores": next((ref.key for ref in scored if ref.key in self.manifests), None),
+            "rank": config.get("rank") or (1 if config.get("fits") else None),
+            "order": config.get("order", "reward"),
+            "count": one.metrics.get("traces"),
+            "too_long": int(one.metrics.get("dropped_too_long", 0)),
+        }
 
-    def _names(self, one: Manifest) -> frozenset[str] | None:
-        """Return the ids of the traces that the student-sft `one` was trained on; None if they are
-        not known: it had another number than the store has, or not the first choice."""
-        config = one.config
-        if (rank := config.get("rank") or (1 if config.get("fits") else None)) is None:
-            traces = self.ask("from placed where run = ?", one.inputs["traces"].key)
-            question_of = {row["trace_id"]: row["question_id"] for row in traces}
-            names = [*question_of]
-        else:
-            scores, order, seed = one.inputs["scores"].key, config["order"], config["seed"]
-            question_of, ranks = self._ranked(scores, order, seed)
-            names = [name for name, place in ranks.items() if place == rank]
-        asked = {question_of[name] for name in (question_of if config.get("fits") else names)}
-        keep = set(choose(sorted(asked), config.get("n_questions"), one.seed or 0))
-        found = frozenset(name for name in names if question_of[name] in keep)
-        is_known = one.metrics.get("traces") in (None, len(found)) and found
-        return found if is_known and not one.metrics.get("not_first_choice") else None
-
-    @lru_cache(maxsize=16)  # noqa: B019
-    def _ranked(
-        self, scores: str, order: TraceOrder, seed: int
-    ) -> tuple[dict[str, str], dict[str, int]]:
-        """Return the question and the rank of each trace of an artifact, by id."""
-        rows = self.ask(f"select {', '.join(columns(order))} from listed where run = ?", scores)
-        question_of = {row["trace_id"]: row["question_id"] for row in rows}
-        return question_of, rank_traces(rows, order, seed)
-
-    def students_of(self, row: Row) -> list[tuple[Manifest, Learned]]:
-        """Return the students that were trained on a trace, or may have been."""
+    def students_of(self, row: Row) -> list[Manifest]:
+        """Return the students that learned from a trace's artifact, if by rank from its rank."""
         return [
-            (one, learned)
+            one
             for one in self.manifests.values()
             if one.stage in ("student-sft", "student-grpo")
             and (learned := self.learned(one.ref.key))
-            and learned.traces == row["traces_run"]
-            and (learned.names is None or row["trace_id"] in learned.names)
+            and learned["traces"] == row["traces_run"]
+            and (learned["order"] != "reward" or learned["rank"] in (None, row["rank"]))
         ]
 
     @lru_cache(maxsize=1)  # noqa: B019
@@ -496,6 +448,11 @@ class Library:
         with self._lock:
             self._db.register(table, dataset(self.store, table, manifests))
             return self.ask(sql, *given)
+
+
+def _traces_of(one: Manifest) -> str | None:
+    """Return the key of the traces that an artifact read."""
+    return one.inputs["traces"].key if "traces" in one.inputs else None
 
 
 def _badges(conditions: Mapping[str, str]) -> str:

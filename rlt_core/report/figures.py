@@ -1,7 +1,6 @@
 """The figures of a report: what each shows, and the SQL that reads the same from the store."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from rlt_core.report.gather import ReportData
 from rlt_core.report.inputs import Part, Row
 from rlt_core.report.ranks import NOISE, RankAblation
 from rlt_core.report.scores import BASE
-from rlt_core.report.svg import GREY, DrawnPoint, Panel, Series, together
+from rlt_core.report.svg import GREY, Figure
 from rlt_core.sql.macros import literal
 
 SMOOTH_STEPS = 5
@@ -32,48 +31,18 @@ TRAINED = {
 """Figures of training, by the quantity of their curves."""
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A figure of one or several charts."""
-
-    name: str
-    caption: str
-    panels: Sequence[Panel]
-    sql: str
-    """Reads what the figure shows from the store."""
-
-    @property
-    def file(self) -> str:
-        return f"{self.name}.svg"
-
-    @property
-    def svg(self) -> str:
-        """All charts in one file."""
-        return together(self.panels)
-
-    @property
-    def rows(self) -> list[Row]:
-        """The points, as they are drawn."""
-        return [
-            {"chart": panel.title, "series": series.name} | point._asdict()
-            for panel in self.panels
-            for series in panel.series
-            for point in series.points
-        ]
-
-
 def plot_figures(data: ReportData, found: Sequence[PairedContrast]) -> dict[str, Figure]:
     """Return name -> figure, for all parts of the report that have data."""
     every = (
         _answer(data, found), _scores(data), _rewards(data),
         *(_training(data, name) for name in TRAINED), _ranks(data),
     )  # fmt: skip
-    return {one.name: one for one in every if one and one.panels}
+    return {one.name: one for one in every if one and one.rows}
 
 
 def _query(columns: str, table: str, parts: Sequence[Part], also: str = "order by all") -> str:
     """A query of some artifacts' rows."""
-    keys = ", ".join(dict.fromkeys(literal(part.manifest.ref.key) for part in parts))
+    keys = ", ".join(dict.fromkeys(literal(part.key) for part in parts))
     return f"select {columns}\nfrom {table}\nwhere run in ({keys})\n{also}"
 
 
@@ -91,8 +60,15 @@ def _scored(parts: Sequence[Part], tasks: Sequence[str]) -> str:
     )
 
 
-def _point(estimate: Estimate, x: float | None = None) -> DrawnPoint:
-    return DrawnPoint(x, estimate.value, estimate.low, estimate.high)
+def _rewarded(data: ReportData) -> str:
+    parts = [one for one in data.nodes if one.stage == "trace-scoring"]
+    columns = "label, seed, avg(reward) as reward, count(*) as traces"
+    return _query(columns, "scores", parts, "  and status = 'scored'\ngroup by all order by all")
+
+
+def _row(chart: str, series: str, value: Estimate, color: int = 0, x: float | None = None) -> Row:
+    ends = {"value": value.value, "low": value.low, "high": value.high}
+    return {"chart": chart, "series": series, "x": x, "color": color} | ends
 
 
 # ---------------------------------------------------------------- scores
@@ -102,63 +78,54 @@ def _answer(data: ReportData, found: Sequence[PairedContrast]) -> Figure | None:
     chosen = scores or list(found)
     if not chosen:
         return None
-    series = [
-        Series(one.name, [_point(one.difference)], GREY if number else 1)
-        for number, one in enumerate(chosen)
+    task = chosen[0].task
+    title = f"Difference on {task}" if scores else "Difference in reward"
+    rows = [
+        _row(title, one.name, one.difference, GREY if place else 1)
+        for place, one in enumerate(chosen)
     ]
     caption = "Differences with 95% intervals, the primary one first."
     if not scores:
-        panel = Panel("Difference in reward", series, "reward")
-        return Figure("answer", caption, [panel], _rewarded(data))
-    task = chosen[0].task
+        return Figure("answer", caption, rows, _rewarded(data), "reward")
     parts = [part for one in chosen for part in one.parts]
     models = [part.variant for part in parts]
     tasks = [one for one in data.evaluations.tasks(models) if task in (one, paper.MEAN)]
     label = "percentage points; right of 0: the first is better"
-    panel = Panel(f"Difference on {task}", series, label, unit="points")
-    return Figure("answer", caption, [panel], _scored(parts, tasks))
-
-
-def _rewarded(data: ReportData) -> str:
-    parts = [one for one in data.nodes if one.stage == "trace-scoring"]
-    columns = "label, seed, avg(reward) as reward, count(*) as traces"
-    return _query(columns, "scores", parts, "  and status = 'scored'\ngroup by all order by all")
+    return Figure("answer", caption, rows, _scored(parts, tasks), label, unit="points")
 
 
 def _scores(data: ReportData) -> Figure | None:
     if not data.experiment:
         return None
-    tables = {
-        task: scored
+    shown = [
+        row
         for task, rows in data.experiment.tables.items()
-        if task not in data.experiment.alike and (scored := [row for row in rows if row["value"]])
-    }
-    panels = [
-        Panel(
-            f"Score on {task}",
-            [
-                Series(
-                    row["row"], [_point(row["method"] or row["value"])],
-                    GREY if row["model"] == BASE else 0,
-                )
-                for row in rows
-            ],
-            "% correct", unit="percent", bounds=(0.0, 1.0),
+        for row in rows
+        if task not in data.experiment.alike and row["value"]
+    ]
+    rows = [
+        _row(
+            f"Score on {row['task']}", row["row"], row["method"] or row["value"],
+            GREY if row["model"] == BASE else 0,
         )
-        for task, rows in tables.items()
+        for row in shown
     ]  # fmt: skip
-    models = dict.fromkeys(row["model"] for rows in tables.values() for row in rows)
+    models = dict.fromkeys(row["model"] for row in shown)
     parts = [part for model in models for part in data.evaluations.parts[model]]
+    sql = _scored(parts, list(dict.fromkeys(row["task"] for row in shown)))
     caption = "Scores of the models over all seeds, with 95% intervals."
-    return Figure("scores", caption, panels, _scored(parts, [*tables]))
+    return Figure("scores", caption, rows, sql, "% correct", unit="percent", bounds=(0.0, 1.0))
 
 
 # ---------------------------------------------------------------- training
-def _rewards(data: ReportData) -> Figure:
-    series = [Series(line["name"], [_point(line["reward"])]) for line in data.rewards]
-    panels = [Panel("Mean reward of scored traces", series, "reward")] if len(series) > 1 else []
+def _rewards(data: ReportData) -> Figure | None:
+    if len(data.rewards) < 2:
+        return None
+    rows = [
+        _row("Mean reward of scored traces", one["name"], one["reward"]) for one in data.rewards
+    ]
     caption = "Mean rewards of scored traces, with 95% intervals."
-    return Figure("rewards", caption, panels, _rewarded(data))
+    return Figure("rewards", caption, rows, _rewarded(data), "reward")
 
 
 def _training(data: ReportData, quantity: str) -> Figure:
@@ -166,74 +133,63 @@ def _training(data: ReportData, quantity: str) -> Figure:
     chosen = [curve for curve in data.curves if curve["quantity"] == quantity]
     names = [name for name in NAMES if any(name in one["columns"] for one in chosen)]
     labels = dict.fromkeys(curve["label"] for curve in chosen)
-    runs = {label: [curve for curve in chosen if curve["label"] == label] for label in labels}
-    panels = [
-        Panel(f"{label}: {NAMES[name]}", list(_lines(each, name)), name, "step")
-        for label, each in runs.items()
+    rows = [
+        row
+        for label in labels
         for name in names
-        if name in each[0]["columns"] and (quantity == "reward") is (name != "loss")
+        if (quantity == "reward") is (name != "loss")
+        for color, curve in enumerate(one for one in chosen if one["label"] == label)
+        if name in curve["columns"]
+        for row in _steps(f"{label}: {NAMES[name]}", curve, curve["columns"][name], color)
     ]
     made = {curve["name"] for curve in chosen}
     parts = [part for part in data.nodes if part.name in made]
     sql = _query(f"label, seed, step, {', '.join(names)}", "train_steps", parts)
     caption = f"{TRAINED[quantity]}: means of {SMOOTH_STEPS} steps."
-    return Figure(quantity, caption, panels, sql)
+    return Figure(quantity, caption, rows, sql, x_label="step")
 
 
-def _lines(runs: Sequence[Row], name: str) -> Iterator[Series]:
-    """A line of means of some steps for each seed."""
-    for color, curve in enumerate(runs):
-        seed = "" if curve["seed"] is None else f"seed {curve['seed']}"
-        values = [np.nan if value is None else value for value in curve["columns"].get(name, [])]
-        window = SMOOTH_STEPS if len(values) > SMOOTH_STEPS else 1
-        smooth = np.convolve(values or [np.nan], np.ones(window) / window, mode="valid").tolist()
-        yield Series(seed, _points(curve["steps"][window - 1 :], smooth), color)
-
-
-def _points(steps: Sequence[int], values: Sequence[float]) -> list[DrawnPoint]:
-    """At most `MOST_POINTS`: means of as many steps as that takes."""
-    size = -(-len(values) // MOST_POINTS)
-    return [
-        DrawnPoint(steps[min(at + size, len(values)) - 1], float(np.mean(values[at : at + size])))
-        for at in range(0, len(values), max(size, 1))
-    ]
+def _steps(chart: str, curve: Row, column: Sequence[float | None], color: int) -> Iterator[Row]:
+    """Yield at most `MOST_POINTS` points of a seed's line: means of some steps."""
+    seed = "" if curve["seed"] is None else f"seed {curve['seed']}"
+    values = [np.nan if value is None else value for value in column]
+    window = SMOOTH_STEPS if len(values) > SMOOTH_STEPS else 1
+    smooth = np.convolve(values, np.ones(window) / window, mode="valid")
+    steps, size = curve["steps"][window - 1 :], -(-len(smooth) // MOST_POINTS)
+    for at in range(0, len(smooth), size):
+        point = {"x": steps[at : at + size][-1], "value": float(smooth[at : at + size].mean())}
+        yield {"chart": chart, "series": seed, "low": None, "high": None, "color": color} | point
 
 
 # ---------------------------------------------------------------- ranks
 def _ranks(data: ReportData) -> Figure | None:
+    """A chart per set; behind the students of a set those of random ranks, or else the base."""
     sets = [one for one in data.rank_sets if one.lines]
     if not sets:
         return None
     noise = [one for one in sets[1:] if one.ranked_by == NOISE]
-    beside = "the random ranks" if noise else "the base model"
-    grey = _by_rank(noise[0]) if noise else _base(data, sets[0])
-    panels = [
-        Panel(
-            f"% correct, ranked by {one.ranked_by}",
-            [
-                *([Series(beside, grey, GREY)] if grey and one not in noise else []),
-                Series("students", _by_rank(one)),
-            ],
-            "% correct", "rank, 1 is best", unit="percent", bounds=(0.0, 1.0),
-        )
-        for one in sets
-    ]  # fmt: skip
+    beside = "random ranks" if noise else "the base model"
+    grey = [(line["rank"], line["value"]) for line in noise[0].lines] if noise else []
+    rows = []
+    for one in sets:
+        title = f"% correct, ranked by {one.ranked_by}"
+        if one not in noise:
+            behind = grey or _base(data, one)
+            rows += [_row(title, beside, value, GREY, rank) for rank, value in behind]
+        rows += [_row(title, "students", line["value"], 0, line["rank"]) for line in one.lines]
     parts = [one for one in data.nodes if one.stage == "rank-statistics"]
     columns = "ranked_by, rank, seed, value, low, high, mean_reward, traces"
     caption = (
         f"What students learn from the traces of each rank, on {sets[0].task}, with 95% intervals. "
         f"Grey: {beside}."
     )
-    return Figure("ranks", caption, panels, _query(columns, "rank_scores", parts))
+    sql = _query(columns, "rank_scores", parts)
+    label = "rank, 1 is best"
+    return Figure("ranks", caption, rows, sql, x_label=label, unit="percent", bounds=(0.0, 1.0))
 
 
-def _by_rank(ranks: RankAblation) -> list[DrawnPoint]:
-    return [_point(line["value"], line["rank"]) for line in ranks.lines]
-
-
-def _base(data: ReportData, ranks: RankAblation) -> list[DrawnPoint]:
+def _base(data: ReportData, ranks: RankAblation) -> list[tuple[int, Estimate]]:
     """The base model's score, as far as the ranks go."""
     rows = data.experiment.tables.get(ranks.task, []) if data.experiment else []
-    scores = [row["value"].value for row in rows if row["model"] == BASE and row["value"]]
-    ends = (ranks.lines[0]["rank"], ranks.lines[-1]["rank"])
-    return [DrawnPoint(rank, value) for value in scores for rank in ends]
+    scores = [row["value"] for row in rows if row["model"] == BASE and row["value"]]
+    return [(ranks.lines[end]["rank"], score) for score in scores for end in (0, -1)]

@@ -17,9 +17,10 @@ from rlt_core.prompts.format import label_of
 from rlt_core.report import paper, svg, tables, texts
 from rlt_core.report.answer import ANY, ASKED, PairedContrast, contrasts
 from rlt_core.report.csv_files import csv_text, write_csv_files
-from rlt_core.report.figures import Figure, plot_figures
+from rlt_core.report.figures import plot_figures
 from rlt_core.report.gather import ReportData
 from rlt_core.report.legend import legend
+from rlt_core.report.svg import Figure
 from rlt_core.report.training import WINDOW_STEPS
 from rlt_core.reward import diagnostics
 
@@ -44,7 +45,7 @@ def render_report(data: ReportData, out: Path) -> None:
     found = contrasts(data)
     figures = plot_figures(data, found)
     for figure in figures.values():
-        (out / figure.file).write_text(figure.svg, encoding="utf-8")
+        (out / figure.file).write_text(figure.svg(), encoding="utf-8")
     write_csv_files(data, out)
     title = f"{data.title}, {data.unfinished or f'profile {data.profile}'}"
     text = _page(data, found, title, figures)
@@ -118,18 +119,17 @@ def _html(text: str) -> Markup:
 
 def _figure(figure: Figure) -> str:
     """The charts, and below them the SQL and the downloads."""
-    charts = "".join(panel.svg() for panel in figure.panels)
-    table = csv_text(["chart", "series", "x", "value", "low", "high"], figure.rows)
     links = " ".join(
         _download(*each)
         for each in (
-            (figure.file, "image/svg+xml", figure.svg), (f"{figure.name}.csv", "text/csv", table),
+            (figure.file, "image/svg+xml", figure.svg()),
+            (f"{figure.name}.csv", "text/csv", csv_text(svg.COLUMNS, figure.rows)),
         )
-    )  # fmt: skip
+    )
     return (
-        f'<figure><div class="charts">{charts}</div><figcaption>{escape(figure.caption)} '
-        f"</figcaption><details><summary>SQL and data</summary><pre>{escape(printable(figure.sql))}"
-        f"</pre>{links}</details></figure>"
+        f'<figure><div class="charts">{"".join(figure.svgs())}</div><figcaption>'
+        f"{escape(figure.caption)} </figcaption><details><summary>SQL and data</summary><pre>"
+        f"{escape(printable(figure.sql))}</pre>{links}</details></figure>"
     )
 
 

@@ -6,13 +6,15 @@ points are joined, never extrapolated.
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
+from rlt_core.evaluation.intervals import Estimate
 from rlt_core.printable import printable
+from rlt_core.report.inputs import Row
 from rlt_core.report.texts import number, percent, points
 
 STYLE = Path(__file__).with_name("figure.css").read_text(encoding="utf-8")
@@ -23,34 +25,24 @@ GREY = -1
 """Color of what the others are compared with."""
 MOST_MARKS = 16
 """Points of a line that have marks; of more, the line is all there is."""
-FORMS = {"percent": percent, "points": points, "": number}
-
-
-class DrawnPoint(NamedTuple):
-    """A value, with its 95% interval where it has one."""
-
-    x: float | None
-    value: float
-    low: float | None = None
-    high: float | None = None
+FORMS: dict[str, Callable[[Any], str]] = {"percent": percent, "points": points, "": number}
+COLUMNS = ("chart", "series", "x", "value", "low", "high")
+"""Columns of a figure's download; a row has its `color`, too."""
 
 
 @dataclass(frozen=True)
-class Series:
-    """Points of one color: a row of intervals, or a line."""
+class Figure:
+    """A figure of one or several charts."""
 
     name: str
-    points: Sequence[DrawnPoint]
-    color: int = 0
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One chart. Without an `x_label` it has a row for each series, a value with its interval."""
-
-    title: str
-    series: Sequence[Series]
-    y_label: str
+    caption: str
+    rows: Sequence[Row]
+    """`COLUMNS` and `color` of what is drawn, the rows of a chart and of a series together: without
+    an `x_label` one value per series, with its interval; else points of lines."""
+    sql: str
+    """Reads what the figure shows from the store."""
+    label: str = ""
+    """Of the values' axis."""
     x_label: str = ""
     unit: str = ""
     """`percent` or `points` of fractions, or empty for other numbers."""
@@ -58,119 +50,137 @@ class Panel:
     """Ends of the values' axis; by default those of the data."""
 
     @property
-    def height(self) -> int:
-        if self.x_label:
-            return TOP + PLOT + BOTTOM + 14 * self._has_names
-        return TOP + self._row * len(self.series) + BOTTOM
+    def file(self) -> str:
+        return f"{self.name}.svg"
 
-    @property
-    def _row(self) -> int:
-        """Height of a row; higher where a name and its value are longer than a line."""
-        most = max(len(one.name) + len(self._value(one.points[0])) for one in self.series)
-        return ROW + 16 * (most * LETTER > WIDTH)
+    def charts(self) -> list[tuple[str, int]]:
+        """Return each chart's content and height."""
+        draw = _lines if self.x_label else _intervals
+        grouped = itertools.groupby(self.rows, lambda row: row["chart"])
+        drawn = [(title, draw(self, list(rows))) for title, rows in grouped]
+        return [
+            (_text(0, 14, title, "title") + "".join(content), height)
+            for title, (content, height) in drawn
+        ]
 
-    @property
-    def _has_names(self) -> bool:
-        names = {one.name for one in self.series if one.name}
-        return 1 < len(names) <= COLORS
+    def svgs(self) -> list[str]:
+        """Return each chart, for a page."""
+        return [
+            f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img">{content}</svg>'
+            for content, height in self.charts()
+        ]
 
-    def svg(self, place: str = "") -> str:
-        """Return the chart; `place`: its attributes `x` and `y` inside another one."""
-        body = "".join(self._xy() if self.x_label else self._rows())
-        title = _text(0, 14, self.title, "title")
-        size = f'viewBox="0 0 {WIDTH} {self.height}"'
-        if place:
-            size += f' width="{WIDTH}" height="{self.height}" {place}'
-        return f'<svg class="chart" {size} role="img">{title}{body}</svg>'
+    def svg(self, columns: int = 3) -> str:
+        """Return one SVG file of all charts, with its style inside."""
+        charts, body, y = self.charts(), "", 0
+        columns = min(columns, len(charts))
+        for start in range(0, len(charts), columns):
+            row = charts[start : start + columns]
+            for column, (content, height) in enumerate(row):
+                body += (
+                    f'<svg class="chart" x="{column * (WIDTH + 24)}" y="{y}" width="{WIDTH}" '
+                    f'height="{height}">{content}</svg>'
+                )
+            y += max(height for _, height in row) + 12
+        width = columns * (WIDTH + 24) - 24
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" class="file" width="{width}" height="{y}" '
+            f'viewBox="0 0 {width} {y}"><style>{STYLE}</style>{body}</svg>\n'
+        )
 
-    # -------------------------------------------------------- rows of intervals
-    def _rows(self) -> Iterator[str]:
-        ends = [end for one in self.series for end in _ends(one.points[0])]
-        scale = _Scale(*(self.bounds or _around([0.0, *ends])), 0, WIDTH)
-        row, bottom = self._row, TOP + self._row * len(self.series)
-        for tick in scale.ticks(5):
-            strong = " zero" if tick == 0 and self.unit != "percent" else ""
-            yield _line(scale(tick), TOP, scale(tick), bottom + 4, f"grid{strong}")
-            anchor = (
-                "start" if scale(tick) < 12 else "end" if scale(tick) > WIDTH - 12 else "middle"
-            )
-            yield _text(scale(tick), bottom + 17, self._tick(tick), f"tick {anchor}")
-        yield _text(WIDTH / 2, bottom + 32, self.y_label, "tick middle")
-        for place, one in enumerate(self.series):
-            y, point = TOP + row * place, one.points[0]
-            shown = self._value(point)
-            yield f'<g class="{_color(one.color)}">' + _text(0, y + 14, _cut(one.name))
-            yield _text(WIDTH, y + row - 22, shown, "end")
-            if point.low is not None and point.high is not None:
-                yield _line(scale(point.low), y + row - 11, scale(point.high), y + row - 11, "bar")
-            yield _dot(scale(point.value), y + row - 11, f"{one.name}: {shown}") + "</g>"
+    def shown(self, row: Row) -> str:
+        """Return a value with its interval, as the tables have it."""
+        single = row["low"] is None
+        value = row["value"] if single else Estimate(row["value"], row["low"], row["high"], 0)
+        return FORMS[self.unit](value)
 
-    def _value(self, point: DrawnPoint) -> str:
-        return FORMS[self.unit](point.value if point.low is None else point)
-
-    def _tick(self, value: float) -> str:
+    def tick(self, value: float) -> str:
+        """Return the number at a tick of the values' axis."""
         return f"{100 * value:g}" if self.unit else f"{value:.4g}"
 
-    # -------------------------------------------------------- lines over x
-    def _xy(self) -> Iterator[str]:
-        everything = [point for one in self.series for point in one.points if _finite(point)]
-        if not everything:
-            yield _text(LEFT, TOP + 40, "no finite value")
-            return
-        xs = [float(point.x or 0.0) for point in everything]
-        x_scale = _Scale(min(xs), max(xs), LEFT + 6, WIDTH - RIGHT - 6)
-        ends = [end for point in everything for end in _ends(point)]
-        bottom = TOP + PLOT
-        y_scale = _Scale(*(self.bounds or _around(ends)), bottom, TOP + 6)
-        for tick in y_scale.ticks(5):
-            yield _line(LEFT, y_scale(tick), WIDTH - RIGHT, y_scale(tick), "grid")
-            yield _text(LEFT - 6, y_scale(tick) + 4, self._tick(tick), "tick end")
-        for tick in x_scale.ticks(6, whole=True):
-            yield _text(x_scale(tick), bottom + 16, f"{tick:g}", "tick middle")
-        yield _text((LEFT + WIDTH) / 2, bottom + 31, self.x_label, "tick middle")
-        for one in self.series:
-            yield f'<g class="{_color(one.color)}">'
-            for is_drawn, run in itertools.groupby(one.points, _finite):
-                if not is_drawn:
-                    continue
-                path = " ".join(f"{x_scale(p.x or 0.0):.1f},{y_scale(p.value):.1f}" for p in run)
-                yield f'<polyline class="line" points="{path}"/>'
-            marked = [each for each in one.points if _finite(each)] if one.color != GREY else []
-            for point in marked if len(marked) <= MOST_MARKS else []:
-                x = x_scale(point.x or 0.0)
-                if point.low is not None and point.high is not None:
-                    yield _line(x, y_scale(point.low), x, y_scale(point.high), "bar")
-                hint = f"{one.name} {self.x_label} {point.x:g}: {self._value(point)}".strip()
-                yield _dot(x, y_scale(point.value), hint)
-            yield "</g>"
-        if self._has_names:
-            x = 0.0
-            for name, color in dict((o.name, o.color) for o in self.series if o.name).items():
-                yield f'<g class="{_color(color)}">{_text(x, self.height - 4, name, "key")}</g>'
-                x += 8 + 7 * len(name)
+
+def _intervals(figure: Figure, rows: Sequence[Row]) -> tuple[list[str], int]:
+    """Draw a row for each value with its interval; higher ones if a name is longer than a line."""
+    low, high = figure.bounds or _around([0.0, *(end for row in rows for end in _ends(row))])
+    scale, shown = _scale(low, high, 0, WIDTH), [figure.shown(row) for row in rows]
+    longest = max(len(row["series"]) + len(value) for row, value in zip(rows, shown, strict=True))
+    size = ROW + 16 * (longest * LETTER > WIDTH)
+    bottom, drawn = TOP + size * len(rows), []
+    for tick in _ticks(low, high, 5):
+        x, strong = scale(tick), " zero" if tick == 0 and figure.unit != "percent" else ""
+        drawn.append(_line(x, TOP, x, bottom + 4, f"grid{strong}"))
+        anchor = "start" if x < 12 else "end" if x > WIDTH - 12 else "middle"
+        drawn.append(_text(x, bottom + 17, figure.tick(tick), f"tick {anchor}"))
+    drawn.append(_text(WIDTH / 2, bottom + 32, figure.label, "tick middle"))
+    most = int(WIDTH / LETTER)
+    for row, value, y in zip(rows, shown, range(TOP, bottom, size), strict=True):
+        name = row["series"] if len(row["series"]) <= most else f"{row['series'][: most - 1]}…"
+        y_bar = y + size - 11
+        bar = _line(scale(row["low"]), y_bar, scale(row["high"]), y_bar, "bar")
+        dot = _dot(scale(row["value"]), y_bar, f"{row['series']}: {value}")
+        texts = _text(0, y + 14, name) + _text(WIDTH, y + size - 22, value, "end")
+        drawn.append(f'<g class="{_color(row)}">{texts}{bar}{dot}</g>')
+    return drawn, bottom + BOTTOM
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """From values to pixels; values beyond its ends are drawn at the ends."""
+def _lines(figure: Figure, rows: Sequence[Row]) -> tuple[list[str], int]:
+    """Draw a line for each series, with a mark and an interval at each of a few points."""
+    finite = [row for row in rows if math.isfinite(row["value"])]
+    if not finite:
+        return [_text(LEFT, TOP + 40, "no finite value")], TOP + PLOT + BOTTOM
+    xs, bottom = [row["x"] for row in finite], TOP + PLOT
+    low, high = figure.bounds or _around([end for row in finite for end in _ends(row)])
+    x_scale = _scale(min(xs), max(xs), LEFT + 6, WIDTH - RIGHT - 6)
+    y_scale = _scale(low, high, bottom, TOP + 6)
+    drawn = [_text((LEFT + WIDTH) / 2, bottom + 31, figure.x_label, "tick middle")]
+    for tick in _ticks(low, high, 5):
+        drawn.append(_line(LEFT, y_scale(tick), WIDTH - RIGHT, y_scale(tick), "grid"))
+        drawn.append(_text(LEFT - 6, y_scale(tick) + 4, figure.tick(tick), "tick end"))
+    for tick in _ticks(min(xs), max(xs), 6, whole=True):
+        drawn.append(_text(x_scale(tick), bottom + 16, f"{tick:g}", "tick middle"))
+    series = [list(one) for _, one in itertools.groupby(rows, lambda row: row["series"])]
+    for one in series:
+        drawn.append(f'<g class="{_color(one[0])}">')
+        for is_drawn, run in itertools.groupby(one, lambda row: math.isfinite(row["value"])):
+            if is_drawn:
+                path = " ".join(f"{x_scale(r['x']):.1f},{y_scale(r['value']):.1f}" for r in run)
+                drawn.append(f'<polyline class="line" points="{path}"/>')
+        marked = [row for row in one if math.isfinite(row["value"]) and row["color"] != GREY]
+        for row in marked if len(marked) <= MOST_MARKS else []:
+            x = x_scale(row["x"])
+            if row["low"] is not None:
+                drawn.append(_line(x, y_scale(row["low"]), x, y_scale(row["high"]), "bar"))
+            hint = f"{row['series']} {figure.x_label} {row['x']:g}: {figure.shown(row)}"
+            drawn.append(_dot(x, y_scale(row["value"]), hint.strip()))
+        drawn.append("</g>")
+    has_names = 1 < len(series) <= COLORS
+    height, x = bottom + BOTTOM + 14 * has_names, 0.0
+    for row in (one[0] for one in series if has_names):
+        name = _text(x, height - 4, row["series"], "key")
+        drawn.append(f'<g class="{_color(row)}">{name}</g>')
+        x += 8 + 7 * len(row["series"])
+    return drawn, height
 
-    low: float
-    high: float
-    start: float
-    end: float
 
-    def __call__(self, value: float) -> float:
-        part = (min(max(value, self.low), self.high) - self.low) / ((self.high - self.low) or 1.0)
-        return round(self.start + part * (self.end - self.start), 1)
+# ---------------------------------------------------------------- axes
+def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    """Return a function from values to pixels; values beyond the ends are drawn at the ends."""
 
-    def ticks(self, most: int, whole: bool = False) -> list[float]:
-        """Round values between the ends, at most so many."""
-        span = (self.high - self.low) or 1.0
-        power = 10.0 ** math.floor(math.log10(span / most))
-        steps = (power * factor for factor in (1, 2, 5, 10, 20, 50))
-        step = next(each for each in steps if span / each <= most and (each >= 1 or not whole))
-        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-        return [round(number * step, 12) for number in range(first, last + 1)]
+    def place(value: float) -> float:
+        part = (min(max(value, low), high) - low) / ((high - low) or 1.0)
+        return round(start + part * (end - start), 1)
+
+    return place
+
+
+def _ticks(low: float, high: float, most: int, whole: bool = False) -> Iterator[float]:
+    """Yield round values between two others, at most so many."""
+    span = (high - low) or 1.0
+    power = 10.0 ** math.floor(math.log10(span / most))
+    steps = (power * factor for factor in (1, 2, 5, 10, 20, 50))
+    step = next(each for each in steps if span / each <= most and (each >= 1 or not whole))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    yield from (round(place * step, 12) for place in range(first, last + 1))
 
 
 def _around(values: Sequence[float]) -> tuple[float, float]:
@@ -180,21 +190,14 @@ def _around(values: Sequence[float]) -> tuple[float, float]:
     return low - room * (low != 0), high + room * (high != 0)
 
 
-def _ends(point: DrawnPoint) -> list[float]:
-    return [each for each in point[1:] if each is not None and math.isfinite(each)]
+def _ends(row: Row) -> list[float]:
+    values = (row[name] for name in ("value", "low", "high"))
+    return [each for each in values if each is not None and math.isfinite(each)]
 
 
-def _finite(point: DrawnPoint) -> bool:
-    return math.isfinite(point.value)
-
-
-def _cut(name: str) -> str:
-    most = int(WIDTH / LETTER)
-    return name if len(name) <= most else f"{name[: most - 1]}…"
-
-
-def _color(number: int) -> str:
-    return "grey" if number == GREY else f"color{number % COLORS}"
+# ---------------------------------------------------------------- elements
+def _color(row: Row) -> str:
+    return "grey" if row["color"] == GREY else f"color{row['color'] % COLORS}"
 
 
 def _text(x: float, y: float, text: str, css: str = "") -> str:
@@ -209,19 +212,3 @@ def _line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
 def _dot(x: float, y: float, hint: str) -> str:
     title = escape(printable(hint))
     return f'<circle cx="{x:g}" cy="{y:g}" r="4"><title>{title}</title></circle>'
-
-
-def together(panels: Sequence[Panel], columns: int = 3) -> str:
-    """Return one SVG file of several charts, with its style inside."""
-    columns = min(columns, len(panels))
-    body, y = "", 0
-    for start in range(0, len(panels), columns):
-        row = panels[start : start + columns]
-        for column, panel in enumerate(row):
-            body += panel.svg(f'x="{column * (WIDTH + 24)}" y="{y}"')
-        y += max(panel.height for panel in row) + 12
-    width = columns * (WIDTH + 24) - 24
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="file" width="{width}" height="{y}" '
-        f'viewBox="0 0 {width} {y}"><style>{STYLE}</style>{body}</svg>\n'
-    )

