@@ -109,7 +109,7 @@ def experiment(config: ReportConfig, evaluations: Evaluations) -> Experiment | N
         last = [*tables.values()][-1]
         contrasts = sorted((row for row in last if row["difference"]), key=_primary_first)
     else:
-        contrasts = list(_pairs(answers[0], [one.model for one in models]))
+        contrasts = [row for each in answers[:1] for row in _pairs(each)]
     return Experiment(tables, contrasts)
 
 
@@ -124,9 +124,9 @@ def _primary_first(row: Row) -> bool:
     return not row["primary"]
 
 
-def _pairs(answers: "_TaskAnswers", models: Sequence[str]) -> Iterator[Row]:
+def _pairs(answers: "_TaskAnswers") -> Iterator[Row]:
     """Yield those of `WANTED` whose models were tested on a task; of others one pair."""
-    tested = [one for one in models if one in answers.correct]
+    tested = list(answers.correct)
     pairs = [pair for pair in WANTED if {*pair} <= {*tested}]
     for model, baseline in pairs or [tuple(tested[1::-1])] * (len(tested) > 1):
         row = answers.row(_against_base(model, baseline))

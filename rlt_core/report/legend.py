@@ -61,11 +61,7 @@ def _traces(part: Part, made: dict[str, Part]) -> str:
     questions = _input(traces, "questions", made)
     if questions and questions.variant:
         found += f" about the questions of {questions.variant}"
-    rank, fits = config.get("rank"), config.get("fits")
-    if rank or fits:
-        best = "the best" if rank in (None, 1) else f"number {rank}"
-        fitting = " that fits into its rows" if fits else ""
-        found = f"{best} by {config.get('order', 'reward')} of each question's {found}{fitting}"
-    if config.get("token_matched"):
-        found += ", cut to as many tokens as those of the other ranks"
+    if rank := config.get("rank") or (1 if config.get("fits") else None):
+        place = "the best" if rank == 1 else f"number {rank}"
+        found = f"{place} by {config.get('order', 'reward')} of each question's {found}"
     return found + some

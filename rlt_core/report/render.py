@@ -1,8 +1,10 @@
 """Write a report: report.md, report.html (one file with its figures inside), CSV files, figures."""
 
 import base64
+import csv
 import hashlib
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,27 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
+from rich.filesize import decimal
 
+from rlt_core.evaluation.intervals import Estimate
 from rlt_core.explorer import heatmap
-from rlt_core.printable import printable
+from rlt_core.printable import printable, spreadsheet_cell
 from rlt_core.prompts.format import label_of
-from rlt_core.report import paper, svg, tables, texts
+from rlt_core.report import (
+    experiment,
+    overlaps,
+    paper,
+    ranks,
+    scores,
+    svg,
+    tables,
+    texts,
+    trace_sets,
+)
 from rlt_core.report.answer import ANY, ASKED, PairedContrast, contrasts
-from rlt_core.report.csv_files import csv_text, write_csv_files
 from rlt_core.report.figures import plot_figures
 from rlt_core.report.gather import ReportData
+from rlt_core.report.inputs import Row
 from rlt_core.report.legend import legend
 from rlt_core.report.svg import Figure
 from rlt_core.report.training import WINDOW_STEPS
@@ -46,7 +60,7 @@ def render_report(data: ReportData, out: Path) -> None:
     figures = plot_figures(data, found)
     for figure in figures.values():
         (out / figure.file).write_text(figure.svg(), encoding="utf-8")
-    write_csv_files(data, out)
+    _write_csv_files(data, out)
     title = f"{data.title}, {data.unfinished or f'profile {data.profile}'}"
     text = _page(data, found, title, figures)
     (out / "report.md").write_text(texts.as_markdown(text), encoding="utf-8")
@@ -96,7 +110,7 @@ def _page(
     environment.globals.update(
         CELLS,
         markdown=texts.Markdown, figure=figure, figures=figures, legend=legend,
-        label_of=label_of, paper=paper,
+        label_of=label_of, paper=paper, decimal=decimal,
         NOTHING=texts.NOTHING, WINDOW_STEPS=WINDOW_STEPS,
         MOST_TOKENS=MOST_TOKENS, CHANNELS=heatmap.CHANNELS,
         heatmap=heatmap.heatmap, diagnostics=diagnostics, ASKED=ASKED, ANY=ANY,
@@ -123,7 +137,7 @@ def _figure(figure: Figure) -> str:
         _download(*each)
         for each in (
             (figure.file, "image/svg+xml", figure.svg()),
-            (f"{figure.name}.csv", "text/csv", csv_text(svg.COLUMNS, figure.rows)),
+            (f"{figure.name}.csv", "text/csv", _csv_text(svg.COLUMNS, figure.rows)),
         )
     )
     return (
@@ -136,3 +150,50 @@ def _figure(figure: Figure) -> str:
 def _download(file: str, kind: str, content: str) -> str:
     data = base64.b64encode(content.encode()).decode()
     return f'<a download="{file}" href="data:{kind};base64,{data}">{file}</a>'
+
+
+# ---------------------------------------------------------------- CSV
+def _write_csv_files(data: ReportData, folder: Path) -> None:
+    """Write the CSV files that have content; `scores.csv` and `traces.csv` always."""
+    files: dict[str, tuple[Sequence[str], Iterable[Row]]] = {
+        "scores": (scores.COLUMNS, data.evaluations.scores),
+        "traces": (("name", "traces", *trace_sets.MEANS), data.traces),
+    }
+    if data.experiment:
+        files["table"] = (experiment.COLUMNS, data.experiment.rows)
+    if data.overlaps:
+        files["overlaps"] = (overlaps.COLUMNS, data.overlaps)
+    if data.compared:
+        rows = data.compared["by_question"]
+        files["compared"] = ([*rows[0]], rows)
+    if data.rank_sets:
+        files["ranks"] = (ranks.COLUMNS, [row for one in data.rank_sets for row in one.rows])
+    for name, (columns, rows) in files.items():
+        (folder / f"{name}.csv").write_text(_csv_text(columns, rows), encoding="utf-8")
+
+
+def _csv_text(columns: Sequence[str], rows: Iterable[Row]) -> str:
+    """Return rows as CSV: every number, unrounded; a value that does not exist is empty, and a text
+    that a spreadsheet would take for a formula begins with an apostrophe."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in map(_flat, rows):
+        writer.writerow({name: spreadsheet_cell(value) for name, value in row.items()})
+    return file.getvalue()
+
+
+def _flat(row: Row) -> Row:
+    """An Estimate as the columns `{name}`, `{name}_low` and `{name}_high` (of `value`: `low` and
+    `high`), a list or a mapping separated by semicolons."""
+    flat: Row = {}
+    for name, value in row.items():
+        if isinstance(value, Estimate):
+            prefix = "" if name == "value" else f"{name}_"
+            flat |= {name: value.value, f"{prefix}low": value.low, f"{prefix}high": value.high}
+        elif isinstance(value, Mapping):
+            pairs = value.items()
+            flat[name] = ";".join(f"{'' if key is None else key}:{each}" for key, each in pairs)
+        else:
+            flat.setdefault(name, ";".join(value) if isinstance(value, list) else value)
+    return flat

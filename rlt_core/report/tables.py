@@ -1,10 +1,8 @@
 """Cells and rows of the report's tables that take more than an expression in `report.md.jinja`.
 The paper's numbers have columns of their own, and each says that it is quoted."""
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-
-from rich.filesize import decimal
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from rlt_core.evaluation.comparisons import Ratio
 from rlt_core.evaluation.intervals import Estimate
@@ -12,7 +10,7 @@ from rlt_core.report import paper, texts
 from rlt_core.report.experiment import Experiment
 from rlt_core.report.inputs import Part, Row
 from rlt_core.report.ranks import UTILITY, RankAblation
-from rlt_core.store import Manifest, Ref
+from rlt_core.store import Ref
 
 
 # ---------------------------------------------------------------- an experiment
@@ -97,24 +95,6 @@ def counts(part: Part, table: str, column: str) -> str:
     """Return the number of rows of a table with each value."""
     found = Counter(row[column] for row in part.rows(table, column))
     return ", ".join(f"{count} {name}" for name, count in found.items()) or "none"
-
-
-def cost_table(nodes: Iterable[Part]) -> list[Row]:
-    """Time and size by stage, and of all."""
-    stages: dict[str, list[Manifest]] = defaultdict(list)
-    for part in nodes:
-        stages[part.stage].append(part.manifest)
-    stages["all"] = [part.manifest for part in nodes]
-    return [
-        {
-            "stage": stage, "artifacts": len(made),
-            "total time": texts.duration(sum(one.seconds for one in made)),
-            "longest": texts.duration(max(one.seconds for one in made)),
-            "GPU time": texts.duration(sum(one.gpu_seconds for one in made)),
-            "size": texts.Number(decimal(sum(one.bytes for one in made))),
-        }
-        for stage, made in stages.items()
-    ]  # fmt: skip
 
 
 def made_from(inputs: Mapping[str, Ref]) -> texts.Markdown:

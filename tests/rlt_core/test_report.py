@@ -161,9 +161,8 @@ def test_the_legend_says_which_traces_a_student_learned_from(tmp_path):
     traces, _ = scored_training_traces(store, made)
     teacher = "of each question's traces of the teacher before RL"
     said = {
-        "fits": ({"fits": True}, f"the best by reward {teacher} that fits into its rows"),
-        "cut": ({"rank": 2, "token_matched": True}, f"number 2 by reward {teacher}, cut to as "
-                "many tokens as those of the other ranks"),
+        "fits": ({"fits": True}, f"the best by reward {teacher}"),
+        "second": ({"rank": 2}, f"number 2 by reward {teacher}"),
         "few": ({"n_questions": 9}, "traces of the teacher before RL, 4 questions"),
         "own": ({"n_questions": 9, "traces": "dataset"}, "the data set's own traces, 4 questions"),
     }  # fmt: skip
@@ -191,11 +190,8 @@ def test_data_costs_and_lineage(data, run, folder):
     assert {ref.key for node in data.nodes for ref in node.manifest.inputs.values()} <= keys
     text = (folder / "report.md").read_text()
     assert "| `dataset-prep` | 4 validation, 6 train | 1 duplicate, 1 prompt\\_too\\_long |" in text
-    (total,) = [line for line in text.splitlines() if line.startswith("| all |")]
-    assert f"| all | {len(made)} | {2 * len(made)} s |" in total
-    evaluations = sum(node.stage == "evaluation" for node in data.nodes)
-    assert f"| evaluation | {evaluations} | {2 * evaluations} s |" in text
-    assert "longest 2.0 s" in text, "what all rows share is below the table"
+    assert f"**Cost.** {2 * len(made)} s of computing, none of it on a GPU; {len(made)} art" in text
+    assert "All rows: device cpu; time 2.0 s." in text, "what all rows share is below the table"
 
 
 def test_alarms_are_raised_and_only_where_something_is_wrong(data, tmp_path):
