@@ -75,11 +75,9 @@ class Explained:
 
     manifest: Manifest
     """The artifact that scored it."""
-    elsewhere: list[Manifest]
-    """Older artifacts that scored a trace with this id."""
     row: Row
     """The trace's row of `scores`."""
-    group: list[Row]
+    group: list[Row] = dataclasses.field(default_factory=list)
     """trace_id, sample, reward, rank, think_tokens of the question's traces, the best first."""
     parts: list[ExplainedPart] = dataclasses.field(default_factory=list)
     """Empty, like the tokens, where there are no log-probs: imported, or too long."""
@@ -126,7 +124,7 @@ def explain(store: Store, trace_id: str, run: str | None = None) -> Explained:
                 found = connection.sql(sql, params=list(parameters)).to_arrow_table()
                 return list(found.to_pylist())
 
-        manifest, elsewhere = _artifact(store, ask, trace_id, run)
+        manifest = _artifact(store, ask, trace_id, run)
         key = manifest.ref.key
         (row,) = ask("from scores where run = ? and trace_id = ?", key, trace_id)
         same = " and ".join(f"{name} is not distinct from ?" for name in GROUP.split(", "))
@@ -140,7 +138,7 @@ def explain(store: Store, trace_id: str, run: str | None = None) -> Explained:
             rows = ask(f"from {table} where run = ? and {IDS[table]} = ?", run, name)
             return rows[0] if rows else None
 
-        return take_apart(store, find, Explained(manifest, elsewhere, row, group))
+        return take_apart(store, find, Explained(manifest, row, group))
 
 
 def take_apart(
@@ -194,10 +192,8 @@ def choose(
     raise UserError(f"--question {question}: no scored trace of it in {store}; {hint}")
 
 
-def _artifact(
-    store: Store, ask: Ask, trace_id: str, run: str | None
-) -> tuple[Manifest, list[Manifest]]:
-    """Return the artifact to explain, and the others that scored the trace."""
+def _artifact(store: Store, ask: Ask, trace_id: str, run: str | None) -> Manifest:
+    """Return the newest artifact (or `run`) that scored the trace."""
     given = store.find(run) if run is not None else None
     if given and given.ref.kind != "scores":
         raise UserError(f"--run {run}: {given.ref.key} is of kind {given.ref.kind}, not scores")
@@ -215,9 +211,8 @@ def _artifact(
             hint = f'nearest: {nearest}; `rlt sql "select trace_id, label from scores"` lists all'
         raise UserError(f"no trace {trace_id!r} in {place}; {hint}")
     runs = {row["run"] for row in rows}
-    found = [one for one in store.manifests("scores") if one.ref.key in runs]
-    newest, *older = sorted(found, key=lambda one: one.finished_at, reverse=True)
-    return newest, older
+    found = (one for one in store.manifests("scores") if one.ref.key in runs)
+    return max(found, key=lambda one: one.finished_at)
 
 
 # ---------------------------------------------------------------- parts and tokens

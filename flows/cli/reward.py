@@ -224,9 +224,6 @@ def _show_head(console: Console, found: Explained) -> None:
         if row[name] is not None:
             console.print(f"{name} {row[name]}", end="  ", style="dim")
     console.print()
-    if found.elsewhere:
-        others = ", ".join(f"{title(one)} ({one.ref.key})" for one in found.elsewhere)
-        console.print(f"also scored in {others}; choose with --run KEY", style="dim")
 
 
 def _show_texts(console: Console, found: Explained) -> None:

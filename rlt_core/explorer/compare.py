@@ -165,7 +165,7 @@ def side(library: Library, row: Row, changes: Changes, question: Row | None = No
     full = library.find("scores", run, row["trace_id"]) or row
     if changes and spec:
         full = _replayed(full, spec)
-    explained = Explained(library.manifests[run], [], full, [])
+    explained = Explained(library.manifests[run], full)
     found = take_apart(library.store, library.find, explained, spec)
     if found.explanation:
         return Side(row, found, spec, "")
@@ -182,7 +182,7 @@ def completion_side(library: Library, one: Manifest, row: Row) -> Side:
         return row if table == "traces" else library.find(table, run, name)
 
     manifest = one.model_copy(update={"inputs": one.inputs | {"traces": one.ref}})
-    found = take_apart(library.store, find, Explained(manifest, [], row, []))
+    found = take_apart(library.store, find, Explained(manifest, row))
     return Side(row | {"name": f"step {row['step']}"}, found, None, row["text"])
 
 

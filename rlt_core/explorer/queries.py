@@ -39,6 +39,12 @@ RANGES = {
     "reward": "reward", "r_ss": "r_ss", "r_kl": "r_kl", "rank": "rank", "tokens": "think_tokens",
 }  # fmt: skip
 """Columns that `min-NAME` and `max-NAME` limit."""
+CONDITIONS = {
+    "teacher": "teacher = ?",
+    **{f"min-{name}": f"{column} >= ?" for name, column in RANGES.items()},
+    **{f"max-{name}": f"{column} <= ?" for name, column in RANGES.items()},
+}
+"""Filters of one value."""
 BADGES = {
     "correct": "correct", "wrong": "not correct", "unclosed": "not closed", "clipped": "clipped",
     "copies": f"copied > {COPIED_ALARM}", "repeats": f"compression > {COMPRESSION_ALARM}",
@@ -234,15 +240,10 @@ class Library:
         runs: list[Any] = [filters["run"]] if filters.get("run") else self.latest()
         terms: list[str] = ["list_contains(?, run)"]
         given: list[Any] = [runs]
-        for name in ("teacher", "question_id"):
-            if filters.get(name):
-                terms.append(f"{name} = ?")
-                given.append(filters[name])
-        for bound, sign in (("min", ">="), ("max", "<=")):
-            for name, column in RANGES.items():
-                if text := filters.get(f"{bound}-{name}"):
-                    terms.append(f"{column} {sign} ?")
-                    given.append(number(f"{bound}-{name}", text))
+        for name, condition in CONDITIONS.items():
+            if text := filters.get(name):
+                terms.append(condition)
+                given.append(text if name == "teacher" else number(name, text))
         for badge in filters.get("is") or ():
             terms.append("list_contains(badges, ?)")
             given.append(badge)

@@ -6,7 +6,6 @@ Shapes: S seeds of the teacher that scored, Q questions.
 from collections import defaultdict
 
 import numpy as np
-from scipy import stats
 
 from rlt_core.evaluation.comparisons import cluster_bootstrap, permutation_p
 from rlt_core.evaluation.crossed import Floats, crossed_mean
@@ -27,9 +26,8 @@ def compared(names: tuple[str, str], parts: Parts) -> Row:
     `estimators`: the KL estimator of each set's rewards, with its reason where the traces are
     off-policy. `lines`: one row per part of the reward that both have: `means` of both, and second
     minus first for these seeds (`checkpoint`), with random training seeds too (`method`, None for
-    one seed), and by a paired permutation test of the questions (`p`). `wins`, `ties`, `losses`:
-    questions on which the second set has the better reward, and the sign test's two-sided p,
-    `sign_p`. `by_question`: rows of `compared.csv`.
+    one seed), and by a paired permutation test of the questions (`p`). `wins`: questions on
+    which the second set has the better reward. `by_question`: rows of `compared.csv`.
 
     Raises ValueError if a variant is not among the inputs, if their seeds differ or if they share
     no question.
@@ -53,7 +51,6 @@ def compared(names: tuple[str, str], parts: Parts) -> Row:
         for part in PARTS
     }
     gain_Q = np.diff([side_SQ.mean(axis=0) for side_SQ in values["reward"]], axis=0)[0]
-    wins, losses = int((gain_Q > 0).sum()), int((gain_Q < 0).sum())
     columns = {
         f"{part}[{name}]": side_SQ.mean(axis=0)
         for part, sides in values.items()
@@ -64,10 +61,7 @@ def compared(names: tuple[str, str], parts: Parts) -> Row:
         "estimators": (_estimator(first[0]), _estimator(second[0])),
         "questions": common,
         "lines": [line for part in PARTS if (line := _part_line(part, *values[part]))],
-        "wins": wins,
-        "ties": len(common) - wins - losses,
-        "losses": losses,
-        "sign_p": float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0,
+        "wins": int((gain_Q > 0).sum()),
         "by_question": [
             {"question_id": question, "reward_difference": float(gain_Q[q])}
             | {

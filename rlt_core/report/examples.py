@@ -46,7 +46,7 @@ def _explanation(parts: Parts, store: Store, part: Part, row: Row) -> Row:
     full = find("scores", part.key, row["trace_id"])
     trace = find("traces", part.manifest.inputs["traces"].key, row["trace_id"])
     return row | {
-        "found": take_apart(store, find, Explained(part.manifest, [], full or row, [])),
+        "found": take_apart(store, find, Explained(part.manifest, full or row)),
         "teacher": NAMES.get(part.variant, part.variant),
         "text": trace["text"] if trace else "",
         "page": f"trace/{part.key}/{quote(row['trace_id'], safe='')}",

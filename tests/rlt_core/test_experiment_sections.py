@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from flows import prefect_artifacts
 from rlt_core.evaluation.overlap import overlap
@@ -100,8 +99,7 @@ def test_two_trace_sets_are_compared_question_by_question(traces, tmp_path):
     reward = found["lines"][0]
     assert reward["part"] == "reward" and reward["means"][0] == pytest.approx(-13 / 5)
     assert reward["checkpoint"].value == pytest.approx(gains.mean()) and reward["method"] is None
-    assert (found["wins"], found["ties"], found["losses"]) == (4, 0, 1)
-    assert found["sign_p"] == pytest.approx(stats.binomtest(4, 5).pvalue)
+    assert found["wins"] == 4
     doubt = next(line for line in found["lines"] if line["part"] == "doubt")
     assert doubt["checkpoint"].questions == 4
     _, html, tables = written(traces, tmp_path)
@@ -109,7 +107,7 @@ def test_two_trace_sets_are_compared_question_by_question(traces, tmp_path):
     assert [each["question_id"] for each in rows] == found["questions"]
     assert [float(each["reward_difference"]) for each in rows] == pytest.approx(gains.tolist())
     assert rows[0]["doubt[rlt]"] == "" and float(rows[1]["reward[rlt]"]) == pytest.approx(-1.75)
-    assert "wins 4, ties 0 and loses 1" in html
+    assert "rlt has the better reward on 4 of them" in html
     assert found["estimators"] == ("full, off-policy: the data set's own", "full")
     assert "KL estimators: dataset full, off-policy: the data set" in html
 
