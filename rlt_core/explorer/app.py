@@ -91,7 +91,7 @@ class Pages:
         if sort not in sorts:
             raise UserError(f"sort={sort}: choose from {', '.join(sorts)}")
         find = self.library.traces if of_traces else self.library.questions
-        found = find(filters, sort, query.get("after"))
+        found = find(filters, sort, _whole(query.get("after"), 0))
         return self._page(
             "traces.html" if of_traces else "questions.html", request, found=found, sorts=sorts,
             sort=sort, filters=filters,
@@ -147,11 +147,11 @@ class Pages:
         for name in ("task", "outcome"):
             if query.get(name):
                 where, given = f"{where} and {name} = ?", [*given, query[name]]
-        first = _whole(query.get("first"), 0)
+        skip = _whole(query.get("after"), 0)
         answers = library.rows_of(
             "eval_samples", evaluations,
             f"select * from eval_samples where {where} order by task, question_id, sample "
-            f"limit {ANSWERS + 1} offset {first}", *given,
+            f"limit {ANSWERS + 1} offset {skip}", *given,
         )  # fmt: skip
         counts = library.rows_of(
             "eval_samples",
@@ -161,7 +161,7 @@ class Pages:
         return self._page(
             "student.html", request, key=key, answers=answers[:ANSWERS], counts=counts,
             results=self.library.results().get(key, []),
-            next_first=first + ANSWERS if len(answers) > ANSWERS else None,
+            after=skip + ANSWERS if len(answers) > ANSWERS else None,
         )  # fmt: skip
 
     def training(self, request: Request) -> Response:

@@ -91,8 +91,8 @@ class Listing:
     rows: list[Row]
     total: int
     """Rows of all pages."""
-    after: str | None
-    """The next page's parameter `after`; None: this is the last."""
+    after: int | None
+    """Rows before the next page; None: this is the last."""
 
 
 class Library:
@@ -109,7 +109,7 @@ class Library:
         )
         columns = ", ".join(f"{name} {SQL_TYPES[SCORES.field(name).type]}" for name in NARROW)
         self._db.execute(
-            f"create table listed (run varchar, file varchar, id varchar, {columns}, "
+            f"create table listed (run varchar, file varchar, {columns}, "
             "judge varchar, traces_run varchar, badges varchar[], typical boolean)"
         )
         self._db.execute(
@@ -156,7 +156,7 @@ class Library:
             self._insert(
                 one, "scores", NARROW,
                 f"""insert into listed
-                select '{key}', __filename, '{key}' || trace_id, {", ".join(NARROW)},
+                select '{key}', __filename, {", ".join(NARROW)},
                 left(coalesce(student, ''), 8) || '{digest}', ?,
                 {_badges(BADGES)}, false from incoming""",
                 _traces_of(one),
@@ -271,7 +271,7 @@ class Library:
         self._found = text
 
     # ------------------------------------------------------------ pages
-    def questions(self, filters: Filters, sort: str, after: str | None) -> Listing:
+    def questions(self, filters: Filters, sort: str, skip: int = 0) -> Listing:
         """Questions with a trace that the filters leave, and the range of their rewards."""
         is_typical = "count(*) filter (typical) > 1" if sort == TYPICAL else "false"
         ends = ", ".join(
@@ -281,41 +281,35 @@ class Library:
         sql = f"""select judge, question_id, question_id as id, count(*) as explanations,
             {is_typical} as typical, {ends}
             from kept group by judge, question_id having count(reward) > 0"""
-        return self._page(sql, filters, QUESTION_SORTS[sort], after)
+        return self._page(sql, filters, QUESTION_SORTS[sort], skip)
 
     def first_questions(self, count: int) -> list[str]:
         """Return the ids of the first questions."""
-        rows = self.questions({}, next(iter(QUESTION_SORTS)), None).rows
+        rows = self.questions({}, TYPICAL).rows
         return list(dict.fromkeys(row["question_id"] for row in rows))[:count]
 
-    def traces(self, filters: Filters, sort: str, after: str | None) -> Listing:
+    def traces(self, filters: Filters, sort: str, skip: int = 0) -> Listing:
         """Traces that the filters leave."""
-        return self._page("select * from kept", filters, TRACE_SORTS[sort], after)
+        return self._page(
+            "select *, run || trace_id as id from kept", filters, TRACE_SORTS[sort], skip
+        )
 
-    def _page(self, sql: str, filters: Filters, order: str, after: str | None) -> Listing:
-        """The page of a query of `kept`, the rows that the filters leave, after the row `after`, a
-        place in the order and a name: no page is counted through."""
-        place = f"coalesce(({order})::double, '-inf'::double)"
-        start, more = "true", []
-        if after:
-            value, _, name = after.partition("~")
-            start = f"({place} < ? or ({place} = ? and id > ?))"
-            more = [number("after", value)] * 2 + [name]
+    def _page(self, sql: str, filters: Filters, order: str, skip: int) -> Listing:
+        """The page of a query of `kept`, the rows that the filters leave."""
         with self._lock:  # a search of another request would replace `found`
             where, given = self._where(filters)
             kept = f"with kept as (from listed where {where})"
             rows = self.ask(
                 f"""{kept} select page.*, (select any_value(question) from asked
                   where asked.question_id = page.question_id) as question
-                from (select *, {place} as place from ({sql}) where {start}
-                      order by {place} desc, id limit {PAGE_ROWS + 1}) as page
-                order by place desc, id""",
-                *given, *more,
+                from (select *, {order} as place from ({sql})
+                      order by place desc nulls last, id limit {PAGE_ROWS} offset {skip}) as page
+                order by place desc nulls last, id""",
+                *given,
             )  # fmt: skip
             total = self.ask(f"{kept} select count(*) as rows from ({sql})", *given)[0]["rows"]
-        last = rows[PAGE_ROWS - 1] if len(rows) > PAGE_ROWS else None
-        follow = f"{last['place']!r}~{last['id']}" if last else None
-        return Listing(rows[:PAGE_ROWS], total, follow)
+        after = skip + PAGE_ROWS
+        return Listing(rows, total, after if after < total else None)
 
     def of_question(self, name: str, judge: str | None, run: str | None) -> list[Row]:
         """Narrow rows of a question's traces, the best first: those that one student scored with

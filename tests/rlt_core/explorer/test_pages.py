@@ -268,7 +268,7 @@ def test_what_was_not_scored_stands_beside_what_was(client, library, store):
 )
 def test_filters_leave_what_they_say(library, client, store, filters, condition):
     expected = rows_of(store, f"select run, trace_id from scores where {condition}")
-    found, after, pages = [], None, 0
+    found, after, pages = [], 0, 0
     while True:
         page = library.traces(filters, "lowest", after)
         found += page.rows
@@ -285,7 +285,7 @@ def test_filters_leave_what_they_say(library, client, store, filters, condition)
     )
     assert client.get("/traces", params=filters).status_code == 200
     questions = {row["question_id"] for row in found if row["reward"] is not None}
-    listed = library.questions(filters, "spread", None)
+    listed = library.questions(filters, "spread")
     assert {row["question_id"] for row in listed.rows} == questions
 
 
@@ -294,7 +294,6 @@ def test_mistakes_are_one_line_with_the_nearest(client, tmp_path):
         "/question/q05": "no scored trace of question q05", "/question/q05?x": "nearest: q005",
         "/trace/none/none": "no trace none", "/student/none": "no evaluation of a model none",
         "/traces?min-reward=high": "min-reward=high: give a number", "/?sort=x": "choose from",
-        "/?after=x": "give a number",
     }.items():  # fmt: skip
         answer = client.get(path)
         assert answer.status_code == 404 and said in html.unescape(answer.text), path
@@ -312,7 +311,7 @@ def test_from_a_student_s_answers_to_its_traces_and_back(client, library, store)
     assert "30 correct" in page and "30 wrong" in page
     wrong = client.get(links(page, '/student/[^"]*outcome=wrong')[0]).text
     assert wrong.count('class="answer"') == 30 and 'b-correct"' not in wrong
-    [more] = [to for to in links(page, "/student") if "first=" in to]
+    [more] = [to for to in links(page, "/student") if "after=" in to]
     assert client.get(more).text.count('class="answer"') == 60 - 50
     traces = client.get(links(page, r"/traces\?")[0]).text
     found = links(traces, "/trace/")
@@ -381,7 +380,7 @@ def test_the_first_question_shows_two_explanations_that_can_be_compared(tmp_path
     mine = opened(library)
 
     def shown(sort):
-        found = library.questions({}, sort, None).rows
+        found = library.questions({}, sort).rows
         return [(row["question_id"], row["best"], row["worst"]) for row in found]
 
     assert shown("typical") == [("q002", -1.5, -6.0), ("q001", -1.0, -2.0), ("q003", -1.0, -20.0)]
@@ -401,15 +400,15 @@ def test_new_artifacts_appear_and_removed_ones_go(tmp_path):
     store = Store(str(tmp_path))
     made = sample_run(store, seeds=(0,), ranks=0)
     library = Library(store)
-    before = library.traces({}, "highest", None).total
+    before = library.traces({}, "highest").total
     scored_training_traces(store, made)
     library._read_at = -queries.FRESH_S
     library.refresh()
-    assert library.traces({}, "highest", None).total == before + 24
+    assert library.traces({}, "highest").total == before + 24
     store.remove(made["trace-scoring[sft-held-out]@0"].ref)
     library._read_at = -queries.FRESH_S
     library.refresh()
-    assert library.traces({}, "highest", None).total == before + 24 - 8
+    assert library.traces({}, "highest").total == before + 24 - 8
 
 
 def test_on_a_disk_and_on_s3(store_root):
@@ -430,7 +429,7 @@ def test_a_damaged_artifact_is_named_and_hides_no_other(tmp_path, caplog):
     bad = made["trace-scoring[rlt-held-out]@0"]
     (store.intact(bad) / "scores.parquet").write_bytes(b"PAR1 no more")
     library = Library(store)
-    assert library.traces({}, "highest", None).total == 8
+    assert library.traces({}, "highest").total == 8
     assert bad.ref.key in caplog.text
     traces = made["trace-generation[sft-held-out]@0"]
     for file in (store.intact(traces) / "traces").iterdir():
