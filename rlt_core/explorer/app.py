@@ -21,8 +21,9 @@ from starlette.routing import Route
 
 from rlt_core.errors import UserError
 from rlt_core.explorer import compare, heatmap, queries
-from rlt_core.explorer.look import CHOICES, script, style, templates
+from rlt_core.explorer.look import script, style, templates
 from rlt_core.explorer.queries import Library
+from rlt_core.reward.replay import changed
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -194,15 +195,13 @@ class Pages:
     def _changes(self, request: Request, run: str) -> tuple[compare.Changes, Any]:
         """Return the fields of the reward that the address changes, and the scoring's own spec."""
         base = compare.spec_under(self.library, run, {})
-        changes: dict[str, Any] = {}
-        for name in compare.REPLAYED if base else ():
-            text = request.query_params.get(name)
-            if not text:
-                continue
-            value = text if name in CHOICES else queries.number(name, text)
-            if value != getattr(base, name):
-                changes[name] = value
-        return changes, base
+        query = request.query_params
+        given = {name: query[name] for name in compare.REPLAYED if query.get(name)}
+        if base is None or not given:
+            return {}, base
+        spec = changed(base, given)
+        new = {name: getattr(spec, name) for name in given}
+        return {name: value for name, value in new.items() if value != getattr(base, name)}, base
 
 
 def _whole(text: str | None, default: int) -> int:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rlt_core.evaluation.comparisons import difference, gain_ratio, holm, mcnemar_p
+from rlt_core.evaluation.comparisons import difference, gain_ratio, holm
 from rlt_core.evaluation.crossed import (
-    Contrast,
     Floats,
+    crossed_mean,
     method_score,
     question_means,
     shared_questions,
@@ -22,14 +22,14 @@ from rlt_core.evaluation.intervals import clustered_mean
 from rlt_core.report import paper
 from rlt_core.report.inputs import Row
 from rlt_core.report.scores import BASE, DATASET, Evaluations
-from rlt_core.report.statistics import mean_contrast, mean_estimate, paired_difference
+from rlt_core.report.statistics import joined, mean_estimate, paired_difference
 from rlt_core.stages import ReportConfig, TableRow
 
 COLUMNS = (
     "row", "model", "task", "missing", "paper_row", "paper_percent", "paper_mean_percent",
     "paper_from_others", "value", "low", "high", "method_low", "method_high", "by_seed",
     "questions", "samples", "seeds", "ungraded", "grader_failed", "baseline", "primary",
-    "difference", "difference_low", "difference_high", "p", "p_holm", "mcnemar_p",
+    "difference", "difference_low", "difference_high", "p", "p_holm",
     "method_difference", "method_difference_low", "method_difference_high", "method_p",
     "method_p_holm", "detectable", "share", "share_set", "share_seeds_random", "model_keys",
     "evaluation_keys",
@@ -41,7 +41,7 @@ of the data-set student's gain with its words, and `against` is the baseline's n
 something did not run or could not be graded. The paper quotes numbers `from_others`, too.
 `samples` is None for a mean over tasks that differ in it; `ungraded` counts completions, over all
 seeds, that are in no score, `grader_failed` those that count as wrong because the grader hung or
-died; `mcnemar_p` is known where both models have one binary answer per question."""
+died."""
 OTHERS = ("method", "gain", "against")
 
 
@@ -99,7 +99,8 @@ def experiment(config: ReportConfig, evaluations: Evaluations) -> Experiment | N
     answers = [_TaskAnswers(models, evaluations, task, bool(config.rows)) for task in tasks]
     tables = {each.task: [each.row(one) for one in models] for each in answers}
     if config.rows and len(tasks) > 1:
-        tables[paper.MEAN] = [_mean_row(one, tables, answers) for one in models]
+        mean = _MeanAnswers(answers, dict(tables))
+        tables[paper.MEAN] = [mean.row(one) for one in models]
     for rows in tables.values():
         _adjust(rows, config.primary)
     tables = tables or {"": [_row(one, "") for one in models]}
@@ -222,14 +223,12 @@ class _TaskAnswers:
             ours, theirs, self.paired(model, baseline), theirs_trained=baseline.trained
         )
         method = model.trained and found.method_p is not None
-        answers = [self.correct[one.model].shape[::2] for one in (model, baseline)]  # S, N
         return {
             "against": baseline.name,
             "difference": found.checkpoint if self.resamples else paired_difference(ours, theirs),
             "p": found.checkpoint_p,
             "method_difference": found.method if method else None,
             "method_p": found.method_p if method else None,
-            "mcnemar_p": mcnemar_p(ours[0], theirs[0]) if answers == [(1, 1)] * 2 else None,
             "detectable": found.detectable,
         }
 
@@ -271,70 +270,50 @@ def _adjust(rows: Sequence[Row], primary: str | None) -> None:
 
 
 # ---------------------------------------------------------------- the mean over tasks
-def _mean_row(
-    model: TableRow, tables: Mapping[str, list[Row]], answers: Sequence[_TaskAnswers]
-) -> Row:
-    """The mean of a model that has every task."""
-    each = [row for one in answers for row in tables[one.task] if row["model"] == model.model]
-    row = _row(model, paper.MEAN) | {
-        name: each[0][name] for name in ("model_keys", "evaluation_keys")
-    }
-    if {one.task for one in answers} != set(paper.TASKS):
-        row["paper_percent"] = None
-    if any(one["value"] is None for one in each):
+class _MeanAnswers(_TaskAnswers):
+    """The answers of all models to the questions of all tasks, each task counting the same."""
+
+    def __init__(self, tasks: Sequence[_TaskAnswers], tables: Mapping[str, Sequence[Row]]) -> None:
+        self.task, self.resamples, self.tasks, self.tables = paper.MEAN, True, tasks, tables
+        self.models, self.parts = tasks[0].models, tasks[0].parts
+
+    def row(self, model: TableRow) -> Row:
+        row = super().row(model)
+        if {one.task for one in self.tasks} != set(paper.TASKS):
+            row["paper_percent"] = None
         return row
-    return row | _mean_score(model, each, answers) | _mean_against(model, answers)
 
+    def shared(self, *models: str) -> list[Floats] | None:
+        """Values of models that have every task, with the same seeds."""
+        each = [one.shared(*models) for one in self.tasks]
+        seeds = [[one.seeds(model) for model in models] for one in self.tasks]
+        found = [values for values in each if values is not None]
+        if len(found) < len(each) or any(one != seeds[0] for one in seeds):
+            return None
+        return [joined(values) for values in zip(*found, strict=True)]
 
-def _mean_score(model: TableRow, scores: Sequence[Row], answers: Sequence[_TaskAnswers]) -> Row:
-    """The method's interval is never narrower than that of these checkpoints."""
-    seeds = list(scores[0]["by_seed"])
-    if any(list(score["by_seed"]) != seeds for score in scores):
-        return {}
-    checkpoint = mean_estimate([score["value"] for score in scores])
-    method = None
-    if len(seeds) > 1 and model.trained:
-        values = [shared for one in answers if (shared := one.shared(model.model))]
-        random = mean_contrast(values, [1.0]).interval()
-        low, high = min(random.low, checkpoint.low), max(random.high, checkpoint.high)
-        method = replace(checkpoint, low=max(0.0, low), high=min(1.0, high))
-    return {
-        "value": checkpoint,
-        "method": method,
-        "by_seed": {
-            seed: sum(score["by_seed"][seed] for score in scores) / len(scores) for seed in seeds
-        },
-        "seeds": len(seeds),
-        "questions": checkpoint.questions,
-        "samples": scores[0]["samples"] if len({one["samples"] for one in scores}) == 1 else None,
-        "ungraded": sum(score["ungraded"] for score in scores),
-        "grader_failed": sum(score["grader_failed"] for score in scores),
-    }
-
-
-def _mean_against(model: TableRow, answers: Sequence[_TaskAnswers]) -> Row:
-    """With t intervals and t tests of `mean_contrast`: tasks cannot be resampled as one."""
-    baseline = answers[0].models.get(model.baseline or "")
-    if baseline is None:
-        return {}
-    pairs = [shared for one in answers if (shared := one.shared(model.model, baseline.model))]
-    if len(pairs) < len(answers) or any(
-        one.seeds(baseline.model) != answers[0].seeds(baseline.model) for one in answers
-    ):
-        return {}
-    questions = sum(ours_SQ.shape[1] for ours_SQ, _ in pairs)
-
-    def tested(contrast: Contrast, prefix: str = "") -> Row:
-        interval = replace(contrast.interval(), questions=questions)
-        return {f"{prefix}difference": interval, f"{prefix}p": contrast.p_value()}
-
-    seed_means = [[each.mean(axis=0, keepdims=True) for each in pair] for pair in pairs]
-    found = {"against": baseline.name, **tested(mean_contrast(seed_means, [1.0, -1.0]))}
-    ours, theirs = (len(each) for each in pairs[0])
-    if model.trained and ours > 1 and (theirs > 1 or not baseline.trained):
-        if answers[0].paired(model, baseline):
-            contrast = mean_contrast([[one - other] for one, other in pairs], [1.0])
-        else:
-            contrast = mean_contrast(pairs, [1.0, -1.0])
-        found |= tested(contrast, "method_")
-    return found
+    def _score(self, model: TableRow) -> Row:
+        """The method's interval is never narrower than that of these checkpoints."""
+        rows = (row for table in self.tables.values() for row in table)
+        scores = [row for row in rows if row["model"] == model.model]
+        if any(one["value"] is None for one in scores) or self.shared(model.model) is None:
+            return {}
+        checkpoint = mean_estimate([score["value"] for score in scores])
+        by_task = [values for one in self.tasks for values in one.shared(model.model) or ()]
+        method = None
+        if len(by_task[0]) > 1 and model.trained:
+            random = crossed_mean(joined(by_task, centred=True))
+            low, high = min(random.low, checkpoint.low), max(random.high, checkpoint.high)
+            method = replace(checkpoint, low=max(0.0, low), high=min(1.0, high))
+        samples = {one["samples"] for one in scores}
+        means = np.mean([values_SQ.mean(axis=1) for values_SQ in by_task], axis=0)
+        return {
+            "value": checkpoint,
+            "method": method,
+            "by_seed": dict(zip(self.seeds(model.model), means.tolist(), strict=True)),
+            "seeds": len(means),
+            "questions": checkpoint.questions,
+            "samples": samples.pop() if len(samples) == 1 else None,
+            "ungraded": sum(score["ungraded"] for score in scores),
+            "grader_failed": sum(score["grader_failed"] for score in scores),
+        }

@@ -1,29 +1,14 @@
-"""Differences on the same questions, and means over several tasks.
+"""Differences on the same questions, and values of several tasks as those of one.
 
-Shapes: T tasks, K models, S training seeds, Q questions of a task. Every seed answers the same
-questions: the two are crossed.
-
-Every task counts the same, however many questions it has: mean = 1/T sum_t x_t. The questions of
-two tasks have nothing in common, so their contributions are independent; a training seed is the
-same on every task, so its contributions are not:
-
-    variance = 1/T^2 sum_t v_t + among,   v_t the variance of task t over its questions,
-    among    = the seeds' variance component of their means over the tasks, over S.
+Shapes: T tasks, S training seeds, Q questions of a task. Every seed answers the same questions: the
+two are crossed.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from rlt_core.evaluation.crossed import (
-    Contrast,
-    Floats,
-    Means,
-    crossed_mean,
-    crossed_means,
-    shared_questions,
-    with_seeds,
-)
+from rlt_core.evaluation.crossed import Floats, crossed_mean, shared_questions
 from rlt_core.evaluation.intervals import Estimate
 
 
@@ -39,26 +24,23 @@ def paired_difference(ours_SQ: Floats, theirs_SQ: Floats) -> Estimate:
     return crossed_mean(both[0] - both[1])
 
 
-def mean_contrast(tasks: Sequence[Sequence[Floats]], weights_K: Sequence[float]) -> Contrast:
-    """Weighted sum of K models' means over tasks, from `tasks[t][k]`: (S, Q) values without NaN.
+def joined(tasks: Sequence[Floats], centred: bool = False) -> Floats:
+    """Return (S, sum of Q) values whose mean counts every task the same, however many questions it
+    has: those of task t are multiplied by (sum of Q) / (T Q_t).
 
-    A model with one seed is taken as it is. For one task it is the contrast of `crossed_means`.
-    A task of a single question leaves no interval: it is infinite.
+    `centred`: tasks differ in nothing but their questions' deviations from the task's mean, so that
+    the variance of the mean is sum_t v_t / T^2, v_t the variance of task t over its questions, plus
+    that of the seeds' means over the tasks.
     """
-    T, K = len(tasks), len(weights_K)
-    value_K = np.mean([[values.mean() for values in models] for models in tasks], axis=0)
-    fewest = min(models[0].shape[1] for models in tasks)
-    if fewest == 1:
-        return Means(value_K, (), (), np.zeros(K, dtype=bool), 1).contrast(weights_K)
-    of_questions = tuple(
-        (part_KK / T**2, degrees)
-        for models in tasks
-        for part_KK, degrees in crossed_means(
-            [values.mean(axis=0, keepdims=True) for values in models]
-        ).two_way
+    total = sum(values_SQ.shape[1] for values_SQ in tasks)
+    means = [values_SQ.mean() if centred else 0.0 for values_SQ in tasks]
+    return np.concatenate(
+        [
+            np.mean(means) + (values_SQ - mean) * total / (len(tasks) * values_SQ.shape[1])
+            for values_SQ, mean in zip(tasks, means, strict=True)
+        ],
+        axis=1,
     )
-    by_model = [[models[k] for models in tasks] for k in range(K)]
-    return with_seeds(value_K, of_questions, by_model, fewest).contrast(weights_K)
 
 
 def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
