@@ -318,7 +318,7 @@ def _texts(
         spans = itertools.pairwise([0, *row["think_span_ends"]])
         think = [trace["text"][start:end] for start, end in spans]
     solution = _pieces(tokenizer, ids_of(question["solution"], S) if question else [], S)
-    return question and str(question["question"]), think, solution
+    return str(question["question"]) if question else None, think, solution
 
 
 def _tokenizer(store: Store, model: Manifest) -> Tokenizer | None:

@@ -193,8 +193,8 @@ class Library:
         source.scanner()  # compares the files with the manifest
         try:
             groups = [g for each in source.get_fragments() for g in each.split_by_row_group()]
-            kept = [group for group in groups if group.count_rows(filter=where)]
-            tables = [group.to_table(source.schema, filter=where) for group in kept]
+            with_rows = [group for group in groups if group.count_rows(filter=where)]
+            tables = [group.to_table(source.schema, filter=where) for group in with_rows]
         except (OSError, pa.ArrowException) as error:
             raise UserError(
                 f"{table} of {one.label} ({run}) cannot be read: {error}; "

@@ -129,7 +129,9 @@ def _pairs(answers: "_TaskAnswers") -> Iterator[Row]:
     """Yield those of `WANTED` whose models were tested on a task; of others one pair."""
     tested = list(answers.correct)
     pairs = [pair for pair in WANTED if {*pair} <= {*tested}]
-    for model, baseline in pairs or [tuple(tested[1::-1])] * (len(tested) > 1):
+    if not pairs and len(tested) > 1:
+        pairs = [(tested[1], tested[0])]
+    for model, baseline in pairs:
         row = answers.row(_against_base(model, baseline))
         if row["difference"]:
             yield row | {"primary": (model, baseline) == WANTED[0]}

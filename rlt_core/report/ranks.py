@@ -80,7 +80,7 @@ def _rank_set(part: Part, parts: Parts, evaluations: Evaluations) -> RankAblatio
     statistics = {
         name: {
             "quantity": name,
-            "value": Estimate(*(metrics[f"{name}{end}"] for end in ("", "_low", "_high")), 0),
+            "value": Estimate(metrics[name], metrics[f"{name}_low"], metrics[f"{name}_high"], 0),
             "by_seed": {
                 row["seed"]: metrics[f"{name}@{row['seed']}"]
                 for row in rows
