@@ -10,7 +10,7 @@ from rlt_core.report.inputs import Parts
 from rlt_core.report.overlaps import overlap_rows
 from rlt_core.report.ranks import rank_sets
 from rlt_core.report.scores import Evaluations
-from rlt_core.report.trace_sets import rewards, trace_sets
+from rlt_core.report.trace_sets import trace_sets
 from rlt_core.report.training import alarms, curves
 from rlt_core.stages import ReportConfig
 from rlt_core.store import Manifest, Store
@@ -52,9 +52,10 @@ class ReportData:
         self.rank_sets = rank_sets(parts, evaluations)
         self.ranks = self.rank_sets[0] if self.rank_sets else None  # by reward, if there is one
         self.explanations = explanations(parts, store)
-        self.rewards, self.reward_gain = rewards(parts)
-        self.curves, self.traces = curves(parts), trace_sets(parts)
-        self.alarms = alarms(parts, self.curves, self.rewards, self.traces)
+        self.traces, self.reward_gain = trace_sets(parts)
+        self.rewards = [line for line in self.traces if line["reward"]]
+        self.curves = curves(parts)
+        self.alarms = alarms(parts, self.curves, self.traces)
 
     @property
     def names(self) -> dict[str, str]:

@@ -19,30 +19,31 @@ NAMES = {
     "sft": "teacher before RL, training questions (rank ablation)",
     "rlt": "teacher after RL, training questions (students' traces)",
 }
-PARTS = ("r_ss", "r_kl", "anchor_gap", "solved_at", "think_tokens")
+PARTS = ("r_ss", "r_kl", "anchor_gap", "solved_at")
 MEANS = (
     "copied", "compression", "doubt", "clipped", "think_tokens", "think_mean", "rank_surprisal",
 )  # fmt: skip
-"""Columns of `scores` whose means a line of rewards has, and a trace set."""
+"""Columns of `scores` whose means a trace set has: of the scored traces, and of all."""
 
 
-def rewards(parts: Parts) -> tuple[list[Row], Estimate | None]:
-    """Mean rewards of each teacher's scored traces over all seeds, clustered by question and
-    crossed with seeds; and after RL minus before, on the same held-out questions."""
-    columns = ("question_id", "status", "reward", "closed", *PARTS)
+def trace_sets(parts: Parts) -> tuple[list[Row], Estimate | None]:
+    """One row per variant of trace-scoring, over all seeds: its mean `reward`, clustered by
+    question and crossed with seeds (None: no trace was scored), means of other columns, and counts;
+    and the reward after RL minus before, on the same held-out questions."""
+    columns = ("question_id", "status", "reward", "closed", *PARTS, *MEANS)
     found = {
-        variant: {part.seed: part.rows("scores", *columns) for part in group}
+        variant: {part.seed: part.rows("scores", *dict.fromkeys(columns)) for part in group}
         for variant, group in parts.by_variant("trace-scoring").items()
     }
     by_seed = {
         variant: {seed: values for seed, rows in each.items() if (values := _by_question(rows))}
         for variant, each in found.items()
     }
-    order = sorted(filter(by_seed.get, found), key=lambda one: [*NAMES, one].index(one))
+    order = sorted(found, key=lambda one: [*NAMES, one].index(one))
     gain = None
     if by_seed.get(AFTER) and by_seed.get(BEFORE):
         gain = paired_difference(*_aligned(*([*by_seed[one].values()] for one in (AFTER, BEFORE))))
-    return [_reward_line(one, found[one], by_seed[one]) for one in order], gain
+    return [_trace_set(one, found[one], by_seed[one]) for one in order], gain
 
 
 def _by_question(rows: Sequence[Row]) -> dict[str, float]:
@@ -76,7 +77,7 @@ def mean_over_seeds(by_seed: Sequence[Mapping[str, float]]) -> Estimate:
     return replace(estimate, questions=sum(map(len, by_seed)))
 
 
-def _reward_line(
+def _trace_set(
     variant: str,
     rows_by_seed: Mapping[int | None, list[Row]],
     by_seed: Mapping[int | None, dict[str, float]],
@@ -84,21 +85,20 @@ def _reward_line(
     rows = [row for rows in rows_by_seed.values() for row in rows]
     scored = [row for row in rows if row["status"] == "scored"]
     means = _means(scored, (*PARTS, "closed"))  # r_kl: none without a model of the teacher
-    return means | {
-        "name": NAMES.get(variant, variant),
-        "reward": mean_over_seeds(list(by_seed.values())),
-        "by_seed": {seed: sum(values.values()) / len(values) for seed, values in by_seed.items()},
-        "unclosed": 1 - (means["closed"] or 0.0),
-        "traces": len(rows),
-        "too_long": len(rows) - len(scored),
-    }
-
-
-def trace_sets(parts: Parts) -> list[Row]:
-    """One row per artifact of trace-scoring, in the order of the graph; None where no trace has the
-    value."""
-    every = ((part.name, part.rows("scores", *MEANS)) for part in parts.of("trace-scoring"))
-    return [{"name": name, "traces": len(rows), **_means(rows, MEANS)} for name, rows in every]
+    return (
+        _means(rows, MEANS)
+        | means
+        | {
+            "name": NAMES.get(variant, variant),
+            "reward": mean_over_seeds(list(by_seed.values())) if by_seed else None,
+            "by_seed": {
+                seed: sum(values.values()) / len(values) for seed, values in by_seed.items()
+            },
+            "unclosed": None if means["closed"] is None else 1 - means["closed"],
+            "traces": len(rows),
+            "too_long": len(rows) - len(scored),
+        }
+    )
 
 
 def _means(rows: Sequence[Row], columns: Sequence[str]) -> dict[str, float | None]:

@@ -62,12 +62,10 @@ def curves(parts: Parts) -> list[Row]:
     return found
 
 
-def alarms(
-    parts: Parts, trained: Sequence[Row], scored: Sequence[Row], traces: Sequence[Row]
-) -> list[str]:
-    """Return one line for each problem; `trained`: `curves`; `scored`, `traces`: `trace_sets`."""
+def alarms(parts: Parts, trained: Sequence[Row], traces: Sequence[Row]) -> list[str]:
+    """Return one line for each problem; `trained`: `curves`; `traces`: `trace_sets`."""
     names: dict[str, list[str]] = defaultdict(list)
-    for name, text in _alarms(parts, trained, scored, traces):
+    for name, text in _alarms(parts, trained, traces):
         names[text].append(name)
     return [
         f"{', '.join(each[:3])}{f' and {len(each) - 3} more' if len(each) > 3 else ''}: {text}"
@@ -76,7 +74,7 @@ def alarms(
 
 
 def _alarms(
-    parts: Parts, trained: Sequence[Row], scored: Sequence[Row], traces: Sequence[Row]
+    parts: Parts, trained: Sequence[Row], traces: Sequence[Row]
 ) -> Iterator[tuple[str, str]]:
     """Yield artifacts and what is wrong with them."""
     for part in parts.all:
@@ -90,23 +88,18 @@ def _alarms(
         name, last, texts = curve["name"], curve["last_row"], "the completions of its last steps"
         if not all(map(math.isfinite, curve["columns"][curve["quantity"]])):
             yield name, f"its {curve['quantity']} was not finite"
-        yield from _diagnosed(name, last, texts, last["unclosed"])
-    for line in scored:
-        if line["too_long"]:
-            yield (
-                line["name"],
-                f"{line['too_long']} of {line['traces']} traces were too long to score",
-            )
-        yield from _diagnosed(line["name"], {}, "the traces", line["unclosed"])
+        yield from _diagnosed(name, last, texts)
     for made in traces:
+        if too_long := made["too_long"]:
+            yield made["name"], f"{too_long} of {made['traces']} traces were too long to score"
         yield from _diagnosed(made["name"], made, "the traces")
 
 
 def _diagnosed(
-    name: str, means: Mapping[str, float | None], texts: str, unclosed: float | None = None
+    name: str, means: Mapping[str, float | None], texts: str
 ) -> Iterator[tuple[str, str]]:
     """Yield the alarms of the diagnostics about these texts."""
-    copied, compression, clipped = (means.get(one) for one in DIAGNOSTICS)
+    copied, compression, clipped = (means[one] for one in DIAGNOSTICS)
     said = {
         "alarm_copied": f"{100 * (copied or 0):.0f}% of the solutions' runs of {NGRAM_TOKENS} "
         f"tokens are also in {texts} (alarm above {100 * COPIED_ALARM:g}%)",
@@ -117,5 +110,5 @@ def _diagnosed(
     }
     raised = explanation_alarms(copied, compression, clipped)
     yield from ((name, text) for alarm, text in said.items() if raised[alarm])
-    if unclosed is not None and unclosed > MANY_UNCLOSED:
+    if (unclosed := means["unclosed"]) is not None and unclosed > MANY_UNCLOSED:
         yield name, f"{100 * unclosed:.0f}% of {texts} have no end"

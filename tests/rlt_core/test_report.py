@@ -247,13 +247,14 @@ def diagnosed(tmp_path_factory):
 
 def test_means_of_trace_sets_are_over_the_traces_that_have_a_value(diagnosed):
     new, old = diagnosed.traces
-    assert new == {
-        "name": "trace-scoring[rlt]@0", "traces": 3, "copied": 0.75, "compression": 5.0,
-        "doubt": 6.0, "clipped": pytest.approx(1 / 3), "think_tokens": pytest.approx(80 / 3),
-        "think_mean": -1.0, "rank_surprisal": 3.5,
+    expected = {
+        "name": "teacher after RL, training questions (students' traces)", "traces": 3,
+        "copied": 0.75, "compression": 5.0, "doubt": 6.0, "clipped": pytest.approx(1 / 3),
+        "think_tokens": pytest.approx(80 / 3), "think_mean": -1.0, "rank_surprisal": 3.5,
     }  # fmt: skip
-    known = {"name": "trace-scoring[old]@0", "traces": 1, "think_tokens": 20}
-    assert old == dict.fromkeys(DIAGNOSTICS) | known
+    assert {name: new[name] for name in expected} == expected
+    known = dict.fromkeys(DIAGNOSTICS) | {"name": "old", "traces": 1, "think_tokens": 20}
+    assert {name: old[name] for name in known} == known
 
 
 def test_columns_that_an_older_artifact_lacks_are_no_values(tmp_path):
@@ -277,8 +278,7 @@ def test_trace_sets_are_in_both_reports_and_in_csv(diagnosed, tmp_path):
     page = Page(html)
     for shown in (page.text, text):
         assert "words of doubt per 1,000 tokens" in shown and "above 50% copied" in shown
-        assert shown.count("trace-scoring[old]@0") >= 2  # table and lineage
-    (cells,) = [table[1:] for table in page.tables if table[0][0] == "traces"]
+    (cells,) = [table[1:] for table in page.tables if table[0][1] == "number"]
     assert cells[0][1:] == ["3", "75.0", "5.00", "6.00", "33.3", "26.7", "-1.00", "3.50"]
     assert cells[1][1:] == ["1", *"\u2013" * 4, "20.0", *"\u2013" * 2]
     new, old = tables["traces.csv"]
@@ -287,10 +287,10 @@ def test_trace_sets_are_in_both_reports_and_in_csv(diagnosed, tmp_path):
 
 
 def test_diagnostics_raise_alarms_with_their_thresholds(diagnosed, tmp_path):
+    name = "teacher after RL, training questions (students' traces)"
     assert diagnosed.alarms == [
-        "trace-scoring[rlt]@0: 75% of the solutions' runs of 8 tokens are also in the traces "
-        "(alarm above 50%)",
-        "trace-scoring[rlt]@0: 33% of the traces are cut at the token limit (alarm above 10%)",
+        f"{name}: 75% of the solutions' runs of 8 tokens are also in the traces (alarm above 50%)",
+        f"{name}: 33% of the traces are cut at the token limit (alarm above 10%)",
     ]
     store = Store(str(tmp_path))
     steps = [step | {"compression": 8.25} for step in step_rows("teacher-grpo", [-1.0] * 12)]
