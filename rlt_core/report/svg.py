@@ -23,8 +23,6 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 8, 24, 36
 COLORS = 6
 GREY = -1
 """Color of what the others are compared with."""
-MOST_MARKS = 16
-"""Points of a line that have marks; of more, the line is all there is."""
 FORMS: dict[str, Callable[[Any], str]] = {"percent": percent, "points": points, "": number}
 COLUMNS = ("chart", "series", "x", "value", "low", "high")
 """Columns of a figure's download; a row has its `color`, too."""
@@ -124,7 +122,7 @@ def _intervals(figure: Figure, rows: Sequence[Row]) -> tuple[list[str], int]:
 
 
 def _lines(figure: Figure, rows: Sequence[Row]) -> tuple[list[str], int]:
-    """Draw a line for each series, with a mark and an interval at each of a few points."""
+    """Draw a line for each series, with a mark at each point that has an interval."""
     finite = [row for row in rows if math.isfinite(row["value"])]
     if not finite:
         return [_text(LEFT, TOP + 40, "no finite value")], TOP + PLOT + BOTTOM
@@ -145,20 +143,19 @@ def _lines(figure: Figure, rows: Sequence[Row]) -> tuple[list[str], int]:
             if is_drawn:
                 path = " ".join(f"{x_scale(r['x']):.1f},{y_scale(r['value']):.1f}" for r in run)
                 drawn.append(f'<polyline class="line" points="{path}"/>')
-        marked = [row for row in one if math.isfinite(row["value"]) and row["color"] != GREY]
-        for row in marked if len(marked) <= MOST_MARKS else []:
+        marked = [row for row in one if row["low"] is not None and row["color"] != GREY]
+        for row in (each for each in marked if math.isfinite(each["value"])):
             x = x_scale(row["x"])
-            if row["low"] is not None:
-                drawn.append(_line(x, y_scale(row["low"]), x, y_scale(row["high"]), "bar"))
             hint = f"{row['series']} {figure.x_label} {row['x']:g}: {figure.shown(row)}"
-            drawn.append(_dot(x, y_scale(row["value"]), hint.strip()))
+            drawn.append(_line(x, y_scale(row["low"]), x, y_scale(row["high"]), "bar"))
+            drawn.append(_dot(x, y_scale(row["value"]), hint))
         drawn.append("</g>")
     has_names = 1 < len(series) <= COLORS
     height, x = bottom + BOTTOM + 14 * has_names, 0.0
     for row in (one[0] for one in series if has_names):
         name = _text(x, height - 4, row["series"], "key")
         drawn.append(f'<g class="{_color(row)}">{name}</g>')
-        x += 8 + 7 * len(row["series"])
+        x += 14 + 7 * len(row["series"])
     return drawn, height
 
 
