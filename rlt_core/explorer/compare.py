@@ -1,7 +1,7 @@
 """One question's explanations side by side: ranks, parts of the reward, and why one is better."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from rlt_core.config import RewardSpec
@@ -46,51 +46,6 @@ class Side:
         return f"rank {place} ({name})" if place else name
 
 
-@dataclass(frozen=True)
-class ComparedPair:
-    """A question's explanations, two of them side by side."""
-
-    question: Row | None
-    """None: its questions have left the store."""
-    rows: list[Row]
-    """Of the index, the best first, each with `place`, the place as scored, `was`, and `name`."""
-    sides: list[Side]
-    """Two, or the only one."""
-    why: list[str]
-
-    @property
-    def scored(self) -> list[Row]:
-        """Return the rows with a reward."""
-        return [row for row in self.rows if row["reward"] is not None]
-
-    @property
-    def typical(self) -> list[Row]:
-        """Return the rows of typical length, if there are two."""
-        found = [row for row in self.scored if row["typical"]]
-        return found if len(found) > 1 else []
-
-    @property
-    def title(self) -> str:
-        """Return the question, or its id."""
-        return str(self.question["question"] if self.question else self.rows[0]["question_id"])
-
-    @property
-    def pairs(self) -> list[tuple[str, str, str]]:
-        """Return pairs to look at, as a title and two names: best and worst (of typical length, of
-        all), the best of two teachers, the best and what was not scored."""
-        if not self.scored:
-            return []
-        best: dict[str, Row] = {}
-        for row in self.rows:
-            best.setdefault(row["name"], row)
-        first, *others = best.values()
-        rows = [("best and worst", self.scored[0], self.scored[-1])]
-        if self.typical and (self.typical[0], self.typical[-1]) != rows[0][1:]:
-            rows.insert(0, ("of typical length", self.typical[0], self.typical[-1]))
-        rows += [(f"best of {first['name']} and of {row['name']}", first, row) for row in others]
-        return [(title, name_of(a), name_of(b)) for title, a, b in rows[:PAIRS] if a is not b]
-
-
 def name_of(row: Row) -> str:
     """Return a row's name in the page's address."""
     return f"{row['run']}.{row['trace_id']}"
@@ -98,26 +53,51 @@ def name_of(row: Row) -> str:
 
 def compared(
     library: Library, rows: Sequence[Row], changes: Changes, a: str | None, b: str | None
-) -> ComparedPair:
+) -> Row:
     """Rank a question's rows of the index under changes of the reward and compare two of them, `a`
-    and `b` (RUN.TRACE_ID), by default the best and the worst of typical length, or of all."""
-    asked = library.manifests[rows[0]["run"]].inputs.get("questions")
-    question = library.find("questions", asked.key, rows[0]["question_id"]) if asked else None
+    and `b` (RUN.TRACE_ID), by default the best and the worst of typical length, or of all.
+
+    `question`: None if its questions have left the store; `title`: its text, or its id; `rows`, the
+    best first, each with `place`, the place as scored, `was`, and `name`, and those `scored`;
+    `sides`: two, or the only one; `why`: sentences; `pairs` to look at.
+    """
+    asked, name = library.manifests[rows[0]["run"]].inputs.get("questions"), rows[0]["question_id"]
+    question = library.find("questions", asked.key, name) if asked else None
     found = ranked(library, rows, changes)
-    unscored = library.unscored(rows[0]["question_id"])
+    unscored = library.unscored(name)
     if asked and question and question["trace"]:
         unscored.append({"run": asked.key, "trace_id": DATASET, "name": "the data set's own trace"})
     for row in unscored:
         row.setdefault("name", library.name_of(row["run"]))
         found.append(dict.fromkeys(found[0]) | row | {"badges": ["not scored"]})
     by_name = {name_of(row): row for row in found}
-    pair = ComparedPair(question, found, [], [])
-    default = pair.typical or pair.scored or found
+    scored = [row for row in found if row["reward"] is not None]
+    typical = [row for row in scored if row["typical"]]
+    default = typical if len(typical) > 1 else scored or found
     one, other = by_name.get(a or "", default[0]), by_name.get(b or "", default[-1])
-    sides = [
-        side(library, row, changes, question) for row in ([one] if one is other else [one, other])
-    ]
-    return replace(pair, sides=sides, why=why(*sides) if len(sides) == 2 else [])
+    shown = [one] if one is other else [one, other]
+    sides = [side(library, row, changes, question) for row in shown]
+    return {
+        "question": question, "title": question["question"] if question else name, "rows": found,
+        "scored": scored, "sides": sides, "why": why(*sides) if len(sides) == 2 else [],
+        "pairs": _pairs(found, scored, default) if scored else [],
+    }  # fmt: skip
+
+
+def _pairs(
+    rows: Sequence[Row], scored: Sequence[Row], default: Sequence[Row]
+) -> list[tuple[str, str, str]]:
+    """Return pairs as a title and two names: best and worst (of typical length, of all), the best
+    of two teachers, the best and what was not scored."""
+    best: dict[str, Row] = {}
+    for row in rows:
+        best.setdefault(row["name"], row)
+    first, *others = best.values()
+    found = [("best and worst", scored[0], scored[-1])]
+    if (default[0], default[-1]) != found[0][1:]:
+        found.insert(0, ("of typical length", default[0], default[-1]))
+    found += [(f"best of {first['name']} and of {row['name']}", first, row) for row in others]
+    return [(title, name_of(a), name_of(b)) for title, a, b in found[:PAIRS] if a is not b]
 
 
 def spec_under(library: Library, run: str, changes: Changes) -> RewardSpec | None:

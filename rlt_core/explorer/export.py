@@ -21,10 +21,10 @@ def export(library: Library, questions: Sequence[str], file: Path) -> None:
         comparison = compare.compared(
             library, library.of_question(name, None, None), {}, None, None
         )
-        shown = [one.row for one in comparison.sides]
+        shown = [one.row for one in comparison["sides"]]
         others = [
-            compare.side(library, row, {}, comparison.question)
-            for row in comparison.rows
+            compare.side(library, row, {}, comparison["question"])
+            for row in comparison["rows"]
             if row not in shown
         ]
         found.append((comparison, others))

@@ -12,7 +12,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
@@ -82,17 +81,6 @@ log = logging.getLogger(__name__)
 
 Filters = Mapping[str, Any]
 """Names of the URL's parameters -> texts; `is` -> several."""
-
-
-@dataclass(frozen=True)
-class Listing:
-    """A page of rows."""
-
-    rows: list[Row]
-    total: int
-    """Rows of all pages."""
-    after: int | None
-    """Rows before the next page; None: this is the last."""
 
 
 class Library:
@@ -271,7 +259,7 @@ class Library:
         self._found = text
 
     # ------------------------------------------------------------ pages
-    def questions(self, filters: Filters, sort: str, skip: int = 0) -> Listing:
+    def questions(self, filters: Filters, sort: str, skip: int = 0) -> Row:
         """Questions with a trace that the filters leave, and the range of their rewards."""
         is_typical = "count(*) filter (typical) > 1" if sort == TYPICAL else "false"
         ends = ", ".join(
@@ -285,17 +273,18 @@ class Library:
 
     def first_questions(self, count: int) -> list[str]:
         """Return the ids of the first questions."""
-        rows = self.questions({}, TYPICAL).rows
+        rows = self.questions({}, TYPICAL)["rows"]
         return list(dict.fromkeys(row["question_id"] for row in rows))[:count]
 
-    def traces(self, filters: Filters, sort: str, skip: int = 0) -> Listing:
+    def traces(self, filters: Filters, sort: str, skip: int = 0) -> Row:
         """Traces that the filters leave."""
         return self._page(
             "select *, run || trace_id as id from kept", filters, TRACE_SORTS[sort], skip
         )
 
-    def _page(self, sql: str, filters: Filters, order: str, skip: int) -> Listing:
-        """The page of a query of `kept`, the rows that the filters leave."""
+    def _page(self, sql: str, filters: Filters, order: str, skip: int) -> Row:
+        """The page of a query of `kept`, the rows that the filters leave: `rows`, their `total` on all
+        pages, and `after`, the rows before the next page (None: this is the last)."""
         with self._lock:  # a search of another request would replace `found`
             where, given = self._where(filters)
             kept = f"with kept as (from listed where {where})"
@@ -309,7 +298,7 @@ class Library:
             )  # fmt: skip
             total = self.ask(f"{kept} select count(*) as rows from ({sql})", *given)[0]["rows"]
         after = skip + PAGE_ROWS
-        return Listing(rows, total, after if after < total else None)
+        return {"rows": rows, "total": total, "after": after if after < total else None}
 
     def of_question(self, name: str, judge: str | None, run: str | None) -> list[Row]:
         """Narrow rows of a question's traces, the best first: those that one student scored with

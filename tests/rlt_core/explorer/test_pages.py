@@ -181,7 +181,7 @@ def test_a_question_ranks_all_teachers_and_says_why(client, library, store):
     rows = library.of_question(QUESTION, None, None)
     assert [row["trace_id"] for row in rows[: len(scored)]] == [r["trace_id"] for r in scored]
     ends = name_of(rows[0]), name_of(rows[-1])
-    best, worst = compared(library, rows, {}, *ends).sides
+    best, worst = compared(library, rows, {}, *ends)["sides"]
     page = client.get(f"/question/{QUESTION}", params=dict(zip("ab", ends, strict=True))).text
     gap = best.row["reward"] - worst.row["reward"]
     parts = zip(best.found.parts, worst.found.parts, strict=True)
@@ -211,11 +211,11 @@ def test_the_reward_is_replayed_from_the_stored_log_probs(library, client, store
         names = ("student_solution_logprobs", "student_think_logprobs", "teacher_think_logprobs")
         spec = RewardSpec(**changes)
         expected.append(reward_parts(*(full[name] for name in names), full["closed"], spec).reward)
-    rewards = [one["reward"] for one in found.scored]
+    rewards = [one["reward"] for one in found["scored"]]
     assert rewards == pytest.approx(sorted(expected, reverse=True))
-    assert [one["place"] for one in found.scored] == list(range(1, len(rows) + 1))
-    assert sorted(one["was"] for one in found.scored) == list(range(1, len(rows) + 1))
-    shown = found.sides[0]
+    assert [one["place"] for one in found["scored"]] == list(range(1, len(rows) + 1))
+    assert sorted(one["was"] for one in found["scored"]) == list(range(1, len(rows) + 1))
+    shown = found["sides"][0]
     total = sum(part.contribution for part in shown.found.parts)
     assert total == pytest.approx(shown.row["reward"]) and shown.row["reward"] in rewards
     page = client.get(f"/question/{QUESTION}?{urlencode(changes)}").text
@@ -271,9 +271,9 @@ def test_filters_leave_what_they_say(library, client, store, filters, condition)
     found, after, pages = [], 0, 0
     while True:
         page = library.traces(filters, "lowest", after)
-        found += page.rows
-        assert page.total == len(expected)
-        pages, after = pages + 1, page.after
+        found += page["rows"]
+        assert page["total"] == len(expected)
+        pages, after = pages + 1, page["after"]
         if after is None:
             break
     assert pages == max(1, -(-len(expected) // queries.PAGE_ROWS))
@@ -286,7 +286,7 @@ def test_filters_leave_what_they_say(library, client, store, filters, condition)
     assert client.get("/traces", params=filters).status_code == 200
     questions = {row["question_id"] for row in found if row["reward"] is not None}
     listed = library.questions(filters, "spread")
-    assert {row["question_id"] for row in listed.rows} == questions
+    assert {row["question_id"] for row in listed["rows"]} == questions
 
 
 def test_mistakes_are_one_line_with_the_nearest(client, tmp_path):
@@ -380,7 +380,7 @@ def test_the_first_question_shows_two_explanations_that_can_be_compared(tmp_path
     mine = opened(library)
 
     def shown(sort):
-        found = library.questions({}, sort).rows
+        found = library.questions({}, sort)["rows"]
         return [(row["question_id"], row["best"], row["worst"]) for row in found]
 
     assert shown("typical") == [("q002", -1.5, -6.0), ("q001", -1.0, -2.0), ("q003", -1.0, -20.0)]
@@ -400,15 +400,15 @@ def test_new_artifacts_appear_and_removed_ones_go(tmp_path):
     store = Store(str(tmp_path))
     made = sample_run(store, seeds=(0,), ranks=0)
     library = Library(store)
-    before = library.traces({}, "highest").total
+    before = library.traces({}, "highest")["total"]
     scored_training_traces(store, made)
     library._read_at = -queries.FRESH_S
     library.refresh()
-    assert library.traces({}, "highest").total == before + 24
+    assert library.traces({}, "highest")["total"] == before + 24
     store.remove(made["trace-scoring[sft-held-out]@0"].ref)
     library._read_at = -queries.FRESH_S
     library.refresh()
-    assert library.traces({}, "highest").total == before + 24 - 8
+    assert library.traces({}, "highest")["total"] == before + 24 - 8
 
 
 def test_on_a_disk_and_on_s3(store_root):
@@ -420,7 +420,7 @@ def test_on_a_disk_and_on_s3(store_root):
     rows = library.of_question("q001", None, None)
     assert [row["trace_id"] for row in rows][-1] == "q001-4"
     comparison = compared(library, rows, {}, f"{manifest.ref.key}.{TRACE}", None)
-    assert comparison.sides[0].found.explanation == explain(store, TRACE).explanation
+    assert comparison["sides"][0].found.explanation == explain(store, TRACE).explanation
 
 
 def test_a_damaged_artifact_is_named_and_hides_no_other(tmp_path, caplog):
@@ -429,7 +429,7 @@ def test_a_damaged_artifact_is_named_and_hides_no_other(tmp_path, caplog):
     bad = made["trace-scoring[rlt-held-out]@0"]
     (store.intact(bad) / "scores.parquet").write_bytes(b"PAR1 no more")
     library = Library(store)
-    assert library.traces({}, "highest").total == 8
+    assert library.traces({}, "highest")["total"] == 8
     assert bad.ref.key in caplog.text
     traces = made["trace-generation[sft-held-out]@0"]
     for file in (store.intact(traces) / "traces").iterdir():
