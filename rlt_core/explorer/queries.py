@@ -283,8 +283,8 @@ class Library:
         )
 
     def _page(self, sql: str, filters: Filters, order: str, skip: int) -> Row:
-        """The page of a query of `kept`, the rows that the filters leave: `rows`, their `total` on all
-        pages, and `after`, the rows before the next page (None: this is the last)."""
+        """The page of a query of `kept`, the rows that the filters leave: `rows`, their `total` on
+        all pages, and `after`, the rows before the next page (None: this is the last)."""
         with self._lock:  # a search of another request would replace `found`
             where, given = self._where(filters)
             kept = f"with kept as (from listed where {where})"

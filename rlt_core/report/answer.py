@@ -106,14 +106,14 @@ def _named(row: Row, has_rows: bool) -> Markdown:
 
 def _ranks(data: ReportData) -> Iterator[PairedContrast]:
     ranks = data.ranks
-    if ranks and ranks.first_minus_last:
-        first, last = both = (ranks.lines[0], ranks.lines[-1])
+    if ranks and ranks["first_minus_last"]:
+        first, last = both = (ranks["lines"][0], ranks["lines"][-1])
         yield PairedContrast(
-            ours=Markdown(f"students of rank {first['rank']} by {cell(ranks.ranked_by)}"),
+            ours=Markdown(f"students of rank {first['rank']} by {cell(ranks['ranked_by'])}"),
             theirs=Markdown(f"students of rank {last['rank']}"),
             name=_minus(f"rank {one['rank']}" for one in both),
-            difference=ranks.first_minus_last, seeds=len(first["by_seed"]),
-            answers=data.title == "rank-ablation", task=ranks.task,
+            difference=ranks["first_minus_last"], seeds=len(first["by_seed"]),
+            answers=data.title == "rank-ablation", task=ranks["task"],
             values=tuple(one["value"].value for one in both),
             parts=[part for one in both for part in data.evaluations.parts[one["student"]]],
         )  # fmt: skip

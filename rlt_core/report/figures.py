@@ -10,7 +10,7 @@ from rlt_core.report import paper
 from rlt_core.report.answer import PairedContrast
 from rlt_core.report.gather import ReportData
 from rlt_core.report.inputs import Part, Row
-from rlt_core.report.ranks import NOISE, RankAblation
+from rlt_core.report.ranks import NOISE
 from rlt_core.report.scores import BASE
 from rlt_core.report.svg import GREY, Figure
 from rlt_core.sql.macros import literal
@@ -164,32 +164,32 @@ def _steps(chart: str, curve: Row, column: Sequence[float | None], color: int) -
 # ---------------------------------------------------------------- ranks
 def _ranks(data: ReportData) -> Figure | None:
     """A chart per set; behind the students of a set those of random ranks, or else the base."""
-    sets = [one for one in data.rank_sets if one.lines]
+    sets = [one for one in data.rank_sets if one["lines"]]
     if not sets:
         return None
-    noise = [one for one in sets[1:] if one.ranked_by == NOISE]
+    noise = [one for one in sets[1:] if one["ranked_by"] == NOISE]
     beside = "random ranks" if noise else "the base model"
-    grey = [(line["rank"], line["value"]) for line in noise[0].lines] if noise else []
+    grey = [(line["rank"], line["value"]) for line in noise[0]["lines"]] if noise else []
     rows = []
     for one in sets:
-        title = f"% correct, ranked by {one.ranked_by}"
+        title = f"% correct, ranked by {one['ranked_by']}"
         if one not in noise:
             behind = grey or _base(data, one)
             rows += [_row(title, beside, value, GREY, rank) for rank, value in behind]
-        rows += [_row(title, "students", line["value"], 0, line["rank"]) for line in one.lines]
+        rows += [_row(title, "students", line["value"], 0, line["rank"]) for line in one["lines"]]
     parts = [one for one in data.nodes if one.stage == "rank-statistics"]
     columns = "ranked_by, rank, seed, value, low, high, mean_reward, traces"
     caption = (
-        f"What students learn from the traces of each rank, on {sets[0].task}, with 95% intervals. "
-        f"Grey: {beside}."
+        f"What students learn from the traces of each rank, on {sets[0]['task']}, with 95% "
+        f"intervals. Grey: {beside}."
     )
     sql = _query(columns, "rank_scores", parts)
     label = "rank, 1 is best"
     return Figure("ranks", caption, rows, sql, x_label=label, unit="percent", bounds=(0.0, 1.0))
 
 
-def _base(data: ReportData, ranks: RankAblation) -> list[tuple[int, Estimate]]:
+def _base(data: ReportData, ranks: Row) -> list[tuple[int, Estimate]]:
     """The base model's score, as far as the ranks go."""
-    rows = data.experiment.tables.get(ranks.task, []) if data.experiment else []
+    rows = data.experiment.tables.get(ranks["task"], []) if data.experiment else []
     scores = [row["value"] for row in rows if row["model"] == BASE and row["value"]]
-    return [(ranks.lines[end]["rank"], score) for score in scores for end in (0, -1)]
+    return [(ranks["lines"][end]["rank"], score) for score in scores for end in (0, -1)]

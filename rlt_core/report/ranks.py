@@ -1,7 +1,5 @@
 """Students of one rank each: their scores, and whether the ranks predict them."""
 
-from dataclasses import dataclass
-
 from rlt_core.evaluation.crossed import method_score, question_means
 from rlt_core.evaluation.intervals import Estimate
 from rlt_core.ranking import STATISTICS
@@ -21,35 +19,20 @@ COLUMNS = (
 """Columns of `ranks.csv`; `quantity`: `score` of the students of a rank, or a statistic."""
 
 
-@dataclass(frozen=True)
-class RankAblation:
-    """Student score over the rank in one set."""
+def rank_sets(parts: Parts, evaluations: Evaluations) -> list[Row]:
+    """Student score over the rank, a row per set; the reward's first, the noise floor last.
 
-    ranked_by: str
-    task: str
-    lines: list[Row]
-    """One per rank: `value`, the score of its students over all seeds (an Estimate), and `by_seed`,
-    `mean_reward`, `utility`, `traces`, `student` (variant of its evaluations)."""
-    statistics: dict[str, Row]
-    """Name -> `value`, an Estimate, and `by_seed`; without those that are not defined."""
-    undefined_resamples: float
-    first_minus_last: Estimate | None
-    """Score of the students of the first rank minus that of the last, on the same questions."""
-
-    @property
-    def rows(self) -> list[Row]:
-        """Rows of `ranks.csv`."""
-        one_set = {"ranked_by": self.ranked_by, "task": self.task}
-        return [one_set | row for row in [*self.lines, *self.statistics.values()]]
-
-
-def rank_sets(parts: Parts, evaluations: Evaluations) -> list[RankAblation]:
-    """One set per artifact; the reward's first, the noise floor last."""
+    `lines`: one per rank with `value`, the score of its students over all seeds (an Estimate),
+    `by_seed`, `mean_reward`, `utility`, `traces` and `student`, the variant of its evaluations.
+    `statistics`: those that are defined, by name, with `value` and `by_seed`. `first_minus_last`:
+    score of the students of the first rank minus that of the last, on the same questions. `rows`:
+    those of `ranks.csv`.
+    """
     sets = [_rank_set(part, parts, evaluations) for part in parts.of("rank-statistics")]
-    return sorted(sets, key=lambda one: (one.ranked_by != REWARD, one.ranked_by == NOISE))
+    return sorted(sets, key=lambda one: (one["ranked_by"] != REWARD, one["ranked_by"] == NOISE))
 
 
-def _rank_set(part: Part, parts: Parts, evaluations: Evaluations) -> RankAblation:
+def _rank_set(part: Part, parts: Parts, evaluations: Evaluations) -> Row:
     rows = [row for row in part.rows("rank_scores") if row["value"] is not None]
     task = rows[0]["task"] if rows else ""
     metrics = part.manifest.metrics
@@ -90,5 +73,11 @@ def _rank_set(part: Part, parts: Parts, evaluations: Evaluations) -> RankAblatio
         for name in (*STATISTICS, UTILITY)
         if name in metrics
     }
-    undefined = metrics.get("undefined_resamples", 0.0)
-    return RankAblation(ranked_by, task, lines, statistics, undefined, first_minus_last)
+    one_set = {"ranked_by": ranked_by, "task": task}
+    return one_set | {
+        "lines": lines,
+        "statistics": statistics,
+        "undefined_resamples": metrics.get("undefined_resamples", 0.0),
+        "first_minus_last": first_minus_last,
+        "rows": [one_set | row for row in [*lines, *statistics.values()]],
+    }

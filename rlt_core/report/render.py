@@ -167,7 +167,7 @@ def _write_csv_files(data: ReportData, folder: Path) -> None:
         rows = data.compared["by_question"]
         files["compared"] = ([*rows[0]], rows)
     if data.rank_sets:
-        files["ranks"] = (ranks.COLUMNS, [row for one in data.rank_sets for row in one.rows])
+        files["ranks"] = (ranks.COLUMNS, [row for one in data.rank_sets for row in one["rows"]])
     for name, (columns, rows) in files.items():
         (folder / f"{name}.csv").write_text(_csv_text(columns, rows), encoding="utf-8")
 

@@ -9,7 +9,7 @@ from rlt_core.evaluation.intervals import Estimate
 from rlt_core.report import paper, texts
 from rlt_core.report.experiment import Experiment
 from rlt_core.report.inputs import Part, Row
-from rlt_core.report.ranks import UTILITY, RankAblation
+from rlt_core.report.ranks import UTILITY
 from rlt_core.store import Ref
 
 
@@ -83,9 +83,9 @@ def both_p(row: Row, p: str) -> texts.Number:
     return texts.joined([texts.p_value(row[p]), adjusted])
 
 
-def rank_statistic(ranks: RankAblation, name: str) -> str:
+def rank_statistic(ranks: Row, name: str) -> str:
     """A statistic with its interval, or in words where it is not defined."""
-    if found := ranks.statistics.get(name):
+    if found := ranks["statistics"].get(name):
         return texts.number(found["value"])
     return texts.NOTHING if name == UTILITY else "not defined: all students have the same score"
 

@@ -138,17 +138,17 @@ def test_sets_of_ranks_stand_in_one_table_and_one_figure(tmp_path):
         TableRow(name="Rank 1", model="rank-1", baseline="base"),
     )
     data = report_of(store, made, rows, title="rank-ablation")
-    assert [one.ranked_by for one in data.rank_sets] == ["reward", "length", "random"]
-    assert data.ranks.ranked_by == "reward" and not data.curves
+    assert [one["ranked_by"] for one in data.rank_sets] == ["reward", "length", "random"]
+    assert data.ranks["ranked_by"] == "reward" and not data.curves
     metrics = made["rank-statistics[length]"].metrics
-    pearson = data.rank_sets[1].statistics["pearson"]
+    pearson = data.rank_sets[1]["statistics"]["pearson"]
     assert (pearson["value"].value, pearson["value"].low) == (
         metrics["pearson"], metrics["pearson_low"],
     )  # fmt: skip
-    by_reward = data.ranks.statistics["pearson"]["value"]
+    by_reward = data.ranks["statistics"]["pearson"]["value"]
     assert pearson["value"].value < 0 < by_reward.value
     assert pearson["by_seed"] == {seed: metrics[f"pearson@{seed}"] for seed in (0, 1)}
-    first = data.ranks.lines[0]["value"].value
+    first = data.ranks["lines"][0]["value"].value
     assert lines_of(data, "test")["rank-1"]["value"].value == pytest.approx(first)
     text, html, tables = written(data, tmp_path / "report")
     for page in (text, html):

@@ -144,15 +144,15 @@ def test_curves_are_of_rewards_and_losses_but_not_of_rank_students(data):
 def test_the_rank_ablation_is_that_of_its_artifact(data, run):
     _, made = run
     metrics = made["rank-statistics[reward]"].metrics
-    ranks, statistics = data.ranks, data.ranks.statistics
-    assert [line["rank"] for line in ranks.lines] == [1, 2, 3, 4]
+    ranks, statistics = data.ranks, data.ranks["statistics"]
+    assert [line["rank"] for line in ranks["lines"]] == [1, 2, 3, 4]
     assert statistics["pearson"]["value"].value == metrics["pearson"]
     assert statistics["slope_points"]["value"].low == metrics["slope_points_low"]
-    assert ranks.lines[0]["value"].value > ranks.lines[-1]["value"].value
+    assert ranks["lines"][0]["value"].value > ranks["lines"][-1]["value"].value
     assert statistics["utility_spearman"]["value"].low == metrics["utility_spearman_low"]
-    assert ranks.lines[0]["utility"] is not None
-    others = [one for one in data.rank_sets if one.ranked_by != "reward"]
-    assert not any("utility_spearman" in one.statistics for one in others)
+    assert ranks["lines"][0]["utility"] is not None
+    others = [one for one in data.rank_sets if one["ranked_by"] != "reward"]
+    assert not any("utility_spearman" in one["statistics"] for one in others)
 
 
 def test_the_legend_says_which_traces_a_student_learned_from(tmp_path):
