@@ -24,24 +24,24 @@ def explanations(parts: Parts, store: Store) -> Row | None:
     ]
     asked = [{row["question_id"] for part, row in rows if part is each} for each in chosen]
     question = min(set.intersection(*asked), default=None) if asked else None
-    found = parts.questions(chosen[0]).get(question) if question else None
+    found = chosen[0].questions().get(question) if question else None
     if found is None:
         return None
     ranked = [each for each in rows if each[1]["question_id"] == question]
     ranked.sort(key=lambda each: -each[1]["reward"])
     shown = [
-        _explanation(parts, store, *ranked[place]) | {"rank": place + 1}
+        _explanation(store, *ranked[place]) | {"rank": place + 1}
         for place in sorted({0, len(ranked) // 2, len(ranked) - 1})
     ]
     page = f"question/{quote(str(question), safe='')}"
     return found | {"page": page, "shown": shown, "count": len(ranked)}
 
 
-def _explanation(parts: Parts, store: Store, part: Part, row: Row) -> Row:
+def _explanation(store: Store, part: Part, row: Row) -> Row:
     """One explanation, and the solution after it, as far as the student's log-probs go."""
 
     def find(table: str, run: str, name: str) -> Row | None:
-        return next((one.row(table, name) for one in parts.all if one.key == run), None)
+        return part.made[run].row(table, name) if run in part.made else None
 
     full = find("scores", part.key, row["trace_id"])
     trace = find("traces", part.manifest.inputs["traces"].key, row["trace_id"])

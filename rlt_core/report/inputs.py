@@ -1,7 +1,7 @@
 """The artifacts that a report reads, found by the stage that made them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ class Part:
     """Label and seed: `student-sft[rlt]@0`."""
     manifest: Manifest
     folder: Path
+    made: Mapping[str, "Part"] = field(repr=False, compare=False)
+    """All artifacts of the run by key."""
 
     @property
     def key(self) -> str:
@@ -40,6 +42,17 @@ class Part:
         """Its training seed; None if all seeds share it."""
         return self.manifest.seed
 
+    @property
+    def inputs(self) -> "dict[str, Part]":
+        """The artifacts that it read, by name; without those that the report lacks."""
+        refs = self.manifest.inputs.items()
+        return {name: self.made[ref.key] for name, ref in refs if ref.key in self.made}
+
+    def questions(self) -> dict[str, Row]:
+        """The questions that it read, by their ids; none if the report lacks them."""
+        asked = self.inputs.get("questions")
+        return {row["question_id"]: row for row in (asked.rows("questions") if asked else ())}
+
     def rows(self, table: str, *columns: str) -> list[Row]:
         """Rows of a table."""
         return read_rows(self.folder, table, list(columns) or None)
@@ -56,7 +69,10 @@ class Parts:
     """All artifacts of a run, in the order of the graph."""
 
     def __init__(self, inputs: Mapping[str, tuple[Manifest, Path]]) -> None:
-        self.all = [Part(name, manifest, folder) for name, (manifest, folder) in inputs.items()]
+        made: dict[str, Part] = {}
+        for name, (manifest, folder) in inputs.items():
+            made[manifest.ref.key] = Part(name, manifest, folder, made)
+        self.all = list(made.values())
 
     def of(self, stage: str) -> list[Part]:
         """All artifacts of a stage."""
@@ -68,10 +84,3 @@ class Parts:
         for part in self.of(stage):
             found.setdefault(part.variant, []).append(part)
         return found
-
-    def questions(self, part: Part) -> dict[str, Row]:
-        """The questions that `part` read, by their ids; none if the report lacks them."""
-        ref = part.manifest.inputs.get("questions")
-        made = (one for one in self.all if ref and one.key == ref.key)
-        rows = next((one.rows("questions") for one in made), [])
-        return {row["question_id"]: row for row in rows}

@@ -9,10 +9,10 @@ from rlt_core.report.scores import RANKED
 
 def legend(data: ReportData) -> list[Row]:
     """One row per evaluated model, the students of ranks as one."""
-    made, names = {part.key: part for part in data.nodes}, data.names
+    names = data.names
     rows: dict[str, Row] = {}
     for model, parts in data.evaluations.parts.items():
-        what = _what(_input(parts[0], "model", made), made)
+        what = _what(parts[0].inputs.get("model"))
         if RANKED.fullmatch(model) and model not in names:
             model = f"{model.rpartition('-')[0]}-1, -2, …"
             what = re.sub("the best by|number [0-9]+ by", "the best, second best, … by", what)
@@ -20,24 +20,18 @@ def legend(data: ReportData) -> list[Row]:
     return list(rows.values())
 
 
-def _input(part: Part, name: str, made: dict[str, Part]) -> Part | None:
-    """An artifact that this one read, if the report has it."""
-    ref = part.manifest.inputs.get(name)
-    return made.get(ref.key) if ref else None
-
-
-def _what(part: Part | None, made: dict[str, Part]) -> str:
+def _what(part: Part | None) -> str:
     """A model in words."""
     if part is None:
         return "not in this report"
-    source = _input(part, "model", made)
-    start = "the base" if source and source.stage == "base-model" else f"({_what(source, made)})"
+    source = part.inputs.get("model")
+    start = "the base" if source and source.stage == "base-model" else f"({_what(source)})"
     match part.stage:
         case "base-model":
             imported = part.manifest.config.get("imported")
             return f"{imported}, as it is" if imported else "trained from scratch, without RL"
         case "student-sft":
-            return f"{start} fine-tuned on {_traces(part, made)}"
+            return f"{start} fine-tuned on {_traces(part)}"
         case "student-grpo":
             return f"RL on correct answers, from {start}"
         case "teacher-sft":
@@ -48,17 +42,17 @@ def _what(part: Part | None, made: dict[str, Part]) -> str:
             return part.manifest.label
 
 
-def _traces(part: Part, made: dict[str, Part]) -> str:
+def _traces(part: Part) -> str:
     """What a student learned from."""
-    config, traces = part.manifest.config, _input(part, "traces", made)
+    config, traces = part.manifest.config, part.inputs.get("traces")
     asked = part.manifest.metrics.get("questions") if config.get("n_questions") else None
     some = f", {asked:.0f} questions" if asked else ""
     if traces is None:
         known = {"dataset": "the data set's own traces", "none": "the solutions alone"}
         return known.get(config.get("traces", ""), "traces") + some
-    teacher = _input(traces, "teacher", made)
-    found = f"traces of {_what(teacher, made)}" if teacher else traces.manifest.label
-    questions = _input(traces, "questions", made)
+    teacher = traces.inputs.get("teacher")
+    found = f"traces of {_what(teacher)}" if teacher else traces.manifest.label
+    questions = traces.inputs.get("questions")
     if questions and questions.variant:
         found += f" about the questions of {questions.variant}"
     if rank := config.get("rank") or (1 if config.get("fits") else None):
