@@ -82,6 +82,8 @@ bench: install smollm2
 	$(OFFLINE) $(BIN)/python -m infra.benchmarks.grpo_step
 	$(BIN)/python -m infra.benchmarks.server_overhead
 	$(BIN)/python -m infra.benchmarks.sql
+	$(BIN)/python -m infra.benchmarks.explorer
+	$(BIN)/python -m infra.benchmarks.many_artifacts
 	$(BIN)/python -m infra.benchmarks.false_positives
 
 # Kills, failing S3, races (docs/reliability.md).
