@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from rlt_core.grading import Grader
 from rlt_core.models import load_model, on_device
 from rlt_core.progress import Progress
 from rlt_core.rows import read_rows
-from rlt_core.scoring import ContextBuilder, Contexts, score_contexts, with_anchoring, with_utility
+from rlt_core.scoring import ContextBuilder, score_contexts, with_anchoring, with_utility
 from rlt_core.scoring.score_traces import arrivals, contexts_of
 from rlt_core.scoring.tokens import Loader
 from rlt_core.stages import TraceScoringConfig
@@ -68,8 +68,12 @@ def run(ctx: StageContext) -> dict[str, float]:
                 rows, contexts, questions, student_renderer, loader("student"),
                 config.reward.temperature, ctx.resources.tokens_per_batch, progress.part(1, parts),
             )  # fmt: skip
+        thinks = [
+            each.think_ids if row["question_id"] in measured and row["status"] == "scored" else None
+            for row, each in zip(rows, contexts, strict=True)
+        ]
         return with_utility(
-            rows, _measured_ids(rows, contexts, measured), questions, held_out, student_renderer,
+            rows, thinks, questions, held_out, student_renderer,
             lambda: on_device(load_model(ctx.model("student"), "float32"), ctx.resources),
             scoring.utility_learning_rate, ctx.resources.tokens_per_batch,
             progress.part(parts - 1, parts),
@@ -103,16 +107,6 @@ def _held_out(ctx: StageContext, questions: Mapping[str, Row], grader: Grader) -
     return found
 
 
-def _measured_ids(
-    rows: Sequence[Row], contexts: Sequence[Contexts], measured: Collection[str]
-) -> list[Sequence[int] | None]:
-    """Return the explanations whose utility is measured: the scored ones of some questions."""
-    return [
-        each.think_ids if row["question_id"] in measured and row["status"] == "scored" else None
-        for row, each in zip(rows, contexts, strict=True)
-    ]
-
-
 def _length(group: Sequence[Row]) -> int:
     """Tokens of a question's longest trace."""
     return max(len(trace["token_ids"]) for trace in group)
@@ -120,17 +114,11 @@ def _length(group: Sequence[Row]) -> int:
 
 def _metrics(scores: Sequence[Row]) -> dict[str, float]:
     """Means over the scored traces; share of correct explanations among the graded ones."""
-    scored = [row for row in scores if row["status"] == "scored"]
-    means = {
-        f"mean_{name}": sum(row[name] for row in scored) / len(scored)
-        for name in ("reward", "r_ss", "r_kl")
-        if scored and scored[0][name] is not None
-    }
-    graded = [row["correct"] for row in scores if row["correct"] is not None]
-    if graded:
-        means["correct"] = sum(graded) / len(graded)
-    for name in ("anchor_gap", "solved_at", "utility"):
+    means = {}
+    for name in METRICS[1:]:
         if values := [row[name] for row in scores if row[name] is not None]:
-            means[name] = sum(values) / len(values)
-    counts = {"scored": len(scored), "too_long": len(scores) - len(scored)}
-    return {**means, **counts, "ungraded": len(scores) - len(graded)}
+            prefix = "mean_" if name in ("reward", "r_ss", "r_kl") else ""
+            means[prefix + name] = sum(values) / len(values)
+    scored = sum(row["status"] == "scored" for row in scores)
+    ungraded = sum(row["correct"] is None for row in scores)
+    return {**means, "scored": scored, "too_long": len(scores) - scored, "ungraded": ungraded}

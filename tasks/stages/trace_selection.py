@@ -1,6 +1,7 @@
 """trace-selection: the best explanations of each question that its student can learn from → the
 tables `traces`, and `dropped` with the reason of each that was not eligible."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,17 +21,19 @@ from tasks.stage import StageContext
 Row = dict[str, Any]
 OF_SCORE = ["trace_id", "question_id", "status", "reward", "rank", "correct"]
 OF_TRACE = ["trace_id", "question_id", "text", "finish_reason", "completion_tokens"]
+FIXES = {
+    "cut": "raise trace_generation.max_tokens", "too_long": "raise max_student_tokens",
+    "wrong": "leave out only_correct", "ungradable": "leave out only_correct",
+}  # fmt: skip
 
 
 def run(ctx: StageContext) -> dict[str, float]:
     """Rank eligible traces by their reward, question by question."""
     config = ctx.config_as(TraceSelectionStageConfig)
     renderer, questions = ctx.renderer("student", "student"), ctx.training_questions()
-    positions = AutoConfig.from_pretrained(ctx.model("student")).get_text_config()
-    longest = min(
-        config.selection.max_student_tokens or positions.max_position_embeddings,
-        positions.max_position_embeddings,
-    )
+    text_config = AutoConfig.from_pretrained(ctx.model("student")).get_text_config()
+    positions = text_config.max_position_embeddings
+    longest = min(config.selection.max_student_tokens or positions, positions)
     scores = {row["trace_id"]: row for row in ctx.rows("scores", columns=OF_SCORE)}
     asked = {row["question_id"]: row for row in questions}
     eligible: dict[str, list[Row]] = {}
@@ -47,22 +50,27 @@ def run(ctx: StageContext) -> dict[str, float]:
                             "reason": fault[0], "detail": detail})  # fmt: skip
         else:
             eligible.setdefault(trace["question_id"], []).append(score)
+    reasons = Counter(sorted(row["reason"] for row in dropped))
+    if not eligible:
+        counts = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
+        fix = FIXES[reasons.most_common(1)[0][0]]
+        raise UserError(f"no explanation can be kept ({counts}); {fix}, or take another teacher")
     for group in eligible.values():
         group.sort(key=lambda score: score["rank"])
     chosen = [score for group in eligible.values() for score in group[: config.selection.keep]]
-    if not chosen:
-        raise UserError(_nothing(dropped))
-    _write(ctx, [score["trace_id"] for score in chosen])
+    wanted = pa.array(sorted(score["trace_id"] for score in chosen), pa.string())
+    files = table_files(ctx.tables("traces"), "traces")
+    tables = [read_table(file, schema=TRACES) for file in files]
+    kept = [table.filter(pc.is_in(table["trace_id"], value_set=wanted)) for table in tables]
+    write_table(ctx.out / "traces.parquet", pa.concat_tables(kept))
     write_rows(ctx.out / "dropped.parquet", "dropped", dropped)
-    reasons = [row["reason"] for row in dropped]
-    counts = {reason: float(reasons.count(reason)) for reason in sorted(set(reasons))}
     return {
         "questions": len(eligible),
         "questions_without": len(questions) - len(eligible),
         "kept": len(chosen),
         "traces": len(traces),
         "trace_tokens": sum(trace["completion_tokens"] or 0 for trace in traces),
-        **counts,
+        **{reason: float(count) for reason, count in reasons.items()},
         **_gain(list(eligible.values())),
     }
 
@@ -80,23 +88,3 @@ def _gain(groups: Sequence[Sequence[Row]]) -> dict[str, float]:
     }
     interval = {"gain_low": found.low, "gain_high": found.high}
     return means | (interval if len(groups) > 1 else {})  # one question says nothing of others
-
-
-def _write(ctx: StageContext, names: Sequence[str]) -> None:
-    """Write the rows of these traces."""
-    wanted = pa.array(sorted(names), pa.string())
-    files = table_files(ctx.tables("traces"), "traces")
-    tables = [read_table(file, schema=TRACES) for file in files]
-    kept = [table.filter(pc.is_in(table["trace_id"], value_set=wanted)) for table in tables]
-    write_table(ctx.out / "traces.parquet", pa.concat_tables(kept))
-
-
-def _nothing(dropped: Sequence[Row]) -> str:
-    reasons = [row["reason"] for row in dropped]
-    counts = ", ".join(f"{reason}: {reasons.count(reason)}" for reason in sorted(set(reasons)))
-    fixes = {
-        "cut": "raise trace_generation.max_tokens", "too_long": "raise max_student_tokens",
-        "wrong": "leave out only_correct", "ungradable": "leave out only_correct",
-    }  # fmt: skip
-    fix = fixes[max(fixes, key=reasons.count)]
-    return f"no explanation can be kept ({counts}); {fix}, or take another teacher"
