@@ -61,7 +61,7 @@ class PlainReward(RLTReward):
     ) -> Rewards:  # fmt: skip
         with torch.no_grad(), eval_mode(policy):
             pairs = zip(prompts, completions, strict=True)
-            return Rewards([self._reward(prompt, ids, policy) for prompt, ids in pairs], {})
+            return Rewards([self._reward(prompt, ids, policy) for prompt, ids in pairs])
 
     def _reward(self, prompt: Prompt, ids: Sequence[int], policy: nn.Module) -> float:
         think = self._renderer.split_completion(ids)

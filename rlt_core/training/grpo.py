@@ -43,9 +43,9 @@ from rlt_core.training.data_order import data_order, fitting_prompts, micro_batc
 from rlt_core.training.metrics import StepRecorder, grpo_metrics
 from rlt_core.training.padding import UnpaddedGRPOTrainer
 from rlt_core.training.policy import adapters, load_policy, trainer_arguments
-from rlt_core.training.reward_function import NoReward, Prompt, RewardFunction, Rewards
+from rlt_core.training.reward_function import Prompt, RewardFunction, Rewards
 from rlt_core.training.rollout import open_rollouts, require_context
-from rlt_core.training.rollout_rows import choose, sample_watched
+from rlt_core.training.rollout_rows import WATCHED_SAMPLES, choose, rollout_rows, sample_watched
 
 PINNED: dict[str, Any] = {
     "num_iterations": 1, "shuffle_dataset": False, "top_k": 0, "min_p": None,
@@ -72,7 +72,7 @@ def train_grpo(
     dropped and counted (`dropped_too_long`).
     Raises UserError if too few prompts are left, if a completion might exceed the model's
     positions, or if the reward rejects the prompts (`RewardFunction.check`); RuntimeError with the
-    trace's id for a reward that is not finite; Stopped after a stop request.
+    question's id for a reward that is not finite; Stopped after a stop request.
     """
     seed, resources = context.seed, context.resources
     set_seed(seed)
@@ -129,6 +129,7 @@ class PolicyTrainer(ResumableTrainer, UnpaddedGRPOTrainer):
 
     args: TRLConfig
     _buffered_inputs: Any
+    _scored: tuple[list[Prompt], list[Completion], Rewards]
 
     def __init__(
         self, *, prompts: Sequence[Prompt], watched: Sequence[Prompt], key: str,
@@ -190,44 +191,44 @@ class PolicyTrainer(ResumableTrainer, UnpaddedGRPOTrainer):
         }
 
     def score(self, prompts: list[int], rollouts: list[Completion], **_: Any) -> list[float]:
-        """TRL's reward function: rewards of this process's completions (N).
-
-        Raises RuntimeError in every process if one of them has a completion without a reward.
-        """
-        batch, result, fault = [self._prompts[row] for row in prompts], Rewards([], {}), None
-        try:
-            result = self._rewards(batch, rollouts)
-        except NoReward as error:
-            sample = self.accelerator.process_index * len(batch) + error.place
-            trace = f"{batch[error.place].question_id}-{sample % self._group_size}"
-            fault = f"trace {trace}: {error}"
-        if faults := [each for each in gather_object([fault]) if each is not None]:
-            raise RuntimeError(faults[0])
-        self._recorder.record_rewards(batch, rollouts, result, self._group_size, self.accelerator)
+        """TRL's reward function: rewards of this process's completions (N)."""
+        batch = [self._prompts[row] for row in prompts]
+        result = self._rewards(batch, rollouts)
+        self._scored = batch, rollouts, result
+        self._recorder.record_rewards(rollouts, result, self._group_size, self.accelerator)
         return result.rewards
 
     def _rewards(self, prompts: Sequence[Prompt], rollouts: Sequence[Completion]) -> Rewards:
-        """The rewards of completions under the current policy. Raises NoReward."""
+        """The rewards of completions under the current policy. Raises RuntimeError for one that is
+        not finite in float32: TRL would ignore a NaN silently."""
         ids = [each.ids for each in rollouts]
         logprobs = [cast(FLOATS, each.logprobs) for each in rollouts]
         policy = self.accelerator.unwrap_model(self.model)
         gathered = sharding.whole(policy) if self._reward.reads_policy else nullcontext()
         with self.accelerator.autocast(), gathered:
-            return self._reward(prompts, ids, logprobs, policy)
+            result = self._reward(prompts, ids, logprobs, policy)
+        for prompt, reward in zip(prompts, result.rewards, strict=True):
+            if not abs(reward) <= torch.finfo(torch.float32).max:
+                raise RuntimeError(f"question {prompt.question_id}: its reward is {reward}")
+        return result
 
     def _record_rollouts(self, step: int, advantages_N: Tensor) -> None:
         """Keep completions of a logged step, and new ones of the watched questions, which every
         process samples alike and nothing is learned from."""
-        if step in self._recorder.logged:
-            self._recorder.record_rollouts(step, advantages_N)
-            more = (self._key, step, self._sampling, self._reward.stop_ids)
-            watched, rollouts = sample_watched(self._engine, self._watched, *more)
-            try:
-                result = self._rewards(watched, rollouts)
-            except NoReward as error:  # nothing is learned from them, so training goes on
-                print(f"step {step} logs no watched question: {error}")
-                return
-            self._recorder.record_watched(step, watched, rollouts, result)
+        recorder, (batch, rollouts, result) = self._recorder, self._scored
+        if step not in recorder.logged:
+            return
+        ids, own = recorder.ids | {"step": step}, {}
+        for place in range(len(batch)):
+            group, sample = divmod(rank() * len(batch) + place, self._group_size)
+            if group in recorder.logged[step]:
+                own[place] = {"sample": sample, "advantage": advantages_N[place].item()}
+        recorder.rollouts += gather_object(rollout_rows(ids, batch, rollouts, result, own))
+        more = (self._key, step, self._sampling, self._reward.stop_ids)
+        watched, sampled = sample_watched(self._engine, self._watched, *more)
+        shown = {place: {"sample": place % WATCHED_SAMPLES} for place in range(len(watched))}
+        rewards = self._rewards(watched, sampled)
+        recorder.rollouts += rollout_rows(ids, watched, sampled, rewards, shown)
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Tensor]:
         """Override: TRL shuffles a step's completions before it cuts them into micro-batches. Here

@@ -21,8 +21,7 @@ from rlt_core.generation import Completion
 from rlt_core.reward.diagnostics import explanation_alarms
 from rlt_core.sql.schemas import TRAIN_STEPS
 from rlt_core.training.context import TrainingContext
-from rlt_core.training.reward_function import Prompt, Rewards
-from rlt_core.training.rollout_rows import WATCHED_SAMPLES, own_rows, rollout_row
+from rlt_core.training.reward_function import Rewards
 
 Row = dict[str, Any]
 ZERO_VARIANCE_STEPS = 3
@@ -90,13 +89,13 @@ class StepRecorder(TrainerCallback):
         self.rollouts: list[Row] = []
         """Rows of `rollouts`."""
         self.logged: Mapping[int, Sequence[int]] = {}
-        """See `logged_groups`."""
+        """See `rollout_rows.choose`."""
         self.parts: dict[str, float | None] = {}
         """Columns of the current step that only GRPO has: the reward, its parts, the gap."""
         self.stopped = False
         """Training ended early after a stop request."""
         self.context = context
-        self._ids = {"stage": context.stage, "seed": context.seed}
+        self.ids = {"stage": context.stage, "seed": context.seed}
         self._total, self._epochs_per_step = total, epochs_per_step
         self._checkpoint_every = context.resources.checkpoint_every_steps
         self._progress = context.progress
@@ -104,24 +103,23 @@ class StepRecorder(TrainerCallback):
         self._started = 0.0
 
     def record_rewards(
-        self, prompts: Sequence[Prompt], rollouts: Sequence[Completion], result: Rewards,
-        group: int, accelerator: Accelerator,
-    ) -> None:  # fmt: skip
+        self, rollouts: Sequence[Completion], result: Rewards, group: int, accelerator: Accelerator
+    ) -> None:
         """Fill in the columns of the step's rewards, from those of every process."""
 
         def gathered(values: Sequence[float]) -> Tensor:
             return gather(torch.tensor(values, dtype=torch.float32, device=accelerator.device))
 
         def mean_known(values: Sequence[float | None]) -> float | None:
-            values_N = gathered([0.0 if value is None else value for value in values])
+            values_N = gathered([0.0 if value is None else float(value) for value in values])
             known_N = values_N[gathered([float(value is not None) for value in values]).bool()]
             return known_N.mean().item() if len(known_N) else None
 
-        self._rewarded = (prompts, rollouts, result, group)
         rewards_N = gathered(result.rewards)
         rewards_QG = rewards_N.view(-1, group)
+        known = result.rows[0].keys() & set(TRAIN_STEPS.names) if result.rows else set()
         columns: dict[str, Sequence[float | None]] = {
-            **result.parts,
+            **{name: [row[name] for row in result.rows] for name in sorted(known)},
             "completion_tokens": [float(len(each.ids)) for each in rollouts],
             "clipped": [float(each.finish_reason == "length") for each in rollouts],
         }
@@ -130,19 +128,6 @@ class StepRecorder(TrainerCallback):
             "reward_std": rewards_QG.std(1).mean().item(),
             "zero_std_groups": (rewards_QG.amax(1) == rewards_QG.amin(1)).float().mean().item(),
         }
-
-    def record_rollouts(self, step: int, advantages_N: Tensor) -> None:
-        """Keep the completions of a logged step, which were rewarded last."""
-        ids, groups = self._ids | {"step": step}, self.logged[step]
-        self.rollouts += own_rows(ids, *self._rewarded, advantages_N.tolist(), groups)
-
-    def record_watched(
-        self, step: int, prompts: Sequence[Prompt], rollouts: Sequence[Completion], result: Rewards
-    ) -> None:
-        """Keep completions of the watched questions, those of each one after another."""
-        for place, (prompt, completion) in enumerate(zip(prompts, rollouts, strict=True)):
-            ids = self._ids | {"step": step, "sample": place % WATCHED_SAMPLES}
-            self.rollouts.append(rollout_row(ids, prompt, completion, result, place))
 
     def record_gap(self, gap_T: Tensor, accelerator: Accelerator) -> None:
         """Fill in how far the policy's log-probs of this process's tokens are from those that the
@@ -184,7 +169,7 @@ class StepRecorder(TrainerCallback):
         tokens = int(logs["num_tokens"]) - self._tokens_seen
         self._tokens_seen += tokens
         row: Row = dict.fromkeys(TRAIN_STEPS.names)
-        row |= self._ids | self.parts
+        row |= self.ids | self.parts
         return row | {
             "step": step,
             "epoch": step * self._epochs_per_step,

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from rlt_core.scoring.lm_head import FLOATS
@@ -21,30 +20,14 @@ class Prompt:
     """Its row of `questions`."""
 
 
-class NoReward(Exception):
-    """The completion at this place in the batch has no finite reward."""
-
-    def __init__(self, place: int, reason: str) -> None:
-        super().__init__(reason)
-        self.place = place
-
-
 @dataclass(frozen=True)
 class Rewards:
-    """Rewards of a batch, in the order of the completions. Raises NoReward for one that is not
-    finite in float32: TRL would ignore a NaN silently."""
+    """Rewards of a batch, in the order of the completions."""
 
     rewards: list[float]
-    parts: dict[str, list[float | None]]
-    """Columns of `train_steps`, which records the mean over a step's completions with a value;
-    and of `rollouts`, which has those of its own columns per completion."""
-    rollouts: list[dict[str, Any]] = field(default_factory=list)
-    """Further columns of `rollouts`, of each completion."""
-
-    def __post_init__(self) -> None:
-        for place, reward in enumerate(self.rewards):
-            if not abs(reward) <= float(np.finfo(np.float32).max):
-                raise NoReward(place, f"its reward is {reward}")
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """Further columns of each completion: those of `rollouts`, and those of `train_steps`, which
+    records the mean over a step's completions with a value."""
 
 
 class RewardFunction:
@@ -66,6 +49,7 @@ class RewardFunction:
         policy: nn.Module,
     ) -> Rewards:
         """Return the reward of `completions[i]`, sampled by the current `policy` from `prompts[i]`
-        with log-probs `sampled[i]`. Completions of a question follow one another. Raises NoReward.
+        with log-probs `sampled[i]`. Completions of a question follow one another. Raises
+        RuntimeError for one that has no reward.
         """
         raise NotImplementedError

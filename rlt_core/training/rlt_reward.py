@@ -5,26 +5,21 @@ Shapes: T tokens of an explanation's span, one array per completion.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from rlt_core.config import RewardSpec, StageResources, TeacherGRPOConfig
 from rlt_core.errors import UserError
 from rlt_core.models import load_model, load_tokenizer, on_device
-from rlt_core.prompts.renderer import Context, Renderer, Span
+from rlt_core.prompts.renderer import Renderer
 from rlt_core.reward.diagnostics import diagnose
 from rlt_core.scoring import ContextBuilder, Contexts, TokenScores, selected_logprobs, token_scores
 from rlt_core.scoring.lm_head import FLOATS
-from rlt_core.training.reward_function import NoReward, Prompt, RewardFunction, Rewards
-
-PARTS = ("r_ss", "r_kl", "solution_mean", "solution_min", "kl_mean", "kl_max")
-Score = Callable[[Sequence[Sequence[int]], Sequence[Span]], list[FLOATS]]
-"""Computes the log-probs of one span of each sequence under the current policy."""
+from rlt_core.training.reward_function import Prompt, RewardFunction, Rewards
 
 
 class RLTReward(RewardFunction):
@@ -88,50 +83,40 @@ class RLTReward(RewardFunction):
         sizes = [len(each.student.ids) for each in contexts]
         # The student's own tokens of a text may be more than `check` has counted.
         if not self._builder.one_vocabulary and max(sizes) > self._positions():
-            longest = sizes.index(max(sizes))
-            raise NoReward(longest, f"the student's context has {max(sizes)} tokens")
+            question = prompts[sizes.index(max(sizes))].question_id
+            raise RuntimeError(f"question {question}: its context has {max(sizes)} tokens")
+        scores = token_scores(
+            contexts,
+            lambda: on_device(self._student, self._resources),
+            None if self._recorded else lambda: nullcontext(policy),
+            self._spec,
+            self._resources.tokens_per_batch,
+            ranks=False,
+            words=self._renderer.words,
+        )
         if self._recorded:
-            rollouts = [
-                Rollout(teacher, ids, old, len(p.ids))
-                for p, each, ids, old in zip(prompts, contexts, completions, sampled, strict=True)
-                if (teacher := each.teacher)
-            ]
-            scores = self._with_recorded(contexts, rollouts, policy)
-        else:
-            scores = token_scores(
-                contexts,
-                lambda: on_device(self._student, self._resources),
-                lambda: nullcontext(policy),
-                self._spec,
-                self._resources.tokens_per_batch,
-                ranks=False,
-                words=self._renderer.words,
-            )
-        scored, diagnostics, details = [], [], []
-        for place, (each, think) in enumerate(zip(scores, thinks, strict=True)):
+            prompt_tokens = [len(prompt.ids) for prompt in prompts]
+            recorded = list(map(_as_sampled, contexts, completions, sampled, prompt_tokens))
+            scores = self._with_teacher(scores, contexts, recorded, policy)
+        rows = []
+        for prompt, each, think, context in zip(prompts, scores, thinks, contexts, strict=True):
             try:
-                scored.append(each.reward(think.closed, self._spec))
+                parts = each.reward(think.closed, self._spec)
             except ValueError as error:
-                raise NoReward(place, str(error)) from error
-            solution_ids = contexts[place].student.ids[slice(*contexts[place].solution)]
-            diagnostics.append(
-                asdict(diagnose(think.text, contexts[place].think_ids, solution_ids))
-            )
-            details.append(
+                raise RuntimeError(f"question {prompt.question_id}: {error}") from error
+            solution_ids = context.student.ids[slice(*context.solution)]
+            rows.append(
                 {
-                    "penalty": scored[-1].penalty,
+                    **asdict(parts),
+                    **asdict(diagnose(think.text, context.think_ids, solution_ids)),
+                    "unclosed": not think.closed,
                     "closed": think.closed,
                     "text": think.text,
                     "token_ids": think.ids,
                     **each.columns(),
                 }
             )
-        columns: dict[str, list[float | None]] = {
-            name: [getattr(parts, name) for parts in scored] for name in PARTS
-        }
-        columns["unclosed"] = [float(not think.closed) for think in thinks]
-        columns |= {name: [each[name] for each in diagnostics] for name in diagnostics[0]}
-        return Rewards([parts.reward for parts in scored], columns, details)
+        return Rewards([row.pop("reward") for row in rows], rows)
 
     def _positions(self) -> int:
         return int(self._student.config.get_text_config().max_position_embeddings)
@@ -139,55 +124,38 @@ class RLTReward(RewardFunction):
     def _contexts(self, prompt: Prompt, text: str, ids: Sequence[int]) -> Contexts:
         return self._builder.contexts(prompt.row["question"], prompt.row["solution"], text, ids)
 
-    def _with_recorded(
-        self, contexts: Sequence[Contexts], rollouts: Sequence[Rollout], policy: nn.Module
+    def _with_teacher(
+        self,
+        scores: Sequence[TokenScores],
+        contexts: Sequence[Contexts],
+        recorded: Sequence[FLOATS | None],
+        policy: nn.Module,
     ) -> list[TokenScores]:
-        """Scores with the teacher's log-probs as the engine recorded them."""
-
-        def score(model: nn.Module, ids: Any, spans: Any) -> list[list[FLOATS]]:
-            temperature, tokens = self._spec.temperature, self._resources.tokens_per_batch
-            return selected_logprobs(model, ids, spans, temperature, tokens)
-
-        ids = [each.student.ids for each in contexts]
-        with on_device(self._student, self._resources) as student:
-            scored = score(student, ids, [[each.solution, each.student.think] for each in contexts])
-        teacher = recorded_logprobs(
-            rollouts,
-            lambda ids, spans: [found for (found,) in score(policy, ids, [[s] for s in spans])],
-        )
+        """Add the teacher's log-probs: recorded ones, or where there are none the policy's."""
+        asked = [
+            each.teacher
+            for each, own in zip(contexts, recorded, strict=True)
+            if own is None and each.teacher
+        ]
+        found = selected_logprobs(
+            policy, [each.ids for each in asked], [[each.think] for each in asked],
+            self._spec.temperature, self._resources.tokens_per_batch,
+        )  # fmt: skip
+        computed = (logprobs for (logprobs,) in found)
         return [
-            TokenScores(solution, think, by_teacher, shared=each.shared)
-            for each, (solution, think), by_teacher in zip(contexts, scored, teacher, strict=True)
+            replace(each, teacher_think=next(computed) if own is None else own)
+            for each, own in zip(scores, recorded, strict=True)
         ]
 
 
-@dataclass(frozen=True)
-class Rollout:
-    """A completion whose explanation its own teacher scores."""
-
-    context: Context
-    """The teacher's: its prompt, then the explanation."""
-    completion: Sequence[int]
-    sampled: FLOATS
-    """As long as the completion."""
-    prompt_tokens: int
-
-    @property
-    def scored(self) -> FLOATS | None:
-        """The log-probs as sampled, if the completion begins with the tokens to score; else None.
-        It does not if the prefilled padding is scored too, or if the explanation's last characters
-        shared a token with the closing tag and were re-encoded."""
-        start, end = self.context.think
-        ids = self.context.ids[start:end]
-        recorded = start >= self.prompt_tokens or not ids
-        same = recorded and ids == list(self.completion[: len(ids)])
-        return self.sampled[: len(ids)] if same else None
-
-
-def recorded_logprobs(rollouts: Sequence[Rollout], score: Score) -> list[FLOATS]:
-    """Return the log-probs of each context's think span, (T,). `score` is called once, for those
-    that were not sampled like this."""
-    found = [each.scored for each in rollouts]
-    asked = [each.context for each, own in zip(rollouts, found, strict=True) if own is None]
-    computed = iter(score([each.ids for each in asked], [each.think for each in asked]))
-    return [next(computed) if own is None else own for own in found]
+def _as_sampled(
+    contexts: Contexts, completion: Sequence[int], sampled: FLOATS, prompt_tokens: int
+) -> FLOATS | None:
+    """Return the log-probs of an explanation as the engine recorded them, if the completion begins
+    with the tokens to score; else None. It does not if the prefilled padding is scored too, or if
+    the explanation's last characters shared a token with the closing tag and were re-encoded."""
+    assert contexts.teacher is not None
+    start, end = contexts.teacher.think
+    ids = contexts.teacher.ids[start:end]
+    same = start >= prompt_tokens or not ids
+    return sampled[: len(ids)] if same and ids == list(completion[: len(ids)]) else None

@@ -1,19 +1,13 @@
-"""Rows of `rollouts`: completions of some steps of GRPO, with what their rewards were made of.
-
-Shapes: N completions of this process in a step, G completions of a question (its group).
-"""
+"""Rows of `rollouts`: completions of some steps of GRPO, with what their rewards were made of."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from accelerate.utils import gather_object
-
 from rlt_core.config import GRPOConfig, Sampling
 from rlt_core.generation import Completion, sample_seed
 from rlt_core.generation.engine import Engine
-from rlt_core.processes import rank
 from rlt_core.sql.schemas import ROLLOUTS
 from rlt_core.training.reward_function import Prompt, Rewards
 
@@ -64,35 +58,24 @@ def sample_watched(
     return prompts, [completion for group in sampled for completion in group]
 
 
-def rollout_row(
-    ids: Mapping[str, Any], prompt: Prompt, completion: Completion, result: Rewards, place: int
-) -> dict[str, Any]:
-    """Return the row of the completion at this place of a batch. `ids`: columns that the caller
-    knows."""
-    parts = {name: each[place] for name, each in result.parts.items() if name in ROLLOUTS.names}
-    return {
-        **dict.fromkeys(ROLLOUTS.names),
-        **parts,
-        **(result.rollouts[place] if result.rollouts else {}),
-        "question_id": prompt.question_id,
-        "reward": result.rewards[place],
-        "clipped": completion.finish_reason == "length",
-        "completion_ids": completion.ids,
-        "completion_logprobs": completion.logprobs,
-        **ids,
-    }
-
-
-def own_rows(
+def rollout_rows(
     ids: Mapping[str, Any], prompts: Sequence[Prompt], completions: Sequence[Completion],
-    result: Rewards, group_size: int, advantages: Sequence[float], groups: Sequence[int],
+    result: Rewards, shown: Mapping[int, Mapping[str, Any]],
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Return the rows of these groups of a step, of the completions of all processes, which must
-    call it together with their own (N)."""
-    first, rows = rank() * len(prompts), []
-    for place, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        group, sample = divmod(first + place, group_size)
-        if group in groups:
-            more = {**ids, "sample": sample, "advantage": advantages[place]}
-            rows.append(rollout_row(more, prompt, completion, result, place))
-    return list(gather_object(rows))
+    """Return the rows of the completions at some places of a batch. `ids` and `shown` (by place):
+    columns that the caller knows."""
+    return [
+        {
+            **dict.fromkeys(ROLLOUTS.names),
+            **{name: x for name, x in row.items() if name in ROLLOUTS.names},
+            "question_id": prompts[place].question_id,
+            "reward": result.rewards[place],
+            "clipped": completions[place].finish_reason == "length",
+            "completion_ids": completions[place].ids,
+            "completion_logprobs": completions[place].logprobs,
+            **ids,
+            **more,
+        }
+        for place, more in shown.items()
+        for row in [result.rows[place] if result.rows else {}]
+    ]

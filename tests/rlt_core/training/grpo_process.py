@@ -23,7 +23,7 @@ from rlt_core.prompts.renderer import Renderer
 from rlt_core.store import Workspace
 from rlt_core.store.files import Files
 from rlt_core.training.grpo import train_grpo
-from rlt_core.training.reward_function import NoReward, Prompt, Rewards
+from rlt_core.training.reward_function import Prompt, Rewards
 from rlt_core.training.rlt_reward import RLTReward
 
 CONFIG = {
@@ -45,7 +45,7 @@ class Faulty(RLTReward):
     def __call__(self, prompts: Any, completions: Any, *rest: Any) -> Rewards:
         first = os.environ.get("RANK", "0") == "0"
         if self.fault == "raised" and not first:
-            raise NoReward(1, "broken")
+            raise RuntimeError("broken")
         result = super().__call__(prompts, completions, *rest)
         if self.fault == "returned" and not first and len(completions) > 1:
             return replace(result, rewards=[result.rewards[0], float("inf"), *result.rewards[2:]])

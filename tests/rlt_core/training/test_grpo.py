@@ -53,7 +53,7 @@ class Digits(RewardFunction):
     ) -> Rewards:
         rewards = [sum(i in self._digits for i in ids) / len(ids) for ids in completions]
         self.batches.append((list(prompts), [list(ids) for ids in completions], rewards))
-        return Rewards(rewards, {})
+        return Rewards(rewards)
 
 
 @pytest.fixture
@@ -248,13 +248,13 @@ def test_a_reward_that_is_no_number_ends_the_run(
     class Broken(Digits):
         def __call__(self, *batch: Any) -> Rewards:
             rewards = super().__call__(*batch).rewards
-            return Rewards([*rewards[:6], float(value), *rewards[7:]], {})
+            return Rewards([*rewards[:6], float(value), *rewards[7:]])
 
     reward = Broken(renderer)
-    with pytest.raises(RuntimeError, match=r"^trace ") as caught:
+    with pytest.raises(RuntimeError, match=r"^question ") as caught:
         train("run", reward=reward)
     question = reward.batches[0][0][6].question_id
-    assert str(caught.value) == f"trace {question}-2: its reward is {float(value)}"
+    assert str(caught.value) == f"question {question}: its reward is {float(value)}"
     assert not (tmp_path / "run").exists()
 
 
@@ -266,7 +266,7 @@ def test_a_student_with_broken_weights_ends_the_run(
     tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = float("nan")
     save_file(tensors, student / "model.safetensors", {"format": "pt"})
     reward = RLTReward(renderer, student, RewardSpec(), CONFIG, resources=resources)
-    message = r"^trace id\d+\+\d+\?*-0: student_solution_logprobs: token 0 is not finite$"
+    message = r"^question id\d+\+\d+\?*: student_solution_logprobs: token 0 is not finite$"
     with pytest.raises(RuntimeError, match=message):
         train("run", reward=reward)
 
@@ -278,9 +278,9 @@ def test_diagnostics_and_equal_rewards_are_recorded_and_reported(
         """Equal rewards; one part with values for three completions, another without any."""
 
         def __call__(self, prompts: Sequence[Prompt], *rest: object) -> Rewards:
-            none = [None] * (len(prompts) - 3)
-            parts = {"copied": [*none, 0.75, 1.0, 0.95], "compression": [*none, None, None, None]}
-            return Rewards([0.5] * len(prompts), parts)
+            copied = [*[None] * (len(prompts) - 3), 0.75, 1.0, 0.95]
+            rows = [{"copied": each, "compression": None} for each in copied]
+            return Rewards([0.5] * len(prompts), rows)
 
     told: list[Mapping[str, float]] = []
     progress = Progress(report=lambda step, total, metrics: told.append(metrics))

@@ -51,7 +51,7 @@ class Oracle(RewardFunction):
                 logprobs(teacher, t.ids, t.think),
             )
             rewards.append(reward_parts(*lists, closed=think.closed, spec=SPEC).reward)
-        return Rewards(rewards, {})
+        return Rewards(rewards)
 
 
 def logprobs(model: nn.Module, ids: list[int], span: Span) -> list[float]:

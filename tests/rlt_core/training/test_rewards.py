@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from rlt_core.prompts.format import load_format
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.scoring import ContextBuilder, score_contexts
 from rlt_core.training.answer_reward import AnswerReward
-from rlt_core.training.reward_function import NoReward, Prompt
+from rlt_core.training.reward_function import Prompt
 from rlt_core.training.rlt_reward import RLTReward
 from tests.merging_tokenizer import merging_tokenizer
 
@@ -76,8 +75,8 @@ def test_rewards_equal_the_oracle(reward, renderer, model: Path, student: Path) 
             r_kl = 1.01
         expected = r_ss - 3 * r_kl - (not closed)
         assert result.rewards[i] == pytest.approx(expected, abs=1e-4)
-        assert result.parts["r_ss"][i] == pytest.approx(r_ss, abs=1e-4)
-        assert result.parts["unclosed"][i] == float(not closed)
+        assert result.rows[i]["r_ss"] == pytest.approx(r_ss, abs=1e-4)
+        assert result.rows[i]["unclosed"] == float(not closed)
 
 
 def test_the_full_kl_trains_too(reward, renderer, model: Path, student: Path, resources) -> None:
@@ -87,9 +86,10 @@ def test_the_full_kl_trains_too(reward, renderer, model: Path, student: Path, re
     exact = RLTReward(renderer, student, full, TEACHER, resources=resources)
     found = exact(prompts, completions, nothing(completions), load_model(model))
     k1 = reward(prompts, completions, nothing(completions), load_model(model))
-    assert found.parts["solution_mean"] == k1.parts["solution_mean"]
-    assert found.parts["kl_mean"] != k1.parts["kl_mean"]
-    assert found.parts["kl_mean"][0] > 0
+    for row, other in zip(found.rows, k1.rows, strict=True):
+        assert row["solution_mean"] == other["solution_mean"]
+        assert row["kl_mean"] != other["kl_mean"]
+    assert found.rows[0]["kl_mean"] > 0
 
 
 def test_diagnostics_are_recorded_with_the_parts(reward, renderer, model: Path) -> None:
@@ -100,7 +100,8 @@ def test_diagnostics_are_recorded_with_the_parts(reward, renderer, model: Path) 
     ]
     prompts = [prompt_of(renderer, question, solution) for question, solution, _ in cases]
     completions = [renderer.encode(text) for *_, text in cases]
-    parts = reward(prompts, completions, nothing(completions), load_model(model)).parts
+    rows = reward(prompts, completions, nothing(completions), load_model(model)).rows
+    parts = {name: [row[name] for row in rows] for name in ("copied", "compression", "doubt")}
     assert parts["copied"] == [None, 1.0, 0.0]
     assert parts["compression"][:2] == [None, None] and parts["compression"][2] > 6
     assert parts["doubt"] == pytest.approx([1000 / 17, 0.0, 1000 * 40 / 240])
@@ -119,9 +120,8 @@ def test_what_is_not_finite_names_the_completion(
     broken.get_output_embeddings().weight = untied
     with torch.no_grad():
         broken.get_input_embeddings().weight[renderer.encode("9")[0]] = float("nan")
-    with pytest.raises(NoReward, match="token 0 is not finite") as caught:
+    with pytest.raises(RuntimeError, match=f"{prompts[1].question_id}.*token 0 is not finite"):
         reward(prompts, completions, nothing(completions), policy)
-    assert caught.value.place == 1
 
 
 def test_another_vocabulary_is_refused(renderer, tmp_path: Path, resources) -> None:
@@ -158,28 +158,20 @@ def test_correctness(renderer: Renderer, grader: Grader) -> None:
     prompts = [answer_prompt(renderer)] * 3
     result = reward(prompts, completions, nothing(completions), torch.nn.Identity())
     assert result.rewards == [1.0, -0.5, -1.0]
-    assert result.parts == {
-        "unclosed": [0, 0, 1], "correct": [1, 0, 0], "grader_failed": [0, 0, 0]
-    }  # fmt: skip
+    columns = {"unclosed": [0, 0, 1], "correct": [1, 0, 0], "grader_failed": [0, 0, 0]}
+    for name, values in columns.items():
+        assert [row[name] for row in result.rows] == values
 
 
-def test_a_broken_grader_stops_the_run_and_a_hanging_answer_does_not(renderer: Renderer) -> None:
+def test_a_hanging_answer_is_wrong(renderer: Renderer) -> None:
     class Hanging(Grader):
-        broken = True
-
         def grade_many(self, items: Sequence[GradeItem]) -> list[Grade]:
             return [Grade("grader_failed") for _ in items]
-
-        def self_check(self, questions: Sequence[Any]) -> list[int]:
-            return [*range(len(questions))] if self.broken else super().self_check(questions)
 
     text = "<think>x</think><solution>3</solution>"
     batch = ([answer_prompt(renderer)], [[*renderer._encode_fixed(text), renderer.end_of_turn]])
     with Hanging() as grader:
         reward = AnswerReward(renderer, CorrectnessReward(), grader)
-        with pytest.raises(RuntimeError, match="the grader failed on 1 of 1"):
-            reward(*batch, [], torch.nn.Identity())
-        grader.broken = False
         assert reward(*batch, [], torch.nn.Identity()).rewards == [-0.5]
 
 

@@ -32,8 +32,11 @@ class Lengths(RewardFunction):
 
     def __call__(self, prompts, completions, *rest) -> Rewards:
         rewards = [-float(len(ids)) for ids in completions]
-        texts = [{"text": self._renderer.decode(ids)} for ids in completions]
-        return Rewards(rewards, {"r_ss": rewards, "copied": [0.25] * len(rewards)}, texts)
+        rows = [
+            {"r_ss": reward, "copied": 0.25, "text": self._renderer.decode(ids)}
+            for reward, ids in zip(rewards, completions, strict=True)
+        ]
+        return Rewards(rewards, rows)
 
 
 @pytest.fixture
