@@ -10,14 +10,11 @@ import tempfile
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
 from rlt_core.config import DataConfig, PromptPreset
 from rlt_core.errors import UserError
-from rlt_core.extensions import is_path
-from rlt_core.grading import GRADERS
 from rlt_core.hf_hub import UNPINNED, pinned, snapshot
 
 log = logging.getLogger(__name__)
@@ -38,12 +35,6 @@ class EvalTask:
             )
         if not self.questions:
             raise UserError(f"task {self.name} has no questions: nothing can be evaluated")
-        for question in self.questions:
-            if question["grader"] not in GRADERS and not is_path(question["grader"]):
-                raise UserError(
-                    f"task {self.name}, question {question['question_id']}: grader "
-                    f"{question['grader']!r} is not one of {', '.join(GRADERS)}"
-                )
         counts = Counter(question["question_id"] for question in self.questions)
         question_id, count = counts.most_common(1)[0]
         if count > 1:
@@ -174,38 +165,23 @@ def own_task(name: str, data: DataConfig) -> EvalTask:
     return EvalTask(name, list(questions.values()))
 
 
-def pinned_task(
-    name: str,
-    commit: str | None,
-    max_questions: int | None = None,
-    prompts: PromptPreset = "lighteval",
-) -> EvalTask:
-    """Return an evaluation set that is the same on every machine: the countdown questions, or a
-    benchmark at its pinned commit. Raises UserError if none is pinned; see `benchmark_task`."""
-    from rlt_core.data.generators import countdown
-
-    if name == "countdown":
-        seed = countdown.EVALUATION_SEED
-        return EvalTask(name, countdown.countdown_questions(countdown.EVALUATION_QUESTIONS, seed))
-    if commit == UNPINNED:
-        raise UserError(
-            f"evaluation set {name}: run `rlt fetch` for this profile while online, or name a "
-            f"commit in evaluation.revisions.{name}"
-        )
-    return benchmark_task(name, max_questions, commit, prompts)
-
-
 def benchmark_task(
     name: str,
     max_questions: int | None = None,
     revision: str | None = None,
     prompts: PromptPreset = "lighteval",
 ) -> EvalTask:
-    """Return a benchmark's questions in the data set's order, with a preset's prompts.
+    """Return an evaluation set that is the same on every machine: the countdown questions, or a
+    benchmark's in the data set's order, with a preset's prompts.
 
     `revision`: commit of the data set, downloaded if this machine lacks it; by default the fetched
     one. Raises UserError for an unknown name or unavailable data.
     """
+    from rlt_core.data.generators import countdown
+
+    if name == "countdown":
+        seed = countdown.EVALUATION_SEED
+        return EvalTask(name, countdown.countdown_questions(countdown.EVALUATION_QUESTIONS, seed))
     if name not in BENCHMARKS:
         raise UserError(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
     benchmark = BENCHMARKS[name]
@@ -217,7 +193,7 @@ def benchmark_task(
             "grader": benchmark.grader,
             "metadata": None,
         }
-        for index, row in enumerate(_rows(benchmark, _folder(name, benchmark, revision)))
+        for index, row in enumerate(_rows(name, benchmark, revision))
     ]
     return EvalTask(name, questions[:max_questions])
 
@@ -239,19 +215,16 @@ def _asked(
     return {"question": template.format(problem=problem, **choices), "answer": answer}
 
 
-def _rows(benchmark: Benchmark, folder: Path) -> list[dict[str, Any]]:
+def _rows(name: str, benchmark: Benchmark, revision: str | None) -> list[dict[str, Any]]:
     from datasets import load_dataset
 
-    with tempfile.TemporaryDirectory() as cache:
-        loaded = load_dataset(str(folder), benchmark.subset, cache_dir=cache)
-        return list(loaded[benchmark.split])
-
-
-def _folder(name: str, benchmark: Benchmark, revision: str | None) -> Path:
     commit, why = pinned(benchmark.repo, revision, "dataset"), ""
     if commit != UNPINNED:
         try:
-            return snapshot(benchmark.repo, commit, "dataset", ["*"])
+            folder = snapshot(benchmark.repo, commit, "dataset", ["*"])
+            with tempfile.TemporaryDirectory() as cache:
+                loaded = load_dataset(str(folder), benchmark.subset, cache_dir=cache)
+                return list(loaded[benchmark.split])
         except UserError as error:
             why = f"; {error}"
     terms = " (gated: accept its terms on the hub and set HF_TOKEN)" if benchmark.gated else ""

@@ -17,7 +17,7 @@ from rlt_core.evaluation.benchmarks import EvalTask
 from rlt_core.evaluation.budget_forcing import Draft, Forcer
 from rlt_core.evaluation.scores import score_rows
 from rlt_core.grading import GradeItem, Grader
-from rlt_core.progress import Metrics, Progress
+from rlt_core.progress import Progress
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.rows import write_tables
 
@@ -236,6 +236,10 @@ class Completer:
             pending = [i for i, draft in enumerate(drafts) if draft.max_new_tokens]
             if not pending:
                 break
+            within = progress
+            if self.forcer:  # how many phases will follow is not known
+                progress.report(len(drafts) - len(pending), len(drafts), {})
+                within = Progress(should_stop=progress.should_stop)
             prompts: dict[tuple[int, ...], list[int]] = {}
             for i in pending:
                 prompt = (*asked[i][0].prompt_ids, *drafts[i].ids)
@@ -247,9 +251,7 @@ class Completer:
                 ),
                 [[self._seed(*asked[i], phase) for i in group] for group in prompts.values()],
                 self.stop_ids,
-                _constant_progress(progress, len(drafts) - len(pending), len(drafts))
-                if self.forcer
-                else progress,
+                within,
             )
             for group, sampled in zip(prompts.values(), completions, strict=True):
                 for i, one in zip(group, sampled, strict=True):
@@ -275,12 +277,3 @@ class Completer:
 
         key = f"{self.key}/phase-{phase}" if phase else self.key
         return sample_seed(key, request.question["question_id"], sample)
-
-
-def _constant_progress(progress: Progress, finished: int, total: int) -> Progress:
-    """Report a constant progress during a phase: how many will follow is not known."""
-
-    def report(_done: int, _total: int, metrics: Metrics) -> None:
-        progress.report(finished, total, metrics)
-
-    return replace(progress, report=report)

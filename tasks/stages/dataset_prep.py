@@ -3,7 +3,7 @@
 from typing import Any
 
 from rlt_core.data.prepare import prepare_questions
-from rlt_core.evaluation.benchmarks import own_task, pinned_task
+from rlt_core.evaluation.benchmarks import benchmark_task, own_task
 from rlt_core.models import load_tokenizer, tiny_tokenizer
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.stages import DatasetPrepConfig
@@ -22,7 +22,8 @@ def run(ctx: StageContext) -> dict[str, float]:
     format = config.format.model_copy(update={"student_system": ""})
     renderer = Renderer(format, tokenizer)
     evaluated: dict[str, Any] = {
-        name: pinned_task(name, commit).questions for name, commit in config.evaluated.items()
+        name: benchmark_task(name, revision=commit).questions
+        for name, commit in config.evaluated.items()
     }
     for name, own in config.benchmarks.items():
         evaluated[name] = own_task(name, own.located(ctx.spec.paths)).questions

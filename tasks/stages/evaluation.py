@@ -1,13 +1,12 @@
 """evaluation: one model on the benchmarks that the config names."""
 
 import shutil
-from functools import partial
 from typing import Any
 
 from rlt_core import processes
 from rlt_core.errors import UserError
-from rlt_core.evaluation.benchmarks import EvalTask, own_task, pinned_task
-from rlt_core.evaluation.run import ModelEvaluation, SampleRequest
+from rlt_core.evaluation.benchmarks import EvalTask, benchmark_task, own_task
+from rlt_core.evaluation.run import ModelEvaluation
 from rlt_core.rows import read_rows
 from rlt_core.stages import EvaluationStageConfig
 from tasks.shards import LongWork, in_shards
@@ -37,28 +36,24 @@ def run(ctx: StageContext) -> dict[str, float]:
 
 def examine(work: LongWork, evaluation: ModelEvaluation, shard_questions: int) -> dict[str, float]:
     """Sample completions in shards, which other processes and machines share. The first process
-    runs lighteval, which grades and scores them, and returns the metrics."""
-
-    sample = partial(
-        in_shards, work, "eval_samples", evaluation.requests, shard_questions,
-        evaluation.complete, _length,
-    )  # fmt: skip
+    grades them and has lighteval score them, and returns the metrics."""
 
     def answer() -> list[dict[str, Any]]:
-        sample()
+        in_shards(
+            work, "eval_samples", evaluation.requests, shard_questions, evaluation.complete,
+            lambda request: len(request.prompt_ids),
+        )  # fmt: skip
+        if processes.rank():
+            return []
         rows = read_rows(work.out, "eval_samples")
         shutil.rmtree(work.out / "eval_samples")  # one file, however it was shared
         return rows
 
     with evaluation:
         if processes.rank() or work.machine:
-            sample()
+            answer()
             return {}
         return evaluation.run(answer, work.out, work.progress)
-
-
-def _length(request: SampleRequest) -> int:
-    return len(request.prompt_ids)
 
 
 def _task(ctx: StageContext, name: str, config: EvaluationStageConfig) -> EvalTask:
@@ -70,7 +65,7 @@ def _task(ctx: StageContext, name: str, config: EvaluationStageConfig) -> EvalTa
         return own_task(name, own.located(ctx.spec.paths))
     evaluation = config.evaluation
     commit = config.benchmarks.get(name)
-    return pinned_task(name, commit, evaluation.max_questions, evaluation.prompts)
+    return benchmark_task(name, evaluation.max_questions, commit, evaluation.prompts)
 
 
 def _held_out(ctx: StageContext, data_set: str, field: str) -> list[dict[str, Any]]:

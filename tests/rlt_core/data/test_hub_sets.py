@@ -12,7 +12,7 @@ import pytest
 from rlt_core.config import DataConfig, FieldMapping
 from rlt_core.data.sources import read_source
 from rlt_core.errors import UserError
-from rlt_core.evaluation.benchmarks import pinned_task
+from rlt_core.evaluation.benchmarks import benchmark_task
 from rlt_core.experiments import targets
 from rlt_core.graph import upstream
 from rlt_core.hf_hub import UNPINNED
@@ -112,7 +112,7 @@ def test_a_data_set_of_several_configs_is_read_by_the_named_one(cache: Path) -> 
 def test_benchmarks_are_compared_as_evaluation_reads_them(cache: Path) -> None:
     write_hub(cache)
     for name, rows in ROWS.items():
-        question, *others = pinned_task(name, COMMIT).questions
+        question, *others = benchmark_task(name, revision=COMMIT).questions
         assert len(others) == len(rows) - 1
         assert (rows[0].get("problem") or rows[0]["Question"]) in question["question"]
     assert all(choice in question["question"] for choice in ("right", "w1", "w2", "w3"))
@@ -120,7 +120,7 @@ def test_benchmarks_are_compared_as_evaluation_reads_them(cache: Path) -> None:
 
 def test_an_evaluation_set_that_was_not_fetched_names_the_fix(cache: Path) -> None:
     with pytest.raises(UserError, match=r"math_500.*rlt fetch"):
-        pinned_task("math_500", UNPINNED)
+        benchmark_task("math_500", revision=UNPINNED)
 
 
 def test_the_evaluation_sets_commits_are_part_of_the_key(cache: Path) -> None:
