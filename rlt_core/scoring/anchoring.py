@@ -49,41 +49,33 @@ def with_anchoring(
     the explanation makes the solution no likelier.
     """
     asked: list[Context] = []
-    places: list[tuple[int, int | None]] = []
     others = [row["solution"] for _, row in sorted(questions.items())]
+    wrongs: list[str | None] = []
     for row, each in zip(rows, contexts, strict=True):
         if row["status"] != "scored":
             continue
         question = questions[row["question_id"]]
         text, solution, ids = question["question"], question["solution"], list(each.think_ids)
-        first, wrong = len(asked), wrong_solution(solution, others)
         cuts = [ids[: int(part * len(ids))] for part in PARTS]
         asked += [renderer.student_context(text, cut, solution) for cut in cuts]
-        if wrong is not None:
+        wrongs.append(wrong := wrong_solution(solution, others))
+        if wrong:
             asked.append(renderer.student_context(text, ids, wrong))
-        places.append((first, len(asked) - 1 if wrong is not None else None))
     with load_student() as student:
         found = selected_logprobs(
-            student, [each.ids for each in asked], [[_solution(each)] for each in asked],
+            student, [each.ids for each in asked], [[each.solution or (0, 0)] for each in asked],
             temperature, tokens_per_batch, progress,
         )  # fmt: skip
-    means = [float(logprobs.mean()) for (logprobs,) in found]
-    place = iter(places)
+    means, given = (float(logprobs.mean()) for (logprobs,) in found), iter(wrongs)
     measured: list[Row] = []
     for row in rows:
         gap = at = None
         if row["status"] == "scored":
-            first, wrong_at = next(place)
             whole = sum(row["student_solution_logprobs"]) / row["solution_tokens"]
-            gap = None if wrong_at is None else float(whole - means[wrong_at])
-            at = _solved_at([*means[first : first + len(PARTS)], float(whole)])
+            at = _solved_at([*(next(means) for _ in PARTS), float(whole)])
+            gap = float(whole - next(means)) if next(given) else None
         measured.append(row | {"anchor_gap": gap, "solved_at": at})
     return measured
-
-
-def _solution(context: Context) -> tuple[int, int]:
-    assert context.solution is not None
-    return context.solution.start, context.solution.end
 
 
 def _solved_at(means: Sequence[float]) -> float | None:

@@ -12,13 +12,12 @@ from rlt_core.grading import UNGRADED, GradeItem, Grader
 from rlt_core.progress import Progress
 from rlt_core.reward.baselines import mean_likelihood, rank_surprisal_ratio
 from rlt_core.reward.diagnostics import diagnose
-from rlt_core.reward.formula import RewardParts, rank_rewards
+from rlt_core.reward.formula import rank_rewards
 from rlt_core.scoring.alignment import ContextBuilder, Contexts
 from rlt_core.scoring.tokens import Loader, TokenScores, token_scores
+from rlt_core.sql.schemas import SCORES
 
 Row = dict[str, Any]
-GRADES_A_CHECK = 256
-"""Explanations graded between two checks for a stop request."""
 
 
 def score_contexts(
@@ -112,13 +111,11 @@ def arrivals(
     for trace in traces:
         row = questions[trace["question_id"]]
         items.append(GradeItem(trace["text"], row["answer"], row["grader"], row["metadata"]))
-    outcomes: list[str] = []
-    while len(outcomes) < len(items):
-        progress.check()
-        batch = items[len(outcomes) : len(outcomes) + GRADES_A_CHECK]
-        outcomes += [grade.outcome for grade in grader.grade_many(batch)]
     unknown = (*UNGRADED, "grader_failed")
-    return [None if each in unknown else each == "correct" for each in outcomes]
+    return [
+        None if grade.outcome in unknown else grade.outcome == "correct"
+        for grade in grader.grade_many(items, progress.check)
+    ]
 
 
 def _row(
@@ -130,27 +127,16 @@ def _row(
 ) -> Row:
     solution_ids = contexts.student.ids[slice(*contexts.solution)]
     row: Row = {
+        **dict.fromkeys(SCORES.names),
         **{name: trace[name] for name in ("trace_id", "question_id", "seed", "teacher", "sample")},
         "student": student,
         "status": "too_long",
-        "rank": None,
         "closed": trace["closed"],
         "think_tokens": len(contexts.think_ids),
         "solution_tokens": len(solution_ids),
         "temperature": spec.temperature,
-        "think_mean": None,
-        "rank_surprisal": None,
         **dataclasses.asdict(diagnose(trace["text"], contexts.think_ids, solution_ids)),
         "clipped": trace["finish_reason"] and trace["finish_reason"] == "length",
-        **dict.fromkeys(field.name for field in dataclasses.fields(RewardParts)),
-        "student_solution_logprobs": None,
-        "student_think_logprobs": None,
-        "teacher_think_logprobs": None,
-        "think_kl": None,
-        "think_span_ends": None,
-        "anchor_gap": None,
-        "solved_at": None,
-        "utility": None,
     }
     if scores is None:
         return row
