@@ -51,7 +51,10 @@ def _parse(text: str, depth: int) -> Answer:
         return Answer("time", text, (int(match[1]), 0, 0, match[2].lower()))
     inner = re.fullmatch(r"\\text\{([^{}]*)\}", text)
     if inner and inner[1].strip():
-        return _inside_text(inner[1].strip(), depth)
+        found = _parse(normalized(inner[1].strip()), depth + 1)
+        number = found.kind == "scalar" and isinstance(found.parts[0], Fraction)
+        typed = number or found.kind in ("time", "base", "set", "list", "region")
+        return found if typed else words(inner[1].strip())
     if match := _BASE.fullmatch(text):
         base = str(SPOKEN.get(match[2], match[2]))
     if match and (re.search(r"\d", match[1]) or (base == "16" and len(match[1]) > 1)):
@@ -68,14 +71,6 @@ def _parse(text: str, depth: int) -> Answer:
         or _plus_minus(text, depth)
         or scalar(text)
     )
-
-
-def _inside_text(inner: str, depth: int) -> Answer:
-    found = _parse(normalized(inner), depth + 1)
-    exact = found.kind in ("time", "base", "set", "list", "region") or (
-        found.kind == "scalar" and isinstance(found.parts[0], Fraction)
-    )
-    return found if exact else words(inner)
 
 
 def _split(text: str, pattern: re.Pattern[str]) -> tuple[list[str], list[str]]:
@@ -121,21 +116,15 @@ def _several(text: str, depth: int) -> Answer | None:
     if len(items) < 2:
         return _parse(items[0], depth + 1) if items and items != [text] else None
     answers = [_parse(item, depth + 1) for item in items]
-    named = [answer.kind == "assignment" for answer in answers]
-    if not named[0]:
+    names = [answer.parts[0] if answer.kind == "assignment" else None for answer in answers]
+    if names[0] is None or any(name not in (None, names[0]) for name in names):
         return _collected(answers, text)
-    name, value = answers[0].parts
-    if not any(named[1:]) and value.kind != "region":  # x = 1, 2
-        return Answer("assignment", text, (name, _collected([value, *answers[1:]], text)))
-    if not all(named) or any(answer.parts[0] != name for answer in answers):
-        return _collected(answers, text)
-    values = [answer.parts[1] for answer in answers]  # x = 1, x = 2
+    values = [each.parts[1] if each.kind == "assignment" else each for each in answers]
     if all(value.kind == "region" for value in values):
-        regions = [value.parts for value in values]
-        value = _joined_regions(regions, text, "and" in joined)
-    else:
+        value = _joined_regions([value.parts for value in values], text, "and" in joined)
+    else:  # x = 1, 2 or x = 1, x = 2
         value = _collected(values, text)
-    return Answer("assignment", text, (name, value))
+    return Answer("assignment", text, (names[0], value))
 
 
 def _collected(answers: list[Answer], text: str) -> Answer:
@@ -193,39 +182,33 @@ def _related(text: str, depth: int) -> Answer | None:
     return _inequality(text, sides, operators)
 
 
-_FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
+_UPWARDS = {"<": "<", ">": "<", r"\le": r"\le", r"\ge": r"\le"}
 
 
 def _inequality(text: str, sides: list[str], operators: list[str]) -> Answer | None:
     """Return the region that bounds a variable, else a relation with `<` or `\\le`."""
-    if len(sides) > 3 or "=" in operators or r"\in" in operators:
+    if len({each in (">", r"\ge") for each in operators}) > 1:
         return None
-    variables = [_is_variable(side) for side in sides]
-    if operators[-1] in (">", r"\ge") if len(sides) == 3 else not variables[0] and variables[1]:
-        sides, variables = sides[::-1], variables[::-1]
-        operators = [_FLIPPED.get(operator, operator) for operator in reversed(operators)]
     low, high = scalar("-" + _INFINITY), scalar(_INFINITY)
-    first, closed = operators[0], operators[0] in (r"\le", r"\ge")
-    ends = scalar(sides[0]), scalar(sides[-1])
-    pieces: tuple[Any, ...]
-    if len(sides) == 3:
-        if not variables[1] or not all(each in ("<", r"\le") for each in operators):
-            return None
-        pieces = ((ends[0], closed, ends[1], operators[1] == r"\le"),)
-    elif not variables[0]:
-        if first not in _FLIPPED:
-            return None
-        if first in (">", r"\ge"):
-            first, ends = _FLIPPED[first], ends[::-1]
-        return Answer("relation", text, (first, *ends))
-    elif first == r"\ne":
-        pieces = ((low, False, ends[1], False), (ends[1], False, high, False))
-    elif first in ("<", r"\le"):
-        pieces = ((low, False, ends[1], closed),)
-    else:
-        pieces = ((ends[1], closed, high, False),)
-    name = sides[len(sides) - 2]
-    return Answer("assignment", text, (_tight(name), Answer("region", text, pieces)))
+    if operators == [r"\ne"] and any(map(_is_variable, sides)):
+        name, end = sides if _is_variable(sides[0]) else sides[::-1]
+        pieces = ((low, False, scalar(end), False), (scalar(end), False, high, False))
+        return Answer("assignment", text, (_tight(name), Answer("region", text, pieces)))
+    if not all(each in _UPWARDS for each in operators) or len(sides) > 3:
+        return None
+    if operators[0] in (">", r"\ge"):
+        sides, operators = sides[::-1], operators[::-1]
+    ends, closed = [*map(scalar, sides)], [_UPWARDS[each] == r"\le" for each in operators]
+    if len(sides) == 2 and _is_variable(sides[0]):
+        sides, ends, closed = ["", *sides], [low, *ends], [False, *closed]
+    elif len(sides) == 2 and _is_variable(sides[1]):
+        ends, closed = [*ends, high], [*closed, False]
+    elif len(sides) == 2:
+        return Answer("relation", text, (_UPWARDS[operators[0]], *ends))
+    if not _is_variable(sides[1]):
+        return None
+    region = Answer("region", text, ((ends[0], closed[0], ends[2], closed[1]),))
+    return Answer("assignment", text, (_tight(sides[1]), region))
 
 
 def _is_variable(text: str) -> bool:
@@ -253,7 +236,7 @@ def _bracketed(text: str, depth: int) -> Answer | None:
         return None
     if text[0] == "]" or text[-1] == "[":  # ]2,5[ is (2,5)
         text = text[0].replace("]", "(") + text[1:-1] + text[-1].replace("[", ")")
-    if len(_split(text[1:-1], re.compile("(?!)"))[0]) != 1 or not _encloses(text):
+    if not _encloses(text):
         return None
     items, _ = _items(text[1:-1], True)
     if len(items) == 1 and text[0] == "(" and text[-1] == ")":
@@ -328,11 +311,8 @@ def _plus_minus(text: str, depth: int) -> Answer | None:
 
 
 def _matrix(text: str, environment: str, body: str, depth: int) -> Answer:
-    rows = [
-        row
-        for row in re.split(r"\\\\(?:\[[^\]]*\])?|\\cr", body.replace(r"\hline", ""))
-        if row.strip()
-    ]
-    cells = [[_parse(cell.strip(), depth + 1) for cell in row.split("&")] for row in rows]
-    shape = ("|" if environment in ("vmatrix", "Vmatrix") else "", *map(len, cells))
-    return Answer("matrix", text, (shape, *(cell for row in cells for cell in row)))
+    lines = re.split(r"\\\\(?:\[[^\]]*\])?|\\cr", body.replace(r"\hline", ""))
+    rows = [line.split("&") for line in lines if line.strip()]
+    shape = ("|" if environment in ("vmatrix", "Vmatrix") else "", *map(len, rows))
+    cells = (_parse(cell.strip(), depth + 1) for row in rows for cell in row)
+    return Answer("matrix", text, (shape, *cells))

@@ -69,29 +69,31 @@ def choice_letter(text: str, metadata: str | None = None) -> str | None:
     at its start, in its text (`the answer is C`, `option C`) or in its last line."""
     letters = _letters(metadata)
     text = unicodedata.normalize("NFKC", markers.after_thought(text))
-    box = markers.last_box(text)
-    if box is not None and not box.content:
+    box, line = markers.last_box(text), markers.answer_line(text)
+    if box and not box[2]:
         return None
-    if box is not None and (letter := _leading(box.content, letters)):
+    if box and (letter := _leading(box[2], letters)):
         return letter
-    marked_line = markers.answer_line(text)
-    if marked_line is not None:
-        return _chosen(marked_line[1], letters)
-    marked = markers.marked_answer(text) if box is None else None
-    letter = _chosen(marked, letters) if marked else None
-    if letter is None and len(text) < markers.MAX_ANSWER_CHARS:
-        letter = _leading(text, letters)
-    if letter is None:
-        plain = _plain(text)
-        for said in _SAID.finditer(plain):
-            found = (said[1] or said[2]).upper()
-            denied = _ANOTHER.match(plain, said.end()) or _DENIED.match(plain, said.end())
-            if found in letters and not denied:
-                letter = found
-    if letter is None:
-        lines = [each for each in text[-markers.TAIL_CHARS :].splitlines() if each.strip()] or [""]
-        last = _LAST.search(_plain(lines[-1]))
-        listed = len(lines) > 1 and _leading(lines[-2], letters)  # the choices, repeated
-        letter = last[1] if last and last[1] in letters else None
-        letter = letter or (None if listed else _leading(lines[-1], letters))
-    return letter
+    if line:
+        return _chosen(line[1], letters)
+    marked = None if box else markers.marked_answer(text)
+    if marked and (letter := _chosen(marked, letters)):
+        return letter
+    if len(text) < markers.MAX_ANSWER_CHARS and (letter := _leading(text, letters)):
+        return letter
+    plain = _plain(text)
+    said = [
+        found
+        for match in _SAID.finditer(plain)
+        if (found := (match[1] or match[2]).upper()) in letters
+        and not _ANOTHER.match(plain, match.end())
+        and not _DENIED.match(plain, match.end())
+    ]
+    if said:
+        return said[-1]
+    lines = [each for each in text[-markers.TAIL_CHARS :].splitlines() if each.strip()] or [""]
+    last = _LAST.search(_plain(lines[-1]))
+    if last and last[1] in letters:
+        return last[1]
+    listed = len(lines) > 1 and _leading(lines[-2], letters)  # the choices, repeated
+    return None if listed else _leading(lines[-1], letters)

@@ -38,8 +38,10 @@ def same(a: Answer, b: Answer) -> bool:
             return _paired(one.parts, pieces, _same_piece)
         if one.kind == "list" and other.kind == "tuple":
             return _in_order(_values(one), _values(other))
-        if one.kind == "matrix" and other.kind == "tuple" and _is_vector(one.parts[0]):
-            return _in_order(one.parts[1:], _values(other))
+        if one.kind == "matrix" and other.kind == "tuple":  # a vector
+            mark, *row_lengths = one.parts[0]
+            if not mark and (len(row_lengths) == 1 or set(row_lengths) == {1}):
+                return _in_order(one.parts[1:], _values(other))
         if one.kind == "list" and other.kind == "set":
             return _paired(one.parts, other.parts, same)
         if one.kind == "base" and other.kind == "scalar":
@@ -54,15 +56,15 @@ def _same_kind(a: Answer, b: Answer) -> bool:
     if a.kind == "scalar":
         return _same_scalars(a, b)
     if a.kind == "set":
-        return all(any(same(x, y) for y in b.parts) for x in a.parts) and all(
-            any(same(x, y) for x in a.parts) for y in b.parts
+        return all(
+            any(same(x, y) for y in other.parts)
+            for one, other in ((a, b), (b, a))
+            for x in one.parts
         )
-    if a.kind == "list":
-        return _paired(a.parts, b.parts, same)
+    if a.kind in ("list", "region"):
+        return _paired(a.parts, b.parts, same if a.kind == "list" else _same_piece)
     if a.kind == "tuple":
         return _in_order(a.parts, b.parts)
-    if a.kind == "region":
-        return _paired(a.parts, b.parts, _same_piece)
     if a.kind == "matrix":
         return a.parts[0] == b.parts[0] and _in_order(a.parts[1:], b.parts[1:])
     if a.kind == "time":
@@ -70,11 +72,6 @@ def _same_kind(a: Answer, b: Answer) -> bool:
     if a.kind == "relation":
         return a.parts[0] == b.parts[0] and _proportional(a, b)
     return a.parts == b.parts
-
-
-def _is_vector(shape: tuple[Any, ...]) -> bool:
-    """Return whether a matrix has one column or one row, as pairs and triples are written too."""
-    return shape[0] == "" and (len(shape) == 2 or set(shape[1:]) == {1})
 
 
 def _values(answer: Answer) -> tuple[Answer, ...]:
@@ -122,15 +119,14 @@ def _as_relation(assignment: Answer) -> Answer:
 
 def _same_times(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
     """Compare times; a missing `am` or `pm` is not a difference."""
-    if a[1:3] != b[1:3]:
-        return False
-    if a[3] and b[3]:
-        return a[0] % 12 == b[0] % 12 and a[3] == b[3]
-    if a[3] or b[3]:
-        half, plain = (a, b) if a[3] else (b, a)
-        hour = half[0] % 12 + (12 if half[3] == "p" else 0)
-        return plain[0] in (half[0], hour)
-    return bool(a[0] == b[0])
+    both = bool(a[3] and b[3])
+    return a[1:3] == b[1:3] and bool(_hours(a, both) & _hours(b, both))
+
+
+def _hours(time: tuple[Any, ...], exact: bool) -> set[int]:
+    """Return the hours of the day that a time may mean; as it is written too unless `exact`."""
+    hour = time[0] % 12 + (12 if time[3] == "p" else 0)
+    return {hour} if exact else {time[0], hour} if time[3] else {time[0]}
 
 
 def _same_scalars(a: Answer, b: Answer) -> bool:

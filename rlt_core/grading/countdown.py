@@ -7,9 +7,10 @@ never evaluated as code.
 # ruff: noqa: RUF001
 import ast
 import json
+import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -20,11 +21,8 @@ _MAX_EXPRESSION_CHARS = 300
 _MAX_LINES, _TAIL_CHARS = 200, 1 << 14
 
 _OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
-    ast.Add: lambda a, b: a + b,
-    ast.Sub: lambda a, b: a - b,
-    ast.Mult: lambda a, b: a * b,
-    ast.Div: lambda a, b: a / b,
-}
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+}  # fmt: skip
 _RULES = [(re.compile(pattern), new) for pattern, new in [
     (r"\\[dtc]?frac ?\{([^{}]*)\} ?\{([^{}]*)\}", r"((\1)/(\2))"),
     (r"\\(?:times|cdot|ast)(?![A-Za-z])|\\\*|[×·⋅∙✕✖∗]", "*"),
@@ -74,36 +72,42 @@ def _plain(text: str) -> str:
     return text
 
 
-def _parse(text: str) -> ast.expr | None:
-    """Parse an expression; in an equation, the first side with an operator."""
+def _read(text: str) -> tuple[Fraction | None, list[int]] | None:
+    """Return the value and the numbers of an expression, of an equation those of the first side
+    with an operator; no value for a division by zero. None if it is anything else."""
     if len(text) > _MAX_EXPRESSION_CHARS:
         return None
     sides = [side.strip(" .\t") for side in text.split("=")]
     expression = next((side for side in sides if _OPERATOR.search(side)), sides[0])
+    numbers: list[int] = []
     try:
-        tree = ast.parse(expression, mode="eval").body
+        return _value(ast.parse(expression, mode="eval").body, numbers), numbers
+    except ZeroDivisionError:
+        return None, numbers
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # all that the parser may raise
         return None
-    return tree if all(_allowed(node) for node in ast.walk(tree)) else None
 
 
-def _allowed(node: ast.AST) -> bool:
-    if isinstance(node, ast.Constant):
-        return type(node.value) is int
-    if isinstance(node, ast.BinOp):
-        return type(node.op) in _OPERATIONS
-    if isinstance(node, ast.UnaryOp):
-        return isinstance(node.op, ast.USub)
-    return isinstance(node, ast.operator | ast.unaryop)
+def _value(node: ast.expr, numbers: list[int]) -> Fraction:
+    """Compute an expression and collect its numbers. Raises ValueError for what is not allowed."""
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        numbers.append(node.value)
+        return Fraction(node.value)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_value(node.operand, numbers)
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
+        left, right = _value(node.left, numbers), _value(node.right, numbers)
+        return _OPERATIONS[type(node.op)](left, right)
+    raise ValueError(ast.dump(node)[:80])
 
 
 def _inside(text: str) -> str | None:
     """Return the arithmetic expression in a line; None if there is none, or several."""
     text = _plain(text).strip()
-    if _parse(text) is not None:
+    if _read(text) is not None:
         return text
     runs = [match for match in _RUN.finditer(text) if _OPERATOR.search(match[0])]
-    readable = [match for match in runs if _parse(match[0].strip()) is not None]
+    readable = [match for match in runs if _read(match[0].strip()) is not None]
     if not readable or len(readable) < len(runs):
         return None
     between = text[readable[0].end() : readable[1].start()] if len(readable) > 1 else ""
@@ -119,36 +123,16 @@ def read_expression(solution: str) -> str | None:
         return _inside(marked)
     text = after_thought(solution).strip()[-_TAIL_CHARS:]
     lines = [_BULLET.sub("", line, count=1).strip() for line in text.splitlines()[-_MAX_LINES:]]
-    alone = [line for line in lines if _parse(_plain(line).strip()) is not None]
+    alone = [line for line in lines if _read(_plain(line).strip()) is not None]
     found = [_inside(line) for line in (alone or lines) if len(line) <= 4 * _MAX_EXPRESSION_CHARS]
     return next(filter(None, reversed(found)), None)
 
 
-def _numbers(tree: ast.expr) -> Iterator[int]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant):
-            assert isinstance(node.value, int)
-            yield node.value
-
-
-def _value(node: ast.expr) -> Fraction:
-    if isinstance(node, ast.Constant):
-        assert isinstance(node.value, int)
-        return Fraction(node.value)
-    if isinstance(node, ast.UnaryOp):
-        return -_value(node.operand)
-    assert isinstance(node, ast.BinOp)
-    return _OPERATIONS[type(node.op)](_value(node.left), _value(node.right))
-
-
 def solves(task: Task, expression: str) -> bool:
     """Return whether an expression keeps the rule and equals the target."""
-    tree = _parse(_plain(expression).strip())
-    if tree is None:
+    found = _read(_plain(expression).strip())
+    if found is None:
         return False
-    used, given = Counter(_numbers(tree)), Counter(task.numbers)
-    allowed = used == given if task.use_all else not used - given
-    try:
-        return allowed and _value(tree) == task.target
-    except ZeroDivisionError:
-        return False
+    value, numbers = found
+    used, given = Counter(numbers), Counter(task.numbers)
+    return value == task.target and (used == given if task.use_all else not used - given)

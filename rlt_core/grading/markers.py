@@ -7,7 +7,6 @@ is linear in the text's length.
 
 import re
 from collections import deque
-from dataclasses import dataclass
 from fractions import Fraction
 
 from rlt_core.grading.normalize import closing
@@ -69,34 +68,23 @@ def after_thought(text: str) -> str:
 
 
 # ---------------------------------------------------------------- markers
-@dataclass(frozen=True)
-class Box:
-    """The last box of a text; of boxes joined by `and`, `or` or a comma, the content of all."""
-
-    start: int
-    end: int
-    content: str
-    """Empty if the box is empty or not closed."""
-
-
-def last_box(text: str) -> Box | None:
-    """Return the last box of a text, None if there is none."""
-    starts = list(BOX.finditer(text))
-    found: list[str] = []
+def last_box(text: str) -> tuple[int, int, str] | None:
+    """Return start, end and content of the last box of a text; the content is empty if the box is
+    empty or not closed, and that of all for boxes joined by `and`, `or` or a comma."""
+    found: list[tuple[int, int, str]] = []
     limit = len(text)
-    for match in reversed(starts):
+    for match in reversed(list(BOX.finditer(text))):
         end, content = _box(text, match.end(), limit)
         between = text[end:limit]
         if found and (len(between) > 40 or not _joins(between)):
             break
         if not content:
-            return Box(match.start(), limit, "")
-        found.insert(0, content)
+            return match.start(), limit, ""
+        found.insert(0, (match.start(), end, content))
         limit = match.start()
-    if not starts:
+    if not found:
         return None
-    last_end = _box(text, starts[-1].end(), len(text))[0]
-    return Box(starts[-1].start(), last_end, ", ".join(found))
+    return *found[-1][:2], ", ".join(content for *_, content in found)
 
 
 def _box(text: str, start: int, limit: int) -> tuple[int, str]:
@@ -117,7 +105,7 @@ def answer_line(text: str) -> tuple[int, str] | None:
     """Return position and content of the last `Answer: …` outside boxes; None if there is none."""
     box = last_box(text)
     for match in reversed(list(ANSWER.finditer(text))):
-        if box and box.start < match.start() < box.end:
+        if box and box[0] < match.start() < box[1]:
             continue
         content = _clean(_line(text, match.end()))
         return (match.start(), content) if content and not BOX.search(content) else None
@@ -158,9 +146,9 @@ def marked_answer(text: str) -> str | None:
     """
     text = after_thought(text)
     box, line = last_box(text), answer_line(text)
-    if box and not box.content:
+    if box and not box[2]:
         return ""
-    found = [(box.start, box.content)] if box else []
+    found = [(box[0], box[2])] if box else []
     written = len(text.rstrip())
     for hashes in HASHES.finditer(text):
         content, last = hashes[1].strip(), hashes.end() >= written

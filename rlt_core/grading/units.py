@@ -34,32 +34,27 @@ _FACTOR = re.compile(r"(°[CF]|[^\W\d_]+|[°¢])(?:\^?(-?\d))?")
 
 
 def _read_table() -> dict[str, Unit]:
+    named: list[tuple[str, str, Fraction]] = []
+    for line in _OTHERS.strip().splitlines():
+        base, _, units = line.partition(": ")
+        for *names, value in map(str.split, units.split("; ")):
+            named += [(name, base, Fraction(value)) for name in names]
+    for symbol, *names in map(str.split, _SI.split(";")):
+        for name in (symbol, *names):
+            named.append((name, symbol, Fraction(1)))
+            for prefix, power in _PREFIXES.items():
+                start = prefix.split()[len(name) > 3]
+                named.append((start + name, symbol, Fraction(10) ** power))
     found: dict[str, Unit] = {}
-
-    def add(name: str, base: str, factor: Fraction) -> None:
+    for name, base, factor in named:
+        unit: Unit = (((base, 1),), factor)
+        if base == "L":
+            unit = (("m", 3),), factor / 1000
         british = name.replace("ter", "tre")
         forms = [name, name + "s", british, british + "s"] if len(name) > 2 else [name]
         for form in forms:
-            found.setdefault(form, (((base, 1),), factor))
-
-    for line in _OTHERS.strip().splitlines():
-        base, _, units = line.partition(": ")
-        for unit in units.split("; "):
-            *names, factor = unit.split()
-            for name in names:
-                add(name, base, Fraction(factor))
-    for unit in _SI.split(";"):
-        symbol, *names = unit.split()
-        for name in (symbol, *names):
-            add(name, symbol, Fraction(1))
-            for prefix, power in _PREFIXES.items():
-                short, long = prefix.split()
-                add((short if len(name) < 4 else long) + name, symbol, Fraction(10) ** power)
-    litre: tuple[tuple[str, int], ...] = (("m", 3),)
-    return {
-        name: (litre, factor / 1000) if base[0][0] == "L" else (base, factor)
-        for name, (base, factor) in found.items()
-    }
+            found.setdefault(form, unit)
+    return found
 
 
 _UNITS = _read_table()
