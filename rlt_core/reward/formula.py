@@ -73,12 +73,16 @@ def reward_parts(
     solution_min = REDUCTIONS[spec.solution_extreme](solution)
     r_ss = solution_mean + spec.alpha * solution_min
     penalty = 0.0 if closed else spec.unclosed_penalty
-    teacher_think = None
+    r_kl = kl_mean = kl_max = teacher_think = None
+    reward = r_ss + penalty
     if teacher_think_logprobs is not None:
         teacher_think = _checked("teacher_think_logprobs", teacher_think_logprobs)
-    kl_mean, kl_max = _reduced_kl(student_think, teacher_think, think_kl, spec)
-    r_kl, reward = None, r_ss + penalty
-    if kl_mean is not None and kl_max is not None:
+        full = None if think_kl is None else _checked("think_kl", think_kl)
+        kl = token_kl(student_think, teacher_think, full, spec)
+        kl_mean, kl_max = (
+            REDUCTIONS[reduction](kl) if kl.size else spec.empty_think_kl
+            for reduction in (spec.think_reduction, spec.think_extreme)
+        )
         r_kl = kl_mean + spec.alpha * kl_max
         reward = r_ss - spec.kl_weight * r_kl + penalty
     parts = RewardParts(reward, r_ss, r_kl, solution_mean, solution_min, kl_mean, kl_max, penalty)
@@ -90,20 +94,6 @@ def reward_parts(
     if not np.isfinite(reward):
         raise ValueError(f"{spec.function} returned {reward}")
     return replace(parts, reward=reward)
-
-
-def _reduced_kl(
-    student_think: Floats, teacher_think: Floats | None, think_kl: ArrayLike | None,
-    spec: RewardSpec,
-) -> tuple[float, float] | tuple[None, None]:  # fmt: skip
-    """Return `kl_mean` and `kl_max` of `RewardParts`."""
-    if teacher_think is None:
-        return None, None
-    full = None if think_kl is None else _checked("think_kl", think_kl)
-    kl = token_kl(student_think, teacher_think, full, spec)
-    if not kl.size:
-        return spec.empty_think_kl, spec.empty_think_kl
-    return REDUCTIONS[spec.think_reduction](kl), REDUCTIONS[spec.think_extreme](kl)
 
 
 def token_kl(
