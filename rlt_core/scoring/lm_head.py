@@ -18,6 +18,8 @@ FLOATS = NDArray[np.float32]
 
 BLOCK_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 26}
 """Logits of a chunk: on a CPU, as many as its caches hold."""
+LEAST_ROWS = 64
+"""Fewest positions of a chunk: each reads all of the head's weights."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def _logsumexp(logits_CV: Tensor, temperature: float) -> Tensor:
 
 def _rows(head: nn.Linear, hidden_ND: Tensor) -> int:
     """Positions of a chunk."""
-    return max(1, BLOCK_LOGITS[hidden_ND.device.type] // head.out_features)
+    return max(LEAST_ROWS, BLOCK_LOGITS[hidden_ND.device.type] // head.out_features)
 
 
 def _joined(parts: list[Tensor]) -> NDArray[Any]:

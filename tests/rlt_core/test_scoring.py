@@ -93,6 +93,7 @@ def test_equals_the_oracle_for_any_shape_budget_and_block(
     model = random_llama(seed, heads, tied)
     ids, spans = [each[0] for each in many], [each[1] for each in many]
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lm_head, "LEAST_ROWS", 1)
         patch.setitem(lm_head.BLOCK_LOGITS, "cpu", block_logits)
         got = selected_logprobs(model, ids, spans, temperature, tokens_per_batch)
     assert [len(arrays) for arrays in got] == [len(each) for each in spans]
@@ -122,6 +123,7 @@ def test_no_logits_beyond_a_block_ever_exist(monkeypatch: pytest.MonkeyPatch) ->
     model.lm_head.register_forward_hook(lambda head, args, logits: blocks.append(logits.shape))
     ids = [[i % VOCABULARY for i in range(50)] for _ in range(6)]
     spans = [[(10, 14), (40, 50)]] * 6
+    monkeypatch.setattr(lm_head, "LEAST_ROWS", 1)
     monkeypatch.setitem(lm_head.BLOCK_LOGITS, "cpu", 80)
     selected_logprobs(model, ids, spans, 1.0, 1000)
     assert max(rows for rows, _ in blocks) == 80 // VOCABULARY
@@ -144,6 +146,7 @@ def test_ranks_surprisal_and_full_kl_equal_the_oracle(
     hidden_p, hidden_q = torch.randn(positions, 6) * 3, torch.randn(positions, 4) * 3
     targets = torch.randint(words, (positions,))
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lm_head, "LEAST_ROWS", 1)
         patch.setitem(lm_head.BLOCK_LOGITS, "cpu", block_logits)
         got = head_logprobs(p, hidden_p, targets, temperature, ranks=True)
         kl = head_kl((p, q), (hidden_p, hidden_q), temperature)
