@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from rlt_core.grading import Grader
 from rlt_core.models import load_model, on_device
 from rlt_core.progress import Progress
 from rlt_core.rows import read_rows
-from rlt_core.scoring import ContextBuilder, score_contexts, with_anchoring, with_utility
+from rlt_core.scoring import ContextBuilder, Contexts, score_contexts, with_anchoring, with_utility
 from rlt_core.scoring.score_traces import arrivals, contexts_of
 from rlt_core.scoring.tokens import Loader
 from rlt_core.stages import TraceScoringConfig
@@ -68,12 +68,8 @@ def run(ctx: StageContext) -> dict[str, float]:
                 rows, contexts, questions, student_renderer, loader("student"),
                 config.reward.temperature, ctx.resources.tokens_per_batch, progress.part(1, parts),
             )  # fmt: skip
-        thinks = [
-            each.think_ids if row["question_id"] in measured and row["status"] == "scored" else None
-            for row, each in zip(rows, contexts, strict=True)
-        ]
         return with_utility(
-            rows, thinks, questions, held_out, student_renderer,
+            rows, _measured_ids(rows, contexts, measured), questions, held_out, student_renderer,
             lambda: on_device(load_model(ctx.model("student"), "float32"), ctx.resources),
             scoring.utility_learning_rate, ctx.resources.tokens_per_batch,
             progress.part(parts - 1, parts),
@@ -105,6 +101,16 @@ def _held_out(ctx: StageContext, questions: Mapping[str, Row], grader: Grader) -
             "trace_scoring.utility_questions=0, or take data with traces"
         )
     return found
+
+
+def _measured_ids(
+    rows: Sequence[Row], contexts: Sequence[Contexts], measured: Collection[str]
+) -> list[Sequence[int] | None]:
+    """Return the explanations whose utility is measured: the scored ones of some questions."""
+    return [
+        each.think_ids if row["question_id"] in measured and row["status"] == "scored" else None
+        for row, each in zip(rows, contexts, strict=True)
+    ]
 
 
 def _length(group: Sequence[Row]) -> int:
