@@ -88,8 +88,8 @@ def select(
     if device.type == "cpu":
         tokens_per_batch = min(tokens_per_batch, CPU_TOKENS)
     nothing: Any = np.empty(0, np.float32)
-    found = [HeadScores(nothing, *[nothing if ranks else None] * 2, nothing if kl_to else None)]
-    found *= len(contexts_ids)
+    ranked, compared = nothing if ranks else None, nothing if kl_to else None
+    found = [HeadScores(nothing, ranked, ranked, compared)] * len(contexts_ids)
     # Tokens from the last selected one on have no effect on the log-probs.
     lengths = [int(where.max()) if where.size else 0 for where in targets]
     done = 0

@@ -93,7 +93,7 @@ def _chosen(
                 f"row of at most {config.sft.max_tokens} tokens that fits into the model; raise "
                 "max_tokens of the student's recipe"
             )
-        counts = {
+        counts: dict[str, float] = {
             "no_trace_fits": fitting.no_trace_fits,
             "not_first_choice": fitting.not_first_choice,
         }
