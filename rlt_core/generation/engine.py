@@ -1,6 +1,7 @@
 """The interface of generation engines."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, Self
@@ -33,7 +34,6 @@ class Engine(Protocol):
     @property
     def context(self) -> int:
         """Most tokens of a prompt and its completion together."""
-        raise NotImplementedError
 
     def generate(
         self,
@@ -53,6 +53,18 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model's memory."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class ClosesItself(ABC):
+    """Mix-in that makes a class with `close` a context manager."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the object's resources."""
 
     def __enter__(self) -> Self:
         return self

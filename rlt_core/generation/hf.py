@@ -5,6 +5,7 @@ Shapes: Q prompts of a batch, R running completions, P padded prompt length, V v
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from rlt_core.config import Sampling
-from rlt_core.generation.engine import Completion, Engine, check_requests
+from rlt_core.generation.engine import ClosesItself, Completion, check_requests
 from rlt_core.progress import Progress
 from rlt_core.scoring import eval_mode
 
@@ -26,11 +27,16 @@ CACHE_GROWTH = 16
 """Positions that a full cache grows by: few, since gaps between rows slow attention."""
 
 
-_Request = tuple[int, int, int]
-"""One completion to sample: its prompt, its number among those of the prompt, its seed."""
+@dataclass(frozen=True)
+class _Sample:
+    """One completion to sample."""
+
+    prompt: int
+    sample: int
+    seed: int
 
 
-class TransformersEngine(Engine):
+class TransformersEngine(ClosesItself):
     """Samples from a causal language model in this process.
 
     The model may be a policy in training, with or without adapters; it samples in eval mode.
@@ -60,26 +66,28 @@ class TransformersEngine(Engine):
         check_requests(prompts, seeds, self.context)
         progress = progress or Progress()
         stop = torch.tensor(sorted(stop_ids), dtype=torch.long, device=self.model.device)
-        requests = [(i, j, seed) for i, each in enumerate(seeds) for j, seed in enumerate(each)]
+        requests = [
+            _Sample(i, j, seed) for i, each in enumerate(seeds) for j, seed in enumerate(each)
+        ]
         found: dict[tuple[int, int], Completion] = {}
         tokens, start = 0, time.perf_counter()
         with torch.no_grad(), eval_mode(self.model):
             for batch in self._batches(requests, prompts, sampling.max_tokens):
                 completions = self._batch(prompts, batch, sampling, stop, progress)
-                for (prompt, sample, _), completion in zip(batch, completions, strict=True):
-                    found[prompt, sample] = completion
+                for request, completion in zip(batch, completions, strict=True):
+                    found[request.prompt, request.sample] = completion
                     tokens += len(completion.ids)
                 rate = tokens / (time.perf_counter() - start)
                 progress.report(len(found), len(requests), {"tokens_per_s": rate})
         return [[found[i, j] for j in range(len(each))] for i, each in enumerate(seeds)]
 
     def _batches(
-        self, requests: list[_Request], prompts: Sequence[Sequence[int]], max_new: int
-    ) -> Iterator[list[_Request]]:
+        self, requests: list[_Sample], prompts: Sequence[Sequence[int]], max_new: int
+    ) -> Iterator[list[_Sample]]:
         """Requests of similar prompt length, longest first, samples of a prompt side by side."""
-        order = sorted(requests, key=lambda request: -len(prompts[request[0]]))
+        order = sorted(requests, key=lambda request: -len(prompts[request.prompt]))
         while order:
-            longest = len(prompts[order[0][0]]) + max_new
+            longest = len(prompts[order[0].prompt]) + max_new
             size = self.tokens_per_batch // min(longest, self.context)
             yield order[: max(1, size)]
             order = order[max(1, size) :]
@@ -87,18 +95,18 @@ class TransformersEngine(Engine):
     def _batch(
         self,
         prompts: Sequence[Sequence[int]],
-        batch: list[_Request],
+        batch: list[_Sample],
         sampling: Sampling,
         stop: Tensor,
         progress: Progress,
     ) -> list[Completion]:
         """Prefill each prompt once, then decode all requests step by step."""
         device = self.model.device
-        room = [min(sampling.max_tokens, self.context - len(prompts[i])) for i, *_ in batch]
+        room = [min(sampling.max_tokens, self.context - len(prompts[r.prompt])) for r in batch]
         steps = max(room)
-        places = {i: place for place, i in enumerate(dict.fromkeys(i for i, *_ in batch))}
-        prompt_R = torch.tensor([places[i] for i, *_ in batch], device=device)
-        uniforms_RN = torch.from_numpy(uniforms([seed for *_, seed in batch], steps)).to(device)
+        places = {i: place for place, i in enumerate(dict.fromkeys(r.prompt for r in batch))}
+        prompt_R = torch.tensor([places[r.prompt] for r in batch], device=device)
+        uniforms_RN = torch.from_numpy(uniforms([r.seed for r in batch], steps)).to(device)
         tokens_RN = torch.zeros(len(batch), steps, dtype=torch.long, device=device)
         logprobs_RN = torch.zeros(len(batch), steps, device=device)
         lengths_R = torch.tensor(room, device=device)

@@ -13,8 +13,8 @@ import numpy as np
 from rlt_core.config import DType, Sampling, StageResources
 from rlt_core.errors import UserError
 from rlt_core.generation.engine import (
+    ClosesItself,
     Completion,
-    Engine,
     FinishReason,
     check_requests,
 )
@@ -45,7 +45,7 @@ def require_vllm() -> None:
         ) from None
 
 
-class VLLMEngine(Engine):
+class VLLMEngine(ClosesItself):
     """Samples with vLLM from a local model folder. vLLM schedules the batches itself.
 
     The context is the model's, or as much as fits into memory; a completion that fills it ends with

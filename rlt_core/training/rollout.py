@@ -23,7 +23,7 @@ from rlt_core import processes
 from rlt_core.config import DType, Sampling, StageResources
 from rlt_core.errors import UserError
 from rlt_core.extensions import is_path
-from rlt_core.generation.engine import Completion, Engine, check_requests
+from rlt_core.generation.engine import ClosesItself, Completion, Engine, check_requests
 from rlt_core.generation.hf import TransformersEngine
 from rlt_core.models import pick_device
 from rlt_core.progress import Progress
@@ -127,7 +127,7 @@ class _Policy(TransformersEngine):
             return super().generate(*args, **options)
 
 
-class _Server(Engine):
+class _Server(ClosesItself):
     """A `vllm serve` on GPUs of its own, which receives weights over NCCL (TRL's client)."""
 
     def __init__(self, client: VLLMClient, weights: Weights, device: str) -> None:
@@ -141,15 +141,11 @@ class _Server(Engine):
                     "empty the field for an engine in the trainer's process"
                 ) from None
         self._client, self._weights = client, weights
+        self.context = context_of(client)
         self._announced = [
             (name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
             for name, tensor in weights()
         ]
-
-    @property
-    def context(self) -> int:
-        """The server's limit."""
-        return context_of(self._client)
 
     def close(self) -> None:
         """Leave the process group that transfers weights."""

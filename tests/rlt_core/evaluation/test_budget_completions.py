@@ -13,7 +13,7 @@ from rlt_core.evaluation.benchmarks import EvalTask
 from rlt_core.evaluation.budget_forcing import Draft, Forcer
 from rlt_core.evaluation.run import Completer, ModelEvaluation, SampleRequest
 from rlt_core.generation import Completion, open_engine, sample_seed
-from rlt_core.generation.engine import Engine, FinishReason
+from rlt_core.generation.engine import ClosesItself, FinishReason
 from rlt_core.models import new_model, save_model, tiny_tokenizer
 from rlt_core.progress import Progress
 from rlt_core.prompts.renderer import Renderer
@@ -32,16 +32,15 @@ Reply = Callable[[str, np.random.Generator], str]
 """What a model writes after what it has written, if nothing stops it. Its turn then ends."""
 
 
-class ScriptedEngine(Engine):
+class ScriptedEngine(ClosesItself):
     """Writes what a function says: a completion depends on its prompt and its seed."""
-
-    context = 10_000
 
     def __init__(self, renderer: Renderer, reply: Reply) -> None:
         self.renderer, self.reply = renderer, reply
         self.seeds: list[list[int]] = []
         """Of each call."""
         self.max_tokens: list[int] = []
+        self.context = 10_000
 
     def close(self) -> None:
         """Nothing is held."""
