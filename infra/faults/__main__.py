@@ -33,8 +33,8 @@ def store_parts(folder: Path, endpoint: str, short: bool, seed: int) -> list[Tal
     choice, remote = random.Random(seed), f"s3://{s3.BUCKET}"
     on_folder, on_s3 = Tally("kills, folder"), Tally("kills, S3")
     names = list(OPERATIONS)
-    kills(on_folder, names, folder, None, 3 if short else None, choice)
-    names = choice.sample(names, 4) if short else names
+    kills(on_folder, names, folder, None, 2 if short else None, choice)
+    names = choice.sample(names, 2) if short else names
     kills(on_s3, names, folder, remote, 2 if short else None, choice)
     faults = Tally("operations, failing S3")
     with s3.disturbed(endpoint, 2 * RATE, seed, timeouts=not short) as counts:

@@ -11,7 +11,10 @@ import psutil
 import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling, Scheduled
+from typer.testing import CliRunner
 
+from flows.cli.app import app
+from rlt_core.errors import UserError
 from rlt_core.experiments import targets
 from rlt_core.graph import Node, upstream
 from rlt_core.overrides import load_config
@@ -180,31 +183,31 @@ def test_a_dead_machine_frees_its_pool_and_the_retried_parent_completes(
     assert ended.state and ended.state.is_completed(), ended.state.message
 
 
+def refused(server: Server, *arguments: str) -> str:
+    """The error of an `rlt up`, in this process."""
+    done = CliRunner().invoke(app, ["up", *arguments], env=server.environment)
+    assert isinstance(done.exception, UserError), done.output
+    return str(done.exception)
+
+
 def test_up_again_is_no_mistake_and_another_up_is(server: Server, tmp_path: Path) -> None:
     again = server.up()
     assert "is up" in again
     assert "started" not in again
     assert "deployed  already" in again
-    other = server.rlt("up", "--port", str(server.port), "--store", str(tmp_path / "other"))
-    assert other.returncode == 2
-    assert "`rlt down` first" in other.stderr
-    beside = new_server(tmp_path / "beside")
-    taken = beside.rlt("up", "--port", str(server.port))
-    assert taken.returncode == 2
-    assert "is taken" in taken.stderr
-    elsewhere = {"PREFECT_API_URL": "http://127.0.0.1:1/api"}
-    foreign = new_server(tmp_path / "foreign", **elsewhere).rlt("up")
-    assert foreign.returncode == 2
-    assert "PREFECT_API_URL" in foreign.stderr
-    elsewhere = {"PREFECT_API_AUTH_STRING": "team:theirs"}
-    foreign = new_server(tmp_path / "login", **elsewhere).rlt("up")
-    assert foreign.returncode == 2
-    assert "PREFECT_API_AUTH_STRING is set" in foreign.stderr and "theirs" not in foreign.stderr
+    port = ("--port", str(server.port))
+    assert "`rlt down` first" in refused(server, *port, "--store", str(tmp_path / "other"))
+    assert "is taken" in refused(new_server(tmp_path / "beside"), *port)
+    elsewhere = new_server(tmp_path / "foreign", PREFECT_API_URL="http://127.0.0.1:1/api")
+    assert "PREFECT_API_URL" in refused(elsewhere)
+    elsewhere = new_server(tmp_path / "login", PREFECT_API_AUTH_STRING="team:theirs")
+    said = refused(elsewhere)
+    assert "PREFECT_API_AUTH_STRING is set" in said and "theirs" not in said
     login = server.home / "api-login"
     kept = login.rename(tmp_path / "kept")
-    lost = server.rlt("up", "--port", str(server.port), "--store", str(server.store))
+    said = refused(server, *port, "--store", str(server.store))
     kept.rename(login)
-    assert lost.returncode == 2 and "`rlt down` and `rlt up` again" in lost.stderr
+    assert "`rlt down` and `rlt up` again" in said
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.parametrize("store_root", ["s3"], indirect=True)
 # ---------------------------------------------------------------- commits
 def test_one_of_several_processes_that_commit_at_once_wins_and_all_see_it(store: Store) -> None:
     context = multiprocessing.get_context("spawn")
-    count = 3
+    count = 2
     start, results = context.Barrier(count), context.Queue()
     children = [
         context.Process(target=race, args=(str(store), number, start, results))
