@@ -35,7 +35,7 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 test: lint types docs
-	$(OFFLINE) $(BIN)/pytest -m "not slow and not gpu" -n 2 --dist loadgroup
+	$(OFFLINE) $(BIN)/pytest -m "not slow and not gpu" -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-slow: install smollm2 system-packages
 	$(OFFLINE) $(BIN)/pytest -m "(slow or gpu) and not vllm"

@@ -1,10 +1,12 @@
 """No test talks to a hub or the internet; one thread a process, and one GPU at most."""
 
+import atexit
 import gc
 import os
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,15 +26,38 @@ os.environ.update(
 )
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # TRL's trainers refuse several in one process
 
+with suppress(ImportError):  # infra/gpu_check.py, whose tests do not use it, has none
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile(
+        "tests",
+        max_examples=int(os.environ.get("FUZZ_EXAMPLES", 25)),
+        suppress_health_check=list(HealthCheck),
+        deadline=None,
+    )
+    settings.load_profile("tests")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A folder's tests go to one worker, so that what they import and start late is there once;
+    those that mostly wait begin first."""
+
+    def group(item: pytest.Item) -> str:
+        found = item.get_closest_marker("xdist_group")
+        if not found:
+            item.add_marker(found := pytest.mark.xdist_group(item.path.parent.name))
+        return str(found.args[0])
+
+    first = ("whole-runs", "server", "own-servers")
+    items.sort(key=lambda item: first.index(name) if (name := group(item)) in first else len(first))
+
 
 def pytest_collection_finish() -> None:
     """What is imported stays: garbage collections, of which each training has one, skip it."""
     gc.collect()
     gc.freeze()
-
-
-def pytest_unconfigure() -> None:
-    gc.unfreeze()  # else libraries report what is left as leaks
+    atexit.register(gc.unfreeze)  # else libraries report what is left as leaks
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ The layers `flows → tasks → rlt_core` are contracts of import-linter in `pyp
 import ast
 import re
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 from tests.imports import imported
@@ -17,7 +18,6 @@ FILES = {
     for package in PACKAGES
     for path in sorted((ROOT / package).rglob("*.py"))
 }
-TREES = {name: ast.parse(source) for name, source in FILES.items()}
 COMPUTES = (
     "rlt_core/evaluation/", "rlt_core/generation/", "rlt_core/models.py", "rlt_core/scoring/",
     "rlt_core/training/", "infra/",
@@ -34,9 +34,14 @@ FROZEN = {"RankTest"}
 """Two classes of frozen studies' rules, whose sources are hashed."""
 
 
+@cache
+def trees() -> dict[str, ast.Module]:
+    return {name: ast.parse(source) for name, source in FILES.items()}
+
+
 def test_only_modules_that_compute_import_torch() -> None:
     importing = set()
-    for name, tree in TREES.items():
+    for name, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 modules = [alias.name for alias in node.names]
@@ -55,7 +60,7 @@ def test_files_and_functions_are_small() -> None:
     assert not [name for name, source in FILES.items() if source.count("\n") > 500]
     long = [
         f"{name}: {node.name}"
-        for name, tree in TREES.items()
+        for name, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 60
     ]
@@ -65,7 +70,7 @@ def test_files_and_functions_are_small() -> None:
 def test_no_two_classes_share_a_name() -> None:
     names = Counter(
         node.name
-        for tree in TREES.values()
+        for tree in trees().values()
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef)
     )

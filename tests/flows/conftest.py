@@ -48,11 +48,10 @@ def environment(home: Path) -> dict[str, str]:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start whole runs go to one worker, which starts with them."""
-    whole_runs = [item for item in items if "home" in getattr(item, "fixturenames", ())]
-    for item in whole_runs:
-        item.add_marker(pytest.mark.xdist_group("whole-runs"))
-    items.sort(key=lambda item: item not in whole_runs)
+    """Tests that start whole runs go to one worker."""
+    for item in items:
+        if "home" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("whole-runs"))
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
@@ -30,7 +30,6 @@ PAIRS = [(CHARACTERS, MERGING), (MERGING, CHARACTERS), (QWEN, OTHER), (OTHER, QW
 SCORED_PAIRS = [(QWEN_SCORED, OTHER_SCORED), (OTHER_SCORED, QWEN_SCORED)]
 pieces = ["one", " two", "12", "é", "😀", "\n\n", ". ", " ", "\t", "x²", "<think>", "한"]
 text = st.lists(st.one_of(st.sampled_from(pieces), st.text(max_size=3)), max_size=9).map("".join)
-quick = settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)
 SPEC = RewardSpec(alignment="text")
 
 
@@ -41,7 +40,6 @@ def think_tokens(contexts: Contexts) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("student, teacher", PAIRS + SCORED_PAIRS)
-@quick
 @given(explanation=text)
 def test_every_token_is_in_one_span_and_spans_hold_the_same_text(
     student: Renderer, teacher: Renderer, explanation: str
@@ -68,7 +66,6 @@ def test_every_token_is_in_one_span_and_spans_hold_the_same_text(
 
 
 @pytest.mark.parametrize("renderer", [CHARACTERS, MERGING, QWEN, OTHER])
-@quick
 @given(explanation=text)
 def test_ends_of_sampled_tokens_are_those_of_encoded_ones(
     renderer: Renderer, explanation: str
@@ -111,7 +108,7 @@ def scored(
 
 
 @pytest.mark.parametrize("renderer", [CHARACTERS, QWEN_SCORED])
-@settings(quick, max_examples=8)
+@settings(max_examples=8)
 @given(explanation=text)
 def test_equal_tokenizers_give_the_reward_of_token_ids(
     renderer: Renderer, explanation: str

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -71,7 +71,6 @@ def contexts(draw: st.DrawFn) -> Contexts:
     return many
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     many=contexts(),
     seed=st.integers(0, 3),
@@ -131,7 +130,6 @@ def test_no_logits_beyond_a_block_ever_exist(monkeypatch: pytest.MonkeyPatch) ->
     assert sum(rows * words for rows, words in blocks) == 6 * 14 * VOCABULARY
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     positions=st.integers(0, 12), seed=st.integers(0, 5), words=st.integers(1, 40),
     temperature=st.sampled_from([0.7, 1.0, 2.0]), block_logits=st.sampled_from([1, 30, 1 << 21]),
@@ -197,7 +195,6 @@ def test_bad_spans_are_refused() -> None:
     assert selected_logprobs(model, [], [], 1.0, 100) == []
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 5), temperature=st.sampled_from([0.7, 1.0]),
     scales=st.tuples(st.sampled_from([1.0, 0.25, -2.0]), st.sampled_from([1.0, 3.0])),

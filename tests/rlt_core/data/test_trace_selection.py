@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rlt_core.config import RankedSet, TraceOrder
@@ -142,7 +142,6 @@ def test_the_best_trace_that_fits_is_taken_and_the_rest_is_counted(
     assert (chosen.no_trace_fits, chosen.not_first_choice) == (left_out, second)
 
 
-@settings(max_examples=300)
 @given(score_tables(), st.integers(0, 3), st.randoms())
 def test_token_matched_sets_are_equal_up_to_a_trace(
     rows: list[Row], seed: int, random: Any

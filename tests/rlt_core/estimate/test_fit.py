@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rlt_core.config import Frozen, HubModel
@@ -208,7 +208,6 @@ SMALLER = {  # whose larger value never needs more memory
 LARGER = {"micro_batch_size": (1, 2, 4, 16), "tokens_per_batch": (8192, 65536, 10**6)}
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     stage=st.sampled_from(LAID_OUT),
     field=st.sampled_from([*SMALLER, *LARGER]),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
@@ -25,7 +25,6 @@ def counted(config: Any) -> int:
         return int(AutoModelForCausalLM.from_config(config).num_parameters())
 
 
-@settings(deadline=None, max_examples=25)
 @given(
     family=st.sampled_from(FAMILIES),
     layers=st.integers(1, 3),

@@ -3,15 +3,13 @@
 from collections.abc import Iterable, Sequence
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rlt_core.config import BudgetForcing
 from rlt_core.evaluation.budget_forcing import Draft, Forcer
 from rlt_core.prompts.renderer import Renderer
 from tests.rlt_core.evaluation.renderers import CHARACTERS, MERGING, PROMPTERS, RLT, spelled
-
-quick = settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)
 
 PIECES = ["12", ". ", "<", ">", "\n\n", "é", "😀", "Wa", "{open}", "{close}", "{answer}", "{end}"]
 phase = st.tuples(
@@ -60,7 +58,6 @@ def undisturbed(forcer: Forcer, ids: Sequence[int]) -> Draft:
 
 # ---------------------------------------------------------------- what a phase leads to
 @PROMPTERS
-@quick
 @given(
     opening=st.sampled_from(["", "{open}"]), phases=phases, budget=budgets,
     max_tokens=st.integers(1, 120), context=st.integers(10, 200),
@@ -89,7 +86,6 @@ def test_no_limit_is_exceeded_whatever_is_written(
 
 
 @PROMPTERS
-@quick
 @given(texts=st.lists(st.text(max_size=20), min_size=4, max_size=4), ends=st.booleans())
 def test_each_end_of_thinking_is_taken_back_until_none_is_left(
     renderer: Renderer, texts: list[str], ends: bool
@@ -182,7 +178,6 @@ def test_an_end_stands_if_the_limits_leave_no_room_to_think_on(renderer: Rendere
 
 
 @PROMPTERS
-@quick
 @given(text=st.text(max_size=200), ends=st.booleans(), budget=budgets)
 def test_without_a_thought_nothing_is_forced(
     renderer: Renderer, text: str, ends: bool, budget: BudgetForcing

@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -169,7 +169,6 @@ def test_the_set_of_a_ratio_holds_what_no_test_rejects(number):
 
 # ---------------------------------------------------------------- differences
 @given(st.lists(st.integers(-4, 4).map(lambda gain: gain / 4), min_size=1, max_size=10))
-@settings(max_examples=60, deadline=None)
 def test_the_permutation_test_is_exact_for_few_questions(gains):
     gain_Q = np.array(gains)
     signs = np.array(list(itertools.product([1, -1], repeat=len(gains))))
@@ -179,7 +178,6 @@ def test_the_permutation_test_is_exact_for_few_questions(gains):
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=12))
-@settings(max_examples=60, deadline=None)
 def test_mcnemar_is_the_permutation_test_of_one_binary_answer(answers):
     ours_Q, theirs_Q = np.array(answers, dtype=float).T
     assert mcnemar_p(ours_Q, theirs_Q) == pytest.approx(permutation_p(ours_Q - theirs_Q))

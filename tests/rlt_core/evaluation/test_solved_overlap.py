@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rlt_core.evaluation.overlap import MEASURES, overlap
@@ -12,7 +12,6 @@ sets = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=20
 
 
 @given(sets)
-@settings(max_examples=50, deadline=None)
 def test_with_one_sample_the_measures_are_those_of_the_sets(answers):
     correct_QM = np.array(answers, dtype=float)
     ours, theirs = ({q for q, solved in enumerate(each) if solved} for each in correct_QM.T)

@@ -4,7 +4,7 @@ import json
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rlt_core.grading import OUTCOMES, GradeItem, answer_of, has_answer
@@ -135,7 +135,6 @@ def test_an_unknown_grader_is_refused() -> None:
         GradeItem("4", "4", "sudoku")
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.text(alphabet=st.characters(), max_size=60), st.sampled_from(["arithmetic", "countdown",
        "multiple_choice"]))  # fmt: skip
 def test_any_text_gets_a_verdict(text: str, grader: str) -> None:

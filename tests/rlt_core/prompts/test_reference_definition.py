@@ -11,7 +11,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -175,7 +175,6 @@ sentence = st.lists(st.sampled_from(words), min_size=2, max_size=12).map(" ".joi
 @pytest.mark.parametrize(
     "kind, padded", [("qwen", True), ("words", True), ("characters", True), ("qwen", False)]
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(question=sentence, solution=sentence, explanation=sentence, closed=st.booleans())
 def test_agrees_with_the_reference_where_it_loses_no_token(
     kind: str, padded: bool, family: str, question: str, solution: str, explanation: str,

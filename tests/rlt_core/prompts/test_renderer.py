@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
@@ -51,7 +51,6 @@ pieces = st.sampled_from(
     ]
 )
 text = st.lists(st.one_of(pieces, st.text(max_size=4)), max_size=12).map("".join)
-quick = settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)
 
 
 def has_tag(renderer: Renderer, *texts: str) -> bool:
@@ -77,7 +76,6 @@ def chat(renderer: Renderer, system: str, question: str) -> str:
 
 
 @PROMPTERS
-@quick
 @given(question=text, solution=text, explanation=text)
 def test_spans_hold_the_same_explanation_and_the_solution(
     renderer: Renderer, question: str, solution: str, explanation: str
@@ -105,7 +103,6 @@ def test_spans_hold_the_same_explanation_and_the_solution(
 
 
 @PROMPTERS
-@quick
 @given(question=text, solution=text, explanation=text)
 def test_contexts_read_as_the_format_says(
     renderer: Renderer, question: str, solution: str, explanation: str
@@ -262,7 +259,6 @@ sentences = st.tuples(
 
 
 @pytest.mark.parametrize("name", ["rlt", "r1"])
-@quick
 @given(question=sentences, solution=sentences, explanation=sentences)
 def test_rows_have_the_ids_that_qwens_tokenizer_gives_for_the_whole_text(
     name: str, question: str, solution: str, explanation: str
@@ -285,7 +281,6 @@ def test_rows_have_the_ids_that_qwens_tokenizer_gives_for_the_whole_text(
 
 # ---------------------------------------------------------------- sampled padding
 @PROMPTERS
-@quick
 @given(explanation=text, written=st.sampled_from(["", "\n", "\n\n", "\n\n\n", "\n\n\n\n", " "]))
 def test_a_sampled_explanation_is_padded_once_whether_its_teacher_wrote_padding_or_not(
     renderer: Renderer, explanation: str, written: str
@@ -322,7 +317,6 @@ def test_padding_of_its_own_tokens_is_the_tags_and_padding_in_a_token_is_the_tex
 
 # ---------------------------------------------------------------- completions
 @PROMPTERS
-@quick
 @given(explanation=text, rest=text)
 def test_a_completion_comes_apart_however_its_tag_was_tokenised(
     renderer: Renderer, explanation: str, rest: str
@@ -352,7 +346,6 @@ def test_a_token_that_straddles_the_tag_is_split() -> None:
 
 
 @PROMPTERS
-@quick
 @given(explanation=text)
 def test_without_its_tag_everything_up_to_the_end_of_turn_counts(
     renderer: Renderer, explanation: str
@@ -389,7 +382,6 @@ def test_the_first_tag_is_found_across_windows(length: int) -> None:
 
 # ---------------------------------------------------------------- thoughts
 @PROMPTERS
-@quick
 @given(thought=text, solution=text)
 def test_a_training_rows_thought_is_read_back_by_ids(
     renderer: Renderer, thought: str, solution: str
@@ -403,7 +395,6 @@ def test_a_training_rows_thought_is_read_back_by_ids(
 
 
 @PROMPTERS
-@quick
 @given(before=text, thought=text, rest=text)
 def test_a_thought_is_read_however_its_tags_were_tokenised(
     renderer: Renderer, before: str, thought: str, rest: str
@@ -420,7 +411,6 @@ def test_a_thought_is_read_however_its_tags_were_tokenised(
 
 
 @PROMPTERS
-@quick
 @given(thought=text)
 def test_a_thought_lacking_a_tag_ends_with_the_turn_or_begins_with_it(
     renderer: Renderer, thought: str
@@ -460,7 +450,6 @@ def test_a_character_that_begins_in_the_opening_tags_token_is_whole(length: int)
 
 # ---------------------------------------------------------------- answers
 @PROMPTERS
-@quick
 @given(thought=text, solution=text)
 def test_a_formatted_answer_comes_apart(renderer: Renderer, thought: str, solution: str) -> None:
     f = renderer.format

@@ -67,7 +67,6 @@ def ask(connection, rows, expressions):
     return connection.execute(f"select {expressions} from cases").fetchall()
 
 
-@settings(deadline=None)
 @given(specs, st.lists(case, min_size=1, max_size=30))
 def test_macros_are_the_reward_of_the_reference(connection, spec, examples):
     rows = [as_row(example) for example in examples]
@@ -93,7 +92,6 @@ def test_macros_are_the_reward_of_the_reference(connection, spec, examples):
         assert parts == pytest.approx(wanted, abs=1e-6, rel=1e-12)
 
 
-@settings(deadline=None)
 @given(st.lists(case, min_size=1, max_size=30), st.floats(0, 1), st.floats(0, 10))
 def test_five_arguments_are_enough(connection, examples, alpha, kl_weight):
     rows = [as_row(example) for example in examples]
