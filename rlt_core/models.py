@@ -12,16 +12,9 @@ import torch
 from safetensors import safe_open
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.auto import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.llama import LlamaConfig, LlamaForCausalLM
 
 from rlt_core.chat_templates import CHATML, Chats
 from rlt_core.config import (

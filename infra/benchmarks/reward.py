@@ -34,7 +34,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
+from transformers import PreTrainedModel
+from transformers.models.auto import AutoModelForCausalLM
+from transformers.models.qwen2 import Qwen2Config
 
 from rlt_core.config import PackageModel, RewardSpec, ScratchModel
 from rlt_core.data.generators.arithmetic import (

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from transformers import AutoConfig
+from transformers.models.auto import AutoConfig
 
 from rlt_core.data.trace_selection import best_fitting, choose, columns, match_tokens, rank_traces
 from rlt_core.errors import UserError

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from transformers import AutoConfig
+from transformers.models.auto import AutoConfig
 
 from rlt_core.data.trace_selection import unusable
 from rlt_core.errors import UserError
