@@ -84,12 +84,15 @@ def test_the_first_ctrl_c_ends_a_query(query: str, format: str, tmp_path: Path) 
     )  # fmt: skip
     own = psutil.Process(process.pid)
     deadline = time.monotonic() + 60
-    while own.num_threads() < 2 or not (ready.stat().st_size or format == "table"):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=15)
+    try:
+        while own.num_threads() < 2 or not (ready.stat().st_size or format == "table"):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=15)
+    finally:
+        process.kill()  # else a query that goes on takes a core for minutes
     assert (process.returncode, errors) == (130, "")
 
 
