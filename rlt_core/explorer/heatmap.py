@@ -130,12 +130,9 @@ def legend(name: str) -> Markup:
     """Return the scale of a channel; it is shown while the channel is chosen."""
     channel, letter = CHANNELS[name], name[0]
     swatches = [(f"{letter}{step}", label) for step, label in enumerate(channel.names, 1)]
-    if channel.two_sided:
-        blue = [
-            (f"{letter}-{step}", label.removeprefix("-") if label[0] == "-" else f"-{label}")
-            for step, label in enumerate(channel.names, 1)
-        ]
-        swatches = [*reversed(blue), *swatches]
+    for step, label in enumerate(channel.names if channel.two_sided else (), 1):
+        other = label.removeprefix("-") if label[0] == "-" else f"-{label}"
+        swatches.insert(0, (f"{letter}-{step}", other))
     scale = Markup("").join(
         Markup('<i class="t {}">{}</i>').format(style, label) for style, label in swatches
     )

@@ -34,8 +34,8 @@ TRAINED = {
 def plot_figures(data: ReportData, found: Sequence[PairedContrast]) -> dict[str, Figure]:
     """Return name -> figure, for all parts of the report that have data."""
     every = (
-        _answer(data, found), _scores(data), _rewards(data),
-        *(_training(data, name) for name in TRAINED), _ranks(data),
+        _answer(data, found), _scores(data), *(_training(data, name) for name in TRAINED),
+        _ranks(data),
     )  # fmt: skip
     return {one.name: one for one in every if one and one.rows}
 
@@ -118,16 +118,6 @@ def _scores(data: ReportData) -> Figure | None:
 
 
 # ---------------------------------------------------------------- training
-def _rewards(data: ReportData) -> Figure | None:
-    if len(data.rewards) < 2:
-        return None
-    rows = [
-        _row("Mean reward of scored traces", one["name"], one["reward"]) for one in data.rewards
-    ]
-    caption = "Mean rewards of scored traces, with 95% intervals."
-    return Figure("rewards", caption, rows, _rewarded(data), "reward")
-
-
 def _training(data: ReportData, quantity: str) -> Figure:
     """Reward and its parts over the steps of RL; the loss of supervised training."""
     chosen = [curve for curve in data.curves if curve["quantity"] == quantity]

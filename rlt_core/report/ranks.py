@@ -77,7 +77,6 @@ def _rank_set(part: Part, parts: Parts, evaluations: Evaluations) -> Row:
     return one_set | {
         "lines": lines,
         "statistics": statistics,
-        "undefined_resamples": metrics.get("undefined_resamples", 0.0),
         "first_minus_last": first_minus_last,
         "rows": [one_set | row for row in [*lines, *statistics.values()]],
     }

@@ -200,7 +200,7 @@ def test_the_sql_of_a_figure_reads_what_it_shows_and_its_download_has_it(tmp_pat
     store = Store(str(tmp_path / "store"))
     data = report_of(store, sample_run(store, seeds=(0,)))
     figures = plot_figures(data, contrasts(data))
-    assert {"answer", "scores", "rewards", "reward", "loss", "ranks"} == set(figures)
+    assert {"answer", "scores", "reward", "loss", "ranks"} == set(figures)
     with connect(store) as connection:
         found = {
             name: connection.sql(figure.sql).to_arrow_table().to_pylist()
