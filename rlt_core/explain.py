@@ -17,7 +17,6 @@ from rlt_core.errors import UserError
 from rlt_core.overrides import nearest
 from rlt_core.reward.formula import Floats, reward_parts, token_kl
 from rlt_core.reward.replay import GROUP, LOGPROBS, chosen, spec_of
-from rlt_core.sql.macros import literal
 from rlt_core.sql.views import connect, sql_errors
 from rlt_core.store import Manifest, Store
 
@@ -112,10 +111,18 @@ def context(tokens: Sequence[Token], token: Token) -> tuple[str, str]:
     return "".join(texts[max(0, at - AROUND) : at]), "".join(texts[at + 1 : at + 1 + AROUND])
 
 
-def explain(store: Store, trace_id: str, run: str | None = None) -> Explained:
-    """Take apart the reward of a trace in artifact `run`, or in the newest that scored it.
+def explain(
+    store: Store,
+    trace_id: str | None = None,
+    run: str | None = None,
+    worst: bool = False,
+    question: str | None = None,
+) -> Explained:
+    """Take apart the reward of a trace in artifact `run`, or in the newest that scored it; without
+    its id that of the trace with the highest reward, or the lowest (of a question).
 
-    Raises UserError for a trace that is not there, naming the nearest, and for damaged files.
+    Raises UserError for a trace or question that is not there, naming the nearest, and for damaged
+    files.
     """
     with connect(store) as connection:
 
@@ -124,6 +131,8 @@ def explain(store: Store, trace_id: str, run: str | None = None) -> Explained:
                 found = connection.sql(sql, params=list(parameters)).to_arrow_table()
                 return list(found.to_pylist())
 
+        if trace_id is None:
+            trace_id, run = _choose(store, ask, run, worst, question)
         manifest = _artifact(store, ask, trace_id, run)
         key = manifest.ref.key
         (row,) = ask("from scores where run = ? and trace_id = ?", key, trace_id)
@@ -169,26 +178,23 @@ def replayed_row(row: Row, spec: RewardSpec) -> Row:
     )
 
 
-def choose(
-    store: Store, worst: bool, run: str | None = None, question: str | None = None
+def _choose(
+    store: Store, ask: Ask, run: str | None, worst: bool, question: str | None
 ) -> tuple[str, str]:
     """Return the trace with the highest reward (or the lowest), and the key of its scores: of
-    artifact `run`, by default of the latest of each label and seed; of one question, if given.
-
-    Raises UserError if there is none, naming the nearest questions.
-    """
+    artifact `run`, by default of the latest of each label and seed; of one question, if given."""
     runs = [one.ref.key for one in chosen(store, [run] if run else [])]
-    named = f"run in ({', '.join(map(literal, runs))})"
-    order = f"reward {'asc' if worst else 'desc'}, run, trace_id"
-    sql = f"""select trace_id, run from scores where {named} and isfinite(reward)
-        {f"and question_id = {literal(question)}" if question else ""} order by {order} limit 1"""
-    with connect(store) as connection, sql_errors(sql):
-        if found := connection.sql(sql).fetchall():
-            return found[0]
-        known = connection.sql(f"select distinct question_id from scores where {named}").fetchall()
+    found = ask(
+        f"""select trace_id, run from scores where list_contains(?, run) and isfinite(reward)
+        and question_id = coalesce(?, question_id)
+        order by reward {"asc" if worst else "desc"}, run, trace_id limit 1""", runs, question,
+    )  # fmt: skip
+    if found:
+        return found[0]["trace_id"], found[0]["run"]
     if question is None:
         raise UserError(f"no trace in the scores of {store} has a reward")
-    hint = nearest(question, (name for (name,) in known))
+    known = ask("select distinct question_id from scores where list_contains(?, run)", runs)
+    hint = nearest(question, (row["question_id"] for row in known))
     raise UserError(f"--question {question}: no scored trace of it in {store}; {hint}")
 
 

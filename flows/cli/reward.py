@@ -181,14 +181,11 @@ def explain_(
     """Show what made one trace's reward: the texts, coloured by the student's log-probs, the parts,
     the worst tokens, the question's other traces."""
     skip_pandas()
-    from rlt_core.explain import choose, explain
+    from rlt_core.explain import explain
 
     if (trace_id is not None) + best + worst > 1 or (trace_id and question):
         raise UserError("give one of TRACE_ID, --best and --worst, and --question without TRACE_ID")
-    opened = existing_store(store)
-    if trace_id is None:
-        trace_id, run = choose(opened, worst, run, question)
-    found = explain(opened, trace_id, run)
+    found = explain(existing_store(store), trace_id, run, worst, question)
     row, console = found.row, table_console()
     _show_head(console, found)
     _show_texts(console, found)
