@@ -136,16 +136,6 @@ def test_the_token_becomes_a_cookie_and_leaves_the_address(library):
     assert mine.get("/").status_code == 200
 
 
-def test_style_script_and_icon_are_served(client):
-    for path, kind in (
-        ("explorer.css", "css"),
-        ("explorer.js", "javascript"),
-        ("favicon.ico", "svg"),
-    ):
-        answer = client.get(f"/{path}")
-        assert answer.status_code == 200 and kind in answer.headers["content-type"]
-
-
 def test_nothing_can_be_sent(client):
     for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
         assert client.request(method, "/").status_code == 405
