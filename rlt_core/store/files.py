@@ -43,10 +43,6 @@ LEFT_S = 3600.0
 """A temporary file that was not written to for so long was left by a crash."""
 LINKED = "is a link or special file; a store holds files and folders, and no link is followed"
 
-Advance = Callable[[int], None]
-"""Callback for progress, with the bytes that have moved since its last call; called from several
-threads."""
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -79,10 +75,6 @@ def reason(error: ValueError) -> str:
         return str(error)
     first = error.errors()[0]
     return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
-
-
-def silent(_: int) -> None:
-    """Ignore progress."""
 
 
 def sha256_of(path: Path) -> str:
@@ -219,7 +211,8 @@ class Files:
 
         def link() -> bool:
             with self._temporary(target) as temporary:
-                _write_durably(temporary, [data])
+                temporary.write_bytes(data)
+                _sync(temporary)
                 try:
                     os.link(temporary, target)
                 except FileExistsError:
@@ -231,7 +224,7 @@ class Files:
 
     def write(self, path: str, data: bytes) -> None:
         """Write or replace a file atomically."""
-        self._replace(self.local(path), lambda: [data])
+        self._replace(self.local(path), lambda temporary: temporary.write_bytes(data))
 
     def swap(self, path: str, expected: Callable[[bytes], bool], new: bytes | None) -> bool:
         """Replace a file (None: delete it) if its content is as expected, as one atomic step.
@@ -252,19 +245,11 @@ class Files:
                 self.write(path, new)
             return True
 
-    def put(self, source: Path, path: str, advance: Advance = silent) -> None:
+    def put(self, source: Path, path: str) -> None:
         """Copy a local file into the store."""
+        self._replace(self.local(path), lambda temporary: shutil.copyfile(source, temporary))
 
-        def chunks() -> Iterator[bytes]:
-            file.seek(0)
-            while chunk := file.read(CHUNK_BYTES):
-                yield chunk
-                advance(len(chunk))
-
-        with source.open("rb") as file:
-            self._replace(self.local(path), chunks)
-
-    def fetch(self, path: str, size: int, target: Path, advance: Advance = silent) -> None:
+    def fetch(self, path: str, size: int, target: Path) -> None:
         """Copy a file of this size to a local path; S3 alone: for a folder, `put` of the other
         store copies it."""
         raise NotImplementedError
@@ -273,10 +258,11 @@ class Files:
         """Hex sha256 of a file of this size in the store."""
         return sha256_of(self.local(path))
 
-    def _replace(self, target: Path, chunks: Callable[[], Iterable[bytes]]) -> None:
+    def _replace(self, target: Path, fill: Callable[[Path], object]) -> None:
         def replace() -> None:
             with self._temporary(target) as temporary:
-                _write_durably(temporary, chunks())
+                fill(temporary)
+                _sync(temporary)
                 os.replace(temporary, target)
             _sync(target.parent)
 
@@ -295,13 +281,13 @@ class Files:
     def _change(self, change: Callable[[], Result]) -> Result:
         """Return the result of a change, made again where its folder was removed meanwhile."""
         with self.changing():
-            for _ in range(TRIES):
+            for tries_left in reversed(range(TRIES)):
                 try:
                     return change()
                 except OSError as error:
-                    if error.errno not in VANISHED:
+                    if error.errno not in VANISHED or not tries_left:
                         raise
-            return change()
+        raise AssertionError("the last try returns or raises")
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
@@ -333,10 +319,6 @@ class Files:
         folder."""
         found = (*self.listed(path), *self.unsent(path))
         return sorted({each.path for each in found if not each.hidden and not each.linked})
-
-    def in_workspaces(self, name: str) -> list[str]:
-        """Paths of the file of this name in each key's workspace, sorted; it may not be there."""
-        return [f"work/{key}/{name}" for key in self.names("work")]
 
     def sizes(self, path: str) -> dict[str, int]:
         """Bytes of every file below a folder, by its path relative to the folder, sorted."""
@@ -415,9 +397,6 @@ class Files:
                 raise Damaged(f"{folder / name}: {there[name]} bytes, {size} when committed")
         return folder
 
-    def drop_copies(self, path: str, names: Iterable[str]) -> None:
-        """Forget local copies of remote files, which `download` then fetches again."""
-
 
 def _open_file(path: str, flags: int) -> int:
     """Open a regular file; a pipe, device or link is refused instead of waited for or followed."""
@@ -426,14 +405,6 @@ def _open_file(path: str, flags: int) -> int:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is no file")
     return descriptor
-
-
-def _write_durably(path: Path, chunks: Iterable[bytes]) -> None:
-    with path.open("wb") as file:
-        for chunk in chunks:
-            file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sync(path: Path) -> None:

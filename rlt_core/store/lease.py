@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
@@ -54,7 +54,7 @@ class _Document(BaseModel):
     """Progress of the work, if the holder tells it."""
 
 
-def _parsed(_: str, data: bytes) -> dict[str, object]:
+def _parsed(_: str, data: bytes) -> dict[str, Any]:
     return _Document.model_validate_json(data).model_dump()
 
 
@@ -79,21 +79,21 @@ def _machine() -> str | None:
     return f"{boot} {namespace}" if boot else None
 
 
-def is_live(lease: dict[str, object], now: float) -> bool:
+def is_live(lease: dict[str, Any], now: float) -> bool:
     """Whether the holder still works: it renewed lately and, if this process can tell, exists.
 
     It can tell in the same boot of the same machine and in the same PID namespace only; containers
     of one machine may share a host name.
     """
-    if not abs(now - float(str(lease["renewed_at"]))) <= EXPIRES_S:
+    if not abs(now - lease["renewed_at"]) <= EXPIRES_S:
         return False
     if lease["machine"] is None or lease["machine"] != _machine():
         return True
     import psutil
 
-    pid = int(str(lease["pid"]))
-    unknown = lease["started"] is None or (started := _process_started(pid)) is None
-    return psutil.pid_exists(pid) and (unknown or lease["started"] == started)
+    started = _process_started(lease["pid"])
+    same = None in (lease["started"], started) or lease["started"] == started
+    return psutil.pid_exists(lease["pid"]) and same
 
 
 class Lease:
@@ -133,7 +133,8 @@ class Lease:
     @staticmethod
     def read_all(files: Files) -> tuple[dict[str, dict[str, object]], dict[str, str]]:
         """Return the live leases of a store, by key, and for each that cannot be read why."""
-        found, problems = files.load(files.in_workspaces("lease.json"), _parsed)
+        paths = [f"work/{key}/lease.json" for key in files.names("work")]
+        found, problems = files.load(paths, _parsed)
         leases = {path.split("/")[1]: lease for path, lease in found.items()}
         live = {key: lease for key, lease in leases.items() if is_live(lease, time.time())}
         return live, {path.split("/")[1]: problem for path, problem in problems.items()}

@@ -213,7 +213,8 @@ def intact_copy(files: Files, path: str, entries: Sequence[FileEntry], what: str
         folder = files.download(path, wanted)
         found = problems(folder)
         if found and not files.is_local:
-            files.drop_copies(path, found)
+            for name in found:
+                (folder / name).unlink(missing_ok=True)
             found = problems(files.download(path, wanted))
     except Damaged as error:
         found = {"": str(error)}

@@ -7,8 +7,8 @@ store. Copies may be deleted at any time.
 import os
 import time
 import uuid
+from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 
 from rlt_core.store.files import Damaged, Entry, Files, parallel
 from rlt_core.store.manifest import RESTORE, Manifest
@@ -61,57 +61,41 @@ def read_manifests(
     """Return the committed artifacts (of a kind, whose keys begin so) by path of the manifest, and
     for each manifest that cannot be read a line that says why."""
     listed = list_manifests(files, kind)
-    copies = _Copies(files.manifest_copies) if files.manifest_copies else None
-    if copies:
-        copies.drop_others(listed)
-    listed = {path: entry for path, entry in listed.items() if key_of(path).startswith(prefix)}
-    manifests = copies.read(files, listed) if copies else {}
-    documents, problems = files.load(
-        (path for path in listed if path not in manifests),
+    chosen = [path for path in listed if key_of(path).startswith(prefix)]
+    manifests = _read_copies(files, listed, chosen) if files.manifest_copies else {}
+    found, problems = files.load(
+        (path for path in chosen if path not in manifests),
         lambda path, data: (manifest_at(files, path, data), data),
     )
-    manifests |= {path: manifest for path, (manifest, _) in documents.items()}
-    if copies:
-        copies.keep(listed, {path: data for path, (_, data) in documents.items()})
+    for path, (manifest, data) in found.items():
+        manifests[path] = manifest
+        entry = listed[path]
+        if files.manifest_copies and entry and entry.changed_ns / 1e9 < time.time() - SETTLED_S:
+            temporary = files.manifest_copies / f".{uuid.uuid4().hex}"
+            temporary.write_bytes(data)
+            temporary.replace(files.manifest_copies / _name(path, entry))
     return dict(sorted(manifests.items())), problems
 
 
-class _Copies:
-    """Copies of manifests in a local folder, each named by path, size and time."""
+def _name(path: str, entry: Entry) -> str:
+    """Return the name of a manifest's copy."""
+    return f"{path.replace('/', '_')}.{entry.bytes}-{entry.changed_ns}"
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._there = set(os.listdir(folder))
 
-    @staticmethod
-    def _name(path: str, entry: Entry) -> str:
-        return f"{path.replace('/', '_')}.{entry.bytes}-{entry.changed_ns}"
-
-    def drop_others(self, listed: Listed) -> None:
-        """Delete copies of manifests that were removed from the kinds that were listed."""
-        names = {self._name(path, entry) for path, entry in listed.items() if entry}
-        kinds = tuple({f"{path.rpartition('/')[0].replace('/', '_')}_" for path in listed})
-        for name in self._there - names:
-            if name.startswith(kinds):
-                (self._folder / name).unlink(missing_ok=True)
-
-    def read(self, files: Files, listed: Listed) -> dict[str, Manifest]:
-        """Return the manifests that have an intact copy."""
-        found: dict[str, Manifest] = {}
-        for path, entry in listed.items():
-            if entry is None or (name := self._name(path, entry)) not in self._there:
-                continue
+def _read_copies(files: Files, listed: Listed, chosen: Iterable[str]) -> dict[str, Manifest]:
+    """Return the chosen manifests that have an intact copy; delete the copies of manifests that
+    were removed from the kinds that were listed."""
+    folder = files.manifest_copies
+    assert folder is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    there, found = set(os.listdir(folder)), {}
+    names = {path: _name(path, entry) for path, entry in listed.items() if entry}
+    for path in chosen:
+        if (name := names.get(path)) in there:
             with suppress(Damaged, FileNotFoundError):  # damaged, or deleted by another process
-                found[path] = manifest_at(files, path, (self._folder / name).read_bytes())
-        return found
-
-    def keep(self, listed: Listed, documents: dict[str, bytes]) -> None:
-        """Copy manifests that were read, each atomically."""
-        for path, data in documents.items():
-            entry = listed[path]
-            if entry is None or entry.changed_ns / 1e9 > time.time() - SETTLED_S:
-                continue
-            temporary = self._folder / f".{uuid.uuid4().hex}"
-            temporary.write_bytes(data)
-            temporary.replace(self._folder / self._name(path, entry))
+                found[path] = manifest_at(files, path, (folder / str(name)).read_bytes())
+    kinds = tuple({f"{path.rpartition('/')[0].replace('/', '_')}_" for path in listed})
+    for name in there.difference(names.values()):
+        if name.startswith(kinds):
+            (folder / name).unlink(missing_ok=True)
+    return found

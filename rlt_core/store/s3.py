@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from http.client import HTTPException, IncompleteRead
-from typing import Any
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -35,37 +35,8 @@ _UNREACHABLE = (
     aiohttp.ClientError, HTTPException,
 )  # fmt: skip
 _TRANSLATED = (boto.BotoCoreError, boto.ClientError, OSError, ValueError, ResponseParserError)
-_BUSY = {"ServiceUnavailable", "SlowDown", "InternalError", "RequestTimeout", "500", "502", "503"}
-_REFUSED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
-_GARBLED = {
-    "BadDigest", "InvalidDigest", "IncompleteBody", "XAmzContentSHA256Mismatch",
-    "XAmzContentChecksumMismatch",
-}  # fmt: skip
-_CUT = (
-    aiohttp.ClientPayloadError, IncompleteRead, boto.IncompleteReadError,
-    boto.ResponseStreamingError,
-)  # fmt: skip
-_ANSWERS = {
-    ("NoSuchBucket",): "{server} has no bucket '{bucket}'. Make it there, or name another",
-    ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "InvalidClientTokenId"): (
-        "{server} does not know these credentials ({code}). Check AWS_ACCESS_KEY_ID, "
-        "AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or the profile that AWS_PROFILE names"
-    ),
-    ("ExpiredToken", "TokenRefreshRequired", "RequestExpired"): (
-        "the credentials for {server} have expired ({code}); log in again"
-    ),
-    ("AccessDenied", "AllAccessDisabled", "AccountProblem", "403", "Forbidden"): (
-        "{server} refuses this to these credentials ({code}). They need s3:ListBucket, "
-        "s3:GetObject, s3:PutObject and s3:DeleteObject on bucket '{bucket}'"
-    ),
-    ("PermanentRedirect", "AuthorizationHeaderMalformed", "301", "307"): (
-        "bucket '{bucket}' is in another region ({code}); set AWS_DEFAULT_REGION to it"
-    ),
-    ("RequestTimeTooSkewed",): (
-        "the clocks of this machine and of {server} differ too much; set this one's"
-    ),
-}
-"""Error codes of a server -> what is wrong and how to fix it."""
+_REFUSED = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
+_ROOT = re.compile(r"s3://([A-Za-z0-9][A-Za-z0-9._-]{1,254})((?:/(?!\.{1,2}(?:/|$))[^/@?#]+)*)/*")
 
 
 class Refused(Exception):
@@ -84,26 +55,66 @@ class Garbled(Unreachable):
     """Bytes were cut or altered on their way to or from the server."""
 
 
+class _Fault(NamedTuple):
+    """What is wrong and how to fix it, by the code of a server's error or, where a server did not
+    answer, by the type of the client's."""
+
+    codes: str
+    types: tuple[type[Exception], ...]
+    raised: type[UserError]
+    text: str
+
+
+_FAULTS = (
+    _Fault(
+        "BadDigest InvalidDigest IncompleteBody XAmzContentSHA256Mismatch "
+        "XAmzContentChecksumMismatch",
+        (aiohttp.ClientPayloadError, IncompleteRead, boto.IncompleteReadError,
+         boto.ResponseStreamingError),
+        Garbled,
+        "bytes are cut or altered between here and {server}; check the network and proxies, then "
+        "try again",
+    ),
+    _Fault(
+        "ServiceUnavailable SlowDown InternalError RequestTimeout 500 502 503",
+        _UNREACHABLE,
+        Unreachable,
+        "no answer from {server}, or it is overloaded. Does it run, is AWS_ENDPOINT_URL (or the "
+        "profile) right, and does AWS_CA_BUNDLE name its certificates? Else try again later",
+    ),
+    _Fault(
+        "InvalidAccessKeyId SignatureDoesNotMatch InvalidToken InvalidClientTokenId ExpiredToken "
+        "TokenRefreshRequired RequestExpired AccessDenied AllAccessDisabled AccountProblem 403 "
+        "Forbidden",
+        (boto.NoCredentialsError,),
+        UserError,
+        "{server} refuses these credentials, or there are none. Check AWS_ACCESS_KEY_ID, "
+        "AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or the profile that AWS_PROFILE names; log "
+        "in again if they have expired. They need s3:ListBucket, s3:GetObject, s3:PutObject and "
+        "s3:DeleteObject on bucket '{bucket}'",
+    ),
+    _Fault(
+        "NoSuchBucket PermanentRedirect AuthorizationHeaderMalformed 301 307",
+        (ValueError, ResponseParserError),
+        UserError,
+        "{server} has no bucket '{bucket}', has it in another region, or is no S3 server. Check "
+        "the bucket's name, AWS_DEFAULT_REGION and AWS_ENDPOINT_URL (http://host:port)",
+    ),
+)  # fmt: skip
+
+
 def bucket_and_prefix(root: str) -> tuple[str, str]:
     """The two parts of `s3://bucket/prefix`.
 
     Raises UserError if the root contains anything else, which may be a secret and is not shown.
     """
-    if not root.startswith("s3://"):
-        raise UserError(f"a store is a folder or s3://bucket/prefix, not {root.split('://')[0]}://")
-    place = root.removeprefix("s3://").rstrip("/")
-    if re.search(r"[@?#]", place) or ":" in place.split("/")[0]:
-        raise UserError(
-            "a store's address is a bucket and a prefix only (s3://bucket/prefix). "
-            "Credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or from the "
-            "profile that AWS_PROFILE names, the server from AWS_ENDPOINT_URL"
-        )
-    bucket, _, prefix = place.partition("/")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", bucket):
-        raise UserError(f"s3://{place}: {bucket!r} cannot be the name of a bucket")
-    if any(part in ("", ".", "..") for part in prefix.split("/")) and prefix:
-        raise UserError(f"s3://{place}: the prefix has an empty or relative part")
-    return bucket, prefix
+    if found := _ROOT.fullmatch(root):
+        return found[1], found[2].lstrip("/")
+    raise UserError(
+        "a store is a folder or a bucket and a prefix only (s3://bucket/prefix). Credentials come "
+        "from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or from the profile that AWS_PROFILE "
+        "names, the server from AWS_ENDPOINT_URL"
+    )
 
 
 def connect() -> s3fs.S3FileSystem:
@@ -154,15 +165,6 @@ def arrow(fs: s3fs.S3FileSystem) -> S3FileSystem:
 
 
 # ---------------------------------------------------------------- errors
-def _response(error: BaseException) -> dict[str, Any]:
-    """The server's error, `Code` and `Message`; empty if it did not answer."""
-    for one in (error, error.__cause__):
-        response = getattr(one, "response", None)
-        if response:
-            return dict(response.get("Error", {}))
-    return {}
-
-
 def endpoint(fs: s3fs.S3FileSystem) -> str:
     """Scheme, host and port of the server, without credentials in its URL."""
     client = fs._s3
@@ -180,7 +182,8 @@ def s3_errors(fs: s3fs.S3FileSystem, url: str) -> Iterator[None]:
     try:
         yield
     except (*_TRANSLATED, *_UNREACHABLE) as error:
-        said = _response(error)
+        answers = (getattr(each, "response", None) for each in (error, error.__cause__))
+        said = next(filter(None, answers), {}).get("Error", {})
         code = str(said.get("Code", ""))
         if isinstance(error, FileNotFoundError) and code != "NoSuchBucket":
             raise
@@ -188,41 +191,13 @@ def s3_errors(fs: s3fs.S3FileSystem, url: str) -> Iterator[None]:
             raise Refused from None
         if code in ("NotImplemented", "501"):
             raise Unsupported from None
-        server = endpoint(fs)
-        if code in _GARBLED or isinstance(error, _CUT):
-            raise Garbled(
-                f"store {url}: bytes are cut or altered between here and {server} "
-                f"({code or error}); check the network and proxies, then try again"
-            ) from None
-        if code in _BUSY or (not code and isinstance(error, _UNREACHABLE)):
-            raise Unreachable(f"store {url}: {_unreachable(error, code, server)}") from None
+        server, bucket = endpoint(fs), url.removeprefix("s3://").split("/")[0]
+        for fault in _FAULTS:
+            if code in fault.codes.split() if code else isinstance(error, fault.types):
+                cause = code or type(error).__name__
+                text = fault.text.format(server=server, bucket=bucket)
+                raise fault.raised(f"store {url}: {text} ({cause})") from None
         if not code and isinstance(error, OSError):
             raise
-        answer = f"{server} answered {code}: {said.get('Message', '')}"
-        for codes, known in _ANSWERS.items():
-            if code in codes:
-                bucket = url.removeprefix("s3://").split("/")[0]
-                answer = known.format(server=server, code=code, bucket=bucket)
-        raise UserError(f"store {url}: {answer if code else _unsent(error, server)}") from None
-
-
-def _unreachable(error: BaseException, code: str, server: str) -> str:
-    if code:
-        return f"{server} is overloaded or in trouble ({code}); try again later"
-    if isinstance(error, boto.SSLError):
-        return f"no trusted connection to {server}; AWS_CA_BUNDLE names a file of certificates"
-    return f"no answer from {server}. Does it run, and is AWS_ENDPOINT_URL (or the profile) right?"
-
-
-def _unsent(error: BaseException, server: str) -> str:
-    """Why a request was not sent, or its answer not understood."""
-    if isinstance(error, boto.NoCredentialsError):
-        return (
-            "no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to "
-            "a profile of ~/.aws/credentials"
-        )
-    if isinstance(error, ValueError):
-        return "AWS_ENDPOINT_URL (or the profile's endpoint_url) is not http://host:port"
-    if isinstance(error, ResponseParserError):
-        return f"{server} does not answer like an S3 server; check AWS_ENDPOINT_URL"
-    return str(error)
+        text = f"{server} answered {code}: {said.get('Message', '')}" if code else str(error)
+        raise UserError(f"store {url}: {text}") from None

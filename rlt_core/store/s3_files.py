@@ -8,13 +8,12 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from fsspec.asyn import sync
-from fsspec.callbacks import Callback
 from pyarrow.fs import FileSelector
 
 from rlt_core.errors import UserError
@@ -22,7 +21,6 @@ from rlt_core.names import is_relative
 from rlt_core.store import s3
 from rlt_core.store.cache import Cache
 from rlt_core.store.files import (
-    Advance,
     Damaged,
     Entry,
     Files,
@@ -30,7 +28,6 @@ from rlt_core.store.files import (
     listed_below,
     parallel,
     sha256_of,
-    silent,
     tree,
 )
 
@@ -52,17 +49,6 @@ log = logging.getLogger(__name__)
 
 _creates_once: set[tuple[str, str]] = set()
 """Servers and stores that were seen to refuse a second create, by this process."""
-
-
-class _Moved(Callback):
-    """Reports bytes of one file that have moved."""
-
-    def __init__(self, advance: Advance) -> None:
-        super().__init__()
-        self._advance = advance
-
-    def relative_update(self, inc: int = 1) -> None:
-        self._advance(inc)
 
 
 class S3Files(Files):
@@ -199,20 +185,19 @@ class S3Files(Files):
         except (s3.Refused, FileNotFoundError):
             return new is not None and self.read(path) == new
 
-    def put(self, source: Path, path: str, advance: Advance = silent) -> None:
+    def put(self, source: Path, path: str) -> None:
         """Copy a local file into the store, a large one in parts."""
         part = max(PART_BYTES, math.ceil(source.stat().st_size / MOST_PARTS))
 
         def put() -> None:
             with self._errors():
                 self.fs.put_file(
-                    str(source), self.full(path), callback=_Moved(advance), chunksize=part,
-                    max_concurrency=PARTS_AT_ONCE,
-                )  # fmt: skip
+                    str(source), self.full(path), chunksize=part, max_concurrency=PARTS_AT_ONCE
+                )
 
         _again(put)
 
-    def fetch(self, path: str, size: int, target: Path, advance: Advance = silent) -> None:
+    def fetch(self, path: str, size: int, target: Path) -> None:
         """Copy a file of this size to a local path, where it appears whole or not at all.
 
         Raises Damaged if it is missing or of another size.
@@ -221,9 +206,8 @@ class S3Files(Files):
         def get() -> None:
             with self._errors():
                 self.fs.get_file(
-                    self.full(path), str(part), callback=_Moved(advance), chunksize=PART_BYTES,
-                    max_concurrency=PARTS_AT_ONCE,
-                )  # fmt: skip
+                    self.full(path), str(part), chunksize=PART_BYTES, max_concurrency=PARTS_AT_ONCE
+                )
 
         with self._temporary(target) as part:
             try:
@@ -261,7 +245,10 @@ class S3Files(Files):
         with suppress(OSError):
             found = self.arrow().get_file_info(selector)
         if not found:
-            self._require_listing(path)
+            try:
+                self._ask("list_objects_v2", Prefix=f"{self._key(path).rstrip('/')}/", MaxKeys=1)
+            except FileNotFoundError:
+                raise UserError(f"store {self.url}: its server is not one of S3") from None
             found = self.arrow().get_file_info(selector)
         start = len(folder) + 1
         return [
@@ -269,13 +256,6 @@ class S3Files(Files):
             for each in found
             if (each.is_file or not deep) and is_relative(each.path[start:])
         ]
-
-    def _require_listing(self, path: str) -> None:
-        """Raises UserError if the server does not list a folder."""
-        try:
-            self._ask("list_objects_v2", Prefix=f"{self._key(path).rstrip('/')}/", MaxKeys=1)
-        except FileNotFoundError:
-            raise UserError(f"store {self.url}: its server is not one of S3") from None
 
     def unsent(self, path: str, deep: bool = False) -> list[Entry]:
         return listed_below(self._staging / path, deep)
@@ -286,10 +266,7 @@ class S3Files(Files):
                 shutil.rmtree(place, ignore_errors=True)
             else:
                 place.unlink(missing_ok=True)
-        keys = [
-            self._key(path),
-            *(self._key(f"{path}/{name}") for name in self.sizes(path)),
-        ]
+        keys = [self._key(path), *(self._key(f"{path}/{name}") for name in self.sizes(path))]
         for start in range(0, len(keys), DELETED_AT_ONCE):
             objects = [{"Key": key} for key in keys[start : start + DELETED_AT_ONCE]]
             answer = self._ask("delete_objects", Delete={"Objects": objects, "Quiet": True})
@@ -340,10 +317,6 @@ class S3Files(Files):
             if missing:
                 self.cache.trim()
         return folder
-
-    def drop_copies(self, path: str, names: Iterable[str]) -> None:
-        for name in names:
-            (self._copies / path / name).unlink(missing_ok=True)
 
     # ------------------------------------------------------------ this machine
     @contextmanager

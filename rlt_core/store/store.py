@@ -31,9 +31,6 @@ from rlt_core.store.workspace import Workspace
 NAMED = rb"(?<![0-9a-f])[0-9a-f]{16}(?![0-9a-f])"
 """A key in the text of a manifest."""
 
-SHOWN_KEYS = 8
-"""Keys that an error lists at most."""
-
 log = logging.getLogger(__name__)
 
 
@@ -108,15 +105,11 @@ class Store:
         found, problems = read_manifests(self.files, ref.kind if ref else None, prefix)
         keys = [key_of(path) for path in (*found, *problems)]
         if not keys:
-            names = self.refs()
-            known = [*names, *(ref.key for ref in names.values())]
-            close = get_close_matches(prefix, known, n=1)
+            close = get_close_matches(prefix, self.refs(), n=1)
             hint = f"did you mean {close[0]!r}?" if close else "`rlt artifacts list` shows all"
             raise UserError(f"no artifact {prefix!r} in {self}; {hint}")
         if len(keys) > 1:
-            more = f" and {len(keys) - SHOWN_KEYS} more" if len(keys) > SHOWN_KEYS else ""
-            shown = ", ".join(keys[:SHOWN_KEYS])
-            raise UserError(f"{prefix!r} is the beginning of several keys: {shown}{more}")
+            raise UserError(f"{prefix!r} begins {len(keys)} keys: {', '.join(keys[:8])}; write more")
         for problem in problems.values():
             raise Damaged(problem)
         return next(iter(found.values()))
@@ -237,7 +230,7 @@ class Store:
     def unfinished(self) -> dict[str, str]:
         """Keys with unfinished work that is not being computed now, with their nodes' names."""
         working = self.working()
-        paths = self.files.in_workspaces("node.txt")
+        paths = [f"work/{key}/node.txt" for key in self.files.names("work")]
         found, problems = self.files.load(paths, lambda _, data: data.decode())
         _warn(problems)
         names = {path.split("/")[1]: name for path, name in found.items()}

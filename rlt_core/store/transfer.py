@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rlt_core.environment import DiskFull, is_full
-from rlt_core.store.files import Advance, Damaged, Files, parallel, silent
+from rlt_core.store.files import Damaged, parallel
 from rlt_core.store.lease import Lease
 from rlt_core.store.manifest import FileEntry, Manifest
 from rlt_core.store.manifests import key_of, read_manifests
@@ -53,68 +53,51 @@ def copy_artifact(
     source: Store,
     target: Store,
     manifest: Manifest,
-    advance: Advance = silent,
+    advance: Callable[[int], None] = lambda _: None,
     waiting: Callable[[dict[str, object]], None] = lambda _: None,
 ) -> bool:
     """Copy an artifact; False if the target has it already.
 
-    `advance` is called with bytes that have arrived, `waiting(lease)` while another process works
-    on the key at the target. Raises CopyFailed if a file is damaged at the source or on its way.
+    `advance` is called with the bytes of each file that has arrived, from several threads,
+    `waiting(lease)` while another process works on the key at the target. Raises CopyFailed if a
+    file is damaged at the source or on its way.
     """
-    ref = manifest.ref
+    ref, folder = manifest.ref, source.folder(manifest)
+
+    def copy(entry: FileEntry) -> None:
+        path = f"{folder}/{entry.path}"
+        if source.files.is_local:
+            target.files.put(source.files.local(path), path)
+        elif target.files.is_local:
+            with target.files.changing():
+                source.files.fetch(path, entry.bytes, target.files.local(path))
+        else:
+            with tempfile.TemporaryDirectory() as between:
+                source.files.fetch(path, entry.bytes, Path(between) / "copy")
+                target.files.put(Path(between) / "copy", path)
+        advance(entry.bytes)
+
     with Lease(target.files, ref.key, f"copy of {manifest.label}", waiting):
         if target.manifest(ref.kind, ref.key):
             return False
-        there = target.files.sizes(target.folder(manifest))
+        there = target.files.sizes(folder)
         rest = [entry for entry in manifest.files if there.get(entry.path) != entry.bytes]
         advance(manifest.bytes - sum(entry.bytes for entry in rest))
-        problems: list[str] = []
-        for missing in (rest, manifest.files):  # what was there already may be damaged
-            _copy_files(source, target, manifest, missing, advance)
-            if target.files.is_local:
-                target.files.upload(target.folder(manifest))
-            problems = target.verify(manifest)
-            if not problems:
-                return target.publish(manifest)
-        target.files.remove(target.folder(manifest))
+        try:
+            for missing in (rest, manifest.files):  # what was there already may be damaged
+                if source.files.is_local:
+                    source.files.download(folder, {each.path: each.bytes for each in missing})
+                parallel(copy, missing, FILES_AT_ONCE)
+                if target.files.is_local:
+                    target.files.upload(folder)
+                if not (problems := target.verify(manifest)):
+                    return target.publish(manifest)
+        except (Damaged, OSError) as error:
+            if isinstance(error, DiskFull) or is_full(error):
+                raise
+            raise CopyFailed(f"{manifest.label} ({ref.key}): {error}") from None
+        target.files.remove(folder)
         raise CopyFailed(
             f"{manifest.label} ({ref.key}): {problems[0]}. "
             f"`rlt artifacts verify {ref.key} --store {source}` says whether its source is damaged"
         )
-
-
-def _copy_files(
-    source: Store,
-    target: Store,
-    manifest: Manifest,
-    entries: list[FileEntry],
-    advance: Advance,
-) -> None:
-    folder = source.folder(manifest)
-
-    def copy(entry: FileEntry) -> None:
-        _copy_file(source.files, target.files, f"{folder}/{entry.path}", entry.bytes, advance)
-
-    try:
-        if source.files.is_local:
-            source.files.download(folder, {entry.path: entry.bytes for entry in entries})
-        parallel(copy, entries, FILES_AT_ONCE)
-    except (Damaged, FileNotFoundError) as error:
-        raise CopyFailed(f"{manifest.label} ({manifest.ref.key}) is damaged: {error}") from None
-    except OSError as error:
-        if isinstance(error, DiskFull) or is_full(error):
-            raise
-        raise CopyFailed(f"{manifest.label} ({manifest.ref.key}): {error}") from None
-
-
-def _copy_file(source: Files, target: Files, path: str, size: int, advance: Advance) -> None:
-    if source.is_local:
-        target.put(source.local(path), path, advance)
-    elif target.is_local:
-        with target.changing():
-            source.fetch(path, size, target.local(path), advance)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / "copy"
-            source.fetch(path, size, copy)
-            target.put(copy, path, advance)

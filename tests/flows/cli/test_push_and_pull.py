@@ -69,7 +69,7 @@ def test_mistakes(here, tmp_path):
         run("push", "--to", tmp_path / "there", "--store", here)
     with pytest.raises(UserError, match="no artifact 'zzz'"):
         run("pull", "zzz", "--from", here, "--store", tmp_path / "there")
-    with pytest.raises(UserError, match="address is a bucket and a prefix only"):
+    with pytest.raises(UserError, match="a bucket and a prefix only"):
         run("push", "--all", "--to", "s3://a:b@c/d", "--store", here)
 
 

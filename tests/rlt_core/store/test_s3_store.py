@@ -183,7 +183,7 @@ def test_a_profile_serves_the_store_and_sql(
     )
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
-    with pytest.raises(UserError, match="no credentials"):
+    with pytest.raises(UserError, match="or there are none"):
         Store(store_root).manifests()
     monkeypatch.setenv("AWS_PROFILE", "lab")
     store = Store(store_root)
@@ -279,13 +279,13 @@ def complaint(root: str, steps: int = 3) -> str:
 @pytest.mark.parametrize(
     ("environment", "said", "steps"),
     [
-        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "does not know these credentials (SignatureDoes", 3),
-        ({"AWS_ACCESS_KEY_ID": "wrong"}, "does not know these credentials (InvalidAccessKeyId)", 3),
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "(SignatureDoesNotMatch)", 3),
+        ({"AWS_ACCESS_KEY_ID": "wrong"}, "(InvalidAccessKeyId)", 3),
         ({"AWS_SECRET_ACCESS_KEY": None}, "AWS_SECRET_ACCESS_KEY", 3),
         (
             {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None,
              "AWS_SHARED_CREDENTIALS_FILE": "/nowhere"},
-            "no credentials. Set AWS_ACCESS_KEY_ID", 3,
+            "(NoCredentialsError)", 3,
         ),
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "no answer from http://127.0.0.1:1", 1),
         ({"AWS_ENDPOINT_URL": "localhost"}, "http://host:port", 3),
@@ -316,7 +316,7 @@ def test_a_missing_bucket(store_root: str, s3_access: S3Access) -> None:
         (403, "AccessDenied", "They need s3:ListBucket, s3:GetObject"),
         (400, "ExpiredToken", "log in again"),
         (301, "PermanentRedirect", "AWS_DEFAULT_REGION"),
-        (403, "RequestTimeTooSkewed", "clocks"),
+        (403, "RequestTimeTooSkewed", "answered RequestTimeTooSkewed: hm"),
         (503, "ServiceUnavailable", "try again later"),
         (418, "Teapot", "answered Teapot: hm"),
     ],
@@ -338,9 +338,7 @@ def test_a_server_that_is_not_s3(store_root: str, monkeypatch: pytest.MonkeyPatc
 
 
 # ---------------------------------------------------------------- transfers
-def test_large_files_travel_in_parts_and_progress_counts_every_byte(
-    store: Store, tmp_path: Path
-) -> None:
+def test_large_files_travel_in_parts(store: Store, tmp_path: Path) -> None:
     size = 2 * s3_files.PART_BYTES + 12345
     attempt = attempt_with(store, "small")
     (attempt.out / "large").write_bytes(os.urandom(size))
@@ -353,14 +351,11 @@ def test_large_files_travel_in_parts_and_progress_counts_every_byte(
             parts.append(request.url)
 
     store.files.fs.s3.meta.events.register("before-send.s3", send)
-    moved: list[int] = []
-    store.files.put(attempt.out / "large", f"{folder}/large", moved.append)
-    assert sum(moved) == size and len(parts) == 3
+    store.files.put(attempt.out / "large", f"{folder}/large")
+    assert len(parts) == 3
     assert store.commit(manifest).attempt == attempt.id
     assert len(parts) == 3, "it was there"
-    moved.clear()
-    store.files.fetch(f"{folder}/large", size, tmp_path / "large", moved.append)
-    assert sum(moved) == size
+    store.files.fetch(f"{folder}/large", size, tmp_path / "large")
     other = Store(str(store), tmp_path / "other")
     assert other.intact(manifest) and other.verify(manifest) == []
 
