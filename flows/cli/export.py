@@ -1,12 +1,10 @@
 """`rlt export`: artifacts for other tools."""
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.filesize import decimal
 
 from flows.cli.options import DEFAULT_STORE, StoreOption, existing_store
 from flows.cli.terminal import print
@@ -44,15 +42,12 @@ def hub(
     and private, or the organisation makes new ones private.
     """
     opened = existing_store(store)
-    from rlt_core.export.hub import Export, push, require_pushable
+    from rlt_core.export.hub import export, push, require_pushable
 
     if push_to:
         require_pushable(push_to)
     words = ["rlt", "export", "hub", "--what", what, "--to", str(to), name]
-    done = Export(opened, name, what, to, scores, push_to, shlex.join(words)).write()
-    for note in done.notes:
-        print(note, file=sys.stderr)
-    rows = f"{done.rows} rows, " if what == "traces" else ""
-    print(f"written: {done.folder} ({rows}{decimal(done.bytes)})")
+    splits = export(opened, name, what, to, scores, push_to, shlex.join(words)).splits
+    print(f"written: {to}{f' ({sum(splits.values())} rows)' if splits else ''}")
     if push_to:
-        print(f"pushed: {push(done.folder, push_to, what)}")
+        print(f"pushed: {push(to, push_to, what)}")

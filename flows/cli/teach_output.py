@@ -15,7 +15,6 @@ from rich.text import Text
 from flows.cli.tables import line, new_table
 from flows.cli.terminal import Console
 from rlt_core.environment import disk_space
-from rlt_core.export.card import CardFacts
 from rlt_core.export.hub import joined, schema_of
 from rlt_core.rows import CHECKED, read_rows
 from rlt_core.store import Manifest, Store
@@ -29,7 +28,7 @@ Row = dict[str, Any]
 def _rows(store: Store, kept: Manifest) -> Iterator[Row]:
     """Yield the rows of the chat data: messages, texts, reward and parts, provenance."""
     scores = store.manifest("scores", kept.inputs["scores"].key)
-    for row in joined(store, CardFacts(kept, "", "", scores)):
+    for row in joined(store, kept, scores):
         del row["split"]
         yield row | {"run": kept.ref.key}
 

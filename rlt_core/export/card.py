@@ -9,7 +9,6 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rlt_core.config import Config
 from rlt_core.data.sources import GENERATED
 from rlt_core.errors import UserError
-from rlt_core.evaluation.benchmarks import BENCHMARKS
 from rlt_core.evaluation.intervals import Estimate
 from rlt_core.experiments import targets
 from rlt_core.graph import flatten, upstream
@@ -33,14 +31,11 @@ from rlt_core.store.transfer import with_inputs
 
 PAPER = Markdown("[Reinforcement-Learned Teachers](https://arxiv.org/abs/2506.08388)")
 TAGS = ["reinforcement-learned-teachers", "distillation", "reasoning"]
-LICENCE = re.compile(
-    r"(apache|artistic|afl|agpl|gpl|lgpl|mpl|bsl|cc0|cdla-(permissive|sharing))-\d\.\d"
-    r"|cc-by(-nc)?(-nd|-sa)?-\d\.\d|bsd(-[23]-clause)?|bigscience-(openrail-m|bloom-rail-1\.0)"
-    r"|gpl|lgpl|cc|mit|isc|gfdl|gemma|llama(2|3|3\.[1-3])|ms-pl|odbl|odc-by|openrail(\+\+)?|pddl"
-    r"|unlicense|wtfpl|zlib"
-)
-"""Identifiers that the hub accepts as `license`."""
-SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+LICENCES = (
+    "apache-2.0", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-sa-4.0",
+    "cc0-1.0", "gemma", "llama3", "llama3.1", "llama3.2", "llama3.3", "mit", "odc-by",
+)  # fmt: skip
+"""The usual ones of the identifiers that the hub accepts as `license`."""
 UNKNOWN, OWN = "unknown", "made by the pipeline"
 
 
@@ -55,117 +50,98 @@ class Origin(NamedTuple):
     """As its card, package or rows name it."""
 
 
-@dataclass(frozen=True)
-class CardFacts:
-    """What is exported."""
+class Exported(NamedTuple):
+    """What was written: the splits, columns and means of a data set; nothing of a model."""
 
-    manifest: Manifest
-    place: str
-    """Folder or repository to load it from."""
-    exported_by: str
-    """The command."""
-    scores: Manifest | None = None
-    """Scores of exported traces."""
-    splits: Mapping[str, int] = field(default_factory=dict)
-    """Split -> rows of a data set; empty for a model."""
+    splits: Mapping[str, int] = {}
+    """Split -> rows."""
     columns: Sequence[str] = ()
-    means: Mapping[str, float] = field(default_factory=dict)
-    """Means over the rows of a data set."""
-
-    @property
-    def name(self) -> str:
-        """The artifact's name, as the run gave it."""
-        return f"{self.manifest.profile}/{_title(self.manifest)}"
+    means: Mapping[str, float] = {}
+    """Means over the rows."""
 
 
-def render_card(store: Store, facts: CardFacts) -> str:
-    manifest, is_model = facts.manifest, not facts.splits
-    lineage = _lineage(store, [manifest, *([facts.scores] if facts.scores else [])])
+def render_card(
+    store: Store,
+    manifest: Manifest,
+    scores: Manifest | None,
+    written: Exported,
+    place: str,
+    exported_by: str,
+) -> str:
+    """Return the card. `scores`: of exported traces; `place`: folder or repository to load from;
+    `exported_by`: the command."""
+    is_model, name = not written.splits, f"{manifest.profile}/{_title(manifest)}"
+    lineage = _lineage(store, [manifest, *([scores] if scores else [])])
     found = list(_sources(store, lineage))
     students = [one for one in store.manifests("model") if manifest.ref in one.inputs.values()]
-    scores = _evaluations(store, [manifest] if is_model else students)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), finalize=cell, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update(code=code, codes=codes, fenced=fenced, number=number, table=table)
+    of_training = {
+        name: manifest.metrics[name]
+        for name in ("reward_first", "reward_last")
+        if name in manifest.metrics
+    }
     text = environment.get_template("card.md.jinja").render(
-        name=facts.name, selected=manifest.stage == "trace-selection", place=facts.place,
-        splits=facts.splits, columns=facts.columns,
+        name=name, selected=manifest.stage == "trace-selection", place=place,
+        splits=written.splits, columns=written.columns,
         paper=PAPER, markdown=Markdown, role=_role(manifest), format=manifest.config.get("format"),
-        scores=_score_table(scores), reward=_rewarded([*lineage, facts.scores or manifest]),
-        means=facts.means or _training_rewards(manifest),
+        scores=_score_table(store, [manifest] if is_model else students),
+        reward=_rewarded([*lineage, scores or manifest]), means=written.means or of_training,
         sources=[one._asdict() for one in found], nodes=[_node_row(one) for one in lineage],
         gone=with_inputs(store, [manifest])[1],
-        commands=f"{_command(store, manifest)}\n{facts.exported_by}",
+        commands=f"{_command(store, manifest)}\n{exported_by}",
         finished=f"{manifest.finished_at:%Y-%m-%d}", commit=manifest.git_commit,
         packages=manifest.packages,
     )  # fmt: skip
-    fields = _model_fields if is_model else _data_fields
-    return f"---\n{fields(facts, found, scores)}\n---\n\n{text.strip()}\n"
+    fields = _front_matter(name, found, written.splits)
+    return f"---\n{fields}\n---\n\n{text.strip()}\n"
 
 
 # ---------------------------------------------------------------- the front matter
-def _model_fields(facts: CardFacts, found: Sequence[Origin], scores: Sequence[Any]) -> str:
-    from huggingface_hub import EvalResult, ModelCardData
+def _front_matter(name: str, found: Sequence[Origin], splits: Mapping[str, int]) -> str:
+    """Return the fields by which the hub finds the artifact."""
+    from huggingface_hub import DatasetCardData, ModelCardData
 
-    results = [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=BENCHMARKS[row["task"]].repo if row["task"] in BENCHMARKS else row["task"],
-            dataset_name=row["task"],
-            metric_type="accuracy",
-            metric_value=round(100 * row["value"], 1),
-            metric_name=f"{row['metric']} in %, 95% interval {100 * row['low']:.1f} to "
-            f"{100 * row['high']:.1f}",
-        )
-        for row in scores
-    ]
+    models, data = (
+        list(dict.fromkeys(
+            one.name.removeprefix("hub:").partition("@")[0]
+            for one in found
+            if one.kind == kind and one.name.startswith("hub:")
+        ))
+        for kind in ("model", "data set")
+    )  # fmt: skip
+    if splits:
+        files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits]
+        return DatasetCardData(
+            pretty_name=name,
+            task_categories=["text-generation"],
+            source_datasets=data or ["original"],
+            tags=TAGS,
+            configs=[{"config_name": "default", "data_files": files}],
+            **_licence_fields(one.licence for one in found),
+        ).to_yaml()
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
-        base_model=_repositories(found, "model")[:1] or None,
-        datasets=_repositories(found, "data set") or None,
+        base_model=models[:1] or None,
+        datasets=data or None,
         tags=TAGS,
-        model_name=facts.name,
-        eval_results=results or None,
         **_licence_fields(one.licence for one in found if one.kind == "model"),
     ).to_yaml()
 
 
-def _data_fields(facts: CardFacts, found: Sequence[Origin], scores: Sequence[Any]) -> str:
-    from huggingface_hub import DatasetCardData
-
-    rows = sum(facts.splits.values())
-    files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in facts.splits]
-    return DatasetCardData(
-        pretty_name=facts.name,
-        task_categories=["text-generation"],
-        size_categories=next((size for most, size in SIZES if rows < most), "1M<n<10M"),
-        annotations_creators="machine-generated",
-        source_datasets=_repositories(found, "data set") or ["original"],
-        tags=TAGS,
-        configs=[{"config_name": "default", "data_files": files}],
-        **_licence_fields(one.licence for one in found),
-    ).to_yaml()
-
-
-def _repositories(found: Iterable[Origin], kind: str) -> list[str]:
-    """Return the hub's repositories among the sources."""
-    names = (one.name for one in found if one.kind == kind and one.name.startswith("hub:"))
-    return list(dict.fromkeys(name.removeprefix("hub:").partition("@")[0] for name in names))
-
-
 def _licence_fields(licences: Iterable[str]) -> dict[str, Any]:
     """Return the fields for the sources' licences; none where one of them is not known."""
-    named = [one for text in licences if text != OWN for one in text.split(", ")]
+    named = {one.lower() for text in licences if text != OWN for one in text.split(", ")}
     if not named or UNKNOWN in named:
         return {}
-    words = (re.sub(r"\b(the|licen[cs]e)\b", "", one.lower()).split() for one in named)
-    ids = sorted({"-".join(each) for each in words})
-    if all(LICENCE.fullmatch(one) for one in ids):
-        return {"license": ids[0] if len(ids) == 1 else ids}
-    return {"license": "other", "license_name": re.sub(r"[^a-z0-9.+]+", "-", "-".join(ids))}
+    if named <= set(LICENCES):
+        return {"license": sorted(named) if len(named) > 1 else min(named)}
+    name = re.sub(r"[^a-z0-9.+]+", "-", "-".join(sorted(named)))
+    return {"license": "other", "license_name": name}
 
 
 # ---------------------------------------------------------------- what the store says
@@ -191,18 +167,14 @@ def _sources(store: Store, lineage: Iterable[Manifest]) -> Iterator[Origin]:
         if "model" in chat:
             found[Origin("model", f"endpoint:{chat['model']}", UNKNOWN)] = None
         if "questions" in one.tables:
+            data = one.config.get("data") or {}
+            origin = data.get("source") or ""
+            unnamed = OWN if origin in GENERATED else UNKNOWN
             rows = read_rows(store.intact(one, ".parquet"), "questions", ["source", "licence"])
             for name, licence in sorted({(row["source"], row["licence"] or "") for row in rows}):
-                found[_data_source(one, name, licence)] = None
+                pinned = f"{origin}@{data['revision']}" if origin.startswith("hub:") else name
+                found[Origin("data set", pinned, licence or unnamed)] = None
     yield from found
-
-
-def _data_source(made: Manifest, name: str, licence: str) -> Origin:
-    data = made.config.get("data") or {}
-    origin = data.get("source") or ""
-    if origin.startswith("hub:"):
-        name = f"{origin}@{data['revision']}"
-    return Origin("data set", name, licence or (OWN if origin in GENERATED else UNKNOWN))
 
 
 def _model_source(imported: str) -> Origin:
@@ -223,28 +195,21 @@ def _model_source(imported: str) -> Origin:
     return Origin("model", imported or "trained from scratch", licence or UNKNOWN)
 
 
-def _evaluations(store: Store, models: Iterable[Manifest]) -> list[dict[str, Any]]:
-    """Return the rows of `eval_scores` of these models, by evaluation."""
+def _score_table(store: Store, models: Iterable[Manifest]) -> list[dict[str, Any]]:
+    """Return the scores of these models, by evaluation."""
     refs = {one.ref for one in models}
     made = [one for one in store.manifests("evaluation") if one.inputs.get("model") in refs]
     return [
-        row | {"node": _title(one)}
-        for one in sorted(made, key=lambda each: (each.label, each.seed or 0))
-        for row in read_rows(store.intact(one, ".parquet"), "eval_scores")
-        if row["value"] is not None
-    ]
-
-
-def _score_table(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [
         {
-            "evaluation": code(row["node"]), "task": row["task"], "metric": row["metric"],
+            "evaluation": code(_title(one)), "task": row["task"], "metric": row["metric"],
             "% right [95% interval]": percent(
                 Estimate(row["value"], row["low"], row["high"], row["questions"])
             ),
             "questions": row["questions"], "completions each": row["samples"],
         }
-        for row in rows
+        for one in sorted(made, key=lambda each: (each.label, each.seed or 0))
+        for row in read_rows(store.intact(one, ".parquet"), "eval_scores")
+        if row["value"] is not None
     ]  # fmt: skip
 
 
@@ -263,11 +228,6 @@ def _rewarded(lineage: Sequence[Manifest]) -> dict[str, Any] | None:
         if "kl_weight" in spec:
             return {"node": _title(one), "spec": {k: v for k, v in spec.items() if v is not None}}
     return None
-
-
-def _training_rewards(manifest: Manifest) -> dict[str, float]:
-    names = ("reward_first", "reward_last")
-    return {name: manifest.metrics[name] for name in names if name in manifest.metrics}
 
 
 def _node_row(one: Manifest) -> dict[str, Any]:

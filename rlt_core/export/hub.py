@@ -5,17 +5,16 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlt_core.environment import disk_space
 from rlt_core.errors import UserError, first_line
-from rlt_core.export.card import CardFacts, render_card
+from rlt_core.export.card import Exported, render_card
 from rlt_core.hf_hub import CARD, model_files
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.rows import CHECKED, read_rows, read_table, table_files
@@ -35,87 +34,53 @@ BATCH_ROWS = 1000
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Exported:
-    folder: Path
-    rows: int
-    """Rows of a data set; 0 for a model."""
-    bytes: int
-    notes: list[str] = field(default_factory=list)
-    """What the user should know, a line each."""
+def export(
+    store: Store,
+    name: str,
+    what: What,
+    folder: Path,
+    scores: str | None,
+    repo: str | None,
+    command: str,
+) -> Exported:
+    """Write the artifact of a name or key, completely or not at all; return its card's facts.
 
-
-@dataclass(frozen=True)
-class Export:
-    """What to export, where to, and what the card says about that."""
-
-    store: Store
-    name: str
-    """The artifact's name or key."""
-    what: What
-    folder: Path
-    scores: str | None
-    """Name or key of the traces' scores; None: the newest in the store."""
-    repo: str | None
-    """Repository on the hub that it will be pushed to."""
-    command: str
-
-    def write(self) -> Exported:
-        """Write the artifact, completely or not at all.
-
-        Raises UserError for a folder that is not empty, and for an artifact that is not there or
-        of another kind.
-        """
-        folder, manifest = require_new(self.folder), self.store.find(self.name)
-        if self.scores and self.what == "model":
-            raise UserError("--scores is for traces; leave it out with --what model")
-        _require_kind(manifest, self.name, self.what)
-        facts = CardFacts(manifest, self.repo or folder.name, self.command)
-        notes: list[str] = []
-        with _new_folder(folder) as out:
-            if self.what == "model":
-                for file in model_files(self.store.intact(manifest) / "model"):
-                    shutil.copyfile(file, out / file.name)
-            else:
-                facts = replace(facts, scores=self._scores(manifest, notes))
-                facts = _write_traces(self.store, facts, out)
-            (out / CARD).write_text(render_card(self.store, facts), encoding="utf-8")
-            size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-        return Exported(folder, sum(facts.splits.values()), size, notes)
-
-    def _scores(self, traces: Manifest, notes: list[str]) -> Manifest | None:
-        """Return the scores of the traces: those named, else the newest in the store."""
-        if self.scores is not None:
-            named = self.store.find(self.scores)
-            of = named.inputs.get("traces")
-            if named.ref.kind != "scores":
-                raise UserError(f"--scores {self.scores}: of kind {named.ref.kind}, not scores")
-            if of and of != traces.ref:
-                raise UserError(
-                    f"--scores {self.scores}: scores of other traces ({of.key}), not of {self.name}"
-                )
-            return named
-        if ref := traces.inputs.get("scores"):  # they chose the traces
-            return self.store.manifest(ref.kind, ref.key)
-        own = [m for m in self.store.manifests("scores") if m.inputs.get("traces") == traces.ref]
-        own.sort(key=lambda one: one.finished_at, reverse=True)
-        if len(own) > 1:
-            others = ", ".join(f"{one.label} ({one.ref.key})" for one in own[1:])
-            notes.append(
-                f"scores: {own[0].label} ({own[0].ref.key}), the newest; --scores KEY takes "
-                f"others: {others}"
-            )
-        return own[0] if own else None
-
-
-def require_new(folder: Path) -> Path:
-    """Return the whole path. Raises UserError for a file, or a folder that is not empty."""
+    `scores`: name or key of the traces' scores, by default the newest in the store; `repo`: on the
+    hub, to which it will be pushed; `command`: what the user typed. Raises UserError for a folder
+    that is not empty, and for an artifact that is not there or of another kind.
+    """
     folder = folder.expanduser().resolve()
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--to {folder}: this is a file; name a new folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"--to {folder}: the folder is not empty; name a new one, or remove it")
-    return folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--to {folder}: name a new or empty folder")
+    if scores and what == "model":
+        raise UserError("--scores is for traces; leave it out with --what model")
+    manifest, scored, written = store.find(name), None, Exported()
+    _require_kind(manifest, name, what)
+    with _new_folder(folder) as out:
+        if what == "model":
+            for file in model_files(store.intact(manifest) / "model"):
+                shutil.copyfile(file, out / file.name)
+        else:
+            scored = _scores_for(store, manifest, scores)
+            written = _write_traces(store, manifest, scored, out)
+        card = render_card(store, manifest, scored, written, repo or folder.name, command)
+        (out / CARD).write_text(card, encoding="utf-8")
+    return written
+
+
+def _scores_for(store: Store, traces: Manifest, name: str | None) -> Manifest | None:
+    """Return the scores of the traces: those named, else the newest in the store."""
+    if name is not None:
+        named = store.find(name)
+        _require_kind(named, name, "scores")
+        of = named.inputs.get("traces")
+        if of and of != traces.ref:
+            raise UserError(f"--scores {name}: scores of other traces ({of.key})")
+        return named
+    if ref := traces.inputs.get("scores"):  # they chose the traces
+        return store.manifest(ref.kind, ref.key)
+    own = [one for one in store.manifests("scores") if one.inputs.get("traces") == traces.ref]
+    return max(own, key=lambda one: one.finished_at, default=None)
 
 
 @contextmanager
@@ -131,17 +96,12 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _require_kind(manifest: Manifest, name: str, what: What) -> None:
-    """Raise UserError for an artifact of another kind; it says what could be meant."""
-    kind = manifest.ref.kind
-    if kind == what:
-        return
-    fix = "`rlt artifacts list` shows all"
-    if ref := manifest.inputs.get(what):
-        fix = f"its {what}: {ref.key}"
-    elif kind in get_args(What):
-        fix = f"--what {kind} exports it"
-    raise UserError(f"artifact {name!r} is of kind {kind}, not {what}; {fix}")
+def _require_kind(manifest: Manifest, name: str, kind: str) -> None:
+    """Raise UserError for an artifact of another kind."""
+    if manifest.ref.kind != kind:
+        ref = manifest.inputs.get(kind)
+        fix = f"its {kind}: {ref.key}" if ref else "`rlt artifacts list` shows all"
+        raise UserError(f"artifact {name!r} is of kind {manifest.ref.kind}, not {kind}; {fix}")
 
 
 # ---------------------------------------------------------------- traces
@@ -161,9 +121,8 @@ def _along(
     return one
 
 
-def joined(store: Store, facts: CardFacts) -> Iterator[Row]:
+def joined(store: Store, traces: Manifest, scored: Manifest | None) -> Iterator[Row]:
     """Yield a row per trace, with its split. Raises UserError if the scores are of other traces."""
-    traces = facts.manifest
     asked = _along(store, traces, lambda one: "questions" in one.tables, ("questions", "traces"))
     columns = [*OF_QUESTION, "question_id", "split"]
     folder = store.intact(asked, ".parquet")
@@ -171,7 +130,11 @@ def joined(store: Store, facts: CardFacts) -> Iterator[Row]:
     written = _along(store, traces, lambda one: "format" in one.config, ("traces", "teacher"))
     format = PromptFormat.model_validate(written.config["format"])
     system = _system(store, written) if format.student_system is None else None
-    scores, matched = _scores_of(store, facts.scores), 0
+    scores: dict[str, Row] = {}
+    if scored:
+        rows = read_rows(store.intact(scored, ".parquet"), "scores", ["trace_id", *OF_SCORE])
+        scores = {row.pop("trace_id"): row for row in rows}
+    matched = 0
     for file in table_files(store.intact(traces, ".parquet"), "traces"):
         table = read_table(file, columns=[*OF_TRACE, "text"], schema=TRACES)
         for trace in table.to_pylist():
@@ -187,9 +150,9 @@ def joined(store: Store, facts: CardFacts) -> Iterator[Row]:
                 **trace,
                 **(score or dict.fromkeys(OF_SCORE)),
             }
-    if facts.scores and not matched:
+    if scored and not matched:
         raise UserError(
-            f"the scores {facts.scores.label} ({facts.scores.ref.key}) are of none of the traces "
+            f"the scores {scored.label} ({scored.ref.key}) are of none of the traces "
             f"of {traces.label} ({traces.ref.key})"
         )
 
@@ -203,14 +166,6 @@ def _system(store: Store, manifest: Manifest) -> str:
     return next((row["system"] for row in rows), None) or ""
 
 
-def _scores_of(store: Store, scores: Manifest | None) -> dict[str, Row]:
-    """Return trace id -> reward, parts and rank."""
-    if scores is None:
-        return {}
-    rows = read_rows(store.intact(scores, ".parquet"), "scores", ["trace_id", *OF_SCORE])
-    return {row.pop("trace_id"): row for row in rows}
-
-
 def schema_of(scored: bool) -> pa.Schema:
     """The columns: texts first."""
     tables = [(OF_QUESTION, QUESTIONS), (OF_TRACE, TRACES), (OF_SCORE if scored else (), SCORES)]
@@ -219,14 +174,14 @@ def schema_of(scored: bool) -> pa.Schema:
     return pa.schema([pa.field("messages", MESSAGES), *rest])
 
 
-def _write_traces(store: Store, facts: CardFacts, out: Path) -> CardFacts:
-    """Write a Parquet file per split; return the facts with splits, columns and means."""
-    schema = schema_of(facts.scores is not None)
+def _write_traces(store: Store, traces: Manifest, scored: Manifest | None, out: Path) -> Exported:
+    """Write a Parquet file per split; return the facts for the card."""
+    schema = schema_of(scored is not None)
     counts, sums, seen = Counter[str](), Counter[str](), Counter[str]()
     (out / "data").mkdir()
     with ExitStack() as stack:
         writers: dict[str, pq.ParquetWriter] = {}
-        rows = joined(store, facts)
+        rows = joined(store, traces, scored)
         while batch := list(islice(rows, BATCH_ROWS)):
             for split in dict.fromkeys(row["split"] for row in batch):
                 if split not in writers:
@@ -240,22 +195,16 @@ def _write_traces(store: Store, facts: CardFacts, out: Path) -> CardFacts:
                 sums[name] += sum(values)
                 seen[name] += len(values)
     if not counts:
-        raise UserError(f"{facts.manifest.label} ({facts.manifest.ref.key}) has no traces")
+        raise UserError(f"{traces.label} ({traces.ref.key}) has no traces")
     means = {name: sums[name] / seen[name] for name in MEANS if seen[name]}
-    return replace(facts, splits=dict(counts), columns=schema.names, means=means)
+    return Exported(dict(counts), schema.names, means)
 
 
 # ---------------------------------------------------------------- the hub
 def require_pushable(repo: str) -> None:
     """Raise UserError for a name that is none, and if the hub is switched off here."""
     from huggingface_hub import constants
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
 
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise UserError(f"--push {repo}: {error}") from None
     if repo.count("/") != 1:
         raise UserError(f"--push {repo}: write org/name")
     if constants.HF_HUB_OFFLINE:

@@ -8,7 +8,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from datasets import load_dataset
 from huggingface_hub import DatasetCard, ModelCard
@@ -28,9 +27,9 @@ def test_a_student_and_its_traces_are_trained_further_with_trl(
     model, traces = tmp_path / "model", tmp_path / "traces"
     hub = ("export", "hub", "--store", str(smoke_store), "--what")
     done = rlt_inside(*hub, "model", "--to", str(model), STUDENT)
-    assert done.returncode == 0 and f"written: {model} (" in done.stdout, done.stderr
+    assert done.returncode == 0 and f"written: {model}" in done.stdout, done.stderr
     done = rlt_inside(*hub, "traces", "--to", str(traces), TRACES)
-    assert done.returncode == 0 and "(8 rows, " in done.stdout, done.stderr
+    assert done.returncode == 0 and " (8 rows)" in done.stdout, done.stderr
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     loaded: Any = AutoModelForCausalLM.from_pretrained(model)
@@ -77,8 +76,6 @@ def test_cards_name_lineage_command_and_evaluation(
             name = f"smoke/{node}"
             assert f"| `{node}` | `{store.find(name).ref.key}` |" in card.text
         assert "kl\\_weight 3.0" in card.text
-    results = {result.dataset_name: result for result in cards["model"].data.eval_results}
-    assert results["test"].metric_value == pytest.approx(100 * score["value"], abs=0.05)
     assert cards["model"].data.library_name == "transformers"
 
 
