@@ -1,19 +1,16 @@
 """Requests to an LLM behind an OpenAI-compatible endpoint, and its answers.
 
-Requests run with bounded concurrency, at a limited rate, and are retried after transient faults.
+Requests run with bounded concurrency, at a limited rate; openai's client retries them after
+transient faults, and waits as long as the endpoint asks for (up to a minute).
 """
 
 import asyncio
 import hashlib
 import json
 import os
-import random
 import re
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import openai
@@ -27,10 +24,6 @@ from rlt_core.secrets import SHORTEST, masked
 
 KEY = "RLT_REFINE_KEY"
 """Environment variable with the endpoint's API key; unset for a server that needs none."""
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
-"""The wait between two tries doubles from the first to the second."""
-LONGEST_RETRY_AFTER_S = 600.0
-"""If the endpoint asks for a longer pause than this, the run ends and can be resumed later."""
 GRACE_S = 5.0
 """Time that active requests have to finish when the work ends early; their answers are kept."""
 POLL_S = 0.2
@@ -141,7 +134,8 @@ class _Client:
             api_key=self.key,
             base_url=self.endpoint.base_url,
             timeout=self.endpoint.timeout_s,
-            max_retries=0,
+            max_retries=self.endpoint.retries,
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [self._slot]}),
         ) as client:
             try:
                 while True:
@@ -174,94 +168,43 @@ class _Client:
             self.keep(answers)
 
     async def _ask(self, client: openai.AsyncOpenAI, hash: str, request: ChatRequest) -> ChatAnswer:
-        for tried in range(self.endpoint.retries + 1):
-            await self._slot()
-            sent = {self.limit if name == LIMIT else name: it for name, it in request.items()}
-            try:
-                return _answer(hash, await client.chat.completions.create(**sent))
-            except (openai.APIConnectionError, openai.APIStatusError, ValueError) as error:
-                if LIMIT in sent and _refuses_field(error, LIMIT):
-                    self.limit = "max_completion_tokens"
-                    return await self._ask(client, hash, request)
-                if rejected := self._rejection(error, request):
-                    return ChatAnswer(request=hash, rejected=rejected)
-                if tried == self.endpoint.retries:
-                    raise UserError(
-                        f"{self.endpoint.base_url}: no answer in {tried + 1} tries; the last: "
-                        f"{_said(error)}. Answers so far are saved; run it again"
-                    ) from None
-                await self._wait(error, tried)
-        raise AssertionError("the last try returns or raises")
-
-    def _rejection(self, error: Exception, request: ChatRequest) -> str | None:
-        """Handle an error that another try cannot fix: raise UserError if it concerns the endpoint,
-        return status and code if it concerns this request. None: try again."""
-        url, status = self.endpoint.base_url, getattr(error, "status_code", None)
+        """Return the answer, or why this request is refused. Raises UserError if the fault is the
+        endpoint's."""
+        sent = {self.limit if name == LIMIT else name: it for name, it in request.items()}
+        url, status, fix = self.endpoint.base_url, None, "answers so far are saved; run it again"
+        try:
+            return _answer(hash, await client.chat.completions.create(**sent))
+        except ValueError:
+            return ChatAnswer(request=hash, rejected="the reply is not a chat completion")
+        except openai.APIStatusError as error:
+            status = error.status_code
+            code = error.code if error.code in CODES else type(error).__name__
+            if LIMIT in sent and (error.code, error.param) == ("unsupported_parameter", LIMIT):
+                self.limit = "max_completion_tokens"
+                return await self._ask(client, hash, request)
+            said = f"{status} {code}{FIXES.get(error.param or '', '')}"
+            if status in (400, 413, 422):
+                return ChatAnswer(request=hash, rejected=said)
+        except openai.APIConnectionError as error:
+            said = f"{type(error).__name__} ({type(error.__cause__).__name__})"
         if status in (401, 403):
-            raise UserError(f"{url}: {status}, the key is refused; set {KEY}") from None
-        if status == 404:
-            raise UserError(
-                f"{url}: 404, the endpoint does not know the model {request['model']!r} or the "
-                "path; check the model's name and RLT_REFINE_BASE_URL"
-            ) from None
-        if status in (400, 413, 422):
-            return _said(error)
-        if status is not None and status < 500 and status not in (408, 409, 429):
-            raise UserError(f"{url}: {_said(error)}") from None
-        return None
+            fix = f"the key is refused; set {KEY}"
+        elif status == 404:
+            fix = (
+                f"it does not know the model {request['model']!r} or the path; check the model's "
+                "name and RLT_REFINE_BASE_URL"
+            )
+        raise UserError(
+            f"{url}: no answer, after at most {self.endpoint.retries} retries: {said}; {fix}"
+        ) from None
 
-    async def _slot(self) -> None:
-        """Wait until the rate limit allows one more request."""
+    async def _slot(self, _: object) -> None:
+        """Wait until the rate limit allows one more request or retry."""
         rate = self.endpoint.requests_per_minute
         while (wait := self.next_slot - time.monotonic()) > 0:
             await asyncio.sleep(wait)
         if rate:
             self.next_slot = time.monotonic() + 60 / rate
-
-    async def _wait(self, error: Exception, tried: int) -> None:
-        told = _retry_after(error)
-        if told is None:
-            wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**tried)
-            await asyncio.sleep(wait * random.uniform(0.75, 1.25))
-            return
-        if told > LONGEST_RETRY_AFTER_S:
-            raise UserError(
-                f"{self.endpoint.base_url}: it asks for a pause of {told:.0f} s; the answers so "
-                "far are saved: run it again then"
-            )
-        # The limit belongs to the key, so it holds for all requests.
-        self.next_slot = max(self.next_slot, time.monotonic() + told)
-
-
-def _refuses_field(error: Exception, name: str) -> bool:
-    """Whether the endpoint does not know a field, whatever its value."""
-    unknown = getattr(error, "code", None) == "unsupported_parameter"
-    return unknown and getattr(error, "param", None) == name
-
-
-def _said(error: Exception) -> str:
-    """Return the kind of a failure: status and code of an answer, or why there is none."""
-    if isinstance(error, openai.APIStatusError):
-        code = error.code if error.code in CODES else type(error).__name__
-        fix = next((fix for field, fix in FIXES.items() if field == error.param), "")
-        return f"{error.status_code} {code}{fix}"
-    if isinstance(error, openai.APIConnectionError):
-        cause = type(error.__cause__).__name__ if error.__cause__ else "no connection"
-        return f"{type(error).__name__} ({cause})"
-    return "the reply is not a chat completion"
-
-
-def _retry_after(error: Exception) -> float | None:
-    """Return the seconds that the endpoint asks to wait; None if it does not say."""
-    if not isinstance(error, openai.APIStatusError):
-        return None
-    value = error.response.headers.get("retry-after", "")
-    with suppress(ValueError):
-        return max(0.0, float(value))
-    with suppress(ValueError):
-        when = parsedate_to_datetime(value).astimezone(UTC)
-        return max(0.0, (when - datetime.now(UTC)).total_seconds())
-    return None
 
 
 def _answer(hash: str, said: object) -> ChatAnswer:

@@ -12,6 +12,7 @@ from typing import Any
 from rlt_core.budget import RESPONSES, Allowance, exhausted, tokens_of
 from rlt_core.config.endpoint import ChatConfig, Endpoint
 from rlt_core.data.imports import text_columns
+from rlt_core.data.rawrow import dropped_row
 from rlt_core.endpoint import ChatAnswer, ChatRequest, ask_all
 from rlt_core.errors import UserError
 from rlt_core.progress import Progress
@@ -41,28 +42,6 @@ def fault_of(answer: ChatAnswer, format: PromptFormat) -> tuple[str, str] | None
         return "empty", f"finish reason {answer.finish_reason}"
     found = [tag for tag in format.tags if tag in answer.text]
     return ("tagged", f"it contains {found[0]}") if found else None
-
-
-def saved_answers(work: Workspace) -> dict[str, ChatAnswer]:
-    """Return the answers that earlier attempts got, by the hash of the request."""
-    found = {}
-    for name in work.parts(RESPONSES):
-        text = (work.path(RESPONSES, name) / FILE).read_text()
-        for line in text.split("\n")[:-1]:  # not splitlines: JSON keeps U+2028 as it is
-            answer = ChatAnswer.model_validate_json(line)
-            found[answer.request] = answer
-    return found
-
-
-def save(work: Workspace, answers: Sequence[ChatAnswer]) -> None:
-    """Commit answers. Those to rejected requests are not saved: a later attempt asks again."""
-    lasting = [answer for answer in answers if answer.rejected is None]
-    if lasting:
-        # A request is answered once, so its hash names the part.
-        name = lasting[0].request[:16]
-        lines = "".join(answer.model_dump_json() + "\n" for answer in lasting)
-        (work.begin(RESPONSES, name) / FILE).write_text(lines)
-        work.commit(RESPONSES, name, answers=len(lasting), **usage(lasting))
 
 
 @dataclass(frozen=True)
@@ -106,14 +85,18 @@ class WantedTraces:
         budget is used up.
         """
         asked = self._ask(work, endpoint, progress, allowance)
-        dropped = self._dropped()
-        left_out = {row["row"] for row in dropped}
-        kept = (
-            self._trace(trace, self.answers[trace.hash].text.strip())
-            for number, trace in enumerate(self.traces, 1)
-            if number not in left_out
+        kept, dropped = [], []
+        for number, trace in enumerate(self.traces, 1):
+            if fault := fault_of(self.answers[trace.hash], self.renderer.format):
+                detail = f"{trace.row['trace_id']}: {fault[1]}"
+                dropped.append(dropped_row(number, fault[0], detail, trace.question["question"]))
+            else:
+                kept.append(trace)
+        texts = ((trace, self.answers[trace.hash].text.strip()) for trace in kept)
+        rows = (
+            trace.row | text_columns(trace.question, text, self.renderer) for trace, text in texts
         )
-        counted = write_tables(out, traces=kept, dropped=dropped)
+        counted = write_tables(out, traces=rows, dropped=dropped)
         reasons = Counter(row["reason"] for row in dropped)
         cost = endpoint.cost(self.used["prompt_tokens"], self.used["completion_tokens"])
         return {
@@ -128,10 +111,15 @@ class WantedTraces:
     def _ask(
         self, work: Workspace, endpoint: Endpoint, progress: Progress, allowance: Allowance | None
     ) -> int:
-        """Get the answers that earlier attempts have not saved; return how many these are."""
+        """Get the answers that earlier attempts have not saved; return how many these are. Answers
+        to rejected requests are not saved: a later attempt asks again."""
 
         def keep(new: list[ChatAnswer]) -> None:
-            save(work, new)
+            if lasting := [answer for answer in new if answer.rejected is None]:
+                name = lasting[0].request[:16]  # a request is answered once
+                lines = "".join(answer.model_dump_json() + "\n" for answer in lasting)
+                (work.begin(RESPONSES, name) / FILE).write_text(lines)
+                work.commit(RESPONSES, name, answers=len(lasting), **usage(lasting))
             self._add(new)
             progress.report(len(self.answers), len(self.by_hash), {})
 
@@ -144,13 +132,15 @@ class WantedTraces:
                 )
             return allowance.spent(tokens_of(self.used)) if allowance else None
 
-        self._add(saved_answers(work).values())
+        for name in work.parts(RESPONSES):
+            lines = (work.path(RESPONSES, name) / FILE).read_bytes().splitlines()
+            self._add([ChatAnswer.model_validate_json(line) for line in lines])
         asked = {
             hash: trace.request for hash, trace in self.by_hash.items() if hash not in self.answers
         }
         if asked:
             ask_all(asked, endpoint, keep, progress, lambda: spent() is None)
-        if unanswered := len(self.by_hash) - len(self.by_hash.keys() & self.answers.keys()):
+        if unanswered := len(self.by_hash.keys() - self.answers.keys()):
             total = len(self.by_hash)
             raise exhausted(str(spent()), total - unanswered, total, "requests")
         return len(asked)
@@ -165,31 +155,17 @@ class WantedTraces:
                 self._require_few(answer, fault)
 
     def _require_few(self, last: ChatAnswer, fault: tuple[str, str]) -> None:
-        many = self.unusable > self.config.max_dropped * len(self.traces)
         rejected = all(answer.rejected is not None for answer in self.answers.values())
-        if many or self.unusable == len(self.traces) or (rejected and len(self.answers) >= MOST):
-            limit = f", more than max_dropped = {self.config.max_dropped:g}" if many else ""
+        if (
+            self.unusable > self.config.max_dropped * len(self.traces)
+            or self.unusable == len(self.traces)
+            or (rejected and len(self.answers) >= MOST)
+        ):
             raise UserError(
-                f"{self.stage}: {self.unusable} of {len(self.traces)} traces have no usable "
-                f"answer{limit}; the last: {fault[0]}, "
+                f"{self.stage}: {self.unusable} of {len(self.traces)} traces have no usable answer "
+                f"(max_dropped = {self.config.max_dropped:g}); the last: {fault[0]}, "
                 f"{self.by_hash[last.request].row['trace_id']}: {fault[1]}"
             )
-
-    def _dropped(self) -> list[Row]:
-        """Return rows of the table `dropped`: traces whose answers cannot be used."""
-        return [
-            {
-                "row": number,
-                "question_id": trace.row["question_id"],
-                "reason": fault[0],
-                "detail": f"{trace.row['trace_id']}: {fault[1]}",
-            }
-            for number, trace in enumerate(self.traces, 1)
-            if (fault := fault_of(self.answers[trace.hash], self.renderer.format))
-        ]
-
-    def _trace(self, trace: WantedTrace, text: str) -> Row:
-        return trace.row | text_columns(trace.question, text, self.renderer)
 
 
 def usage(answers: Collection[ChatAnswer]) -> dict[str, int]:

@@ -49,8 +49,6 @@ FAULTS: dict[str, Reply | None] = {
     "500": error(500),
     "503": error(503),
     "dropped connection": None,
-    "malformed JSON": (200, {}, b'{"choices": [{'),
-    "not a completion": (200, {}, b'{"choices": []}'),
 }
 
 
@@ -68,7 +66,7 @@ def test_a_passing_fault_is_tried_again(fault: str) -> None:
 def test_a_lasting_fault_is_one_error_without_the_key(fault: str) -> None:
     with (
         serve(lambda n, body: FAULTS[fault]) as server,
-        pytest.raises(UserError, match="no answer in 2 tries") as raised,
+        pytest.raises(UserError, match="no answer, after at most 1 retries") as raised,
     ):
         ask(server.url, retries=1)
     assert SECRET not in str(raised.value) and raised.value.__suppress_context__
@@ -82,6 +80,13 @@ def test_what_no_retry_fixes_is_requested_once(status: int, said: str) -> None:
         ask(server.url)
     assert said in str(raised.value) and SECRET not in str(raised.value)
     assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize("reply", [b'{"choices": [{', b'{"choices": []}'])
+def test_a_reply_that_is_no_completion_stops_no_other_request(reply: bytes) -> None:
+    with serve(lambda n, body: (200, {}, reply) if n == 0 else completion("better")) as server:
+        answers = ask(server.url, 2, concurrency=1)
+    assert [answer.rejected for answer in answers] == ["the reply is not a chat completion", None]
 
 
 def refusal(field: str, code: str = "unsupported_parameter") -> Reply:
@@ -111,7 +116,7 @@ def test_a_refused_value_is_named_with_the_fix(field: str) -> None:
 def test_no_server_listens() -> None:
     with serve(lambda n, body: None) as server:
         url = server.url
-    with pytest.raises(UserError, match="no answer in 1 tries"):
+    with pytest.raises(UserError, match="no answer, after at most 0 retries"):
         ask(url, retries=0)
 
 

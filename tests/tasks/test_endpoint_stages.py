@@ -133,7 +133,7 @@ def test_an_endpoint_that_rejects_everything_is_soon_left_alone(
     with serve(lambda n, body: error(400)) as server:
         environment.setenv("RLT_REFINE_BASE_URL", server.url)
         with pytest.raises(
-            UserError, match=r"no usable answer; the last: rejected, .*: 400 BadReq"
+            UserError, match=r"no usable answer .*; the last: rejected, .*: 400 BadReq"
         ):
             run(node)
         assert len(server.seen) < 30
@@ -148,7 +148,9 @@ def test_no_trace_at_all_is_no_result(
 ) -> None:
     with serve(lambda n, body: completion("")) as server:
         environment.setenv("RLT_REFINE_BASE_URL", server.url)
-        with pytest.raises(UserError, match="6 of 6 traces have no usable answer; the last: empty"):
+        with pytest.raises(
+            UserError, match="6 of 6 traces have no usable answer .*; the last: empty"
+        ):
             run(spec(tmp_path, stage, max_dropped=1.0))
 
 
@@ -223,7 +225,7 @@ def test_a_refusal_is_dropped_and_listed(tmp_path: Path, environment: pytest.Mon
 
     with serve(reply) as server:
         environment.setenv("RLT_REFINE_BASE_URL", server.url)
-        with pytest.raises(UserError, match="1 of 6 traces have no usable answer, more than"):
+        with pytest.raises(UserError, match="1 of 6 traces have no usable answer .max_dropped"):
             run(spec(tmp_path / "strict"))
         manifest = run(spec(tmp_path / "lenient", max_dropped=0.2))
     out = Store(str(tmp_path / "lenient" / "store")).intact(manifest)
