@@ -35,6 +35,11 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 INDEX = "model.safetensors.index.json"
 FLOATS = {"F64", "F32", "F16", "BF16"}
 """Number formats of weights that are not quantised, as safetensors names them."""
+INCOMPLETE = (
+    "only complete, unquantised models are supported; merge the adapters, or take the model's "
+    "bfloat16 version"
+)
+AGAIN = "; copy or download the model again"
 
 
 # ---------------------------------------------------------------- the hub
@@ -57,56 +62,52 @@ def pinned(repo: str, revision: str | None, kind: RepoType) -> str:
 
 def download_size(repo: str, revision: str | None, kind: RepoType) -> int:
     """Return the size in bytes of the files that the cache lacks. Raises UserError."""
-    files = _download(repo, revision, kind, dry_run=True)
+    files = _download(repo, revision, kind, _patterns(kind), dry_run=True)
     return sum(file.file_size or 0 for file in files if file.will_download)
 
 
 def download(repo: str, revision: str | None, kind: RepoType) -> str:
     """Download a repository's files, pin its commit and return it. Raises UserError."""
-    return Path(_download(repo, revision, kind)).name
+    return Path(_download(repo, revision, kind, _patterns(kind))).name
 
 
-def _download(repo: str, revision: str | None, kind: RepoType, **options: Any) -> Any:
+def snapshot(repo: str, revision: str | None, kind: RepoType, patterns: Sequence[str]) -> Path:
+    """Return the folder with a repository's files that match; download those the cache lacks.
+
+    Raises UserError if no commit is pinned, or if it is neither in the cache nor available.
+    """
+    if revision in (None, UNPINNED):
+        raise UserError(
+            f"{repo}: no commit is pinned; `rlt fetch` downloads the newest and pins it, or name "
+            "one (hub:org/name@commit, data.revision)"
+        )
+    return Path(_download(repo, revision, kind, patterns, cache_dir=cache_folder()))
+
+
+def _patterns(kind: RepoType) -> Sequence[str] | None:
+    return [*MODEL_FILES, CARD] if kind == "model" else None
+
+
+def _download(
+    repo: str,
+    revision: str | None,
+    kind: RepoType,
+    patterns: Sequence[str] | None,
+    **options: Any,
+) -> Any:
     from huggingface_hub import snapshot_download
 
-    patterns = [*MODEL_FILES, CARD] if kind == "model" else None
+    allowed = None if patterns is None else list(patterns)
     try:
         return snapshot_download(
-            repo, repo_type=kind, revision=revision, allow_patterns=patterns, **options
+            repo, repo_type=kind, revision=revision, allow_patterns=allowed, **options
         )
     except Exception as error:  # the hub's client raises many kinds; all mean: unavailable
         raise UserError(
-            f"hub repository {repo} is unavailable: {first_line(error.__cause__ or error)}; check "
-            "its name, the network (HF_HUB_OFFLINE=0), and HF_TOKEN where it is gated"
+            f"hub repository {repo}@{revision or 'main'} is neither in the hub cache nor available "
+            f"({first_line(error.__cause__ or error)}); check its name, the network "
+            "(HF_HUB_OFFLINE=0), and HF_TOKEN where it is gated, then run `rlt fetch`"
         ) from None
-
-
-def snapshot(repo: str, revision: str, kind: RepoType, patterns: Sequence[str]) -> Path:
-    """Return the folder with a repository's files that match; download those the cache lacks.
-
-    Raises UserError if it is neither in the cache nor reachable, or if the hub refuses it.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-    )
-
-    try:
-        folder = snapshot_download(
-            repo, repo_type=kind, revision=revision, allow_patterns=list(patterns),
-            cache_dir=cache_folder(),
-        )  # fmt: skip
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        raise UserError(
-            f"{repo}@{revision} is not in the hub cache and the hub cannot be reached: run "
-            "`rlt fetch` for this profile while online"
-        ) from None
-    except (HfHubHTTPError, HFValidationError) as error:
-        raise UserError(f"{repo}@{revision}: {error}") from None
-    return Path(folder)
 
 
 def card_licence(folder: Path) -> str | None:
@@ -148,7 +149,7 @@ def model_files(folder: Path) -> list[Path]:
                 f"{file}: a symbolic link to a file outside the model folder; copy the file there"
             )
         if not file.is_file():
-            raise UserError(f"{file}: not a plain file; copy or download the model again")
+            raise UserError(f"{file}: not a plain file{AGAIN}")
     return files
 
 
@@ -159,30 +160,17 @@ def check_weights(folder: Path) -> None:
     """
     for name in ("adapter_config.json", "hf_quant_config.json"):
         if (folder / name).is_file():
-            raise UserError(
-                f"{folder / name}: only complete, unquantised models are supported; "
-                "merge the adapters or dequantise the model, and save it"
-            )
+            raise UserError(f"{folder / name}: {INCOMPLETE}")
     for name, kind in _fields(_object(folder / "config.json")):
         if name in ("quantization_config", "compression_config") and kind:
-            method = kind.get("quant_method", "unknown") if isinstance(kind, dict) else kind
-            raise UserError(
-                f"{folder / 'config.json'}: quantised weights ({method}) cannot be trained; "
-                "take the model's bfloat16 version"
-            )
+            raise UserError(f"{folder / 'config.json'}: {name}: {INCOMPLETE}")
     names = {"model.safetensors"}
     if (folder / INDEX).is_file() and not (folder / "model.safetensors").is_file():
         named = _object(folder / INDEX).get("weight_map")
         names = set(map(str, named.values())) if isinstance(named, dict) else set()
-    if not names:
-        raise UserError(f"{folder / INDEX}: names no weights; copy or download the model again")
+    if not all(name.endswith(".safetensors") and Path(name).name == name for name in names or [""]):
+        raise UserError(f"{folder / INDEX}: names no safetensors files in this folder{AGAIN}")
     for name in sorted(names):
-        if not name.endswith(".safetensors") or Path(name).name != name:
-            raise UserError(
-                f"{folder / INDEX}: names {name!r}, which is not a safetensors file in this folder"
-            )
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name}: missing; copy or download the model again")
         _check_tensors(folder / name)
 
 
@@ -195,7 +183,7 @@ def _object(file: Path) -> dict[str, Any]:
         reason = "it is no object"
     except (ValueError, RecursionError) as error:
         reason = first_line(error)
-    raise UserError(f"{file}: not readable ({reason}); copy or download the model again")
+    raise UserError(f"{file}: not readable ({reason}){AGAIN}")
 
 
 def _fields(config: Any) -> Iterator[tuple[str, Any]]:
@@ -206,27 +194,20 @@ def _fields(config: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _check_tensors(file: Path) -> None:
-    """Check one file. Its format is the header's length in 8 bytes, the header as JSON, and the
-    tensors (https://huggingface.co/docs/safetensors)."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        try:
-            header: dict[str, Any] = json.loads(stream.read(min(length, size)))
-            header.pop("__metadata__", None)
-            end = max(int(each["data_offsets"][1]) for each in header.values())
-            formats = {name: str(each["dtype"]) for name, each in header.items()}
-        except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
-            raise UserError(f"{file}: its header is broken; copy the model again") from None
-    if 8 + length + end != size:
-        raise UserError(
-            f"{file}: has {size} bytes instead of {8 + length + end}; copy or download it again"
-        )
+    """Raise UserError if the header of a file, which the library compares with its size, or its
+    number formats show that it cannot be used."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np") as weights:
+            formats = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: missing, cut or damaged ({first_line(error)}){AGAIN}") from None
+    if not formats:
+        raise UserError(f"{file}: has no weights{AGAIN}")
     for name, dtype in formats.items():
         if name.endswith(".weight") and dtype not in FLOATS:
-            raise UserError(
-                f"{file}: {name} is quantised ({dtype}); take the model's bfloat16 version"
-            )
+            raise UserError(f"{file}: {name} is {dtype}: {INCOMPLETE}")
 
 
 def folder_digest(folder: Path) -> str:

@@ -30,7 +30,6 @@ from rlt_core.environment import disk_space
 from rlt_core.errors import UserError
 from rlt_core.hf_hub import (
     MODEL_FILES,
-    UNPINNED,
     check_weights,
     model_files,
     package_gguf,
@@ -227,7 +226,7 @@ def import_model(source: ModelSource, out: Path) -> dict[str, float]:
     return its metrics. Raises UserError."""
     match source:
         case HubModel():
-            _copy(_snapshot(source), out)
+            _copy(snapshot(source.repo, source.revision, "model", MODEL_FILES), out)
         case FolderModel():
             _copy(Path(source.path), out)
         case PackageModel():
@@ -246,7 +245,7 @@ def local_folder(source: HubModel | PackageModel, out: Path) -> Path:
     which a package's is converted. Raises UserError."""
     if isinstance(source, HubModel):
         commit = pinned(source.repo, source.revision, "model")
-        return _snapshot(source.replaced(revision=None if commit == UNPINNED else commit))
+        return snapshot(source.repo, commit, "model", MODEL_FILES)
     folder = out / source.package
     if not folder.exists():
         _convert_gguf(package_gguf(source.package), folder)
@@ -299,13 +298,6 @@ def _neutralise(folder: Path) -> None:
     has = json.loads(file.read_text()) if file.is_file() else {}
     if _neutral(folder) != {k: v for k, v in has.items() if k not in GENERATION_NOTES}:
         GenerationConfig.from_dict(_neutral(folder)).save_pretrained(folder)
-
-
-def _snapshot(source: HubModel) -> Path:
-    """Return a folder of the hub cache with a model's plain files; download what is missing."""
-    if source.revision is None:
-        raise UserError(f"{source.repo}: no commit is pinned; `rlt fetch` downloads and pins one")
-    return snapshot(source.repo, source.revision, "model", MODEL_FILES)
 
 
 def _copy(folder: Path, out: Path) -> None:

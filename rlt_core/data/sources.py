@@ -23,7 +23,7 @@ from rlt_core.data.row_files import (
 )
 from rlt_core.errors import UserError, first_line
 from rlt_core.extensions import is_path, load
-from rlt_core.hf_hub import UNPINNED, card_licence, pinned, snapshot
+from rlt_core.hf_hub import card_licence, pinned, snapshot
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.store.files import sha256_of
@@ -247,13 +247,7 @@ def _generate(data: DataConfig, spare: int) -> list[RawRow]:
 
 def _hub_folder(data: DataConfig) -> Path:
     repo = data.source.removeprefix(HUB)
-    revision = pinned(repo, data.revision, "dataset")
-    if revision == UNPINNED:
-        raise UserError(
-            f"{data.source}: no commit is pinned; `rlt fetch` downloads the newest and pins it, or "
-            "name one in data.revision"
-        )
-    return snapshot(repo, revision, "dataset", HUB_FILES)
+    return snapshot(repo, pinned(repo, data.revision, "dataset"), "dataset", HUB_FILES)
 
 
 def _hub_rows(folder: Path, data: DataConfig) -> Any:

@@ -75,7 +75,7 @@ DAMAGED = {
 @pytest.mark.parametrize("name", DAMAGED)
 def test_a_damaged_model_folder_is_one_line(tmp_path: Path, name: str) -> None:
     (tmp_path / "config.json").write_text("{}")
-    weights = header(b'{"a.weight": {"dtype": "F32", "data_offsets": [0, 0]}}')
+    weights = header(b'{"a.weight": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}')
     (tmp_path / "model.safetensors").write_bytes(weights)
     check_weights(tmp_path)
     if "index" in name:
