@@ -1,19 +1,17 @@
 """Questions that occur twice: near-duplicates in the training data, overlaps with evaluation sets.
 
-Questions are compared by the n-grams of their words, as 64-bit hashes; generated problems by what
-they ask for.
+Questions are compared by the n-grams of their words, generated problems by what they ask for.
 """
 
 import json
 import re
-from collections import defaultdict
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
-from itertools import pairwise
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+import duckdb
+import pyarrow as pa
 
 from rlt_core.data.generators.arithmetic import SUM, operands_of
 from rlt_core.data.rawrow import RawRow, normalised, question_id
@@ -21,40 +19,113 @@ from rlt_core.progress import Progress
 
 Row = Mapping[str, Any]
 Words = tuple[str, ...]
-Hashes = npt.NDArray[np.uint64]
-Places = npt.NDArray[np.int64]
 
 SHORT, LONG = 8, 13
 """Lengths of the n-grams in words, as in s1 (arXiv 2501.19393) and GPT-3 (2005.14165)."""
 TOKEN = re.compile(r'\w+|[^\w\s.,;:?"$\\]')
 BLOCK = 1000
-"""Number of questions whose words are in memory at once."""
-COUNTERS = 64
-"""Counters per question, 2 bytes each: most shingles of usual questions have their own."""
-FACTORS = np.array([pow(0x9E3779B97F4A7C15, i, 1 << 64) for i in range(LONG)], np.uint64)
+"""Number of questions whose words Python holds at once."""
+MEMORY = "1GB"
+"""Memory of DuckDB, above which it uses the disk."""
+COMMON_SHARE, COMMON_LEAST = 0.01, 10
+"""An n-gram in more than this fraction of the training questions, and in more than this number, is
+common wording ("find the sum of all positive integers"), not a sign of a copied question."""
 SILENT = Progress()
+
+TABLE = "create table {} (place bigint, words varchar[], whole varchar[])"
+NEAR = """
+with shingles as materialized (
+    select distinct place, hash(words[i : i + $n - 1]) as shingle
+    from (select *, unnest(range(1, greatest(len(words) - $n, 0) + 2)) as i from training)
+    where words is not null
+),
+counted as (
+    select *, count(*) over (partition by shingle) as often,
+        count(*) over (partition by place) as size
+    from shingles
+),
+rare as materialized (
+    select * from counted
+    qualify often > 1 and row_number() over (partition by place order by often, shingle)
+        <= size - ceil($threshold * size) + 1
+),
+pairs as (
+    select distinct a.place, b.place as other, a.size + b.size as total
+    from rare a join rare b using (shingle)
+    where b.place < a.place and least(a.size, b.size) >= $threshold * greatest(a.size, b.size)
+),
+compared as (
+    select p.place, p.other, count(*) / (any_value(p.total) - count(*)) as similarity
+    from pairs p join shingles x on x.place = p.place
+        join shingles y on y.place = p.other and y.shingle = x.shingle
+    group by p.place, p.other
+)
+from compared where similarity >= $threshold order by place, other
+"""
+"""Pairs of questions whose sets of shingles have a Jaccard index >= the threshold. Such sets share
+one of the rarest |A| - ceil(t |A|) + 1 shingles of each (prefix filter: Chaudhuri et al., ICDE
+2006), so that common wording costs nothing."""
+SHARED = """
+with grams as (
+    select place, i, hash(words[i : i + $n - 1]) as gram
+    from (select *, unnest(range(1, len(words) - $n + 2)) as i from asked)
+),
+rare as (
+    select distinct place, gram
+    from (
+        select place, hash(words[i : i + $n - 1]) as gram
+        from (select *, unnest(range(1, len(words) - $n + 2)) as i from training)
+    ) where gram in (select gram from grams)
+    qualify count(*) over (partition by gram) <= $common
+)
+select grams.place, rare.place as training, min(i) as start from grams join rare using (gram)
+group by all order by grams.place, start, training
+"""
+"""Pairs of evaluation and training questions that share n words, and the first of these."""
+SAME = """
+select asked.place, training.place as training from asked join training using (whole)
+order by asked.place, training
+"""
+
+
+@contextmanager
+def _database() -> Iterator[duckdb.DuckDBPyConnection]:
+    with (
+        tempfile.TemporaryDirectory(prefix="rlt-dedup-") as spill,
+        duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": spill}) as connection,
+    ):
+        for table in ("training", "asked"):
+            connection.execute(TABLE.format(table))
+        yield connection
+
+
+def _insert(
+    connection: duckdb.DuckDBPyConnection,
+    table: str,
+    start: int,
+    compared: Iterable[tuple[Words | None, Words | None]],
+) -> None:
+    """Add questions, the first of which has the place `start`: the words of each to compare n-grams
+    of, and what is compared as a whole."""
+    words, whole = zip(*compared, strict=True)
+    block = pa.table(
+        {"place": range(start, start + len(words)), "words": words, "whole": whole},
+        pa.schema(
+            [("place", pa.int64()), *((n, pa.list_(pa.string())) for n in ("words", "whole"))]
+        ),
+    )
+    connection.from_arrow(block).insert_into(table)
+
+
+def _in_blocks(rows: Sequence[RawRow], progress: Progress) -> Iterator[tuple[int, list[RawRow]]]:
+    starts = range(0, len(rows), BLOCK)
+    for start in progress.over(starts, len(starts)):
+        yield start, list(rows[start : start + BLOCK])
 
 
 def tokens_of(question: str) -> Words:
     """Return words and signs in normal form, without punctuation but with operators."""
     return tuple(TOKEN.findall(normalised(question)))
-
-
-def ngram_hashes(texts: Sequence[Sequence[str]], n: int) -> tuple[Hashes, Places]:
-    """Return the hashes of all n-grams and the index of each one's text, in order.
-
-    A hash is a polynomial in the hashes of its words, the same within one process. The probability
-    that two of the 3e7 n-grams of a million questions collide is 2e-5.
-    """
-    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-    words = np.fromiter((hash(word) for text in texts for word in text), np.int64, lengths.sum())
-    owner = np.repeat(np.arange(len(texts)), lengths)
-    count = max(0, len(words) - n + 1)
-    hashes = np.zeros(count, np.uint64)
-    for i in range(n):
-        hashes += words[i : i + count].view(np.uint64) * FACTORS[i]
-    inside = owner[:count] == owner[len(owner) - count :]
-    return hashes[inside], owner[:count][inside]
 
 
 def near_duplicates(
@@ -63,95 +134,23 @@ def near_duplicates(
     """Map the index of a near-duplicate to the earlier kept row and their similarity.
 
     Similarity is the exact Jaccard index of the sets of 8-token shingles; a question with fewer
-    tokens is one shingle. Generated problems differ by construction and are not compared. Two sets
-    with an index >= t share one of the rarest |A| - ceil(t |A|) + 1 shingles of each (prefix
-    filter: Chaudhuri et al., ICDE 2006), so that common wording costs nothing. Any order of
-    shingles is valid; counters, which several shingles may share, estimate how rare they are.
+    tokens is one shingle. Generated problems, which have a grader, differ by construction and are
+    not compared.
     """
-    counters = np.zeros(COUNTERS * len(rows) + 1, np.uint16)
-    sizes = np.zeros(len(rows), np.int64)
-    for start, hashes, owner in _blocks(rows, progress.part(0, 3)):
-        sizes[start : start + BLOCK] = np.bincount(owner, minlength=len(rows[start:][:BLOCK]))
-        slots, counts = np.unique(hashes % len(counters), return_counts=True)
-        counters[slots] = np.minimum(counters[slots] + counts, np.iinfo(np.uint16).max)
-    prefix = sizes - np.ceil(threshold * sizes).astype(np.int64) + 1
-    shared, owners = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
-    for start, hashes, owner in _blocks(rows, progress.part(1, 3)):
-        often = counters[hashes % len(counters)]
-        order = np.lexsort((hashes, often, owner))
-        rank = np.arange(len(owner)) - np.searchsorted(owner, owner)
-        kept = (rank < prefix[start + owner]) & (often[order] > 1)
-        shared.append(hashes[order][kept])
-        owners.append(start + owner[kept])
-    _, group, size = np.unique(np.concatenate(shared), return_inverse=True, return_counts=True)
-    several = size[group] > 1
-    return _alike(
-        rows, threshold, sizes, group[several], np.concatenate(owners)[several], progress.part(2, 3)
-    )
-
-
-def _alike(
-    rows: Sequence[RawRow],
-    threshold: float,
-    sizes: Places,
-    groups: Places,
-    owners: Places,
-    progress: Progress,
-) -> dict[int, tuple[RawRow, float]]:
-    """Compare rows that share a rare shingle; `groups` has its number, `owners` the row."""
-
-    @lru_cache(maxsize=BLOCK)
-    def shingles(place: int) -> frozenset[int]:
-        return frozenset(_shingles([rows[place]])[0].tolist())
-
-    kept_with: dict[int, list[int]] = defaultdict(list)
     found: dict[int, tuple[RawRow, float]] = {}
-    places, starts = np.unique(owners, return_index=True)
-    bounds = pairwise([*starts.tolist(), len(groups)])
-    pairs = zip(places.tolist(), bounds, strict=True)
-    for place, (start, end) in progress.over(pairs, len(places), BLOCK):
-        own = groups[start:end].tolist()
-        for other in sorted({other for group in own for other in kept_with[group]}):
-            if min(sizes[place], sizes[other]) < threshold * max(sizes[place], sizes[other]):
-                continue
-            mine, theirs = shingles(place), shingles(other)
-            similarity = len(mine & theirs) / len(mine | theirs)
-            if similarity >= threshold:
-                found[place] = (rows[other], similarity)
-                break
-        else:
-            for group in own:
-                kept_with[group].append(place)
+    with _database() as connection:
+        for start, block in _in_blocks(rows, progress):
+            tokens = (None if row.grader else tokens_of(row.question) or None for row in block)
+            _insert(connection, "training", start, ((words, None) for words in tokens))
+        pairs = connection.execute(NEAR, {"n": SHORT, "threshold": threshold})
+        while pair := pairs.fetchone():
+            place, other, similarity = pair
+            if place not in found and other not in found:
+                found[place] = rows[other], similarity
     return found
 
 
-def _blocks(rows: Sequence[RawRow], progress: Progress) -> Iterator[tuple[int, Hashes, Places]]:
-    starts = range(0, len(rows), BLOCK)
-    for start in progress.over(starts, len(starts)):
-        yield start, *_shingles(rows[start : start + BLOCK])
-
-
-def _shingles(rows: Sequence[RawRow]) -> tuple[Hashes, Places]:
-    """Return the distinct shingles of each row and the row's index, in order of the rows."""
-    # Generated rows have a grader.
-    tokens = [() if row.grader else tokens_of(row.question) for row in rows]
-    hashes, owner = ngram_hashes(tokens, SHORT)
-    short = [place for place, text in enumerate(tokens) if 0 < len(text) < SHORT]
-    whole = np.array([hash(tokens[place]) for place in short], np.int64).view(np.uint64)
-    hashes, owner = np.concatenate([hashes, whole]), np.concatenate([owner, short]).astype(np.int64)
-    order = np.lexsort((hashes, owner))
-    hashes, owner = hashes[order], owner[order]
-    first = np.ones(len(owner), bool)
-    first[1:] = (hashes[1:] != hashes[:-1]) | (owner[1:] != owner[:-1])
-    return hashes[first], owner[first]
-
-
 # ---------------------------------------------------------------- evaluation sets
-COMMON_SHARE, COMMON_LEAST = 0.01, 10
-"""An n-gram in more than this fraction of the training questions, and in more than this number, is
-common wording ("find the sum of all positive integers"), not a sign of a copied question."""
-
-
 def problem_of(grader: str | None, question: str, metadata: str | None) -> str | None:
     """Return a generated problem, whose numbers have no order where it does not matter; None for a
     written question."""
@@ -201,127 +200,61 @@ def find_overlaps(
     `n` is empty. Words with which all questions of a set begin or end (a benchmark's prompt) do not
     count. `evaluated`: questions by task.
     """
-    around = {task: _prompt_around(questions) for task, questions in evaluated.items()}
-
-    def asked() -> Iterator[tuple[str, Row, Words]]:
-        for task, questions in evaluated.items():
-            before, after = around[task]
-            for question in questions:
-                tokens = tokens_of(question["question"])
-                yield task, question, tokens[before : len(tokens) - after]
-
-    index = _Index(((question, tokens) for _, question, tokens in asked()), len(training))
-    starts = range(0, len(training), BLOCK)
-    for start in progress.over(starts, len(starts)):
-        index.add(start, training[start : start + BLOCK])
-    for task, question, tokens in asked():
-        for place, (n, shared) in index.matches(question, tokens).items():
+    asked = [
+        (task, question, _compared(_problem(question), tokens))
+        for task, questions in evaluated.items()
+        for question, tokens in zip(questions, _without_prompt(questions), strict=True)
+    ]
+    found: list[dict[int, tuple[int | None, Words]]] = [{} for _ in asked]
+    with _database() as connection:
+        if asked:
+            _insert(connection, "asked", 0, (compared for _, _, compared in asked))
+        for start, block in _in_blocks(training, progress):
+            problems = (problem_of(row.grader, row.question, row.metadata) for row in block)
+            tokens = (tokens_of(row.question) for row in block)
+            _insert(connection, "training", start, map(_compared, problems, tokens))
+        common = max(COMMON_LEAST, COMMON_SHARE * len(training))
+        for n in (LONG, SHORT):
+            for number, place, at in connection.execute(
+                SHARED, {"n": n, "common": common}
+            ).fetchall():
+                words = asked[number][2][0] or ()
+                found[number].setdefault(place, (n, words[at - 1 : at - 1 + n]))
+        for number, place in connection.execute(SAME).fetchall():
+            found[number][place] = None, asked[number][2][1] or ()
+    for (task, question, _), places in zip(asked, found, strict=True):
+        for place, (shared, words) in places.items():
             yield {
                 "question_id": question_id(training[place].question),
                 "task": task,
                 "evaluation_id": question["question_id"],
-                "n": n,
-                "shared": shared,
+                "n": shared,
+                "shared": " ".join(words),
             }
 
 
-def _prompt_around(questions: Sequence[Row]) -> tuple[int, int]:
-    """Return how many first and last words all questions have in common."""
-    if len(questions) < 2:
-        return 0, 0
-    start = _shared_start(tokens_of(row["question"]) for row in questions)
-    return start, _shared_start(tokens_of(row["question"])[start:][::-1] for row in questions)
+def _compared(problem: str | None, tokens: Words) -> tuple[Words | None, Words | None]:
+    """Return the words to compare n-grams of, or what is compared as a whole: a generated problem
+    or a short question."""
+    if problem is not None:
+        return None, (problem,)
+    words = tuple(token for token in tokens if token[0].isalnum())
+    return (words, None) if len(words) >= SHORT else (None, tokens)
 
 
-def _shared_start(texts: Iterator[Words]) -> int:
-    shared = next(texts)
-    for text in texts:
-        pairs = enumerate(zip(shared, text, strict=False))
-        end = next((i for i, (a, b) in pairs if a != b), min(len(shared), len(text)))
-        shared = shared[:end]
-    return len(shared)
+def _without_prompt(questions: Sequence[Row]) -> list[Words]:
+    """Return the tokens of questions without those with which all of them begin or end."""
+    texts = [tokens_of(question["question"]) for question in questions]
+    if len(texts) > 1:
+        start = _shared_start(texts)
+        texts = [tokens[start:] for tokens in texts]
+        end = _shared_start([tokens[::-1] for tokens in texts])
+        texts = [tokens[: len(tokens) - end] for tokens in texts]
+    return texts
 
 
-def _words(tokens: Sequence[str]) -> list[str]:
-    return [token for token in tokens if token[0].isalnum()]
-
-
-class _Index:
-    """Training questions by what they share with evaluation sets: problems, n-grams, short ones."""
-
-    def __init__(self, asked: Iterable[tuple[Row, Words]], count: int) -> None:
-        self._problems: dict[str, list[int]] = {}
-        self._whole: dict[Words, list[int]] = {}
-        known = {n: [np.zeros(0, np.uint64)] for n in (LONG, SHORT)}
-        for question, tokens in asked:
-            problem, words = _problem(question), _words(tokens)
-            if problem is not None:
-                self._problems[problem] = []
-            elif len(words) < SHORT:
-                self._whole[tokens] = []
-            else:
-                for n, hashes in known.items():
-                    hashes.append(ngram_hashes([words], n)[0])
-        common = max(COMMON_LEAST, COMMON_SHARE * count)
-        self._ngrams = {n: _Shared(n, np.concatenate(known[n]), common) for n in known}
-
-    def add(self, start: int, rows: Sequence[RawRow]) -> None:
-        """Add training questions, the first of which has the index `start`."""
-        texts: list[list[str]] = []
-        for place, row in enumerate(rows, start):
-            problem = problem_of(row.grader, row.question, row.metadata)
-            tokens = () if problem else tokens_of(row.question)
-            words = _words(tokens)
-            if problem is not None:
-                self._problems.get(problem, []).append(place)
-            elif len(words) < SHORT:
-                self._whole.get(tokens, []).append(place)
-            texts.append(words if len(words) >= SHORT else [])
-        for ngrams in self._ngrams.values():
-            ngrams.add(start, texts)
-
-    def matches(self, question: Row, tokens: Words) -> dict[int, tuple[int | None, str]]:
-        """Map the index of a training question to (n, shared words), with the longest n."""
-        problem = _problem(question)
-        if problem is not None:
-            return dict.fromkeys(self._problems[problem], (None, problem))
-        found: dict[int, tuple[int | None, str]] = {}
-        words = _words(tokens)
-        for n, ngrams in self._ngrams.items():
-            for start, places in ngrams.places_of(words):
-                for place in places:
-                    found.setdefault(place, (n, " ".join(words[start : start + n])))
-        for place in self._whole.get(tokens, ()):
-            found[place] = (None, " ".join(tokens))
-        return found
-
-
-class _Shared:
-    """Training questions by their n-grams of evaluation sets, if at most `common` have it."""
-
-    def __init__(self, n: int, hashes: Hashes, common: float) -> None:
-        self._n, self._common = n, common
-        self._known = np.unique(hashes)
-        self._counts = np.zeros(len(self._known), np.int64)
-        self._places: dict[int, list[int]] = defaultdict(list)
-
-    def add(self, start: int, texts: Sequence[Sequence[str]]) -> None:
-        if not len(self._known):
-            return
-        hashes, owner = ngram_hashes(texts, self._n)
-        spots = np.searchsorted(self._known, hashes)
-        spots[spots == len(self._known)] = 0
-        there = self._known[spots] == hashes
-        pairs = np.unique(spots[there] * BLOCK + owner[there])
-        spots, owner = np.divmod(pairs, BLOCK)
-        self._counts += np.bincount(spots, minlength=len(self._known))
-        rare = self._counts[spots] <= self._common
-        for spot, place in zip(spots[rare].tolist(), owner[rare].tolist(), strict=True):
-            self._places[spot].append(start + place)
-
-    def places_of(self, words: Sequence[str]) -> Iterator[tuple[int, list[int]]]:
-        """Yield start and training questions of each shared n-gram."""
-        hashes, _ = ngram_hashes([words], self._n)
-        for start, spot in enumerate(np.searchsorted(self._known, hashes).tolist()):
-            if spot in self._places and self._counts[spot] <= self._common:
-                yield start, self._places[spot]
+def _shared_start(texts: Sequence[Words]) -> int:
+    """Return how many first words all texts have in common."""
+    first, last = min(texts), max(texts)
+    pairs = enumerate(zip(first, last, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(last)))

@@ -21,9 +21,11 @@ from rlt_core.data.rawrow import (
 from rlt_core.data.row_files import (
     BadRow,
     NumberText,
+    Read,
     Record,
     converted,
     read_all,
+    read_records,
     value_of,
 )
 from rlt_core.data.sources import CHECKED_ROWS, PROGRESS_ROWS, read_trace_file, require_few
@@ -222,42 +224,36 @@ def read_explanations(
     Raises UserError naming file, row, field and fix for the first bad row: row i of the scores must
     be row i of the file.
     """
-    convert = partial(
-        _explanation, format=format, names=_names(columns), name_it="--field {}=COLUMN"
-    )
-    return _numbered(read_all(path, convert))
+    return _explanations(read_records(path), format, columns, str(path))
 
 
 def explanations_of(
     records: Iterable[Record], format: PromptFormat, columns: Mapping[str, str] | None = None
 ) -> list[ExplanationRow]:
     """Return `read_explanations` of rows in memory. Raises UserError for the first bad row."""
-    convert = partial(
-        _explanation, format=format, names=_names(columns), name_it="columns={{{!r}: COLUMN}}"
-    )
-    numbered = enumerate(records, start=1)
-    return _numbered(converted(((n, partial(dict, record)) for n, record in numbered), convert))
+    numbered = ((n, partial(dict, record)) for n, record in enumerate(records, start=1))
+    return _explanations(numbered, format, columns, "")
 
 
-def _names(columns: Mapping[str, str] | None) -> dict[str, str]:
-    return {field: field for field in EXPLANATION_FIELDS} | dict(columns or {})
-
-
-def _numbered(rows: Iterable[ExplanationRow]) -> list[ExplanationRow]:
-    """Return the rows with their numbers among the explanations of their question."""
+def _explanations(
+    records: Iterable[tuple[int, Read]],
+    format: PromptFormat,
+    columns: Mapping[str, str] | None,
+    file: str,
+) -> list[ExplanationRow]:
+    names = {field: field for field in EXPLANATION_FIELDS} | dict(columns or {})
     samples: Counter[str] = Counter()
     found = []
-    for row in rows:
+    for row in converted(records, partial(_explanation, format=format, names=names), file):
         found.append(replace(row, sample=samples[row.question_id]))
         samples[row.question_id] += 1
     return found
 
 
 def _explanation(
-    number: int, record: Record, format: PromptFormat, names: Mapping[str, str], name_it: str
+    number: int, record: Record, format: PromptFormat, names: Mapping[str, str]
 ) -> ExplanationRow:
-    """`name_it`: how the user names a column for the field {}."""
-    question, solution, text = (_text(record, *each, name_it) for each in list(names.items())[:3])
+    question, solution, text = (_text(record, *each) for each in list(names.items())[:3])
     require_written(RawRow(number, question, solution), format)
     for tag in (format.explanation_open, format.explanation_close):
         # It may contain any other tag.
@@ -272,14 +268,14 @@ def _explanation(
     return ExplanationRow(key, 0, question, solution, text, _closed(record, names["closed"]))
 
 
-def _text(record: Record, field: str, name: str, name_it: str) -> str:
+def _text(record: Record, field: str, name: str) -> str:
     try:
         value = value_of(record, name)
     except KeyError:
         raise BadRow(
             "missing",
             f"no field {name!r}; it has {', '.join(map(str, record))}: name the column with "
-            f"{name_it.format(field)}",
+            f"--field {field}=COLUMN, in Python with columns={{{field!r}: COLUMN}}",
         ) from None
     if field == "explanation" and value is None:
         value = record.get(name)  # it may be empty, or the text "none"

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from difflib import get_close_matches
@@ -14,7 +14,6 @@ from rlt_core.data.row_files import BadRow, NumberText, Record, checked, in_cell
 
 CHATS = ("conversations", "messages", "conversation")
 """Columns with a list of turns: ShareGPT's {from, value}, OpenAI's {role, content}."""
-GROUND_TRUTH = "reward_model.ground_truth"
 ROLES = {
     "system": "system", "developer": "system", "user": "user", "human": "user",
     "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant",
@@ -30,8 +29,16 @@ TAGGED = {
 }  # fmt: skip
 """Tags around thought and solution in a reply (Bespoke-Stratos-17k and Sky-T1; DeepSeek-R1)."""
 SYSTEM = "system"
-INSTRUCTION, RESPONSES, MORE = "instruction", ("output", "response"), ("input", "context")
-"""Columns of Alpaca and Dolly: the question, its solution, and what may follow the question."""
+LAYOUTS = (
+    ("problem", "answer", True), ("problem", "solution", False),
+    ("prompt", "reward_model.ground_truth", True),  # verl's
+    ("instruction", "output", False), ("instruction", "response", False),  # Alpaca's, Dolly's
+    ("prompt", "completion", False),  # TRL's, as texts or as turns
+)  # fmt: skip
+"""Columns of the question and, unless another has the solution, of that; whether it is the answer,
+too."""
+MORE = {"instruction": ("input", "context")}
+"""Columns of what may follow a question."""
 TURNS_IN_CELL = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
 """Beginning of a CSV file's cell with a list of turns."""
 Turns = Literal["one", "last"]
@@ -72,17 +79,14 @@ def layout_of(data: DataConfig, heads: Sequence[Record]) -> Layout:
     configured = (fields.question, fields.solution) != (free.question, free.solution)
     if configured or free.question in names:
         return Layout(fields)
-    if "problem" in names and names & {"solution", "answer"}:
-        return _columns(fields, names, "problem", "answer" if "answer" in names else None)
-    if "prompt" in names and "reward_model" in names:
-        return _columns(fields, names, "prompt", GROUND_TRUTH)
-    if INSTRUCTION in names and (reply := next((one for one in RESPONSES if one in names), None)):
-        found = fields.model_copy(update={"question": INSTRUCTION, "solution": reply})
-        parts = f"question from {INSTRUCTION!r} and {' or '.join(map(repr, MORE))}"
-        return Layout(found, more=MORE, found=f"{parts}, solution from {reply!r}")
-    if {"prompt", "completion"} <= names:  # TRL's, as texts or as turns
-        found = fields.model_copy(update={"question": "prompt", "solution": "completion"})
-        return Layout(found, found="question from 'prompt', solution from 'completion'")
+    for question, reply, is_answer in LAYOUTS:
+        if question in names and reply.partition(".")[0] in names:
+            solution = fields.solution if fields.solution in names else reply
+            answer = fields.answer or (reply if is_answer else None)
+            own = {"question": question, "solution": solution, "answer": answer}
+            parts = (f"{field} from {column!r}" for field, column in own.items() if column)
+            more = MORE.get(question, ())
+            return Layout(fields.model_copy(update=own), more=more, found=", ".join(parts))
     if chat is None:
         return Layout(fields)
     own_trace = fields.trace not in (None, chat)
@@ -102,16 +106,6 @@ def _names(heads: Sequence[Record]) -> set[str]:
     return {
         name for name in set().union(*every) if 2 * sum(name in one for one in every) > len(every)
     }
-
-
-def _columns(
-    fields: FieldMapping, names: Collection[str], question: str, answer: str | None
-) -> Layout:
-    solution = fields.solution if fields.solution in names else answer
-    answer = fields.answer or answer
-    found = fields.model_copy(update={"question": question, "solution": solution, "answer": answer})
-    parts = f"question from {question!r}, solution from {solution!r}"
-    return Layout(found, found=parts + (f", answer from {answer!r}" if answer else ""))
 
 
 def _are_tagged(heads: Sequence[Record], chat: str, turns: Turns) -> bool:

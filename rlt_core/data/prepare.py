@@ -3,7 +3,7 @@
 import logging
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,18 +77,32 @@ def prepare_questions(
     def questions() -> Iterator[Row]:
         return (question_row(row, split, name) for split, part in splits.items() for row in part)
 
+    lengths = {field: array("l") for field in ("question", "solution", "trace")}
+
+    def measured() -> Iterator[Row]:
+        total = sum(map(len, splits.values()))
+        for question in parts[5].over(questions(), total, PROGRESS_ROWS):
+            for field, tokens in lengths.items():
+                if question[field] is not None:
+                    tokens.append(len(renderer.encode(question[field])))
+            yield question
+
     problems = require_disjoint(questions(), sets if data.overlap == "drop" else {})
-    measured = _Measured(renderer, parts[5], sum(map(len, splits.values())))
     listed = sorted([*dropped, *ungradable], key=lambda row: row["row"])
-    write_tables(out, questions=measured(questions()), dropped=listed, eval_overlaps=overlaps)
+    write_tables(out, questions=measured(), dropped=listed, eval_overlaps=overlaps)
     return {
         "rows": rows,
         **{split: len(part) for split, part in splits.items()},
         **_counts(dropped, overlaps),
-        "ungradable": measured.ungradable,
-        "with_trace": len(measured.lengths["trace"]),
+        "ungradable": sum(row["grader"] == "none" for row in questions()),
+        "with_trace": len(lengths["trace"]),
         "problems": problems,
-        **measured.percentiles(),
+        **{
+            f"{field}_tokens_p{percent}": float(np.percentile(tokens, percent))
+            for field, tokens in lengths.items()
+            if tokens
+            for percent in PERCENTILES
+        },
     }
 
 
@@ -120,16 +134,12 @@ def _require_one_system(rows: list[RawRow], data: DataConfig) -> None:
     """Raise UserError unless all rows have the same system prompt, if it is used."""
     if not data.fields.system:
         return
-    first: dict[str | None, int] = {}
-    for row in rows:
-        first.setdefault(row.system or None, row.row)
-    if len(first) > 1 or None in first:
-        shown = ", ".join(str(row) for row in list(first.values())[:5])
-        found = "none" if None in first else f"{len(first)}, first in rows {shown}"
+    prompts = {row.system or None for row in rows}
+    if len(prompts) > 1 or None in prompts:
         raise UserError(
             f"{data.source}, data.fields.system={data.fields.system!r}: students have one system "
-            f"prompt and the data {found}; keep the rows of one, or set data.fields.system=null "
-            "for the prompt format's own"
+            f"prompt, and the rows have {len(prompts)} or none; keep the rows of one, or set "
+            "data.fields.system=null for the prompt format's own"
         )
 
 
@@ -179,8 +189,8 @@ def _fitting(
 
 def _check_answers(rows: list[RawRow], source: str, progress: Progress) -> list[dict[str, Any]]:
     """Set the grader `none` for rows whose right answer is not graded correct against itself, and
-    return them as rows of the table `dropped` with the reason `ungradable`. They stay in `rows`:
-    training on solutions or explanations needs no grader. Raises Stopped."""
+    return them as rows of the table `dropped`. They stay in `rows`: training on solutions or
+    explanations needs no grader. Raises Stopped."""
     listed = []
     starts = range(0, len(rows), CHECK_BATCH)
     with Grader() as grader:
@@ -291,29 +301,3 @@ def _chosen(train: list[RawRow], data: DataConfig, overlaps: list[Row]) -> list[
             "keep them with data.overlap=report"
         )
     return train[: data.n_train]
-
-
-class _Measured:
-    """Counts questions and their tokens while they are written."""
-
-    def __init__(self, renderer: Renderer, progress: Progress, total: int) -> None:
-        self._renderer, self._progress, self._total = renderer, progress, total
-        self.lengths = {field: array("l") for field in ("question", "solution", "trace")}
-        self.ungradable = 0
-
-    def __call__(self, questions: Iterable[Row]) -> Iterator[Row]:
-        for question in self._progress.over(questions, self._total, PROGRESS_ROWS):
-            self.ungradable += question["grader"] == "none"
-            for field, lengths in self.lengths.items():
-                if question[field] is not None:
-                    lengths.append(len(self._renderer.encode(question[field])))
-            yield question
-
-    def percentiles(self) -> dict[str, float]:
-        """Return percentiles of the lengths in tokens, by field."""
-        return {
-            f"{field}_tokens_p{percent}": float(np.percentile(lengths, percent))
-            for field, lengths in self.lengths.items()
-            if lengths
-            for percent in PERCENTILES
-        }

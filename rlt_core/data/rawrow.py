@@ -10,33 +10,24 @@ from rlt_core.data.row_files import BadRow, surrogates
 from rlt_core.prompts.format import PromptFormat
 
 _STATUS = (
-    "bad request|unauthori[sz]ed|forbidden|not found|request time-?out|too many requests|"
-    "internal server error|bad gateway|service unavailable|gateway time-?out"
-).replace(" ", r"\s")
-_EXCEPTION = (
-    r"(?:rate_?limit|quota|api\w*|internal_?server|server|bad_?request|invalid_?request|"
-    r"authentication|permission_?denied|service_?unavailable|overloaded|timeout|read|read_?timeout|"
-    r"connect\w*|http\w*|client\w*|context_?\w*|content_?(?:policy|filter)\w*|"
-    r"resource_?exhausted)_?(?:error|exception|exceeded|timeout)"
+    r"(?:bad\ request|unauthori[sz]ed|forbidden|not\ found|too\ many\ requests|bad\ gateway|"
+    r"internal\ server\ error|service\ unavailable|(?:request|gateway)\ time-?out|"
+    r"(?:client|server)\ error)"
 )
 PROVIDER_ERROR = re.compile(
     rf"""[\s*\[<"'(]*(?:
-      (?:api\s+)?(?:error|exception|request\s+failed)\b(?:\s+with)?(?:\s+(?:status|error))?
-        (?:\s+code)?[\s:=\-\]]*\(?(?:{_EXCEPTION}\b|[45]\d\d\b|{_STATUS})
-    | (?:[a-z_]+\.)*{_EXCEPTION}\b\s*(?:$|[:(\]'"])
-    | (?:http(?:/\S+)?\s+)?(?:status(?:\s+code)?\s*:?\s*)?[45]\d\d\b[\s:\-]*(?:client\ error:|
-        server\ error:)?\s*(?:{_STATUS})
-    | (?:{_STATUS})[\s.!:>)\]]*(?:$|\n)
-    | \{{\s*["']error["']\s*:
-    | error["']?\s*:\s*\{{\s*["'](?:message|code|type)["']
-    | rate\s+limit\s+(?:reached|exceeded)
-    | (?:the\s+)?request\s+timed\s+out
-    | connection\s+(?:error|reset|refused|aborted)[\s.]*(?:$|by\b|\()
-    | upstream\s+(?:connect\s+error|request\s+timeout)
-    | you\s+exceeded\s+your\s+current\s+quota
-    | this\s+model's\s+maximum\s+context\s+length
-    | the\s+(?:server|engine|model)\s+(?:is|had|has)\s+(?:currently\s+)?(?:overloaded|an\s+error)
-    | (?:<!doctype\s+html|<?html)[^<]*(?:<(?:head|meta)[^>]*>\s*)*<title>\s*[45]\d\d
+      (?:api\ )?(?:error|exception|request\ failed)\b(?:\ (?:with|status|error|code))*
+        [\s:=\-\]]*\(?(?:[45]\d\d\b|{_STATUS})
+    | (?:(?:http\S*|status|code)[\s:]*)*[45]\d\d[\s:\-]+{_STATUS} | {_STATUS}[\s.!]*(?:$|\n)
+    | [\w.]*(?:api|http|server|request|read|connect|client|limit|quota|auth|content|context)\w*
+        (?:error|exception|exceeded|timeout)\s*(?:$|[:(\]'"])
+    | \{{\s*["']error["']\s*: | error["']?\s*:\s*\{{\s*["']
+    | rate\ limit\ (?:reached|exceeded) | (?:the\ )?request\ timed\ out
+    | connection\ (?:error|reset|refused|aborted)[\s.]*(?:$|by\b|\()
+    | upstream\ (?:connect\ error|request\ timeout) | you\ exceeded\ your\ current\ quota
+    | this\ model's\ maximum\ context\ length
+    | the\ (?:server|engine|model)\ is\ (?:currently\ )?overloaded
+    | (?:!doctype\ html|html)[^<]*(?:<(?:head|meta)[^>]*>\s*)*<title>\s*[45]\d\d
     )""",
     re.IGNORECASE | re.VERBOSE,
 )

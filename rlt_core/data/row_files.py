@@ -18,15 +18,8 @@ from rlt_core.errors import UserError, first_line
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 BLANK = b"\xef\xbb\xbf\0 \t\r\n"
 """Bytes of a line without a row, or before the first one."""
-OTHER_FILES = {
-    b"version https://git-lfs": "a Git LFS pointer; `git lfs pull` fetches the file itself",
-    b"\x1f\x8b": "compressed (gzip); unpack it",
-    b"\x28\xb5\x2f\xfd": "compressed (zstd); unpack it",
-    b"BZh": "compressed (bzip2); unpack it",
-    b"\xfd7zXZ": "compressed (xz); unpack it",
-    b"PK\x03\x04": "a ZIP archive or a spreadsheet; unpack it, or save it as CSV",
-}
-"""First bytes of files that people have in place of one of rows."""
+COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ", b"PK\x03\x04")
+"""First bytes of gzip, zstd, bzip2, xz, and of ZIP archives and spreadsheets."""
 BATCH_ROWS = 256
 """Number of rows of a Parquet file that are decoded at once."""
 MISSING = frozenset({"", "nan", "-nan", "<na>", "null", "none", "inf", "-inf"})
@@ -66,9 +59,10 @@ def require_file(path: Path, field: str = "", others: str = "") -> None:
         raise UserError(f"{shown}: not a file; name {ends}")
     with path.open("rb") as file:
         begin = file.read(32)
-    for first, what in OTHER_FILES.items():
-        if begin.startswith(first):
-            raise UserError(f"{path}: {what}")
+    if begin.startswith(COMPRESSED):
+        raise UserError(f"{path}: compressed or a spreadsheet; unpack it, or save it as CSV")
+    if begin.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: a Git LFS pointer; `git lfs pull` fetches the file itself")
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path}: expected {ends}")
 
@@ -279,45 +273,24 @@ def _require_whole(path: Path, row: int, read: Read) -> None:
 
 
 def _list(path: Path) -> Iterator[tuple[int, Read]]:
-    data = path.read_bytes()
+    text = b""
     try:
-        text = data.decode("utf-8-sig")
+        text = path.read_bytes()
+        rows = DECODER.decode(text.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line}: {_no_utf8(data[error.start])}") from None
-    del data
-    row = 0
-    try:
-        for row, value in enumerate(_items(text), start=1):
-            yield row, partial(_is_object, value)
+        line = text.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: {_no_utf8(text[error.start])}") from None
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}, line {error.lineno}, column {error.colno}: invalid JSON ({error.msg}); write "
             "it again"
         ) from None
-    except TypeError:
-        raise UserError(f"{path}: expected a list of objects, or an object per line") from None
-
-
-def _items(text: str) -> Iterator[Any]:
-    """Yield the items of a JSON list one at a time. Raises TypeError if the text is not a list."""
-    space = json.decoder.WHITESPACE.match  # type: ignore[attr-defined]
-    at = space(text, 0).end()
-    if text[at : at + 1] != "[":
-        DECODER.decode(text)
-        raise TypeError("not a list")
-    at = space(text, at + 1).end()
-    while text[at : at + 1] != "]":
-        value, at = DECODER.raw_decode(text, at)
-        yield value
-        at = space(text, at).end()
-        if text[at : at + 1] == ",":
-            at = space(text, at + 1).end()
-        elif text[at : at + 1] != "]":
-            raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
-    end = space(text, at + 1).end()
-    if end != len(text):
-        raise json.JSONDecodeError("Extra data", text, end)
+    del text
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: expected a list of objects, or an object per line")
+    for row in range(len(rows)):
+        value, rows[row] = rows[row], None  # memory
+        yield row + 1, partial(_is_object, value)
 
 
 # ---------------------------------------------------------------- CSV

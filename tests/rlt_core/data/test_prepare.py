@@ -210,10 +210,10 @@ def test_the_datas_one_system_prompt_is_kept_to_the_letter(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("systems", "message"),
     [
-        (("Think.", "Answer."), r"one system prompt and the data 2, first in rows 1, 2; .*null"),
+        (("Think.", "Answer."), "one system prompt.*null"),
         ((None,), r"no field 'system'.*data.fields.system"),
-        (("",), r"the data none; .*null"),
-        (("Think.", ""), r"the data none; .*null"),
+        (("",), "one system prompt.*null"),
+        (("Think.", ""), "one system prompt.*null"),
     ],
 )
 def test_several_system_prompts_or_none_are_refused_with_the_fix(
@@ -224,7 +224,7 @@ def test_several_system_prompts_or_none_are_refused_with_the_fix(
 
 
 def test_generated_questions_have_no_system_prompt(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the data none"):
+    with pytest.raises(UserError, match="one system prompt"):
         prepare(tmp_path, [], source="arithmetic", n_train=9, fields={"system": "system"})
 
 

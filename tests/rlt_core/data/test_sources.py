@@ -9,6 +9,7 @@ import pytest
 
 from rlt_core.config import DataConfig, FieldMapping
 from rlt_core.data.rawrow import RawRow
+from rlt_core.data.row_files import COMPRESSED
 from rlt_core.data.sources import data_digest, read_source
 from rlt_core.errors import UserError
 from tests.row_files import write
@@ -126,8 +127,7 @@ def test_what_programs_call_json_or_csv_is_read(tmp_path: Path, name: str) -> No
     ("start", "message"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer"),
-        (b"\x1f\x8b\x08", "gzip"), (b"\x28\xb5\x2f\xfd\x04", "zstd"), (b"BZh9", "bzip2"),
-        (b"\xfd7zXZ\x00", "xz"), (b"PK\x03\x04\x14", "a ZIP archive or a spreadsheet"),
+        *((start, "compressed or a spreadsheet; unpack it") for start in COMPRESSED),
     ],
 )  # fmt: skip
 def test_a_file_that_holds_something_else_is_named(
