@@ -130,29 +130,26 @@ def _render(template: str, tokens: Mapping[str, str], day: date) -> Chats:
     except (TemplateError, RecursionError) as error:
         raise BadTemplate(f"it is not valid: {error}") from None
     variables = {**tokens, "tools": None, "documents": None}
+    refusals: list[Exception] = []
 
-    def render(*messages: dict[str, str], prompt: bool) -> str:
-        text = compiled.render(
-            messages=[dict(each) for each in messages], add_generation_prompt=prompt, **variables
-        )
+    def attempt(*messages: dict[str, str], prompt: bool = False) -> str | None:
+        try:
+            text = compiled.render(
+                messages=[dict(each) for each in messages], add_generation_prompt=prompt,
+                **variables,
+            )  # fmt: skip
+        except MemoryError:
+            raise
+        except Exception as error:  # a template refuses a chat in any way it likes
+            refusals.append(error)
+            return None
         if len(text) > CHARACTERS:
             raise MemoryError
         return text
 
-    def attempt(*messages: dict[str, str], prompt: bool = False) -> str | None:
-        try:
-            return render(*messages, prompt=prompt)
-        except MemoryError:
-            raise
-        except Exception:  # a template refuses a chat in any way it likes
-            return None
-
-    try:
-        shown = render(USER, prompt=True)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise BadTemplate(f"it refuses a user's turn: {error}") from None
+    shown = attempt(USER, prompt=True)
+    if shown is None:
+        raise BadTemplate(f"it refuses a user's turn: {refusals[0]}")
     return Chats(
         shown,
         attempt(SYSTEM, USER, prompt=True),

@@ -45,14 +45,11 @@ def bypass_proxies_on_loopback() -> None:
 
     Libraries differ in which spelling of the variable they read.
     """
-    spellings = ("no_proxy", "NO_PROXY")
-    given = {name: os.environ[name] for name in spellings if name in os.environ}
-    for name in spellings:
-        value = given.get(name, next(iter(given.values()), ""))
-        hosts = [host for host in (part.strip() for part in value.split(",")) if host]
+    lower, upper = os.environ.get("no_proxy"), os.environ.get("NO_PROXY")
+    for name, value in {"no_proxy": lower or upper, "NO_PROXY": upper or lower}.items():
+        hosts = [host.strip() for host in (value or "").split(",") if host.strip()]
         if "*" not in hosts:
-            missing = [host for host in LOOPBACK if host not in hosts]
-            os.environ[name] = ",".join([*hosts, *missing])
+            os.environ[name] = ",".join(dict.fromkeys([*hosts, *LOOPBACK]))
 
 
 def require_tracker(name: str) -> None:
@@ -73,13 +70,11 @@ def require_tracker(name: str) -> None:
 
 def _has_wandb_login() -> bool:
     """Whether wandb would start a run without asking: by its mode, key or ~/.netrc."""
-    offline = os.environ.get("WANDB_MODE", "online") != "online"
-    if offline or os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+    if os.environ.get("WANDB_MODE", "online") != "online" or os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
     try:
-        file = os.environ.get("NETRC") or str(Path("~/.netrc").expanduser())
-        return netrc.netrc(file).authenticators(host or "") is not None
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
     except (OSError, RuntimeError, netrc.NetrcParseError):
         return False
 

@@ -1,6 +1,5 @@
 """Prompt formats are data: system prompts, tags and separators as JSON files."""
 
-import json
 from collections.abc import Mapping
 from datetime import date
 from itertools import permutations
@@ -11,11 +10,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, mod
 
 from rlt_core.errors import UserError
 
-RENAMED = {
-    "think_prefix": "renamed; write padding, which is inside all tags, on both sides",
-    "score_think_prefix": "renamed; write score_padding",
-}
-"""Fields of format files of earlier versions, and their replacements."""
 RECORD = "prompt_format.json"
 """File in a model folder with the format that the model was trained with."""
 Role = Literal["teacher", "student"]
@@ -23,19 +17,12 @@ Role = Literal["teacher", "student"]
 FOLDER = Path(__file__).parent / "formats"
 
 
-def _text(text: str) -> str:
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("it has half of a character; write the whole one")
-    return text
-
-
 def _tag(text: str) -> str:
     if not text.strip():
         raise ValueError("a tag cannot be empty; texts are told apart by it")
-    return _text(text)
+    return text
 
 
-Text = Annotated[str, AfterValidator(_text)]
 Tag = Annotated[str, AfterValidator(_tag)]
 
 
@@ -50,10 +37,10 @@ class PromptFormat(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    name: Text
-    teacher_system: Text
+    name: str
+    teacher_system: str
     """System prompt of the teacher; empty: no system turn."""
-    student_system: Text | None
+    student_system: str | None
     """System prompt of the student; empty: no system turn; null: the data set's own, which a node
     reads from the table `questions` of its input `system`."""
     solution_open: Tag
@@ -62,8 +49,8 @@ class PromptFormat(BaseModel):
     explanation_close: Tag
     thought_open: Tag
     thought_close: Tag
-    separator: Text = "\n\n"
-    padding: Text = "\n\n"
+    separator: str = "\n\n"
+    padding: str = "\n\n"
     """Text inside every pair of tags, after the opening and before the closing one, encoded with
     them."""
     score_padding: bool = False
@@ -153,25 +140,15 @@ def shipped() -> list[str]:
 
 def load_format(name: str) -> PromptFormat:
     """Load a shipped format by name, or a JSON file by path. Raises UserError."""
-    if name == "rlt-paper":
-        raise UserError("prompt format rlt-paper: `rlt` scores the same tokens now; write rlt")
-    if name in shipped():
-        file = FOLDER / f"{name}.json"
-    elif Path(name).is_file():
-        file = Path(name)
-    else:
+    file = FOLDER / f"{name}.json" if name in shipped() else Path(name)
+    if not file.is_file():
         raise UserError(f"prompt_format={name!r}: neither a file nor one of {', '.join(shipped())}")
     return _parsed(file.read_bytes(), name)
 
 
 def _parsed(text: bytes, name: str) -> PromptFormat:
     try:
-        return PromptFormat.model_validate(json.loads(text))
+        return PromptFormat.model_validate_json(text)
     except ValidationError as error:
-        problems = []
-        for each in error.errors():
-            field, said = ".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, ")
-            problems.append(": ".join(filter(None, (field, RENAMED.get(field, said)))))
-        raise UserError(f"prompt format {name}: {'; '.join(problems)}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"prompt format {name} is not JSON: {error}") from None
+        faults = (": ".join([*map(str, each["loc"]), each["msg"]]) for each in error.errors())
+        raise UserError(f"prompt format {name}: {'; '.join(faults)}") from None

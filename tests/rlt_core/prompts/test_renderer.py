@@ -180,23 +180,14 @@ def test_every_shipped_format_round_trips(
     assert (read.ids, read.text, read.closed) == (think, thought, True)
 
 
-def test_earlier_names_of_formats_and_fields_are_refused_with_the_fix(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="write rlt"):
-        load_format("rlt-paper")
-    old = tmp_path / "old.json"
-    old.write_text(json.dumps(RLT.model_dump(mode="json") | {"think_prefix": "\n"}))
-    with pytest.raises(UserError, match=r"think_prefix: renamed; write padding.*"):
-        load_format(str(old))
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"explanation_close": ""}, "explanation_close: a tag cannot be empty"),
-        ({"thought_open": " \n"}, "thought_open: a tag cannot be empty"),
+        ({"explanation_close": ""}, "explanation_close: .*a tag cannot be empty"),
+        ({"thought_open": " \n"}, "thought_open: .*a tag cannot be empty"),
         ({"solution_open": "<|begin_of_thought|>"}, "cannot be told apart"),
         ({"thought_close": "<x>", "solution_close": "</<x>>"}, "cannot be told apart"),
-        ({"teacher_system": "\ud83d"}, "teacher_system: it has half of a character"),
+        ({"teacher_system": "\ud83d"}, "Invalid JSON"),
         ({"explanation_close": "</e><|im_end|>"}, "ends the model's turn"),
         ({"padding": "<|im_end|>"}, "ends the model's turn"),
     ],
