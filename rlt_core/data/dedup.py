@@ -25,7 +25,7 @@ SHORT, LONG = 8, 13
 TOKEN = re.compile(r'\w+|[^\w\s.,;:?"$\\]')
 BLOCK = 1000
 """Number of questions whose words Python holds at once."""
-MEMORY = "1GB"
+MEMORY = "512MB"
 """Memory of DuckDB, above which it uses the disk."""
 COMMON_SHARE, COMMON_LEAST = 0.01, 10
 """An n-gram in more than this fraction of the training questions, and in more than this number, is

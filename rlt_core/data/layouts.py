@@ -84,9 +84,9 @@ def layout_of(data: DataConfig, heads: Sequence[Record]) -> Layout:
             solution = fields.solution if fields.solution in names else reply
             answer = fields.answer or (reply if is_answer else None)
             own = {"question": question, "solution": solution, "answer": answer}
-            parts = (f"{field} from {column!r}" for field, column in own.items() if column)
+            found = ", ".join(f"{field} from {column!r}" for field, column in own.items() if column)
             more = MORE.get(question, ())
-            return Layout(fields.model_copy(update=own), more=more, found=", ".join(parts))
+            return Layout(fields.model_copy(update=own), more=more, found=found)
     if chat is None:
         return Layout(fields)
     own_trace = fields.trace not in (None, chat)

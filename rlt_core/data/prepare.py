@@ -61,7 +61,10 @@ def prepare_questions(
     given = _given_test(data, renderer, dropped, parts[2])
     tested_here = ("duplicate", "a question of data.test_source")
     kept = _without(kept, {question_id(row.question): tested_here for row in given or ()}, dropped)
-    train, validation, test = _split(kept, data, rows, given)
+    _require_enough(len(kept), data, rows)
+    n_test, order = data.n_test if given is None else 0, _shuffled(kept, data.seed)
+    held_out = n_test + data.n_validation
+    train, validation, test = order[held_out:], order[n_test:held_out], given or order[:n_test]
     name = data.source if "/" not in data.source else Path(data.source).name
     of_test = (question_row(row, "test", name) for row in test)
     sets = {"test": [*of_test, *tested], **(evaluated or {})}
@@ -157,12 +160,13 @@ def _merge(
     unique = [rows[place] for place in np.sort(first).tolist()]
     if threshold is None:
         return unique
-    near = near_duplicates(unique, threshold, progress)
-    for place, (kept, similarity) in near.items():
-        detail = f"like row {kept.row}: Jaccard index {similarity:.2f}"
-        row = unique[place]
-        dropped.append(dropped_row(row.row, "near_duplicate", detail, row.question))
-    return [row for place, row in enumerate(unique) if place not in near]
+    near = {
+        question_id(unique[place].question): (
+            "near_duplicate", f"like row {kept.row}: Jaccard index {similarity:.2f}"
+        )
+        for place, (kept, similarity) in near_duplicates(unique, threshold, progress).items()
+    }  # fmt: skip
+    return _without(unique, near, dropped)
 
 
 def _fitting(
@@ -223,14 +227,10 @@ def _without(
     others to `dropped`."""
     if not reasons:
         return rows
-    kept = []
-    for row in rows:
-        reason = reasons.get(question_id(row.question))
-        if reason is None:
-            kept.append(row)
-        else:
-            dropped.append(dropped_row(row.row, *reason, row.question))
-    return kept
+    reason_of = [reasons.get(question_id(row.question)) for row in rows]
+    pairs = list(zip(rows, reason_of, strict=True))
+    dropped += [dropped_row(row.row, *why, row.question) for row, why in pairs if why]
+    return [row for row, why in pairs if not why]
 
 
 def _shared_words(overlaps: list[Row]) -> dict[str, tuple[str, str]]:
@@ -259,24 +259,11 @@ def _given_test(
     dropped += [one | {"detail": f"of data.test_source: {one['detail']}"} for one in left_out]
     if not rows:
         raise UserError(f"data.test_source={data.test_source!r}: no usable question is left")
-    order = np.random.default_rng(data.seed).permutation(len(rows))
-    return [rows[int(i)] for i in order[: data.n_test]]
+    return _shuffled(rows, data.seed)[: data.n_test]
 
 
-def _split(
-    kept: list[RawRow],
-    data: DataConfig,
-    rows: int,
-    given: list[RawRow] | None,
-) -> tuple[list[RawRow], list[RawRow], list[RawRow]]:
-    """Return training candidates, validation and test questions, in an order set by the seed. The
-    test questions are those `given`, if any are."""
-    _require_enough(len(kept), data, rows)
-    n_test = data.n_test if given is None else 0
-    held_out = data.n_validation + n_test
-    order = [kept[int(i)] for i in np.random.default_rng(data.seed).permutation(len(kept))]
-    test = order[:n_test] if given is None else given
-    return order[held_out:], order[n_test:held_out], test
+def _shuffled(rows: list[RawRow], seed: int) -> list[RawRow]:
+    return [rows[int(i)] for i in np.random.default_rng(seed).permutation(len(rows))]
 
 
 def _require_enough(left: int, data: DataConfig, rows: int) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from rlt_core.errors import UserError
 from rlt_core.names import RelativePath
-from rlt_core.store.files import LINKED, Damaged, Files, parallel, reason, sha256_of, tree
+from rlt_core.store.files import Damaged, Files, parallel, reason, sha256_of, tree
 
 HASHED_AT_ONCE = 4
 """Files; hashing releases Python's global lock."""
@@ -180,20 +180,6 @@ def problems_of(
 
     found = zip(entries, parallel(problem, entries, HASHED_AT_ONCE), strict=True)
     return {entry.path: f"{where}/{entry.path}: {line}" for entry, line in found if line}
-
-
-def problems_in_store(files: Files, path: str, entries: Sequence[FileEntry]) -> list[str]:
-    """Return one line per damaged file of a folder in the store."""
-
-    def sha256(entry: FileEntry) -> str:
-        try:
-            return files.sha256(f"{path}/{entry.path}", entry.bytes)
-        except (Damaged, OSError) as error:  # it has gone meanwhile, or the disk is broken
-            return str(error)
-
-    found = problems_of(entries, files.full(path), files.sizes(path), sha256)
-    linked = [each.path for each in files.listed(path, deep=True) if each.linked]
-    return [*(f"{files.full(f'{path}/{name}')} {LINKED}" for name in linked), *found.values()]
 
 
 def intact_copy(files: Files, path: str, entries: Sequence[FileEntry], what: str, fix: str) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from http.client import HTTPException, IncompleteRead
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -183,7 +183,7 @@ def s3_errors(fs: s3fs.S3FileSystem, url: str) -> Iterator[None]:
         yield
     except (*_TRANSLATED, *_UNREACHABLE) as error:
         answers = (getattr(each, "response", None) for each in (error, error.__cause__))
-        said = next(filter(None, answers), {}).get("Error", {})
+        said: dict[str, Any] = next((one.get("Error", {}) for one in answers if one), {})
         code = str(said.get("Code", ""))
         if isinstance(error, FileNotFoundError) and code != "NoSuchBucket":
             raise

@@ -12,7 +12,7 @@ from typing import get_args
 
 from rlt_core.errors import UserError
 from rlt_core.names import is_relative
-from rlt_core.store.files import Damaged, Files
+from rlt_core.store.files import LINKED, Damaged, Files
 from rlt_core.store.lease import Lease
 from rlt_core.store.manifest import (
     ATTEMPT,
@@ -23,7 +23,7 @@ from rlt_core.store.manifest import (
     Ref,
     describe_files,
     intact_copy,
-    problems_in_store,
+    problems_of,
 )
 from rlt_core.store.manifests import key_of, manifest_at, read_manifests
 from rlt_core.store.workspace import Workspace
@@ -109,7 +109,7 @@ class Store:
             hint = f"did you mean {close[0]!r}?" if close else "`rlt artifacts list` shows all"
             raise UserError(f"no artifact {prefix!r} in {self}; {hint}")
         if len(keys) > 1:
-            raise UserError(f"{prefix!r} begins {len(keys)} keys: {', '.join(keys[:8])}; write more")
+            raise UserError(f"{prefix!r} begins {len(keys)} keys: {', '.join(keys[:8])}")
         for problem in problems.values():
             raise Damaged(problem)
         return next(iter(found.values()))
@@ -127,7 +127,18 @@ class Store:
 
     def verify(self, manifest: Manifest) -> list[str]:
         """Hash every file in the store; return one line per damaged file."""
-        return problems_in_store(self.files, self.folder(manifest), manifest.files)
+        files, folder = self.files, self.folder(manifest)
+
+        def sha256(entry: FileEntry) -> str:
+            try:
+                return files.sha256(f"{folder}/{entry.path}", entry.bytes)
+            except (Damaged, OSError) as error:  # it has gone meanwhile, or the disk is broken
+                return str(error)
+
+        where, listed = files.full(folder), files.listed(folder, deep=True)
+        linked = [f"{where}/{each.path} {LINKED}" for each in listed if each.linked]
+        found = problems_of(manifest.files, where, files.sizes(folder), sha256)
+        return [*linked, *found.values()]
 
     def intact(self, manifest: Manifest, suffix: str = "") -> Path:
         """Return a local folder with the artifact's files (with this suffix), all of them hashed;

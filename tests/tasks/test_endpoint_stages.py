@@ -149,7 +149,7 @@ def test_no_trace_at_all_is_no_result(
     with serve(lambda n, body: completion("")) as server:
         environment.setenv("RLT_REFINE_BASE_URL", server.url)
         with pytest.raises(
-            UserError, match="6 of 6 traces have no usable answer .*; the last: empty"
+            UserError, match=r"6 of 6 traces have no usable answer .*; the last: empty"
         ):
             run(spec(tmp_path, stage, max_dropped=1.0))
 
@@ -225,7 +225,7 @@ def test_a_refusal_is_dropped_and_listed(tmp_path: Path, environment: pytest.Mon
 
     with serve(reply) as server:
         environment.setenv("RLT_REFINE_BASE_URL", server.url)
-        with pytest.raises(UserError, match="1 of 6 traces have no usable answer .max_dropped"):
+        with pytest.raises(UserError, match="1 of 6 traces have no usable answer"):
             run(spec(tmp_path / "strict"))
         manifest = run(spec(tmp_path / "lenient", max_dropped=0.2))
     out = Store(str(tmp_path / "lenient" / "store")).intact(manifest)
