@@ -231,8 +231,9 @@ def explanations_of(
     records: Iterable[Record], format: PromptFormat, columns: Mapping[str, str] | None = None
 ) -> list[ExplanationRow]:
     """Return `read_explanations` of rows in memory. Raises UserError for the first bad row."""
-    numbered = ((n, partial(dict, record)) for n, record in enumerate(records, start=1))
-    return _explanations(numbered, format, columns, "")
+    numbered = enumerate(records, start=1)
+    rows: Iterator[tuple[int, Read]] = ((number, partial(dict, row)) for number, row in numbered)
+    return _explanations(rows, format, columns, "")
 
 
 def _explanations(
