@@ -28,7 +28,7 @@ from rlt_core.data.row_files import (
     read_records,
     value_of,
 )
-from rlt_core.data.sources import CHECKED_ROWS, PROGRESS_ROWS, read_trace_file, require_few
+from rlt_core.data.sources import CHECKED_ROWS, PROGRESS_ROWS, read_source, require_few, trace_file
 from rlt_core.errors import UserError
 from rlt_core.grading import answer_of
 from rlt_core.progress import Progress
@@ -54,7 +54,8 @@ def import_traces(
     tokenizer. Raises UserError naming file, row, field and fix if more rows are dropped than
     `max_dropped` allows.
     """
-    source = read_trace_file(path, renderer.format, max_dropped, progress.part(0, 2))
+    data = trace_file(str(path), max_dropped)
+    source = read_source(data, 0, renderer.format, progress.part(0, 2), traces=True)
     if source.found:
         print(f"{path}: {source.found}")
     first: dict[str, RawRow] = {}

@@ -123,19 +123,13 @@ def _are_tagged(heads: Sequence[Record], chat: str, turns: Turns) -> bool:
 
 # ---------------------------------------------------------------- rows
 def row_of(
-    number: int,
-    record: Record,
-    layout: Layout,
-    data: DataConfig,
-    licence: str | None = None,
-    names_are_free: bool = True,
+    number: int, record: Record, layout: Layout, data: DataConfig, licence: str | None = None
 ) -> RawRow:
-    """Return a row of a data set. `names_are_free`: the user may set names in `data.fields`. Raises
-    BadRow."""
+    """Return a row of a data set. Raises BadRow."""
     fields, trace = layout.fields, None
 
     def value(name: str, column: str) -> Any:
-        return _field(record, name, column, names_are_free)
+        return _field(record, name, column)
 
     if layout.chat:
         pair = exchange(value("question", layout.chat), data.turns)
@@ -186,20 +180,19 @@ def _more(record: Record, layout: Layout) -> Iterator[str]:
             yield from scalar(value_of(record, name), "question", name)
 
 
-def _field(record: Record, name: str, column: str, names_are_free: bool) -> Any:
+def _field(record: Record, name: str, column: str) -> Any:
     try:
         return value_of(record, column)
     except KeyError:
         pass
     near = get_close_matches(column, map(str, record), n=1, cutoff=0.7)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    fix = (
-        f"Set data.fields.{name} to the field that holds the {name}."
-        if names_are_free
-        else f"Rename the field that holds the {name} to {column!r}."
-    )
     has = ", ".join(map(str, record)) or "none"
-    raise BadRow("missing", f"no field {column!r} (it has {has}){hint} {fix}")
+    raise BadRow(
+        "missing",
+        f"no field {column!r} (it has {has}){hint} Set data.fields.{name} to the field that holds "
+        f"the {name}; in a trace file, rename it.",
+    )
 
 
 def _question(value: Any, turns: Turns, column: str) -> Exchange:

@@ -82,8 +82,10 @@ def read_source(
     spare: int = 0,
     format: PromptFormat | None = None,
     progress: Progress = SILENT,
+    traces: bool = False,
 ) -> Source:
-    """Return all rows of a source; `spare`: additional rows of a generated one.
+    """Return all rows of a source; `spare`: additional rows of a generated one; `traces`: a trace
+    file (`trace_file`).
 
     Rows that cannot be used, or that contain tags of `format`, are left out. If there are more of
     them than `data.max_dropped` allows, raises UserError naming source, row, field and fix.
@@ -102,10 +104,12 @@ def read_source(
     elif is_path(data.source):
         rows, licence = list(load(data.source)()), None
     else:
-        return _collect_file(data, format, progress)
+        path = Path(data.source)
+        records, count = read_records(path), partial(count_rows, path)
+        return _collect(records, data, data.source, count, format, progress, traces=traces)
     numbered = enumerate(rows, start=1)
-    records: Iterator[Numbered] = ((number, partial(dict, row)) for number, row in numbered)
-    return _collect(records, data, data.source, rows.__len__, format, progress, licence)
+    rows_read: Iterator[Numbered] = ((number, partial(dict, row)) for number, row in numbered)
+    return _collect(rows_read, data, data.source, rows.__len__, format, progress, licence)
 
 
 def found_layout(data: DataConfig) -> str | None:
@@ -143,21 +147,6 @@ def trace_file(path: str, max_dropped: float) -> DataConfig:
     return DataConfig(source=path, fields=TRACE_FIELDS, max_dropped=max_dropped)
 
 
-def read_trace_file(
-    path: Path, format: PromptFormat, max_dropped: float, progress: Progress = SILENT
-) -> Source:
-    """Return all rows of a trace file. Raises UserError, also if too many rows cannot be used."""
-    return _collect_file(trace_file(str(path), max_dropped), format, progress, traces=True)
-
-
-def _collect_file(
-    data: DataConfig, format: PromptFormat | None, progress: Progress, traces: bool = False
-) -> Source:
-    path = Path(data.source)
-    records, count = read_records(path), partial(count_rows, path)
-    return _collect(records, data, str(path), count, format, progress, traces=traces)
-
-
 def heads_of(records: Iterator[Numbered]) -> tuple[list[Record], Iterator[Numbered]]:
     """Return the readable ones among the first rows, and all rows."""
     first = list(islice(records, HEADS))
@@ -188,7 +177,7 @@ def _collect(
     dropped: list[Row] = []
 
     def convert(number: int, read: Read) -> RawRow:
-        row = row_of(number, read(), layout, data, licence, names_are_free=not traces)
+        row = row_of(number, read(), layout, data, licence)
         if traces and row.trace is None:
             raise BadRow("empty", "it has no trace; add one or remove the row")
         if format is not None:

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from rlt_core.config import DataConfig
-from rlt_core.data.sources import found_layout, read_source, read_trace_file
+from rlt_core.data.sources import found_layout, read_source, trace_file
 from rlt_core.errors import UserError
 from rlt_core.grading.grade import GRADERS, OUTCOMES, GradeItem
 from rlt_core.grading.grader import Grader
@@ -102,7 +102,7 @@ def read_in_every_way(content: bytes, suffix: str) -> None:
         for read in (
             lambda: read_source(data, format=format),
             lambda: found_layout(data),
-            lambda: read_trace_file(file, format, 0.0),
+            lambda: read_source(trace_file(str(file), 0.0), format=format, traces=True),
         ):
             clear(read)
 

@@ -50,7 +50,7 @@ def test_bad_traces_are_named(tmp_path: Path) -> None:
         ([("1+1", "2", "a"), ("1+1", "3", "b")], "rows 1 and 2 give one question two solutions"),
         ([("1+1", "2", "a</explain>")], "row 1: the trace contains </explain>"),
         ([("1+1", "2", "")], r"row 1: the trace \(field 'trace'\) is empty"),
-        (other, r"row 1: no field 'trace' .* Rename the .* to 'trace'\. \(1 of 1 rows"),
+        (other, r"row 1: no field 'trace' .* in a trace file, rename it\. \(1 of 1 rows"),
         (tmp_path / "none.jsonl", "no such file"),
     ]:
         with pytest.raises(UserError, match=message):
