@@ -13,7 +13,7 @@ from flows.cli.terminal import print
 from rlt_core.errors import UserError
 from rlt_core.store import Manifest, Store
 from rlt_core.store.files import Damaged
-from rlt_core.store.manifests import read_manifests
+from rlt_core.store.manifest import read_manifests
 from rlt_core.store.transfer import CopyFailed, copy_artifact, with_inputs
 
 KeysArgument = Annotated[

@@ -26,7 +26,7 @@ from rlt_core.experiments import targets
 from rlt_core.graph import Node, upstream
 from rlt_core.overrides import load_config
 from rlt_core.store import FileEntry, Manifest, Ref, Store
-from rlt_core.store.manifests import SETTLED_S
+from rlt_core.store.manifest import SETTLED_S
 
 FEW = 1_000
 REPEATS = 3

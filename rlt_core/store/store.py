@@ -23,9 +23,11 @@ from rlt_core.store.manifest import (
     Ref,
     describe_files,
     intact_copy,
+    key_of,
+    manifest_at,
     problems_of,
+    read_manifests,
 )
-from rlt_core.store.manifests import key_of, manifest_at, read_manifests
 from rlt_core.store.workspace import Workspace
 
 NAMED = rb"(?<![0-9a-f])[0-9a-f]{16}(?![0-9a-f])"

@@ -11,8 +11,7 @@ from pathlib import Path
 from rlt_core.environment import DiskFull, is_full
 from rlt_core.store.files import Damaged, parallel
 from rlt_core.store.lease import Lease
-from rlt_core.store.manifest import FileEntry, Manifest
-from rlt_core.store.manifests import key_of, read_manifests
+from rlt_core.store.manifest import FileEntry, Manifest, key_of, read_manifests
 from rlt_core.store.store import Store
 
 FILES_AT_ONCE = 16

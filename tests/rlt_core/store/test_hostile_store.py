@@ -16,7 +16,7 @@ from rlt_core.errors import UserError
 from rlt_core.sql.views import connect
 from rlt_core.store import FileEntry, Lease, Manifest, Ref, Store
 from rlt_core.store.files import Damaged
-from rlt_core.store.manifests import read_manifests
+from rlt_core.store.manifest import read_manifests
 from rlt_core.store.transfer import CopyFailed, copy_artifact, with_inputs
 from tests.rlt_core.store.attempts import KEY, attempt_with, committed, key, manifest_of
 from tests.rlt_core.store.test_s3_store import answering

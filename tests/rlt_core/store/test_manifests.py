@@ -3,13 +3,13 @@
 import pytest
 
 from rlt_core.errors import UserError
-from rlt_core.store import Ref, Store, manifests
+from rlt_core.store import Ref, Store, manifest
 from tests.rlt_core.store.attempts import committed, key
 
 
 @pytest.fixture
 def store(store_root: str, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setattr(manifests, "SETTLED_S", -60.0)  # a manifest of this moment is settled
+    monkeypatch.setattr(manifest, "SETTLED_S", -60.0)  # a manifest of this moment is settled
     return Store(store_root)
 
 

@@ -16,7 +16,7 @@ from rlt_core.rows import read_rows
 from rlt_core.sql.views import connect
 from rlt_core.stages import STAGES, parse_config
 from rlt_core.store import Store
-from rlt_core.store.manifests import read_manifests
+from rlt_core.store.manifest import read_manifests
 
 KINDS = ["dataset", "evaluation", "ranking", "scores", "traces"]
 
