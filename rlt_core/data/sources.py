@@ -99,7 +99,8 @@ def read_source(
             "data.split_at takes the trace out of the solution: set data.fields.trace=null"
         )
     if data.source.startswith(HUB):
-        folder = _hub_folder(data)
+        repo = data.source.removeprefix(HUB)
+        folder = snapshot(repo, pinned(repo, data.revision, "dataset"), "dataset", HUB_FILES)
         rows, licence = _hub_rows(folder, data), card_licence(folder)
     elif is_path(data.source):
         rows, licence = list(load(data.source)()), None
@@ -232,11 +233,6 @@ def _generate(data: DataConfig, spare: int) -> list[RawRow]:
         case "running-totals" | "running-totals-perfect":
             return running_total_rows(n, data.seed, perfect=data.source.endswith("perfect"))
     return small_countdown_rows(n + tested, data.seed)
-
-
-def _hub_folder(data: DataConfig) -> Path:
-    repo = data.source.removeprefix(HUB)
-    return snapshot(repo, pinned(repo, data.revision, "dataset"), "dataset", HUB_FILES)
 
 
 def _hub_rows(folder: Path, data: DataConfig) -> Any:
