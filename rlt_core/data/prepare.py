@@ -100,12 +100,7 @@ def prepare_questions(
         "ungradable": sum(row["grader"] == "none" for row in questions()),
         "with_trace": len(lengths["trace"]),
         "problems": problems,
-        **{
-            f"{field}_tokens_p{percent}": float(np.percentile(tokens, percent))
-            for field, tokens in lengths.items()
-            if tokens
-            for percent in PERCENTILES
-        },
+        **_percentiles(lengths),
     }
 
 
@@ -130,6 +125,15 @@ def _counts(dropped: list[Row], overlaps: list[Row]) -> dict[str, float]:
         "prompt_too_long": reasons["prompt_too_long"],
         "overlapping": len({row["question_id"] for row in overlaps}),
         "overlapping_13": len({row["question_id"] for row in overlaps if row["n"] == LONG}),
+    }
+
+
+def _percentiles(lengths: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    return {
+        f"{field}_tokens_p{percent}": float(np.percentile(tokens, percent))
+        for field, tokens in lengths.items()
+        if tokens
+        for percent in PERCENTILES
     }
 
 
