@@ -3,7 +3,7 @@
 import logging
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,31 +68,19 @@ def prepare_questions(
     name = data.source if "/" not in data.source else Path(data.source).name
     of_test = (question_row(row, "test", name) for row in test)
     sets = {"test": [*of_test, *tested], **(evaluated or {})}
-    overlaps = list(find_overlaps(train, sets, parts[4]))
-    if data.overlap == "drop":
-        train = _without(train, _shared_words(overlaps), dropped)
-    train = _chosen(train, data, overlaps)
-    if data.overlap == "report":
-        chosen = {question_id(row.question) for row in train} if overlaps else set()
-        overlaps = [row for row in overlaps if row["question_id"] in chosen]
+    train, overlaps = _chosen(train, data, sets, dropped, parts[4])
     splits = {"train": train, "validation": validation, "test": test}
 
     def questions() -> Iterator[Row]:
         return (question_row(row, split, name) for split, part in splits.items() for row in part)
 
     lengths = {field: array("l") for field in ("question", "solution", "trace")}
-
-    def measured() -> Iterator[Row]:
-        total = sum(map(len, splits.values()))
-        for question in parts[5].over(questions(), total, PROGRESS_ROWS):
-            for field, tokens in lengths.items():
-                if question[field] is not None:
-                    tokens.append(len(renderer.encode(question[field])))
-            yield question
-
+    written = parts[5].over(questions(), sum(map(len, splits.values())), PROGRESS_ROWS)
     problems = require_disjoint(questions(), sets if data.overlap == "drop" else {})
     listed = sorted([*dropped, *ungradable], key=lambda row: row["row"])
-    write_tables(out, questions=measured(), dropped=listed, eval_overlaps=overlaps)
+    write_tables(
+        out, questions=_measured(written, lengths, renderer), dropped=listed, eval_overlaps=overlaps
+    )
     return {
         "rows": rows,
         **{split: len(part) for split, part in splits.items()},
@@ -126,6 +114,17 @@ def _counts(dropped: list[Row], overlaps: list[Row]) -> dict[str, float]:
         "overlapping": len({row["question_id"] for row in overlaps}),
         "overlapping_13": len({row["question_id"] for row in overlaps if row["n"] == LONG}),
     }
+
+
+def _measured(
+    questions: Iterable[Row], lengths: Mapping[str, array[int]], renderer: Renderer
+) -> Iterator[Row]:
+    """Yield questions; add the tokens of their texts to `lengths`, by field."""
+    for question in questions:
+        for field, tokens in lengths.items():
+            if question[field] is not None:
+                tokens.append(len(renderer.encode(question[field])))
+        yield question
 
 
 def _percentiles(lengths: Mapping[str, Sequence[int]]) -> dict[str, float]:
@@ -282,8 +281,18 @@ def _require_enough(left: int, data: DataConfig, rows: int) -> None:
         )
 
 
-def _chosen(train: list[RawRow], data: DataConfig, overlaps: list[Row]) -> list[RawRow]:
-    """Return the training questions to keep. Raises UserError if overlaps leave too few."""
+def _chosen(
+    train: list[RawRow],
+    data: DataConfig,
+    sets: Mapping[str, Sequence[Mapping[str, Any]]],
+    dropped: list[Row],
+    progress: Progress,
+) -> tuple[list[RawRow], list[Row]]:
+    """Return the training questions to keep, and their overlaps with evaluation sets. Raises
+    UserError if overlaps leave too few."""
+    overlaps = list(find_overlaps(train, sets, progress))
+    if data.overlap == "drop":
+        train = _without(train, _shared_words(overlaps), dropped)
     if len(train) < (data.n_train or 1):
         tasks = ", ".join(sorted({overlap["task"] for overlap in overlaps}))
         raise UserError(
@@ -291,4 +300,8 @@ def _chosen(train: list[RawRow], data: DataConfig, overlaps: list[Row]) -> list[
             f"{data.n_train or 'all'}: the others overlap with {tasks}; lower data.n_train, or "
             "keep them with data.overlap=report"
         )
-    return train[: data.n_train]
+    train = train[: data.n_train]
+    if data.overlap == "report":
+        chosen = {question_id(row.question) for row in train} if overlaps else set()
+        overlaps = [row for row in overlaps if row["question_id"] in chosen]
+    return train, overlaps
