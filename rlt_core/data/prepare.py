@@ -3,7 +3,7 @@
 import logging
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableSequence, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ def _counts(dropped: list[Row], overlaps: list[Row]) -> dict[str, float]:
 
 
 def _measured(
-    questions: Iterable[Row], lengths: Mapping[str, array[int]], renderer: Renderer
+    questions: Iterable[Row], lengths: Mapping[str, MutableSequence[int]], renderer: Renderer
 ) -> Iterator[Row]:
     """Yield questions; add the tokens of their texts to `lengths`, by field."""
     for question in questions:
