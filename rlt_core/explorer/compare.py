@@ -193,6 +193,8 @@ def why(a: Side, b: Side) -> list[str]:
     part, other, most = max(parts, key=lambda each: each[2])
     one, two = (f"rank {each.row['place']}" for each in (a, b))
     much = "nearly all of it" if 0.9 <= most / gap <= 1.1 else f"{most:+.3g}"
+    if most < 0.9 * gap:
+        much += " of it"
     sentences = [f"{lead}: {much} because {_reason(part, other, two)}."]
     if (worst := a.found.worst_solution) and (other_worst := b.found.worst_solution):
         sentences.append(
