@@ -23,7 +23,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from multiprocessing import util
 from pathlib import Path
 from typing import Any
@@ -63,28 +62,19 @@ class ChildFailed(Exception):
     """Whether the process died by SIGKILL."""
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    kind: str
-    value: Any
-
-
 # ---------------------------------------------------------------- fork servers
-def share_fork_server(modules: Iterable[str]) -> int:
+def share_fork_server(modules: Iterable[str]) -> None:
     """Start a fork server with `modules` imported and name it in the environment, so that the
-    processes that this one starts fork their children from it; return its process id. Called again,
-    it replaces a server that was killed."""
+    processes that this one starts fork their children from it."""
     server = _own_server(modules)
-    if server.address not in os.environ.get(SHARED_SERVER, ""):
-        os.environ[SHARED_SERVER] = f"{sources_changed_at()}:{server.address}"
-    return server.pid
+    os.environ[SHARED_SERVER] = f"{sources_changed_at()}:{server.address}"
 
 
 def _own_server(modules: Iterable[str]) -> ForkServer:
     """Return this process's own server, which may still import; start it unless it runs."""
     global _own
     with _starting:
-        if _own is None or not _own.is_alive():
+        if _own is None or _own.process.poll() is not None:
             _own = ForkServer("tasks.child_process:run_child", modules, _defaults())
         return _own
 
@@ -96,8 +86,7 @@ def _defaults() -> dict[str, str]:
 def _shared_address() -> str | None:
     """Return the address of the server that the environment names, if it has today's code."""
     changed_at, _, address = os.environ.get(SHARED_SERVER, "").partition(":")
-    is_there = changed_at == str(sources_changed_at()) and Path(address).parent.is_dir()
-    return address if address and is_there else None
+    return address if changed_at == str(sources_changed_at()) else None
 
 
 def _fork(request: dict[str, Any], preload: Iterable[str]) -> tuple[int, Channel]:
@@ -108,9 +97,9 @@ def _fork(request: dict[str, Any], preload: Iterable[str]) -> tuple[int, Channel
         except Silent:
             os.environ.pop(SHARED_SERVER, None)
     try:
-        return _own_server(preload).fork(request)
+        return fork(_own_server(preload).address, request)
     except Silent:  # it was killed just now
-        return _own_server(preload).fork(request)
+        return fork(_own_server(preload).address, request)
 
 
 # ---------------------------------------------------------------- in the parent
@@ -167,15 +156,16 @@ class ChildProcesses:
         }
         pid, channel = _fork(request, self._preload)
         try:
-            outcome = self._follow(pid, channel, on_progress, lines)
-            if outcome.kind not in ("died", "killed"):
-                _wait_for_exit(channel)
+            kind, value = self._follow(pid, channel, on_progress, lines)
+            if kind not in ("died", "killed"):
+                with contextlib.suppress(EOFError):
+                    channel.receive(EXIT_S)
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)  # also the processes that the child started
             channel.close()
             lines.pass_on(to_the_end=True)
-        return _unpack(outcome, log)
+        return _unpack(kind, value, log)
 
     def _follow(
         self,
@@ -183,19 +173,20 @@ class ChildProcesses:
         channel: Channel,
         on_progress: Callable[[int, int, Metrics], None],
         lines: _NewLines,
-    ) -> _Outcome:
-        """Read messages until the child sends an outcome or dies."""
+    ) -> tuple[str, Any]:
+        """Read messages until the child sends an outcome or dies; return its kind and value."""
         asked = False
         while True:
             lines.pass_on()
             try:
                 message = channel.receive(0.2) or {}
             except EOFError:  # its server died before it
-                return _Outcome("died", None)
+                return "died", None
             if "exit" in message:
-                return _Outcome("died", message["exit"])
+                return "died", message["exit"]
             if "outcome" in message:
-                return _Outcome(*message["outcome"])
+                kind, value = message["outcome"]
+                return kind, value
             if "progress" in message:
                 on_progress(*message["progress"])
             if self.stopping and not asked:
@@ -203,12 +194,7 @@ class ChildProcesses:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
             if time.monotonic() > self._deadline:
-                return _Outcome("killed", "killed; it continues from its last checkpoint")
-
-
-def _wait_for_exit(channel: Channel) -> None:
-    with contextlib.suppress(EOFError):
-        channel.receive(EXIT_S)
+                return "killed", "killed; it continues from its last checkpoint"
 
 
 class _NewLines:
@@ -234,18 +220,17 @@ class _NewLines:
                 self._on_line(shown)
 
 
-def _unpack(outcome: _Outcome, log: Path) -> Any:
-    if outcome.kind == "result":
-        return outcome.value
-    if outcome.kind == "died":
-        code = outcome.value
-        how = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
+def _unpack(kind: str, value: Any, log: Path) -> Any:
+    if kind == "result":
+        return value
+    if kind == "died":
+        how = signal.Signals(-value).name if value and value < 0 else f"exit code {value}"
         lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:] if log.exists() else []
         failed = ChildFailed("\n".join([f"the process died ({how}); the end of {log}:", *lines]))
-        failed.killed = code == -signal.SIGKILL
+        failed.killed = value == -signal.SIGKILL
         raise failed
     errors = {"user_error": UserError, "failed": ChildFailed}
-    raise errors.get(outcome.kind, Stopped)(outcome.value)
+    raise errors.get(kind, Stopped)(value)
 
 
 # ---------------------------------------------------------------- in the child
@@ -264,9 +249,9 @@ def run_child(request: dict[str, Any], channel: Channel) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
     clean_logs()
-    stop = _StopRequest()
+    stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: stop.make())
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     threading.Thread(target=_die_with_parent, args=(channel, stop), daemon=True).start()
     lock = threading.Lock()
@@ -277,24 +262,20 @@ def run_child(request: dict[str, Any], channel: Channel) -> None:
 
     progress = Progress(
         report=lambda done, total, metrics: send("progress", (done, total, dict(metrics))),
-        should_stop=lambda: stop.deadline is not None,
+        should_stop=stop.is_set,
     )
     try:
         module, _, function = request["target"].partition(":")
         work = getattr(importlib.import_module(module), function)
         outcome = ("result", work(request["argument"], progress))
-    except UserError as error:
-        outcome = ("user_error", str(error))
-    except Stopped as error:
-        outcome = ("stopped", str(error))
+    except (UserError, Stopped) as error:
+        outcome = ("stopped" if isinstance(error, Stopped) else "user_error", masked(str(error)))
     except Exception as error:
         line = in_one_line(error, Path(log).parent)
         if line:
             with contextlib.suppress(OSError):  # its disk may be the full one
                 traceback.print_exc()
-        outcome = ("failed", line or traceback.format_exc())
-    if isinstance(outcome[1], str):
-        outcome = (outcome[0], masked(outcome[1]))
+        outcome = ("failed", masked(line or traceback.format_exc()))
     send("outcome", outcome)
     util._exit_function()  # type: ignore[attr-defined]  # removes multiprocessing's folders
     for stream in (sys.stdout, sys.stderr):
@@ -302,23 +283,10 @@ def run_child(request: dict[str, Any], channel: Channel) -> None:
             stream.flush()
 
 
-class _StopRequest:
-    """Whether the child was asked to stop, and when it will be killed."""
-
-    deadline: float | None = None
-    """On the monotonic clock; None without a request."""
-
-    def make(self) -> None:
-        """The first request counts."""
-        if self.deadline is None:
-            self.deadline = time.monotonic() + GRACE_S
-
-
-def _die_with_parent(channel: Channel, stop: _StopRequest) -> None:
+def _die_with_parent(channel: Channel, stop: threading.Event) -> None:
     with contextlib.suppress(EOFError):
         while True:
             channel.receive(None)
-    stop.make()
-    assert stop.deadline is not None
-    time.sleep(max(0.0, stop.deadline - time.monotonic()))
+    stop.set()
+    time.sleep(GRACE_S)
     os.killpg(0, signal.SIGKILL)

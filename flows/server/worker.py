@@ -20,7 +20,6 @@ from rlt_core.stages import STAGES
 from tasks.child_process import share_fork_server
 
 POLL_S = 0.2
-REVIVAL_S = 5.0
 
 
 def serve(pool: str, limit: int | None, name: str | None, with_healthcheck: bool) -> None:
@@ -29,24 +28,19 @@ def serve(pool: str, limit: int | None, name: str | None, with_healthcheck: bool
     # A run's `python` must be this one.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     setup_logging()
-    modules = sorted(stage.module for stage in STAGES.values() if stage.pool == pool)
-    share_fork_server(modules)
+    share_fork_server(sorted(stage.module for stage in STAGES.values() if stage.pool == pool))
     worker = ProcessWorker(work_pool_name=pool, limit=limit, name=name)
-    asyncio.run(_serve(worker, limit or 0, with_healthcheck, modules))
+    asyncio.run(_serve(worker, limit or 0, with_healthcheck))
 
 
-async def _serve(
-    worker: ProcessWorker, limit: int, with_healthcheck: bool, modules: list[str]
-) -> None:
+async def _serve(worker: ProcessWorker, limit: int, with_healthcheck: bool) -> None:
     stop = asyncio.Event()
     helpers = set(psutil.Process().children())  # the fork server and multiprocessing's own
-    revival = asyncio.create_task(_revive(modules, helpers))
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     work = asyncio.create_task(worker.start(with_healthcheck=with_healthcheck))
     stop_request = asyncio.create_task(stop.wait())
     await asyncio.wait((work, stop_request), return_when=asyncio.FIRST_COMPLETED)
-    revival.cancel()
     if not work.done():
         print("stop request: active runs may checkpoint", flush=True)
         if worker.is_setup:
@@ -56,14 +50,6 @@ async def _serve(
     await asyncio.wait((work,))
     if not work.cancelled():
         work.result()
-
-
-async def _revive(modules: list[str], helpers: set[psutil.Process]) -> None:
-    """Replace the fork server if it was killed: without it every run imports for itself."""
-    while True:
-        await asyncio.sleep(REVIVAL_S)
-        with suppress(psutil.NoSuchProcess):  # killed at once: the next round replaces it
-            helpers.add(psutil.Process(share_fork_server(modules)))
 
 
 async def _finish(worker: ProcessWorker, limit: int, helpers: set[psutil.Process]) -> None:

@@ -20,7 +20,7 @@ from rlt_core.checkout import sources_changed_at
 from rlt_core.errors import Stopped, UserError
 from rlt_core.progress import Progress
 from tasks import child_process, fork_server
-from tasks.child_process import SHARED_SERVER, ChildFailed, ChildProcesses, share_fork_server
+from tasks.child_process import SHARED_SERVER, ChildFailed, ChildProcesses
 
 HERE = "tests.tasks.test_child_process"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
@@ -35,7 +35,7 @@ def work(argument: Any, progress: Progress) -> Any:
     if argument == "environment":
         return dict(os.environ)
     if argument == "parent":
-        return os.getppid()
+        return psutil.Process(os.getppid()).ppid()  # behind its supervisor
     if argument == "die":
         print("last words", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -223,10 +223,10 @@ KILLED: set[int] = set()
 """Servers that a test has killed."""
 WORKER = f"""
 import os, signal
-from tasks.child_process import SHARED_SERVER, share_fork_server
+from tasks import child_process
 
-pid = share_fork_server(["{HERE}"])
-print(os.environ[SHARED_SERVER], pid, flush=True)
+child_process.share_fork_server(["{HERE}"])
+print(os.environ[child_process.SHARED_SERVER], child_process._own.process.pid, flush=True)
 signal.pause()
 """
 
@@ -273,20 +273,6 @@ def test_other_code_or_a_killed_server_means_one_of_ones_own(
         assert int(said) != pid
 
 
-def test_a_killed_shared_server_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child_process, "_own", None)
-    monkeypatch.setenv(SHARED_SERVER, "")
-    pid, named = share_fork_server([HERE]), os.environ[SHARED_SERVER]
-    assert (share_fork_server([HERE]), os.environ[SHARED_SERVER]) == (pid, named)
-    os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 20
-    while share_fork_server([HERE]) == pid:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert os.environ[SHARED_SERVER] != named
-    os.kill(share_fork_server([HERE]), signal.SIGKILL)
-
-
 class Malicious:
     """Touches a file when it is unpickled."""
 
@@ -295,15 +281,6 @@ class Malicious:
 
     def __reduce__(self) -> Any:
         return os.mkdir, (str(self.file),)
-
-
-def imported(address: str) -> str:
-    """The address of a server once it has imported."""
-    deadline = time.monotonic() + 60
-    while not Path(address).exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return address
 
 
 def connected(address: str, first: bytes) -> socket.socket:
@@ -317,7 +294,7 @@ def test_connections_that_say_nothing_or_nonsense_delay_nobody(
     worker: tuple[str, int, subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     found, pid, _ = worker
-    address = imported(found.partition(":")[2])
+    address = found.partition(":")[2]
     bomb = pickle.dumps(Malicious(tmp_path / "unpickled"))
     words = (b"", b"{", b"[]\n", b"\0" * 70_000, bomb, bomb + b"\n", b'{"target": "os:abort"}\n')
     strangers = [connected(address, word) for word in words * 3]
@@ -336,7 +313,6 @@ def test_connections_that_say_nothing_or_nonsense_delay_nobody(
 def test_a_server_that_does_not_fork_hangs_no_run(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fork_server, "HANDSHAKE_S", 0.5)
     monkeypatch.setattr(fork_server, "IMPORT_S", 0.5)
     monkeypatch.chdir(tmp_path)
     with socket.socket(socket.AF_UNIX) as listener:
@@ -381,7 +357,6 @@ def test_another_users_server_or_client_gets_no_byte(
 ) -> None:
     """Were the folder open to all."""
     address = worker[0].partition(":")[2]
-    imported(address)
     Path(address).parent.chmod(0o777)
     Path(address).chmod(0o777)
     other = str(Path(address).with_name("other"))
