@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -25,12 +25,11 @@ from flows.cli.sql import skip_pandas
 from flows.cli.tables import line, new_table, print_whole, table_console, title
 from flows.cli.terminal import Console, print, print_data
 from rlt_core.config import KLEstimator, Reduction
-from rlt_core.config.reward import RewardSpec, off_policy_note
+from rlt_core.config.reward import off_policy_note
 from rlt_core.errors import UserError
 
 if TYPE_CHECKING:
     from rlt_core.explain import Explained, Token
-    from rlt_core.store import Manifest
 
 app = typer.Typer(
     help="Rewards of explanations: recomputed from stored log-probs, explained, or computed."
@@ -51,8 +50,6 @@ LIKELIHOODS = (
 )
 """Least natural log-prob, name and style of the colours of tokens: told apart by lightness, too."""
 EFFECTS = ("mean_before", "mean_after", "pearson", "spearman")
-NOTHING = {"traces": 0, "questions": 0, **dict.fromkeys((*EFFECTS, "best_changed"))}
-"""The effect of a replay on an artifact without traces."""
 
 
 # ---------------------------------------------------------------- replay
@@ -98,7 +95,9 @@ def replay(
     }  # fmt: skip
     changes = {name: value for name, value in given.items() if value is not None}
     specs = [changed(spec_of(manifest), changes) for manifest in manifests]
-    _warn_off_policy(manifests, specs)
+    for manifest, spec in zip(manifests, specs, strict=True):
+        if reason := manifest.config.get("off_policy"):
+            print(f"{manifest.label}: {off_policy_note(spec.kl, reason)}", file=sys.stderr)
     with (
         progress_bar("replay") as report,
         replayed(opened, manifests, changes, report) as connection,
@@ -107,44 +106,29 @@ def replay(
         if output is not None:
             every = connection.sql("from replayed order by run, question_id, sample, teacher")
             write(every, "parquet", output)
-    found = [by_run.get(one.ref.key, NOTHING | {"run": one.ref.key}) for one in manifests]
+    entries = [
+        {"label": manifest.label, "seed": manifest.seed, "run": manifest.ref.key}
+        | by_run.get(manifest.ref.key, {"traces": 0, "questions": 0})
+        | {"reward": spec.model_dump()}
+        for manifest, spec in zip(manifests, specs, strict=True)
+    ]
     if as_json:
-        entries = [
-            {"label": manifest.label, "seed": manifest.seed} | row | {"reward": spec.model_dump()}
-            for manifest, row, spec in zip(manifests, found, specs, strict=True)
-        ]
         print_data(json.dumps(entries, indent=1))
         return
-    named = {"alpha": alpha, "lambda": kl_weight, "kl": kl, "reduction": reduction}
-    _show_replay(manifests, found, named, output)
-
-
-def _warn_off_policy(manifests: list[Manifest], specs: list[RewardSpec]) -> None:
-    for manifest, spec in zip(manifests, specs, strict=True):
-        if reason := manifest.config.get("off_policy"):
-            print(f"{manifest.label}: {off_policy_note(spec.kl, reason)}", file=sys.stderr)
-
-
-def _show_replay(
-    manifests: list[Manifest],
-    found: list[dict[str, Any]],
-    changes: dict[str, Any],
-    output: Path | None,
-) -> None:
     numbers = ("traces", "questions", "before", "after", "Pearson", "Spearman", "best changed")
     table = new_table("scores", "key", *numbers, right=numbers)
-    for manifest, row in zip(manifests, found, strict=True):
-        share = row["best_changed"]
+    for manifest, row in zip(manifests, entries, strict=True):
+        share = row.get("best_changed")
         table.add_row(
             title(manifest), manifest.ref.key, f"{row['traces']:,}",
-            f"{row['questions']:,}", *(_number(row[name]) for name in EFFECTS),
+            f"{row['questions']:,}", *(_number(row.get(name)) for name in EFFECTS),
             "·" if share is None else f"{share:.1%}",
         )  # fmt: skip
     console = table_console()
     print_whole(console, table)
-    given = [f"{name} {value}" for name, value in changes.items() if value is not None]
-    what = ", ".join(given) or "nothing"
-    console.print(f"mean reward before and after; {what} changed", style="dim")
+    named = {"alpha": alpha, "lambda": kl_weight, "kl": kl, "reduction": reduction}
+    what = ", ".join(f"{name} {value}" for name, value in named.items() if value is not None)
+    console.print(f"mean reward before and after; {what or 'nothing'} changed", style="dim")
     if output is not None:
         console.print(f"written: {output}")
 
@@ -185,16 +169,21 @@ def explain_(
 
     if (trace_id is not None) + best + worst > 1 or (trace_id and question):
         raise UserError("give one of TRACE_ID, --best and --worst, and --question without TRACE_ID")
-    found = explain(existing_store(store), trace_id, run, worst, question)
-    row, console = found.row, table_console()
-    _show_head(console, found)
+    opened = existing_store(store)
+    if trace_id is None:
+        trace_id, run = choose(opened, worst, run, question)
+    found, console = explain(opened, trace_id, run), table_console()
+    row, manifest = found.row, found.manifest
+    where = f"  {title(manifest)}  {manifest.ref.key}"
+    console.print(Text.assemble((row["trace_id"], "bold"), where))
+    names = ("question_id", "teacher", "student", "closed", "think_tokens", "solution_tokens")
+    known = (f"{name} {row[name]}" for name in names if row[name] is not None)
+    console.print("  ".join(known), style="dim")
+    if found.elsewhere:
+        others = ", ".join(f"{title(one)} ({one.ref.key})" for one in found.elsewhere)
+        console.print(f"also scored in {others}; choose with --run KEY", style="dim")
     _show_texts(console, found)
-    if found.parts:
-        console.print(_parts_table(found))
-    elif row["reward"] is None:
-        console.print(f"no reward: {row['status']}")
-    else:
-        console.print(f"reward {_number(row['reward'])}, imported: there are no log-probs")
+    _show_parts(console, found)
     least = [found.worst_solution] if found.worst_solution else []
     for heading, every, tokens in (
         ("worst token of the solution", found.solution, least),
@@ -209,18 +198,8 @@ def explain_(
             console.print(_tokens_table(tokens, every))
     measured = [f"{name} {_number(row[name])}" for name in MEASURES if row[name] is not None]
     if measured:
-        console.print(Text.assemble("\n", ("measures", "bold"), f"  {', '.join(measured)}"))
+        console.print(f"\nmeasures  {', '.join(measured)}")
     console.print(_group_table(found))
-
-
-def _show_head(console: Console, found: Explained) -> None:
-    row, manifest = found.row, found.manifest
-    where = f"  {title(manifest)}  {manifest.ref.key}"
-    console.print(Text.assemble((row["trace_id"], "bold"), where))
-    for name in ("question_id", "teacher", "student", "closed", "think_tokens", "solution_tokens"):
-        if row[name] is not None:
-            console.print(f"{name} {row[name]}", end="  ", style="dim")
-    console.print()
 
 
 def _show_texts(console: Console, found: Explained) -> None:
@@ -240,14 +219,20 @@ def _coloured(token: Token) -> tuple[str, str]:
     return token.text, style
 
 
-def _parts_table(found: Explained) -> Table:
-    table = new_table("part", "value", "times", "adds", right=("value", "times", "adds"))
-    for part in found.parts:
-        table.add_row(
-            part.name, f"{part.value:.4f}", f"{part.coefficient:g}", f"{part.contribution:+.4f}"
-        )
-    table.add_row("reward", "", "", f"{found.row['reward']:+.4f}", style="bold")
-    return table
+def _show_parts(console: Console, found: Explained) -> None:
+    """Show the summands of the reward, or why there are none."""
+    reward = found.row["reward"]
+    if reward is None:
+        console.print(f"no reward: {found.row['status']}")
+    elif not found.parts:
+        console.print(f"reward {_number(reward)}, imported: there are no log-probs")
+    else:
+        table = new_table("part", "value", "times", "adds", right=("value", "times", "adds"))
+        for part in found.parts:
+            added = f"{part.contribution:+.4f}"
+            table.add_row(part.name, f"{part.value:.4f}", f"{part.coefficient:g}", added)
+        table.add_row("reward", "", "", f"{reward:+.4f}", style="bold")
+        console.print(table)
 
 
 def _tokens_table(tokens: list[Token], every: list[Token]) -> Table:
@@ -267,19 +252,14 @@ def _tokens_table(tokens: list[Token], every: list[Token]) -> Table:
 def _group_table(found: Explained) -> Table:
     """Show the question's traces by rank: the best, and the explained one."""
     own, group = found.row["trace_id"], found.group
-    left_out = max(0, len(group) - SHOWN_TRACES)
+    heading = f"\ntraces of the question, by rank: {len(group)}"
+    numbers = ("rank", "reward", "tokens")
     table = new_table(
-        "rank", "trace", "reward", "tokens", right=("rank", "reward", "tokens"),
-        title=f"\ntraces of the question, by rank: {len(group)}", title_justify="left",
-        caption=f"{left_out} more" if left_out else None,
-    )  # fmt: skip
+        "rank", "trace", "reward", "tokens", right=numbers, title=heading, title_justify="left"
+    )
     for place, row in enumerate(group):
         if place < SHOWN_TRACES or row["trace_id"] == own:
-            table.add_row(
-                "·" if row["rank"] is None else str(row["rank"]),
-                row["trace_id"],
-                _number(row["reward"]),
-                "·" if row["think_tokens"] is None else str(row["think_tokens"]),
-                style="bold" if row["trace_id"] == own else "",
-            )
+            cells = [_number(row[name]) for name in ("rank", "reward", "think_tokens")]
+            cells.insert(1, row["trace_id"])
+            table.add_row(*cells, style="bold" if row["trace_id"] == own else "")
     return table

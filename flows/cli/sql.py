@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -101,10 +100,9 @@ def skip_pandas() -> None:
 
 
 class _NoPandas:
-    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: object, target: object = None) -> None:
         if name == "pandas":
             raise ImportError("not needed by this command")
-        return None
 
 
 def _format(name: str | None, output: Path | None) -> str:
@@ -146,7 +144,6 @@ AGGREGATE = re.compile(r"\b(avg|mean|sum|count|min|max|median|mode|stddev\w*|qua
 MIXED = (
     "traces", "scores", "eval_samples", "eval_scores", "train_steps", "rollouts", "rank_scores",
 )  # fmt: skip
-SHOWN_LABELS = 4
 
 
 def mixture(connection: DuckDBPyConnection, statement: str) -> str | None:
@@ -155,13 +152,11 @@ def mixture(connection: DuckDBPyConnection, statement: str) -> str | None:
     words = set(re.findall(r"\w+", statement.lower()))
     if words & {"run", "label"} or not AGGREGATE.search(statement.lower()):
         return None
-    for table in MIXED:
-        if table not in words:
-            continue
+    for table in filter(words.__contains__, MIXED):
         query = f"select label, count(distinct run) from {table} group by label order by label"
         found = connection.sql(query).fetchall()
         if (runs := sum(count for _, count in found)) > 1:
-            labels = some([label for label, _ in found], SHOWN_LABELS)
+            labels = some([label for label, _ in found])
             return (
                 f"note: {table} has rows of {runs} artifacts ({labels}), and this aggregates "
                 "over all of them: group by label, or where label = '…' (run: one artifact)"

@@ -4,7 +4,6 @@ import csv
 import json
 import math
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,42 +13,35 @@ from duckdb import DuckDBPyRelation
 from rich.text import Text
 
 from flows.cli.tables import new_table, table_console
-from flows.cli.terminal import Console
 from rlt_core.errors import UserError
 from rlt_core.printable import printable, spreadsheet_cell
 
 TABLE_ROWS = 200
 CELL_CHARACTERS = 100
 BATCH_ROWS = 10_000
-NUMERIC = re.compile(r"(DOUBLE|FLOAT|DECIMAL\(.*?\)|U?[A-Z]*INT(EGER)?)$")
 
 
 def write(relation: DuckDBPyRelation, format: str, output: Path) -> None:
     """Write a result to a file, completely or not at all. Raises UserError if that fails."""
     part = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        try:
-            if format == "parquet":
-                _write_parquet(relation, part)
-            else:
-                with part.open("w", encoding="utf-8", newline="") as file:
-                    write_text(relation, format, file)
-            os.replace(part, output)
-        finally:
-            part.unlink(missing_ok=True)
+        if format == "parquet":
+            import pyarrow.parquet as pq
+
+            from rlt_core.rows import CHECKED
+
+            reader = relation.to_arrow_reader(BATCH_ROWS)
+            with pq.ParquetWriter(part, reader.schema, **CHECKED) as writer:
+                for batch in reader:
+                    writer.write_batch(batch)
+        else:
+            with part.open("w", encoding="utf-8", newline="") as file:
+                write_text(relation, format, file)
+        os.replace(part, output)
     except OSError as error:
         raise UserError(f"--output {output}: {error.strerror}") from None
-
-
-def _write_parquet(relation: DuckDBPyRelation, path: Path) -> None:
-    import pyarrow.parquet as pq
-
-    from rlt_core.rows import CHECKED
-
-    reader = relation.to_arrow_reader(BATCH_ROWS)
-    with pq.ParquetWriter(path, reader.schema, **CHECKED) as writer:
-        for batch in reader:
-            writer.write_batch(batch)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_text(relation: DuckDBPyRelation, format: str, file: TextIO) -> None:
@@ -58,25 +50,24 @@ def write_text(relation: DuckDBPyRelation, format: str, file: TextIO) -> None:
     CSV is RFC 4180, with lists and structs as JSON; `safe csv` has no text that a spreadsheet takes
     for a formula. JSON has no NaN and infinities: they are null.
     """
+    names = relation.columns
     if format == "table":
-        _print_table(table_console(file), relation)
+        _print_table(relation, file)
     elif format.endswith("csv"):
         # csv quotes a carriage return only if it is in the line terminator.
         lines = SimpleNamespace(write=lambda row: file.write(row.removesuffix("\r\n") + "\n"))
         writer = csv.writer(lines)
         safe = spreadsheet_cell if format == "safe csv" else lambda value: value
-        writer.writerow(map(safe, relation.columns))
+        writer.writerow(map(safe, names))
         for row in _rows(relation):
             writer.writerow([_json(v) if isinstance(v, list | dict) else safe(v) for v in row])
-    elif format == "jsonl":
-        for row in _rows(relation):
-            file.write(f"{_json(dict(zip(relation.columns, row, strict=True)))}\n")
     else:
-        separator = "[\n"
+        is_array, separator = format == "json", ""
+        file.write("[" if is_array else "")
         for row in _rows(relation):
-            file.write(separator + _json(dict(zip(relation.columns, row, strict=True))))
-            separator = ",\n"
-        file.write("[]\n" if separator == "[\n" else "\n]\n")
+            file.write(f"{separator}{_json(dict(zip(names, row, strict=True)))}")
+            separator = ",\n" if is_array else "\n"
+        file.write("]\n" if is_array else separator)
 
 
 def _rows(relation: DuckDBPyRelation) -> Iterator[tuple[Any, ...]]:
@@ -93,28 +84,24 @@ def _finite(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
         return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return value
+    return [_finite(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _print_table(console: Console, relation: DuckDBPyRelation) -> None:
+def _print_table(relation: DuckDBPyRelation, file: TextIO) -> None:
     """Print the first rows: as a table, or each as a block if the header is too wide."""
+    console, names = table_console(file), relation.columns
     rows = relation.limit(TABLE_ROWS + 1).fetchall()
-    names = relation.columns
-    cells = [[Text(_cell(value)) for value in row] for row in rows[:TABLE_ROWS]]
     if sum(map(len, names)) + 2 * len(names) > console.width:
-        for number, row in enumerate(cells, start=1):
-            console.rule(f"row {number}", align="left")
-            block = new_table("", "", show_header=False)
-            for name, cell in zip(names, row, strict=True):
-                block.add_row(Text(name, style="bold"), cell)
-            console.print(block)
+        for row in rows[:TABLE_ROWS]:
+            console.rule()
+            for name, value in zip(names, row, strict=True):
+                console.print(Text.assemble((name, "bold"), "  ", _cell(value)))
     else:
-        kinds = zip(names, relation.types, strict=True)
-        table = new_table(*names, right=[n for n, kind in kinds if NUMERIC.match(str(kind))])
-        for row in cells:
-            table.add_row(*row)
+        first = dict(zip(names, rows[0], strict=True)) if rows else {}
+        numbers = [name for name, value in first.items() if isinstance(value, int | float)]
+        table = new_table(*names, right=numbers)
+        for row in rows[:TABLE_ROWS]:
+            table.add_row(*map(_cell, row))
         console.print(table)
     if len(rows) > TABLE_ROWS:
         more = f"… more than {TABLE_ROWS} rows: add a limit, or take --format csv"

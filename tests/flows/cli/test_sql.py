@@ -16,7 +16,7 @@ from prompt_toolkit.input.ansi_escape_sequences import ANSI_SEQUENCES
 from prompt_toolkit.output import DummyOutput
 
 from flows.cli.sql import FORMATS, ask, mixture, sql
-from flows.cli.sql_shell import command, completer, shell, unfinished
+from flows.cli.sql_shell import command, completer, shell
 from flows.server.processes import free_port
 from flows.server.seaweedfs import S3Access
 from rlt_core.errors import UserError
@@ -212,7 +212,7 @@ def test_a_session_in_the_shell_on_both_stores(store_root, tmp_path, monkeypatch
         keys = f"{count}\r{count}\r.refresh\rselect count(*)\ras n\rfrom scores;\r"
         mistakes = "select nothing;\r.nothing\r"
         type_into_shell(f"{keys}{mistakes}.quit\r", connection, answer, reread)
-        type_into_shell("\x1b[A\x1b[A\x1b[A\x1b[A\r\x04", connection, answer, reread)
+        type_into_shell(f"{chr(27)}[A" * 8 + "\r\x04", connection, answer, reread)
     assert asked[2].split() == ["select", "count(*)", "as", "n", "from", "scores;"]
     shown = capsys.readouterr().out
     numbers = [line for line in shown.splitlines() if line.isdigit()]
@@ -236,11 +236,6 @@ def test_completion_knows_commands_tables_columns_and_sql(root, text, expected, 
         found = completer(connection).get_completions(Document(text, len(text)), CompleteEvent())
     words = [one.text for one in found]
     assert expected in words and unexpected not in words
-
-
-def test_enter_ends_a_statement_only_after_its_semicolon():
-    assert unfinished("select 1") and unfinished("select 1;\nselect 2")
-    assert not any(map(unfinished, ("select 1; ", ".tables", "")))
 
 
 def test_no_key_ends_the_shell(root, tmp_path, monkeypatch):
@@ -269,11 +264,10 @@ def test_the_shell_takes_the_usual_words_and_a_folder_that_cannot_be_written(
     assert shown.count(".schema TABLE") == 5 and shown.count("eval_scores\n") == 5
 
 
-def test_dot_commands():
-    assert "eval_scores" in command(".tables").splitlines()
-    shown = command(".schema dropped").splitlines()
+def test_dot_commands(capsys):
+    command(".schema dropped", int)
+    shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "dropped" and shown[1].startswith("  run  string  key of the artifact")
-    assert "lineage" in command(".schema") and ".quit" in command(".help")
     for text, message in ((".tabels", "unknown command"), (".schema x", "no table x")):
         with pytest.raises(UserError, match=message):
-            command(text)
+            command(text, int)
