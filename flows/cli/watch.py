@@ -32,8 +32,6 @@ BARS = "▁▂▃▄▅▆▇█"
 SHOWN_FACTS = 2
 ENDS = {None: "was killed", 0: "is done", 130: "was stopped; the same command continues it"}
 
-Leases = Mapping[str, dict[str, Any]]
-
 
 # ---------------------------------------------------------------- in the run
 @contextmanager
@@ -66,46 +64,34 @@ def _exit_status(store: Store, key: str) -> int | None:
 def watch(store: Store, console: Console) -> int:
     """Show what runs until every run has ended; return the largest exit status."""
     runs: dict[str, str] = {}
-    nodes: dict[str, str] = {}
     said: dict[str, float] = {}
-    last = time.monotonic()
+    started = time.monotonic()
     live = Live(console=console, auto_refresh=False, transient=True)
     with live if console.is_terminal else nullcontext():
         while True:
-            leases: Leases = store.files.patiently(store.working)
+            leases = store.files.patiently(store.working)
             running = {key: lease["name"] for key, lease in leases.items() if key.startswith(RUN)}
             runs |= running
-            nodes |= {key: lease["name"] for key, lease in leases.items() if key not in running}
             now = time.monotonic()
-            last = now if leases else last
-            if not running and (runs or now - last > STARTS_IN_S):
+            if not leases and (runs or now - started > STARTS_IN_S):
                 break
             ordered = sorted(leases.items(), key=lambda one: (one[0] not in runs, one[1]["name"]))
             width = max((len(lease["name"]) for _, lease in ordered), default=0)
             if console.is_terminal:
-                shown = [line_of(lease, width) for _, lease in ordered]
-                shown = shown or [f"nothing runs in {store} yet"]
-                texts = [Text(line, no_wrap=True, overflow="ellipsis") for line in shown]
-                live.update(Group(*texts[: console.height - 1]), refresh=True)
+                lines = [Text(line_of(lease, width), no_wrap=True) for _, lease in ordered]
+                live.update(Group(*lines[: console.height - 1]), refresh=True)
             else:
                 for key, lease in ordered:
                     if now - said.get(key, -LINE_EVERY_S) >= LINE_EVERY_S:
                         said[key] = now
                         console.print(line_of(lease, width), soft_wrap=True)
             time.sleep(EVERY_S if store.files.is_local else EVERY_S_ON_S3)
-    if not runs and nodes:  # of a server's runs, which hold no lease
-        made = {one.ref.key for one in store.manifests()}
-        failed = sorted(name for key, name in nodes.items() if key not in made)
-        console.print(f"nothing runs in {store} any more", soft_wrap=True)
-        for name in failed:
-            console.print(f"{name} ended without an artifact", soft_wrap=True)
-        return int(bool(failed))
-    if not runs:
-        console.print(f"nothing runs in {store}")
     statuses = [_exit_status(store, key) for key in runs]
     for name, status in zip(runs.values(), statuses, strict=True):
         how = ENDS.get(status, f"failed (exit status {status})")
         console.print(f"{name} {how}", soft_wrap=True)
+    if not runs:
+        console.print(f"nothing runs in {store}", soft_wrap=True)
     return max((1 if status is None else status for status in statuses), default=0)
 
 

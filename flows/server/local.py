@@ -155,13 +155,8 @@ def bring_up(wanted: LocalServer, limit: int, say: Say) -> None:
     pools, queues = " and ".join(setup.POOLS), ", ".join(setup.QUEUES)
     say(f"pools     {pools}, queues {queues}, zombie watch")
     new = {pool: _start_worker(processes, wanted, pool, limit) for pool in setup.POOLS}
-    stamp, record = setup.sources_stamp(), home() / "deployed"  # deploy while the workers import
-    if not (record.is_file() and record.read_text() == stamp and setup.is_deployed()):
-        setup.deploy(wanted.environment())
-        record.write_text(stamp)
-        say("deployed  every experiment and every stage: rlt/<name>")
-    else:
-        say("deployed  already, sources are unchanged: rlt/<experiment> and rlt/<stage>")
+    setup.deploy(wanted.environment())  # while the workers import
+    say("deployed  every experiment and every stage: rlt/<name>")
     for pool in setup.POOLS:
         processes.wait(f"worker-{pool}", partial(setup.has_worker, pool))
         at_once = f", {limit} runs at once" if new[pool] and pool == "gpu" else ""
@@ -187,21 +182,13 @@ def _require_no_other_server(wanted: LocalServer) -> None:
             "Unset it, or use that server: rlt setup-server"
         )
     up, file = current(), auth_file()
-    if up and not file.exists():
-        raise UserError(f"{file}, the server's login, is gone; run `rlt down` and `rlt up` again")
+    if up and (up != wanted or not file.exists()):
+        raise UserError(
+            f"up already, with port {up.port}, store {up.store}{', --s3' if up.s3_port else ''} "
+            f"and the login in {file}; run `rlt down` first, or give the same options"
+        )
     if not file.exists():
         write_private(private_folder(home()) / file.name, new_login())
-    given = os.environ.get("PREFECT_API_AUTH_STRING")
-    if given and given != wanted.login()["PREFECT_API_AUTH_STRING"]:
-        raise UserError(
-            "PREFECT_API_AUTH_STRING is set, for another server; unset it: `rlt up` makes a login "
-            f"of its own ({file})"
-        )
-    if up and up != wanted:
-        raise UserError(
-            f"up already, with port {up.port}, store {up.store}{', --s3' if up.s3_port else ''}; "
-            "run `rlt down` first, or give the same options"
-        )
     if not up and _is_open(wanted.port):
         raise UserError(f"port {wanted.port} is taken by another program; choose one with --port")
 

@@ -64,7 +64,7 @@ def database(processes: Processes) -> tuple[dict[str, str], str]:
 def _make(folder: Path) -> None:
     """Make the files of a database with the extension that Prefect needs, completely or not at
     all. Raises Unusable."""
-    if (folder.parent / "deployed").exists():
+    if (folder.parent / "server.log").exists():
         raise Unusable("it has the history of earlier runs")
     if not (found := binaries()):
         raise Unusable("PostgreSQL, which takes many runs at once, is not installed")

@@ -15,17 +15,11 @@ from typing import Any, Literal
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.filters import (
-    DeploymentFilter,
-    DeploymentFilterName,
-    WorkerFilter,
-    WorkerFilterStatus,
-)
+from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
-from rlt_core.checkout import sources_changed_at
 from rlt_core.errors import UserError
 from rlt_core.experiments import ALL, EXPERIMENTS
 from rlt_core.stages import STAGES
@@ -39,8 +33,6 @@ GROUPS = {
 POOLS = ("cpu", "gpu")
 PoolType = Literal["process", "kubernetes"]
 ENGINE = "python -m prefect.engine"
-DEPLOYED = ("flows", "tasks", "rlt_core")
-"""Packages that deployments and their forms are made from."""
 AUTOMATIONS = ("zombies", "unstarted")
 JOB_START_S = 4200
 """Seconds after which a Kubernetes Job surely does not start: more than its pool's
@@ -110,19 +102,6 @@ def has_worker(pool: str) -> bool:
     online = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
     with get_client(sync_client=True) as client:
         return bool(client.read_workers_for_work_pool(pool, worker_filter=online))
-
-
-def sources_stamp() -> str:
-    """Return the newest modification time of the sources of the deployments."""
-    return str(sources_changed_at(DEPLOYED))
-
-
-def is_deployed() -> bool:
-    """Return whether the server has all deployments of `declared`."""
-    names = [deployment["name"] for deployment in declared()["deployments"]]
-    ours = DeploymentFilter(name=DeploymentFilterName(any_=names))
-    with get_client(sync_client=True) as client:
-        return len(client.read_deployments(deployment_filter=ours)) == len(names)
 
 
 def declared() -> dict[str, Any]:

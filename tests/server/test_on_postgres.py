@@ -28,7 +28,7 @@ def test_sqlite_is_used_with_the_reason(tmp_path: Path, monkeypatch: pytest.Monk
     assert "No such file" in said()
     monkeypatch.setattr(postgres, "binaries", lambda: None)
     assert "is not installed" in said()
-    (tmp_path / "deployed").touch()
+    (tmp_path / "server.log").touch()
     assert said() == "SQLite (it has the history of earlier runs)"
     with temporary_settings({PREFECT_API_DATABASE_CONNECTION_URL: "postgresql+asyncpg://x/y"}):
         assert said() == "the one that Prefect's settings name"
