@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -37,8 +36,6 @@ HIGH = "high"
 POLL_S = 1.0
 HOLDER_POLL_S = 5.0
 """Seconds between two checks of a node that another pipeline computes."""
-PICKED_UP_S = 60.0
-"""Seconds after which a run that no worker has taken is worth a warning."""
 
 
 # ---------------------------------------------------------------- what executors share
@@ -193,12 +190,7 @@ class PoolExecutor:
         if self._stop.is_set():
             return STOPPED
         try:
-            if STAGES[specs[0].stage].machines(specs[0].resources) > 1:
-                run, state = self._run_on_machines(specs[0], priority)
-            else:
-                run = self._send(specs, priority)
-                [state] = self._wait([run], lambda states: _is_final(states[0]))
-                self._cancel([(run, state)])
+            run, state = self._run(specs, priority)
         except ObjectNotFound:
             return Outcome(
                 "mistake",
@@ -207,31 +199,28 @@ class PoolExecutor:
             )
         except UserError as error:
             return Outcome("mistake", str(error))
-        except Stopped as error:
-            return Outcome("stopped", str(error))
         why = (state.message if state else None) or "cancelled with this run"
         stopped = state is None or not state.is_final() or state.is_cancelled()
         return Outcome("stopped" if stopped else "failed", f"run {run.name}: {why}")
 
-    def _run_on_machines(self, spec: NodeSpec, priority: float) -> Ended:
-        """Send a run for each machine that shares the node; return the one that decides.
+    def _run(self, specs: Sequence[NodeSpec], priority: float) -> Ended:
+        """Send a run for the nodes, or one for each machine that shares a node; return the one that
+        decides.
 
-        If they share shards, the first run decides and a lost machine costs one shard. If they
+        If machines share shards, the first run decides and a lost machine costs one shard. If they
         share steps, the node ends with any of them.
         """
-        machines = STAGES[spec.stage].machines(spec.resources)
-        steps = STAGES[spec.stage].shared == "steps"
-        if steps:
-            _require_pool_limit(spec, machines)
-        sent = uuid4().hex
-        with self._assembly(spec) if steps else nullcontext():
-            runs = [
-                self._send([spec.model_copy(update={"machine": i, "sent": sent})], priority)
-                for i in range(machines)
+        stage, batches = STAGES[specs[0].stage], [list(specs)]
+        machines, deciding = stage.machines(specs[0].resources), 1
+        if machines > 1:
+            shared = {"sent": uuid4().hex}
+            batches = [
+                [specs[0].model_copy(update=shared | {"machine": i})] for i in range(machines)
             ]
-            if steps:
-                self._wait(runs, is_assembled)
-        deciding = machines if steps else 1
+            if stage.shared == "steps":
+                deciding = machines
+                _require_pool_limit(specs[0], machines)
+        runs = self._send(batches, priority)
         states = self._wait(
             runs, lambda states: _is_final(states[0]) or any(map(_has_failed, states[:deciding]))
         )
@@ -240,33 +229,27 @@ class PoolExecutor:
         self._cancel([one for one in ended if not (completed and _has_begun(one[1]))])
         return next((one for one in ended[:deciding] if _has_failed(one[1])), ended[0])
 
-    def _assembly(self, spec: NodeSpec) -> Lease:
-        """A lease under which one pipeline at a time sends a node whose machines wait for each
-        other: two nodes with half of a pool each would wait for ever."""
-
-        def waiting(_: object) -> None:
-            if self._stop.is_set():
-                raise Stopped("stopped on request")
-
-        pool = STAGES[spec.stage].pool
-        return Lease(Store(spec.store).files, f"assembly-{pool}", spec.name, waiting)
-
-    def _send(self, specs: Sequence[NodeSpec], priority: float) -> FlowRun:
-        first, title = specs[0], title_of(specs)
+    def _send(self, batches: Sequence[Sequence[NodeSpec]], priority: float) -> list[FlowRun]:
+        """Send a run for each batch, and none of another node between them: machines that wait for
+        each other would wait for ever where two nodes have half of a pool each."""
         with self._turns.take(1, priority):
-            run = run_deployment(
-                f"rlt/{first.stage}",
-                parameters={
-                    "profile": first.profile,
-                    "nodes": [spec.model_dump(mode="json") for spec in specs],
-                },
-                flow_run_name=title,
-                work_queue_name=self._queue,
-                tags=[self._experiment],
-                timeout=0,
-                # With a constant key the server would return the failed run of an earlier attempt.
-                idempotency_key=f"{this_run.id}:{this_run.run_count}:{first.key}:{first.machine}",
-            )
+            return [self._send_one(batch) for batch in batches]
+
+    def _send_one(self, specs: Sequence[NodeSpec]) -> FlowRun:
+        first, title = specs[0], title_of(specs)
+        run = run_deployment(
+            f"rlt/{first.stage}",
+            parameters={
+                "profile": first.profile,
+                "nodes": [spec.model_dump(mode="json") for spec in specs],
+            },
+            flow_run_name=title,
+            work_queue_name=self._queue,
+            tags=[self._experiment],
+            timeout=0,
+            # With a constant key the server would return the failed run of an earlier attempt.
+            idempotency_key=f"{this_run.id}:{this_run.run_count}:{first.key}:{first.machine}",
+        )
         assert isinstance(run, FlowRun)
         get_run_logger().info("%s: sent to pool %s", title, run.work_pool_name)
         return run
@@ -280,21 +263,11 @@ class PoolExecutor:
 
     def _wait(self, runs: Sequence[FlowRun], is_over: Callable[[States], bool]) -> States:
         """Wait until it is over or a stop was requested; return the states of the runs."""
-        warn_at = time.monotonic() + PICKED_UP_S
         with get_client(sync_client=True) as client:
             while True:
                 states = [_state(client, run.id) for run in runs]
-                if self._stop.is_set() or is_over(states):
+                if self._stop.wait(POLL_S) or is_over(states):
                     return states
-                if time.monotonic() > warn_at:
-                    warn_at = float("inf")
-                    waiting = [s is not None and s.is_scheduled() for s in states]
-                    for run in (run for run, late in zip(runs, waiting, strict=True) if late):
-                        get_run_logger().warning(
-                            "%s: no worker of pool %s has taken it within %.0f s",
-                            run.name, run.work_pool_name, PICKED_UP_S,
-                        )  # fmt: skip
-                self._stop.wait(POLL_S)
 
     def _cancel(self, runs: Sequence[Ended]) -> None:
         """Cancel the runs that have not ended yet. A process that starts while its run is
@@ -329,11 +302,6 @@ def _require_pool_limit(spec: NodeSpec, machines: int) -> None:
 States = list[State | None]
 """None: the server could not be asked."""
 Ended = tuple[FlowRun, State | None]
-
-
-def is_assembled(states: States) -> bool:
-    """Whether no machine is waited for any more: all have begun, or one has failed meanwhile."""
-    return all(map(_has_begun, states)) or any(map(_has_failed, states))
 
 
 def _is_final(state: State | None) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -34,7 +33,7 @@ def by_stage(specs: Sequence[NodeSpec]) -> list[list[NodeSpec]]:
     """Batches of nodes of one stage that become ready together, at most `nodes_per_run` each.
 
     `specs` come inputs first, and so do the batches: a stage's nodes on one level (the longest path
-    from a node without missing inputs) are cut into batches of equal size.
+    from a node without missing inputs) are cut into batches.
     """
     levels: dict[str, int] = {}
     ready: dict[tuple[int, str, int], list[NodeSpec]] = {}
@@ -44,17 +43,12 @@ def by_stage(specs: Sequence[NodeSpec]) -> list[list[NodeSpec]]:
         alone = STAGES[spec.stage].machines(spec.resources) > 1
         size = 1 if alone else spec.resources.nodes_per_run
         ready.setdefault((levels[spec.key], spec.stage, size), []).append(spec)
+    ordered = sorted(ready.items(), key=lambda item: item[0][0])
     return [
-        batch
-        for (_, _, size), same in sorted(ready.items(), key=lambda item: item[0][0])
-        for batch in _cut(same, size)
+        same[first : first + size]
+        for (_, _, size), same in ordered
+        for first in range(0, len(same), size)
     ]
-
-
-def _cut(specs: list[NodeSpec], size: int) -> list[list[NodeSpec]]:
-    parts = -(-len(specs) // size)
-    edges = [len(specs) * part // parts for part in range(parts + 1)]
-    return [specs[low:high] for low, high in itertools.pairwise(edges)]
 
 
 # ---------------------------------------------------------------- order
@@ -150,44 +144,34 @@ class Budget:
     """GPU-hours of one run: spent by finished nodes, and reserved for running ones."""
 
     def __init__(self, gpu_hours: float, estimates: Mapping[str, NodeEstimate]) -> None:
-        self._limit, self._estimates = gpu_hours, estimates
-        self._spent = 0.0
-        self._running: dict[str, tuple[float, float]] = {}
-        """Node key -> (GPU-hours reserved, start)."""
-        self._lock = threading.Lock()
-
-    @property
-    def spent(self) -> float:
+        self.spent = 0.0
         """GPU-hours of the nodes that have ended."""
-        return self._spent
-
-    def _gpus(self, key: str) -> int:
-        return self._estimates[key].gpus if self._estimates[key].on_gpu else 0
+        self._limit, self._estimates = gpu_hours, estimates
+        self._reserved: dict[str, float] = {}
+        """GPU-hours of running nodes, by key."""
+        self._lock = threading.Lock()
 
     def admit(self, key: str) -> str | None:
         """Reserve a node's estimated GPU-hours, or return the reason why it may not start."""
-        needed = self._estimates[key].gpu_hours
-        if needed is None and self._gpus(key):
+        estimate = self._estimates[key]
+        if estimate.gpu_hours is None and estimate.gpus and estimate.on_gpu:
             return "its cost is unknown, so no budget can be kept; run `rlt fetch` first"
-        needed = needed or 0.0
+        needed = estimate.gpu_hours or 0.0
         with self._lock:
-            left = self._limit - self._spent - sum(held for held, _ in self._running.values())
+            left = self._limit - self.spent - sum(self._reserved.values())
             if needed > left:
                 return (
                     f"it takes about {needed:.3g} GPU-hours; "
                     f"{max(left, 0.0):.3g} of {self._limit:g} are left"
                 )
-            self._running[key] = needed, time.monotonic()
+            self._reserved[key] = needed
         return None
 
     def settle(self, key: str, gpu_seconds: float | None) -> None:
-        """Count an ended node: the GPU-seconds of its manifest, or without one the time since it
-        was admitted on all its GPUs."""
+        """Count an ended node: the GPU-seconds of its manifest, or without one its estimate."""
         with self._lock:
-            _, start = self._running.pop(key)
-            if gpu_seconds is None:
-                gpu_seconds = self._gpus(key) * (time.monotonic() - start)
-            self._spent += gpu_seconds / 3600
+            reserved = self._reserved.pop(key)
+            self.spent += reserved if gpu_seconds is None else gpu_seconds / 3600
 
 
 @dataclass(frozen=True)

@@ -6,33 +6,15 @@ from typing import Any
 
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
-from prefect.states import Completed, Failed, Pending, Running, Scheduled, State
 
 from flows import prefect_artifacts
 from flows.deployments import experiment_flow
-from flows.executors import Outcome, is_assembled
+from flows.executors import Outcome
 from flows.pipeline import run_here
 from flows.planning import Plan
 from rlt_core.store import Store
 from tests.flows.conftest import Served
 from tests.sample_store import commit
-
-
-@pytest.mark.parametrize(
-    ("states", "expected"),
-    [
-        ([Running(), Scheduled()], False),
-        ([Running(), Pending()], False),
-        ([Running(), None], False),  # the server cannot be asked
-        ([Running(), Running()], True),
-        ([Running(), Completed()], True),
-        ([Failed(), Scheduled()], True),  # else every other node of several machines waits, too
-    ],
-)
-def test_a_machine_is_waited_for_until_another_has_failed(
-    states: list[State | None], expected: bool
-) -> None:
-    assert is_assembled(states) is expected
 
 
 def test_a_server_that_does_not_answer_ends_no_computation(
