@@ -29,23 +29,17 @@ from flows.schedule import seen_seconds
 from rlt_core.budget import RESPONSES
 from rlt_core.config.endpoint import Prices
 from rlt_core.data.sources import found_layout
-from rlt_core.estimate import Machine, NodeEstimate, assumptions, describe_disk, disk_needed, short
-from rlt_core.graph import Node, Planned, followers_of
+from rlt_core.estimate import NodeEstimate, assumptions, short
+from rlt_core.graph import Planned, followers_of, reasons
 from rlt_core.prompts.format import label_of
 from rlt_core.report.terminal import duration
 from rlt_core.stages import DatasetPrepConfig, TraceScoringConfig
-from rlt_core.store import Store
 
 CHANGES_SHOWN = 3
 GIB = 1 << 30
-COLUMNS = ("params", "GiB/GPU", "GPUs", "tokens", "GPU-h", "hours", "host", "disk", "artifact")
-"""`host` and `disk`: the most that one node needs while it is computed."""
-NARROW = ("GiB/GPU", "GPUs", "tokens", "GPU-h", "hours", "disk")
-"""Columns for which a terminal of 80 columns has room."""
-WIDE = 120
-
-Estimates = Mapping[str, NodeEstimate]
-"""Node key -> estimate."""
+COLUMNS = ("GiB/GPU", "GPUs", "tokens", "GPU-h", "hours", "host GiB", "disk")
+"""`host GiB` and `disk`: the most that one node needs while it is computed.
+`--json` has all of an estimate."""
 
 
 def plan(
@@ -82,7 +76,7 @@ def plan(
         _show_nodes(console, resolved, changed)
         if not is_there(resolved.store):
             console.print(f"there is no store at {store} yet; a run makes it", soft_wrap=True)
-        for line in (*_layouts(planned), *_formats(planned), *requests_of(resolved)):
+        for line in (*_layouts(planned), *requests_of(resolved)):
             console.print(line, soft_wrap=True)
         if seconds := seen_seconds(resolved):
             console.print(_hours(resolved, seconds), soft_wrap=True)
@@ -158,18 +152,6 @@ def _layouts(planned: Sequence[Planned]) -> Iterator[str]:
             yield f"{item.node.name}: {found}"
 
 
-def _formats(planned: Sequence[Planned]) -> list[str]:
-    """Return one line per prompt format with its nodes, the most common one last."""
-    nodes: dict[str, list[str]] = {}
-    for item in planned:
-        label = label_of(item.node.config.model_dump())
-        if label and item.node.stage.name != "dataset-prep":
-            nodes.setdefault(label, []).append(item.node.name)
-    *few, most = sorted(nodes, key=lambda label: len(nodes[label])) or [""]
-    lines = [f"prompt format {label}: {', '.join(nodes[label])}" for label in few]
-    return [*lines, f"prompt format {most}: all {'other nodes' if few else 'nodes'}"][: len(nodes)]
-
-
 # ---------------------------------------------------------------- estimates
 def to_compute(plan: Plan) -> Iterator[str]:
     """Yield what the missing nodes compute: tokens by stage and the time, and what is asked of
@@ -210,9 +192,10 @@ def requests_of(plan: Plan) -> Iterator[str]:
 
 def _hours(plan: Plan, seconds: Mapping[str, float]) -> str:
     """How long the nodes on CPUs take, by what the store has seen."""
-    on_cpu = [node.name for node in plan.missing if not plan.estimates[node.key].on_gpu]
     unknown = [
-        node.name for node in plan.missing if node.name in on_cpu and node.key not in seconds
+        node.name
+        for node in plan.missing
+        if not plan.estimates[node.key].on_gpu and node.key not in seconds
     ]
     rest = f"; not seen yet: {some(unknown)}" if unknown else ""
     return (
@@ -222,56 +205,37 @@ def _hours(plan: Plan, seconds: Mapping[str, float]) -> str:
 
 
 def _show_estimates(console: Console, plan: Plan, each: bool) -> None:
-    """Print the needs of the missing nodes: a line per node (`each`) and per stage, and how they
+    """Print the needs of the missing nodes: a line per stage, with `each` per node, and how they
     are estimated."""
-    missing, found = plan.missing, plan.estimates
-    if not missing:
+    groups: dict[str, list[NodeEstimate]] = {}
+    for node in plan.missing:
+        name = node.name if each else node.stage.name
+        groups.setdefault(name, []).append(plan.estimates[node.key])
+    if not groups:
         return
-    is_wide = console.width >= WIDE
-    columns = COLUMNS if is_wide else NARROW
-    stages: dict[str, list[NodeEstimate]] = {}
-    for node in missing:
-        stages.setdefault(node.stage.name, []).append(found[node.key])
-    nodes = {node.name: [found[node.key]] for node in missing} if each or is_wide else {}
-    sums = {f"{stage} ({len(own)})": own for stage, own in stages.items()}
-    sums["all"] = [found[node.key] for node in missing]
-    for title, rows in (("to be computed", nodes), ("stage", sums)):
-        if rows:
-            table = new_table(title, *columns, right=columns, whole=(title, *columns))
-            for name, own in rows.items():
-                cells = dict(zip(COLUMNS, _cells(own), strict=True))
-                table.add_row(name, *(cells[column] for column in columns))
-            console.print()
-            console.print(table)
-    console.print(_disk(plan.store, missing, found))
-    for line in assumptions(plan.config, missing, found):
+    groups["all"] = [plan.estimates[node.key] for node in plan.missing]
+    table = new_table("to be computed", *COLUMNS, right=COLUMNS, whole=("to be computed", *COLUMNS))
+    for name, own in groups.items():
+        table.add_row(name if each else f"{name} ({len(own)})", *_cells(own))
+    console.print()
+    console.print(table)
+    for line in assumptions(plan.config, plan.missing, plan.estimates):
         console.print(line, style="dim")
-
-
-def _disk(store: Store, missing: Sequence[Node], found: Estimates) -> str:
-    needed, widest = disk_needed(missing, found)
-    at_most = describe_disk(widest, found[widest.key])
-    said = f"disk of the store, if nodes run one at a time: {short(needed)}B ({at_most})"
-    free = Machine.here(store.files.local(""), []).disk if store.files.is_local else None
-    return said if free is None else f"{said}; free: {short(free)}B"
 
 
 def _cells(own: Sequence[NodeEstimate]) -> list[str]:
     """Return the `COLUMNS` of some nodes: the maximum of sizes held at once, the sum of others."""
-    parameters = [each.parameters for each in own if each.parameters is not None]
     peaks = [each.peak_bytes for each in own if each.peak_bytes is not None]
     hours = [each for each in own if each.gpu_hours is not None]
     unknown = any(each.gpus and each.peak_bytes is None for each in own)
-    tokens, size = (sum(getattr(each, n) for each in own) for n in ("tokens", "artifact_bytes"))
+    tokens = sum(each.tokens for each in own)
     host, disk = (max(getattr(each, n) or 0 for each in own) for n in ("host_bytes", "disk_bytes"))
     return [
-        "unknown" if unknown else short(max(parameters)) if parameters else "-",
         "unknown" if unknown else f"{max(peaks) / GIB:.1f}" if peaks else "-",
         str(max(each.gpus for each in own)) if any(each.on_gpu for each in own) else "-",
         short(tokens) if tokens else "-",
         f"{sum(each.gpu_hours or 0 for each in hours):.1f}" if hours else "-",
         f"{sum(each.wall_hours or 0 for each in hours):.1f}" if hours else "-",
-        f"{host / GIB:.1f} GiB" if host else "-",
+        f"{host / GIB:.1f}" if host else "-",
         f"{short(disk)}B" if disk else "-",
-        f"{short(size)}B" if size else "-",
     ]
