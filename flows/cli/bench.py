@@ -1,23 +1,14 @@
 """`rlt bench`: models compared by one protocol."""
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
-from flows.cli.options import (
-    DEFAULT_STORE,
-    JsonOption,
-    SetOption,
-    StoreOption,
-    new_plan,
-    open_store,
-)
-from flows.cli.plan import to_compute
-from flows.cli.run import compute
+from flows.cli.options import DEFAULT_STORE, JsonOption, SetOption, StoreOption, open_store
 from flows.cli.tables import new_table, table_console
 from flows.cli.teach import (
     ENDPOINT,
@@ -25,11 +16,10 @@ from flows.cli.teach import (
     BudgetUSD,
     Questions,
     SamplesOption,
+    computed,
     name_of,
-    of_data,
+    of_budget,
     of_endpoint,
-    of_machine,
-    require_one_seed,
     source_of,
 )
 from flows.cli.terminal import print, print_data
@@ -72,21 +62,9 @@ def teachers(
              (("teachers", teachers), ("students", students))}  # fmt: skip
     if endpoints := [source for _, source in named["students"] if source.startswith(ENDPOINT)]:
         raise UserError(f"--students {endpoints[0]}: the student's log-probs are needed: a model")
-    if budget_usd is not None and not any(one.startswith(ENDPOINT) for _, one in named["teachers"]):
-        raise UserError("--budget-usd is for an endpoint; a model's budget is --budget-tokens")
-    plan = new_plan(
-        NAME, "teach",
-        [*of_data(questions, set_ or ()), *_bench(named, samples, train), *of_machine(),
-         f"resources.budget_tokens={json.dumps(budget_tokens)}",
-         f"resources.budget_usd={json.dumps(budget_usd)}", *(set_ or ())],
-        None, store,
-    )  # fmt: skip
-    require_one_seed(plan)
-    plan.require_computable()
-    for text in () if as_json else to_compute(plan):
-        print(text)
-    if status := compute(plan, quiet=as_json):
-        raise typer.Exit(status)
+    budget = of_budget([source for _, source in named["teachers"]], budget_tokens, budget_usd)
+    changes = [*_bench(named, samples, train), *budget]
+    plan = computed(NAME, questions, changes, set_ or (), store, quiet=as_json)
     committed = plan.store.manifests_of(item.node.ref for item in plan.nodes)
     rows = list(_matrix(plan.store, list(committed.values()), named, train))
     if as_json:
@@ -149,18 +127,15 @@ def _matrix(
 def _means(store: Store, scores: Manifest) -> Row:
     """Means over the scored traces; of the reward with a 95% interval over questions, None where
     there is only one."""
-    from rlt_core.evaluation.comparisons import cluster_bootstrap  # slow to import
+    import pandas as pd  # slow to import
+
+    from rlt_core.evaluation.comparisons import cluster_bootstrap
 
     rows = read_rows(store.intact(scores, ".parquet"), "scores", ["question_id", *COLUMNS])
-    found: Row = {}
-    for name in COLUMNS:
-        values = [row[name] for row in rows if row["reward"] is not None and row[name] is not None]
-        found[name] = sum(values) / len(values) if values else None
-    by_question: dict[str, list[float]] = {}
-    for row in rows:
-        if row["reward"] is not None:
-            by_question.setdefault(row["question_id"], []).append(row["reward"])
-    means = np.array([sum(each) / len(each) for each in by_question.values()])
+    table = pd.DataFrame(rows).dropna(subset="reward")
+    table[[*COLUMNS]] = table[[*COLUMNS]].astype(float)
+    found = {name: None if math.isnan(mean := table[name].mean()) else mean for name in COLUMNS}
+    means = table.groupby("question_id")["reward"].mean().to_numpy()
     interval = cluster_bootstrap(means) if len(means) > 1 else None
     return found | {"low": interval and interval.low, "high": interval and interval.high}
 

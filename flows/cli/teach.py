@@ -85,23 +85,13 @@ def teach(
     budget, the same command continues.
     """
     check_output(output, (".jsonl", ".parquet"))
-    if budget_usd is not None and not teacher.startswith(ENDPOINT):
-        raise UserError("--budget-usd is for an endpoint; a model's budget is --budget-tokens")
-    opened = open_store(store)
     changes = [
-        *of_data(questions, set_ or ()), *_models(opened, teacher, student, samples),
-        f"trace_selection.keep={keep}", f"trace_selection.only_correct={json.dumps(only_correct)}",
+        *_models(open_store(store), teacher, student, samples), f"trace_selection.keep={keep}",
+        f"trace_selection.only_correct={json.dumps(only_correct)}",
         f"trace_selection.max_student_tokens={json.dumps(max_student_tokens)}",
-        f"resources.budget_tokens={json.dumps(budget_tokens)}",
-        f"resources.budget_usd={json.dumps(budget_usd)}", *of_machine(), *(set_ or ()),
+        *of_budget([teacher], budget_tokens, budget_usd),
     ]  # fmt: skip
-    plan = new_plan("teach", "teach", changes, None, store)
-    require_one_seed(plan)
-    plan.require_computable()
-    for text in to_compute(plan):
-        print(text)
-    if status := compute(plan, quiet=False):
-        raise typer.Exit(status)
+    plan = computed("teach", questions, changes, set_ or (), store)
     committed = plan.store.manifests_of(item.node.ref for item in plan.nodes)
     made = {one.stage: one for one in committed.values()}
     from flows.cli.teach_output import show_examples, show_table, write  # slow to import
@@ -114,13 +104,39 @@ def teach(
 
 
 # ---------------------------------------------------------------- options → config
-def require_one_seed(plan: Plan) -> None:
-    """Raise UserError for several training seeds: what is shown and written is that of one."""
+def computed(
+    target: str,
+    questions: Path,
+    changes: Sequence[str],
+    given: Sequence[str],
+    store: str,
+    quiet: bool = False,
+) -> Plan:
+    """Compute an experiment on a file of questions and return its plan; exits unless all is done.
+
+    Raises UserError for several training seeds: what is shown and written is that of one.
+    """
+    every = [*of_data(questions, given), *changes, *of_machine(), *given]
+    plan = new_plan(target, "teach", every, None, store)
     if len(plan.config.seeds) > 1:
         raise UserError(
-            f"seeds={list(plan.config.seeds)}: one at a time here; `rlt run {plan.target}` takes "
-            "several"
+            f"seeds={list(plan.config.seeds)}: one at a time here; `rlt run {target}` takes several"
         )
+    plan.require_computable()
+    for text in () if quiet else to_compute(plan):
+        print(text)
+    if status := compute(plan, quiet):
+        raise typer.Exit(status)
+    return plan
+
+
+def of_budget(teachers: Sequence[str], tokens: int | None, usd: float | None) -> list[str]:
+    """Return the changes that limit what teachers may use."""
+    if usd is not None and not any(teacher.startswith(ENDPOINT) for teacher in teachers):
+        raise UserError("--budget-usd is for an endpoint; a model's budget is --budget-tokens")
+    return [
+        f"resources.budget_tokens={json.dumps(tokens)}", f"resources.budget_usd={json.dumps(usd)}"
+    ]  # fmt: skip
 
 
 def of_data(questions: Path, given: Sequence[str]) -> Iterator[str]:

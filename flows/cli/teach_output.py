@@ -3,7 +3,7 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from flows.cli.terminal import Console
 from rlt_core.environment import disk_space
 from rlt_core.export.hub import joined, schema_of
 from rlt_core.rows import CHECKED, read_rows
+from rlt_core.sql.views import connect
 from rlt_core.store import Manifest, Store
 
 SHOWN = 3
@@ -55,85 +56,69 @@ def write(store: Store, kept: Manifest, output: Path) -> int:
 
 def show_table(console: Console, store: Store, made: dict[str, Manifest]) -> None:
     """Print what was kept, what was not and why, rewards, tokens and cost."""
-    selection = made["trace-selection"]
-    m, written = selection.metrics, made.get("trace-generation") or made["endpoint-generation"]
-    data = made["dataset-prep"]
-    unread = Counter(
-        row["reason"] for row in read_rows(store.intact(data, ".parquet"), "dropped", ["reason"])
-    )
-    table = new_table("", "", "")
-    table.show_header = False
-
-    def add(name: str, value: str, more: str = "") -> None:
-        table.add_row(name, value, more)
-
-    asked = int(m["questions"] + m["questions_without"])
-    add("questions", str(asked), _counts(unread, "left out: "))
-    without = f"{m['questions_without']:.0f} without a usable explanation"
-    add("  with a usable explanation", f"{m['questions']:.0f}", without)
-    reasons: Counter[str] = Counter({
-        name: int(m[name]) for name in ("cut", "too_long", "wrong", "ungradable") if name in m
-    })  # fmt: skip
-    if failed := int(written.metrics.get("dropped", 0)):
-        reasons["without an answer"] = failed
-    add("explanations", f"{m['traces']:.0f}", _counts(reasons, "dropped: "))
-    add("  kept", f"{m['kept']:.0f}")
+    m = made["trace-selection"].metrics
+    written = made.get("trace-generation") or made["endpoint-generation"]
+    data = store.intact(made["dataset-prep"], ".parquet")
+    unread = Counter(row["reason"] for row in read_rows(data, "dropped", ["reason"]))
+    names = ("cut", "too_long", "wrong", "ungradable")
+    reasons = Counter({name: int(m[name]) for name in names if name in m})
+    reasons["without an answer"] = int(written.metrics.get("dropped", 0))
     interval = f" [{m['gain_low']:+.3f}, {m['gain_high']:+.3f}]" if "gain_low" in m else ""
-    against = f"{m['gain']:+.3f}{interval} above the mean of a question's, {m['group_reward']:.3f}"
-    add("reward of the best", f"{m['mean_reward']:.3f}", against)
-    if "mean_r_kl" not in made["trace-scoring"].metrics:
-        add("", "", "r_SS alone: an endpoint gives no log-probs, so r_KL is unknown")
     tokens = written.metrics.get("completion_tokens", m["trace_tokens"])
-    add("tokens written", f"{tokens:.0f}", _cost(list(made.values()), written))
+    seconds, gpu = (
+        sum(getattr(one, n) for one in made.values()) for n in ("seconds", "gpu_seconds")
+    )
+    cost = written.metrics.get("cost")
+    computed = f"{seconds / 60:.1f} minutes, {gpu / 3600:.2f} GPU-hours of computing"
+    rows = [
+        ("questions", m["questions"] + m["questions_without"], f"left out: {_counts(unread)}"),
+        ("  with a usable explanation", m["questions"], ""),
+        ("explanations", m["traces"], f"dropped: {_counts(reasons)}"),
+        ("  kept", m["kept"], ""),
+        ("tokens written", tokens, computed + ("" if cost is None else f", cost {cost:.4g}")),
+    ]
+    table = new_table("", "", "", show_header=False)
+    for name, number, more in rows:
+        table.add_row(name, f"{number:.0f}", more)
+    above = f"{m['gain']:+.3f}{interval} above the mean of a question's, {m['group_reward']:.3f}"
+    table.add_row("reward of the best", f"{m['mean_reward']:.3f}", above)
+    if "mean_r_kl" not in made["trace-scoring"].metrics:
+        table.add_row("", "", "r_SS alone: an endpoint gives no log-probs, so r_KL is unknown")
     console.print(table)
 
 
-def _counts(counts: Counter[str], before: str) -> str:
-    return before + ", ".join(f"{name} {n}" for name, n in counts.most_common()) if counts else ""
+def _counts(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {n}" for name, n in counts.most_common() if n) or "none"
 
 
-def _cost(made: Sequence[Manifest], written: Manifest) -> str:
-    """Return the price and the time of what was computed."""
-    parts = []
-    if (cost := written.metrics.get("cost")) is not None:
-        parts.append(f"cost {cost:.4g} by the endpoint's prices")
-    if gpu := sum(one.gpu_seconds for one in made):
-        parts.append(f"{gpu / 3600:.2f} GPU-hours")
-    parts.append(f"{sum(one.seconds for one in made) / 60:.1f} minutes of computing")
-    return ", ".join(parts)
+EXAMPLES = """
+with kept as (select trace_id from traces where run = $kept),
+ranked as (
+    select question_id, reward, rank, text, trace_id in (from kept) as is_kept
+    from (from scores where run = $scores) join (from traces where run = $traces)
+    using (trace_id, question_id) where rank is not null
+)
+select any_value(question) as question,
+    min_by(text, rank) filter (is_kept) as best, min_by(reward, rank) filter (is_kept) as highest,
+    max_by(text, rank) as worst, max_by(reward, rank) as lowest
+from ranked join (from questions where run = $data) using (question_id)
+group by question_id having bool_or(is_kept) order by question_id limit $shown
+"""
 
 
 def show_examples(console: Console, store: Store, made: dict[str, Manifest]) -> None:
     """Print the best explanation of some questions beside the worst."""
-    scored, selection = made["trace-scoring"], made["trace-selection"]
-    scores = read_rows(store.intact(scored, ".parquet"), "scores",
-                       ["trace_id", "question_id", "reward", "rank"])  # fmt: skip
-    columns = ["question_id", "question"]
-    folder = store.intact(made["dataset-prep"], ".parquet")
-    texts = {row["question_id"]: row["question"] for row in read_rows(folder, "questions", columns)}
-    kept = read_rows(store.intact(selection, ".parquet"), "traces", ["question_id", "trace_id"])
-    first = list(dict.fromkeys(row["question_id"] for row in kept))[:SHOWN]
-    chosen = {row["trace_id"] for row in kept}
-    ranked = {q: [row for row in scores if row["question_id"] == q and row["rank"]] for q in first}
-    pairs = {
-        q: (min((row for row in group if row["trace_id"] in chosen), key=lambda row: row["rank"]),
-            max(group, key=lambda row: row["rank"]))
-        for q, group in ranked.items()
+    selection = made["trace-selection"]
+    runs = {
+        "kept": selection.ref.key, "traces": selection.inputs["traces"].key,
+        "scores": made["trace-scoring"].ref.key, "data": made["dataset-prep"].ref.key,
     }  # fmt: skip
-    wanted = {row["trace_id"] for pair in pairs.values() for row in pair}
-    traces = store.manifest("traces", selection.inputs["traces"].key)
-    assert traces
-    written = read_rows(store.intact(traces, ".parquet"), "traces", ["trace_id", "text"])
-    explanation = {row["trace_id"]: row["text"] for row in written if row["trace_id"] in wanted}
-    for q, pair in pairs.items():
-        table = new_table(*(
-            f"{name}, reward {row['reward']:.3f}"
-            for name, row in zip(("best", "worst"), pair, strict=True)
-        ))  # fmt: skip
+    with connect(store) as connection:
+        found = connection.execute(EXAMPLES, runs | {"shown": SHOWN}).fetchall()
+    for question, best, highest, worst, lowest in found:
+        table = new_table(f"best, reward {highest:.3f}", f"worst, reward {lowest:.3f}")
         table.pad_edge = True
-        table.add_row(*(
-            Text(line(explanation[row["trace_id"]])[:SHOWN_CHARACTERS]) for row in pair
-        ))  # fmt: skip
+        table.add_row(*(Text(line(text)[:SHOWN_CHARACTERS]) for text in (best, worst)))
         console.print()
-        console.print(Text(line(texts[q]), "bold"), soft_wrap=True)
+        console.print(Text(line(question), "bold"), soft_wrap=True)
         Console(file=sys.stdout, width=min(console.width, 160)).print(table)
