@@ -6,7 +6,8 @@ computes on its worker: the nodes that a parent run sent, or one that its form d
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextvars import copy_context
 from inspect import signature
 from textwrap import shorten
 from typing import Annotated, Any
@@ -17,18 +18,18 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import TerminationSignal
 from prefect.flows import Flow
 from prefect.runtime import deployment, flow_run
-from prefect.states import Failed, State
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.states import Cancelled, Completed, Failed, State
 from pydantic import Field
 
 from flows import prefect_artifacts
 from flows.cli.options import store_place
 from flows.cli.watch import announced
 from flows.credentials import use_block
-from flows.executors import LocalExecutor, Outcome, PoolExecutor
+from flows.executors import LocalExecutor, Outcome
 from flows.forms import ProfileName, assignments, essentials_form, inputs_form, overrides_form
-from flows.pipeline import run_batches, run_plan, state_of
+from flows.pipeline import Outcomes, Work, run_batches, run_plan
 from flows.planning import Plan, plan_stage
+from flows.pool_executor import PoolExecutor
 from flows.schedule import Schedule, by_stage, title_of
 from rlt_core.errors import UserError
 from rlt_core.experiments import EXPERIMENTS
@@ -43,6 +44,10 @@ from tasks.stage import NodeSpec
 STORE_HELP = "A folder or s3://bucket/prefix; empty: RLT_STORE of the worker."
 SHOWN_NAME = 120
 """Characters of a run's name."""
+CAUSES = ("failed", "mistake", "over budget")
+"""Outcomes that explain why a run failed; other nodes were not tried, or stopped on request."""
+SHOWN_FAILURES = 3
+"""Failed nodes that the message of a failed run quotes."""
 SET_HELP = "Lines FIELD=VALUE as for `rlt run --set`, e.g. data.n_train=100."
 
 
@@ -64,6 +69,49 @@ def _refused(error: UserError) -> State[Any]:
     log = logging.getLogger("prefect.flow_runs")
     log.addFilter(lambda record: traceback not in record.getMessage())
     return Failed(message=printable(masked(str(error))))
+
+
+# ---------------------------------------------------------------- tasks and states
+def as_task(title: str, work: Work) -> Work:
+    """A batch of nodes as a task of this run."""
+    outcomes: Outcomes = {}
+
+    @task(name=title, task_run_name=title, cache_policy=NO_CACHE)
+    def node() -> State[Any]:
+        outcomes.update(work())
+        return state_of(outcomes)
+
+    context = copy_context()  # of the run: a thread has none
+
+    def run() -> Outcomes:
+        context.run(node, return_state=True)
+        return outcomes
+
+    return run
+
+
+def state_of(outcomes: Mapping[str, Outcome]) -> State[Any]:
+    """The state of a run by its nodes' outcomes (by name): Completed if every node is committed,
+    named Cached if none had to be computed; else Failed, with what is missing and why."""
+    if all(outcome.status == "hit" for outcome in outcomes.values()):
+        return Completed(name="Cached", message=f"in the store already: {len(outcomes)} nodes")
+    missing = {name: one for name, one in outcomes.items() if not one.is_committed}
+    if not missing:
+        return Completed(message=f"{len(outcomes)} nodes")
+    causes = {name: one for name, one in missing.items() if one.status in CAUSES}
+    parts = [f"{name}: {_last_line(one.message)}" for name, one in causes.items()]
+    if (more := len(parts) - SHOWN_FAILURES) > 0:
+        parts[SHOWN_FAILURES:] = [f"and {more} more failed"]
+    if rest := [f"{name} ({one.status})" for name, one in missing.items() if name not in causes]:
+        parts.append(f"not there: {', '.join(rest)}")
+    stopped = not causes and any(one.status == "stopped" for one in missing.values())
+    return (Cancelled if stopped else Failed)(message=printable(masked("; ".join(parts))))
+
+
+def _last_line(message: str) -> str:
+    """The last line of a message: of a traceback, the error."""
+    lines = [line for line in message.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
 
 
 # ---------------------------------------------------------------- experiments
@@ -94,8 +142,7 @@ def experiment_flow(name: str) -> Flow[..., State[Any]]:
         store: {STORE_HELP}
         budget_gpu_hours: No node starts that would take the run beyond it; empty: no limit.
     """
-    side_by_side: Any = ThreadPoolTaskRunner()
-    return flow(name="rlt", flow_run_name=_run_name, task_runner=side_by_side)(run)
+    return flow(name="rlt", flow_run_name=_run_name)(run)
 
 
 def _compute_plan(plan: Plan) -> State[Any]:
@@ -107,7 +154,7 @@ def _compute_plan(plan: Plan) -> State[Any]:
     batches, executor = by_stage(plan.specs()), PoolExecutor(page, plan.target)
     with announced(plan.store, f"{plan.profile}/{plan.target}", page.note) as status:
         try:
-            state = state_of(run_plan(plan, batches, executor, page))
+            state = state_of(run_plan(plan, batches, executor, page, as_task))
         except TerminationSignal:
             status.append(130)
             _say_what_exists(plan)
@@ -192,8 +239,7 @@ def stage_flow(stage: str) -> Flow[..., State[Any]]:
 
 def _with_form(run: Callable[..., State[Any]], hidden: str) -> Flow[..., State[Any]]:
     """A stage's flow, whose form does not show some parameters."""
-    one_at_a_time: Any = ThreadPoolTaskRunner(max_workers=1)
-    made = flow(name="rlt", flow_run_name=_run_name, task_runner=one_at_a_time)(run)
+    made = flow(name="rlt", flow_run_name=_run_name)(run)
     shown = [each for name, each in signature(run).parameters.items() if name not in hidden.split()]
     made.__signature__ = signature(run).replace(parameters=shown)  # type: ignore[attr-defined]
     return made
@@ -237,14 +283,16 @@ def _compute_alone(stage: str, spec: NodeSpec) -> State[Any]:
 def _compute(stage: str, specs: list[NodeSpec]) -> State[Any]:
     """Compute nodes of one stage on this worker, one after the other."""
     found = {spec.key: spec.manifest() for spec in specs}
-    missing = [spec for spec in specs if found[spec.key] is None]
+    run_id = {"flow_run_id": flow_run.id}
+    missing = [spec.model_copy(update=run_id) for spec in specs if found[spec.key] is None]
     outcomes = {spec.key: Outcome("hit") for spec in specs if found[spec.key]}
     if missing:
         children = ChildProcesses([STAGES[stage].module])
         children.start()
         page = prefect_artifacts.NodePage()
         executor = LocalExecutor(children, page, cores=1)
-        outcomes |= run_batches([[spec] for spec in missing], executor, page, Schedule())
+        batches = [[spec] for spec in missing]
+        outcomes |= run_batches(batches, executor, page, Schedule(), as_task, at_once=1)
     else:
         for manifest in found.values():
             assert manifest

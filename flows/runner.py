@@ -10,28 +10,20 @@ import io
 import math
 import os
 import pickle
+import signal
 import sys
 import threading
-from contextlib import nullcontext
 from pathlib import Path
-from tempfile import NamedTemporaryFile, TemporaryDirectory
 
 from flows.cli.progress import Display
 from flows.cli.terminal import clean_output
 from flows.cli.watch import announced
+from flows.executors import LocalExecutor
+from flows.pipeline import run_plan
 from flows.planning import Plan
 from flows.schedule import expected_seconds, seen_seconds
-from flows.server.connection import require_server
-from flows.server.ephemeral import serve
 from rlt_core.environment import exit_in_one_line
-from rlt_core.errors import UserError
-
-QUIET_PREFECT = {
-    "PREFECT_LOGGING_LEVEL": "CRITICAL",
-    "PREFECT_LOGGING_TO_API_ENABLED": "false",
-    "DO_NOT_TRACK": "1",  # it prints what it collects, too
-}
-"""Prefect's settings for a run without a server: the display of `rlt run` shows everything."""
+from tasks.child_process import GRACE_S, ChildProcesses
 
 
 def main() -> int:
@@ -42,10 +34,7 @@ def main() -> int:
         return 130  # the command line ended while it sent the plan
     clean_output()
     folder = Path(plan.root) if "://" not in plan.root else Path(".")
-    with exit_in_one_line(folder), TemporaryDirectory(prefix="rlt-prefect-") as spare:
-        for name, value in QUIET_PREFECT.items():
-            os.environ.setdefault(name, value)
-        _use_writable_prefect_home(spare)
+    with exit_in_one_line(folder):
         seen = seen_seconds(plan)
         seconds = {
             node.name: seen.get(node.key) or expected_seconds(plan.estimates[node.key])
@@ -54,29 +43,12 @@ def main() -> int:
         with (
             Display(len(seconds), weights=seconds, store=plan.store) as display,
             announced(plan.store, f"{plan.profile}/{plan.target}", display.note) as status,
-            nullcontext() if require_server() else serve(),
         ):
             status.append(_run(plan, display))
             return status[-1]
 
 
-def _use_writable_prefect_home(spare: str) -> None:
-    """Prefect keeps its database in ~/.prefect, which a container may be unable to write. Raises
-    UserError if PREFECT_HOME names such a folder."""
-    named = os.environ.get("PREFECT_HOME")
-    try:
-        home = Path(named or "~/.prefect").expanduser()
-        home.mkdir(parents=True, exist_ok=True)
-        NamedTemporaryFile(dir=home).close()
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home at all
-        if named:
-            raise UserError(f"PREFECT_HOME={named} cannot be written: {error}") from None
-        os.environ["PREFECT_HOME"] = spare
-
-
 def _run(plan: Plan, display: Display) -> int:
-    from tasks.child_process import GRACE_S, ChildProcesses
-
     children = ChildProcesses(sorted({node.stage.module for node in plan.missing}))
 
     def watch_stdin() -> None:
@@ -88,13 +60,11 @@ def _run(plan: Plan, display: Display) -> int:
             if not pressed:
                 return
 
+    signal.signal(signal.SIGTERM, lambda *_: children.stop())
     threading.Thread(target=watch_stdin, daemon=True).start()
-    threading.Thread(target=children.start).start()  # while this process imports Prefect
-    from flows.executors import LocalExecutor
-    from flows.pipeline import run_here
-
+    children.start()
     executor = LocalExecutor(children, display, plan.config.resources.cores)
-    outcomes = run_here(plan, executor, display)
+    outcomes = run_plan(plan, [[spec] for spec in plan.specs()], executor, display)
     statuses = {outcome.status for outcome in outcomes.values()}
     if statuses <= {"hit", "done"}:
         return 0

@@ -5,19 +5,12 @@ once, whatever the timeout (SQLITE_BUSY_SNAPSHOT), and the client gets 503. Tran
 as writers wait for each other.
 """
 
+from prefect.cli import app
+from prefect.server.database.configurations import AioSqliteConfiguration
 
-def wait_for_the_writer() -> None:
-    """Let every transaction of this process's Prefect server take SQLite's write lock first."""
-    from prefect.server.database.configurations import AioSqliteConfiguration
-
+if __name__ == "__main__":
     begin = AioSqliteConfiguration.begin_transaction
     AioSqliteConfiguration.begin_transaction = (  # type: ignore[method-assign]
         lambda self, session, with_for_update=True: begin(self, session, with_for_update=True)
     )
-
-
-if __name__ == "__main__":
-    from prefect.cli import app
-
-    wait_for_the_writer()
     app()

@@ -61,8 +61,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Served:
-    """A Prefect server and a fork server that has done its imports, as a worker has them: a run
-    that finds them begins at once. Started when first wanted."""
+    """A fork server that has done its imports, as a worker has one: a run that finds it begins at
+    once. Started when first wanted."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
@@ -70,30 +70,16 @@ class Served:
         self._own: dict[str, str] = {}
 
     def environment(self) -> dict[str, str]:
-        """Of a command that finds them."""
+        """Of a command that finds it."""
         if not self._own:
-            self._own = self._start()
+            file, found = self._home / "fork-server", environment(self._home)
+            command = [sys.executable, "-c", FORK_SERVER, str(file)]
+            self._processes.start("fork-server", command, found)
+            while not file.exists():
+                assert self._processes.alive("fork-server")
+                time.sleep(0.1)
+            self._own = {SHARED_SERVER: file.read_text()}
         return environment(self._home) | self._own
-
-    def _start(self) -> dict[str, str]:
-        found, port, file = environment(self._home), free_port(), self._home / "fork-server"
-        server = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
-        self._processes.start("server", server, found)
-        self._processes.start("fork-server", [sys.executable, "-c", FORK_SERVER, str(file)], found)
-        api = f"http://127.0.0.1:{port}/api"
-        self._processes.wait("server", lambda: is_healthy(api))
-        while not (file.exists() and Path(file.read_text().partition(":")[2]).exists()):
-            assert self._processes.alive("fork-server")
-            time.sleep(0.1)  # until it has imported
-        return {"PREFECT_API_URL": api, SHARED_SERVER: file.read_text()}
-
-    def copied_database(self, folder: Path) -> dict[str, str]:
-        """A database for a server of a run's own: to make an empty one takes it 10 s."""
-        self.environment()
-        source, copy = self._home / "prefect" / "prefect.db", folder / "prefect.db"
-        with closing(sqlite3.connect(source)) as whole, closing(sqlite3.connect(copy)) as new:
-            whole.backup(new)
-        return {"PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{copy}"}
 
     @property
     def at_work(self) -> bool:
@@ -104,18 +90,30 @@ class Served:
         )
 
     def stop(self) -> None:
-        """End both, and all that they started."""
+        """End it, and all that it started."""
         if self._own:
-            self._processes.stop(("fork-server", "server"), 5)
+            self._processes.stop(["fork-server"], 5)
             self._processes.stop_others(0)
 
 
 @pytest.fixture(scope="session")
 def served(home: Path) -> Iterator[Served]:
-    """For the runs whose own server and imports are not what is tested."""
+    """For the runs whose own imports are not what is tested."""
     made = Served(home / "served")
     yield made
     made.stop()
+
+
+@pytest.fixture(scope="session")
+def prefect_api(home: Path) -> Iterator[str]:
+    """The address of a Prefect server."""
+    processes, port = Processes(home / "prefect-server"), free_port()
+    server = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
+    processes.start("server", server, environment(home))
+    api = f"http://127.0.0.1:{port}/api"
+    processes.wait("server", lambda: is_healthy(api))
+    yield api
+    processes.stop(["server"], 5)
 
 
 @pytest.fixture(scope="session")
@@ -177,9 +175,9 @@ def rlt_inside(
 
 
 @pytest.fixture(scope="session")
-def smoke_store(home: Path, served: Served, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with one finished `smoke` run, which had a server and imports of its own; it needs no
-    home, and meets no proxy on loopback, as in a container with a read-only home on a company's
+def smoke_store(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with one finished `smoke` run, which had imports of its own; it needs no home, and
+    meets no proxy on loopback, as in a container with a read-only home on a company's
     network."""
     store, nowhere = tmp_path_factory.mktemp("smoke") / "store", "127.0.0.1:9"
     container = {

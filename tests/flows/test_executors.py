@@ -1,19 +1,25 @@
 """Nodes reach an outcome whatever happens: the server answers or not, other runs share the node."""
 
+import io
 import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect import flow
+from prefect.runtime import task_run
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from flows import prefect_artifacts
-from flows.deployments import experiment_flow
+from flows.cli.progress import Display
+from flows.cli.terminal import Console
+from flows.deployments import as_task, experiment_flow, state_of
 from flows.executors import Outcome
-from flows.pipeline import run_here
+from flows.pipeline import run_batches, run_plan
 from flows.planning import Plan
+from flows.prefect_artifacts import RunPage
+from flows.schedule import Schedule, by_stage, title_of
 from rlt_core.store import Store
-from tests.flows.conftest import Served
 from tests.sample_store import commit
 
 
@@ -42,18 +48,46 @@ class Broken:
         """Nothing runs."""
 
 
-def test_the_cause_of_an_outcome_is_told(served: Served, tmp_path: Path) -> None:
-    plan = Plan.of("dataset-prep", "smoke", store=str(tmp_path))
-    with temporary_settings({PREFECT_API_URL: served.environment()["PREFECT_API_URL"]}):
-        outcomes = run_here(plan, Broken(), prefect_artifacts.NodePage())
+def test_the_cause_of_an_outcome_is_told(tmp_path: Path) -> None:
+    plan, out = Plan.of("dataset-prep", "smoke", store=str(tmp_path)), io.StringIO()
+    with Display(1, Console(file=out, width=200)) as display:
+        outcomes = run_plan(plan, [plan.specs()], Broken(), display)
     why = Outcome("failed", "ConnectionError: all connection attempts failed")
     assert outcomes == {"dataset-prep": why}
+    assert out.getvalue().strip() == f"failed  dataset-prep: {why.message}"
 
 
-def test_a_store_that_cannot_be_written_is_one_line(served: Served, tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_written_is_one_line(prefect_api: str, tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("where the store keeps configs")
-    with temporary_settings({PREFECT_API_URL: served.environment()["PREFECT_API_URL"]}):
+    with temporary_settings({PREFECT_API_URL: prefect_api}):
         flow = experiment_flow("full-pipeline")
         state = flow(profile="smoke", store=str(tmp_path), return_state=True)
     assert state.is_failed() and "cannot be written" in str(state.message)
     assert "\n" not in str(state.message)
+
+
+class Stage:
+    """An executor whose nodes see the run that they belong to."""
+
+    def execute(self, specs: Any, priority: float) -> list[Outcome]:
+        return [Outcome("done", str(task_run.name)) for _ in specs]
+
+    def stop(self) -> None:
+        """Nothing runs."""
+
+
+def test_a_batch_is_a_task_of_its_run(prefect_api: str, tmp_path: Path) -> None:
+    specs = Plan.of("full-pipeline", "smoke", store=str(tmp_path)).specs()
+    found: dict[str, Outcome] = {}
+
+    @flow(name="rlt")
+    def run() -> Any:
+        found.update(run_batches(by_stage(specs), Stage(), RunPage(1, 0), Schedule(), as_task))
+        return state_of({"a": Outcome("done"), "b": Outcome("failed", "why")})
+
+    with temporary_settings({PREFECT_API_URL: prefect_api}):
+        state = run(return_state=True)
+    assert state.is_failed() and state.message == "b: why"
+    assert {key: one.message for key, one in found.items()} == {
+        spec.key: title_of(batch) for batch in by_stage(specs) for spec in batch
+    }

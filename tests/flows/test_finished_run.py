@@ -18,7 +18,7 @@ from rlt_core.graph import _said
 from rlt_core.stages import STAGES
 from rlt_core.store import Store
 from tests.chat_server import Reply, completion, serve
-from tests.flows.conftest import Rlt, Served
+from tests.flows.conftest import Rlt
 
 GRPO = "student-grpo[rlt]@0"
 ON_DEMAND = {
@@ -93,7 +93,7 @@ def test_seconds_are_those_of_the_tokens_that_were_seen(smoke_store: Path) -> No
 
 
 def test_a_stopped_run_has_a_report_of_what_exists(
-    served: Served, rlt_inside: Rlt, store: Path, monkeypatch: pytest.MonkeyPatch
+    prefect_api: str, rlt_inside: Rlt, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here one that is cancelled on a server while its nodes run."""
     there = Store(str(store))
@@ -107,9 +107,8 @@ def test_a_stopped_run_has_a_report_of_what_exists(
         raise TerminationSignal(signal.SIGTERM)
 
     monkeypatch.setattr(deployments, "run_plan", cancelled)
-    api = served.environment()["PREFECT_API_URL"]
     before = signal.signal(signal.SIGTERM, lambda *_: None)  # Prefect sends it again
-    with temporary_settings({PREFECT_API_URL: api}), pytest.raises(TerminationSignal):
+    with temporary_settings({PREFECT_API_URL: prefect_api}), pytest.raises(TerminationSignal):
         deployments.experiment_flow("full-pipeline")(profile="smoke", store=str(store))
     signal.signal(signal.SIGTERM, before)
     ended = sorted(there.files.names(ENDED))[-1]

@@ -1,7 +1,6 @@
 """Other users of the machine, and other pages of a browser, reach nothing of `rlt up`."""
 
 import os
-import signal
 import socket
 import ssl
 import subprocess
@@ -89,41 +88,6 @@ def test_a_login_for_another_server_is_not_sent(server: Server, tmp_path: Path) 
             asking.wait()
     assert b"GET /api/health" in said
     assert b"authorization" not in said.lower()
-
-
-OWN = """
-import time
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
-from flows.server.ephemeral import serve
-
-with serve():
-    print(PREFECT_API_URL.value(), PREFECT_API_AUTH_STRING.value(), flush=True)
-    time.sleep(600)
-"""
-
-
-@pytest.mark.slow
-def test_a_direct_runs_server_is_its_own_and_dies_with_it(tmp_path: Path) -> None:
-    run = subprocess.Popen(
-        [sys.executable, "-c", OWN], stdout=subprocess.PIPE, text=True,
-        env=os.environ | {"PREFECT_HOME": str(tmp_path / "prefect")},
-    )  # fmt: skip
-    try:
-        assert run.stdout
-        api, login = run.stdout.readline().split()
-        [server] = psutil.Process(run.pid).children()
-        assert login not in " ".join(server.cmdline())
-        user, _, password = login.partition(":")
-        for auth, status in ((None, 401), ((user, "guessed"), 401), ((user, password), 200)):
-            asked = httpx.post(f"{api}/flows/filter", json={}, auth=auth, timeout=60)
-            assert asked.status_code == status
-        page = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
-        assert httpx.options(f"{api}/flows/filter", headers=page).status_code == 400
-        assert mode(tmp_path / "prefect" / "prefect.db") == 0o600
-    finally:
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-    assert not psutil.wait_procs([server], timeout=15)[1], "it dies with its run"
 
 
 # ---------------------------------------------------------------- private folders
