@@ -287,10 +287,8 @@ def _compute(stage: str, specs: list[NodeSpec]) -> State[Any]:
     missing = [spec.model_copy(update=run_id) for spec in specs if found[spec.key] is None]
     outcomes = {spec.key: Outcome("hit") for spec in specs if found[spec.key]}
     if missing:
-        children = ChildProcesses([STAGES[stage].module])
-        children.start()
         page = prefect_artifacts.NodePage()
-        executor = LocalExecutor(children, page, cores=1)
+        executor = LocalExecutor(ChildProcesses([STAGES[stage].module]), page, cores=1)
         batches = [[spec] for spec in missing]
         outcomes |= run_batches(batches, executor, page, Schedule(), as_task, at_once=1)
     else:

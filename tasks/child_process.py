@@ -116,11 +116,6 @@ class ChildProcesses:
     def stopping(self) -> bool:
         return self._stop.is_set()
 
-    def start(self) -> None:
-        """Start the fork server, so that it imports while something else happens."""
-        if not _shared_address():
-            _own_server(self._preload)
-
     def stop(self, grace_s: float = GRACE_S) -> None:
         """Ask every child to checkpoint and end, and start no more; after `grace_s` they are
         killed. Called again, the earlier end counts."""

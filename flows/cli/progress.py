@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from queue import SimpleQueue
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -20,6 +22,7 @@ from flows.cli.terminal import Console
 from rlt_core.progress import Metrics, Note, Work
 from rlt_core.report.terminal import alarms_of, duration, facts, scores_of
 from rlt_core.store import Manifest, Store
+from tasks.child_process import GRACE_S
 
 LINE_EVERY_S = 15.0
 """Seconds between two lines about one piece of work where there is no terminal."""
@@ -207,3 +210,28 @@ def progress_bar(name: str, quiet: bool = False) -> Iterator[Callable[[int, int,
     with Display(1, Console(stderr=True, quiet=quiet)) as display:
         display.begin(name)
         yield partial(display.progress, name)
+
+
+@contextmanager
+def stop_requests(stop: Callable[[float], None]) -> Iterator[None]:
+    """Call `stop` with the seconds that work has to end: unlimited at the first Ctrl-C, 0 at the
+    second, `GRACE_S` at SIGTERM. In a thread, since a handler may interrupt whoever holds a lock.
+    """
+    requests: SimpleQueue[float | None] = SimpleQueue()
+    pressed = iter((math.inf,))
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: requests.put(next(pressed, 0.0))),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: requests.put(GRACE_S)),
+    }
+
+    def listen() -> None:
+        for grace_s in iter(requests.get, None):
+            stop(grace_s)
+
+    threading.Thread(target=listen, daemon=True).start()
+    try:
+        yield
+    finally:
+        requests.put(None)
+        for number, handler in before.items():
+            signal.signal(number, handler)

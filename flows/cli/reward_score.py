@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -21,7 +19,7 @@ from flows.cli.options import (
     check_output,
     existing_store,
 )
-from flows.cli.progress import progress_bar
+from flows.cli.progress import progress_bar, stop_requests
 from flows.cli.tables import line, new_table, table_console
 from flows.cli.terminal import Console, print, print_data
 from rlt_core.config import REWARD_PRESETS, DType, KLEstimator, StageResources
@@ -143,9 +141,10 @@ def _score(scoring: Scoring, quiet: bool) -> pa.Table:
     from tasks.score_file import score_file
 
     use_threads(len(os.sched_getaffinity(0)))
-    with progress_bar("score", quiet) as report, _stop_requests() as should_stop:
+    stop = threading.Event()
+    with progress_bar("score", quiet) as report, stop_requests(lambda _: stop.set()):
         try:
-            return score_file(scoring, Progress(report, should_stop), _save)
+            return score_file(scoring, Progress(report, stop.is_set), _save)
         except Stopped:
             print("stopped; the same command continues from here", file=sys.stderr)
             raise typer.Exit(130) from None
@@ -176,20 +175,6 @@ def _save(table: pa.Table, output: Path) -> None:
         save_parquet(table, output)
     else:
         write(duckdb.from_arrow(table), FORMATS[output.suffix], output)
-
-
-@contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yield whether Ctrl-C or SIGTERM has requested a stop."""
-    received: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda signum, frame: received.append(signum))
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _show(table: pa.Table, output: Path, estimator: dict[str, str], as_json: bool) -> None:

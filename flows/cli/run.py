@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import pickle
-import signal
-import subprocess
 import sys
-from contextlib import suppress
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,13 +22,16 @@ from flows.cli.options import (
     new_plan,
 )
 from flows.cli.plan import row, show_estimators
+from flows.cli.progress import Display, stop_requests
 from flows.cli.report import near, show
 from flows.cli.tables import table_console
 from flows.cli.terminal import Console, print, print_data
-from flows.cli.watch import line_of, watch
+from flows.cli.watch import announced, line_of, watch
 from flows.planning import Plan
+from flows.schedule import expected_seconds, seen_seconds
 from flows.server.local import current
 from rlt_core.config.endpoint import Endpoint
+from rlt_core.environment import exit_in_one_line
 from rlt_core.graph import Planned
 from rlt_core.store import Store
 from tasks.stage import require_one_machine
@@ -85,35 +84,43 @@ def compute(plan: Plan, quiet: bool) -> int:
                 endpoint.require()
     plan.store.files.require_writable()
     plan.require_room_here()
-    status = _supervise(plan, quiet)
+    folder = Path(plan.root) if plan.store.files.is_local else Path(".")
+    with exit_in_one_line(folder):
+        status = _compute_missing(plan, quiet)
     if status == 130 and not quiet:
         print("stopped; the same command continues from here", file=sys.stderr)
     return status
 
 
-def _supervise(plan: Plan, quiet: bool) -> int:
-    """Compute the plan in a process of its own session and pass a stop request on to it."""
-    runner = subprocess.Popen(
-        [sys.executable, "-m", "flows.runner"],
-        stdin=subprocess.PIPE,
-        stdout=sys.stderr if quiet else None,
-        start_new_session=True,
-    )
-    pipe = runner.stdin
-    assert pipe
-    pickle.dump(plan, pipe)
-    pipe.flush()
+def _compute_missing(plan: Plan, quiet: bool) -> int:
+    """Compute the missing nodes in children of this process; return the exit status.
 
-    def interrupt(*_: object) -> None:
-        with suppress(OSError, ValueError):  # it has ended, or was stopped
-            os.write(pipe.fileno(), b"\n")
+    The first Ctrl-C waits for their current steps, the second kills them.
+    """
+    from flows.executors import LocalExecutor
+    from flows.pipeline import run_plan
+    from tasks.child_process import ChildProcesses
 
-    before = signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, lambda *_: pipe.close())
-    try:
-        return runner.wait()
-    finally:
-        signal.signal(signal.SIGINT, before)
+    seen = seen_seconds(plan)
+    seconds = {
+        node.name: seen.get(node.key) or expected_seconds(plan.estimates[node.key])
+        for node in plan.missing
+    }
+    children = ChildProcesses(sorted({node.stage.module for node in plan.missing}))
+    display = Display(len(seconds), Console(stderr=quiet), weights=seconds, store=plan.store)
+
+    def stop(grace_s: float) -> None:
+        display.stopping(grace_s)
+        children.stop(grace_s)
+
+    name = f"{plan.profile}/{plan.target}"
+    with display, announced(plan.store, name, display.note) as status, stop_requests(stop):
+        executor = LocalExecutor(children, display, plan.config.resources.cores)
+        outcomes = run_plan(plan, [[spec] for spec in plan.specs()], executor, display)
+        statuses = {outcome.status for outcome in outcomes.values()}
+        ends = {"failed": 1, "mistake": 2, "stopped": 130, "over budget": 1, "not run": 1}
+        status.append(next((code for name, code in ends.items() if name in statuses), 0))
+        return status[-1]
 
 
 def _summary(store: Store, planned: list[Planned]) -> None:

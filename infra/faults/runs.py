@@ -54,7 +54,7 @@ def kind_of(process: psutil.Process) -> str:
     """Return what a process does; `other` for one that has ended."""
     kinds = {
         "app worker": "worker", "prefect.engine": "flow run", "prefect server": "server",
-        "app run": "command", "flows.runner": "runner",
+        "app run": "command",
     }  # fmt: skip
     with suppress(psutil.Error):
         line, parent = " ".join(process.cmdline()), process.parent()

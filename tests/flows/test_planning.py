@@ -1,7 +1,6 @@
 """A plan is resolved once and travels; a stage alone follows the inputs that it is given."""
 
 import json
-import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,6 @@ from rlt_core.store import Manifest, Ref, Store
 from tasks.stage import NodeSpec
 from tests.sample_store import commit, sample_run, scored_training_traces
 from tests.tasks.nodes import committed, run
-
-
-def test_a_plan_reaches_its_process_as_it_was_resolved(tmp_path: Path) -> None:
-    plan = Plan.of("all", "tiny", ["seeds=[0,1]", "resources.cores=3"], store=str(tmp_path))
-    received: Plan = pickle.loads(pickle.dumps(plan))
-    assert received.config == plan.config
-    assert received.specs() == plan.specs() != []
-    assert received.estimates == plan.estimates
 
 
 @pytest.fixture(scope="module")
