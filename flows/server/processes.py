@@ -24,22 +24,10 @@ READY_S = 180.0
 
 
 class Processes:
-    """The background processes of a home folder (`{home}/processes.json`, `{home}/*.log`)."""
+    """The background processes of a home folder (`{home}/{name}.pid`, `{home}/{name}.log`)."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self._file = home / "processes.json"
-
-    def _read(self) -> dict[str, tuple[int, float]]:
-        """Return the process id and start time of each name."""
-        if not self._file.exists():
-            return {}
-        return {name: (pid, at) for name, (pid, at) in json.loads(self._file.read_text()).items()}
-
-    def _write(self, entries: Mapping[str, tuple[int, float]]) -> None:
-        temporary = self._file.with_suffix(".new")
-        temporary.write_text(json.dumps(entries))
-        os.replace(temporary, self._file)
 
     def log(self, name: str) -> Path:
         return self.home / f"{name}.log"
@@ -49,10 +37,10 @@ class Processes:
         return self._find(name) is not None
 
     def _find(self, name: str) -> psutil.Process | None:
-        pid, started = self._read().get(name, (0, 0.0))
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(pid) if pid else None
-            if process and abs(process.create_time() - started) < 1 and _runs(process):
+        with contextlib.suppress(FileNotFoundError, psutil.NoSuchProcess):
+            pid, started = json.loads((self.home / f"{name}.pid").read_text())
+            process = psutil.Process(pid)
+            if process.create_time() == started and _runs(process):
                 return process
         return None
 
@@ -77,7 +65,8 @@ class Processes:
                 start_new_session=True,
                 umask=umask,
             )
-        self._write(self._read() | {name: (child.pid, psutil.Process(child.pid).create_time())})
+        started = [child.pid, psutil.Process(child.pid).create_time()]
+        (self.home / f"{name}.pid").write_text(json.dumps(started))
 
     def wait(self, name: str, ready: Callable[[], bool]) -> None:
         """Return once a started process is ready. Raises UserError if it exits or is too slow."""
@@ -85,15 +74,17 @@ class Processes:
 
     def stop(self, names: Iterable[str], timeout_s: float) -> None:
         """Terminate these processes together, and kill those that are left after the timeout."""
-        names = set(names)
-        _end([process for name in names if (process := self._find(name))], timeout_s)
-        self._write({n: entry for n, entry in self._read().items() if n not in names})
+        names = list(names)
+        _end(list(filter(None, map(self._find, names))), timeout_s)
+        for name in names:
+            (self.home / f"{name}.pid").unlink(missing_ok=True)
 
     def stop_others(self, timeout_s: float) -> None:
         """Terminate marked processes other than the named ones and their children: flow runs, their
         computations, and leftovers of a killed worker."""
         kept = set()
-        for process in filter(None, map(self._find, self._read())):
+        named = (file.stem for file in self.home.glob("*.pid"))
+        for process in filter(None, map(self._find, named)):
             kept |= {process.pid, *(child.pid for child in process.children(recursive=True))}
         _end([process for process in self.marked() if process.pid not in kept], timeout_s)
 

