@@ -226,9 +226,7 @@ def plan_stage(
         hint = nearest(unknown[0], node.inputs) if node.inputs else "it reads nothing"
         raise UserError(f"{node.name} has no input {unknown[0]!r}; {hint}")
     refs = {
-        name: _given(name, inputs[name], parent, store)
-        if name in inputs
-        else _latest(name, parent, config.profile, store)
+        name: _input(name, inputs.get(name), parent, config.profile, store)
         for name, parent in node.inputs.items()
     }
     if isinstance(node.config, TraceScoringConfig):
@@ -271,20 +269,19 @@ def _of_variant(nodes: Sequence[Node], variant: str) -> list[Node]:
     return [node for node in nodes if (only and not variant) or node.variant == variant]
 
 
-def _given(name: str, artifact: str, parent: Node, store: Store) -> Ref:
-    ref = store.find(artifact).ref
+def _input(name: str, given: str | None, parent: Node, profile: str, store: Store) -> Ref:
+    """The artifact that is given as an input, else the latest run's."""
+    if given is None:
+        ref = store.ref(f"{profile}/{parent.name}")
+        if ref is None or store.manifest(ref.kind, ref.key) is None:
+            raise UserError(
+                f"input {name} is empty and no run of profile {profile} has left {parent.name} in "
+                f"{store}; run rlt/full-pipeline or rlt/{parent.stage.name} first, or give a key"
+            )
+        return ref
+    ref = store.find(given).ref
     if ref.kind != parent.stage.kind:
         raise UserError(
-            f"input {name}: {artifact} is of kind {ref.kind}; {parent.stage.kind} is needed"
-        )
-    return ref
-
-
-def _latest(name: str, parent: Node, profile: str, store: Store) -> Ref:
-    ref = store.ref(f"{profile}/{parent.name}")
-    if ref is None or store.manifest(ref.kind, ref.key) is None:
-        raise UserError(
-            f"input {name} is empty and no run of profile {profile} has left {parent.name} in "
-            f"{store}; run rlt/full-pipeline or rlt/{parent.stage.name} first, or give a key"
+            f"input {name}: {given} is of kind {ref.kind}; {parent.stage.kind} is needed"
         )
     return ref
