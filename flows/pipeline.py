@@ -75,16 +75,17 @@ def run_batches(
         for spec in unreported:
             why = outcomes[spec.key]
             reporter.failed(spec.name, why.status, why.message)
-        for spec in ready if budget else ():
-            manifest = spec.manifest()
-            budget.settle(spec.key, manifest.gpu_seconds if manifest else None)
+        if budget:
+            for spec in ready:
+                manifest = spec.manifest()
+                budget.settle(spec.key, manifest.gpu_seconds if manifest else None)
         return {spec.name: outcomes[spec.key] for spec in specs}
 
-    def run_after(parents: Iterable[Future[object]], work: Work) -> None:
+    def run_after(parents: Iterable[Future[None]], work: Work) -> None:
         wait(parents)
         work()
 
-    futures: dict[str, Future[object]] = {}
+    futures: dict[str, Future[None]] = {}
     with ThreadPoolExecutor(at_once or max(1, len(batches))) as threads:
         for batch in batches:
             reads = {ref.key for spec in batch for ref in spec.inputs.values()}
@@ -98,7 +99,7 @@ def run_batches(
     return outcomes
 
 
-def _wait_or_stop(futures: Iterable[Future[object]], executor: Executor) -> None:
+def _wait_or_stop(futures: Iterable[Future[None]], executor: Executor) -> None:
     """Wait for all batches; on a termination signal stop the executor, go on waiting, and raise the
     signal at the end. Slurm and a worker may both send one, so a second one changes nothing."""
     signal: BaseException | None = None

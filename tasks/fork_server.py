@@ -143,7 +143,7 @@ def serve(listener_fd: int, target: str, modules: Iterable[str]) -> None:
     gc.freeze()  # a child's collections, one at each start of a training, need not visit all that
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for supervisors
     listener = socket.socket(fileno=listener_fd)
-    while 0 not in select.select([0, listener], [], [])[0]:
+    while 0 not in select.select([0, listener_fd], [], [])[0]:
         connection = listener.accept()[0]
         if is_ours(connection) and os.fork() == 0:
             listener.close()

@@ -30,6 +30,7 @@ ENDED = "runs/ended"
 KEPT_ENDS = 32
 BARS = "▁▂▃▄▅▆▇█"
 SHOWN_FACTS = 2
+Leases = Mapping[str, dict[str, Any]]
 ENDS = {None: "was killed", 0: "is done", 130: "was stopped; the same command continues it"}
 
 
@@ -69,7 +70,7 @@ def watch(store: Store, console: Console) -> int:
     live = Live(console=console, auto_refresh=False, transient=True)
     with live if console.is_terminal else nullcontext():
         while True:
-            leases = store.files.patiently(store.working)
+            leases: Leases = store.files.patiently(store.working)
             running = {key: lease["name"] for key, lease in leases.items() if key.startswith(RUN)}
             runs |= running
             now = time.monotonic()
