@@ -18,14 +18,11 @@ from flows.executors import STOPPED, Outcome, Reporter
 from flows.schedule import PrioritySemaphore, title_of
 from rlt_core.errors import UserError
 from rlt_core.stages import STAGES
-from rlt_core.store import Lease, Store
 from tasks.stage import NodeSpec
 
 HIGH = "high"
 """The work queue of every pool that goes first."""
 POLL_S = 1.0
-HOLDER_POLL_S = 5.0
-"""Seconds between two checks of a node that another pipeline computes."""
 States = list[State | None]
 """None: the server could not be asked."""
 Ended = tuple[FlowRun, State | None]
@@ -45,37 +42,15 @@ class PoolExecutor:
         self._stop.set()
 
     def execute(self, specs: Sequence[NodeSpec], priority: float = 0.0) -> list[Outcome]:
-        """Compute the nodes in one run; in a run of its own a node that another pipeline was
-        computing and did not commit."""
-        outcomes: dict[str, Outcome] = {}
-        held = [spec for spec in specs if _holder(spec)]
-        free = [spec for spec in specs if spec not in held]
-        if free:
-            outcomes |= self._outcomes(free, self._send_and_follow(free, priority))
-        for spec in held:
-            self._wait_for_holder(spec)
-            found = spec.manifest() is not None
-            reason = STOPPED if found else self._send_and_follow([spec], priority)
-            outcomes |= self._outcomes([spec], reason)
-        return [outcomes[spec.key] for spec in specs]
-
-    def _wait_for_holder(self, spec: NodeSpec) -> None:
-        """Wait here, where that occupies no GPU, until no other pipeline computes the node."""
-        if lease := _holder(spec):
-            get_run_logger().info("%s: %s is working on it", spec.name, lease["host"])
-        while _holder(spec) and not self._stop.is_set():
-            self._stop.wait(HOLDER_POLL_S)
-
-    def _outcomes(self, specs: Sequence[NodeSpec], otherwise: Outcome) -> dict[str, Outcome]:
-        """Node key -> done if the node is in the store, else `otherwise`."""
-        outcomes = {}
+        """Compute the nodes in one run: done is what is in the store then."""
+        why, outcomes = self._send_and_follow(specs, priority), []
         for spec in specs:
             if manifest := spec.manifest():
-                outcomes[spec.key] = Outcome("done", f"{spec.key} committed")
+                outcomes.append(Outcome("done", f"{spec.key} committed"))
                 self._reporter.finished(spec.name, manifest)
             else:
-                outcomes[spec.key] = otherwise
-                self._reporter.failed(spec.name, otherwise.status, otherwise.message)
+                outcomes.append(why)
+                self._reporter.failed(spec.name, why.status, why.message)
         return outcomes
 
     def _send_and_follow(self, specs: Sequence[NodeSpec], priority: float) -> Outcome:
@@ -170,11 +145,6 @@ class PoolExecutor:
                 if not _is_final(state):
                     begun = _has_begun(_state(client, run.id))
                     client.set_flow_run_state(run.id, Cancelling() if begun else Cancelled())
-
-
-def _holder(spec: NodeSpec) -> dict[str, object] | None:
-    """The lease of the run that computes the node right now."""
-    return Lease.holder(Store(spec.store).files, spec.key)
 
 
 def _require_pool_limit(spec: NodeSpec, machines: int) -> None:

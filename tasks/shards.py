@@ -84,7 +84,7 @@ def in_shards(
     }
     allowance = ctx.allowance()
     while left := starts.keys() - set(ctx.work.parts(GROUP)):
-        missing = _in_own_order(ctx, sorted(left, key=lambda name: (-longest[name], name)))
+        missing = sorted(left, key=lambda name: (-longest[name], name))
         taken, spent = 0, None
         for name in missing:
             ctx.progress.check()
@@ -119,13 +119,6 @@ def seconds_elsewhere(ctx: LongWork) -> float:
     """Seconds that shards computed by other machines took."""
     shards = ctx.work.metrics(GROUP).values()
     return sum((shard["seconds"] for shard in shards if shard.get("machine")), 0.0)
-
-
-def _in_own_order(ctx: LongWork, ordered: Sequence[str]) -> list[str]:
-    """Rotate the order, so that processes seldom want the same shard."""
-    place = ctx.machine * processes.count() + processes.rank()
-    first = len(ordered) * place // (ctx.machines * processes.count())
-    return [*ordered[first:], *ordered[:first]]
 
 
 @contextmanager

@@ -94,9 +94,9 @@ def teach(
     plan = computed("teach", questions, changes, set_ or (), store)
     committed = plan.store.manifests_of(item.node.ref for item in plan.nodes)
     made = {one.stage: one for one in committed.values()}
-    from flows.cli.teach_output import show_examples, show_table, write  # slow to import
+    from flows.cli.teach_output import show_examples, show_table, write_chat  # slow
 
-    rows = write(plan.store, made["trace-selection"], output)
+    rows = write_chat(plan.store, made["trace-selection"], output)
     console = table_console()
     show_table(console, plan.store, made)
     show_examples(console, plan.store, made)

@@ -1,57 +1,35 @@
 """What `rlt teach` writes and shows."""
 
-import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
+import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.text import Text
 
+from flows.cli.sql_output import write
 from flows.cli.tables import line, new_table
 from flows.cli.terminal import Console
-from rlt_core.environment import disk_space
+from rlt_core.export.card import CardFacts
 from rlt_core.export.hub import joined, schema_of
-from rlt_core.rows import CHECKED, read_rows
+from rlt_core.rows import read_rows
 from rlt_core.sql.views import connect
 from rlt_core.store import Manifest, Store
 
 SHOWN = 3
 """Questions whose best and worst explanations are printed."""
 SHOWN_CHARACTERS = 600
-Row = dict[str, Any]
 
 
-def _rows(store: Store, kept: Manifest) -> Iterator[Row]:
-    """Yield the rows of the chat data: messages, texts, reward and parts, provenance."""
+def write_chat(store: Store, kept: Manifest, output: Path) -> int:
+    """Write the chat data (messages, texts, reward and parts, provenance); return the number of
+    rows."""
     scores = store.manifest("scores", kept.inputs["scores"].key)
-    for row in joined(store, kept, scores):
-        del row["split"]
-        yield row | {"run": kept.ref.key}
-
-
-def write(store: Store, kept: Manifest, output: Path) -> int:
-    """Write the chat data completely or not at all; return the number of rows."""
-    part, count = output.with_name(output.name + ".part"), 0
-    rows = _rows(store, kept)
-    with disk_space(output.parent):
-        if output.suffix == ".jsonl":
-            with part.open("w", encoding="utf-8") as file:
-                for row in rows:
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                    count += 1
-        else:
-            schema = schema_of(True).append(pa.field("run", pa.string()))
-            with pq.ParquetWriter(part, schema, **CHECKED) as writer:
-                while batch := list(islice(rows, 1000)):
-                    writer.write_table(pa.Table.from_pylist(batch, schema))
-                    count += len(batch)
-        part.replace(output)
-    return count
+    rows = [row | {"run": kept.ref.key} for row in joined(store, CardFacts(kept, "", "", scores))]
+    schema = schema_of(True).append(pa.field("run", pa.string()))
+    write(duckdb.from_arrow(pa.Table.from_pylist(rows, schema)), output.suffix[1:], output)
+    return len(rows)
 
 
 def show_table(console: Console, store: Store, made: dict[str, Manifest]) -> None:
