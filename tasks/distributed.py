@@ -38,15 +38,13 @@ from rlt_core import processes
 from rlt_core.errors import Stopped, UserError
 from rlt_core.progress import Progress
 from rlt_core.stages import STAGES
-from rlt_core.store import Lease, Store
+from rlt_core.store import Store
 from tasks.stage import NodeSpec, StageContext, context_of, run_body
 
 STOP = "stop"
 POLL_S = 0.2
 EXIT_S = 10.0
 """Seconds processes have to end once one of them has failed or all pipes are closed."""
-FIRST_MACHINE_S = 600.0
-"""Seconds a machine waits for the first one while no machine works on the node."""
 
 
 class ProcessDied(RuntimeError):
@@ -137,21 +135,10 @@ def _publish_endpoint(ctx: StageContext) -> tuple[str, int]:
 
 
 def _find_endpoint(ctx: StageContext) -> tuple[str, int]:
-    """Wait for the first machine's endpoint.
-
-    Raises Stopped on request, UserError when no machine has worked on the node for FIRST_MACHINE_S.
-    """
-    seen = time.monotonic()
+    """Wait for the first machine's endpoint. Raises Stopped on request."""
     while (data := ctx.store.files.read(_endpoint_file(ctx))) is None:
         ctx.progress.report(0, 0, {})
         ctx.progress.check()
-        if Lease.holder(ctx.store.files, ctx.spec.key):
-            seen = time.monotonic()
-        if time.monotonic() - seen > FIRST_MACHINE_S:
-            raise UserError(
-                f"{ctx.spec.name}: the first of {ctx.machines} machines has not begun within "
-                f"{FIRST_MACHINE_S:.0f} s; run the pipeline again"
-            )
         time.sleep(POLL_S)
     host, port = json.loads(data)
     return str(host), int(port)
