@@ -79,9 +79,7 @@ class Plan:
 
     target: str
     profile: str
-    overrides: tuple[str, ...]
-    root: str
-    """The store: a folder or s3://bucket/prefix."""
+    store: Store
     budget_gpu_hours: float | None
     """No node starts that would take the run beyond it."""
     config: Config
@@ -98,14 +96,10 @@ class Plan:
         budget_gpu_hours: float | None = None,
     ) -> Plan:
         """Resolve the config and look every node up in the store. Raises UserError."""
-        changes = tuple(overrides or ())
-        config = with_keys(load_config(profile, changes), Store(store))
-        nodes = graph.plan(targets(target, config), Store(store), profile)
-        return cls(target, profile, changes, store, budget_gpu_hours, config, nodes)
-
-    @property
-    def store(self) -> Store:
-        return Store(self.root)
+        opened = Store(store)
+        config = with_keys(load_config(profile, [*(overrides or ())]), opened)
+        nodes = graph.plan(targets(target, config), opened)
+        return cls(target, profile, opened, budget_gpu_hours, config, nodes)
 
     @cached_property
     def missing(self) -> list[Node]:
@@ -124,7 +118,7 @@ class Plan:
         """The missing nodes in the form in which they travel."""
         budget = token_budget(self.config, (item.node for item in self.nodes))
         return [
-            NodeSpec.of(node, self.root, self.profile, self.resources(node), budget)
+            NodeSpec.of(node, str(self.store), self.profile, self.resources(node), budget)
             for node in self.missing
         ]
 

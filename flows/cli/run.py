@@ -84,8 +84,8 @@ def compute(plan: Plan, quiet: bool) -> int:
                 endpoint.require()
     plan.store.files.require_writable()
     plan.require_room_here()
-    folder = Path(plan.root) if plan.store.files.is_local else Path(".")
-    with exit_in_one_line(folder):
+    files = plan.store.files
+    with exit_in_one_line(Path(files.root) if files.is_local else Path(".")):
         status = _compute_missing(plan, quiet)
     if status == 130 and not quiet:
         print("stopped; the same command continues from here", file=sys.stderr)
