@@ -35,34 +35,14 @@ if TYPE_CHECKING:
 
 MODEL = "a folder, a name in the store, hub:org/name@commit or package:name"
 OFF_POLICY = "they come from a file"
-FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl"}
+ROW = "question, solution, explanation, optionally closed"
+SUFFIXES = (".parquet", ".csv", ".jsonl")
 SHOWN_ROWS = 3
 """Best rows that are shown, and as many worst ones."""
 SHOWN_CHARACTERS = 200
 """Characters of an explanation that are shown at most, on one line."""
 MEANS = ("reward", "r_ss", "r_kl", "think_mean", "rank_surprisal")
 
-
-InputOption = Annotated[
-    Path,
-    typer.Option(
-        "--input",
-        "-i",
-        help="JSONL, JSON, CSV or Parquet file: question, solution, explanation, optionally "
-        "closed.",
-    ),
-]
-
-OutputOption = Annotated[
-    Path,
-    typer.Option(
-        "--output", "-o", help="Parquet, CSV or JSONL file: texts and scores of every row."
-    ),
-]
-FieldOption = Annotated[
-    list[str] | None,
-    typer.Option(metavar="FIELD=COLUMN", help="Column of a field, e.g. question=problem."),
-]
 KLOption = Annotated[
     KLEstimator | None,
     typer.Option(
@@ -78,9 +58,17 @@ AlignmentOption = Annotated[
 def score(
     teacher: Annotated[str, typer.Option(metavar="MODEL", help=f"Teacher: {MODEL}.")],
     student: Annotated[str, typer.Option(metavar="MODEL", help=f"Student: {MODEL}.")],
-    input_: InputOption,
-    output: OutputOption,
-    field: FieldOption = None,
+    input_: Annotated[
+        Path, typer.Option("--input", "-i", help=f"JSONL, JSON, CSV or Parquet file: {ROW}.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Parquet, CSV or JSONL file: texts and scores."),
+    ],
+    field: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=COLUMN", help="Column of a field, e.g. question=problem."),
+    ] = None,
     prompt_format: Annotated[
         str, typer.Option(help=f"Format file (JSON), or one of {', '.join(shipped())}.")
     ] = "rlt",
@@ -110,7 +98,7 @@ def score(
     """
     if preset not in REWARD_PRESETS:
         raise UserError(f"--preset {preset}: choose from {', '.join(REWARD_PRESETS)}")
-    check_output(output, tuple(FORMATS))
+    check_output(output, SUFFIXES)
     columns = _columns(field or [])
     format = load_format(prompt_format)
     kl = kl or ("k3" if alignment == "text" else "full")
@@ -174,7 +162,7 @@ def _save(table: pa.Table, output: Path) -> None:
     if output.suffix == ".parquet":
         save_parquet(table, output)
     else:
-        write(duckdb.from_arrow(table), FORMATS[output.suffix], output)
+        write(duckdb.from_arrow(table), output.suffix[1:], output)
 
 
 def _show(table: pa.Table, output: Path, estimator: dict[str, str], as_json: bool) -> None:
@@ -193,16 +181,13 @@ def _show(table: pa.Table, output: Path, estimator: dict[str, str], as_json: boo
         found = {"output": str(output), **estimator, **counts, **means, **ends}
         print_data(json.dumps(found, indent=1))
         return
-    console = Console(soft_wrap=True)
+    console, text = Console(soft_wrap=True), "best and worst explanations"
     console.print("  ".join(f"{name} {value}" for name, value in counts.items()))
     shown = (f"{name} {value:.4g}" for name, value in means.items() if value is not None)
     console.print("  ".join(shown))
-    for end, found_rows in ends.items():
-        if found_rows:
-            one_line = new_table("row", "reward", f"{end} explanations", right=("row", "reward"),
-                                 whole=(f"{end} explanations",))  # fmt: skip
-            for row in found_rows:
-                text = line(row["explanation"])[:SHOWN_CHARACTERS]
-                one_line.add_row(str(row["row"]), f"{row['reward']:.4f}", text)
-            table_console().print(one_line)
+    ranked = new_table("row", "reward", text, right=("row", "reward"), whole=(text,))
+    for row in (*ends["best"], *ends["worst"]):
+        shortened = line(row["explanation"])[:SHOWN_CHARACTERS]
+        ranked.add_row(str(row["row"]), f"{row['reward']:.4f}", shortened)
+    table_console().print(ranked)
     console.print(f"written: {output}")

@@ -112,7 +112,7 @@ def test_columns_may_have_other_names_and_every_format_has_the_same_rows(
     for output in outputs:
         done = call(models, "-i", str(source), "-o", str(output), *options)
         assert done.exit_code == 0, done.output
-        assert "best explanations" in done.stdout and "one and one" in done.stdout
+        assert "best and worst explanations" in done.stdout and "one and one" in done.stdout
     with outputs[1].open(newline="") as file:
         as_csv = list(csv.DictReader(file))
     as_json = [json.loads(line) for line in outputs[2].read_text().splitlines()]
