@@ -12,7 +12,6 @@ from flows.cli.options import DEFAULT_STORE, JsonOption, StoreOption, existing_s
 from flows.cli.tables import new_table, print_whole, table_console, title
 from flows.cli.terminal import Console, print, print_data
 from flows.cli.transfer import chosen_of, pull, push
-from rlt_core.graph import flatten
 from rlt_core.stages import Kind
 from rlt_core.store import Manifest, Store
 from rlt_core.store.cache import Cache, bound_bytes
@@ -76,18 +75,13 @@ def list_(
 
 
 def _summary(manifest: Manifest, names: dict[str, list[str]]) -> dict[str, Any]:
+    shown = ("stage", "label", "seed", "profile", "seconds", "bytes", "rows")
     return {
         "key": manifest.ref.key,
         "kind": manifest.ref.kind,
-        "stage": manifest.stage,
-        "label": manifest.label,
-        "seed": manifest.seed,
-        "profile": manifest.profile,
+        **{name: getattr(manifest, name) for name in shown},
         "names": names.get(manifest.ref.key, []),
         "finished_at": manifest.finished_at.isoformat(),
-        "seconds": manifest.seconds,
-        "bytes": manifest.bytes,
-        "rows": manifest.rows,
     }
 
 
@@ -99,37 +93,11 @@ def show(key: KeyArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOpti
     if as_json:
         print_data(manifest.model_dump_json(indent=1))
         return
-    console = Console()
-    headline = Text.assemble((title(manifest), "bold"), f"  {manifest.ref.kind}/{manifest.ref.key}")
-    console.print(headline)
-    for name in _names(opened).get(manifest.ref.key, []):
-        console.print(f"name: {name}")
-    made = manifest.model_dump(
-        mode="json",
-        include={
-            "stage_version", "profile", "attempt", "device", "threads", "seconds", "gpu_seconds",
-            "started_at", "finished_at", "git_commit", "flow_run_id",
-        },
-    )  # fmt: skip
-    sections = {
-        "made": made,
-        "inputs": {name: ref.key for name, ref in manifest.inputs.items()},
-        "config": dict(flatten(manifest.config)),
-        "metrics": {name: f"{value:.6g}" for name, value in manifest.metrics.items()},
-        "packages": manifest.packages,
-        f"files in {opened.data_path(manifest)}": {
-            one.path: f"{decimal(one.bytes)}, {'' if one.rows is None else f'{one.rows} rows, '}"
-            f"sha256 {one.sha256[:16]}…"
-            for one in manifest.files
-        },
-    }
-    for heading, entries in sections.items():
-        if entries:
-            console.print(f"\n{heading}", style="bold")
-            table = new_table("", "", show_header=False)
-            for name, value in entries.items():
-                table.add_row(f"  {name}", str(value))
-            console.print(table)
+    import yaml
+
+    names = ", ".join(_names(opened).get(manifest.ref.key, [])) or "none"
+    print(f"{title(manifest)}\nnames: {names}\nfolder: {opened.data_path(manifest)}")
+    print(yaml.safe_dump(manifest.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
 @app.command()

@@ -48,8 +48,8 @@ def test_show_takes_the_beginning_of_a_key_or_a_name(store):
     for name in (manifest.ref.key, manifest.ref.key[:6], "tiny/a"):
         shown = run(store, "show", name)
         assert "trace-scoring[a]@3" in shown
-        assert "nested.learning_rate" in shown
-        assert "scores.parquet" in shown and "1 rows" in shown
+        assert "learning_rate: " in shown and "names: tiny/a" in shown
+        assert "scores.parquet" in shown and "rows: 1" in shown
         assert json.loads(run(store, "show", name, "--json"))["ref"]["key"] == manifest.ref.key
     with pytest.raises(UserError, match="no artifact"):
         run(store, "show", "zzzz")
