@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from functools import partial
 
 from flows.executors import Executor, Outcome, Reporter
@@ -46,40 +47,7 @@ def run_batches(
     """Run each batch after the batches that it reads, inputs first, by default all side by side;
     return the nodes' outcomes by key. A termination signal stops the executor, and is raised."""
     names = {spec.key: spec.name for batch in batches for spec in batch}
-    outcomes = dict.fromkeys(names, NOT_RUN)
-    budget = schedule.budget
-
-    def refusal(spec: NodeSpec) -> Outcome | None:
-        """Why a node cannot run, if so."""
-        reads = [ref.key for ref in spec.inputs.values() if ref.key in names]
-        if missing := [names[key] for key in reads if not outcomes[key].is_committed]:
-            return Outcome("not run", f"it reads {', '.join(missing)}")
-        if budget and (reason := budget.admit(spec.key)):
-            return Outcome("over budget", reason)
-        return None
-
-    def run_batch(specs: Sequence[NodeSpec]) -> Outcomes:
-        """Return the outcomes by name."""
-        refused = {spec.key: why for spec in specs if (why := refusal(spec))}
-        ready = [spec for spec in specs if spec.key not in refused]
-        outcomes.update(refused)
-        unreported = [spec for spec in specs if spec.key in refused]
-        if ready:
-            priority = max(schedule.priorities.get(spec.key, 0.0) for spec in ready)
-            try:
-                found = executor.execute(ready, priority)
-            except Exception as error:  # of the server or the store, between the nodes
-                found = [Outcome("failed", f"{type(error).__name__}: {error}")] * len(ready)
-                unreported += ready
-            outcomes.update(zip((spec.key for spec in ready), found, strict=True))
-        for spec in unreported:
-            why = outcomes[spec.key]
-            reporter.failed(spec.name, why.status, why.message)
-        if budget:
-            for spec in ready:
-                manifest = spec.manifest()
-                budget.settle(spec.key, manifest.gpu_seconds if manifest else None)
-        return {spec.name: outcomes[spec.key] for spec in specs}
+    run = _Run(executor, reporter, schedule, names, dict.fromkeys(names, NOT_RUN))
 
     def run_after(parents: Iterable[Future[None]], work: Work) -> None:
         wait(parents)
@@ -90,13 +58,56 @@ def run_batches(
         for batch in batches:
             reads = {ref.key for spec in batch for ref in spec.inputs.values()}
             parents = {futures[key] for key in reads if key in futures}
-            work = as_task(title_of(batch), partial(run_batch, batch))
+            work = as_task(title_of(batch), partial(run.compute, batch))
             future = threads.submit(run_after, parents, work)
             futures |= {spec.key: future for spec in batch}
         _wait_or_stop(set(futures.values()), executor)
     for future in futures.values():
         future.result()
-    return outcomes
+    return run.outcomes
+
+
+@dataclass(frozen=True)
+class _Run:
+    executor: Executor
+    reporter: Reporter
+    schedule: Schedule
+    names: dict[str, str]
+    outcomes: Outcomes
+    """By key, like the names."""
+
+    def compute(self, specs: Sequence[NodeSpec]) -> Outcomes:
+        """Compute a batch whose inputs were tried; return the outcomes by name."""
+        refused = {spec.key: why for spec in specs if (why := self._refusal(spec))}
+        ready = [spec for spec in specs if spec.key not in refused]
+        unreported = [spec for spec in specs if spec.key in refused]
+        self.outcomes.update(refused)
+        if ready:
+            priority = max(self.schedule.priorities.get(spec.key, 0.0) for spec in ready)
+            try:
+                found = self.executor.execute(ready, priority)
+            except Exception as error:  # of the server or the store, between the nodes
+                found = [Outcome("failed", f"{type(error).__name__}: {error}")] * len(ready)
+                unreported += ready
+            self.outcomes.update(zip((spec.key for spec in ready), found, strict=True))
+        for spec in unreported:
+            why = self.outcomes[spec.key]
+            self.reporter.failed(spec.name, why.status, why.message)
+        if self.schedule.budget:
+            for spec in ready:
+                manifest = spec.manifest()
+                self.schedule.budget.settle(spec.key, manifest.gpu_seconds if manifest else None)
+        return {spec.name: self.outcomes[spec.key] for spec in specs}
+
+    def _refusal(self, spec: NodeSpec) -> Outcome | None:
+        """Why a node cannot run, if so."""
+        reads = [ref.key for ref in spec.inputs.values() if ref.key in self.names]
+        if missing := [self.names[key] for key in reads if not self.outcomes[key].is_committed]:
+            return Outcome("not run", f"it reads {', '.join(missing)}")
+        budget = self.schedule.budget
+        if budget and (reason := budget.admit(spec.key)):
+            return Outcome("over budget", reason)
+        return None
 
 
 def _wait_or_stop(futures: Iterable[Future[None]], executor: Executor) -> None:

@@ -215,7 +215,7 @@ def progress_bar(name: str, quiet: bool = False) -> Iterator[Callable[[int, int,
 @contextmanager
 def stop_requests(stop: Callable[[float], None]) -> Iterator[None]:
     """Call `stop` with the seconds that work has to end: unlimited at the first Ctrl-C, 0 at the
-    second, `GRACE_S` at SIGTERM. In a thread, since a handler may interrupt whoever holds a lock.
+    second, `GRACE_S` at SIGTERM. In a thread: a handler may interrupt code that holds a lock.
     """
     requests: SimpleQueue[float | None] = SimpleQueue()
     pressed = iter((math.inf,))

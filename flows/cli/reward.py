@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -29,6 +29,7 @@ from rlt_core.errors import UserError
 
 if TYPE_CHECKING:
     from rlt_core.explain import Explained, Token
+    from rlt_core.store import Manifest, Store
 
 app = typer.Typer(
     help="Rewards of explanations: recomputed from stored log-probs, explained, or computed."
@@ -77,8 +78,7 @@ def replay(
     if output is not None:
         check_output(output)
     skip_pandas()
-    from flows.cli.sql_output import write
-    from rlt_core.reward.replay import changed, chosen, replayed, spec_of, summaries
+    from rlt_core.reward.replay import changed, chosen, spec_of
 
     opened = existing_store(store)
     manifests = chosen(opened, runs or [])
@@ -91,23 +91,42 @@ def replay(
     for manifest, spec in zip(manifests, specs, strict=True):
         if reason := manifest.config.get("off_policy"):
             print(f"{manifest.label}: {off_policy_note(spec.kl, reason)}", file=sys.stderr)
-    with (
-        progress_bar("replay") as report,
-        replayed(opened, manifests, changes, report) as connection,
-    ):
-        by_run = summaries(connection)
-        if output is not None:
-            every = connection.sql("from replayed order by run, question_id, sample, teacher")
-            write(every, "parquet", output)
+    by_run = _replayed(opened, manifests, changes, output)
+    nothing = {"traces": 0, "questions": 0}
     entries = [
-        {"label": manifest.label, "seed": manifest.seed, "run": manifest.ref.key}
-        | by_run.get(manifest.ref.key, {"traces": 0, "questions": 0})
-        | {"reward": spec.model_dump()}
-        for manifest, spec in zip(manifests, specs, strict=True)
-    ]
+        {"label": one.label, "seed": one.seed, "run": one.ref.key}
+        | by_run.get(one.ref.key, nothing) | {"reward": spec.model_dump()}
+        for one, spec in zip(manifests, specs, strict=True)
+    ]  # fmt: skip
     if as_json:
         print_data(json.dumps(entries, indent=1))
         return
+    named = {"alpha": alpha, "lambda": kl_weight, "kl": kl, "reduction": reduction}
+    _show_replay(manifests, entries, named)
+    if output is not None:
+        print(f"written: {output}")
+
+
+def _replayed(
+    store: Store, manifests: list[Manifest], changes: dict[str, Any], output: Path | None
+) -> dict[str, dict[str, Any]]:
+    """Return the summary of each artifact, and write all traces."""
+    from flows.cli.sql_output import write
+    from rlt_core.reward.replay import replayed, summaries
+
+    with (
+        progress_bar("replay") as report,
+        replayed(store, manifests, changes, report) as connection,
+    ):
+        if output is not None:
+            every = connection.sql("from replayed order by run, question_id, sample, teacher")
+            write(every, "parquet", output)
+        return summaries(connection)
+
+
+def _show_replay(
+    manifests: list[Manifest], entries: list[dict[str, Any]], changes: dict[str, Any]
+) -> None:
     numbers = ("traces", "questions", "before", "after", "Pearson", "Spearman", "best changed")
     table = new_table("scores", "key", *numbers, right=numbers)
     for manifest, row in zip(manifests, entries, strict=True):
@@ -117,13 +136,9 @@ def replay(
             f"{row['questions']:,}", *(_number(row.get(name)) for name in EFFECTS),
             "·" if share is None else f"{share:.1%}",
         )  # fmt: skip
-    console = table_console()
-    print_whole(console, table)
-    named = {"alpha": alpha, "lambda": kl_weight, "kl": kl, "reduction": reduction}
-    what = ", ".join(f"{name} {value}" for name, value in named.items() if value is not None)
-    console.print(f"mean reward before and after; {what or 'nothing'} changed", style="dim")
-    if output is not None:
-        console.print(f"written: {output}")
+    print_whole(table_console(), table)
+    what = ", ".join(f"{name} {value}" for name, value in changes.items() if value is not None)
+    print(f"mean reward before and after; {what or 'nothing'} changed")
 
 
 def _number(value: float | None) -> str:

@@ -43,6 +43,16 @@ SHOWN_CHARACTERS = 200
 """Characters of an explanation that are shown at most, on one line."""
 MEANS = ("reward", "r_ss", "r_kl", "think_mean", "rank_surprisal")
 
+InputOption = Annotated[
+    Path, typer.Option("--input", "-i", help=f"JSONL, JSON, CSV or Parquet file: {ROW}.")
+]
+OutputOption = Annotated[
+    Path, typer.Option("--output", "-o", help="Parquet, CSV or JSONL file: texts and scores.")
+]
+FieldOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FIELD=COLUMN", help="Column of a field, e.g. question=problem."),
+]
 KLOption = Annotated[
     KLEstimator | None,
     typer.Option(
@@ -58,17 +68,9 @@ AlignmentOption = Annotated[
 def score(
     teacher: Annotated[str, typer.Option(metavar="MODEL", help=f"Teacher: {MODEL}.")],
     student: Annotated[str, typer.Option(metavar="MODEL", help=f"Student: {MODEL}.")],
-    input_: Annotated[
-        Path, typer.Option("--input", "-i", help=f"JSONL, JSON, CSV or Parquet file: {ROW}.")
-    ],
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", help="Parquet, CSV or JSONL file: texts and scores."),
-    ],
-    field: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FIELD=COLUMN", help="Column of a field, e.g. question=problem."),
-    ] = None,
+    input_: InputOption,
+    output: OutputOption,
+    field: FieldOption = None,
     prompt_format: Annotated[
         str, typer.Option(help=f"Format file (JSON), or one of {', '.join(shipped())}.")
     ] = "rlt",

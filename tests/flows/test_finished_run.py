@@ -70,7 +70,7 @@ def test_plan_folds_what_is_there_and_what_only_follows(rlt_inside: Rlt, smoke_s
     assert shown[0].startswith("teacher-grpo@0 ") and shown[3].startswith("25 nodes: 15 in the")
     assert shown[1] == "    grpo.learning_rate: 0.0001 → 2e-06"
     assert shown[2].startswith("    → 9 that read it: trace-generation (2), ")
-    assert re.search(r"^about \d.* on the CPU, one node at a time", shown[5])
+    assert re.search(r"^about \d.* on the CPU, one node at a time", shown[4])
     everywhere = rlt_inside(*plan, "student_sft.steps=300", "--changed").stdout
     assert everywhere.count("    sft.steps: 3 → 300\n") == 4, "each student of its own"
     assert "evaluation[rlt]@0" in everywhere and "    reads student-sft[rlt]@0\n" in everywhere
