@@ -98,20 +98,13 @@ def state_of(outcomes: Mapping[str, Outcome]) -> State[Any]:
     missing = {name: one for name, one in outcomes.items() if not one.is_committed}
     if not missing:
         return Completed(message=f"{len(outcomes)} nodes")
-    causes = {name: one for name, one in missing.items() if one.status in CAUSES}
-    parts = [f"{name}: {_last_line(one.message)}" for name, one in causes.items()]
-    if (more := len(parts) - SHOWN_FAILURES) > 0:
-        parts[SHOWN_FAILURES:] = [f"and {more} more failed"]
-    if rest := [f"{name} ({one.status})" for name, one in missing.items() if name not in causes]:
-        parts.append(f"not there: {', '.join(rest)}")
-    stopped = not causes and any(one.status == "stopped" for one in missing.values())
-    return (Cancelled if stopped else Failed)(message=printable(masked("; ".join(parts))))
-
-
-def _last_line(message: str) -> str:
-    """The last line of a message: of a traceback, the error."""
-    lines = [line for line in message.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    statuses = {one.status for one in missing.values()}
+    causes = {name: one for name, one in missing.items() if one.status in CAUSES} or missing
+    # The last line of a traceback is the error.
+    said = [f"{name}: {one.message.strip().rpartition(chr(10))[2]}" for name, one in causes.items()]
+    said[SHOWN_FAILURES:] = [f"{len(missing)} of {len(outcomes)} nodes are missing"]
+    state = Cancelled if "stopped" in statuses and not statuses & {*CAUSES} else Failed
+    return state(message=printable(masked("; ".join(said))))
 
 
 # ---------------------------------------------------------------- experiments
