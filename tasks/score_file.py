@@ -3,7 +3,6 @@
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,24 +21,6 @@ from tasks.shards import LongWork, in_shards
 Numbered = tuple[int, ExplanationRow]
 
 
-@dataclass(frozen=True)
-class Scoring:
-    """The models and the files of one call."""
-
-    models: ModelPair
-    input: Path
-    output: Path
-    columns: Mapping[str, str] = field(default_factory=dict)
-    """Names of the input's columns, where they are not those of `read_explanations`."""
-
-    def key(self) -> str:
-        """Return the hash of everything that determines the scores; shards of other work differ."""
-        parts = [
-            *self.models.identity(), sha256_of(self.input), repr(sorted(self.columns.items()))
-        ]  # fmt: skip
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
 def save_parquet(table: pa.Table, output: Path) -> None:
     """Write the table completely or not at all."""
     half_written = output.with_name(output.name + ".part")
@@ -48,23 +29,32 @@ def save_parquet(table: pa.Table, output: Path) -> None:
 
 
 def score_file(
-    scoring: Scoring, progress: Progress, save: Callable[[pa.Table, Path], None] = save_parquet
+    models: ModelPair,
+    input: Path,
+    output: Path,
+    progress: Progress,
+    columns: Mapping[str, str] | None = None,
+    save: Callable[[pa.Table, Path], None] = save_parquet,
 ) -> pa.Table:
     """Score every row of the input; row i of the output, which `save` writes, is row i of the
     input: its question, solution and explanation, then the columns of the table `scores`.
+    `columns`: names of the input's columns, where they are not those of `read_explanations`.
 
     Returns the written table without its per-token lists. Shards commit beside the output
     (`{output}.work`, removed at the end), so that an interrupted call continues where it was.
     Raises UserError for bad rows, a folder that is no model, and models of different vocabularies;
     Stopped on request.
     """
-    models = scoring.models
-    rows = list(enumerate(read_explanations(scoring.input, models.format, scoring.columns)))
+    columns = columns or {}
+    rows = list(enumerate(read_explanations(input, models.format, columns)))
     by_question: dict[str, list[Numbered]] = {}
     for number, row in rows:
         by_question.setdefault(row.question_id, []).append((number, row))
-    shards = scoring.output.with_name(scoring.output.name + ".work")
-    workspace = Workspace(Files(str(shards.absolute())), scoring.key())
+    shards = output.with_name(output.name + ".work")
+    # Everything that determines the scores, so that shards of other work differ.
+    parts = [*models.identity(), sha256_of(input), repr(sorted(columns.items()))]
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    workspace = Workspace(Files(str(shards.absolute())), key)
     groups = list(by_question.values())
     with TemporaryDirectory() as folder:
         work = LongWork(Path(folder), workspace, progress)
@@ -81,7 +71,7 @@ def score_file(
     for place, (name, column) in enumerate(zip(EXPLANATION_FIELDS, texts, strict=False)):
         table = table.add_column(place, name, pa.array(column, pa.string()))
     table = table.replace_schema_metadata({"rlt.reward": models.spec.model_dump_json()})
-    save(table, scoring.output)
+    save(table, output)
     shutil.rmtree(shards)
     return table.drop_columns([f.name for f in SCORES if pa.types.is_list(f.type)])
 

@@ -31,7 +31,7 @@ from rlt_core.prompts.format import load_format, shipped
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from tasks.score_file import Scoring
+    from rlt_core.explanations import ModelPair
 
 MODEL = "a folder, a name in the store, hub:org/name@commit or package:name"
 OFF_POLICY = "they come from a file"
@@ -108,7 +108,6 @@ def score(
     print(note, file=sys.stderr)
     from rlt_core.explanations import ModelPair, named_model
     from rlt_core.reward.replay import changed
-    from tasks.score_file import Scoring
 
     given = {"alpha": alpha, "kl_weight": kl_weight, "temperature": temperature}
     changes = {name: value for name, value in given.items() if value is not None}
@@ -122,11 +121,13 @@ def score(
             teacher_folder, student_folder, format, spec, dtype, StageResources(device=device),
             allow_other_format, {"teacher": teacher_name, "student": student_name},
         )  # fmt: skip
-        table = _score(Scoring(models, input_, output, columns), quiet=as_json)
+        table = _score(models, input_, output, columns, quiet=as_json)
     _show(table, output, {"kl": kl, "kl_note": note}, as_json)
 
 
-def _score(scoring: Scoring, quiet: bool) -> pa.Table:
+def _score(
+    models: ModelPair, input_: Path, output: Path, columns: dict[str, str], quiet: bool
+) -> pa.Table:
     from rlt_core.models import use_threads
     from tasks.score_file import score_file
 
@@ -134,7 +135,8 @@ def _score(scoring: Scoring, quiet: bool) -> pa.Table:
     stop = threading.Event()
     with progress_bar("score", quiet) as report, stop_requests(lambda _: stop.set()):
         try:
-            return score_file(scoring, Progress(report, stop.is_set), _save)
+            progress = Progress(report, stop.is_set)
+            return score_file(models, input_, output, progress, columns, _save)
         except Stopped:
             print("stopped; the same command continues from here", file=sys.stderr)
             raise typer.Exit(130) from None

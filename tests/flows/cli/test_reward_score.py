@@ -26,7 +26,7 @@ from rlt_core.prompts.format import FOLDER, RECORD, load_format, record_format
 from rlt_core.reward.formula import reward_parts
 from rlt_core.sql.schemas import SCORES
 from rlt_core.store import Ref, Store
-from tasks.score_file import Scoring, score_file
+from tasks.score_file import score_file
 from tests.hub_cache import COMMIT
 from tests.tasks.nodes import committed
 
@@ -63,10 +63,9 @@ def call(models: tuple[str | Path, Path], *options: str) -> Any:
     )
 
 
-def scoring(models: tuple[Path, Path], source: Path, output: Path, size: int = 64) -> Scoring:
+def pair(models: tuple[Path, Path], size: int = 64) -> ModelPair:
     resources = StageResources(device="cpu", shard_questions=size)
-    pair = ModelPair(*models, load_format("rlt"), RewardSpec(), "float32", resources)
-    return Scoring(pair, source, output)
+    return ModelPair(*models, load_format("rlt"), RewardSpec(), "float32", resources)
 
 
 def test_a_row_out_for_a_row_in(models: tuple[Path, Path], tmp_path: Path) -> None:
@@ -216,7 +215,7 @@ def test_a_format_is_a_file(models: tuple[Path, Path], tmp_path: Path) -> None:
 
 def test_a_stopped_call_goes_on_where_it_was(models: tuple[Path, Path], tmp_path: Path) -> None:
     source = written(tmp_path / "rows.jsonl", ROWS)
-    whole = score_file(scoring(models, source, tmp_path / "whole.parquet"), Progress())
+    whole = score_file(pair(models), source, tmp_path / "whole.parquet", Progress())
     output = tmp_path / "broken.parquet"
     seen: list[int] = []
 
@@ -225,10 +224,10 @@ def test_a_stopped_call_goes_on_where_it_was(models: tuple[Path, Path], tmp_path
 
     stop = Progress(progress, should_stop=lambda: len(seen) >= 5)
     with pytest.raises(Stopped):
-        score_file(scoring(models, source, output, size=1), stop)
+        score_file(pair(models, size=1), source, output, stop)
     assert not output.exists() and (tmp_path / "broken.parquet.work").is_dir()
     before = len(seen)
-    table = score_file(scoring(models, source, output, size=1), Progress(progress))
+    table = score_file(pair(models, size=1), source, output, Progress(progress))
     assert table.drop_columns(["rank"]).num_rows == whole.num_rows
     for one, other in zip(table.to_pylist(), whole.to_pylist(), strict=True):
         assert one["reward"] == pytest.approx(other["reward"], abs=1e-4)
