@@ -30,7 +30,7 @@ from flows.forms import ProfileName, assignments, essentials_form, inputs_form, 
 from flows.pipeline import Outcomes, Work, run_batches, run_plan
 from flows.planning import Plan, plan_stage
 from flows.pool_executor import PoolExecutor
-from flows.schedule import Schedule, by_stage, title_of
+from flows.schedule import by_stage, title_of
 from rlt_core.errors import UserError
 from rlt_core.experiments import EXPERIMENTS
 from rlt_core.overrides import load_config
@@ -283,7 +283,7 @@ def _compute(stage: str, specs: list[NodeSpec]) -> State[Any]:
         page = prefect_artifacts.NodePage()
         executor = LocalExecutor(ChildProcesses([STAGES[stage].module]), page, cores=1)
         batches = [[spec] for spec in missing]
-        outcomes |= run_batches(batches, executor, page, Schedule(), as_task, at_once=1)
+        outcomes |= run_batches(batches, executor, page, as_task=as_task, at_once=1)
     else:
         for manifest in found.values():
             assert manifest

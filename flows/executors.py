@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
-from flows.schedule import PrioritySemaphore
+from flows.schedule import Slots
 from rlt_core import gpus
 from rlt_core.environment import in_one_line
 from rlt_core.errors import Stopped, UserError
@@ -62,9 +62,9 @@ class ProgressReporter(Reporter, Protocol):
 class Executor(Protocol):
     """Computes nodes whose inputs are committed."""
 
-    def execute(self, specs: Sequence[NodeSpec], priority: float = 0.0) -> list[Outcome]:
-        """Compute nodes of one stage and return an outcome for each. Among waiting calls the one
-        with the highest priority goes first. A node's failure is an outcome, never raised."""
+    def execute(self, specs: Sequence[NodeSpec]) -> list[Outcome]:
+        """Compute nodes of one stage and return an outcome for each. A node's failure is an
+        outcome, never raised."""
 
     def stop(self) -> None:
         """Request running nodes to checkpoint and end, and start no more."""
@@ -76,22 +76,22 @@ class LocalExecutor:
 
     def __init__(self, children: ChildProcesses, reporter: ProgressReporter, cores: int) -> None:
         self._children, self._reporter = children, reporter
-        self._cores = PrioritySemaphore(cores)
-        self._gpus = PrioritySemaphore(len(found)) if (found := gpus.here()) else None
+        self._cores = Slots(cores)
+        self._gpus = Slots(len(found)) if (found := gpus.here()) else None
 
-    def execute(self, specs: Sequence[NodeSpec], priority: float = 0.0) -> list[Outcome]:
+    def execute(self, specs: Sequence[NodeSpec]) -> list[Outcome]:
         """Compute the nodes one after the other."""
-        return [self._execute_one(spec, priority) for spec in specs]
+        return [self._execute_one(spec) for spec in specs]
 
     def stop(self) -> None:
         """Request the children to checkpoint and end."""
         self._children.stop()
 
-    def _execute_one(self, spec: NodeSpec, priority: float) -> Outcome:
+    def _execute_one(self, spec: NodeSpec) -> Outcome:
         progress = partial(self._reporter.progress, spec.name)
         line = partial(self._reporter.line, spec.name)
         try:
-            with self._slots(spec, priority):
+            with self._slots(spec):
                 if not self._children.stopping:
                     self._reporter.started(spec.name)
                 manifest = execute_node(spec, self._children, progress, line)
@@ -111,8 +111,8 @@ class LocalExecutor:
         self._reporter.failed(spec.name, outcome.status, outcome.message)
         return outcome
 
-    def _slots(self, spec: NodeSpec, priority: float) -> AbstractContextManager[None]:
+    def _slots(self, spec: NodeSpec) -> AbstractContextManager[None]:
         """GPUs for a node that is computed on them, cores for any other."""
         if self._gpus and spec.on_gpu:
-            return self._gpus.take(STAGES[spec.stage].gpus(spec.resources), priority)
-        return self._cores.take(spec.cores, priority)
+            return self._gpus.take(STAGES[spec.stage].gpus(spec.resources))
+        return self._cores.take(spec.cores)

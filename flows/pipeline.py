@@ -7,7 +7,7 @@ from functools import partial
 
 from flows.executors import Executor, Outcome, Reporter
 from flows.planning import Plan
-from flows.schedule import Schedule, title_of
+from flows.schedule import Budget, title_of
 from tasks.stage import NodeSpec
 
 NOT_RUN = Outcome("not run")
@@ -31,7 +31,9 @@ def run_plan(
     nodes by name."""
     plan.save_config()
     outcomes = {item.node.key: Outcome("hit") for item in plan.nodes if item.hit}
-    outcomes |= run_batches(batches, executor, reporter, Schedule.of(plan), as_task)
+    limit = plan.budget_gpu_hours
+    budget = None if limit is None else Budget(limit, plan.estimates)
+    outcomes |= run_batches(batches, executor, reporter, budget, as_task)
     plan.name_artifacts(key for key, outcome in outcomes.items() if outcome.is_committed)
     return {item.node.name: outcomes[item.node.key] for item in plan.nodes}
 
@@ -40,14 +42,14 @@ def run_batches(
     batches: Sequence[Sequence[NodeSpec]],
     executor: Executor,
     reporter: Reporter,
-    schedule: Schedule,
+    budget: Budget | None = None,
     as_task: Callable[[str, Work], Work] = plain,
     at_once: int | None = None,
 ) -> Outcomes:
     """Run each batch after the batches that it reads, inputs first, by default all side by side;
     return the nodes' outcomes by key. A termination signal stops the executor, and is raised."""
     names = {spec.key: spec.name for batch in batches for spec in batch}
-    run = _Run(executor, reporter, schedule, names, dict.fromkeys(names, NOT_RUN))
+    run = _Run(executor, reporter, budget, names, dict.fromkeys(names, NOT_RUN))
 
     def run_after(parents: Iterable[Future[None]], work: Work) -> None:
         wait(parents)
@@ -71,7 +73,7 @@ def run_batches(
 class _Run:
     executor: Executor
     reporter: Reporter
-    schedule: Schedule
+    budget: Budget | None
     names: dict[str, str]
     outcomes: Outcomes
     """By key, like the names."""
@@ -83,9 +85,8 @@ class _Run:
         unreported = [spec for spec in specs if spec.key in refused]
         self.outcomes.update(refused)
         if ready:
-            priority = max(self.schedule.priorities.get(spec.key, 0.0) for spec in ready)
             try:
-                found = self.executor.execute(ready, priority)
+                found = self.executor.execute(ready)
             except Exception as error:  # of the server or the store, between the nodes
                 found = [Outcome("failed", f"{type(error).__name__}: {error}")] * len(ready)
                 unreported += ready
@@ -93,10 +94,10 @@ class _Run:
         for spec in unreported:
             why = self.outcomes[spec.key]
             self.reporter.failed(spec.name, why.status, why.message)
-        if self.schedule.budget:
+        if self.budget:
             for spec in ready:
                 manifest = spec.manifest()
-                self.schedule.budget.settle(spec.key, manifest.gpu_seconds if manifest else None)
+                self.budget.settle(spec.key, manifest.gpu_seconds if manifest else None)
         return {spec.name: self.outcomes[spec.key] for spec in specs}
 
     def _refusal(self, spec: NodeSpec) -> Outcome | None:
@@ -104,8 +105,7 @@ class _Run:
         reads = [ref.key for ref in spec.inputs.values() if ref.key in self.names]
         if missing := [self.names[key] for key in reads if not self.outcomes[key].is_committed]:
             return Outcome("not run", f"it reads {', '.join(missing)}")
-        budget = self.schedule.budget
-        if budget and (reason := budget.admit(spec.key)):
+        if self.budget and (reason := self.budget.admit(spec.key)):
             return Outcome("over budget", reason)
         return None
 

@@ -15,7 +15,7 @@ from prefect.runtime import flow_run as this_run
 from prefect.states import Cancelled, Cancelling
 
 from flows.executors import STOPPED, Outcome, Reporter
-from flows.schedule import PrioritySemaphore, title_of
+from flows.schedule import title_of
 from rlt_core.errors import UserError
 from rlt_core.stages import STAGES
 from tasks.stage import NodeSpec
@@ -34,16 +34,16 @@ class PoolExecutor:
     def __init__(self, reporter: Reporter, experiment: str) -> None:
         self._reporter, self._experiment = reporter, experiment
         self._stop = threading.Event()
-        self._turns = PrioritySemaphore(1)
+        self._sending = threading.Lock()
         """A pool takes runs in the order in which they were sent."""
 
     def stop(self) -> None:
         """Cancel the runs that were sent, and send no more."""
         self._stop.set()
 
-    def execute(self, specs: Sequence[NodeSpec], priority: float = 0.0) -> list[Outcome]:
+    def execute(self, specs: Sequence[NodeSpec]) -> list[Outcome]:
         """Compute the nodes in one run: done is what is in the store then."""
-        why, outcomes = self._send_and_follow(specs, priority), []
+        why, outcomes = self._send_and_follow(specs), []
         for spec in specs:
             if manifest := spec.manifest():
                 outcomes.append(Outcome("done", f"{spec.key} committed"))
@@ -53,12 +53,12 @@ class PoolExecutor:
                 self._reporter.failed(spec.name, why.status, why.message)
         return outcomes
 
-    def _send_and_follow(self, specs: Sequence[NodeSpec], priority: float) -> Outcome:
+    def _send_and_follow(self, specs: Sequence[NodeSpec]) -> Outcome:
         """Run the nodes on the pool; return the outcome of those that are not committed then."""
         if self._stop.is_set():
             return STOPPED
         try:
-            run, state = self._run(specs, priority)
+            run, state = self._run(specs)
         except ObjectNotFound:
             return Outcome(
                 "mistake",
@@ -71,7 +71,7 @@ class PoolExecutor:
         stopped = state is None or not state.is_final() or state.is_cancelled()
         return Outcome("stopped" if stopped else "failed", f"run {run.name}: {why}")
 
-    def _run(self, specs: Sequence[NodeSpec], priority: float) -> Ended:
+    def _run(self, specs: Sequence[NodeSpec]) -> Ended:
         """Send a run for the nodes, or one for each machine that shares a node; return the one that
         decides.
 
@@ -88,7 +88,7 @@ class PoolExecutor:
             if stage.shared == "steps":
                 deciding = machines
                 _require_pool_limit(specs[0], machines)
-        runs = self._send(batches, priority)
+        runs = self._send(batches)
         states = self._wait(
             runs, lambda states: _is_final(states[0]) or any(map(_has_failed, states[:deciding]))
         )
@@ -97,10 +97,10 @@ class PoolExecutor:
         self._cancel([one for one in ended if not (completed and _has_begun(one[1]))])
         return next((one for one in ended[:deciding] if _has_failed(one[1])), ended[0])
 
-    def _send(self, batches: Sequence[Sequence[NodeSpec]], priority: float) -> list[FlowRun]:
+    def _send(self, batches: Sequence[Sequence[NodeSpec]]) -> list[FlowRun]:
         """Send a run for each batch, and none of another node between them: machines that wait for
         each other would wait for ever where two nodes have half of a pool each."""
-        with self._turns.take(1, priority):
+        with self._sending:
             return [self._send_one(batch) for batch in batches]
 
     def _send_one(self, specs: Sequence[NodeSpec]) -> FlowRun:

@@ -1,13 +1,10 @@
-"""Scheduling: which nodes run together, which one first, and which a budget leaves out."""
+"""Scheduling: which nodes run together, how long they take, and which a budget leaves out."""
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 
 from flows.planning import Plan
 from rlt_core.estimate import NodeEstimate, estimates
@@ -17,8 +14,7 @@ from rlt_core.store import Manifest
 from tasks.stage import NodeSpec
 
 CPU_FLOPS = 1e11
-"""FLOP/s assumed for a node that runs on no GPU; affects only the order of nodes and a run's
-bar."""
+"""FLOP/s assumed for a node that runs on no GPU; affects only a run's bar."""
 START_S = 1.0
 """Seconds that the shortest node takes."""
 
@@ -51,35 +47,32 @@ def by_stage(specs: Sequence[NodeSpec]) -> list[list[NodeSpec]]:
     ]
 
 
-# ---------------------------------------------------------------- order
-class PrioritySemaphore:
-    """Hands out slots (cores, GPUs), to the highest priority first, then in the order of asking."""
+# ---------------------------------------------------------------- cores and GPUs
+class Slots:
+    """Cores or GPUs for nodes, handed out in the order of asking."""
 
-    def __init__(self, slots: int) -> None:
-        self._slots = self._free = slots
-        self._waiting: list[tuple[float, int]] = []
-        self._numbers = itertools.count()
+    def __init__(self, count: int) -> None:
+        self._count = self._free = count
+        self._turn = threading.Lock()
         self._changed = threading.Condition()
 
     @contextmanager
-    def take(self, slots: int, priority: float = 0.0) -> Iterator[None]:
+    def take(self, slots: int) -> Iterator[None]:
         """Wait for that many slots (all, if there are fewer) and hold them inside the block."""
-        slots = min(slots, self._slots)
-        ticket = (-priority, next(self._numbers))
-        with self._changed:
-            heapq.heappush(self._waiting, ticket)
-            self._changed.wait_for(lambda: self._waiting[0] == ticket and self._free >= slots)
-            heapq.heappop(self._waiting)
+        slots = min(slots, self._count)
+        # One waits at a time: else many small nodes would keep out a large one.
+        with self._turn, self._changed:
+            self._changed.wait_for(lambda: self._free >= slots)
             self._free -= slots
-            self._changed.notify_all()
         try:
             yield
         finally:
             with self._changed:
                 self._free += slots
-                self._changed.notify_all()
+                self._changed.notify()
 
 
+# ---------------------------------------------------------------- time
 def expected_seconds(estimate: NodeEstimate) -> float:
     """How long a node takes, well enough to compare it with others."""
     if estimate.wall_hours is not None:
@@ -123,22 +116,6 @@ def _node_of(made: Manifest, manifests: Mapping[str, Manifest]) -> Node:
     return Node(STAGES[made.stage], config, inputs, variant, made.seed)
 
 
-def critical_paths(nodes: Sequence[Node], lengths: Mapping[str, float]) -> dict[str, float]:
-    """Node key -> length of the longest path from the node's start to the end of the graph.
-
-    `nodes` come inputs first; `lengths` maps their keys to a duration. List scheduling starts the
-    node with the longest path first (Graham 1969, https://doi.org/10.1137/0117039; Hu 1961,
-    https://doi.org/10.1287/opre.9.6.841).
-    """
-    after: dict[str, float] = {}
-    paths: dict[str, float] = {}
-    for node in reversed(nodes):
-        paths[node.key] = lengths[node.key] + after.get(node.key, 0.0)
-        for parent in node.inputs.values():
-            after[parent.key] = max(after.get(parent.key, 0.0), paths[node.key])
-    return paths
-
-
 # ---------------------------------------------------------------- budget
 class Budget:
     """GPU-hours of one run: spent by finished nodes, and reserved for running ones."""
@@ -172,20 +149,3 @@ class Budget:
         with self._lock:
             reserved = self._reserved.pop(key)
             self.spent += reserved if gpu_seconds is None else gpu_seconds / 3600
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The order and the budget of a run's nodes. The default has neither."""
-
-    priorities: Mapping[str, float] = field(default_factory=dict)
-    """Node key -> priority; the highest goes first."""
-    budget: Budget | None = None
-
-    @classmethod
-    def of(cls, plan: Plan) -> Schedule:
-        """The schedule of a plan's missing nodes."""
-        lengths = {key: expected_seconds(estimate) for key, estimate in plan.estimates.items()}
-        limit = plan.budget_gpu_hours
-        budget = None if limit is None else Budget(limit, plan.estimates)
-        return cls(critical_paths(plan.missing, lengths), budget)

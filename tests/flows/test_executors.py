@@ -18,7 +18,7 @@ from flows.executors import Outcome
 from flows.pipeline import run_batches, run_plan
 from flows.planning import Plan
 from flows.prefect_artifacts import RunPage
-from flows.schedule import Schedule, by_stage, title_of
+from flows.schedule import by_stage, title_of
 from rlt_core.store import Store
 from tests.sample_store import commit
 
@@ -69,7 +69,7 @@ def test_a_store_that_cannot_be_written_is_one_line(prefect_api: str, tmp_path: 
 class Stage:
     """An executor whose nodes see the run that they belong to."""
 
-    def execute(self, specs: Any, priority: float) -> list[Outcome]:
+    def execute(self, specs: Any) -> list[Outcome]:
         return [Outcome("done", str(task_run.name)) for _ in specs]
 
     def stop(self) -> None:
@@ -82,7 +82,7 @@ def test_a_batch_is_a_task_of_its_run(prefect_api: str, tmp_path: Path) -> None:
 
     @flow(name="rlt")
     def run() -> Any:
-        found.update(run_batches(by_stage(specs), Stage(), RunPage(1, 0), Schedule(), as_task))
+        found.update(run_batches(by_stage(specs), Stage(), RunPage(1, 0), None, as_task))
         return state_of({"a": Outcome("done"), "b": Outcome("failed", "why")})
 
     with temporary_settings({PREFECT_API_URL: prefect_api}):

@@ -10,14 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.planning import Plan
-from flows.schedule import (
-    Budget,
-    PrioritySemaphore,
-    by_stage,
-    critical_paths,
-    expected_seconds,
-    title_of,
-)
+from flows.schedule import Budget, Slots, by_stage, title_of
 from rlt_core.estimate import NodeEstimate
 from rlt_core.store import Store
 from tests.flows.conftest import Rlt
@@ -59,40 +52,23 @@ def test_sixteen_students_are_two_runs_and_a_batch_of_one_has_the_nodes_name() -
     assert title_of(SPECS[:1]) == SPECS[0].name
 
 
-# ---------------------------------------------------------------- order
-def test_no_node_has_a_longer_path_to_the_end_than_its_inputs() -> None:
-    lengths = {key: expected_seconds(found) for key, found in PLAN.estimates.items()}
-    paths = critical_paths(PLAN.missing, lengths)
-    assert paths.keys() == lengths.keys()
-    for node in PLAN.missing:
-        for parent in node.inputs.values():
-            assert paths[parent.key] >= paths[node.key] + lengths[parent.key] - 1e-12
-    first = max(PLAN.missing, key=lambda node: paths[node.key])
-    assert first.stage.name == "dataset-prep"
-    grpo = next(node for node in PLAN.missing if node.stage.name == "teacher-grpo")
-    students = [
-        node
-        for node in PLAN.missing
-        if node.stage.name == "student-sft" and node.variant == "dataset"
-    ]
-    assert all(paths[grpo.key] > paths[student.key] for student in students)
+# ---------------------------------------------------------------- cores and GPUs
+def test_a_large_node_is_not_kept_out_by_small_ones() -> None:
+    slots, order = Slots(2), list[int]()
 
+    def work(count: int) -> None:
+        with slots.take(count):
+            order.append(count)
 
-def test_slots_go_to_the_highest_priority_that_waits() -> None:
-    slots, order = PrioritySemaphore(1), list[int]()
-
-    def work(priority: int) -> None:
-        with slots.take(1, priority):
-            order.append(priority)
-
-    threads = [threading.Thread(target=work, args=[priority]) for priority in (1, 3, 2)]
+    threads = [threading.Thread(target=work, args=[count]) for count in (3, 1)]
     with slots.take(1):
         for thread in threads:
             thread.start()
             time.sleep(0.05)
+        assert order == []
     for thread in threads:
         thread.join(10)
-    assert order == [3, 2, 1]
+    assert order == [3, 1]
 
 
 @pytest.mark.parametrize("gpus", [1, pytest.param(2, marks=pytest.mark.slow)])
