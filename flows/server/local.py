@@ -70,8 +70,6 @@ class LocalServer:
             **login,
             **locked(self.port, login["PREFECT_API_AUTH_STRING"]),
             "PREFECT_WORKER_QUERY_SECONDS": "1",
-            # A run's `python` must be this one.
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "RLT_STORE": self.store,
         }
         return QUIET | found | self.access()
