@@ -19,6 +19,7 @@ from flows.cli.teach import (
     computed,
     name_of,
     of_budget,
+    of_data,
     of_endpoint,
     source_of,
 )
@@ -63,8 +64,8 @@ def teachers(
     if endpoints := [source for _, source in named["students"] if source.startswith(ENDPOINT)]:
         raise UserError(f"--students {endpoints[0]}: the student's log-probs are needed: a model")
     budget = of_budget([source for _, source in named["teachers"]], budget_tokens, budget_usd)
-    changes = [*_bench(named, samples, train), *budget]
-    plan = computed(NAME, questions, changes, set_ or (), store, quiet=as_json)
+    changes = [*of_data(questions, set_ or ()), *_bench(named, samples, train), *budget]
+    plan = computed(NAME, changes, set_ or (), store, quiet=as_json)
     committed = plan.store.manifests_of(item.node.ref for item in plan.nodes)
     rows = list(_matrix(plan.store, list(committed.values()), named, train))
     if as_json:

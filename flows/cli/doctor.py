@@ -237,7 +237,10 @@ def _store(store: str) -> str:
     files = open_store(store).files
     root = Path(files.root)
     new = [each for each in (root, *root.parents) if files.is_local and not each.exists()]
-    files.require_writable()
+    try:
+        files.require_writable()
+    except UserError as error:
+        raise UserError(f"{error}; name another store with --store, or check its keys") from None
     for each in new:
         each.rmdir()
     return f"{files.url}: writable{'' if files.is_local else ', conditional puts are honoured'}"

@@ -86,12 +86,13 @@ def teach(
     """
     check_output(output, (".jsonl", ".parquet"))
     changes = [
-        *_models(open_store(store), teacher, student, samples), f"trace_selection.keep={keep}",
+        *of_data(questions, set_ or ()), *_models(open_store(store), teacher, student, samples),
+        f"trace_selection.keep={keep}",
         f"trace_selection.only_correct={json.dumps(only_correct)}",
         f"trace_selection.max_student_tokens={json.dumps(max_student_tokens)}",
         *of_budget([teacher], budget_tokens, budget_usd),
     ]  # fmt: skip
-    plan = computed("teach", questions, changes, set_ or (), store)
+    plan = computed("teach", changes, set_ or (), store)
     committed = plan.store.manifests_of(item.node.ref for item in plan.nodes)
     made = {one.stage: one for one in committed.values()}
     from flows.cli.teach_output import show_examples, show_table, write_chat  # slow
@@ -105,19 +106,13 @@ def teach(
 
 # ---------------------------------------------------------------- options → config
 def computed(
-    target: str,
-    questions: Path,
-    changes: Sequence[str],
-    given: Sequence[str],
-    store: str,
-    quiet: bool = False,
+    target: str, changes: Sequence[str], given: Sequence[str], store: str, quiet: bool = False
 ) -> Plan:
-    """Compute an experiment on a file of questions and return its plan; exits unless all is done.
+    """Compute an experiment and return its plan; exits unless all is done.
 
     Raises UserError for several training seeds: what is shown and written is that of one.
     """
-    every = [*of_data(questions, given), *changes, *of_machine(), *given]
-    plan = new_plan(target, "teach", every, None, store)
+    plan = new_plan(target, "teach", [*changes, *of_machine(), *given], None, store)
     if len(plan.config.seeds) > 1:
         raise UserError(
             f"seeds={list(plan.config.seeds)}: one at a time here; `rlt run {target}` takes several"

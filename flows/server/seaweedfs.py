@@ -11,6 +11,8 @@ import os
 import secrets
 import shutil
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -126,10 +128,15 @@ def wait_for_bucket(keys: S3Access, bucket: str, alive: Callable[[], bool], log:
 def _stores_files(keys: S3Access, bucket: str) -> bool:
     import s3fs
 
+    try:
+        urllib.request.urlopen(keys.endpoint, timeout=1)
+    except urllib.error.HTTPError:
+        pass  # it answers, and refuses a request without keys
+    except OSError:
+        return False
     fs = s3fs.S3FileSystem(
         key=keys.access_key, secret=keys.secret_key, endpoint_url=keys.endpoint,
         client_kwargs={"region_name": "us-east-1"}, skip_instance_cache=True,
-        config_kwargs={"retries": {"max_attempts": 0}, "connect_timeout": 1},
     )  # fmt: skip
     try:
         if not fs.exists(bucket):
