@@ -31,7 +31,7 @@ IDS = {"traces": "trace_id", "questions": "question_id", "scores": "trace_id"}
 WORST = 5
 """Tokens of the explanation that are shown for each reason."""
 AROUND = 5
-"""Tokens of context on each side, and those before a token that its text is decoded after."""
+"""Tokens before a token that its text is decoded after."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,18 +97,6 @@ class Explained:
         """Tokens of the explanation with the largest k_t."""
         known = [token for token in self.explanation if token.kl is not None]
         return sorted(known, key=lambda token: -(token.kl or 0.0))[:WORST]
-
-    @property
-    def unlikely(self) -> list[Token]:
-        """Tokens of the explanation with the lowest log-prob under the student."""
-        return sorted(self.explanation, key=lambda token: token.student)[:WORST]
-
-
-def context(tokens: Sequence[Token], token: Token) -> tuple[str, str]:
-    """Return the texts before and after one of the tokens."""
-    at = token.position
-    texts = [each.text for each in tokens]
-    return "".join(texts[max(0, at - AROUND) : at]), "".join(texts[at + 1 : at + 1 + AROUND])
 
 
 def explain(

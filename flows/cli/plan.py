@@ -30,7 +30,7 @@ from rlt_core.budget import RESPONSES
 from rlt_core.config.endpoint import Prices
 from rlt_core.data.sources import found_layout
 from rlt_core.estimate import NodeEstimate, assumptions, short
-from rlt_core.graph import Planned, followers_of, reasons
+from rlt_core.graph import Planned, followers_of
 from rlt_core.prompts.format import label_of
 from rlt_core.report.terminal import duration
 from rlt_core.stages import DatasetPrepConfig, TraceScoringConfig

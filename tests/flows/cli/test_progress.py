@@ -14,7 +14,6 @@ from flows.cli.progress import Display
 from flows.cli.run import _summary
 from flows.cli.tables import print_whole
 from flows.cli.terminal import Console
-from rlt_core.report.terminal import Opening
 from rlt_core.store import Manifest, Store
 from tests.sample_store import commit
 
