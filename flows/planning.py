@@ -98,7 +98,7 @@ class Plan:
         """Resolve the config and look every node up in the store. Raises UserError."""
         opened = Store(store)
         config = with_keys(load_config(profile, [*(overrides or ())]), opened)
-        nodes = graph.plan(targets(target, config), opened)
+        nodes = graph.plan(targets(target, config), opened, profile)
         return cls(target, profile, opened, budget_gpu_hours, config, nodes)
 
     @cached_property
