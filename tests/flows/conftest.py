@@ -3,12 +3,10 @@
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -187,7 +185,6 @@ def smoke_store(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = {
         name: v for name, v in environment(home).items() if not name.lower().endswith("_proxy")
     }
-    container |= served.copied_database(store.parent)
     command = [*COMMAND, "run", "full-pipeline", "--profile", "smoke", "--store", str(store)]
     done = subprocess.run(command, capture_output=True, text=True, env=found | container)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -42,14 +42,14 @@ def committed(store: Path) -> dict[str, Manifest]:
 
 
 def test_ctrl_c_once_stops_and_the_same_command_goes_on(
-    home: Path, served: Served, store: Path, tmp_path: Path
+    home: Path, served: Served, store: Path
 ) -> None:
     """Also where the work is a child of a shared fork server, which stays. Twice kills."""
     there = committed(store)
     # Long enough to be found at work.
     changes = ("--set", "teacher_sft.learning_rate=2e-3", "--set", "teacher_grpo.steps=300")
     command = ("teacher-grpo", *changes)
-    process = start(store, environment(home) | served.copied_database(tmp_path), *command)
+    process = start(store, environment(home), *command)
     interrupt(process, "teacher-sft")
     assert Store(str(store)).working() == {}
     assert committed(store) == there
