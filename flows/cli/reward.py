@@ -177,10 +177,8 @@ def explain_(
 
     if (trace_id is not None) + best + worst > 1 or (trace_id and question):
         raise UserError("give one of TRACE_ID, --best and --worst, and --question without TRACE_ID")
-    opened = existing_store(store)
-    if trace_id is None:
-        trace_id, run = choose(opened, worst, run, question)
-    found, console = explain(opened, trace_id, run), table_console()
+    found = explain(existing_store(store), trace_id, run, worst, question)
+    console = table_console()
     row, manifest = found.row, found.manifest
     where = f"  {title(manifest)}  {manifest.ref.key}"
     console.print(Text.assemble((row["trace_id"], "bold"), where))

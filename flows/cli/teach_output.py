@@ -11,7 +11,6 @@ from rich.text import Text
 from flows.cli.sql_output import write
 from flows.cli.tables import line, new_table
 from flows.cli.terminal import Console
-from rlt_core.export.card import CardFacts
 from rlt_core.export.hub import joined, schema_of
 from rlt_core.rows import read_rows
 from rlt_core.sql.views import connect
@@ -26,7 +25,7 @@ def write_chat(store: Store, kept: Manifest, output: Path) -> int:
     """Write the chat data (messages, texts, reward and parts, provenance); return the number of
     rows."""
     scores = store.manifest("scores", kept.inputs["scores"].key)
-    rows = [row | {"run": kept.ref.key} for row in joined(store, CardFacts(kept, "", "", scores))]
+    rows = [row | {"run": kept.ref.key} for row in joined(store, kept, scores)]
     schema = schema_of(True).append(pa.field("run", pa.string()))
     write(duckdb.from_arrow(pa.Table.from_pylist(rows, schema)), output.suffix[1:], output)
     return len(rows)
