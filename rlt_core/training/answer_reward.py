@@ -10,12 +10,16 @@ from rlt_core.prompts.renderer import Renderer
 from rlt_core.scoring.lm_head import FLOATS
 from rlt_core.training.reward_function import Prompt, RewardFunction, Rewards
 
+MAX_GRADER_FAILURES = 0.5
+"""Share of a batch's grades above which the grader is tried on the right answers."""
+
 
 class AnswerReward(RewardFunction):
     """Correctness of a student's answer, for the RL cold-start (paper, section 2.1).
 
     An answer on which the grader hangs or dies is rewarded as wrong, as evaluation scores it, and
-    counted in `grader_failed`.
+    counted in `grader_failed`. Should that happen to most of a batch, and the right answers fail
+    too, the grader itself is broken: RuntimeError.
     """
 
     def __init__(self, renderer: Renderer, spec: CorrectnessReward, grader: Grader) -> None:
@@ -41,6 +45,11 @@ class AnswerReward(RewardFunction):
             outcomes[i] = grade.outcome
             if grade.outcome == "ungradable":
                 raise RuntimeError(f"question {prompts[i].question_id} cannot be graded")
+        failed = [prompts[i].row for i in items if outcomes[i] == "grader_failed"]
+        if len(failed) > MAX_GRADER_FAILURES * len(items) and self._grader.self_check(failed):
+            raise RuntimeError(
+                f"the grader failed on {len(failed)} of {len(items)} answers, and on right ones"
+            )
         rewards = {"correct": self._spec.correct, "unformatted": self._spec.unformatted}
         return Rewards(
             [rewards.get(outcome, self._spec.wrong) for outcome in outcomes],

@@ -43,7 +43,7 @@ from rlt_core.training.data_order import data_order, fitting_prompts, micro_batc
 from rlt_core.training.metrics import StepRecorder, grpo_metrics
 from rlt_core.training.padding import UnpaddedGRPOTrainer
 from rlt_core.training.policy import adapters, load_policy, trainer_arguments
-from rlt_core.training.reward_function import Prompt, RewardFunction, Rewards
+from rlt_core.training.reward_function import NoReward, Prompt, RewardFunction, Rewards
 from rlt_core.training.rollout import open_rollouts, require_context
 from rlt_core.training.rollout_rows import WATCHED_SAMPLES, choose, rollout_rows, sample_watched
 
@@ -199,7 +199,7 @@ class PolicyTrainer(ResumableTrainer, UnpaddedGRPOTrainer):
         return result.rewards
 
     def _rewards(self, prompts: Sequence[Prompt], rollouts: Sequence[Completion]) -> Rewards:
-        """The rewards of completions under the current policy. Raises RuntimeError for one that is
+        """The rewards of completions under the current policy. Raises NoReward for one that is
         not finite in float32: TRL would ignore a NaN silently."""
         ids = [each.ids for each in rollouts]
         logprobs = [cast(FLOATS, each.logprobs) for each in rollouts]
@@ -209,7 +209,7 @@ class PolicyTrainer(ResumableTrainer, UnpaddedGRPOTrainer):
             result = self._reward(prompts, ids, logprobs, policy)
         for prompt, reward in zip(prompts, result.rewards, strict=True):
             if not abs(reward) <= torch.finfo(torch.float32).max:
-                raise RuntimeError(f"question {prompt.question_id}: its reward is {reward}")
+                raise NoReward(f"question {prompt.question_id}: its reward is {reward}")
         return result
 
     def _record_rollouts(self, step: int, advantages_N: Tensor) -> None:
@@ -227,7 +227,11 @@ class PolicyTrainer(ResumableTrainer, UnpaddedGRPOTrainer):
         more = (self._key, step, self._sampling, self._reward.stop_ids)
         watched, sampled = sample_watched(self._engine, self._watched, *more)
         shown = {place: {"sample": place % WATCHED_SAMPLES} for place in range(len(watched))}
-        rewards = self._rewards(watched, sampled)
+        try:
+            rewards = self._rewards(watched, sampled)
+        except NoReward as error:  # training goes on without them
+            print(f"step {step} logs no watched question: {error}")
+            return
         recorder.rollouts += rollout_rows(ids, watched, sampled, rewards, shown)
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Tensor]:

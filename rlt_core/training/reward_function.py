@@ -20,6 +20,10 @@ class Prompt:
     """Its row of `questions`."""
 
 
+class NoReward(RuntimeError):
+    """A completion has no finite reward."""
+
+
 @dataclass(frozen=True)
 class Rewards:
     """Rewards of a batch, in the order of the completions."""
@@ -50,6 +54,6 @@ class RewardFunction:
     ) -> Rewards:
         """Return the reward of `completions[i]`, sampled by the current `policy` from `prompts[i]`
         with log-probs `sampled[i]`. Completions of a question follow one another. Raises
-        RuntimeError for one that has no reward.
+        NoReward for one that has none.
         """
         raise NotImplementedError

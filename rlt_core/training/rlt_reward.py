@@ -19,7 +19,7 @@ from rlt_core.prompts.renderer import Renderer
 from rlt_core.reward.diagnostics import diagnose
 from rlt_core.scoring import ContextBuilder, Contexts, TokenScores, selected_logprobs, token_scores
 from rlt_core.scoring.lm_head import FLOATS
-from rlt_core.training.reward_function import Prompt, RewardFunction, Rewards
+from rlt_core.training.reward_function import NoReward, Prompt, RewardFunction, Rewards
 
 
 class RLTReward(RewardFunction):
@@ -84,7 +84,7 @@ class RLTReward(RewardFunction):
         # The student's own tokens of a text may be more than `check` has counted.
         if not self._builder.one_vocabulary and max(sizes) > self._positions():
             question = prompts[sizes.index(max(sizes))].question_id
-            raise RuntimeError(f"question {question}: its context has {max(sizes)} tokens")
+            raise NoReward(f"question {question}: its context has {max(sizes)} tokens")
         scores = token_scores(
             contexts,
             lambda: on_device(self._student, self._resources),
@@ -103,7 +103,7 @@ class RLTReward(RewardFunction):
             try:
                 parts = each.reward(think.closed, self._spec)
             except ValueError as error:
-                raise RuntimeError(f"question {prompt.question_id}: {error}") from error
+                raise NoReward(f"question {prompt.question_id}: {error}") from error
             solution_ids = context.student.ids[slice(*context.solution)]
             rows.append(
                 {

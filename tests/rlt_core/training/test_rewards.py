@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -163,15 +164,23 @@ def test_correctness(renderer: Renderer, grader: Grader) -> None:
         assert [row[name] for row in result.rows] == values
 
 
-def test_a_hanging_answer_is_wrong(renderer: Renderer) -> None:
+def test_a_broken_grader_stops_the_run_and_a_hanging_answer_does_not(renderer: Renderer) -> None:
     class Hanging(Grader):
+        broken = True
+
         def grade_many(self, items: Sequence[GradeItem]) -> list[Grade]:
             return [Grade("grader_failed") for _ in items]
+
+        def self_check(self, questions: Sequence[Any]) -> list[int]:
+            return [*range(len(questions))] if self.broken else super().self_check(questions)
 
     text = "<think>x</think><solution>3</solution>"
     batch = ([answer_prompt(renderer)], [[*renderer._encode_fixed(text), renderer.end_of_turn]])
     with Hanging() as grader:
         reward = AnswerReward(renderer, CorrectnessReward(), grader)
+        with pytest.raises(RuntimeError, match="the grader failed on 1 of 1"):
+            reward(*batch, [], torch.nn.Identity())
+        grader.broken = False
         assert reward(*batch, [], torch.nn.Identity()).rewards == [-0.5]
 
 

@@ -1,6 +1,7 @@
 """The table `rollouts`: which completions it keeps, and that its numbers are the step's."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from rlt_core.store import Workspace
 from rlt_core.store.files import Files
 from rlt_core.training.answer_reward import AnswerReward
 from rlt_core.training.grpo import train_grpo
-from rlt_core.training.reward_function import Prompt, RewardFunction
+from rlt_core.training.reward_function import NoReward, Prompt, RewardFunction
 from rlt_core.training.rlt_reward import RLTReward
 from rlt_core.training.rollout_rows import WATCHED_QUESTIONS, WATCHED_SAMPLES, choose
 
@@ -86,6 +87,22 @@ def test_a_row_is_what_the_completion_was_rewarded_for(
     off = train(tmp_path / "off", model, prompts, reward, every=None)
     assert read_rows(off, "rollouts") == []
     assert weights(off) == weights(out) and steps(off) == steps(out)
+
+
+def test_training_goes_on_without_watched_questions_that_have_no_reward(
+    tmp_path: Path, model: Path, prompts: list[Prompt], reward: RLTReward, monkeypatch: Any
+) -> None:
+    found = RLTReward.__call__
+
+    def some(self: RLTReward, asked: list[Prompt], *more: Any) -> Any:
+        if len(asked) == WATCHED_QUESTIONS * WATCHED_SAMPLES:
+            raise NoReward("question 1: its reward is nan")
+        return found(self, asked, *more)
+
+    monkeypatch.setattr(RLTReward, "__call__", some)
+    out = train(tmp_path / "on", model, prompts, reward, steps=2)
+    assert len(steps(out)) == 2
+    assert all(row["advantage"] is not None for row in read_rows(out, "rollouts"))
 
 
 def test_answers_are_kept_too(
