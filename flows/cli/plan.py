@@ -29,7 +29,7 @@ from flows.schedule import seen_seconds
 from rlt_core.budget import RESPONSES
 from rlt_core.config.endpoint import Prices
 from rlt_core.data.sources import found_layout
-from rlt_core.estimate import NodeEstimate, assumptions, short
+from rlt_core.estimate import NodeEstimate, assumptions, describe_disk, disk_needed, short
 from rlt_core.graph import Planned, followers_of
 from rlt_core.prompts.format import label_of
 from rlt_core.report.terminal import duration
@@ -219,6 +219,9 @@ def _show_estimates(console: Console, plan: Plan, each: bool) -> None:
         table.add_row(name if each else f"{name} ({len(own)})", *_cells(own))
     console.print()
     console.print(table)
+    needed, widest = disk_needed(plan.missing, plan.estimates)
+    at_most = describe_disk(widest, plan.estimates[widest.key])
+    console.print(f"the store needs {short(needed)}B of disk, one node at a time ({at_most})")
     for line in assumptions(plan.config, plan.missing, plan.estimates):
         console.print(line, style="dim")
 

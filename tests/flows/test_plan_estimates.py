@@ -33,6 +33,7 @@ def test_plan_shows_what_nodes_take(rlt_inside, store):
     assert any(line.startswith("all ") for line in lines)
     assert "H100 SXM: 40% of 989" in shown.stdout
     assert "…" not in shown.stdout
+    assert any(line.startswith("the store needs 458 GB of disk") for line in lines)
 
 
 def test_estimates_of_a_cpu_are_shown_when_asked_for(rlt_inside, store):
