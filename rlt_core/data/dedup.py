@@ -25,7 +25,7 @@ SHORT, LONG = 8, 13
 TOKEN = re.compile(r'\w+|[^\w\s.,;:?"$\\]')
 BLOCK = 1000
 """Number of questions whose words Python holds at once."""
-LIMITS = {"memory_limit": "96MB", "threads": 1}
+LIMITS = {"memory_limit": "96MB", "threads": "1"}
 """DuckDB uses the disk above this memory. 400,000 rows of 33 words took 0.5 KB a row."""
 COMMON_SHARE, COMMON_LEAST = 0.01, 10
 """An n-gram in more than this fraction of the training questions, and in more than this number, is
