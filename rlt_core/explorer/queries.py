@@ -331,7 +331,8 @@ class Library:
     def learned(self, student: str) -> Row | None:
         """Return what a student learned from, or that which RL continued: `traces`, the key of the
         artifact that has them; `scores`, of those that rank or show them; the `rank` that it chose
-        in an `order`; their `count`, and those `too_long` for its rows. None: other texts."""
+        in an `order`, or whether it took the best that `fits`; their `count`, and those `too_long`
+        for its rows. None: other texts."""
         one = self.manifests.get(student)
         while one and one.stage != "student-sft":
             one = self.manifests.get(one.inputs["model"].key) if "model" in one.inputs else None
@@ -347,7 +348,8 @@ class Library:
         return {
             "traces": traces,
             "scores": next((ref.key for ref in scored if ref.key in self.manifests), None),
-            "rank": config.get("rank") or (1 if config.get("fits") else None),
+            "rank": config.get("rank"),
+            "fits": bool(config.get("fits")),
             "order": config.get("order", "reward"),
             "count": one.metrics.get("traces"),
             "too_long": int(one.metrics.get("dropped_too_long", 0)),
