@@ -325,7 +325,7 @@ def test_what_a_student_learned_from_is_shown_as_far_as_it_is_known(tmp_path):
         "selected": (plain, {"traces": selected}, {"traces": 6.0}, "6 explanations</a>"),
         "unscored": (plain, {"traces": imported}, {}, "(nothing scored them)"),
         "cut": (plain, {"traces": traces}, {"dropped_too_long": 4.0}, "4 of them too long"),
-        "fits": (fits, {"traces": traces, "scores": scores}, {}, "of each question the best that fits"),
+        "fits": (fits, {"traces": traces, "scores": scores}, {}, "the best that fits"),
         "lost": (ranked, {"traces": traces, "scores": lost}, {}, "min-rank=1"),
         "others": (plain, {}, {}, "other texts"),
     }  # fmt: skip
