@@ -15,7 +15,7 @@ import numpy as np
 
 from rlt_core.errors import UserError, first_line
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 BLANK = b"\xef\xbb\xbf\0 \t\r\n"
 """Bytes of a line without a row, or before the first one."""
 COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ", b"PK\x03\x04")
@@ -75,7 +75,9 @@ def read_records(path: Path) -> Iterator[tuple[int, Read]]:
     """
     require_file(path)
     suffix, row = path.suffix.lower(), 0
-    readers = {".jsonl": _json, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+    readers = {
+        ".jsonl": _json, ".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet,
+    }  # fmt: skip
     try:
         for row, read in readers[suffix](path):
             yield row, read
@@ -303,7 +305,8 @@ def _csv(path: Path) -> Iterator[tuple[int, Read]]:
         first = next(filter(str.strip, file), "")
         file.seek(0)
         signs = (sign for sign in ";\t" if sign in first and "," not in first)
-        lines = csv.reader(file, strict=True, delimiter=next(signs, ","))
+        sign = "\t" if path.suffix.lower() == ".tsv" else next(signs, ",")
+        lines = csv.reader(file, strict=True, delimiter=sign)
         header = next(filter(None, lines), [])
         for byte in chain.from_iterable(map(surrogates, header)):
             raise UserError(f"{path}, header: {_no_utf8(byte & 0xFF)}")

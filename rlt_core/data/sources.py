@@ -34,7 +34,7 @@ GENERATED = {
 }  # fmt: skip
 """Generated sources with their versions."""
 HUB = "hub:"
-HUB_FILES = ("*.parquet", "*.jsonl", "*.json", "*.csv", "*.md")
+HUB_FILES = ("*.parquet", "*.jsonl", "*.json", "*.csv", "*.tsv", "*.md")
 TRACE_FIELDS = FieldMapping(trace="trace")
 HEADS = 100
 """Number of rows from which a layout is recognised."""
