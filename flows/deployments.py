@@ -102,7 +102,8 @@ def state_of(outcomes: Mapping[str, Outcome]) -> State[Any]:
     causes = {name: one for name, one in missing.items() if one.status in CAUSES} or missing
     # The last line of a traceback is the error.
     said = [f"{name}: {one.message.strip().rpartition(chr(10))[2]}" for name, one in causes.items()]
-    said[SHOWN_FAILURES:] = [f"{len(missing)} of {len(outcomes)} nodes are missing"]
+    names = ", ".join([*list(missing)[:SHOWN_FAILURES], "…"][: len(missing)])
+    said[SHOWN_FAILURES:] = [f"{len(missing)} of {len(outcomes)} nodes are missing: {names}"]
     state = Cancelled if "stopped" in statuses and not statuses & {*CAUSES} else Failed
     return state(message=printable(masked("; ".join(said))))
 

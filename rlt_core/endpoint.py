@@ -167,15 +167,22 @@ class _Client:
         if answers:
             self.keep(answers)
 
-    async def _ask(self, client: openai.AsyncOpenAI, hash: str, request: ChatRequest) -> ChatAnswer:
-        """Return the answer, or why this request is refused. Raises UserError if the fault is the
-        endpoint's."""
+    async def _ask(
+        self, client: openai.AsyncOpenAI, hash: str, request: ChatRequest, failed: int = 0
+    ) -> ChatAnswer:
+        """Return the answer, or why this request is refused. A reply that is no completion, which
+        the client does not check, is asked for again: so often it has `failed`. Raises UserError if
+        the fault is the endpoint's."""
         sent = {self.limit if name == LIMIT else name: it for name, it in request.items()}
         url, status, fix = self.endpoint.base_url, None, "answers so far are saved; run it again"
         try:
             return _answer(hash, await client.chat.completions.create(**sent))
+        except UnicodeError:
+            return ChatAnswer(request=hash, rejected="the reply's text is not Unicode")
         except ValueError:
-            return ChatAnswer(request=hash, rejected="the reply is not a chat completion")
+            if failed < self.endpoint.retries:
+                return await self._ask(client, hash, request, failed + 1)
+            said = "the reply is not a chat completion"
         except openai.APIStatusError as error:
             status = error.status_code
             code = error.code if error.code in CODES else type(error).__name__
@@ -209,8 +216,8 @@ class _Client:
 
 def _answer(hash: str, said: object) -> ChatAnswer:
     """Convert a reply; a key is masked in it, unless it is so short that it could be a word or a
-    number of the text. Raises ValueError if it is not a chat completion,
-    which the client does not check."""
+    number of the text. Raises ValueError if it is not a chat completion, UnicodeError for a text
+    that cannot be stored."""
     try:
         if not isinstance(said, ChatCompletion):
             raise TypeError

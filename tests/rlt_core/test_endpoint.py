@@ -49,6 +49,8 @@ FAULTS: dict[str, Reply | None] = {
     "500": error(500),
     "503": error(503),
     "dropped connection": None,
+    "malformed JSON": (200, {}, b'{"choices": [{'),
+    "not a completion": (200, {}, b'{"choices": []}'),
 }
 
 
@@ -82,11 +84,11 @@ def test_what_no_retry_fixes_is_requested_once(status: int, said: str) -> None:
     assert len(server.seen) == 1
 
 
-@pytest.mark.parametrize("reply", [b'{"choices": [{', b'{"choices": []}'])
-def test_a_reply_that_is_no_completion_stops_no_other_request(reply: bytes) -> None:
-    with serve(lambda n, body: (200, {}, reply) if n == 0 else completion("better")) as server:
+def test_a_text_that_cannot_be_stored_stops_no_other_request() -> None:
+    bad = b'{"choices": [{"message": {"content": "\\ud800"}}]}'
+    with serve(lambda n, body: (200, {}, bad) if n == 0 else completion("better")) as server:
         answers = ask(server.url, 2, concurrency=1)
-    assert [answer.rejected for answer in answers] == ["the reply is not a chat completion", None]
+    assert [answer.rejected for answer in answers] == ["the reply's text is not Unicode", None]
 
 
 def refusal(field: str, code: str = "unsupported_parameter") -> Reply:

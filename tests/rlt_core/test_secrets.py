@@ -186,7 +186,6 @@ def test_an_answer_that_quotes_the_key_is_stored_without_it(spelling: str) -> No
 REPLIES = [
     b"null", b"[]", b'"x"', b"{}", b'{"choices": {}}', b'{"choices": [null]}', b'{"choices": [1]}',
     b'{"choices": [{"message": null}]}', b'{"choices": [{"message": {"content": {"a": 1}}}]}',
-    b'{"choices": [{"message": {"content": "\\ud800"}}]}',
     b'{"choices": [{"message": {"content": "x"}, "finish_reason": 3}]}',
     b'{"choices": [{"message": {"content": "x"}}], "usage": 7}',
     b'{"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": "many"}}',
