@@ -87,7 +87,7 @@ def test_a_batch_is_a_task_of_its_run(prefect_api: str, tmp_path: Path) -> None:
 
     with temporary_settings({PREFECT_API_URL: prefect_api}):
         state = run(return_state=True)
-    assert state.is_failed() and state.message == "b: why; 1 of 2 nodes are missing"
+    assert state.is_failed() and state.message == "b: why; 1 of 2 nodes are missing: b"
     assert {key: one.message for key, one in found.items()} == {
         spec.key: title_of(batch) for batch in by_stage(specs) for spec in batch
     }
