@@ -21,6 +21,8 @@ PRIVATE = 0o077
 """Umask of the servers: their files are this user's alone."""
 READY_S = 180.0
 """Seconds in which a started process must be ready."""
+CLOCK_S = 2.0
+"""Seconds by which the start time of one process may differ when it is read again."""
 
 
 class Processes:
@@ -37,10 +39,12 @@ class Processes:
         return self._find(name) is not None
 
     def _find(self, name: str) -> psutil.Process | None:
-        with contextlib.suppress(FileNotFoundError, psutil.NoSuchProcess):
+        # ValueError: the file is cut off, by a crash or a full disk.
+        with contextlib.suppress(FileNotFoundError, ValueError, psutil.NoSuchProcess):
             pid, started = json.loads((self.home / f"{name}.pid").read_text())
             process = psutil.Process(pid)
-            if process.create_time() == started and _runs(process):
+            # The clock that start times are derived from may be set meanwhile.
+            if abs(process.create_time() - started) < CLOCK_S and _runs(process):
                 return process
         return None
 

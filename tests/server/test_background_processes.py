@@ -1,5 +1,6 @@
 """Background processes of `rlt up`."""
 
+import json
 import os
 import sys
 import time
@@ -28,3 +29,21 @@ def test_a_start_begins_an_empty_log_and_keeps_the_one_before(tmp_path: Path) ->
         processes.stop(["server"], 5)
     texts = [each.read_text() for each in sorted(processes.home.glob("server.log*"))]
     assert texts == ["third\n", "second\n"]
+
+
+def test_a_process_is_found_although_the_clock_was_set_and_not_by_a_torn_file(
+    tmp_path: Path,
+) -> None:
+    processes = Processes(tmp_path / "home")
+    processes.start("server", [sys.executable, "-c", "import time; time.sleep(60)"], os.environ)
+    file = processes.home / "server.pid"
+    pid, started = json.loads(file.read_text())
+    for text, alive in (
+        (json.dumps([pid, started + 1]), True), (json.dumps([pid, started - 60]), False),
+        ("", False), (f"[{pid}", False),
+    ):  # fmt: skip
+        file.write_text(text)
+        assert processes.alive("server") == alive, text
+    file.write_text(json.dumps([pid, started]))
+    processes.stop(["server"], 5)
+    assert not processes.alive("server")
