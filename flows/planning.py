@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +30,7 @@ from rlt_core.graph import Node, Planned, key_of, upstream
 from rlt_core.hf_hub import UNPINNED
 from rlt_core.names import nearest
 from rlt_core.overrides import load_config
+from rlt_core.profiles import PROFILES
 from rlt_core.report.stored import report_what_exists
 from rlt_core.stages import ReportConfig, TraceScoringConfig
 from rlt_core.store import Ref, Store
@@ -99,6 +101,7 @@ class Plan:
         opened = Store(store)
         config = with_keys(load_config(profile, [*(overrides or ())]), opened)
         nodes = graph.plan(targets(target, config), opened, profile)
+        _require_variants(config, PROFILES[profile]())
         return cls(target, profile, opened, budget_gpu_hours, config, nodes)
 
     @cached_property
@@ -131,9 +134,16 @@ class Plan:
         self._require_pinned()
 
     def require_readable(self) -> None:
-        """Raises UserError if missing nodes would read local files that cannot be used."""
+        """Raises UserError if missing nodes would read local files that cannot be used, or ask test
+        questions of data without any."""
         for node in self.missing:
             node.stage.check(node.config, node.paths)
+            evaluation = getattr(node.config, "evaluation", None)
+            if evaluation and "test" in evaluation.tasks and not self.config.data.n_test:
+                raise UserError(
+                    f"{node.name}: data.n_test is 0; raise it, or leave `test` out of "
+                    "evaluation.tasks"
+                )
 
     def require_fit(self) -> None:
         """Raises UserError if missing nodes cannot fit the machines that `resources` describe, or
@@ -197,6 +207,19 @@ class Plan:
             name = f"{self.profile}/{node.name}"
             if node.key in named and store.ref(name) != node.ref:
                 store.set_ref(name, node.ref)
+
+
+def _require_variants(config: Config, profile: Config) -> None:
+    """Raises UserError if a variant that the user named in `resources.stages` is in no experiment
+    of a config."""
+    for name in sorted(config.resources.stages.keys() - profile.resources.stages.keys()):
+        stage, _, pattern = name.partition(":")
+        variants = {node.variant for node in nodes_of_stage(stage, config)} if pattern else set()
+        if pattern and not any(fnmatchcase(variant, pattern) for variant in variants):
+            raise UserError(
+                f"resources.stages.{name}: no {stage} has this variant; "
+                f"{nearest(pattern, variants)}"
+            )
 
 
 # ---------------------------------------------------------------- one stage

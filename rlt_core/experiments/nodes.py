@@ -291,7 +291,8 @@ class Nodes:
 
     @cached_property
     def dataset_traces(self) -> Node:
-        """The data set's own traces as a table of traces."""
+        """The data set's own traces as a table of traces. Raises NoTraces where a file has none."""
+        self._require_traces()
         inputs = {"tokenizer": self.base, "questions": self.questions}
         return self.node("trace-import", inputs, "dataset", name="dataset", digest=None)
 
@@ -374,9 +375,12 @@ class Nodes:
 
     def dataset_student(self, variant: str, seed: int, **options: Any) -> Node:
         """Return a student of the data set's own traces. Raises NoTraces where a file has none."""
+        self._require_traces()
+        return self.student_sft(variant, seed, **options)
+
+    def _require_traces(self) -> None:
         if not self._has_traces:
             raise NoTraces("the data has no traces of its own (data.fields.trace, data.split_at)")
-        return self.student_sft(variant, seed, **options)
 
     @cached_property
     def _has_traces(self) -> bool:

@@ -125,6 +125,28 @@ def test_files_are_read_before_anything_runs(
         Plan.of("full-pipeline", "smoke", changes, store=str(tmp_path)).require_computable()
 
 
+@pytest.mark.parametrize(
+    ("target", "change", "message"),
+    [
+        ("full-pipeline", "data.n_test=0", r"evaluation\[base\]: data\.n_test is 0"),
+        ("full-pipeline", "resources.stages.evaluation:bse.threads=1", "did you mean 'base'"),
+        ("full-pipeline", "resources.stages.student-sft:rank-9*.threads=1", "no student-sft has"),
+        ("compare-traces", "data.source={}", "the data has no traces"),
+    ],
+)
+def test_a_config_that_contradicts_itself_is_refused_before_anything_runs(
+    tmp_path: Path, target: str, change: str, message: str
+) -> None:
+    (file := tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    with pytest.raises(UserError, match=message):
+        Plan.of(target, "smoke", [change.format(file)], store=str(tmp_path)).require_computable()
+
+
+def test_data_alone_needs_no_test_questions(tmp_path: Path) -> None:
+    changes = ["data.n_test=0", "resources.stages.evaluation:b*.threads=1"]
+    Plan.of("dataset-prep", "smoke", changes, store=str(tmp_path)).require_computable()
+
+
 def test_a_model_folder_is_tried_before_anything_runs(tmp_path: Path) -> None:
     tokenizer, folder = tiny_tokenizer(load_format("tiny")), tmp_path / "model"
     save_model(new_model(ScratchModel(layers=1, width=16, heads=2), tokenizer), tokenizer, folder)
