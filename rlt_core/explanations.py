@@ -26,7 +26,7 @@ from rlt_core.config import (
 from rlt_core.data.imports import ExplanationRow, explanations_of
 from rlt_core.errors import UserError
 from rlt_core.hf_hub import folder_digest
-from rlt_core.models import local_folder, on_device, try_folder, try_loading
+from rlt_core.models import compute_dtype, local_folder, on_device, try_folder, try_loading
 from rlt_core.progress import Progress
 from rlt_core.prompts.format import RECORD, PromptFormat, Role, load_format, require_format
 from rlt_core.prompts.renderer import Renderer
@@ -94,10 +94,12 @@ class ModelPair:
         of_student, of_teacher = (Renderer(self.format, tokenizer) for tokenizer, _ in tried)
         builder = ContextBuilder(of_student, of_teacher, self.spec.alignment, (names[1], names[0]))
 
+        dtype = compute_dtype(self.dtype, self.resources.device)
+
         @cache
         def models() -> list[Any]:
             return [
-                try_loading(folder, self.dtype, *found, name)
+                try_loading(folder, dtype, *found, name)
                 for folder, found, name in zip(folders, tried, names, strict=True)
             ]
 

@@ -210,6 +210,19 @@ def pick_device(device: str) -> str:
     return device
 
 
+def compute_dtype(dtype: str, device: str) -> str:
+    """Return the number format that a device computes in: float32 in place of bfloat16 on a CPU
+    without instructions for it, where a product in bfloat16 takes about ten times as long."""
+    slow = pick_device(device) == "cpu" and not bfloat16_on_cpu()
+    return "float32" if slow else dtype
+
+
+def bfloat16_on_cpu() -> bool:
+    """Return whether oneDNN multiplies bfloat16 on this CPU (as PyTorch's inductor asks it)."""
+    ask: Any = torch.ops.mkldnn
+    return torch.backends.mkldnn.is_available() and bool(ask._is_mkldnn_bf16_supported())
+
+
 def gpus() -> int:
     """Return the number of GPUs that this process sees."""
     return torch.cuda.device_count()

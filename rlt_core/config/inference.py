@@ -23,7 +23,7 @@ class Sampling(Frozen):
     max_tokens: Positive = 16384
     """New tokens at most; a completion that reaches it has finish reason `length`."""
     dtype: DType = "float32"
-    """Number format of the model."""
+    """Number format of the model; a CPU that cannot multiply bfloat16 computes in float32."""
 
 
 class GenerationConfig(Sampling):
@@ -44,7 +44,7 @@ class ScoringConfig(Frozen):
     """Log-probs of traces under the reward student and the teacher."""
 
     dtype: DType = "float32"
-    """Number format of both models."""
+    """Number format of both models; a CPU that cannot multiply bfloat16 computes in float32."""
     max_tokens: Positive = 32768
     """A trace with a longer context is not scored: its status is `too_long`."""
     anchoring: bool = Field(default=False, exclude_if=operator.not_)

@@ -44,7 +44,8 @@ class Optimizer(Frozen):
     steps: Positive | None = None
     """Optimiser steps; give either this or `epochs`."""
     dtype: DType = "float32"
-    """Number format of the weights in training."""
+    """Number format of the weights in training, and of the saved model; a CPU that cannot multiply
+    bfloat16 computes in float32."""
     lora: LoRA | None = None
     """Train low-rank adapters; empty: all weights."""
 

@@ -20,7 +20,7 @@ def open_engine(model_folder: Path, dtype: DType, resources: StageResources) -> 
         engine: Engine = load(resources.engine)(model_folder, dtype, resources)
         return engine
     from rlt_core.generation.hf import TransformersEngine
-    from rlt_core.models import load_model
+    from rlt_core.models import compute_dtype, load_model
 
-    model = load_model(model_folder, dtype, resources.device)
+    model = load_model(model_folder, compute_dtype(dtype, resources.device), resources.device)
     return TransformersEngine(model, resources.tokens_per_batch)

@@ -12,7 +12,7 @@ from transformers.utils import logging
 from rlt_core import processes
 from rlt_core.config import GRPOConfig, LoRA, SFTConfig, StageResources
 from rlt_core.errors import UserError
-from rlt_core.models import load_model, pick_device
+from rlt_core.models import compute_dtype, load_model, pick_device
 from rlt_core.training.data_order import MicroBatches
 
 CHECKPOINTING = (
@@ -41,9 +41,10 @@ def load_policy(
             f"resources.sharding={resources.sharding} shares a model out among several processes, "
             "and this is one; raise resources.processes, or set resources.sharding=none"
         )
+    dtype = compute_dtype(config.dtype, resources.device)
     if resources.sharding == "none":
-        return load_model(folder, config.dtype if config.lora else "float32", resources.device)
-    return load_model(folder, config.dtype if config.lora else "auto")
+        return load_model(folder, dtype if config.lora else "float32", resources.device)
+    return load_model(folder, dtype if config.lora else "auto")
 
 
 def adapters(lora: LoRA | None) -> LoraConfig | None:
@@ -72,7 +73,8 @@ def trainer_arguments(
         "warmup_steps": math.ceil(config.warmup_ratio * steps), "optim": "adamw_torch",
         "adam_beta1": config.beta1, "adam_beta2": config.beta2,
         "weight_decay": config.weight_decay, "max_grad_norm": config.max_grad_norm,
-        "bf16": config.dtype == "bfloat16", "use_cpu": pick_device(resources.device) == "cpu",
+        "bf16": compute_dtype(config.dtype, resources.device) == "bfloat16",
+        "use_cpu": pick_device(resources.device) == "cpu",
         CHECKPOINTING: resources.gradient_checkpointing,
         "ddp_find_unused_parameters": False, "dataloader_pin_memory": False,
         "remove_unused_columns": False, "logging_steps": 1, "logging_nan_inf_filter": False,

@@ -14,7 +14,7 @@ from torch import nn
 
 from rlt_core.config import RewardSpec, StageResources, TeacherGRPOConfig
 from rlt_core.errors import UserError
-from rlt_core.models import load_model, load_tokenizer, on_device
+from rlt_core.models import compute_dtype, load_model, load_tokenizer, on_device
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.reward.diagnostics import diagnose
 from rlt_core.scoring import ContextBuilder, Contexts, TokenScores, selected_logprobs, token_scores
@@ -52,7 +52,9 @@ class RLTReward(RewardFunction):
         self.stop_ids = renderer.stop_ids
         self._renderer, self._spec, self._resources = renderer, spec, resources
         self._recorded = config.teacher_logprobs == "rollout"
-        self._student = load_model(student, config.dtype).requires_grad_(False)
+        self._student = load_model(
+            student, compute_dtype(config.dtype, resources.device)
+        ).requires_grad_(False)
 
     def check(self, prompts: Sequence[Prompt], max_completion_tokens: int) -> None:
         """Every explanation must fit into the student's context: it is never truncated."""

@@ -13,7 +13,7 @@ from rlt_core.config.inference import UTILITY_QUESTIONS
 from rlt_core.data.trace_selection import choose
 from rlt_core.errors import UserError
 from rlt_core.grading import Grader
-from rlt_core.models import load_model, on_device
+from rlt_core.models import compute_dtype, load_model, on_device
 from rlt_core.progress import Progress
 from rlt_core.rows import read_rows
 from rlt_core.scoring import ContextBuilder, Contexts, score_contexts, with_anchoring, with_utility
@@ -42,7 +42,7 @@ def run(ctx: StageContext) -> dict[str, float]:
 
     @cache
     def loaded(folder: Path) -> PreTrainedModel:
-        return load_model(folder, scoring.dtype)
+        return load_model(folder, compute_dtype(scoring.dtype, ctx.resources.device))
 
     def loader(name: str) -> Loader:
         return lambda: on_device(loaded(ctx.model(name)), ctx.resources)

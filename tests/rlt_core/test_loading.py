@@ -7,8 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlt_core.config import ScratchModel, StageResources
+from rlt_core.config import LoRA, ScratchModel, SFTConfig, StageResources
+from rlt_core.generation import open_engine
+from rlt_core.generation.hf import TransformersEngine
 from rlt_core.models import (
+    compute_dtype,
     load_model,
     new_model,
     on_device,
@@ -17,6 +20,8 @@ from rlt_core.models import (
     tiny_tokenizer,
 )
 from rlt_core.prompts.format import load_format
+from rlt_core.training.data_order import MicroBatches
+from rlt_core.training.policy import load_policy, trainer_arguments
 
 FORMAT = load_format("tiny")
 
@@ -66,6 +71,20 @@ def test_one_weight_of_more_digits_keeps_them(folder: Path) -> None:
     save_file(tensors, file, {"format": "pt"})
     assert saved_dtype(folder) == "float32"
     assert torch.equal(load_model(folder, "auto").state_dict()[name], tensors[name])
+
+
+@pytest.mark.parametrize(("multiplies", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_cpu_that_cannot_multiply_bfloat16_computes_in_float32(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, multiplies: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr("rlt_core.models.bfloat16_on_cpu", lambda: multiplies)
+    here, config = StageResources(device="cpu"), SFTConfig(epochs=1, dtype="bfloat16", lora=LoRA())
+    engine = open_engine(folder, "bfloat16", here)
+    assert isinstance(engine, TransformersEngine) and engine.model.dtype == dtype
+    assert load_policy(folder, config, here).dtype == dtype
+    arguments = trainer_arguments(config, 1, MicroBatches(1, 1), 0, here)
+    assert arguments["bf16"] is multiplies
+    assert compute_dtype("bfloat16", "cuda") == "bfloat16"
 
 
 def test_a_model_that_waits_outside_is_back_in_the_memory_that_it_came_from(

@@ -168,7 +168,12 @@ def test_lora_gives_a_plain_model(train, model: Path) -> None:
     assert load_model(out / "model").config.architectures == ["LlamaForCausalLM"]
 
 
-def test_bfloat16_adds_up_updates_below_its_precision(train, model: Path) -> None:
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_bfloat16_adds_up_updates_below_its_precision(
+    train, model: Path, monkeypatch: pytest.MonkeyPatch, multiplies: bool
+) -> None:
+    """So it does on a CPU that cannot multiply bfloat16 and computes in float32."""
+    monkeypatch.setattr("rlt_core.models.bfloat16_on_cpu", lambda: multiplies)
     changes = {"dtype": "bfloat16", "steps": 30, "learning_rate": 3e-5, "schedule": "constant"}
     out, _ = train("run", config=CONFIG.model_copy(update=changes))
     start, trained = (load_file(m / "model.safetensors") for m in (model, out / "model"))
