@@ -145,13 +145,18 @@ def _description(name: str) -> str:
     module = inspect.getmodule(EXPERIMENTS[name] if name in EXPERIMENTS else STAGES[name].config)
     text = " ".join((inspect.getdoc(module) or "").split())
     if name in EXPERIMENTS:
-        return f"{text} Computes what the store lacks; every node runs in its pool."
+        return (
+            f"{text} Computes what the store lacks; every node runs in its pool, and `rlt plan "
+            f"{name}` estimates hours and memory. How to read its report: docs/experiments.md."
+        )
     stage = STAGES[name]
-    inputs = (stage.inputs or {}).items()
-    reads = ", ".join(f"{one} ({help[:1].lower()}{help[1:]})" for one, help in inputs)
-    tables = f" with the tables {', '.join(stage.tables)}" if stage.tables else ""
+    reads = "artifacts of any kind"
+    if (inputs := stage.inputs) is not None:
+        named = [f"{one} ({help[:1].lower()}{help[1:]})" for one, help in inputs.items()]
+        reads = ", ".join(named) or "no artifact"
+    written = ["a model"] * stage.model + [f"table `{table}`" for table in stage.tables]
     return (
-        f"{text} Reads {reads or 'artifacts of any kind'}. Writes a {stage.kind}{tables} (columns: "
+        f"{text} Reads {reads}. Writes {', '.join(written) or 'HTML and CSV'} (columns: "
         f"docs/sql.md). Runs in the pool {stage.pool}; `rlt plan` estimates hours and memory. "
         "Edited fields give a new key and leave earlier artifacts alone."
     )
