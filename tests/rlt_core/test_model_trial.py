@@ -119,6 +119,11 @@ def other_transform(folder: Path) -> None:
     RecurrentGemmaForCausalLM(config).save_pretrained(folder)
 
 
+def looking_ahead(folder: Path) -> None:
+    write_family(BY_NAME["gemma-3"], folder)
+    edit(folder, "config.json", use_bidirectional_attention=True)
+
+
 FAULTS: list[tuple[Callable[[Path], None], str]] = [
     (cut, "missing, cut or damaged"),
     (cut_header, "missing, cut or damaged"),
@@ -144,6 +149,7 @@ FAULTS: list[tuple[Callable[[Path], None], str]] = [
     (lambda f: (f / "chat_template.jinja").write_text("{% if %}"), "it is not valid"),
     (lambda f: (f / "chat_template.jinja").write_text("{{ cycler(1) }}" + CHAT), "two times"),
     (other_transform, "in a way that scoring does not know"),
+    (looking_ahead, "its attention is not causal"),
 ]
 
 
