@@ -5,13 +5,14 @@ r"""Typed answers: numbers, sets, tuples, intervals, matrices, equations, times,
 
 import operator
 import re
+from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 from rlt_core.grading.markers import MAX_ANSWER_CHARS
 from rlt_core.grading.normalize import normalized, unwrapped
-from rlt_core.grading.values import MONTH, PROSE, SPOKEN, THOUSANDS, Answer, scalar, words
+from rlt_core.grading.values import MONTH, PROSE, SPOKEN, THOUSANDS, Answer, number, scalar, words
 
 _MAX_DEPTH = 12
 
@@ -19,13 +20,16 @@ _MAX_DEPTH = 12
 _HALF = r"(?:\\text\{)? ?([ap])\.? ?m\.? ?\}?"
 _TIME = re.compile(rf"(\d{{1,2}}):([0-5]\d)(?::([0-5]\d))? ?(?:{_HALF})?", re.I)
 _HOUR = re.compile(rf"(1[0-2]|0?[1-9]) ?{_HALF}", re.I)
-_BASE = re.compile(r"[({]?([0-9A-Fa-f]+)[)}]?_\{?(?:\\text\{)?([0-9]+|[a-z]+)\}*")
+_BASE = re.compile(r"[({]?([0-9A-Fa-f]+)[)}]?_\{?\(?(?:\\text\{)?([0-9]+|[a-z]+)\)?\}*")
 _MATRIX = re.compile(r"[\[(]?\\begin\{([pbBvV]?(?:small)?matrix|array)\}(?:\{[lcr| ]*\})?(.*)"
                      r"\\end\{\1\}[\])]?", re.S)  # fmt: skip
 _OPERATOR = re.compile(r"\\(?:le|ge|ne|in)(?![A-Za-z])|[<>=]")
 _SEPARATOR = re.compile(r"[,;]|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
-_CONDITION = re.compile(r"[a-z](?:,[a-z])* ?\\in ?\\mathbb\{?[ZNRQ]\}?(?:\^\+)?|"
+_CONDITION = re.compile(r"[a-z](?:, ?[a-z])* ?\\in ?\\mathbb\{?[ZNRQ]\}?(?:\^\+)?|"
                         r"(?:\\text\{)?(?:where|for).*")  # fmt: skip
+_UNITED = re.compile(r"\\(?:cup|setminus|backslash)(?![A-Za-z])|-(?=\\\{)")
+_ABSOLUTE = re.compile(r"\|([a-z])(?:([-+])([\d.]+|\\frac\{\d+\}\{\d+\}))?\|")
+_SUCH_THAT = re.compile(r"\\\{ ?([a-z])(?: ?\\in ?\\mathbb\{?R\}?)? ?(?:\\mid|[|:]) ?(.+)\\\}")
 _NO_NAME = re.compile(r"-.*|\\(?:pi|infty)|[ei]")
 _VARIABLE = re.compile(r"(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w+\}?)?")
 _INFINITY = r"\infty"
@@ -52,8 +56,8 @@ def _parse(text: str, depth: int) -> Answer:
     inner = re.fullmatch(r"\\text\{([^{}]*)\}", text)
     if inner and inner[1].strip():
         found = _parse(normalized(inner[1].strip()), depth + 1)
-        number = found.kind == "scalar" and isinstance(found.parts[0], Fraction)
-        typed = number or found.kind in ("time", "base", "set", "list", "region")
+        exact = found.kind == "scalar" and isinstance(found.parts[0], Fraction)
+        typed = exact or found.kind in ("time", "base", "set", "list", "region")
         return found if typed else words(inner[1].strip())
     if match := _BASE.fullmatch(text):
         base = str(SPOKEN.get(match[2], match[2]))
@@ -100,7 +104,7 @@ def _items(text: str, bracketed: bool) -> tuple[list[str], list[str]]:
     """Split a text at commas, semicolons, `and` and `or`; return the parts and those words. Commas
     of thousands do not count; in brackets they are those beside commas with a space."""
     if not bracketed or ", " in text or "; " in text:
-        text = THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
+        text = THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)
     parts, separators = _split(text, _SEPARATOR)
     kept = [part for part in parts if part]
     return kept, [each for each in separators if each not in ",;"]
@@ -114,7 +118,9 @@ def _several(text: str, depth: int) -> Answer | None:
     items, joined = _items(text, bracketed=False)
     items = [item for item in items if not _CONDITION.fullmatch(item)] or items
     if len(items) < 2:
-        return _parse(items[0], depth + 1) if items and items != [text] else None
+        return (
+            replace(_parse(items[0], depth + 1), text=text) if items not in ([], [text]) else None
+        )
     answers = [_parse(item, depth + 1) for item in items]
     names = [answer.parts[0] if answer.kind == "assignment" else None for answer in answers]
     if names[0] is None or any(name not in (None, names[0]) for name in names):
@@ -179,17 +185,19 @@ def _related(text: str, depth: int) -> Answer | None:
         return Answer("relation", text, ("=", scalar(left), scalar(right)))
     if operators == ["\\in"]:
         return Answer("assignment", text, (_tight(sides[0]), _parse(sides[1], depth + 1)))
-    return _inequality(text, sides, operators)
+    return _inequality(text, sides, operators, depth)
 
 
 _UPWARDS = {"<": "<", ">": "<", r"\le": r"\le", r"\ge": r"\le"}
 
 
-def _inequality(text: str, sides: list[str], operators: list[str]) -> Answer | None:
+def _inequality(text: str, sides: list[str], operators: list[str], depth: int) -> Answer | None:
     """Return the region that bounds a variable, else a relation with `<` or `\\le`."""
     if len({each in (">", r"\ge") for each in operators}) > 1:
         return None
     low, high = scalar("-" + _INFINITY), scalar(_INFINITY)
+    if len(sides) == 2 and (distance := _ABSOLUTE.fullmatch(sides[0])):
+        return _distance(distance, operators[0], number(sides[1]), depth)
     if operators == [r"\ne"] and any(map(_is_variable, sides)):
         name, end = sides if _is_variable(sides[0]) else sides[::-1]
         pieces = ((low, False, scalar(end), False), (scalar(end), False, high, False))
@@ -211,6 +219,21 @@ def _inequality(text: str, sides: list[str], operators: list[str]) -> Answer | N
     return Answer("assignment", text, (_tight(sides[1]), region))
 
 
+def _distance(
+    distance: re.Match[str], operator: str, radius: Fraction | None, depth: int
+) -> Answer | None:
+    """Return the region of `|x-3|<2`; None unless its ends are exact."""
+    name, sign, middle = distance[1], distance[2], number(distance[3] or "0")
+    if middle is None or radius is None or operator == r"\ne":
+        return None
+    middle = -middle if sign == "+" else middle
+    low, high = middle - radius, middle + radius
+    if operator in ("<", r"\le"):
+        return _parse(f"{low}{operator} {name}{operator} {high}", depth + 1)
+    below = operator.replace(">", "<").replace("ge", "le")
+    return _parse(f"{name}{below} {low} or {name}{operator} {high}", depth + 1)
+
+
 def _is_variable(text: str) -> bool:
     return _VARIABLE.fullmatch(text) is not None and text not in (r"\pi", _INFINITY)
 
@@ -220,13 +243,17 @@ def _tight(text: str) -> str:
 
 
 def _bracketed(text: str, depth: int) -> Answer | None:
+    text = re.sub(r"^[A-Z](?=\([^()]*,[^()]*\)$)", "", text)  # P(1,2)
+    if such := _SUCH_THAT.fullmatch(text):
+        found = _parse(such[2], depth + 1)
+        return found.parts[1] if found.kind == "assignment" and found.parts[0] == such[1] else None
     if text.startswith(r"\{") and text.endswith(r"\}") and text.count(r"\{") == 1:
         inner = text[2:-2].strip()
         return Answer(
             "set", text, tuple(_parse(item, depth + 1) for item in _items(inner, True)[0])
         )
     if text == r"\emptyset" or re.fullmatch(
-        r"\\?(?:text\{)?no (?:real )?solutions?\}?", text, re.I
+        r"\\?(?:text\{)?(?:there (?:is|are) )?no (?:real )?solutions?\}?", text, re.I
     ):
         return Answer("set", text)
     if re.fullmatch(r"\\mathbb\{?R\}?|all (?:real numbers|reals)", text, re.I):
@@ -239,6 +266,8 @@ def _bracketed(text: str, depth: int) -> Answer | None:
     if not _encloses(text):
         return None
     items, _ = _items(text[1:-1], True)
+    if items and all(each[0] + each[-1] == "[]" for each in (text, *items)):
+        return _rows(text, [_items(item[1:-1], True)[0] for item in items], "", depth)
     if len(items) == 1 and text[0] == "(" and text[-1] == ")":
         letter = re.fullmatch(r"[A-Za-z]", items[0])
         return words(items[0]) if letter else _parse(items[0], depth + 1)
@@ -262,7 +291,7 @@ def _encloses(text: str) -> bool:
 
 
 def _united(text: str, depth: int) -> Answer | None:
-    sides, operators = _split(text, re.compile(r"\\(?:cup|setminus|backslash)(?![A-Za-z])"))
+    sides, operators = _split(text, _UNITED)
     if not operators:
         return None
     regions = [as_region(_parse(side, depth + 1)) for side in sides if side]
@@ -313,6 +342,10 @@ def _plus_minus(text: str, depth: int) -> Answer | None:
 def _matrix(text: str, environment: str, body: str, depth: int) -> Answer:
     lines = re.split(r"\\\\(?:\[[^\]]*\])?|\\cr", body.replace(r"\hline", ""))
     rows = [line.split("&") for line in lines if line.strip()]
-    shape = ("|" if environment in ("vmatrix", "Vmatrix") else "", *map(len, rows))
+    return _rows(text, rows, "|" if environment in ("vmatrix", "Vmatrix") else "", depth)
+
+
+def _rows(text: str, rows: list[list[str]], mark: str, depth: int) -> Answer:
+    shape = (mark, *map(len, rows))
     cells = (_parse(cell.strip(), depth + 1) for row in rows for cell in row)
     return Answer("matrix", text, (shape, *cells))

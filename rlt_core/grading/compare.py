@@ -8,12 +8,14 @@ from random import Random
 from typing import Any
 
 from rlt_core.grading.answers import as_region
-from rlt_core.grading.values import Answer, scalar, words
+from rlt_core.grading.units import read_unit
+from rlt_core.grading.values import THOUSANDS, Answer, scalar, words
 
 _NEVER_S = 10**6
 """math-verify's own timeouts turn a hang into `wrong`; they are so long that the worker is killed
 first, and the item is reported as grader_failed."""
 _POINTS, _TRIES = 3, 12
+_DEGREE, _RADIAN = read_unit("degree"), read_unit("radian")
 _DIGITS, _EQUAL_DIGITS = 40, 25
 _DIFFERENTIAL = re.compile(r"(?<![\\A-Za-z])([a-z]?)d(?=[a-z]{1,2}(?![A-Za-z]))")
 """A product `dc`, which math-verify would read as a differential."""
@@ -25,6 +27,9 @@ def same(a: Answer, b: Answer) -> bool:
         return True
     if "assignment" in (a.kind, b.kind):
         return _same_assignment(a, b)
+    for one, other in ((a, b), (b, a)):
+        if one.kind == "base" and other.kind in ("scalar", "words"):
+            return other.text.replace(" ", "").upper().lstrip("0") == one.parts[0]
     if "words" in (a.kind, b.kind):
         return (a.kind == b.kind and a.parts == b.parts) or words(a.text).parts == words(
             b.text
@@ -38,14 +43,16 @@ def same(a: Answer, b: Answer) -> bool:
             return _paired(one.parts, pieces, _same_piece)
         if one.kind == "list" and other.kind == "tuple":
             return _in_order(_values(one), _values(other))
-        if one.kind == "matrix" and other.kind == "tuple":  # a vector
+        if one.kind == "list" and THOUSANDS.fullmatch(other.text):
+            return _paired(one.parts, [*map(scalar, other.text.split(","))], same)
+        if one.kind == "matrix" and (vector := _as_vector(other)):
             mark, *row_lengths = one.parts[0]
             if not mark and (len(row_lengths) == 1 or set(row_lengths) == {1}):
-                return _in_order(one.parts[1:], _values(other))
+                return _in_order(one.parts[1:], vector)
+        if one.kind == "matrix" and other.kind == "scalar" and "matrix" in other.text:
+            return _equal(one.text, Fraction(1), other.text, Fraction(1))
         if one.kind == "list" and other.kind == "set":
             return _paired(one.parts, other.parts, same)
-        if one.kind == "base" and other.kind == "scalar":
-            return other.text.replace(" ", "").upper().lstrip("0") == one.parts[0]
         if one.kind == "time" and other.kind == "scalar" and one.parts[1] > 9:
             ratio = scalar(rf"\frac{{{one.parts[0]}}}{{{one.parts[1]}}}")
             return one.parts[2:] == (0, "") and _same_kind(ratio, other)
@@ -75,7 +82,17 @@ def _same_kind(a: Answer, b: Answer) -> bool:
 
 
 def _values(answer: Answer) -> tuple[Answer, ...]:
-    return tuple(each.parts[1] if each.kind == "assignment" else each for each in answer.parts)
+    parts = answer.parts
+    if all(each.kind == "assignment" and each.parts[0] in ("x", "y", "z") for each in parts):
+        parts = tuple(sorted(parts, key=lambda each: str(each.parts[0])))
+    return tuple(each.parts[1] if each.kind == "assignment" else each for each in parts)
+
+
+def _as_vector(answer: Answer) -> tuple[Answer, ...] | None:
+    """Return the numbers of `(1,2)` or `[1,2]`."""
+    if answer.kind == "region" and [piece[1::2] for piece in answer.parts] == [(True, True)]:
+        return tuple(answer.parts[0][::2])
+    return _values(answer) if answer.kind == "tuple" else None
 
 
 def _in_order(a: tuple[Answer, ...], b: tuple[Answer, ...]) -> bool:
@@ -131,6 +148,9 @@ def _hours(time: tuple[Any, ...], exact: bool) -> set[int]:
 
 def _same_scalars(a: Answer, b: Answer) -> bool:
     (x, x_percent, x_unit), (y, y_percent, y_unit) = a.parts, b.parts
+    for one, unit, other, of_other in ((x, x_unit, y, y_unit), (y, y_unit, x, x_unit)):
+        if unit == _DEGREE and of_other in (None, _RADIAN) and r"\pi" in str(other):
+            return _equal(rf"\frac{{\pi}}{{180}}({one})", Fraction(1), other, Fraction(1))
     if x_unit and y_unit:
         if x_unit[0] != y_unit[0]:
             return False
@@ -140,6 +160,8 @@ def _same_scalars(a: Answer, b: Answer) -> bool:
         factors = [(one, one)]
         if x_percent != y_percent:  # 50% may be written as 50, and as 0.5
             factors.append((share, one) if x_percent else (one, share))
+            if isinstance(x, Fraction) and abs(x) < 1:  # 0.5% may not be written as 0.5
+                del factors[0]
     return any(_equal(x, p, y, q) for p, q in factors)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from rlt_core.grading.markers import after_thought, marked_answer
+from rlt_core.grading.markers import after_thought, is_denied, marked_answer
 
 _MAX_EXPRESSION_CHARS = 300
 _MAX_LINES, _TAIL_CHARS = 200, 1 << 14
@@ -25,7 +25,8 @@ _OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] 
 }  # fmt: skip
 _RULES = [(re.compile(pattern), new) for pattern, new in [
     (r"\\[dtc]?frac ?\{([^{}]*)\} ?\{([^{}]*)\}", r"((\1)/(\2))"),
-    (r"\\(?:times|cdot|ast)(?![A-Za-z])|\\\*|[×·⋅∙✕✖∗]", "*"),
+    (r"\\[dtc]?frac ?(\d)(\d)", r"(\1/\2)"),
+    (r"\\(?:times|cdot|ast)(?![A-Za-z])|\\\*|[×·⋅∙•✕✖∗]", "*"),
     (r"\\(?:text|mathrm)\{([^{}]*)\}", r"\1"),
     (r"\\div(?![A-Za-z])|[÷∕⁄]", "/"),
     (r"[−–]", "-"),
@@ -41,6 +42,7 @@ _RUN = re.compile(
     r"(?<![\w.,+*/-])(?:-(?=[\d(]))?[(\d][-+*/()\d \t]*(?:= *[-+*/()\d \t]+)*(?![\w,]|\.\d)"
 )
 _OPERATOR = re.compile(r"[\d)] *[-+*/]")
+_SIDE = re.compile(r"[-+*/()\d \t.,]*|\?")
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ def _read(text: str) -> tuple[Fraction | None, list[int]] | None:
     if len(text) > _MAX_EXPRESSION_CHARS:
         return None
     sides = [side.strip(" .\t") for side in text.split("=")]
+    if not all(map(_SIDE.fullmatch, sides)):
+        return None
     expression = next((side for side in sides if _OPERATOR.search(side)), sides[0])
     numbers: list[int] = []
     try:
@@ -102,16 +106,23 @@ def _value(node: ast.expr, numbers: list[int]) -> Fraction:
 
 
 def _inside(text: str) -> str | None:
-    """Return the arithmetic expression in a line; None if there is none, or several."""
+    """Return the arithmetic expression in a line, of several the one with most numbers; None if
+    there is none, or a choice of them."""
     text = _plain(text).strip()
     if _read(text) is not None:
         return text
-    runs = [match for match in _RUN.finditer(text) if _OPERATOR.search(match[0])]
-    readable = [match for match in runs if _read(match[0].strip()) is not None]
-    if not readable or len(readable) < len(runs):
+    runs = [
+        match
+        for match in _RUN.finditer(text)
+        if _OPERATOR.search(match[0]) and not is_denied(text, *match.span())
+    ]
+    found = [_read(match[0].strip()) for match in runs]
+    if not found or None in found:
         return None
-    between = text[readable[0].end() : readable[1].start()] if len(readable) > 1 else ""
-    return None if between.strip(" ,") in (",", "or", "and") else readable[0][0].strip()
+    counts = [len(numbers) for _, numbers in filter(None, found)]
+    longest = [run for run, count in zip(runs, counts, strict=True) if count == max(counts)]
+    between = text[longest[-2].end() : longest[-1].start()] if len(longest) > 1 else ""
+    return None if between.strip(" ,") in (",", "or", "and") else longest[-1][0].strip()
 
 
 def read_expression(solution: str) -> str | None:

@@ -14,6 +14,8 @@ from rlt_core.grading.normalize import closing
 MAX_ANSWER_CHARS = 1000
 """A longer answer is unparsable, and no verifier gets it."""
 TAIL_CHARS = 4 * MAX_ANSWER_CHARS
+NEAR_CHARS = 80
+"""Characters before an answer in which a denial counts."""
 
 THOUGHT_END = re.compile(r"</(?:think|thinking|thought|reasoning)>|<\|end_of_thought\|>")
 THOUGHT = re.compile(r"<(?:think|thinking|thought|reasoning)>|<\|begin_of_thought\|>")
@@ -33,19 +35,40 @@ TAGGED = re.compile(
 )
 SAID = re.compile(
     r"\banswers?\b[^.\n:=]{0,60}?\b(?:is|are|be|equals|was)\b"
-    r"(?:,? (?:therefore|thus|then|hence|clearly|simply|just|indeed),?)?"
+    r"(?:,? (?:therefore|thus|then|hence|clearly|simply|just|indeed|of course),?)?"
     r"(?: ?:)?[ \t]*(?=\s{0,8}[^\s:])",
     re.I,
 )
 SENTENCE_END = re.compile(
     r"\.[*_]*(?:\s+(?=[A-Z\\$*])|\s*$)|,?\s\(?(?:because|since|which|as)\b|"
-    r",\s*not\b|\s\((?:see|not|rounded)\b|\?\s*$|<\||</s>"
+    r",\s*(?:not|I (?:think|believe|guess|hope))\b|\s\((?:see|not|rounded)\b|\?\s*$|<\||</s>"
 )
 BULLET = re.compile(r"[-*>•] +")
 LIMITED = re.compile(
-    r"\b(?:not|never|wrong|incorrect|least|most|more|less|fewer|between|over|under)\b|n't\b", re.I
+    r"\b(?:not|never|cannot|neither|wrong|incorrect|except|(?:any|every)thing but|all but|almost|"
+    r"nearly|up to|least|most|more|less|fewer|between|over|under)\b|n['\u2019]t\b",
+    re.I,
 )
 """Words in prose by which a number in it is not the answer."""
+DENIED = re.compile(
+    r"(?:\b(?:not|never|cannot|neither|nor|no longer|by no means|except|wrong|incorrect|"
+    r"eliminate|exclude|reject|rule out|(?:other|rather) than|instead of|(?:any|every)thing but|"
+    r"all but)\b|n['\u2019]t\b|≠)"
+    r"(?: (?:be|is|was|equal|to|the|an?|answer|option|choice|choose|pick|just|really))*"
+    r"[^\w.,:;?!\n]*$",
+    re.I,
+)
+"""End of a text after which an answer is denied: `is not equal to `."""
+CORRECTED = re.compile(r",? (?:and |but )?(?:not|rather than|instead of) [^\w.,:;?!\n]*$", re.I)
+"""The same, where the text before gives the answer: `43, not 42`."""
+REFUTED = re.compile(
+    r"[^\w.;?!\n]*(?:but )?(?:(?:that|this|it|which) )?"
+    r"(?:fails\b|(?:is|are|was|does|do|did|can|could|would)(?:(?:n['\u2019]t| ?not) (?:be )?"
+    r"(?:(?:the |an? )?(?:correct|right|final|valid|possible|answer|solution)|work|fit|satisfy)|"
+    r" (?:wrong|incorrect|false|impossible|extraneous|ruled out))\b)",
+    re.I,
+)
+"""Beginning of a text that denies the answer before it: ` is wrong`."""
 COMMANDS = re.compile(r"\\(?:text|mbox|mathrm)\{[^{}]*\}|\\[A-Za-z]+")
 WORD = re.compile(r"[^\W\d_]{3,}|\b(?:so|it|is|we|if|as|to|of|by)\b", re.I)
 INLINE = re.compile(r"\$\$([^$]+)\$\$|(?<!\\)\$([^$\n]+)\$|\\\(([^\n]+?)\\\)|\\\[(.+?)\\\]", re.S)
@@ -70,7 +93,7 @@ def after_thought(text: str) -> str:
 # ---------------------------------------------------------------- markers
 def last_box(text: str) -> tuple[int, int, str] | None:
     """Return start, end and content of the last box of a text; the content is empty if the box is
-    empty or not closed, and that of all for boxes joined by `and`, `or` or a comma."""
+    empty, not closed or denied, and that of all for boxes joined by `and`, `or` or a comma."""
     found: list[tuple[int, int, str]] = []
     limit = len(text)
     for match in reversed(list(BOX.finditer(text))):
@@ -84,7 +107,8 @@ def last_box(text: str) -> tuple[int, int, str] | None:
         limit = match.start()
     if not found:
         return None
-    return *found[-1][:2], ", ".join(content for *_, content in found)
+    start, end, _ = found[-1]
+    return start, end, "" if is_denied(text, start, end) else ", ".join(each[2] for each in found)
 
 
 def _box(text: str, start: int, limit: int) -> tuple[int, str]:
@@ -135,7 +159,7 @@ def _clean(content: str) -> str:
     content = content[: end.start()] if end and end.start() else content
     bold = re.match(r"\*\*([^*\n]+)\*\*", content)
     content = (bold[1] if bold else content).strip().strip('*_`"“”。').strip()
-    content = re.sub(r"(?:\"[,}\s]*|'[,}]+)$", "", content)
+    content = re.sub(r"(?:[\"']?,\s*[\"']\w+[\"']\s*:.*|\"[,}\s]*|'[,}]+)$", "", content)
     return content.removesuffix("$") if content.count("$") % 2 else content
 
 
@@ -161,7 +185,20 @@ def marked_answer(text: str) -> str | None:
     if found:
         return max(found, key=lambda each: each[0])[1]
     said = next(iter(deque(SAID.finditer(text), maxlen=1)), None)
-    return _clean(_line(text, said.end())) if said else None
+    if said is None or is_denied(text, said.end(), said.end()):
+        return None
+    content = _clean(_line(text, said.end()))
+    return None if re.match(r"(?:not|never)\b", content) else content
+
+
+def denies(before: str) -> bool:
+    """Return whether a text ends in words that deny the answer after it."""
+    return DENIED.search(before[-NEAR_CHARS:]) is not None
+
+
+def is_denied(text: str, start: int, end: int) -> bool:
+    """Return whether the words around an answer say that it is none."""
+    return denies(text[max(0, start - NEAR_CHARS) : start]) or bool(REFUTED.match(text, end))
 
 
 # ---------------------------------------------------------------- mathematics in prose
@@ -170,7 +207,7 @@ def read_answer(text: str) -> str | None:
     else the last mathematics in it. None if there is none, or if it is too long."""
     answer = marked_answer(text)
     if answer is None:
-        text = after_thought(text).strip().lstrip("# ")
+        text = after_thought(text).strip().lstrip("#=>\N{THEREFORE} ")
         if len(text) <= MAX_ANSWER_CHARS and is_bare(text):
             answer = text
         else:
@@ -180,7 +217,7 @@ def read_answer(text: str) -> str | None:
 
 def mathematics(text: str) -> list[str]:
     """Return the formulas and numbers in prose, in order. Those joined by `and`, `or` or a comma
-    are one."""
+    are one; one that the words around it deny is empty."""
     spans = [
         (match.start(), match.end(), next(filter(None, match.groups())))
         for match in INLINE.finditer(text)
@@ -192,9 +229,12 @@ def mathematics(text: str) -> list[str]:
     spans += [(m.start(), m.end(), m[0]) for m in NUMBER.finditer(_plain(blank))]
     found: list[tuple[int, str]] = []
     for start, end, content in sorted(spans):
+        if CORRECTED.search(text[max(0, start - NEAR_CHARS) : start]):
+            continue
         if found and JOINED.fullmatch(text, found[-1][0], start):
-            content = f"{found.pop()[1]}, {content}"
-        found.append((end, content))
+            before = found.pop()[1]
+            content = before and f"{before}, {content}"
+        found.append((end, "" if is_denied(text, start, end) else content))
     return [content for _, content in found]
 
 

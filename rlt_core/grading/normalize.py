@@ -8,6 +8,7 @@ full-width and ASCII digits. `answers.py` interprets the result.
 import re
 import unicodedata
 from functools import lru_cache
+from typing import Any
 
 _SYMBOLS = str.maketrans({
     "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ",
@@ -31,15 +32,18 @@ _COMMANDS = {name: new for names, new in {
     "rbrack": "]", "dfrac tfrac cfrac nicefrac sfrac": r"\frac", "varnothing O": r"\emptyset",
     "lt": "<", "gt": ">", "leqslant leqq leq": r"\le ", "geqslant geqq geq": r"\ge ",
     "neq": r"\ne ", "lor vee": " or ", "land wedge": " and ", "simeq thickapprox": r"\approx ", 
-    "quad qquad": " ",
+    "quad qquad": " ", "lvert rvert vert": "|",
     "displaystyle textstyle limits notag negthinspace therefore checkmark bf it sf tt": "",
     "tiny small normalsize large Large LARGE huge Huge": "",
 }.items() for name in names.split()}  # fmt: skip
 """LaTeX commands and their replacement."""
 # In this order; each once.
-_RULES = [(re.compile(pattern), new) for pattern, new in [
+_RULES: list[tuple[re.Pattern[str], Any]] = [(re.compile(pattern), new) for pattern, new in [
     (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\.?", ""),
-    (r"\\!", ""), (r"\{,\}", ","),
+    (r"\\!\s*", ""), (r"\{([,:])\}", r"\1"),
+    (r"(?<![\d.,])\d{1,3}(?:(?:\.\d{3})+,\d+|(?:\.\d{3}){2,})(?![\d.,])",
+     lambda number: number[0].replace(".", "").replace(",", ".")),  # 1.234,5 and 1.234.567
+    (r"(?<![\d.,])(\d+),(\d\d)(?= ?\\euro)", r"\1.\2"),
     (r"(?<=[\d,])" + _SPACES + r"+(?=\d{3}(?!\d))", ""),
     (r"(?<!\\)" + _SPACES, " "),
     (r"\\(?:mathrm|operatorname|rm)\s*\{\s*([a-z])\s*\}", r"\1"),
@@ -74,7 +78,13 @@ _RULES = [(re.compile(pattern), new) for pattern, new in [
     (r"\\sqrt\s+(\d+(?:\.\d+)?|[A-Za-z]|\\pi(?![A-Za-z]))", r"\\sqrt{\1}"),
     (r"\\sqrt(\[\d+\])?\s*([0-9A-Za-z])(?![A-Za-z])", r"\\sqrt\1{\2}"),
     (r"\^\s*([-+]?\d{2,}|[-+]\d)", r"^{\1}"),
-    (r"\^\s*\{\s*([0-9A-Za-z])\s*\}", r"^\1"),
+    (r"\^\s*\{\s*([0-9A-Za-z])\s*\}(?!\d)", r"^\1"),
+    (r"(?<=[\d.]) ?[xX] ?(?=10\^)", r"\\times "), (r"\+/-", r"\\pm "),
+    (r"(?<=[)\]]) ?U ?(?=[(\[])", r"\\cup "),
+    (r"^(\d+) ?(?:\\text\{ ?to ?\}|to) ?(\d+)$", r"\1:\2"),
+    (r"^(?:12(?::00)? ?)?(?:\\text\{)?noon\}?$", "12:00 pm"),
+    (r"^(?:12(?::00)? ?)?(?:\\text\{)?midnight\}?$", "12:00 am"),
+    (r"\\mathbb ([A-Z])", r"\\mathbb{\1}"),
     (r"(?<![\d.])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),
     (r"(?<![\d.])(\d+)\s+(?=\\frac\{\d+\}\{\d+\})", r"\1"),
     (r"\s+", " "),
@@ -84,7 +94,7 @@ _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "*
 _DOUBLED = re.compile(r"\\\\(?=[a-zA-Z])")
 _SPACED_THOUSANDS = re.compile(r"-?\d{1,3}(?: \d{3})+(?:\.\d+)?")
 _BARE_ARGUMENT = re.compile(r"(?:\\sqrt|\^)\s*\(")
-_TIGHT = re.compile(r"(?<=\w) (?!\w)|(?<!\w) ")
+_TIGHT = re.compile(r"(?<=\w) (?!\w)|(?<![\w,]) ")
 
 
 def closing(text: str, start: int, limit: int | None = None) -> int:

@@ -19,7 +19,7 @@ ft: in inch inches 1/12; ft foot feet 1; yd yard 3; mi mile 5280
 lb: oz ounce 1/16; lb lbs pound GBP 1
 s: min minute 60; h hr hour 3600; day 86400; week 604800
 year: month 1/12; yr year 1
-gallon: gal gallon 1
+gallon: gal gallon 1; qt quart 1/4; pt pint 1/8
 dollar: cent cents ¢ 1/100; dollar USD 1
 euro: euro EUR 1
 yen: yen 1

@@ -34,7 +34,7 @@ _NUMBER = re.compile(r"(?P<sign>[-+]?) ?(?:"
     r"(?P<integer>\d*)\.(?P<fixed>\d*)(?:\\(?:overline|bar|dot)\{?|\()(?P<repeated>\d+)[)}]?|"
     r"(?P<decimal>\d+\.?\d*|\.\d+)(?:/(?P<over>\d+\.?\d*)|[eE](?P<e>[-+]?\d{1,3})|"
     r"(?:\\times|\\cdot|\*) ?10\^\{?(?P<exponent>[-+]?\d{1,3})\}?)?)")  # fmt: skip
-THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
+THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?!,?\d)")
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
            "trillion": 10**12}  # fmt: skip
 SPOKEN = {word: n for n, word in enumerate((
@@ -66,6 +66,7 @@ def words(text: str) -> Answer:
     plain = re.sub(r"\\text|[{}$]", " ", text).replace("\\ ", " ").casefold()
     plain = re.sub(r"(?<=\d)(?:st|nd|rd|th)\b", "", " ".join(plain.split()).strip(" .()"))
     plain = re.sub(r"^(?:the|an|a) (?=\w{2})", "", plain)
+    plain = re.sub(r"^(yes|no|true|false)[,;.] .*", r"\1", plain)
     plain = "does not exist" if plain == "dne" else plain
     if MONTH.search(plain) and re.search(r"\d", plain):
         plain = " ".join(sorted(re.findall(r"\w+", plain)))
@@ -106,8 +107,8 @@ def scalar(text: str) -> Answer:
         exact = times * _SCALES[scale.lower()]
     if exact is not None:
         return Answer("scalar", text, (exact, percent, unit))
-    letters = re.sub(r"\\(?:text\{[^{}]*\}|[A-Za-z]+)", " ", body)
-    odd = r"\text" in body or re.fullmatch(r"[\d ]+ [\d ]+", body)
+    letters = re.sub(r"\\(?:text\{[^{}]*\}|(?:begin|end)\{\w*matrix\}|[A-Za-z]+)", " ", body)
+    odd = r"\text" in body or re.fullmatch(r"[\d ]+ [\d ]+|[A-Z]{3,}", body)
     if odd or PROSE.search(letters) or body.lower() in _SHORT_WORDS:
         return words(text)
     return Answer("scalar", text, (body, percent, unit))
@@ -139,7 +140,7 @@ def _measured(text: str) -> tuple[str, bool, Unit | None]:
             known = first.lower() in _SCALES or read_unit(match[3]) is not None
             long = match[2] == " " and re.search(r"[A-Za-z]{3}", match[3]) is not None
             glued = re.fullmatch("[a-z]{2}", match[3]) is None or match[3] in _GLUED
-            one = match[2] == " " and match[3] in "mgshLJNWKÅΩ"
+            one = match[2] == " " and match[3] in "mgshLJNWKVÅΩ"
             if long or (known and (one if len(match[3]) == 1 else match[2] or glued)):
                 return _measured_by(match[1], match[3], unit)
     return body, False, unit
