@@ -25,6 +25,7 @@ NAMES = {
     "question": ("question", "problem", "prompt", "instruction", "query", "input"),
     "solution": ("solution", "answer", "final_answer", "output", "response", "completion"),
     "trace": ("trace", "reasoning", "thinking", "thought", "cot", "rationale", "explanation"),
+    "answer": ("answer", "final_answer"),
 }
 """What people call a column, most usual names first."""
 OPTIONS = {"choices", "options"}
@@ -113,11 +114,19 @@ def recognised(file: Path) -> DataConfig:
             f"{', '.join(columns)}. Rename one, or tell `rlt run` or `rlt teach`: "
             f"--set data.fields.{missing[0]}=COLUMN"
         )
+    if not all(_has_answer(head, found.get("answer", "")) for head in heads):
+        found.pop("answer", None)
     solution = found.get("solution", layout.fields.solution)
     if 2 * sum(_is_marked(head, solution) for head in heads) > len(heads):
         found.pop("trace", None)
         return data.replaced(fields=FieldMapping(**found), split_at=MARKER)
     return data.replaced(fields=FieldMapping(**found))
+
+
+def _has_answer(head: Record, column: str) -> bool:
+    with suppress(BadRow, KeyError):
+        return isinstance(checked(lambda: value_of(head, column)), str | int | float | list | None)
+    return False
 
 
 def _is_marked(head: Record, column: str) -> bool:

@@ -24,6 +24,7 @@ from rlt_core.data.row_files import (
     Read,
     Record,
     converted,
+    kind_of,
     read_all,
     read_records,
     value_of,
@@ -286,8 +287,7 @@ def _text(record: Record, field: str, name: str) -> str:
     if field == "solution":
         [value] = scalar(value, field, name)
     elif not isinstance(value, str) or isinstance(value, NumberText):
-        kind = "a number" if isinstance(value, NumberText) else type(value).__name__
-        raise BadRow("unreadable", f"{name} must be text, found {kind}")
+        raise BadRow("unreadable", f"{name} must be text, found {kind_of(value)}")
     return require_text(value, name)
 
 

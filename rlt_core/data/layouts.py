@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from rlt_core.config import DataConfig, FieldMapping
 from rlt_core.data.rawrow import RawRow, require_no_error, require_text
-from rlt_core.data.row_files import BadRow, NumberText, Record, checked, in_cell, value_of
+from rlt_core.data.row_files import BadRow, NumberText, Record, checked, in_cell, kind_of, value_of
 
 CHATS = ("conversations", "messages", "conversation")
 """Columns with a list of turns: ShareGPT's {from, value}, OpenAI's {role, content}."""
@@ -57,6 +57,8 @@ class Layout:
     """Description of a layout that was not configured but recognised."""
     more: tuple[str, ...] = ()
     """Columns whose text follows that of the question, in rows that have it."""
+    columns: frozenset[str] = frozenset()
+    """Columns of the first rows; a row without its answer has none."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def row_of(
         lines = _texts(value("trace", fields.trace), "trace", fields.trace)
         trace = "\n".join(lines)  # a list is a trace in steps (s1K)
     answers = solutions if len(solutions) > 1 else []
-    if fields.answer:
+    if fields.answer and (fields.answer in record or fields.answer not in layout.columns):
         given = value("answer", fields.answer)
         answers = [] if given is None else _texts(given, "answer", fields.answer)
     if fields.licence:
@@ -200,7 +202,7 @@ def _question(value: Any, turns: Turns, column: str) -> Exchange:
     if isinstance(value, list) or (isinstance(value, str) and TURNS_IN_CELL.match(value)):
         return exchange(value, turns, replied=False)
     if isinstance(value, NumberText) or not isinstance(value, str | None):
-        raise BadRow("unreadable", f"the question (field {column!r}) is {_kind(value)}, not text")
+        raise BadRow("unreadable", f"the question (field {column!r}) is {kind_of(value)}, not text")
     return Exchange(_filled(value, "question", column))
 
 
@@ -226,17 +228,19 @@ def scalar(value: Any, name: str, column: str) -> list[str]:
     value = value_of({"": value}, "")
     if value is None:
         return []
-    if name != "trace" and isinstance(value, int | float) and not isinstance(value, bool):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if (is_number and name != "trace") or (isinstance(value, bool) and name == "answer"):
         return [str(value)]
     if name != "trace" and isinstance(value, Decimal):
         return [format(value, "f")]
     if not isinstance(value, str) or (name == "trace" and isinstance(value, NumberText)):
-        raise BadRow("unreadable", f"the {name} (field {column!r}) is {_kind(value)}, not text")
+        fix = (
+            f"name a field in it, {column}.NAME" if isinstance(value, Mapping) else "remove the row"
+        )
+        raise BadRow(
+            "unreadable", f"the {name} (field {column!r}) is {kind_of(value)}, not text; {fix}"
+        )
     return [value]
-
-
-def _kind(value: Any) -> str:
-    return "a number" if isinstance(value, NumberText) else type(value).__name__
 
 
 def _filled(text: str | None, name: str, column: str) -> str:
@@ -302,7 +306,10 @@ def _role(turn: Record) -> str:
     role = turn.get("role") or turn.get("from")
     known = ROLES.get(str(role).casefold())
     if known is None:
-        raise BadRow("turns", f"a turn is from {role!r}, not from a user, assistant or system")
+        whose = f"from {role!r}" if role else "without `role` or `from`"
+        raise BadRow(
+            "turns", f"a turn is {whose}, not from a user, assistant or system; remove the row"
+        )
     return known
 
 
@@ -311,12 +318,12 @@ def _content(turn: Record) -> str:
     if isinstance(content, list):  # OpenAI's parts
         content = "\n".join(map(_part, content))
     if not isinstance(content, str | None):
-        raise BadRow("turns", f"a turn holds {_kind(content)}, not text")
+        raise BadRow("turns", f"a turn holds {kind_of(content)}, not text")
     return content or ""
 
 
 def _part(part: Any) -> str:
-    kind = part.get("type") if isinstance(part, Mapping) else _kind(part)
+    kind = part.get("type") if isinstance(part, Mapping) else kind_of(part)
     text = part.get("text") if isinstance(part, Mapping) and kind == "text" else part
     if not isinstance(text, str):
         raise BadRow("turns", f"a turn has a part of type {kind!r}; only text can be read")

@@ -1,6 +1,7 @@
 """Read a user's file row by row: JSONL, JSON, CSV or Parquet. Errors name file, row and fix."""
 
 import ast
+import codecs
 import csv
 import json
 import math
@@ -18,11 +19,23 @@ from rlt_core.errors import UserError, first_line
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 BLANK = b"\xef\xbb\xbf\0 \t\r\n"
 """Bytes of a line without a row, or before the first one."""
-COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ", b"PK\x03\x04")
+COMPRESSED = (
+    b"\x1f\x8b",
+    b"\x28\xb5\x2f\xfd",
+    b"BZh",
+    b"\xfd7zXZ",
+    b"PK\x03\x04",
+    b"\xd0\xcf\x11\xe0",
+)
 """First bytes of gzip, zstd, bzip2, xz, and of ZIP archives and spreadsheets."""
+PAGES = (b"<!doctype", b"<html", b"<?xml")
+"""First bytes of a page or an error message that was saved as data."""
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 BATCH_ROWS = 256
 """Number of rows of a Parquet file that are decoded at once."""
-MISSING = frozenset({"", "nan", "-nan", "<na>", "null", "none", "inf", "-inf"})
+MISSING = frozenset(
+    {"", "nan", "-nan", "<na>", "n/a", "#n/a", "nat", "null", "none", "inf", "-inf"}
+)
 """Spellings of a missing value or a division by zero by pandas and Python in text cells."""
 
 Record = Mapping[str, Any]
@@ -53,16 +66,19 @@ def require_file(path: Path, field: str = "", others: str = "") -> None:
     shown = f"{field}={str(path)!r}" if field else str(path)
     if not path.exists():
         start = "write $HOME for ~" if str(path)[:1] == "~" else f"paths start at {Path.cwd()}"
+        start = "one file is read, no pattern" if "*" in path.name else start
         raise UserError(f"{shown}: no such file ({start}){others}")
     ends = f"a file that ends in {', '.join(SUFFIXES)}"
     if not path.is_file():
         raise UserError(f"{shown}: not a file; name {ends}")
     with path.open("rb") as file:
-        begin = file.read(32)
+        begin = file.read(64)
     if begin.startswith(COMPRESSED):
         raise UserError(f"{path}: compressed or a spreadsheet; unpack it, or save it as CSV")
     if begin.startswith(b"version https://git-lfs"):
         raise UserError(f"{path}: a Git LFS pointer; `git lfs pull` fetches the file itself")
+    if begin.strip(BLANK).lower().startswith(PAGES):
+        raise UserError(f"{path}: an HTML or XML page, no rows; download the file again")
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path}: expected {ends}")
 
@@ -134,7 +150,8 @@ def count_rows(path: Path) -> int:
         try:
             return int(pq.read_metadata(path).num_rows)
         except (OSError, ValueError) as error:
-            raise UserError(f"{path}: not a Parquet file ({first_line(error)})") from None
+            said = first_line(error)
+            raise UserError(f"{path}: not a Parquet file ({said}); write it again") from None
     mark = b"}" if suffix == ".json" else b"\n"
     with path.open("rb") as file:
         return max(1, sum(block.count(mark) for block in iter(partial(file.read, 1 << 20), b"")))
@@ -169,6 +186,13 @@ def _nested(record: Any, name: str) -> Any:
         else:
             raise KeyError(name)
     return value
+
+
+def kind_of(value: Any) -> str:
+    """Return the name of a value's type, for messages."""
+    if isinstance(value, NumberText):
+        return "a number"
+    return "null" if value is None else type(value).__name__
 
 
 def in_cell(text: str) -> Any:
@@ -210,8 +234,7 @@ DECODER = json.JSONDecoder(
 
 def _is_object(value: Any) -> Record:
     if not isinstance(value, dict):
-        kind = type(value).__name__
-        raise BadRow("unreadable", f"expected an object with fields, found {kind}")
+        raise BadRow("unreadable", f"expected an object with fields, found {kind_of(value)}")
     return value
 
 
@@ -236,12 +259,28 @@ def _json(path: Path) -> Iterator[tuple[int, Read]]:
     return _lines(path) if _has_lines(path) else _list(path)
 
 
-def _has_lines(path: Path) -> bool:
+def _is_utf_16(path: Path) -> bool:
     with path.open("rb") as file:
-        first, second = islice(chain(filter(_is_row, file), (b"", b"")), 2)
+        return file.read(2) in UTF_16
+
+
+def _read_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file in UTF-8; it may be in UTF-16, as Windows programs write it."""
+    if _is_utf_16(path):
+        with path.open(encoding="utf-16", newline="\n") as text:
+            yield from map(str.encode, text)
+        return
+    with path.open("rb") as file:
+        yield from file
+
+
+def _has_lines(path: Path) -> bool:
+    first, second = islice(chain(filter(_is_row, _read_lines(path)), (b"", b"")), 2)
     if first.strip(BLANK).startswith(b"["):
         return False
     if path.suffix.lower() == ".jsonl":
+        if first.strip(BLANK) == b"{" and second:
+            raise UserError(f"{path}: an object has several lines; write each on one (`jq -c .`)")
         return True
     try:
         checked(partial(_line, first))
@@ -255,13 +294,12 @@ def _is_row(line: bytes) -> bool:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Read]]:
-    with path.open("rb") as file:
-        for row, line in enumerate(file, start=1):
-            if not _is_row(line):
-                continue
-            if not line.endswith(b"\n"):
-                _require_whole(path, row, partial(_line, line))
-            yield row, partial(_line, line)
+    for row, line in enumerate(_read_lines(path), start=1):
+        if not _is_row(line):
+            continue
+        if not line.endswith(b"\n"):
+            _require_whole(path, row, partial(_line, line))
+        yield row, partial(_line, line)
 
 
 def _require_whole(path: Path, row: int, read: Read) -> None:
@@ -277,7 +315,7 @@ def _require_whole(path: Path, row: int, read: Read) -> None:
 def _list(path: Path) -> Iterator[tuple[int, Read]]:
     text = b""
     try:
-        text = path.read_bytes()
+        text = b"".join(_read_lines(path))
         rows = DECODER.decode(text.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = text.count(b"\n", 0, error.start) + 1
@@ -288,6 +326,13 @@ def _list(path: Path) -> Iterator[tuple[int, Read]]:
             "it again"
         ) from None
     del text
+    if isinstance(rows, dict):  # {"version": "1.0", "data": [...]}
+        lists = [
+            each
+            for each in rows.values()
+            if isinstance(each, list) and each and isinstance(each[0], dict)
+        ]
+        rows = lists[0] if len(lists) == 1 else rows
     if not isinstance(rows, list):
         raise UserError(f"{path}: expected a list of objects, or an object per line")
     for row in range(len(rows)):
@@ -301,7 +346,8 @@ def _csv(path: Path) -> Iterator[tuple[int, Read]]:
     with path.open("rb") as binary:
         ends = _ends_in_line_break(binary)
     # Bytes that are not UTF-8 become lone surrogates, which `require_text` refuses.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    encoding = "utf-16" if _is_utf_16(path) else "utf-8-sig"
+    with path.open(encoding=encoding, errors="surrogateescape", newline="") as file:
         first = next(filter(str.strip, file), "")
         file.seek(0)
         signs = (sign for sign in ";\t" if sign in first and "," not in first)
@@ -319,8 +365,8 @@ def _csv(path: Path) -> Iterator[tuple[int, Read]]:
 
 def _ends_in_line_break(file: BinaryIO) -> bool:
     size = file.seek(0, 2)
-    file.seek(max(0, size - 1))
-    return file.read(1) in b"\r\n"
+    file.seek(max(0, size - 2))
+    return file.read().rstrip(b"\0")[-1:] in b"\r\n"  # \0: of UTF-16
 
 
 def _cells(header: list[str], cells: list[str]) -> Record:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -173,7 +173,8 @@ def _collect(
     if traces and not any(data.fields.question in head for head in heads):
         untraced = data.fields.model_copy(update={"trace": None})
         data = data.model_copy(update={"fields": untraced})
-    layout, expected = layout_of(data, heads), count()
+    columns = frozenset(str(name) for head in heads for name in head)
+    layout, expected = replace(layout_of(data, heads), columns=columns), count()
     rows: list[RawRow] = []
     dropped: list[Row] = []
 

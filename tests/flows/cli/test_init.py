@@ -54,6 +54,16 @@ def test_the_config_reads_question_solution_and_trace(
     assert "20 usable questions" in said
 
 
+@pytest.mark.parametrize(("answer", "expected"), [("2", "2"), (2, "2"), ({"value": 2}, None)])
+def test_the_answer_beside_a_solution_is_read(
+    answer: Any, expected: str | None, tmp_path: Path
+) -> None:
+    row = {"question": "1+1?", "solution": "It is two.", "answer": answer}
+    config, _ = made(tmp_path, write(tmp_path / "rows.jsonl", [row] * 20))
+    (first, *_) = read_source(config.data).rows
+    assert (first.solution, first.answer) == ("It is two.", expected)
+
+
 def test_unusable_rows_are_told_and_allowed_and_a_test_file_is_used(tmp_path: Path) -> None:
     rows = [{"question": f"{n}+1?", "solution": "" if n % 4 == 0 else "3"} for n in range(400)]
     file, test = write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", rows[1:2])

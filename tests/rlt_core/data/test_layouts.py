@@ -166,6 +166,7 @@ def test_turns_that_are_no_exchange_are_listed(tmp_path: Path, turns: Any) -> No
         ("0.10", "0.10"), ("12345678901234567890", "12345678901234567890"), ("1e400", "1e400"),
         ("7" * 5000, "7" * 5000), ("-0", "-0"), ("1.0", "1.0"), ('"0.10"', "0.10"),
         ("NaN", None), ("Infinity", None), ("-Infinity", None), ("null", None), ('"nan"', None),
+        ('"N/A"', None), ("true", "True"), ("false", "False"),
         ('""', None), ("[]", None), ("[NaN]", None), ('["0.10"]', "0.10"), ("[0.10]", "0.10"),
     ],
 )  # fmt: skip
@@ -286,6 +287,17 @@ def test_a_bad_row_is_dropped_and_listed_or_named_with_a_fix(tmp_path: Path) -> 
         message.encode()
 
 
+def test_a_row_may_lack_the_answer_that_others_have(tmp_path: Path) -> None:
+    records = [
+        {"question": "a", "solution": "b", "answer": "1"},
+        {"question": "c", "solution": "d"},
+    ]
+    found = source(tmp_path / "data.jsonl", records, fields=FieldMapping(answer="answer"))
+    assert [row.answer for row in found.rows] == ["1", None]
+    with pytest.raises(UserError, match="row 1: no field 'answr'"):
+        source(tmp_path / "data.jsonl", records, fields=FieldMapping(answer="answr"))
+
+
 def test_fields_that_nobody_reads_may_hold_anything(tmp_path: Path) -> None:
     record = '{"question": "q", "solution": "s", "n": ' + "9" * 5000 + ', "x": "\\ud83d"}'
     assert only(tmp_path, record).solution == "s"
@@ -345,7 +357,7 @@ def test_encodings(tmp_path: Path, suffix: str, encoding: str) -> None:
         ".csv": "question,solution\r\né,s\r\n",
     }
     path.write_bytes(text[suffix].encode(encoding))
-    if encoding == "utf-8-sig":
+    if encoding != "latin-1":
         assert read_source(DataConfig(source=str(path))).rows[0].question == "é"
     else:
         with pytest.raises(UserError, match="not UTF-8; save the file as UTF-8"):

@@ -93,6 +93,9 @@ def test_bad_files_of_other_types(tmp_path: Path) -> None:
         "ragged.csv": (b"question,solution\na,b\na,b,c\n", "row 2: its number of fields"),
         "not.parquet": (b"PAR1 but not really", "not a readable .parquet file"),
         "object.json": (b'{"question": "a"}', "expected a list of objects"),
+        "two.json": (b'{"train": [{"a": 1}], "test": [{"a": 1}]}', "expected a list of objects"),
+        "pretty.jsonl": (b'{\n"question": "a"\n}\n{\n"question": "b"\n}', "has several lines"),
+        "number.json": (b"[1]", "row 1: expected an object with fields, found a number"),
         "broken.json": (b'[\n{"a": }]', "line 2, column 7: invalid JSON"),
         "data.xlsx": (b"", "expected a file that ends in .jsonl"),
     }
@@ -103,10 +106,14 @@ def test_bad_files_of_other_types(tmp_path: Path) -> None:
             read(path)
     with pytest.raises(UserError, match="no such file"):
         read(tmp_path / "absent.jsonl")
+    with pytest.raises(UserError, match=r"no such file \(one file is read, no pattern\)"):
+        read(tmp_path / "*.jsonl")
 
 
 SAME = {
     "list.jsonl": '[{"question": "a", "solution": "b"},\n {"question": "c", "solution": "d"}]',
+    "named.json": '{"version": "1.0", "tags": ["x"],\n "data": [{"question": "a", "solution": "b"},'
+    ' {"question": "c", "solution": "d"}]}',
     "lines.json": '\n{"question": "a", "solution": "b"}\n{"question": "c", "solution": "d"}',
     "CAPITALS.JSONL": '{"question": "a", "solution": "b"}\n{"question": "c", "solution": "d"}\n',
     "semicolons.csv": "\ufeffquestion;solution\r\na;b\r\nc;d\r\n",
@@ -128,6 +135,7 @@ def test_what_programs_call_json_or_csv_is_read(tmp_path: Path, name: str) -> No
     ("start", "message"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer"),
+        (b"\n<!DOCTYPE html>", "an HTML or XML page"), (b'<?xml version="1.0"?>', "an HTML or XML"),
         *((start, "compressed or a spreadsheet; unpack it") for start in COMPRESSED),
     ],
 )  # fmt: skip
