@@ -18,9 +18,10 @@ _LEAD = re.compile(
 )
 _ANOTHER = re.compile(r"\W*(?:and|or|nor|[,/&])\W*[A-Z]\b")
 _DENIED = re.compile(
-    r"\W* (?i:(?:is|are|was)(?:n't| not| wrong| incorrect| false| ruled out| eliminated)|"
+    r"\W* (?i:(?:is|are|was)(?:n't|(?: clearly| also)? "
+    r"(?:not|wrong|incorrect|false|ruled out|eliminated|excluded))|"
     r"(?:can|could|must|should) be (?:ruled|eliminated|excluded|rejected|discarded)|"
-    r"(?:can|could|does|do)(?:n't| ?not)|fails)\b"
+    r"(?:ca|can|could|does|do)(?:n't| ?not)|fails)\b"
 )
 _STANDING = re.compile(
     r"(?<![\w'\\^])(?<![Nn]ot )(?!A (?!or |and |nor )[a-z])([A-Z])(?![\w'^=+]| ?=)"

@@ -52,18 +52,20 @@ LIMITED = re.compile(
 """Words in prose by which a number in it is not the answer."""
 DENIED = re.compile(
     r"(?:\b(?:not|never|cannot|neither|nor|no longer|by no means|except|wrong|incorrect|"
-    r"eliminate|exclude|reject|rule out|(?:other|rather) than|instead of|(?:any|every)thing but|"
-    r"all but)\b|n['\u2019]t\b|≠)"
-    r"(?: (?:be|is|was|equal|to|the|an?|answer|option|choice|choose|pick|just|really))*"
+    r"eliminate|exclude|reject|avoid|least likely|rule out|(?:other|rather) than|instead of|"
+    r"(?:any|every)thing but|all but)\b|n['\u2019]t\b|≠)"
+    r"(?: (?:be|is|was|equal|to|the|an?|answer|option|choice|choose|pick|just|really|even))*"
     r"[^\w.,:;?!\n]*$",
     re.I,
 )
 """End of a text after which an answer is denied: `is not equal to `."""
-CORRECTED = re.compile(r",? (?:and |but )?(?:not|rather than|instead of) [^\w.,:;?!\n]*$", re.I)
+CORRECTED = re.compile(
+    r"(?:, (?:and |but )?not|\(not|\brather than|\binstead of) [^\w.,:;?!\n]*$", re.I
+)
 """The same, where the text before gives the answer: `43, not 42`."""
 REFUTED = re.compile(
     r"[^\w.;?!\n]*(?:but )?(?:(?:that|this|it|which) )?"
-    r"(?:fails\b|(?:is|are|was|does|do|did|can|could|would)(?:(?:n['\u2019]t| ?not) (?:be )?"
+    r"(?:fails\b|(?:is|are|was|does|do|did|ca|can|could|would)(?:(?:n['\u2019]t| ?not) (?:be )?"
     r"(?:(?:the |an? )?(?:correct|right|final|valid|possible|answer|solution)|work|fit|satisfy)|"
     r" (?:wrong|incorrect|false|impossible|extraneous|ruled out))\b)",
     re.I,

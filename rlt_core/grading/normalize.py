@@ -81,6 +81,7 @@ _RULES: list[tuple[re.Pattern[str], Any]] = [(re.compile(pattern), new) for patt
     (r"\^\s*\{\s*([0-9A-Za-z])\s*\}(?!\d)", r"^\1"),
     (r"(?<=[\d.]) ?[xX] ?(?=10\^)", r"\\times "), (r"\+/-", r"\\pm "),
     (r"(?<=[)\]]) ?U ?(?=[(\[])", r"\\cup "),
+    (r"^(\d+) out of (\d+)$", r"\\frac{\1}{\2}"),
     (r"^(\d+) ?(?:\\text\{ ?to ?\}|to) ?(\d+)$", r"\1:\2"),
     (r"^(?:12(?::00)? ?)?(?:\\text\{)?noon\}?$", "12:00 pm"),
     (r"^(?:12(?::00)? ?)?(?:\\text\{)?midnight\}?$", "12:00 am"),
