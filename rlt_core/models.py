@@ -204,16 +204,17 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folde
 
 
 def pick_device(device: str) -> str:
-    """Return the device; `auto` is the GPU if there is one."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
+    """Return the device; `auto` is the GPU if there is one. Raises UserError for `cuda` without."""
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" != found:
+        raise UserError("device=cuda: torch finds no GPU on this machine; `rlt doctor` says why")
+    return found if device == "auto" else device
 
 
 def compute_dtype(dtype: str, device: str) -> str:
     """Return the number format that a device computes in: float32 in place of bfloat16 on a CPU
     without instructions for it, where a product in bfloat16 takes about ten times as long."""
-    slow = pick_device(device) == "cpu" and not bfloat16_on_cpu()
+    slow = device != "cuda" and pick_device(device) == "cpu" and not bfloat16_on_cpu()
     return "float32" if slow else dtype
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import typer
@@ -20,6 +22,7 @@ from flows.cli.terminal import clean_output, print
 from flows.server.local import current
 from rlt_core import __version__
 from rlt_core.environment import exit_in_one_line, require_environment
+from rlt_core.errors import UserError
 
 app = typer.Typer(
     name="rlt",
@@ -76,10 +79,19 @@ def _use_store_of_up() -> None:
         os.environ.update(running.access())
 
 
+def _require_values(words: list[str]) -> None:
+    """Raise UserError for an empty argument, as an unset variable leaves one: it would be taken for
+    the default, or for the working directory."""
+    for before, word in pairwise(words):
+        if not word or re.fullmatch(r"--[\w-]+=", word):
+            raise UserError(f"nothing follows {word or before}; give a value, or leave it out")
+
+
 def main() -> None:
     clean_output()
     with exit_in_one_line(Path(".")):
         require_environment()
+        _require_values(["rlt", *sys.argv[1:]])
         before = signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
         _use_store_of_up()
         try:

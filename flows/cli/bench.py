@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli.options import DEFAULT_STORE, JsonOption, SetOption, StoreOption, open_store
-from flows.cli.tables import new_table, table_console
+from flows.cli.tables import new_table, print_whole, table_console
 from flows.cli.teach import (
     ENDPOINT,
     BudgetTokens,
@@ -21,6 +21,7 @@ from flows.cli.teach import (
     of_budget,
     of_data,
     of_endpoint,
+    of_format,
     source_of,
 )
 from flows.cli.terminal import print, print_data
@@ -29,7 +30,7 @@ from rlt_core.experiments.bench_teachers import NAME, pair
 from rlt_core.rows import read_rows
 from rlt_core.store import Manifest, Store
 
-app = typer.Typer(help="Models compared by one protocol.")
+app = typer.Typer(no_args_is_help=True, help="Models compared by one protocol.")
 TESTED = 200
 """Questions that test trained students; `data.test_source` or `data.n_test` says otherwise."""
 COLUMNS = ("reward", "r_ss", "r_kl", "rank_surprisal", "think_tokens")
@@ -64,7 +65,7 @@ def teachers(
     if endpoints := [source for _, source in named["students"] if source.startswith(ENDPOINT)]:
         raise UserError(f"--students {endpoints[0]}: the student's log-probs are needed: a model")
     budget = of_budget([source for _, source in named["teachers"]], budget_tokens, budget_usd)
-    changes = [*of_data(questions, set_ or ()), *_bench(named, samples, train), *budget]
+    changes = [*of_data(questions, set_ or ()), *_bench(opened, named, samples, train), *budget]
     plan = computed(NAME, changes, set_ or (), store, quiet=as_json)
     committed = plan.store.manifests_of(item.node.ref for item in plan.nodes)
     rows = list(_matrix(plan.store, list(committed.values()), named, train))
@@ -88,7 +89,9 @@ def _sources(store: Store, option: str, text: str) -> Iterator[tuple[str, str]]:
     yield from found.items()
 
 
-def _bench(named: dict[str, list[tuple[str, str]]], samples: int, train: bool) -> Iterator[str]:
+def _bench(
+    store: Store, named: dict[str, list[tuple[str, str]]], samples: int, train: bool
+) -> Iterator[str]:
     """Yield the changes that name the models."""
     models = {n: source for n, source in named["teachers"] if not source.startswith(ENDPOINT)}
     endpoints = [source for _, source in named["teachers"] if source.startswith(ENDPOINT)]
@@ -100,6 +103,7 @@ def _bench(named: dict[str, list[tuple[str, str]]], samples: int, train: bool) -
     yield f"teacher_bench={json.dumps(bench)}"
     yield f"base_model={json.dumps(next(iter(students.values())))}"
     yield f"trace_generation.n={samples}"
+    yield from of_format(store, [*models.values(), *students.values()])
     if train:
         yield f"data.n_test={TESTED}"
 
@@ -166,7 +170,7 @@ def _show(rows: Sequence[Row], train: bool) -> None:
             *(f"{v:.1f} [{low:.1f}, {high:.1f}]"
               for v, low, high in ((row["before"], row["after"]) if train else ())),
         )  # fmt: skip
-    table_console().print(table)
+    print_whole(table_console(), table)
     if any(row["r_kl"] is None for row in rows):
         print("r_KL -: an endpoint gives no log-probs; the reward is r_SS alone, not comparable "
               "with the others'", file=sys.stderr)  # fmt: skip

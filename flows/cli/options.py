@@ -108,9 +108,16 @@ def is_there(store: Store) -> bool:
     return Path(files.root).exists() if files.is_local else bool(files.listed(""))
 
 
-def check_output(output: Path, suffixes: Sequence[str] = (".parquet",)) -> None:
-    """Raise UserError, before the work, for an --output that cannot be written."""
-    if output.suffix not in suffixes:
+def check_output(
+    output: Path, suffixes: Sequence[str] = (".parquet",), source: Path | None = None
+) -> None:
+    """Raise UserError, before the work, for an --output that cannot be written, or that is the
+    file which the command reads."""
+    if suffixes and output.suffix not in suffixes:
         raise UserError(f"--output {output}: end its name in {' or '.join(suffixes)}")
+    if output.is_dir():
+        raise UserError(f"--output {output}: this is a folder; name a file")
+    if source and source.exists() and output.exists() and output.samefile(source):
+        raise UserError(f"--output {output}: this is the file that is read; name another")
     if not output.absolute().parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {output.parent}")

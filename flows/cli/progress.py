@@ -201,7 +201,8 @@ class Display:
                 self._not_run.append(name)
             else:
                 self._failed.append(name)
-                self.say(f"{how:>7}  {name}: {message}")
+                said = message.removeprefix(f"{name}: ")
+                self.say(f"{how:>7}  {name}: {said}")
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def score(
     """
     if preset not in REWARD_PRESETS:
         raise UserError(f"--preset {preset}: choose from {', '.join(REWARD_PRESETS)}")
-    check_output(output, SUFFIXES)
+    check_output(output, SUFFIXES, input_)
     columns = _columns(field or [])
     format = load_format(prompt_format)
     kl = kl or ("k3" if alignment == "text" else "full")
@@ -189,9 +189,11 @@ def _show(table: pa.Table, output: Path, estimator: dict[str, str], as_json: boo
     console.print("  ".join(f"{name} {value}" for name, value in counts.items()))
     shown = (f"{name} {value:.4g}" for name, value in means.items() if value is not None)
     console.print("  ".join(shown))
-    ranked = new_table("row", "reward", text, right=("row", "reward"), whole=(text,))
+    numbers, console = ("row", "reward"), table_console()
+    ranked = new_table(*numbers, text, right=numbers, whole=numbers)
+    room = min(SHOWN_CHARACTERS, max(console.width - 20, 10))
     for row in (*ends["best"], *ends["worst"]):
-        shortened = line(row["explanation"])[:SHOWN_CHARACTERS]
+        shortened = line(row["explanation"])[:room]
         ranked.add_row(str(row["row"]), f"{row['reward']:.4f}", shortened)
-    table_console().print(ranked)
-    console.print(f"written: {output}")
+    console.print(ranked)
+    print(f"written: {output}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.options import DEFAULT_STORE, StoreOption, existing_store
+from flows.cli.options import DEFAULT_STORE, StoreOption, check_output, existing_store
 from flows.cli.tables import some
 from flows.cli.terminal import data_output, print
 from rlt_core.errors import UserError
@@ -60,8 +60,10 @@ def sql(
         chosen = "safe csv"
     if statement is None and not sys.stdin.isatty():
         statement = sys.stdin.read()
-    if output is not None and not (statement and statement.strip()):
-        raise UserError("--output needs the SQL as an argument or on standard input")
+    if output is not None:
+        if not (statement and statement.strip()):
+            raise UserError("--output needs the SQL as an argument or on standard input")
+        check_output(output, suffixes=())
     skip_pandas()
     from rlt_core.sql.views import connect, refresh
 

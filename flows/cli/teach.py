@@ -84,7 +84,9 @@ def teach(
     score them (`rlt reward`), and the best that fit are kept. After Ctrl-C, or with a larger
     budget, the same command continues.
     """
-    check_output(output, (".jsonl", ".parquet"))
+    check_output(output, (".jsonl", ".parquet"), questions)
+    if keep > samples:
+        raise UserError(f"--keep {keep}: only {samples} are written of each (--samples)")
     changes = [
         *of_data(questions, set_ or ()), *_models(open_store(store), teacher, student, samples),
         f"trace_selection.keep={keep}",
@@ -115,7 +117,8 @@ def computed(
     plan = new_plan(target, "teach", [*changes, *of_machine(), *given], None, store)
     if len(plan.config.seeds) > 1:
         raise UserError(
-            f"seeds={list(plan.config.seeds)}: one at a time here; `rlt run {target}` takes several"
+            f"seeds={list(plan.config.seeds)}: one at a time here; give the command for each, "
+            f"with --set 'seeds=[{plan.config.seeds[0]}]'"
         )
     plan.require_computable()
     for text in () if quiet else to_compute(plan):
@@ -161,8 +164,7 @@ def _models(store: Store, teacher: str, student: str, samples: int) -> Iterator[
         yield f"trace_generation.n={samples}"
         if of_student != of_teacher:
             yield f"reward_student={json.dumps(of_student)}"
-    if format := _format_of(store, of_teacher) or _format_of(store, of_student):
-        yield f"prompt_format={json.dumps(str(format))}"
+    yield from of_format(store, [of_teacher, of_student])
 
 
 def of_endpoint(teacher: str, samples: int) -> str:
@@ -207,6 +209,13 @@ def _fetched(source: str) -> str:
         print(f"{repo}: downloading from the hub", file=sys.stderr)
         hf_hub.download(repo, None, "model")
     return source
+
+
+def of_format(store: Store, sources: Sequence[str]) -> list[str]:
+    """Return the change that names the prompt format of the first model that was trained with
+    one."""
+    found = next(filter(None, (_format_of(store, one) for one in sources)), None)
+    return [f"prompt_format={json.dumps(str(found))}"] if found else []
 
 
 def _format_of(store: Store, source: str) -> Path | None:

@@ -85,7 +85,7 @@ def export(
     from rlt_core.explorer.queries import Library
 
     library = Library(existing_store(store))
-    names = question or library.first_questions(best or 3)
+    names = [*dict.fromkeys(question or ())] or library.first_questions(best or 3)
     write(library, names, file)
     print(f"{len(names)} questions: {file}")
 

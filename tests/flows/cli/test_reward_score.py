@@ -268,6 +268,7 @@ def test_a_bad_row_is_named(
 def test_bad_models_and_options_are_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
     source, output = written(tmp_path / "rows.jsonl", ROWS[:1]), tmp_path / "scores.parquet"
     files = ["-i", str(source), "-o", str(output)]
+    (tmp_path / "folder.csv").mkdir()
     other = folder(tmp_path / "other", 3, "r1")
     for teacher, message in [
         (other, "different vocabularies"),
@@ -280,10 +281,13 @@ def test_bad_models_and_options_are_refused(models: tuple[Path, Path], tmp_path:
         (["--preset", "ours"], "paper, reference-code"),
         (["--temperature", "0"], "temperature"),
         (["-o", str(tmp_path / "scores.txt")], "end its name in .parquet or .csv or .jsonl"),
+        (["-o", str(tmp_path / "folder.csv")], "this is a folder"),
+        (["-o", str(tmp_path / ".." / tmp_path.name / "rows.jsonl")], "the file that is read"),
         (["--field", "question"], "write FIELD=COLUMN"),
         (["--field", "explanation=text"], "no field 'text'; it has question, solution, explan"),
         (["-o", str(tmp_path / "no" / "scores.parquet")], "there is no folder"),
         (["-i", str(tmp_path / "no.jsonl")], "no such file"),
+        *([] if torch.cuda.is_available() else [(["--device", "cuda"], "torch finds no GPU")]),
     ]:
         done = call(models, *files, *options)
         assert isinstance(done.exception, UserError) and message in str(done.exception), message

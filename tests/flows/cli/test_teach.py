@@ -149,6 +149,8 @@ def test_what_cannot_be_taught_is_said_in_a_line(
     assert "no artifact 'smoke/teacher-grp'" in said(teach) and "the hub," in said(teach)
     refused(*MODELS, output="out.txt")
     assert ".jsonl or .parquet" in said(teach)
+    refused(*MODELS, "--samples", "2", "--keep", "3")
+    assert "only 2 are written" in said(teach)
     for text, told in (('{"question": "1+1"}\n', "no column looks like the solution"), ("", "")):
         file = tmp_path / "bad.jsonl"
         file.write_text(text)
@@ -165,7 +167,7 @@ def test_teachers_are_compared_for_students(
     command = (
         "bench", "teachers", str(file), "--teachers", "smoke/teacher-grpo@0,endpoint:some-llm",
         "--students", "smoke/base-model,smoke/student-sft[rlt]@0", "--samples", "2", "--train",
-        "--set", "data.n_test=4", "--set", "prompt_format=tiny", "--store", str(store),
+        "--set", "data.n_test=4", "--store", str(store),
         "--set", "student_sft.dtype=float32", "--set", "student_sft.lora=null", *SMALL,
         "--set", "evaluation.max_tokens=16", "--set", "evaluation.dtype=float32", "--json",
     )  # fmt: skip
