@@ -5,6 +5,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TextIO
@@ -19,6 +20,7 @@ from rlt_core.printable import printable, spreadsheet_cell
 TABLE_ROWS = 200
 CELL_CHARACTERS = 100
 BATCH_ROWS = 10_000
+NUMBERS = (int, float, Decimal)
 
 
 def write(relation: DuckDBPyRelation, format: str, output: Path) -> None:
@@ -82,6 +84,8 @@ def _json(value: Any) -> str:
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, Decimal):  # of whole numbers too: DuckDB's sum of integers
+        return int(value) if value == value.to_integral_value() else float(value)
     if isinstance(value, dict):
         return {name: _finite(inner) for name, inner in value.items()}
     return [_finite(inner) for inner in value] if isinstance(value, list) else value
@@ -98,7 +102,7 @@ def _print_table(relation: DuckDBPyRelation, file: TextIO) -> None:
                 console.print(Text.assemble((name, "bold"), "  ", _cell(value)))
     else:
         first = dict(zip(names, rows[0], strict=True)) if rows else {}
-        numbers = [name for name, value in first.items() if isinstance(value, int | float)]
+        numbers = [name for name, value in first.items() if isinstance(value, NUMBERS)]
         table = new_table(*names, right=numbers)
         for row in rows[:TABLE_ROWS]:
             table.add_row(*map(_cell, row))

@@ -14,7 +14,7 @@ from prompt_toolkit.shortcuts import clear
 from flows.cli.terminal import print
 from rlt_core.errors import UserError
 from rlt_core.names import nearest
-from rlt_core.sql.schemas import MEANINGS, VIEWS
+from rlt_core.sql.schemas import MEANINGS, SQL_TYPES, VIEWS
 
 COMMANDS = {
     ".tables": "list the tables",
@@ -91,7 +91,8 @@ def command(text: str, refresh: Callable[[], int]) -> None:
     for table in ([argument] if argument else VIEWS) if name == ".schema" else ():
         print(table)
         for column in VIEWS[table]:
-            print(f"  {column.name}  {column.type}  {MEANINGS[table][column.name]}")
+            type = SQL_TYPES[column.type]
+            print(f"  {column.name}  {type}  {MEANINGS[table][column.name]}")
 
 
 def completer(connection: DuckDBPyConnection) -> WordCompleter:

@@ -54,7 +54,8 @@ class _Terminal(io.StringIO):
 
 
 def clean_output() -> None:
-    """Let log lines and the tracebacks of faults be clean as well, in this process."""
+    """Let log lines and the tracebacks of faults be clean as well, in this process, and the output
+    UTF-8."""
 
     def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if issubclass(kind, KeyboardInterrupt):
@@ -64,3 +65,6 @@ def clean_output() -> None:
 
     clean_logs()
     sys.excepthook = show
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # else closed
+            stream.reconfigure(encoding="utf-8")  # whatever the locale: data are exact

@@ -54,6 +54,16 @@ def test_a_deleted_working_directory_is_named(tmp_path: Path) -> None:
     one_line(done, 2, "working directory was deleted")
 
 
+@pytest.mark.parametrize("words", [["plan", "--store", ""], ["plan", "--store="], ["report", ""]])
+def test_an_empty_argument_is_no_default(words: list[str]) -> None:
+    one_line(run(*words), 2, f"nothing follows {words[-1] or words[-2]}")
+
+
+def test_the_output_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    done = run("sql", "select '⏎' as a", RLT_STORE=str(tmp_path), PYTHONIOENCODING="ascii")
+    assert "⏎" in done.stdout, done.stderr
+
+
 def test_a_server_that_does_not_answer_is_named() -> None:
     api = "http://127.0.0.1:9/api"
     one_line(run("worker", "--pool", "cpu", PREFECT_API_URL=api), 2, f"PREFECT_API_URL={api}")

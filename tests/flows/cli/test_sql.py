@@ -91,6 +91,9 @@ def test_every_row_is_written_lists_as_json_and_nan_as_null(root, tmp_path):
     rows = list(csv.DictReader(run(LISTS, "--store", root, "-f", "csv").splitlines()))
     assert [json.loads(row["l"]) for row in rows] == [[-0.5, -0.25]] * 2
     assert json.loads(run(LISTS, "--store", root, "--format", "json")) == objects
+    numbers = "select sum(range) as s, 1.5 as d, [2.0] as l from range(3)"  # no strings
+    (row,) = json.loads(run(numbers, "--store", root, "-f", "json"))
+    assert row == {"s": 3, "d": 1.5, "l": [2]} and type(row["s"]) is int
     lines = run("--store", root, "-f", "jsonl", text=LISTS).splitlines()
     assert list(map(json.loads, lines)) == objects
     many = json.loads(run("select range from range(25000)", "--store", root, "-f", "json"))
@@ -140,6 +143,7 @@ def test_a_query_that_fails_leaves_the_output_as_it_was(root, tmp_path):
         (["select 1", "--format", "parquet"], "needs --output"),
         (["select 1; select 2", "--output", "rows.csv"], "one statement"),
         (["select 1", "--output", "/nowhere/rows.csv"], "/nowhere/rows.csv"),
+        (["select 1", "--output", "."], "this is a folder"),
         (["selec 1"], "syntax error"),
         (["--output", "rows.csv"], "needs the SQL"),
     ],
@@ -267,7 +271,7 @@ def test_the_shell_takes_the_usual_words_and_a_folder_that_cannot_be_written(
 def test_dot_commands(capsys):
     command(".schema dropped", int)
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0] == "dropped" and shown[1].startswith("  run  string  key of the artifact")
+    assert shown[0] == "dropped" and shown[1].startswith("  run  varchar  key of the artifact")
     for text, message in ((".tabels", "unknown command"), (".schema x", "no table x")):
         with pytest.raises(UserError, match=message):
             command(text, int)
