@@ -4,6 +4,8 @@ import json
 from typing import Annotated, Any
 
 import typer
+from rich.padding import Padding
+from rich.text import Text
 
 from flows.cli.options import ConfigFileOption, JsonOption, ProfileOption, SetOption, started_from
 from flows.cli.tables import new_table, table_console
@@ -12,9 +14,11 @@ from rlt_core.config import Config
 from rlt_core.config.fields import fields
 from rlt_core.errors import UserError
 from rlt_core.graph import flatten
-from rlt_core.overrides import load_config, nearest_fields
+from rlt_core.overrides import fields_at, load_config, nearest_fields
 
 MISSING = object()
+TABLE_WIDTH = 120
+"""Columns of a terminal that a table takes; a narrower one gets each field as a block."""
 
 
 def config(
@@ -31,12 +35,13 @@ def config(
     as_json: JsonOption = False,
 ) -> None:
     """Show the fields of a config: value, type and limits, where the value comes from, help."""
+    if diff and profile:
+        raise UserError("--diff names both profiles: leave --profile out")
     profile, changes = started_from(diff[0] if diff else profile, config_file, set_)
     chosen = [one for one in fields() if not section or f"{one.path}.".startswith(f"{section}.")]
     if not chosen:
-        raise UserError(
-            f"unknown field {section!r}; {nearest_fields(section, Config.model_fields)}"
-        )
+        here = fields_at(section.split(".")[:-1]) or Config.model_fields
+        raise UserError(f"unknown field {section!r}; {nearest_fields(section, here)}")
     resolved, started = _values(profile, changes), _values(profile, [])
     other = _values(diff[1], []) if diff else resolved
     rows = []
@@ -58,13 +63,17 @@ def config(
         print_data(json.dumps(found, indent=1, ensure_ascii=False))
         return
     console = table_console()
-    table = new_table(
-        "field", "value", diff[1] if diff else "type", "origin", "help", whole=("field",)
-    )
+    names = ("value", diff[1] if diff else "type", "origin")
+    table = new_table("field", *names, "help", whole=("field",))
     for field, value, there, origin in rows:
-        beside = _shown(there) if diff else field.type
-        table.add_row(field.path, _shown(value), beside, origin, field.help)
-    console.print(table)
+        cells = (_shown(value), _shown(there) if diff else field.type, origin)
+        table.add_row(field.path, *cells, field.help)
+        if console.width < TABLE_WIDTH:
+            said = (f"  {name} {cell}" for name, cell in zip(names, cells, strict=True))
+            console.print(Text.assemble((field.path, "bold"), *said))
+            console.print(Padding(field.help, (0, 0, 0, 4)))
+    if console.width >= TABLE_WIDTH:
+        console.print(table)
 
 
 def _values(profile: str, changes: list[str]) -> dict[str, Any]:

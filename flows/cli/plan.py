@@ -22,7 +22,7 @@ from flows.cli.options import (
     is_there,
     new_plan,
 )
-from flows.cli.tables import new_table, some, table_console
+from flows.cli.tables import new_table, print_whole, some, table_console
 from flows.cli.terminal import Console, print, print_data
 from flows.planning import Plan
 from flows.schedule import seen_seconds
@@ -136,7 +136,9 @@ def _show_nodes(console: Console, plan: Plan, changed: bool) -> None:
             counted = (f"{name} ({n})" if n > 1 else name for name, n in Counter(then).items())
             shown.append(f"→ {len(then)} that read it: {', '.join(counted)}")
         for line in shown:
-            for part in textwrap.wrap(line, console.width - 4, break_long_words=False):
+            for part in textwrap.wrap(
+                line, console.width - 4, break_long_words=False, break_on_hyphens=False
+            ):
                 console.print(f"    {part}", soft_wrap=True)
     there = len(plan.nodes) - len(misses)
     console.print(f"{len(plan.nodes)} nodes: {there} in the store, {len(misses)} to compute")
@@ -218,7 +220,7 @@ def _show_estimates(console: Console, plan: Plan, each: bool) -> None:
     for name, own in groups.items():
         table.add_row(name if each else f"{name} ({len(own)})", *_cells(own))
     console.print()
-    console.print(table)
+    print_whole(console, table)
     needed, widest = disk_needed(plan.missing, plan.estimates)
     at_most = describe_disk(widest, plan.estimates[widest.key])
     console.print(f"the store needs {short(needed)}B of disk, one node at a time ({at_most})")

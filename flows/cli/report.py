@@ -53,10 +53,11 @@ def report(
 
 
 def show(console: Console, folder: Path) -> None:
-    """Print a report's answer, alarms and first table; on a terminal one screen of it."""
+    """Print a report's answer, alarms and first table; on a terminal one screen of it, for which
+    the text is cut first."""
     text = (folder / "report.md").read_text("utf-8")
-    first = re.search(r"^\|.*(?:\n\|.*)*", text, re.MULTILINE)
-    before, rows = (text[: first.start()], first[0].splitlines()) if first else (text, ["", ""])
+    first = re.search(r"^((?:\|.*\n?)+)(?:\n(All rows: .*))?", text, re.MULTILINE)
+    before, rows = (text[: first.start()], first[1].splitlines()) if first else (text, ["", ""])
     cells = [[plain(cell) for cell in re.split(r"(?<!\\) ?\| ?", row)[1:-1]] for row in rows]
     names, _, *lines = cells
     table = new_table(*names, right=names[1:])
@@ -66,13 +67,18 @@ def show(console: Console, folder: Path) -> None:
         for paragraph in before.splitlines():
             if paragraph and not paragraph.startswith("!["):
                 bold = paragraph.startswith(("#", "**Answer"))
-                console.print(plain(paragraph), style="bold" if bold else "", soft_wrap=True)
-        console.print(table)
+                console.print(plain(paragraph), style="bold" if bold else "")
     shown = captured.get().splitlines()
-    room = console.height - 4 if console.is_terminal else len(shown)
-    if len(shown) > room:
-        shown[room:] = [f"… {len(shown) - room} more lines: rlt report --full"]
-    for one in shown:
+    with console.capture() as captured:
+        console.print(table)
+        if first and first[2]:
+            console.print(plain(first[2]))
+    scores = captured.get().splitlines()
+    room = console.height - 4 if console.is_terminal else len(shown) + len(scores)
+    if (more := len(shown) + len(scores) - room) > 0:
+        scores = scores[: max(room * 2 // 5, room - len(shown))]
+        shown[room - len(scores) :] = [f"… {more} more lines: rlt report --full"]
+    for one in (*shown, *scores):
         console.print(Text.from_ansi(one), soft_wrap=True)
 
 

@@ -189,6 +189,8 @@ def test_tables_answer(rlt_inside: Rlt, smoke_store: Path) -> None:
 def test_report_and_status(rlt_inside: Rlt, smoke_store: Path) -> None:
     text = rlt_inside("report", "--full", "--store", str(smoke_store)).stdout
     assert "positive control" in text
+    shown = rlt_inside("report", "--store", str(smoke_store)).stdout  # what all rows have in common
+    assert re.search(r"^All rows: score 0\.0 ", shown, re.MULTILINE)
     status = rlt_inside("status", "--store", str(smoke_store))
     assert "smoke" in status.stdout and "with its report" in status.stdout
 
