@@ -79,7 +79,7 @@ def _assign(tree: dict[str, Any], path: str, value: Any) -> None:
         inner = tree.get(name)
         if inner is None and name in tree:
             inner = tree[name] = {}
-        if inner is None and (_is_open(parents[:index]) or name in _fields_at(parents[:index])):
+        if inner is None and (_is_open(parents[:index]) or name in fields_at(parents[:index])):
             inner = tree[name] = {}  # a field that is not dumped while it is empty
         if not isinstance(inner, dict):
             if name in tree:
@@ -96,7 +96,7 @@ def _is_open(parents: list[str]) -> bool:
     return parents[:1] in (["imports"], ["trace_sources"]) or parents[:2] == ["resources", "stages"]
 
 
-def _fields_at(location: Sequence[str]) -> list[str]:
+def fields_at(location: Sequence[str]) -> list[str]:
     """Return the fields of the config class at a place in the tree."""
     if tuple(location[:2]) == ("resources", "stages"):
         return list(StageResources.model_fields) if len(location) == 3 else []
@@ -113,11 +113,11 @@ def _fields_at(location: Sequence[str]) -> list[str]:
 def _message(error: ErrorDetails) -> str:
     names: list[str] = []
     for part in map(str, error["loc"]):  # of a model's source, its kind is no field's name
-        if part not in KINDS or "kind" not in _fields_at(names):
+        if part not in KINDS or "kind" not in fields_at(names):
             names.append(part)
     path = ".".join(names)
     if error["type"] == "extra_forbidden":
-        here = _fields_at(names[:-1])
+        here = fields_at(names[:-1])
         return f"unknown field {path!r}" + (f"; {nearest_fields(path, here)}" if here else "")
     given = error.get("input")
     shown = f" (given: {given!r:.200})" if not isinstance(given, dict) else ""
@@ -125,7 +125,7 @@ def _message(error: ErrorDetails) -> str:
     if error["type"] == "tuple_type":
         problem = f"write a list, as --set '{path}=[…]'"
     elif error["type"] == "model_type" and path:
-        first = next(iter(_fields_at(names)), "field")
+        first = next(iter(fields_at(names)), "field")
         problem = f"it has fields; set them, as --set {path}.{first}=…"
         if NoneType in get_args(Config.model_fields[path.partition(".")[0]].annotation):
             problem += f"; --set {path}=null leaves it out"
@@ -137,7 +137,7 @@ def _replaced_lengths(changed: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for path, value in changed.items():
         section, _, name = path.rpartition(".")
         other = {"epochs": "steps", "steps": "epochs"}.get(name, "")
-        if value is not None and other in _fields_at(section.split(".")):
+        if value is not None and other in fields_at(section.split(".")):
             yield f"{section}.{other}", None
 
 

@@ -19,7 +19,8 @@ from rlt_core.store.files import Damaged
 from rlt_core.store.transfer import with_inputs
 
 app = typer.Typer(
-    help="Artifacts of the store: list, show, lineage, verify, pull, push, remove, gc, cache."
+    no_args_is_help=True,
+    help="Artifacts of the store: list, show, lineage, verify, pull, push, remove, gc, cache.",
 )
 app.command()(pull)
 app.command()(push)
@@ -141,7 +142,7 @@ def _grow(store: Store, manifest: Manifest, tree: Tree, shown: set[str]) -> None
 @app.command()
 def verify(
     key: Annotated[
-        str | None, typer.Argument(metavar="[KEY]", help="Key or its beginning; by default all.")
+        str | None, typer.Argument(metavar="KEY", help="Key or its beginning; by default all.")
     ] = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:

@@ -9,7 +9,9 @@ import typer
 from flows.cli.options import DEFAULT_STORE, StoreOption, existing_store
 from flows.cli.terminal import print
 
-app = typer.Typer(help="Artifacts for other tools: data sets and models for the hub.")
+app = typer.Typer(
+    no_args_is_help=True, help="Artifacts for other tools: data sets and models for the hub."
+)
 
 
 @app.command()

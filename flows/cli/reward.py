@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from rlt_core.store import Manifest, Store
 
 app = typer.Typer(
-    help="Rewards of explanations: recomputed from stored log-probs, explained, or computed."
+    no_args_is_help=True,
+    help="Rewards of explanations: recomputed from stored log-probs, explained, or computed.",
 )
 app.command()(score)
 
@@ -52,7 +53,7 @@ def replay(
     runs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN]...",
+            metavar="RUN",
             help="Keys or names of scores; by default the latest of each label and seed.",
         ),
     ] = None,
@@ -151,7 +152,7 @@ def explain_(
     trace_id: Annotated[
         str | None,
         typer.Argument(
-            metavar="[TRACE_ID]", help="Column trace_id of `scores`; by default the best."
+            metavar="TRACE_ID", help="Column trace_id of `scores`; by default the best."
         ),
     ] = None,
     best: Annotated[bool, typer.Option("--best", help="Show the trace of highest reward.")] = False,

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from rlt_core.study.verdicts import Verdict
 
-app = typer.Typer(help="Claims as code: freeze them before their seeds run, run, verify.")
+app = typer.Typer(
+    no_args_is_help=True, help="Claims as code: freeze them before their seeds run, run, verify."
+)
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A study (TOML).")]
 STYLES = {"holds": "green", "refuted": "red", "undecided": "yellow"}

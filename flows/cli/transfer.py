@@ -18,7 +18,7 @@ from rlt_core.store.transfer import CopyFailed, copy_artifact, with_inputs
 
 KeysArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY...", help="Keys, unique beginnings of keys, or names."),
+    typer.Argument(metavar="KEY", help="Keys, unique beginnings of keys, or names."),
 ]
 AllOption = Annotated[bool, typer.Option("--all", help="Every artifact.")]
 InputsOption = Annotated[

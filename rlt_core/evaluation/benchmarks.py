@@ -16,6 +16,7 @@ from typing import Any
 from rlt_core.config import DataConfig, PromptPreset
 from rlt_core.errors import UserError
 from rlt_core.hf_hub import UNPINNED, pinned, snapshot
+from rlt_core.names import nearest
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,8 @@ def require_known(tasks: Sequence[str], own: Collection[str]) -> None:
     if unknown or twice or not tasks:
         problem = f"there is no task {unknown[0]!r}" if unknown else "it names no task"
         problem = f"{twice[0]!r} is named twice" if twice else problem
-        raise UserError(f"evaluation.tasks: {problem}; there are {', '.join(known)}")
+        hint = nearest(unknown[0] if unknown else "", known)
+        raise UserError(f"evaluation.tasks: {problem}; {hint}")
 
 
 def own_task(name: str, data: DataConfig) -> EvalTask:

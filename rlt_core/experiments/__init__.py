@@ -58,9 +58,14 @@ def targets(name: str, config: Config) -> list[Node]:
         return [EXPERIMENTS[name](config)]
     if nodes := [node for node in upstream([full_pipeline(config)]) if node.stage.name == name]:
         return nodes
+    having = []
+    for experiment in EXPERIMENTS:
+        with suppress(UserError):
+            if any(node.stage.name == name for node in upstream([EXPERIMENTS[experiment](config)])):
+                having.append(experiment)
+    hint = f"name an experiment that has: {', '.join(having)}" if having else "nor has another"
     raise UserError(
-        f"the full pipeline of {config.profile} has no {name} node with these settings; name an "
-        f"experiment that has: {', '.join(EXPERIMENTS)}"
+        f"the full pipeline of {config.profile} has no {name} node with these settings; {hint}"
     )
 
 

@@ -41,7 +41,8 @@ def latest_report(store: Store, experiment: str | None, profile: str | None) -> 
         known = {str(getattr(one, field)) for one in reports}
         if known and given is not None:
             if given not in known:
-                raise UserError(f"no report of {field} {given} in {store}; {nearest(given, known)}")
+                hint = nearest(given, known)
+                raise UserError(f"no report of {field} {given!r} in {store}; {hint}")
             reports = [one for one in reports if getattr(one, field) == given]
     if not reports:
         raise UserError(f"no report in {store}; `rlt run` makes one")

@@ -85,7 +85,8 @@ def test_the_reward_student_may_be_trained_on_the_data_sets_traces_first() -> No
         ("bench-teachers", "teacher_bench.students.x=scratch", r"set teacher_bench\.teachers"),
         ("teacher-grp", "seeds=[0]", "'teacher-grpo'"),
         ("student-grpo", "student_grpo=null", "has no student-grpo node with these settings"),
-        ("trace-import", "seeds=[0]", "has no trace-import node .*compare-traces"),
+        ("trace-selection", "seeds=[0]", "has no trace-selection node .* that has: teach$"),
+        ("trace-refinement", "seeds=[0]", "has no trace-refinement node .*; nor has another"),
         (
             "table-1",
             'evaluation.tasks=["test","aime25"]',
