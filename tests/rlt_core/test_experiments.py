@@ -90,7 +90,7 @@ def test_the_reward_student_may_be_trained_on_the_data_sets_traces_first() -> No
         (
             "table-1",
             'evaluation.tasks=["test","aime25"]',
-            r"evaluation\.tasks: .*'aime25'.* aime24",
+            r"evaluation\.tasks: .*'aime25'.* 'aime24'",
         ),
         ("full-pipeline", "evaluation.files.mean=a.jsonl", r"benchmarks\.mean: the name is taken"),
         (
