@@ -84,7 +84,7 @@ def _copy(
                 copied, moved, there = copied + new, moved + new * manifest.bytes, there + (not new)
                 display.end(manifest.label, f"{'copied' if new else 'is there':<8}  {facts}")
     if refs:
-        _copy_refs(source, target, {manifest.ref.key for manifest in chosen})
+        problems += _copy_refs(source, target, {manifest.ref.key for manifest in chosen})
     for problem in problems:
         print(f"rlt: {problem}", file=sys.stderr)
     print(
@@ -126,10 +126,15 @@ def _copy_one(source: Store, target: Store, manifest: Manifest, display: Display
     )
 
 
-def _copy_refs(source: Store, target: Store, keys: set[str]) -> None:
-    """Give the artifacts that have arrived their names of the source."""
+def _copy_refs(source: Store, target: Store, keys: set[str]) -> list[str]:
+    """Give the artifacts that have arrived their names of the source; return why one has not."""
+    problems = []
     names = {name: ref for name, ref in source.refs().items() if ref.key in keys}
     held, named = target.manifests_of(names.values()), target.refs()
     for name, ref in names.items():
         if ref.key in held and named.get(name) != ref:
-            target.set_ref(name, ref)
+            try:
+                target.set_ref(name, ref)
+            except Damaged as error:
+                problems.append(f"name {name}: {error}")
+    return problems

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -37,11 +38,25 @@ TRIES = 100
 """Tries of a change while other processes remove the folder that it is made in."""
 VANISHED = (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY)
 """What a change meets in such a folder."""
+MISPLACED = (
+    errno.EACCES, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ENXIO, errno.EINVAL,
+)  # fmt: skip
+"""What a change meets where a path has another user's folder, a pipe, …: others may succeed."""
+DOCUMENT_BYTES = 16 << 20
+"""Size of the largest file that is read at once: manifests (of 100,000 files), refs, leases, …"""
+TOO_LARGE = f"it has more than {DOCUMENT_BYTES >> 20} MiB"
+DEEPEST = 32
+"""Folders within each other that a listing enters."""
 TEMPORARY = re.compile(r"\.(?:.*\.)?[0-9a-f]{32}")
 """Names of files that are being written."""
 LEFT_S = 3600.0
 """A temporary file that was not written to for so long was left by a crash."""
-LINKED = "is a link or special file; a store holds files and folders, and no link is followed"
+LINKED = (
+    "is a link, a special file or a folder that cannot be listed; a store holds files and folders, "
+    "and no link is followed"
+)
+
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -57,7 +72,7 @@ class Entry(NamedTuple):
     changed_ns: int
     """Nanoseconds since 1970."""
     linked: bool = False
-    """A symbolic link or special file: neither read nor followed."""
+    """A symbolic link, special file or folder that cannot be listed: not read, not followed."""
 
     @property
     def hidden(self) -> bool:
@@ -110,7 +125,12 @@ def listed_below(folder: Path, deep: bool, parent: str = "") -> list[Entry]:
                 size = status.st_size if is_file else None
                 found.append(Entry(path, size, status.st_mtime_ns, not is_file and not is_folder))
                 if deep and is_folder:
-                    found += listed_below(Path(each.path), deep, f"{path}/")
+                    try:
+                        if parent.count("/") >= DEEPEST:
+                            raise OSError(errno.ENAMETOOLONG, "too deep")
+                        found += listed_below(Path(each.path), deep, f"{path}/")
+                    except OSError:
+                        found[-1] = found[-1]._replace(linked=True)
     return found
 
 
@@ -179,11 +199,14 @@ class Files:
         """The bytes, or None if there is no such file. Raises Damaged if they cannot be read."""
         try:
             with open(self.local(path), "rb", opener=_open_file) as file:
-                return file.read()
+                data = file.read(DOCUMENT_BYTES + 1)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise Damaged(f"{self.full(path)} cannot be read: {error.strerror}") from None
+        if len(data) > DOCUMENT_BYTES:
+            raise Damaged(f"{self.full(path)} cannot be read: {TOO_LARGE}")
+        return data
 
     def load(
         self, paths: Iterable[str], parse: Callable[[str, bytes], Result]
@@ -234,7 +257,8 @@ class Files:
         """
         if not os.path.isdir(self.root):
             return False
-        with self.changing(), open(self.local(".lock"), "ab") as lock:
+        lock_file = self.local(".lock")
+        with self.changing(), open(lock_file, "ab", opener=_open_file) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             there = self.read(path)
             if there is None or not expected(there):
@@ -296,19 +320,26 @@ class Files:
             yield
         except DiskFull:
             raise
+        except RecursionError:
+            raise Damaged(f"store {self.root} has folders too deep to be deleted") from None
         except OSError as error:
             if is_full(error):
                 root = Path(self.root)
                 raise DiskFull(disk_full(root, free_bytes(root))) from None
-            raise UserError(f"store {self.root} cannot be written: {error}") from None
+            kind = Damaged if error.errno in MISPLACED else UserError
+            raise kind(f"store {self.root} cannot be written: {error}") from None
 
     # ------------------------------------------------------------ folders
     def listed(self, path: str, deep: bool = False) -> list[Entry]:
         """Return files and folders directly below a folder of the store, or with `deep` all files
-        below it; nothing if it does not exist or is a link."""
-        with contextlib.suppress(Damaged):
+        below it; nothing if it does not exist or is a link. One that cannot be listed is logged."""
+        try:
             return [each for each in listed_below(self.local(path), deep) if is_relative(each.path)]
-        return []
+        except Damaged:
+            return []
+        except OSError as error:
+            log.warning("%s cannot be listed: %s", self.full(path), error.strerror)
+            return []
 
     def unsent(self, path: str, deep: bool = False) -> list[Entry]:
         """Return entries below a folder that are on this machine and not in the store yet."""
@@ -361,7 +392,8 @@ class Files:
             if target.is_dir() and not target.is_symlink():
                 shutil.rmtree(target, onerror=_unless_gone)
             else:
-                target.unlink(missing_ok=True)
+                with contextlib.suppress(NotADirectoryError):
+                    target.unlink(missing_ok=True)
 
         self._change(remove)
 
@@ -379,9 +411,12 @@ class Files:
     def upload(self, path: str) -> None:
         """Make all files in `new_folder(path)` durable."""
         with self.changing():
-            for folder, _, names in os.walk(self.local(path)):
-                for name in (*names, "."):
-                    _sync(Path(folder, name))
+            folder = self.local(path)
+            for each in listed_below(folder, deep=True):
+                if not each.linked:
+                    _sync(folder / each.path)
+            if folder.is_dir():
+                _sync(folder)
 
     def download(self, path: str, sizes: Mapping[str, int]) -> Path:
         """Return a local folder with these files (name -> bytes) of a committed folder.
@@ -400,7 +435,7 @@ class Files:
 
 def _open_file(path: str, flags: int) -> int:
     """Open a regular file; a pipe, device or link is refused instead of waited for or followed."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is no file")
@@ -409,7 +444,7 @@ def _open_file(path: str, flags: int) -> int:
 
 def _sync(path: Path) -> None:
     """Make a file, or the names in a folder, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         os.fsync(descriptor)
     finally:

@@ -21,6 +21,8 @@ from rlt_core.names import is_relative
 from rlt_core.store import s3
 from rlt_core.store.cache import Cache
 from rlt_core.store.files import (
+    DOCUMENT_BYTES,
+    TOO_LARGE,
     Damaged,
     Entry,
     Files,
@@ -137,6 +139,9 @@ class S3Files(Files):
 
         def read() -> tuple[bytes, str]:
             answer = self._ask("get_object", Key=self._key(path))
+            if answer["ContentLength"] > DOCUMENT_BYTES:
+                answer["Body"].close()
+                raise Damaged(f"{self.full(path)} cannot be read: {TOO_LARGE}")
             with self._errors():
                 return sync(self.fs.loop, answer["Body"].read), answer["ETag"]
 

@@ -313,16 +313,19 @@ class Store:
         if ref is None:
             self.files.remove(orphan.path)
             return True
-        with suppress(_Held, Damaged), Lease(self.files, ref.key, "gc", _held):
-            committed = self.manifest(ref.kind, ref.key)
-            if orphan.path == f"work/{ref.key}":
-                if committed:
-                    self._drop_work(ref.key)
+        try:
+            with suppress(_Held), Lease(self.files, ref.key, "gc", _held):
+                committed = self.manifest(ref.kind, ref.key)
+                if orphan.path == f"work/{ref.key}":
+                    if committed:
+                        self._drop_work(ref.key)
+                        return True
+                elif not committed or self.folder(committed) != orphan.path:
+                    self.files.remove(orphan.path)
+                    self.files.prune(ref.folder)
                     return True
-            elif not committed or self.folder(committed) != orphan.path:
-                self.files.remove(orphan.path)
-                self.files.prune(ref.folder)
-                return True
+        except Damaged as problem:
+            log.warning("%s stays: %s", orphan.path, problem)
         return False
 
 

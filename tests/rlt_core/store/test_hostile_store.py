@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,65 @@ def test_what_is_no_file_is_not_read_as_one(kind: str, folder: Store, outside: P
     assert folder.gc() == [] and folder.files.sizes(folder.folder(bad))
     with pytest.raises(Damaged):
         folder.find(KEY)
+
+
+def nest(place: Path, name: str, depth: int) -> None:
+    """Make folders within each other, by descriptors: their path is longer than a path may be."""
+    place.mkdir(parents=True, exist_ok=True)
+    above = os.open(place, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir(name, dir_fd=above)
+        below = os.open(name, os.O_RDONLY, dir_fd=above)
+        os.close(above)
+        above = below
+    os.close(above)
+
+
+PLANTS: dict[str, Callable[[Path], object]] = {
+    "pipe": lambda place: os.mkfifo(place),
+    "deep folder": lambda place: nest(place, "d", 1200),
+    "long path": lambda place: nest(place, "d" * 255, 18),
+    "huge file": lambda place: os.truncate(os.open(place, os.O_CREAT | os.O_RDWR), 1 << 36),
+    "huge document": lambda place: os.truncate(
+        os.open(f"{place}.json", os.O_CREAT | os.O_RDWR), 1 << 36
+    ),
+    "sealed folder": lambda place: place.mkdir(mode=0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+@pytest.mark.parametrize("level", ["", "refs", "work", "artifacts", "artifacts/scores", "data"])
+def test_what_stands_in_the_way_hangs_nothing_and_stops_nothing_else(
+    plant: str, level: str, folder: Store, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(lambda: subprocess.run(["rm", "-rf", tmp_path], check=True))
+    good, other = committed(folder, "x", key("a")), committed(folder, "y")
+    place = Path(folder.data_path(other)) if level == "data" else Path(str(folder), level)
+    place.mkdir(parents=True, exist_ok=True)
+    PLANTS[plant](place / "0123456789abcdef")
+    for arguments in (["list"], ["show", key("a")], ["gc"], ["verify", key("a")]):
+        assert command(folder, *arguments)[0] == 0, arguments
+    assert good in folder.manifests() and folder.refs() == {} and folder.unfinished() == {}
+    target = Store(str(tmp_path / "target"))
+    command(target, "pull", "--all", "--refs", "--from", folder)
+    assert good in target.manifests()
+
+
+@pytest.mark.parametrize("at", [".lock", "refs/x.json", "attempt", "artifacts/evaluation/KEY"])
+def test_a_pipe_in_the_target_costs_what_it_stands_for(
+    at: str, folder: Store, tmp_path: Path
+) -> None:
+    other, good = committed(folder, "y"), committed(folder, "x", key("a"))
+    for name in ("x", "y"):
+        folder.set_ref(name, good.ref)
+    target = Store(str(tmp_path / "target"))
+    place = f"{folder.folder(other)}/more" if at == "attempt" else at.replace("KEY", KEY)
+    full = Path(str(target), place)
+    full.parent.mkdir(parents=True)
+    os.mkfifo(full)
+    status, shown = command(target, "pull", "--all", "--refs", "--from", folder)
+    assert good in target.manifests() and target.ref("y") == good.ref
+    assert status == (at in ("attempt", "artifacts/evaluation/KEY")) == (str(full) in shown)
 
 
 def test_a_stage_that_leaves_a_link_fails(folder: Store, outside: Path) -> None:
