@@ -147,6 +147,7 @@ def bring_up(wanted: LocalServer, limit: int, say: Say) -> None:
         prefect = [sys.executable, "-m", "flows.server.one_writer"]
         command = [*prefect, "server", "start", "--host", "127.0.0.1", "--port", str(wanted.port)]
         processes.start("server", command, wanted.environment() | settings, PRIVATE)
+        processes.wait("server", lambda: processes.listens("server", wanted.port))
         processes.wait("server", lambda: is_healthy(wanted.api))
     say(f"server    {'started' if started else 'is up'}: {wanted.dashboard}")
     setup.set_up()
@@ -198,6 +199,7 @@ def _start_s3(processes: Processes, port: int, say: Say) -> None:
         say(f"s3        is up: {keys.endpoint}")
         return
     processes.start("s3", seaweedfs.command(folder, port), os.environ, PRIVATE)
+    processes.wait("s3", lambda: processes.listens("s3", port))
     alive, log = (lambda: processes.alive("s3")), processes.log("s3")
     seaweedfs.wait_for_bucket(keys, BUCKET, alive, log)
     say(f"s3        started: {keys.endpoint}, keys in {folder / 'access.json'}")

@@ -76,6 +76,19 @@ class Processes:
         """Return once a started process is ready. Raises UserError if it exits or is too slow."""
         wait_until(ready, lambda: self.alive(name), name, self.log(name))
 
+    def listens(self, name: str, port: int) -> bool:
+        """Return whether this process or a child of it listens on a port. Another user may have
+        taken a port that was free when the process started; no login may be sent there."""
+        process = self._find(name)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family = [process, *process.children(recursive=True)] if process else []
+            return any(
+                one.laddr and one.laddr.port == port and one.status == psutil.CONN_LISTEN
+                for each in family
+                for one in each.net_connections("tcp")
+            )
+        return False
+
     def stop(self, names: Iterable[str], timeout_s: float) -> None:
         """Terminate these processes together, and kill those that are left after the timeout."""
         names = list(names)

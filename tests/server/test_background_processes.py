@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli.app import app
-from flows.server.processes import Processes
+from flows.server.processes import Processes, free_port
 
 
 @pytest.mark.parametrize("option", ["--port=0", "--port=99999", "--gpu-runs=0"])
@@ -47,3 +48,20 @@ def test_a_process_is_found_although_the_clock_was_set_and_not_by_a_torn_file(
     file.write_text(json.dumps([pid, started]))
     processes.stop(["server"], 5)
     assert not processes.alive("server")
+
+
+def test_a_server_whose_port_another_process_has_is_not_taken_for_ours(tmp_path: Path) -> None:
+    processes, port = Processes(tmp_path / "home"), free_port()
+    listen = f"""
+import socket, time
+taken = socket.socket()
+while taken.connect_ex(("127.0.0.1", {port})) == 0:
+    taken = socket.socket()
+ours = socket.create_server(("127.0.0.1", {port}))
+time.sleep(60)
+"""
+    with socket.create_server(("127.0.0.1", port)):
+        processes.start("server", [sys.executable, "-c", listen], os.environ)
+        assert not processes.listens("server", port) and not processes.listens("s3", port)
+    processes.wait("server", lambda: processes.listens("server", port))
+    processes.stop(["server"], 5)
