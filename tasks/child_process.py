@@ -140,6 +140,8 @@ class ChildProcesses:
         if self.stopping:
             raise Stopped("stopped on request")
         log.parent.mkdir(parents=True, exist_ok=True)
+        if log.is_symlink() or (log.exists() and not log.is_file()):
+            raise UserError(f"{log} is a link or no file; delete it")
         lines = _NewLines(log, on_line)
         request = {
             "target": target,
@@ -238,7 +240,8 @@ def run_child(request: dict[str, Any], channel: Channel) -> None:
     os.chdir(request["folder"])
     sys.path[:] = request["path"]
     log = request["log"]
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    file = os.open(log, flags, 0o644)
     os.dup2(file, 1)
     os.dup2(file, 2)
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -88,6 +88,16 @@ def test_results_errors_lines_and_deaths(tmp_path: Path) -> None:
     assert lines == ["last words"]
 
 
+def test_a_log_that_another_has_put_there_is_not_written(tmp_path: Path) -> None:
+    log, outside = tmp_path / "log.txt", tmp_path / "outside"
+    for plant in (lambda: os.mkfifo(log), lambda: log.symlink_to(outside), log.mkdir):
+        plant()
+        with pytest.raises(UserError, match=r"log.txt is a link or no file; delete it"):
+            run(ChildProcesses([]), 21, tmp_path)
+        log.rmdir() if log.is_dir() else log.unlink()
+    assert not outside.exists()
+
+
 def test_a_childs_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONLY_HERE", "yes")
     monkeypatch.delenv("DO_NOT_TRACK", raising=False)

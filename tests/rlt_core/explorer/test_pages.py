@@ -117,6 +117,8 @@ PATHS = (
         ({"host": f"evil.example:{PORT}"}, f"?token={TOKEN}"),
         ({"origin": "http://evil.example"}, f"?token={TOKEN}"),
         ({"origin": "null"}, f"?token={TOKEN}"),
+        ({"origin": "http://[::1"}, f"?token={TOKEN}"),
+        ({"origin": f"https://127.0.0.1:{PORT}"}, f"?token={TOKEN}"),
     ],
 )
 def test_nobody_else_sees_anything(library, headers, query):
