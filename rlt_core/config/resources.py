@@ -79,7 +79,8 @@ class StageResources(Frozen):
     @field_validator("vllm_server")
     @classmethod
     def _is_address(cls, url: str | None) -> str | None:
-        if url is not None and not re.match(r"https?://[^/:?#@]", url):
+        # No user and password: configs are saved in the store.
+        if url is not None and not re.fullmatch(r"https?://[^/:?#@][^?#@]*", url):
             raise ValueError("write an address, as http://host:8000")
         return url
 

@@ -1,6 +1,7 @@
 """Write an artifact as a folder in the layout of the Hugging Face hub, and push it."""
 
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -185,6 +186,11 @@ def _write_traces(store: Store, traces: Manifest, scored: Manifest | None, out: 
         while batch := list(islice(rows, BATCH_ROWS)):
             for split in dict.fromkeys(row["split"] for row in batch):
                 if split not in writers:
+                    if not re.fullmatch(r"\w{1,64}", split or ""):
+                        raise UserError(
+                            f"the questions of {traces.label} ({traces.ref.key}) have the split "
+                            f"{split!r}; a split is a word"
+                        )
                     file = out / "data" / f"{split}-00000-of-00001.parquet"
                     writers[split] = stack.enter_context(pq.ParquetWriter(file, schema, **CHECKED))
                 part = [row for row in batch if row["split"] == split]

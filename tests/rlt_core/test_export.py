@@ -105,6 +105,21 @@ def test_scores_are_the_newest_of_the_traces_or_those_named(store: Store, tmp_pa
     assert "No reward was used" in (tmp_path / "d" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("split", ["../../outside", "OUTSIDE", "..", "a\x00", "train\n", ""])
+def test_a_split_names_no_file_elsewhere(split: str, store: Store, tmp_path: Path) -> None:
+    split = split.replace("OUTSIDE", str(tmp_path / "outside"))
+    asked, traces = store.find("smoke/dataset-prep"), store.find(TRACES)
+    rows = [row | {"split": split} for row in read_rows(store.intact(asked), "questions")]
+    questions = commit(store, "dataset", "4" * 16, "questions", rows)
+    fields = {"config": traces.config, "inputs": traces.inputs | {"questions": questions}}
+    rows = read_rows(store.intact(traces), "traces")
+    own = commit(store, "traces", "5" * 16, "traces", rows, **fields)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(UserError, match="a split is a word"):
+        export(store, tmp_path / "out", own.key)
+    assert set(tmp_path.iterdir()) == before
+
+
 def test_a_mistake_or_damage_leaves_nothing(store: Store, tmp_path: Path) -> None:
     full, file, place = tmp_path / "full", tmp_path / "file", tmp_path / "place"
     full.mkdir()

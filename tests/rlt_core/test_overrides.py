@@ -53,6 +53,7 @@ from rlt_core.profiles import PROFILES
         ("resources.budget_usd=nan", r"resources\.budget_usd: "),
         ("reward_ablation.alphas=[0.1,NaN]", r"reward_ablation\.alphas: write finite"),
         ("resources.vllm_server=localhost:8000", r"vllm_server: write an address, as http://host"),
+        ("resources.vllm_server=http://me:pw@host:8000", r"vllm_server: write an address, as http"),
         (
             "resources.stages.student-grpo.vllm_server=http://",
             r"vllm_server: write an",
