@@ -102,18 +102,24 @@ def seen_seconds(plan: Plan) -> dict[str, float]:
 def _tokens(made: Manifest, manifests: Mapping[str, Manifest], plan: Plan) -> int:
     """The tokens of an artifact, estimated as those of a node are; 0 if this version would make
     another one."""
-    with suppress(KeyError, ValueError):
-        node = _node_of(made, manifests)
+    with suppress(KeyError, ValueError, RecursionError):  # a damaged store may have a circle
+        node = _node_of(made, manifests, {})
         if node.key == made.ref.key:
             return estimates(plan.config, [node], plan.store)[node.key].tokens
     return 0
 
 
-def _node_of(made: Manifest, manifests: Mapping[str, Manifest]) -> Node:
-    inputs = {name: _node_of(manifests[ref.key], manifests) for name, ref in made.inputs.items()}
-    variant = made.label.removeprefix(made.stage).strip("[]")
-    config = parse_config(made.stage, made.config)
-    return Node(STAGES[made.stage], config, inputs, variant, made.seed)
+def _node_of(made: Manifest, manifests: Mapping[str, Manifest], known: dict[str, Node]) -> Node:
+    """Return the node of an artifact; `known`: the nodes of its inputs, each made once."""
+    if (key := made.ref.key) not in known:
+        inputs = {
+            name: _node_of(manifests[ref.key], manifests, known)
+            for name, ref in made.inputs.items()
+        }
+        variant = made.label.removeprefix(made.stage).strip("[]")
+        config = parse_config(made.stage, made.config)
+        known[key] = Node(STAGES[made.stage], config, inputs, variant, made.seed)
+    return known[key]
 
 
 # ---------------------------------------------------------------- budget

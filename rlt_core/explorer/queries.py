@@ -333,13 +333,17 @@ class Library:
         artifact that has them; `scores`, of those that rank or show them; the `rank` that it chose
         in an `order`, or whether it took the best that `fits`; their `count`, and those `too_long`
         for its rows. None: other texts."""
-        one = self.manifests.get(student)
-        while one and one.stage != "student-sft":
+        one, seen = self.manifests.get(student), set[str]()  # a damaged store may have a circle
+        while one and one.stage != "student-sft" and one.ref.key not in seen:
+            seen.add(one.ref.key)
             one = self.manifests.get(one.inputs["model"].key) if "model" in one.inputs else None
         if one is None or "traces" not in one.inputs:
             return None
         config, traces = one.config, one.inputs["traces"].key
         while (source := self.manifests.get(traces)) and source.stage == "trace-selection":
+            if traces in seen or "traces" not in source.inputs:
+                return None
+            seen.add(traces)
             traces = source.inputs["traces"].key  # the same traces, but those were scored
         scored = [one.inputs["scores"]] if "scores" in one.inputs else []
         scored += [

@@ -185,8 +185,9 @@ def _model_source(imported: str) -> Origin:
     if kind == "hub":
         from huggingface_hub import try_to_load_from_cache
 
-        card = try_to_load_from_cache(name, CARD, revision=commit)
-        licence = card_licence(Path(card).parent) if isinstance(card, str) else None
+        with suppress(ValueError):  # no repository has such a name
+            card = try_to_load_from_cache(name, CARD, revision=commit)
+            licence = card_licence(Path(card).parent) if isinstance(card, str) else None
     elif kind == "package":
         imported = f"package:{name}"
         for package in importlib.metadata.packages_distributions().get(name, []):
@@ -225,7 +226,7 @@ def _rewarded(lineage: Sequence[Manifest]) -> dict[str, Any] | None:
     """Return the reward of the last artifact that was trained or scored by the RLT reward."""
     for one in reversed(lineage):
         spec = one.config.get("reward") or {}
-        if "kl_weight" in spec:
+        if isinstance(spec, dict) and "kl_weight" in spec:
             return {"node": _title(one), "spec": {k: v for k, v in spec.items() if v is not None}}
     return None
 

@@ -20,7 +20,8 @@ from rlt_core.hf_hub import CARD, model_files
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.rows import CHECKED, read_rows, read_table, table_files
 from rlt_core.sql.schemas import QUESTIONS, SCORES, TRACES
-from rlt_core.store import Manifest, Store
+from rlt_core.store import Manifest, Ref, Store
+from rlt_core.store.files import reason
 
 What = Literal["traces", "model"]
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -111,10 +112,11 @@ def _along(
 ) -> Manifest:
     """Return the first artifact that has something, from `start` along the first of its `inputs`.
     Raises UserError if there is none."""
-    one = start
+    one, seen = start, set[Ref]()  # a damaged store may have a circle
     while not has(one):
+        seen.add(one.ref)
         ref = next((one.inputs[name] for name in inputs if name in one.inputs), None)
-        parent = store.manifest(ref.kind, ref.key) if ref else None
+        parent = store.manifest(ref.kind, ref.key) if ref and ref not in seen else None
         if parent is None:
             missing = f"{inputs[0]} ({ref.key}) are" if ref else f"{inputs[0]} are"
             raise UserError(f"{start.label} ({start.ref.key}): its {missing} not in {store}")
@@ -129,7 +131,10 @@ def joined(store: Store, traces: Manifest, scored: Manifest | None) -> Iterator[
     folder = store.intact(asked, ".parquet")
     questions = {row["question_id"]: row for row in read_rows(folder, "questions", columns)}
     written = _along(store, traces, lambda one: "format" in one.config, ("traces", "teacher"))
-    format = PromptFormat.model_validate(written.config["format"])
+    try:
+        format = PromptFormat.model_validate(written.config["format"])
+    except ValueError as error:
+        raise UserError(f"{written.label} ({written.ref.key}): its {reason(error)}") from None
     system = _system(store, written) if format.student_system is None else None
     scores: dict[str, Row] = {}
     if scored:

@@ -68,7 +68,8 @@ def _replayable(manifest: Manifest) -> Manifest:
             f"{manifest.label} ({key}) has no log-probs: imported rewards cannot be replayed; "
             "score their traces here (imports.traces)"
         )
-    if "function" in manifest.config["reward"]:
+    spec = manifest.config["reward"]
+    if isinstance(spec, dict) and "function" in spec:
         raise UserError(
             f"{manifest.label} ({key}) was scored with a function of your own, which cannot be "
             "replayed; score its traces again"

@@ -11,11 +11,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from rlt_core.errors import UserError
 from rlt_core.names import RelativePath
@@ -41,7 +40,9 @@ Listed = dict[str, Entry | None]
 Kind = Literal["dataset", "model", "traces", "scores", "evaluation", "ranking", "report"]
 KEY, ATTEMPT = "[0-9a-f]{16}", "[0-9a-f]{12}"
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=1 << 45)]
+"""Of which a whole manifest's fit into 64 bits, as all its numbers do."""
+Integer = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 AttemptId = Annotated[str, Field(pattern=f"^{ATTEMPT}$")]
 
 
@@ -85,11 +86,11 @@ class Manifest(BaseModel):
     ref: Ref
     attempt: AttemptId
     stage: str
-    stage_version: int
+    stage_version: Integer
     label: str
     """The node's name in its graph, e.g. `student-sft[rlt]`."""
     profile: str
-    seed: int | None
+    seed: Integer | None
     config: dict[str, Any]
     inputs: dict[str, Ref]
     files: list[FileEntry]
@@ -98,12 +99,12 @@ class Manifest(BaseModel):
     """Versions of the packages that computed it."""
     git_commit: str | None
     flow_run_id: str | None
-    started_at: datetime
-    finished_at: datetime
+    started_at: AwareDatetime
+    finished_at: AwareDatetime
     seconds: float
     gpu_seconds: float
     device: str
-    threads: int
+    threads: Integer
 
     @field_validator("files")
     @classmethod

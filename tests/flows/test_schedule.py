@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.planning import Plan
-from flows.schedule import Budget, Slots, by_stage, title_of
+from flows.schedule import Budget, Slots, _tokens, by_stage, title_of
+from infra.sample_manifest import sample_manifest
 from rlt_core.estimate import NodeEstimate
-from rlt_core.store import Store
+from rlt_core.store import Ref, Store
 from tests.flows.conftest import Rlt
 
 PLAN = Plan.of("full-pipeline", "tiny", ["seeds=[0,1]"], store="/nonexistent")
@@ -131,3 +132,9 @@ def test_a_run_ends_before_the_node_that_would_exceed_the_budget(rlt: Rlt, store
     assert done.returncode == 1, output
     assert "over budget teacher-sft@0: it takes about" in output
     assert "Traceback" not in output
+
+
+def test_artifacts_whose_inputs_are_a_circle_tell_no_time() -> None:
+    ref = Ref(kind="evaluation", key="1" * 16)
+    circle = sample_manifest(ref, "a" * 12, inputs={"model": ref})
+    assert _tokens(circle, {ref.key: circle}, PLAN) == 0

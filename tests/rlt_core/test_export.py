@@ -120,6 +120,22 @@ def test_a_split_names_no_file_elsewhere(split: str, store: Store, tmp_path: Pat
     assert set(tmp_path.iterdir()) == before
 
 
+def test_a_circle_of_inputs_and_a_config_of_another_shape_are_refused(
+    store: Store, tmp_path: Path
+) -> None:
+    traces = store.find(TRACES)
+    rows = read_rows(store.intact(traces), "traces")
+    for number, config, inputs, said in (
+        (6, traces.config, {"questions": Ref(kind="traces", key="6" * 16)}, "are not in"),
+        (7, {"format": [1]}, traces.inputs, "its .*valid dictionary"),
+    ):
+        own = commit(
+            store, "traces", str(number) * 16, "traces", rows, config=config, inputs=inputs
+        )
+        with pytest.raises(UserError, match=said):
+            export(store, tmp_path / "out", own.key)
+
+
 def test_a_mistake_or_damage_leaves_nothing(store: Store, tmp_path: Path) -> None:
     full, file, place = tmp_path / "full", tmp_path / "file", tmp_path / "place"
     full.mkdir()

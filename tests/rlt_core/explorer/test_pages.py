@@ -479,3 +479,13 @@ def test_an_exported_file_needs_nothing_else(library, tmp_path):
     assert page.count("data set ```trace```") == 4
     with pytest.raises(UserError, match="nearest: q005"):
         export(library, ["q05"], file)
+
+
+def test_a_circle_of_inputs_ends(library, monkeypatch):
+    one = next(m for m in library.manifests.values() if m.stage == "evaluation")
+    for stage, name in (("teacher-grpo", "model"), ("trace-selection", "traces")):
+        circle = one.model_copy(update={"stage": stage, "inputs": {name: one.ref}})
+        student = one.model_copy(update={"stage": "student-sft", "inputs": {"traces": one.ref}})
+        found = {"student": student if name == "traces" else circle, one.ref.key: circle}
+        monkeypatch.setattr(library, "manifests", found)
+        assert library.learned("student") is None

@@ -103,7 +103,9 @@ ELSEWHERE: list[dict[str, Any]] = [
     {"ref": {"kind": "evaluation", "key": f"{KEY}\n"}}, {"ref": {"kind": "model", "key": KEY}},
     {"ref": {"kind": "evaluation", "key": key("b")}},
     {"inputs": {"model": {"kind": "model", "key": "../x"}}},
-    {"files": [entry("a", bytes=-1)]}, {"files": [entry("a", sha256="x")]},
+    {"seed": 1 << 63}, {"threads": 10**30}, {"files": [entry("a", bytes=1 << 45)]},
+    {"started_at": "2026-01-01T00:00:00"}, {"files": [entry("a", bytes=-1)]},
+    {"files": [entry("a", sha256="x")]},
     {"files": [entry("a"), entry("a/b")]}, {"files": [entry("a"), entry("a")]},
 ]  # fmt: skip
 """Changes of the manifest of the artifact KEY."""
