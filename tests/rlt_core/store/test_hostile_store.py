@@ -16,7 +16,7 @@ from rlt_core.config import Imports
 from rlt_core.errors import UserError
 from rlt_core.sql.views import connect
 from rlt_core.store import FileEntry, Lease, Manifest, Ref, Store
-from rlt_core.store.files import Damaged
+from rlt_core.store.files import DOCUMENT_BYTES, Damaged
 from rlt_core.store.manifest import read_manifests
 from rlt_core.store.transfer import CopyFailed, copy_artifact, with_inputs
 from tests.rlt_core.store.attempts import KEY, attempt_with, committed, key, manifest_of
@@ -360,6 +360,16 @@ def test_gc_keeps_what_an_unreadable_manifest_is_about(store: Store) -> None:
     assert store.gc() == []
     assert store.files.sizes(store.folder(moved))
     assert attempt.out.exists()
+
+
+def test_a_document_of_any_size_is_not_read_whole(store: Store) -> None:
+    good, (path, _) = committed(store, "x", key("a")), Ref(kind="model", key=KEY).manifests
+    for name in ("refs/bad.json", path, f"work/{key('c')}/node.txt", f"work/{KEY}/lease.json"):
+        store.files.write(name, b" " * (DOCUMENT_BYTES + 1))
+        with pytest.raises(Damaged, match=r"cannot be read: it has more than 16 MiB"):
+            store.files.read(name)
+    assert store.manifests() == [good] and store.refs() == store.unfinished() == {}
+    assert store.working() == {} and store.gc() == []
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00\xff", b"[]", b'{"kind": "../x", "key": "y"}'])
