@@ -1,8 +1,8 @@
 """Masks this process's secrets in text that leaves it: logs, errors, stored answers.
 
 A server may echo a key in another spelling, so each is looked for in any case, backwards, as
-rot13, hexadecimal, percent- and backslash-escapes, HTML entities, base64 and base32, also inside a
-longer encoded text and broken by spaces or quotes.
+rot13, numbers of its bytes, percent- and backslash-escapes, HTML entities, base64 and base32, also
+inside a longer encoded text and broken by spaces, quotes or dashes.
 """
 
 import base64
@@ -31,7 +31,7 @@ SHORTEST, FEWEST = 8, 4
 """Characters of a value that is masked in every spelling, and of one that is masked only as a word
 of its own. A short value of letters alone is not: servers without keys take `none`, `test`, …"""
 MASK = "…"
-_BREAK = r"[\s\"'+,;&\\\u200b\u2060]{0,6}"
+_BREAK = r"[\s\"'+,;&\\:|._*\-\xad\u200b-\u200d\u2060]{0,6}"
 
 
 def masked(text: str, fewest: int = FEWEST) -> str:
@@ -69,13 +69,14 @@ def _spellings(secret: str) -> Iterator[str]:
 
 
 def _character(character: str) -> str:
-    """A character, or its UTF-8 bytes as hexadecimal numbers, or an entity."""
+    """A character, or its UTF-8 bytes as hexadecimal, octal or decimal numbers, or an entity."""
     code = ord(character)
     hexadecimal = "".join(
-        rf"(?:%(?:25)*|\\+x|0x|&\#x0*|\\+u00|\\+u\{{0*)?{byte:02x}[;}}]?"
+        rf"(?:%(?:25)*|=|\\+x|0x|&\#x0*|\\+u00|\\+u\{{0*)?{byte:02x}[;}}]?"
         for byte in character.encode()
     )
-    return rf"(?:{re.escape(character)}|{hexadecimal}|&\#0*{code};)"
+    numbers = rf"{hexadecimal}|\\+0?{code:03o}|(?<!\d)0*{code}(?!\d)|&\#0*{code};"
+    return rf"(?:{re.escape(character)}|{numbers})"
 
 
 def _inside(secret: bytes, encode: Callable[[bytes], bytes], offset: int, bits: int) -> list[str]:
