@@ -25,7 +25,7 @@ from rlt_core.estimate import (
 )
 from rlt_core.experiments import nodes_of_stage, targets
 from rlt_core.experiments.full_pipeline import full_pipeline
-from rlt_core.experiments.nodes import off_policy, with_estimator
+from rlt_core.experiments.nodes import Nodes, off_policy, with_estimator
 from rlt_core.graph import Node, Planned, key_of, upstream
 from rlt_core.hf_hub import UNPINNED
 from rlt_core.names import nearest
@@ -134,9 +134,11 @@ class Plan:
         self._require_pinned()
 
     def require_readable(self) -> None:
-        """Raises UserError if missing nodes would read local files that cannot be used, or ask test
-        questions of data without any."""
+        """Raises UserError if missing nodes would read local files that cannot be used, or test
+        questions or traces of data without any."""
         for node in self.missing:
+            if node.label == "trace-import[dataset]":
+                Nodes(self.config).require_traces()
             node.stage.check(node.config, node.paths)
             evaluation = getattr(node.config, "evaluation", None)
             if evaluation and "test" in evaluation.tasks and not self.config.data.n_test:

@@ -291,8 +291,7 @@ class Nodes:
 
     @cached_property
     def dataset_traces(self) -> Node:
-        """The data set's own traces as a table of traces. Raises NoTraces where a file has none."""
-        self._require_traces()
+        """The data set's own traces as a table of traces."""
         inputs = {"tokenizer": self.base, "questions": self.questions}
         return self.node("trace-import", inputs, "dataset", name="dataset", digest=None)
 
@@ -375,10 +374,11 @@ class Nodes:
 
     def dataset_student(self, variant: str, seed: int, **options: Any) -> Node:
         """Return a student of the data set's own traces. Raises NoTraces where a file has none."""
-        self._require_traces()
+        self.require_traces()
         return self.student_sft(variant, seed, **options)
 
-    def _require_traces(self) -> None:
+    def require_traces(self) -> None:
+        """Raises NoTraces where a file has none."""
         if not self._has_traces:
             raise NoTraces("the data has no traces of its own (data.fields.trace, data.split_at)")
 

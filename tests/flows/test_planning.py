@@ -137,7 +137,8 @@ def test_files_are_read_before_anything_runs(
 def test_a_config_that_contradicts_itself_is_refused_before_anything_runs(
     tmp_path: Path, target: str, change: str, message: str
 ) -> None:
-    (file := tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    rows = [{"question": f"{n}+1?", "solution": str(n + 1)} for n in range(40)]
+    (file := tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match=message):
         Plan.of(target, "smoke", [change.format(file)], store=str(tmp_path)).require_computable()
 

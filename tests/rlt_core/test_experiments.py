@@ -49,8 +49,6 @@ def test_every_profile_can_plan_every_experiment(name: str, profile: str, questi
         changes = [f"data.source={questions}", "data.n_validation=0", "data.n_test=0"]
     if profile in ("laptop", "smol-science", "teach"):  # their package may not be installed
         changes.append(f"base_model=hub:HuggingFaceTB/SmolLM2-135M-Instruct@{'0' * 40}")
-    if name == "compare-traces" and "data.n_test=0" in changes:
-        changes.append("data.fields.trace=question")  # it needs traces
     nodes = upstream(targets(name, load_config(profile, changes)))
     names = [node.name for node in nodes]
     assert len(set(names)) == len(names), "a report finds its inputs by name"
