@@ -137,7 +137,7 @@ class Plan:
         """Raises UserError if missing nodes would read local files that cannot be used, or test
         questions or traces of data without any."""
         for node in self.missing:
-            if node.label == "trace-import[dataset]":
+            if node.stage.name == "trace-import" and node.config.digest is None:
                 Nodes(self.config).require_traces()
             node.stage.check(node.config, node.paths)
             evaluation = getattr(node.config, "evaluation", None)

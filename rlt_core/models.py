@@ -206,7 +206,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folde
 def pick_device(device: str) -> str:
     """Return the device; `auto` is the GPU if there is one. Raises UserError for `cuda` without."""
     found = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" != found:
+    if device == "cuda" and found == "cpu":
         raise UserError("device=cuda: torch finds no GPU on this machine; `rlt doctor` says why")
     return found if device == "auto" else device
 

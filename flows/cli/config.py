@@ -67,8 +67,9 @@ def config(
     table = new_table("field", *names, "help", whole=("field",))
     for field, value, there, origin in rows:
         cells = (_shown(value), _shown(there) if diff else field.type, origin)
-        table.add_row(field.path, *cells, field.help)
-        if console.width < TABLE_WIDTH:
+        if console.width >= TABLE_WIDTH:
+            table.add_row(field.path, *cells, field.help)
+        else:
             said = (f"  {name} {cell}" for name, cell in zip(names, cells, strict=True))
             console.print(Text.assemble((field.path, "bold"), *said))
             console.print(Padding(field.help, (0, 0, 0, 4)))

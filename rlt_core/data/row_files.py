@@ -20,22 +20,15 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 BLANK = b"\xef\xbb\xbf\0 \t\r\n"
 """Bytes of a line without a row, or before the first one."""
 COMPRESSED = (
-    b"\x1f\x8b",
-    b"\x28\xb5\x2f\xfd",
-    b"BZh",
-    b"\xfd7zXZ",
-    b"PK\x03\x04",
-    b"\xd0\xcf\x11\xe0",
-)
+    b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ", b"PK\x03\x04", b"\xd0\xcf\x11\xe0",
+)  # fmt: skip
 """First bytes of gzip, zstd, bzip2, xz, and of ZIP archives and spreadsheets."""
 PAGES = (b"<!doctype", b"<html", b"<?xml")
 """First bytes of a page or an error message that was saved as data."""
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 BATCH_ROWS = 256
 """Number of rows of a Parquet file that are decoded at once."""
-MISSING = frozenset(
-    {"", "nan", "-nan", "<na>", "n/a", "#n/a", "nat", "null", "none", "inf", "-inf"}
-)
+MISSING = frozenset({"", "nan", "-nan", "<na>", "n/a", "#n/a", "null", "none", "inf", "-inf"})
 """Spellings of a missing value or a division by zero by pandas and Python in text cells."""
 
 Record = Mapping[str, Any]
@@ -327,11 +320,8 @@ def _list(path: Path) -> Iterator[tuple[int, Read]]:
         ) from None
     del text
     if isinstance(rows, dict):  # {"version": "1.0", "data": [...]}
-        lists = [
-            each
-            for each in rows.values()
-            if isinstance(each, list) and each and isinstance(each[0], dict)
-        ]
+        held = (each for each in rows.values() if isinstance(each, list))
+        lists = [each for each in held if each and isinstance(each[0], dict)]
         rows = lists[0] if len(lists) == 1 else rows
     if not isinstance(rows, list):
         raise UserError(f"{path}: expected a list of objects, or an object per line")

@@ -33,7 +33,7 @@ from rlt_core import processes
 from rlt_core.config import StageResources
 from rlt_core.environment import disk_space
 from rlt_core.errors import Stopped
-from rlt_core.models import compute_dtype, load_model, load_tokenizer, save_model, saved_dtype
+from rlt_core.models import load_model, load_tokenizer, save_model, saved_dtype
 from rlt_core.rows import read_rows, table_files, write_rows
 from rlt_core.sql.schemas import TRAIN_STEPS
 from rlt_core.store import Workspace
@@ -123,8 +123,7 @@ class ResumableTrainer(Trainer):
         processes of a machine share one copy in main memory (set earlier, TRL warns)."""
         super().create_accelerator_and_postprocess()
         args: Any = self.args
-        saved = saved_dtype(Path(self._model.name_or_path))
-        args.model_init_kwargs = {"dtype": compute_dtype(saved, self._resources.device)}
+        args.model_init_kwargs = {"dtype": saved_dtype(Path(self._model.name_or_path))}
         if self._resources.sharding != "none":
             sharding.shard(self._model, self._resources, bool(self.args.bf16))
             # The model reduces its gradients itself: no DDP around it.
