@@ -32,7 +32,7 @@ from rlt_core.names import nearest
 from rlt_core.overrides import load_config
 from rlt_core.profiles import PROFILES
 from rlt_core.report.stored import report_what_exists
-from rlt_core.stages import ReportConfig, TraceScoringConfig
+from rlt_core.stages import ReportConfig, TraceImportConfig, TraceScoringConfig
 from rlt_core.store import Ref, Store
 from tasks.stage import NodeSpec
 
@@ -137,7 +137,7 @@ class Plan:
         """Raises UserError if missing nodes would read local files that cannot be used, or test
         questions or traces of data without any."""
         for node in self.missing:
-            if node.stage.name == "trace-import" and node.config.digest is None:
+            if isinstance(node.config, TraceImportConfig) and not node.config.digest:
                 Nodes(self.config).require_traces()
             node.stage.check(node.config, node.paths)
             evaluation = getattr(node.config, "evaluation", None)
