@@ -155,7 +155,13 @@ class Plan:
             require_fit(self.config, self.missing, self.store)
 
     def require_room_here(self) -> None:
-        """Raises UserError if this machine lacks vLLM, main memory or disk for missing nodes."""
+        """Raises UserError if this machine lacks a GPU, vLLM, main memory or disk for missing
+        nodes."""
+        on_gpus = [self.resources(each) for each in self.missing if each.stage.pool == "gpu"]
+        if any(each.device == "cuda" for each in on_gpus):
+            from rlt_core.models import pick_device
+
+            pick_device("cuda")
         engines = (
             self.resources(node).engine
             for node in self.missing

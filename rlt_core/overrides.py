@@ -83,8 +83,8 @@ def _assign(tree: dict[str, Any], path: str, value: Any) -> None:
             inner = tree[name] = {}  # a field that is not dumped while it is empty
         if not isinstance(inner, dict):
             if name in tree:
-                raise UserError(f"--set {path}: {'.'.join(parents[: index + 1])} has no fields")
-            raise UserError(f"--set {path}: unknown field {name!r}; {nearest_fields(name, tree)}")
+                raise UserError(f"{path}: {'.'.join(parents[: index + 1])} has no fields")
+            raise UserError(f"{path}: unknown field {name!r}; {nearest_fields(name, tree)}")
         tree = inner
     if leaf == "kind":
         tree.clear()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlt_core.errors import UserError
-from rlt_core.overrides import read_config
+from rlt_core.overrides import load_config, read_config
 from rlt_core.store import Store
 
 if TYPE_CHECKING:
@@ -57,8 +57,16 @@ def started_from(
     profile: str | None, config_file: Path | None, set_: Sequence[str] | None
 ) -> tuple[str, list[str]]:
     """Return the profile, and the fields that a config file and --set change. Raises UserError."""
-    named, changes = read_config(config_file) if config_file else (None, [])
-    return profile or named or DEFAULT_PROFILE, [*changes, *(set_ or ())]
+    if config_file is None:
+        return profile or DEFAULT_PROFILE, [*(set_ or ())]
+    named, changes = read_config(config_file)
+    profile, changes = profile or named or DEFAULT_PROFILE, [*changes, *(set_ or ())]
+    try:
+        load_config(profile, changes)
+    except UserError as error:
+        also = " with --set" if set_ else ""
+        raise UserError(f"--config {config_file}{also}: {error}") from None
+    return profile, changes
 
 
 def new_plan(

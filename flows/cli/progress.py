@@ -97,7 +97,8 @@ class Display:
             step, left = piece.step()
             said = f"no step has ended in {duration(left)}"
             if step is not None:
-                said = f"a step takes {duration(step)}, about {duration(left)} left"
+                more = f"about {duration(left)} left" if left else "the current one takes longer"
+                said = f"a step takes {duration(step)}, {more}"
             return self._line("", name, "", [said])
         if not piece.total:
             waits = ["waiting for another run"] if piece.total == 0 else []

@@ -1,8 +1,16 @@
 """Base class and field types of the config classes."""
 
+import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    model_validator,
+)
 
 from rlt_core.extensions import is_path, pinned
 
@@ -11,6 +19,18 @@ class Frozen(BaseModel):
     """Base of every config class: immutable, unknown fields refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _true_is_no_number(cls, given: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        """Refuse true and false for a number, which Pydantic reads as 1 and 0."""
+        config = validate(given)
+        for name, value in given.items() if isinstance(given, dict) else ():
+            kept = getattr(config, name, None)
+            pairs = zip(value, kept, strict=True) if isinstance(kept, tuple) else [(value, kept)]
+            if any(isinstance(one, bool) and type(read) in (int, float) for one, read in pairs):
+                raise ValueError(f"{name}: write a number (given: {json.dumps(value)})")
+        return config
 
     def replaced(self, **fields: Any) -> Self:
         """Return a copy with other values in these fields, which are not validated."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.cli.options import started_from
 from rlt_core.config import HubModel
 from rlt_core.config.fields import fields, reference
 from rlt_core.errors import UserError
@@ -20,6 +21,10 @@ from rlt_core.profiles import PROFILES
         ("teacher_grpo.learnin_rate=1", "learning_rate"),
         ("teacher_grpo.learning_rate=x", r"teacher_grpo\.learning_rate.*number"),
         ("data.n_train=-1", r"data\.n_train"),
+        ("data.n_train=true", r"data: n_train: write a number \(given: true\)"),
+        ("teacher_grpo.beta=false", r"teacher_grpo: beta: write a number"),
+        ("resources.stages.evaluation.threads=true", r"threads: write a number"),
+        ("seeds=[true]", r"seeds: write a number \(given: \[true\]\)"),
         ("seeds=[]", "seeds"),
         ("seeds=[1,1]", "seeds"),
         ("seeds=[-1]", r"seeds\.0.*greater than or equal to 0"),
@@ -158,6 +163,16 @@ def test_a_config_file_that_cannot_be_read_is_named(
     with pytest.raises(UserError, match=rf"--config .*{name}: ") as caught:
         read_config(file)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("set_", [None, ["seeds=[1]"]])
+def test_a_wrong_field_of_a_config_file_names_the_file(
+    set_: list[str] | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("data.n_trian = 5\n")
+    with pytest.raises(UserError, match=r"--config .*mine\.toml.*: unknown field 'data\.n_trian'"):
+        started_from("smoke", file, set_)
 
 
 def test_a_date_in_a_config_file_is_its_text(tmp_path: Path) -> None:

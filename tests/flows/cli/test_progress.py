@@ -75,10 +75,13 @@ def test_ctrl_c_says_how_long_the_steps_take(monkeypatch: pytest.MonkeyPatch) ->
         display.started("evaluation[base]")
         now += 20.0
         display.stopping(math.inf)
+        now += 99.0
+        display.stopping(math.inf)
         display.stopping(0.0)
     said = out.getvalue()
     assert "stopping after the current steps; Ctrl-C again kills them" in said
     assert re.search(r"teacher-grpo@0 +a step takes 60 s, about 40 s left\n", said)
+    assert re.search(r"teacher-grpo@0 +a step takes 60 s, the current one takes longer\n", said)
     assert re.search(r"evaluation\[base\] +no step has ended in 20 s\n", said)
     assert [line.split()[0] for line in said.splitlines()[-2:]] == ["killed;", "0"]
 
