@@ -3,6 +3,7 @@
 import atexit
 import gc
 import os
+import shutil
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
@@ -76,6 +77,19 @@ def small_disk() -> Iterator[Callable[[Path, str], Path]]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def smoke_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with one finished `smoke` run, for the tests of this worker."""
+    import smoke_run
+
+    session = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        session = session.parent
+    store = tmp_path_factory.mktemp("smoke") / "store"
+    shutil.copytree(smoke_run.finished(session / "finished-smoke"), store)
+    return store
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
-"""The command line as a user runs it, and one finished `smoke` run for all tests."""
+"""The command line as a user runs it."""
 
-import os
 import shutil
 import signal
 import subprocess
@@ -15,14 +14,13 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from flows.cli.app import main
-from flows.server.local import is_healthy
-from flows.server.processes import Processes, free_port
+from flows.server.processes import Processes
 from rlt_core.errors import UserError
 from rlt_core.store import Manifest, Store
 from tasks.child_process import SHARED_SERVER
+from tests.smoke_run import COMMAND, environment
 
 Rlt = Callable[..., subprocess.CompletedProcess[str]]
-COMMAND = [sys.executable, "-m", "flows.cli.app"]
 FORK_SERVER = """
 import os, signal, sys
 from pathlib import Path
@@ -37,18 +35,12 @@ signal.pause()
 """
 
 
-def environment(home: Path) -> dict[str, str]:
-    """Prefect keeps its state apart from the user's; what `rlt up` of the user's started is not
-    seen."""
-    own = {"PREFECT_HOME": str(home / "prefect"), "RLT_HOME": str(home / "rlt"), "COLUMNS": "160"}
-    return os.environ | own
-
-
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that start whole runs go to one worker."""
     for item in items:
-        if "home" in getattr(item, "fixturenames", ()):
+        whole = {"home", "smoke_store"} & set(getattr(item, "fixturenames", ()))
+        if whole and Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.xdist_group("whole-runs"))
 
 
@@ -100,18 +92,6 @@ def served(home: Path) -> Iterator[Served]:
     made = Served(home / "served")
     yield made
     made.stop()
-
-
-@pytest.fixture(scope="session")
-def prefect_api(home: Path) -> Iterator[str]:
-    """The address of a Prefect server."""
-    processes, port = Processes(home / "prefect-server"), free_port()
-    server = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
-    processes.start("server", server, environment(home))
-    api = f"http://127.0.0.1:{port}/api"
-    processes.wait("server", lambda: is_healthy(api))
-    yield api
-    processes.stop(["server"], 5)
 
 
 @pytest.fixture(scope="session")
@@ -170,27 +150,6 @@ def rlt_inside(
 ) -> Rlt:
     """`rlt` for commands that compute nothing."""
     return inside(lambda: environment(tmp_path / "home"), monkeypatch, capfd)
-
-
-@pytest.fixture(scope="session")
-def smoke_store(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with one finished `smoke` run, which had imports of its own; it needs no home, and
-    meets no proxy on loopback, as in a container with a read-only home on a company's
-    network."""
-    store, nowhere = tmp_path_factory.mktemp("smoke") / "store", "127.0.0.1:9"
-    container = {
-        "HOME": "/dev/null/home", "PREFECT_HOME": "", "RLT_HOME": "/dev/null/rlt",
-        "HTTP_PROXY": f"http://{nowhere}", "ALL_PROXY": f"socks5://{nowhere}",
-    }  # fmt: skip
-    found = {
-        name: v for name, v in environment(home).items() if not name.lower().endswith("_proxy")
-    }
-    command = [*COMMAND, "run", "full-pipeline", "--profile", "smoke", "--store", str(store)]
-    done = subprocess.run(command, capture_output=True, text=True, env=found | container)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "report.md" in done.stdout
-    assert "leaked" not in done.stderr, "its processes end in silence"
-    return store
 
 
 @pytest.fixture

@@ -6,19 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect import flow
-from prefect.runtime import task_run
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from flows import prefect_artifacts
 from flows.cli.progress import Display
 from flows.cli.terminal import Console
-from flows.deployments import as_task, experiment_flow, state_of
 from flows.executors import Outcome
-from flows.pipeline import run_batches, run_plan
+from flows.pipeline import run_plan
 from flows.planning import Plan
-from flows.prefect_artifacts import RunPage
-from flows.schedule import by_stage, title_of
 from rlt_core.store import Store
 from tests.sample_store import commit
 
@@ -55,39 +50,3 @@ def test_the_cause_of_an_outcome_is_told(tmp_path: Path) -> None:
     why = Outcome("failed", "ConnectionError: all connection attempts failed")
     assert outcomes == {"dataset-prep": why}
     assert out.getvalue().strip() == f"failed  dataset-prep: {why.message}"
-
-
-def test_a_store_that_cannot_be_written_is_one_line(prefect_api: str, tmp_path: Path) -> None:
-    (tmp_path / "runs").write_text("where the store keeps configs")
-    with temporary_settings({PREFECT_API_URL: prefect_api}):
-        flow = experiment_flow("full-pipeline")
-        state = flow(profile="smoke", store=str(tmp_path), return_state=True)
-    assert state.is_failed() and "cannot be written" in str(state.message)
-    assert "\n" not in str(state.message)
-
-
-class Stage:
-    """An executor whose nodes see the run that they belong to."""
-
-    def execute(self, specs: Any) -> list[Outcome]:
-        return [Outcome("done", str(task_run.name)) for _ in specs]
-
-    def stop(self) -> None:
-        """Nothing runs."""
-
-
-def test_a_batch_is_a_task_of_its_run(prefect_api: str, tmp_path: Path) -> None:
-    specs = Plan.of("full-pipeline", "smoke", store=str(tmp_path)).specs()
-    found: dict[str, Outcome] = {}
-
-    @flow(name="rlt")
-    def run() -> Any:
-        found.update(run_batches(by_stage(specs), Stage(), RunPage(1, 0), None, as_task))
-        return state_of({"a": Outcome("done"), "b": Outcome("failed", "why")})
-
-    with temporary_settings({PREFECT_API_URL: prefect_api}):
-        state = run(return_state=True)
-    assert state.is_failed() and state.message == "b: why; 1 of 2 nodes are missing: b"
-    assert {key: one.message for key, one in found.items()} == {
-        spec.key: title_of(batch) for batch in by_stage(specs) for spec in batch
-    }

@@ -2,16 +2,11 @@
 
 import json
 import re
-import signal
 import time
 from pathlib import Path
 
 import pytest
-from prefect.exceptions import TerminationSignal
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows import deployments
-from flows.cli.watch import ENDED
 from flows.planning import Plan
 from flows.schedule import seen_seconds
 from rlt_core.graph import _said
@@ -90,36 +85,6 @@ def test_seconds_are_those_of_the_tokens_that_were_seen(smoke_store: Path) -> No
     name = "student-sft[dataset]@0"
     assert twice[name] == pytest.approx(2 * once[name]) and once[name] > 0
     assert seconds() == {}
-
-
-def test_a_stopped_run_has_a_report_of_what_exists(
-    prefect_api: str, rlt_inside: Rlt, store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Here one that is cancelled on a server while its nodes run."""
-    there = Store(str(store))
-    for name in ("report", "rank-statistics[reward]", "evaluation[rlt+rl]@0", GRPO):
-        there.remove(there.find(f"smoke/{name}").ref)
-    named = there.refs()["smoke/base-model"]
-    there.files.remove("refs/smoke/base-model.json")
-
-    def cancelled(*_: object) -> None:
-        assert any(one["name"] == "smoke/full-pipeline" for one in there.working().values())
-        raise TerminationSignal(signal.SIGTERM)
-
-    monkeypatch.setattr(deployments, "run_plan", cancelled)
-    before = signal.signal(signal.SIGTERM, lambda *_: None)  # Prefect sends it again
-    with temporary_settings({PREFECT_API_URL: prefect_api}), pytest.raises(TerminationSignal):
-        deployments.experiment_flow("full-pipeline")(profile="smoke", store=str(store))
-    signal.signal(signal.SIGTERM, before)
-    ended = sorted(there.files.names(ENDED))[-1]
-    assert there.files.read(f"{ENDED}/{ended}") == b"130", "rlt status --watch says how it ended"
-    assert there.refs()["smoke/base-model"] == named, "what is committed has its name"
-    shown = rlt_inside("report", "--store", str(store)).stdout
-    assert "full-pipeline, unfinished: 21 of 24 nodes" in shown
-    assert "countdown" in shown and "rlt+rl" not in shown
-    assert "of the traces have no end" in shown, "alarms are in the terminal"
-    page = Path(rlt_inside("report", "--path", "--store", str(store)).stdout.strip())
-    assert page.with_name("report.html").is_file() and page.with_name("scores.csv").is_file()
 
 
 def test_one_stage_alone_is_a_target(rlt: Rlt, smoke_store: Path) -> None:

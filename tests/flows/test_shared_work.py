@@ -17,10 +17,10 @@ from rlt_core.graph import upstream
 from rlt_core.overrides import load_config
 from rlt_core.rows import read_rows
 from rlt_core.store import Manifest, Store
-from tasks.child_process import ChildProcesses
+from tasks.child_process import SHARED_SERVER, ChildProcesses
 from tasks.execute import execute_node
 from tasks.stage import NodeSpec
-from tests.flows.conftest import Rlt, forget
+from tests.flows.conftest import Rlt, Served, forget
 
 TWO = "resources.processes=2"
 MACHINES = "resources.machines=2"
@@ -186,7 +186,10 @@ def test_budget_forcing_and_numbers_of_completions_are_shared_alike(store: Path)
 
 
 # ---------------------------------------------------------------- machines
-def test_shards_that_another_machine_left_are_the_nodes(smoke_store: Path, store: Path) -> None:
+def test_shards_that_another_machine_left_are_the_nodes(
+    served: Served, smoke_store: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SHARED_SERVER, served.environment()[SHARED_SERVER])
     traces = forget(store, "trace-generation[rlt]@0")
     first, second = specs(store, "trace-generation[rlt]@0", MACHINES, "resources.shard_questions=2")
     assert run(second) is None

@@ -1,6 +1,7 @@
 """A real Prefect server with its pools and workers, as `rlt up` starts them."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -180,6 +181,23 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def finished(server: Server) -> FlowRun:
-    """A finished run of rlt/full-pipeline with profile smoke."""
+def up_again(server: Server) -> str:
+    """What `rlt up` prints while everything is up."""
+    return server.up()
+
+
+LACKING = (
+    "teacher-grpo@0", "evaluation[dataset]@0", "evaluation[rlt]@0", "rank-statistics[reward]",
+    "report",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def finished(server: Server, smoke_store: Path) -> FlowRun:
+    """A finished run of rlt/full-pipeline with profile smoke, on a store that lacked some of it:
+    two nodes of one stage, independent ones, and some for each pool."""
+    shutil.copytree(smoke_store, server.store, dirs_exist_ok=True)
+    store = server.open_store()
+    for name in LACKING:
+        store.remove(store.find(f"smoke/{name}").ref)
     return server.finish(server.start("full-pipeline", profile="smoke"))

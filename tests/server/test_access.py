@@ -51,7 +51,7 @@ def test_a_page_of_another_origin_is_refused(server: Server, origin: str) -> Non
         assert httpx.options(url, headers={**headers, "Origin": own}).status_code == 200
 
 
-def test_secrets_are_in_private_files_alone(server: Server) -> None:
+def test_secrets_are_in_private_files_alone(server: Server, up_again: str) -> None:
     secret = server.login["PREFECT_API_AUTH_STRING"]
     assert len(secret.partition(":")[2]) >= 32
     assert mode(server.home) == 0o700
@@ -62,7 +62,7 @@ def test_secrets_are_in_private_files_alone(server: Server) -> None:
     for process in server.processes():
         with_children = [process, *process.children(recursive=True)]
         seen += [" ".join(each.cmdline()) for each in with_children if psutil.pid_exists(each.pid)]
-    seen.append(server.up())
+    seen.append(up_again)
     assert not any(secret in text or secret.partition(":")[2] in text for text in seen)
     assert str(server.home / "api-login") in seen[-1], "the owner is told where it is"
 

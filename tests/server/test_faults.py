@@ -190,10 +190,11 @@ def refused(server: Server, *arguments: str) -> str:
     return str(done.exception)
 
 
-def test_up_again_is_no_mistake_and_another_up_is(server: Server, tmp_path: Path) -> None:
-    again = server.up()
-    assert "is up" in again
-    assert "started" not in again
+def test_up_again_is_no_mistake_and_another_up_is(
+    server: Server, up_again: str, tmp_path: Path
+) -> None:
+    assert "is up" in up_again
+    assert "started" not in up_again
     port = ("--port", str(server.port))
     assert "`rlt down` first" in refused(server, *port, "--store", str(tmp_path / "other"))
     assert "is taken" in refused(new_server(tmp_path / "beside"), *port)

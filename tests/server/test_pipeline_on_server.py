@@ -1,15 +1,18 @@
 """`rlt/full-pipeline` on a server: pools, pages, logs; what is there is not computed again."""
 
-from prefect.client.schemas.filters import (
-    ArtifactFilter,
-    ArtifactFilterFlowRunId,
-)
+import re
+from pathlib import Path
+
+import pytest
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.client.schemas.objects import Artifact, FlowRun
 
 from rlt_core.experiments import targets
 from rlt_core.graph import upstream
 from rlt_core.overrides import load_config
-from tests.server.conftest import Server
+from rlt_core.stages import STAGES
+from rlt_core.store import Store
+from tests.server.conftest import LACKING, Server
 
 
 def artifacts_of(server: Server, run: FlowRun) -> list[Artifact]:
@@ -29,17 +32,36 @@ def test_it_ends_completed_with_the_planned_keys(server: Server, finished: FlowR
     assert planned <= {manifest.ref.key for manifest in server.open_store().manifests()}
 
 
+def ran_in_their_pools(server: Server, run: FlowRun) -> set[str]:
+    """The stages of the children, each completed in its pool."""
+    with server.client() as client:
+        deployments = {one.id: one.name for one in client.read_deployments(limit=50)}
+    children = {deployments[child.deployment_id]: child for child in server.children(run.id)}
+    for stage, child in children.items():
+        assert child.state and child.state.is_completed()
+        assert child.work_pool_name == STAGES[stage].pool
+    return set(children)
+
+
 def test_every_stage_ran_in_its_pool_and_small_nodes_travelled_together(
     server: Server, finished: FlowRun
 ) -> None:
-    children = server.children(finished.id)
-    with server.client() as client:
-        deployments = {one.id: one.name for one in client.read_deployments(limit=50)}
-    ran = {(deployments[child.deployment_id], child.work_pool_name) for child in children}
-    planned = upstream(targets("full-pipeline", load_config("smoke")))
-    assert ran == {(node.stage.name, node.stage.pool) for node in planned}
-    assert len(children) < len(planned)
-    assert all(child.state and child.state.is_completed() for child in children)
+    ran = ran_in_their_pools(server, finished)
+    assert ran == {re.split(r"[\[@]", node)[0] for node in LACKING}
+    assert {STAGES[stage].pool for stage in ran} == {"cpu", "gpu"}
+    assert len(server.children(finished.id)) == len(ran) < len(LACKING)
+
+
+@pytest.mark.slow
+def test_a_pipeline_from_nothing(server: Server, tmp_path: Path) -> None:
+    """The run above without a store to begin with: every stage is sent to its pool."""
+    store, config = str(tmp_path / "store"), load_config("smoke")
+    run = server.finish(server.start("full-pipeline", profile="smoke", store=store))
+    assert run.state and run.state.name == "Completed", server.logs()
+    planned = upstream(targets("full-pipeline", config))
+    assert ran_in_their_pools(server, run) == {node.stage.name for node in planned}
+    assert {node.key for node in planned} == {one.ref.key for one in Store(store).manifests()}
+    assert len(server.children(run.id)) < len(planned)
 
 
 def test_independent_nodes_are_sent_side_by_side(server: Server, finished: FlowRun) -> None:
