@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.http_servers import Handler, serving
 
 KEY = "key-of-the-test-7351"
 Reply = tuple[int, dict[str, str], bytes]
@@ -47,9 +48,9 @@ class ChatServer:
 def serve(reply: Callable[[int, dict[str, Any]], Reply | None]) -> Iterator[ChatServer]:
     server = ChatServer(reply)
 
-    class Handler(BaseHTTPRequestHandler):
+    class Chat(Handler):
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            body = json.loads(self.body())
             with server.lock:
                 number = len(server.seen)
                 server.seen.append(body)
@@ -64,25 +65,8 @@ def serve(reply: Callable[[int, dict[str, Any]], Reply | None]) -> Iterator[Chat
                 self.close_connection = True
                 return
             status, headers, content = answer
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            self.reply(status, content, content_type="application/json", **headers)
 
-        def log_message(self, *args: object) -> None:
-            """Silent."""
-
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    listening.daemon_threads = True
-    thread = threading.Thread(target=listening.serve_forever, args=(0.05,))
-    thread.start()
-    server.url = f"http://127.0.0.1:{listening.server_port}/v1"
-    try:
+    with serving(Chat) as address:
+        server.url = f"{address}/v1"
         yield server
-    finally:
-        listening.shutdown()
-        thread.join()
-        listening.server_close()

@@ -2,35 +2,43 @@
 
 import base64
 import json
-import subprocess
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from datasets import load_dataset
 from huggingface_hub import DatasetCard, ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
+from flows.cli.app import app
 from rlt_core.rows import read_rows
 from rlt_core.store import Store
-from tests.flows.conftest import COMMAND, Rlt, environment
+from tests.flows.conftest import Rlt, environment, invoke
+from tests.http_servers import Handler, serving
+from tests.smoke_run import in_one_process
 
 STUDENT, TRACES = "smoke/student-sft[rlt]@0", "smoke/trace-generation[rlt]@0"
 
 
-def test_a_student_and_its_traces_are_trained_further_with_trl(
-    rlt_inside: Rlt, smoke_store: Path, tmp_path: Path
-) -> None:
-    model, traces = tmp_path / "model", tmp_path / "traces"
-    hub = ("export", "hub", "--store", str(smoke_store), "--what")
-    done = rlt_inside(*hub, "model", "--to", str(model), STUDENT)
-    assert done.returncode == 0 and f"written: {model}" in done.stdout, done.stderr
-    done = rlt_inside(*hub, "traces", "--to", str(traces), TRACES)
-    assert done.returncode == 0 and " (8 rows)" in done.stdout, done.stderr
+@pytest.fixture(scope="module")
+def exported(smoke_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with a model and traces in the form of a hub."""
+    folder = tmp_path_factory.mktemp("exported")
+    for what, name, said in (
+        ("model", STUDENT, f"written: {folder / 'model'}"), ("traces", TRACES, " (8 rows)"),
+    ):  # fmt: skip
+        hub = ("export", "hub", "--what", what, "--to", folder / what, name)
+        assert said in invoke(app, *hub, "--store", smoke_store).output
+    return folder
 
+
+def test_a_student_and_its_traces_are_trained_further_with_trl(
+    exported: Path, smoke_store: Path, tmp_path: Path
+) -> None:
+    model, traces = exported / "model", exported / "traces"
     tokenizer = AutoTokenizer.from_pretrained(model)
     loaded: Any = AutoModelForCausalLM.from_pretrained(model)
     assert loaded.generation_config.eos_token_id == tokenizer.eos_token_id
@@ -55,14 +63,12 @@ def test_a_student_and_its_traces_are_trained_further_with_trl(
     assert not torch.equal(loaded.get_input_embeddings().weight.cpu(), before)
 
 
-def test_cards_name_lineage_command_and_evaluation(
-    rlt_inside: Rlt, smoke_store: Path, tmp_path: Path
-) -> None:
-    store, cards = Store(str(smoke_store)), {}
-    for what, name, card in (("model", STUDENT, ModelCard), ("traces", TRACES, DatasetCard)):
-        hub = ("export", "hub", "--what", what, "--to", str(tmp_path / what), name)
-        assert rlt_inside(*hub, "--store", str(smoke_store)).returncode == 0
-        cards[what] = card.load(tmp_path / what / "README.md")
+def test_cards_name_lineage_command_and_evaluation(exported: Path, smoke_store: Path) -> None:
+    store = Store(str(smoke_store))
+    cards = {
+        what: card.load(exported / what / "README.md")
+        for what, card in (("model", ModelCard), ("traces", DatasetCard))
+    }
     (score,) = [
         row
         for row in read_rows(store.intact(store.find("smoke/evaluation[rlt]@0")), "eval_scores")
@@ -79,29 +85,19 @@ def test_cards_name_lineage_command_and_evaluation(
     assert cards["model"].data.library_name == "transformers"
 
 
-class Hub(ThreadingHTTPServer):
+class Hub(Handler):
     """The part of the hub's interface that an upload uses."""
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.seen: list[str] = []
-        self.files: dict[str, bytes] = {}
-        self.large: dict[str, bytes] = {}
-        """Bytes sent to Git LFS, by their SHA-256."""
-        self.refuses = False
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Hub
+    url: str
+    seen: list[str]
+    files: dict[str, dict[str, bytes]]
+    large: dict[str, bytes]
+    """Bytes sent to Git LFS, by their SHA-256."""
 
     def do_POST(self) -> None:
-        body, server = self.rfile.read(int(self.headers["content-length"])), self.server
-        server.seen.append(self.path)
-        answer: dict[str, Any] = {"url": f"{server.url}/org/name"}
+        body = self.body()
+        self.seen.append(self.path)
+        answer: dict[str, Any] = {"url": f"{self.url}/org/name"}
         if self.path.endswith("/preupload/main"):
             answer = {"files": [
                 {"path": file["path"], "shouldIgnore": False,
@@ -110,73 +106,68 @@ class _Handler(BaseHTTPRequestHandler):
             ]}  # fmt: skip
         elif self.path.endswith("/info/lfs/objects/batch"):
             answer = {"transfer": "basic", "objects": [
-                {**one, "actions": {"upload": {"href": f"{server.url}/lfs/{one['oid']}"}}}
+                {**one, "actions": {"upload": {"href": f"{self.url}/lfs/{one['oid']}"}}}
                 for one in json.loads(body)["objects"]
             ]}  # fmt: skip
         elif "/commit/main" in self.path:
+            files = self.files["traces" if "/datasets/" in self.path else "model"]
             for line in map(json.loads, body.splitlines()):
                 sent = line["value"]
                 if line["key"] == "file":
-                    server.files[sent["path"]] = base64.b64decode(sent["content"])
+                    files[sent["path"]] = base64.b64decode(sent["content"])
                 elif line["key"] == "lfsFile":
-                    server.files[sent["path"]] = server.large[sent["oid"]]
-            address = f"{server.url}/org/name/commit/{'a' * 40}"
+                    files[sent["path"]] = self.large[sent["oid"]]
+            address = f"{self.url}/org/name/commit/{'a' * 40}"
             answer = {"success": True, "commitOid": "a" * 40, "commitUrl": address}
-        self.reply(403 if server.refuses else 200, answer)
+        refused = "org/refused" in self.path or b'"refused"' in body
+        content = json.dumps(answer).encode()
+        self.reply(403 if refused else 200, content, content_type="application/json")
 
     def do_PUT(self) -> None:
-        oid = self.path.rpartition("/")[2]
-        self.server.large[oid] = self.rfile.read(int(self.headers["content-length"]))
-        self.reply(200, {})
-
-    def reply(self, status: int, answer: dict[str, Any]) -> None:
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.end_headers()
-        self.wfile.write(json.dumps(answer).encode())
+        self.large[self.path.rpartition("/")[2]] = self.body()
+        self.reply(200)
 
     def do_GET(self) -> None:
-        self.send_response(404)
-        self.end_headers()
+        self.reply(404)
 
-    def log_message(self, format: str, *arguments: Any) -> None:
-        pass
+
+@pytest.fixture
+def hub() -> Iterator[type[Hub]]:
+    Hub.seen, Hub.files, Hub.large = [], {"traces": {}, "model": {}}, {}
+    with serving(Hub) as Hub.url:
+        yield Hub
 
 
 def test_nothing_is_pushed_unless_asked_and_then_everything(
-    smoke_store: Path, tmp_path: Path
+    hub: type[Hub], rlt_inside: Rlt, smoke_store: Path, tmp_path: Path
 ) -> None:
-    hub, folder = Hub(), tmp_path / "out"
-    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    folder = tmp_path / "out"
+
+    def push(to: Path, what: str, name: str, repo: str = "org/name") -> list[str]:
+        words = ["export", "hub", "--what", what, "--to", str(to), "--push", repo, name]
+        return [*words, "--store", str(smoke_store)]
+
+    offline = rlt_inside(*push(folder, "traces", TRACES))
+    assert offline.returncode == 2 and "HF_HUB_OFFLINE=1" in offline.stderr
+    assert offline.stderr.count("\n") == 1 and not folder.exists() and hub.seen == []
     online = {
         "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_of_the_test",
         "HF_HUB_DISABLE_XET": "1",  # Git LFS, which the hub takes as well
     }  # fmt: skip
-
-    def push(to: Path, what: str, name: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        words = ["export", "hub", "--what", what, "--to", str(to), "--push", "org/name", name]
-        return subprocess.run(
-            [*COMMAND, *words, "--store", str(smoke_store)], capture_output=True, text=True,
-            env=environment(tmp_path) | online | variables,
-        )  # fmt: skip
-
-    offline = push(folder, "traces", TRACES, HF_HUB_OFFLINE="1")
-    assert offline.returncode == 2 and "HF_HUB_OFFLINE=1" in offline.stderr
-    assert offline.stderr.count("\n") == 1 and not folder.exists() and hub.seen == []
-    for what, name, use in (
-        ("traces", TRACES, 'load_dataset("org/name"'),
-        ("model", STUDENT, 'from_pretrained("org/name"'),
+    commands = [
+        push(tmp_path / "traces", "traces", TRACES), push(tmp_path / "model", "model", STUDENT),
+        push(tmp_path / "again", "model", STUDENT, "org/refused"),
+    ]  # fmt: skip
+    *pushed, refused = in_one_process(commands, environment(tmp_path) | online)
+    for done, what, use in zip(
+        pushed, ("traces", "model"), ("load_dataset", "from_pretrained"), strict=True
     ):
-        hub.files, folder = {}, tmp_path / what
-        done = push(folder, what, name)
+        folder = tmp_path / what
         assert done.returncode == 0, done.stderr
         assert f"pushed: {hub.url}/" in done.stdout
         written = {f.relative_to(folder).as_posix(): f for f in folder.rglob("*") if f.is_file()}
-        assert hub.files == {name: file.read_bytes() for name, file in written.items()}
-        assert use in (folder / "README.md").read_text()
+        assert hub.files[what] == {name: file.read_bytes() for name, file in written.items()}
+        assert f'{use}("org/name"' in (folder / "README.md").read_text()
     assert len(hub.large) == 1, "the model's weights"
-    hub.refuses = True
-    refused = push(tmp_path / "again", "model", STUDENT)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
-    assert "hf upload org/name" in refused.stderr and (tmp_path / "again/README.md").is_file()
-    hub.shutdown()
+    assert "hf upload org/refused" in refused.stderr and (tmp_path / "again/README.md").is_file()

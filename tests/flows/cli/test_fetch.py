@@ -5,9 +5,7 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,55 +14,44 @@ from flows.cli.fetch import _wanted
 from rlt_core.evaluation.benchmarks import BENCHMARKS
 from rlt_core.overrides import load_config
 from tests.flows.conftest import Rlt
+from tests.http_servers import Handler, serving
 from tests.hub_cache import ROWS, write_hub
+from tests.smoke_run import in_one_process
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "someone/tiny-model"
 
 
-class _Hub(BaseHTTPRequestHandler):
+class _Hub(Handler):
     repo, kind = REPO, "models"
     files: dict[str, bytes]
     downloads: list[str]
 
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
     def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def _answer(self, body: bool) -> None:
         path = self.path.partition("?")[0]
         if path.startswith(f"/api/{self.kind}/{self.repo}/tree/"):
             tree = [
                 {"type": "file", "path": n, "size": len(d), "oid": hashlib.sha1(d).hexdigest()}
                 for n, d in self.files.items()
             ]
-            return self._send(json.dumps(tree).encode(), body, "application/json")
+            return self._send(json.dumps(tree).encode())
         if path.startswith(f"/api/{self.kind}/{self.repo}"):
             siblings = [{"rfilename": n, "size": len(d)} for n, d in self.files.items()]
             answer = {"id": self.repo, "sha": COMMIT, "siblings": siblings}
-            return self._send(json.dumps(answer).encode(), body, "application/json")
+            return self._send(json.dumps(answer).encode())
         name = path.rpartition("/")[2]
         place = self.repo if self.kind == "models" else f"{self.kind}/{self.repo}"
         if path.startswith(f"/{place}/resolve/") and name in self.files:
-            if body:
+            if self.command == "GET":
                 self.downloads.append(name)
-            return self._send(self.files[name], body, "application/octet-stream")
-        self.send_error(404)
+            return self._send(self.files[name])
+        self.reply(404)
 
-    def _send(self, data: bytes, body: bool, kind: str) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
+    do_HEAD = do_GET
 
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Say nothing."""
+    def _send(self, data: bytes) -> None:
+        etag = f'"{hashlib.sha256(data).hexdigest()}"'
+        self.reply(200, data, ETag=etag, X_Repo_Commit=COMMIT)
 
 
 @pytest.fixture
@@ -75,44 +62,30 @@ def hub() -> Iterator[str]:
         "pytorch_model.bin": b"a pickle",
     }
     _Hub.downloads = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    with serving(_Hub) as url:
+        yield url
 
 
-def run(endpoint: str, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(home),
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    }
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, env=environment
-    )
-
-
-def rlt(endpoint: str, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return run(endpoint, home, "-m", "flows.cli.app", *arguments)
+def online(endpoint: str, home: Path) -> dict[str, str]:
+    """The environment of a process that reaches the hub."""
+    return os.environ | {
+        "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }  # fmt: skip
 
 
 def test_what_is_fetched_is_pinned_and_no_pickle_comes_along(hub: str, tmp_path: Path) -> None:
-    source = ("--profile", "tiny", "--set", f"base_model=hub:{REPO}")
-    planned = ("plan", *source, "--store", str(tmp_path / "store"), "--json")
-
-    def key() -> str:
-        rows = json.loads(rlt(hub, tmp_path, *planned).stdout)
-        return next(row["key"] for row in rows if row["stage"] == "base-model")
-
-    unpinned = key()
-    done = rlt(hub, tmp_path, "fetch", *source)
+    source = ["--profile", "tiny", "--set", f"base_model=hub:{REPO}"]
+    plan = ["plan", *source, "--store", str(tmp_path / "store"), "--json"]
+    commands = [plan, ["fetch", *source], plan, ["fetch", *source]]
+    before, done, after, again = in_one_process(commands, online(hub, tmp_path))
     assert done.returncode == 0, done.stderr
     assert f"{REPO}@{COMMIT}" in done.stdout
-    assert sorted(_Hub.downloads) == ["config.json", "model.safetensors"]
-    assert key() != unpinned
-    again = rlt(hub, tmp_path, "fetch", *source)
+    unpinned, pinned = (
+        next(row["key"] for row in json.loads(each.stdout) if row["stage"] == "base-model")
+        for each in (before, after)
+    )
+    assert pinned != unpinned
     assert "0.00 GiB" in again.stdout
     assert sorted(_Hub.downloads) == ["config.json", "model.safetensors"]
 
@@ -124,22 +97,22 @@ def test_models_that_are_compared_are_fetched_too() -> None:
     assert {"some/teacher", "some/student"} <= repos
 
 
-def test_too_little_disk_is_said_before_anything_is_downloaded(hub: str, tmp_path: Path) -> None:
+def test_what_cannot_be_fetched_is_one_clear_error_before_anything_is_downloaded(
+    hub: str, tmp_path: Path
+) -> None:
     class Huge(bytes):
         def __len__(self) -> int:
             return 1 << 60
 
     _Hub.files["model.safetensors"] = Huge(b"weights")
-    done = rlt(hub, tmp_path, "fetch", "--set", f"base_model=hub:{REPO}")
-    assert done.returncode == 2
-    assert "GiB free" in done.stderr and done.stderr.count("\n") == 1
+    said = {REPO: "GiB free", "nobody/nothing": "nobody/nothing"}
+    commands = [["fetch", "--set", f"base_model=hub:{repo}"] for repo in said]
+    for done, message in zip(
+        in_one_process(commands, online(hub, tmp_path)), said.values(), strict=True
+    ):
+        assert done.returncode == 2
+        assert message in done.stderr and done.stderr.count("\n") == 1
     assert _Hub.downloads == []
-
-
-def test_a_missing_repository_is_one_clear_error(hub: str, tmp_path: Path) -> None:
-    done = rlt(hub, tmp_path, "fetch", "--set", "base_model=hub:nobody/nothing")
-    assert done.returncode == 2
-    assert "nobody/nothing" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_profile_that_needs_no_hub(rlt_inside: Rlt) -> None:
@@ -160,11 +133,18 @@ def test_a_machine_that_fetched_nothing_downloads_the_benchmark_of_its_node(
         "from rlt_core.evaluation.benchmarks import benchmark_task\n"
         f"print(benchmark_task('math_500', revision={COMMIT!r}).questions[0]['answer'])"
     )
-    done = run(hub, tmp_path / "here", "-c", ask)
+
+    def run(home: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", ask], capture_output=True, text=True,
+            env=online(hub, tmp_path / home),
+        )  # fmt: skip
+
+    done = run("here")
     assert done.stdout.split() == ["\\frac{1}{2}"], done.stderr
     assert "train.jsonl" in _Hub.downloads
     monkeypatch.setattr(_Hub, "repo", "another/one")
-    done = run(hub, tmp_path / "elsewhere", "-c", ask)
+    done = run("elsewhere")
     assert "UserError: task math_500: data set" in done.stderr
 
 
