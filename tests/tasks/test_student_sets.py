@@ -124,7 +124,8 @@ def taught(given: tuple[Store, dict[str, Ref]]) -> Iterator[Callable[..., Taught
 
     def watched(model: Path, rows: list[Row], config: SFTConfig, *rest: Any) -> dict[str, float]:
         seen[:] = [rows, config]
-        return train_sft(model, rows, config, *rest)
+        short = config.model_copy(update={"steps": config.steps and 1})
+        return train_sft(model, rows, short, *rest)
 
     def teach(traces: str = "traces", **changes: Any) -> Taught:
         names = ["model", "questions"] + (["traces", "scores"] if traces == "traces" else [])

@@ -28,6 +28,6 @@ def workspace(tmp_path: Path) -> Callable[[str], Workspace]:
     return lambda key: Workspace(Files(str(tmp_path / "store")), key)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def resources() -> StageResources:
     return StageResources(device="cpu", micro_batch_size=4, checkpoint_every_steps=2)

@@ -31,6 +31,7 @@ from rlt_core.models import load_model
 from rlt_core.progress import Progress
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.store import Workspace
+from rlt_core.store.files import Files
 from rlt_core.training.grpo import train_grpo
 from rlt_core.training.metrics import StepRecorder
 from rlt_core.training.reward_function import Prompt, RewardFunction, Rewards
@@ -56,7 +57,7 @@ class Digits(RewardFunction):
         return Rewards(rewards)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def prompts(renderer: Renderer) -> list[Prompt]:
     questions = [(f"{a}+{a}{'?' * (a % 3)}", str(2 * a)) for a in range(3, 11)]
     return [
@@ -82,6 +83,25 @@ def train(
         return out, train_grpo(model, **what, key="node", context=context(out, **where))
 
     return run
+
+
+@pytest.fixture(scope="module")
+def recorded(resources: StageResources) -> StageResources:
+    """With every step's completions in a table."""
+    return resources.model_copy(update={"rollouts_every_steps": 1})
+
+
+@pytest.fixture(scope="module")
+def whole(
+    model: Path, prompts: list[Prompt], renderer: Renderer, recorded: StageResources,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:  # fmt: skip
+    """The training with the settings above, never interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    work = Workspace(Files(str(folder / "store")), "whole")
+    surroundings = context(folder / "out", work, recorded)
+    train_grpo(model, prompts, Digits(renderer), CONFIG, "node", surroundings)
+    return folder / "out"
 
 
 def logprobs(folder: Path, prompt: list[int], completion: list[int]) -> tuple[Tensor, list[Tensor]]:
@@ -204,14 +224,14 @@ def test_micro_batches_change_nothing_but_rounding(train: Run, resources) -> Non
     ],
 )
 def test_an_interrupted_run_ends_bit_equal(
-    train: Run, interrupt: Progress, changes: dict, resources: StageResources
+    train: Run, whole: Path, interrupt: Progress, changes: dict, recorded: StageResources
 ) -> None:
     config = CONFIG.model_copy(update=changes)
-    with_rollouts = resources.model_copy(update={"rollouts_every_steps": 1})
-    whole, _ = train("whole", config=config, resources=with_rollouts)
+    if changes:
+        whole, _ = train("whole", config=config, resources=recorded)
     with pytest.raises((Stopped, Killed)):
-        train("broken", config=config, progress=interrupt, resources=with_rollouts)
-    broken, _ = train("broken", config=config, resources=with_rollouts)
+        train("broken", config=config, progress=interrupt, resources=recorded)
+    broken, _ = train("broken", config=config, resources=recorded)
     assert weights(broken) == weights(whole)
     assert steps(broken) == steps(whole)
     assert rollouts(broken) == rollouts(whole)
@@ -232,13 +252,10 @@ def test_a_checkpoint_from_before_a_column_can_be_gone_on_from(
     assert ratios[:3] == [None] * 3 and None not in ratios[3:]
 
 
-def test_the_reference_follows_the_policy(train: Run) -> None:
-    followed, still = (
-        train("followed")[0],
-        train("still", config=CONFIG.model_copy(update={"reference_sync": None}))[0],
-    )
-    assert steps(followed)[:2] == steps(still)[:2]
-    assert steps(followed)[2]["reference_kl"] < steps(still)[2]["reference_kl"] / 2
+def test_the_reference_follows_the_policy(train: Run, whole: Path) -> None:
+    still, _ = train("still", config=CONFIG.model_copy(update={"reference_sync": None, "steps": 3}))
+    assert steps(whole)[:2] == steps(still)[:2]
+    assert steps(whole)[2]["reference_kl"] < steps(still)[2]["reference_kl"] / 2
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e39"])  # the last in float32

@@ -18,7 +18,7 @@ from rlt_core.training.grpo import train_grpo
 from rlt_core.training.reward_function import Prompt, RewardFunction, Rewards
 from rlt_core.training.rlt_reward import RLTReward
 
-CONFIG = TEACHER.model_copy(update={"steps": 8, "learning_rate": 1e-2, "max_completion_tokens": 16})
+CONFIG = TEACHER.model_copy(update={"steps": 5, "learning_rate": 1e-2, "max_completion_tokens": 16})
 SPEC = RewardSpec()
 
 
@@ -81,7 +81,7 @@ def test_the_learning_curve_is_that_of_the_oracle(
 
     fast = curve("fast", RLTReward(renderer, student, SPEC, CONFIG, resources=resources))
     oracle = curve("oracle", Oracle(renderer, student))
-    assert len(fast) == len(oracle) == 8
+    assert len(fast) == len(oracle) == CONFIG.steps
     for ours, theirs in zip(fast, oracle, strict=True):
         for name in ("reward", "reward_std", "reference_kl", "completion_tokens"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-7), name

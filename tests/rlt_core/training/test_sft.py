@@ -18,13 +18,14 @@ from rlt_core.progress import Progress
 from rlt_core.prompts.renderer import IGNORED, Renderer, Row
 from rlt_core.scoring.alignment import vocabulary_digest
 from rlt_core.store import Workspace
+from rlt_core.store.files import Files
 from rlt_core.training.sft import train_sft
 
 CONFIG = SFTConfig(steps=7, batch_size=8, learning_rate=3e-3, warmup_ratio=0.2, lora=None)
 Spaces = Callable[[str], Workspace]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def rows(renderer: Renderer) -> list[Row]:
     traces = [(f"{a}+{b}=?", str(a + b), f"{a} and {b}" + " make" * (a % 3)) for a in range(4)
               for b in range(3)]  # fmt: skip
@@ -43,6 +44,20 @@ def train(
         return out, train_sft(model, **what, context=context(out, **where))
 
     return run
+
+
+@pytest.fixture(scope="module")
+def whole(
+    model: Path,
+    rows: list[Row],
+    resources: StageResources,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The training with the settings above, never interrupted; its checkpoints are in `store`."""
+    folder = tmp_path_factory.mktemp("whole")
+    out, work = folder / "out", Workspace(Files(str(folder / "store")), "whole")
+    train_sft(model, rows, CONFIG, context(out, work, resources, stage="teacher-sft"))
+    return out
 
 
 def test_loss_falls_and_every_step_is_recorded(train) -> None:
@@ -99,9 +114,11 @@ def test_same_seed_same_bytes(train) -> None:
     ("interrupt", "lora"),
     [(stop_after(3), None), (kill_at(4), None), (kill_at(7), LoRA(rank=2, alpha=4, dropout=0.3))],
 )
-def test_an_interrupted_run_ends_bit_equal(train, interrupt: Progress, lora: LoRA | None) -> None:
+def test_an_interrupted_run_ends_bit_equal(
+    train, whole: Path, interrupt: Progress, lora: LoRA | None
+) -> None:
     config = CONFIG.model_copy(update={"lora": lora})
-    whole, _ = train("whole", config=config)
+    whole = train("whole", config=config)[0] if lora else whole
     with pytest.raises((Stopped, Killed)):
         train("broken", config=config, progress=interrupt)
     broken, _ = train("broken", config=config)
@@ -119,11 +136,13 @@ def test_a_finished_checkpoint_still_gives_a_model(train, workspace: Spaces, res
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.7])
 def test_a_full_disk_keeps_the_last_whole_checkpoint(
-    train, tmp_path: Path, workspace: Spaces, small_disk: Callable[[Path, str], Path], share: float
-) -> None:
+    train, whole: Path, tmp_path: Path, workspace: Spaces,
+    small_disk: Callable[[Path, str], Path], share: float,
+) -> None:  # fmt: skip
     """It fills up before, while and after the weights of the second checkpoint are written."""
-    whole, _ = train("whole")
-    disk = small_disk(tmp_path / "store" / "work" / "broken", "64m")
+    place = tmp_path / "store" / "work"
+    place.mkdir(parents=True)
+    disk = small_disk(place / "broken", "64m")
     filler = disk / "filler"
 
     def fill(done: int, total: int, metrics: object) -> None:
@@ -144,12 +163,11 @@ def test_a_full_disk_keeps_the_last_whole_checkpoint(
     assert weights(broken) == weights(whole) and steps(broken) == steps(whole)
 
 
-def test_rows_too_long_are_dropped_and_counted(train, rows) -> None:
+def test_rows_too_long_are_dropped_and_counted(train, whole, rows) -> None:
     long = Row(rows[0].input_ids + [5] * 200, rows[0].labels + [5] * 200)
-    kept, _ = train("kept")
     out, metrics = train("long", rows=[*rows, long])
     assert metrics["dropped_too_long"] == 1 and metrics["rows"] == len(rows)
-    assert weights(out) == weights(kept)
+    assert weights(out) == weights(whole)
 
 
 def test_no_row_left_is_the_users_mistake(train) -> None:
@@ -184,16 +202,16 @@ def test_bfloat16_adds_up_updates_below_its_precision(
 
 
 def test_a_run_warms_up_keeps_two_checkpoints_and_what_the_start_model_is(
-    train, model: Path, workspace: Spaces
+    whole: Path, model: Path
 ) -> None:
     """Trainer turns the cache of keys and values off, without which writing text is slow."""
-    out, _ = train("run")
-    rates = [row["learning_rate"] for row in steps(out)]
+    rates = [row["learning_rate"] for row in steps(whole)]
     assert rates[0] < rates[1] == pytest.approx(3e-3 / 2)
     assert max(rates) == pytest.approx(3e-3) and rates[-1] < rates[-2] < rates[-3]
-    assert workspace("run").parts("checkpoints") == ["00000004", "00000006"]
-    first, second = (json.loads((m / "config.json").read_text()) for m in (model, out / "model"))
+    work = Workspace(Files(str(whole.parent / "store")), "whole")
+    assert work.parts("checkpoints") == ["00000004", "00000006"]
+    first, second = (json.loads((m / "config.json").read_text()) for m in (model, whole / "model"))
     assert first.get("use_cache", True) and first == second
-    before, after = load_tokenizer(model), load_tokenizer(out / "model")
+    before, after = load_tokenizer(model), load_tokenizer(whole / "model")
     assert vocabulary_digest(before) == vocabulary_digest(after)
     assert before.chat_template == after.chat_template
