@@ -23,7 +23,7 @@ from rlt_core.config import (
     ScratchModel,
     StageResources,
 )
-from rlt_core.data.imports import ExplanationRow, explanations_of
+from rlt_core.data.imports import ExplanationRow, read_explanations
 from rlt_core.errors import UserError
 from rlt_core.hf_hub import folder_digest
 from rlt_core.models import compute_dtype, local_folder, on_device, try_folder, try_loading
@@ -164,7 +164,7 @@ def score_explanations(
     frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
     format = load_format(prompt_format)
     records: list[Any] = frame.to_dict("records")
-    found = explanations_of(records, format, columns)
+    found = read_explanations(records, format, columns)
     place = store or os.environ.get("RLT_STORE", "rlt-store")
     with TemporaryDirectory() as folder:
         teacher_folder, student_folder = (

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -21,12 +21,9 @@ from rlt_core.data.rawrow import (
 from rlt_core.data.row_files import (
     BadRow,
     NumberText,
-    Read,
     Record,
-    converted,
     kind_of,
     read_all,
-    read_records,
     value_of,
 )
 from rlt_core.data.sources import CHECKED_ROWS, PROGRESS_ROWS, read_source, require_few, trace_file
@@ -70,24 +67,16 @@ def import_traces(
         dropped.append(dropped_row(row.row, "duplicate", detail, row.question))
     require_few(str(path), dropped, len(kept) + len(dropped), max_dropped)
     questions = {key: _question(row, name, renderer) for key, row in first.items()}
-    traces = _traces(kept, questions, name, renderer, progress.part(1, 2))
+
+    def traces() -> Iterator[Row]:
+        samples: Counter[str] = Counter()
+        for row in progress.part(1, 2).over(kept, len(kept), PROGRESS_ROWS):
+            key = question_id(row.question)
+            yield _trace(questions[key], row.trace or "", samples[key], name, renderer)
+            samples[key] += 1
+
     dropped.sort(key=lambda row: row["row"])
-    return write_tables(out, questions=questions.values(), traces=traces, dropped=dropped)
-
-
-def _traces(
-    rows: Sequence[RawRow],
-    questions: Mapping[str, Row],
-    name: str,
-    renderer: Renderer,
-    progress: Progress,
-) -> Iterator[Row]:
-    samples: Counter[str] = Counter()
-    for row in progress.over(rows, len(rows), PROGRESS_ROWS):
-        key = question_id(row.question)
-        assert row.trace is not None  # a file of traces
-        yield _trace(questions[key], row.trace, samples[key], name, renderer)
-        samples[key] += 1
+    return write_tables(out, questions=questions.values(), traces=traces(), dropped=dropped)
 
 
 def own_traces(
@@ -217,37 +206,21 @@ class ExplanationRow:
 
 
 def read_explanations(
-    path: Path, format: PromptFormat, columns: Mapping[str, str] | None = None
+    source: Path | Iterable[Record],
+    format: PromptFormat,
+    columns: Mapping[str, str] | None = None,
 ) -> list[ExplanationRow]:
-    """Return every row, in order. `closed` is true by default.
+    """Return every row of a file, or of rows in memory, in order. `closed` is true by default.
 
-    `columns`: the file's names of `EXPLANATION_FIELDS` where they differ; `a.b` is b of a.
+    `columns`: the source's names of `EXPLANATION_FIELDS` where they differ; `a.b` is b of a.
 
     Raises UserError naming file, row, field and fix for the first bad row: row i of the scores must
     be row i of the file.
     """
-    return _explanations(read_records(path), format, columns, str(path))
-
-
-def explanations_of(
-    records: Iterable[Record], format: PromptFormat, columns: Mapping[str, str] | None = None
-) -> list[ExplanationRow]:
-    """Return `read_explanations` of rows in memory. Raises UserError for the first bad row."""
-    numbered = enumerate(records, start=1)
-    rows: Iterator[tuple[int, Read]] = ((number, partial(dict, row)) for number, row in numbered)
-    return _explanations(rows, format, columns, "")
-
-
-def _explanations(
-    records: Iterable[tuple[int, Read]],
-    format: PromptFormat,
-    columns: Mapping[str, str] | None,
-    file: str,
-) -> list[ExplanationRow]:
     names = {field: field for field in EXPLANATION_FIELDS} | dict(columns or {})
     samples: Counter[str] = Counter()
     found = []
-    for row in converted(records, partial(_explanation, format=format, names=names), file):
+    for row in read_all(source, partial(_explanation, format=format, names=names)):
         found.append(replace(row, sample=samples[row.question_id]))
         samples[row.question_id] += 1
     return found
@@ -293,10 +266,7 @@ def _text(record: Record, field: str, name: str) -> str:
 
 def _closed(record: Record, name: str) -> bool:
     value = value_of(record, name) if name in record else None
-    if value is None:
-        return True
-    words = {"true": True, "false": False}
-    known = words.get(value.lower()) if isinstance(value, str) else value
-    if not isinstance(known, bool):
+    closed = {"true": True, "false": False, "none": True}.get(str(value).lower())
+    if closed is None:
         raise BadRow("unreadable", f"{name} must be true or false, found {value!r}")
-    return known
+    return closed

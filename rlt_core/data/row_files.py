@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import numpy as np
 
 from rlt_core.errors import UserError, first_line
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-BLANK = b"\xef\xbb\xbf\0 \t\r\n"
-"""Bytes of a line without a row, or before the first one."""
+BLANK = "\ufeff\0 \t\r\n"
+"""Characters of a line without a row, or before the first one."""
 COMPRESSED = (
     b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ", b"PK\x03\x04", b"\xd0\xcf\x11\xe0",
 )  # fmt: skip
@@ -70,7 +70,7 @@ def require_file(path: Path, field: str = "", others: str = "") -> None:
         raise UserError(f"{path}: compressed or a spreadsheet; unpack it, or save it as CSV")
     if begin.startswith(b"version https://git-lfs"):
         raise UserError(f"{path}: a Git LFS pointer; `git lfs pull` fetches the file itself")
-    if begin.strip(BLANK).lower().startswith(PAGES):
+    if begin.strip(BLANK.encode()).lower().startswith(PAGES):
         raise UserError(f"{path}: an HTML or XML page, no rows; download the file again")
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path}: expected {ends}")
@@ -114,24 +114,22 @@ def checked(read: Callable[[], T]) -> T:
     raise BadRow("unreadable", detail)
 
 
-def read_all(path: Path, convert: Callable[[int, Record], T]) -> Iterator[T]:
-    """Yield every row of a file, converted. Raises UserError for the first bad row."""
-    return converted(read_records(path), convert, str(path))
+def in_memory(rows: Iterable[Record]) -> Iterator[tuple[int, Read]]:
+    """Yield rows in memory as `read_records` does those of a file."""
+    return ((number, partial(dict, row)) for number, row in enumerate(rows, start=1))
 
 
-def converted(
-    records: Iterable[tuple[int, Read]], convert: Callable[[int, Record], T], file: str = ""
-) -> Iterator[T]:
-    """Yield every row, converted. Raises UserError for the first bad row, or if there is none."""
-    row = 0
-    for row, read in records:
+def read_all(source: Path | Iterable[Record], convert: Callable[[int, Record], T]) -> Iterator[T]:
+    """Yield every row of a file, or of rows in memory, converted. Raises UserError for the first
+    bad row, or if there is none."""
+    file, row = f"{source}, " if isinstance(source, Path) else "", 0
+    for row, read in read_records(source) if isinstance(source, Path) else in_memory(source):
         try:
             yield checked(lambda row=row, read=read: convert(row, read()))  # type: ignore[misc]
         except BadRow as error:
-            place = f"{file}, row {row}" if file else f"row {row}"
-            raise UserError(f"{place}: {first_line(error)}") from None
+            raise UserError(f"{file}row {row}: {first_line(error)}") from None
     if not row:
-        raise UserError(f"{file}: there is no row in it" if file else "there is no row")
+        raise UserError(f"{source}: there is no row in it" if file else "there is no row")
 
 
 def count_rows(path: Path) -> int:
@@ -231,20 +229,26 @@ def _is_object(value: Any) -> Record:
     return value
 
 
-def _line(line: bytes) -> Record:
+def _line(line: str) -> Record:
+    for code in surrogates(line):
+        raise BadRow("unreadable", _no_utf8(code))
     try:
-        text = line.decode("utf-8-sig").rstrip()
-    except UnicodeDecodeError as error:
-        raise BadRow("unreadable", _no_utf8(line[error.start])) from None
-    try:
-        return _is_object(DECODER.decode(text))
+        return _is_object(DECODER.decode(line.lstrip("\ufeff").rstrip()))
     except json.JSONDecodeError as error:
         place = f", column {error.colno}"
         raise BadRow("unreadable", f"invalid JSON{place} ({error.msg}); write it again") from None
 
 
-def _no_utf8(byte: int) -> str:
-    return f"byte 0x{byte:02x} is not UTF-8; save the file as UTF-8"
+def _no_utf8(code: int) -> str:
+    return f"byte 0x{code & 0xFF:02x} is not UTF-8; save the file as UTF-8"
+
+
+def _opened(path: Path, newline: str = "\n") -> TextIO:
+    """Open a file in UTF-8, or in UTF-16, as Windows programs write it. Bytes that are not UTF-8
+    become lone surrogates."""
+    with path.open("rb") as file:
+        encoding = "utf-16" if file.read(2) in UTF_16 else "utf-8-sig"
+    return path.open(encoding=encoding, errors="surrogateescape", newline=newline)
 
 
 def _json(path: Path) -> Iterator[tuple[int, Read]]:
@@ -252,27 +256,13 @@ def _json(path: Path) -> Iterator[tuple[int, Read]]:
     return _lines(path) if _has_lines(path) else _list(path)
 
 
-def _is_utf_16(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) in UTF_16
-
-
-def _read_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file in UTF-8; it may be in UTF-16, as Windows programs write it."""
-    if _is_utf_16(path):
-        with path.open(encoding="utf-16", newline="\n") as text:
-            yield from map(str.encode, text)
-        return
-    with path.open("rb") as file:
-        yield from file
-
-
 def _has_lines(path: Path) -> bool:
-    first, second = islice(chain(filter(_is_row, _read_lines(path)), (b"", b"")), 2)
-    if first.strip(BLANK).startswith(b"["):
+    with _opened(path) as file:
+        first, second = islice(chain((line for line in file if line.strip(BLANK)), ("", "")), 2)
+    if first.strip(BLANK).startswith("["):
         return False
     if path.suffix.lower() == ".jsonl":
-        if first.strip(BLANK) == b"{" and second:
+        if first.strip(BLANK) == "{" and second:
             raise UserError(f"{path}: an object has several lines; write each on one (`jq -c .`)")
         return True
     try:
@@ -282,17 +272,13 @@ def _has_lines(path: Path) -> bool:
     return bool(second)
 
 
-def _is_row(line: bytes) -> bool:
-    return bool(line.strip(BLANK))
-
-
 def _lines(path: Path) -> Iterator[tuple[int, Read]]:
-    for row, line in enumerate(_read_lines(path), start=1):
-        if not _is_row(line):
-            continue
-        if not line.endswith(b"\n"):
-            _require_whole(path, row, partial(_line, line))
-        yield row, partial(_line, line)
+    with _opened(path) as file:
+        for row, line in enumerate(file, start=1):
+            if line.strip(BLANK):
+                if not line.endswith("\n"):
+                    _require_whole(path, row, partial(_line, line))
+                yield row, partial(_line, line)
 
 
 def _require_whole(path: Path, row: int, read: Read) -> None:
@@ -306,13 +292,13 @@ def _require_whole(path: Path, row: int, read: Read) -> None:
 
 
 def _list(path: Path) -> Iterator[tuple[int, Read]]:
-    text = b""
+    with _opened(path) as file:
+        text = file.read()
+    for code in surrogates(text):
+        line = text.count("\n", 0, text.index(chr(code))) + 1
+        raise UserError(f"{path}, line {line}: {_no_utf8(code)}")
     try:
-        text = b"".join(_read_lines(path))
-        rows = DECODER.decode(text.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        line = text.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line}: {_no_utf8(text[error.start])}") from None
+        rows = DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}, line {error.lineno}, column {error.colno}: invalid JSON ({error.msg}); write "
@@ -334,29 +320,22 @@ def _list(path: Path) -> Iterator[tuple[int, Read]]:
 def _csv(path: Path) -> Iterator[tuple[int, Read]]:
     csv.field_size_limit(sys.maxsize)
     with path.open("rb") as binary:
-        ends = _ends_in_line_break(binary)
-    # Bytes that are not UTF-8 become lone surrogates, which `require_text` refuses.
-    encoding = "utf-16" if _is_utf_16(path) else "utf-8-sig"
-    with path.open(encoding=encoding, errors="surrogateescape", newline="") as file:
+        binary.seek(max(0, path.stat().st_size - 2))
+        ends = binary.read().rstrip(b"\0")[-1:] in b"\r\n"  # \0: of UTF-16
+    with _opened(path, newline="") as file:
         first = next(filter(str.strip, file), "")
         file.seek(0)
         signs = (sign for sign in ";\t" if sign in first and "," not in first)
         sign = "\t" if path.suffix.lower() == ".tsv" else next(signs, ",")
         lines = csv.reader(file, strict=True, delimiter=sign)
         header = next(filter(None, lines), [])
-        for byte in chain.from_iterable(map(surrogates, header)):
-            raise UserError(f"{path}, header: {_no_utf8(byte & 0xFF)}")
+        for code in chain.from_iterable(map(surrogates, header)):
+            raise UserError(f"{path}, header: {_no_utf8(code)}")
         row, cells = 0, header
         for row, cells in enumerate(filter(None, lines), start=1):
             yield row, partial(_cells, header, cells)
         if len(cells) != len(header) and not ends:
             _require_whole(path, row, partial(_cells, header, cells))
-
-
-def _ends_in_line_break(file: BinaryIO) -> bool:
-    size = file.seek(0, 2)
-    file.seek(max(0, size - 2))
-    return file.read().rstrip(b"\0")[-1:] in b"\r\n"  # \0: of UTF-16
 
 
 def _cells(header: list[str], cells: list[str]) -> Record:

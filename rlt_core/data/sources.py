@@ -9,6 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from rlt_core.config import DataConfig, FieldMapping
+from rlt_core.data.generators.arithmetic import arithmetic_rows
+from rlt_core.data.generators.countdown import (
+    EVALUATION_QUESTIONS,
+    countdown_rows,
+    small_countdown_rows,
+)
+from rlt_core.data.generators.running_totals import running_total_rows
 from rlt_core.data.layouts import layout_of, row_of
 from rlt_core.data.rawrow import RawRow, dropped_row, require_written
 from rlt_core.data.row_files import (
@@ -18,6 +25,7 @@ from rlt_core.data.row_files import (
     Record,
     checked,
     count_rows,
+    in_memory,
     read_records,
     require_file,
 )
@@ -28,11 +36,16 @@ from rlt_core.progress import Progress
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.store.files import sha256_of
 
-GENERATED = {
-    "arithmetic": 1, "arithmetic-s1": 1, "arithmetic-sky-t1": 1, "countdown": 1,
-    "countdown-small": 1, "running-totals": 1, "running-totals-perfect": 1,
-}  # fmt: skip
-"""Generated sources with their versions."""
+GENERATED: dict[str, tuple[int, Callable[[int, int], list[RawRow]]]] = {
+    "arithmetic": (1, arithmetic_rows),
+    "arithmetic-s1": (1, partial(arithmetic_rows, manner="s1")),
+    "arithmetic-sky-t1": (1, partial(arithmetic_rows, manner="sky-t1")),
+    "countdown": (1, countdown_rows),
+    "countdown-small": (1, small_countdown_rows),
+    "running-totals": (1, running_total_rows),
+    "running-totals-perfect": (1, partial(running_total_rows, perfect=True)),
+}
+"""Generated sources: version, and function from a number of rows and a seed to the rows."""
 HUB = "hub:"
 HUB_FILES = ("*.parquet", "*.jsonl", "*.json", "*.csv", "*.tsv", "*.md")
 TRACE_FIELDS = FieldMapping(trace="trace")
@@ -50,7 +63,7 @@ def data_digest(data: DataConfig) -> str:
     """Return what identifies a source's content: bytes and type of a file, commit of a hub data
     set, version of a generator. Raises UserError."""
     if data.source in GENERATED:
-        return f"{data.source}:{GENERATED[data.source]}"
+        return f"{data.source}:{GENERATED[data.source][0]}"
     if data.source.startswith(HUB):
         repo = data.source.removeprefix(HUB)
         return f"{repo}@{pinned(repo, data.revision, 'dataset')}:{data.hub_split}"
@@ -108,9 +121,8 @@ def read_source(
         path = Path(data.source)
         records, count = read_records(path), partial(count_rows, path)
         return _collect(records, data, data.source, count, format, progress, traces=traces)
-    numbered = enumerate(rows, start=1)
-    rows_read: Iterator[Numbered] = ((number, partial(dict, row)) for number, row in numbered)
-    return _collect(rows_read, data, data.source, rows.__len__, format, progress, licence)
+    count = rows.__len__
+    return _collect(in_memory(rows), data, data.source, count, format, progress, licence)
 
 
 def found_layout(data: DataConfig) -> str | None:
@@ -211,29 +223,10 @@ def _generate(data: DataConfig, spare: int) -> list[RawRow]:
         raise UserError(
             f"data.source={data.source!r} is generated: set the number of questions in data.n_train"
         )
-    from rlt_core.data.generators.arithmetic import arithmetic_rows
-    from rlt_core.data.generators.countdown import (
-        EVALUATION_QUESTIONS,
-        countdown_rows,
-        small_countdown_rows,
-    )
-    from rlt_core.data.generators.running_totals import running_total_rows
-
     n = data.n_train + data.n_validation + data.n_test + spare
     # All problems differ, so at most these are dropped because an evaluation set has them.
-    tested = EVALUATION_QUESTIONS
-    match data.source:
-        case "arithmetic":
-            return arithmetic_rows(n, data.seed)
-        case "arithmetic-s1":
-            return arithmetic_rows(n, data.seed, "s1")
-        case "arithmetic-sky-t1":
-            return arithmetic_rows(n, data.seed, "sky-t1")
-        case "countdown":
-            return countdown_rows(n + tested, data.seed)
-        case "running-totals" | "running-totals-perfect":
-            return running_total_rows(n, data.seed, perfect=data.source.endswith("perfect"))
-    return small_countdown_rows(n + tested, data.seed)
+    tested = EVALUATION_QUESTIONS if data.source.startswith("countdown") else 0
+    return GENERATED[data.source][1](n + tested, data.seed)
 
 
 def _hub_rows(folder: Path, data: DataConfig) -> Any:
