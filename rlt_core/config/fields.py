@@ -10,7 +10,6 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from rlt_core.config import Config
 
@@ -46,7 +45,7 @@ def fields(model: type[BaseModel] = Config, path: str = "") -> Iterator[ConfigFi
         optional = NoneType in get_args(info.annotation)
         text = " ".join((info.description or "").split())
         if optional or not inner:
-            yield ConfigField(here, type_text(info), text)
+            yield ConfigField(here, type_text(info.annotation, info.metadata), text)
         below = f"{here}.NAME." if get_origin(info.annotation) is dict else f"{here}."
         found: dict[str, ConfigField] = {}
         for field in (field for kind in inner for field in fields(kind, below)):
@@ -65,12 +64,8 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
             yield from _models(inner)
 
 
-def type_text(info: FieldInfo) -> str:
-    """Return a field's type with its limits: `int > 0`, `float ≥ 0, ≤ 1 or null`."""
-    return _text(info.annotation, info.metadata)
-
-
-def _text(annotation: Any, limits: Any = ()) -> str:
+def type_text(annotation: Any, limits: Any = ()) -> str:
+    """Return a type with its limits: `int > 0`, `float ≥ 0, ≤ 1 or null`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     bounds = [
         f"{sign} {value}"
@@ -81,16 +76,16 @@ def _text(annotation: Any, limits: Any = ()) -> str:
     if origin is Annotated:
         inner = annotation.__metadata__
         found = [each for one in inner for each in (*getattr(one, "metadata", ()), one)]
-        return _text(arguments[0], found)
+        return type_text(arguments[0], found)
     if origin is Literal:
         text = " or ".join(json.dumps(value) for value in arguments)
     elif origin in (Union, UnionType):
-        branches = [_text(one, limits) for one in arguments if one is not NoneType]
+        branches = [type_text(one, limits) for one in arguments if one is not NoneType]
         return " or ".join(dict.fromkeys([*branches, *["null"][: NoneType in arguments]]))
     elif origin is tuple:
-        text = f"list of {_text(arguments[0])}"
+        text = f"list of {type_text(arguments[0])}"
     elif origin is dict:
-        text = f"NAME → {_text(arguments[1])}"
+        text = f"NAME → {type_text(arguments[1])}"
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
         text = "a section"
     else:
@@ -103,7 +98,9 @@ def reference() -> str:
     sections: dict[str, list[ConfigField]] = {}
     for field in fields():
         top = field.path.partition(".")[0]
-        sections.setdefault(top if _is_section(top) else "general", []).append(field)
+        annotation = Config.model_fields[top].annotation
+        is_section = get_origin(annotation) is dict or any(_models(annotation))
+        sections.setdefault(top if is_section else "general", []).append(field)
     text, earlier = HEADER, dict[tuple[tuple[str, str], ...], str]()
     for name, found in sections.items():
         text += f"\n## {name}\n\n"
@@ -120,11 +117,6 @@ def reference() -> str:
             cells = (f"`{row.path}`", row.type, row.help)
             text += "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
     return text
-
-
-def _is_section(name: str) -> bool:
-    annotation = Config.model_fields[name].annotation
-    return get_origin(annotation) is dict or any(True for _ in _models(annotation))
 
 
 if __name__ == "__main__":

@@ -236,16 +236,6 @@ def _without(
     return [row for row, why in pairs if not why]
 
 
-def _shared_words(overlaps: list[Row]) -> dict[str, tuple[str, str]]:
-    """Return the reasons to drop training questions: the first overlap of each."""
-    reasons: dict[str, tuple[str, str]] = {}
-    for one in overlaps:
-        words = f"{one['n']} words" if one["n"] else "the whole question"
-        detail = f"{words} of {one['task']}, question {one['evaluation_id']}"
-        reasons.setdefault(one["question_id"], ("overlap", detail))
-    return reasons
-
-
 def _given_test(
     data: DataConfig, renderer: Renderer, dropped: list[Row], progress: Progress
 ) -> list[RawRow] | None:
@@ -292,7 +282,12 @@ def _chosen(
     UserError if overlaps leave too few."""
     overlaps = list(find_overlaps(train, sets, progress))
     if data.overlap == "drop":
-        train = _without(train, _shared_words(overlaps), dropped)
+        reasons: dict[str, tuple[str, str]] = {}  # the first overlap of each question
+        for one in overlaps:
+            words = f"{one['n']} words" if one["n"] else "the whole question"
+            detail = f"{words} of {one['task']}, question {one['evaluation_id']}"
+            reasons.setdefault(one["question_id"], ("overlap", detail))
+        train = _without(train, reasons, dropped)
     if len(train) < (data.n_train or 1):
         tasks = ", ".join(sorted({overlap["task"] for overlap in overlaps}))
         raise UserError(

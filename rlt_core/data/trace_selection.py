@@ -16,7 +16,7 @@ from rlt_core.config import RankedSet, TraceOrder, TraceSelectionConfig
 Item = TypeVar("Item")
 Rows = Sequence[Mapping[str, Any]]
 
-VALUES: dict[TraceOrder, tuple[str, int]] = {
+VALUES: dict[RankedSet, tuple[str, int]] = {
     "r_ss": ("r_ss", -1),
     "r_kl": ("r_kl", 1),
     "likelihood": ("think_mean", -1),
@@ -40,12 +40,12 @@ class Fitting:
     """Number of questions without a fitting trace, which are left out."""
 
 
-def columns(order: TraceOrder) -> list[str]:
-    """Return the columns of `scores` needed to rank by an order."""
-    common = ["trace_id", "question_id", "sample", "status"]
-    if order == "reward":
-        return [*common, "rank"]
-    return [*common, VALUES[order][0]] if order in VALUES else common
+def columns(ranked_by: RankedSet) -> list[str]:
+    """Return the columns of `scores` that `ranks_of_set` needs."""
+    extra = ["rank"] if ranked_by in ("reward", "token-matched") else []
+    extra += ["think_tokens"] if ranked_by == "token-matched" else []
+    extra += [VALUES[ranked_by][0]] if ranked_by in VALUES else []
+    return ["trace_id", "question_id", "sample", "status", *extra]
 
 
 def rank_traces(scores: Rows, order: TraceOrder, seed: int) -> dict[str, int]:
@@ -158,12 +158,6 @@ def ranks_of_set(scores: Rows, ranked_by: RankedSet, seed: int) -> dict[str, int
         return ranks
     tokens = {row["trace_id"]: row["think_tokens"] for row in scores}
     return match_tokens(scores, ranks, tokens, seed)
-
-
-def columns_of_set(ranked_by: RankedSet) -> list[str]:
-    """Return the columns of `scores` that `ranks_of_set` needs."""
-    extra = ["think_tokens"] if ranked_by == "token-matched" else []
-    return [*columns(order_of(ranked_by)), *extra]
 
 
 def choose(items: Sequence[Item], count: int | None, seed: int) -> list[Item]:

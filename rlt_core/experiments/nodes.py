@@ -30,7 +30,7 @@ from rlt_core.evaluation.benchmarks import BENCHMARKS, require_known
 from rlt_core.extensions import is_path
 from rlt_core.graph import Node, by_name
 from rlt_core.hf_hub import source_digest
-from rlt_core.prompts.format import PromptFormat, load_format
+from rlt_core.prompts.format import load_format
 from rlt_core.stages import STAGES
 
 MAX_PATH = 256
@@ -105,16 +105,13 @@ class Nodes:
     def __init__(self, config: Config) -> None:
         require_known(config.evaluation.tasks, config.imports.benchmarks)
         self.config = config
-        self.format = self._configured_format()
-
-    def _configured_format(self) -> PromptFormat:
-        """Return the prompt format with the system prompts that the config names."""
-        changed: dict[str, str | None] = {}
-        if (teacher := self.config.teacher_system) is not None:
-            changed["teacher_system"] = _text_or_file(teacher, "teacher_system")
-        if self.config.data.fields.system:
-            changed["student_system"] = None
-        return load_format(self.config.prompt_format).model_copy(update=changed)
+        system: dict[str, str | None] = {}
+        if config.teacher_system is not None:
+            system["teacher_system"] = _text_or_file(config.teacher_system, "teacher_system")
+        if config.data.fields.system:
+            system["student_system"] = None
+        self.format = load_format(config.prompt_format).model_copy(update=system)
+        """The prompt format with the system prompts that the config names."""
 
     def node(
         self,
@@ -178,12 +175,6 @@ class Nodes:
     def questions(self) -> Node:
         """The questions to learn from and be tested on."""
         return self.questions_of(self.config.data)
-
-    @cached_property
-    def rl_questions(self) -> Node:
-        """The questions of the RL cold-start."""
-        data = self.config.rl_data
-        return self.questions_of(data, "rl") if data else self.questions
 
     def model(self, source: ModelSource, variant: str = "") -> Node:
         """Return a model from scratch or from elsewhere."""
@@ -407,7 +398,10 @@ class Nodes:
         self, student: Node, variant: str, seed: int, questions: Node | None = None
     ) -> Node:
         """Return RL of a student on answer correctness, as `student_grpo` of the config says."""
-        inputs = {"model": student, "questions": questions or self.rl_questions}
+        if questions is None:
+            data = self.config.rl_data
+            questions = self.questions_of(data, "rl") if data else self.questions
+        inputs = {"model": student, "questions": questions}
         return self.node("student-grpo", inputs, variant, seed, grpo=self.config.student_grpo)
 
     # ------------------------------------------------------------ measurement

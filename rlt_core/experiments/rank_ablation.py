@@ -6,9 +6,9 @@ explain the result (a random order, length, correctness, the number of tokens).
 """
 
 from functools import partial
-from typing import Any
 
 from rlt_core.config import Config, RankedSet
+from rlt_core.data.trace_selection import order_of
 from rlt_core.errors import UserError
 from rlt_core.experiments.nodes import Nodes
 from rlt_core.experiments.table import Table
@@ -67,8 +67,7 @@ def _scored(nodes: Nodes, seed: int) -> tuple[Node, Node]:
 
 def _student(nodes: Nodes, seed: int, ranked_by: RankedSet, rank: int) -> Node:
     traces, scores = _scored(nodes, seed)
-    choice: dict[str, Any] = {"order": ranked_by}
-    if ranked_by == "token-matched":
-        choice = {"order": "reward", "token_matched": True}
-    variant = rank_variant(ranked_by, rank)
-    return nodes.student_sft(variant, seed, traces, scores, rank=rank, **choice)
+    return nodes.student_sft(
+        rank_variant(ranked_by, rank), seed, traces, scores,
+        rank=rank, order=order_of(ranked_by), token_matched=ranked_by == "token-matched",
+    )  # fmt: skip

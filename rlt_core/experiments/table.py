@@ -1,6 +1,6 @@
 """A table of the paper while its graph is being built: its rows and the nodes that fill them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from rlt_core.config import Config, HubModel, ModelSource
@@ -53,16 +53,12 @@ class Table:
                 return self.missing(name, model, str(error), paper)
         for seed, node in made.items():
             self.parts.append(self.nodes.evaluation(node, model, seed, **evaluation))
-        paper = self._quoted(paper, evaluation)
+        ours = self.nodes.config.evaluation
+        if evaluation.get("budget", ours.budget) or ours.max_questions:
+            paper = None  # the paper's model was asked all questions, without a budget
         self.rows.append(
             TableRow(name=name, model=model, paper=paper, baseline=baseline, trained=trained)
         )
-
-    def _quoted(self, paper: str | None, changes: Mapping[str, Any]) -> str | None:
-        """Return the paper's row where ours is tested as it was: all questions, no budget."""
-        evaluation = self.nodes.config.evaluation
-        forced = changes.get("budget", evaluation.budget)
-        return None if forced or evaluation.max_questions else paper
 
     def missing(self, name: str, model: str, why: str, paper: str | None = None) -> None:
         """Add a row that does not run."""

@@ -82,7 +82,8 @@ def grade(item: GradeItem) -> Grade:
     elif item.grader == "multiple_choice":
         gold, given = (choice_letter(text, item.metadata) for text in (answer, solution))
     elif item.grader == "arithmetic":
-        parsed, given = _parse_gold(answer), _last_number(solution)
+        marked, parsed = marked_answer(solution), _parse_gold(answer)
+        given = last_number(solution if marked is None else marked)
         gold = parsed.parts[0] if parsed and parsed.kind == "scalar" else None
         gold = gold if isinstance(gold, Fraction) else None
     elif gold := _parse_gold(answer):
@@ -116,11 +117,6 @@ def _parse_given(solution: str, gold: Answer) -> Answer | None:
         found = mathematics(read)
         return (parse(found[0]) if len(found) == 1 else None) or given
     return given
-
-
-def _last_number(solution: str) -> Fraction | None:
-    marked = marked_answer(solution)
-    return last_number(solution if marked is None else marked)
 
 
 def has_answer(question: Mapping[str, Any]) -> bool:

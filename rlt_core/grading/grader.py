@@ -28,10 +28,6 @@ MAX_WORKERS = 8
 """A worker takes about 200 MB."""
 
 
-def _nothing() -> None:
-    pass
-
-
 class _Worker:
     """A `python -m rlt_core.grading.worker`, which gets one request at a time."""
 
@@ -96,7 +92,7 @@ class Grader:
         self._owner, self._workers = os.getpid(), []
 
     def grade_many(
-        self, items: Sequence[GradeItem], check: Callable[[], None] = _nothing
+        self, items: Sequence[GradeItem], check: Callable[[], None] = lambda: None
     ) -> list[Grade]:
         """Return one grade per item, in order. `check` is called between replies and may raise.
 
@@ -119,7 +115,7 @@ class Grader:
         replies = self._ask([("check", asdict(item)) for item in items.values()])
         return [place for place, passed in zip(items, replies, strict=True) if not passed]
 
-    def _ask(self, requests: Sequence[Any], check: Callable[[], None] = _nothing) -> list[Any]:
+    def _ask(self, requests: Sequence[Any], check: Callable[[], None] = lambda: None) -> list[Any]:
         """Return the reply to each request, None where the worker hung, died or raised."""
         if self._owner != os.getpid():
             self.close()

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rlt_core.data.trace_selection import columns_of_set, ranks_of_set
+from rlt_core.data.trace_selection import columns, ranks_of_set
 from rlt_core.evaluation.utility import utility_by_rank
 from rlt_core.ranking import rank_ablation
 from rlt_core.rows import write_rows
@@ -36,8 +36,8 @@ def _answers(ctx: StageContext, name: str, task: str) -> list[Row]:
 def _ranked(ctx: StageContext, config: RankStatisticsConfig, seed: int) -> list[Row]:
     """Rewards and ranks of the traces of a seed's sets, before `n_questions` and the limit of a
     row's length drop any."""
-    columns = [*columns_of_set(config.ranked_by), "question_id", "reward", "utility"]
-    scores = ctx.rows(f"scores@{seed}", "scores", columns)
+    needed = [*columns(config.ranked_by), "reward", "utility"]
+    scores = ctx.rows(f"scores@{seed}", "scores", needed)
     ranks = ranks_of_set(scores, config.ranked_by, seed)
     return [
         {name: row[name] for name in ("question_id", "reward", "utility")}

@@ -11,7 +11,6 @@ from rlt_core.config import RankedSet, TraceOrder
 from rlt_core.data.trace_selection import (
     best_fitting,
     columns,
-    columns_of_set,
     match_tokens,
     rank_traces,
     ranks_of_set,
@@ -193,7 +192,7 @@ def test_a_trace_without_tokens_of_its_own_weighs_nothing() -> None:
 def test_a_set_is_found_from_its_columns_alone(
     rows: list[Row], ranked_by: RankedSet, seed: int
 ) -> None:
-    needed = [{name: row[name] for name in columns_of_set(ranked_by)} for row in rows]
+    needed = [{name: row[name] for name in columns(ranked_by)} for row in rows]
     ranks = ranks_of_set(needed, ranked_by, seed)
     assert ranks == ranks_of_set(rows, ranked_by, seed)
     whole = rank_traces(rows, "reward" if ranked_by == "token-matched" else ranked_by, seed)
