@@ -2,10 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, Literal
 
 from rlt_core.config import DataConfig, FieldMapping
@@ -129,10 +130,7 @@ def row_of(
 ) -> RawRow:
     """Return a row of a data set. Raises BadRow."""
     fields, trace = layout.fields, None
-
-    def value(name: str, column: str) -> Any:
-        return _field(record, name, column)
-
+    value = partial(_field, record)
     if layout.chat:
         pair = exchange(value("question", layout.chat), data.turns)
         question, trace, solutions = pair.question, pair.thought, [pair.reply]
@@ -143,7 +141,13 @@ def row_of(
             raise BadRow("tags", "the reply has tags of a thought, which other rows do not have")
     else:
         pair = _question(value("question", fields.question), data.turns, fields.question)
-        question = "\n\n".join([pair.question, *_more(record, layout)])
+        more = [
+            text
+            for name in layout.more
+            if name in record
+            for text in scalar(value_of(record, name), "question", name)
+        ]
+        question = "\n\n".join([pair.question, *more])
         name = "answer" if fields.solution == fields.answer else "solution"
         solutions = _texts(value("solution", fields.solution), name, fields.solution)
         solutions = solutions or [_filled("", "solution", fields.solution)]
@@ -173,13 +177,6 @@ def row_of(
         licence=licence and str(licence),
         system=system and require_text(str(system), "system prompt"),
     )
-
-
-def _more(record: Record, layout: Layout) -> Iterator[str]:
-    """Yield the texts that follow the question's own."""
-    for name in layout.more:
-        if name in record:
-            yield from scalar(value_of(record, name), "question", name)
 
 
 def _field(record: Record, name: str, column: str) -> Any:

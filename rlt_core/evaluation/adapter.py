@@ -25,7 +25,6 @@ import torch
 with torch.set_grad_enabled(torch.is_grad_enabled()):  # restores what the import changes
     from lighteval.pipeline import ParallelismManager, Pipeline, PipelineParameters
 from lighteval.logging.evaluation_tracker import EvaluationTracker
-from lighteval.metrics.metrics_corpus import CorpusLevelComputation
 from lighteval.metrics.metrics_sample import SampleLevelComputation
 from lighteval.metrics.utils.metric_utils import CorpusLevelMetric
 from lighteval.models.abstract_model import LightevalModel, ModelConfig
@@ -54,10 +53,17 @@ def run_tasks(
     rows: dict[tuple[str, str], list[Row]] = {}
     for row in samples:
         rows.setdefault((row["task"], row["question_id"]), []).append(row)
-    scores = {task.name: _Score(score) for task in tasks}
+    scores: list[Row] = []
+
+    def aggregate(graded: list[list[Row]]) -> dict[str, float]:
+        """lighteval keeps the values, `scores` also has their intervals."""
+        found = score([row for of_question in graded for row in of_question])
+        scores.extend(found)
+        return {row["metric"]: math.nan if row["value"] is None else row["value"] for row in found}
+
     made = []
     for task in tasks:
-        made.append(_task(task.name, scores[task.name]))
+        made.append(_task(task.name, aggregate))
         lines = [
             {"question": each, "rows": rows[task.name, each["question_id"]]}
             for each in task.questions
@@ -66,7 +72,7 @@ def run_tasks(
     pipeline = _Pipeline(made, out)
     pipeline.evaluate()
     aggregated = pipeline.evaluation_tracker.metrics_logger.metric_aggregated
-    return [row for each in scores.values() for row in each.rows], {
+    return scores, {
         f"{task.name}/{name}": value
         for task in tasks  # lighteval's name includes the number of few-shot examples
         for name, value in aggregated[f"{task.name}|0"].items()
@@ -126,27 +132,13 @@ class _Graded(SampleLevelComputation):
         return _rows(doc)
 
 
-class _Score(CorpusLevelComputation):
-    """Aggregates a task. lighteval keeps the values, `rows` also has their intervals."""
-
-    def __init__(self, score: Score) -> None:
-        self._score = score
-        self.rows: list[Row] = []
-
-    def compute_corpus(self, items: list[list[Row]]) -> dict[str, float]:
-        self.rows = self._score([row for item in items for row in item])
-        return {
-            row["metric"]: math.nan if row["value"] is None else row["value"] for row in self.rows
-        }
-
-
-def _task(name: str, score: _Score) -> LightevalTask:
+def _task(name: str, aggregate: Callable[[list[list[Row]]], dict[str, float]]) -> LightevalTask:
     metric = CorpusLevelMetric(
         metric_name="graded",
         higher_is_better=True,
         category=SamplingMethod.GENERATIVE,
         sample_level_fn=_Graded(),
-        corpus_level_fn=score,
+        corpus_level_fn=aggregate,
     )
     config = LightevalTaskConfig(
         name=name,

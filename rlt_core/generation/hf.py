@@ -5,7 +5,6 @@ Shapes: Q prompts of a batch, R running completions, P padded prompt length, V v
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,15 +24,6 @@ CHECK_STEPS = 32
 """Steps between checks for a stop request."""
 CACHE_GROWTH = 16
 """Positions that a full cache grows by: few, since gaps between rows slow attention."""
-
-
-@dataclass(frozen=True)
-class _Sample:
-    """One completion to sample."""
-
-    prompt: int
-    sample: int
-    seed: int
 
 
 class TransformersEngine(ClosesItself):
@@ -66,47 +56,47 @@ class TransformersEngine(ClosesItself):
         check_requests(prompts, seeds, self.context)
         progress = progress or Progress()
         stop = torch.tensor(sorted(stop_ids), dtype=torch.long, device=self.model.device)
-        requests = [
-            _Sample(i, j, seed) for i, each in enumerate(seeds) for j, seed in enumerate(each)
-        ]
-        found: dict[tuple[int, int], Completion] = {}
+        requests = [(i, seed) for i, each in enumerate(seeds) for seed in each]
+        found: dict[int, Completion] = {}
         tokens, start = 0, time.perf_counter()
         with torch.no_grad(), eval_mode(self.model):
-            for batch in self._batches(requests, prompts, sampling.max_tokens):
+            for places in self._batches(
+                [len(prompts[i]) for i, _ in requests], sampling.max_tokens
+            ):
+                batch = [requests[place] for place in places]
                 completions = self._batch(prompts, batch, sampling, stop, progress)
-                for request, completion in zip(batch, completions, strict=True):
-                    found[request.prompt, request.sample] = completion
-                    tokens += len(completion.ids)
+                found |= zip(places, completions, strict=True)
+                tokens += sum(len(completion.ids) for completion in completions)
                 rate = tokens / (time.perf_counter() - start)
                 progress.report(len(found), len(requests), {"tokens_per_s": rate})
-        return [[found[i, j] for j in range(len(each))] for i, each in enumerate(seeds)]
+        in_order = (found[place] for place in range(len(requests)))
+        return [[next(in_order) for _ in each] for each in seeds]
 
-    def _batches(
-        self, requests: list[_Sample], prompts: Sequence[Sequence[int]], max_new: int
-    ) -> Iterator[list[_Sample]]:
-        """Requests of similar prompt length, longest first, samples of a prompt side by side."""
-        order = sorted(requests, key=lambda request: -len(prompts[request.prompt]))
+    def _batches(self, lengths: Sequence[int], max_new: int) -> Iterator[list[int]]:
+        """Places of requests of similar prompt length, longest first, samples of a prompt side by
+        side."""
+        order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
         while order:
-            longest = len(prompts[order[0].prompt]) + max_new
-            size = self.tokens_per_batch // min(longest, self.context)
+            size = self.tokens_per_batch // min(lengths[order[0]] + max_new, self.context)
             yield order[: max(1, size)]
             order = order[max(1, size) :]
 
     def _batch(
         self,
         prompts: Sequence[Sequence[int]],
-        batch: list[_Sample],
+        batch: list[tuple[int, int]],
         sampling: Sampling,
         stop: Tensor,
         progress: Progress,
     ) -> list[Completion]:
-        """Prefill each prompt once, then decode all requests step by step."""
+        """Prefill each prompt once, then decode all requests (number of a prompt, seed) step by
+        step."""
         device = self.model.device
-        room = [min(sampling.max_tokens, self.context - len(prompts[r.prompt])) for r in batch]
+        room = [min(sampling.max_tokens, self.context - len(prompts[i])) for i, _ in batch]
         steps = max(room)
-        places = {i: place for place, i in enumerate(dict.fromkeys(r.prompt for r in batch))}
-        prompt_R = torch.tensor([places[r.prompt] for r in batch], device=device)
-        uniforms_RN = torch.from_numpy(uniforms([r.seed for r in batch], steps)).to(device)
+        places = {i: place for place, i in enumerate(dict.fromkeys(i for i, _ in batch))}
+        prompt_R = torch.tensor([places[i] for i, _ in batch], device=device)
+        uniforms_RN = torch.from_numpy(uniforms([seed for _, seed in batch], steps)).to(device)
         tokens_RN = torch.zeros(len(batch), steps, dtype=torch.long, device=device)
         logprobs_RN = torch.zeros(len(batch), steps, device=device)
         lengths_R = torch.tensor(room, device=device)
