@@ -8,7 +8,7 @@ from pydantic import Field
 from rlt_core.config import DataConfig, Frozen
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.stages.base import Stage
-from rlt_core.stages.cost import Cost, Inputs
+from rlt_core.stages.cost import Cost
 
 
 class DatasetPrepConfig(Frozen):
@@ -21,10 +21,6 @@ class DatasetPrepConfig(Frozen):
     training questions are compared with, beside the data's own held-out test."""
     benchmarks: dict[str, DataConfig] = Field(default={}, exclude_if=operator.not_)
     """The user's own evaluation sets, by their content."""
-
-
-def _cost(config: DatasetPrepConfig, inputs: Inputs) -> Cost:
-    return Cost(makes=inputs.prepared(config.data))
 
 
 def _check(config: DatasetPrepConfig, paths: Mapping[str, str]) -> None:
@@ -49,6 +45,6 @@ STAGE = Stage(
         "tokenizer": "The imported base model whose tokenizer measures lengths",
         "tested": "A data set whose test questions may not be trained on",
     },
-    cost=_cost,
+    cost=lambda config, inputs: Cost(makes=inputs.prepared(config.data)),
     check=_check,
 )

@@ -3,7 +3,7 @@
 from rlt_core.config import Frozen, StudentGRPOConfig
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.stages.base import Stage
-from rlt_core.stages.cost import Cost, Inputs, TrainingWork
+from rlt_core.stages.cost import Cost, TrainingWork
 
 
 class StudentGRPOStageConfig(Frozen):
@@ -12,11 +12,6 @@ class StudentGRPOStageConfig(Frozen):
     grpo: StudentGRPOConfig
     format: PromptFormat
     seed: int
-
-
-def _cost(config: StudentGRPOStageConfig, inputs: Inputs) -> Cost:
-    questions = inputs.questions
-    return Cost(TrainingWork(config.grpo, questions.train, questions.student_prompt))
 
 
 STAGE = Stage(
@@ -39,5 +34,7 @@ STAGE = Stage(
     ),
     inputs={"model": "The student to start from", "questions": "The training questions"},
     default_variant="rlt",
-    cost=_cost,
+    cost=lambda config, inputs: Cost(
+        TrainingWork(config.grpo, inputs.questions.train, inputs.questions.student_prompt)
+    ),
 )

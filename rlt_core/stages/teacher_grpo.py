@@ -7,7 +7,7 @@ from pydantic import model_validator
 from rlt_core.config import Frozen, RewardSpec, TeacherGRPOConfig
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.stages.base import Stage
-from rlt_core.stages.cost import Cost, Inputs, TrainingWork
+from rlt_core.stages.cost import Cost, TrainingWork
 
 
 class TeacherGRPOStageConfig(Frozen):
@@ -22,11 +22,6 @@ class TeacherGRPOStageConfig(Frozen):
     def _consistent(self) -> TeacherGRPOStageConfig:
         self.grpo.check_against(self.reward)
         return self
-
-
-def _cost(config: TeacherGRPOStageConfig, inputs: Inputs) -> Cost:
-    questions = inputs.questions
-    return Cost(TrainingWork(config.grpo, questions.train, questions.teacher_prompt))
 
 
 STAGE = Stage(
@@ -46,5 +41,7 @@ STAGE = Stage(
         "student": "The frozen student whose log-probs are the reward",
         "questions": "The training questions",
     },
-    cost=_cost,
+    cost=lambda config, inputs: Cost(
+        TrainingWork(config.grpo, inputs.questions.train, inputs.questions.teacher_prompt)
+    ),
 )

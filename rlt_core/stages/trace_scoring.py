@@ -10,7 +10,7 @@ from rlt_core.config import Frozen, RewardSpec, ScoringConfig
 from rlt_core.config.reward import off_policy_note
 from rlt_core.prompts.format import PromptFormat
 from rlt_core.stages.base import Stage
-from rlt_core.stages.cost import Cost, Inputs
+from rlt_core.stages.cost import Cost
 
 
 class TraceScoringConfig(Frozen):
@@ -27,10 +27,6 @@ class TraceScoringConfig(Frozen):
     def note(self) -> str:
         """The KL estimator of off-policy traces and its reason; empty for the teacher's own."""
         return off_policy_note(self.reward.kl, self.off_policy) if self.off_policy else ""
-
-
-def _cost(config: TraceScoringConfig, inputs: Inputs) -> Cost:
-    return Cost(config.scoring)
 
 
 STAGE = Stage(
@@ -50,5 +46,5 @@ STAGE = Stage(
         "student": "The student whose log-probs are the reward",
     },
     default_variant="rlt",
-    cost=_cost,
+    cost=lambda config, inputs: Cost(config.scoring),
 )
