@@ -9,11 +9,18 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from string import ascii_uppercase
 from typing import Any
 
 from rlt_core.config import DataConfig, PromptPreset
+from rlt_core.data.generators.countdown import (
+    EVALUATION_QUESTIONS,
+    EVALUATION_SEED,
+    countdown_rows,
+)
+from rlt_core.data.rawrow import question_id, question_row
+from rlt_core.data.sources import read_source
 from rlt_core.errors import UserError
 from rlt_core.hf_hub import UNPINNED, pinned, snapshot
 from rlt_core.names import nearest
@@ -141,23 +148,13 @@ def own_task(name: str, data: DataConfig) -> EvalTask:
     """Return all usable rows of a user's own benchmark, of equal questions the first. Raises
     UserError for data that cannot be had, and for more unusable rows than `data.max_dropped`
     allows."""
-    from rlt_core.data.rawrow import question_id
-    from rlt_core.data.sources import read_source
-
     answer = data.fields.answer or "answer"
     fields = data.fields.model_copy(update={"solution": answer, "answer": answer})
     rows = read_source(data.model_copy(update={"fields": fields})).rows
     questions: dict[str, dict[str, Any]] = {}
     for row in rows:
-        key = question_id(row.question)
-        asked = {
-            "question_id": key,
-            "question": row.question,
-            "answer": row.answer,
-            "grader": row.grader or data.grader or "math",
-            "metadata": row.metadata,
-        }
-        questions.setdefault(key, asked)
+        row = replace(row, grader=row.grader or data.grader or "math")
+        questions.setdefault(question_id(row.question), question_row(row, "test", name))
     if repeated := len(rows) - len(questions):
         log.warning(
             "task %s: %d of %d rows repeat the question of an earlier one and are left out; where "
@@ -179,11 +176,9 @@ def benchmark_task(
     `revision`: commit of the data set, downloaded if this machine lacks it; by default the fetched
     one. Raises UserError for an unknown name or unavailable data.
     """
-    from rlt_core.data.generators import countdown
-
     if name == "countdown":
-        seed = countdown.EVALUATION_SEED
-        return EvalTask(name, countdown.countdown_questions(countdown.EVALUATION_QUESTIONS, seed))
+        rows = countdown_rows(EVALUATION_QUESTIONS, EVALUATION_SEED)
+        return EvalTask(name, [question_row(row, "test", name) for row in rows])
     if name not in BENCHMARKS:
         raise UserError(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
     benchmark = BENCHMARKS[name]

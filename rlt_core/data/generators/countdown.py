@@ -8,9 +8,8 @@ import json
 from collections.abc import Iterator
 from itertools import combinations_with_replacement, count, permutations, product
 from random import Random
-from typing import Any
 
-from rlt_core.data.rawrow import RawRow, question_id
+from rlt_core.data.rawrow import RawRow
 from rlt_core.errors import UserError
 
 MIN_NUMBERS, MAX_NUMBERS = 3, 4
@@ -114,12 +113,3 @@ def _expression(order: tuple[int, ...], signs: tuple[int, ...]) -> str:
         f"{'+' if sign > 0 else '-'}{number}" for sign, number in zip(signs, order[1:], strict=True)
     )
     return f"{order[0]}{''.join(rest)}"
-
-
-def countdown_questions(n: int, seed: int) -> list[dict[str, Any]]:
-    """Return `n` problems as questions of an evaluation set."""
-    columns = ("question", "solution", "answer", "grader", "metadata")
-    return [
-        {"question_id": question_id(row.question)} | {name: getattr(row, name) for name in columns}
-        for row in countdown_rows(n, seed)
-    ]

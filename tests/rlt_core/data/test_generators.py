@@ -13,7 +13,6 @@ from rlt_core.config import DataConfig
 from rlt_core.data.dedup import problem_of, require_disjoint
 from rlt_core.data.generators import arithmetic
 from rlt_core.data.generators.countdown import (
-    countdown_questions,
     countdown_rows,
     small_countdown_rows,
 )
@@ -124,13 +123,13 @@ def test_other_data_sets_have_none_of_the_test_in_any_order(tmp_path: Path, mann
 
 # ---------------------------------------------------------------- countdown
 def test_countdown_problems_are_solved_by_their_solutions() -> None:
-    first, other = (countdown_questions(30, seed) for seed in (0, 7))
-    assert first == countdown_questions(30, 0)
-    assert len({question["question_id"] for question in (*first, *other)}) == 60
-    for question in first + other:
-        numbers = json.loads(question["metadata"])["numbers"]
-        assert len(numbers) in (3, 4) and all(str(n) in question["question"] for n in numbers)
-        assert outcome(question) == "correct"
+    first, other = (countdown_rows(30, seed) for seed in (0, 7))
+    assert first == countdown_rows(30, 0)
+    assert len({row.question for row in (*first, *other)}) == 60
+    for row in first + other:
+        numbers = json.loads(row.metadata or "")["numbers"]
+        assert len(numbers) in (3, 4) and all(str(n) in row.question for n in numbers)
+        assert outcome(asdict(row)) == "correct"
 
 
 def test_small_problems_are_solved_by_their_solutions() -> None:

@@ -12,14 +12,11 @@ from hypothesis import strategies as st
 
 from rlt_core.config import DataConfig
 from rlt_core.data.dedup import COMMON_LEAST, find_overlaps, near_duplicates, problem_of
-from rlt_core.data.generators.countdown import (
-    EVALUATION_QUESTIONS,
-    EVALUATION_SEED,
-    countdown_questions,
-)
+from rlt_core.data.generators.countdown import EVALUATION_SEED
 from rlt_core.data.prepare import prepare_questions
 from rlt_core.data.rawrow import RawRow, question_id
 from rlt_core.errors import UserError
+from rlt_core.evaluation.benchmarks import benchmark_task
 from rlt_core.progress import Progress
 from rlt_core.rows import read_rows
 from tests.rlt_core.data.prepared import RENDERER, prepare
@@ -200,7 +197,7 @@ def test_lengths_are_in_tokens(tmp_path: Path) -> None:
 
 
 def test_countdown_for_training_has_nothing_of_the_evaluation_set(tmp_path: Path) -> None:
-    tested = countdown_questions(EVALUATION_QUESTIONS, EVALUATION_SEED)
+    tested = benchmark_task("countdown").questions
     data = DataConfig(source="countdown", n_train=40, n_validation=0, n_test=5)
     leaked = DataConfig(**{**data.model_dump(), "seed": EVALUATION_SEED})
     metrics = prepare_questions(leaked, RENDERER, tmp_path, Progress(), {"countdown": tested})
