@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rlt_core.config import EvaluationConfig, StageResources
-from rlt_core.errors import UserError
 from rlt_core.evaluation.benchmarks import EvalTask
 from rlt_core.evaluation.budget_forcing import Draft, Forcer
 from rlt_core.evaluation.scores import score_rows
@@ -50,7 +49,7 @@ class ModelEvaluation:
     `complete` samples completions of some of the `requests` and may be called in several processes;
     `run` grades all of them and has lighteval score them. Sampling seeds derive from `key`.
     `label` is the model's name in eval_scores, by default its key. The engine is opened when the
-    first request is completed. Raises UserError for no task, or one named twice.
+    first request is completed.
     """
 
     def __init__(
@@ -66,9 +65,6 @@ class ModelEvaluation:
         label: str | None = None,
         resources: StageResources,
     ) -> None:
-        names = [task.name for task in tasks]
-        if not names or len(set(names)) != len(names):
-            raise UserError("evaluation.tasks must be a non-empty list of different names")
         from rlt_core.models import load_tokenizer
         from rlt_core.prompts.renderer import Renderer
 

@@ -1,9 +1,10 @@
 """Multiple choice: find the letter that a solution chooses."""
 
-import json
 import re
 import unicodedata
+from collections.abc import Mapping
 from string import ascii_uppercase
+from typing import Any
 
 from rlt_core.grading import markers
 from rlt_core.grading.values import words
@@ -40,14 +41,11 @@ _SAID = re.compile(
 )
 
 
-def _options(metadata: str | None) -> list[str]:
+def _options(metadata: Mapping[str, Any]) -> list[str]:
     """Return the texts of the choices that the metadata's `choices` lists, empty ones where it is a
     number; four by default."""
-    try:
-        choices = json.loads(metadata or "{}").get("choices", _DEFAULT_CHOICES)
-        texts = [""] * choices if isinstance(choices, int) else [*map(str, choices)]
-    except (ValueError, TypeError, AttributeError):
-        texts = [""] * _DEFAULT_CHOICES
+    choices = metadata.get("choices") or _DEFAULT_CHOICES
+    texts = [*map(str, choices)] if isinstance(choices, list) else [""] * int(choices)
     return texts[: len(ascii_uppercase)]
 
 
@@ -88,7 +86,7 @@ def _first(text: str, lines: list[str], letters: str) -> str | None:
     return first if {_leading(line, letters) for line in peers} <= {None, first} else None
 
 
-def choice_letter(text: str, metadata: str | None = None) -> str | None:
+def choice_letter(text: str, metadata: Mapping[str, Any]) -> str | None:
     """Return the letter that a solution chooses, or whose text in the metadata it gives as its
     answer."""
     options = _options(metadata)

@@ -6,11 +6,10 @@ never evaluated as code.
 
 # ruff: noqa: RUF001
 import ast
-import json
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -55,13 +54,12 @@ class Task:
     """Use every number exactly once (reasoning-gym's rule), else at most once."""
 
 
-def parse_task(metadata: str | None) -> Task | None:
-    """Read a problem from the JSON metadata; None if there is none."""
+def parse_task(metadata: Mapping[str, Any]) -> Task | None:
+    """Read a problem from the metadata; None if there is none."""
     try:
-        value: Any = json.loads(metadata or "")
-        numbers = tuple(int(number) for number in value["numbers"])
-        return Task(numbers, int(value["target"]), bool(value.get("use_all", True)))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        numbers = tuple(map(int, metadata["numbers"]))
+        return Task(numbers, int(metadata["target"]), bool(metadata.get("use_all", True)))
+    except (ValueError, KeyError, TypeError):
         return None
 
 

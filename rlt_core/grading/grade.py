@@ -63,7 +63,8 @@ class Grade:
 
 def grade(item: GradeItem) -> Grade:
     """Return the verdict on one item. May hang or raise inside math-verify: see `Grader`."""
-    if accepted := _accepted(item.metadata):
+    metadata = _parsed(item.metadata)
+    if accepted := metadata.get("accepted"):
         grades = [grade(replace(item, answer=answer, metadata=None)) for answer in accepted]
         return min(grades, key=lambda grade: OUTCOMES.index(grade.outcome))
     solution, answer = item.solution or "", item.answer
@@ -71,7 +72,7 @@ def grade(item: GradeItem) -> Grade:
     given: Any = None
     right: Callable[[Any, Any], bool] = operator.eq
     if item.grader == "countdown":
-        gold, given = countdown.parse_task(item.metadata), countdown.read_expression(solution)
+        gold, given = countdown.parse_task(metadata), countdown.read_expression(solution)
         right = countdown.solves
     elif item.grader == "none" or answer is None:
         return Grade("ungradable")
@@ -80,7 +81,7 @@ def grade(item: GradeItem) -> Grade:
         gold, given = answer, None if verdict is None else solution
         right = lambda *_: bool(verdict)  # noqa: E731
     elif item.grader == "multiple_choice":
-        gold, given = (choice_letter(text, item.metadata) for text in (answer, solution))
+        gold, given = (choice_letter(text, metadata) for text in (answer, solution))
     elif item.grader == "arithmetic":
         marked, parsed = marked_answer(solution), _parse_gold(answer)
         given = last_number(solution if marked is None else marked)
@@ -94,12 +95,13 @@ def grade(item: GradeItem) -> Grade:
     return Grade("correct" if right(gold, given) else "wrong", extracted[:MAX_ANSWER_CHARS])
 
 
-def _accepted(metadata: str | None) -> list[str]:
-    """Return the right answers that an item's metadata lists."""
-    if '"accepted"' not in (metadata or ""):
-        return []
-    found = json.loads(metadata or "")
-    return list(found.get("accepted") or []) if isinstance(found, dict) else []
+def _parsed(metadata: str | None) -> dict[str, Any]:
+    """Return the metadata; empty where it is no JSON object."""
+    try:
+        found = json.loads(metadata or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _parse_gold(answer: str) -> Answer | None:

@@ -16,7 +16,7 @@ from rlt_core.config import (
     ScratchModel,
     StageResources,
 )
-from rlt_core.errors import Stopped, UserError
+from rlt_core.errors import Stopped
 from rlt_core.evaluation.benchmarks import EvalTask
 from rlt_core.evaluation.run import ModelEvaluation, given_solution
 from rlt_core.generation import open_engine, sample_seed
@@ -289,13 +289,6 @@ def test_two_runs_write_the_same_bytes_and_progress_counts_shards(
     assert half == sorted(half) == seen[len(half) :] and len(half) > 1 and half[-1] == 1
     rows = read_rows(tmp_path / "one" / "out", "eval_samples")
     assert {row["question_id"] for row in rows} == {f"q{i}" for i in range(6)}
-
-
-def test_what_cannot_be_scored_is_refused(model: Path, tmp_path: Path) -> None:
-    task = EvalTask("test", questions(1))
-    for tasks in ([], [task, task]):
-        with pytest.raises(UserError, match="different names"):
-            evaluate(model, tasks, tmp_path)
 
 
 def test_a_completion_without_the_formats_tags_is_its_own_solution() -> None:
