@@ -171,18 +171,8 @@ def paper_32b() -> Config:
     return recipe("paper-32b", QWEN_32B)
 
 
-def paper_7b_1k() -> Config:
-    """The paper's 7B students on 1K questions."""
-    return _on_1k(paper_7b())
-
-
-def paper_32b_1k() -> Config:
-    """The paper's 32B students on 1K questions."""
-    return _on_1k(paper_32b())
-
-
-def _on_1k(config: Config) -> Config:
-    """Return the config with the students of the subset alone."""
+def on_1k(config: Config) -> Config:
+    """The same students on 1K questions alone."""
     return config.replaced(
         profile=f"{config.profile}-1k", student_sft=S1_RECIPE, student_sft_subset=None
     )
