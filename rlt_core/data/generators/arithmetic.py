@@ -133,31 +133,20 @@ def base_documents(
         if kind < DIGIT_SUM_SHARE:
             facts = " ".join(_digit_sum(rng) for _ in range(FACTS_PER_DOCUMENT))
             ids = [*renderer.encode(facts), renderer.end_of_turn]
-        elif kind < DIGIT_SUM_SHARE + TWO_NUMBER_SHARE:
-            ids = _two_number_document(rng, renderer)
         else:
-            ids = _student_document(rng, renderer, forbidden)
+            operands = _operands(rng)
+            if kind < DIGIT_SUM_SHARE + TWO_NUMBER_SHARE:
+                operands = operands[:2]
+                trace = trace_of(operands, 0.0, rng)
+            else:
+                while tuple(sorted(operands)) in forbidden:
+                    operands = _operands(rng)
+                trace = graded_trace(operands, BASE_ERROR_RATE, rng)
+            think_ids, total = renderer.encode_block(trace), str(sum(operands))
+            ids = renderer.student_sft_row(question_of(operands), think_ids, total).input_ids
         yield Row(input_ids=ids, labels=list(ids))
 
 
 def _digit_sum(rng: Random) -> str:
     running, digit = rng.randint(0, 9 * TERMS), rng.randint(0, 9)
     return f"{running:02}+{digit}={running + digit:02}"
-
-
-def _two_number_document(rng: Random, renderer: Renderer) -> list[int]:
-    """Return a correct column addition of two numbers, as a student would write it."""
-    operands = _operands(rng)[:2]
-    think_ids = renderer.encode_block(trace_of(operands, 0.0, rng))
-    return renderer.student_sft_row(question_of(operands), think_ids, str(sum(operands))).input_ids
-
-
-def _student_document(
-    rng: Random, renderer: Renderer, forbidden: Collection[Operands]
-) -> list[int]:
-    operands = _operands(rng)
-    while tuple(sorted(operands)) in forbidden:
-        operands = _operands(rng)
-    think_ids = renderer.encode_block(graded_trace(operands, BASE_ERROR_RATE, rng))
-    row = renderer.student_sft_row(question_of(operands), think_ids, str(sum(operands)))
-    return row.input_ids

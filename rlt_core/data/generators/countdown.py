@@ -5,7 +5,6 @@ three numbers in their order, to be added or subtracted.
 """
 
 import json
-from collections.abc import Iterator
 from itertools import combinations_with_replacement, count, permutations, product
 from random import Random
 
@@ -71,9 +70,10 @@ def small_countdown_rows(n: int, seed: int) -> list[RawRow]:
     rows: list[RawRow] = []
     for (numbers, target), solutions in rng.sample(problems, n):
         order, signs = rng.choice(solutions)
-        given = ",".join(map(str, order))
-        solution = _expression(order, signs)
-        rows.append(_row(len(rows) + 1, f"{given}>{target}", solution, list(numbers), target))
+        question = f"{','.join(map(str, order))}>{target}"
+        changes = (f"{sign * number:+}" for sign, number in zip(signs, order[1:], strict=True))
+        solution = f"{order[0]}{''.join(changes)}"
+        rows.append(_row(len(rows) + 1, question, solution, list(numbers), target))
     return rows
 
 
@@ -94,22 +94,11 @@ def _small_problems() -> list[tuple[Problem, list[Solution]]]:
     found: dict[Problem, list[Solution]] = {}
     numbers = range(1, SMALL_LARGEST + 1)
     for chosen in combinations_with_replacement(numbers, SMALL_NUMBERS):
-        for order, signs in _orders_and_signs(chosen):
+        orders = sorted(set(permutations(chosen)))
+        for order, signs in product(orders, product((1, -1), repeat=SMALL_NUMBERS - 1)):
             target = order[0] + sum(
                 sign * number for sign, number in zip(signs, order[1:], strict=True)
             )
             if target >= 0:
                 found.setdefault((chosen, target), []).append((order, signs))
     return list(found.items())
-
-
-def _orders_and_signs(numbers: tuple[int, ...]) -> Iterator[Solution]:
-    orders = sorted(set(permutations(numbers)))
-    yield from product(orders, product((1, -1), repeat=len(numbers) - 1))
-
-
-def _expression(order: tuple[int, ...], signs: tuple[int, ...]) -> str:
-    rest = (
-        f"{'+' if sign > 0 else '-'}{number}" for sign, number in zip(signs, order[1:], strict=True)
-    )
-    return f"{order[0]}{''.join(rest)}"
