@@ -27,7 +27,8 @@ class Frozen(BaseModel):
         config = validate(given)
         for name, value in given.items() if isinstance(given, dict) else ():
             kept = getattr(config, name, None)
-            pairs = zip(value, kept, strict=True) if isinstance(kept, tuple) else [(value, kept)]
+            several = isinstance(value, list | tuple) and isinstance(kept, tuple)
+            pairs = zip(value, kept, strict=False) if several else [(value, kept)]
             if any(isinstance(one, bool) and type(read) in (int, float) for one, read in pairs):
                 raise ValueError(f"{name}: write a number (given: {json.dumps(value)})")
         return config
