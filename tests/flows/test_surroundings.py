@@ -55,8 +55,8 @@ def test_a_deleted_working_directory_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["plan", "--store", ""], ["plan", "--store="], ["report", ""]])
-def test_an_empty_argument_is_no_default(words: list[str]) -> None:
-    one_line(run(*words), 2, f"nothing follows {words[-1] or words[-2]}")
+def test_an_empty_argument_is_no_default(words: list[str], rlt_inside: Rlt) -> None:
+    one_line(rlt_inside(*words), 2, f"nothing follows {words[-1] or words[-2]}")
 
 
 def test_the_output_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:

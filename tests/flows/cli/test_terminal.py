@@ -127,16 +127,22 @@ def test_prefect_shows_names_in_brackets() -> None:
     assert file.getvalue().replace("\u2060", "") == "student-sft[rank-1]: committed [0.5, 1]\n"
 
 
-@pytest.mark.parametrize("format", ["csv", "jsonl"])
-def test_data_are_exact_in_a_pipe_and_harmless_on_a_terminal(root: str, format: str) -> None:
-    code = "from flows.cli.app import main; main()"
+def test_data_are_exact_in_a_pipe_and_harmless_on_a_terminal(root: str) -> None:
+    code = """if True:
+        import sys; from flows.cli.app import main
+        for format in ("csv", "jsonl"):
+            print(f"== {format}", flush=True)
+            sys.argv[5:] = ["--format", format]
+            try:
+                main()
+            except SystemExit as ended:
+                assert not ended.code
+    """
     query = "select trace_id as t from scores"
-    command = [sys.executable, "-c", code, "sql", query, "--format", format, "--store", root]
+    command = [sys.executable, "-c", code, "sql", query, "--store", root]
     piped = subprocess.run(command, capture_output=True, check=True).stdout.decode()
-    if format == "jsonl":
-        assert json.loads(piped) == {"t": HOSTILE}
-    else:
-        assert HOSTILE in piped
+    as_csv, as_jsonl = re.split("== .*\n", piped)[1:]
+    assert HOSTILE in as_csv and json.loads(as_jsonl) == {"t": HOSTILE}
     leader, follower = pty.openpty()
     with subprocess.Popen(command, stdout=follower) as process:
         os.close(follower)
@@ -146,7 +152,7 @@ def test_data_are_exact_in_a_pipe_and_harmless_on_a_terminal(root: str, format: 
         assert process.wait() == 0
     os.close(leader)
     text = shown.decode().replace("\r\n", "\n")
-    assert SEEN in text and not ACTIVE.search(text)
+    assert text.count(SEEN) == 2 and not ACTIVE.search(text)
 
 
 def _read(terminal: int) -> bytes:

@@ -254,10 +254,10 @@ def test_a_prompt_without_room_in_the_context_is_counted(model: Path, tmp_path: 
         q | {"question": "1" * length}
         for q, length in zip(questions(3), (600, 470, 9), strict=True)
     ]
-    budget = BudgetForcing(max_thinking_tokens=300, continuations=3, continuation="W" * 40)
+    budget = BudgetForcing(max_thinking_tokens=80, continuations=3, continuation="W" * 40)
     for name, config in (
-        ("free", CONFIG.model_copy(update={"max_tokens": 400})),
-        ("forced", CONFIG.model_copy(update={"max_tokens": 400, "budget": budget})),
+        ("free", CONFIG.model_copy(update={"max_tokens": 120})),
+        ("forced", CONFIG.model_copy(update={"max_tokens": 120, "budget": budget})),
     ):
         metrics = evaluate(model, [EvalTask("test", long)], tmp_path / name, config)
         rows = read_rows(tmp_path / name / "out", "eval_samples")
