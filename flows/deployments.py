@@ -6,7 +6,7 @@ computes on its worker: the nodes that a parent run sent, or one that its form d
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextvars import copy_context
 from inspect import signature
 from textwrap import shorten
@@ -32,7 +32,7 @@ from flows.planning import Plan, plan_stage
 from flows.pool_executor import PoolExecutor
 from flows.schedule import by_stage, title_of
 from rlt_core.errors import UserError
-from rlt_core.experiments import EXPERIMENTS
+from rlt_core.experiments import ALL, EXPERIMENTS
 from rlt_core.overrides import load_config
 from rlt_core.printable import printable
 from rlt_core.secrets import masked
@@ -176,15 +176,15 @@ def stage_flow(stage: str) -> Flow[..., State[Any]]:
     no_essentials, no_inputs, no_overrides = (form() for form in forms)
 
     def run(
-        profile: Any = "tiny",
-        essentials: Any = no_essentials,
-        variant: Any = STAGES[stage].default_variant,
-        seed: Any = None,
-        inputs: Any = no_inputs,
-        set: Any = [],  # noqa: B006
-        store: Any = "",
-        overrides: Any = no_overrides,
-        nodes: Any = [],  # noqa: B006
+        profile: ProfileName = "tiny",  # type: ignore[valid-type]
+        essentials: essentials_type = no_essentials,  # type: ignore[valid-type]
+        variant: str = STAGES[stage].default_variant,
+        seed: int | None = None,
+        inputs: inputs_type = no_inputs,  # type: ignore[valid-type]
+        set: list[str] = [],  # noqa: B006
+        store: str = "",
+        overrides: overrides_type = no_overrides,  # type: ignore[valid-type]
+        nodes: list[dict[str, Any]] = [],  # noqa: B006
     ) -> State[Any]:
         try:
             use_block()
@@ -204,18 +204,6 @@ def stage_flow(stage: str) -> Flow[..., State[Any]]:
             return _refused(error)
 
     run.__name__ = stage.replace("-", "_")
-    run.__annotations__ = {
-        "profile": ProfileName,
-        "essentials": essentials_type,
-        "variant": str,
-        "seed": int | None,
-        "inputs": inputs_type,
-        "set": list[str],
-        "store": str,
-        "overrides": overrides_type,
-        "nodes": list[dict[str, Any]],
-        "return": State[Any],
-    }
     run.__doc__ = f"""Run {stage} alone, on artifacts that are in the store.
 
     Args:
@@ -228,13 +216,9 @@ def stage_flow(stage: str) -> Flow[..., State[Any]]:
         store: {STORE_HELP}
         overrides: All other fields, by section; resources last.
     """  # noqa: E501
-    return _with_form(run, "nodes" if STAGES[stage].essentials else "nodes essentials")
-
-
-def _with_form(run: Callable[..., State[Any]], hidden: str) -> Flow[..., State[Any]]:
-    """A stage's flow, whose form does not show some parameters."""
     made = flow(name="rlt", flow_run_name=_run_name)(run)
-    shown = [each for name, each in signature(run).parameters.items() if name not in hidden.split()]
+    hidden = {"nodes"} if STAGES[stage].essentials else {"nodes", "essentials"}
+    shown = [each for each in signature(run).parameters.values() if each.name not in hidden]
     made.__signature__ = signature(run).replace(parameters=shown)  # type: ignore[attr-defined]
     return made
 
@@ -293,34 +277,6 @@ def _compute(stage: str, specs: list[NodeSpec]) -> State[Any]:
 
 
 # ---------------------------------------------------------------- entrypoints
-full_pipeline = experiment_flow("full-pipeline")
-table_1 = experiment_flow("table-1")
-table_2 = experiment_flow("table-2")
-countdown = experiment_flow("countdown")
-rank_ablation = experiment_flow("rank-ablation")
-compare_traces = experiment_flow("compare-traces")
-teach = experiment_flow("teach")
-bench_teachers = experiment_flow("bench-teachers")
-reward_ablation = experiment_flow("reward-ablation")
-all_experiments = experiment_flow("all")
-
-dataset_prep = stage_flow("dataset-prep")
-base_model = stage_flow("base-model")
-teacher_sft = stage_flow("teacher-sft")
-teacher_grpo = stage_flow("teacher-grpo")
-trace_generation = stage_flow("trace-generation")
-endpoint_generation = stage_flow("endpoint-generation")
-trace_import = stage_flow("trace-import")
-trace_refinement = stage_flow("trace-refinement")
-trace_selection = stage_flow("trace-selection")
-trace_scoring = stage_flow("trace-scoring")
-score_import = stage_flow("score-import")
-student_sft = stage_flow("student-sft")
-student_grpo = stage_flow("student-grpo")
-evaluation = stage_flow("evaluation")
-rank_statistics = stage_flow("rank-statistics")
-report = stage_flow("report")
-
-for _name in (*EXPERIMENTS, *STAGES):
-    if (_function := _name.replace("-", "_")) not in globals():  # a user's own
-        globals()[_function] = (stage_flow if _name in STAGES else experiment_flow)(_name)
+all_experiments = experiment_flow(ALL)
+for _names, _made in ((EXPERIMENTS, experiment_flow), (STAGES, stage_flow)):
+    globals().update({_name.replace("-", "_"): _made(_name) for _name in _names})

@@ -1,7 +1,6 @@
 """Executors compute nodes: in child processes of this machine, or in runs of a work pool."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,6 @@ from tasks.execute import execute_node
 from tasks.stage import NodeSpec
 
 
-# ---------------------------------------------------------------- what executors share
 @dataclass(frozen=True)
 class Outcome:
     """The outcome of a node."""
@@ -36,17 +34,8 @@ STOPPED = Outcome("stopped", "stopped on request")
 
 
 class Reporter(Protocol):
-    """Shows outcomes. Called from the threads that execute nodes."""
-
-    def finished(self, name: str, manifest: Manifest) -> None:
-        """A node is committed."""
-
-    def failed(self, name: str, how: str, message: str) -> None:
-        """A node failed, was stopped or could not start."""
-
-
-class ProgressReporter(Reporter, Protocol):
-    """Shows also what happens inside a node."""
+    """Shows what happens to nodes. Called from the threads that execute them; an executor that
+    sends nodes elsewhere calls the last two only."""
 
     def started(self, name: str) -> None:
         """A node starts."""
@@ -57,6 +46,12 @@ class ProgressReporter(Reporter, Protocol):
 
     def line(self, name: str, text: str) -> None:
         """The process that computes a node has printed a line."""
+
+    def finished(self, name: str, manifest: Manifest) -> None:
+        """A node is committed."""
+
+    def failed(self, name: str, how: str, message: str) -> None:
+        """A node failed, was stopped or could not start."""
 
 
 class Executor(Protocol):
@@ -70,28 +65,28 @@ class Executor(Protocol):
         """Request running nodes to checkpoint and end, and start no more."""
 
 
-# ---------------------------------------------------------------- here
 class LocalExecutor:
     """Computes nodes in child processes, side by side while there are cores and GPUs."""
 
-    def __init__(self, children: ChildProcesses, reporter: ProgressReporter, cores: int) -> None:
+    def __init__(self, children: ChildProcesses, reporter: Reporter, cores: int) -> None:
         self._children, self._reporter = children, reporter
         self._cores = Slots(cores)
         self._gpus = Slots(len(found)) if (found := gpus.here()) else None
 
     def execute(self, specs: Sequence[NodeSpec]) -> list[Outcome]:
-        """Compute the nodes one after the other."""
         return [self._execute_one(spec) for spec in specs]
 
     def stop(self) -> None:
-        """Request the children to checkpoint and end."""
         self._children.stop()
 
     def _execute_one(self, spec: NodeSpec) -> Outcome:
         progress = partial(self._reporter.progress, spec.name)
         line = partial(self._reporter.line, spec.name)
+        slots = self._cores.take(spec.cores)
+        if self._gpus and spec.on_gpu:
+            slots = self._gpus.take(STAGES[spec.stage].gpus(spec.resources))
         try:
-            with self._slots(spec):
+            with slots:
                 if not self._children.stopping:
                     self._reporter.started(spec.name)
                 manifest = execute_node(spec, self._children, progress, line)
@@ -110,9 +105,3 @@ class LocalExecutor:
             return Outcome("done", f"{spec.key} committed")
         self._reporter.failed(spec.name, outcome.status, outcome.message)
         return outcome
-
-    def _slots(self, spec: NodeSpec) -> AbstractContextManager[None]:
-        """GPUs for a node that is computed on them, cores for any other."""
-        if self._gpus and spec.on_gpu:
-            return self._gpus.take(STAGES[spec.stage].gpus(spec.resources))
-        return self._cores.take(spec.cores)

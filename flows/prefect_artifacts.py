@@ -22,6 +22,7 @@ from prefect.artifacts import (
 )
 from prefect.runtime import flow_run
 
+from flows.executors import Reporter
 from rlt_core.experiments import ALL, EXPERIMENTS
 from rlt_core.graph import Planned
 from rlt_core.progress import Metrics, Note
@@ -52,7 +53,7 @@ def _if_the_server_answers() -> Iterator[None]:
         get_run_logger().warning("not shown on the page: %s", error)
 
 
-class _Page:
+class _Page(Reporter):
     """Shows outcomes of nodes."""
 
     def failed(self, name: str, how: str, message: str) -> None:
@@ -154,20 +155,19 @@ def show_plan(planned: Sequence[Planned], place: str) -> None:
 
 def show_node(manifest: Manifest) -> None:
     """Show a table with key, inputs and metrics of an artifact."""
-    name = manifest.label if manifest.seed is None else f"{manifest.label}@{manifest.seed}"
     experiment = next((tag for tag in flow_run.tags or [] if tag in {*EXPERIMENTS, ALL}), "")
-    facts: list[tuple[str, Any]] = [
-        ("key", manifest.ref.key),
-        ("seconds", f"{manifest.seconds:.1f}"),
-        ("rows", manifest.rows),
-        ("bytes", manifest.bytes),
-        *((f"input {input_}", ref.key) for input_, ref in manifest.inputs.items()),
-        *((metric, f"{value:.6g}") for metric, value in manifest.metrics.items()),
-    ]
+    facts: dict[str, Any] = {
+        "key": manifest.ref.key,
+        "seconds": f"{manifest.seconds:.1f}",
+        "rows": manifest.rows,
+        "bytes": manifest.bytes,
+        **{f"input {name}": ref.key for name, ref in manifest.inputs.items()},
+        **{name: f"{value:.6g}" for name, value in manifest.metrics.items()},
+    }
     create_table_artifact(
-        table=[{"what": name_, "value": str(value)} for name_, value in facts],
-        key=_slug(f"{manifest.profile}-{experiment}-node-{name}"),
-        description=f"{name} of profile {manifest.profile}",
+        table=[{"what": name, "value": str(value)} for name, value in facts.items()],
+        key=_slug(f"{manifest.profile}-{experiment}-node-{manifest.name}"),
+        description=f"{manifest.name} of profile {manifest.profile}",
     )
 
 

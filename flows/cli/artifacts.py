@@ -9,7 +9,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from flows.cli.options import DEFAULT_STORE, JsonOption, StoreOption, existing_store
-from flows.cli.tables import new_table, print_whole, table_console, title
+from flows.cli.tables import new_table, print_whole, table_console
 from flows.cli.terminal import Console, print, print_data
 from flows.cli.transfer import chosen_of, pull, push
 from rlt_core.stages import Kind
@@ -61,7 +61,7 @@ def list_(
     table = new_table("key", "kind", "label", "profile", *numbers, "finished (UTC)", right=numbers)
     for one in found[-TABLE_ROWS:]:
         table.add_row(
-            one.ref.key, one.ref.kind, title(one), one.profile,
+            one.ref.key, one.ref.kind, one.name, one.profile,
             f"{one.seconds:.1f}", decimal(one.bytes), str(one.rows),
             f"{one.finished_at:%Y-%m-%d %H:%M:%S}",
         )  # fmt: skip
@@ -97,7 +97,7 @@ def show(key: KeyArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOpti
     import yaml
 
     names = ", ".join(_names(opened).get(manifest.ref.key, [])) or "none"
-    print(f"{title(manifest)}\nnames: {names}\nfolder: {opened.data_path(manifest)}")
+    print(f"{manifest.name}\nnames: {names}\nfolder: {opened.data_path(manifest)}")
     print(yaml.safe_dump(manifest.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
@@ -117,7 +117,7 @@ def lineage(
         ]
         print_data(json.dumps(entries, indent=1))
         return
-    tree = Tree(Text.assemble((title(manifest), "bold"), f"  {manifest.ref.key}"))
+    tree = Tree(Text.assemble((manifest.name, "bold"), f"  {manifest.ref.key}"))
     _grow(opened, manifest, tree, set())
     Console().print(tree)
 
@@ -128,7 +128,7 @@ def _grow(store: Store, manifest: Manifest, tree: Tree, shown: set[str]) -> None
         parent, what = None, ("no longer in the store", "red")
         try:
             if parent := store.manifest(ref.kind, ref.key):
-                what = (title(parent), "")
+                what = (parent.name, "")
         except Damaged:
             what = ("cannot be read", "red")
         repeated = parent is not None and ref.key in shown and parent.inputs
@@ -159,12 +159,12 @@ def verify(
         problems = opened.verify(manifest)
         damaged += bool(problems)
         for problem in problems:
-            print(f"{title(manifest)} ({manifest.ref.key}): {problem}")
+            print(f"{manifest.name} ({manifest.ref.key}): {problem}")
         if problems:
             command = f"rlt artifacts remove {manifest.ref.key}"
             print(f"  fix: `{command}`, then run again; artifacts made from it are kept")
         elif without := _without_checksums(opened, manifest):
-            print(f"{title(manifest)} ({manifest.ref.key}): note: no page checksums: {without}")
+            print(f"{manifest.name} ({manifest.ref.key}): note: no page checksums: {without}")
     total = len(chosen) + len(unreadable)
     print(f"{total - damaged} of {total} artifacts are intact")
     raise typer.Exit(1 if damaged else 0)
@@ -189,7 +189,7 @@ def remove(key: KeyArgument, store: StoreOption = DEFAULT_STORE) -> None:
     opened = existing_store(store)
     manifest = opened.find(key)
     opened.remove(manifest.ref)
-    print(f"removed {title(manifest)} ({manifest.ref.key})")
+    print(f"removed {manifest.name} ({manifest.ref.key})")
 
 
 @app.command()

@@ -21,7 +21,7 @@ from flows.cli.options import (
 from flows.cli.progress import progress_bar
 from flows.cli.reward_score import score
 from flows.cli.sql import skip_pandas
-from flows.cli.tables import new_table, print_whole, table_console, title
+from flows.cli.tables import new_table, print_whole, table_console
 from flows.cli.terminal import Console, print, print_data
 from rlt_core.config import KLEstimator, Reduction
 from rlt_core.config.reward import off_policy_note
@@ -133,7 +133,7 @@ def _show_replay(
     for manifest, row in zip(manifests, entries, strict=True):
         share = row.get("best_changed")
         table.add_row(
-            title(manifest), manifest.ref.key, f"{row['traces']:,}",
+            manifest.name, manifest.ref.key, f"{row['traces']:,}",
             f"{row['questions']:,}", *(_number(row.get(name)) for name in EFFECTS),
             "·" if share is None else f"{share:.1%}",
         )  # fmt: skip
@@ -181,7 +181,7 @@ def explain_(
     found = explain(existing_store(store), trace_id, run, worst, question)
     console = table_console()
     row, manifest = found.row, found.manifest
-    where = f"  {title(manifest)}  {manifest.ref.key}"
+    where = f"  {manifest.name}  {manifest.ref.key}"
     console.print(Text.assemble((row["trace_id"], "bold"), where))
     names = ("question_id", "teacher", "student", "closed", "think_tokens", "solution_tokens")
     known = (f"{name} {row[name]}" for name in names if row[name] is not None)

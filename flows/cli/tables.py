@@ -9,7 +9,6 @@ from rich.table import Table
 
 from flows.cli.terminal import Console
 from rlt_core.printable import printable
-from rlt_core.store import Manifest
 
 UNLIMITED = 100_000
 """Characters per line where there is no terminal."""
@@ -47,11 +46,6 @@ def some(names: Sequence[str], shown: int = 3) -> str:
     """Return names in a line: `a, b, c and 4 more`."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
-
-
-def title(manifest: Manifest) -> str:
-    """Return an artifact's label with its seed: `teacher-grpo@0`."""
-    return manifest.label if manifest.seed is None else f"{manifest.label}@{manifest.seed}"
 
 
 def line(text: str) -> str:

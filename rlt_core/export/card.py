@@ -70,7 +70,7 @@ def render_card(
 ) -> str:
     """Return the card. `scores`: of exported traces; `place`: folder or repository to load from;
     `exported_by`: the command."""
-    is_model, name = not written.splits, f"{manifest.profile}/{_title(manifest)}"
+    is_model, name = not written.splits, f"{manifest.profile}/{manifest.name}"
     lineage = _lineage(store, [manifest, *([scores] if scores else [])])
     found = list(_sources(store, lineage))
     students = [one for one in store.manifests("model") if manifest.ref in one.inputs.values()]
@@ -202,7 +202,7 @@ def _score_table(store: Store, models: Iterable[Manifest]) -> list[dict[str, Any
     made = [one for one in store.manifests("evaluation") if one.inputs.get("model") in refs]
     return [
         {
-            "evaluation": code(_title(one)), "task": row["task"], "metric": row["metric"],
+            "evaluation": code(one.name), "task": row["task"], "metric": row["metric"],
             "% right [95% interval]": percent(
                 Estimate(row["value"], row["low"], row["high"], row["questions"])
             ),
@@ -227,7 +227,7 @@ def _rewarded(lineage: Sequence[Manifest]) -> dict[str, Any] | None:
     for one in reversed(lineage):
         spec = one.config.get("reward") or {}
         if isinstance(spec, dict) and "kl_weight" in spec:
-            return {"node": _title(one), "spec": {k: v for k, v in spec.items() if v is not None}}
+            return {"node": one.name, "spec": {k: v for k, v in spec.items() if v is not None}}
     return None
 
 
@@ -241,11 +241,7 @@ def _node_row(one: Manifest) -> dict[str, Any]:
         for path, value in leaves
         if (path.rpartition(".")[2] in names or ".lora." in path) and value not in (None, {}, [])
     ]
-    return {"node": code(_title(one)), "key": code(one.ref.key), "config": ", ".join(shown)}
-
-
-def _title(one: Manifest) -> str:
-    return one.label if one.seed is None else f"{one.label}@{one.seed}"
+    return {"node": code(one.name), "key": code(one.ref.key), "config": ", ".join(shown)}
 
 
 def _command(store: Store, manifest: Manifest) -> str:
@@ -259,7 +255,7 @@ def _command(store: Store, manifest: Manifest) -> str:
                 nodes = upstream(targets(target, config))
                 if any(node.ref == manifest.ref for node in nodes):
                     return " ".join(["rlt run", target, "--profile", profile, *_changes(config)])
-    return f"# node {_title(manifest)} of profile {manifest.profile}; its run's config is not known"
+    return f"# node {manifest.name} of profile {manifest.profile}; its run's config is not known"
 
 
 def _changes(config: Config) -> Iterator[str]:

@@ -146,6 +146,11 @@ class Manifest(BaseModel):
         return found
 
     @property
+    def name(self) -> str:
+        """The label with the seed: `teacher-grpo@0`."""
+        return self.label if self.seed is None else f"{self.label}@{self.seed}"
+
+    @property
     def bytes(self) -> int:
         return sum(file.bytes for file in self.files)
 
