@@ -31,28 +31,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command()(run.run)
-app.command()(teach)
-app.command()(plan.plan)
-app.command()(config)
-app.command()(init)
-app.command()(run.status)
-app.command()(doctor)
-app.command()(report)
-app.command()(sql.sql)
-app.command()(reward.score)
-app.command()(fetch)
-app.command()(server.up)
-app.command()(server.down)
-app.command()(server.setup_server)
+for command in (
+    run.run, teach, plan.plan, config, init, run.status, doctor, report, sql.sql, reward.score,
+    fetch, server.up, server.down, server.setup_server, server.worker,
+):  # fmt: skip
+    app.command()(command)
 app.command("furnish", hidden=True)(server.setup_server)
-app.command()(server.worker)
-app.add_typer(artifacts.app, name="artifacts")
-app.add_typer(bench.app, name="bench")
-app.add_typer(reward.app, name="reward")
-app.add_typer(traces.app, name="traces")
-app.add_typer(export.app, name="export")
-app.add_typer(study.app, name="study")
+for group in (artifacts, bench, reward, traces, export, study):
+    app.add_typer(group.app, name=group.__name__.rpartition(".")[2])
 
 
 def _version(wanted: bool) -> None:

@@ -1,6 +1,5 @@
 """`rlt artifacts`: list, inspect, verify, copy and remove the artifacts of a store."""
 
-import json
 from typing import Annotated, Any
 
 import typer
@@ -9,8 +8,15 @@ from rich.text import Text
 from rich.tree import Tree
 
 from flows.cli.options import DEFAULT_STORE, JsonOption, StoreOption, existing_store
-from flows.cli.tables import new_table, print_whole, table_console
-from flows.cli.terminal import Console, print, print_data
+from flows.cli.terminal import (
+    Console,
+    new_table,
+    print,
+    print_data,
+    print_json,
+    print_whole,
+    table_console,
+)
 from flows.cli.transfer import chosen_of, pull, push
 from rlt_core.stages import Kind
 from rlt_core.store import Manifest, Store
@@ -55,7 +61,7 @@ def list_(
     found = sorted(opened.manifests(kind), key=lambda one: one.finished_at)
     if as_json:
         names = _names(opened)
-        print_data(json.dumps([_summary(one, names) for one in found], indent=1))
+        print_json([_summary(one, names) for one in found])
         return
     numbers = ("seconds", "size", "rows")
     table = new_table("key", "kind", "label", "profile", *numbers, "finished (UTC)", right=numbers)
@@ -115,7 +121,7 @@ def lineage(
             | {"inputs": {name: ref.key for name, ref in one.inputs.items()}}
             for one in reversed(ancestors)
         ]
-        print_data(json.dumps(entries, indent=1))
+        print_json(entries)
         return
     tree = Tree(Text.assemble((manifest.name, "bold"), f"  {manifest.ref.key}"))
     _grow(opened, manifest, tree, set())

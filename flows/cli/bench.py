@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli.options import DEFAULT_STORE, JsonOption, SetOption, StoreOption, open_store
-from flows.cli.tables import new_table, print_whole, table_console
 from flows.cli.teach import (
     ENDPOINT,
     BudgetTokens,
@@ -24,7 +23,7 @@ from flows.cli.teach import (
     of_format,
     source_of,
 )
-from flows.cli.terminal import print, print_data
+from flows.cli.terminal import new_table, print, print_json, print_whole, table_console
 from rlt_core.errors import UserError
 from rlt_core.experiments.bench_teachers import NAME, pair
 from rlt_core.rows import read_rows
@@ -70,7 +69,7 @@ def teachers(
     committed = plan.store.manifests_of(item.node.ref for item in plan.nodes)
     rows = list(_matrix(plan.store, list(committed.values()), named, train))
     if as_json:
-        print_data(json.dumps(rows, indent=1))
+        print_json(rows)
     else:
         _show(rows, train)
 

@@ -8,8 +8,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from flows.cli.options import ConfigFileOption, JsonOption, ProfileOption, SetOption, started_from
-from flows.cli.tables import new_table, table_console
-from flows.cli.terminal import print_data
+from flows.cli.terminal import new_table, print_json, table_console
 from rlt_core.config import Config
 from rlt_core.config.fields import fields
 from rlt_core.errors import UserError
@@ -60,7 +59,7 @@ def config(
             | {"help": field.help}
             for field, value, there, origin in rows
         ]
-        print_data(json.dumps(found, indent=1, ensure_ascii=False))
+        print_json(found)
         return
     console = table_console()
     names = ("value", diff[1] if diff else "type", "origin")

@@ -31,8 +31,7 @@ from flows.cli.options import (
     open_store,
     started_from,
 )
-from flows.cli.tables import new_table, some
-from flows.cli.terminal import Console, print_data
+from flows.cli.terminal import Console, new_table, print_json, some
 from rlt_core.errors import UserError
 from rlt_core.hf_hub import cache_folder
 from rlt_core.secrets import masked
@@ -97,7 +96,7 @@ def doctor(
     with Console(stderr=True).status("checking …"):
         findings = examine(checks)
     if as_json:
-        print_data(json.dumps([asdict(each) for each in findings], indent=1))
+        print_json([asdict(each) for each in findings])
     else:
         table = new_table("check", "", "found", "fix", whole=("check", ""))
         for each in findings:
@@ -247,7 +246,7 @@ def _store(store: str) -> str:
 
 
 def _prefect() -> str:
-    from flows.server.connection import require_server
+    from flows.server.local import require_server
 
     url = require_server()
     return (

@@ -1,6 +1,5 @@
 """`rlt plan`: every node, whether it is in the store, and what the missing ones need."""
 
-import json
 import sys
 import textwrap
 from collections import Counter
@@ -22,8 +21,15 @@ from flows.cli.options import (
     is_there,
     new_plan,
 )
-from flows.cli.tables import new_table, print_whole, some, table_console
-from flows.cli.terminal import Console, print, print_data
+from flows.cli.terminal import (
+    Console,
+    new_table,
+    print,
+    print_json,
+    print_whole,
+    some,
+    table_console,
+)
 from flows.planning import Plan
 from flows.schedule import seen_seconds
 from rlt_core.budget import RESPONSES
@@ -70,7 +76,7 @@ def plan(
     show_estimators(planned)
     if as_json:
         rows = [{**row(item), "estimate": asdict(found[item.node.key])} for item in planned]
-        print_data(json.dumps(rows, indent=1))
+        print_json(rows)
     else:
         console = table_console()
         _show_nodes(console, resolved, changed)

@@ -17,8 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from flows.cli.tables import some
-from flows.cli.terminal import Console
+from flows.cli.terminal import Console, some
 from rlt_core.progress import Metrics, Note, Work
 from rlt_core.report.terminal import alarms_of, duration, facts, scores_of
 from rlt_core.store import Manifest, Store

@@ -10,8 +10,7 @@ import typer
 from rich.text import Text
 
 from flows.cli.options import DEFAULT_STORE, StoreOption, existing_store
-from flows.cli.tables import new_table, table_console
-from flows.cli.terminal import Console, print
+from flows.cli.terminal import Console, new_table, print, table_console
 from rlt_core.errors import UserError
 from rlt_core.report.stored import latest_report
 

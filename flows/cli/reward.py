@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from pathlib import Path
@@ -21,8 +20,7 @@ from flows.cli.options import (
 from flows.cli.progress import progress_bar
 from flows.cli.reward_score import score
 from flows.cli.sql import skip_pandas
-from flows.cli.tables import new_table, print_whole, table_console
-from flows.cli.terminal import Console, print, print_data
+from flows.cli.terminal import Console, new_table, print, print_json, print_whole, table_console
 from rlt_core.config import KLEstimator, Reduction
 from rlt_core.config.reward import off_policy_note
 from rlt_core.errors import UserError
@@ -100,7 +98,7 @@ def replay(
         for one, spec in zip(manifests, specs, strict=True)
     ]  # fmt: skip
     if as_json:
-        print_data(json.dumps(entries, indent=1))
+        print_json(entries)
         return
     named = {"alpha": alpha, "lambda": kl_weight, "kl": kl, "reduction": reduction}
     _show_replay(manifests, entries, named)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
@@ -20,8 +19,7 @@ from flows.cli.options import (
     existing_store,
 )
 from flows.cli.progress import progress_bar, stop_requests
-from flows.cli.tables import line, new_table, table_console
-from flows.cli.terminal import Console, print, print_data
+from flows.cli.terminal import Console, line, new_table, print, print_json, table_console
 from rlt_core.config import REWARD_PRESETS, DType, KLEstimator, StageResources
 from rlt_core.config.reward import off_policy_note
 from rlt_core.errors import Stopped, UserError
@@ -183,7 +181,7 @@ def _show(table: pa.Table, output: Path, estimator: dict[str, str], as_json: boo
     ends = {"best": rows[:SHOWN_ROWS], "worst": rows[SHOWN_ROWS:][-SHOWN_ROWS:]}
     if as_json:
         found = {"output": str(output), **estimator, **counts, **means, **ends}
-        print_data(json.dumps(found, indent=1))
+        print_json(found)
         return
     console, text = Console(soft_wrap=True), "best and worst explanations"
     console.print("  ".join(f"{name} {value}" for name, value in counts.items()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -24,8 +23,7 @@ from flows.cli.options import (
 from flows.cli.plan import row, show_estimators
 from flows.cli.progress import Display, stop_requests
 from flows.cli.report import near, show
-from flows.cli.tables import table_console
-from flows.cli.terminal import Console, print, print_data
+from flows.cli.terminal import Console, print, print_json, table_console
 from flows.cli.watch import announced, line_of, watch
 from flows.planning import Plan
 from flows.schedule import expected_seconds, seen_seconds
@@ -59,7 +57,7 @@ def run(
     if as_json:
         committed = plan.store.manifests_of(item.node.ref for item in plan.nodes)
         nodes = [{**row(item), "committed": item.node.key in committed} for item in plan.nodes]
-        print_data(json.dumps({"status": status, "nodes": nodes}, indent=1))
+        print_json({"status": status, "nodes": nodes})
     elif status == 0:
         _summary(plan.store, plan.nodes)
     else:
@@ -154,7 +152,7 @@ def status(
         profiles.setdefault(profile, []).append(node)
     if as_json:
         shown = {"working": working, "unfinished": unfinished, "profiles": profiles}
-        print_data(json.dumps(shown, indent=1))
+        print_json(shown)
         return
     print(f"store {opened}")
     if running := current():

@@ -49,7 +49,7 @@ def up(
         wanted = local.LocalServer(port, f"s3://{local.BUCKET}/store", s3_port)
     else:
         wanted = local.LocalServer(port, store_place(store or DEFAULT_STORE), None)
-    local.bring_up(wanted, gpu_runs or local.gpu_limit(), print)
+    local.bring_up(wanted, gpu_runs, print)
     print()
     print("prefect deployment run rlt/full-pipeline --param profile=tiny --watch")
     print(f"pages:  {wanted.dashboard} (login: the line in {local.auth_file()})")
@@ -107,6 +107,4 @@ def _require_named(alternative: str) -> None:
             "PREFECT_API_URL is not set; set it to the server's address, e.g. "
             f"http://HOST:4200/api. {alternative}"
         )
-    from flows.server.connection import require_server
-
-    require_server()
+    local.require_server()

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli.options import DEFAULT_STORE, StoreOption, check_output, existing_store
-from flows.cli.tables import some
-from flows.cli.terminal import data_output, print
+from flows.cli.terminal import data_output, print, some
 from rlt_core.errors import UserError
 from rlt_core.names import nearest
 

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from duckdb import DuckDBPyRelation
 from rich.text import Text
 
-from flows.cli.tables import new_table, table_console
+from flows.cli.terminal import new_table, table_console
 from rlt_core.errors import UserError
 from rlt_core.printable import printable, spreadsheet_cell
 

@@ -10,8 +10,7 @@ from rich.text import Text
 
 from flows.cli.options import DEFAULT_STORE, StoreOption, new_plan, open_store
 from flows.cli.run import compute
-from flows.cli.tables import new_table, table_console
-from flows.cli.terminal import Console, print
+from flows.cli.terminal import Console, new_table, print, table_console
 from rlt_core.errors import UserError
 
 if TYPE_CHECKING:

@@ -21,8 +21,7 @@ from flows.cli.options import (
 )
 from flows.cli.plan import to_compute
 from flows.cli.run import compute
-from flows.cli.tables import table_console
-from flows.cli.terminal import print
+from flows.cli.terminal import print, table_console
 from flows.planning import Plan
 from rlt_core import hf_hub
 from rlt_core.data.sources import file_digest, found_layout

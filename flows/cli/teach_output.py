@@ -9,8 +9,7 @@ import pyarrow as pa
 from rich.text import Text
 
 from flows.cli.sql_output import write
-from flows.cli.tables import line, new_table
-from flows.cli.terminal import Console
+from flows.cli.terminal import Console, line, new_table
 from rlt_core.export.hub import joined, schema_of
 from rlt_core.rows import read_rows
 from rlt_core.sql.views import connect

@@ -18,6 +18,7 @@ from rlt_core.errors import UserError
 from rlt_core.private import home, private_folder, write_private
 
 BUCKET = "rlt"
+LOGIN = "PREFECT_API_AUTH_STRING"
 PORT = 4200
 """Prefect's default port."""
 PROFILE = "rlt"
@@ -65,30 +66,18 @@ class LocalServer:
     def environment(self) -> dict[str, str]:
         """Return the environment of the workers, and so of all runs."""
         login = self.login()
-        found = {
-            **os.environ,
-            **login,
-            **locked(self.port, login["PREFECT_API_AUTH_STRING"]),
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
-            "RLT_STORE": self.store,
-        }
-        return QUIET | found | self.access()
+        own = {"PREFECT_WORKER_QUERY_SECONDS": "1", "RLT_STORE": self.store}
+        return QUIET | os.environ | login | locked(self.port, login[LOGIN]) | own | self.access()
 
     def login(self) -> dict[str, str]:
         """Return the settings of Prefect with which this user's clients reach the server."""
-        login = auth_file().read_text().strip()
-        return {"PREFECT_API_URL": self.api, "PREFECT_API_AUTH_STRING": login}
+        return {"PREFECT_API_URL": self.api, LOGIN: auth_file().read_text().strip()}
 
     def access(self) -> dict[str, str]:
         """Return the environment variables with the keys of the S3 server."""
         if self.s3_port is None:
             return {}
         return seaweedfs.access(home() / "s3", self.s3_port).environment()
-
-
-def new_login() -> str:
-    """Return a user and a random password for an API."""
-    return f"rlt:{secrets.token_urlsafe(24)}"
 
 
 def locked(port: int, login: str) -> dict[str, str]:
@@ -111,11 +100,6 @@ def current() -> LocalServer | None:
     return LocalServer(**json.loads(file.read_text()))
 
 
-def gpu_limit() -> int:
-    """Return how many runs of the pool `gpu` run at once: one per GPU, else one per core."""
-    return len(gpus.here()) or os.cpu_count() or 1
-
-
 def s3_port() -> int:
     """Return a port for the S3 server: the usual one if it is free."""
     return free_port() if _is_open(seaweedfs.PORT) else seaweedfs.PORT
@@ -127,9 +111,42 @@ def _is_open(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+# ---------------------------------------------------------------- the server that is named
+def require_server() -> str | None:
+    """Return the server's address, None if none is named. Raises UserError if it does not answer or
+    refuses the login."""
+    up, named = current(), os.environ.get("PREFECT_API_URL")
+    if up and named and LOGIN not in os.environ:
+        # Else Prefect would send the login of `rlt up`, from its profile, to any server.
+        os.environ[LOGIN] = up.login()[LOGIN] if named == up.api else ""
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL
+
+    url = PREFECT_API_URL.value()
+    if not url:
+        return None
+    with get_client(sync_client=True) as client:
+        if error := client.api_healthcheck():
+            raise UserError(
+                f"PREFECT_API_URL={url}: no Prefect server answers ({error}); start it, or, to run "
+                "without a server, unset the variable (`prefect config unset PREFECT_API_URL`)"
+            )
+        try:
+            client.api_version()  # unlike the health check, for users only
+        except httpx.HTTPStatusError as refused:
+            raise UserError(
+                f"PREFECT_API_URL={url}: the server refuses the login "
+                f"({refused.response.status_code}); set {LOGIN}=USER:PASSWORD"
+            ) from None
+    return url
+
+
 # ---------------------------------------------------------------- up
-def bring_up(wanted: LocalServer, limit: int, say: Say) -> None:
-    """Start what is not running yet. Raises UserError if a process does not become ready."""
+def bring_up(wanted: LocalServer, limit: int | None, say: Say) -> None:
+    """Start what is not running yet, with so many runs of the pool `gpu` at once, by default one
+    per GPU, else one per core. Raises UserError if a process does not become ready."""
+    limit = limit or len(gpus.here()) or os.cpu_count() or 1
     _require_no_other_server(wanted)
     processes = Processes(home())
     private_folder(home())
@@ -187,7 +204,7 @@ def _require_no_other_server(wanted: LocalServer) -> None:
             f"and the login in {file}; run `rlt down` first, or give the same options"
         )
     if not file.exists():
-        write_private(private_folder(home()) / file.name, new_login())
+        write_private(private_folder(home()) / file.name, f"rlt:{secrets.token_urlsafe(24)}")
     if not up and _is_open(wanted.port):
         raise UserError(f"port {wanted.port} is taken by another program; choose one with --port")
 

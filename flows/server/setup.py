@@ -107,35 +107,28 @@ def has_worker(pool: str) -> bool:
 def declared() -> dict[str, Any]:
     """Return the deployments of all experiments and stages, the user's own included, in the form of
     `prefect.yaml`."""
-    pipeline = [*EXPERIMENTS, ALL, *STAGES]
     return {
         "name": "rlt-pipeline",
         "build": [],
         "push": [],
         "pull": [],  # workers have the package installed
-        "deployments": [
-            {
-                "name": name,
-                "description": _description(name),
-                "entrypoint": f"flows.deployments.{_function(name)}",
-                "work_pool": {
-                    "name": STAGES[name].pool if name in STAGES else "cpu",
-                    "work_queue_name": "default",
-                },
-                "tags": ["stage", _group(name)] if name in STAGES else ["experiment"],
-            }
-            for name in pipeline
-        ],
+        "deployments": [_deployment(name) for name in (*EXPERIMENTS, ALL, *STAGES)],
     }
 
 
-def _function(name: str) -> str:
-    return "all_experiments" if name == ALL else name.replace("-", "_")
-
-
-def _group(stage: str) -> str:
-    first = stage.partition("-")[0]
-    return GROUPS.get(first, first)
+def _deployment(name: str) -> dict[str, Any]:
+    pool, tags = "cpu", ["experiment"]
+    if name in STAGES:
+        first = name.partition("-")[0]
+        pool, tags = STAGES[name].pool, ["stage", GROUPS.get(first, first)]
+    function = "all_experiments" if name == ALL else name.replace("-", "_")
+    return {
+        "name": name,
+        "description": _description(name),
+        "entrypoint": f"flows.deployments.{function}",
+        "work_pool": {"name": pool, "work_queue_name": "default"},
+        "tags": tags,
+    }
 
 
 def _description(name: str) -> str:

@@ -12,8 +12,7 @@ from rich.table import Table
 
 from flows.cli.progress import Display
 from flows.cli.run import _summary
-from flows.cli.tables import print_whole
-from flows.cli.terminal import Console
+from flows.cli.terminal import Console, print_whole
 from rlt_core.store import Manifest, Store
 from tests.sample_store import commit
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from flows.cli import terminal
 from flows.cli.app import app
 from flows.cli.progress import Display
-from flows.cli.tables import new_table
+from flows.cli.terminal import new_table
 from flows.credentials import _RunRecord
 from rlt_core.config import RewardSpec
 from rlt_core.store import Store
