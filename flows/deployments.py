@@ -188,7 +188,7 @@ def stage_flow(stage: str) -> Flow[..., State[Any]]:
     ) -> State[Any]:
         try:
             use_block()
-            given = inputs.model_dump()
+            given = inputs.model_dump()  # type: ignore[attr-defined]
             edits = [*assignments(stage, overrides, essentials), *set]
             if nodes and (given or edits):
                 raise UserError(

@@ -34,8 +34,17 @@ STOPPED = Outcome("stopped", "stopped on request")
 
 
 class Reporter(Protocol):
-    """Shows what happens to nodes. Called from the threads that execute them; an executor that
-    sends nodes elsewhere calls the last two only."""
+    """Shows outcomes. Called from the threads that execute nodes."""
+
+    def finished(self, name: str, manifest: Manifest) -> None:
+        """A node is committed."""
+
+    def failed(self, name: str, how: str, message: str) -> None:
+        """A node failed, was stopped or could not start."""
+
+
+class ProgressReporter(Reporter, Protocol):
+    """Shows also what happens inside a node."""
 
     def started(self, name: str) -> None:
         """A node starts."""
@@ -46,12 +55,6 @@ class Reporter(Protocol):
 
     def line(self, name: str, text: str) -> None:
         """The process that computes a node has printed a line."""
-
-    def finished(self, name: str, manifest: Manifest) -> None:
-        """A node is committed."""
-
-    def failed(self, name: str, how: str, message: str) -> None:
-        """A node failed, was stopped or could not start."""
 
 
 class Executor(Protocol):
@@ -68,7 +71,7 @@ class Executor(Protocol):
 class LocalExecutor:
     """Computes nodes in child processes, side by side while there are cores and GPUs."""
 
-    def __init__(self, children: ChildProcesses, reporter: Reporter, cores: int) -> None:
+    def __init__(self, children: ChildProcesses, reporter: ProgressReporter, cores: int) -> None:
         self._children, self._reporter = children, reporter
         self._cores = Slots(cores)
         self._gpus = Slots(len(found)) if (found := gpus.here()) else None

@@ -22,7 +22,6 @@ from prefect.artifacts import (
 )
 from prefect.runtime import flow_run
 
-from flows.executors import Reporter
 from rlt_core.experiments import ALL, EXPERIMENTS
 from rlt_core.graph import Planned
 from rlt_core.progress import Metrics, Note
@@ -53,7 +52,7 @@ def _if_the_server_answers() -> Iterator[None]:
         get_run_logger().warning("not shown on the page: %s", error)
 
 
-class _Page(Reporter):
+class _Page:
     """Shows outcomes of nodes."""
 
     def failed(self, name: str, how: str, message: str) -> None:
