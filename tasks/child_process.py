@@ -83,15 +83,10 @@ def _defaults() -> dict[str, str]:
     return {name: v for name, v in ENVIRONMENT.items() if name not in os.environ}
 
 
-def _shared_address() -> str | None:
-    """Return the address of the server that the environment names, if it has today's code."""
-    changed_at, _, address = os.environ.get(SHARED_SERVER, "").partition(":")
-    return address if changed_at == str(sources_changed_at()) else None
-
-
 def _fork(request: dict[str, Any], preload: Iterable[str]) -> tuple[int, Channel]:
-    """Fork a child from the shared server, or from one of our own."""
-    if address := _shared_address():
+    """Fork a child from the shared server, if it has today's code, or from one of our own."""
+    changed_at, _, address = os.environ.get(SHARED_SERVER, "").partition(":")
+    if changed_at == str(sources_changed_at()):
         try:
             return fork(address, request)
         except Silent:

@@ -27,12 +27,9 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
-
-from pydantic import BaseModel
 
 from rlt_core import processes
 from rlt_core.errors import Stopped, UserError
@@ -51,15 +48,6 @@ class ProcessDied(RuntimeError):
     """A process ended without sending an outcome."""
 
 
-class _Share(BaseModel):
-    """What each process receives."""
-
-    spec: NodeSpec
-    out: Path
-    address: str
-    """Socket of the owner."""
-
-
 # ---------------------------------------------------------------- the owner
 def run(ctx: StageContext) -> dict[str, float]:
     """Run a node's body in the processes of this machine and return the first process's metrics,
@@ -69,17 +57,22 @@ def run(ctx: StageContext) -> dict[str, float]:
     failed or when one died. Leaves no process behind.
     """
     with tempfile.TemporaryDirectory(prefix="rlt-") as folder:
-        share = _Share(spec=ctx.spec, out=ctx.out, address=f"{folder}/owner")
-        file = Path(folder) / "share.json"
-        file.write_text(share.model_dump_json())
-        with connection.Listener(share.address, "AF_UNIX") as listener:
+        file, address = Path(folder) / "spec.json", f"{folder}/owner"
+        file.write_text(ctx.spec.model_dump_json())
+        with connection.Listener(address, "AF_UNIX") as listener:
             owner = _Owner(listener, ctx.progress)
             command = [sys.executable, "-m", "torch.distributed.run", *_rendezvous(ctx, folder),
                        f"--nproc-per-node={ctx.stage.processes(ctx.resources)}",
-                       f"--log-dir={folder}", "-m", "tasks.distributed", str(file)]  # fmt: skip
+                       f"--log-dir={folder}", "-m", "tasks.distributed",
+                       str(file), str(ctx.out), address]  # fmt: skip
             threads = {"OMP_NUM_THREADS": str(ctx.resources.threads)}
-            with _without_sigterm():
+            # Slurm sends SIGTERM to every process of a job, and torchrun would end its own before
+            # they receive the owner's stop request and checkpoint.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            try:
                 agent = subprocess.Popen(command, env={**os.environ, **threads})
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
             try:
                 owner.follow(agent)
             finally:
@@ -89,18 +82,6 @@ def run(ctx: StageContext) -> dict[str, float]:
                 agent.kill()
                 agent.wait()
     return owner.result(agent.returncode)
-
-
-@contextlib.contextmanager
-def _without_sigterm() -> Iterator[None]:
-    """Block SIGTERM in processes that are started meanwhile. Slurm sends one to every process of a
-    job, and torchrun would end its own before they receive the owner's stop request and
-    checkpoint."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _rendezvous(ctx: StageContext, folder: str) -> list[str]:
@@ -217,12 +198,12 @@ class _Owner:
 
 
 # ---------------------------------------------------------------- each process
-def main(file: Path) -> None:
-    """Run the body on this process's share and send the outcome."""
+def main(file: str, out: str, address: str) -> None:
+    """Run the body on this process's share of a node and send the outcome to its owner."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # vLLM ends its engines by it
-    share = _Share.model_validate_json(file.read_text())
-    pipe = connection.Client(share.address, "AF_UNIX")
+    spec = NodeSpec.model_validate_json(Path(file).read_text())
+    pipe = connection.Client(address, "AF_UNIX")
     stop, lock = threading.Event(), threading.Lock()
     threading.Thread(target=_listen, args=(pipe, stop), daemon=True).start()
 
@@ -236,11 +217,9 @@ def main(file: Path) -> None:
 
     progress = Progress(report, stop.is_set)
     try:
-        resources = share.spec.resources
-        processes.take_gpus(resources, STAGES[share.spec.stage].gpus_of_each(resources))
-        processes.join(resources)
-        ctx = context_of(share.spec, Store(share.spec.store), share.out, progress)
-        metrics = run_body(ctx)
+        processes.take_gpus(spec.resources, STAGES[spec.stage].gpus_of_each(spec.resources))
+        processes.join(spec.resources)
+        metrics = run_body(context_of(spec, Store(spec.store), Path(out), progress))
     except UserError as error:
         send("user_error", str(error))
     except Stopped as error:
@@ -281,4 +260,4 @@ def _listen(pipe: connection.Connection[Any, Any], stop: threading.Event) -> Non
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*sys.argv[1:])

@@ -83,7 +83,17 @@ def execute(argument: dict[str, Any], progress: Progress) -> str | None:
     the expected one or an input is not committed or damaged, and whatever the stage raises; Stopped
     leaves checkpoints behind.
     """
-    spec = _checked(argument)
+    processes.be_alone()
+    spec = NodeSpec.model_validate(argument)
+    stage, config = STAGES[spec.stage], parse_config(spec.stage, spec.config)
+    own = key_of(stage, config, {name: ref.key for name, ref in spec.inputs.items()})
+    if own != spec.key:
+        raise UserError(
+            f"{spec.name}: expected key {spec.key}, this installation computes {own}; "
+            "sender and worker run different versions"
+        )
+    if not spec.sent:
+        require_one_machine(spec.name, stage, spec.resources)
     if spec.machine == 0:
         return compute(spec, progress).model_dump_json()
     share_work(spec, progress)
@@ -143,22 +153,6 @@ def alone_on_server(
         return nullcontext()
     key = hashlib.sha256(server.encode()).hexdigest()[:16]
     return Lease(store.files, f"vllm-{key}", f"{server} ({spec.name})", waiting)
-
-
-def _checked(argument: dict[str, Any]) -> NodeSpec:
-    processes.be_alone()
-    spec = NodeSpec.model_validate(argument)
-    stage = STAGES[spec.stage]
-    config = parse_config(spec.stage, spec.config)
-    own = key_of(stage, config, {name: ref.key for name, ref in spec.inputs.items()})
-    if own != spec.key:
-        raise UserError(
-            f"{spec.name}: expected key {spec.key}, this installation computes {own}; "
-            "sender and worker run different versions"
-        )
-    if not spec.sent:
-        require_one_machine(spec.name, stage, spec.resources)
-    return spec
 
 
 def _hold_gpus(spec: NodeSpec, stage: Stage, progress: Progress) -> None:
