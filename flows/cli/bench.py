@@ -1,9 +1,8 @@
 """`rlt bench`: models compared by one protocol."""
 
-import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +12,7 @@ from flows.cli.teach import (
     ENDPOINT,
     BudgetTokens,
     BudgetUSD,
+    Changes,
     Questions,
     SamplesOption,
     computed,
@@ -59,64 +59,71 @@ def teachers(
     After Ctrl-C, or with a larger budget, the same command continues.
     """
     opened = open_store(store)
-    named = {one: list(_sources(opened, f"--{one}", text)) for one, text in
-             (("teachers", teachers), ("students", students))}  # fmt: skip
-    if endpoints := [source for _, source in named["students"] if source.startswith(ENDPOINT)]:
+    explain, learn = (
+        _sources(opened, option, text)
+        for option, text in (("--teachers", teachers), ("--students", students))
+    )
+    if endpoints := [source for source in learn.values() if source.startswith(ENDPOINT)]:
         raise UserError(f"--students {endpoints[0]}: the student's log-probs are needed: a model")
-    budget = of_budget([source for _, source in named["teachers"]], budget_tokens, budget_usd)
-    changes = [*of_data(questions, set_ or ()), *_bench(opened, named, samples, train), *budget]
+    changes = {
+        **of_data(questions, set_ or ()),
+        **_bench(opened, explain, learn, samples, train),
+        **of_budget([*explain.values()], budget_tokens, budget_usd),
+    }
     plan = computed(NAME, changes, set_ or (), store, quiet=as_json)
     committed = plan.store.manifests_of(item.node.ref for item in plan.nodes)
-    rows = list(_matrix(plan.store, list(committed.values()), named, train))
+    rows = list(_matrix(plan.store, list(committed.values()), explain, learn, train))
     if as_json:
         print_json(rows)
     else:
         _show(rows, train)
 
 
-def _sources(store: Store, option: str, text: str) -> Iterator[tuple[str, str]]:
-    """Yield name and source of each model. Raises UserError for two of one name."""
+def _sources(store: Store, option: str, text: str) -> dict[str, str]:
+    """Return the source of each model by its name. Raises UserError for two of one name."""
     found: dict[str, str] = {}
     for model in filter(None, (one.strip() for one in text.split(","))):
-        source = model if model.startswith(ENDPOINT) else source_of(store, option, model)
         name = name_of(model)
         if name in found:
             raise UserError(f"{option}: two models are called {name}")
-        found[name] = source
+        found[name] = model if model.startswith(ENDPOINT) else source_of(store, option, model)
     if not found:
         raise UserError(f"{option}: name at least one model")
-    yield from found.items()
+    return found
 
 
 def _bench(
-    store: Store, named: dict[str, list[tuple[str, str]]], samples: int, train: bool
-) -> Iterator[str]:
-    """Yield the changes that name the models."""
-    models = {n: source for n, source in named["teachers"] if not source.startswith(ENDPOINT)}
-    endpoints = [source for _, source in named["teachers"] if source.startswith(ENDPOINT)]
+    store: Store, teachers: dict[str, str], students: dict[str, str], samples: int, train: bool
+) -> Changes:
+    """Name the models."""
+    models = {name: one for name, one in teachers.items() if not one.startswith(ENDPOINT)}
+    endpoints = [one for one in teachers.values() if one.startswith(ENDPOINT)]
     if len(endpoints) > 1:
         raise UserError(f"--teachers: one endpoint at a time, not {' and '.join(endpoints)}")
-    yield from (of_endpoint(one, samples) for one in endpoints)
-    students = dict(named["students"])
-    bench = {"teachers": models, "students": students, "train": train}
-    yield f"teacher_bench={json.dumps(bench)}"
-    yield f"base_model={json.dumps(next(iter(students.values())))}"
-    yield f"trace_generation.n={samples}"
-    yield from of_format(store, [*models.values(), *students.values()])
-    if train:
-        yield f"data.n_test={TESTED}"
+    return {
+        **(of_endpoint(endpoints[0], samples) if endpoints else {}),
+        "teacher_bench": {"teachers": models, "students": students, "train": train},
+        "base_model": next(iter(students.values())),
+        "trace_generation.n": samples,
+        **of_format(store, [*models.values(), *students.values()]),
+        **({"data.n_test": TESTED} if train else {}),
+    }
 
 
 # ---------------------------------------------------------------- the matrix
 def _matrix(
-    store: Store, made: Sequence[Manifest], named: dict[str, list[tuple[str, str]]], train: bool
+    store: Store,
+    made: Sequence[Manifest],
+    teachers: dict[str, str],
+    students: Iterable[str],
+    train: bool,
 ) -> Iterator[Row]:
     """Yield a row per teacher and student."""
     by_label = {one.label: one for one in made}
-    for teacher, source in named["teachers"]:
+    for teacher, source in teachers.items():
         stage = "endpoint-generation" if source.startswith(ENDPOINT) else "trace-generation"
         traces = by_label[f"{stage}[{teacher}]"]
-        for student, _ in named["students"]:
+        for student in students:
             variant = pair(teacher, student)
             scores = by_label[f"trace-scoring[{variant}]"]
             row: Row = {"teacher": teacher, "student": student, **_means(store, scores)}

@@ -3,10 +3,10 @@
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,7 +31,8 @@ from rlt_core.store import Store
 
 SOURCES = ("hub:", "folder:", "artifact:", "package:")
 ENDPOINT = "endpoint:"
-
+Changes = dict[str, Any]
+"""Fields of the config by their paths."""
 
 Questions = Annotated[
     Path, typer.Argument(help="JSONL, JSON, CSV or Parquet: questions with solutions.")
@@ -86,13 +87,14 @@ def teach(
     check_output(output, (".jsonl", ".parquet"), questions)
     if keep > samples:
         raise UserError(f"--keep {keep}: only {samples} are written of each (--samples)")
-    changes = [
-        *of_data(questions, set_ or ()), *_models(open_store(store), teacher, student, samples),
-        f"trace_selection.keep={keep}",
-        f"trace_selection.only_correct={json.dumps(only_correct)}",
-        f"trace_selection.max_student_tokens={json.dumps(max_student_tokens)}",
-        *of_budget([teacher], budget_tokens, budget_usd),
-    ]  # fmt: skip
+    changes = {
+        **of_data(questions, set_ or ()),
+        **_models(open_store(store), teacher, student, samples),
+        "trace_selection.keep": keep,
+        "trace_selection.only_correct": only_correct,
+        "trace_selection.max_student_tokens": max_student_tokens,
+        **of_budget([teacher], budget_tokens, budget_usd),
+    }
     plan = computed("teach", changes, set_ or (), store)
     committed = plan.store.manifests_of(item.node.ref for item in plan.nodes)
     made = {one.stage: one for one in committed.values()}
@@ -107,13 +109,14 @@ def teach(
 
 # ---------------------------------------------------------------- options → config
 def computed(
-    target: str, changes: Sequence[str], given: Sequence[str], store: str, quiet: bool = False
+    target: str, changes: Changes, given: Sequence[str], store: str, quiet: bool = False
 ) -> Plan:
     """Compute an experiment and return its plan; exits unless all is done.
 
     Raises UserError for several training seeds: what is shown and written is that of one.
     """
-    plan = new_plan(target, "teach", [*changes, *of_machine(), *given], None, store)
+    own = [f"{path}={json.dumps(value)}" for path, value in (changes | of_machine()).items()]
+    plan = new_plan(target, "teach", [*own, *given], None, store)
     if len(plan.config.seeds) > 1:
         raise UserError(
             f"seeds={list(plan.config.seeds)}: one at a time here; give the command for each, "
@@ -127,50 +130,46 @@ def computed(
     return plan
 
 
-def of_budget(teachers: Sequence[str], tokens: int | None, usd: float | None) -> list[str]:
-    """Return the changes that limit what teachers may use."""
+def of_budget(teachers: Sequence[str], tokens: int | None, usd: float | None) -> Changes:
+    """Limit what teachers may use."""
     if usd is not None and not any(teacher.startswith(ENDPOINT) for teacher in teachers):
         raise UserError("--budget-usd is for an endpoint; a model's budget is --budget-tokens")
-    return [
-        f"resources.budget_tokens={json.dumps(tokens)}", f"resources.budget_usd={json.dumps(usd)}"
-    ]  # fmt: skip
+    return {"resources.budget_tokens": tokens, "resources.budget_usd": usd}
 
 
-def of_data(questions: Path, given: Sequence[str]) -> Iterator[str]:
-    """Yield the changes that name the file and, unless some are given, its columns."""
+def of_data(questions: Path, given: Sequence[str]) -> Changes:
+    """Name the file and, unless some are given, its columns."""
     file_digest(str(questions), "QUESTIONS")
-    yield f"data.source={json.dumps(str(questions.absolute()))}"
+    changes: Changes = {"data.source": str(questions.absolute())}
     if any(change.startswith("data.fields.") for change in given):
-        return
+        return changes
     found = recognised(questions)
     if not found_layout(found):
         print(f"{questions}: {'; '.join(columns_of(questions, found))}", file=sys.stderr)
-    for name, column in found.fields.model_dump(exclude_defaults=True).items():
-        yield f"data.fields.{name}={json.dumps(column)}"
-    if found.split_at:
-        yield f"data.split_at={json.dumps(found.split_at)}"
+    changes |= {
+        f"data.fields.{name}": column
+        for name, column in found.fields.model_dump(exclude_defaults=True).items()
+    }
+    return changes | ({"data.split_at": found.split_at} if found.split_at else {})
 
 
-def _models(store: Store, teacher: str, student: str, samples: int) -> Iterator[str]:
-    """Yield the changes that name teacher and student, and how many explanations are sampled."""
+def _models(store: Store, teacher: str, student: str, samples: int) -> Changes:
+    """Name teacher and student, and how many explanations are sampled."""
     of_student, of_teacher = source_of(store, "--student", student), ""
     if teacher.startswith(ENDPOINT):
-        yield f"base_model={json.dumps(of_student)}"
-        yield of_endpoint(teacher, samples)
+        changes = {"base_model": of_student} | of_endpoint(teacher, samples)
     else:
         of_teacher = source_of(store, "--teacher", teacher)
-        yield f"base_model={json.dumps(of_teacher)}"
-        yield f"trace_generation.n={samples}"
+        changes = {"base_model": of_teacher, "trace_generation.n": samples}
         if of_student != of_teacher:
-            yield f"reward_student={json.dumps(of_student)}"
-    yield from of_format(store, [of_teacher, of_student])
+            changes["reward_student"] = of_student
+    return changes | of_format(store, [of_teacher, of_student])
 
 
-def of_endpoint(teacher: str, samples: int) -> str:
-    """Return the change that makes `endpoint:MODEL` the teacher."""
-    model = teacher.removeprefix(ENDPOINT)
-    chat = {"name": name_of(teacher), "model": model, "n": samples, "max_tokens": 2048}
-    return f"endpoint_teacher={json.dumps(chat | {'max_dropped': 1.0})}"
+def of_endpoint(teacher: str, samples: int) -> Changes:
+    """Make `endpoint:MODEL` the teacher."""
+    chat = {"name": name_of(teacher), "model": teacher.removeprefix(ENDPOINT), "n": samples}
+    return {"endpoint_teacher": chat | {"max_tokens": 2048, "max_dropped": 1.0}}
 
 
 def name_of(model: str) -> str:
@@ -210,29 +209,21 @@ def _fetched(source: str) -> str:
     return source
 
 
-def of_format(store: Store, sources: Sequence[str]) -> list[str]:
-    """Return the change that names the prompt format of the first model that was trained with
-    one."""
-    found = next(filter(None, (_format_of(store, one) for one in sources)), None)
-    return [f"prompt_format={json.dumps(str(found))}"] if found else []
+def of_format(store: Store, sources: Sequence[str]) -> Changes:
+    """Name the prompt format of the first model that was trained with one."""
+    for source in sources:
+        kind, _, name = source.partition(":")
+        folder = Path(name)
+        if kind == "artifact":
+            folder = store.intact(store.find_model(name), RECORD) / "model"  # not the weights
+        if kind in ("artifact", "folder") and (folder / RECORD).is_file():
+            return {"prompt_format": str(folder / RECORD)}
+    return {}
 
 
-def _format_of(store: Store, source: str) -> Path | None:
-    """Return the file with the prompt format that a model was trained with, if it was."""
-    kind, _, name = source.partition(":")
-    folder = Path(name)
-    if kind == "artifact":
-        folder = store.intact(store.find_model(name), RECORD) / "model"  # not the weights
-    file = folder / RECORD
-    return file if kind in ("artifact", "folder") and file.is_file() else None
-
-
-def of_machine() -> Iterator[str]:
+def of_machine() -> Changes:
     memory = gpu_gib()
     if not memory:
-        yield "trace_generation.max_tokens=512"
-    else:
-        yield f"resources.gpu_gib={memory}"
-        yield "resources.shard_questions=64"
-        if find_spec("vllm"):
-            yield "resources.engine=vllm"
+        return {"trace_generation.max_tokens": 512}
+    engine = {"resources.engine": "vllm"} if find_spec("vllm") else {}
+    return {"resources.gpu_gib": memory, "resources.shard_questions": 64} | engine

@@ -107,9 +107,9 @@ def test_columns_that_are_named_are_not_looked_for(tmp_path: Path) -> None:
     file = tmp_path / "own.jsonl"
     file.write_text('{"q": "1+1=", "s": "2"}\n')
     with pytest.raises(UserError, match=r"the question and the solution; .*data\.fields\.question"):
-        list(of_data(file, ["seeds=[1]"]))
+        of_data(file, ["seeds=[1]"])
     given = ["data.fields.question=q", "data.fields.solution=s"]
-    assert list(of_data(file, given)) == [f"data.source={json.dumps(str(file))}"]
+    assert of_data(file, given) == {"data.source": str(file)}
 
 
 def test_an_endpoint_teaches_and_its_part_of_the_reward_is_unknown(
