@@ -178,9 +178,7 @@ def _state(client: SyncPrefectClient, run: UUID) -> State | None:
     """The state of a run; None while the server cannot be asked: it may be back in a minute."""
     try:
         return client.read_flow_run(run).state
-    except httpx.TransportError:
-        return None
-    except httpx.HTTPStatusError as error:
-        if error.response.status_code < 500:
+    except httpx.HTTPError as error:
+        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500:
             raise
         return None

@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -62,7 +62,7 @@ def score_file(
         in_shards(
             work, "scores", groups, models.resources.shard_questions,
             lambda shard, progress: scorer([row for group in shard for _, row in group], progress),
-            _length,
+            lambda group: max(len(row.text) for _, row in group),  # of the longest explanation
         )  # fmt: skip
         tables = [read_table(file) for file in table_files(work.out, "scores")]
     order = pa.array([number for group in groups for number, _ in group])
@@ -74,8 +74,3 @@ def score_file(
     save(table, output)
     shutil.rmtree(shards)
     return table.drop_columns([f.name for f in SCORES if pa.types.is_list(f.type)])
-
-
-def _length(group: Sequence[Numbered]) -> int:
-    """Return the characters of a question's longest explanation."""
-    return max(len(row.text) for _, row in group)

@@ -248,19 +248,14 @@ def run_body(ctx: StageContext) -> dict[str, float]:
     except (UserError, Stopped):
         raise
     except Exception as error:
-        if is_out_of_memory(error):
-            raise UserError(_out_of_memory(ctx, error)) from error
-        raise
+        if not is_out_of_memory(error):
+            raise
+        tried = re.search(r"[Tt]ried to allocate [\d.]+ \w+", str(error))
+        said = f" ({tried[0][0].lower()}{tried[0][1:]})" if tried else ""
+        raise UserError(
+            f"{ctx.spec.name} ran out of memory{said}; it takes less with "
+            f"{hint(ctx.stage, ctx.resources)}"
+        ) from error
     if ctx.stage.model and getattr(ctx.config, "format", None) and processes.rank() == 0:
         record_format(ctx.out / "model", ctx.format)
     return metrics
-
-
-def _out_of_memory(ctx: StageContext, error: Exception) -> str:
-    """Return one line that says what to change."""
-    tried = re.search(r"[Tt]ried to allocate [\d.]+ \w+", str(error))
-    said = f" ({tried[0][0].lower()}{tried[0][1:]})" if tried else ""
-    return (
-        f"{ctx.spec.name} ran out of memory{said}; it takes less with "
-        f"{hint(ctx.stage, ctx.resources)}"
-    )

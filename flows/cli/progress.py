@@ -122,16 +122,14 @@ class Display:
         bar.add_row(number, ProgressBar(1.0, note.share), f"{duration(elapsed)}{left}")
         return Group(*lines, bar)
 
-    def _share(self, pieces: Sequence[tuple[str, Work]]) -> float:
-        """How much of all work is done, from 0 to 1."""
-        under_way = sum(self._weights.get(name, 1.0) * piece.share for name, piece in pieces)
-        every = sum(self._weights.values()) if self._weights else self._total
-        return min(1.0, (self._ended_weight + under_way) / every) if every else 1.0
-
     def note(self) -> Note:
         """What others may see of the run."""
         with self._lock:
-            share = self._share(list(self._pieces.items()))
+            every = sum(self._weights.values()) if self._weights else self._total
+            done = self._ended_weight + sum(
+                self._weights.get(name, 1.0) * piece.share for name, piece in self._pieces.items()
+            )
+            share = min(1.0, done / every) if every else 1.0
             elapsed = time.monotonic() - self._started
             known = REMAINING_FROM <= share < 1 and not self._stopping
             left = elapsed / share - elapsed if known else None

@@ -26,7 +26,7 @@ from rlt_core.config.reward import off_policy_note
 from rlt_core.errors import UserError
 
 if TYPE_CHECKING:
-    from rlt_core.explain import Explained, Token
+    from rlt_core.explain import Explained
     from rlt_core.store import Manifest, Store
 
 app = typer.Typer(
@@ -194,15 +194,14 @@ def _show_texts(console: Console, found: Explained) -> None:
         console.print(Text.assemble("\n", ("question", "bold"), f"\n{found.question}"))
     for heading, tokens in (("solution", found.solution), ("explanation", found.explanation)):
         if tokens:
-            console.print(Text.assemble("\n", (heading, "bold"), "\n", *map(_coloured, tokens)))
+            coloured = (
+                (one.text, next(style for least, _, style in LIKELIHOODS if one.student >= least))
+                for one in tokens
+            )
+            console.print(Text.assemble("\n", (heading, "bold"), "\n", *coloured))
     if found.explanation:
         legend = [(f" {name} ", style) for _, name, style in LIKELIHOODS]
         console.print(Text.assemble("\n", ("the student's probability ", "dim"), *legend, "\n"))
-
-
-def _coloured(token: Token) -> tuple[str, str]:
-    style = next(style for least, _, style in LIKELIHOODS if token.student >= least)
-    return token.text, style
 
 
 def _show_parts(console: Console, found: Explained) -> None:

@@ -54,13 +54,6 @@ def announced(store: Store, name: str, note: Callable[[], Note]) -> Iterator[lis
                     files.remove(f"{ENDED}/{old}")
 
 
-def _exit_status(store: Store, key: str) -> int | None:
-    """The exit status of a run that has ended; None: it was killed."""
-    with suppress(UserError, ValueError):
-        return int(store.files.read(f"{ENDED}/{key}") or "")
-    return None
-
-
 # ---------------------------------------------------------------- watching
 def watch(store: Store, console: Console) -> int:
     """Show what runs until every run has ended; return the largest exit status."""
@@ -87,13 +80,17 @@ def watch(store: Store, console: Console) -> int:
                         said[key] = now
                         console.print(line_of(lease, width), soft_wrap=True)
             time.sleep(EVERY_S if store.files.is_local else EVERY_S_ON_S3)
-    statuses = [_exit_status(store, key) for key in runs]
-    for name, status in zip(runs.values(), statuses, strict=True):
+    worst = 0
+    for key, name in runs.items():
+        status = None
+        with suppress(UserError, ValueError):  # of one that was killed there is none
+            status = int(store.files.read(f"{ENDED}/{key}") or "")
         how = ENDS.get(status, f"failed (exit status {status})")
         console.print(f"{name} {how}", soft_wrap=True)
+        worst = max(worst, 1 if status is None else status)
     if not runs:
         console.print(f"nothing runs in {store}", soft_wrap=True)
-    return max((1 if status is None else status for status in statuses), default=0)
+    return worst
 
 
 def line_of(lease: Mapping[str, Any], width: int = 0) -> str:

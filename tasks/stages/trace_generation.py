@@ -57,7 +57,10 @@ def run(ctx: StageContext) -> dict[str, float]:
         ]
 
     with open_engine(model, sampling.dtype, ctx.resources) as engine:
-        in_shards(ctx, "traces", questions, ctx.resources.shard_questions, compute, _length)
+        in_shards(
+            ctx, "traces", questions, ctx.resources.shard_questions, compute,
+            lambda row: len(row["question"]) + len(row["solution"]),
+        )  # fmt: skip
     traces = read_rows(ctx.out, "traces", ["closed", "finish_reason", "completion_tokens"])
     return {
         "questions": len(questions),
@@ -66,8 +69,3 @@ def run(ctx: StageContext) -> dict[str, float]:
         "cut": sum(trace["finish_reason"] == "length" for trace in traces) / len(traces),
         "mean_tokens": sum(trace["completion_tokens"] for trace in traces) / len(traces),
     }
-
-
-def _length(question: Row) -> int:
-    """Characters of the texts in a prompt."""
-    return len(question["question"]) + len(question["solution"])
