@@ -3,7 +3,7 @@
 import json
 import subprocess
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -70,7 +70,11 @@ def init(
     if dropped / (rows + dropped) > data.max_dropped:
         tables["data"]["max_dropped"] = round(dropped / (rows + dropped) + 0.01, 2)
     tables["resources"] = {"gpu_gib": memory} if memory else {"threads": 2}
-    output.write_text(_toml(profile, tables), encoding="utf-8")
+    lines = [f"profile = {json.dumps(profile)}"]
+    for name, table in tables.items():  # JSON's texts and numbers are TOML's
+        values = (f"{field} = {json.dumps(v, ensure_ascii=False)}" for field, v in table.items())
+        lines += ["", f"[{name}]", *values]
+    output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"{file}: {rows} usable questions, {dropped} unusable")
     for reason, count in Counter(row["reason"] for row in source.dropped).most_common():
         example = next(row for row in source.dropped if row["reason"] == reason)
@@ -114,25 +118,21 @@ def recognised(file: Path) -> DataConfig:
             f"{', '.join(columns)}. Rename one, or tell `rlt run` or `rlt teach`: "
             f"--set data.fields.{missing[0]}=COLUMN"
         )
-    if not all(_has_answer(head, found.get("answer", "")) for head in heads):
+    answers = (_value(head, found.get("answer", "")) for head in heads)
+    if not all(isinstance(one, str | int | float | list | None) for one in answers):
         found.pop("answer", None)
     solution = found.get("solution", layout.fields.solution)
-    if 2 * sum(_is_marked(head, solution) for head in heads) > len(heads):
+    if 2 * sum(MARKER in str(_value(head, solution)) for head in heads) > len(heads):
         found.pop("trace", None)
         return data.replaced(fields=FieldMapping(**found), split_at=MARKER)
     return data.replaced(fields=FieldMapping(**found))
 
 
-def _has_answer(head: Record, column: str) -> bool:
+def _value(head: Record, column: str) -> Any:
+    """Return what a row has in a column; () if that cannot be read."""
     with suppress(BadRow, KeyError):
-        return isinstance(checked(lambda: value_of(head, column)), str | int | float | list | None)
-    return False
-
-
-def _is_marked(head: Record, column: str) -> bool:
-    with suppress(BadRow, KeyError):
-        return MARKER in str(checked(lambda: value_of(head, column)))
-    return False
+        return checked(lambda: value_of(head, column))
+    return ()
 
 
 def columns_of(file: Path, data: DataConfig) -> Iterator[str]:
@@ -166,7 +166,7 @@ def _data_table(
     if data.split_at:
         table["split_at"] = data.split_at
     changed = data.fields.model_dump(exclude_defaults=True)
-    return table | ({"fields": changed} if changed else {})
+    return table | {f"fields.{name}": column for name, column in changed.items()}
 
 
 def gpu_gib() -> float | None:
@@ -178,16 +178,3 @@ def gpu_gib() -> float | None:
     done = subprocess.run(command, capture_output=True, text=True)
     first = done.stdout.split("\n")[0].strip()
     return round(int(first) / 1024, 1) if done.returncode == 0 and first.isdigit() else None
-
-
-def _toml(profile: str, tables: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return a TOML document. JSON's texts and numbers are TOML's."""
-    lines = [f"profile = {json.dumps(profile)}"]
-    for name, table in tables.items():
-        lines += ["", f"[{name}]"]
-        for field, value in table.items():
-            inner = value.items() if isinstance(value, Mapping) else [("", value)]
-            for key, one in inner:
-                path = f"{field}.{key}" if key else field
-                lines.append(f"{path} = {json.dumps(one, ensure_ascii=False)}")
-    return "\n".join(lines) + "\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated
 
 import typer
 
@@ -12,9 +12,6 @@ from flows.cli.options import DEFAULT_STORE, StoreOption, store_place
 from flows.cli.terminal import print
 from flows.server import local
 from rlt_core.errors import UserError
-
-if TYPE_CHECKING:
-    from flows.server.setup import PoolType
 
 POOL_TYPES = ("process", "kubernetes")
 
@@ -72,7 +69,7 @@ def setup_server(
     _require_named("`rlt up` starts a server on this machine and sets it up")
     from flows.server import setup
 
-    setup.set_up(cast("PoolType", pools))
+    setup.set_up(pools)
     setup.deploy(os.environ)
     print(f"pools     {' and '.join(setup.POOLS)} ({pools}), queues {', '.join(setup.QUEUES)}")
     print("watch     crashes runs without a heartbeat for 540 s")

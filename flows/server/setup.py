@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -31,7 +31,6 @@ GROUPS = {
 }  # fmt: skip
 """First word of a stage's name -> its tag; the others are tags themselves."""
 POOLS = ("cpu", "gpu")
-PoolType = Literal["process", "kubernetes"]
 ENGINE = "python -m prefect.engine"
 AUTOMATIONS = ("zombies", "unstarted")
 JOB_START_S = 4200
@@ -41,7 +40,7 @@ QUEUES = {"high": 1, "default": 2}
 """Work queue -> priority; 1 goes first."""
 
 
-def set_up(type_: PoolType = "process") -> None:
+def set_up(type_: str = "process") -> None:
     """Create missing pools, queues and automations. Existing pools keep their templates, which may
     have been edited.
 
@@ -57,7 +56,7 @@ def set_up(type_: PoolType = "process") -> None:
             _make_automation(client, AutomationCore.model_validate(automation))
 
 
-def _template(pool: str, type_: PoolType) -> dict[str, Any]:
+def _template(pool: str, type_: str) -> dict[str, Any]:
     """Return the base job template of a pool."""
     if type_ == "kubernetes":
         return dict(json.loads((HERE / "pools" / f"{pool}-pool.json").read_text()))
@@ -68,7 +67,7 @@ def _template(pool: str, type_: PoolType) -> dict[str, Any]:
     return template
 
 
-def _make_pool(client: SyncPrefectClient, pool: str, type_: PoolType) -> None:
+def _make_pool(client: SyncPrefectClient, pool: str, type_: str) -> None:
     try:
         found = client.read_work_pool(pool)
     except ObjectNotFound:
