@@ -53,8 +53,6 @@ shown = [f"{each.name}, {each.total_memory / 2**30:.0f} GiB" for each in gpus]
 print(json.dumps([torch.__version__, torch.version.cuda, shown]))
 """
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
-
-
 State = Literal["ok", "warning", "broken"]
 
 
@@ -111,19 +109,14 @@ def examine(checks: dict[str, Callable[[], str]]) -> list[Finding]:
     results: dict[str, Finding] = {}
 
     def run(name: str, check: Callable[[], str]) -> None:
-        state: State = "broken"
         try:
             results[name] = Finding(name, "ok", masked(check()))
-            return
-        except Worry as error:
-            state, said = "warning", str(error)
-        except UserError as error:
-            said = str(error)
         except Exception as error:
-            said = f"{type(error).__name__}: {error}"
-        # As our errors are written: what is wrong; what to do.
-        found, *fix = re.split(r"; |\. (?=[A-Z])", masked(said), maxsplit=1)
-        results[name] = Finding(name, state, found, *(fix or [FIX]))
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            # As our errors are written: what is wrong; what to do.
+            found, *fix = re.split(r"; |\. (?=[A-Z])", masked(f"{kind}{error}"), maxsplit=1)
+            state: State = "warning" if isinstance(error, Worry) else "broken"
+            results[name] = Finding(name, state, found, *(fix or [FIX]))
 
     threads = [Thread(target=run, args=each, daemon=True) for each in checks.items()]
     for thread in threads:
@@ -249,9 +242,9 @@ def _prefect() -> str:
     from flows.server.local import require_server
 
     url = require_server()
-    return (
-        f"{url} answers, the login is accepted" if url else "no server is named; a run needs none"
-    )
+    if not url:
+        return "no server is named; a run needs none"
+    return f"{url} answers, the login is accepted"
 
 
 def _proxies() -> str:
