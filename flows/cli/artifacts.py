@@ -7,7 +7,7 @@ from rich.filesize import decimal
 from rich.text import Text
 from rich.tree import Tree
 
-from flows.cli.options import DEFAULT_STORE, JsonOption, StoreOption, existing_store
+from flows.cli.options import DEFAULT_STORE, ExistingStore, JsonOption
 from flows.cli.terminal import (
     Console,
     new_table,
@@ -52,15 +52,14 @@ def _names(store: Store) -> dict[str, list[str]]:
 
 @app.command("list")
 def list_(
-    store: StoreOption = DEFAULT_STORE,
+    store: ExistingStore = DEFAULT_STORE,
     kind: Annotated[Kind | None, typer.Option(help="Kind of the artifacts, e.g. model.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List artifacts, the newest last. The table has the last thousand, JSON has all."""
-    opened = existing_store(store)
-    found = sorted(opened.manifests(kind), key=lambda one: one.finished_at)
+    found = sorted(store.manifests(kind), key=lambda one: one.finished_at)
     if as_json:
-        names = _names(opened)
+        names = _names(store)
         print_json([_summary(one, names) for one in found])
         return
     numbers = ("seconds", "size", "rows")
@@ -78,7 +77,7 @@ def list_(
         )
     print_whole(console, table)
     size = decimal(sum(one.bytes for one in found))
-    console.print(f"{len(found)} artifacts, {size}, in {opened}")
+    console.print(f"{len(found)} artifacts, {size}, in {store}")
 
 
 def _summary(manifest: Manifest, names: dict[str, list[str]]) -> dict[str, Any]:
@@ -93,29 +92,29 @@ def _summary(manifest: Manifest, names: dict[str, list[str]]) -> dict[str, Any]:
 
 
 @app.command()
-def show(key: KeyArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+def show(
+    key: KeyArgument, store: ExistingStore = DEFAULT_STORE, as_json: JsonOption = False
+) -> None:
     """Show one artifact: config, inputs, files, metrics, versions."""
-    opened = existing_store(store)
-    manifest = opened.find(key)
+    manifest = store.find(key)
     if as_json:
         print_data(manifest.model_dump_json(indent=1))
         return
     import yaml
 
-    names = ", ".join(_names(opened).get(manifest.ref.key, [])) or "none"
-    print(f"{manifest.name}\nnames: {names}\nfolder: {opened.data_path(manifest)}")
+    names = ", ".join(_names(store).get(manifest.ref.key, [])) or "none"
+    print(f"{manifest.name}\nnames: {names}\nfolder: {store.data_path(manifest)}")
     print(yaml.safe_dump(manifest.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
 @app.command()
 def lineage(
-    key: KeyArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False
+    key: KeyArgument, store: ExistingStore = DEFAULT_STORE, as_json: JsonOption = False
 ) -> None:
     """Show the artifacts that an artifact was made from, down to the first inputs."""
-    opened = existing_store(store)
-    manifest = opened.find(key)
+    manifest = store.find(key)
     if as_json:
-        ancestors, _ = with_inputs(opened, [manifest])
+        ancestors, _ = with_inputs(store, [manifest])
         entries = [
             {"key": one.ref.key, "label": one.label}
             | {"inputs": {name: ref.key for name, ref in one.inputs.items()}}
@@ -124,7 +123,7 @@ def lineage(
         print_json(entries)
         return
     tree = Tree(Text.assemble((manifest.name, "bold"), f"  {manifest.ref.key}"))
-    _grow(opened, manifest, tree, set())
+    _grow(store, manifest, tree, set())
     Console().print(tree)
 
 
@@ -150,26 +149,25 @@ def verify(
     key: Annotated[
         str | None, typer.Argument(metavar="KEY", help="Key or its beginning; by default all.")
     ] = None,
-    store: StoreOption = DEFAULT_STORE,
+    store: ExistingStore = DEFAULT_STORE,
 ) -> None:
     """Re-hash the files of one artifact or of all. Exit status 1 if any is missing or altered.
 
     Tables whose pages have no checksums are noted: a change after this check goes unnoticed there.
     """
-    opened = existing_store(store)
-    chosen, unreadable = chosen_of(opened, [] if key is None else [key])
+    chosen, unreadable = chosen_of(store, [] if key is None else [key])
     damaged = len(unreadable)
     for problem in unreadable:
         print(problem)
     for manifest in chosen:
-        problems = opened.verify(manifest)
+        problems = store.verify(manifest)
         damaged += bool(problems)
         for problem in problems:
             print(f"{manifest.name} ({manifest.ref.key}): {problem}")
         if problems:
             command = f"rlt artifacts remove {manifest.ref.key}"
             print(f"  fix: `{command}`, then run again; artifacts made from it are kept")
-        elif without := _without_checksums(opened, manifest):
+        elif without := _without_checksums(store, manifest):
             print(f"{manifest.name} ({manifest.ref.key}): note: no page checksums: {without}")
     total = len(chosen) + len(unreadable)
     print(f"{total - damaged} of {total} artifacts are intact")
@@ -190,19 +188,17 @@ def _without_checksums(store: Store, manifest: Manifest) -> str:
 
 
 @app.command()
-def remove(key: KeyArgument, store: StoreOption = DEFAULT_STORE) -> None:
+def remove(key: KeyArgument, store: ExistingStore = DEFAULT_STORE) -> None:
     """Delete one artifact and its unfinished work; the next run computes it again."""
-    opened = existing_store(store)
-    manifest = opened.find(key)
-    opened.remove(manifest.ref)
+    manifest = store.find(key)
+    store.remove(manifest.ref)
     print(f"removed {manifest.name} ({manifest.ref.key})")
 
 
 @app.command()
-def gc(store: StoreOption = DEFAULT_STORE, dry_run: DryRunOption = False) -> None:
+def gc(store: ExistingStore = DEFAULT_STORE, dry_run: DryRunOption = False) -> None:
     """Delete the files of crashed attempts, which no manifest names. Running work is kept."""
-    opened = existing_store(store)
-    orphans = opened.orphans() if dry_run else opened.gc()
+    orphans = store.orphans() if dry_run else store.gc()
     for orphan in orphans:
         print(f"{orphan.path}  {decimal(orphan.bytes)}")
     what = "would be deleted" if dry_run else "deleted"

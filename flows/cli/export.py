@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from flows.cli.options import DEFAULT_STORE, StoreOption, existing_store
+from flows.cli.options import DEFAULT_STORE, ExistingStore
 from flows.cli.terminal import print
 
 app = typer.Typer(
@@ -36,20 +36,19 @@ def hub(
             "--push", metavar="ORG/NAME", help="Repository on the hub to upload the folder to."
         ),
     ] = None,
-    store: StoreOption = DEFAULT_STORE,
+    store: ExistingStore = DEFAULT_STORE,
 ) -> None:
     """Write a model or a data set of traces in the layout of the Hugging Face hub, with a card.
 
     Nothing leaves this machine without --push, which makes a repository public unless it is there
     and private, or the organisation makes new ones private.
     """
-    opened = existing_store(store)
     from rlt_core.export.hub import export, push, require_pushable
 
     if push_to:
         require_pushable(push_to)
     words = ["rlt", "export", "hub", "--what", what, "--to", str(to), name]
-    splits = export(opened, name, what, to, scores, push_to, shlex.join(words)).splits
+    splits = export(store, name, what, to, scores, push_to, shlex.join(words)).splits
     print(f"written: {to}{f' ({sum(splits.values())} rows)' if splits else ''}")
     if push_to:
         print(f"pushed: {push(to, push_to, what)}")

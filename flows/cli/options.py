@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,8 +15,34 @@ from rlt_core.store import Store
 if TYPE_CHECKING:
     from flows.planning import Plan
 
-DEFAULT_STORE = "rlt-store"
+DEFAULT_STORE: Any = "rlt-store"
 DEFAULT_PROFILE = "tiny"
+
+
+def open_store(store: str) -> Store:
+    """Return the store. Raises UserError if its place is a file."""
+    if "://" not in store and Path(store).is_file():
+        raise UserError(f"--store {store}: this is a file; give a folder or s3://bucket/prefix")
+    return Store(store)
+
+
+def existing_store(store: str) -> Store:
+    """Return a store that must exist, since an empty one would look like a result. Raises
+    UserError."""
+    opened = open_store(store)
+    if not is_there(opened):
+        raise UserError(
+            f"no store at {store}: nothing is there; `rlt run` makes one, --store or RLT_STORE "
+            "names another"
+        )
+    return opened
+
+
+def is_there(store: Store) -> bool:
+    """Whether there is a folder, or anything at all on S3."""
+    files = store.files
+    return Path(files.root).exists() if files.is_local else bool(files.listed(""))
+
 
 TargetArgument = Annotated[
     str, typer.Argument(help="An experiment (full-pipeline, table-1, … or all), or a stage.")
@@ -29,8 +55,10 @@ BudgetOption = Annotated[
         help="Limit on the run's GPU-hours; a node whose estimate would exceed it is not started.",
     ),
 ]
-StoreOption = Annotated[
-    str, typer.Option("--store", envvar="RLT_STORE", help="A folder or s3://bucket/prefix.")
+STORE = {"envvar": "RLT_STORE", "help": "A folder or s3://bucket/prefix."}
+StoreOption = Annotated[str, typer.Option("--store", **STORE)]
+ExistingStore = Annotated[
+    Store, typer.Option("--store", parser=existing_store, metavar="<str>", **STORE)
 ]
 ProfileOption = Annotated[
     str | None,
@@ -89,31 +117,6 @@ def new_plan(
 def store_place(store: str) -> str:
     """Return the store's address, independent of the working directory."""
     return store if "://" in store else str(Path(store).expanduser().absolute())
-
-
-def open_store(store: str) -> Store:
-    """Return the store. Raises UserError if its place is a file."""
-    if "://" not in store and Path(store).is_file():
-        raise UserError(f"--store {store}: this is a file; give a folder or s3://bucket/prefix")
-    return Store(store)
-
-
-def existing_store(store: str) -> Store:
-    """Return a store that must exist, since an empty one would look like a result. Raises
-    UserError."""
-    opened = open_store(store)
-    if not is_there(opened):
-        raise UserError(
-            f"no store at {store}: nothing is there; `rlt run` makes one, --store or RLT_STORE "
-            "names another"
-        )
-    return opened
-
-
-def is_there(store: Store) -> bool:
-    """Whether there is a folder, or anything at all on S3."""
-    files = store.files
-    return Path(files.root).exists() if files.is_local else bool(files.listed(""))
 
 
 def check_output(

@@ -12,10 +12,9 @@ from rich.text import Text
 
 from flows.cli.options import (
     DEFAULT_STORE,
+    ExistingStore,
     JsonOption,
-    StoreOption,
     check_output,
-    existing_store,
 )
 from flows.cli.progress import progress_bar
 from flows.cli.reward_score import score
@@ -67,7 +66,7 @@ def replay(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Parquet file for the replayed traces.")
     ] = None,
-    store: StoreOption = DEFAULT_STORE,
+    store: ExistingStore = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Recompute rewards and ranks of committed scores.
@@ -79,8 +78,7 @@ def replay(
     skip_pandas()
     from rlt_core.reward.replay import changed, chosen, spec_of
 
-    opened = existing_store(store)
-    manifests = chosen(opened, runs or [])
+    manifests = chosen(store, runs or [])
     given = {
         "alpha": alpha, "kl_weight": kl_weight, "kl": kl,
         "solution_reduction": reduction, "think_reduction": reduction,
@@ -90,7 +88,7 @@ def replay(
     for manifest, spec in zip(manifests, specs, strict=True):
         if reason := manifest.config.get("off_policy"):
             print(f"{manifest.label}: {off_policy_note(spec.kl, reason)}", file=sys.stderr)
-    by_run = _replayed(opened, manifests, changes, output)
+    by_run = _replayed(store, manifests, changes, output)
     nothing = {"traces": 0, "questions": 0}
     entries = [
         {"label": one.label, "seed": one.seed, "run": one.ref.key}
@@ -167,7 +165,7 @@ def explain_(
             help="Key, beginning or name of the scores; by default the newest with the trace."
         ),
     ] = None,
-    store: StoreOption = DEFAULT_STORE,
+    store: ExistingStore = DEFAULT_STORE,
 ) -> None:
     """Show what made one trace's reward: the texts, coloured by the student's log-probs, and the
     parts. `rlt traces` shows every token's numbers, and the question's other traces."""
@@ -176,7 +174,7 @@ def explain_(
 
     if (trace_id is not None) + best + worst > 1 or (trace_id and question):
         raise UserError("give one of TRACE_ID, --best and --worst, and --question without TRACE_ID")
-    found = explain(existing_store(store), trace_id, run, worst, question)
+    found = explain(store, trace_id, run, worst, question)
     console = table_console()
     row, manifest = found.row, found.manifest
     where = f"  {manifest.name}  {manifest.ref.key}"

@@ -12,12 +12,12 @@ from flows.cli.options import (
     DEFAULT_STORE,
     BudgetOption,
     ConfigFileOption,
+    ExistingStore,
     JsonOption,
     ProfileOption,
     SetOption,
     StoreOption,
     TargetArgument,
-    existing_store,
     new_plan,
 )
 from flows.cli.plan import row, show_estimators
@@ -135,26 +135,25 @@ def _summary(store: Store, planned: list[Planned]) -> None:
 
 # ---------------------------------------------------------------- status
 def status(
-    store: StoreOption = DEFAULT_STORE,
+    store: ExistingStore = DEFAULT_STORE,
     as_json: JsonOption = False,
     watch_: Annotated[
         bool, typer.Option("--watch", help="Follow what runs, and exit as the run exits.")
     ] = False,
 ) -> None:
     """Show running and unfinished nodes, and the latest run of each profile."""
-    opened = existing_store(store)
     if watch_:
-        raise typer.Exit(watch(opened, Console()))
-    working, unfinished = opened.working(), opened.unfinished()
+        raise typer.Exit(watch(store, Console()))
+    working, unfinished = store.working(), store.unfinished()
     profiles: dict[str, list[str]] = {}
-    for name in opened.refs():
+    for name in store.refs():
         profile, _, node = name.partition("/")
         profiles.setdefault(profile, []).append(node)
     if as_json:
         shown = {"working": working, "unfinished": unfinished, "profiles": profiles}
         print_json(shown)
         return
-    print(f"store {opened}")
+    print(f"store {store}")
     if running := current():
         print(f"  server      {running.dashboard}, store {running.store}  (rlt down stops it)")
     for key, lease in sorted(working.items()):

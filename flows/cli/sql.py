@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.options import DEFAULT_STORE, StoreOption, check_output, existing_store
+from flows.cli.options import DEFAULT_STORE, ExistingStore, check_output
 from flows.cli.terminal import data_output, print, some
 from rlt_core.errors import UserError
 from rlt_core.names import nearest
@@ -41,7 +41,7 @@ def sql(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File for the result.")
     ] = None,
-    store: StoreOption = DEFAULT_STORE,
+    store: ExistingStore = DEFAULT_STORE,
     safe_csv: Annotated[
         bool,
         typer.Option("--safe-csv", help="CSV for a spreadsheet: no text is taken for a formula."),
@@ -66,8 +66,7 @@ def sql(
     skip_pandas()
     from rlt_core.sql.views import connect, refresh
 
-    opened = existing_store(store)
-    with connect(opened, statement) as connection:
+    with connect(store, statement) as connection:
         if statement is not None:
             interruptible(connection, lambda: ask(connection, statement, chosen, output))
         else:
@@ -77,7 +76,7 @@ def sql(
             shell(
                 connection,
                 ask=lambda text: interruptible(connection, lambda: ask(connection, text, chosen)),
-                refresh=lambda: refresh(connection, opened),
+                refresh=lambda: refresh(connection, store),
             )
 
 
