@@ -49,10 +49,11 @@ class Form(BaseModel):
         return {name: value for name, value in dump(self).items() if value not in (None, {}, "")}
 
 
-class OpenForm(Form):
-    """A form whose fields are not known beforehand."""
-
-    model_config = ConfigDict(extra="allow")
+def _form(name: str, fields: dict[str, Any], **config: Any) -> type[Form]:
+    """Return the class of a form; its name is that of a class."""
+    title = "".join(part.title() for part in re.split(r"[-._]", name))
+    made: type[Form] = create_model(title, __base__=Form, __cls_kwargs__=config, **fields)  # type: ignore[call-overload]
+    return made
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
@@ -164,9 +165,7 @@ def _partial(model: type[BaseModel], stage: str, path: str) -> type[Form]:
             hidden = schema["properties"].pop(name)
             schema.setdefault("patternProperties", {})[f"^{name}$"] = hidden
 
-    return create_model(
-        f"{_camel(path)}Form", __base__=Form, __cls_kwargs__={"json_schema_extra": hide}, **fields
-    )  # type: ignore[call-overload, no-any-return]
+    return _form(f"{path}-form", fields, json_schema_extra=hide)
 
 
 @cache
@@ -176,8 +175,7 @@ def overrides_form(stage: str) -> type[Form]:
         name: _optional(stage, name, Config.model_fields[name]) for name in STAGES[stage].sections
     }
     fields["resources"] = _optional(stage, "resources", RESOURCES)
-    name = f"{_camel(stage)}Overrides"
-    return create_model(name, __base__=Form, **fields)  # type: ignore[call-overload, no-any-return]
+    return _form(f"{stage}-overrides", fields)
 
 
 @cache
@@ -187,8 +185,7 @@ def essentials_form(stage: str) -> type[Form]:
     for name, path in essentials(stage).items():
         section: Any = overrides_form(stage).model_fields[path.partition(".")[0]].annotation
         fields[name] = (section.model_fields[name].annotation, section.model_fields[name])
-    made = create_model(f"{_camel(stage)}Essentials", __base__=Form, **fields)  # type: ignore[call-overload]
-    return made  # type: ignore[no-any-return]
+    return _form(f"{stage}-essentials", fields)
 
 
 @cache
@@ -200,13 +197,7 @@ def inputs_form(stage: str) -> type[Form]:
         name: (str | None, _help(name, f"{text}; empty: the latest run's.", default=None))
         for name, text in (inputs or {}).items()
     }
-    base = OpenForm if inputs is None else Form
-    made: type[Form] = create_model(f"{_camel(stage)}Inputs", __base__=base, **fields)  # type: ignore[call-overload]
-    return made
-
-
-def _camel(name: str) -> str:
-    return "".join(part.title() for part in re.split(r"[-._]", name))
+    return _form(f"{stage}-inputs", fields, extra="allow" if inputs is None else "forbid")
 
 
 def assignments(stage: str, overrides: BaseModel, first: BaseModel | None = None) -> list[str]:
@@ -215,15 +206,13 @@ def assignments(stage: str, overrides: BaseModel, first: BaseModel | None = None
     for name, value in (first.model_dump(mode="json") if first else {}).items():
         filled.setdefault(essentials(stage)[name].partition(".")[0], {})[name] = value
     resources = filled.pop("resources", {})
-    found = []
+    found: dict[str, Any] = {}
     base = filled.get("base_model", {})
     if "source" in base:
-        found.append(f"base_model={json.dumps(base.pop('source'))}")
-    found += [f"{path}={json.dumps(value)}" for path, value in _leaves(filled)]
-    found += [
-        f"resources.stages.{stage}.{name}={json.dumps(value)}" for name, value in resources.items()
-    ]
-    return found
+        found["base_model"] = base.pop("source")
+    found |= dict(_leaves(filled))
+    found |= {f"resources.stages.{stage}.{name}": value for name, value in resources.items()}
+    return [f"{path}={json.dumps(value)}" for path, value in found.items()]
 
 
 def _leaves(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -50,28 +50,26 @@ def config(
             value, there = (None if each is MISSING else each for each in (value, there))
         if value is MISSING or (diff and there == value):
             continue  # in a section that is empty, or of another kind
-        changed = value != started.get(field.path, MISSING)
-        rows.append((field, value, there, "changed" if changed and not diff else profile))
+        changed = value != started.get(field.path, MISSING) and not diff
+        row = {"field": field.path, "value": value, "type": field.type}
+        row |= {"origin": "changed" if changed else profile} | ({diff[1]: there} if diff else {})
+        rows.append(row | {"help": field.help})
     if as_json:
-        found = [
-            {"field": field.path, "value": value, "type": field.type, "origin": origin}
-            | ({diff[1]: there} if diff else {})
-            | {"help": field.help}
-            for field, value, there, origin in rows
-        ]
-        print_json(found)
+        print_json(rows)
         return
     console = table_console()
     names = ("value", diff[1] if diff else "type", "origin")
     table = new_table("field", *names, "help", whole=("field",))
-    for field, value, there, origin in rows:
-        cells = (_shown(value), _shown(there) if diff else field.type, origin)
+    values = names[:2] if diff else names[:1]
+    for row in rows:
+        row |= {name: json.dumps(row[name], ensure_ascii=False) for name in values}
+        cells = [row[name] for name in names]
         if console.width >= TABLE_WIDTH:
-            table.add_row(field.path, *cells, field.help)
+            table.add_row(row["field"], *cells, row["help"])
         else:
             said = (f"  {name} {cell}" for name, cell in zip(names, cells, strict=True))
-            console.print(Text.assemble((field.path, "bold"), *said))
-            console.print(Padding(field.help, (0, 0, 0, 4)))
+            console.print(Text.assemble((row["field"], "bold"), *said))
+            console.print(Padding(row["help"], (0, 0, 0, 4)))
     if console.width >= TABLE_WIDTH:
         console.print(table)
 
@@ -79,7 +77,3 @@ def config(
 def _values(profile: str, changes: list[str]) -> dict[str, Any]:
     """Return each field's value as JSON by its path."""
     return dict(flatten(load_config(profile, changes).model_dump(mode="json")))
-
-
-def _shown(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)

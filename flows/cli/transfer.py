@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from collections import Counter
 from typing import Annotated
 
 import typer
@@ -71,25 +72,25 @@ def _copy(
     if inputs or every:
         chosen, gone = with_inputs(source, chosen)
         problems += gone if inputs else []
-    copied, moved, there = 0, 0, 0
+    outcomes, moved = Counter[str](), 0
     with Display(len(chosen)) as display:
         for manifest in chosen:
             facts = f"{manifest.label}  {manifest.ref.key}  {decimal(manifest.bytes)}"
             try:
                 new = _copy_one(source, target, manifest, display)
+                outcome, moved = "copied" if new else "is there", moved + new * manifest.bytes
             except (CopyFailed, Damaged) as error:
+                outcome = "failed"
                 problems.append(str(error))
-                display.end(manifest.label, f"failed    {facts}")
-            else:
-                copied, moved, there = copied + new, moved + new * manifest.bytes, there + (not new)
-                display.end(manifest.label, f"{'copied' if new else 'is there':<8}  {facts}")
+            outcomes[outcome] += 1
+            display.end(manifest.label, f"{outcome:<8}  {facts}")
     if refs:
         problems += _copy_refs(source, target, {manifest.ref.key for manifest in chosen})
     for problem in problems:
         print(f"rlt: {problem}", file=sys.stderr)
     print(
-        f"{copied} artifacts copied ({decimal(moved)}), {there} were there, {len(problems)} "
-        f"failed, in {target}"
+        f"{outcomes['copied']} artifacts copied ({decimal(moved)}), {outcomes['is there']} were "
+        f"there, {len(problems)} failed, in {target}"
     )
     raise typer.Exit(1 if problems else 0)
 
