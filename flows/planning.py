@@ -16,13 +16,7 @@ from rlt_core.budget import TokenBudget
 from rlt_core.config import Config, StageResources
 from rlt_core.environment import require_tracker
 from rlt_core.errors import UserError
-from rlt_core.estimate import (
-    Machine,
-    NodeEstimate,
-    estimates,
-    require_fit,
-    require_servers,
-)
+from rlt_core.estimate import Machine, NodeEstimate, estimates, require_fit, require_servers
 from rlt_core.experiments import nodes_of_stage, targets
 from rlt_core.experiments.full_pipeline import full_pipeline
 from rlt_core.experiments.nodes import Nodes, off_policy, with_estimator

@@ -12,14 +12,7 @@ from typing import Any
 from uuid import UUID
 
 import httpx
-from prefect import get_run_logger
-from prefect.artifacts import (
-    create_image_artifact,
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
+from prefect import artifacts, get_run_logger
 from prefect.runtime import flow_run
 
 from rlt_core.experiments import ALL, EXPERIMENTS
@@ -74,7 +67,7 @@ class NodePage(_Page):
     def _move(self, name: str, share: float, text: str) -> None:
         with _if_the_server_answers():
             if bar := self._bars.get(name):
-                update_progress_artifact(bar, progress=share, description=text)
+                artifacts.update_progress_artifact(bar, progress=share, description=text)
             else:
                 self._bars[name] = _bar(text, share)
 
@@ -118,7 +111,9 @@ class RunPage(_Page):
             note = self.note()
         with _if_the_server_answers():
             text = f"{note.done} of {note.total} nodes"
-            update_progress_artifact(self._bar, progress=100 * note.share, description=text)
+            artifacts.update_progress_artifact(
+                self._bar, progress=100 * note.share, description=text
+            )
         _log_commit(f"{note.done}/{note.total}  {name}", manifest)
 
 
@@ -130,7 +125,7 @@ def _log_commit(name: str, manifest: Manifest) -> None:
 
 
 def _bar(description: str, progress: float = 0.0) -> UUID:
-    made = create_progress_artifact(progress=progress, description=description)
+    made = artifacts.create_progress_artifact(progress=progress, description=description)
     assert isinstance(made, UUID)
     return made
 
@@ -149,7 +144,9 @@ def show_plan(planned: Sequence[Planned], place: str) -> None:
         }
         for item in planned
     ]
-    create_table_artifact(table=rows, key=_slug(f"{place}-plan"), description="Nodes of this run")
+    artifacts.create_table_artifact(
+        table=rows, key=_slug(f"{place}-plan"), description="Nodes of this run"
+    )
 
 
 def show_node(manifest: Manifest) -> None:
@@ -163,7 +160,7 @@ def show_node(manifest: Manifest) -> None:
         **{f"input {name}": ref.key for name, ref in manifest.inputs.items()},
         **{name: f"{value:.6g}" for name, value in manifest.metrics.items()},
     }
-    create_table_artifact(
+    artifacts.create_table_artifact(
         table=[{"what": name, "value": str(value)} for name, value in facts.items()],
         key=_slug(f"{manifest.profile}-{experiment}-node-{manifest.name}"),
         description=f"{manifest.name} of profile {manifest.profile}",
@@ -178,7 +175,7 @@ def show_report(store: Store, manifest: Manifest, place: str) -> None:
         lambda figure: f"![{figure[1]}]({pictures.get(figure[2], figure[2])})",
         (folder / "report.md").read_text("utf-8"),
     )
-    create_markdown_artifact(
+    artifacts.create_markdown_artifact(
         markdown=text, key=_report_key(manifest, place, "report"), description=manifest.label
     )
 
@@ -189,12 +186,12 @@ def show_parts(store: Store, manifest: Manifest, place: str) -> None:
     for table in sorted(folder.glob("*.csv")):
         with table.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        create_table_artifact(
+        artifacts.create_table_artifact(
             table=rows, key=_report_key(manifest, place, table.stem), description=table.name
         )
     for name, uri in _pictures(folder).items():
         key = _report_key(manifest, place, f"{Path(name).stem}-figure")
-        create_image_artifact(image_url=uri, key=key, description=name)
+        artifacts.create_image_artifact(image_url=uri, key=key, description=name)
 
 
 def _report_key(manifest: Manifest, place: str, name: str) -> str:

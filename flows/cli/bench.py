@@ -7,22 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.cli import teach
 from flows.cli.options import DEFAULT_STORE, JsonOption, SetOption, StoreOption, open_store
-from flows.cli.teach import (
-    ENDPOINT,
-    BudgetTokens,
-    BudgetUSD,
-    Changes,
-    Questions,
-    SamplesOption,
-    computed,
-    name_of,
-    of_budget,
-    of_data,
-    of_endpoint,
-    of_format,
-    source_of,
-)
 from flows.cli.terminal import new_table, print, print_json, print_whole, table_console
 from rlt_core.errors import UserError
 from rlt_core.experiments.bench_teachers import NAME, pair
@@ -38,7 +24,7 @@ Row = dict[str, Any]
 
 @app.command()
 def teachers(
-    questions: Questions,
+    questions: teach.Questions,
     teachers: Annotated[
         str, typer.Option(help="Models that explain, as `rlt teach --teacher` names one: A,B,C.")
     ],
@@ -47,9 +33,9 @@ def teachers(
         bool,
         typer.Option("--train", help="Train the students on the best traces as well, and test."),
     ] = False,
-    samples: SamplesOption = 4,
-    budget_tokens: BudgetTokens = None,
-    budget_usd: BudgetUSD = None,
+    samples: teach.SamplesOption = 4,
+    budget_tokens: teach.BudgetTokens = None,
+    budget_usd: teach.BudgetUSD = None,
     set_: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
@@ -63,14 +49,14 @@ def teachers(
         _sources(opened, option, text)
         for option, text in (("--teachers", teachers), ("--students", students))
     )
-    if endpoints := [source for source in learn.values() if source.startswith(ENDPOINT)]:
+    if endpoints := [source for source in learn.values() if source.startswith(teach.ENDPOINT)]:
         raise UserError(f"--students {endpoints[0]}: the student's log-probs are needed: a model")
     changes = {
-        **of_data(questions, set_ or ()),
+        **teach.of_data(questions, set_ or ()),
         **_bench(opened, explain, learn, samples, train),
-        **of_budget([*explain.values()], budget_tokens, budget_usd),
+        **teach.of_budget([*explain.values()], budget_tokens, budget_usd),
     }
-    plan = computed(NAME, changes, set_ or (), store, quiet=as_json)
+    plan = teach.computed(NAME, changes, set_ or (), store, quiet=as_json)
     committed = plan.store.manifests_of(item.node.ref for item in plan.nodes)
     rows = list(_matrix(plan.store, list(committed.values()), explain, learn, train))
     if as_json:
@@ -83,10 +69,12 @@ def _sources(store: Store, option: str, text: str) -> dict[str, str]:
     """Return the source of each model by its name. Raises UserError for two of one name."""
     found: dict[str, str] = {}
     for model in filter(None, (one.strip() for one in text.split(","))):
-        name = name_of(model)
+        name = teach.name_of(model)
         if name in found:
             raise UserError(f"{option}: two models are called {name}")
-        found[name] = model if model.startswith(ENDPOINT) else source_of(store, option, model)
+        found[name] = (
+            model if model.startswith(teach.ENDPOINT) else teach.source_of(store, option, model)
+        )
     if not found:
         raise UserError(f"{option}: name at least one model")
     return found
@@ -94,18 +82,18 @@ def _sources(store: Store, option: str, text: str) -> dict[str, str]:
 
 def _bench(
     store: Store, teachers: dict[str, str], students: dict[str, str], samples: int, train: bool
-) -> Changes:
+) -> teach.Changes:
     """Name the models."""
-    models = {name: one for name, one in teachers.items() if not one.startswith(ENDPOINT)}
-    endpoints = [one for one in teachers.values() if one.startswith(ENDPOINT)]
+    models = {name: one for name, one in teachers.items() if not one.startswith(teach.ENDPOINT)}
+    endpoints = [one for one in teachers.values() if one.startswith(teach.ENDPOINT)]
     if len(endpoints) > 1:
         raise UserError(f"--teachers: one endpoint at a time, not {' and '.join(endpoints)}")
     return {
-        **(of_endpoint(endpoints[0], samples) if endpoints else {}),
+        **(teach.of_endpoint(endpoints[0], samples) if endpoints else {}),
         "teacher_bench": {"teachers": models, "students": students, "train": train},
         "base_model": next(iter(students.values())),
         "trace_generation.n": samples,
-        **of_format(store, [*models.values(), *students.values()]),
+        **teach.of_format(store, [*models.values(), *students.values()]),
         **({"data.n_test": TESTED} if train else {}),
     }
 
@@ -121,7 +109,7 @@ def _matrix(
     """Yield a row per teacher and student."""
     by_label = {one.label: one for one in made}
     for teacher, source in teachers.items():
-        stage = "endpoint-generation" if source.startswith(ENDPOINT) else "trace-generation"
+        stage = "endpoint-generation" if source.startswith(teach.ENDPOINT) else "trace-generation"
         traces = by_label[f"{stage}[{teacher}]"]
         for student in students:
             variant = pair(teacher, student)

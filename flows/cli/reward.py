@@ -10,12 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from flows.cli.options import (
-    DEFAULT_STORE,
-    ExistingStore,
-    JsonOption,
-    check_output,
-)
+from flows.cli.options import DEFAULT_STORE, ExistingStore, JsonOption, check_output
 from flows.cli.progress import progress_bar
 from flows.cli.reward_score import score
 from flows.cli.sql import skip_pandas

@@ -11,13 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from flows.cli.options import (
-    DEFAULT_STORE,
-    JsonOption,
-    StoreOption,
-    check_output,
-    existing_store,
-)
+from flows.cli.options import DEFAULT_STORE, JsonOption, StoreOption, check_output, existing_store
 from flows.cli.progress import progress_bar, stop_requests
 from flows.cli.terminal import Console, line, new_table, print, print_json, table_console
 from rlt_core.config import REWARD_PRESETS, DType, KLEstimator, StageResources
