@@ -70,7 +70,6 @@ class Channel:
             self._received += received
 
     def close(self) -> None:
-        """Close the connection."""
         self._connection.close()
 
 

@@ -151,7 +151,6 @@ class Display:
 
     # ------------------------------------------------------------ pieces
     def begin(self, name: str) -> None:
-        """Show a piece of work, on a terminal."""
         with self._lock:
             self._pieces[name] = Work()
 
@@ -163,15 +162,13 @@ class Display:
             self._ended_weight += self._weights.get(name, 1.0)
             self.say(self._line(f"{self._ended}/{self._total}", line, middle, found))
 
-    # The methods below are those of `Reporter`.
+    # The methods below are those of `ProgressReporter`.
     def started(self, name: str) -> None:
-        """Show that a node has started."""
         self.begin(name)
         if not self._is_live:
             self.say(f"{'':>{self._digits}}  {name} …")
 
     def progress(self, name: str, done: int, total: int, metrics: Metrics) -> None:
-        """Show how much is done; `total` 0: it waits for another run."""
         with self._lock:
             piece, now = self._pieces[name], time.monotonic()
             piece.reached(done, total, metrics)
@@ -183,7 +180,6 @@ class Display:
         """Not shown: a node's output is in its log file."""
 
     def finished(self, name: str, manifest: Manifest) -> None:
-        """Show that a node is committed."""
         found = facts(manifest.metrics, scores_of(manifest, self._store))
         with self._lock:
             self.end(name, name, duration(manifest.seconds), found)
