@@ -52,24 +52,20 @@ class Slots:
     """Cores or GPUs for nodes, handed out in the order of asking."""
 
     def __init__(self, count: int) -> None:
-        self._count = self._free = count
+        self._count, self._free = count, threading.Semaphore(count)
         self._turn = threading.Lock()
-        self._changed = threading.Condition()
 
     @contextmanager
     def take(self, slots: int) -> Iterator[None]:
         """Wait for that many slots (all, if there are fewer) and hold them inside the block."""
         slots = min(slots, self._count)
-        # One waits at a time: else many small nodes would keep out a large one.
-        with self._turn, self._changed:
-            self._changed.wait_for(lambda: self._free >= slots)
-            self._free -= slots
+        with self._turn:  # one waits at a time: else many small nodes would keep out a large one
+            for _ in range(slots):
+                self._free.acquire()
         try:
             yield
         finally:
-            with self._changed:
-                self._free += slots
-                self._changed.notify()
+            self._free.release(slots)
 
 
 # ---------------------------------------------------------------- time

@@ -7,7 +7,7 @@ import hashlib
 import platform
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -243,10 +243,8 @@ def _gpu_seconds(ctx: StageContext, seconds: float) -> float:
 def _packages() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in ENGINES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 
