@@ -278,5 +278,6 @@ def _compute(stage: str, specs: list[NodeSpec]) -> State[Any]:
 
 # ---------------------------------------------------------------- entrypoints
 all_experiments = experiment_flow(ALL)
-for _names, _made in ((EXPERIMENTS, experiment_flow), (STAGES, stage_flow)):
-    globals().update({_name.replace("-", "_"): _made(_name) for _name in _names})
+for _name in (*EXPERIMENTS, *STAGES):
+    if (_function := _name.replace("-", "_")) not in globals():
+        globals()[_function] = (stage_flow if _name in STAGES else experiment_flow)(_name)

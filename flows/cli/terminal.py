@@ -40,7 +40,7 @@ def print(*values: object, file: TextIO | None = None) -> None:
 
 def print_json(value: object) -> None:
     """Print data as JSON."""
-    print_data(json.dumps(value, indent=1, ensure_ascii=False))
+    print_data(json.dumps(value, indent=1))
 
 
 def print_data(text: str) -> None:
