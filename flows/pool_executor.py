@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run as this_run
-from prefect.states import Cancelled, Cancelling
+from prefect.states import Cancelled, Cancelling, Pending
 
 from flows.executors import STOPPED, Outcome, Reporter
 from flows.schedule import title_of
@@ -23,9 +23,7 @@ from tasks.stage import NodeSpec
 HIGH = "high"
 """The work queue of every pool that goes first."""
 POLL_S = 1.0
-States = list[State | None]
-"""None: the server could not be asked."""
-Ended = tuple[FlowRun, State | None]
+Ended = tuple[FlowRun, State]
 
 
 class PoolExecutor:
@@ -67,8 +65,8 @@ class PoolExecutor:
             )
         except UserError as error:
             return Outcome("mistake", str(error))
-        why = (state.message if state else None) or "cancelled with this run"
-        stopped = state is None or not state.is_final() or state.is_cancelled()
+        why = state.message or "cancelled with this run"
+        stopped = not state.is_final() or state.is_cancelled()
         return Outcome("stopped" if stopped else "failed", f"run {run.name}: {why}")
 
     def _run(self, specs: Sequence[NodeSpec]) -> Ended:
@@ -90,10 +88,10 @@ class PoolExecutor:
                 _require_pool_limit(specs[0], machines)
         runs = self._send(batches)
         states = self._wait(
-            runs, lambda states: _is_final(states[0]) or any(map(_has_failed, states[:deciding]))
+            runs, lambda states: states[0].is_final() or any(map(_has_failed, states[:deciding]))
         )
         ended = list(zip(runs, states, strict=True))
-        completed = states[0] is not None and states[0].is_completed()
+        completed = states[0].is_completed()
         self._cancel([one for one in ended if not (completed and _has_begun(one[1]))])
         return next((one for one in ended[:deciding] if _has_failed(one[1])), ended[0])
 
@@ -129,7 +127,7 @@ class PoolExecutor:
             name = client.read_flow_run(UUID(str(this_run.id))).work_queue_name
         return name if name == HIGH else None
 
-    def _wait(self, runs: Sequence[FlowRun], is_over: Callable[[States], bool]) -> States:
+    def _wait(self, runs: Sequence[FlowRun], is_over: Callable[[list[State]], bool]) -> list[State]:
         """Wait until it is over or a stop was requested; return the states of the runs."""
         with get_client(sync_client=True) as client:
             while True:
@@ -142,7 +140,7 @@ class PoolExecutor:
         Cancelling would leave it so for ever: runs that have not begun are Cancelled at once."""
         with get_client(sync_client=True) as client:
             for run, state in runs:
-                if not _is_final(state):
+                if not state.is_final():
                     begun = _has_begun(_state(client, run.id))
                     client.set_flow_run_state(run.id, Cancelling() if begun else Cancelled())
 
@@ -162,23 +160,19 @@ def _require_pool_limit(spec: NodeSpec, machines: int) -> None:
 
 
 # ---------------------------------------------------------------- states of runs
-def _is_final(state: State | None) -> bool:
-    return state is not None and state.is_final()
+def _has_failed(state: State) -> bool:
+    return state.is_final() and not state.is_completed()
 
 
-def _has_failed(state: State | None) -> bool:
-    return state is not None and state.is_final() and not state.is_completed()
+def _has_begun(state: State) -> bool:
+    return state.is_running() or state.is_final()
 
 
-def _has_begun(state: State | None) -> bool:
-    return state is not None and (state.is_running() or state.is_final())
-
-
-def _state(client: SyncPrefectClient, run: UUID) -> State | None:
-    """The state of a run; None while the server cannot be asked: it may be back in a minute."""
+def _state(client: SyncPrefectClient, run: UUID) -> State:
+    """The state of a run; Pending while the server cannot be asked: it may be back in a minute."""
     try:
-        return client.read_flow_run(run).state
+        return client.read_flow_run(run).state or Pending()
     except httpx.HTTPError as error:
         if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500:
             raise
-        return None
+        return Pending()
