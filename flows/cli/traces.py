@@ -1,5 +1,6 @@
 """`rlt traces`: a local page of traces, their rewards and their tokens; `rlt traces export`."""
 
+import os
 import socket
 import sys
 import webbrowser
@@ -99,16 +100,11 @@ def _listen(port: int | None) -> socket.socket:
     if port is None:
         with suppress(UserError):
             return _listen(PORT)
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind(("127.0.0.1", port or 0))
+        return socket.create_server(("127.0.0.1", port or 0))
     except (OSError, OverflowError) as error:
-        listener.close()
-        raise UserError(
-            f"--port {port}: {getattr(error, 'strerror', None) or error}; choose another"
-        ) from None
-    return listener
+        reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else error
+        raise UserError(f"--port {port}: {reason}; choose another") from None
 
 
 def _open(file: Path, address: str) -> None:
