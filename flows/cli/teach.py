@@ -157,7 +157,7 @@ def _models(store: Store, teacher: str, student: str, samples: int) -> Changes:
     """Name teacher and student, and how many explanations are sampled."""
     of_student, of_teacher = source_of(store, "--student", student), ""
     if teacher.startswith(ENDPOINT):
-        changes = {"base_model": of_student} | of_endpoint(teacher, samples)
+        changes: Changes = {"base_model": of_student} | of_endpoint(teacher, samples)
     else:
         of_teacher = source_of(store, "--teacher", teacher)
         changes = {"base_model": of_teacher, "trace_generation.n": samples}
