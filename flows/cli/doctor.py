@@ -21,16 +21,7 @@ import typer
 from packaging.requirements import Requirement
 from rich.text import Text
 
-from flows.cli.options import (
-    DEFAULT_STORE,
-    JsonOption,
-    ProfileOption,
-    SetOption,
-    StoreOption,
-    new_plan,
-    open_store,
-    started_from,
-)
+from flows.cli import options
 from flows.cli.terminal import Console, new_table, print_json, some
 from rlt_core.errors import UserError
 from rlt_core.hf_hub import cache_folder
@@ -71,10 +62,10 @@ class Finding:
 
 
 def doctor(
-    profile: ProfileOption = None,
-    set_: SetOption = None,
-    store: StoreOption = DEFAULT_STORE,
-    as_json: JsonOption = False,
+    profile: options.ProfileOption = None,
+    set_: options.SetOption = None,
+    store: options.StoreOption = options.DEFAULT_STORE,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Check this machine: packages, GPU, hub, store, Prefect, proxies, and room for a profile.
 
@@ -226,7 +217,7 @@ def _hub() -> str:
 
 
 def _store(store: str) -> str:
-    files = open_store(store).files
+    files = options.open_store(store).files
     root = Path(files.root)
     new = [each for each in (root, *root.parents) if files.is_local and not each.exists()]
     try:
@@ -265,10 +256,10 @@ def _proxies() -> str:
 
 def _profile(profile: str | None, set_: list[str] | None, store: str) -> str:
     """Whether this machine has what the profile's full pipeline needs."""
-    name, _ = started_from(profile, None, set_)
+    name, _ = options.started_from(profile, None, set_)
     from rlt_core.estimate import Machine
 
-    plan = new_plan("full-pipeline", profile, set_, None, store)
+    plan = options.new_plan("full-pipeline", profile, set_, None, store)
     plan.require_computable()
     plan.require_room_here()
     here = Machine.here(plan.store.files.local(""), [])

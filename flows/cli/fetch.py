@@ -4,13 +4,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from flows.cli.options import (
-    ConfigFileOption,
-    ProfileOption,
-    SetOption,
-    TargetArgument,
-    started_from,
-)
+from flows.cli import options
 from flows.cli.terminal import Console
 from rlt_core import hf_hub
 from rlt_core.config import Config, HubModel
@@ -56,14 +50,14 @@ def _wanted(config: Config, target: str) -> Iterator[Wanted]:
 
 
 def fetch(
-    target: TargetArgument = "full-pipeline",
-    profile: ProfileOption = None,
-    set_: SetOption = None,
-    config_file: ConfigFileOption = None,
+    target: options.TargetArgument = "full-pipeline",
+    profile: options.ProfileOption = None,
+    set_: options.SetOption = None,
+    config_file: options.ConfigFileOption = None,
 ) -> None:
     """Download the models and data sets of a run, so that the run needs no network."""
     require_target(target)
-    profile, changes = started_from(profile, config_file, set_)
+    profile, changes = options.started_from(profile, config_file, set_)
     wanted = list(dict.fromkeys(_wanted(load_config(profile, changes), target)))
     console = Console()
     if not wanted:

@@ -10,17 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from flows.cli.options import (
-    DEFAULT_STORE,
-    ConfigFileOption,
-    JsonOption,
-    ProfileOption,
-    SetOption,
-    StoreOption,
-    TargetArgument,
-    is_there,
-    new_plan,
-)
+from flows.cli import options
 from flows.cli.terminal import (
     Console,
     new_table,
@@ -49,11 +39,11 @@ COLUMNS = ("GiB/GPU", "GPUs", "tokens", "GPU-h", "hours", "host GiB", "disk")
 
 
 def plan(
-    target: TargetArgument = "full-pipeline",
-    profile: ProfileOption = None,
-    set_: SetOption = None,
-    config_file: ConfigFileOption = None,
-    store: StoreOption = DEFAULT_STORE,
+    target: options.TargetArgument = "full-pipeline",
+    profile: options.ProfileOption = None,
+    set_: options.SetOption = None,
+    config_file: options.ConfigFileOption = None,
+    store: options.StoreOption = options.DEFAULT_STORE,
     estimates: Annotated[
         bool | None,
         typer.Option(
@@ -64,14 +54,14 @@ def plan(
     changed: Annotated[
         bool, typer.Option("--changed", help="List every node to compute, with all that changed.")
     ] = False,
-    as_json: JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Show what a run would compute, why, and what it needs.
 
     Nodes that change only with what they read are counted under the change. Exit status 2 if a node
     cannot fit.
     """
-    resolved = new_plan(target, profile, set_, config_file, store)
+    resolved = options.new_plan(target, profile, set_, config_file, store)
     planned, found = resolved.nodes, resolved.estimates
     show_estimators(planned)
     if as_json:
@@ -80,7 +70,7 @@ def plan(
     else:
         console = table_console()
         _show_nodes(console, resolved, changed)
-        if not is_there(resolved.store):
+        if not options.is_there(resolved.store):
             console.print(f"there is no store at {store} yet; a run makes it", soft_wrap=True)
         for line in (*_layouts(planned), *requests_of(resolved)):
             console.print(line, soft_wrap=True)

@@ -8,18 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import (
-    DEFAULT_STORE,
-    BudgetOption,
-    ConfigFileOption,
-    ExistingStore,
-    JsonOption,
-    ProfileOption,
-    SetOption,
-    StoreOption,
-    TargetArgument,
-    new_plan,
-)
+from flows.cli import options
 from flows.cli.plan import row, show_estimators
 from flows.cli.progress import Display, stop_requests
 from flows.cli.report import near, show
@@ -37,20 +26,20 @@ from tasks.stage import require_one_machine
 
 # ---------------------------------------------------------------- run
 def run(
-    target: TargetArgument = "full-pipeline",
-    profile: ProfileOption = None,
-    set_: SetOption = None,
-    config_file: ConfigFileOption = None,
-    store: StoreOption = DEFAULT_STORE,
-    budget_gpu_hours: BudgetOption = None,
-    as_json: JsonOption = False,
+    target: options.TargetArgument = "full-pipeline",
+    profile: options.ProfileOption = None,
+    set_: options.SetOption = None,
+    config_file: options.ConfigFileOption = None,
+    store: options.StoreOption = options.DEFAULT_STORE,
+    budget_gpu_hours: options.BudgetOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Compute the nodes that are not in the store.
 
     Ctrl-C saves checkpoints after the current steps and stops, a second one kills; the same command
     continues.
     """
-    plan = new_plan(target, profile, set_, config_file, store, budget_gpu_hours)
+    plan = options.new_plan(target, profile, set_, config_file, store, budget_gpu_hours)
     plan.require_computable()
     show_estimators(plan.nodes)
     status = compute(plan, quiet=as_json)
@@ -135,8 +124,8 @@ def _summary(store: Store, planned: list[Planned]) -> None:
 
 # ---------------------------------------------------------------- status
 def status(
-    store: ExistingStore = DEFAULT_STORE,
-    as_json: JsonOption = False,
+    store: options.ExistingStore = options.DEFAULT_STORE,
+    as_json: options.JsonOption = False,
     watch_: Annotated[
         bool, typer.Option("--watch", help="Follow what runs, and exit as the run exits.")
     ] = False,

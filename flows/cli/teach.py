@@ -10,15 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.cli import options
 from flows.cli.init import columns_of, gpu_gib, recognised
-from flows.cli.options import (
-    DEFAULT_STORE,
-    SetOption,
-    StoreOption,
-    check_output,
-    new_plan,
-    open_store,
-)
 from flows.cli.plan import to_compute
 from flows.cli.run import compute
 from flows.cli.terminal import print, table_console
@@ -75,8 +68,8 @@ def teach(
         int | None,
         typer.Option(min=1, help="Longest row to train on; by default the student's context."),
     ] = None,
-    set_: SetOption = None,
-    store: StoreOption = DEFAULT_STORE,
+    set_: options.SetOption = None,
+    store: options.StoreOption = options.DEFAULT_STORE,
 ) -> None:
     """Write the explanations of your questions from which your student learns most.
 
@@ -84,12 +77,12 @@ def teach(
     score them (`rlt reward`), and the best that fit are kept. After Ctrl-C, or with a larger
     budget, the same command continues.
     """
-    check_output(output, (".jsonl", ".parquet"), questions)
+    options.check_output(output, (".jsonl", ".parquet"), questions)
     if keep > samples:
         raise UserError(f"--keep {keep}: only {samples} are written of each (--samples)")
     changes = {
         **of_data(questions, set_ or ()),
-        **_models(open_store(store), teacher, student, samples),
+        **_models(options.open_store(store), teacher, student, samples),
         "trace_selection.keep": keep,
         "trace_selection.only_correct": only_correct,
         "trace_selection.max_student_tokens": max_student_tokens,
@@ -116,7 +109,7 @@ def computed(
     Raises UserError for several training seeds: what is shown and written is that of one.
     """
     own = [f"{path}={json.dumps(value)}" for path, value in (changes | of_machine()).items()]
-    plan = new_plan(target, "teach", [*own, *given], None, store)
+    plan = options.new_plan(target, "teach", [*own, *given], None, store)
     if len(plan.config.seeds) > 1:
         raise UserError(
             f"seeds={list(plan.config.seeds)}: one at a time here; give the command for each, "
