@@ -184,8 +184,9 @@ def test_a_query_gives_the_same_on_both_stores(store_root):
 
 def test_the_command_needs_neither_torch_nor_prefect_nor_pandas(store_root):
     commit(Store(store_root), "report", {})
-    query = f"sql('select count(*) from scores', store={store_root!r})"
-    assert not imported(f"from flows.cli.sql import sql; {query}")
+    query = f"sql('select count(*) from scores', store=Store({store_root!r}))"
+    imports = "from flows.cli.sql import sql; from rlt_core.store import Store"
+    assert not imported(f"{imports}; {query}")
 
 
 # ---------------------------------------------------------------- the shell
