@@ -26,7 +26,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rlt_core import processes
@@ -63,7 +63,6 @@ class ResumableTrainer(Trainer):
 
     _work: Workspace
     _recorder: StepRecorder
-    _part: Path | None = None
 
     def __init__(self, *, resources: StageResources, **arguments: Any) -> None:
         self._resources = resources
@@ -146,36 +145,57 @@ class ResumableTrainer(Trainer):
         tensors = sharding.trained(self._model)
         return {name.replace(".default.", "."): each for name, each in tensors.items()}
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the whole weights, gathered where they are sharded, and the extra state."""
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Override: commits a checkpoint in the workspace, gathered where the training is sharded,
+        and removes old ones. Trainer's would be in another folder, of one process's share."""
+        step, main = self.state.global_step, self.accelerator.is_main_process
+        box = [self._work.begin(GROUP, f"{step:08d}") if main else None]
+        part = broadcast_object_list(box)[0]
+        assert part is not None
+        try:
+            with disk_space(part, self._checkpoint_bytes()):
+                self._write(part / f"{PREFIX_CHECKPOINT_DIR}-{step}")
+                self.accelerator.wait_for_everyone()
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)  # the last whole one stays
+            raise
+        if main:
+            self._work.commit(GROUP, f"{step:08d}", step=step)
+            for name in self._work.parts(GROUP)[:-KEPT_CHECKPOINTS]:
+                self._work.remove(GROUP, name)
+
+    def _write(self, folder: Path) -> None:
+        """Write a checkpoint in the first process; one part at a time is whole in its memory."""
+        assert self.optimizer is not None and self.lr_scheduler is not None
+        main = self.accelerator.is_main_process
         weights = sharding.gathered(self._weights())
-        extra = sharding.gathered(self.extra_state())
-        if self.args.should_save:
-            folder = Path(str(output_dir or self.args.output_dir))
-            folder.mkdir(parents=True, exist_ok=True)
+        if main:
+            folder.mkdir()
             save_torch_state_dict(weights, folder)
-            if extra:
-                save_file(extra, folder / EXTRA)
+        del weights
+        if (extra := sharding.gathered(self.extra_state())) and main:
+            save_file(extra, folder / EXTRA)
+        del extra
+        optimizer = sharding.gathered(self.optimizer.state_dict())
+        if main:
+            torch.save(optimizer, folder / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+            (folder / ROWS).write_text(json.dumps(self._recorder.rows))
+            if rollouts := self._recorder.rollouts:
+                write_rows(folder / "rollouts.parquet", "rollouts", rollouts)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        """Override: reads what `save_model` wrote, each process its share."""
+        """Override: reads what `_write` wrote, each process its share."""
         folder = Path(resume_from_checkpoint)
         sharding.load_weights(self._weights(), sharding.read_weights(folder))
         if extra := self.extra_state():
             sharding.load_weights(extra, load_file(folder / EXTRA))
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Override: Trainer would write the share of one process."""
-        assert self.optimizer is not None and self.lr_scheduler is not None
-        state = sharding.gathered(self.optimizer.state_dict())
-        if self.args.should_save:
-            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
-
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Override: reads what `_save_optimizer_and_scheduler` wrote."""
+        """Override: as `_load_from_checkpoint`."""
         if checkpoint is None:
             return
         assert self.optimizer is not None and self.lr_scheduler is not None
@@ -197,35 +217,6 @@ class ResumableTrainer(Trainer):
             self._recorder.rollouts[:] = read_rows(folder, "rollouts")
         return str(folder)
 
-    def _get_output_dir(self, trial: Any) -> str:
-        """Override: a checkpoint goes into the workspace."""
-        return str(self._part or super()._get_output_dir(trial))
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Override: commits the checkpoint in the workspace and removes old ones."""
-        step = self.state.global_step
-        main = self.accelerator.is_main_process
-        box = [self._work.begin(GROUP, f"{step:08d}") if main else None]
-        self._part = broadcast_object_list(box)[0]
-        assert self._part is not None
-        try:
-            with disk_space(self._part, self._checkpoint_bytes()):
-                super()._save_checkpoint(model, trial)
-                self.accelerator.wait_for_everyone()
-                if main:
-                    folder = self._part / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-                    (folder / ROWS).write_text(json.dumps(self._recorder.rows))
-                    if rollouts := self._recorder.rollouts:
-                        write_rows(folder / "rollouts.parquet", "rollouts", rollouts)
-        except BaseException:
-            shutil.rmtree(self._part, ignore_errors=True)  # the last whole one stays
-            raise
-        if main:
-            self._work.commit(GROUP, f"{step:08d}", step=step)
-            for name in self._work.parts(GROUP)[:-KEPT_CHECKPOINTS]:
-                self._work.remove(GROUP, name)
-        self._part = None
-
     def _checkpoint_bytes(self) -> int:
         """Weights in training and the optimiser's state, of all processes."""
         assert self.optimizer is not None
@@ -233,14 +224,8 @@ class ResumableTrainer(Trainer):
         tensors = [*self._weights().values(), *filter(torch.is_tensor, states)]
         return sum(each.numel() * each.element_size() for each in tensors)
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        """Override: each step has its own seed."""
-
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Override: as `_save_rng_state`."""
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Override: no model card in a checkpoint."""
+        """Override: each step has its own seed."""
 
     def _send_telemetry(self) -> None:
         """Override: nothing leaves this machine."""
