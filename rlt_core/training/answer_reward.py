@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from torch import nn
 
 from rlt_core.config import CorrectnessReward
+from rlt_core.generation import Completion
 from rlt_core.grading import GradeItem, Grader
 from rlt_core.prompts.renderer import Renderer
-from rlt_core.scoring.lm_head import FLOATS
 from rlt_core.training.reward_function import Prompt, RewardFunction, Rewards
 
 MAX_GRADER_FAILURES = 0.5
@@ -27,14 +27,10 @@ class AnswerReward(RewardFunction):
         self._renderer, self._spec, self._grader = renderer, spec, grader
 
     def __call__(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Sequence[int]],
-        sampled: Sequence[FLOATS],
-        policy: nn.Module,
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion], policy: nn.Module
     ) -> Rewards:
         outcomes = ["unformatted"] * len(completions)
-        texts = [self._renderer.decode(ids) for ids in completions]
+        texts = [self._renderer.decode(each.ids) for each in completions]
         items: dict[int, GradeItem] = {}
         for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
             answer, row = self._renderer.split_answer(text), prompt.row
@@ -60,8 +56,8 @@ class AnswerReward(RewardFunction):
                     "correct": outcome == "correct",
                     "grader_failed": outcome == "grader_failed",
                     "text": text,
-                    "token_ids": ids,
+                    "token_ids": each.ids,
                 }
-                for outcome, text, ids in zip(outcomes, texts, completions, strict=True)
+                for outcome, text, each in zip(outcomes, texts, completions, strict=True)
             ],
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from rlt_core.scoring.lm_head import FLOATS
+from rlt_core.generation import Completion
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,9 @@ class RewardFunction:
         """Raise UserError if some completion of these prompts could have no reward."""
 
     def __call__(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Sequence[int]],
-        sampled: Sequence[FLOATS],
-        policy: nn.Module,
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion], policy: nn.Module
     ) -> Rewards:
-        """Return the reward of `completions[i]`, sampled by the current `policy` from `prompts[i]`
-        with log-probs `sampled[i]`. Completions of a question follow one another. Raises
-        NoReward for one that has none.
+        """Return the reward of `completions[i]`, sampled by the current `policy` from `prompts[i]`.
+        Completions of a question follow one another. Raises NoReward for one that has none.
         """
         raise NotImplementedError

@@ -14,6 +14,7 @@ from torch import nn
 
 from rlt_core.config import RewardSpec, StageResources, TeacherGRPOConfig
 from rlt_core.errors import UserError
+from rlt_core.generation import Completion
 from rlt_core.models import compute_dtype, load_model, load_tokenizer, on_device
 from rlt_core.prompts.renderer import Renderer
 from rlt_core.reward.diagnostics import diagnose
@@ -71,13 +72,9 @@ class RLTReward(RewardFunction):
                 )
 
     def __call__(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Sequence[int]],
-        sampled: Sequence[FLOATS],
-        policy: nn.Module,
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion], policy: nn.Module
     ) -> Rewards:
-        thinks = [self._renderer.split_completion(ids) for ids in completions]
+        thinks = [self._renderer.split_completion(each.ids) for each in completions]
         contexts = [
             self._contexts(prompt, think.text, think.ids)
             for prompt, think in zip(prompts, thinks, strict=True)
@@ -97,8 +94,7 @@ class RLTReward(RewardFunction):
             words=self._renderer.words,
         )
         if self._recorded:
-            prompt_tokens = [len(prompt.ids) for prompt in prompts]
-            recorded = list(map(_as_sampled, contexts, completions, sampled, prompt_tokens))
+            recorded = list(map(_as_sampled, contexts, prompts, completions))
             scores = self._with_teacher(scores, contexts, recorded, policy)
         rows = []
         for prompt, each, think, context in zip(prompts, scores, thinks, contexts, strict=True):
@@ -150,14 +146,12 @@ class RLTReward(RewardFunction):
         ]
 
 
-def _as_sampled(
-    contexts: Contexts, completion: Sequence[int], sampled: FLOATS, prompt_tokens: int
-) -> FLOATS | None:
+def _as_sampled(contexts: Contexts, prompt: Prompt, completion: Completion) -> FLOATS | None:
     """Return the log-probs of an explanation as the engine recorded them, if the completion begins
     with the tokens to score; else None. It does not if the prefilled padding is scored too, or if
     the explanation's last characters shared a token with the closing tag and were re-encoded."""
     assert contexts.teacher is not None
     start, end = contexts.teacher.think
     ids = contexts.teacher.ids[start:end]
-    same = start >= prompt_tokens or not ids
-    return sampled[: len(ids)] if same and ids == list(completion[: len(ids)]) else None
+    same = start >= len(prompt.ids) or not ids
+    return completion.logprobs[: len(ids)] if same and ids == completion.ids[: len(ids)] else None
