@@ -46,7 +46,16 @@ class ColocatedVLLM(VLLMEngine):
         self._sleeps = accelerator.device.type == "cuda"
         # Compiled code would keep the CPU's packed weights.
         with _engines_of(dtype=dtype, enforce_eager=not self._sleeps):
-            self._trl = _PolicyGeneration(policy, accelerator, self._sleeps, resources, weights)
+            self._trl = _PolicyGeneration(
+                policy,
+                accelerator,
+                processing_class=cast(Any, None),  # ids in, ids out
+                mode="colocate",
+                gpu_memory_utilization=resources.vllm_memory,
+                max_model_length=FITTING,
+                enable_sleep_mode=self._sleeps,
+            )
+        self._trl.weights = weights
         self._llm = self._trl.llm
 
     def close(self) -> None:
@@ -77,34 +86,17 @@ class _PolicyGeneration(VLLMGeneration):
     """TRL's engine; overrides where its weights come from, since TRL knows neither our sharding nor
     our adapters, and how a CPU takes them."""
 
-    def __init__(
-        self,
-        policy: PreTrainedModel,
-        accelerator: Accelerator,
-        sleeps: bool,
-        resources: StageResources,
-        weights: Callable[[], Iterable[tuple[str, Tensor]]],
-    ) -> None:
-        self._weights = weights
-        super().__init__(
-            policy,
-            accelerator,
-            processing_class=cast(Any, None),  # ids in, ids out
-            mode="colocate",
-            gpu_memory_utilization=resources.vllm_memory,
-            max_model_length=FITTING,
-            enable_sleep_mode=sleeps,
-        )
+    weights: Callable[[], Iterable[tuple[str, Tensor]]]
 
     def _iter_named_params(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self._weights()
+        yield from self.weights()
 
     def sync_weights(self) -> None:
         """On a CPU, vLLM has packed the weights and dropped the tensors that TRL would write to."""
         if self.enable_sleep_mode:
             super().sync_weights()
             return
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._weights()})
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self.weights()})
         self.llm.apply_model(_pack_head)
         self.llm.reset_prefix_cache()
 
