@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from rlt_core.config import Config, StageResources
+from rlt_core.environment import LOOPBACK, free_bytes
 from rlt_core.errors import UserError
 from rlt_core.estimate import data
 from rlt_core.estimate.memory import ENGINE, GIB, USABLE
@@ -34,7 +34,6 @@ from rlt_core.training.data_order import micro_batches
 Found = Mapping[str, NodeEstimate]
 """Node key -> estimate."""
 SERVER = "http://HOST:8000"
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,10 @@ class Machine:
     def here(cls, folder: Path, unfinished: Collection[Path]) -> Machine:
         """This machine. What the folders of unfinished nodes hold already on the disk of `folder`
         counts as free."""
-        while not folder.exists():
-            folder = folder.parent
         there = sum(
             file.bytes or 0 for each in unfinished for file in listed_below(each, deep=True)
         )
-        return cls(_memory(), shutil.disk_usage(folder).free + there)
+        return cls(_memory(), free_bytes(folder) + there)
 
 
 def _memory() -> int:

@@ -49,6 +49,7 @@ of a token of text alone. Measured on 82,000 tokens of English documentation in 
 vocabulary, traces of 2,000 tokens, with random log-probs."""
 PROCESS = 2 * GIB
 """Main memory of a process with torch, CUDA and the libraries, beside tensors. An assumption."""
+NO_FILES = TrainingFiles()
 CERTAIN = ("weights", "adapters", "optimizer", "gradients", "reference", "reward student")
 """Parts that a process holds however short its sequences are."""
 
@@ -131,17 +132,6 @@ class Estimator:
         if node.key not in self._works:
             self._works[node.key] = NodeWork(self, node)
         return self._works[node.key]
-
-
-@dataclass
-class _Need:
-    """Needs of a stage's body; the rest of an estimate follows from the layout."""
-
-    parameters: int | None = None
-    tokens: float = 0
-    memory: Memory | None = None
-    seconds: float = 0
-    files: TrainingFiles = field(default_factory=TrainingFiles)
 
 
 class NodeWork:
@@ -229,20 +219,37 @@ class NodeWork:
     # ------------------------------------------------------------ the estimate
     def estimate(self) -> NodeEstimate:
         """Return the estimate of the node with its stage's resources."""
-        resources, stage, cost, need = self.resources, self.node.stage, self.cost, self._need()
+        match self.cost.work:
+            case TrainingWork(recipe=GRPOConfig() as recipe) as training:
+                return self._grpo(training, recipe)
+            case TrainingWork(recipe=SFTConfig() as recipe) as training:
+                return self._sft(training, recipe)
+            case SamplingWork() as sampling:
+                return self._sampled(sampling)
+            case ScoringConfig() as scoring:
+                return self._scored(scoring)
+            case RequestWork(tokens=tokens) as requests:
+                return self._estimate(tokens, requests=requests)
+        return self._estimate(0, self.shape if self.node.stage.model else None)
+
+    def _estimate(
+        self, tokens: float, model: Shape | None = None, held: Memory | None = None,
+        seconds: float = 0, files: TrainingFiles = NO_FILES, requests: RequestWork | None = None,
+    ) -> NodeEstimate:  # fmt: skip
+        """Return what follows from the needs of the stage's body and the layout."""
+        resources, stage = self.resources, self.node.stage
         size = self._manifest.bytes if self._manifest else round(self._artifact_bytes())
-        computes = stage.pool == "gpu" and not cost.number_bytes
+        computes = stage.pool == "gpu" and not self.cost.number_bytes
         gpus = stage.machines(resources) * stage.gpus(resources) if computes else 0
-        there = computes and on_gpu(resources)
-        held, files, processes = need.memory, need.files, stage.processes(resources)
+        there, processes = computes and on_gpu(resources), stage.processes(resources)
         known = NodeEstimate(
-            parameters=need.parameters, tokens=round(need.tokens), gpus=gpus, on_gpu=there,
-            artifact_bytes=size, disk_bytes=size, staged_bytes=size,
-            requests=cost.work if isinstance(cost.work, RequestWork) else None,
+            parameters=model.parameters if model else None, tokens=round(tokens), gpus=gpus,
+            on_gpu=there, artifact_bytes=size, disk_bytes=size, staged_bytes=size,
+            requests=requests,
         )  # fmt: skip
         if held is None:
             return known
-        hours = need.seconds / 3600 if there else None
+        hours = seconds / 3600 if there else None
         inputs = sum(self._input(n).model_bytes for n, one in self.node.inputs.items()
                      if one.stage.model)  # fmt: skip
         certain = sum(held.parts.get(name, 0) for name in CERTAIN)
@@ -278,20 +285,6 @@ class NodeWork:
                 return self.traces.count * logprobs * SCORE_BYTES
         return self.model_bytes if self.node.stage.model else 0
 
-    def _need(self) -> _Need:
-        match self.cost.work:
-            case TrainingWork(recipe=GRPOConfig() as recipe) as training:
-                return self._grpo(training, recipe)
-            case TrainingWork(recipe=SFTConfig() as recipe) as training:
-                return self._sft(training, recipe)
-            case SamplingWork() as sampling:
-                return self._sampled(sampling)
-            case ScoringConfig() as scoring:
-                return self._scored(scoring)
-            case RequestWork(tokens=tokens):
-                return _Need(tokens=tokens)
-        return _Need(self.shape.parameters if self.shape and self.node.stage.model else None)
-
     def _layout(self, dtype: str) -> ProcessLayout:
         return ProcessLayout(self.resources, self.world, dtype)
 
@@ -303,28 +296,22 @@ class NodeWork:
         size = min(limit, share + 1) if rest else micro_batches(batch, limit, self.world).size
         return size * longest, size < share
 
-    def _trained(self, need: _Need, shape: Shape, config: SFTConfig | GRPOConfig, steps: int,
-                 length: float) -> _Need:  # fmt: skip
-        """Add time and files of a training on sequences of this many tokens on average."""
-        again, layout = self.resources.gradient_checkpointing, self._layout(config.dtype)
-        flops = train_flops(shape, steps * sequences_per_step(config), length, config, again)
-        need.seconds += layout.training_s(flops)
-        need.files = training_files(shape, config, steps, self.resources)
-        return need
-
-    def _sft(self, training: TrainingWork, config: SFTConfig) -> _Need:
+    def _sft(self, training: TrainingWork, config: SFTConfig) -> NodeEstimate:
         shape, batch = self.shape, config.batch_size
         steps = total_steps(config, max(training.rows, 1), batch)
         length = min(training.tokens, config.max_tokens)
+        tokens = steps * batch * length
         if shape is None:
-            return _Need(tokens=steps * batch * length)
+            return self._estimate(tokens)
         trained = Trained(shape, config, self.resources, self.world)
         moments = trained.step(*self._micro(batch, min(config.max_tokens, shape.positions)))
         held = memory.fullest(moments.values(), self.resources)
-        need = _Need(shape.parameters, steps * batch * length, held)
-        return self._trained(need, shape, config, steps, length)
+        again, layout = self.resources.gradient_checkpointing, self._layout(config.dtype)
+        seconds = layout.training_s(train_flops(shape, steps * batch, length, config, again))
+        files = training_files(shape, config, steps, self.resources)
+        return self._estimate(tokens, shape, held, seconds, files)
 
-    def _grpo(self, training: TrainingWork, config: GRPOConfig) -> _Need:
+    def _grpo(self, training: TrainingWork, config: GRPOConfig) -> NodeEstimate:
         shape, limit = self.shape, config.max_completion_tokens
         prompt = min(training.tokens, config.max_prompt_tokens)
         completion = self.completion(limit)
@@ -332,12 +319,12 @@ class NodeWork:
         batch, length = sequences_per_step(config), prompt + completion
         teacher = "student" in self.node.inputs
         student = self._input("student").shape if teacher else None
-        need = _Need(shape.parameters if shape else None, steps * batch * length)
+        tokens = steps * batch * length
         if shape is None or (teacher and student is None):
-            return need
+            return self._estimate(tokens, shape)
         most = min(math.ceil(self.questions.longest_prompt), config.max_prompt_tokens)
         longest = min(most + limit, shape.positions)
-        need.memory = memory.grpo(
+        held = memory.grpo(
             Trained(shape, config, self.resources, self.world), student, config, longest,
             self._micro(batch, longest),
         )  # fmt: skip
@@ -347,29 +334,32 @@ class NodeWork:
         reading += read_flops(student, steps * batch, length) if student else 0
         layout = self._layout(config.dtype)
         sampling_s = layout.decode_s(shape, batch, prompt, completion, limit)
-        need.seconds = steps * sampling_s + layout.reading_s(reading)
-        return self._trained(need, shape, config, steps, length)
+        seconds = steps * sampling_s + layout.reading_s(reading)
+        again = self.resources.gradient_checkpointing
+        seconds += layout.training_s(train_flops(shape, steps * batch, length, config, again))
+        files = training_files(shape, config, steps, self.resources)
+        return self._estimate(tokens, shape, held, seconds, files)
 
-    def _sampled(self, sampling: SamplingWork) -> _Need:
+    def _sampled(self, sampling: SamplingWork) -> NodeEstimate:
         config, shape = sampling.config, self.shape
         if shape is None:
-            return _Need(tokens=sampling.tokens)
+            return self._estimate(sampling.tokens)
         layout = self._layout(config.dtype)
         longest = math.ceil(self.questions.longest_prompt) + config.max_tokens
         longest = min(longest, shape.positions)
         held = memory.engine(shape, self.resources, layout.number, longest, config.n)
         asked = [one for one in sampling.asked if one[0]]
         seconds = sum(layout.decode_s(shape, *one, config.max_tokens) for one in asked)
-        return _Need(shape.parameters, sampling.tokens, held, seconds)
+        return self._estimate(sampling.tokens, shape, held, seconds)
 
-    def _scored(self, config: ScoringConfig) -> _Need:
+    def _scored(self, config: ScoringConfig) -> NodeEstimate:
         inputs, traces = self.node.inputs, self.traces
         student = self._input("student").shape
         teacher = self._input("teacher" if "teacher" in inputs else "student").shape
         length = min(self.questions.teacher_prompt + traces.tokens, config.max_tokens)
         tokens = (1 + ("teacher" in inputs)) * traces.count * length
         if teacher is None or student is None:
-            return _Need(tokens=tokens)
+            return self._estimate(tokens)
         layout = self._layout(config.dtype)
         longest = min(config.max_tokens, teacher.positions, student.positions)
         reads, offload = memory.scored_tokens(self.resources, longest), self.resources.offload
@@ -395,4 +385,4 @@ class NodeWork:
             beside = {"scoring models": 0 if offload else both}
             moments += [beside | parts for parts in step.values()]
         held = memory.fullest(moments, self.resources)
-        return _Need(teacher.parameters, tokens, held, layout.reading_s(flops))
+        return self._estimate(tokens, teacher, held, layout.reading_s(flops))
