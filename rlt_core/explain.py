@@ -1,4 +1,4 @@
-"""What made the reward of one trace: its parts, its worst tokens, the question's other traces.
+"""What made the reward of one trace: its parts and its worst tokens.
 
 Shapes: T tokens of the explanation, S of the solution, scored padding included.
 """
@@ -16,7 +16,7 @@ from rlt_core.config import Reduction, RewardSpec
 from rlt_core.errors import UserError
 from rlt_core.overrides import nearest
 from rlt_core.reward.formula import Floats, reward_parts, token_kl
-from rlt_core.reward.replay import GROUP, LOGPROBS, chosen, spec_of
+from rlt_core.reward.replay import LOGPROBS, chosen, spec_of
 from rlt_core.sql.views import connect, sql_errors
 from rlt_core.store import Manifest, Store
 
@@ -28,8 +28,6 @@ Find = Callable[[str, str, str], Row | None]
 IDS = {"traces": "trace_id", "questions": "question_id", "scores": "trace_id"}
 """Column that names a row inside an artifact, by table."""
 
-WORST = 5
-"""Tokens of the explanation that are shown for each reason."""
 AROUND = 5
 """Tokens before a token that its text is decoded after."""
 
@@ -76,8 +74,6 @@ class Explained:
     """The artifact that scored it."""
     row: Row
     """The trace's row of `scores`."""
-    group: list[Row] = dataclasses.field(default_factory=list)
-    """trace_id, sample, reward, rank, think_tokens of the question's traces, the best first."""
     parts: list[ExplainedPart] = dataclasses.field(default_factory=list)
     """Empty, like the tokens, where there are no log-probs: imported, or too long."""
     question: str | None = None
@@ -93,10 +89,10 @@ class Explained:
         return min(self.solution, key=lambda token: token.student, default=None)
 
     @property
-    def surprising(self) -> list[Token]:
-        """Tokens of the explanation with the largest k_t."""
-        known = [token for token in self.explanation if token.kl is not None]
-        return sorted(known, key=lambda token: -(token.kl or 0.0))[:WORST]
+    def most_surprising(self) -> Token | None:
+        """The explanation's token with the largest k_t."""
+        known = (token for token in self.explanation if token.kl is not None)
+        return max(known, key=lambda token: token.kl or 0.0, default=None)
 
 
 def explain(
@@ -122,20 +118,13 @@ def explain(
         if trace_id is None:
             trace_id, run = _choose(store, ask, run, worst, question)
         manifest = _artifact(store, ask, trace_id, run)
-        key = manifest.ref.key
-        (row,) = ask("from scores where run = ? and trace_id = ?", key, trace_id)
-        same = " and ".join(f"{name} is not distinct from ?" for name in GROUP.split(", "))
-        group = ask(
-            f"select trace_id, sample, reward, rank, think_tokens from scores "
-            f"where run = ? and {same} order by rank nulls last, sample",
-            key, *(row[name] for name in GROUP.split(", ")),
-        )  # fmt: skip
+        (row,) = ask("from scores where run = ? and trace_id = ?", manifest.ref.key, trace_id)
 
         def find(table: str, run: str, name: str) -> Row | None:
             rows = ask(f"from {table} where run = ? and {IDS[table]} = ?", run, name)
             return rows[0] if rows else None
 
-        return take_apart(store, find, Explained(manifest, row, group))
+        return take_apart(store, find, Explained(manifest, row))
 
 
 def take_apart(

@@ -201,8 +201,7 @@ def why(a: Side, b: Side) -> list[str]:
             f"The solution's least likely token is {_quoted(worst)} ({percent(worst.student)}) "
             f"after {one} and {_quoted(other_worst)} ({percent(other_worst.student)}) after {two}."
         )
-    if a.found.surprising and b.found.surprising:
-        first, second = a.found.surprising[0], b.found.surprising[0]
+    if (first := a.found.most_surprising) and (second := b.found.most_surprising):
         sentences.append(
             f"The token that surprises the student most is {_quoted(first)} (KL {first.kl:.2f}) in "
             f"{one} and {_quoted(second)} (KL {second.kl:.2f}) in {two}."

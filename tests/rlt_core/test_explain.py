@@ -8,7 +8,7 @@ import pytest
 
 from rlt_core.config import RewardSpec
 from rlt_core.errors import UserError
-from rlt_core.explain import AROUND, WORST, Explained, explain, take_apart
+from rlt_core.explain import AROUND, Explained, explain, take_apart
 from rlt_core.models import tiny_tokenizer
 from rlt_core.prompts.format import load_format
 from rlt_core.prompts.renderer import Renderer
@@ -95,7 +95,7 @@ def test_the_parts_add_up_to_the_reward(tmp_path, spec):
     floor = -(spec.clip_logprob or np.inf)
     assert framed["min"] == min(found.solution, key=lambda token: max(token.student, floor))
     if spec.think_extreme == "max":
-        assert framed["max"] == found.surprising[0]
+        assert framed["max"] == found.most_surprising
     unclosed = explain(store, "q001-2")
     assert unclosed.parts[-1].contribution == -1
 
@@ -111,14 +111,14 @@ def test_tokens_are_the_worst_and_stand_in_their_text(store_root):
     assert worst.student == solution.min() and worst.position == solution.argmin()
     assert worst.text == SOLUTION[worst.position]
     gap = teacher - student
-    assert [token.kl for token in found.surprising] == sorted(gap, reverse=True)[:WORST]
+    assert found.most_surprising.kl == max(gap)
     written = "".join(token.text for token in found.explanation)
     assert "�" in written and written.startswith("first <think> of pi, ")
     assert [token.student for token in found.explanation] == list(student)
     assert "".join(token.text for token in found.solution) == SOLUTION
     assert found.question == "q"
     whole = TEXT.encode()
-    for token in found.surprising:
+    for token in found.explanation:
         place = token.position
         assert (token.student, token.teacher) == (student[place], teacher[place])
         assert token.kl == gap[place]
@@ -131,18 +131,8 @@ def test_an_empty_explanation_has_no_tokens(tmp_path):
     store = Store(str(tmp_path))
     scored(store)
     found = explain(store, "q001-3")
-    assert found.surprising == []
+    assert found.most_surprising is None
     assert found.parts[2].value == 1.0 and found.worst_solution.text in SOLUTION
-
-
-def test_the_question_s_traces_by_rank(tmp_path):
-    store = Store(str(tmp_path))
-    scored(store)
-    group = explain(store, TRACE).group
-    assert [one["rank"] for one in group] == [1, 2, 3, 4, None]
-    rewards = [one["reward"] for one in group[:4]]
-    assert rewards == sorted(rewards, reverse=True)
-    assert {one["trace_id"] for one in group} == {f"q001-{sample}" for sample in range(5)}
 
 
 def test_what_has_left_the_store_is_shown_by_position(tmp_path):
@@ -158,9 +148,9 @@ def test_what_has_left_the_store_is_shown_by_position(tmp_path):
         known = not {"teacher", "questions"} & set(without)
         assert (found.worst_solution.text == "?") is not known
         if "traces" in without:
-            assert {token.text for token in found.surprising} == {"?"}
+            assert {token.text for token in found.explanation} == {"?"}
         elif "teacher" in without:
-            ids = [token.text for token in found.surprising if token.position >= 0]
+            ids = [token.text for token in found.explanation]
             assert ids and all(one.strip().isdigit() for one in ids)
 
 
@@ -169,7 +159,7 @@ def test_a_trace_without_log_probs_is_shown_with_what_there_is(tmp_path):
     scored(store)
     too_long = explain(store, "q001-4")
     assert too_long.row["status"] == "too_long"
-    assert too_long.parts == [] and too_long.worst_solution is None and len(too_long.group) == 5
+    assert too_long.parts == [] and too_long.worst_solution is None
     imported = commit(store, "trace-scoring[imported]", {"scores": [score_row(7, -2.0, rank=1)]})
     found = explain(store, "q007-0")
     assert (found.manifest, found.parts) == (imported, [])

@@ -113,7 +113,7 @@ def test_traces_without_their_teacher_are_ranked_by_what_is_known(store: Store) 
         "mean log p(solution)", "min log p(solution)", "penalty"
     ]  # fmt: skip
     assert "".join(token.text for token in shown.explanation) == TEXTS[0]
-    assert shown.explanation[0].teacher is None and not shown.surprising
+    assert shown.explanation[0].teacher is None and shown.most_surprising is None
 
 
 @pytest.mark.parametrize("own", ["so 4", None])
