@@ -30,6 +30,7 @@ from torch import nn
 from infra.benchmarks.reward import all_logprobs
 from rlt_core.config import Config, ScratchModel, StageResources, TeacherGRPOConfig
 from rlt_core.data.generators.arithmetic import arithmetic_rows
+from rlt_core.generation import Completion
 from rlt_core.models import load_tokenizer
 from rlt_core.profiles import tiny
 from rlt_core.progress import Progress
@@ -38,7 +39,6 @@ from rlt_core.prompts.renderer import Renderer
 from rlt_core.reward.formula import reward_parts
 from rlt_core.rows import read_rows
 from rlt_core.scoring import eval_mode
-from rlt_core.scoring.lm_head import FLOATS
 from rlt_core.store import Workspace
 from rlt_core.store.files import Files
 from rlt_core.training.base import train_base
@@ -56,12 +56,11 @@ class PlainReward(RLTReward):
     """The RLT reward, one completion at a time."""
 
     def __call__(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]],
-        sampled: Sequence[FLOATS], policy: nn.Module,
-    ) -> Rewards:  # fmt: skip
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion], policy: nn.Module
+    ) -> Rewards:
         with torch.no_grad(), eval_mode(policy):
             pairs = zip(prompts, completions, strict=True)
-            return Rewards([self._reward(prompt, ids, policy) for prompt, ids in pairs])
+            return Rewards([self._reward(prompt, each.ids, policy) for prompt, each in pairs])
 
     def _reward(self, prompt: Prompt, ids: Sequence[int], policy: nn.Module) -> float:
         think = self._renderer.split_completion(ids)

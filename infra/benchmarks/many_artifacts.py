@@ -1,4 +1,4 @@
-"""Compare the command line on a store of 20,000 artifacts with one of 1,000, on S3.
+"""Time the command line on a store of 20,000 artifacts on S3.
 
     python -m infra.benchmarks.many_artifacts [ARTIFACTS]
 
@@ -28,7 +28,6 @@ from rlt_core.overrides import load_config
 from rlt_core.store import FileEntry, Manifest, Ref, Store
 from rlt_core.store.manifest import SETTLED_S
 
-FEW = 1_000
 REPEATS = 3
 PARALLEL_WRITES = 32
 CONTENT = b"."
@@ -82,26 +81,16 @@ def timed(arguments: list[str], root: str) -> float:
 
 
 def main() -> None:
-    sizes = (FEW, int(sys.argv[1]) if len(sys.argv) > 1 else 20_000)
-    seconds: list[dict[str, float]] = []
+    artifacts = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
     with tempfile.TemporaryDirectory() as folder, serve(Path(folder) / "s3", BUCKET) as access:
         os.environ.update(access.environment())
         os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
-        roots = [f"s3://{BUCKET}/{size}" for size in sizes]
-        for root, size in zip(roots, sizes, strict=True):
-            fill(Store(root), size)
+        root = f"s3://{BUCKET}/store"
+        fill(Store(root), artifacts)
         time.sleep(SETTLED_S)
-        for root in roots:
-            new_machine = {"plan, new machine": timed(PLAN, root)}
-            warm = {
-                name: min(timed(arguments, root) for _ in range(REPEATS))
-                for name, arguments in COMMANDS.items()
-            }
-            seconds.append(new_machine | warm)
-    few, many = seconds
-    print(f"{'artifacts':<20}{sizes[1]:>9,}{sizes[0]:>9,}{'ratio':>7}")
-    for name in many:
-        print(f"{name:<20}{many[name]:7.1f} s{few[name]:7.1f} s{many[name] / few[name]:7.1f}")
+        print(f"{artifacts:,} artifacts\nplan, new machine: {timed(PLAN, root):.1f} s")
+        for name, arguments in COMMANDS.items():
+            print(f"{name}: {min(timed(arguments, root) for _ in range(REPEATS)):.1f} s")
 
 
 if __name__ == "__main__":

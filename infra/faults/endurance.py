@@ -21,11 +21,10 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import httpx
-import numpy as np
 import pandas as pd
 
 from flows.server.processes import Processes, free_port
@@ -196,20 +195,11 @@ def size_mb(folder: Path) -> float:
 
 # ---------------------------------------------------------------- figures
 def table(rows: pd.DataFrame) -> str:
-    """Return first, last, least and largest value of each column, and its slope per hour in the
-    second half of the time."""
-    late = rows[rows["hours"] >= rows["hours"].max() / 2]
-    slopes = {
-        name: np.polyfit(late["hours"], late[name], 1)[0] if len(late) > 2 else np.nan
-        for name in rows
-    }
-    columns = {"first": rows.iloc[0], "last": rows.iloc[-1], "least": rows.min(),
-               "largest": rows.max(), "per hour": pd.Series(slopes)}  # fmt: skip
+    """Return first, last, least and largest value of each column."""
+    columns = {
+        "first": rows.iloc[0], "last": rows.iloc[-1], "least": rows.min(), "largest": rows.max()
+    }  # fmt: skip
     return pd.DataFrame(columns).drop("hours").to_string(float_format="%.2f")
-
-
-def _stop(*_: object) -> NoReturn:
-    raise SystemExit("stopped by SIGTERM")
 
 
 def main() -> None:
@@ -220,7 +210,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=4, help="kills per round, at most")
     parser.add_argument("--mean-s", type=float, default=30, help="mean time between two kills")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM"))
     rows: list[dict[str, float]] = []
     lost = left = 0
     with tempfile.TemporaryDirectory(prefix="rlt-endurance-") as folder:

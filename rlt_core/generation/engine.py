@@ -23,7 +23,7 @@ class Completion:
     """The sampled tokens, with the stop token if it was written."""
     finish_reason: FinishReason
     """`stop`: a stop token was written; `length`: the token limit was reached before one."""
-    logprobs: NDArray[np.float32] | None
+    logprobs: NDArray[np.float32]
     """log p of each sampled token under the distribution it was sampled from (after temperature and
     top-p; greedy: the plain softmax). Natural logarithm."""
 

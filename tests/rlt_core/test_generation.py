@@ -61,7 +61,6 @@ def generate(
 
 
 def same(first: Completion, second: Completion) -> bool:
-    assert first.logprobs is not None and second.logprobs is not None
     return (
         first.ids == second.ids
         and first.finish_reason == second.finish_reason
@@ -209,7 +208,7 @@ def test_finish_reasons() -> None:
     assert {c.finish_reason for c in sampled} == {"stop", "length"}
     for completion in sampled:
         assert STOP not in completion.ids[:-1]
-        assert completion.logprobs is not None and len(completion.logprobs) == len(completion.ids)
+        assert len(completion.logprobs) == len(completion.ids)
         if completion.finish_reason == "stop":
             assert completion.ids[-1] == STOP and len(completion.ids) <= 12
         else:

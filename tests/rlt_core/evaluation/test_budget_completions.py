@@ -71,7 +71,7 @@ class ScriptedEngine(ClosesItself):
         room = min(max_tokens, self.context - len(prompt))
         ids = [*spelled(self.renderer, text), self.renderer.end_of_turn][:room]
         reason: FinishReason = "stop" if ids[-1] == self.renderer.end_of_turn else "length"
-        return Completion(ids, reason, None)
+        return Completion(ids, reason, np.zeros(len(ids), np.float32))
 
 
 def quick_thinker(turn: str, rng: np.random.Generator) -> str:

@@ -50,10 +50,11 @@ class Digits(RewardFunction):
         self.batches: list[tuple[list[Prompt], list[list[int]], list[float]]] = []
 
     def __call__(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], *rest: object
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion], policy: object
     ) -> Rewards:
-        rewards = [sum(i in self._digits for i in ids) / len(ids) for ids in completions]
-        self.batches.append((list(prompts), [list(ids) for ids in completions], rewards))
+        ids = [each.ids for each in completions]
+        rewards = [sum(i in self._digits for i in each) / len(each) for each in ids]
+        self.batches.append((list(prompts), ids, rewards))
         return Rewards(rewards)
 
 

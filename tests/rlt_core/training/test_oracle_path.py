@@ -10,6 +10,7 @@ from torch import nn
 from training_runs import FORMAT, TEACHER, context, scratch_folder, steps
 
 from rlt_core.config import RewardSpec, StageResources
+from rlt_core.generation import Completion
 from rlt_core.models import load_model, load_tokenizer
 from rlt_core.prompts.renderer import Renderer, Span
 from rlt_core.reward.formula import reward_parts
@@ -34,14 +35,13 @@ class Oracle(RewardFunction):
     def __call__(
         self,
         prompts: Sequence[Prompt],
-        completions: Sequence[Sequence[int]],
-        sampled: object,
+        completions: Sequence[Completion],
         policy: nn.Module,
     ) -> Rewards:
         teacher = deepcopy(policy).double().eval()
         rewards = []
-        for prompt, ids in zip(prompts, completions, strict=True):
-            think = self._renderer.split_completion(ids)
+        for prompt, each in zip(prompts, completions, strict=True):
+            think = self._renderer.split_completion(each.ids)
             question, solution = prompt.row["question"], prompt.row["solution"]
             s = self._renderer.student_context(question, think.ids, solution)
             t = self._renderer.teacher_context(question, solution, think.ids)

@@ -1,6 +1,7 @@
 """Rewards from recorded log-probs are those of recomputed ones, and the difference is seen."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from training_runs import FORMAT, TEACHER, context, scratch_folder, steps
 
 from rlt_core.config import RewardSpec, Sampling, StageResources, TeacherGRPOConfig
 from rlt_core.errors import UserError
+from rlt_core.generation import Completion
 from rlt_core.generation.hf import TransformersEngine
 from rlt_core.models import load_model, load_tokenizer
 from rlt_core.prompts.format import PromptFormat
@@ -49,14 +51,15 @@ class Setting:
         close = [
             *self.renderer._encode_fixed(format.explanation_close), self.renderer.end_of_turn
         ]  # fmt: skip
-        self.prompts, self.completions, self.sampled = [], [], []
+        self.prompts: list[Prompt] = []
+        self.completions: list[Completion] = []
         for prompt, group in zip(prompts, drawn, strict=True):
             by_hand = [close, [*self.renderer.encode("add them"), *close]]
-            ids = [*(completion.ids for completion in group), *by_hand]
-            self.prompts += [prompt] * len(ids)
-            self.completions += ids
-            self.sampled += [completion.logprobs for completion in group]
-            self.sampled += [self.logprobs(prompt, each) for each in by_hand]
+            self.prompts += [prompt] * (len(group) + len(by_hand))
+            self.completions += group
+            self.completions += [
+                Completion(ids, "stop", self.logprobs(prompt, ids)) for ids in by_hand
+            ]
 
     def logprobs(self, prompt: Prompt, ids: list[int]) -> FLOATS:
         span = (len(prompt.ids), len(prompt.ids) + len(ids))
@@ -76,9 +79,9 @@ def setting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_rewards_are_those_of_recomputed_log_probs(setting: Setting) -> None:
-    batch = (setting.prompts, setting.completions, setting.sampled, setting.policy)
+    batch = (setting.prompts, setting.completions, setting.policy)
     exact, rollout = setting.reward(TEACHER)(*batch), setting.reward(ROLLOUT)(*batch)
-    thinks = [setting.renderer.split_completion(ids) for ids in setting.completions]
+    thinks = [setting.renderer.split_completion(each.ids) for each in setting.completions]
     kinds = {(think.closed, bool(think.ids)) for think in thinks}
     assert kinds >= {(True, True), (False, True), (True, False)}
     np.testing.assert_allclose(rollout.rewards, exact.rewards, atol=1e-4)
@@ -89,11 +92,15 @@ def test_rewards_are_those_of_recomputed_log_probs(setting: Setting) -> None:
 
 
 def test_recorded_log_probs_are_what_is_used(setting: Setting) -> None:
-    sampled = [each - np.float32(0.25) for each in setting.sampled]
+    shifted = [
+        replace(each, logprobs=np.subtract(each.logprobs, np.float32(0.25)))
+        for each in setting.completions
+    ]
     reward = setting.reward(ROLLOUT)
-    good = reward(setting.prompts, setting.completions, setting.sampled, setting.policy)
-    stale = reward(setting.prompts, setting.completions, sampled, setting.policy)
-    for i, (prompt, ids) in enumerate(zip(setting.prompts, setting.completions, strict=True)):
+    good = reward(setting.prompts, setting.completions, setting.policy)
+    stale = reward(setting.prompts, shifted, setting.policy)
+    for i, (prompt, each) in enumerate(zip(setting.prompts, setting.completions, strict=True)):
+        ids = each.ids
         think = setting.renderer.split_completion(ids).ids
         context = setting.renderer.teacher_context(**prompt.row, think_ids=think)
         start, end = context.think
@@ -108,7 +115,7 @@ def test_the_policy_computes_only_what_was_not_sampled(setting: Setting) -> None
     read: list[int] = []
     embedding = setting.policy.get_input_embeddings()
     hook = embedding.register_forward_hook(lambda module, args, out: read.append(args[0].numel()))
-    batch = (setting.prompts, setting.completions, setting.sampled, setting.policy)
+    batch = (setting.prompts, setting.completions, setting.policy)
     counts = []
     for config in (TEACHER, ROLLOUT):
         read.clear()

@@ -12,6 +12,7 @@ from training_runs import FORMAT, TEACHER, scratch_folder
 
 from rlt_core.config import CorrectnessReward, RewardSpec, ScratchModel, StageResources
 from rlt_core.errors import UserError
+from rlt_core.generation import Completion
 from rlt_core.grading import Grade, GradeItem, Grader
 from rlt_core.models import load_model, new_model, save_model, tiny_tokenizer
 from rlt_core.prompts.format import load_format
@@ -48,9 +49,9 @@ def slow_logprobs(folder: Path, before: list[int], target: list[int]) -> np.ndar
     return rows[torch.arange(len(target)), target].detach().numpy()
 
 
-def nothing(completions: list[list[int]]) -> list[np.ndarray]:
-    """Log-probs of sampling that would spoil whatever used them."""
-    return [np.full(len(ids), np.nan, np.float32) for ids in completions]
+def written(completions: list[list[int]]) -> list[Completion]:
+    """With log-probs of sampling that would spoil whatever used them."""
+    return [Completion(ids, "stop", np.full(len(ids), np.nan, np.float32)) for ids in completions]
 
 
 def test_rewards_equal_the_oracle(reward, renderer, model: Path, student: Path) -> None:
@@ -63,7 +64,7 @@ def test_rewards_equal_the_oracle(reward, renderer, model: Path, student: Path) 
     ]
     prompts = [prompt_of(renderer, question, solution) for question, solution, *_ in cases]
     completions = [think + (close if closed else []) for *_, think, closed in cases]
-    result = reward(prompts, completions, nothing(completions), load_model(model))
+    result = reward(prompts, written(completions), load_model(model))
     for i, (question, solution, think, closed) in enumerate(cases):
         chat = renderer.student_prompt(question) + renderer._encode_fixed("<think>")
         after = chat + think + renderer._encode_fixed("</think><solution>")
@@ -85,8 +86,8 @@ def test_the_full_kl_trains_too(reward, renderer, model: Path, student: Path, re
     prompts = [prompt_of(renderer, "1+2=?", "3")]
     completions = [renderer.encode("one and two")]
     exact = RLTReward(renderer, student, full, TEACHER, resources=resources)
-    found = exact(prompts, completions, nothing(completions), load_model(model))
-    k1 = reward(prompts, completions, nothing(completions), load_model(model))
+    found = exact(prompts, written(completions), load_model(model))
+    k1 = reward(prompts, written(completions), load_model(model))
     for row, other in zip(found.rows, k1.rows, strict=True):
         assert row["solution_mean"] == other["solution_mean"]
         assert row["kl_mean"] != other["kl_mean"]
@@ -101,7 +102,7 @@ def test_diagnostics_are_recorded_with_the_parts(reward, renderer, model: Path) 
     ]
     prompts = [prompt_of(renderer, question, solution) for question, solution, _ in cases]
     completions = [renderer.encode(text) for *_, text in cases]
-    rows = reward(prompts, completions, nothing(completions), load_model(model)).rows
+    rows = reward(prompts, written(completions), load_model(model)).rows
     parts = {name: [row[name] for row in rows] for name in ("copied", "compression", "doubt")}
     assert parts["copied"] == [None, 1.0, 0.0]
     assert parts["compression"][:2] == [None, None] and parts["compression"][2] > 6
@@ -122,7 +123,7 @@ def test_what_is_not_finite_names_the_completion(
     with torch.no_grad():
         broken.get_input_embeddings().weight[renderer.encode("9")[0]] = float("nan")
     with pytest.raises(RuntimeError, match=r"^question 9\+2=\?: .*token 0 is not finite"):
-        reward(prompts, completions, nothing(completions), policy)
+        reward(prompts, written(completions), policy)
 
 
 def test_another_vocabulary_is_refused(renderer, tmp_path: Path, resources) -> None:
@@ -157,7 +158,7 @@ def test_correctness(renderer: Renderer, grader: Grader) -> None:
              "<think>x</think>3"]  # fmt: skip
     completions = [[*renderer._encode_fixed(text), renderer.end_of_turn] for text in texts]
     prompts = [answer_prompt(renderer)] * 3
-    result = reward(prompts, completions, nothing(completions), torch.nn.Identity())
+    result = reward(prompts, written(completions), torch.nn.Identity())
     assert result.rewards == [1.0, -0.5, -1.0]
     columns = {"unclosed": [0, 0, 1], "correct": [1, 0, 0], "grader_failed": [0, 0, 0]}
     for name, values in columns.items():
@@ -175,13 +176,14 @@ def test_a_broken_grader_stops_the_run_and_a_hanging_answer_does_not(renderer: R
             return [*range(len(questions))] if self.broken else super().self_check(questions)
 
     text = "<think>x</think><solution>3</solution>"
-    batch = ([answer_prompt(renderer)], [[*renderer._encode_fixed(text), renderer.end_of_turn]])
+    ids = [*renderer._encode_fixed(text), renderer.end_of_turn]
+    batch = ([answer_prompt(renderer)], written([ids]))
     with Hanging() as grader:
         reward = AnswerReward(renderer, CorrectnessReward(), grader)
         with pytest.raises(RuntimeError, match="the grader failed on 1 of 1"):
-            reward(*batch, [], torch.nn.Identity())
+            reward(*batch, torch.nn.Identity())
         grader.broken = False
-        assert reward(*batch, [], torch.nn.Identity()).rewards == [-0.5]
+        assert reward(*batch, torch.nn.Identity()).rewards == [-0.5]
 
 
 def test_a_student_of_another_tokenizer_rewards_text(
@@ -201,7 +203,7 @@ def test_a_student_of_another_tokenizer_rewards_text(
 
     def rewards(student: Path, spec: RewardSpec) -> list[float]:
         made = RLTReward(renderer, student, spec, TEACHER, resources=resources)
-        return made(prompts, completions, nothing(completions), load_model(model)).rewards
+        return made(prompts, written(completions), load_model(model)).rewards
 
     with pytest.raises(UserError, match=r"alignment=text"):
         rewards(tmp_path / "other", SPEC)

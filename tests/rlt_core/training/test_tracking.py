@@ -30,11 +30,11 @@ class Lengths(RewardFunction):
         self.stop_ids = renderer.stop_ids
         self._renderer = renderer
 
-    def __call__(self, prompts, completions, *rest) -> Rewards:
-        rewards = [-float(len(ids)) for ids in completions]
+    def __call__(self, prompts, completions, policy) -> Rewards:
+        rewards = [-float(len(each.ids)) for each in completions]
         rows = [
-            {"r_ss": reward, "copied": 0.25, "text": self._renderer.decode(ids)}
-            for reward, ids in zip(rewards, completions, strict=True)
+            {"r_ss": reward, "copied": 0.25, "text": self._renderer.decode(each.ids)}
+            for reward, each in zip(rewards, completions, strict=True)
         ]
         return Rewards(rewards, rows)
 
