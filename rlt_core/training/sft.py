@@ -15,7 +15,7 @@ from rlt_core.config import SFTConfig
 from rlt_core.errors import UserError
 from rlt_core.models import load_tokenizer
 from rlt_core.processes import join
-from rlt_core.prompts.renderer import IGNORED, Row
+from rlt_core.prompts.renderer import Row
 from rlt_core.training.checkpoint import ResumableTrainer
 from rlt_core.training.context import TrainingContext
 from rlt_core.training.data_order import data_order, longest_first, micro_batches, total_steps
@@ -83,9 +83,6 @@ def _fitting(
             f"{stage}: none of {len(rows)} training rows fits into {limit} tokens (the shortest "
             f"has {shortest}); raise max_tokens, or take a model with more positions"
         )
-    for index, row in enumerate(kept):
-        if all(label == IGNORED for label in row.labels[1:]):
-            raise ValueError(f"{stage}: row {index} has no token to train on")
     return kept
 
 
