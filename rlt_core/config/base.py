@@ -26,7 +26,7 @@ class Frozen(BaseModel):
         """Refuse true and false for a number, which Pydantic reads as 1 and 0."""
         config = validate(given)
         for name, value in given.items() if isinstance(given, dict) else ():
-            kept = getattr(config, name, None)
+            kept: Any = getattr(config, name, None)
             several = isinstance(value, list | tuple) and isinstance(kept, tuple)
             pairs = zip(value, kept, strict=False) if several else [(value, kept)]
             if any(isinstance(one, bool) and type(read) in (int, float) for one, read in pairs):
