@@ -24,7 +24,7 @@ from rlt_core.errors import UserError
 from rlt_core.names import nearest
 from rlt_core.sql import macros
 from rlt_core.sql.checked_files import CheckedDataset
-from rlt_core.sql.schemas import ARTIFACTS, COSTS, LINEAGE, REFS, TABLES, VIEWS
+from rlt_core.sql.schemas import BUILT, TABLES, VIEWS
 from rlt_core.store import Manifest, Store
 
 
@@ -60,15 +60,9 @@ def refresh(connection: duckdb.DuckDBPyConnection, store: Store, sql: str | None
     for table in TABLES:
         having = (one for one in manifests if table in named and table in one.tables)
         connection.register(table, dataset(store, table, having))
-    refs = store.refs() if "refs" in named else {}
-    built = {
-        "artifacts": (ARTIFACTS, map(_facts, manifests) if "artifacts" in named else ()),
-        "costs": (COSTS, map(_facts, manifests) if "costs" in named else ()),
-        "lineage": (LINEAGE, _lineage(manifests) if "lineage" in named else ()),
-        "refs": (REFS, ({"name": name, "run": ref.key} for name, ref in refs.items())),
-    }
-    for view, (schema, rows) in built.items():
-        connection.register(view, pa.Table.from_pylist(list(rows), schema))
+    for view in BUILT:
+        rows = _rows(view, store, manifests) if view in named else ()
+        connection.register(view, pa.Table.from_pylist(list(rows), VIEWS[view]))
     for macro, query in LOOK_UPS.items():
         name = macro.partition("(")[0]
         if name in named:
@@ -127,27 +121,24 @@ def dataset(store: Store, table: str, manifests: Iterable[Manifest]) -> CheckedD
     return made.check(store, {path: entry for _, path, entry in entries})
 
 
-def _facts(one: Manifest) -> dict[str, Any]:
-    """Return an artifact's row of `artifacts` and of `costs`."""
-    return {
-        "run": one.ref.key, "kind": one.ref.kind, "stage": one.stage,
-        "stage_version": one.stage_version, "label": one.label, "profile": one.profile,
-        "seed": one.seed, "started": one.started_at, "created": one.finished_at,
-        "seconds": one.seconds, "gpu_seconds": one.gpu_seconds,
-        "thread_seconds": one.seconds * one.threads, "threads": one.threads,
-        "device": one.device, "bytes": one.bytes, "rows": one.rows,
-        "metrics": json.dumps(one.metrics), "config": json.dumps(one.config),
-    }  # fmt: skip
-
-
-def _lineage(manifests: Sequence[Manifest]) -> Iterator[dict[str, Any]]:
+def _rows(view: str, store: Store, manifests: Sequence[Manifest]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a view that is made from manifests."""
+    if view == "refs":
+        yield from ({"name": name, "run": ref.key} for name, ref in store.refs().items())
     stages = {one.ref.key: one.stage for one in manifests}
-    for one in manifests:
+    for one in manifests if view == "lineage" else ():
         for name, ref in one.inputs.items():
             yield {
                 "run": one.ref.key, "stage": one.stage, "input": name, "input_run": ref.key,
                 "input_stage": stages.get(ref.key),
             }  # fmt: skip
+    for one in manifests if view in ("artifacts", "costs") else ():
+        yield {
+            **vars(one), "run": one.ref.key, "kind": one.ref.kind, "started": one.started_at,
+            "created": one.finished_at, "thread_seconds": one.seconds * one.threads,
+            "bytes": one.bytes, "rows": one.rows, "metrics": json.dumps(one.metrics),
+            "config": json.dumps(one.config),
+        }  # fmt: skip
 
 
 # ---------------------------------------------------------------- errors
