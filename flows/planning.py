@@ -45,7 +45,7 @@ def with_keys(config: Config, store: Store) -> Config:
             return value
         kind, name = value.get("kind"), str(value.get("name") or value.get("path"))
         if kind == "artifact" or (kind == "folder" and not Path(name).is_dir() and store.ref(name)):
-            return {"kind": "artifact", "name": store.find_model(name).ref.key}
+            return {"kind": "artifact", "name": store.find(name, "model").ref.key}
         return {field: resolved(inner) for field, inner in value.items()}
 
     found = resolved(tree := config.model_dump(mode="json"))

@@ -204,7 +204,7 @@ def named_model(
                 raise UserError("no model can be read from it")
             case ArtifactModel():
                 store = open_store()
-                return store.intact(store.find_model(source.name)) / "model", source.name
+                return store.intact(store.find(source.name, "model")) / "model", source.name
         return local_folder(source, out), name
     except UserError as error:
         raise UserError(f"{role} {name}: not a model folder, and {error}") from None

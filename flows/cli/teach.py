@@ -181,7 +181,7 @@ def source_of(store: Store, option: str, model: str) -> str:
     if Path(model).expanduser().is_dir():
         return f"folder:{Path(model).expanduser().absolute()}"
     try:
-        return f"artifact:{store.find_model(model).ref.key}"
+        return f"artifact:{store.find(model, 'model').ref.key}"
     except UserError as error:
         ours = {name.partition("/")[0] for name in store.refs()}
         is_repo = re.fullmatch(r"[\w.-]+/[\w.-]+(@[0-9a-f]{40})?", model)
@@ -208,7 +208,7 @@ def of_format(store: Store, sources: Sequence[str]) -> Changes:
         kind, _, name = source.partition(":")
         folder = Path(name)
         if kind == "artifact":
-            folder = store.intact(store.find_model(name), RECORD) / "model"  # not the weights
+            folder = store.intact(store.find(name, "model"), RECORD) / "model"  # not the weights
         if kind in ("artifact", "folder") and (folder / RECORD).is_file():
             return {"prompt_format": str(folder / RECORD)}
     return {}

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from rlt_core.config import RewardSpec
+from rlt_core.config.reward import KLEstimator, Reduction
 from rlt_core.errors import UserError
 from rlt_core.explain import Explained, ExplainedPart, Row, Token, replayed_row, take_apart
 from rlt_core.explorer.heatmap import percent
@@ -13,11 +14,15 @@ from rlt_core.printable import printable
 from rlt_core.reward.replay import changed, spec_of
 from rlt_core.store import Manifest
 
-REPLAYED = (
-    "alpha", "kl_weight", "kl", "solution_reduction", "solution_extreme", "think_reduction",
-    "think_extreme",
-)  # fmt: skip
-"""Fields of the reward that a reader can change."""
+CHOICES = {
+    "kl": get_args(KLEstimator),
+    **dict.fromkeys(
+        ("solution_reduction", "solution_extreme", "think_reduction", "think_extreme"),
+        get_args(Reduction),
+    ),
+}
+REPLAYED = ("alpha", "kl_weight", *CHOICES)
+"""Fields of the reward that a reader can change; of those that are no numbers the values."""
 
 PAIRS = 5
 """Pairs that a page proposes."""

@@ -11,14 +11,6 @@ from rlt_core.explorer import compare, heatmap, queries
 from rlt_core.printable import printable
 
 HERE = Path(__file__).parent
-CHOICES = {
-    "kl": ("k1", "k3", "full"),
-    **dict.fromkeys(
-        ("solution_reduction", "solution_extreme", "think_reduction", "think_extreme"),
-        ("mean", "min", "max", "median", "sum"),
-    ),
-}
-"""Values of the fields of the reward that are no numbers."""
 
 
 def number(value: Any) -> str:
@@ -71,8 +63,9 @@ def templates() -> Environment:
     found.filters |= {"text": printable, "number": number, "signed": signed}
     found.globals |= {
         "bar": bar, "span": span, "heatmap": heatmap.heatmap, "legend": heatmap.legend,
-        "channel_input": heatmap.channel_input, "CHANNELS": heatmap.CHANNELS, "CHOICES": CHOICES,
-        "RANGES": queries.RANGES, "BADGES": queries.BADGES, "differences": compare.differences,
+        "channel_input": heatmap.channel_input, "CHANNELS": heatmap.CHANNELS,
+        "CHOICES": compare.CHOICES, "RANGES": queries.RANGES, "BADGES": queries.BADGES,
+        "differences": compare.differences,
     }  # fmt: skip
     return found
 

@@ -56,8 +56,7 @@ def export(
         raise UserError(f"--to {folder}: name a new or empty folder")
     if scores and what == "model":
         raise UserError("--scores is for traces; leave it out with --what model")
-    manifest, scored, written = store.find(name), None, Exported()
-    _require_kind(manifest, name, what)
+    manifest, scored, written = store.find(name, what), None, Exported()
     with _new_folder(folder) as out:
         if what == "model":
             for file in model_files(store.intact(manifest) / "model"):
@@ -73,8 +72,7 @@ def export(
 def _scores_for(store: Store, traces: Manifest, name: str | None) -> Manifest | None:
     """Return the scores of the traces: those named, else the newest in the store."""
     if name is not None:
-        named = store.find(name)
-        _require_kind(named, name, "scores")
+        named = store.find(name, "scores")
         of = named.inputs.get("traces")
         if of and of != traces.ref:
             raise UserError(f"--scores {name}: scores of other traces ({of.key})")
@@ -96,14 +94,6 @@ def _new_folder(folder: Path) -> Iterator[Path]:
             os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _require_kind(manifest: Manifest, name: str, kind: str) -> None:
-    """Raise UserError for an artifact of another kind."""
-    if manifest.ref.kind != kind:
-        ref = manifest.inputs.get(kind)
-        fix = f"its {kind}: {ref.key}" if ref else "`rlt artifacts list` shows all"
-        raise UserError(f"artifact {name!r} is of kind {manifest.ref.kind}, not {kind}; {fix}")
 
 
 # ---------------------------------------------------------------- traces

@@ -20,7 +20,6 @@ from rlt_core.printable import printable, spreadsheet_cell
 from rlt_core.prompts.format import label_of
 from rlt_core.report import (
     experiment,
-    overlaps,
     paper,
     ranks,
     scores,
@@ -29,11 +28,10 @@ from rlt_core.report import (
     texts,
     trace_sets,
 )
-from rlt_core.report.answer import ANY, ASKED, PairedContrast, contrasts
+from rlt_core.report.answer import ANY, ASKED, PairedContrast, contrasts, legend
 from rlt_core.report.figures import plot_figures
 from rlt_core.report.gather import ReportData
 from rlt_core.report.inputs import Row
-from rlt_core.report.legend import legend
 from rlt_core.report.svg import Figure
 from rlt_core.report.training import WINDOW_STEPS
 from rlt_core.reward import diagnostics
@@ -162,7 +160,7 @@ def _write_csv_files(data: ReportData, folder: Path) -> None:
     if data.experiment:
         files["table"] = (experiment.COLUMNS, data.experiment.rows)
     if data.overlaps:
-        files["overlaps"] = (overlaps.COLUMNS, data.overlaps)
+        files["overlaps"] = (scores.OVERLAP_COLUMNS, data.overlaps)
     if data.compared:
         rows = data.compared["by_question"]
         files["compared"] = ([*rows[0]], rows)

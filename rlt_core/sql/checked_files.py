@@ -17,7 +17,7 @@ import pyarrow.dataset as ds
 
 from rlt_core.errors import UserError
 from rlt_core.store import FileEntry, Store
-from rlt_core.store.files import CHUNK_BYTES, parallel
+from rlt_core.store.files import parallel
 
 LARGE_BYTES = 16 << 20
 """Size above which the checksums of a file's pages have to do."""
@@ -54,11 +54,9 @@ class CheckedDataset(ds.FileSystemDataset):  # type: ignore[misc]
             there = "missing" if found.size is None else f"{found.size} bytes"
             raise UserError(f"{path}: {there}, {entry.bytes} bytes when committed")
         if found.size <= LARGE_BYTES or (self._files.is_local and not self._has_checksums(path)):
-            digest = hashlib.sha256()
             with self.filesystem.open_input_stream(path) as file:
-                while chunk := file.read(CHUNK_BYTES):
-                    digest.update(chunk)
-            if digest.hexdigest() != entry.sha256:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != entry.sha256:
                 raise UserError(f"{path}: altered since it was committed (sha256 differs)")
         _intact.add(known)
 

@@ -31,7 +31,6 @@ from rlt_core.environment import DiskFull, disk_full, free_bytes, is_full
 from rlt_core.errors import UserError
 from rlt_core.names import is_relative
 
-CHUNK_BYTES = 1 << 20
 TOPS = ("artifacts", "refs", "work")
 """Folders of a store."""
 TRIES = 100
@@ -94,11 +93,8 @@ def reason(error: ValueError) -> str:
 
 def sha256_of(path: Path) -> str:
     """Hex sha256 of a local file's bytes."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tree(folder: Path) -> dict[str, int]:

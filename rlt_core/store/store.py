@@ -97,13 +97,14 @@ class Store:
         _warn(problems)
         return list(manifests.values())
 
-    def find(self, prefix: str) -> Manifest:
+    def find(self, name: str, kind: Kind | None = None) -> Manifest:
         """The artifact with this key, unique beginning of a key, or ref name.
 
-        Raises UserError if there is none or more than one, Damaged if it cannot be read.
+        Raises UserError if there is none, more than one or one of another kind, Damaged if it
+        cannot be read.
         """
-        if ref := self.ref(prefix):
-            prefix = ref.key
+        ref = self.ref(name)
+        prefix = ref.key if ref else name
         found, problems = read_manifests(self.files, ref.kind if ref else None, prefix)
         keys = [key_of(path) for path in (*found, *problems)]
         if not keys:
@@ -114,14 +115,12 @@ class Store:
             raise UserError(f"{prefix!r} begins {len(keys)} keys: {', '.join(keys[:8])}")
         for problem in problems.values():
             raise Damaged(problem)
-        return next(iter(found.values()))
-
-    def find_model(self, prefix: str) -> Manifest:
-        """`find` a model. Raises UserError for an artifact of another kind, too."""
-        found = self.find(prefix)
-        if found.ref.kind != "model":
-            raise UserError(f"artifact {prefix!r} is of kind {found.ref.kind}, not model")
-        return found
+        [manifest] = found.values()
+        if kind and manifest.ref.kind != kind:
+            near = manifest.inputs.get(kind)
+            fix = f"its {kind}: {near.key}" if near else "`rlt artifacts list` shows all"
+            raise UserError(f"artifact {name!r} is of kind {manifest.ref.kind}, not {kind}; {fix}")
+        return manifest
 
     def data_path(self, manifest: Manifest) -> str:
         """Folder of the artifact's files, as the store's file system sees it."""

@@ -36,7 +36,7 @@ def _source(imported: str, ctx: StageContext) -> ModelSource:
             )
         return HubModel(repo=repo, revision=revision)
     if kind == "artifact":
-        return FolderModel(path=str(ctx.store.intact(ctx.store.find_model(identity)) / "model"))
+        return FolderModel(path=str(ctx.store.intact(ctx.store.find(identity, "model")) / "model"))
     path = ctx.spec.paths["source"]
     source = FolderModel(path=str(Path(path))) if kind == "folder" else PackageModel(package=path)
     if source_digest(source) != identity:

@@ -16,8 +16,8 @@ from markdown_it import MarkdownIt
 
 from rlt_core.evaluation.scores import score_rows
 from rlt_core.printable import printable
+from rlt_core.report.answer import legend
 from rlt_core.report.gather import ReportData
-from rlt_core.report.legend import legend
 from rlt_core.report.render import render_report
 from rlt_core.report.statistics import paired_difference
 from rlt_core.report.texts import cell, fenced
