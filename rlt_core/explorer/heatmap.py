@@ -13,6 +13,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from markupsafe import Markup
 
@@ -150,7 +151,7 @@ def channel_input(name: str, checked: bool) -> Markup:
 
 
 def _css() -> str:
-    rules = [_LAYOUT]
+    rules = [Path(__file__).with_name("heatmap.css").read_text(encoding="utf-8").strip()]
     for name in CHANNELS:
         chosen = f":is(.by-{name}, :root:has(#by-{name}:checked))"
         rules.append(f"{chosen} .legend.of-{name} {{ display: block; }}")
@@ -164,22 +165,5 @@ def _css() -> str:
     return "\n".join(rules)
 
 
-_LAYOUT = """
-.heat { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.75; }
-.t { border-radius: 3px; padding: .1em 0; box-decoration-break: clone; -webkit-box-decoration-break: clone; }
-.t.sets { outline: 2px solid light-dark(#111, #fff); outline-offset: 1px; margin: 0 2px; position: relative; }
-.heat .t:hover, .heat .t:focus { outline: 2px solid #6b4fd8; outline-offset: 1px; position: relative; z-index: 1; }
-.heat .t:hover::after, .heat .t:focus::after {
-  content: attr(data-v); position: fixed; z-index: 9; left: 50%; bottom: 1rem; translate: -50%;
-  width: max-content; max-width: min(30rem, 94vw); padding: .6rem .9rem; border-radius: 8px;
-  font: 14px/1.45 system-ui, sans-serif; white-space: pre-line; pointer-events: none;
-  color: #f5f5f5; background: #22222a; box-shadow: 0 2px 14px #0006; font-variant-numeric: tabular-nums;
-}
-:root:has(.heat .t:hover) .heat .t:focus:not(:hover)::after { display: none; }
-.legend { display: none; margin: .4rem 0; font-size: 13px; }
-.legend .scale { display: inline-flex; flex-wrap: wrap; gap: 1px; margin-right: .5em; vertical-align: middle; }
-.legend .t { font-style: normal; padding: .05em .45em; border-radius: 2px; font-variant-numeric: tabular-nums; }
-"""  # noqa: E501
-
-CSS = _css().strip()
+CSS = _css()
 """Styles of `heatmap` and `legend`; the page declares `color-scheme: light dark`."""
