@@ -82,7 +82,7 @@ def export(
     if question and best:
         raise UserError("give --question or --best, not both")
     check_output(file, (".html",))
-    from rlt_core.explorer.export import export as write
+    from rlt_core.explorer.look import export as write
     from rlt_core.explorer.queries import Library
 
     library = Library(existing_store(store))

@@ -97,13 +97,11 @@ class Library:
         )
         columns = ", ".join(f"{name} {SQL_TYPES[SCORES.field(name).type]}" for name in NARROW)
         self._db.execute(
-            f"create table listed (run varchar, file varchar, {columns}, "
-            "judge varchar, traces_run varchar, badges varchar[], typical boolean)"
+            f"""create table listed (run varchar, file varchar, {columns}, judge varchar,
+            traces_run varchar, badges varchar[], typical boolean);
+            create table placed (run varchar, file varchar, trace_id varchar, question_id varchar);
+            create table asked (run varchar, question_id varchar, question varchar)"""
         )
-        self._db.execute(
-            "create table placed (run varchar, file varchar, trace_id varchar, question_id varchar)"
-        )
-        self._db.execute("create table asked (run varchar, question_id varchar, question varchar)")
         self.refresh()
         if not self.ask("select 1 from listed limit 1"):
             raise UserError(f"no scored traces in {store}; `rlt run trace-scoring` makes them")
@@ -147,7 +145,7 @@ class Library:
                 select '{key}', __filename, {", ".join(NARROW)},
                 left(coalesce(student, ''), 8) || '{digest}', ?,
                 {_badges(BADGES)}, false from incoming""",
-                _traces_of(one),
+                one.inputs["traces"].key if "traces" in one.inputs else None,
             )  # fmt: skip
         if "traces" in one.tables:
             insert = f"insert into placed select '{key}', __filename, trace_id, question_id"
@@ -438,11 +436,6 @@ class Library:
         with self._lock:
             self._db.register(table, dataset(self.store, table, manifests))
             return self.ask(sql, *given)
-
-
-def _traces_of(one: Manifest) -> str | None:
-    """Return the key of the traces that an artifact read."""
-    return one.inputs["traces"].key if "traces" in one.inputs else None
 
 
 def _badges(conditions: Mapping[str, str]) -> str:

@@ -12,8 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from rlt_core.config import Config
 from rlt_core.data.sources import GENERATED
 from rlt_core.errors import UserError
@@ -22,7 +20,7 @@ from rlt_core.experiments import targets
 from rlt_core.graph import flatten, upstream
 from rlt_core.hf_hub import CARD, card_licence
 from rlt_core.profiles import PROFILES
-from rlt_core.report.texts import Markdown, cell, code, codes, fenced, number, percent, table
+from rlt_core.report.texts import Markdown, code, environment, percent
 from rlt_core.rows import read_rows
 from rlt_core.stages import STAGES
 from rlt_core.store import Manifest, Store
@@ -74,20 +72,15 @@ def render_card(
     lineage = _lineage(store, [manifest, *([scores] if scores else [])])
     found = list(_sources(store, lineage))
     students = [one for one in store.manifests("model") if manifest.ref in one.inputs.values()]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), finalize=cell, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters.update(code=code, codes=codes, fenced=fenced, number=number, table=table)
     of_training = {
         name: manifest.metrics[name]
         for name in ("reward_first", "reward_last")
         if name in manifest.metrics
     }
-    text = environment.get_template("card.md.jinja").render(
+    text = environment(Path(__file__).parent).get_template("card.md.jinja").render(
         name=name, selected=manifest.stage == "trace-selection", place=place,
         splits=written.splits, columns=written.columns,
-        paper=PAPER, markdown=Markdown, role=_role(manifest), format=manifest.config.get("format"),
+        paper=PAPER, role=_role(manifest), format=manifest.config.get("format"),
         scores=_score_table(store, [manifest] if is_model else students),
         reward=_rewarded([*lineage, scores or manifest]), means=written.means or of_training,
         sources=[one._asdict() for one in found], nodes=[_node_row(one) for one in lineage],

@@ -108,7 +108,8 @@ def experiment(config: ReportConfig, evaluations: Evaluations) -> Experiment | N
         row["primary"] = row["model"] == config.primary
     if config.rows:
         last = [*tables.values()][-1]
-        contrasts = sorted((row for row in last if row["difference"]), key=_primary_first)
+        differing = (row for row in last if row["difference"])
+        contrasts = sorted(differing, key=lambda row: not row["primary"])
     else:
         contrasts = [row for each in answers[:1] for row in _pairs(each)]
     return Experiment(tables, contrasts)
@@ -119,10 +120,6 @@ def _against_base(model: str, baseline: str = BASE) -> TableRow:
     return TableRow(
         name=model, model=model, baseline=baseline if trained else None, trained=trained
     )
-
-
-def _primary_first(row: Row) -> bool:
-    return not row["primary"]
 
 
 def _pairs(answers: "_TaskAnswers") -> Iterator[Row]:
@@ -209,11 +206,6 @@ class _TaskAnswers:
         graded_Q = np.all([~np.isnan(each).any(axis=0) for each in values], axis=0)
         return shared_questions(*values) if graded_Q.any() else None
 
-    def paired(self, model: TableRow, baseline: TableRow) -> bool:
-        """Whether seed s of both shares a teacher and the order of the data."""
-        both = model.trained and baseline.trained
-        return both and self.seeds(model.model) == self.seeds(baseline.model)
-
     def _against(self, model: TableRow) -> Row:
         """The model minus its baseline, on the same questions."""
         baseline = self.models.get(model.baseline or "")
@@ -221,9 +213,10 @@ class _TaskAnswers:
         if baseline is None or shared is None:
             return {}
         ours, theirs = shared
-        found = difference(
-            ours, theirs, self.paired(model, baseline), theirs_trained=baseline.trained
-        )
+        both = model.trained and baseline.trained
+        # Seed s of both then shares a teacher and the order of the data.
+        paired = both and self.seeds(model.model) == self.seeds(baseline.model)
+        found = difference(ours, theirs, paired, theirs_trained=baseline.trained)
         method = model.trained and found.method_p is not None
         return {
             "against": baseline.name,

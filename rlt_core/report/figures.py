@@ -60,12 +60,6 @@ def _scored(parts: Sequence[Part], tasks: Sequence[str]) -> str:
     )
 
 
-def _rewarded(data: ReportData) -> str:
-    parts = [one for one in data.nodes if one.stage == "trace-scoring"]
-    columns = "label, seed, avg(reward) as reward, count(*) as traces"
-    return _query(columns, "scores", parts, "  and status = 'scored'\ngroup by all order by all")
-
-
 def _row(chart: str, series: str, value: Estimate, color: int = 0, x: float | None = None) -> Row:
     ends = {"value": value.value, "low": value.low, "high": value.high}
     return {"chart": chart, "series": series, "x": x, "color": color} | ends
@@ -86,7 +80,10 @@ def _answer(data: ReportData, found: Sequence[PairedContrast]) -> Figure | None:
     ]
     caption = "Differences with 95% intervals, the primary one first."
     if not scores:
-        return Figure("answer", caption, rows, _rewarded(data), "reward")
+        parts = [one for one in data.nodes if one.stage == "trace-scoring"]
+        columns = "label, seed, avg(reward) as reward, count(*) as traces"
+        also = "  and status = 'scored'\ngroup by all order by all"
+        return Figure("answer", caption, rows, _query(columns, "scores", parts, also), "reward")
     parts = [part for one in chosen for part in one.parts]
     models = [part.variant for part in parts]
     tasks = [one for one in data.evaluations.tasks(models) if task in (one, paper.MEAN)]

@@ -65,9 +65,6 @@ class ReportData:
 
 
 # ---------------------------------------------------------------- sample texts
-REWARDS = ("reward", "r_ss", "r_kl", "penalty")
-
-
 def explanations(parts: Parts, store: Store) -> Row | None:
     """The first question by id, not picked, and the best of its explanations, the one in the middle
     and the worst: of a teacher before and after RL where there are both. `page`: path of a page of
@@ -77,12 +74,15 @@ def explanations(parts: Parts, store: Store) -> Row | None:
     rows = [
         (part, row)
         for part in chosen
-        for row in part.rows("scores", "trace_id", "question_id", "closed", *REWARDS)
+        for row in part.rows(
+            "scores", "trace_id", "question_id", "closed", "reward", "r_ss", "r_kl", "penalty"
+        )
         if row["reward"] is not None
     ]
     asked = [{row["question_id"] for part, row in rows if part is each} for each in chosen]
     question = min(set.intersection(*asked), default=None) if asked else None
-    found = chosen[0].questions().get(question) if question else None
+    source = chosen[0].inputs.get("questions") if question else None
+    found = source.row("questions", str(question)) if source else None
     if found is None:
         return None
     ranked = [each for each in rows if each[1]["question_id"] == question]

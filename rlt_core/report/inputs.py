@@ -48,11 +48,6 @@ class Part:
         refs = self.manifest.inputs.items()
         return {name: self.made[ref.key] for name, ref in refs if ref.key in self.made}
 
-    def questions(self) -> dict[str, Row]:
-        """The questions that it read, by their ids; none if the report lacks them."""
-        asked = self.inputs.get("questions")
-        return {row["question_id"]: row for row in (asked.rows("questions") if asked else ())}
-
     def rows(self, table: str, *columns: str) -> list[Row]:
         """Rows of a table."""
         return read_rows(self.folder, table, list(columns) or None)

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 from rich.filesize import decimal
@@ -18,16 +18,7 @@ from rlt_core.evaluation.intervals import Estimate
 from rlt_core.explorer import heatmap
 from rlt_core.printable import printable, spreadsheet_cell
 from rlt_core.prompts.format import label_of
-from rlt_core.report import (
-    experiment,
-    paper,
-    ranks,
-    scores,
-    svg,
-    tables,
-    texts,
-    trace_sets,
-)
+from rlt_core.report import experiment, paper, ranks, scores, svg, tables, texts, trace_sets
 from rlt_core.report.answer import ANY, ASKED, PairedContrast, contrasts, legend
 from rlt_core.report.figures import plot_figures
 from rlt_core.report.gather import ReportData
@@ -36,19 +27,12 @@ from rlt_core.report.svg import Figure
 from rlt_core.report.training import WINDOW_STEPS
 from rlt_core.reward import diagnostics
 
-TEMPLATES = FileSystemLoader(Path(__file__).parent)
+TEMPLATES = Path(__file__).parent
 STYLE = heatmap.CSS + svg.STYLE + Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 STYLE_SHA256 = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 """The page's Content-Security-Policy allows this style and its figures: no script, no request."""
 MOST_TOKENS = 1500
 """Tokens that a page shows of a text; `rlt traces` shows all."""
-CELLS = {
-    name: each
-    for module in (texts, tables)
-    for name, each in vars(module).items()
-    if callable(each)
-}
-"""What templates call."""
 
 
 def render_report(data: ReportData, out: Path) -> None:
@@ -62,7 +46,8 @@ def render_report(data: ReportData, out: Path) -> None:
     title = f"{data.title}, {data.unfinished or f'profile {data.profile}'}"
     text = _page(data, found, title, figures)
     (out / "report.md").write_text(texts.as_markdown(text), encoding="utf-8")
-    page = Environment(loader=TEMPLATES, keep_trailing_newline=True, autoescape=True)
+    pages = FileSystemLoader(TEMPLATES)
+    page = Environment(loader=pages, keep_trailing_newline=True, autoescape=True)
     html = page.get_template("report.html.jinja").render(
         title=title, body=_html(text), style=Markup(STYLE), style_sha256=STYLE_SHA256
     )
@@ -73,10 +58,7 @@ def _page(
     data: ReportData, found: list[PairedContrast], title: str, figures: Mapping[str, Figure]
 ) -> str:
     """Both pages: Markdown, with what only one of them has."""
-    environment = Environment(
-        loader=TEMPLATES, finalize=texts.cell, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+    environment = texts.environment(TEMPLATES)
 
     def figure(name: str) -> texts.Markdown:
         """A figure, if there is one of the name."""
@@ -102,15 +84,14 @@ def _page(
         )
 
     environment.filters.update(
-        CELLS | {"table": table, "scale": heatmap.legend},
+        table=table, scale=heatmap.legend,
         channel_input=lambda name: heatmap.channel_input(name, name == "reward"),
-    )
+    )  # fmt: skip
     environment.globals.update(
-        CELLS,
-        markdown=texts.Markdown, figure=figure, figures=figures, legend=legend,
-        label_of=label_of, paper=paper, decimal=decimal,
-        NOTHING=texts.NOTHING, WINDOW_STEPS=WINDOW_STEPS,
-        MOST_TOKENS=MOST_TOKENS, CHANNELS=heatmap.CHANNELS,
+        {name: each for name, each in vars(tables).items() if callable(each)},
+        figure=figure, figures=figures, legend=legend, label_of=label_of, paper=paper,
+        decimal=decimal,
+        WINDOW_STEPS=WINDOW_STEPS, MOST_TOKENS=MOST_TOKENS, CHANNELS=heatmap.CHANNELS,
         heatmap=heatmap.heatmap, diagnostics=diagnostics, ASKED=ASKED, ANY=ANY,
     )  # fmt: skip
     template = environment.get_template("report.md.jinja")

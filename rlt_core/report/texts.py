@@ -3,7 +3,10 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rlt_core.printable import printable
 from rlt_core.report import terminal
@@ -163,3 +166,16 @@ def table(rows: Sequence[dict[str, Any]]) -> Markdown:
 
 def _is_numeric(values: Iterable[Any]) -> bool:
     return all(isinstance(value, Number | int) for value in values)
+
+
+def environment(folder: Path) -> Environment:
+    """Return the environment of Markdown templates in a folder: what they print is escaped unless
+    it is `Markdown`, and they can call all of this module."""
+    made = Environment(
+        loader=FileSystemLoader(folder), finalize=cell, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    cells = {name: each for name, each in globals().items() if callable(each)}
+    made.filters |= cells
+    made.globals |= cells | {"markdown": Markdown, "NOTHING": NOTHING}
+    return made

@@ -71,11 +71,6 @@ class Workspace:
             raise Damaged(f"{problem}. {self._fix(group, paths[path])}")
         return {paths[path]: part for path, part in found.items()}
 
-    def _require(self, group: str, name: str) -> _Part:
-        if part := self._read(group, [name]).get(name):
-            return part
-        raise FileNotFoundError(f"{self._root}/{group}/{name} is not committed")
-
     def _fix(self, group: str, name: str) -> str:
         return f"Delete {self._files.full(f'{self._root}/{group}/{name}')} to redo this part."
 
@@ -95,8 +90,9 @@ class Workspace:
         self._files.patiently(lambda: self._files.create(path, data))
 
     def path(self, group: str, name: str) -> Path:
-        """Return the local folder of a committed part. Raises UserError if a file is damaged."""
-        part = self._require(group, name)
+        """Return the local folder of a part. Raises KeyError if it is not committed, UserError if
+        a file is damaged."""
+        part = self._read(group, [name])[name]
         where = f"{self._root}/{group}/{name}/{part.folder}"
         fix = self._fix(group, name)
         return intact_copy(self._files, where, part.files, f"{group}/{name}", fix)

@@ -22,7 +22,7 @@ from rlt_core.graph import Node, upstream
 from rlt_core.overrides import load_config
 from rlt_core.stages import EvaluationStageConfig
 from rlt_core.store import Store
-from rlt_core.store.files import sha256_of
+from rlt_core.store.files import reason, sha256_of
 from rlt_core.study.claims import RatioClaim, Study, load_study
 from rlt_core.study.evidence import Catalogue, NodeEntry
 
@@ -132,9 +132,7 @@ def read_json(path: Path, shape: type[Shape]) -> Shape:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "file"
-        raise UserError(f"{path}: {where}: {first['msg']}") from None
+        raise UserError(f"{path}: {reason(error)}") from None
 
 
 def freeze(path: Path, store: Store) -> tuple[Freeze, bool]:

@@ -7,7 +7,7 @@ import sys
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from rlt_core.explorer.export import export
+from rlt_core.explorer.look import export
 from rlt_core.explorer.queries import Library
 from rlt_core.store import Store
 from tests.chromium import CHROMIUM, FLAGS

@@ -14,7 +14,7 @@ from rlt_core.explain import explain
 from rlt_core.explorer import queries
 from rlt_core.explorer.app import create_app
 from rlt_core.explorer.compare import compared, name_of, why
-from rlt_core.explorer.export import export
+from rlt_core.explorer.look import export
 from rlt_core.explorer.queries import Library
 from rlt_core.prompts.format import load_format
 from rlt_core.reward.formula import reward_parts
