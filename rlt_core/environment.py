@@ -92,6 +92,19 @@ def disk_space(folder: Path, needed: int = 0) -> Iterator[None]:
         raise DiskFull(disk_full(folder, free, needed)) from error
 
 
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder that becomes `folder` at the end; after an error nothing is left of it."""
+    part = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        with disk_space(folder):
+            part.mkdir(parents=True)
+            yield part
+            os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def is_full(error: BaseException) -> bool:
     """Return whether an error, or its cause, says that a disk is full."""
     if isinstance(error, OSError) and error.errno in FULL:

@@ -1,11 +1,10 @@
 """Write an artifact as a folder in the layout of the Hugging Face hub, and push it."""
 
-import os
 import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlt_core.environment import disk_space
+from rlt_core.environment import new_folder
 from rlt_core.errors import UserError, first_line
 from rlt_core.export.card import Exported, render_card
 from rlt_core.hf_hub import CARD, model_files
@@ -57,7 +56,7 @@ def export(
     if scores and what == "model":
         raise UserError("--scores is for traces; leave it out with --what model")
     manifest, scored, written = store.find(name, what), None, Exported()
-    with _new_folder(folder) as out:
+    with new_folder(folder) as out:
         if what == "model":
             for file in model_files(store.intact(manifest) / "model"):
                 shutil.copyfile(file, out / file.name)
@@ -81,19 +80,6 @@ def _scores_for(store: Store, traces: Manifest, name: str | None) -> Manifest | 
         return store.manifest(ref.kind, ref.key)
     own = [one for one in store.manifests("scores") if one.inputs.get("traces") == traces.ref]
     return max(own, key=lambda one: one.finished_at, default=None)
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """Yield a folder that becomes `folder` at the end; after an error nothing is left of it."""
-    part = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        with disk_space(folder):
-            part.mkdir(parents=True)
-            yield part
-            os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 # ---------------------------------------------------------------- traces

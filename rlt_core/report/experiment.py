@@ -85,16 +85,20 @@ class Experiment:
         return found if found < scores.keys() else set()
 
 
-def experiment(config: ReportConfig, evaluations: Evaluations) -> Experiment | None:
+def experiment(
+    config: ReportConfig, evaluations: Evaluations, finished: bool = True
+) -> Experiment | None:
     """Return the tables, of a report without rows those of all models against the base; None
-    without models. Raises ValueError for a row that should have an evaluation among the report's
-    inputs and has none."""
-    models = config.rows or tuple(_against_base(one) for one in evaluations.students)
+    without models. Raises ValueError for a row of a finished run that should have an evaluation
+    among the report's inputs and has none."""
+    models = list(config.rows) or [_against_base(one) for one in evaluations.students]
     if not models:
         return None
-    for one in models:
+    for place, one in enumerate(models):
         if not one.missing and one.model not in evaluations.parts:
-            raise ValueError(f"row {one.name!r}: no evaluation[{one.model}] to read")
+            if finished:
+                raise ValueError(f"row {one.name!r}: no evaluation[{one.model}] to read")
+            models[place] = one.model_copy(update={"missing": "did not run"})
     tasks = evaluations.tasks([one.model for one in models])
     answers = [_TaskAnswers(models, evaluations, task, bool(config.rows)) for task in tasks]
     tables = {each.task: [each.row(one) for one in models] for each in answers}

@@ -45,9 +45,15 @@ class ReportData:
         self.git_commits = sorted({one.git_commit for one in manifests if one.git_commit})
         self.packages = {name: one for each in manifests for name, one in each.packages.items()}
         self.evaluations = evaluations = Evaluations(parts)
-        self.experiment = experiment(config, evaluations)
+        self.experiment = experiment(config, evaluations, finished=not of)
         self.overlaps = list(overlap_rows(config.overlaps, evaluations))
-        self.compared = compared(config.compared, parts) if config.compared else None
+        self.compared = None
+        if config.compared:
+            try:
+                self.compared = compared(config.compared, parts)
+            except ValueError:  # not all of their traces were scored yet
+                if not of:
+                    raise
         self.rank_sets = rank_sets(parts, evaluations)
         self.ranks = self.rank_sets[0] if self.rank_sets else None  # by reward, if there is one
         self.explanations = explanations(parts, store)

@@ -99,33 +99,13 @@ def report_what_exists(node: Node, store: Store, committed: Mapping[str, Manifes
 
     assert isinstance(node.config, ReportConfig)
     inputs = {name: (made, store.intact(made, ".parquet")) for name, made in there.items()}
-    config = _without_the_missing(node.config, list(there.values()))
-    data = ReportData(inputs, config, node.key, store, of=len(node.inputs))
+    data = ReportData(inputs, node.config, node.key, store, of=len(node.inputs))
     folder = FOLDER.format(key=node.key)
     with tempfile.TemporaryDirectory() as made:
         render_report(data, Path(made))
-        about = {"profile": config.profile, "seconds": time.time()}
+        about = {"profile": node.config.profile, "seconds": time.time()}
         (Path(made) / ABOUT).write_text(json.dumps(about))
         store.files.write(f"work/{node.key}/node.txt", node.name.encode())
         for file in sorted(Path(made).iterdir(), key=lambda file: file.name == ABOUT):
             store.files.write(f"{folder}/{file.name}", file.read_bytes())
     return folder
-
-
-def _without_the_missing(config: ReportConfig, there: list[Manifest]) -> ReportConfig:
-    """Mark the rows whose models were not evaluated, and leave out a comparison of traces that
-    were not all scored."""
-    evaluated = {made.label for made in there if made.stage == "evaluation"}
-    rows = tuple(
-        row
-        if row.missing or f"evaluation[{row.model}]" in evaluated
-        else row.model_copy(update={"missing": "did not run"})
-        for row in config.rows
-    )
-    seeds = [
-        {made.seed for made in there if made.label == f"trace-scoring[{name}]"}
-        for name in config.compared or ()
-    ]
-    complete = bool(seeds) and all(seeds) and all(each == seeds[0] for each in seeds)
-    kept = config.compared if complete else None
-    return config.model_copy(update={"rows": rows, "compared": kept})

@@ -17,6 +17,7 @@ from pydantic_core import to_json
 
 from rlt_core import __version__
 from rlt_core.config import Frozen
+from rlt_core.environment import new_folder
 from rlt_core.errors import UserError
 from rlt_core.rows import read_table, table_files, write_table
 from rlt_core.sql.schemas import TABLES
@@ -59,15 +60,9 @@ def require_place(folder: Path, frozen: Path) -> None:
 def write_bundle(resolved: Resolved, store: Store, folder: Path) -> list[Verdict]:
     """Gather the tables of a study that has run, judge from them, and write the bundle; one of
     the same freeze is replaced. Raises UserError if something was not computed."""
-    staged = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    try:
+    with new_folder(folder) as staged:
         verdicts = _write(resolved, store, staged)
         shutil.rmtree(folder, ignore_errors=True)
-        staged.rename(folder)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
     return verdicts
 
 
