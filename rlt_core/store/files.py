@@ -226,24 +226,11 @@ class Files:
 
     def create(self, path: str, data: bytes) -> bool:
         """Write a file that must not exist yet, atomically; False if another writer was first."""
-        target = self.local(path)
-
-        def link() -> bool:
-            with self._temporary(target) as temporary:
-                temporary.write_bytes(data)
-                _sync(temporary)
-                try:
-                    os.link(temporary, target)
-                except FileExistsError:
-                    return False
-            _sync(target.parent)
-            return True
-
-        return self._change(link)
+        return self._place(path, data, exclusive=True)
 
     def write(self, path: str, data: bytes) -> None:
         """Write or replace a file atomically."""
-        self._replace(self.local(path), lambda temporary: temporary.write_bytes(data))
+        self._place(path, data)
 
     def swap(self, path: str, expected: Callable[[bytes], bool], new: bytes | None) -> bool:
         """Replace a file (None: delete it) if its content is as expected, as one atomic step.
@@ -267,7 +254,7 @@ class Files:
 
     def put(self, source: Path, path: str) -> None:
         """Copy a local file into the store."""
-        self._replace(self.local(path), lambda temporary: shutil.copyfile(source, temporary))
+        self._place(path, source)
 
     def fetch(self, path: str, size: int, target: Path) -> None:
         """Copy a file of this size to a local path; S3 alone: for a folder, `put` of the other
@@ -278,15 +265,26 @@ class Files:
         """Hex sha256 of a file of this size in the store."""
         return sha256_of(self.local(path))
 
-    def _replace(self, target: Path, fill: Callable[[Path], object]) -> None:
-        def replace() -> None:
-            with self._temporary(target) as temporary:
-                fill(temporary)
-                _sync(temporary)
-                os.replace(temporary, target)
-            _sync(target.parent)
+    def _place(self, path: str, content: bytes | Path, exclusive: bool = False) -> bool:
+        """Write bytes, or what a file has, beside their place and put them there in one step;
+        False if `exclusive` and there is a file."""
+        target = self.local(path)
 
-        self._change(replace)
+        def place() -> bool:
+            with self._temporary(target) as temporary:
+                if isinstance(content, Path):
+                    shutil.copyfile(content, temporary)
+                else:
+                    temporary.write_bytes(content)
+                _sync(temporary)
+                try:
+                    (os.link if exclusive else os.replace)(temporary, target)
+                except FileExistsError:
+                    return False
+            _sync(target.parent)
+            return True
+
+        return self._change(place)
 
     @contextlib.contextmanager
     def _temporary(self, target: Path) -> Iterator[Path]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -271,40 +271,39 @@ def read_manifests(
     for each manifest that cannot be read a line that says why."""
     listed = list_manifests(files, kind)
     chosen = [path for path in listed if key_of(path).startswith(prefix)]
-    manifests = _read_copies(files, listed, chosen) if files.manifest_copies else {}
+    copies, manifests = _copies(files, listed), {}
+    for path in chosen:
+        with suppress(KeyError, Damaged, FileNotFoundError):  # no copy, or a damaged one
+            manifests[path] = manifest_at(files, path, copies[path].read_bytes())
     found, problems = files.load(
         (path for path in chosen if path not in manifests),
         lambda path, data: (manifest_at(files, path, data), data),
     )
+    settled_ns = (time.time() - SETTLED_S) * 1e9
     for path, (manifest, data) in found.items():
         manifests[path] = manifest
         entry = listed[path]
-        if files.manifest_copies and entry and entry.changed_ns / 1e9 < time.time() - SETTLED_S:
-            temporary = files.manifest_copies / f".{uuid.uuid4().hex}"
+        if path in copies and entry and entry.changed_ns < settled_ns:
+            temporary = copies[path].with_name(f".{uuid.uuid4().hex}")
             temporary.write_bytes(data)
-            temporary.replace(files.manifest_copies / _name(path, entry))
+            temporary.replace(copies[path])
     return dict(sorted(manifests.items())), problems
 
 
-def _name(path: str, entry: Entry) -> str:
-    """Return the name of a manifest's copy."""
-    return f"{path.replace('/', '_')}.{entry.bytes}-{entry.changed_ns}"
-
-
-def _read_copies(files: Files, listed: Listed, chosen: Iterable[str]) -> dict[str, Manifest]:
-    """Return the chosen manifests that have an intact copy; delete the copies of manifests that
-    were removed from the kinds that were listed."""
+def _copies(files: Files, listed: Listed) -> dict[str, Path]:
+    """Return where local copies of a remote store's manifests are kept, by the manifest's path;
+    delete the copies of manifests that were removed from the kinds that were listed."""
+    if files.manifest_copies is None:
+        return {}
     folder = files.manifest_copies
-    assert folder is not None
     folder.mkdir(parents=True, exist_ok=True)
-    there, found = set(os.listdir(folder)), {}
-    names = {path: _name(path, entry) for path, entry in listed.items() if entry}
-    for path in chosen:
-        if (name := names.get(path)) in there:
-            with suppress(Damaged, FileNotFoundError):  # damaged, or deleted by another process
-                found[path] = manifest_at(files, path, (folder / str(name)).read_bytes())
+    found = {
+        path: folder / f"{path.replace('/', '_')}.{entry.bytes}-{entry.changed_ns}"
+        for path, entry in listed.items()
+        if entry
+    }
     kinds = tuple({f"{path.rpartition('/')[0].replace('/', '_')}_" for path in listed})
-    for name in there.difference(names.values()):
+    for name in set(os.listdir(folder)).difference(copy.name for copy in found.values()):
         if name.startswith(kinds):
             (folder / name).unlink(missing_ok=True)
     return found
