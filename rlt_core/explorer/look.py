@@ -1,4 +1,4 @@
-"""How the explorer looks: its templates, style and script, numbers and bars; questions as one file
+"""How the explorer looks: its templates, style and script, numbers; questions as one file
 that needs nothing else."""
 
 import base64
@@ -32,33 +32,6 @@ def signed(value: float) -> str:
     return number(value) if value < 0 else f"+{number(value)}"
 
 
-def bar(value: float, low: float, high: float) -> Markup:
-    """Return a bar from zero to a value, on an axis from low to high."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    return _axis(low, high, (min(value, 0.0), max(value, 0.0), "minus" if value < 0 else "plus"))
-
-
-def span(low: float, high: float, least: float, most: float) -> Markup:
-    """Return the range from low to high, on an axis from least to most."""
-    return _axis(least, most, (low, high, "range"), (low, low, "minus"), (high, high, "plus"))
-
-
-def _axis(least: float, most: float, *marks: tuple[float, float, str]) -> Markup:
-    """Return an axis with marks, each from, to and class; they are at least a line wide."""
-    scale = 98 / (most - least) if most > least else 0.0
-    drawn = Markup("").join(
-        Markup('<rect class="{}" x="{:.2f}" y="{}" width="{:.2f}" height="{}"/>').format(
-            kind, (low - least) * scale, *((2, width, 6) if kind == "range" else (0, width, 10))
-        )
-        for low, high, kind in marks
-        for width in [max((high - low) * scale, 1.5)]
-    )
-    return Markup(
-        '<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
-        '<rect class="axis" y="4.6" width="100" height=".8"/>{}</svg>'
-    ).format(drawn)
-
-
 @cache
 def templates() -> Environment:
     """Return the pages' environment; every text is escaped."""
@@ -68,8 +41,8 @@ def templates() -> Environment:
     )  # fmt: skip
     found.filters |= {"text": printable, "number": number, "signed": signed}
     found.globals |= {
-        "bar": bar, "span": span, "heatmap": heatmap.heatmap, "legend": heatmap.legend,
-        "channel_input": heatmap.channel_input, "CHANNELS": heatmap.CHANNELS,
+        "heatmap": heatmap.heatmap, "legend": heatmap.legend, "CHANNELS": heatmap.CHANNELS,
+        "channel_input": heatmap.channel_input,
         "CHOICES": compare.CHOICES, "RANGES": queries.RANGES, "BADGES": queries.BADGES,
         "differences": compare.differences,
     }  # fmt: skip
