@@ -141,7 +141,8 @@ class Pages:
     def student(self, request: Request) -> Response:
         """A student's answers, and the traces that it was trained on."""
         key, query, library = request.path_params["key"], request.query_params, self.library
-        evaluations = library.evaluations(key)
+        tested = [one for one in library.manifests.values() if "eval_samples" in one.tables]
+        evaluations = [one for one in tested if one.inputs["model"].key == key]
         if not evaluations:
             raise UserError(f"no evaluation of a model {key} in {library.store}")
         where, given = "true", list[str]()

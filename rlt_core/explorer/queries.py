@@ -376,14 +376,6 @@ class Library:
         rows = self.rows_of("eval_scores", scored, sql) if scored else []
         return {key: list(found) for key, found in groupby(rows, itemgetter("model"))}
 
-    def evaluations(self, model: str) -> list[Manifest]:
-        """Return the evaluations of a model."""
-        return [
-            one
-            for one in self.manifests.values()
-            if "eval_samples" in one.tables and one.inputs["model"].key == model
-        ]
-
     # ------------------------------------------------------------ GRPO
     def trained(self) -> list[Manifest]:
         """Return the artifacts with completions of GRPO steps: teachers', whose tokens have

@@ -57,10 +57,19 @@ class Orphan:
 
 
 class Store:
-    """Artifacts under a local folder or `s3://bucket/prefix`."""
+    """Artifacts under a local folder or `s3://bucket/prefix`.
+
+    `cache`: folder of copies of remote files, by default below XDG_CACHE_HOME. Raises UserError for
+    another URL.
+    """
 
     def __init__(self, root: str, cache: Path | None = None) -> None:
-        self.files = open_files(root, cache)
+        if root.startswith(("s3:", "s3a:")) or "://" in root:
+            from rlt_core.store.s3_files import S3Files
+
+            self.files: Files = S3Files(root, cache)
+        else:
+            self.files = Files(root)
 
     def __str__(self) -> str:
         return self.files.url
@@ -339,15 +348,3 @@ def _held(_: object) -> None:
 def _warn(problems: Mapping[str, str]) -> None:
     for problem in problems.values():
         log.warning("%s", problem)
-
-
-def open_files(root: str, cache: Path | None = None) -> Files:
-    """Return the files of a folder or of `s3://bucket/prefix`. Raises UserError for another URL.
-
-    `cache`: where copies of remote files live; by default below XDG_CACHE_HOME.
-    """
-    if root.startswith(("s3:", "s3a:")) or "://" in root:
-        from rlt_core.store.s3_files import S3Files
-
-        return S3Files(root, cache)
-    return Files(root)
