@@ -115,25 +115,6 @@ class Manifest(BaseModel):
             raise ValueError("two files have one path, or one is the folder of another")
         return files
 
-    @classmethod
-    def parse(cls, data: bytes, where: str) -> Manifest:
-        """Parse a manifest. Raises Damaged that says whether it is damaged or of a newer
-        version."""
-        try:
-            return cls.model_validate_json(data)
-        except ValidationError as error:
-            faults = {(each["loc"], each["type"]) for each in error.errors()}
-            if (("schema_version",), "less_than_equal") in faults:
-                raise Damaged(
-                    f"{where} was written by a newer rlt; update this one (pip install -U)"
-                ) from None
-            raise Damaged(f"{where} is damaged: {reason(error)}. {RESTORE}") from None
-
-    def only(self, suffix: str) -> Manifest:
-        """Return the manifest with only the files of this suffix."""
-        files = [file for file in self.files if file.path.endswith(suffix)]
-        return self.model_copy(update={"files": files})
-
     @property
     def tables(self) -> dict[str, list[str]]:
         """The files of each table: `{table}.parquet` or `{table}/*.parquet`."""
@@ -252,7 +233,14 @@ def list_manifests(files: Files, kind: str | None = None) -> Listed:
 def manifest_at(files: Files, path: str, data: bytes) -> Manifest:
     """Parse the manifest at a path of a store. Raises Damaged, also for another artifact's."""
     where = files.full(path)
-    manifest = Manifest.parse(data, where)
+    try:
+        manifest = Manifest.model_validate_json(data)
+    except ValidationError as error:
+        faults = {(each["loc"], each["type"]) for each in error.errors()}
+        if (("schema_version",), "less_than_equal") in faults:
+            update = "was written by a newer rlt; update this one (pip install -U)"
+            raise Damaged(f"{where} {update}") from None
+        raise Damaged(f"{where} is damaged: {reason(error)}. {RESTORE}") from None
     if path not in manifest.ref.manifests:
         named = f"{manifest.ref.kind}/{manifest.ref.key}"
         raise Damaged(f"{where} is damaged: it is the manifest of {named}. {RESTORE}")

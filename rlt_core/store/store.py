@@ -156,7 +156,7 @@ class Store:
 
         Raises UserError that names a file that is damaged in the store, and the fix.
         """
-        key, files = manifest.ref.key, manifest.only(suffix).files
+        key, files = manifest.ref.key, [one for one in manifest.files if one.path.endswith(suffix)]
         what = f"artifact {manifest.label} ({key})"
         fix = f"Remove it with `rlt artifacts remove {key}` and run again."
         return intact_copy(self.files, self.folder(manifest), files, what, fix)

@@ -25,7 +25,8 @@ from rlt_core.grading.grade import GRADERS, OUTCOMES, GradeItem
 from rlt_core.grading.grader import Grader
 from rlt_core.overrides import load_config
 from rlt_core.prompts.format import PromptFormat, load_format
-from rlt_core.store.manifest import Manifest
+from rlt_core.store.files import Files
+from rlt_core.store.manifest import manifest_at
 from tests.sample_store import START
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))
@@ -191,7 +192,11 @@ MANIFEST: dict[str, Any] = {
 @example([0], "9" * 5000, [])
 def test_manifests(path: list[int], value: Any, edits: list[tuple[int, bytes]]) -> None:
     text = json.dumps(changed(MANIFEST, path, value)).encode("utf-8", "surrogatepass")
-    clear(lambda: Manifest.parse(damaged(text, edits), "m.json"))
+    clear(
+        lambda: manifest_at(
+            Files("store"), f"artifacts/scores/{'0' * 16}.json", damaged(text, edits)
+        )
+    )
 
 
 # ---------------------------------------------------------------- answers
