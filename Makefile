@@ -9,7 +9,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
 
 SYSTEM_PACKAGES := chromium postgresql slurm-wlm munge
 
-.PHONY: install demo docs test test-slow vllm-cpu system-packages smollm2 bench gpu-check faults lint types format digests fuzz audit clean
+.PHONY: install demo docs test test-slow vllm-cpu system-packages smollm2 bench faults lint types format digests fuzz audit clean
 
 install: $(VENV)/installed
 
@@ -85,11 +85,6 @@ bench: install smollm2
 	$(BIN)/python -m infra.benchmarks.explorer
 	$(BIN)/python -m infra.benchmarks.many_artifacts
 	$(BIN)/python -m infra.benchmarks.false_positives
-
-# On a machine with a GPU: the tests that need one, and the reward at Qwen2.5-7B's shape.
-gpu-check: install
-	$(OFFLINE) $(BIN)/pytest -m gpu -s
-	$(OFFLINE) $(BIN)/python -m infra.benchmarks.reward Qwen/Qwen2.5-7B-Instruct --repeats 2
 
 # Kills, failing S3, races (docs/reliability.md).
 faults: install

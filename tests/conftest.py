@@ -7,10 +7,10 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from flows.server.seaweedfs import S3Access
 
@@ -27,13 +27,16 @@ os.environ.update(
 )
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # TRL's trainers refuse several in one process
 
-settings.register_profile(
-    "tests",
-    max_examples=int(os.environ.get("FUZZ_EXAMPLES", 25)),
-    suppress_health_check=list(HealthCheck),
-    deadline=None,
-)
-settings.load_profile("tests")
+with suppress(ImportError):  # infra/gpu_check.py, whose tests do not use it, has none
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile(
+        "tests",
+        max_examples=int(os.environ.get("FUZZ_EXAMPLES", 25)),
+        suppress_health_check=list(HealthCheck),
+        deadline=None,
+    )
+    settings.load_profile("tests")
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

@@ -78,7 +78,8 @@ class PlainReward(RLTReward):
 
 
 class Timed(RewardFunction):
-    """A reward function that records the seconds of each step's batch, and the first rewards."""
+    """A reward function that records the seconds and the first rewards of whole batches; before the
+    first step, training calls it with one made-up completion to see whether memory suffices."""
 
     def __init__(self, reward: RewardFunction, batch_size: int) -> None:
         self.stop_ids, self.reads_policy = reward.stop_ids, reward.reads_policy
