@@ -27,8 +27,11 @@ class Frozen(BaseModel):
         config = validate(given)
         for name, value in given.items() if isinstance(given, dict) else ():
             kept: Any = getattr(config, name, None)
-            several = isinstance(value, list | tuple) and isinstance(kept, tuple)
-            pairs = zip(value, kept, strict=False) if several else [(value, kept)]
+            pairs = (
+                zip(value, kept, strict=False)
+                if isinstance(value, list | tuple) and isinstance(kept, tuple)
+                else [(value, kept)]
+            )
             if any(isinstance(one, bool) and type(read) in (int, float) for one, read in pairs):
                 raise ValueError(f"{name}: write a number (given: {json.dumps(value)})")
         return config
