@@ -36,8 +36,8 @@ class DataConfig(Frozen):
     source: str = "arithmetic"
     """Generated (`arithmetic`, `arithmetic-s1`, `arithmetic-sky-t1`, `running-totals`,
     `running-totals-perfect`, `countdown`, `countdown-small`), a local
-    .jsonl/.json/.parquet/.csv/.tsv file, `hub:org/name`, or `module:function` of your own, which
-    returns rows (dicts) as such a file has them."""
+    .jsonl/.ndjson/.json/.parquet/.csv/.tsv file, `hub:org/name`, or `module:function` of your own,
+    which returns rows (dicts) as such a file has them."""
     revision: Commit | None = None
     """Commit of a hub data set (40 hex digits); empty: the commit that `rlt fetch` pinned here."""
     hub_split: str = "train"

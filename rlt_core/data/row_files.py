@@ -16,7 +16,7 @@ import numpy as np
 
 from rlt_core.errors import UserError, first_line
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 BLANK = "\ufeff\0 \t\r\n"
 """Characters of a line without a row, or before the first one."""
 COMPRESSED = (
@@ -85,7 +85,8 @@ def read_records(path: Path) -> Iterator[tuple[int, Read]]:
     require_file(path)
     suffix, row = path.suffix.lower(), 0
     readers = {
-        ".jsonl": _json, ".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet,
+        ".jsonl": _json, ".ndjson": _json, ".json": _json, ".csv": _csv, ".tsv": _csv,
+        ".parquet": _parquet,
     }  # fmt: skip
     try:
         for row, read in readers[suffix](path):
@@ -261,7 +262,7 @@ def _has_lines(path: Path) -> bool:
         first, second = islice(chain((line for line in file if line.strip(BLANK)), ("", "")), 2)
     if first.strip(BLANK).startswith("["):
         return False
-    if path.suffix.lower() == ".jsonl":
+    if path.suffix.lower() != ".json":
         if first.strip(BLANK) == "{" and second:
             raise UserError(f"{path}: an object has several lines; write each on one (`jq -c .`)")
         return True

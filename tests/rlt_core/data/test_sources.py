@@ -117,6 +117,7 @@ SAME = {
     "lines.json": '\n{"question": "a", "solution": "b"}\n{"question": "c", "solution": "d"}',
     "CAPITALS.JSONL": '{"question": "a", "solution": "b"}\n{"question": "c", "solution": "d"}\n',
     "semicolons.csv": "\ufeffquestion;solution\r\na;b\r\nc;d\r\n",
+    "lines.ndjson": '{"question": "a", "solution": "b"}\n{"question": "c", "solution": "d"}\n',
     "tabs.tsv": "question\tsolution\na\tb\nc\td\n",
     "tabs.CSV": "\nquestion\tsolution\na\tb\nc\td\n",
 }
