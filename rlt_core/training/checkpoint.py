@@ -33,7 +33,7 @@ from rlt_core import processes
 from rlt_core.config import StageResources
 from rlt_core.environment import disk_space
 from rlt_core.errors import Stopped
-from rlt_core.models import load_model, load_tokenizer, save_model, saved_dtype
+from rlt_core.models import compute_dtype, load_model, load_tokenizer, save_model, saved_dtype
 from rlt_core.rows import read_rows, table_files, write_rows
 from rlt_core.sql.schemas import TRAIN_STEPS
 from rlt_core.store import Workspace
@@ -96,7 +96,7 @@ class ResumableTrainer(Trainer):
         weights = sharding.gathered(sharding.trained(model)) if sharded else {}
         if self.accelerator.is_main_process:
             if sharded:
-                whole: Any = load_model(start, dtype)
+                whole: Any = load_model(start, compute_dtype(dtype, self._resources.device))
                 whole.config = model.config
                 model = get_peft_model(whole, model.active_peft_config) if adapted else whole
                 sharding.load_weights(sharding.trained(model), weights)
