@@ -40,14 +40,14 @@ def laptop() -> Config:
     sampling: dict[str, Any] = {"max_tokens": 160, "dtype": "bfloat16"}
     student = StudentSFTConfig(epochs=1, batch_size=8, warmup_ratio=0.1, max_tokens=640, **training)
     grpo: dict[str, Any] = {
-        "steps": 4, "questions_per_step": 2, "group_size": 4, "max_prompt_tokens": 480,
+        "steps": 4, "questions_per_step": 1, "group_size": 4, "max_prompt_tokens": 480,
         "max_completion_tokens": 160, **training, "learning_rate": 5e-5,
     }  # fmt: skip
     return Config(
         profile="laptop",
         prompt_format="rlt",
         data=DataConfig(
-            source="questions.jsonl", n_train=48, n_validation=2, n_test=24, max_prompt_tokens=480
+            source="questions.jsonl", n_train=32, n_validation=2, n_test=16, max_prompt_tokens=480
         ),
         base_model=PackageModel(),
         teacher_sft=TeacherSFTConfig(
@@ -58,17 +58,17 @@ def laptop() -> Config:
         trace_scoring=ScoringConfig(max_tokens=2048, dtype="bfloat16"),
         rank_ablation=RankAblationConfig(ranks=4, in_full_pipeline=False),
         student_sft=student,
-        student_sft_subset=student.replaced(n_questions=24),
+        student_sft_subset=student.replaced(n_questions=16),
         larger_student=LargerStudent(model=SMOLLM2_360M),
         countdown=CountdownConfig(
             data=DataConfig(
-                source="countdown", n_train=48, n_validation=0, n_test=24, max_prompt_tokens=480
+                source="countdown", n_train=32, n_validation=0, n_test=16, max_prompt_tokens=480
             )
         ),
         student_grpo=StudentGRPOConfig(**grpo),
         evaluation=EvaluationConfig(n=1, **sampling),
         resources=Resources(
-            threads=2, micro_batch_size=1, gradient_checkpointing=True, tokens_per_batch=4096,
+            threads=2, micro_batch_size=1, gradient_checkpointing=True, tokens_per_batch=2048,
             shard_questions=16,
             checkpoint_every_steps=2,
             rollouts_every_steps=2,

@@ -72,7 +72,7 @@ def test_unusable_rows_are_told_and_allowed_and_a_test_file_is_used(tmp_path: Pa
     assert "empty: 100, first in row 1" in said
     assert len(read_source(config.data).rows) == 300
     assert config.data.test_source == str(test)
-    assert (config.profile, config.data.n_train, config.data.n_test) == ("laptop", 48, 24)
+    assert (config.profile, config.data.n_train, config.data.n_test) == ("laptop", 32, 16)
     assert config.teacher_sft.traces == "none"  # the file has none
 
 
