@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from prefect import artifacts
 
 from flows import prefect_artifacts
 from rlt_core.evaluation.overlap import overlap
@@ -198,7 +199,7 @@ def test_every_report_of_a_profile_has_artifacts_of_its_own(monkeypatch, traces,
     shown = []
     for kind in ("markdown", "table", "image"):
         monkeypatch.setattr(
-            prefect_artifacts, f"create_{kind}_artifact", lambda **given: shown.append(given)
+            artifacts, f"create_{kind}_artifact", lambda **given: shown.append(given)
         )
     render_report(traces, tmp_path / "files")
     (tmp_path / "files" / "reward.svg").write_bytes(b"picture")
