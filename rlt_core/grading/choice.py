@@ -45,7 +45,10 @@ def _options(metadata: Mapping[str, Any]) -> list[str]:
     """Return the texts of the choices that the metadata's `choices` lists, empty ones where it is a
     number; four by default."""
     choices = metadata.get("choices") or _DEFAULT_CHOICES
-    texts = [*map(str, choices)] if isinstance(choices, list) else [""] * int(choices)
+    try:
+        texts = [""] * choices if isinstance(choices, int) else [*map(str, choices)]
+    except TypeError:
+        texts = [""] * _DEFAULT_CHOICES
     return texts[: len(ascii_uppercase)]
 
 

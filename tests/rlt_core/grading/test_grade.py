@@ -196,3 +196,13 @@ def test_a_box_may_hold_braces_and_the_last_one_counts() -> None:
 )
 def test_the_answer_of_a_solution(solution: str, answer: str | None) -> None:
     assert answer_of(solution) == answer
+
+
+@pytest.mark.parametrize(
+    ("choices", "letter"),
+    [("5", "E"), ('"ABCDE"', "E"), ('["a", "b", "c", "d", "e"]', "E"), ("4.5", "D"), ("null", "D")],
+)
+def test_choices_are_a_number_letters_or_texts_else_four(choices: str, letter: str) -> None:
+    metadata = f'{{"choices": {choices}}}'
+    item = GradeItem(f"The answer is {letter}.", letter, "multiple_choice", metadata)
+    assert grade(item).outcome == "correct"
